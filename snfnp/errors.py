@@ -1,0 +1,29 @@
+"""The errors that a user can cause and act on."""
+
+
+class SnfnpError(Exception):
+    """A failure that a person can act on: one line that says what was found and what to do."""
+
+    exit_status = 1
+
+
+class UsageError(SnfnpError):
+    """Wrong options or wrong input given by the user."""
+
+    exit_status = 2
+
+
+class SingularMatrixError(SnfnpError):
+    """A linear map that cannot be inverted: its log-determinant is minus infinity."""
+
+
+class DivergedError(SnfnpError):
+    """NaN or infinity in training. It stops the run; it is never zeroed."""
+
+
+class CheckpointError(SnfnpError):
+    """A checkpoint that is damaged or belongs to another model."""
+
+
+class BackendError(UsageError):
+    """A backend that this machine cannot run; the message says what is missing."""
