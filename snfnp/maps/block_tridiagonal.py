@@ -1,0 +1,315 @@
+"""Exact log|det T(w)|, its gradient and T(w)⁻¹ for a zero-padded convolution, by image rows.
+
+T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so none of the three needs it written
+out: O(H/p (pWC)³) for kernels of height 2p + 1 instead of O((HWC)³). The derivation and the error
+analysis are in derivations/10-block-tridiagonal.md. What the paper's "exact" models do, T(w)
+written out, is here as `dense_*`: the baseline, and the reference.
+
+Kernels w are (kH, kW, C, C) in the order (kH, kW, I, O), both sizes odd; shape is an image's
+(H, W, C). All arithmetic is in double precision whatever w's: LAPACK is hardly faster in single
+precision on blocks of this size. Gradients come back in w's precision, solutions in z's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from snfnp.errors import SingularMatrixError
+
+_EPS = float(np.finfo(np.float64).eps)
+# The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts. What it computes is
+# exact for a matrix that differs from T by a few eps times that, relative to T: about 2e-10 at
+# this limit. Beyond it T itself may still be well-conditioned: elimination with pivoting decides.
+GROWTH_LIMIT = 1e6
+# The D_i have converged once ‖D_{i+1} − D_i‖ <= STOP ‖D_i‖: leaving out the rest is then the same
+# as perturbing B in each remaining block by that much, about what rounding B once does.
+STOP = _EPS
+
+
+def log_det(ops, w, shape) -> float:
+    """log|det T(w)| in nats. Raises SingularMatrixError."""
+    return factor(ops, w, shape).log_det
+
+
+def log_det_grad(ops, w, shape):
+    """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
+    return factor(ops, w, shape).log_det_grad()
+
+
+def log_det_and_grad(ops, w, shape):
+    """(log_det, log_det_grad) from one factorisation."""
+    factors = factor(ops, w, shape)
+    return factors.log_det, factors.log_det_grad()
+
+
+def solve(ops, w, z):
+    """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
+    return factor(ops, w, z.shape[1:]).solve(z)
+
+
+def factor(ops, w, shape) -> Factors:
+    """The factorisation behind `log_det`, `log_det_grad` and `solve`, for sharing it.
+
+    Elimination goes along the side of the image that makes the smaller blocks. Rows (columns)
+    that a kernel of height (width) 1 leaves independent are factorised once.
+    Raises SingularMatrixError where T(w) is singular to double precision, or not finite.
+    """
+    wide = w.astype(np.float64)
+    sides = _independent(wide.shape, shape)
+    turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
+    if turned:
+        wide, sides = wide.swapaxes(0, 1), sides[::-1]
+    reduced = (*sides, shape[2])
+    factors = _BlockLU.of(ops, wide, reduced) or _DenseLU.of(ops, wide, reduced)
+    return Factors(factors, math.prod(shape[:2]) // math.prod(sides), turned, w.dtype)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """T(w) as `copies` equal diagonal blocks, each factorised, image sides swapped if `turned`."""
+
+    block: _BlockLU | _DenseLU
+    copies: int
+    turned: bool
+    dtype: np.dtype
+
+    @property
+    def log_det(self) -> float:
+        """log|det T(w)| in nats."""
+        return self.copies * self.block.log_det
+
+    def log_det_grad(self):
+        """∂ log|det T(w)| / ∂w, like w."""
+        gradient = self.copies * self.block.log_det_grad()
+        return (gradient.swapaxes(0, 1) if self.turned else gradient).astype(self.dtype, order="C")
+
+    def solve(self, z):
+        """x (N, H, W, C) with T(w) x = z."""
+        wide = z.astype(np.float64)
+        if self.turned:
+            wide = wide.swapaxes(1, 2)
+        samples, height, width, channels = wide.shape
+        h, w, _ = self.block.shape
+        split = (samples, height // h, h, width // w, w, channels)
+        # independent rows or columns become samples of their own
+        order = (0, 1, 3, 2, 4, 5)
+        parts = wide.reshape(split).transpose(order)
+        x = self.block.solve(parts.reshape(-1, h * w * channels)).reshape(parts.shape)
+        x = x.transpose(order).reshape(wide.shape)  # the order is its own inverse
+        return (x.swapaxes(1, 2) if self.turned else x).astype(z.dtype, order="C")
+
+
+@dataclass(frozen=True)
+class _BlockLU:
+    """Block LU of a block-tridiagonal T with constant blocks (lower, B, upper), without pivoting.
+
+    D_1 = B, D_{i+1} = B − L S_i with S_i = D_i⁻¹ U. inverses[i] = D_i⁻¹ and ratios[i] = S_i; from
+    `converged` on, but for a smaller last block, all are the same arrays. The last block of an
+    H that p does not divide is the leading part of a full one.
+    """
+
+    ops: object
+    kernel: tuple[int, ...]
+    shape: tuple[int, ...]
+    lower: object
+    inverses: list
+    ratios: list
+    converged: int
+    log_det: float
+
+    @classmethod
+    def of(cls, ops, w, shape) -> _BlockLU | None:
+        """The factors, or None where elimination without pivoting is not to be trusted."""
+        height, width, channels = shape
+        rows = _group(len(w))
+        count = -(-height // rows)
+        size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
+        strip = _strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
+        lower, diagonal, upper = (strip[:, k * size : (k + 1) * size] for k in range(3))
+        minus_lower, strip_norm = -lower, _norm(ops, strip)
+
+        inverses, ratios, converged, log_det = [], [], count, 0.0
+        d = diagonal
+        with ops.chain_of_products(size):
+            while len(inverses) < count:
+                left = count - len(inverses)
+                if left == 1:
+                    d = d[:last, :last]
+                try:
+                    inverse, log_abs_det = ops.inverse_and_log_abs_det(d)
+                except SingularMatrixError:
+                    return None
+                norm = _norm(ops, d)
+                growth = max(norm, strip_norm) * _norm(ops, inverse)
+                if not growth <= GROWTH_LIMIT:  # also where it is NaN
+                    return None
+                copies = 1
+                if left > 1:
+                    ratio = inverse @ upper
+                    following = ops.matmul_add(minus_lower, ratio, diagonal.copy())
+                    if _norm(ops, following - d) <= STOP * norm:
+                        converged = len(inverses)
+                        copies = left if last == size else left - 1
+                    d = following
+                    ratios += copies * [ratio]
+                inverses += copies * [inverse]
+                log_det += copies * log_abs_det
+        return cls(ops, w.shape, shape, lower, inverses, ratios, converged, log_det)
+
+    def log_det_grad(self):
+        """The blocks of T⁻¹ beside its diagonal, from the last to the first, summed as they come.
+
+        G_{i,i+1} = −S_i G_{i+1}, G_{i+1,i} = −G_{i+1} K_i with K_i = L D_i⁻¹, and
+        G_i = D_i⁻¹ + S_i G_{i+1} K_i. They too converge away from the ends.
+        """
+        xp, size = self.ops.xp, len(self.lower)
+        above, diagonal, below = (xp.zeros((size, size)) for _ in range(3))
+        g = self.inverses[-1]
+        diagonal[: len(g), : len(g)] = g
+        i, inverse = len(self.inverses) - 2, None
+        with self.ops.chain_of_products(size):
+            while i >= 0:
+                if inverse is not self.inverses[i]:
+                    inverse = self.inverses[i]
+                    k = self.lower @ inverse
+                part = len(g)  # less than `size` beside a smaller last block
+                right = self.ratios[i][:, :part] @ g
+                following = self.ops.matmul_add(right, k[:part], inverse.copy())
+                steps = 1
+                if i > self.converged and part == size:
+                    change = _norm(self.ops, following - g)
+                    if change <= STOP * _norm(self.ops, following):
+                        steps = i - self.converged + 1
+                above[:, :part] += right if steps == 1 else steps * right
+                self.ops.matmul_add(g if steps == 1 else steps * g, k[:part], below[:part])
+                g = following
+                diagonal += g if steps == 1 else steps * g
+                i -= steps
+        # ∂ log|det T| / ∂T_ab = (T⁻¹)_ba: what stands above T's diagonal goes with G's below it
+        strip = xp.concatenate((-above.T, diagonal.T, -below.T), axis=1)
+        return _gather(
+            self.ops, strip, self.kernel, self.shape[1], size // math.prod(self.shape[1:])
+        )
+
+    def solve(self, rows):
+        """Forward and back substitution for the rows z (N, HWC), block by block."""
+        x, size, count = self.ops.xp.array(rows), len(self.lower), len(self.inverses)
+        blocks = [x[:, i * size : (i + 1) * size] for i in range(count)]  # views
+        with self.ops.chain_of_products(max(size, len(x))):
+            for i, block in enumerate(blocks):
+                if i > 0:
+                    block -= blocks[i - 1] @ self.lower[: block.shape[1]].T
+                block[...] = block @ self.inverses[i].T
+            for i in reversed(range(count - 1)):
+                blocks[i] -= blocks[i + 1] @ self.ratios[i][:, : blocks[i + 1].shape[1]].T
+        return x
+
+
+@dataclass(frozen=True)
+class _DenseLU:
+    """T written out and factorised with pivoting: where block elimination breaks down."""
+
+    ops: object
+    kernel: tuple[int, ...]
+    shape: tuple[int, ...]
+    matrix: object
+    inverse: object
+    log_det: float
+
+    @classmethod
+    def of(cls, ops, w, shape) -> _DenseLU:
+        matrix = dense_matrix(ops, w, shape)
+        inverse, log_det = ops.inverse_and_log_abs_det(matrix)
+        if not _EPS * _norm(ops, matrix) * _norm(ops, inverse) < 1:
+            raise SingularMatrixError("the convolution is singular or not finite")
+        return cls(ops, w.shape, shape, matrix, inverse, log_det)
+
+    def log_det_grad(self):
+        """T⁻ᵀ summed over each tap's positions."""
+        return _gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
+
+    def solve(self, rows):
+        """T⁻¹ z for the rows z (N, HWC)."""
+        return self.ops.solve(self.matrix, rows)
+
+
+def dense_log_det(ops, w, shape) -> float:
+    """log|det T(w)| from T(w) written out. O((HWC)³) time, O((HWC)²) memory."""
+    return ops.log_abs_det(dense_matrix(ops, w, shape))
+
+
+def dense_log_det_grad(ops, w, shape):
+    """∂ log|det T(w)| / ∂w from the inverse of T(w) written out. O((HWC)³)."""
+    inverse, _ = ops.inverse_and_log_abs_det(dense_matrix(ops, w, shape))
+    return _gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype)
+
+
+def dense_solve(ops, w, z):
+    """x (N, H, W, C) with T(w) x = z from T(w) written out. O((HWC)³ + N (HWC)²)."""
+    rows = z.reshape(len(z), -1).astype(np.float64)
+    return ops.solve(dense_matrix(ops, w, z.shape[1:]), rows).reshape(z.shape).astype(z.dtype)
+
+
+def dense_matrix(ops, w, shape):
+    """T(w) written out (Eq. 12), (HWC, HWC) in double precision: vec(z) = T(w) vec(x)."""
+    height, width, channels = shape
+    size = height * width * channels
+    return _strip(ops, w, height, height, width).reshape(size, size)
+
+
+def _group(kernel_size: int) -> int:
+    """p: how many image rows make a block for a kernel of that height."""
+    return max(1, (kernel_size - 1) // 2)
+
+
+def _independent(kernel, shape) -> tuple[int, int]:
+    """(H, W) of the part of an image that the kernel couples: a side of 1 where it is 1 wide."""
+    return tuple(1 if k == 1 else side for k, side in zip(kernel[:2], shape[:2], strict=True))
+
+
+def _strip(ops, w, rows, columns, width):
+    """`rows` image rows of T(w) as an array (rows, W, O, columns, W, I).
+
+    columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side).
+    """
+    strip = ops.xp.zeros((rows, width, w.shape[3], columns, width, w.shape[2]))
+    for (row, outputs, around, inputs), taps in _taps(ops, w.shape, rows, columns, width):
+        # indexing with arrays on both sides of a slice puts their axis first: (x, O, taps, I)
+        strip[row][outputs, :, around, inputs] = w[taps].transpose(2, 0, 1)
+    return strip
+
+
+def _gather(ops, strip, kernel, width, rows):
+    """The adjoint of `_strip`: each tap's positions in the strip added up, (kH, kW, I, O)."""
+    gradient = ops.xp.zeros(kernel)
+    columns = rows * strip.shape[1] // strip.shape[0]
+    strip = strip.reshape(rows, width, kernel[3], columns, width, kernel[2])
+    for (row, outputs, around, inputs), taps in _taps(ops, kernel, rows, columns, width):
+        gradient[taps] += strip[row][outputs, :, around, inputs].sum(axis=0).transpose(1, 2, 0)
+    return gradient
+
+
+def _taps(ops, kernel, rows, columns, width):
+    """Where the taps of a kernel stand: pairs ((row, x, rows', x'), (taps, column)) of indices.
+
+    Entry ((row, x, o), (row', x', i)) of the strip is w[row' − row + above, x' − x + across, i, o].
+    Column row' = 0 of the strip is (columns − rows)/2 image rows above its first row.
+    """
+    height, across = kernel[0], (kernel[1] - 1) // 2
+    above = (height - 1) // 2 - (columns - rows) // 2
+    x = ops.xp.arange(width)
+    for row in range(rows):
+        start, stop = max(0, row - above), min(columns, row - above + height)
+        taps = slice(start - row + above, stop - row + above)
+        for column in range(kernel[1]):
+            shift = column - across
+            outputs = x[max(0, -shift) : max(0, width - shift)]
+            yield (row, outputs, slice(start, stop), outputs + shift), (taps, column)
+
+
+def _norm(ops, a) -> float:
+    """Frobenius norm."""
+    return math.sqrt(float(ops.xp.vdot(a, a)))

@@ -1,0 +1,149 @@
+"""The convolution z = w ⋆ x as a linear map T(w) (paper, sections 4.2 and A.2).
+
+Kernels are stored (kH, kW, I, O), images channels-last (H, W, C): the paper's k[o, i, h, w] is
+w[h, w, i, o] here, and this is the only place where the two orders meet. Stride 1, odd kernels
+and "same" zero padding, so that T(w) is square for I = O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.maps import block_tridiagonal
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """Images (N, H, W, channels) -> (N, H, W, out_channels), T(w) x = w ⋆ x (Eq. 12).
+
+    kernel: (kH, kW), both odd; out_channels: None means `channels`; exact: how the exact
+    log-determinant, its gradient and its inverse are found: "block" recursion over image rows,
+    or the "dense" matrix T(w) of the paper's baseline. A 1×1 kernel needs neither.
+    """
+
+    kernel: tuple[int, int]
+    channels: int
+    out_channels: int | None = None
+    exact: str = "block"
+
+    def __post_init__(self):
+        kh, kw = self.kernel
+        if kh < 1 or kw < 1 or kh % 2 == 0 or kw % 2 == 0:
+            raise UsageError(f"kernel is {kh}x{kw}: height and width must be odd")
+        if self.exact not in ("block", "dense"):
+            raise UsageError(f"exact is {self.exact!r}: choose block or dense")
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        outputs = self.channels if self.out_channels is None else self.out_channels
+        return (*self.kernel, self.channels, outputs)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        if len(shape) != 3 or shape[2] != self.channels:
+            raise ValueError(f"a convolution of {self.channels} channels cannot take {shape}")
+        return (*shape[:2], self.weight_shape[3])
+
+    def identity(self) -> np.ndarray:
+        """The Dirac kernel, T(identity) = id: 1 at the centre, from each channel to itself."""
+        w = np.zeros(self.weight_shape)
+        w[self.kernel[0] // 2, self.kernel[1] // 2] = np.eye(*self.weight_shape[2:])
+        return w
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """(inputs, outputs) that one weight's kernel connects, for Xavier's scale."""
+        kh, kw, inputs, outputs = self.weight_shape
+        return inputs * kh * kw, outputs * kh * kw
+
+    def apply(self, ops, w, x):
+        """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
+        return ops.conv(x, w)
+
+    def adjoint(self, ops, w, dz):
+        """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
+        return ops.conv(dz, ops.xp.ascontiguousarray(self.flip(w)))
+
+    def weight_grad(self, ops, delta, x, out, add=False):
+        """δ ⋆ x, the first term of Eqs. 13-16, into `out`, or added to what `out` holds."""
+        return ops.conv_weight_grad(delta, x, out, add)
+
+    def flip(self, w):
+        """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view).
+
+        Eq. 26, which counts from 1: channels swapped, height and width mirrored.
+        """
+        return w[::-1, ::-1].swapaxes(2, 3)
+
+    def multiple(self, shape) -> np.ndarray:
+        """m: how often each kernel element stands in T(w) (Eqs. 23-25). (kH, kW, 1, 1).
+
+        Element (h, w) reaches an input pixel from every output pixel that is not within its
+        offset of the border. It depends on shapes alone, never on values.
+        """
+        return _multiple(self.kernel, shape[:2])
+
+    def multiple_by_definition(self, ops, shape):
+        """m as Eq. 27 has it: the weight gradient of one image of ones and a delta of ones."""
+        xp = ops.xp
+        delta = xp.ones((1, *self.output_shape(shape)))
+        return self.weight_grad(ops, delta, xp.ones((1, *shape)), xp.empty(self.weight_shape))
+
+    def fit(self, w):
+        """A kernel of another size at this map's: zero-padded or cropped about its centre.
+
+        P of Eq. 30. The map of a padded kernel is the same map; cropping leaves taps out.
+        """
+        if w.shape[:2] == tuple(self.kernel):
+            return w
+        fitted = np.zeros_like(w, shape=(*self.kernel, *w.shape[2:]))
+        common = [min(sizes) for sizes in zip(self.kernel, w.shape, strict=False)]
+        _centre(fitted, common)[...] = _centre(w, common)
+        return fitted
+
+    def log_det(self, ops, w, shape) -> float:
+        """log|det T(w)|, exact, for one image of this shape. For 1×1: H W log|det w|."""
+        if self._pointwise:
+            return shape[0] * shape[1] * ops.log_abs_det(w[0, 0])
+        return self._exactly("log_det")(ops, w, shape)
+
+    def log_det_grad(self, ops, w, shape):
+        """∂ log|det T(w)| / ∂w, the second term of Eq. 13, exact. For 1×1: H W w⁻ᵀ."""
+        if self._pointwise:
+            return (shape[0] * shape[1] * ops.inverse(w[0, 0]).T)[None, None]
+        return self._exactly("log_det_grad")(ops, w, shape)
+
+    def solve(self, ops, w, z):
+        """T(w)⁻¹ z for images z (N, H, W, C)."""
+        if self._pointwise:
+            return ops.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
+        return self._exactly("solve")(ops, w, z)
+
+    def _exactly(self, name):
+        """The function of that name for T(w) in blocks, or for T(w) written out."""
+        return getattr(block_tridiagonal, name if self.exact == "block" else f"dense_{name}")
+
+    @property
+    def _pointwise(self) -> bool:
+        return self.kernel == (1, 1)
+
+
+@cache
+def _multiple(kernel, size) -> np.ndarray:
+    """max(H − |Δh|, 0) · max(W − |Δw|, 0) with the offsets (Δh, Δw) from the kernel's centre."""
+    rows, columns = (
+        np.maximum(length - np.abs(np.arange(taps) - taps // 2), 0.0)
+        for taps, length in zip(kernel, size, strict=True)
+    )
+    m = np.outer(rows, columns)[:, :, None, None]
+    m.flags.writeable = False
+    return m
+
+
+def _centre(array, size):
+    """The view of the central (h, w) of an array's first two axes, all of them odd."""
+    top, left = ((n - m) // 2 for n, m in zip(array.shape, size, strict=False))
+    return array[top : top + size[0], left : left + size[1]]

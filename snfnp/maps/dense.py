@@ -1,0 +1,70 @@
+"""The dense linear map T(W) = W: z = W x for every row x (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D)."""
+
+    features: int
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        return (self.features, self.features)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if shape != (self.features,):
+            raise ValueError(f"Dense({self.features}) takes rows of that length, found {shape}")
+        return shape
+
+    def identity(self) -> np.ndarray:
+        """The W with T(W) = id."""
+        return np.eye(self.features)
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """(inputs, outputs) that one weight connects, for Xavier's scale."""
+        return self.features, self.features
+
+    def apply(self, ops, w, x):
+        """T(w) x for the rows x. O(N D²)."""
+        return ops.matmul(x, w.T)
+
+    def adjoint(self, ops, w, dz):
+        """T(w)ᵀ δ for the rows δ. O(N D²)."""
+        return ops.matmul(dz, w)
+
+    def weight_grad(self, ops, delta, x, out, add=False):
+        """Σ_n δ_n x_nᵀ into `out`, or added to what `out` holds. O(N D²)."""
+        if add:
+            return ops.matmul_add(delta.T, x, out)
+        return ops.matmul(delta.T, x, out=out)
+
+    def flip(self, w):
+        """The weight of the transposed map, T(flip w) = T(w)ᵀ: here wᵀ (a view)."""
+        return w.T
+
+    def multiple(self, shape) -> int:
+        """m: how often each weight stands in T(w). No sharing in a dense map: 1."""
+        return 1
+
+    def fit(self, w):
+        """A weight of the inverse map at this map's size: both have the same one."""
+        return w
+
+    def log_det(self, ops, w, shape) -> float:
+        """log|det T(w)|, exact. O(D³)."""
+        return ops.log_abs_det(w)
+
+    def log_det_grad(self, ops, w, shape):
+        """∂ log|det T(w)| / ∂w = w⁻ᵀ (used in Eq. 2). O(D³)."""
+        return ops.inverse(w).T
+
+    def solve(self, ops, w, z):
+        """T(w)⁻¹ z for the rows z. O(D³ + N D²)."""
+        return ops.solve(w, z)

@@ -1,0 +1,218 @@
+"""One contract for every structured linear map, against T(w) written out as a matrix.
+
+A new map needs one entry in CASES; its `explicit(f, w, shape)` writes T(w) out independently of
+the map's own code. T is linear in w, so T(e_i), with e_i the i-th unit weight, gives the weight
+gradient and the multiple m by their definitions.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import snfnp.maps
+from snfnp.errors import SingularMatrixError
+from snfnp.gradcheck import as_matrix
+from snfnp.maps import Conv2d, Dense
+
+BATCH = 4
+RTOL = 1e-11  # float64, at most a few dozen roundings, condition numbers below 1e3
+
+
+@dataclass(frozen=True)
+class Case:
+    map: object
+    shape: tuple
+    explicit: Callable  # (map, w, shape) -> T(w), D x D
+    singular: Callable  # (map) -> a w whose T(w) is singular
+
+    def __str__(self):
+        return f"{self.map}-{self.shape}"
+
+
+def dense(features):
+    def last_row_repeats_the_first(f):
+        w = np.eye(f.features)
+        w[-1] = w[0] if f.features > 1 else 0
+        return w
+
+    return Case(Dense(features), (features,), lambda f, w, shape: w, last_row_repeats_the_first)
+
+
+def convolution(kernel, shape, **options):
+    """z[y, x, o] = Σ w[h, w, i, o] · x[y + h - (kH-1)/2, x + w - (kW-1)/2, i], written out."""
+
+    def explicit(f, w, shape):
+        height, width, channels = shape
+        t = np.zeros((*shape, *shape))
+        for y, x in np.ndindex(height, width):
+            for h, v in np.ndindex(*kernel):
+                yi, xi = y + h - (kernel[0] - 1) // 2, x + v - (kernel[1] - 1) // 2
+                if 0 <= yi < height and 0 <= xi < width:
+                    t[y, x, :, yi, xi] += w[h, v].T
+        return t.reshape(height * width * channels, -1)
+
+    return Case(Conv2d(kernel, shape[2], **options), shape, explicit, lambda f: 0 * f.identity())
+
+
+CASES = {
+    Dense: [dense(1), dense(2), dense(7)],
+    Conv2d: [
+        convolution((1, 1), (3, 2, 4)),
+        convolution((3, 3), (4, 5, 1)),
+        convolution((3, 3), (3, 4, 2)),
+        convolution((3, 3), (3, 4, 2), exact="dense"),
+        convolution((3, 5), (4, 3, 2)),
+        convolution((5, 3), (4, 4, 1)),
+        convolution((7, 3), (2, 3, 1)),
+    ],
+}
+EVERY_CASE = [pytest.param(c, id=str(c)) for cases in CASES.values() for c in cases]
+
+
+def test_every_exported_map_has_a_case():
+    exported = {getattr(snfnp.maps, name) for name in snfnp.maps.__all__}
+    assert {m for m in exported if inspect.isclass(m)} == set(CASES)
+
+
+class Point:
+    """A map at a random weight near the identity, with T written out."""
+
+    def __init__(self, case):
+        self.f, self.shape, self.case = case.map, case.shape, case
+        rng = np.random.default_rng(3)
+        identity = self.f.identity()
+        self.w = identity + 0.3 * rng.standard_normal(identity.shape)
+        self.x = rng.standard_normal((BATCH, *self.shape))
+        self.delta = rng.standard_normal((BATCH, *self.f.output_shape(self.shape)))
+        self.out = rng.standard_normal(identity.shape)
+        self.t = self.explicit(self.w)
+
+    def explicit(self, w):
+        return self.case.explicit(self.f, w, self.shape)
+
+    def rows(self, images):
+        return images.reshape(BATCH, -1)
+
+    def units(self):
+        """T(e_i) for every element i of the weight: (*weight shape, D, D)."""
+        flat = np.eye(self.w.size).reshape(-1, *self.w.shape)
+        return np.array([self.explicit(e) for e in flat]).reshape(*self.w.shape, *self.t.shape)
+
+
+@pytest.fixture(params=EVERY_CASE)
+def point(request):
+    return Point(request.param)
+
+
+def close(found, expected):
+    """Relative to the largest element: the products' rounding errors are of that size."""
+    expected = np.asarray(expected)
+    atol = RTOL * max(1.0, float(np.max(np.abs(expected))))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def test_weight_shape(point):
+    assert point.f.weight_shape == point.f.identity().shape
+
+
+def test_identity(point):
+    np.testing.assert_array_equal(point.explicit(point.f.identity()), np.eye(len(point.t)))
+
+
+def test_apply_is_the_explicit_matrix(point, ops):
+    close(as_matrix(point.f, ops, point.w, point.shape), point.t)
+    close(point.rows(point.f.apply(ops, point.w, point.x)), point.rows(point.x) @ point.t.T)
+
+
+def test_adjoint(point, ops):
+    forward = point.f.apply(ops, point.w, point.x)
+    backward = point.f.adjoint(ops, point.w, point.delta)
+    assert backward.shape == point.x.shape
+    close(np.sum(forward * point.delta), np.sum(point.x * backward))  # <Tu, v> = <u, T'v>
+    close(point.rows(backward), point.rows(point.delta) @ point.t)
+
+
+def test_flip_transposes(point, ops):
+    flipped = point.f.flip(point.w)
+    close(as_matrix(point.f, ops, flipped, point.shape), point.t.T)
+    np.testing.assert_array_equal(point.f.flip(flipped), point.w)
+
+
+def test_fit_leaves_a_weight_of_its_own_size_alone(point):
+    np.testing.assert_array_equal(point.f.fit(point.w), point.w)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_weight_grad_is_the_explicit_sum(point, ops, add):
+    delta, x = point.rows(point.delta), point.rows(point.x)
+    expected = np.einsum("no,...oi,ni->...", delta, point.units(), x)
+    out = point.out.copy()
+    point.f.weight_grad(ops, point.delta, point.x, out=out, add=add)
+    close(out, expected + (point.out if add else 0))
+
+
+def test_weight_grad_writes_into_a_view_of_the_flat_buffer(point, ops):
+    flat = np.full(point.w.size + 32, 7.0)
+    view = flat[16:-16].reshape(point.w.shape)
+    point.f.weight_grad(ops, point.delta, point.x, out=view)
+    alone = np.empty_like(point.w)
+    point.f.weight_grad(ops, point.delta, point.x, out=alone)
+    close(view, alone)
+    np.testing.assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
+
+
+def test_multiple_counts_positions(point):
+    """m_i is the number of entries of T that weight i occupies (Eq. 23), not of equal values."""
+    counts = np.count_nonzero(point.units(), axis=(-2, -1))
+    found = np.broadcast_to(point.f.multiple(point.shape), point.w.shape)
+    np.testing.assert_array_equal(found, counts)
+
+
+def test_log_det(point, ops):
+    expected = np.linalg.slogdet(point.t)[1]
+    close(point.f.log_det(ops, point.w, point.shape), expected)
+
+
+def test_log_det_grad_gathers_the_inverse_transpose(point, ops):
+    inverse_transpose = np.linalg.inv(point.t).T
+    expected = np.einsum("...oi,oi->...", point.units(), inverse_transpose)
+    close(point.f.log_det_grad(ops, point.w, point.shape), expected)
+
+
+def test_solve(point, ops):
+    z = point.f.apply(ops, point.w, point.x)
+    found = point.f.solve(ops, point.w, z)
+    close(found, point.x)
+    assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_a_singular_weight_is_an_error(case, ops):
+    f, w = case.map, case.singular(case.map)
+    assert np.linalg.matrix_rank(case.explicit(f, w, case.shape)) < np.prod(case.shape)
+    z = np.ones((1, *f.output_shape(case.shape)))
+    for call in (
+        lambda: f.log_det(ops, w, case.shape),
+        lambda: f.log_det_grad(ops, w, case.shape),
+        lambda: f.solve(ops, w, z),
+    ):
+        with pytest.raises(SingularMatrixError, match="singular"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's own, beside the error
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_log_det_of_a_weight_that_is_not_finite_is_an_error(point, ops, bad):
+    w = point.w.copy()
+    positions = np.broadcast_to(point.f.multiple(point.shape), w.shape)
+    w.flat[np.argmax(positions)] = bad  # an element that stands in T at all
+    with pytest.raises(SingularMatrixError, match="singular|not finite"):
+        point.f.log_det(ops, w, point.shape)
+
+
+def test_dense_refuses_rows_of_another_length():
+    with pytest.raises(ValueError, match=r"Dense\(5\).*\(4,\)"):
+        Dense(5).output_shape((4,))

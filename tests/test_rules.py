@@ -1,0 +1,385 @@
+"""The gradients of linear layers: self-normalizing (Eqs. 8-20), exact (Eq. 2), relative.
+
+The self-normalizing update is the exact gradient of Eq. 3 where R = W⁻¹ (tested on densities), and
+elsewhere the exact gradient of the frozen-bar scalar (tested on that scalar).
+"""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.gradcheck import GradientError, check_gradient, frozen_bar_scalar
+from snfnp.layers import Linear, SmoothLeakyReLU
+from snfnp.maps import Dense
+from snfnp.parameters import Layout
+from snfnp.rules import Exact, Reconstruction, Relative, SelfNormalizing
+
+RTOL = 1e-8
+D, N = 5, 4
+
+
+def matrix(rng):
+    return np.eye(D) + 0.3 * rng.standard_normal((D, D))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def log_normal(z):
+    """log N(z; 0, I) per row."""
+    return -0.5 * np.sum(z * z, axis=1) - 0.5 * z.shape[1] * np.log(2 * np.pi)
+
+
+def slogdet(w):
+    return np.linalg.slogdet(w)[1]
+
+
+def gradients(ops, layer, params, x, lam=0.0, dz=None, dldj=None):
+    """The gradients that a layer writes; by default those under a Gaussian base density."""
+    z, _, cache = layer.forward(ops, params, x)
+    dz = -z / len(x) if dz is None else dz
+    dldj = np.full(len(x), 1 / len(x)) if dldj is None else dldj
+    grads = {name: np.full_like(value, np.nan) for name, value in params.items()}
+    recon = Reconstruction(lam)
+    dx = layer.backward(ops, params, cache, dz.copy(), dldj.copy(), grads, recon)
+    return grads, dx, recon
+
+
+# ---------------------------------------------------------------- R = W⁻¹: the exact mixture
+
+
+def inverted_params(rng):
+    w = matrix(rng)
+    return {"W": w, "R": np.linalg.inv(w), "b": rng.standard_normal(D)}
+
+
+def mean_log_f(p, x):
+    """log p^f(x) = log N(W x + b) + log|W|, averaged over the rows x (Eq. 2)."""
+    return float(np.mean(log_normal(x @ p["W"].T + p["b"])) + slogdet(p["W"]))
+
+
+def mean_log_g(p, x):
+    """log p^g(x) = log N(R⁻¹ x + b) - log|R|: g(z) = R (z - b) makes the density of x."""
+    z = np.linalg.solve(p["R"], x.T).T + p["b"]
+    return float(np.mean(log_normal(z)) - slogdet(p["R"]))
+
+
+@pytest.mark.parametrize("lam", [0.0, 5.0])
+def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
+    """Eqs. 8, 9: W climbs ½ log p^f, R climbs ½ log p^g, b climbs both.
+
+    The reconstruction error is at its minimum, 0, so λ changes nothing.
+    """
+    layer, p, x = Linear(Dense(D)), inverted_params(rng), rng.standard_normal((N, D))
+    grads, _, _ = gradients(ops, layer, p, x, lam)
+
+    def mixture(name, value):
+        moved = {**p, name: value}
+        return 0.5 * mean_log_f(moved, x) + 0.5 * mean_log_g(moved, x)
+
+    for name in ("W", "R", "b"):
+        check_gradient(
+            lambda v, name=name: mixture(name, v), p[name], grads[name], rng=rng, rtol=RTOL, h=2e-3
+        )
+    # and W's half is half of what the exact rule gives, b's the whole
+    exact = {"W": p["W"], "b": p["b"]}
+    exact_grads, _, _ = gradients(ops, Linear(Dense(D), Exact()), exact, x)
+    np.testing.assert_allclose(grads["W"], 0.5 * exact_grads["W"], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(grads["b"], exact_grads["b"], rtol=0, atol=1e-13)
+
+
+def test_forward_objective_with_exact_inverse_equals_the_exact_rule(ops, rng):
+    p, x = inverted_params(rng), rng.standard_normal((N, D))
+    grads, _, _ = gradients(ops, Linear(Dense(D), SelfNormalizing("forward")), p, x, 3.0)
+    exact, _, _ = gradients(ops, Linear(Dense(D), Exact()), {"W": p["W"], "b": p["b"]}, x)
+    np.testing.assert_allclose(grads["W"], exact["W"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(grads["b"], exact["b"], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(grads["R"], 0, rtol=0, atol=1e-12)  # R has nothing left to learn
+
+
+def test_bias_in_z_is_wrong(ops, rng):
+    """Negative control: Eq. 20 with z = W x + b is no gradient of ½ log p^g; z = W x is."""
+    layer, p, x = Linear(Dense(D)), inverted_params(rng), rng.standard_normal((N, D))
+    grads, dx, _ = gradients(ops, layer, p, x)
+
+    def half_log_g(r):
+        return 0.5 * mean_log_g({**p, "R": r}, x)
+
+    check_gradient(half_log_g, p["R"], grads["R"], rng=rng, rtol=RTOL, h=2e-3)
+    with_bias = -0.5 * (dx.T @ (x @ p["W"].T + p["b"]) + p["W"].T)
+    with pytest.raises(GradientError, match="analytic"):
+        check_gradient(half_log_g, p["R"], with_bias, rng=rng, rtol=1e-3, h=2e-3)
+
+
+# ---------------------------------------------------------------- any R: the frozen-bar scalar
+
+
+def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
+    """The frozen-bar scalar of a dense layer, sample by sample and without the package."""
+    c, c_inverse = {"mixture": (0.5, 0.5), "forward": (1.0, 0.0)}[objective]
+
+    def scalar(p):
+        total = c * sum(dldj) * np.trace(bar["R"] @ p["W"])
+        total -= c_inverse * sum(dldj) * np.trace(bar["W"] @ p["R"])
+        for x_n, dz_n in zip(x, dz, strict=True):
+            total += dz_n @ (c * p["W"] @ x_n + p["b"])
+            total -= c_inverse * (bar["W"].T @ dz_n) @ (p["R"] @ (bar["W"] @ x_n))
+            total -= lam / len(x) * np.sum((p["R"] @ p["W"] @ x_n - x_n) ** 2)
+        return float(total)
+
+    return scalar
+
+
+@pytest.mark.parametrize("objective", ["mixture", "forward"])
+@pytest.mark.parametrize("lam", [0.0, 0.7, 100.0])
+def test_frozen_bar_scalar(ops, rng, objective, lam):
+    layer = Linear(Dense(D), SelfNormalizing(objective))
+    p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
+    x, dz, dldj = rng.standard_normal((N, D)), rng.standard_normal((N, D)), rng.standard_normal(N)
+    plain = plain_frozen_scalar(objective, p, dz, dldj, lam, x)
+    package = frozen_bar_scalar(layer, (D,), ops, p, x, dz, dldj, lam)
+
+    moved = {name: value + rng.standard_normal(value.shape) for name, value in p.items()}
+    for point in (p, moved):
+        np.testing.assert_allclose(package(x, point), plain(point), rtol=1e-12)
+
+    grads, dx, _ = gradients(ops, layer, p, x, lam, dz, dldj)
+    np.testing.assert_allclose(dx, dz @ p["W"], rtol=0, atol=1e-13)
+    for name, gradient in grads.items():
+        check_gradient(
+            lambda v, name=name: plain({**p, name: v}), p[name], gradient, rng=rng, rtol=RTOL
+        )
+
+
+def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rng):
+    p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
+    x = rng.standard_normal((N, D))
+    grads, _, _ = gradients(ops, Linear(Dense(D)), p, x, lam=0.0)
+    dz = -(x @ p["W"].T + p["b"]) / N
+    np.testing.assert_allclose(grads["W"], 0.5 * (dz.T @ x + p["R"].T), rtol=0, atol=1e-13)
+    z0 = x @ p["W"].T
+    np.testing.assert_allclose(
+        grads["R"], -0.5 * ((dz @ p["W"]).T @ z0 + p["W"].T), rtol=0, atol=1e-13
+    )
+
+
+def test_the_bias_has_no_part_in_the_reconstruction(ops, rng):
+    p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
+    x, dz = rng.standard_normal((N, D)), rng.standard_normal((N, D))
+    found = [gradients(ops, Linear(Dense(D)), p, x, lam, dz)[0]["b"] for lam in (0.0, 50.0)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], dz.sum(axis=0), rtol=1e-13)
+
+
+# ---------------------------------------------------------------- reconstruction errors
+
+
+def two_layers(rule, features=D):
+    return Flow(
+        shape=(features,),
+        layers=(
+            ("dense1", Linear(Dense(features), rule)),
+            ("activation1", SmoothLeakyReLU(0.3)),
+            ("dense2", Linear(Dense(features), rule)),
+        ),
+    )
+
+
+def random_params(flow, rng):
+    initial = flow.init(0)
+    return {
+        layer: {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in named.items()}
+        for layer, named in initial.items()
+    }
+
+
+def flow_gradients(ops, flow, params, x, lam=1.0):
+    layout = Layout.of(params)
+    grads = layout.views(np.full(layout.size, np.nan))
+    z, ldj, caches = flow.forward(ops, params, x)
+    recon = Reconstruction(lam)
+    dx = flow.backward(ops, params, caches, -z / len(x), np.full(len(x), 1 / len(x)), grads, recon)
+    return grads, dx, recon
+
+
+def test_reconstruction_errors_are_the_explicit_ones(ops, rng):
+    flow = two_layers(SelfNormalizing())
+    params, x = random_params(flow, rng), rng.standard_normal((N, D))
+    _, _, recon = flow_gradients(ops, flow, params, x)
+
+    def error(p, h):
+        return np.mean([np.sum((p["R"] @ p["W"] @ row - row) ** 2) for row in h])
+
+    p1, p2 = params["dense1"], params["dense2"]
+    a = x @ p1["W"].T + p1["b"]
+    h = 0.3 * a + 0.7 * np.log(1 + np.exp(a))
+    expected = [error(p2, h), error(p1, x)]  # from the last layer to the first
+    np.testing.assert_allclose(recon.errors, expected, rtol=1e-12)
+    np.testing.assert_allclose(recon.total(), sum(expected), rtol=1e-12)
+    assert min(expected) > 1e-3
+
+
+def test_reconstruction_of_a_flow_that_learns_no_inverse_is_zero(ops, rng):
+    flow = two_layers(Exact())
+    _, _, recon = flow_gradients(ops, flow, random_params(flow, rng), rng.standard_normal((N, D)))
+    assert recon.errors == []
+    assert recon.total() == 0.0
+
+
+# ---------------------------------------------------------------- a whole flow
+
+
+def mean_log_likelihood(params, x, inverses=False):
+    """Plain: the two-layer flow's mean log-likelihood, by W or (p^g) by the inverse of R."""
+    total, h = 0.0, x
+    for name in ("dense1", "dense2"):
+        p = params[name]
+        if inverses:
+            h = np.linalg.solve(p["R"], h.T).T + p["b"]
+            total -= slogdet(p["R"])
+        else:
+            h = h @ p["W"].T + p["b"]
+            total += slogdet(p["W"])
+        if name == "dense1":
+            total += np.mean(np.sum(np.log(0.3 + 0.7 / (1 + np.exp(-h))), axis=1))
+            h = 0.3 * h + 0.7 * np.log(1 + np.exp(h))
+    return float(total + np.mean(log_normal(h)))
+
+
+def check_flow(objective, params, grads, rng):
+    for layer, named in params.items():
+        for name, value in named.items():
+
+            def moved(v, layer=layer, name=name):
+                return objective({**params, layer: {**params[layer], name: v}})
+
+            check_gradient(
+                moved, value, grads[layer][name], rng=rng, rtol=RTOL, h=2e-3, name=f"{layer}.{name}"
+            )
+
+
+def test_whole_flow_in_exact_mode(ops, rng):
+    flow = two_layers(Exact())
+    params, x = random_params(flow, rng), rng.standard_normal((N, D))
+    grads, dx, _ = flow_gradients(ops, flow, params, x)
+    check_flow(lambda p: mean_log_likelihood(p, x), params, grads, rng)
+    check_gradient(lambda v: mean_log_likelihood(params, v), x, dx, rng=rng, rtol=RTOL, h=2e-3)
+
+
+def test_whole_flow_with_exact_inverses_climbs_the_mixture(ops, rng):
+    """Eq. 3 with R_k = W_k⁻¹, λ of no effect: every parameter of both densities."""
+    flow = two_layers(SelfNormalizing())
+    params, x = random_params(flow, rng), rng.standard_normal((N, D))
+    for name in ("dense1", "dense2"):
+        params[name]["R"] = np.linalg.inv(params[name]["W"])
+    grads, _, _ = flow_gradients(ops, flow, params, x, lam=2.0)
+
+    def mixture(p):
+        return 0.5 * mean_log_likelihood(p, x) + 0.5 * mean_log_likelihood(p, x, inverses=True)
+
+    check_flow(mixture, params, grads, rng)
+
+
+# ---------------------------------------------------------------- the relative gradient
+
+
+def test_relative_gradient_is_exact_times_wtw(ops, rng):
+    w, b = matrix(rng), rng.standard_normal(D)
+    p, x, dz = {"W": w, "b": b}, rng.standard_normal((N, D)), rng.standard_normal((N, D))
+
+    def under(rule, params=p):
+        layer = Linear(Dense(D), rule, bias="b" in params)
+        grads, dx, _ = gradients(ops, layer, params, x, dz=dz)
+        np.testing.assert_allclose(dx, dz @ w, rtol=0, atol=1e-13)
+        return grads
+
+    exact = under(Exact())
+    plain = under(Relative("plain"))
+    np.testing.assert_allclose(plain["W"], exact["W"] @ w.T @ w, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(plain["b"], exact["b"])
+
+    # full: the affine map as one matrix A = [W b; 0 1], of which the last row stays fixed
+    a = np.block([[w, b[:, None]], [np.zeros((1, D)), np.ones((1, 1))]])
+    x1, dz1 = np.c_[x, np.ones(N)], np.c_[dz, np.zeros(N)]
+    augmented = ((dz1.T @ x1 + np.linalg.inv(a).T) @ a.T @ a)[:D]
+    full = under(Relative("full"))
+    np.testing.assert_allclose(full["W"], augmented[:, :D], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(full["b"], augmented[:, D], rtol=0, atol=1e-12)
+
+    gresele = under(Relative("gresele"))
+    np.testing.assert_array_equal(gresele["W"], full["W"])
+    np.testing.assert_allclose(full["b"] - gresele["b"], b, rtol=0, atol=1e-14)
+
+    for kind in ("plain", "full", "gresele"):  # without a bias all three are one
+        alone = under(Relative(kind), {"W": w})
+        np.testing.assert_array_equal(alone["W"], plain["W"])
+
+
+def test_the_relative_gradient_ascends(ops, rng):
+    """G WᵀW is an ascent direction: ⟨G, G WᵀW⟩ = ‖G Wᵀ‖² > 0."""
+    w, x = matrix(rng), rng.standard_normal((N, D))
+    relative, _, _ = gradients(ops, Linear(Dense(D), Relative(), bias=False), {"W": w}, x)
+    exact, _, _ = gradients(ops, Linear(Dense(D), Exact(), bias=False), {"W": w}, x)
+    expected = np.sum((exact["W"] @ w.T) ** 2)
+    np.testing.assert_allclose(np.sum(exact["W"] * relative["W"]), expected, rtol=1e-12)
+
+
+# ---------------------------------------------------------------- options, NaN, memory
+
+
+@pytest.mark.parametrize("make", [SelfNormalizing, Relative])
+def test_an_unknown_option_is_a_usage_error_of_one_line(make):
+    with pytest.raises(UsageError, match="'both'.*choose") as caught:
+        make("both")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", [SelfNormalizing(), Exact(), Relative("full")], ids=str)
+def test_nan_in_the_delta_reaches_every_gradient(ops, rng, rule):
+    layer = Linear(Dense(D), rule)
+    p = inverted_params(rng)
+    if not rule.learns_inverse:
+        del p["R"]
+    x, dz = rng.standard_normal((N, D)), rng.standard_normal((N, D))
+    dz[1, 2] = np.nan
+    grads, dx, _ = gradients(ops, layer, p, x, 1.0, dz)
+    assert np.isnan(dx).any()
+    assert all(np.isnan(gradient).any() for gradient in grads.values())
+
+
+def peak_of_one_step(ops, rule, features=512, batch=16):
+    """The largest memory (bytes) that one forward and backward pass holds beyond its buffers."""
+    layer, rng = Linear(Dense(features), rule), np.random.default_rng(0)
+    initial = {"dense": layer.init(rng, (features,))}
+    layout = Layout.of(initial)
+    params = layout.views(layout.pack(initial, np.float32))["dense"]
+    grads = layout.views(np.zeros(layout.size, np.float32))["dense"]
+    x = rng.standard_normal((batch, features)).astype(np.float32)
+    dldj = np.full(batch, 1 / batch, np.float32)
+
+    def step():
+        z, _, cache = layer.forward(ops, params, x)
+        layer.backward(ops, params, cache, -z / batch, dldj, grads, Reconstruction(1.0))
+
+    step()  # compiles, and loads what is loaded once
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak - before
+
+
+def test_a_self_normalizing_step_allocates_no_matrix(ops):
+    """Products write into the gradient's views: activations are allocated, D × D arrays are not."""
+    one_matrix = 512 * 512 * 4
+    assert peak_of_one_step(ops, SelfNormalizing()) < one_matrix
+    assert peak_of_one_step(ops, Exact()) > one_matrix  # the inverse: the measure sees a matrix
