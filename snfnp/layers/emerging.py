@@ -1,0 +1,134 @@
+"""Emerging convolutions (Hoogeboom et al. 2019), a baseline of the paper's Table 1.
+
+A causal convolution is triangular: its determinant is a product and its inverse a substitution.
+Two of them in opposite directions see the whole neighbourhood of a pixel, as a 3×3 convolution
+does; a 1×1 convolution before them mixes the channels. Derivation: derivations/11-emerging.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from snfnp.errors import SingularMatrixError
+from snfnp.layers.linear import Linear
+from snfnp.maps import Conv2d
+from snfnp.rules import Exact
+
+
+def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple[tuple[str, object], ...]:
+    """The (name, layer) pairs of one emerging convolution on images of `channels` channels.
+
+    [1×1 convolution, causal 2×2 convolution, flip, causal 2×2 convolution, flip], with a bias after
+    each causal convolution. All of it starts at the identity plus Xavier normal noise of this gain,
+    as A.3 has it for all convolutional flows (the authors' code starts the 1×1 convolution at a
+    random orthogonal matrix, and the noise of the causal kernels at a standard deviation of 1/2C).
+    """
+    return (
+        (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
+        (f"{name}_causal", CausalConv2d(channels, gain=gain)),
+        (f"{name}_flip", SpatialFlip()),
+        (f"{name}_anticausal", CausalConv2d(channels, gain=gain)),
+        (f"{name}_unflip", SpatialFlip()),
+    )
+
+
+@dataclass(frozen=True)
+class CausalConv2d:
+    """z = T(W) x + b with a 2×2 kernel that sees the pixel and those above and on the left of it.
+
+    W (2, 2, C, C) in the order of `snfnp.maps.conv`, with zero padding on top and on the left. Its
+    last tap, W[1, 1], is the pixel itself: there channel o sees channels i <= o alone, and what W
+    holds elsewhere is ignored (gradient 0). So T(W) is triangular in raster order, with H W copies
+    of W[1, 1]'s diagonal on its own.
+    bias: whether there is a b (C,). W starts at the identity plus Xavier normal noise of this gain.
+    """
+
+    channels: int
+    bias: bool = True
+    gain: float = 0.01
+
+    def init(self, rng, shape) -> dict:
+        """Initial parameters (float64, host) from a NumPy generator."""
+        c = self.channels
+        w = rng.normal(scale=self.gain * math.sqrt(2 / (8 * c)), size=(2, 2, c, c))
+        w[1, 1] = np.triu(w[1, 1]) + np.eye(c)
+        return {"W": w, "b": np.zeros(c)} if self.bias else {"W": w}
+
+    def output_shape(self, shape):
+        return Conv2d((1, 1), self.channels).output_shape(shape)
+
+    def forward(self, ops, p, x):
+        """z = T(W) x + b, one convolution. ldj is 0: see `log_det`. O(N H W C²)."""
+        z = ops.conv(x, self._kernel(ops, p))
+        if self.bias:
+            z += p["b"]
+        return z, 0, {"x": x}
+
+    def inverse(self, ops, p, z):
+        """Exact, pixel after pixel: the taps of pixels that are solved go to the other side.
+
+        O(N H W C²). Rounding grows from pixel to pixel where other taps are large against W[1, 1].
+        """
+        self._diagonal(ops, p)
+        return ops.causal_conv_inverse(z - p["b"] if self.bias else z, self._kernel(ops, p))
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z.
+
+        T(W)ᵀ is the causal convolution with swapped channels, between two flips.
+        """
+        x, xp = cache["x"], ops.xp
+        ops.conv_weight_grad(dz, x, out=g["W"])
+        inverse_diagonal = 1 / self._diagonal(ops, p)
+        own = g["W"][1, 1]
+        own[...] = xp.triu(own) + xp.diag(dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal)
+        if self.bias:
+            dz.sum(axis=0).sum(axis=(0, 1), out=g["b"])
+        swapped = xp.ascontiguousarray(self._kernel(ops, p).swapaxes(2, 3))
+        return _flip(ops, ops.conv(_flip(ops, dz), swapped))
+
+    def log_det(self, ops, p, shape) -> float:
+        """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|, in nats. O(C)."""
+        logs = ops.xp.log(ops.xp.abs(self._diagonal(ops, p)))
+        return shape[0] * shape[1] * float(logs.sum())
+
+    def _kernel(self, ops, p):
+        w = p["W"].copy()
+        w[1, 1] = ops.xp.triu(w[1, 1])
+        return w
+
+    def _diagonal(self, ops, p):
+        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError."""
+        diagonal = p["W"][1, 1].diagonal()
+        if not bool((abs(diagonal) > 0).all()):
+            raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
+        return diagonal
+
+
+@dataclass(frozen=True)
+class SpatialFlip:
+    """Images turned by 180 degrees: the last pixel becomes the first. Its own inverse. O(N D)."""
+
+    def init(self, rng, shape) -> dict:
+        return {}
+
+    def output_shape(self, shape):
+        return shape
+
+    def forward(self, ops, p, x):
+        return _flip(ops, x), 0, {}
+
+    def inverse(self, ops, p, z):
+        return _flip(ops, z)
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        """A symmetric permutation: its transpose is itself."""
+        return _flip(ops, dz)
+
+
+def _flip(ops, images):
+    """Images (N, H, W, C) with rows and columns in the opposite order."""
+    return ops.xp.ascontiguousarray(images[:, ::-1, ::-1])

@@ -1,0 +1,89 @@
+"""The linear layer z = T(W) x + b, with the inverse R that it learns (paper, section 4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.rules import Rule, SelfNormalizing
+
+
+@dataclass(frozen=True)
+class Linear:
+    """f(x) = T(W) x + b and its learned inverse g(z) = T(R)(z − b).
+
+    map: the structure of T (`Dense`, `Conv2d`); rule: what stands in for the gradient of
+    log|det T(W)|; bias: whether there is a b; init: "paper" starts W at the identity plus Xavier
+    normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code).
+    inverse_map: the structure of R where it is not W's: a convolution with a larger kernel (A.4).
+    Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b (starts at 0).
+    """
+
+    map: object
+    rule: Rule = SelfNormalizing()
+    bias: bool = True
+    init_kind: str = "paper"
+    gain: float = 0.01
+    inverse_map: object | None = None
+
+    def __post_init__(self):
+        if self.init_kind not in ("paper", "identity"):
+            raise UsageError(f"init_kind is {self.init_kind!r}: choose paper or identity")
+        if self.inverse_map is not None and not self.learns_inverse:
+            raise UsageError("an inverse_map needs a rule that learns an inverse")
+
+    @property
+    def learns_inverse(self) -> bool:
+        return self.rule.learns_inverse
+
+    @property
+    def maps(self) -> tuple:
+        """(the map that W is a weight of, the map that R is a weight of)."""
+        return self.map, self.map if self.inverse_map is None else self.inverse_map
+
+    def init(self, rng, shape) -> dict:
+        """Initial parameters (float64, host) from a NumPy generator."""
+        f, inverse = self.maps
+        w = f.identity()
+        if self.init_kind == "paper":
+            w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
+        params = {"W": w}
+        if self.learns_inverse:
+            params["R"] = inverse.fit(f.flip(w)).copy()
+        if self.bias:
+            params["b"] = np.zeros(self.output_shape(shape)[-1])
+        return params
+
+    def output_shape(self, shape):
+        return self.map.output_shape(shape)
+
+    def forward(self, ops, p, x):
+        """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
+        z0 = self.map.apply(ops, p["W"], x)
+        z = z0 + p["b"] if self.bias else z0
+        return z, 0, {"x": x, "z0": z0}
+
+    def inverse(self, ops, p, z):
+        """x ≈ T(R)(z − b): the learned inverse, one pass."""
+        return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
+
+    def exact_inverse(self, ops, p, z):
+        """x = T(W)⁻¹(z − b), at the cost of a solve."""
+        return self.map.solve(ops, p["W"], self._without_bias(p, z))
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into g."""
+        x = cache["x"]
+        return self.rule.backward(
+            ops, *self.maps, x.shape[1:], p, x, cache["z0"], dz, dldj.sum(), g, recon
+        )
+
+    def log_det(self, ops, p, shape) -> float:
+        """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""
+        return self.map.log_det(ops, p["W"], shape)
+
+    def _without_bias(self, p, z):
+        return z - p["b"] if self.bias else z

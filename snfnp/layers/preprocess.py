@@ -1,0 +1,61 @@
+"""From integer images to unbounded reals: dequantise, scale, logit (Dinh et al. 2016; A.3).
+
+All three steps count in the likelihood. On MNIST their log-Jacobians sum to about 272.7 nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from snfnp.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """v = (image + u)/levels, u ~ U[0, 1);  s = α + (1-2α) v;  x = logit(s). O(N D).
+
+    Images (N, ...) hold values in [0, levels). The noise u is a function of `key`
+    (`snfnp.ops.philox.RandomKey`), so the same key gives the same x.
+    """
+
+    alpha: float = 1e-6
+    levels: int = 256
+
+    def __post_init__(self):
+        if not 0 < self.alpha < 0.5:
+            raise UsageError(f"alpha of the logit is {self.alpha}: it must be in (0, 0.5)")
+
+    def forward(self, ops, images, key, dtype):
+        """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,) of the three steps together."""
+        return ops.preprocess(images, key, self.alpha, self.levels, dtype)
+
+    def inverse(self, ops, x):
+        """x -> images, uint8: logit⁻¹, scale⁻¹, then floor takes the noise away again."""
+        values = ops.xp.floor(self.continuous_inverse(ops, x))
+        return ops.xp.clip(values, 0, self.levels - 1).astype(ops.xp.uint8)
+
+    def continuous_inverse(self, ops, x):
+        """x -> image + u, before the floor: levels · (σ(x) - α)/(1-2α), in double precision."""
+        x = x.astype(ops.xp.float64)
+        e = ops.xp.exp(-abs(x))
+        s = ops.xp.where(x >= 0, 1, e) / (1 + e)
+        return self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
+
+    def backward(self, ops, x, dz, dldj):
+        """The delta of the (continuous) images, from the outputs x of the forward pass.
+
+        With s = σ(x): ∂x/∂image = c/(s(1-s)) and ∂ldj/∂image = c (2s-1)/(s(1-s)),
+        c = (1-2α)/levels. x, dz (N, ...), dldj (N,) -> (N, ...).
+        """
+        slope = (1 - 2 * self.alpha) / self.levels * (2 + ops.xp.exp(x) + ops.xp.exp(-x))
+        dldj = dldj.reshape((-1,) + (1,) * (x.ndim - 1))
+        return slope * (dz + dldj * ops.xp.tanh(x / 2))  # 1/(s(1-s)) = 2 + eˣ + e⁻ˣ
+
+    def terms(self, ldj, dimension: int) -> dict:
+        """The ledger's rows: what each step contributes to ldj (a mean over samples), in nats.
+
+        Adding noise changes no volume; the scale is a constant; the logit is what remains.
+        """
+        scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
+        return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}

@@ -1,0 +1,264 @@
+"""The convolution exponential: the series, its norm, its gradients and its inverse.
+
+The contract that every layer keeps is in test_layers.py.
+"""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.gradcheck import GradientError, as_matrix, check_gradient, check_layer
+from snfnp.layers import Bias, ConvExponential, Linear, exponential_layers
+from snfnp.ops import get_ops
+from snfnp.rules import Reconstruction
+
+SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
+EPS = np.finfo(np.float64).eps
+
+
+def case(shape, scale=1.0, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    layer = ConvExponential(shape[2], **options)
+    w = scale * rng.standard_normal(layer.map.weight_shape)
+    return layer, {"W": w}, rng.standard_normal((5, *shape))
+
+
+def normalised_matrix(layer, ops, p, shape):
+    """T(K), written out, and the norms of T(W) and T(K)."""
+    t = as_matrix(layer.map, ops, p["W"], shape)
+    sigma, _ = layer._spectral_norm(ops, p["W"], shape)
+    scale = max(1.0, sigma / layer.norm) + 1e-5
+    norm = np.linalg.norm(t, 2)
+    return t / scale, norm, norm / scale
+
+
+def remainder(norm, terms):
+    """What a series that ends after `terms` leaves out, at most, of exp at this norm."""
+    return norm ** (terms + 1) / math.factorial(terms + 1) * math.exp(norm)
+
+
+# within the bound, where W is K but for S - 1 = 1e-5, and beyond it
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_inverse_are_the_matrix_exponential(ops, shape, scale):
+    layer, p, x = case(shape, scale)
+    t, _, norm = normalised_matrix(layer, ops, p, shape)
+    z, ldj, _ = layer.forward(ops, p, x)
+    assert ldj == 0
+    rows = x.reshape(len(x), -1)
+    largest = np.linalg.norm(rows, axis=1).max()
+    atol = (remainder(norm, layer.terms[1]) + 100 * EPS * math.exp(norm)) * largest
+    for found, sign in ((z, 1), (layer.inverse(ops, p, x), -1)):
+        expected = (rows @ expm(sign * t).T).reshape(x.shape)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(layer.inverse(ops, p, z), x, rtol=0, atol=2 * math.exp(norm) * atol)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_log_det_is_the_trace(ops, shape):
+    layer, p, _ = case(shape)
+    t, _, norm = normalised_matrix(layer, ops, p, shape)
+    found = layer.log_det(ops, p, shape)
+    assert found == pytest.approx(np.trace(t), rel=1e-12, abs=1e-12)
+    assert found == pytest.approx(np.linalg.slogdet(expm(t))[1], rel=1e-11, abs=1e-11)
+
+
+def test_the_series_is_shorter_in_single_precision(ops):
+    """And not as accurate: what 6 terms leave out is more than the rounding."""
+    shape = (4, 5, 2)
+    layer, p, x = case(shape)
+    t, _, norm = normalised_matrix(layer, ops, p, shape)
+    single = {"W": p["W"].astype(np.float32)}
+    z, _, cache = layer.forward(ops, single, x.astype(np.float32))
+    assert z.dtype == np.float32
+    assert len(cache["powers"]) == layer.terms[0] + 1
+    rows = x.reshape(len(x), -1)
+    expected = (rows @ expm(t).T).reshape(x.shape)
+    largest = np.linalg.norm(rows, axis=1).max()
+    rounding = 100 * np.finfo(np.float32).eps * math.exp(norm)
+    error = np.abs(z - expected).max() / largest
+    assert error <= remainder(norm, layer.terms[0]) + rounding
+    # the first term that is missing; the gradient of z is the truncated series' own
+    powers = [x]
+    for i in range(1, layer.terms[0] + 1):
+        powers.append((powers[-1].reshape(len(x), -1) @ t.T).reshape(x.shape) / i)
+    np.testing.assert_allclose(z, sum(powers), rtol=0, atol=rounding * largest)
+
+
+# ---------------------------------------------------------------- the norm
+
+
+def least_share(layer, ops, p, shape):
+    """A lower bound on the estimated norm over the norm, whatever the gaps between singular values.
+
+    After n steps, what lies at squares below (1 - ε) times the largest has shrunk by (1 - ε)^2n
+    against the first singular vector's share α² of the start: the mean square is at least
+    (1 - ε)(1 - (1 - ε)^2n / α²) times the largest, for every ε.
+    """
+    _, _, rows = np.linalg.svd(as_matrix(layer.map, ops, p["W"], shape))
+    start = layer._spectral_norm(ops, p["W"], shape)[1][0][0]
+    share = float(rows[0] @ start.reshape(-1)) ** 2
+    kept = np.linspace(0, 1, 10_001)
+    return math.sqrt(max(0.0, np.max(kept * (1 - kept ** (2 * layer.iterations) / share))))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_norm_is_estimated_from_below_and_found_in_the_end(ops, shape):
+    largest = 0.0
+    for iterations in (1, 5, 1000):
+        layer, p, _ = case(shape, iterations=iterations)
+        _, norm, bounded = normalised_matrix(layer, ops, p, shape)
+        sigma, _ = layer._spectral_norm(ops, p["W"], shape)
+        assert largest * (1 - 100 * EPS) <= sigma <= norm * (1 + 100 * EPS)
+        least = least_share(layer, ops, p, shape)
+        assert sigma >= least * norm * (1 - 100 * EPS)
+        if sigma > layer.norm:
+            assert bounded * least <= layer.norm
+        largest = sigma
+    assert least > 0.99
+
+
+def test_a_small_kernel_is_left_alone(ops):
+    layer, p, _ = case((5, 4, 2), scale=0.01)
+    t, norm, bounded = normalised_matrix(layer, ops, p, (5, 4, 2))
+    assert norm < layer.norm
+    assert bounded == pytest.approx(norm / (1 + 1e-5), rel=1e-12)
+
+
+def test_the_gradient_of_the_norm_at_the_end_is_that_of_the_singular_vectors(ops):
+    """After many steps the path counts for nothing, and ∂σ/∂W = u ⋆ v: the published formula."""
+    shape, gap = (3, 4, 2), 0.95
+    for seed in range(100):
+        layer, p, _ = case(shape, seed=seed, iterations=400)
+        first, second = np.linalg.svd(as_matrix(layer.map, ops, p["W"], shape))[1][:2]
+        if second < gap * first:  # (gap²)⁴⁰⁰ is below the spacing of floating-point numbers
+            break
+    sigma, path = layer._spectral_norm(ops, p["W"], shape)
+    v, u = path[-1]
+    published = layer.map.weight_grad(ops, u / sigma, v, out=np.empty_like(p["W"]))
+    found = layer._spectral_norm_grad(ops, p["W"], sigma, path)
+    np.testing.assert_allclose(found, published, rtol=0, atol=1e-11 * np.abs(published).max())
+    # after few steps it is not the gradient of what is computed
+    layer, p, _ = case(shape, seed=seed, iterations=2)
+    sigma, path = layer._spectral_norm(ops, p["W"], shape)
+    v, u = path[-1]
+    published = layer.map.weight_grad(ops, u / sigma, v, out=np.empty_like(p["W"]))
+    found = layer._spectral_norm_grad(ops, p["W"], sigma, path)
+
+    def norm(w):
+        return layer._spectral_norm(ops, w, shape)[0]
+
+    settings = {"rng": np.random.default_rng(0), "h": 3e-3}
+    check_gradient(norm, p["W"], found, **settings)
+    with pytest.raises(GradientError):
+        check_gradient(norm, p["W"], published, **settings)
+
+
+@pytest.mark.parametrize("iterations", [1, 5])
+def test_all_gradients_beyond_the_bound(ops, iterations):
+    shape = (3, 4, 2)
+    layer, p, x = case(shape, iterations=iterations)
+    sigma, _ = layer._spectral_norm(ops, p["W"], shape)
+    assert sigma > 2 * layer.norm
+    check_layer(layer, shape, ops=ops, x=x, params=p)
+
+
+def test_without_the_gradient_of_the_norm_the_check_fails(ops, monkeypatch):
+    layer, p, x = case((3, 4, 2))
+    nothing = lambda self, ops, w, sigma, path: np.zeros_like(w)  # noqa: E731
+    monkeypatch.setattr(ConvExponential, "_spectral_norm_grad", nothing)
+    with pytest.raises(GradientError, match="W, direction"):
+        check_layer(layer, (3, 4, 2), ops=ops, x=x, params=p)
+
+
+def test_a_kernel_of_zeros_is_the_identity(ops):
+    layer, p, x = case((4, 4, 2), scale=0.0)
+    z, _, cache = layer.forward(ops, p, x)
+    np.testing.assert_array_equal(z, x)
+    g = {"W": np.full_like(p["W"], np.nan)}
+    dx = layer.backward(ops, p, cache, x, np.zeros(len(x)), g, Reconstruction(1.0))
+    np.testing.assert_array_equal(dx, x)
+    # d exp(T(K)) x = T(dK) x at K = 0
+    expected = layer.map.weight_grad(ops, x, x, out=np.empty_like(p["W"]))
+    np.testing.assert_allclose(g["W"], expected / (1 + 1e-5), rtol=1e-12)
+
+
+def test_a_nan_is_not_hidden(ops):
+    layer, p, x = case((4, 4, 2))
+    p["W"][0, 0, 0, 0] = np.nan
+    assert np.isnan(layer.forward(ops, p, x)[0]).any()
+    assert np.isnan(layer.log_det(ops, p, (4, 4, 2)))
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    ops, results, before = get_ops("numba"), [], numba.get_num_threads()
+    layer, p, x = case((6, 5, 2))
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            z, _, cache = layer.forward(ops, p, x)
+            g = {"W": np.empty_like(p["W"])}
+            dx = layer.backward(ops, p, cache, x, np.ones(len(x)), g)
+            results.append((z, dx, g["W"], layer.inverse(ops, p, z)))
+    finally:
+        numba.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"norm": 0.0}, "norm .* 0.0: it must be positive"),
+        ({"norm": math.nan}, "norm .* nan: it must be positive"),
+        ({"iterations": 0}, "0 iterations.*at least one"),
+        ({"terms": (0, 13)}, r"\(0, 13\) terms.*at least one"),
+        ({"kernel": (2, 3)}, "2x3: height and width must be odd"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(options, message):
+    with pytest.raises(UsageError, match=message):
+        ConvExponential(2, **options)
+
+
+def test_initial_parameters():
+    w = ConvExponential(16, gain=0.01).init(np.random.default_rng(0), (7, 7, 16))["W"]
+    assert w.shape == (3, 3, 16, 16)
+    xavier = 0.01 * math.sqrt(2 / (2 * 16 * 9))
+    assert abs(w.std() - xavier) < 5 * xavier / math.sqrt(2 * w.size)
+
+
+# ---------------------------------------------------------------- the four layers together
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1), (3, 4, 2)], ids=str)
+def test_convolution_exponential(ops, shape):
+    rng = np.random.default_rng(5)
+    flow = Flow(shape, exponential_layers("conv1", shape[2], gain=4.0))
+    assert [type(layer) for _, layer in flow.layers] == [Bias, Linear, ConvExponential, Bias]
+    params = flow.init(3)
+    for name in ("conv1_pre", "conv1_post"):
+        params[name]["b"] += rng.standard_normal(shape)
+    dimension = math.prod(shape)
+    x = np.eye(dimension).reshape(dimension, *shape)
+    z, ldj, _ = flow.forward(ops, params, x)
+    offset, _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
+    jacobian = (z - offset).reshape(dimension, dimension).T
+    log_det = sum(flow.log_dets(ops, params).values()) + ldj
+    # the determinant of the whole series, of which 13 terms are summed
+    exponential = flow.layers[2][1]
+    *_, norm = normalised_matrix(exponential, ops, params["conv1_exp"], shape)
+    missing = remainder(norm, 13) + 100 * EPS
+    atol = dimension * missing * math.exp(norm)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-11, atol=atol)
+    back = flow.inverse(ops, params, z, exact=True)
+    size = np.linalg.norm(z.reshape(dimension, -1), axis=1).max()
+    atol = 2 * missing * size * np.linalg.cond(jacobian)
+    np.testing.assert_allclose(back, x, rtol=0, atol=atol)

@@ -1,0 +1,218 @@
+"""Emerging convolutions: what depends on what, the determinant, the inverse, the transpose.
+
+The contract that every layer keeps is in test_layers.py.
+"""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+
+from snfnp.errors import SingularMatrixError
+from snfnp.flow import Flow
+from snfnp.gradcheck import as_matrix
+from snfnp.layers import CausalConv2d, Linear, SpatialFlip, emerging_layers
+from snfnp.ops import get_ops
+from snfnp.rules import Reconstruction
+
+SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
+EPS = np.finfo(np.float64).eps
+
+
+def kernel(channels, rng):
+    """A causal kernel near the identity; what the mask hides is NaN: nobody may read it."""
+    k = 0.3 / channels * rng.standard_normal((2, 2, channels, channels))
+    k[1, 1] += np.eye(channels)
+    k[1, 1][np.tril_indices(channels, -1)] = np.nan
+    return k
+
+
+def case(shape, samples=5, seed=0):
+    rng = np.random.default_rng(seed)
+    layer = CausalConv2d(shape[2])
+    p = {"W": kernel(shape[2], rng), "b": rng.standard_normal(shape[2])}
+    return layer, p, rng.standard_normal((samples, *shape))
+
+
+class AsMap:
+    """T(W) of a layer without its bias, as `as_matrix` wants it."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def apply(self, ops, w, x):
+        return self.layer.forward(ops, {"W": w, "b": 0 * w[0, 0, 0]}, x)[0]
+
+
+def matrix(layer, ops, p, shape):
+    return as_matrix(AsMap(layer), ops, np.nan_to_num(p["W"]), shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_is_the_sum_over_four_pixels(ops, shape):
+    layer, p, x = case(shape)
+    z, ldj, _ = layer.forward(ops, p, x)
+    w = np.nan_to_num(p["W"])
+    padded = np.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    expected = np.zeros_like(z) + p["b"]
+    for h in range(2):
+        for v in range(2):
+            seen = padded[:, h : h + shape[0], v : v + shape[1]]
+            expected += np.einsum("nyxi,io->nyxo", seen, w[h, v])
+    assert ldj == 0
+    np.testing.assert_allclose(z, expected, rtol=0, atol=100 * EPS * np.abs(x).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_matrix_is_triangular_and_its_determinant_a_product(ops, shape):
+    layer, p, _ = case(shape)
+    t = matrix(layer, ops, p, shape)
+    np.testing.assert_array_equal(np.triu(t, 1), 0)
+    diagonal = np.tile(p["W"][1, 1].diagonal(), shape[0] * shape[1])
+    np.testing.assert_allclose(t.diagonal(), diagonal, rtol=1e-15)
+    expected = np.linalg.slogdet(t)[1]
+    np.testing.assert_allclose(layer.log_det(ops, p, shape), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_later_value_changes_no_earlier_output(ops):
+    shape = (4, 3, 2)
+    layer, p, x = case(shape, samples=1)
+    z = layer.forward(ops, p, x)[0].reshape(-1)
+    for index in range(x.size):
+        moved = x.copy()
+        moved.reshape(-1)[index] += 1.0
+        changed = layer.forward(ops, p, moved)[0].reshape(-1) != z
+        assert not changed[:index].any()
+        assert changed[index]
+        y, column, _ = np.unravel_index(index, shape)
+        pixels = changed.reshape(shape).any(axis=2)
+        reached = np.zeros(shape[:2], bool)
+        reached[y : y + 2, column : column + 2] = True
+        np.testing.assert_array_equal(pixels, reached)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_inverse_undoes_forward(ops, shape):
+    layer, p, x = case(shape)
+    z, _, _ = layer.forward(ops, p, x)
+    t = matrix(layer, ops, p, shape)
+    atol = 100 * EPS * np.linalg.cond(t) * np.abs(x).max()
+    np.testing.assert_allclose(layer.inverse(ops, p, z), x, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_backward_is_the_transposed_matrix(ops, shape):
+    layer, p, x = case(shape)
+    delta = np.random.default_rng(1).standard_normal(x.shape)
+    _, _, cache = layer.forward(ops, p, x)
+    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    dx = layer.backward(ops, p, cache, delta, np.full(len(x), 1 / len(x)), g, Reconstruction(1.0))
+    t = matrix(layer, ops, p, shape)
+    expected = (delta.reshape(len(x), -1) @ t).reshape(x.shape)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=100 * EPS * np.abs(delta).max())
+    np.testing.assert_array_equal(np.tril(g["W"][1, 1], -1), 0)
+    atol = x.size * EPS * np.abs(delta).max()
+    np.testing.assert_allclose(g["b"], delta.sum(axis=(0, 1, 2)), rtol=0, atol=atol)
+
+
+def test_the_gradient_of_the_log_determinant_is_one_over_the_diagonal(ops):
+    shape, volume = (4, 5, 3), 0.7
+    layer, p, x = case(shape)
+    _, _, cache = layer.forward(ops, p, x)
+    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    layer.backward(ops, p, cache, 0 * x, np.full(len(x), volume / len(x)), g)
+    expected = np.zeros((2, 2, 3, 3))
+    expected[1, 1] = volume * 20 * np.diag(1 / p["W"][1, 1].diagonal())
+    np.testing.assert_allclose(g["W"], expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
+    layer, p, x = case((3, 4, 2))
+    z, _, cache = layer.forward(ops, p, x)
+    p["W"][1, 1, 1, 1] = value
+    g = {name: np.empty_like(array) for name, array in p.items()}
+    for call in (
+        lambda: layer.log_det(ops, p, (3, 4, 2)),
+        lambda: layer.inverse(ops, p, z),
+        lambda: layer.backward(ops, p, cache, z, np.ones(len(x)), g),
+    ):
+        with pytest.raises(SingularMatrixError, match="diagonal"):
+            call()
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    ops, results, before = get_ops("numba"), [], numba.get_num_threads()
+    layer, p, z = case((6, 5, 3), samples=23)
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            results.append(layer.inverse(ops, p, z))
+    finally:
+        numba.set_num_threads(before)
+    np.testing.assert_array_equal(*results)
+
+
+def test_initial_parameters():
+    channels, gain = 40, 0.01
+    p = CausalConv2d(channels, gain=gain).init(np.random.default_rng(0), (3, 3, channels))
+    np.testing.assert_array_equal(np.tril(p["W"][1, 1], -1), 0)
+    np.testing.assert_array_equal(p["b"], np.zeros(channels))
+    noise = p["W"].copy()
+    noise[1, 1] -= np.eye(channels)
+    drawn = noise[noise != 0]
+    xavier = gain * math.sqrt(2 / (4 * channels + 4 * channels))
+    # the standard error of a standard deviation is about σ / √(2n)
+    assert abs(drawn.std() - xavier) < 5 * xavier / math.sqrt(2 * drawn.size)
+    assert list(CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))) == ["W"]
+
+
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="3 channels"):
+        CausalConv2d(3).output_shape((4, 4, 2))
+
+
+# ---------------------------------------------------------------- the five layers together
+
+
+def flow_and_parameters(shape, rng):
+    flow = Flow(shape, emerging_layers("conv1", shape[2], gain=1.0))
+    params = flow.init(3)
+    for p in params.values():
+        for value in p.values():
+            value += 0.05 * rng.standard_normal(value.shape)
+    return flow, params
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1), (3, 4, 2)], ids=str)
+def test_emerging_convolution(ops, shape):
+    rng = np.random.default_rng(5)
+    flow, params = flow_and_parameters(shape, rng)
+    kinds = [type(layer) for _, layer in flow.layers]
+    assert kinds == [Linear, CausalConv2d, SpatialFlip, CausalConv2d, SpatialFlip]
+    dimension = math.prod(shape)
+    x = np.eye(dimension).reshape(dimension, *shape)
+    z, ldj, _ = flow.forward(ops, params, x)
+    offset, _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
+    jacobian = (z - offset).reshape(dimension, dimension).T
+    sign_and_log = np.linalg.slogdet(jacobian)
+    log_det = sum(flow.log_dets(ops, params).values())
+    np.testing.assert_allclose(log_det + ldj, sign_and_log[1], rtol=1e-11, atol=1e-11)
+    back = flow.inverse(ops, params, z, exact=True)
+    np.testing.assert_allclose(back, x, rtol=0, atol=100 * EPS * np.linalg.cond(jacobian))
+
+
+def test_emerging_convolution_sees_its_eight_neighbours(ops):
+    """One causal half sees the pixels before, the other those after: together a 3×3 window."""
+    rng = np.random.default_rng(6)
+    flow, params = flow_and_parameters((7, 7, 1), rng)
+    x = rng.standard_normal((1, 7, 7, 1))
+    before, _, _ = flow.forward(ops, params, x)
+    x[0, 3, 3, 0] += 1.0
+    after, _, _ = flow.forward(ops, params, x)
+    window = np.zeros((7, 7), bool)
+    window[2:5, 2:5] = True
+    np.testing.assert_array_equal((after != before)[0, :, :, 0], window)

@@ -1,0 +1,248 @@
+"""The checks themselves: a right layer passes, and each way of being wrong is caught and shown."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from snfnp.gradcheck import (
+    STENCILS,
+    GradientError,
+    as_matrix,
+    central_difference,
+    check_gradient,
+    check_layer,
+    convergence,
+)
+from snfnp.layers import Linear
+from snfnp.maps import Dense
+from snfnp.ops import get_ops
+from snfnp.rules import Exact, SelfNormalizing
+
+D = 4
+
+
+@dataclass(frozen=True)
+class SinhLayer:
+    """z = sinh(A x) + t, as a user would write it, with one flaw at a time."""
+
+    flaw: str = ""
+
+    def init(self, rng, shape):
+        return {"A": np.eye(D), "t": np.zeros(D)}
+
+    def output_shape(self, shape):
+        return (D + 1,) if self.flaw == "output shape" else shape
+
+    def forward(self, ops, p, x):
+        u = x @ p["A"].T
+        z = np.sinh(u) + p["t"]
+        ldj = np.log(np.cosh(u)).sum(axis=1) + np.linalg.slogdet(p["A"])[1]
+        if self.flaw == "ldj without its activation":
+            ldj = np.full(len(x), np.linalg.slogdet(p["A"])[1])
+        if self.flaw == "ldj of the whole batch":
+            ldj = ldj.sum(keepdims=True).repeat(2)
+        if self.flaw == "single precision":
+            z = z.astype(np.float32)
+        return z, ldj, {"x": x, "u": u}
+
+    def inverse(self, ops, p, z):
+        u = np.arcsinh(z if self.flaw == "inverse without t" else z - p["t"])
+        return np.linalg.solve(p["A"], u.T).T
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        x, u = cache["x"], cache["u"]
+        volume = dldj[:, None] * np.tanh(u)
+        if self.flaw == "sign of the volume term":
+            volume = -volume
+        if self.flaw == "no volume term":
+            volume = 0
+        du = dz * np.cosh(u) + volume
+        gradient = du.T @ x + dldj.sum() * np.linalg.inv(p["A"]).T
+        if self.flaw == "A times 1.01":
+            gradient = 1.01 * gradient
+        if self.flaw == "A transposed":
+            gradient = gradient.T
+        if self.flaw == "A without its log-determinant":
+            gradient = du.T @ x
+        g["A"][...] = gradient
+        if self.flaw == "t zeroed":
+            g["t"][...] = 0
+        elif self.flaw == "t rebound":
+            g["t"] = dz.sum(axis=0)
+        elif self.flaw == "t added to what was there":
+            g["t"] += dz.sum(axis=0)
+        elif self.flaw == "t half written":
+            g["t"][:2] = dz.sum(axis=0)[:2]
+        elif self.flaw == "t averaged":
+            g["t"][...] = dz.mean(axis=0)
+        elif self.flaw != "t unwritten":
+            g["t"][...] = dz.sum(axis=0)
+        return (-1 if self.flaw == "sign of dx" else 1) * du @ p["A"]
+
+
+def test_a_right_layer_passes():
+    report = check_layer(SinhLayer(), (D,))
+    assert list(report.errors) == ["inverse(forward(x))", "log-determinant", "x", "A", "t"]
+    assert max(report.errors.values()) < 1e-8
+    assert str(report).count("\n") == 4
+
+
+NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relative error .* > 1e-08"
+
+
+@pytest.mark.parametrize(
+    "flaw, message",
+    [
+        ("sign of the volume term", NUMBERS.format("x")),
+        ("no volume term", NUMBERS.format("x")),
+        ("sign of dx", NUMBERS.format("x")),
+        ("A times 1.01", NUMBERS.format("A")),
+        ("A transposed", NUMBERS.format("A")),
+        ("A without its log-determinant", NUMBERS.format("A")),
+        ("t zeroed", NUMBERS.format("t")),
+        ("t averaged", NUMBERS.format("t")),
+        ("t unwritten", "^t: backward left its gradient .*unwritten"),
+        ("t half written", "^t: backward left its gradient .*unwritten"),
+        ("t rebound", "^t: backward left its gradient .*unwritten"),
+        ("t added to what was there", "^t: backward left its gradient .*unwritten"),
+        ("ldj without its activation", r"log\|det J\| is .* from the Jacobian, .* from the layer"),
+        ("ldj of the whole batch", r"ldj has shape \(2,\)"),
+        ("inverse without t", r"inverse\(forward\(x\)\) differs from x by"),
+        ("output shape", r"z has shape \(3, 4\), output_shape says \(3, 5\)"),
+        ("single precision", "z has dtype float32, x has float64"),
+    ],
+)
+def test_a_wrong_layer_fails(flaw, message):
+    with pytest.raises(GradientError, match=message):
+        check_layer(SinhLayer(flaw), (D,))
+
+
+def test_the_message_shows_the_numbers():
+    """Analytic is what the layer said: 1.01 times what the differences found."""
+    with pytest.raises(GradientError) as caught:
+        check_layer(SinhLayer("A times 1.01"), (D,))
+    words = str(caught.value).replace(",", "").split()
+    analytic, numeric = (float(words[words.index(w) + 1]) for w in ("analytic", "numeric"))
+    np.testing.assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
+    assert str(caught.value).count("h=") == 3  # the same quotient at other steps
+
+
+class WrongSelfNormalizing(SelfNormalizing):
+    """The paper's rule with z = W x + b in Eq. 20."""
+
+    def backward(self, ops, f, inverse, shape, p, x, z0, dz, volume, g, recon):
+        return super().backward(ops, f, inverse, shape, p, x, z0 + p["b"], dz, volume, g, recon)
+
+
+def test_a_wrong_self_normalizing_rule_fails():
+    with pytest.raises(GradientError, match="analytic"):
+        check_layer(Linear(Dense(D), WrongSelfNormalizing()), (D,))
+    check_layer(Linear(Dense(D), SelfNormalizing()), (D,))
+
+
+class ForgetfulExact(Exact):
+    """Without the gradient of the log-determinant."""
+
+    def backward(self, ops, f, inverse, shape, p, x, z0, dz, volume, g, recon):
+        return super().backward(ops, f, inverse, shape, p, x, z0, dz, 0 * volume, g, recon)
+
+
+def test_an_exact_rule_without_its_log_determinant_fails():
+    with pytest.raises(GradientError, match="^W, direction"):
+        check_layer(Linear(Dense(D), ForgetfulExact()), (D,))
+
+
+def test_given_points_and_parameters_are_used():
+    params = {"A": np.zeros((D, D)), "t": np.zeros(D)}
+    with pytest.raises(np.linalg.LinAlgError):
+        check_layer(SinhLayer(), (D,), params=params)
+    x = np.full((2, D), np.nan)
+    with pytest.raises(GradientError):
+        check_layer(SinhLayer(), (D,), x=x)
+
+
+# ---------------------------------------------------------------- stencils
+
+
+@pytest.mark.parametrize("order", STENCILS)
+def test_a_stencil_converges_at_its_order(order):
+    """error(h) / error(h/2) = 2^order; exact on polynomials of degree <= order."""
+    x, u = np.array([0.3]), np.array([1.0])
+
+    def error(h):
+        return abs(central_difference(lambda v: math.exp(v[0]), x, u, h, order) - math.exp(0.3))
+
+    np.testing.assert_allclose(error(0.2) / error(0.1), 2**order, rtol=0.02)
+    derivative = central_difference(lambda v: v[0] ** order, x, u, 0.1, order)
+    np.testing.assert_allclose(derivative, order * 0.3 ** (order - 1), rtol=1e-12)
+
+
+def test_convergence_tells_right_from_wrong():
+    x, u = np.array([0.3, -0.2]), np.array([0.6, 0.8])
+    right = np.exp(x)
+
+    def f(v):
+        return float(np.exp(v).sum())
+
+    np.testing.assert_allclose(convergence(f, x, right, u), 4, rtol=0.01)
+    np.testing.assert_allclose(convergence(f, x, 1.1 * right, u), 1, rtol=0.05)
+
+
+# ---------------------------------------------------------------- check_gradient
+
+
+def cubic(v):
+    return float(np.sum(v**3))
+
+
+def test_check_gradient_accepts_the_right_gradient_and_returns_its_error():
+    x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
+    assert check_gradient(cubic, x, 3 * x**2, rng=rng) < 1e-10
+
+
+@pytest.mark.parametrize("factor", [1.01, 1 + 1e-6, 0.0, -1.0, np.nan])
+def test_check_gradient_refuses_a_wrong_one(factor):
+    x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
+    with pytest.raises(GradientError, match="analytic .*, numeric "):
+        check_gradient(cubic, x, factor * 3 * x**2, rng=rng)
+
+
+def test_check_gradient_refuses_one_wrong_element_among_many():
+    x, rng = np.random.default_rng(0).standard_normal(1000), np.random.default_rng(1)
+    gradient = 3 * x**2
+    gradient[17] += 1e-3
+    with pytest.raises(GradientError, match="analytic"):
+        check_gradient(cubic, x, gradient, rng=rng)
+
+
+def test_the_negative_control_notices_a_check_that_catches_nothing():
+    """At a tolerance of 2 % a gradient times 1.01 passes, so the check itself must not."""
+    x, rng = np.random.default_rng(0).standard_normal(5), np.random.default_rng(1)
+    with pytest.raises(GradientError, match=r"negative control \(times 1.01\) was not caught"):
+        check_gradient(cubic, x, 3 * x**2, rng=rng, rtol=0.02)
+    with pytest.raises(GradientError, match="negative control"):
+        check_gradient(cubic, x, 3 * x**2, rng=rng, rtol=1.5)
+
+
+def test_a_gradient_that_is_zero_is_right_for_a_constant():
+    x, rng = np.ones(3), np.random.default_rng(1)
+    assert check_gradient(lambda v: 2.0, x, np.zeros(3), rng=rng) == 0.0
+
+
+def test_a_nan_objective_is_refused():
+    x, rng = np.ones(3), np.random.default_rng(1)
+    with pytest.raises(GradientError):
+        check_gradient(lambda v: math.nan, x, np.zeros(3), rng=rng)
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    x, rng = np.ones(3), np.random.default_rng(1)
+    with pytest.raises(GradientError, match=r"shape \(3, 1\), not \(3,\)"):
+        check_gradient(cubic, x, np.ones((3, 1)), rng=rng)
+
+
+def test_as_matrix():
+    w = np.random.default_rng(0).standard_normal((D, D))
+    np.testing.assert_array_equal(as_matrix(Dense(D), get_ops("numpy"), w, (D,)), w)

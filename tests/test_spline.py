@@ -1,0 +1,436 @@
+"""The rational-quadratic spline at and beside its knots, at extremes, against a slow one; Squeeze.
+
+The contract of every layer (gradients, inverse, log-determinant in the middle of the bins) is in
+test_layers.py, kernels against definitions in test_ops.py.
+"""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+
+from snfnp.errors import UsageError
+from snfnp.gradcheck import check_layer, convergence
+from snfnp.layers import RationalQuadraticSpline, Squeeze
+from snfnp.ops import get_ops
+
+BOUND = 10.0
+FLOATS = [np.float64, np.float32]
+SHAPE = (5, 7, 1)  # 35 pixels: more than one task of a kernel, and the second is not full
+LAYER = RationalQuadraticSpline()
+PARAMETERS = ("widths", "heights", "slopes")
+
+
+def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    initial = layer.init(rng, shape)
+    return {k: (spread * rng.standard_normal(v.shape)).astype(dtype) for k, v in initial.items()}
+
+
+def knots_of(ops, p, layer=LAYER):
+    return ops.spline_knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[0]
+
+
+def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
+    """Outputs, gradients and the inverse by name."""
+    dy = np.ones_like(x) if dy is None else dy
+    dldj = np.zeros(len(x), x.dtype) if dldj is None else dldj
+    y, ldj, cache = layer.forward(ops, p, x)
+    grads = {k: np.full_like(v, np.nan) for k, v in p.items()}
+    dx = layer.backward(ops, p, cache, dy, dldj, grads)
+    return {"y": y, "ldj": ldj, "dx": dx, **grads, "inverse": layer.inverse(ops, p, y)}
+
+
+# ---------------------------------------------------------------- a slow version
+
+
+def slow_spline(x, widths, heights, slopes, bound, eps):
+    """One value through one spline, written from Durkan et al. 2019, section 3.1, Eq. 4.
+
+    Real or complex x: y(x + ih) then has the derivative in its imaginary part.
+    """
+    if not -bound < x.real < bound:
+        return x
+    bins = len(widths)
+
+    def sizes(raw):
+        e = [math.exp(v) for v in raw]
+        return [2 * bound * (eps + (1 - eps * bins) * v / sum(e)) for v in e]
+
+    w, h = sizes(widths), sizes(heights)
+    unit = math.log(math.exp(1 - eps) - 1)
+    d = [1.0, *(eps + math.log(1 + math.exp(v + unit)) for v in slopes), 1.0]
+    k, x_k, y_k = 0, -bound, -bound
+    while k < bins - 1 and x.real >= x_k + w[k]:
+        x_k, y_k, k = x_k + w[k], y_k + h[k], k + 1
+    s, xi = h[k] / w[k], (x - x_k) / w[k]
+    above = h[k] * (s * xi**2 + d[k] * xi * (1 - xi))
+    return y_k + above / (s + (d[k + 1] + d[k] - 2 * s) * xi * (1 - xi))
+
+
+@pytest.mark.parametrize(
+    "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
+)
+def test_against_one_value_at_a_time(ops, layer):
+    rng = np.random.default_rng(1)
+    p = parameters(1.0, layer=layer)
+    x = rng.uniform(-1.2 * layer.bound, 1.2 * layer.bound, (6, *SHAPE))
+    found = everything(ops, p, x, layer=layer)
+    y, slope = np.empty_like(x), np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        raw = [p[name][index[1:]] for name in PARAMETERS]
+        step = slow_spline(complex(x[index], 1e-30), *raw, layer.bound, layer.eps)
+        y[index], slope[index] = step.real, step.imag / 1e-30
+    # x - X_k is exact to a few eps B; slopes are below 100, and their logarithms change by less
+    # than 500 per unit of x
+    tolerance = 1e4 * np.finfo(float).eps * layer.bound
+    np.testing.assert_allclose(found["y"], y, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found["dx"], slope, rtol=tolerance)
+    expected = np.log(slope).reshape(len(x), -1).sum(axis=1)
+    np.testing.assert_allclose(found["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def off_the_knots(p, layer=LAYER, samples=3, seed=2):
+    """Points in the middle half of random bins, and some in the tails."""
+    rng = np.random.default_rng(seed)
+    edges = knots_of(get_ops("numpy"), p, layer)[0]
+    ends = np.full_like(edges[:1], 1.5 * layer.bound)
+    edges = np.concatenate([-ends, edges, ends])
+    shape = (samples, *edges.shape[1:])
+    k = rng.integers(0, len(edges) - 1, shape)
+    left, right = (np.take_along_axis(edges, i, axis=0) for i in (k, k + 1))
+    return left + (right - left) * rng.uniform(0.25, 0.75, shape)
+
+
+@pytest.mark.parametrize(
+    "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
+)
+def test_contract_with_uneven_bins_and_more_than_one_block(ops, layer):
+    p = parameters(0.7, layer=layer)
+    report = check_layer(layer, SHAPE, ops=ops, x=off_the_knots(p, layer), params=p)
+    assert set(report.errors) == {"inverse(forward(x))", "log-determinant", "x", *PARAMETERS}
+    assert max(report.errors.values()) <= 1e-8
+
+
+@pytest.mark.parametrize("name", ["x", *PARAMETERS])
+def test_error_falls_with_the_square_of_h(ops, name):
+    p, rng = parameters(0.7), np.random.default_rng(3)
+    x = off_the_knots(p)
+    c, a = rng.standard_normal(x.shape), rng.standard_normal(len(x))
+    found = everything(ops, p, x, c, a)
+    point, gradient = (x, found["dx"]) if name == "x" else (p[name], found[name])
+
+    def objective(value):
+        x_, p_ = (value, p) if name == "x" else (x, {**p, name: value})
+        y, ldj, _ = LAYER.forward(ops, p_, x_)
+        return float(np.sum(c * y) + a @ ldj)
+
+    directions = rng.standard_normal((5, *point.shape))
+    directions /= np.sqrt(np.sum(directions**2, axis=tuple(range(1, directions.ndim)))).reshape(
+        -1, *[1] * point.ndim
+    )
+    ratios = [convergence(objective, point, gradient, u) for u in directions]
+    wrong = [convergence(objective, point, 1.01 * gradient, u) for u in directions]
+    assert abs(np.median(ratios) - 4) < 0.2, ratios
+    assert np.median(wrong) < 2, wrong
+
+
+# ---------------------------------------------------------------- at the knots and the bounds
+
+
+def around_the_knots(knots):
+    """Every knot, its neighbours on both sides, and points beyond the bounds, in order."""
+    beside = [np.nextafter(knots, -np.inf), knots, np.nextafter(knots, np.inf)]
+    around = np.stack(beside, axis=1).reshape(-1, *knots.shape[1:])
+    far = np.full_like(knots[:1], 3 * BOUND)
+    return np.concatenate([-far, around, far])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_value_and_slope_are_continuous_at_the_knots(ops, dtype):
+    p = parameters(1.0, dtype=dtype)
+    knots = knots_of(ops, p)
+    x = around_the_knots(knots[0])
+    found = everything(ops, p, x)
+    y, slope = found["y"], found["dx"]
+    # the same numbers from both sides, up to rounding: x - X_k is exact to a few eps B, slopes are
+    # below 100 and change by less than 1000 per unit of x
+    eps = np.finfo(dtype).eps
+    left, at, right = (y[1 + i :: 3][:6] for i in range(3))
+    np.testing.assert_array_equal(at[[0, -1]], knots[1][[0, -1]])
+    for side in (left, at, right):
+        np.testing.assert_allclose(side, knots[1], rtol=0, atol=100 * eps * BOUND)
+    for side in (slope[1 + i :: 3][:6] for i in range(3)):
+        np.testing.assert_allclose(side, knots[2], rtol=0, atol=1e4 * eps * BOUND)
+    assert np.all(np.diff(y, axis=0) >= -4 * eps * BOUND)
+    assert np.isfinite(found["ldj"]).all()
+    np.testing.assert_array_equal(y[[0, 1, -2, -1]], x[[0, 1, -2, -1]])  # the tails
+    np.testing.assert_array_equal(slope[[0, 1, -2, -1]], np.ones_like(x[:4]))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inverse_at_and_beside_the_knots(ops, dtype):
+    p = parameters(1.0, dtype=dtype)
+    knots = knots_of(ops, p)
+    y = around_the_knots(knots[1])
+    x = LAYER.inverse(ops, p, y)
+    back = LAYER.forward(ops, p, x)[0]
+    slope = everything(ops, p, x)["dx"]
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(back, y, rtol=0, atol=20 * eps * BOUND * max(1, slope.max()))
+    np.testing.assert_allclose(x[2::3][:6], knots[0], rtol=0, atol=20 * eps * BOUND / slope.min())
+    np.testing.assert_array_equal(x[[0, 1, -2, -1]], y[[0, 1, -2, -1]])
+
+
+def test_an_inverse_that_the_textbook_root_would_spoil(ops):
+    """2c/(-b - √(b² - 4ac)) cancels where a bin ends far steeper than it is on average."""
+    p = {k: np.zeros((1, n)) for k, n in zip(PARAMETERS, (5, 5, 4), strict=True)}
+    p["slopes"][0, 2] = 1e6
+    d = knots_of(ops, p)[2, :, 0]
+    assert d[3] > 9e5
+    x = np.linspace(-2.0, 2.0, 81)[1:-1, None]  # the bin before that knot
+    y = LAYER.forward(ops, p, x)[0]
+    h, r = 4.0, (y - knots_of(ops, p)[1, 2, 0]) / 4.0
+    slope = everything(ops, p, x)["dx"]
+    tolerance = 20 * np.finfo(float).eps * BOUND / slope
+    assert np.all(np.abs(LAYER.inverse(ops, p, y) - x) <= tolerance)
+    a, b, c = h * (r * (d[2] + d[3] - 2) + 1 - d[2]), h * (d[2] - r * (d[2] + d[3] - 2)), -h * r
+    textbook = -2 + 4 * 2 * c / (-b - np.sqrt(b * b - 4 * a * c))
+    assert np.any(np.abs(textbook - x) > tolerance)
+
+
+def test_equal_bins_and_unit_slopes_are_the_identity(ops):
+    p = parameters(0.0)
+    x = np.random.default_rng(0).uniform(-12, 12, (4, *SHAPE))
+    dldj = np.ones(4)
+    found = everything(ops, p, x, dldj=dldj)
+    for name, expected in (("y", x), ("inverse", x), ("ldj", np.zeros(4))):
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-13)
+    initial = LAYER.init(np.random.default_rng(0), (200,))
+    assert {k: v.shape for k, v in initial.items()} == {
+        "widths": (200, 5),
+        "heights": (200, 5),
+        "slopes": (200, 4),
+    }
+    for value in initial.values():  # the standard error of a standard deviation is σ/√(2n)
+        assert abs(value.std() - 0.01) < 5 * 0.01 / math.sqrt(2 * value.size)
+
+
+# ---------------------------------------------------------------- precision and extremes
+
+
+def test_single_precision_is_close_to_double(ops):
+    p, rng = parameters(0.5), np.random.default_rng(5)
+    x = off_the_knots(p, samples=20)  # a rounded knot may not move a point into the next bin
+    dy, dldj = rng.standard_normal(x.shape), rng.standard_normal(len(x))
+    double = everything(ops, p, x, dy, dldj)
+    single = everything(
+        ops,
+        {k: v.astype(np.float32) for k, v in p.items()},
+        *(v.astype(np.float32) for v in (x, dy, dldj)),
+    )
+    assert all(value.dtype == np.float32 for value in single.values())
+    # x and its knots are sums exact to 5 eps B each, so t is exact to 10 eps B/w. Slopes are below
+    # 12; they and their logarithms change by less than 30 per unit of x.
+    knots = knots_of(ops, p)
+    w = np.min(np.diff(knots[0], axis=0))
+    each = 30 * 10 * np.finfo(np.float32).eps * BOUND / w
+    sizes = {"y": 1, "inverse": 1, "dx": 1, "ldj": x[0].size}
+    for name, expected in double.items():
+        size = sizes.get(name, 2 * BOUND * len(x))  # a raw width is a share of 2 B
+        error = np.max(np.abs(single[name] - expected))
+        assert error <= each * size * max(1, np.abs(expected).max() / size), (name, error)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("seed", range(3))
+def test_raw_parameters_of_50_stay_finite_and_monotone(ops, dtype, seed):
+    rng = np.random.default_rng(seed)
+    p = {k: rng.choice([-50.0, 50.0], v.shape).astype(dtype) for k, v in parameters().items()}
+    knots = knots_of(ops, p)
+    assert np.isfinite(knots).all()
+    assert np.all(np.diff(knots[:2], axis=1) > 0)
+    assert np.all(knots[2] >= LAYER.eps)
+    grid = np.linspace(-11, 11, 301).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE))
+    x = np.sort(np.concatenate([grid.astype(dtype), around_the_knots(knots[0])]), axis=0)
+    found = everything(ops, p, x, dldj=np.ones(len(x), dtype))
+    for name, value in found.items():
+        assert np.isfinite(value).all(), name
+    eps = np.finfo(dtype).eps
+    assert np.all(np.diff(found["y"], axis=0) >= -4 * eps * BOUND)
+    # x is exact to a few eps B, y then to that times the largest slope, 4 max(1/ε, d)
+    back = LAYER.forward(ops, p, found["inverse"])[0]
+    np.testing.assert_allclose(back, found["y"], rtol=0, atol=20 * eps * BOUND * 4 / LAYER.eps)
+
+
+def test_steep_and_flat_slopes_do_not_leave_the_range_of_a_product(ops):
+    """Many of them share one logarithm: the flattest of 784 splines all at once."""
+    p = parameters(0.0, (784,))
+    p["widths"][:, 2], p["heights"][:, 2], p["slopes"][:, 1:3] = 50.0, -50.0, 9.9e3
+    x = np.zeros((2, 784))
+    found = everything(ops, p, x)
+    assert found["dx"].max() < 1e-9
+    np.testing.assert_allclose(found["ldj"], 784 * np.log(found["dx"][0, 0]), rtol=1e-12)
+
+
+# ---------------------------------------------------------------- NaN and infinity
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_is_never_zeroed(ops, dtype):
+    p = parameters(0.5, dtype=dtype)
+    x = np.zeros((3, *SHAPE), dtype)
+    x[1, 4, 2, 0] = np.nan
+    found = everything(ops, p, x)
+    for name in ("y", "dx", "inverse"):
+        np.testing.assert_array_equal(np.isnan(found[name]), np.isnan(x), name)
+    np.testing.assert_array_equal(np.isnan(found["ldj"]), [False, True, False])
+    for name in PARAMETERS:
+        spoilt = np.isnan(found[name]).any(axis=-1)
+        np.testing.assert_array_equal(spoilt, np.isnan(x).any(axis=0), name)
+    for value in (np.inf, -np.inf):  # the identity beyond the bounds
+        x[1, 4, 2, 0] = value
+        y, ldj, _ = LAYER.forward(ops, p, x)
+        assert y[1, 4, 2, 0] == value
+        assert np.isfinite(ldj).all()
+
+
+@pytest.mark.parametrize("place", [0.0, 30.0], ids=["inside", "in the tail"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_deltas_arrive(ops, dtype, place):
+    p = parameters(0.5, dtype=dtype)
+    x = np.full((3, *SHAPE), place, dtype)
+    dy, dldj = np.ones_like(x), np.ones(3, dtype)
+    dy[1, 4, 2, 0] = np.nan
+    assert np.isnan(everything(ops, p, x, dy, dldj)["dx"]).sum() == 1
+    dldj[2] = np.nan
+    expected = 1 if place else 1 + x[0].size  # ldj does not depend on x in the tails
+    assert np.isnan(everything(ops, p, x, dy, dldj)["dx"]).sum() == expected
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_an_overflowed_parameter_shows(ops, name, value, dtype):
+    """Even where it would give a valid spline (exp(-∞) = 0) and in the tails."""
+    p = parameters(0.5, dtype=dtype)
+    p[name][4, 2, 0, 1] = value
+    x = np.linspace(-12, 12, 9, dtype=dtype).reshape(-1, 1, 1, 1) * np.ones((1, *SHAPE), dtype)
+    spoilt = np.zeros(SHAPE, bool)
+    spoilt[4, 2, 0] = True
+    found = everything(ops, p, x)
+    for key in ("y", "dx", "inverse"):
+        np.testing.assert_array_equal(np.isnan(found[key]).all(axis=0), spoilt, key)
+        np.testing.assert_array_equal(np.isnan(found[key]).any(axis=0), spoilt, key)
+    assert np.isnan(found["ldj"]).all()
+    for key in PARAMETERS:
+        np.testing.assert_array_equal(np.isnan(found[key]).all(axis=-1), spoilt, key)
+        np.testing.assert_array_equal(np.isnan(found[key]).any(axis=-1), spoilt, key)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy reports the overflows tested here
+def test_slopes_near_the_largest_number_are_not_silent(ops):
+    p = parameters(0.0, dtype=np.float32)
+    p["slopes"][4, 2, 0, 1:3] = 3e38
+    x = np.zeros((2, *SHAPE), np.float32)
+    y, ldj, _ = LAYER.forward(ops, p, x)
+    assert not np.isfinite(ldj).any()
+
+
+# ---------------------------------------------------------------- reproducible
+
+
+def some_call(dtype, samples=20, shape=(9, 11, 2)):
+    p, rng = parameters(0.5, shape, dtype=dtype), np.random.default_rng(6)
+    x = 5 * rng.standard_normal((samples, *shape))
+    dy, dldj = rng.standard_normal(x.shape), rng.standard_normal(samples)
+    return p, *(v.astype(dtype) for v in (x, dy, dldj))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_two_runs_and_one_or_more_threads_agree_to_the_bit(dtype):
+    ops, call = get_ops("numba"), some_call(dtype)
+    threads = numba.get_num_threads()
+    first = everything(ops, *call)
+    try:
+        for count in {threads, 1}:
+            numba.set_num_threads(count)
+            for name, value in everything(ops, *call).items():
+                np.testing.assert_array_equal(value, first[name], name)
+    finally:
+        numba.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_pixel_does_not_depend_on_its_neighbours(dtype):
+    """Which block and which register lane it falls in changes no bit."""
+    ops, (p, x, dy, dldj) = get_ops("numba"), some_call(dtype, shape=(67,))
+    whole = everything(ops, p, x, dy, dldj)
+    for first, last in ((0, 1), (31, 34), (40, 67)):
+        cut = slice(first, last)
+        part = everything(
+            ops,
+            {k: np.ascontiguousarray(v[cut]) for k, v in p.items()},
+            *(np.ascontiguousarray(v[:, cut]) for v in (x, dy)),
+            dldj,
+        )
+        for name in ("y", "dx", "inverse"):
+            np.testing.assert_array_equal(part[name], whole[name][:, cut], name)
+        for name in PARAMETERS:
+            np.testing.assert_array_equal(part[name], whole[name][cut], name)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"bins": 1}, "1 bins: it needs at least 2"),
+        ({"bound": 0.0}, "bound of a spline is 0.0: it must be positive"),
+        ({"bound": math.nan}, "bound of a spline is nan"),
+        ({"bound": math.inf}, "bound of a spline is inf"),
+        ({"eps": 0.0}, r"eps of a spline is 0.0: it must be in \(0, 1/bins\)"),
+        ({"eps": 0.2}, r"it must be in \(0, 1/bins\) = \(0, 0.2\)"),
+    ],
+)
+def test_settings_that_make_no_spline_are_usage_errors(options, message):
+    with pytest.raises(UsageError, match=message):
+        RationalQuadraticSpline(**options)
+
+
+# ---------------------------------------------------------------- squeeze
+
+
+def test_squeeze_is_space_to_depth_in_the_documented_order(ops):
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3))
+    z, ldj, _ = Squeeze().forward(ops, {}, x)
+    assert z.shape == (2, *Squeeze().output_shape((4, 6, 3))) == (2, 2, 3, 12)
+    assert z.flags.c_contiguous
+    assert ldj == 0
+    for c, dy, dx in np.ndindex(3, 2, 2):
+        np.testing.assert_array_equal(z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_squeeze_inverts_and_transposes_exactly(ops, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 4, 6, 3)).astype(dtype)
+    z, _, cache = Squeeze().forward(ops, {}, x)
+    back = Squeeze().inverse(ops, {}, z)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, x)
+    dz = rng.integers(-9, 9, z.shape).astype(dtype)
+    dx = Squeeze().backward(ops, {}, cache, dz, np.ones(2, dtype), {})
+    whole = rng.integers(-9, 9, x.shape).astype(dtype)  # whole numbers: the sums are exact
+    assert np.sum(Squeeze().forward(ops, {}, whole)[0] * dz) == np.sum(whole * dx)
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 16), (4, 5, 1), (3, 2, 1)])
+def test_squeeze_refuses_images_of_odd_size(ops, shape):
+    message = f"images of {shape[0]} × {shape[1]} pixels do not survive .* even height and width"
+    with pytest.raises(UsageError, match=message):
+        Squeeze().output_shape(shape)
+    with pytest.raises(UsageError, match=message):
+        Squeeze().forward(ops, {}, np.zeros((1, *shape)))
