@@ -1,0 +1,336 @@
+"""Exact likelihood: against brute force, as a ledger, immutable; and samples."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from fullmnist import find_full_mnist
+from scipy.integrate import quad
+from scipy.special import logit
+from scipy.stats import norm
+
+from snfnp.data.idx import read_idx
+from snfnp.data.mnist import TEST_STEM, TRAIN_STEM, find_images
+from snfnp.errors import DivergedError, SingularMatrixError, UsageError
+from snfnp.flow import Flow
+from snfnp.gradcheck import central_difference
+from snfnp.layers import Linear, Preprocess, SmoothLeakyReLU
+from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
+from snfnp.maps import Dense
+from snfnp.ops import NumpyOps, RandomKey, get_ops
+from snfnp.parameters import Layout
+from snfnp.rules import Exact, SelfNormalizing
+
+D, N = 7, 5
+KEY = RandomKey(3, EVALUATION_NOISE)
+FULL_MNIST = find_full_mnist()
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """A layer whose log-determinant is 0 for every x, and that has no `log_det`: a permutation."""
+
+    def init(self, rng, shape):
+        return {}
+
+    def output_shape(self, shape):
+        return shape
+
+    def forward(self, ops, p, x):
+        return ops.xp.ascontiguousarray(x[:, ::-1]), 0, {}
+
+    def inverse(self, ops, p, z):
+        return z[:, ::-1]
+
+
+def small_flow(rule=None, dimension=D):
+    rule = rule or SelfNormalizing()
+    return Flow(
+        shape=(dimension,),
+        layers=(
+            ("dense1", Linear(Dense(dimension), rule)),
+            ("activation1", SmoothLeakyReLU(0.3)),
+            ("reverse", Reverse()),
+            ("dense2", Linear(Dense(dimension), rule)),
+        ),
+        preprocess=Preprocess(alpha=0.01),
+    )
+
+
+def random_parameters(flow, seed=0, exact_inverse=False):
+    """(layout, flat buffer): the initial parameters, moved by noise."""
+    rng = np.random.default_rng(seed)
+    params = {
+        layer: {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in named.items()}
+        for layer, named in flow.init(seed).items()
+    }
+    if exact_inverse:
+        for name in ("dense1", "dense2"):
+            params[name]["R"] = np.linalg.inv(params[name]["W"])
+    layout = Layout.of(params)
+    return layout, layout.pack(params, np.float64)
+
+
+@pytest.fixture
+def images():
+    found = np.random.default_rng(9).integers(0, 256, (N, D)).astype(np.uint8)
+    found.flat[0], found.flat[1] = 0, 255
+    return found
+
+
+def test_log_prob_matches_brute_force(ops, images):
+    """log N(z) + slogdet of the whole Jacobian by differences + the preprocessing's own."""
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    found = Likelihood(ops, flow, layout, flat).log_prob(images, KEY)
+
+    p = layout.views(flat)
+    u = NumpyOps().uniform(KEY, images.shape, np.float64)
+    s = 0.01 + 0.98 * (images + u) / 256
+    points = logit(s)
+    log_volume = np.sum(np.log(0.98 / 256) - np.log(s) - np.log1p(-s), axis=1)
+
+    def f(x):
+        a = p["dense1"]["W"] @ x + p["dense1"]["b"]
+        h = (0.3 * a + 0.7 * np.logaddexp(0, a))[::-1]
+        return p["dense2"]["W"] @ h + p["dense2"]["b"]
+
+    for n, x in enumerate(points):
+        jacobian = np.transpose([central_difference(f, x, e, 1e-2) for e in np.eye(D)])
+        z = f(x)
+        expected = norm.logpdf(z).sum() + np.linalg.slogdet(jacobian)[1] + log_volume[n]
+        np.testing.assert_allclose(found[n], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_ledger_sums_to_log_prob(ops, images, batch_size):
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    evaluation = likelihood.evaluate(images, seed=11, batch_size=batch_size)
+    assert list(evaluation.ledger) == [
+        "base density",
+        "dequantisation",
+        "scale",
+        "logit",
+        "dense1",
+        "activation1",
+        "reverse",
+        "dense2",
+    ]
+    log_prob = np.concatenate(
+        [
+            likelihood.log_prob(
+                images[start : start + batch_size], RandomKey(11, EVALUATION_NOISE, i)
+            )
+            for i, start in enumerate(range(0, N, batch_size))
+        ]
+    )
+    np.testing.assert_allclose(sum(evaluation.ledger.values()), log_prob.mean(), rtol=1e-13)
+    np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
+    assert evaluation.ledger["reverse"] == 0.0
+    assert (evaluation.dimension, evaluation.images, evaluation.dequantisation_seed) == (D, N, 11)
+
+
+def test_each_row_of_the_ledger_is_its_step(ops, images):
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    params = layout.views(flat)
+    ledger = Likelihood(ops, flow, layout, flat).evaluate(images, seed=11).ledger
+    x, ldj = flow.preprocess.forward(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
+    a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
+    z, _, _ = flow.forward(ops, params, x)
+    expected = {
+        "base density": norm.logpdf(z).sum(axis=1).mean(),
+        "dequantisation": 0.0,
+        "scale": D * math.log(0.98 / 256),
+        "logit": ldj.mean() - D * math.log(0.98 / 256),
+        "dense1": np.linalg.slogdet(params["dense1"]["W"])[1],
+        "activation1": np.log(0.3 + 0.7 / (1 + np.exp(-a))).sum(axis=1).mean(),
+        "reverse": 0.0,
+        "dense2": np.linalg.slogdet(params["dense2"]["W"])[1],
+    }
+    np.testing.assert_allclose(list(ledger.values()), list(expected.values()), rtol=1e-12)
+    assert list(ledger) == list(expected)
+
+
+def test_bits_per_dimension():
+    evaluation = Evaluation(
+        {"a": -1000.0, "b": 400.0}, dimension=784, images=1, dequantisation_seed=0
+    )
+    assert evaluation.nll == 600.0
+    np.testing.assert_allclose(evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15)
+
+
+def test_a_uniform_density_takes_eight_bits(ops):
+    """256 levels, each as likely as the other: if x were uniform before the logit, 8 bits."""
+    images = np.arange(256, dtype=np.uint8)[:, None]
+    preprocess = Preprocess(alpha=1e-9)
+    x, ldj = preprocess.forward(ops, images, KEY, np.float64)
+    log_logistic = -np.abs(x[:, 0]) - 2 * np.log1p(np.exp(-np.abs(x[:, 0])))  # σ'(x)
+    evaluation = Evaluation({"p": float(np.mean(log_logistic + ldj))}, 1, 256, 0)
+    np.testing.assert_allclose(evaluation.bits_per_dimension, 8, rtol=1e-8)
+
+
+def test_a_likelihood_never_changes(ops, images):
+    """It keeps a copy: no determinant can go stale when training goes on in the buffer."""
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    likelihood = Likelihood(ops, flow, layout, flat)
+    before = likelihood.log_prob(images, KEY), likelihood.log_dets, likelihood.sample(4, seed=0)
+    log_dets = likelihood.log_dets
+    log_dets["dense1"] = 1e9
+    flat *= 1.5
+    after = likelihood.log_prob(images, KEY), likelihood.log_dets, likelihood.sample(4, seed=0)
+    np.testing.assert_array_equal(before[0], after[0])
+    assert before[1] == after[1]
+    np.testing.assert_array_equal(before[2], after[2])
+    trained = Likelihood(ops, flow, layout, flat)
+    assert np.all(trained.log_prob(images, KEY) != before[0])
+    expected = before[1]["dense1"] + D * math.log(1.5)
+    np.testing.assert_allclose(trained.log_dets["dense1"], expected, rtol=1e-12)
+
+
+def test_evaluation_is_in_double_precision(ops, images):
+    """A float32 buffer is a rounding of the parameters, not of the likelihood."""
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    rounded = flat.astype(np.float32)
+    single = Likelihood(ops, flow, layout, rounded).log_prob(images, KEY)
+    double = Likelihood(ops, flow, layout, rounded.astype(np.float64)).log_prob(images, KEY)
+    assert single.dtype == np.float64
+    np.testing.assert_array_equal(single, double)
+
+
+def test_images_of_any_shape_are_the_same_images(ops, images):
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    as_pictures = likelihood.log_prob(images.reshape(N, D, 1, 1), KEY)
+    np.testing.assert_array_equal(as_pictures, likelihood.log_prob(images, KEY))
+
+
+def test_a_singular_flow_has_no_likelihood(ops):
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    layout.views(flat)["dense2"]["W"][...] = 0
+    with pytest.raises(SingularMatrixError, match="^layer dense2: "):
+        Likelihood(ops, flow, layout, flat)
+
+
+def test_nan_parameters_have_no_finite_likelihood(ops, images):
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    layout.views(flat)["dense1"]["b"][0] = np.nan
+    assert np.isnan(Likelihood(ops, flow, layout, flat).log_prob(images, KEY)).all()
+
+
+# ---------------------------------------------------------------- samples
+
+
+def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow, exact_inverse=True))
+    learned, exact = (likelihood.sample(50, seed=4, exact=exact) for exact in (False, True))
+    assert learned.shape == (50, D)
+    assert learned.dtype == np.uint8
+    assert len(np.unique(learned)) > 20
+    np.testing.assert_array_equal(learned, exact)
+    approximate = Likelihood(ops, flow, *random_parameters(flow))
+    assert np.any(approximate.sample(50, seed=4) != approximate.sample(50, seed=4, exact=True))
+
+
+def test_samples_are_the_inverse_of_latents(ops):
+    """sample() and log_prob() use one map: a sample's x goes forward to temperature · z."""
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    params = layout.views(flat)
+    found = Likelihood(ops, flow, layout, flat).sample(20, seed=4, temperature=0.5, exact=True)
+    key = RandomKey(4, 2)  # SAMPLE_LATENTS
+    z = 0.5 * NumpyOps().normal(key, (20, D), np.float64)
+    h = np.linalg.solve(params["dense2"]["W"], (z - params["dense2"]["b"]).T).T[:, ::-1]
+    a = ops.smooth_leaky_relu_inverse(np.ascontiguousarray(h), 0.3)
+    x = np.linalg.solve(params["dense1"]["W"], (a - params["dense1"]["b"]).T).T
+    s = 1 / (1 + np.exp(-x))
+    pixels = np.clip(np.floor(256 * (s - 0.01) / 0.98), 0, 255)
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_temperature_zero_gives_identical_images(ops):
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    cold = likelihood.sample(6, seed=1, temperature=0.0)
+    np.testing.assert_array_equal(cold, np.repeat(cold[:1], 6, axis=0))
+    warm = likelihood.sample(6, seed=1)
+    assert np.any(warm[0] != warm[1])
+
+
+def test_samples_are_reproducible_by_seed(ops):
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    first, again, other = (likelihood.sample(8, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_sampling_an_exact_flow_by_a_learned_inverse_is_a_usage_error(ops):
+    flow = small_flow(Exact())
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    with pytest.raises(UsageError, match="learned no inverse"):
+        likelihood.sample(2, seed=0)
+    assert likelihood.sample(2, seed=0, exact=True).shape == (2, D)
+
+
+# ---------------------------------------------------------------- the full MNIST
+
+
+def mean_and_variance_of_log_jacobian(alpha=1e-6):
+    """Of one pixel of each level 0 … 255, over the noise, by quadrature: two arrays (256,)."""
+
+    def log_jacobian(noisy):
+        s = alpha + (1 - 2 * alpha) * noisy / 256
+        one_minus_s = alpha + (1 - 2 * alpha) * (256 - noisy) / 256
+        return math.log((1 - 2 * alpha) / 256) - math.log(s) - math.log(one_minus_s)
+
+    def moment(power):
+        return np.array([quad(lambda v: log_jacobian(v) ** power, k, k + 1)[0] for k in range(256)])
+
+    mean = moment(1)
+    return mean, moment(2) - mean**2
+
+
+@pytest.mark.skipif(FULL_MNIST is None, reason="the full MNIST files were not found")
+def test_preprocessing_log_jacobians_on_mnist():
+    """They add 272.7 ± 0.3 nats to log p(x), which is what the paper measures (A.3).
+
+    The sign is +: most pixels are near 0, where the logit stretches more than the division by 256
+    shrinks. Each split's mean is first compared with its expectation over the noise, which is
+    272.5 for the test images, 272.7 for the validation images and 272.1 for the training images;
+    one draw of noise moves the mean of 10,000 images by 0.25 (one standard deviation).
+    """
+    files = find_images(FULL_MNIST)
+    train, test = (read_idx(files[stem]) for stem in (TRAIN_STEM, TEST_STEM))
+    mean, variance = mean_and_variance_of_log_jacobian()
+    expected = {}
+    for split, images in (("train", train[:50_000]), ("val", train[50_000:]), ("test", test)):
+        levels = np.bincount(images.ravel(), minlength=256) / len(images)
+        expected[split] = float(levels @ mean)
+        total = 0.0
+        for index, start in enumerate(range(0, len(images), 5000)):
+            batch, key = images[start : start + 5000], RandomKey(0, EVALUATION_NOISE, index)
+            _, ldj = Preprocess().forward(get_ops(), batch, key, np.float64)
+            total += float(ldj.sum())
+        deviation = math.sqrt(levels @ variance / len(images))
+        assert abs(total / len(images) - expected[split]) < 4 * deviation
+    # the splits that the paper's likelihoods are of
+    assert abs(expected["val"] - 272.7) < 0.3
+    assert abs(expected["test"] - 272.7) < 0.3
+
+
+def test_samples_that_are_not_finite_are_an_error_not_pixels():
+    flow = small_flow()
+    layout, flat = random_parameters(flow)
+    layout.views(flat)["dense2"]["R"][0, 0] = np.nan
+    likelihood = Likelihood(get_ops("numpy"), flow, layout, flat)
+    with pytest.raises(DivergedError, match="samples are not finite"):
+        likelihood.sample(3, seed=0)
+    assert likelihood.sample(3, seed=0, exact=True).shape == (3, *flow.shape)

@@ -1,0 +1,139 @@
+"""Adam, warm-up and clipping."""
+
+import math
+
+import numpy as np
+import pytest
+
+from snfnp.optim import Adam, clip_scale, warmed_up
+
+
+def buffers(size, dtype=np.float64, seed=0):
+    p = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    return p, np.zeros_like(p), np.zeros_like(p)
+
+
+def test_adam_matches_reference(ops):
+    """Algorithm 1 of Kingma & Ba (2014) with the sign of ascent, one scalar at a time."""
+    size, steps, lr, beta1, beta2, eps = 37, 50, 1e-2, 0.9, 0.999, 1e-8
+    p, m, v = buffers(size)
+    gradients = np.random.default_rng(1).standard_normal((steps, size)) * np.logspace(-9, 3, size)
+    expected = []
+    for i in range(size):
+        theta, first, second = p[i], 0.0, 0.0
+        for t in range(1, steps + 1):
+            g = gradients[t - 1, i]
+            first = beta1 * first + (1 - beta1) * g
+            second = beta2 * second + (1 - beta2) * g * g
+            m_hat, v_hat = first / (1 - beta1**t), second / (1 - beta2**t)
+            theta += lr * m_hat / (math.sqrt(v_hat) + eps)
+        expected.append((theta, first, second))
+    for t, g in enumerate(gradients, start=1):
+        norm = Adam().update(ops, p, g, m, v, lr, t, clip_norm=None)
+        np.testing.assert_allclose(norm, np.linalg.norm(g), rtol=1e-13)
+    for found, reference in zip((p, m, v), np.transpose(expected), strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-11, atol=0)
+
+
+def test_adam_uses_its_settings(ops):
+    p, m, v = buffers(3)
+    start, g = p.copy(), np.array([1.0, -2.0, 0.5])
+    Adam(beta1=0.5, beta2=0.75, eps=0.1).update(ops, p, g, m, v, 0.3, 1, None)
+    np.testing.assert_allclose(m, 0.5 * g, rtol=1e-15)
+    np.testing.assert_allclose(v, 0.25 * g * g, rtol=1e-15)
+    np.testing.assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
+
+
+def test_adam_climbs_a_concave_quadratic(ops):
+    """f(p) = -½ Σ a (p - top)²: gradients are of the objective to maximise."""
+    p, m, v = buffers(20)
+    rng = np.random.default_rng(2)
+    top, a = rng.standard_normal(20), rng.uniform(0.5, 5, 20)
+
+    def height():
+        return -0.5 * float(np.sum(a * (p - top) ** 2))
+
+    heights = [height()]
+    for step in range(1, 601):
+        lr = 0.1 * 0.99**step  # falls, since Adam's steps do not shrink with the gradient
+        Adam().update(ops, p, -a * (p - top), m, v, lr, step, None)
+        heights.append(height())
+    assert heights[0] < -5
+    assert heights[10] > heights[0]
+    assert heights[-1] > -1e-6
+
+
+def test_clipping(ops):
+    """A gradient beyond the norm is scaled down to it; the returned norm is the unclipped one."""
+    g = np.random.default_rng(3).standard_normal(50)
+    norm = float(np.linalg.norm(g))
+    for clip_norm, scale in ((norm / 4, 0.25), (2 * norm, 1.0), (None, 1.0)):
+        p, m, v = buffers(50)
+        before = g.copy()
+        returned = Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm)
+        np.testing.assert_allclose(returned, norm, rtol=1e-13)
+        np.testing.assert_array_equal(g, before)
+        rtol = 2e-6 / norm  # the 1e-6 in the denominator of the scale
+        np.testing.assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
+        np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
+
+
+def test_clipping_is_of_the_whole_buffer(ops):
+    """One norm for all parameters: directions do not change."""
+    g = np.concatenate([np.full(16, 1e-3), np.full(16, 1e5)])
+    p, m, v = buffers(32)
+    Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm=1.0)
+    np.testing.assert_allclose(m[0] / m[16], 1e-8, rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(m) / 0.1, 1.0, rtol=1e-5)
+
+
+def test_clip_scale():
+    assert clip_scale(5.0, 10.0) == 1.0
+    assert clip_scale(0.0, 10.0) == 1.0
+    np.testing.assert_allclose(clip_scale(40.0, 10.0), 0.25, rtol=1e-6)
+    assert clip_scale(40.0, 10.0) * 40.0 <= 10.0
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_reaches_the_parameters_and_the_norm(ops, clip_norm, dtype):
+    p, m, v = buffers(20, dtype)
+    g = np.ones(20, dtype)
+    g[7] = np.nan
+    norm = Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm)
+    assert math.isnan(norm)
+    assert np.isnan(p[7])
+
+
+def test_single_precision_keeps_up_with_double(ops):
+    """Twenty steps: each rounds p once and the step a dozen times."""
+    rng = np.random.default_rng(4)
+    gradients = rng.standard_normal((20, 100)).astype(np.float32)
+    results = []
+    for dtype in (np.float32, np.float64):
+        p, m, v = buffers(100, np.float32)
+        p, m, v = (b.astype(dtype) for b in (p, m, v))
+        for step, g in enumerate(gradients, start=1):
+            Adam().update(ops, p, g.astype(dtype), m, v, 1e-3, step, clip_norm=5.0)
+        assert p.dtype == m.dtype == v.dtype == dtype
+        results.append(p)
+    eps = np.finfo(np.float32).eps
+    bound = 20 * eps * (np.abs(results[1]) + 12 * 1e-3 * 4)
+    assert np.all(np.abs(results[0] - results[1]) <= bound)
+
+
+def test_warm_up():
+    """lr · ((b+1) + (e-1) B) / (E B) in batch b = 0, 1, … of epoch e = 1, 2, … of E (A.3)."""
+    lr, per_epoch, epochs = 1e-4, 7, 10
+    for epoch in range(1, 13):
+        for batch in range(per_epoch):
+            step = (epoch - 1) * per_epoch + batch
+            formula = lr * ((batch + 1) + (epoch - 1) * per_epoch) / (epochs * per_epoch)
+            found = warmed_up(lr, step, per_epoch, epochs)
+            np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
+    assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
+
+
+@pytest.mark.parametrize("epochs, step, fraction", [(0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)])
+def test_warm_up_of_no_and_of_half_an_epoch(epochs, step, fraction):
+    np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
