@@ -1,0 +1,43 @@
+"""Print the likelihood ledger of a trained run: every term of Eq. 7, in nats and bits/dim."""
+
+import argparse
+import math
+from pathlib import Path
+
+from snfnp.cli import load_likelihood, open_run, run_script
+from snfnp.data import load_dataset
+from snfnp.ops import BACKENDS
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder of train_mnist.py")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder with the IDX files")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
+    args = parser.parse_args(argv)
+
+    run, config, _, ops = open_run(args)
+    dataset = load_dataset(config.data, args.data_dir or config.data_dir)
+    images = getattr(dataset, args.split)
+    likelihood, _ = load_likelihood(getattr(run, args.checkpoint), config, ops, images.shape[1:])
+    result = likelihood.evaluate(images, args.seed)
+
+    bits = 1 / (result.dimension * math.log(2))
+    print(
+        f"{result.images:,} {args.split} images from {dataset.source}, "
+        f"dequantisation seed {result.dequantisation_seed}"
+    )
+    print(f"{'mean log-likelihood':<24}{'nats':>14}{'bits/dim':>12}")
+    for term, nats in result.ledger.items():
+        print(f"{term:<24}{nats:>14.3f}{nats * bits:>12.4f}")
+    print(f"{'log p(x)':<24}{-result.nll:>14.3f}{-result.bits_per_dimension:>12.4f}")
+    print(f"NLL {result.nll:.3f} nats = {result.bits_per_dimension:.4f} bits/dim")
+
+
+if __name__ == "__main__":
+    run_script(main)

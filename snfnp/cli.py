@@ -1,0 +1,157 @@
+"""What the scripts share: options from the configuration, errors as one line, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from snfnp.config import PRESET_SETTINGS, TrainConfig
+from snfnp.data import load_dataset
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.likelihood import Likelihood
+from snfnp.models import PRESETS
+from snfnp.ops import get_ops
+from snfnp.parameters import Layout
+from snfnp.runs import RunFolder
+
+# What may differ when a run is resumed; everything else must be as it was.
+_CHANGEABLE = {"epochs", "eval_every", "data_dir", "backend", "out"}
+_SAMPLES = 64
+
+
+def run_script(main) -> None:
+    """Run a script's main(argv) -> None; a failure is one line on stderr and an exit status.
+
+    2 for usage, 1 for any other failure, 130 after Ctrl-C.
+    """
+    try:
+        main(sys.argv[1:])
+    except SnfnpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except MemoryError as error:
+        print(f"error: out of memory ({error}): choose a smaller --batch-size", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def train_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with one option per field of TrainConfig, and --resume. Options that are not given
+    are absent from the result, so that defaults live in TrainConfig alone."""
+    parser = argparse.ArgumentParser(
+        description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    for entry in fields(TrainConfig):
+        settings = dict(entry.metadata)
+        flag = settings.pop("flag", "--" + entry.name.replace("_", "-"))
+        help_text = settings.pop("help")
+        if entry.name in PRESET_SETTINGS:
+            values = (f"{name} {getattr(preset, entry.name)}" for name, preset in PRESETS.items())
+            help_text += f" (default: the model's, {', '.join(values)})"
+        elif entry.default is not None and entry.default is not True:
+            help_text += f" (default: {entry.default})"
+        kind = entry.type.removesuffix(" | None")
+        if kind == "bool":
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = {"int": int, "float": float, "str": str, "Path": Path}[kind]
+            settings.setdefault("metavar", None if "choices" in settings else kind.upper())
+        parser.add_argument(flag, dest=entry.name, help=help_text.replace("%", "%%"), **settings)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out from its last checkpoint (with --epochs to train longer)",
+    )
+    return parser
+
+
+def train_command(argv: list[str], description: str) -> None:
+    """Parse, check, train, draw: the whole of a training script."""
+    from snfnp.train import train
+
+    given = vars(train_parser(description).parse_args(argv))
+    resume = given.pop("resume", False)
+    if resume:
+        run, config, record = _resumed(given)
+    else:
+        config, record = TrainConfig(**given), None
+    ops = get_ops(config.backend)
+    dataset = load_dataset(config.data, config.data_dir)
+    config.resolve(len(dataset.train))
+    if record is not None:
+        found, expected = [len(s) for s in _splits(dataset)], record["data"]["images"]
+        if found != expected:
+            raise UsageError(
+                f"{run.path} was trained on {expected} images (train, validation, test), found "
+                f"{found}: give the same data with --data-dir"
+            )
+    else:
+        if config.out is None:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            config.out = Path("runs") / f"{config.data}-{config.model}-{config.gradient}-{stamp}"
+        run = RunFolder.create(config.out)
+    train(config, dataset, ops, run, resume)
+    draw(run, config, ops, dataset)
+
+
+def draw(run: RunFolder, config: TrainConfig, ops, dataset) -> None:
+    """samples.png at the best epoch and curves.png."""
+    from snfnp import plots
+
+    likelihood, flow = load_likelihood(run.best, config, ops, dataset.train.shape[1:])
+    shape = (-1, *dataset.train.shape[1:])
+    panels = {}
+    if flow.has_learned_inverse:
+        panels["learned inverse (one pass)"] = likelihood.sample(_SAMPLES, config.seed).reshape(
+            shape
+        )
+    exact = likelihood.sample(_SAMPLES, config.seed, exact=True)
+    panels["exact inverse"] = exact.reshape(shape)
+    records = run.read_metrics()
+    title = (
+        f"{config.data}, {config.model}, {config.gradient} gradient, {records[-1]['epoch']} epochs"
+    )
+    plots.save_samples(run.samples, panels, f"Samples, the same latents: {title}")
+    plots.save_curves(run.curves, records, title)
+    print(f"pictures: {run.samples}, {run.curves}")
+
+
+def load_likelihood(checkpoint: Path, config: TrainConfig, ops, image_shape):
+    """The exact likelihood at a checkpoint, and its flow."""
+    from snfnp.checkpoint import load_checkpoint
+
+    flow = config.build_flow(image_shape)
+    layout = Layout.of(flow.init(config.seed))
+    flat = ops.asarray(load_checkpoint(checkpoint, layout).p)
+    return Likelihood(ops, flow, layout, flat), flow
+
+
+def open_run(args) -> tuple:
+    """(run, config, ops) for scripts that read a finished run: args.run, args.backend."""
+    run, record = RunFolder.open(args.run)
+    config = TrainConfig.from_dict(record["config"])
+    return run, config, record, get_ops(args.backend or config.backend)
+
+
+def _resumed(given: dict):
+    if "out" not in given:
+        raise UsageError("--resume needs --out: name the run's folder")
+    run, record = RunFolder.open(given["out"])
+    config = TrainConfig.from_dict(record["config"])
+    for name, value in given.items():
+        before = getattr(config, name)
+        if name not in _CHANGEABLE and value != before:
+            raise UsageError(
+                f"{run.path} was started with {name} = {before}: it cannot go on with {value}; "
+                "leave that option out, or start a new run"
+            )
+        setattr(config, name, value)
+    return run, config, record
+
+
+def _splits(dataset):
+    return dataset.train, dataset.validation, dataset.test

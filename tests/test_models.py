@@ -1,0 +1,215 @@
+"""The presets of the tables: structure, one training step, whole-model gradients, memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from snfnp.config import TrainConfig
+from snfnp.errors import DivergedError, SingularMatrixError, UsageError
+from snfnp.gradcheck import check_gradient
+from snfnp.layers import Linear, RationalQuadraticSpline, Squeeze
+from snfnp.models import PRESETS, Choices
+from snfnp.ops import RandomKey, get_ops
+from snfnp.parameters import Layout
+from snfnp.rules import Exact, Reconstruction
+from snfnp.train import Trainer
+
+CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
+SIDE, BATCH = 8, 10
+
+
+def make_trainer(model, gradient, backend="numba", **changes):
+    config = TrainConfig(model=model, gradient=gradient, backend=backend, **changes)
+    config.resolve(1000)
+    return Trainer(get_ops(backend), config.build_flow((SIDE, SIDE, 1)), config, 100)
+
+
+def random_images(trainer):
+    rng = np.random.default_rng(2)
+    return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_every_preset_trains_one_step(model, gradient):
+    trainer = make_trainer(model, gradient)
+    for named in trainer.grads.values():
+        for gradient_view in named.values():
+            gradient_view[...] = np.nan  # whatever is left unwritten shows
+    before = trainer.p.copy()
+    metrics = trainer.training_step(random_images(trainer))
+    assert np.isfinite([metrics.surrogate, metrics.reconstruction, metrics.gradient_norm]).all()
+    views, moved = trainer.layout.views(before), trainer.params
+    for entry in trainer.layout.entries:
+        old, new = views[entry.layer][entry.name], moved[entry.layer][entry.name]
+        assert np.isfinite(new).all() and not np.array_equal(old, new), entry.key
+
+
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_backends_take_the_same_step(model, gradient):
+    gradients = []
+    for backend in ("numpy", "numba"):
+        trainer = make_trainer(model, gradient, backend, dtype="float64")
+        trainer.training_step(random_images(trainer))
+        gradients.append(trainer.g)
+    scale = np.abs(gradients[0]).max()
+    # float64 sums of at most a few thousand terms, through at most 19 layers
+    assert np.abs(gradients[0] - gradients[1]).max() < 1e-10 * scale
+
+
+@pytest.mark.parametrize("init", ["paper", "identity"])
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_a_new_model_is_near_the_identity(model, gradient, init):
+    """At the initialisation of A.3 a step's samples are the latents, up to noise and squeezes."""
+    trainer = make_trainer(model, gradient, init=init, dtype="float64")
+    flow, ops = trainer.flow, trainer.ops
+    z = ops.normal(RandomKey(5, 0), (3, *flow.shape), np.float64)
+    shapes = flow.forward(ops, trainer.params, z)[0].shape
+    x = flow.inverse(ops, trainer.params, z.reshape(shapes), exact=True)
+    back = flow.forward(ops, trainer.params, x)[0]
+    assert np.abs(back - z.reshape(shapes)).max() < 1e-9
+
+
+def test_the_convolutional_flow_is_the_papers():
+    flow = PRESETS["conv"].build(Choices(), (28, 28, 1))
+    kinds = [type(layer) for _, layer in flow.layers]
+    assert (kinds.count(Linear), kinds.count(RationalQuadraticSpline), kinds.count(Squeeze)) == (
+        9,
+        8,
+        2,
+    )
+    shape, seen = flow.shape, []
+    for _, layer in flow.layers:
+        if isinstance(layer, Linear):
+            assert layer.bias and layer.map.kernel == (3, 3)
+            seen.append(shape)
+        shape = layer.output_shape(shape)
+    assert seen == [(28, 28, 1)] * 3 + [(14, 14, 4)] * 3 + [(7, 7, 16)] * 3
+    # three kernels of 9 C² and three biases per block, twice the kernels for R; 14 per spline pixel
+    kernels = sum(3 * 2 * 9 * c * c + 3 * c for c in (1, 4, 16))
+    assert Layout.of(flow.init(0)).count == kernels + 8 * 784 * 14
+
+
+def test_samples_come_from_latents_of_the_latents_shape():
+    trainer = make_trainer("conv", "self-normalizing")
+    assert trainer.flow.shape == (SIDE, SIDE, 1) and trainer.flow.latent_shape == (2, 2, 16)
+    assert trainer.likelihood().sample(3, seed=0).shape == (3, SIDE, SIDE, 1)
+    latents = np.zeros((3, SIDE, SIDE, 1))
+    with pytest.raises(ValueError, match=r"expected \(N, 2, 2, 16\), found \(3, 8, 8, 1\)"):
+        trainer.flow.inverse(trainer.ops, trainer.params, latents)
+    with pytest.raises(ValueError, match=r"expected \(N, 8, 8, 1\), found \(3, 4, 4, 4\)"):
+        trainer.flow.forward(trainer.ops, trainer.params, latents.reshape(3, 4, 4, 4))
+
+
+def test_a_larger_learned_inverse():
+    trainer = make_trainer("conv", "self-normalizing", inverse_kernel=7)
+    assert trainer.params["conv1.1"]["R"].shape == (7, 7, 1, 1)
+    assert trainer.params["conv1.1"]["W"].shape == (3, 3, 1, 1)
+    trainer.training_step(random_images(trainer))
+
+
+@pytest.mark.parametrize("model", ["conv", "emerging", "conv-exponential"])
+def test_whole_convolutional_models_in_exact_mode(model, monkeypatch):
+    """Every parameter's gradient of the mean exact log-likelihood, against central differences."""
+    ops = get_ops("numpy")
+    flow = PRESETS[model].build(Choices(rule=Exact()), (4, 4, 1))
+    initial = flow.init(0)
+    rng = np.random.default_rng(0)
+    layout = Layout.of(initial)
+    flat = layout.pack(initial, np.float64)
+    flat += 0.05 * rng.standard_normal(flat.size)
+    images = rng.integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
+    x, _ = flow.preprocess.forward(ops, images, RandomKey(0, 0), np.float64)
+    x /= 3  # into the splines' square
+
+    def objective(flat):
+        params = layout.views(flat)
+        z, ldj, _ = flow.forward(ops, params, x)
+        constant = sum(flow.log_dets(ops, params).values())
+        return float((ops.gaussian_log_density(z) + ldj).mean() + constant)
+
+    z, _, caches = flow.forward(ops, layout.views(flat), x)
+    g = np.zeros_like(flat)
+    weights = np.full(3, 1 / 3)
+    flow.backward(
+        ops, layout.views(flat), caches, -z / 3, weights, layout.views(g), Reconstruction(0.0)
+    )
+    for entry in layout.entries:
+
+        def along(part, entry=entry):
+            moved = flat.copy()
+            moved[entry.start : entry.stop] = part
+            return objective(moved)
+
+        part, gradient = flat[entry.start : entry.stop], g[entry.start : entry.stop]
+        # small steps keep every value inside its spline's bin
+        check_gradient(along, part, gradient, rng=rng, directions=2, h=1e-4, name=entry.key)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("side", [6, 9, 30])
+def test_image_sizes_that_do_not_survive_two_squeezes(side):
+    with pytest.raises(UsageError) as caught:
+        PRESETS["conv"].build(Choices(), (side, side, 1)).init(0)
+    assert "\n" not in str(caught.value) and "even" in str(caught.value)
+
+
+def test_a_singular_convolution_names_its_layer():
+    trainer = make_trainer("conv", "exact")
+    trainer.params["conv2.3"]["W"][...] = 0
+    with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
+        trainer.training_step(random_images(trainer))
+    with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
+        trainer.likelihood()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("parameter", ["widths", "heights", "slopes"])
+def test_a_spline_parameter_that_overflowed_names_its_layer(parameter, value):
+    trainer = make_trainer("conv", "self-normalizing")
+    trainer.params["spline2.1"][parameter].flat[7] = value
+    with pytest.raises(DivergedError, match=r"layer spline2\.1 is not finite"):
+        trainer.training_step(random_images(trainer))
+
+
+# ---------------------------------------------------------------- memory
+
+_PEAK = """
+import numpy as np
+import snfnp
+from snfnp.config import TrainConfig
+from snfnp.ops import get_ops
+from snfnp.train import Trainer
+
+def memory(entry):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(entry))
+
+def step(side, batch):
+    config = TrainConfig(model="conv", batch_size=batch)
+    config.resolve(50_000)
+    trainer = Trainer(get_ops(), config.build_flow((side, side, 1)), config, 500)
+    images = np.zeros((batch, side, side, 1), np.uint8)
+    for _ in range(2):
+        trainer.training_step(images)
+
+step(8, 2)  # compiles or loads every kernel: that is the interpreter's part
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew from what is there
+before = memory("VmRSS")
+step(28, 100)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_a_convolutional_step_stays_under_300_megabytes():
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True, timeout=300
+    )
+    # a dense T(w) of 784 × 784 alone would be 2.5 MB for each of 18 kernels: far from the bound,
+    # so the lower one holds the patches of a batch, which are larger
+    assert 5 < float(done.stdout) < 300

@@ -1,0 +1,237 @@
+"""The scripts as a user runs them: in a process of their own, on the sample that ships."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """No network, no user's cache: the sample is what is left."""
+    empty = tmp_path_factory.mktemp("cache")
+    kept = {k: v for k, v in os.environ.items() if k != "SNFNP_DATA_DIR"}
+    return {**kept, "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": str(empty)}
+
+
+def start(environment, name, *arguments, **settings):
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        **settings,
+    )
+
+
+def run(environment, name, *arguments, status=0):
+    process = start(environment, name, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture(scope="session")
+def finished(environment, tmp_path_factory):
+    """A finished run of two epochs, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    out, err = run(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    return folder, out, err
+
+
+def test_training_tells_what_it_does(finished):
+    folder, out, err = finished
+    assert err.count("sample") >= 1 and "--data-dir" in err  # the loud line
+    for epoch in (1, 2):
+        assert re.search(
+            rf"epoch +{epoch}/2  exact validation NLL +[\d.]+ nats = [\d.]+ bits/dim", out
+        )
+    assert re.search(r"best epoch 2: .* exact test NLL [\d.]+ nats = [\d.]+ bits/dim", out)
+    assert "surrogate" in out and str(folder) in out
+
+
+def test_the_run_folder_is_complete(finished):
+    folder, _, _ = finished
+    names = {file.name for file in folder.iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "samples.png",
+        "curves.png",
+    }
+    record = json.loads((folder / "config.json").read_text())
+    assert record["data"]["is_sample"] is True
+    assert record["data"]["images"] == [5000, 1000, 1000]
+    for picture in ("samples.png", "curves.png"):
+        content = (folder / picture).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", content[16:24])
+        assert width > 400 and height > 300
+
+
+def test_evaluate_prints_a_ledger_that_adds_up(environment, finished):
+    folder, trained, _ = finished
+    out, _ = run(environment, "evaluate.py", folder)
+    rows = dict(re.findall(r"^(\w[\w() ]*?) {2,}(-?[\d.]+) +-?[\d.]+$", out, re.M))
+    total = float(rows.pop("log p(x)"))
+    assert {"base density", "scale", "logit", "dense1", "activation1", "dense2"} <= set(rows)
+    assert abs(sum(map(float, rows.values())) - total) < 0.001 * len(rows)  # printed to 0.001
+    assert "dequantisation seed 0" in out
+    test_nll = re.search(r"exact test NLL ([\d.]+) nats", trained).group(1)
+    assert abs(-total - float(test_nll)) < 0.006
+    other, _ = run(environment, "evaluate.py", folder, "--seed", 1, "--split", "validation")
+    assert "dequantisation seed 1" in other and "1,000 validation images" in other
+
+
+def test_sample_writes_a_picture(environment, finished, tmp_path):
+    folder, _, _ = finished
+    contents = {}
+    for options in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
+        picture = tmp_path / f"{options[0]}-{options[1]}.png"
+        run(
+            environment, "sample.py", folder, "--inverse", options[0],
+            "--temperature", options[1], "--out", picture,
+        )  # fmt: skip
+        contents[options] = picture.read_bytes()
+    assert len(set(contents.values())) == 3
+    assert all(content.startswith(b"\x89PNG") for content in contents.values())
+
+
+def test_resume_goes_on(environment, tmp_path):
+    folder = tmp_path / "run"
+    run(environment, "train_mnist.py", "--epochs", 1, "--out", folder)
+    out, _ = run(environment, "train_mnist.py", "--resume", "--out", folder, "--epochs", 2)
+    assert "epoch    2/2" in out and "epoch    1/2" not in out
+    _, err = run(
+        environment, "train_mnist.py", "--resume", "--out", folder, "--lr", 0.5, status=2
+    )  # fmt: skip
+    assert "started with lr = 0.0001" in err
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def metrics_lines(folder):
+    file = folder / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def test_kill_9_loses_nothing_past_the_last_checkpoint(environment, tmp_path):
+    options = ("--epochs", 4, "--seed", 3)
+    whole = tmp_path / "whole"
+    run(environment, "train_mnist.py", *options, "--out", whole)
+    part = tmp_path / "part"
+    process = start(environment, "train_mnist.py", *options, "--out", part)
+    wait_for(lambda: metrics_lines(part) >= 2, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    run(environment, "train_mnist.py", "--resume", "--out", part)
+    assert (part / "last.safetensors").exists()
+    nlls = [
+        [json.loads(line)["validation_nll_nats"] for line in (f / "metrics.jsonl").open()]
+        for f in (whole, part)
+    ]
+    assert nlls[0] == nlls[1] and len(nlls[0]) == 4
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path):
+    folder = tmp_path / "run"
+    process = start(environment, "train_mnist.py", "--epochs", 50, "--out", folder)
+    wait_for(lambda: metrics_lines(folder) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert f"--resume --out {folder}" in out
+    assert (folder / "last.safetensors").exists()
+
+
+def usage_cases(folder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
+    (broken / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
+    train = "train_mnist.py"
+    return [
+        (train, ["--lambda", "-1"], 2, "--lambda is -1.0"),
+        (train, ["--lr", "0"], 2, "--lr is 0.0"),
+        (train, ["--batch-size", "6000"], 2, "--batch-size is 6000, but there are only 5000"),
+        (train, ["--out", str(folder)], 2, "exists"),
+        (train, ["--out", "/proc/nowhere/run"], 2, "cannot make /proc/nowhere/run"),
+        (train, ["--resume"], 2, "--resume needs --out"),
+        (train, ["--resume", "--out", str(tmp_path / "no")], 2, "is no run folder"),
+        (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
+        (train, ["--data-dir", str(broken)], 1, str(broken)),
+        (train, ["--gradient", "magic"], 2, "invalid choice: 'magic'"),
+        (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
+        ("evaluate.py", [str(tmp_path)], 2, "is no run folder"),
+        ("sample.py", [str(folder), "--temperature", "-1"], 2, "--temperature is -1.0"),
+        ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
+    ]
+
+
+def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
+    folder, _, _ = finished
+    for name, arguments, status, message in usage_cases(folder, tmp_path):
+        out, err = run(environment, name, *arguments, status=status)
+        lines = [line for line in err.splitlines() if "error: " in line]
+        assert len(lines) == 1 and message in lines[0], f"{name} {arguments}: {err}"
+
+
+def test_an_exact_run_has_no_learned_inverse(environment, tmp_path):
+    folder = tmp_path / "run"
+    run(environment, "train_mnist.py", "--epochs", 1, "--gradient", "exact", "--out", folder)
+    _, err = run(environment, "sample.py", folder, status=2)
+    assert "learned no inverse" in err and "--inverse exact" in err
+
+
+def test_a_damaged_checkpoint_is_one_line(environment, finished, tmp_path):
+    folder, _, _ = finished
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (copy / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes()[:-7])
+    _, err = run(environment, "evaluate.py", copy, status=1)
+    assert "is damaged" in err and len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", ["train_mnist.py", "evaluate.py", "sample.py", "benchmark.py"])
+def test_help_explains_every_option(environment, name):
+    out, _ = run(environment, name, "--help")
+    options = re.findall(r"^  (--[\w-]+)", out, re.M)
+    assert len(options) >= 5
+    if name == "train_mnist.py":
+        expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
+        --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every
+        --dtype --data"""
+        assert set(expected.split()) <= set(options)
+
+
+def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
+    file = tmp_path / "figures.json"
+    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--threads", "1", "--json", file)
+    results = json.loads(file.read_text())
+    steps = results["fc"]["steps"]
+    assert {row["gradient"] for row in steps} == {"self-normalizing", "exact", "relative"}
+    assert all(0 < row["min ms"] <= row["median ms"] for row in steps)
+    assert "sgemm" in out and "share" in out

@@ -1,0 +1,315 @@
+"""The training loop: resume, interruption, divergence, checkpoints, metrics."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from snfnp.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.config import TrainConfig
+from snfnp.data import Dataset
+from snfnp.errors import CheckpointError, DivergedError, UsageError
+from snfnp.ops import get_ops
+from snfnp.runs import RunFolder
+from snfnp.train import Trainer, train
+
+EPOCHS, BATCH = 3, 20
+
+
+def small_dataset(images=100, side=5):
+    rng = np.random.default_rng(1)
+    splits = [
+        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8) for count in (images, 30, 30)
+    ]
+    return Dataset("mnist", *splits, source="random images", is_sample=False)
+
+
+def config(**changes):
+    result = TrainConfig(
+        **{"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "warmup_epochs": 1, **changes}
+    )
+    result.resolve(100)
+    return result
+
+
+def run_training(path, dataset=None, resume=False, say=lambda text: None, **changes):
+    ops = get_ops(changes.get("backend", "numba"))
+    run = RunFolder(path) if resume else RunFolder.create(path)
+    summary = train(config(**changes), dataset or small_dataset(), ops, run, resume, say)
+    return run, summary
+
+
+def final_parameters(run, **changes):
+    """Everything that decides how the run would go on."""
+    trainer = Trainer(
+        get_ops("numpy"), config(**changes).build_flow((5, 5, 1)), config(**changes), 5
+    )
+    checkpoint = load_checkpoint(run.last, trainer.layout)
+    return checkpoint
+
+
+def assert_same_state(first, second):
+    for name in ("p", "m", "v"):
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+    assert (first.step, first.lam, first.seed) == (second.step, second.lam, second.seed)
+
+
+@pytest.mark.parametrize("gradient", ["self-normalizing", "exact", "relative"])
+def test_the_surrogate_and_the_likelihood_improve(tmp_path, gradient):
+    run, summary = run_training(tmp_path / "run", gradient=gradient, epochs=8)
+    records = run.read_metrics()
+    assert [record["epoch"] for record in records] == list(range(1, 9))
+    assert records[-1]["validation_nll_nats"] < records[0]["validation_nll_nats"] - 1
+    assert records[-1]["surrogate"] > records[0]["surrogate"]
+    assert summary["best_epoch"] in range(1, 9)
+    assert (records[-1]["reconstruction"] > 0) == (gradient == "self-normalizing")
+
+
+def test_same_seed_same_numbers_and_another_seed_others(tmp_path):
+    first, second, other = (
+        final_parameters(run_training(tmp_path / name, seed=seed)[0])
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert_same_state(first, second)
+    assert not np.array_equal(first.p, other.p)
+
+
+def test_backends_agree_in_double_precision(tmp_path):
+    states = [
+        final_parameters(
+            run_training(tmp_path / backend, backend=backend, dtype="float64")[0], dtype="float64"
+        )
+        for backend in ("numpy", "numba")
+    ]
+    # 15 steps; Adam divides by sqrt(v), which amplifies rounding near zero gradients
+    assert np.allclose(states[0].p, states[1].p, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 5.0])
+def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, clip_norm):
+    whole, _ = run_training(tmp_path / "whole", clip_norm=clip_norm)
+    part, _ = run_training(tmp_path / "part", clip_norm=clip_norm, epochs=1)
+    resumed, _ = run_training(tmp_path / "part", resume=True, clip_norm=clip_norm)
+    assert_same_state(final_parameters(whole), final_parameters(resumed))
+    without_time = [
+        [{k: v for k, v in record.items() if "second" not in k} for record in run.read_metrics()]
+        for run in (whole, resumed)
+    ]
+    assert without_time[0] == without_time[1]
+
+
+class StopAt:
+    """Sends this process a signal in the middle of a given step, as a terminal would."""
+
+    def __init__(self, monkeypatch, step, number=signal.SIGINT):
+        original = Trainer.training_step
+
+        def step_with_signal(trainer, images):
+            if trainer.step == step:
+                os.kill(os.getpid(), number)
+            return original(trainer, images)
+
+        monkeypatch.setattr(Trainer, "training_step", step_with_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, number):
+    whole, _ = run_training(tmp_path / "whole")
+    said = []
+    with monkeypatch.context() as patched:
+        StopAt(patched, step=7, number=number)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(tmp_path / "part", say=said.append)
+    assert "--resume" in said[-1] and str(tmp_path / "part") in said[-1]
+    part = RunFolder(tmp_path / "part")
+    assert final_parameters(part).step == 8  # the step in progress was finished
+    run_training(tmp_path / "part", resume=True)
+    assert_same_state(final_parameters(whole), final_parameters(part))
+
+
+def test_metrics_past_the_checkpoint_are_written_anew_on_resume(tmp_path):
+    run, _ = run_training(tmp_path / "run", epochs=1)
+    before = run.metrics_file.read_text()
+    run.append_metrics({"epoch": 2, "step": 10, "seconds": 1.0, "validation_nll_nats": 0.0})
+    with open(run.metrics_file, "a") as file:
+        file.write('{"epoch": 3, "st')  # cut off by a crash
+    run_training(tmp_path / "run", resume=True, epochs=2)
+    records = run.read_metrics()
+    assert run.metrics_file.read_text().startswith(before)
+    assert [record["step"] for record in records] == [5, 10]
+    assert records[1]["validation_nll_nats"] > 1
+
+
+@pytest.mark.parametrize("layer, parameter", [("dense1", "W"), ("dense2", "b")])
+def test_a_nan_stops_the_run_and_names_layer_and_step(tmp_path, monkeypatch, layer, parameter):
+    original = Trainer.training_step
+
+    def poisoned(trainer, images):
+        if trainer.step == 6:
+            trainer.params[layer][parameter].flat[0] = np.nan
+        return original(trainer, images)
+
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    with pytest.raises(DivergedError, match=f"step 7: the output of layer {layer} is not finite"):
+        run_training(tmp_path / "run")
+    checkpoint = final_parameters(RunFolder(tmp_path / "run"))
+    assert checkpoint.step == 5 and np.isfinite(checkpoint.p).all()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_norm):
+    original = Trainer.training_step
+
+    def poisoned(trainer, images):
+        if trainer.step == 3:
+            trainer.params["dense1"]["R"].flat[0] = np.inf  # R is not in the forward pass
+        return original(trainer, images)
+
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    with pytest.raises(DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"):
+        run_training(tmp_path / "run", clip_norm=clip_norm)
+
+
+def test_a_singular_weight_in_exact_training_names_the_layer(tmp_path, monkeypatch):
+    original = Trainer.training_step
+
+    def poisoned(trainer, images):
+        if trainer.step == 2:
+            trainer.params["dense2"]["W"][...] = 0
+        return original(trainer, images)
+
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    with pytest.raises(Exception, match="layer dense2: the weight matrix is singular"):
+        run_training(tmp_path / "run", gradient="exact")
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def saved(tmp_path):
+    trainer = Trainer(get_ops("numba"), config().build_flow((5, 5, 1)), config(), 5)
+    trainer.m[:] = np.arange(trainer.m.size)
+    trainer.step = 41
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, trainer.checkpoint({"note": [1, None]}))
+    return path, trainer
+
+
+def test_a_checkpoint_brings_everything_back(saved):
+    path, trainer = saved
+    read = load_checkpoint(path, trainer.layout)
+    views, expected = trainer.layout.views(read.m), trainer.layout.views(trainer.m)
+    for entry in trainer.layout.entries:  # the padding between them is not kept
+        assert np.array_equal(views[entry.layer][entry.name], expected[entry.layer][entry.name])
+    assert np.array_equal(read.p, trainer.p)
+    assert (read.step, read.lam, read.seed, read.record) == (41, 1.0, 0, {"note": [1, None]})
+
+
+@pytest.mark.parametrize("position", [20, 300, 5000, -1])
+def test_a_flipped_bit_anywhere_is_found(saved, position):
+    path, trainer = saved
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, trainer.layout)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 4000, -1])
+def test_a_truncated_checkpoint_is_found(saved, keep):
+    path, trainer = saved
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path, trainer.layout)
+
+
+@pytest.mark.parametrize("changes, shape", [({"gradient": "exact"}, (5, 5, 1)), ({}, (4, 4, 1))])
+def test_a_checkpoint_of_another_model_is_refused(saved, changes, shape):
+    path, _ = saved
+    other = config(**changes)
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(path, Trainer(get_ops("numpy"), other.build_flow(shape), other, 5).layout)
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
+    path, trainer = saved
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Exception, match="No space left on device") as caught:
+        save_checkpoint(path, trainer.checkpoint({}))
+    assert caught.value.exit_status == 1
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# ---------------------------------------------------------------- configuration and folders
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lam": -1.0}, "--lambda is -1.0: it must be 0 or more"),
+        ({"lam": float("nan")}, "--lambda is nan"),
+        ({"lr": 0.0}, "--lr is 0.0: it must be positive"),
+        ({"lr": float("inf")}, "--lr is inf"),
+        ({"batch_size": 101}, "--batch-size is 101, but there are only 100 training images"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"warmup_epochs": -1}, "--warmup-epochs is -1"),
+        ({"clip_norm": 0.0}, "--clip-norm is 0.0"),
+        ({"eval_every": 0}, "--eval-every is 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"gradient": "exact", "lam": 2.0}, "--lambda only has an effect with"),
+        ({"gradient": "exact", "objective": "forward"}, "--objective only has an effect with"),
+        ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),
+        ({"inverse_kernel": 7}, "--inverse-kernel only has an effect with --model conv"),
+        ({"model": "conv", "inverse_kernel": 4}, "--inverse-kernel is 4: it must be odd"),
+        ({"model": "conv", "gradient": "relative"}, "--model conv cannot be trained with"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(UsageError) as caught:
+        config(**changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_configuration_survives_json():
+    original = config(lam=3.0, shuffle=False)
+    assert TrainConfig.from_dict(json.loads(json.dumps(original.as_dict()))) == original
+    with pytest.raises(UsageError, match="unknown entries: depth"):
+        TrainConfig.from_dict({"depth": 3})
+
+
+def test_the_defaults_are_the_papers():
+    defaults = TrainConfig()
+    defaults.resolve(50_000)
+    assert (defaults.lr, defaults.lam, defaults.batch_size) == (1e-4, 1.0, 100)
+    assert (defaults.warmup_epochs, defaults.clip_norm, defaults.epochs) == (10, None, 10)
+
+
+def test_a_folder_that_exists_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="exists: choose another --out, or add --resume"):
+        RunFolder.create(tmp_path)
+
+
+def test_no_run_folder_no_resume(tmp_path):
+    with pytest.raises(UsageError, match="is no run folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_config_json_records_what_a_repetition_needs(tmp_path):
+    run, _ = run_training(tmp_path / "run", epochs=1)
+    _, record = RunFolder.open(run.path)
+    assert record["backend"] == "numba" and record["config"]["seed"] == 0
+    assert record["data"]["source"] == "random images"
+    assert {"numpy", "numba", "snfnp", "python"} <= set(record["versions"])
+    assert record["threads"]["numba_layer"] and record["threads"]["blas"]
+    assert "Xavier" not in record["model"]["initialisation"] or record["config"]["init"] == "paper"
