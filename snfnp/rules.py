@@ -65,8 +65,7 @@ class SelfNormalizing:
         # Eq. 17 (with Eq. 10): ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ; for convolutions
         # Eqs. 14, 15 and 21, and Eq. 28 where R is of another size: `fit` takes its centre
         delta_w = inverse.adjoint(ops, r, error)
-        delta_w *= pull
-        delta_w += half_f * dz
+        ops.blend(delta_w, pull, dz, half_f)
         ops.scale_into(g["W"], half_f * volume, f.flip(f.fit(r)), f.multiple(shape))
         f.weight_grad(ops, delta_w, x, out=g["W"], add=True)
 
@@ -74,9 +73,7 @@ class SelfNormalizing:
         # Eqs. 16 and 22, and Eq. 29 where R is of another size: `fit` pads W with zeros.
         # z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
         dx = f.adjoint(ops, w, dz)
-        delta_r = error
-        delta_r *= pull
-        delta_r -= half_g * dx
+        delta_r = ops.blend(error, pull, dx, -half_g)
         flipped = inverse.flip(inverse.fit(w))
         ops.scale_into(g["R"], -half_g * volume, flipped, inverse.multiple(shape))
         inverse.weight_grad(ops, delta_r, z0, out=g["R"], add=True)
