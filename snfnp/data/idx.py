@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from snfnp.data.files import GZIP_MAGIC
 from snfnp.errors import SnfnpError
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _MAX_DIMENSIONS = 255
 
@@ -41,7 +41,7 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
         raise _bad_file(path, f"cannot be read ({error.strerror})") from error
     if not raw:
         raise _bad_file(path, "the file is empty")
-    if not raw.startswith(_GZIP_MAGIC):
+    if not raw.startswith(GZIP_MAGIC):
         return raw
     try:
         return gzip.decompress(raw)

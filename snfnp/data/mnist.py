@@ -2,29 +2,27 @@
 
 import hashlib
 import os
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
-import pooch
-import requests
 
+from snfnp.data.files import (
+    Dataset,
+    NoDownloadError,
+    cache_folder,
+    download,
+    given_folder,
+    is_offline,
+)
 from snfnp.data.idx import parse_idx, read_content, read_idx
 from snfnp.errors import SnfnpError, UsageError
 
 IMAGE_SIZE = (28, 28)
 TRAIN_STEM = "train-images"
 TEST_STEM = "t10k-images"
-
-_CONNECT_TIMEOUT = 5.0  # seconds
-_READ_TIMEOUT = 15.0  # seconds without a byte
-_CHUNK = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -79,41 +77,6 @@ SPECS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """The images of one data set, in three splits.
-
-    Attributes:
-        name: "mnist" or "fashion-mnist".
-        train: uint8 (N, 28, 28, 1), grey levels 0 to 255, read-only; likewise the next two.
-        validation: uint8 (N, 28, 28, 1).
-        test: uint8 (N, 28, 28, 1).
-        source: where the images came from, for people.
-        is_sample: whether they are the small sample that is shipped with the package.
-    """
-
-    name: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    source: str
-    is_sample: bool
-
-
-class _NoDownloadError(SnfnpError):
-    """The cache could not be filled; the message is the reason, to be put into a longer line."""
-
-
-def print_to_stderr(line: str) -> None:
-    """Print one line to standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def cache_folder(name: str) -> Path:
-    """Return the folder in the user's cache that downloads of data set `name` are kept in."""
-    return Path(pooch.os_cache("snfnp")) / name
-
-
 def find_images(folder: Path) -> dict[str, Path]:
     """Return the image files in `folder` by stem (TRAIN_STEM, TEST_STEM); absent ones left out."""
     found = {}
@@ -126,57 +89,33 @@ def find_images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def load_dataset(
-    name: str = "mnist",
-    data_dir: str | os.PathLike[str] | None = None,
-    *,
-    announce: Callable[[str], None] = print_to_stderr,
+def load(
+    name: str, data_dir: str | os.PathLike[str] | None, announce: Callable[[str], None]
 ) -> Dataset:
-    """Load the images of a data set from the first place that has them.
+    """Load MNIST or Fashion-MNIST: what `snfnp.data.load_dataset` says, for a name in SPECS.
 
-    The places, in order: `data_dir`; else the folder in the environment variable
-    SNFNP_DATA_DIR; else the user's cache; else a download into that cache (not if the
-    environment variable SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample
-    that is shipped with the package. A folder that is given is the only place looked at: its
-    subfolder `name` first, then itself. It holds train-images-idx3-ubyte and
-    t10k-images-idx3-ubyte, each with or without ".gz" (the names with ".idx3" are known too).
+    Files: train-images-idx3-ubyte and t10k-images-idx3-ubyte, each with or without ".gz" (the
+    names with ".idx3" are known too). If MNIST is found nowhere and cannot be downloaded, the
+    sample that is shipped with the package stands in.
+
     Downloads are checked against the published SHA-256; given files only for their format, size
     and number of images, and for not being another data set known here.
-
-    Args:
-        name: "mnist" or "fashion-mnist".
-        data_dir: a folder with the image files, or None.
-        announce: called with one line if the sample has to stand in for the full data.
 
     Returns:
         The full set, split 50,000 / 10,000 / 10,000 (Keller et al. 2021, appendix A.3), or the
         sample, split 5,000 / 1,000 / 1,000.
-
-    Raises:
-        UsageError: `name` is not known, or the given folder does not exist or lacks the files.
-        SnfnpError: a file is damaged or holds something else, or nothing was found anywhere.
     """
-    if name not in SPECS:
-        raise UsageError(f"unknown data set {name!r}; use one of: {', '.join(SPECS)}")
-    if data_dir is not None:
-        return _load_given(name, data_dir, "the data folder")
-    from_environment = os.environ.get("SNFNP_DATA_DIR")
-    if from_environment:
-        return _load_given(name, from_environment, "SNFNP_DATA_DIR")
+    given = given_folder(data_dir, SPECS[name].title)
+    if given is not None:
+        return _load_given(name, *given)
     try:
         mirrors = _fill_cache(name)
-    except _NoDownloadError as error:
+    except NoDownloadError as error:
         return _load_stand_in(name, str(error), announce)
     return _load_cache(name, mirrors)
 
 
-def _load_given(name: str, folder: str | os.PathLike[str], origin: str) -> Dataset:
-    root = Path(os.path.expanduser(folder))
-    if not os.path.isdir(root):
-        problem = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise UsageError(
-            f"{root}: {origin} {problem}; give a folder that holds the {SPECS[name].title} files"
-        )
+def _load_given(name: str, root: Path, origin: str) -> Dataset:
     for place in (root / name, root):
         files = find_images(place)
         if len(files) == 2:
@@ -281,62 +220,27 @@ def _fill_cache(name: str) -> list[str]:
     """Download what the cache lacks; return the hosts that gave it (none: nothing was lacking).
 
     Raises:
-        _NoDownloadError: a file is lacking and could not be had.
+        NoDownloadError: a file is lacking and could not be had.
     """
     folder = cache_folder(name)
     present = find_images(folder)
     missing = [stem for stem in (TRAIN_STEM, TEST_STEM) if stem not in present]
-    if missing and os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
-        raise _NoDownloadError("SNFNP_OFFLINE is set and the cache does not hold it")
-    hosts = [_download(SPECS[name], stem, folder) for stem in missing]
+    if missing and is_offline():
+        raise NoDownloadError("SNFNP_OFFLINE is set and the cache does not hold it")
+    spec = SPECS[name]
+    hosts = [
+        download(
+            spec.mirrors,
+            f"{stem}-idx3-ubyte.gz",
+            folder,
+            lambda path, stem=stem: _find_problem(path, spec.sha256[stem]),
+        )
+        for stem in missing
+    ]
     return list(dict.fromkeys(hosts))
 
 
-def _download(spec: DatasetSpec, stem: str, folder: Path) -> str:
-    """Put the file of `stem` into `folder` from the first mirror that works; return its host.
-
-    The file gets its final name only after its checksum was found right, so an interruption at
-    any time leaves the cache as it was.
-    """
-    file_name = f"{stem}-idx3-ubyte.gz"
-    failures = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            part = Path(temporary) / file_name
-            for mirror in spec.mirrors:
-                host = urlsplit(mirror).netloc
-                problem = _fetch(mirror + file_name, part, spec.sha256[stem])
-                if problem is None:
-                    os.replace(part, folder / file_name)
-                    return host
-                failures.append(f"{host}: {problem}")
-    except OSError as error:
-        raise _NoDownloadError(
-            f"the cache {folder} cannot be written ({error.strerror})"
-        ) from error
-    raise _NoDownloadError(f"no mirror gave {file_name} ({', '.join(failures)})")
-
-
-def _fetch(url: str, path: Path, sha256: str) -> str | None:
-    """Download `url` to `path`; return what is wrong with the mirror, or None if nothing is.
-
-    Raises:
-        OSError: `path` cannot be written, which is not the mirror's fault.
-    """
-    on_terminal = sys.stderr.isatty() and find_spec("tqdm") is not None
-    download = pooch.HTTPDownloader(
-        progressbar=on_terminal, chunk_size=_CHUNK, timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT)
-    )
-    try:
-        download(url, str(path), None)
-    except requests.HTTPError as error:
-        return f"HTTP status {error.response.status_code}"
-    except requests.Timeout:
-        return "timed out"
-    except requests.RequestException:
-        # The exceptions' own texts nest several lines of addresses and objects.
-        return "connection failed"
+def _find_problem(path: Path, sha256: str) -> str | None:
     try:
         content = read_content(path)
     except SnfnpError:
