@@ -16,6 +16,8 @@ import snfnp.layers
 from snfnp.errors import UsageError
 from snfnp.gradcheck import check_gradient, check_layer, convergence
 from snfnp.layers import (
+    ActNorm,
+    AffineCoupling,
     Bias,
     CausalConv2d,
     ConvExponential,
@@ -24,6 +26,7 @@ from snfnp.layers import (
     RationalQuadraticSpline,
     SmoothLeakyReLU,
     SpatialFlip,
+    SplitPrior,
     Squeeze,
 )
 from snfnp.maps import Conv2d, Dense
@@ -72,6 +75,30 @@ def spline(bins, bound, shape, **options):
     return Case(layer, shape, ("x", "widths", "heights", "slopes"), {"x": x}, roundings=400)
 
 
+def coupling(channels, width, shape):
+    """Points and parameters that keep every ReLU away from its kink, at pixels of either side.
+
+    x₁ is about ±2 and w1 mostly its centre tap, so that the first layer is ±(1 to 2) and some
+    noise; w2 is mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2. The stencils move
+    by 0.03 along random directions, what a ReLU sees by less than its distance; a crossed kink
+    would be an error of about 1e-4, and could not hide.
+    """
+    rng = np.random.default_rng(14)
+    layer, half, units = AffineCoupling(channels, width), channels // 2, np.arange(width)
+    initial = layer.init(rng, shape)
+    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in initial.items()}
+    p["w1"][1, 1, units % half, units] += rng.choice([-1, 1], width) * rng.uniform(0.6, 0.9, width)
+    signs = rng.choice([-1, 1], width)
+    p["w2"][units, (units + 1) % width] += signs
+    p["b2"] -= signs / 2
+    for name in ("w3", "b3", "logs"):
+        p[name] *= 10
+    x = rng.standard_normal((3, *shape))
+    x[..., :half] = 2 * np.sign(x[..., :half]) + 0.1 * x[..., :half]
+    settings = {"x": x, "params": p}
+    return Case(layer, (*shape,), ("w3", "b3", "logs"), settings, roundings=200)
+
+
 # Relative is no gradient of anything by design: its own tests are in test_rules.py.
 CASES = {
     Linear: [
@@ -91,12 +118,27 @@ CASES = {
         conv((3, 5), (3, 3, 2), SelfNormalizing(), inverse_map=Conv2d((5, 3), 2)),
         conv((3, 3), (3, 3, 2), Exact(), curved=("W",)),
         conv((1, 1), (2, 2, 3), Exact(), curved=("W",)),
+        # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
+        conv((1, 1), (2, 3, 4), Exact(), ("W",), bias=False, init_kind="orthogonal"),
+        conv((1, 1), (2, 3, 4), SelfNormalizing(), init_kind="orthogonal"),
+        conv((5, 5), (3, 4, 2), SelfNormalizing(), init_kind="orthogonal"),
+        dense(4, SelfNormalizing(), init_kind="orthogonal"),
     ],
     RationalQuadraticSpline: [
         # 5 bins each: Numba compiles its kernels anew for every other number
         spline(5, 10.0, (3,)),
         spline(5, 2.0, (1,)),
         spline(5, 4.0, (2, 1, 2), eps=0.01),
+    ],
+    ActNorm: [
+        Case(ActNorm(), (3, 2, 4), curved=("s",)),
+        Case(ActNorm(), (5,), curved=("s",)),
+        Case(ActNorm(), (1, 2, 1), curved=("s",)),
+    ],
+    AffineCoupling: [
+        coupling(2, 8, (2, 3, 2)),
+        coupling(4, 8, (3, 2, 4)),
+        coupling(6, 5, (1, 2, 6)),
     ],
     Squeeze: [Case(Squeeze(), (4, 2, 3)), Case(Squeeze(), (2, 2, 1))],
     CausalConv2d: [
@@ -119,7 +161,8 @@ CASES = {
         Case(SmoothLeakyReLU(0.3), (2, 3, 2), curved=("x",)),
     ],
 }
-APART = {Preprocess}  # another signature: its first argument is an image
+# Another signature: the first argument of one is an image, the inverse of the other needs a latent.
+APART = {Preprocess, SplitPrior}
 EVERY_CASE = [pytest.param(c, id=str(c)) for cases in CASES.values() for c in cases]
 EVERY_CURVE = [
     pytest.param(c, name, id=f"{c}-{name}")
@@ -250,8 +293,60 @@ def test_initial_parameters():
     np.testing.assert_array_equal(plain["W"], np.eye(3))
 
 
+@pytest.mark.parametrize("rule", [SelfNormalizing(), Exact()], ids=str)
+@pytest.mark.parametrize("map", [Dense(6), Conv2d((1, 1), 6)], ids=str)
+def test_an_orthogonal_start_is_exactly_invertible(map, rule, ops):
+    layer = Linear(map, rule, init_kind="orthogonal")
+    shape = (6,) if isinstance(map, Dense) else (3, 2, 6)
+    params = layer.init(np.random.default_rng(0), shape)
+    q = params["W"].reshape(6, 6)
+    rounding = 6 * 10 * np.finfo(float).eps  # sums of 6 products of columns known to a few eps
+    np.testing.assert_allclose(q @ q.T, np.eye(6), rtol=0, atol=rounding)
+    assert abs(layer.log_det(ops, params, shape)) < 6 * rounding
+    if layer.learns_inverse:  # R = flip(W) is W⁻¹
+        x = np.random.default_rng(1).standard_normal((4, *shape))
+        z, _, _ = layer.forward(ops, params, x)
+        np.testing.assert_allclose(layer.inverse(ops, params, z), x, rtol=0, atol=4 * rounding)
+        params["R"] = params["W"]  # the transpose matters
+        assert np.max(np.abs(layer.inverse(ops, params, z) - x)) > 0.1
+
+
+def test_an_orthogonal_start_is_random_and_uniform():
+    """Of the Haar measure: E Q = 0 and E Q² = 1/C for each entry, and both determinants. The signs
+    that `qr` chooses are not: with Householder's reflections the diagonal has one sign."""
+    size, draws = 3, 4000
+    layer = Linear(Conv2d((1, 1), size), Exact(), init_kind="orthogonal")
+    rng = np.random.default_rng(0)
+    q = np.array([layer.init(rng, (1, 1, size))["W"][0, 0] for _ in range(draws)])
+    # E q⁴ = 3/(C(C + 2)) bounds the variance of q²; five standard errors each
+    variance = 3 / (size * (size + 2)) - 1 / size**2
+    assert np.max(np.abs(q.mean(axis=0))) < 5 * np.sqrt(1 / size / draws)
+    assert np.max(np.abs((q**2).mean(axis=0) - 1 / size)) < 5 * np.sqrt(variance / draws)
+    assert abs(np.linalg.det(q).mean()) < 5 / np.sqrt(draws)
+    unfixed = np.array([np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(draws)])
+    assert np.max(np.abs(unfixed.mean(axis=0))) > 5 * np.sqrt(1 / size / draws)
+
+
+def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
+    size, gain = 16, 0.01
+    layer = Linear(Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=gain)
+    params = layer.init(np.random.default_rng(0), (8, 8, size))
+    w = params["W"]
+    xavier = gain * np.sqrt(2 / (2 * 25 * size))
+    others = np.delete(w.reshape(25, size, size), 12, axis=0)
+    assert abs(others.std() - xavier) < 5 * xavier / np.sqrt(2 * others.size)
+    # Q + noise: Q Qᵀ moves by the noise twice, a sum of C products of standard deviation σ/√C each
+    centre = w[2, 2]
+    assert np.max(np.abs(centre @ centre.T - np.eye(size))) < 2 * 5 * xavier
+    np.testing.assert_array_equal(params["R"], layer.map.flip(w))
+    quiet = Linear(Conv2d((5, 5), size), SelfNormalizing(), init_kind="orthogonal", gain=0.0)
+    taps = quiet.init(np.random.default_rng(0), (8, 8, size))["W"].reshape(25, size, size)
+    assert np.count_nonzero(np.delete(taps, 12, axis=0)) == 0
+    np.testing.assert_allclose(taps[12] @ taps[12].T, np.eye(size), rtol=0, atol=1e-14)
+
+
 def test_an_unknown_initialisation_is_a_usage_error():
-    with pytest.raises(UsageError, match="'papr'.*paper.*identity"):
+    with pytest.raises(UsageError, match="'papr'.*paper.*identity.*orthogonal"):
         Linear(Dense(3), init_kind="papr")
 
 

@@ -171,6 +171,12 @@ def call_scale_into(rng, dtype, size):
     return Call((out, 0.7, w.T, 1), bounds=(bound, bound), mutated=(0,), strided=(2,))
 
 
+def call_blend(rng, dtype, size):
+    out, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    bound = 3 * eps_of(dtype) * (np.abs(0.7 * out) + np.abs(1.3 * x))
+    return Call((out, 0.7, x, -1.3), bounds=(bound, bound), mutated=(0,), strided=(0, 2))
+
+
 def leaky_values(rng, dtype, size):
     """Both signs, and sizes from 1e-3 to 1e2."""
     return (rng.standard_normal(size) * 10.0 ** rng.uniform(-3, 2, size)).astype(dtype)
@@ -249,6 +255,57 @@ def call_conv_weight_grad(rng, dtype, size):
     bound = NumpyOps().conv_weight_grad(np.abs(delta), np.abs(x), np.abs(k), add=True)
     bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
     return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def call_bias_relu(rng, dtype, size):
+    out = rng.standard_normal(size_2d(size)).astype(dtype)
+    b = rng.standard_normal(out.shape[1]).astype(dtype)
+    return Call((out, b), bounds=(0, 0), mutated=(0,), strided=(0, 1))
+
+
+def call_bias_relu_backward(rng, dtype, size):
+    out, a = (rng.standard_normal(size_2d(size)).astype(dtype) for _ in range(2))
+    a = np.maximum(a, 0)
+    bound = 2 * len(out) * eps_of(dtype) * np.abs(out).sum(axis=0)
+    return Call((out, a), bounds=(bound, 0), mutated=(0,), strided=(0, 1))
+
+
+def coupling_arrays(rng, dtype, size):
+    """x, h and dz (N, H, W, C) of even C; ldj's delta (N,); eˢ and x₂ of the definition."""
+    n, height, width, channels = CONVOLUTIONS[SIZES.index(size)][0]
+    shape = (n, height, width, 2 * channels)
+    x, h, dz = (2 * rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    dldj = rng.standard_normal(n).astype(dtype)
+    return x, h, dz, dldj, np.exp(2 * np.tanh(h[..., ::2] / 2)), x[..., channels:]
+
+
+# |s| < 2, so s is off by a few eps, and eˢ by a few eps of itself.
+COUPLING_ROUNDINGS = 16
+
+
+def call_affine_coupling(rng, dtype, size):
+    x, h, _, _, e, x2 = coupling_arrays(rng, dtype, size)
+    eps = COUPLING_ROUNDINGS * eps_of(dtype)
+    bound_z = np.concatenate([0 * x2, eps * (np.abs(x2) * e + np.abs(h[..., 1::2]))], axis=-1)
+    bound_ldj = (2 + e[0].size) * eps_of(dtype) * 2 * e[0].size
+    return Call((x, h), bounds=(bound_z, bound_ldj, eps), strided=(0, 1))
+
+
+def call_affine_coupling_inverse(rng, dtype, size):
+    z, h, _, _, e, z2 = coupling_arrays(rng, dtype, size)
+    bound = COUPLING_ROUNDINGS * eps_of(dtype) * (np.abs(z2) + np.abs(h[..., 1::2])) / e
+    return Call((z, h), bounds=(np.concatenate([0 * z2, bound], axis=-1),), strided=(0, 1))
+
+
+def call_affine_coupling_backward(rng, dtype, size):
+    x, h, dz, dldj, e, x2 = coupling_arrays(rng, dtype, size)
+    s, half = np.log(e), x2.shape[-1]
+    eps = COUPLING_ROUNDINGS * eps_of(dtype)
+    bound_2 = eps * np.abs(dz[..., half:]) * e
+    bound_dx = np.concatenate([0 * bound_2, bound_2], axis=-1)
+    bound_dh = np.zeros_like(bound_dx)
+    bound_dh[..., ::2] = bound_2 * np.abs(x2) + eps * np.abs(dldj[:, None, None, None])
+    return Call((x, s, dz, dldj), bounds=(bound_dx, bound_dh), strided=(0, 1, 2, 3))
 
 
 def call_causal_conv_inverse(rng, dtype, size):
@@ -360,6 +417,7 @@ OVERRIDES: dict[str, Callable[..., Call]] = {
     "normal": call_normal,
     "matmul_add": call_matmul_add,
     "scale_into": call_scale_into,
+    "blend": call_blend,
     "smooth_leaky_relu": call_smooth_leaky_relu,
     "smooth_leaky_relu_inverse": call_smooth_leaky_relu_inverse,
     "smooth_leaky_relu_backward": call_smooth_leaky_relu_backward,
@@ -368,6 +426,11 @@ OVERRIDES: dict[str, Callable[..., Call]] = {
     "conv": call_conv,
     "conv_weight_grad": call_conv_weight_grad,
     "causal_conv_inverse": call_causal_conv_inverse,
+    "bias_relu": call_bias_relu,
+    "bias_relu_backward": call_bias_relu_backward,
+    "affine_coupling": call_affine_coupling,
+    "affine_coupling_inverse": call_affine_coupling_inverse,
+    "affine_coupling_backward": call_affine_coupling_backward,
     "spline_knots": call_spline_knots,
     "spline": call_spline,
     "spline_inverse": call_spline_inverse,

@@ -13,17 +13,30 @@ Every layer has these members, in this order (write your own the same way, and c
 Gradients are of an objective to climb. dldj (N,) is ∂objective/∂ldj. `recon`
 (`snfnp.rules.Reconstruction`) concerns layers that learn their inverse. Linear layers have two
 more members, `log_det(ops, p, shape)` and `exact_inverse(ops, p, z)`: exact and expensive.
+
+Some layers have more, which a `Flow` asks for:
+
+    cheap_exact_inverse = True                     `inverse` is exact to rounding and costs about as
+                                                   much as `forward`, of which it needs z alone: the
+                                                   backward pass may compute x and the cache again
+    init_from_data(ops, p, x) -> params            what p should be if x is the first batch
+    latent_shape(shape) -> shape                   a part of x leaves the flow here: `SplitPrior`
 """
 
 from snfnp.layers.activation import SmoothLeakyReLU
+from snfnp.layers.actnorm import ActNorm
 from snfnp.layers.conv_exponential import Bias, ConvExponential, exponential_layers
+from snfnp.layers.coupling import AffineCoupling
 from snfnp.layers.emerging import CausalConv2d, SpatialFlip, emerging_layers
 from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.spline import RationalQuadraticSpline
+from snfnp.layers.split import SplitPrior
 from snfnp.layers.squeeze import Squeeze
 
 __all__ = [
+    "ActNorm",
+    "AffineCoupling",
     "Bias",
     "CausalConv2d",
     "ConvExponential",
@@ -32,6 +45,7 @@ __all__ = [
     "RationalQuadraticSpline",
     "SmoothLeakyReLU",
     "SpatialFlip",
+    "SplitPrior",
     "Squeeze",
     "emerging_layers",
     "exponential_layers",

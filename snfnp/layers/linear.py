@@ -16,8 +16,10 @@ class Linear:
     """f(x) = T(W) x + b and its learned inverse g(z) = T(R)(z − b).
 
     map: the structure of T (`Dense`, `Conv2d`); rule: what stands in for the gradient of
-    log|det T(W)|; bias: whether there is a b; init: "paper" starts W at the identity plus Xavier
-    normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code).
+    log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
+    Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code),
+    "orthogonal" at a random rotation or reflection of the features or channels, the same for all
+    pixels (Glow), plus that noise where the kernel has more taps than this one.
     inverse_map: the structure of R where it is not W's: a convolution with a larger kernel (A.4).
     Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b (starts at 0).
     """
@@ -30,8 +32,10 @@ class Linear:
     inverse_map: object | None = None
 
     def __post_init__(self):
-        if self.init_kind not in ("paper", "identity"):
-            raise UsageError(f"init_kind is {self.init_kind!r}: choose paper or identity")
+        if self.init_kind not in ("paper", "identity", "orthogonal"):
+            raise UsageError(
+                f"init_kind is {self.init_kind!r}: choose paper, identity or orthogonal"
+            )
         if self.inverse_map is not None and not self.learns_inverse:
             raise UsageError("an inverse_map needs a rule that learns an inverse")
 
@@ -48,7 +52,10 @@ class Linear:
         """Initial parameters (float64, host) from a NumPy generator."""
         f, inverse = self.maps
         w = f.identity()
-        if self.init_kind == "paper":
+        one_tap = w.size == w.shape[-1] ** 2
+        if self.init_kind == "orthogonal":
+            w = w @ _random_orthogonal(rng, w.shape[-1])  # the identity's only tap turns
+        if self.init_kind == "paper" or (self.init_kind == "orthogonal" and not one_tap):
             w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
@@ -87,3 +94,10 @@ class Linear:
 
     def _without_bias(self, p, z):
         return z - p["b"] if self.bias else z
+
+
+def _random_orthogonal(rng, size: int) -> np.ndarray:
+    """A random orthogonal matrix, uniform (Haar): Q of a Gaussian G = QR with a positive diagonal
+    of R, which makes the factors unique, so that Q turns wherever G is turned."""
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)

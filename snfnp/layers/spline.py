@@ -23,6 +23,7 @@ class RationalQuadraticSpline:
     bound: float = 10.0
     eps: float = 1e-3
     gain: float = 0.01
+    cheap_exact_inverse = True
 
     def __post_init__(self):
         if self.bins < 2:

@@ -11,6 +11,8 @@ from snfnp.errors import UsageError
 class Squeeze:
     """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx. A permutation: ldj is 0. O(N D)."""
 
+    cheap_exact_inverse = True
+
     def init(self, rng, shape) -> dict:
         return {}
 

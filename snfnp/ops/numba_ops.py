@@ -11,6 +11,7 @@ from snfnp import threads
 from snfnp.ops import numba_kernels as kernels
 from snfnp.ops.numba_blocks import NumbaBlockOps
 from snfnp.ops.numba_conv import NumbaConvOps
+from snfnp.ops.numba_coupling import NumbaCouplingOps
 from snfnp.ops.numba_emerging import NumbaEmergingOps
 from snfnp.ops.numba_spline import NumbaSplineOps
 from snfnp.ops.numpy_ops import NumpyOps
@@ -21,7 +22,9 @@ threads.settle_numba()
 _GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
 
 
-class NumbaOps(NumbaBlockOps, NumbaConvOps, NumbaEmergingOps, NumbaSplineOps, NumpyOps):
+class NumbaOps(
+    NumbaBlockOps, NumbaConvOps, NumbaCouplingOps, NumbaEmergingOps, NumbaSplineOps, NumpyOps
+):
     """NumpyOps with fused kernels. The default on the CPU."""
 
     name = "numba"
@@ -51,6 +54,13 @@ class NumbaOps(NumbaBlockOps, NumbaConvOps, NumbaEmergingOps, NumbaSplineOps, Nu
             out[...] = result.T
         return out
 
+    def blend(self, out, a, x, b):
+        if not out.flags.c_contiguous:
+            return super().blend(out, a, x, b)
+        cast = out.dtype.type
+        kernels.blend(out.reshape(-1), cast(a), np.ascontiguousarray(x).reshape(-1), cast(b))
+        return out
+
     def scale_into(self, out, scale, a, multiple):
         if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
             kernels.scaled_transpose(a.T, out.dtype.type(scale * multiple), out)
@@ -63,7 +73,12 @@ class NumbaOps(NumbaBlockOps, NumbaConvOps, NumbaEmergingOps, NumbaSplineOps, Nu
         rows = _rows(x)
         y, sigma = np.empty_like(rows), np.empty_like(rows)
         ldj = np.empty(len(rows), x.dtype)
-        kernels.smooth_leaky_relu(rows, x.dtype.type(alpha), y, ldj, sigma)
+        e = np.abs(rows)
+        np.exp(np.negative(e, out=e), out=e)
+        # log1p would save digits of a softplus that is about to be added to αx: none is lost
+        log_1_e = e + 1
+        np.log(log_1_e, out=log_1_e)
+        kernels.smooth_leaky_relu(rows, e, log_1_e, x.dtype.type(alpha), y, ldj, sigma)
         return y.reshape(x.shape), ldj, sigma.reshape(x.shape)
 
     def smooth_leaky_relu_inverse(self, y, alpha):
@@ -83,8 +98,9 @@ class NumbaOps(NumbaBlockOps, NumbaConvOps, NumbaEmergingOps, NumbaSplineOps, Nu
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         rows = _rows(images)
-        x, ldj = np.empty(rows.shape, dtype), np.empty(len(rows), dtype)
-        kernels.preprocess(rows, _key_words(key), alpha, float(levels), x, ldj)
+        odds, ldj = np.empty(rows.shape), np.empty(len(rows), dtype)
+        kernels.preprocess(rows, _key_words(key), alpha, float(levels), odds, ldj)
+        x = np.log(odds, out=odds).astype(dtype, copy=False)
         return x.reshape(images.shape), ldj
 
     # ---------------------------------------------------------------- optimiser

@@ -15,6 +15,7 @@ from snfnp.errors import SingularMatrixError
 from snfnp.ops import philox
 from snfnp.ops.numpy_blocks import BlockOps
 from snfnp.ops.numpy_conv import ConvOps
+from snfnp.ops.numpy_coupling import CouplingOps
 from snfnp.ops.numpy_emerging import EmergingOps
 from snfnp.ops.numpy_spline import SplineOps
 from snfnp.ops.philox import RandomKey
@@ -22,7 +23,7 @@ from snfnp.ops.philox import RandomKey
 _BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
 
 
-class NumpyOps(BlockOps, ConvOps, EmergingOps, SplineOps):
+class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
     """Operations on NumPy arrays. Subclasses override what profiling says is hot."""
 
     name = "numpy"
@@ -65,6 +66,12 @@ class NumpyOps(BlockOps, ConvOps, EmergingOps, SplineOps):
         """out += a b, without an (M, N) temporary. O(M K N)."""
         for start in range(0, len(out), _BLOCK):
             out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
+        return out
+
+    def blend(self, out, a, x, b):
+        """out = a · out + b · x, elementwise, for scalars a and b: two deltas become one."""
+        out *= a
+        out += b * x
         return out
 
     def scale_into(self, out, scale, a, multiple):

@@ -1,0 +1,79 @@
+"""Actnorm: one shift and one scale per channel, from the first batch on (Kingma & Dhariwal 2018).
+
+Derivation: derivations/13-actnorm-and-1x1.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_FLOOR = 1e-8  # added to a standard deviation before its logarithm: a channel grows 1e8 at most
+_CONSTANT = 16  # roundings: a channel that varies less, compared with its size, is a constant
+
+
+@dataclass(frozen=True)
+class ActNorm:
+    """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
+
+    Parameters: t, s (C,), at first 0; `init_from_data` gives those with which a batch comes out
+    with mean 0 and variance 1. The log-determinant, −H W Σ s for images, is the same for every
+    sample and costs nothing, so `forward` gives it as ldj.
+    """
+
+    cheap_exact_inverse = True
+
+    def init(self, rng, shape) -> dict:
+        return {"t": np.zeros(shape[-1]), "s": np.zeros(shape[-1])}
+
+    def init_from_data(self, ops, p, x) -> dict:
+        """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
+
+        A channel whose std is at the level of rounding (16 eps of its root mean square or less;
+        also one that is 0) keeps s = 0: it says nothing about its scale, and 1/std would turn its
+        rounding errors, and whatever it carries later, into the largest values of the flow. NaN
+        stays NaN. Computed in double precision, returned like `p`; `p` itself is not changed.
+        """
+        xp = ops.xp
+        rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
+        rows, first = rows - rows[0], rows[0]  # exactly 0 for a constant, whatever the sums round
+        offset = rows.mean(axis=0)
+        mean, std = first + offset, xp.sqrt(((rows - offset) ** 2).mean(axis=0))
+        constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)
+        s = xp.where(constant, 0, xp.log(std + _FLOOR))
+        return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
+
+    def output_shape(self, shape):
+        return shape
+
+    def forward(self, ops, p, x):
+        """x (N, ..., C) -> z, ldj (N,) = −H W Σ s."""
+        z = x - p["t"]
+        z *= ops.xp.exp(-p["s"])
+        ldj = ops.xp.zeros(len(x), x.dtype) - _pixels(x) * p["s"].sum()
+        return z, ldj, {"z": z}
+
+    def inverse(self, ops, p, z):
+        """x = z eˢ + t, exact."""
+        x = z * ops.xp.exp(p["s"])
+        x += p["t"]
+        return x
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂L/∂ldj."""
+        dx = dz * ops.xp.exp(-p["s"])
+        g["t"][...] = -_per_channel(dx)
+        g["s"][...] = -_per_channel(dz * cache["z"]) - _pixels(dz) * dldj.sum()
+        return dx
+
+
+def _pixels(x) -> int:
+    """H W of images (N, H, W, C); 1 of rows (N, C)."""
+    return math.prod(x.shape[1:-1])
+
+
+def _per_channel(x):
+    """Σ over samples and pixels. Samples first: long rows, where channels make very short ones."""
+    return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0)

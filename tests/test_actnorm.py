@@ -1,0 +1,247 @@
+"""Actnorm: its initialisation from data, alone, in a flow and in training."""
+
+import numpy as np
+import pytest
+
+from snfnp.checkpoint import load_checkpoint
+from snfnp.config import TrainConfig
+from snfnp.data import Dataset
+from snfnp.flow import Flow
+from snfnp.layers import ActNorm, Linear, SmoothLeakyReLU, Squeeze
+from snfnp.likelihood import TRAINING_NOISE
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey, get_ops
+from snfnp.parameters import Layout
+from snfnp.rules import SelfNormalizing
+from snfnp.runs import RunFolder, epoch_order
+from snfnp.train import Trainer, train
+
+N, SHAPE = 20, (3, 4, 5)
+
+
+def some_images(dtype=np.float64):
+    """Channels with means and standard deviations of several sizes, 1e-3 to 1e3."""
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** np.array([-3, 0, 1, 2, 3])
+    shift = scale * np.array([-2, 0, 5, 1, -1])
+    return (shift + scale * rng.standard_normal((N, *SHAPE))).astype(dtype)
+
+
+def per_channel(z):
+    rows = z.reshape(-1, z.shape[-1]).astype(np.float64)
+    return rows.mean(axis=0), rows.std(axis=0)
+
+
+def initialised(ops, x):
+    layer = ActNorm()
+    p = {k: v.astype(x.dtype) for k, v in layer.init(None, x.shape[1:]).items()}
+    return layer, layer.init_from_data(ops, p, x)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_first_batch_comes_out_with_mean_0_and_variance_1(ops, dtype):
+    x = some_images(dtype)
+    layer, p = initialised(ops, x)
+    assert {k: v.dtype for k, v in p.items()} == {"t": dtype, "s": dtype}
+    mean, std = per_channel(layer.forward(ops, p, x)[0])
+    eps = np.finfo(dtype).eps
+    # t is rounded (|t| up to 5 std), so are x - t and the product; s (up to 7) is rounded, and with
+    # it e^s by 7 eps; log(std + 1e-8) differs from log(std) by 1e-8/std, at most 1e-5 here
+    np.testing.assert_allclose(mean, 0, rtol=0, atol=20 * eps)
+    np.testing.assert_allclose(std, 1, rtol=1.1e-8 / per_channel(x)[1].min() + 20 * eps)
+    np.testing.assert_allclose(p["t"], per_channel(x)[0], rtol=20 * eps, atol=20 * eps)
+
+
+def test_the_initialisation_returns_and_changes_nothing(ops):
+    x = some_images()
+    layer = ActNorm()
+    p = layer.init(None, SHAPE)
+    before = x.copy()
+    layer.init_from_data(ops, p, x)
+    np.testing.assert_array_equal(p["t"], np.zeros(5))
+    np.testing.assert_array_equal(p["s"], np.zeros(5))
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("value", [0.0, 1 / 3, -1e4, 1e-20])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_channel_keeps_its_scale(ops, value, dtype):
+    x = some_images(dtype)
+    x[..., 1] = value
+    layer, p = initialised(ops, x)
+    assert p["s"][1] == 0
+    assert p["t"][1] == dtype(value)
+    assert np.all(p["s"][[0, 2, 3, 4]] != 0)
+    assert np.all(layer.forward(ops, p, x)[0][..., 1] == 0)
+    _, without = initialised(ops, np.delete(x, 1, axis=-1))
+    np.testing.assert_array_equal(np.delete(p["s"], 1), without["s"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_up_to_rounding_is_a_constant(ops, dtype):
+    rng = np.random.default_rng(1)
+    eps = np.finfo(dtype).eps
+    x = some_images(dtype)
+    x[..., 0] = 7 * (1 + 2 * eps * rng.standard_normal(x.shape[:-1]))
+    x[..., 1] = 7 * (1 + 200 * eps * rng.standard_normal(x.shape[:-1]))  # this one does vary
+    assert x[..., 0].std() > 0
+    layer, p = initialised(ops, x)
+    assert p["s"][0] == 0
+    assert p["s"][1] < -8
+    assert np.abs(layer.forward(ops, p, x)[0][..., 0]).max() < 1e-3
+
+
+def test_a_batch_of_one_row_gives_no_scale(ops):
+    _, p = initialised(ops, np.array([[3.0, -1.0]]))
+    np.testing.assert_array_equal(p["t"], [3, -1])
+    np.testing.assert_array_equal(p["s"], [0, 0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_never_zeroed(ops, bad):
+    x = some_images()
+    x[3, 1, 1, 2] = bad
+    with np.errstate(invalid="ignore"):
+        _, p = initialised(ops, x)
+    assert np.isnan(p["s"][2])
+    assert np.isfinite(np.delete(p["s"], 2)).all()
+
+
+# ---------------------------------------------------------------- in a flow
+
+
+def deep_flow():
+    layers = [("squeeze", Squeeze())]
+    for k in range(3):
+        layers += [
+            (f"actnorm{k}", ActNorm()),
+            (f"mix{k}", Linear(Conv2d((1, 1), 8), SelfNormalizing(), init_kind="orthogonal")),
+            (f"activation{k}", SmoothLeakyReLU(0.3)),
+        ]
+    return Flow((4, 6, 2), tuple(layers))
+
+
+def test_every_actnorm_gets_what_the_layers_before_it_make_of_the_batch(ops):
+    flow = deep_flow()
+    layout = Layout.of(flow.init(0))
+    flat = layout.pack(flow.init(0), np.float64)
+    params = layout.views(flat)
+    x = 3 + 2 * np.random.default_rng(0).standard_normal((N, 4, 6, 2))
+    assert flow.initialises_from_data
+    before = flat.copy()
+    flow.init_from_data(ops, params, x)
+    checked = 0
+    for name, layer in flow.layers:
+        x = layer.forward(ops, params[name], x)[0]
+        if isinstance(layer, ActNorm):
+            mean, std = per_channel(x)
+            np.testing.assert_allclose(mean, 0, rtol=0, atol=1e-14)
+            np.testing.assert_allclose(std, 1, rtol=1e-7)  # log(std + 1e-8)
+            checked += 1
+        else:  # what does not depend on data stays
+            for key, value in layout.views(before)[name].items():
+                np.testing.assert_array_equal(params[name][key], value)
+    assert checked == 3
+
+
+def test_a_flow_without_such_layers_has_nothing_to_initialise(ops):
+    flow = Flow((4,), (("dense", Linear(Dense(4))), ("activation", SmoothLeakyReLU())))
+    assert not flow.initialises_from_data
+
+
+def test_a_batch_of_the_wrong_shape_is_refused(ops):
+    flow = deep_flow()
+    with pytest.raises(ValueError, match=r"expected \(N, 4, 6, 2\)"):
+        flow.init_from_data(ops, flow.init(0), np.zeros((2, 4, 4, 2)))
+
+
+# ---------------------------------------------------------------- in training
+
+BATCH = 10
+
+
+def small_dataset():
+    rng = np.random.default_rng(1)
+    splits = [
+        rng.integers(0, 256, (count, 4, 4, 1)).astype(np.uint8) for count in (50, BATCH, BATCH)
+    ]
+    return Dataset("mnist", *splits, source="random images", is_sample=False)
+
+
+@pytest.fixture
+def actnorm_config(monkeypatch):
+    """A configuration whose flow has actnorms, whatever the presets are."""
+
+    def build(self, shape):
+        return Flow(
+            tuple(shape),
+            (
+                ("squeeze", Squeeze()),
+                ("actnorm", ActNorm()),
+                ("mix", Linear(Conv2d((1, 1), 4), SelfNormalizing(), init_kind="orthogonal")),
+                ("actnorm2", ActNorm()),
+            ),
+        )
+
+    monkeypatch.setattr(TrainConfig, "build_flow", build)
+
+    def config(epochs=2):
+        result = TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-2, warmup_epochs=0)
+        result.resolve(50)
+        return result
+
+    return config
+
+
+def test_training_starts_from_the_first_batch(tmp_path, monkeypatch, actnorm_config):
+    config, dataset, ops = actnorm_config(), small_dataset(), get_ops("numba")
+    seen = []
+    original = Trainer.training_step
+
+    def watched(trainer, images):
+        seen.append((images.copy(), trainer.p.copy()))
+        return original(trainer, images)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    run = RunFolder.create(tmp_path / "run")
+    train(config, dataset, ops, run, say=lambda text: None)
+
+    images, p = seen[0]
+    first = epoch_order(50, 0, config)[:BATCH]
+    np.testing.assert_array_equal(images, dataset.train[first])
+    trainer = Trainer(ops, config.build_flow((4, 4, 1)), config, 5)
+    assert not np.array_equal(p, trainer.p)
+    trainer.initialise_from_data(images)
+    np.testing.assert_array_equal(p, trainer.p)
+    key = RandomKey(config.seed, TRAINING_NOISE, 0)
+    x, _ = trainer.flow.preprocess.forward(ops, images, key, trainer.p.dtype)
+    mean, std = per_channel(trainer.flow.forward(ops, trainer.params, x)[0])
+    np.testing.assert_allclose(mean, 0, rtol=0, atol=1e-5)  # 40 values, single precision
+    np.testing.assert_allclose(std, 1, rtol=1e-5)
+
+
+def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch, actnorm_config):
+    """Neither after an epoch nor from the checkpoint that is written before the first step."""
+    dataset, ops = small_dataset(), get_ops("numba")
+    states = {}
+    for name, epochs in (("whole", (2,)), ("part", (1, 2))):
+        run = RunFolder.create(tmp_path / name)
+        for resume, count in enumerate(epochs):
+            train(actnorm_config(count), dataset, ops, run, bool(resume), lambda text: None)
+        layout = Trainer(ops, actnorm_config().build_flow((4, 4, 1)), actnorm_config(), 5).layout
+        states[name] = load_checkpoint(run.last, layout)
+
+    def interrupted(trainer, images):
+        raise KeyboardInterrupt
+
+    run = RunFolder.create(tmp_path / "early")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "training_step", interrupted)
+        train(actnorm_config(), dataset, ops, run, say=lambda text: None)
+    assert load_checkpoint(run.last, layout).step == 0
+    monkeypatch.setattr(Trainer, "initialise_from_data", interrupted)
+    train(actnorm_config(), dataset, ops, run, resume=True, say=lambda text: None)
+    states["early"] = load_checkpoint(run.last, layout)
+    assert states["whole"].step == 10
+    for state in states.values():
+        np.testing.assert_array_equal(state.p, states["whole"].p)

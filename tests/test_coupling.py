@@ -1,0 +1,285 @@
+"""The affine coupling: what it is, its network, its memory, and errors.
+
+The contract that every layer keeps is in test_layers.py, the kernels' twins are in test_ops.py.
+"""
+
+import tracemalloc
+
+import numba
+import numpy as np
+import pytest
+
+from snfnp.errors import UsageError
+from snfnp.layers import AffineCoupling
+from snfnp.ops import NumpyOps, get_ops
+from snfnp.ops.numpy_coupling import CouplingOps
+
+EPS = np.finfo(np.float64).eps
+SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
+
+
+def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
+    """A layer, its parameters away from their start, and images."""
+    rng = np.random.default_rng(3)
+    layer = AffineCoupling(shape[2], width)
+    p = {k: v + noise * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
+    p = {k: v.astype(dtype) for k, v in p.items()}
+    return layer, p, rng.standard_normal((samples, *shape)).astype(dtype)
+
+
+def backward(layer, ops, p, cache, dz, dldj):
+    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    return layer.backward(ops, p, cache, dz, dldj, g), g
+
+
+def convolution(x, w):
+    """The sum over taps, written out."""
+    kh, kw = w.shape[:2]
+    n, height, width, _ = x.shape
+    padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+    return sum(
+        np.einsum("nyxi,io->nyxo", padded[:, i : i + height, j : j + width], w[i, j])
+        for i in range(kh)
+        for j in range(kw)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_is_the_formula(ops, shape):
+    layer, p, x = case(shape)
+    half = shape[2] // 2
+    a1 = np.maximum(convolution(x[..., :half], p["w1"]) + p["b1"], 0)
+    a2 = np.maximum(np.einsum("nyxi,io->nyxo", a1, p["w2"]) + p["b2"], 0)
+    h = (convolution(a2, p["w3"]) + p["b3"]) * np.exp(3 * p["logs"])
+    s = 2 * np.tanh(h[..., 0::2] / 2)
+    z, ldj, _ = layer.forward(ops, p, x)
+    np.testing.assert_array_equal(z[..., :half], x[..., :half])
+    expected = x[..., half:] * np.exp(s) + h[..., 1::2]
+    np.testing.assert_allclose(z[..., half:], expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ldj, s.sum(axis=(1, 2, 3)), rtol=0, atol=1e-12)
+    for unit in (a1, a2):  # the contract's points and these: ReLUs on both sides
+        assert 0.1 < np.mean(unit > 0) < 0.9
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_inverse_is_exact(ops, shape):
+    layer, p, x = case(shape)
+    z, _, _ = layer.forward(ops, p, x)
+    assert np.max(np.abs(z - x)) > 0.1
+    # the network sees the same x₁, so h is the same to the last bit; |s| < 2 scales by e² at most
+    scale = np.exp(2) * np.abs(z).max()
+    np.testing.assert_allclose(layer.inverse(ops, p, z), x, rtol=0, atol=20 * EPS * scale)
+    assert AffineCoupling.cheap_exact_inverse
+
+
+def test_it_starts_at_the_identity(ops):
+    shape = (3, 2, 4)
+    layer = AffineCoupling(4, 16)
+    p = layer.init(np.random.default_rng(0), shape)
+    x = np.random.default_rng(1).standard_normal((3, *shape))
+    z, ldj, _ = layer.forward(ops, p, x)
+    np.testing.assert_array_equal(z, x)
+    np.testing.assert_array_equal(ldj, 0)
+    np.testing.assert_array_equal(layer.inverse(ops, p, x), x)
+
+
+def test_initial_parameters():
+    layer = AffineCoupling(4)
+    p = layer.init(np.random.default_rng(0), (14, 14, 4))
+    shapes = {"w1": (3, 3, 2, 512), "b1": (512,), "w2": (512, 512), "b2": (512,)}
+    shapes |= {"w3": (3, 3, 512, 4), "b3": (4,), "logs": (4,)}
+    assert {k: v.shape for k, v in p.items()} == shapes
+    for name in ("w1", "w2"):  # five standard errors of a standard deviation
+        assert abs(p[name].std() - 0.05) < 5 * 0.05 / np.sqrt(2 * p[name].size)
+    for name in ("b1", "b2", "w3", "b3", "logs"):
+        assert not p[name].any()
+
+
+def test_gradients_at_the_identity_reach_the_last_layer_alone(ops):
+    shape = (3, 2, 4)
+    layer = AffineCoupling(4, 16)
+    p = layer.init(np.random.default_rng(0), shape)
+    x = np.random.default_rng(1).standard_normal((3, *shape))
+    _, _, cache = layer.forward(ops, p, x)
+    dx, g = backward(layer, ops, p, cache, x.copy(), np.ones(3))
+    np.testing.assert_array_equal(dx, x)
+    assert {name for name, value in g.items() if value.any()} == {"w3", "b3"}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 18, 1000])
+def test_blocks_change_nothing(ops, rows, monkeypatch):
+    """Networks of one image at a time, of two, of three and (the last) of all of them."""
+    layer, p, x = case((2, 3, 4), samples=8)
+    dldj = np.linspace(-1, 1, 8)
+
+    def everything():
+        z, ldj, cache = layer.forward(ops, p, x)
+        dx, g = backward(layer, ops, p, cache, 0.3 * x, dldj)
+        return {"z": z, "ldj": ldj, "x": layer.inverse(ops, p, z), "dx": dx, **g}
+
+    expected = everything()
+    monkeypatch.setattr(CouplingOps, "network_rows", rows)
+    for name, found in everything().items():
+        atol = 100 * EPS * max(1, np.abs(expected[name]).max())
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=atol, err_msg=name)
+
+
+def test_an_empty_batch_passes_through(ops):
+    layer, p, x = case((2, 3, 4), samples=0)
+    z, ldj, cache = layer.forward(ops, p, x)
+    assert z.shape == x.shape
+    assert ldj.shape == (0,)
+    assert layer.inverse(ops, p, z).shape == x.shape
+    dx, g = backward(layer, ops, p, cache, z, ldj)
+    assert dx.shape == x.shape
+    assert not any(value.any() for value in g.values())
+
+
+def test_backward_leaves_its_arguments_alone(ops):
+    layer, p, x = case((2, 3, 4))
+    _, _, cache = layer.forward(ops, p, x)
+    arguments = {**p, **cache, "dz": x * 0.3, "dldj": np.ones(len(x))}
+    before = {k: v.copy() for k, v in arguments.items()}
+    backward(layer, ops, p, cache, arguments["dz"], arguments["dldj"])
+    for name, value in arguments.items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+# ---------------------------------------------------------------- the kernels
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 2), (2, 7, 5)])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shift_and_add_is_a_convolution_with_few_outputs(shape, kernel, dtype):
+    """What the network's convolutions with few outputs are; also inside images of one pixel."""
+    height, width, outputs = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, height, width, 4 * outputs)).astype(dtype)
+    k = rng.standard_normal((*kernel, 4 * outputs, outputs)).astype(dtype)
+    assert WithoutPatches().conv(x, k).shape == (3, height, width, outputs)
+    found, expected = get_ops("numba").conv(x, k), NumpyOps().conv(x, k)
+    rounding = 2 * (k[..., 0].size + 2) * np.finfo(dtype).eps
+    bound = rounding * convolution(np.abs(x).astype(float), np.abs(k).astype(float))
+    for z in (found, expected):
+        assert z.dtype == dtype
+        assert np.all(np.abs(z - convolution(x.astype(float), k.astype(float))) <= bound)
+
+
+class WithoutPatches(NumpyOps):
+    """Fails where a convolution that should be shifted products is made of patches."""
+
+    def patches(self, x, kernel):
+        raise AssertionError("patches of many inputs")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("channels", [4, 8, 48])
+def test_no_patches_of_a_hidden_layer(backend, channels, monkeypatch):
+    """im2col of 512 channels would be nine activations: patches are those of C channels only."""
+    ops, seen = get_ops(backend), set()
+    patches = type(ops).patches
+
+    def counted(self, x, kernel):
+        seen.add(x.shape[-1])
+        return patches(self, x, kernel)
+
+    monkeypatch.setattr(type(ops), "patches", counted)
+    layer, p, x = case((3, 3, channels), width=512, samples=2, noise=0.01)
+    z, ldj, cache = layer.forward(ops, p, x)
+    backward(layer, ops, p, cache, z, ldj)
+    assert seen == {channels // 2, channels}
+
+
+def test_elementwise_results_do_not_depend_on_threads():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    ops, rng = get_ops("numba"), np.random.default_rng(0)
+    x, h, dz = rng.standard_normal((3, 5, 7, 9, 4)).astype(np.float32)
+    out, a = rng.standard_normal((2, 333, 37)).astype(np.float32)
+    products = rng.standard_normal((5, 7, 9, 3, 3, 2)).astype(np.float32)
+    results, before = [], numba.get_num_threads()
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            z, ldj, s = ops.affine_coupling(x, h)
+            delta = out.copy()
+            sums = ops.bias_relu_backward(delta, ops.bias_relu(a.copy(), a[0]))
+            back = ops.affine_coupling_backward(x, s, dz, ldj)
+            inverse = ops.affine_coupling_inverse(z, h)
+            spread = ops._shift_and_add(products)
+            results.append([z, ldj, s, delta, sums, *back, inverse, spread])
+    finally:
+        numba.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_is_never_zeroed(ops, dtype):
+    out = np.array([[np.nan, -1, 2]], dtype)
+    np.testing.assert_array_equal(ops.bias_relu(out, np.zeros(3, dtype)), [[np.nan, 0, 2]])
+    delta = np.array([[1, np.nan, 3], [5, 6, 7]], dtype)
+    a = np.array([[np.nan, 0, 2], [0, 0, 1]], dtype)
+    sums = ops.bias_relu_backward(delta, a)
+    np.testing.assert_array_equal(delta, [[1, np.nan, 3], [0, 0, 7]])
+    np.testing.assert_array_equal(sums, [1, np.nan, 10])
+    layer, p, x = case((2, 3, 4), dtype=dtype)
+    x[1, 0, 0, 0] = np.nan
+    z, ldj, cache = layer.forward(ops, p, x)
+    np.testing.assert_array_equal(np.isnan(ldj), np.arange(5) == 1)
+    _, g = backward(layer, ops, p, cache, np.ones_like(z), np.ones_like(ldj))
+    assert all(np.isnan(value).any() for value in g.values())
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_memory_is_one_hidden_activation_and_three_blocks():
+    """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
+
+    The cache keeps a₂. Three blocks of about `network_rows` rows, patches (9 · 6 of 512 channels,
+    0.11 activations) and arrays of C channels come on top, and parameters and products.
+    """
+    ops, samples, pixels, width = get_ops("numba"), 40, 14 * 14, 512
+    layer, p, x = case((14, 14, 4), width, samples, np.float32, noise=0.01)
+    dldj, activation = np.ones(samples, np.float32), samples * pixels * width * 4
+    g = {k: np.empty_like(v) for k, v in p.items()}
+
+    def step():
+        z, _, cache = layer.forward(ops, p, x)
+        kept = sum(value.nbytes for value in cache.values())
+        layer.backward(ops, p, cache, z, dldj, g)
+        return kept
+
+    step()  # compiles, and allocates what stays
+    tracemalloc.start()
+    try:
+        kept = step()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    blocks = 3 * ops.network_rows * width * 4
+    assert kept < 1.05 * activation
+    assert activation < peak < 1.3 * activation + blocks
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("channels", [1, 3, 0, -2])
+def test_channels_that_cannot_split_are_a_usage_error(channels):
+    with pytest.raises(UsageError, match=f"{channels} channels.*cannot split") as caught:
+        AffineCoupling(channels)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_width_of_nothing_is_a_usage_error():
+    with pytest.raises(UsageError, match="width .* 0"):
+        AffineCoupling(4, 0)
+
+
+def test_other_images_are_refused():
+    with pytest.raises(ValueError, match=r"4 channels cannot take \(2, 2, 6\)"):
+        AffineCoupling(4).output_shape((2, 2, 6))
+    assert AffineCoupling(4).output_shape((2, 3, 4)) == (2, 3, 4)
