@@ -8,12 +8,12 @@ from pathlib import Path
 
 import snfnp  # first: it settles how BLAS threads wait
 from snfnp import threads
-from snfnp.benchmarks import convolutional, dense
+from snfnp.benchmarks import convolutional, dense, glow
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS, get_ops
 
-PARTS = ("fc", "sweep", "conv")
+PARTS = ("fc", "sweep", "conv", "glow")
 
 
 def main(argv):
@@ -25,7 +25,7 @@ def main(argv):
         metavar="PART",
         help=f"what to measure: {', '.join(PARTS)} (default: all). fc: the training step of the "
         "fully connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
-        "convolutional models",
+        "convolutional models; glow: 2L-16K, and the memory of 3L-32K",
     )
     parser.add_argument("--threads", default="1,2", help="thread counts (default: 1,2)")
     parser.add_argument("--backend", choices=BACKENDS, default="numba")
@@ -59,6 +59,8 @@ def main(argv):
     for part in parts:
         if part == "fc":
             results[part], text = dense.report(ops, counts, args.quick)
+        elif part == "glow":
+            results[part], text = glow.report(ops, counts, args.quick)
         elif part == "conv":
             results[part], text = convolutional.report(ops, counts, args.quick)
         else:

@@ -17,7 +17,7 @@ def main(argv):
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
     )
-    parser.add_argument("--data-dir", type=Path, help="folder with the IDX files")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
     args = parser.parse_args(argv)
 

@@ -6,9 +6,8 @@ from snfnp.cli import run_script, train_command
 def main(argv):
     train_command(
         argv,
-        "Train a self-normalizing flow (Keller et al. 2021) or one of its baselines on MNIST or "
-        "Fashion-MNIST. Writes a run folder with the configuration, metrics, checkpoints, samples "
-        "and curves.",
+        "Train a self-normalizing flow (Keller et al. 2021) or one of its baselines on MNIST. "
+        "Writes a run folder with the configuration, metrics, checkpoints, samples and curves.",
     )
 
 

@@ -18,7 +18,7 @@ from snfnp.parameters import Layout
 from snfnp.runs import RunFolder
 
 # What may differ when a run is resumed; everything else must be as it was.
-_CHANGEABLE = {"epochs", "eval_every", "data_dir", "backend", "out"}
+_CHANGEABLE = {"epochs", "eval_every", "data_dir", "backend", "recompute", "out"}
 _SAMPLES = 64
 
 
@@ -39,9 +39,12 @@ def run_script(main) -> None:
         sys.exit(130)
 
 
-def train_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with one option per field of TrainConfig, and --resume. Options that are not given
-    are absent from the result, so that defaults live in TrainConfig alone."""
+def train_parser(description: str, defaults: dict) -> argparse.ArgumentParser:
+    """A parser with one option per field of TrainConfig, and --resume.
+
+    Options that are not given are absent from the result: defaults live in TrainConfig, and what
+    a script sets otherwise in `defaults`, which the help texts show.
+    """
     parser = argparse.ArgumentParser(
         description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
@@ -49,11 +52,11 @@ def train_parser(description: str) -> argparse.ArgumentParser:
         settings = dict(entry.metadata)
         flag = settings.pop("flag", "--" + entry.name.replace("_", "-"))
         help_text = settings.pop("help")
+        default = defaults.get(entry.name, entry.default)
         if entry.name in PRESET_SETTINGS:
-            values = (f"{name} {getattr(preset, entry.name)}" for name, preset in PRESETS.items())
-            help_text += f" (default: the model's, {', '.join(values)})"
-        elif entry.default is not None and entry.default is not True:
-            help_text += f" (default: {entry.default})"
+            help_text += f" (default: {_preset_values(entry.name)})"
+        elif default is not None and default is not True:
+            help_text += f" (default: {default})"
         kind = entry.type.removesuffix(" | None")
         if kind == "bool":
             settings["action"] = argparse.BooleanOptionalAction
@@ -69,16 +72,30 @@ def train_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def train_command(argv: list[str], description: str) -> None:
-    """Parse, check, train, draw: the whole of a training script."""
+def _preset_values(setting: str) -> str:
+    """What the presets have for a setting, grouped: "0.0001 for fc; 0.001 for conv, glow"."""
+    models: dict = {}
+    for name, preset in PRESETS.items():
+        value = getattr(preset, setting)
+        models.setdefault("none" if value is None else f"{value:g}", []).append(name)
+    if len(models) == 1:
+        return next(iter(models))
+    return "; ".join(f"{value} for {', '.join(names)}" for value, names in models.items())
+
+
+def train_command(argv: list[str], description: str, **defaults) -> None:
+    """Parse, check, train, draw: the whole of a training script.
+
+    defaults: TrainConfig's fields that this script starts from differently.
+    """
     from snfnp.train import train
 
-    given = vars(train_parser(description).parse_args(argv))
+    given = vars(train_parser(description, defaults).parse_args(argv))
     resume = given.pop("resume", False)
     if resume:
         run, config, record = _resumed(given)
     else:
-        config, record = TrainConfig(**given), None
+        config, record = TrainConfig(**{**defaults, **given}), None
     ops = get_ops(config.backend)
     dataset = load_dataset(config.data, config.data_dir)
     config.resolve(len(dataset.train))

@@ -6,18 +6,16 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from snfnp.data import DATA_SETS
 from snfnp.errors import UsageError
-from snfnp.models import GRADIENTS, INITS, PRESETS, Choices, make_rule
+from snfnp.models import GRADIENTS, INITS, PRESETS, Choices, GlowSize, make_rule
 from snfnp.ops import BACKENDS
 
 DTYPES = ("float32", "float64")
-DATA_SETS = ("mnist", "fashion-mnist")
-
-# About what two CPU cores finish in two minutes: ten epochs of the full MNIST.
-DEFAULT_STEPS = 5000
 
 # Options whose default is the preset's.
 PRESET_SETTINGS = ("batch_size", "lr", "lam", "warmup_epochs", "clip_norm")
+GLOW_SETTINGS = ("levels", "depth", "width", "kernel")
 
 
 def option(default, help: str, **settings):
@@ -36,7 +34,8 @@ class TrainConfig:
         "fc",
         "the model: fc, the 2-layer fully connected flow; conv, the 9-layer convolutional flow "
         "with splines; emerging and conv-exponential, the same flow with those convolutions, the "
-        "baselines of Table 1",
+        "baselines of Table 1; glow, Glow of L levels and K steps: 2L-16K, glow-2l-4k (width 16), "
+        "glow-3l-32k (CIFAR-10), glow-3l-48k (ImageNet32)",
         choices=tuple(PRESETS),
     )
     data: str = option("mnist", "the images to model", choices=DATA_SETS)
@@ -65,6 +64,12 @@ class TrainConfig:
         "self-normalizing convolutions only: kernel size of the learned inverse, 3 or larger "
         "(Eqs. 28-30; default: the forward kernel's, 3)",
     )
+    levels: int | None = option(None, "Glow only: L, blocks between squeezes")
+    depth: int | None = option(None, "Glow only: K, steps of flow per block")
+    width: int | None = option(None, "Glow only: channels inside the couplings' networks")
+    kernel: int | None = option(
+        None, "Glow only: size of the mixing convolutions, odd (1 in Glow, 5 in Table 5)"
+    )
     backend: str = option(
         "numba",
         "numba (CPU, fused kernels), numpy (CPU, plain definitions) or cupy (GPU)",
@@ -72,8 +77,8 @@ class TrainConfig:
     )
     epochs: int | None = option(
         None,
-        f"passes over the training images (default: what makes about {DEFAULT_STEPS} steps, ten "
-        "epochs of the full MNIST; the paper ran 6000 for fc and 1000 for conv)",
+        "passes over the training images (default: few enough for minutes on two CPU cores, ten on "
+        "the full MNIST for fc; the paper ran 6000 for fc, 1000 for conv, 250 for glow)",
     )
     batch_size: int | None = option(
         None, "images per step; a rest that fills no batch is left out of the epoch"
@@ -88,10 +93,15 @@ class TrainConfig:
         None, "epochs over which the learning rate rises linearly from 0"
     )
     clip_norm: float | None = option(
-        None, "scale a gradient of larger global norm down to this one; None: no clipping"
+        None, "scale a gradient of larger global norm down to this one"
     )
     seed: int = option(0, "seed of initialisation, shuffle and dequantisation noise")
     shuffle: bool = option(True, "draw a new order of the training images for every epoch")
+    augment: bool | None = option(
+        None,
+        "flip images horizontally and shift them by a pixel, at random (default: for cifar-10 "
+        "only, as in the paper)",
+    )
     init: str = option(
         "paper",
         "weights start at the identity plus Xavier noise of gain 0.01 (paper), or at the identity "
@@ -101,10 +111,14 @@ class TrainConfig:
     dtype: str = option(
         "float32", "precision of training; evaluation is always in float64", choices=DTYPES
     )
+    recompute: bool = option(
+        False,
+        "recompute layer inputs in the backward pass through exact inverses, to save memory",
+    )
     eval_every: int = option(1, "epochs between exact evaluations on the validation images")
     data_dir: Path | None = option(
         None,
-        "folder with the IDX files (default: $SNFNP_DATA_DIR, else the user's cache, else a "
+        "folder with the data set's files (default: $SNFNP_DATA_DIR, else the user's cache, else a "
         "download, else a small sample that ships with the package)",
     )
     out: Path | None = option(
@@ -125,7 +139,16 @@ class TrainConfig:
         for name in PRESET_SETTINGS:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(preset, name))
-        if self.gradient != "self-normalizing":
+        if self.clip_norm == preset.clip_norm and not (preset.clip_exact or self._learns):
+            self.clip_norm = None
+        for name in GLOW_SETTINGS if preset.size else ():
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(preset.size, name))
+            self._require(getattr(self, name) >= 1, f"--{name}", "at least 1")
+        self._require(self.kernel is None or self.kernel % 2, "--kernel", "odd")
+        if self.augment is None:
+            self.augment = self.data == "cifar-10"
+        if not self._learns:
             self.lam = 0.0  # no layer reconstructs anything
         self._require(self.batch_size >= 1, "--batch-size", "at least 1")
         if self.batch_size > training_images:
@@ -134,7 +157,7 @@ class TrainConfig:
                 "images: choose a smaller one"
             )
         if self.epochs is None:
-            self.epochs = math.ceil(DEFAULT_STEPS / self.steps_per_epoch(training_images))
+            self.epochs = math.ceil(preset.steps / self.steps_per_epoch(training_images))
         self._require(self.epochs >= 1, "--epochs", "at least 1")
         self._require(0 < self.lr < math.inf, "--lr", "positive")
         self._require(0 <= self.lam < math.inf, "--lambda", "0 or more")
@@ -157,6 +180,7 @@ class TrainConfig:
             init=self.init,
             exact="dense" if self.gradient == "exact-dense" else "block",
             inverse_kernel=self.inverse_kernel,
+            size=GlowSize(self.levels, self.depth, self.width, self.kernel),
         )
         return PRESETS[self.model].build(choices, tuple(image_shape))
 
@@ -174,8 +198,12 @@ class TrainConfig:
         paths = {k: Path(values[k]) for k in ("data_dir", "out") if values.get(k)}
         return cls(**{**values, **paths})
 
+    @property
+    def _learns(self) -> bool:
+        return self.gradient == "self-normalizing"
+
     def _refuse_settings_without_effect(self) -> None:
-        learns = self.gradient == "self-normalizing"
+        learns = self._learns
         concerns = (
             ("--lambda", self.lam not in (None, 0.0), learns, "--gradient self-normalizing"),
             ("--objective", self.objective != "mixture", learns, "--gradient self-normalizing"),
@@ -191,6 +219,17 @@ class TrainConfig:
                 learns and self.model == "conv",
                 "--model conv --gradient self-normalizing",
             ),
+            (
+                "--recompute",
+                self.recompute,
+                self.model != "fc",
+                "a --model other than fc, which has no layer with a cheap exact inverse",
+            ),
+        )
+        is_glow = PRESETS[self.model].size is not None
+        concerns += tuple(
+            (f"--{name}", getattr(self, name) is not None, is_glow, "--model glow or glow-...")
+            for name in GLOW_SETTINGS
         )
         for flag, given, has_effect, what in concerns:
             if given and not has_effect:

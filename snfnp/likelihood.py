@@ -18,7 +18,7 @@ from snfnp.ops.philox import RandomKey
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
-TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS = 0, 1, 2
+TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -84,34 +84,73 @@ class Likelihood:
         ops, flow = self._ops, self._flow
         x, ldj = flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
         terms = {"preprocess": ldj}
+        splits = flow.splits
         for name, layer in flow.layers:
-            x, layer_ldj, _ = layer.forward(ops, self._params[name], x)
+            x, layer_ldj, cache = layer.forward(ops, self._params[name], x)
+            if name in splits:  # its ldj has the density of a latent in it
+                density = ops.gaussian_log_density(cache["latent"])
+                terms[_density_row(name)] = density
+                layer_ldj = layer_ldj - density
+            del cache  # a large one must not live on beside the next layer's
             if name not in self._log_dets:
                 terms[name] = layer_ldj + ops.xp.zeros(len(x))  # a layer may say 0 for all
         terms["base density"] = ops.gaussian_log_density(x)
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
-        """The ledger: base density first, then every step in the order in which x meets it."""
+        """The ledger: base densities first, then every step in the order in which x meets it."""
         flow = self._flow
         ledger = {"base density": means["base density"]}
+        ledger |= {_density_row(name): means[_density_row(name)] for name in flow.splits}
         ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
             ledger[name] = self._log_dets.get(name, means.get(name, 0.0))
         return ledger
 
-    def sample(self, count: int, seed: int, temperature: float = 1.0, exact: bool = False):
+    def latents(self, images, key: RandomKey) -> tuple:
+        """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
+        ops, flow = self._ops, self._flow
+        x, _ = flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
+        z, _, caches = flow.forward(ops, self._params, x, recompute=True)  # no cache is of use
+        return flow.latents(z, caches)
+
+    def sample(
+        self,
+        count: int,
+        seed: int,
+        temperature: float = 1.0,
+        exact: bool = False,
+        latents: tuple | None = None,
+    ):
         """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
 
-        temperature scales the latents' standard deviation; `exact` inverts the layers exactly
-        instead of through what they learned.
+        temperature scales the standard deviation of the latents that are drawn; `exact` inverts
+        the layers exactly instead of through what they learned. latents: those of
+        `Flow.latent_shapes` that are given, device arrays (count, *latent shape), and None for
+        each that is to be drawn. What is drawn does not depend on what is given.
         """
         ops, flow = self._ops, self._flow
-        z = ops.normal(RandomKey(seed, SAMPLE_LATENTS), (count, *flow.latent_shape), np.float64)
-        x = flow.inverse(ops, self._params, temperature * z, exact=exact)
+        shapes = flow.latent_shapes
+        given = (None,) * len(shapes) if latents is None else latents
+        if len(given) != len(shapes):
+            raise ValueError(f"expected {len(shapes)} latents, found {len(given)}")
+        filled = []
+        for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
+            if latent is None:
+                key = RandomKey(seed, SAMPLE_LATENTS, index)
+                latent = temperature * ops.normal(key, (count, *shape), np.float64)
+            elif len(latent) != count:
+                raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
+            filled.append(latent)
+        x = flow.inverse(ops, self._params, tuple(filled), exact=exact)
         if not bool(ops.xp.isfinite(x).all()):
             raise DivergedError(
                 "samples are not finite: the inverse of this flow is not to be used at this "
                 "checkpoint; try --inverse exact, or another checkpoint"
             )
         return ops.to_host(flow.preprocess.inverse(ops, x))
+
+
+def _density_row(split: str) -> str:
+    """The ledger's row for the latent that a split prior splits off."""
+    return f"{split} base density"

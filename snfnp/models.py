@@ -13,9 +13,12 @@ from functools import partial
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
+    ActNorm,
+    AffineCoupling,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
+    SplitPrior,
     Squeeze,
     emerging_layers,
     exponential_layers,
@@ -28,15 +31,27 @@ INITS = ("paper", "identity")
 
 
 @dataclass(frozen=True)
+class GlowSize:
+    """levels: L, blocks between squeezes; depth: K, steps of flow per block; width: of the
+    couplings' networks; kernel: of the mixing convolutions (1 in Glow, 5 in Table 5)."""
+
+    levels: int
+    depth: int
+    width: int = 512
+    kernel: int = 1
+
+
+@dataclass(frozen=True)
 class Choices:
     """What a preset leaves open: the rule, the initialisation ("paper" or "identity"), how a
-    convolution's exact determinant is found ("block" or "dense"), and the learned inverse's
-    kernel size (None: the forward kernel's)."""
+    convolution's exact determinant is found ("block" or "dense"), the learned inverse's kernel
+    size (None: the forward kernel's), and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
     exact: str = "block"
     inverse_kernel: int | None = None
+    size: GlowSize | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,8 @@ class Preset:
     """A model of the tables: build(choices, shape) and the paper's training settings.
 
     `shape` is an image's (H, W, C); `gradients` are the rules that the model can be trained with,
-    the default first.
+    the default first; `clip_exact`: whether `clip_norm` is for the exact gradient too; `steps`:
+    about how long a run is whose epochs nobody gave; `size`: Glow's.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -54,6 +70,9 @@ class Preset:
     warmup_epochs: float = 10
     batch_size: int = 100
     clip_norm: float | None = None
+    clip_exact: bool = True
+    steps: int = 5000
+    size: GlowSize | None = None
 
 
 def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
@@ -123,9 +142,66 @@ def _gain(choices: Choices) -> float:
     return 0.01 if choices.init == "paper" else 0.0
 
 
+def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
+    """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
+    convolution, affine coupling], a split prior between blocks.
+
+    The mixing convolution starts at a random orthogonal matrix of the channels and is where the
+    rule acts: 1×1 and without a bias in exact Glow, with a bias in the self-normalizing one.
+    """
+    size, channels = choices.size, shape[2]
+    kernel = (size.kernel, size.kernel)
+    kind = "orthogonal" if choices.init == "paper" else "identity"
+    layers = []
+    for block in range(1, size.levels + 1):
+        layers.append((f"squeeze{block}", Squeeze()))
+        channels *= 4
+        for step in range(1, size.depth + 1):
+            mixing = Linear(
+                Conv2d(kernel, channels, exact=choices.exact),
+                choices.rule,
+                bias=choices.rule.learns_inverse,
+                init_kind=kind,
+            )
+            layers += [
+                (f"actnorm{block}.{step}", ActNorm()),
+                (f"mix{block}.{step}", mixing),
+                (f"coupling{block}.{step}", AffineCoupling(channels, size.width)),
+            ]
+        if block < size.levels:
+            layers.append((f"split{block}", SplitPrior(AffineCoupling(channels, size.width))))
+            channels //= 2
+    return Flow(shape, tuple(layers))
+
+
+_GLOW = ("self-normalizing", "exact")
+
 PRESETS = {
     "fc": Preset(fully_connected, ("self-normalizing", "exact", "relative"), lr=1e-4),
     "conv": Preset(convolutional, ("self-normalizing", "exact", "exact-dense"), lr=1e-3),
     "emerging": Preset(emerging, ("exact",), lr=1e-3),
     "conv-exponential": Preset(exponential, ("exact",), lr=1e-3),
+    "glow": Preset(glow, _GLOW, lr=1e-3, lam=100, steps=500, size=GlowSize(2, 16)),
+    "glow-2l-4k": Preset(glow, _GLOW, lr=1e-3, lam=100, steps=2500, size=GlowSize(2, 4, 16)),
+    "glow-3l-32k": Preset(
+        glow,
+        _GLOW,
+        lr=1e-3,
+        lam=1000,
+        clip_norm=10_000,
+        clip_exact=False,
+        steps=400,
+        size=GlowSize(3, 32),
+    ),
+    "glow-3l-48k": Preset(
+        glow,
+        _GLOW,
+        lr=1e-3,
+        lam=1000,
+        warmup_epochs=0,
+        batch_size=64,
+        clip_norm=10_000,
+        steps=400,
+        size=GlowSize(3, 48),
+    ),
 }

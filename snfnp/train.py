@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from snfnp.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snfnp.config import TrainConfig
-from snfnp.data import Dataset
+from snfnp.data import Dataset, augment
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
-from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.likelihood import AUGMENTATION, TRAINING_NOISE, Likelihood
 from snfnp.ops import RandomKey
 from snfnp.optim import Adam, warmed_up
 from snfnp.parameters import Layout
@@ -65,6 +65,17 @@ class Trainer:
     def _view_buffers(self) -> None:
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.g)
 
+    def initialise_from_data(self, images) -> None:
+        """Let the first batch, device images (N, *shape), decide what depends on data (actnorm).
+
+        Once, before the first step, with that step's noise; afterwards these are parameters like
+        all others. Does nothing for a flow without such layers.
+        """
+        if self.flow.initialises_from_data:
+            key = RandomKey(self.config.seed, TRAINING_NOISE, 0)
+            x, _ = self.flow.preprocess.forward(self.ops, images, key, self.p.dtype)
+            self.flow.init_from_data(self.ops, self.params, x)
+
     def training_step(self, images) -> StepMetrics:
         """Climb Eq. 3 once on device images (N, *shape), uint8.
 
@@ -74,7 +85,7 @@ class Trainer:
         ops, flow, batch = self.ops, self.flow, len(images)
         key = RandomKey(self.config.seed, TRAINING_NOISE, self.step)
         x, ldj = flow.preprocess.forward(ops, images, key, self.p.dtype)
-        z, flow_ldj, caches = flow.forward(ops, self.params, x)
+        z, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
         log_density = float((ops.gaussian_log_density(z) + ldj + flow_ldj).mean())
         if not math.isfinite(log_density):
             layer = flow.first_nonfinite(ops, self.params, x) or "base density"
@@ -135,14 +146,23 @@ def train(
     steps_per_epoch = config.steps_per_epoch(len(dataset.train))
     trainer = Trainer(ops, flow, config, steps_per_epoch)
     progress = _Progress(run, config, trainer, say)
+
+    def batch(step: int, order):
+        """Device images (N, *shape) of a step; the host's array may be larger than its memory."""
+        first = step % steps_per_epoch * config.batch_size
+        images = dataset.train[order[first : first + config.batch_size]]
+        if config.augment:
+            images = augment(images, RandomKey(config.seed, AUGMENTATION, step))
+        return ops.asarray(images.reshape(-1, *flow.shape))
+
     if resume:
         progress.resume()
     else:
+        trainer.initialise_from_data(batch(0, epoch_order(len(dataset.train), 0, config)))
         run.write_config(describe_run(config, flow, trainer.layout, dataset, ops))
         progress.save_last()  # from here on there is always something to go back to
     say(_introduction(config, flow, trainer, dataset, ops, run))
 
-    train_images = dataset.train.reshape(len(dataset.train), *flow.shape)
     total = config.epochs * steps_per_epoch
     with (
         tqdm(
@@ -157,12 +177,11 @@ def train(
     ):
         order, order_epoch = None, None
         while trainer.step < total:
-            epoch, position = divmod(trainer.step, steps_per_epoch)
+            epoch = trainer.step // steps_per_epoch
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(len(train_images), epoch, config), epoch
-            chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
+                order, order_epoch = epoch_order(len(dataset.train), epoch, config), epoch
             started = time.perf_counter()
-            metrics = trainer.training_step(ops.asarray(train_images[chosen]))
+            metrics = trainer.training_step(batch(trainer.step, order))
             progress.count(metrics, time.perf_counter() - started)
             bar.update(config.batch_size)
             if trainer.step % _SHOW_EVERY == 0:

@@ -215,12 +215,33 @@ def test_a_damaged_checkpoint_is_one_line(environment, finished, tmp_path):
     assert "is damaged" in err and len(err.strip().splitlines()) <= 2
 
 
-@pytest.mark.parametrize("name", ["train_mnist.py", "evaluate.py", "sample.py", "benchmark.py"])
+def test_a_small_glow_on_patches(environment, tmp_path):
+    pytest.importorskip("skimage", reason="scikit-image ships the photographs")
+    folder = tmp_path / "run"
+    size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
+    out, err = run(
+        environment, "train_cifar10.py", "--data", "patches", *size, "--out", folder
+    )  # fmt: skip
+    assert "STAND-IN" in err and "glow-3l-32k" in out
+    ledger, _ = run(environment, "evaluate.py", folder)
+    assert "split1 base density" in ledger and "split2 base density" in ledger
+    record = json.loads((folder / "config.json").read_text())
+    assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
+    _, err = run(
+        environment, "train_imagenet32.py", "--data-dir", tmp_path, "--out", "x", status=2
+    )  # fmt: skip
+    assert len(err.strip().splitlines()) == 1 and "imagenet32" in err.lower()
+
+
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_explains_every_option(environment, name):
     out, _ = run(environment, name, "--help")
     options = re.findall(r"^  (--[\w-]+)", out, re.M)
     assert len(options) >= 5
-    if name == "train_mnist.py":
+    if name.startswith("train_"):
         expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
         --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every
         --dtype --data"""

@@ -272,6 +272,9 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
         ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),
         ({"inverse_kernel": 7}, "--inverse-kernel only has an effect with --model conv"),
         ({"model": "conv", "inverse_kernel": 4}, "--inverse-kernel is 4: it must be odd"),
+        ({"width": 3}, "--width only has an effect with --model glow"),
+        ({"model": "glow", "depth": 0}, "--depth is 0"),
+        ({"model": "glow", "kernel": 4}, "--kernel is 4: it must be odd"),
         ({"model": "conv", "gradient": "relative"}, "--model conv cannot be trained with"),
     ],
 )
@@ -284,8 +287,8 @@ def test_impossible_settings_are_refused(changes, message):
 def test_the_configuration_survives_json():
     original = config(lam=3.0, shuffle=False)
     assert TrainConfig.from_dict(json.loads(json.dumps(original.as_dict()))) == original
-    with pytest.raises(UsageError, match="unknown entries: depth"):
-        TrainConfig.from_dict({"depth": 3})
+    with pytest.raises(UsageError, match="unknown entries: colour"):
+        TrainConfig.from_dict({"colour": 3})
 
 
 def test_the_defaults_are_the_papers():

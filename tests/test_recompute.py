@@ -1,0 +1,321 @@
+"""Recomputed layer inputs: the stored version's gradients, without its memory."""
+
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from snfnp.config import TrainConfig
+from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.layers import (
+    ActNorm,
+    AffineCoupling,
+    Bias,
+    Linear,
+    RationalQuadraticSpline,
+    SmoothLeakyReLU,
+    SplitPrior,
+    Squeeze,
+)
+from snfnp.maps import Conv2d
+from snfnp.ops import get_ops
+from snfnp.parameters import Layout
+from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.train import Trainer
+
+# Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
+# rounds 5 times or less (difference or product, exponential, argument of the exponential), and
+# stretches earlier errors by 1.5 or less at the parameters below: 5 (1 + 1.5 + 1.5² + 1.5³) < 50
+# eps of x. Gradients are at most quadratic in x and what is computed from it: twice that. Of the
+# norm of each gradient; kinks are further apart than that, see below.
+ROUNDINGS = 100
+N = 4
+
+
+def mix(channels, rule=None):
+    rule = rule or SelfNormalizing()
+    return Linear(Conv2d((1, 1), channels), rule, init_kind="orthogonal")
+
+
+def glow(rule=None, split=True):
+    """[squeeze, step, step, split] twice: chains of up to four inverses."""
+    layers, channels = [], 1
+    for level in (1, 2):
+        channels *= 4
+        layers.append((f"squeeze{level}", Squeeze()))
+        for k in (1, 2):
+            layers += [
+                (f"actnorm{level}.{k}", ActNorm()),
+                (f"mix{level}.{k}", mix(channels, rule)),
+                (f"coupling{level}.{k}", AffineCoupling(channels, 6)),
+            ]
+        if split:
+            layers.append((f"split{level}", SplitPrior(AffineCoupling(channels, 6))))
+            channels //= 2
+    return Flow((8, 8, 1), tuple(layers))
+
+
+def splines():
+    return Flow(
+        (4, 4, 1),
+        (
+            ("mix1", Linear(Conv2d((3, 3), 1))),
+            ("spline1", RationalQuadraticSpline(gain=0.1)),
+            ("actnorm1", ActNorm()),
+            ("squeeze1", Squeeze()),
+            ("mix2", Linear(Conv2d((3, 3), 4))),
+            ("spline2", RationalQuadraticSpline(gain=0.1)),
+        ),
+    )
+
+
+def mixed():
+    """Layers without a cheap exact inverse at both ends, in between, and inside a split."""
+    return Flow(
+        (4, 4, 2),
+        (
+            ("bias", Bias()),
+            ("actnorm1", ActNorm()),
+            ("activation1", SmoothLeakyReLU()),
+            ("actnorm2", ActNorm()),
+            ("actnorm3", ActNorm()),
+            ("split", SplitPrior(SmoothLeakyReLU())),
+            ("squeeze", Squeeze()),
+            ("activation2", SmoothLeakyReLU()),
+        ),
+    )
+
+
+FLOWS = {
+    "glow": glow(),
+    "glow, exact": glow(Exact()),
+    "glow without splits": glow(split=False),
+    "splines": splines(),
+    "mixed": mixed(),
+    "one layer": Flow((4, 4, 1), (("actnorm", ActNorm()),)),
+    "one split": Flow((4, 4, 2), (("split", SplitPrior(AffineCoupling(2, 6))),)),
+}
+
+
+@pytest.fixture(params=FLOWS.values(), ids=FLOWS.keys())
+def flow(request):
+    return request.param
+
+
+@dataclass
+class Setup:
+    """A flow at parameters that noise has moved, with a batch."""
+
+    flow: Flow
+    ops: object
+    dtype: type = np.float64
+
+    def __post_init__(self):
+        rng = np.random.default_rng(1)
+        params = {
+            layer: {k: v + 0.05 * rng.standard_normal(v.shape) for k, v in named.items()}
+            for layer, named in self.flow.init(0).items()
+        }
+        self.layout = Layout.of(params)
+        self.params = self.layout.views(self.layout.pack(params, self.dtype))
+        self.x = rng.standard_normal((N, *self.flow.shape)).astype(self.dtype)
+
+    def gradients(self, recompute):
+        """{parameter or "x": gradient} of the training objective, and z, ldj, all latents."""
+        flow, ops = self.flow, self.ops
+        g = np.full(self.layout.size, np.nan, self.dtype)
+        grads = self.layout.views(g)
+        z, ldj, caches = flow.forward(ops, self.params, self.x, recompute)
+        latents = flow.latents(z, caches)
+        dz, weights = z * (-1 / N), np.full(N, 1 / N, self.dtype)
+        dx = flow.backward(ops, self.params, caches, dz, weights, grads, Reconstruction(1.0))
+        found = {e.key: grads[e.layer][e.name] for e in self.layout.entries}
+        return {"x": dx, **found}, (z, ldj, *latents)
+
+
+def difference(found, expected) -> float:
+    """The largest ‖found − expected‖/‖expected‖ over all gradients; NaN where one is."""
+    errors = []
+    for key, value in expected.items():
+        error = np.linalg.norm(found[key] - value)
+        errors.append(error / np.linalg.norm(value) if error != 0 else 0.0)  # 0 where both are 0
+    return float(np.max(errors))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_equal_the_stored_versions(flow, ops, dtype):
+    """To 100 roundings: 1.2e-5 in single and 2.2e-14 in double precision.
+
+    Single precision can cross a kink (a ReLU's, a spline's knot), where a gradient jumps: the
+    chance is about that of one of a few thousand values to lie within 1e-6 of one.
+    """
+    setup = Setup(flow, ops, dtype)
+    stored, outputs = setup.gradients(recompute=False)
+    recomputed, same = setup.gradients(recompute=True)
+    for first, second in zip(outputs, same, strict=True):
+        np.testing.assert_array_equal(first, second)  # the forward pass is the same
+    assert {value.dtype for value in recomputed.values()} == {np.dtype(dtype)}
+    assert all(np.linalg.norm(value) > 0 for value in stored.values())
+    assert difference(recomputed, stored) <= ROUNDINGS * np.finfo(dtype).eps
+    # a wrong gradient would be seen
+    for key, value in recomputed.items():
+        assert difference({**recomputed, key: 1.001 * value}, stored) > 5e-4
+
+
+@dataclass(frozen=True)
+class Sloppy(ActNorm):
+    """Claims an exact inverse, and is off by 1e-3."""
+
+    def inverse(self, ops, p, z):
+        return super().inverse(ops, p, z) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_an_inverse_that_is_not_exact_is_noticed(ops, position):
+    """Which is why linear layers, with their learned inverses, keep their inputs."""
+    layers = [ActNorm(), ActNorm(), SmoothLeakyReLU()]
+    layers.insert(position + 1, Sloppy())
+    flow = Flow((4,), tuple((f"layer{i}", layer) for i, layer in enumerate(layers)))
+    setup = Setup(flow, ops)
+    error = difference(setup.gradients(True)[0], setup.gradients(False)[0])
+    assert error > 1e-4
+
+
+def test_permutations_are_recomputed_without_any_rounding(ops):
+    flow = Flow((8, 8, 1), (("s1", Squeeze()), ("s2", Squeeze()), ("mix", mix(16))))
+    setup = Setup(flow, ops)
+    stored, recomputed = setup.gradients(False)[0], setup.gradients(True)[0]
+    for key, value in stored.items():
+        np.testing.assert_array_equal(recomputed[key], value)
+
+
+def test_errors_do_not_pile_up_where_linear_layers_keep_their_inputs(ops):
+    """40 steps of Glow are as near to the stored version as 2: within the same bound."""
+    errors = []
+    for steps in (2, 40):
+        layers = []
+        for k in range(steps):
+            layers += [
+                (f"a{k}", ActNorm()),
+                (f"m{k}", mix(4)),
+                (f"c{k}", AffineCoupling(4, 4)),
+            ]
+        setup = Setup(Flow((2, 2, 4), tuple(layers)), ops)
+        errors.append(difference(setup.gradients(True)[0], setup.gradients(False)[0]))
+    assert np.max(errors) <= ROUNDINGS * np.finfo(float).eps
+
+
+# ---------------------------------------------------------------- memory
+
+
+def peak(flow, ops, recompute) -> int:
+    """Bytes at the height of a forward and a backward pass, above what was there before."""
+    setup = Setup(flow, ops, np.float32)
+    setup.x = np.repeat(setup.x, 16, axis=0)
+    count = len(setup.x)
+    grads = setup.layout.views(np.empty(setup.layout.size, np.float32))
+    weights = np.full(count, 1 / count, np.float32)
+
+    def step():
+        z, _, caches = flow.forward(ops, setup.params, setup.x, recompute)
+        dz = z * np.float32(-1 / count)
+        flow.backward(ops, setup.params, caches, dz, weights, grads, Reconstruction(1.0))
+
+    step()  # what is compiled or cached once
+    tracemalloc.start()
+    step()
+    height = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return height
+
+
+SHAPE = (8, 8, 4)
+BYTES = 16 * N * 8 * 8 * 4 * 4  # one activation: batch 64, single precision
+LAYERS = {
+    "actnorm": lambda: ActNorm(),
+    "spline": lambda: RationalQuadraticSpline(),
+    "coupling": lambda: AffineCoupling(4, 16),  # its cache is 4 times as wide as its input
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_depth_costs_no_activation_memory(ops, kind):
+    """Above 4 layers, 20 more do not add a single activation; stored, each adds one or more."""
+    shallow, deep = (
+        Flow(SHAPE, tuple((f"layer{k}", LAYERS[kind]()) for k in range(depth))) for depth in (4, 24)
+    )
+    growth = {
+        recompute: peak(deep, ops, recompute) - peak(shallow, ops, recompute)
+        for recompute in (False, True)
+    }
+    assert growth[False] >= 20 * BYTES
+    assert growth[True] < BYTES / 2  # records of what was dropped, a few hundred bytes each
+
+
+def test_steps_of_glow_cost_only_what_their_linear_layers_keep(ops):
+    shallow, deep = (
+        Flow(
+            SHAPE,
+            tuple(
+                pair
+                for k in range(depth)
+                for pair in (
+                    (f"a{k}", ActNorm()),
+                    (f"m{k}", mix(4)),
+                    (f"c{k}", AffineCoupling(4, 16)),
+                )
+            ),
+        )
+        for depth in (2, 12)
+    )
+    growth = {
+        recompute: peak(deep, ops, recompute) - peak(shallow, ops, recompute)
+        for recompute in (False, True)
+    }
+    # a linear layer keeps x, and T(W) x without its bias
+    assert 20 * BYTES <= growth[True] < 21 * BYTES
+    assert growth[False] > 60 * BYTES  # and the coupling's hidden layer, its own x and output
+
+
+# ---------------------------------------------------------------- training
+
+
+def make_trainer(recompute):
+    config = TrainConfig(model="conv", dtype="float64", recompute=recompute)
+    config.resolve(1000)
+    return Trainer(get_ops("numba"), config.build_flow((8, 8, 1)), config, 100)
+
+
+def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch):
+    images = np.random.default_rng(2).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
+    inverses = []
+    original = RationalQuadraticSpline.inverse
+
+    def counted(self, *args):
+        inverses.append(self)
+        return original(self, *args)
+
+    monkeypatch.setattr(RationalQuadraticSpline, "inverse", counted)
+    gradients, counts, metrics = {}, {}, {}
+    for recompute in (False, True):
+        inverses.clear()
+        trainer = make_trainer(recompute)
+        metrics[recompute] = trainer.training_step(images)
+        gradients[recompute], counts[recompute] = trainer.g, len(inverses)
+    assert counts == {False: 0, True: 8}  # one for every spline of the model
+    assert metrics[True].surrogate == metrics[False].surrogate
+    scale = np.linalg.norm(gradients[False])
+    assert 0 < np.linalg.norm(gradients[True] - gradients[False]) <= 1e-10 * scale
+
+
+def test_recomputation_is_refused_where_it_would_do_nothing():
+    config = TrainConfig(model="fc", recompute=True)
+    with pytest.raises(UsageError, match="--recompute only has an effect with") as caught:
+        config.resolve(1000)
+    assert "\n" not in str(caught.value)
+    assert not any(
+        getattr(layer, "cheap_exact_inverse", False)
+        for _, layer in TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1)).layers
+    )
