@@ -40,7 +40,7 @@ def main(argv):
     )
     out = args.out or run.path / f"sample-{args.inverse}.png"
     title = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-    save_samples(out, {title: images.reshape(-1, *shape)}, f"{config.data}, {config.model}")
+    save_samples(out, {title: images.reshape(-1, *shape)}, f"{config.data}, {config.model_name}")
     print(out)
 
 

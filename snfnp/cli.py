@@ -130,7 +130,8 @@ def draw(run: RunFolder, config: TrainConfig, ops, dataset) -> None:
     panels["exact inverse"] = exact.reshape(shape)
     records = run.read_metrics()
     title = (
-        f"{config.data}, {config.model}, {config.gradient} gradient, {records[-1]['epoch']} epochs"
+        f"{config.data}, {config.model_name}, {config.gradient} gradient, "
+        f"{records[-1]['epoch']} epochs"
     )
     plots.save_samples(run.samples, panels, f"Samples, the same latents: {title}")
     plots.save_curves(run.curves, records, title)

@@ -184,6 +184,14 @@ class TrainConfig:
         )
         return PRESETS[self.model].build(choices, tuple(image_shape))
 
+    @property
+    def model_name(self) -> str:
+        """The model for people: its preset, or Glow's size."""
+        if self.levels is None:
+            return self.model
+        kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
+        return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
+
     def as_dict(self) -> dict:
         """The configuration as JSON-ready values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}

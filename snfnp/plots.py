@@ -37,25 +37,27 @@ def save_samples(path: Path, panels: dict[str, np.ndarray], title: str, columns:
 
 
 def save_curves(path: Path, records: list[dict], title: str) -> None:
-    """Exact validation NLL and reconstruction error against epochs and training seconds."""
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), sharex="col", sharey="row")
-    nll = [record["validation_nll_nats"] for record in records]
-    reconstruction = [record["reconstruction"] for record in records]
-    learns = any(error > 0 for error in reconstruction)
+    """Exact validation NLL, and the reconstruction error where a layer learned its inverse,
+    against epochs and training seconds."""
+    rows = {"exact validation NLL (nats)": [record["validation_nll_nats"] for record in records]}
+    if any(record["reconstruction"] > 0 for record in records):
+        rows["reconstruction error\nΣ ‖g(f(h)) − h‖² per image"] = [
+            record["reconstruction"] for record in records
+        ]
+    figure, axes = plt.subplots(
+        len(rows), 2, figsize=(9.5, 3 * len(rows) + 0.4), sharex="col", sharey="row", squeeze=False
+    )
     for column, (key, label) in enumerate((("epoch", "epoch"), ("seconds", "training seconds"))):
         x = [record[key] for record in records]
-        axes[0, column].plot(x, nll, marker="." if len(x) < 50 else None)
-        if learns:
-            axes[1, column].semilogy(
-                x, reconstruction, marker="." if len(x) < 50 else None, color="C1"
-            )
-        axes[1, column].set_xlabel(label)
-        for axis in axes[:, column]:
-            axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("exact validation NLL (nats)")
-    axes[1, 0].set_ylabel("reconstruction error\nΣ ‖g(f(h)) − h‖² per image")
-    if not learns:
-        axes[1, 0].text(0.5, 0.5, "no learned inverse", ha="center", transform=axes[1, 0].transAxes)
+        for row, y in enumerate(rows.values()):
+            axis = axes[row, column]
+            axis.plot(x, y, marker="." if len(x) < 50 else None, color=f"C{row}")
+            axis.grid(alpha=0.3, which="both")
+            if row == 1:
+                axis.set_yscale("log")
+        axes[-1, column].set_xlabel(label)
+    for row, label in enumerate(rows):
+        axes[row, 0].set_ylabel(label)
     figure.suptitle(title)
     figure.tight_layout()
     _save(figure, path)

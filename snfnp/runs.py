@@ -114,7 +114,8 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
             "initialisation": f"{config.init}, NumPy default_rng({config.seed}); "
-            "R = flip(W); b = 0",
+            "R = flip(W); b = 0"
+            + ("; actnorm from the first batch" if flow.initialises_from_data else ""),
         },
         "randomness": {
             "seed": config.seed,

@@ -337,7 +337,7 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     elif config.gradient == "relative":
         how += f" (bias: {config.relative_bias})"
     return (
-        f"{config.model}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
+        f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
         f"{how} gradient, {ops.name} backend, {config.dtype}\n"
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
