@@ -728,3 +728,19 @@ def test_cupy_without_cupy_says_what_is_missing_in_one_line(monkeypatch):
     assert "--backend numba" in message
     assert "\n" not in message
     assert caught.value.exit_status == 2
+
+
+def test_a_multiple_made_on_the_host_goes_over_to_the_device():
+    """The m of a convolution depends on shapes alone and is a host array."""
+
+    class Device(NumpyOps):
+        moved = ()
+
+        def asarray(self, host, dtype=None):
+            self.moved += (host,)
+            return super().asarray(host, dtype)
+
+    ops, multiple = Device(), np.full((3, 3, 1, 1), 2.0)
+    w = np.ones((3, 3, 2, 2), np.float32)
+    out = ops.scale_into(np.empty_like(w), 0.5, w, multiple)
+    assert ops.moved[0] is multiple and (out == 1).all() and out.dtype == np.float32

@@ -83,7 +83,7 @@ class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
         xp = self.xp
         xp.multiply(a, scale, out=out, casting="same_kind")
         if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
-            out *= multiple
+            out *= self.asarray(multiple, out.dtype)  # m depends on shapes alone: made on the host
         return out
 
     def inverse(self, w):
