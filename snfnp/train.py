@@ -342,5 +342,5 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
         f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
-        f"run folder {run.path}"
+        f"run folder {run.path}" + (f"\n({ops.start_note})" if ops.start_note else "")
     )

@@ -28,6 +28,7 @@ class NumbaOps(
     """NumpyOps with fused kernels. The default on the CPU."""
 
     name = "numba"
+    start_note = "the first run on a machine compiles its kernels: up to a minute before it moves"
 
     # ---------------------------------------------------------------- random numbers
 

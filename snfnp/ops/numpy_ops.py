@@ -27,6 +27,7 @@ class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
     """Operations on NumPy arrays. Subclasses override what profiling says is hot."""
 
     name = "numpy"
+    start_note = ""  # what a person should know while a first run seems to stand still
     xp = np  # the array namespace; definitions below use nothing else
 
     # ---------------------------------------------------------------- host and device
