@@ -98,6 +98,13 @@ def test_evaluate_prints_a_ledger_that_adds_up(environment, finished):
     assert "dequantisation seed 1" in other and "1,000 validation images" in other
 
 
+def test_angle_prints_one_row_per_learned_layer(environment, finished):
+    out, _ = run(environment, "angle.py", finished[0], "--images", 200)
+    rows = re.findall(r"^(dense\d) +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$", out, re.M)
+    assert [row[0] for row in rows] == ["dense1", "dense2"]
+    assert all(0 < float(row[1]) < 45 for row in rows)
+
+
 def test_sample_writes_a_picture(environment, finished, tmp_path):
     folder, _, _ = finished
     contents = {}
@@ -203,6 +210,8 @@ def test_an_exact_run_has_no_learned_inverse(environment, tmp_path):
     run(environment, "train_mnist.py", "--epochs", 1, "--gradient", "exact", "--out", folder)
     _, err = run(environment, "sample.py", folder, status=2)
     assert "learned no inverse" in err and "--inverse exact" in err
+    out, err = run(environment, "angle.py", folder, status=2)
+    assert "without learned inverses" in err and not out
 
 
 def test_a_damaged_checkpoint_is_one_line(environment, finished, tmp_path):
@@ -240,7 +249,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 def test_help_explains_every_option(environment, name):
     out, _ = run(environment, name, "--help")
     options = re.findall(r"^  (--[\w-]+)", out, re.M)
-    assert len(options) >= 5
+    assert len(options) >= 4
     if name.startswith("train_"):
         expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
         --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every

@@ -1,0 +1,50 @@
+"""Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from snfnp.checkpoint import load_checkpoint
+from snfnp.cli import open_run, run_script
+from snfnp.data import load_dataset
+from snfnp.diagnostics import gradient_angles
+from snfnp.errors import UsageError
+from snfnp.likelihood import EVALUATION_NOISE
+from snfnp.ops import BACKENDS, RandomKey
+from snfnp.parameters import Layout
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder of a training script")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
+    args = parser.parse_args(argv)
+    if args.images < 1:
+        raise UsageError(f"--images is {args.images}: it must be at least 1")
+
+    run, config, _, ops = open_run(args)
+    dataset = load_dataset(config.data, args.data_dir or config.data_dir)
+    images = dataset.train[: args.images]
+    flow = config.build_flow(images.shape[1:])
+    layout = Layout.of(flow.init(config.seed))
+    checkpoint = load_checkpoint(getattr(run, args.checkpoint), layout)
+    params = layout.views(ops.asarray(checkpoint.p, np.float64))
+    batch = ops.asarray(images.reshape(-1, *flow.shape))
+    x, _ = flow.preprocess.forward(ops, batch, RandomKey(0, EVALUATION_NOISE), np.float64)
+
+    rows = gradient_angles(ops, flow, params, x, checkpoint.lam)
+    print(f"{len(images):,} training images from {dataset.source}, λ = {checkpoint.lam:g}")
+    print(f"{'layer':<12}{'angle':>10}{'|likelihood|':>16}{'|reconstruction|':>18}")
+    for found in rows:
+        print(
+            f"{found.layer:<12}{found.angle:>9.3f}°{found.likelihood:>16.4g}"
+            f"{found.reconstruction:>18.4g}"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
