@@ -116,9 +116,15 @@ def train_command(argv: list[str], description: str, **defaults) -> None:
 
 
 def draw(run: RunFolder, config: TrainConfig, ops, dataset) -> None:
-    """samples.png at the best epoch and curves.png."""
+    """curves.png, and samples.png at the best epoch."""
     from snfnp import plots
 
+    records = run.read_metrics()
+    title = (
+        f"{config.data}, {config.model_name}, {config.gradient} gradient, "
+        f"{records[-1]['epoch']} epochs"
+    )
+    plots.save_curves(run.curves, records, title)  # first: it cannot fail on a bad inverse
     likelihood, flow = load_likelihood(run.best, config, ops, dataset.train.shape[1:])
     shape = (-1, *dataset.train.shape[1:])
     panels = {}
@@ -128,13 +134,7 @@ def draw(run: RunFolder, config: TrainConfig, ops, dataset) -> None:
         )
     exact = likelihood.sample(_SAMPLES, config.seed, exact=True)
     panels["exact inverse"] = exact.reshape(shape)
-    records = run.read_metrics()
-    title = (
-        f"{config.data}, {config.model_name}, {config.gradient} gradient, "
-        f"{records[-1]['epoch']} epochs"
-    )
     plots.save_samples(run.samples, panels, f"Samples, the same latents: {title}")
-    plots.save_curves(run.curves, records, title)
     print(f"pictures: {run.samples}, {run.curves}")
 
 

@@ -4,6 +4,7 @@ config.json              every choice, versions, data source, threads
 metrics.jsonl            one line per exact evaluation
 last.safetensors         where `--resume` goes on
 best.safetensors         the best validation epoch, for evaluate.py and sample.py
+summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png
 """
 
@@ -35,6 +36,7 @@ class RunFolder:
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     last = property(lambda self: self.path / "last.safetensors")
     best = property(lambda self: self.path / "best.safetensors")
+    summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
 
@@ -65,7 +67,10 @@ class RunFolder:
             raise SnfnpError(f"{run.config_file} is damaged ({error}): restore it") from None
 
     def write_config(self, record: dict) -> None:
-        write_atomically(self.config_file, (json.dumps(record, indent=2) + "\n").encode())
+        _write_json(self.config_file, record)
+
+    def write_summary(self, record: dict) -> None:
+        _write_json(self.summary_file, record)
 
     def append_metrics(self, record: dict) -> None:
         """One more line; flushed, so that a crash keeps it."""
@@ -91,6 +96,10 @@ class RunFolder:
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_atomically(self.metrics_file, lines.encode())
         return records
+
+
+def _write_json(path: Path, record: dict) -> None:
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:

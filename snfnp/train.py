@@ -288,6 +288,7 @@ class _Progress:
             "training_seconds": round(self.seconds, 1),
             "milliseconds_per_step": round(1e3 * self.seconds / self.trainer.step, 2),
         }
+        self.run.write_summary(summary)
         self.say(
             f"best epoch {summary['best_epoch']}: exact validation NLL "
             f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats = "

@@ -69,11 +69,14 @@ def test_the_run_folder_is_complete(finished):
     assert names == {
         "config.json",
         "metrics.jsonl",
+        "summary.json",
         "last.safetensors",
         "best.safetensors",
         "samples.png",
         "curves.png",
     }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best_epoch"] == 2 and summary["test_nll_nats"] > 0
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["is_sample"] is True
     assert record["data"]["images"] == [5000, 1000, 1000]
