@@ -5,14 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.checkpoint import load_checkpoint
-from snfnp.cli import open_run, run_script
+from snfnp.cli import load_flow, open_run, run_script
 from snfnp.data import load_dataset
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import BACKENDS, RandomKey
-from snfnp.parameters import Layout
 
 
 def main(argv):
@@ -29,10 +27,8 @@ def main(argv):
     run, config, _, ops = open_run(args)
     dataset = load_dataset(config.data, args.data_dir or config.data_dir)
     images = dataset.train[: args.images]
-    flow = config.build_flow(images.shape[1:])
-    layout = Layout.of(flow.init(config.seed))
-    checkpoint = load_checkpoint(getattr(run, args.checkpoint), layout)
-    params = layout.views(ops.asarray(checkpoint.p, np.float64))
+    flow, checkpoint = load_flow(getattr(run, args.checkpoint), config, images.shape[1:])
+    params = checkpoint.layout.views(ops.asarray(checkpoint.p, np.float64))
     batch = ops.asarray(images.reshape(-1, *flow.shape))
     x, _ = flow.preprocess.forward(ops, batch, RandomKey(0, EVALUATION_NOISE), np.float64)
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+from snfnp.checkpoint import load_checkpoint
 from snfnp.config import PRESET_SETTINGS, TrainConfig
 from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError
@@ -140,12 +141,14 @@ def draw(run: RunFolder, config: TrainConfig, ops, dataset) -> None:
 
 def load_likelihood(checkpoint: Path, config: TrainConfig, ops, image_shape):
     """The exact likelihood at a checkpoint, and its flow."""
-    from snfnp.checkpoint import load_checkpoint
+    flow, saved = load_flow(checkpoint, config, image_shape)
+    return Likelihood(ops, flow, saved.layout, ops.asarray(saved.p)), flow
 
+
+def load_flow(checkpoint: Path, config: TrainConfig, image_shape):
+    """The flow that a run's configuration describes, and its `Checkpoint`."""
     flow = config.build_flow(image_shape)
-    layout = Layout.of(flow.init(config.seed))
-    flat = ops.asarray(load_checkpoint(checkpoint, layout).p)
-    return Likelihood(ops, flow, layout, flat), flow
+    return flow, load_checkpoint(checkpoint, Layout.of(flow.init(config.seed)))
 
 
 def open_run(args) -> tuple:
