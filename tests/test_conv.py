@@ -117,6 +117,28 @@ def test_patches_are_windows(ops, kernel, image, count):
     np.testing.assert_array_equal(ops.patches(x, kernel), expected)
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (4, 2), (3, 3)])
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 5), (3, 2), (8, 1)])
+def test_kernels_of_any_size_by_the_definition(ops, kernel, inputs, outputs):
+    """Even sizes pad kH // 2 rows on top and kW // 2 columns on the left, every way it is done."""
+    rng = np.random.default_rng(0)
+    (kh, kw), (n, height, width) = kernel, (2, 4, 5)
+    x, delta = (rng.standard_normal((n, height, width, c)) for c in (inputs, outputs))
+    k = rng.standard_normal((kh, kw, inputs, outputs))
+    z, gradient = np.zeros_like(delta), np.zeros_like(k)
+    for y, c, h, w in np.ndindex(height, width, kh, kw):
+        row, column = y + h - kh // 2, c + w - kw // 2
+        if 0 <= row < height and 0 <= column < width:
+            z[:, y, c] += x[:, row, column] @ k[h, w]
+            gradient[h, w] += x[:, row, column].T @ delta[:, y, c]
+    # sums of at most 96 products of normal numbers
+    np.testing.assert_allclose(ops.conv(x, k), z, rtol=0, atol=1e-12)
+    found = ops.conv_weight_grad(delta, x, np.full_like(k, np.nan))
+    np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-12)
+    found = ops.conv_weight_grad(delta, x, gradient.copy(), add=True)
+    np.testing.assert_allclose(found, 2 * gradient, rtol=0, atol=1e-12)
+
+
 def test_patches_of_a_pointwise_kernel_are_a_view(ops):
     x, _, _ = arrays((1, 1), (4, 3), (5, 5))
     assert np.shares_memory(ops.patches(x, (1, 1)), x)

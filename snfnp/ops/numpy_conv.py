@@ -42,6 +42,8 @@ class ConvOps:
         taps, shifted and added.
         """
         kh, kw, inputs, outputs = k.shape
+        if kh * kw > 1:
+            k = self.xp.ascontiguousarray(k)  # a flipped kernel would be a slow factor
         if kh * kw > 1 and _MANY * outputs <= inputs:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.matmul(x.reshape(-1, inputs), taps)
@@ -52,7 +54,9 @@ class ConvOps:
     def _shift_and_add(self, products):
         """z[y, x] = Σ_{h,w} products[y + h − (kH−1)/2, x + w − (kW−1)/2, h, w] inside the image."""
         n, height, width, kh, kw, outputs = products.shape
-        xp, top, left = self.xp, kh // 2, kw // 2
+        # what the padding puts below and on the right of `patches`, the mirror image has on the
+        # other sides: for kernels of even size they differ
+        xp, top, left = self.xp, kh - 1 - kh // 2, kw - 1 - kw // 2
         z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
         for h in range(kh):
             for w in range(kw):
@@ -64,10 +68,11 @@ class ConvOps:
         """δ ⋆ x: the gradient of ⟨δ, conv(x, k)⟩ with respect to k, summed over samples and pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
-        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ).
+        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) where
+        both sizes of the kernel are odd.
         """
         kh, kw, inputs, outputs = out.shape
-        if outputs < inputs:
+        if outputs < inputs and kh % 2 and kw % 2:  # the flip of an even kernel pads elsewhere
             cols = self.patches(delta, (kh, kw))
             flipped = self.matmul(cols.T, x.reshape(-1, inputs)).reshape(kh, kw, outputs, inputs)
             gradient = flipped[::-1, ::-1].swapaxes(2, 3)
