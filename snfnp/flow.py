@@ -128,7 +128,8 @@ class Flow:
         ldj, caches = 0, []
         for name, layer in self.layers:
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
-            ldj = ldj + layer_ldj
+            if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
+                ldj = layer_ldj if isinstance(ldj, int) else ldj + layer_ldj
             if recompute and getattr(layer, "cheap_exact_inverse", False):
                 if caches and isinstance(caches[-1], _Dropped):
                     caches[-1] = _Dropped(None, caches[-1].latent)

@@ -64,25 +64,37 @@ class Likelihood:
 
     def log_prob(self, images, key: RandomKey):
         """log p(x) per image (N,), in nats (Eq. 1): device images (N, ...), one draw of noise."""
-        terms = self._terms(images, key)
+        terms = self._terms(*self._preprocessed(images, key))
         return sum(terms.values()) + sum(self._log_dets.values())
 
-    def evaluate(self, images, seed: int, batch_size: int = 1000) -> Evaluation:
-        """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants."""
+    def evaluate(
+        self, images, seed: int, batch_size: int = 1000, at_once: int | None = None
+    ) -> Evaluation:
+        """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
+
+        batch_size: images whose noise is drawn together; at_once: how many of them go through the
+        flow together (default: all), which decides the memory and not the noise.
+        """
         totals: dict[str, float] = {}
+        at_once = at_once or batch_size
         for index, start in enumerate(range(0, len(images), batch_size)):
             batch = self._ops.asarray(images[start : start + batch_size])
-            for term, values in self._terms(
-                batch, RandomKey(seed, EVALUATION_NOISE, index)
-            ).items():
-                totals[term] = totals.get(term, 0.0) + float(values.sum())
+            x, ldj = self._preprocessed(batch, RandomKey(seed, EVALUATION_NOISE, index))
+            for first in range(0, len(x), at_once):
+                part = slice(first, first + at_once)
+                for term, values in self._terms(x[part], ldj[part]).items():
+                    totals[term] = totals.get(term, 0.0) + float(values.sum())
         means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
-    def _terms(self, images, key) -> dict:
+    def _preprocessed(self, images, key) -> tuple:
+        """x (N, *shape) and its log-Jacobian (N,) for device images, one draw of noise."""
+        ops, flow = self._ops, self._flow
+        return flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
+
+    def _terms(self, x, ldj) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
         ops, flow = self._ops, self._flow
-        x, ldj = flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
         terms = {"preprocess": ldj}
         splits = flow.splits
         for name, layer in flow.layers:
@@ -110,7 +122,7 @@ class Likelihood:
     def latents(self, images, key: RandomKey) -> tuple:
         """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
         ops, flow = self._ops, self._flow
-        x, _ = flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
+        x, _ = self._preprocessed(images, key)
         z, _, caches = flow.forward(ops, self._params, x, recompute=True)  # no cache is of use
         return flow.latents(z, caches)
 

@@ -5,7 +5,6 @@ The optimiser climbs: gradients are of the objective that the paper maximises (E
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -17,22 +16,23 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def update(self, ops, p, g, m, v, lr: float, step: int, clip_norm: float | None) -> float:
+    def update(self, ops, p, g, m, v, lr, step, clip_norm: float | None, failed=0.0):
         """One ascent step, in place on the flat buffers p, m, v. step = 1, 2, … O(P).
 
         Where `clip_norm` is set, a gradient of larger global norm is scaled down to it first.
-        Returns the norm of the gradient before clipping.
+        lr, step and failed (see `ops.adam`) are numbers, or arrays of shape () on the device.
+        Returns Σ g², the squared norm of the gradient before clipping.
         """
         scale = 1.0
         if clip_norm is not None:
-            scale = clip_scale(math.sqrt(ops.sum_squares(g)), clip_norm)
-        squares = ops.adam(p, g, m, v, lr, self.beta1, self.beta2, self.eps, step, scale)
-        return math.sqrt(squares)
+            scale = clip_scale(ops, ops.sum_squares(g), clip_norm)
+        return ops.adam(p, g, m, v, lr, self.beta1, self.beta2, self.eps, step, scale, failed)
 
 
-def clip_scale(norm: float, clip_norm: float) -> float:
-    """The factor that brings a gradient of this global norm within `clip_norm` (at most 1)."""
-    return min(1.0, clip_norm / (norm + 1e-6))
+def clip_scale(ops, squares, clip_norm: float):
+    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`."""
+    xp = ops.xp
+    return xp.minimum(1.0, clip_norm / (xp.sqrt(squares) + 1e-6))
 
 
 def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:

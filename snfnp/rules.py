@@ -16,17 +16,25 @@ from snfnp.errors import UsageError
 class Reconstruction:
     """λ of Eq. 3 on the way in; the layers' reconstruction errors on the way out.
 
-    `errors` collects ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, one device scalar for each
-    layer that learns its inverse, from the last layer to the first.
+    lam: a number, or an array of shape () on the device. `errors` collects
+    ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, one device scalar for each layer that learns
+    its inverse, from the last layer to the first.
     """
 
     def __init__(self, lam):
         self.lam = lam
         self.errors = []
+        self._pulls = {}
+
+    def pull(self, batch: int):
+        """−2λ/N, the factor of every gradient of the errors; computed once for all layers."""
+        if batch not in self._pulls:
+            self._pulls[batch] = self.lam * (-2 / batch)
+        return self._pulls[batch]
 
     def total(self):
         """Σ_k of the errors: the bracket of Eq. 3 without its λ (0.0 where no layer learned)."""
-        return sum(self.errors, 0.0)
+        return sum(self.errors[1:], self.errors[0]) if self.errors else 0.0
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,17 @@ class SelfNormalizing:
         """
         w, r = p["W"], p["R"]
         half_f, half_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
-        pull = -2 * recon.lam / len(x)
+        pull = recon.pull(len(x))
 
         error = inverse.apply(ops, r, z0)
         error -= x
-        recon.errors.append(ops.xp.vdot(error, error) / len(x))  # E of Eq. 3, for one layer
+        recon.errors.append(ops.sum_squares(error) / len(x))  # E of Eq. 3, for one layer
 
         # Eq. 17 (with Eq. 10): ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ; for convolutions
         # Eqs. 14, 15 and 21, and Eq. 28 where R is of another size: `fit` takes its centre
         delta_w = inverse.adjoint(ops, r, error)
         ops.blend(delta_w, pull, dz, half_f)
-        ops.scale_into(g["W"], half_f * volume, f.flip(f.fit(r)), f.multiple(shape))
+        ops.scale_into(g["W"], half_f, f.flip(f.fit(r, ops.xp)), f.multiple(shape), volume)
         f.weight_grad(ops, delta_w, x, out=g["W"], add=True)
 
         # Eq. 20 (with Eq. 11): −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ; for convolutions
@@ -74,11 +82,11 @@ class SelfNormalizing:
         # z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
         dx = f.adjoint(ops, w, dz)
         delta_r = ops.blend(error, pull, dx, -half_g)
-        flipped = inverse.flip(inverse.fit(w))
-        ops.scale_into(g["R"], -half_g * volume, flipped, inverse.multiple(shape))
+        flipped = inverse.flip(inverse.fit(w, ops.xp))
+        ops.scale_into(g["R"], -half_g, flipped, inverse.multiple(shape), volume)
         inverse.weight_grad(ops, delta_r, z0, out=g["R"], add=True)
 
-        _bias_gradient(g, dz)  # both densities contain b: ½ + ½ = 1
+        _bias_gradient(ops, g, dz)  # both densities contain b: ½ + ½ = 1
         return dx
 
 
@@ -89,9 +97,9 @@ class Exact:
     learns_inverse = False
 
     def backward(self, ops, f, inverse, shape, p, x, z0, dz, volume, g, recon):
-        ops.scale_into(g["W"], volume, f.log_det_grad(ops, p["W"], shape), 1)
+        ops.scale_into(g["W"], 1.0, f.log_det_grad(ops, p["W"], shape), 1, volume)
         f.weight_grad(ops, dz, x, out=g["W"], add=True)
-        _bias_gradient(g, dz)
+        _bias_gradient(ops, g, dz)
         return f.adjoint(ops, p["W"], dz)
 
 
@@ -118,23 +126,22 @@ class Relative:
         w, b = p["W"], p.get("b")
         augmented = b is not None and self.bias != "plain"
         z = z0 + b if augmented else z0
-        ops.scale_into(g["W"], volume, w, 1)
+        ops.scale_into(g["W"], 1.0, w, 1, volume)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=g["W"], add=True)
         if augmented:
             # Σ_n δ_n (1 + bᵀ z_n)
-            ops.matmul((1 + z @ b)[None, :], dz, out=g["b"][None, :])
+            ops.matmul(1 + ops.matmul(b[None, :], z.T), dz, out=g["b"][None, :])
             if self.bias == "full":
                 g["b"] += volume * b
         else:
-            _bias_gradient(g, dz)
+            _bias_gradient(ops, g, dz)
         return f.adjoint(ops, w, dz)
 
 
 Rule = SelfNormalizing | Exact | Relative
 
 
-def _bias_gradient(g, dz) -> None:
+def _bias_gradient(ops, g, dz) -> None:
     """G_b = Σ δ_z over samples and pixels, where the layer has a bias."""
     if "b" in g:
-        # over samples first: long rows, where channels alone would make very short ones
-        dz.sum(axis=0).reshape(-1, dz.shape[-1]).sum(axis=0, out=g["b"])
+        ops.channel_sum(dz, out=g["b"])

@@ -14,7 +14,8 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
 from snfnp.runs import RunFolder, epoch_order
-from snfnp.train import Trainer, train
+from snfnp.train import train
+from snfnp.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)
 

@@ -24,7 +24,6 @@ from PIL import Image
 
 from snfnp.data import (
     Dataset,
-    augment,
     cifar,
     files,
     imagenet,
@@ -33,6 +32,7 @@ from snfnp.data import (
     patches,
 )
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops.augment import augment
 from snfnp.ops.philox import RandomKey
 
 COUNT = 4  # images in a batch of the small CIFAR-10

@@ -132,6 +132,26 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
     assert (evaluation.dimension, evaluation.images, evaluation.dequantisation_seed) == (D, N, 11)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_images_at_once_decide_the_memory_and_not_the_noise(ops, images, at_once, monkeypatch):
+    """The same ledger to the rounding of sums of N terms, whatever goes through together."""
+    flow = small_flow()
+    likelihood = Likelihood(ops, flow, *random_parameters(flow))
+    whole = likelihood.evaluate(images, seed=11).ledger
+    seen = []
+    forward = type(flow.layers[0][1]).forward
+
+    def counted(layer, ops, p, x, *more):
+        seen.append(len(x))
+        return forward(layer, ops, p, x, *more)
+
+    monkeypatch.setattr(type(flow.layers[0][1]), "forward", counted)
+    parts = likelihood.evaluate(images, seed=11, at_once=at_once).ledger
+    assert max(seen) == min(at_once, N)
+    for term, nats in whole.items():
+        np.testing.assert_allclose(parts[term], nats, rtol=1e-13)
+
+
 def test_each_row_of_the_ledger_is_its_step(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)

@@ -13,7 +13,8 @@ from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, UsageError
 from snfnp.ops import get_ops
 from snfnp.runs import RunFolder
-from snfnp.train import Trainer, train
+from snfnp.train import train
+from snfnp.trainer import Trainer
 
 EPOCHS, BATCH = 3, 20
 

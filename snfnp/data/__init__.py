@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 
 from snfnp.data import cifar, imagenet, mnist, patches
-from snfnp.data.augment import augment
 from snfnp.data.files import Dataset, print_to_stderr
 from snfnp.errors import UsageError
 
@@ -16,7 +15,7 @@ _LOADERS = {
 }
 DATA_SETS = tuple(_LOADERS)
 
-__all__ = ["DATA_SETS", "Dataset", "augment", "load_dataset"]
+__all__ = ["DATA_SETS", "Dataset", "load_dataset"]
 
 
 def load_dataset(

@@ -5,7 +5,6 @@ Derivation: derivations/13-actnorm-and-1x1.md.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,30 +49,13 @@ class ActNorm:
 
     def forward(self, ops, p, x):
         """x (N, ..., C) -> z, ldj (N,) = −H W Σ s."""
-        z = x - p["t"]
-        z *= ops.xp.exp(-p["s"])
-        ldj = ops.xp.zeros(len(x), x.dtype) - _pixels(x) * p["s"].sum()
+        z, ldj = ops.actnorm(x, p["t"], p["s"])
         return z, ldj, {"z": z}
 
     def inverse(self, ops, p, z):
         """x = z eˢ + t, exact."""
-        x = z * ops.xp.exp(p["s"])
-        x += p["t"]
-        return x
+        return ops.actnorm_inverse(z, p["t"], p["s"])
 
     def backward(self, ops, p, cache, dz, dldj, g, recon=None):
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂L/∂ldj."""
-        dx = dz * ops.xp.exp(-p["s"])
-        g["t"][...] = -_per_channel(dx)
-        g["s"][...] = -_per_channel(dz * cache["z"]) - _pixels(dz) * dldj.sum()
-        return dx
-
-
-def _pixels(x) -> int:
-    """H W of images (N, H, W, C); 1 of rows (N, C)."""
-    return math.prod(x.shape[1:-1])
-
-
-def _per_channel(x):
-    """Σ over samples and pixels. Samples first: long rows, where channels make very short ones."""
-    return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0)
+        return ops.actnorm_backward(dz, cache["z"], p["s"], dldj, out=(g["t"], g["s"]))

@@ -110,13 +110,13 @@ class ConvExponential:
     def forward(self, ops, p, x):
         """z = Σ_i p_i with p_0 = x and p_i = T(K) p_{i-1} / i. ldj is 0: see `log_det`."""
         sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
-        z, powers = self._series(ops, p["W"] / self._scale(sigma), x)
+        z, powers = self._series(ops, p["W"] / self._scale(ops, sigma), x)
         return z, 0, {"powers": powers, "sigma": sigma, "path": path}
 
     def inverse(self, ops, p, z):
         """x = exp(−T(K)) z: the same series with another sign."""
         sigma, _ = self._spectral_norm(ops, p["W"], z.shape[1:])
-        return self._series(ops, p["W"] / -self._scale(sigma), z)[0]
+        return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
 
     def backward(self, ops, p, cache, dz, dldj, g, recon=None):
         """δ_x = exp(T(K)ᵀ) δ_z, and G_W from G_K.
@@ -125,7 +125,7 @@ class ConvExponential:
         G_K = Σ_i (g_i / i) ⋆ p_{i-1}, plus H W at the centre of the diagonal.
         """
         w, powers, sigma = p["W"], cache["powers"], cache["sigma"]
-        scale = self._scale(sigma)
+        scale = self._scale(ops, sigma)
         k, g_k = w / scale, g["W"]
         delta = dz
         for i in range(len(powers) - 1, 0, -1):
@@ -138,16 +138,17 @@ class ConvExponential:
 
         # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
         g_k /= scale
-        if sigma > self.norm:
-            slope = float((g_k * w).sum()) / (scale * self.norm)
+        beyond = sigma > self.norm
+        if ops.peek(beyond) is not False:
+            slope = beyond * (g_k * w).sum() / (scale * self.norm)
             g_k -= slope * self._spectral_norm_grad(ops, w, sigma, cache["path"])
         return delta
 
     def log_det(self, ops, p, shape) -> float:
         """log det exp(T(K)) = trace T(K) = H W Σ_c K[centre, c, c], in nats."""
         sigma, _ = self._spectral_norm(ops, p["W"], shape)
-        trace = float(self._centre(p["W"]).diagonal().sum()) / self._scale(sigma)
-        return shape[0] * shape[1] * trace
+        trace = self._centre(p["W"]).diagonal().sum() / self._scale(ops, sigma)
+        return shape[0] * shape[1] * float(trace)
 
     def _series(self, ops, k, x):
         """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of what is summed."""
@@ -162,9 +163,9 @@ class ConvExponential:
         """The centre tap (C, C) of a kernel (a view)."""
         return w[self.kernel[0] // 2, self.kernel[1] // 2]
 
-    def _scale(self, sigma) -> float:
-        """S of K = W/S."""
-        return max(sigma / self.norm, 1.0) + _MARGIN  # in this order a NaN stays a NaN
+    def _scale(self, ops, sigma):
+        """S of K = W/S, a number of shape () on the device. A NaN stays a NaN."""
+        return ops.xp.maximum(sigma / self.norm, 1.0) + _MARGIN
 
     def _spectral_norm(self, ops, w, shape):
         """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path there.
@@ -182,7 +183,7 @@ class ConvExponential:
             path.append((v, u, length))
             v = following / length
         u = self.map.apply(ops, w, v)
-        return float(xp.linalg.norm(u)), (*path, (v, u))
+        return xp.linalg.norm(u), (*path, (v, u))
 
     def _spectral_norm_grad(self, ops, w, sigma, path):
         """∂σ/∂w, through every step of the power method.

@@ -83,9 +83,9 @@ class Linear:
 
     def backward(self, ops, p, cache, dz, dldj, g, recon=None):
         """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into g."""
-        x = cache["x"]
+        x, volume = cache["x"], dldj.sum(dtype=ops.xp.float64)
         return self.rule.backward(
-            ops, *self.maps, x.shape[1:], p, x, cache["z0"], dz, dldj.sum(), g, recon
+            ops, *self.maps, x.shape[1:], p, x, cache["z0"], dz, volume, g, recon
         )
 
     def log_det(self, ops, p, shape) -> float:

@@ -129,28 +129,31 @@ class _BlockLU:
         size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
         strip = _strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
         lower, diagonal, upper = (strip[:, k * size : (k + 1) * size] for k in range(3))
-        minus_lower, strip_norm = -lower, _norm(ops, strip)
+        minus_lower, (strip_norm,) = -lower, ops.norms(strip)
 
         inverses, ratios, converged, log_det = [], [], count, 0.0
         d = diagonal
         with ops.chain_of_products(size):
             while len(inverses) < count:
                 left = count - len(inverses)
-                if left == 1:
-                    d = d[:last, :last]
                 try:
-                    inverse, log_abs_det = ops.inverse_and_log_abs_det(d)
+                    if left > 1:
+                        inverse, ratio, following, log_abs_det, norms = ops.eliminate(
+                            d, minus_lower, diagonal, upper
+                        )
+                    else:
+                        d = d[:last, :last]
+                        inverse, log_abs_det = ops.inverse_and_log_abs_det(d)
+                        norms = ops.norms(d, inverse)
                 except SingularMatrixError:
                     return None
-                norm = _norm(ops, d)
-                growth = max(norm, strip_norm) * _norm(ops, inverse)
+                norm, inverse_norm, *change = norms
+                growth = max(norm, strip_norm) * inverse_norm
                 if not growth <= GROWTH_LIMIT:  # also where it is NaN
                     return None
                 copies = 1
                 if left > 1:
-                    ratio = inverse @ upper
-                    following = ops.matmul_add(minus_lower, ratio, diagonal.copy())
-                    if _norm(ops, following - d) <= STOP * norm:
+                    if change[0] <= STOP * norm:
                         converged = len(inverses)
                         copies = left if last == size else left - 1
                     d = following
@@ -180,8 +183,8 @@ class _BlockLU:
                 following = self.ops.matmul_add(right, k[:part], inverse.copy())
                 steps = 1
                 if i > self.converged and part == size:
-                    change = _norm(self.ops, following - g)
-                    if change <= STOP * _norm(self.ops, following):
+                    change, norm = self.ops.norms(following - g, following)
+                    if change <= STOP * norm:
                         steps = i - self.converged + 1
                 above[:, :part] += right if steps == 1 else steps * right
                 self.ops.matmul_add(g if steps == 1 else steps * g, k[:part], below[:part])
@@ -223,7 +226,8 @@ class _DenseLU:
     def of(cls, ops, w, shape) -> _DenseLU:
         matrix = dense_matrix(ops, w, shape)
         inverse, log_det = ops.inverse_and_log_abs_det(matrix)
-        if not _EPS * _norm(ops, matrix) * _norm(ops, inverse) < 1:
+        norm, inverse_norm = ops.norms(matrix, inverse)
+        if not _EPS * norm * inverse_norm < 1:
             raise SingularMatrixError("the convolution is singular or not finite")
         return cls(ops, w.shape, shape, matrix, inverse, log_det)
 
@@ -273,43 +277,50 @@ def _independent(kernel, shape) -> tuple[int, int]:
 def _strip(ops, w, rows, columns, width):
     """`rows` image rows of T(w) as an array (rows, W, O, columns, W, I).
 
-    columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side).
+    columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side), and column
+    row' = 0 is (columns − rows)/2 image rows above row = 0. Entry ((row, x, o), (row', x', i)) is
+    w[row' − row + above, x' − x + across, i, o], 0 outside the kernel: every row of T is a window
+    of one kernel in zeros.
     """
-    strip = ops.xp.zeros((rows, width, w.shape[3], columns, width, w.shape[2]))
-    for (row, outputs, around, inputs), taps in _taps(ops, w.shape, rows, columns, width):
-        # indexing with arrays on both sides of a slice puts their axis first: (x, O, taps, I)
-        strip[row][outputs, :, around, inputs] = w[taps].transpose(2, 0, 1)
-    return strip
+    height, breadth, inputs, outputs = w.shape
+    above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
+    padded = ops.xp.zeros((rows + columns - 1, 2 * width - 1, inputs, outputs))
+    # padded[rows − 1, W − 1] is for row' = row, x' = x: where w[above, across] stands
+    taps, place = _overlap(height, len(padded), rows - 1 - above)
+    taps_across, place_across = _overlap(breadth, 2 * width - 1, width - 1 - across)
+    padded[place, place_across] = w[taps, taps_across]
+    down, right, i, o = padded.strides
+    windows = ops.xp.lib.stride_tricks.as_strided(
+        padded[rows - 1 :, width - 1 :],
+        (rows, width, outputs, columns, width, inputs),
+        (-down, -right, o, down, right, i),
+    )
+    return ops.xp.ascontiguousarray(windows)
 
 
 def _gather(ops, strip, kernel, width, rows):
     """The adjoint of `_strip`: each tap's positions in the strip added up, (kH, kW, I, O)."""
-    gradient = ops.xp.zeros(kernel)
+    height, breadth, inputs, outputs = kernel
     columns = rows * strip.shape[1] // strip.shape[0]
-    strip = strip.reshape(rows, width, kernel[3], columns, width, kernel[2])
-    for (row, outputs, around, inputs), taps in _taps(ops, kernel, rows, columns, width):
-        gradient[taps] += strip[row][outputs, :, around, inputs].sum(axis=0).transpose(1, 2, 0)
-    return gradient
+    above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
+    # with zeros around the columns, every row has a place for every tap
+    before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)
+    padded = ops.xp.zeros(
+        (rows, width, outputs, before + columns + after, width + breadth - 1, inputs)
+    )
+    padded[:, :, :, before : before + columns, across : across + width] = strip.reshape(
+        rows, width, outputs, columns, width, inputs
+    )
+    row, x, o, down, right, i = padded.strides
+    positions = ops.xp.lib.stride_tricks.as_strided(
+        padded[:, :, :, before - above :],
+        (rows, width, outputs, height, breadth, inputs),
+        (row + down, x + right, o, down, right, i),
+    )
+    return ops.xp.ascontiguousarray(positions.sum(axis=(0, 1)).transpose(1, 2, 3, 0))
 
 
-def _taps(ops, kernel, rows, columns, width):
-    """Where the taps of a kernel stand: pairs ((row, x, rows', x'), (taps, column)) of indices.
-
-    Entry ((row, x, o), (row', x', i)) of the strip is w[row' − row + above, x' − x + across, i, o].
-    Column row' = 0 of the strip is (columns − rows)/2 image rows above its first row.
-    """
-    height, across = kernel[0], (kernel[1] - 1) // 2
-    above = (height - 1) // 2 - (columns - rows) // 2
-    x = ops.xp.arange(width)
-    for row in range(rows):
-        start, stop = max(0, row - above), min(columns, row - above + height)
-        taps = slice(start - row + above, stop - row + above)
-        for column in range(kernel[1]):
-            shift = column - across
-            outputs = x[max(0, -shift) : max(0, width - shift)]
-            yield (row, outputs, slice(start, stop), outputs + shift), (taps, column)
-
-
-def _norm(ops, a) -> float:
-    """Frobenius norm."""
-    return math.sqrt(float(ops.xp.vdot(a, a)))
+def _overlap(count, length, start) -> tuple[slice, slice]:
+    """Of `count` items put at `start` of a longer or shorter array: which fit, and where."""
+    first, stop = max(0, -start), min(count, length - start)
+    return slice(first, stop), slice(start + first, start + stop)

@@ -65,7 +65,7 @@ class Conv2d:
 
     def adjoint(self, ops, w, dz):
         """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
-        return ops.conv(dz, ops.xp.ascontiguousarray(self.flip(w)))
+        return ops.conv(dz, self.flip(w))
 
     def weight_grad(self, ops, delta, x, out, add=False):
         """δ ⋆ x, the first term of Eqs. 13-16, into `out`, or added to what `out` holds."""
@@ -92,14 +92,15 @@ class Conv2d:
         delta = xp.ones((1, *self.output_shape(shape)))
         return self.weight_grad(ops, delta, xp.ones((1, *shape)), xp.empty(self.weight_shape))
 
-    def fit(self, w):
+    def fit(self, w, xp=np):
         """A kernel of another size at this map's: zero-padded or cropped about its centre.
 
         P of Eq. 30. The map of a padded kernel is the same map; cropping leaves taps out.
+        xp: the namespace of w.
         """
         if w.shape[:2] == tuple(self.kernel):
             return w
-        fitted = np.zeros_like(w, shape=(*self.kernel, *w.shape[2:]))
+        fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)
         common = [min(sizes) for sizes in zip(self.kernel, w.shape, strict=False)]
         _centre(fitted, common)[...] = _centre(w, common)
         return fitted

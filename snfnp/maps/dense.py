@@ -53,7 +53,7 @@ class Dense:
         """m: how often each weight stands in T(w). No sharing in a dense map: 1."""
         return 1
 
-    def fit(self, w):
+    def fit(self, w, xp=np):
         """A weight of the inverse map at this map's size: both have the same one."""
         return w
 

@@ -62,11 +62,11 @@ class NumbaOps(
         kernels.blend(out.reshape(-1), cast(a), np.ascontiguousarray(x).reshape(-1), cast(b))
         return out
 
-    def scale_into(self, out, scale, a, multiple):
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
         if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
-            kernels.scaled_transpose(a.T, out.dtype.type(scale * multiple), out)
+            kernels.scaled_transpose(a.T, out.dtype.type(scale * volume * multiple), out)
             return out
-        return super().scale_into(out, scale, a, multiple)
+        return super().scale_into(out, scale, a, multiple, volume)
 
     # ---------------------------------------------------------------- smooth leaky ReLU
 
@@ -109,7 +109,9 @@ class NumbaOps(
     def sum_squares(self, g) -> float:
         return float(kernels.sum_squares(np.ascontiguousarray(g).reshape(-1)))
 
-    def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale) -> float:
+    def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale, failed=0.0):
+        if failed:
+            return self.sum_squares(g)
         cast = p.dtype.type
         step_size, second = lr / (1 - beta1**step), 1 / (1 - beta2**step)
         numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, second, scale)
@@ -118,7 +120,7 @@ class NumbaOps(
 
 def _rows(array):
     """(N, ...) as C-contiguous rows (N, D)."""
-    return np.ascontiguousarray(array).reshape(len(array), -1)
+    return np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
 
 
 def _key_words(key: RandomKey):

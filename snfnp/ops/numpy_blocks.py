@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -27,6 +28,27 @@ class BlockOps:
             return xp.linalg.inv(a), float(xp.linalg.slogdet(a)[1])
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the matrix is singular") from None
+
+    def norms(self, *matrices) -> list[float]:
+        """The Frobenius norms of matrices in double precision, read back together."""
+        xp = self.xp
+        return [math.sqrt(float(xp.vdot(a, a))) for a in matrices]
+
+    def eliminate(self, d, minus_lower, diagonal, upper):
+        """One step of block elimination: S = D⁻¹ U and the next D, B − L S. O(n³).
+
+        d (D), minus_lower (−L), diagonal (B), upper (U): (n, n), double.
+        Returns D⁻¹, S, the next D, log|det D|, and the Frobenius norms of D, of D⁻¹ and of the
+        difference between the two D. Raises SingularMatrixError.
+        """
+        inverse, log_abs_det = self.inverse_and_log_abs_det(d)
+        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
+        return inverse, ratio, following, log_abs_det, self.norms(d, inverse, following - d)
+
+    def _next_block(self, inverse, minus_lower, diagonal, upper):
+        """S and the next D from D⁻¹."""
+        ratio = self.matmul(inverse, upper)
+        return ratio, self.matmul_add(minus_lower, ratio, diagonal.copy())
 
     def chain_of_products(self, size: int) -> AbstractContextManager:
         """A context for many products of (size, size) matrices, each waiting for the last.

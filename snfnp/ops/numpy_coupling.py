@@ -5,6 +5,8 @@ is what a network makes of x₁, two interleaved channels h₀ (0, 2, …) and h
 channel of x₂:
 
     z₁ = x₁,   z₂ = x₂ exp(s) + h₁,   s = 2 tanh(h₀/2)
+
+The network ends with a bias b and a scale: h = (v + b) exp(k logs), k = 3.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 
 class CouplingOps:
-    """Operations of the coupling. `self.xp` is the array namespace."""
+    """Operations of the coupling, mixed into `NumpyOps`. `self.xp` is the array namespace."""
 
     xp = np
     # Rows of its hidden layers that the network takes at once, so that a CPU's caches hold them.
@@ -35,6 +37,24 @@ class CouplingOps:
         """
         out *= ~(a <= 0)
         return out.sum(axis=0)
+
+    def bias_scale(self, v, b, k, logs, out):
+        """out = (v + b) exp(k logs): v, out (N, H, W, C), b and logs (C,). O(N H W C)."""
+        xp = self.xp
+        xp.add(v, b, out=out)
+        out *= xp.exp(k * logs)
+        return out
+
+    def bias_scale_backward(self, dh, h, k, logs, out):
+        """δ_v = δ_h exp(k logs); G_b = Σ δ_v; G_logs = k Σ δ_h h.
+
+        dh, h (N, H, W, C), logs (C,), out = (G_b, G_logs), both (C,) -> dv. O(N H W C).
+        """
+        g_b, g_logs = out
+        dv = dh * self.xp.exp(k * logs)
+        self.channel_sum(dv, out=g_b)
+        g_logs[...] = k * self.channel_sum(dh * h)
+        return dv
 
     def affine_coupling(self, x, h):
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""

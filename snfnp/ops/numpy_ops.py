@@ -13,17 +13,31 @@ import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops import philox
+from snfnp.ops.numpy_activation import ActivationOps
 from snfnp.ops.numpy_blocks import BlockOps
 from snfnp.ops.numpy_conv import ConvOps
 from snfnp.ops.numpy_coupling import CouplingOps
+from snfnp.ops.numpy_device import DeviceOps
 from snfnp.ops.numpy_emerging import EmergingOps
+from snfnp.ops.numpy_images import ImageOps
 from snfnp.ops.numpy_spline import SplineOps
+from snfnp.ops.numpy_steps import StepOps
 from snfnp.ops.philox import RandomKey
 
 _BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
 
 
-class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
+class NumpyOps(
+    ActivationOps,
+    BlockOps,
+    ConvOps,
+    CouplingOps,
+    DeviceOps,
+    EmergingOps,
+    ImageOps,
+    SplineOps,
+    StepOps,
+):
     """Operations on NumPy arrays. Subclasses override what profiling says is hot."""
 
     name = "numpy"
@@ -70,21 +84,25 @@ class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
         return out
 
     def blend(self, out, a, x, b):
-        """out = a · out + b · x, elementwise, for scalars a and b: two deltas become one."""
+        """out = a · out + b · x, elementwise: two deltas become one.
+
+        a and b are numbers, or arrays of shape ().
+        """
         out *= a
         out += b * x
         return out
 
-    def scale_into(self, out, scale, a, multiple):
-        """out = scale * a * multiple, where `multiple` broadcasts to a's shape.
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
+        """out = scale * volume * a * multiple, where `multiple` broadcasts to a's shape.
 
         With a = flip(R) and multiple = m this is the term that stands in for the inverse
-        (the second summand of Eq. 10 and Eq. 15).
+        (the second summand of Eq. 10 and Eq. 15). volume: a number, or an array of shape ();
+        `multiple` depends on shapes alone and is made on the host: 1, or a host array.
         """
         xp = self.xp
-        xp.multiply(a, scale, out=out, casting="same_kind")
+        xp.multiply(a, scale * volume, out=out, casting="same_kind")
         if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
-            out *= self.asarray(multiple, out.dtype)  # m depends on shapes alone: made on the host
+            out *= self.asarray(multiple, out.dtype)
         return out
 
     def inverse(self, w):
@@ -111,66 +129,6 @@ class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
-    # ---------------------------------------------------------------- base density
-
-    def gaussian_log_density(self, z):
-        """log N(z; 0, I) per sample: z (N, ...) -> (N,), in nats."""
-        xp = self.xp
-        rows = z.reshape(len(z), -1)
-        dimension = rows.shape[1]
-        return -0.5 * xp.einsum("nd,nd->n", rows, rows) - 0.5 * dimension * math.log(2 * math.pi)
-
-    # ---------------------------------------------------------------- smooth leaky ReLU
-
-    def smooth_leaky_relu(self, x, alpha):
-        """f(x) = αx + (1-α) log(1 + eˣ), elementwise.
-
-        x (N, ...) -> y (N, ...), ldj (N,) = Σ log f'(x), σ(x) (N, ...) for the backward pass.
-        """
-        xp = self.xp
-        e = xp.exp(-xp.abs(x))  # never overflows
-        sigma = xp.where(x >= 0, 1, e) / (1 + e)
-        softplus = xp.maximum(x, 0) + xp.log1p(e)
-        y = alpha * x + (1 - alpha) * softplus
-        log_slope = xp.log(alpha + (1 - alpha) * sigma)
-        return y, log_slope.reshape(len(x), -1).sum(axis=1), sigma
-
-    def smooth_leaky_relu_inverse(self, y, alpha):
-        """The x with f(x) = y, elementwise, by Newton's method inside a bracket.
-
-        LReLU(x) <= f(x) <= LReLU(x) + (1-α) log 2 with LReLU(x) = max(x, αx) brackets the root:
-        x lies in [LReLU⁻¹(y - (1-α) log 2), LReLU⁻¹(y)]. f is increasing and convex, so Newton
-        from the right end falls monotonically to the root; it stops on the residual.
-        """
-        xp = self.xp
-
-        def leaky_inverse(v):
-            return xp.minimum(v, v / alpha)
-
-        left = leaky_inverse(y - (1 - alpha) * math.log(2))
-        x = leaky_inverse(y)
-        tolerance = 2 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)
-        while True:
-            e = xp.exp(-xp.abs(x))
-            sigma = xp.where(x >= 0, 1, e) / (1 + e)
-            residual = alpha * x + (1 - alpha) * (xp.maximum(x, 0) + xp.log1p(e)) - y
-            lower = xp.maximum(x - residual / (alpha + (1 - alpha) * sigma), left)
-            # lower < x fails where rounding stopped the fall. NaN (also ∞ - ∞) compares false: it
-            # passes through and cannot hold the loop.
-            moves = (residual > tolerance) & (lower < x)
-            if not xp.any(moves):
-                return x
-            x = xp.where(moves, lower, x)
-
-    def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
-        """δ_x = δ_y f' + ldj's delta · f''/f', with f' = α + (1-α)σ and f'' = (1-α)σ(1-σ).
-
-        sigma, dy (N, ...), dldj (N,) -> dx (N, ...).
-        """
-        slope = alpha + (1 - alpha) * sigma
-        dldj = dldj.reshape((-1,) + (1,) * (sigma.ndim - 1))
-        return dy * slope + dldj * ((1 - alpha) * sigma * (1 - sigma) / slope)
-
     # ---------------------------------------------------------------- preprocessing
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
@@ -188,29 +146,3 @@ class NumpyOps(BlockOps, ConvOps, CouplingOps, EmergingOps, SplineOps):
         constant = math.log1p(-2 * alpha) - math.log(levels)
         ldj = (constant - log_s - log_1_s).reshape(len(images), -1).sum(axis=1)
         return (log_s - log_1_s).astype(dtype), ldj.astype(dtype)
-
-    # ---------------------------------------------------------------- optimiser
-
-    def sum_squares(self, g) -> float:
-        """Σ g², in double precision."""
-        xp = self.xp
-        wide = g.astype(xp.float64).reshape(-1)
-        return float(wide @ wide)
-
-    def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale) -> float:
-        """One ascent step of Adam on flat buffers; p, m and v are updated in place.
-
-        g ← scale·g;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
-        p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
-        Returns Σ g² of the unscaled gradient, which the pass gets for nothing.
-        """
-        xp = self.xp
-        squares = self.sum_squares(g)
-        g = g * p.dtype.type(scale)
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * g * g
-        step_size = lr / (1 - beta1**step)
-        p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
-        return squares

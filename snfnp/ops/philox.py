@@ -23,7 +23,10 @@ _MASK = 0xFFFFFFFF
 
 
 class RandomKey(NamedTuple):
-    """Where in the sequence to read: the run's seed, the purpose (stream) and the step."""
+    """Where in the sequence to read: the run's seed, the purpose (stream) and the step.
+
+    The step may be an array of shape (), uint64, on a device that works ahead of the host.
+    """
 
     seed: int
     stream: int
@@ -35,7 +38,7 @@ class RandomKey(NamedTuple):
         seed, step = self.seed, self.step
         return (
             step & _MASK,
-            (step >> 32) & _MASK,
+            step >> 32 & _MASK,
             self.stream & _MASK,
             seed & _MASK,
             seed >> 32 & _MASK,
