@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli import load_flow, open_run, run_script
+from snfnp.cli import load_flow, open_run, run_script, within_memory
 from snfnp.data import load_dataset
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
@@ -29,10 +29,11 @@ def main(argv):
     images = dataset.train[: args.images]
     flow, checkpoint = load_flow(getattr(run, args.checkpoint), config, images.shape[1:])
     params = checkpoint.layout.views(ops.asarray(checkpoint.p, np.float64))
-    batch = ops.asarray(images.reshape(-1, *flow.shape))
-    x, _ = flow.preprocess.forward(ops, batch, RandomKey(0, EVALUATION_NOISE), np.float64)
+    with within_memory(ops, "--images", len(images)):
+        batch = ops.asarray(images.reshape(-1, *flow.shape))
+        x, _ = flow.preprocess.forward(ops, batch, RandomKey(0, EVALUATION_NOISE), np.float64)
+        rows = gradient_angles(ops, flow, params, x, checkpoint.lam)
 
-    rows = gradient_angles(ops, flow, params, x, checkpoint.lam)
     print(f"{len(images):,} training images from {dataset.source}, λ = {checkpoint.lam:g}")
     print(f"{'layer':<12}{'angle':>10}{'|likelihood|':>16}{'|reconstruction|':>18}")
     for found in rows:

@@ -4,8 +4,9 @@ import argparse
 import math
 from pathlib import Path
 
-from snfnp.cli import load_likelihood, open_run, run_script
+from snfnp.cli import load_likelihood, open_run, run_script, within_memory
 from snfnp.data import load_dataset
+from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
 
 
@@ -17,15 +18,25 @@ def main(argv):
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
     )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1000,
+        help="images at once (default: 1000)",
+    )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
     parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
     args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size is {args.batch_size}: it must be at least 1")
 
     run, config, _, ops = open_run(args)
     dataset = load_dataset(config.data, args.data_dir or config.data_dir)
     images = getattr(dataset, args.split)
     likelihood, _ = load_likelihood(getattr(run, args.checkpoint), config, ops, images.shape[1:])
-    result = likelihood.evaluate(images, args.seed)
+    at_once = min(args.batch_size, len(images))
+    with within_memory(ops, "--batch-size", at_once):
+        result = likelihood.evaluate(images, args.seed, at_once=at_once)
 
     bits = 1 / (result.dimension * math.log(2))
     print(

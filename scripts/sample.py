@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from snfnp.cli import load_likelihood, open_run, run_script
+from snfnp.cli import load_likelihood, open_run, run_script, within_memory
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
 from snfnp.plots import save_samples
@@ -35,9 +35,10 @@ def main(argv):
     run, config, record, ops = open_run(args)
     shape = tuple(record["data"]["shape"])
     likelihood, _ = load_likelihood(getattr(run, args.checkpoint), config, ops, shape)
-    images = likelihood.sample(
-        args.count, args.seed, args.temperature, exact=args.inverse == "exact"
-    )
+    with within_memory(ops, "--count", args.count):
+        images = likelihood.sample(
+            args.count, args.seed, args.temperature, exact=args.inverse == "exact"
+        )
     out = args.out or run.path / f"sample-{args.inverse}.png"
     title = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     save_samples(out, {title: images.reshape(-1, *shape)}, f"{config.data}, {config.model_name}")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+
+import numpy as np
 
 from snfnp.checkpoint import load_checkpoint
 from snfnp.config import PRESET_SETTINGS, TrainConfig
@@ -18,8 +22,9 @@ from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.runs import RunFolder
 
-# What may differ when a run is resumed; everything else must be as it was.
-_CHANGEABLE = {"epochs", "eval_every", "data_dir", "backend", "recompute", "out"}
+# What may differ when a run is resumed; everything else must be as it was. TF32 must: it is a
+# precision of its own, as dtype is, and config.json would go on telling the old one.
+_CHANGEABLE = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
 _SAMPLES = 64
 
 
@@ -34,10 +39,42 @@ def run_script(main) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except MemoryError as error:
-        print(f"error: out of memory ({error}): choose a smaller --batch-size", file=sys.stderr)
+        found = str(error) or "nothing more is known"
+        print(f"error: out of memory: {found}: ask for less at once", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def within_memory(
+    ops, option: str, count: int, fixed: Callable[[], int] = lambda: 0, also: str = ""
+):
+    """Inside, running out of memory is a SnfnpError that says which `option` would fit.
+
+    option, count: what sets how many items are computed at once, and how many those are.
+    fixed(): bytes that are held however many items there are; asked for in a failure only.
+    also: what else would help.
+    """
+    try:
+        yield
+    except SnfnpError:
+        raise
+    except Exception as error:
+        shortage = ops.shortage(error)
+        if shortage is None:
+            raise
+        fits = shortage.fitting(count, fixed())
+        if fits is None:
+            advice = f"choose a smaller {option} than {count}"
+        elif fits:
+            advice = (
+                f"try {option} {fits} or smaller (estimated in proportion: what {count} had taken "
+                "when it failed)"
+            )
+        else:
+            advice = f"not even {option} 1 would fit here: use a device with more memory"
+        raise SnfnpError(f"out of memory: {shortage.found}: {advice}{also}") from None
 
 
 def train_parser(description: str, defaults: dict) -> argparse.ArgumentParser:
@@ -97,7 +134,7 @@ def train_command(argv: list[str], description: str, **defaults) -> None:
         run, config, record = _resumed(given)
     else:
         config, record = TrainConfig(**{**defaults, **given}), None
-    ops = get_ops(config.backend)
+    ops = get_ops(config.backend, tf32=config.tf32)
     dataset = load_dataset(config.data, config.data_dir)
     config.resolve(len(dataset.train))
     if record is not None:
@@ -112,7 +149,17 @@ def train_command(argv: list[str], description: str, **defaults) -> None:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             config.out = Path("runs") / f"{config.data}-{config.model}-{config.gradient}-{stamp}"
         run = RunFolder.create(config.out)
-    train(config, dataset, ops, run, resume)
+    also = " in a new run" if resume else ""
+    if not config.recompute and config.model != "fc":
+        also += ", or --recompute"
+
+    def held() -> int:
+        """Bytes of the parameters, their gradients and Adam's two moments."""
+        layout = Layout.of(config.build_flow(dataset.train.shape[1:]).init(config.seed))
+        return 4 * layout.size * np.dtype(config.dtype).itemsize
+
+    with within_memory(ops, "--batch-size", config.batch_size, held, also):
+        train(config, dataset, ops, run, resume)
     draw(run, config, ops, dataset)
 
 
@@ -152,7 +199,10 @@ def load_flow(checkpoint: Path, config: TrainConfig, image_shape):
 
 
 def open_run(args) -> tuple:
-    """(run, config, ops) for scripts that read a finished run: args.run, args.backend."""
+    """(run, config, record, ops) for scripts that read a finished run: args.run, args.backend.
+
+    The run's tf32 is of no concern to them: they compute in double precision.
+    """
     run, record = RunFolder.open(args.run)
     config = TrainConfig.from_dict(record["config"])
     return run, config, record, get_ops(args.backend or config.backend)
@@ -171,6 +221,14 @@ def _resumed(given: dict):
                 "leave that option out, or start a new run"
             )
         setattr(config, name, value)
+    if not config.uses_gpu:
+        if config.tf32:
+            raise UsageError(
+                f"{run.path} was started with --tf32, which --backend {config.backend} does not "
+                "have: leave --backend out, or start a new run"
+            )
+        if "graph" not in given:
+            config.graph = True  # what the run's first backend was told is nothing to this one
     return run, config, record
 
 

@@ -115,6 +115,15 @@ class TrainConfig:
         False,
         "recompute layer inputs in the backward pass through exact inverses, to save memory",
     )
+    graph: bool = option(
+        True,
+        "cupy only: record the training step as a CUDA graph and replay it (default: --graph)",
+    )
+    tf32: bool = option(
+        False,
+        "cupy only: let tensor cores round the factors of float32 products to 10 bits; faster, "
+        "and no longer single precision",
+    )
     eval_every: int = option(1, "epochs between exact evaluations on the validation images")
     data_dir: Path | None = option(
         None,
@@ -192,6 +201,11 @@ class TrainConfig:
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
         return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether `graph` and `tf32` have an effect."""
+        return self.backend == "cupy"
+
     def as_dict(self) -> dict:
         """The configuration as JSON-ready values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
@@ -233,6 +247,11 @@ class TrainConfig:
                 self.model != "fc",
                 "a --model other than fc, which has no layer with a cheap exact inverse",
             ),
+        )
+        concerns += (
+            ("--no-graph", not self.graph, self.uses_gpu, "--backend cupy"),
+            ("--tf32", self.tf32, self.uses_gpu, "--backend cupy"),
+            ("--tf32", self.tf32, self.dtype == "float32", "--dtype float32"),
         )
         is_glow = PRESETS[self.model].size is not None
         concerns += tuple(

@@ -1,6 +1,6 @@
 """A run's folder: configuration, metrics as JSON lines, checkpoints and pictures.
 
-config.json              every choice, versions, data source, threads
+config.json              every choice, versions, data source, device, threads
 metrics.jsonl            one line per exact evaluation
 last.safetensors         where `--resume` goes on
 best.safetensors         the best validation epoch, for evaluate.py and sample.py
@@ -23,7 +23,7 @@ from snfnp.checkpoint import write_atomically
 from snfnp.config import TrainConfig
 from snfnp.errors import SnfnpError, UsageError
 
-_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors", "cupy-cuda13x", "cupy-cuda12x")
+_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
 class RunFolder:
@@ -134,6 +134,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             "noise": "Philox 4x32-10 from (seed, stream, step)",
         },
         "backend": ops.name,
+        "device": ops.describe_device(),
         "threads": threads.describe(),
         "versions": versions,
         "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",

@@ -192,9 +192,12 @@ def usage_cases(folder, tmp_path):
         (train, ["--resume", "--out", str(tmp_path / "no")], 2, "is no run folder"),
         (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
         (train, ["--data-dir", str(broken)], 1, str(broken)),
+        (train, ["--no-graph"], 2, "--no-graph only has an effect with --backend cupy"),
+        (train, ["--tf32"], 2, "--tf32 only has an effect with --backend cupy"),
         (train, ["--gradient", "magic"], 2, "invalid choice: 'magic'"),
         (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
         ("evaluate.py", [str(tmp_path)], 2, "is no run folder"),
+        ("evaluate.py", [str(folder), "--batch-size", "0"], 2, "--batch-size is 0"),
         ("sample.py", [str(folder), "--temperature", "-1"], 2, "--temperature is -1.0"),
         ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
     ]
@@ -245,7 +248,9 @@ def test_a_small_glow_on_patches(environment, tmp_path):
     assert len(err.strip().splitlines()) == 1 and "imagenet32" in err.lower()
 
 
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(main)" in path.read_text()
+)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -256,7 +261,7 @@ def test_help_explains_every_option(environment, name):
     if name.startswith("train_"):
         expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
         --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every
-        --dtype --data"""
+        --dtype --data --graph --tf32"""
         assert set(expected.split()) <= set(options)
 
 

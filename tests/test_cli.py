@@ -1,0 +1,256 @@
+"""What the scripts share, in this process: options of the GPU, running out of memory."""
+
+import fnmatch
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from snfnp import cli, ops, train
+from snfnp.config import TrainConfig
+from snfnp.data import Dataset
+from snfnp.errors import DivergedError, SnfnpError, UsageError
+from snfnp.ops.numpy_device import Shortage
+from snfnp.ops.numpy_ops import NumpyOps
+from snfnp.parameters import Layout
+from snfnp.runs import describe_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---------------------------------------------------------------- --graph and --tf32
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"graph": False}, "--no-graph only has an effect with --backend cupy: leave it out"),
+        ({"tf32": True}, "--tf32 only has an effect with --backend cupy: leave it out"),
+        (
+            {"backend": "cupy", "tf32": True, "dtype": "float64"},
+            "--tf32 only has an effect with --dtype float32: leave it out",
+        ),
+    ],
+)
+def test_what_only_the_gpu_knows_is_refused_elsewhere(changes, message):
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**changes).resolve(1000)
+    assert str(caught.value) == message
+
+
+def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
+    plain = TrainConfig(backend="cupy")
+    plain.resolve(1000)
+    assert (plain.graph, plain.tf32) == (True, False)
+    told = TrainConfig(backend="cupy", graph=False, tf32=True)
+    told.resolve(1000)
+    assert TrainConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
+
+
+def test_a_configuration_of_before_these_options_is_read():
+    saved = TrainConfig().as_dict()
+    del saved["graph"], saved["tf32"]
+    assert TrainConfig.from_dict(saved) == TrainConfig()
+
+
+def test_tf32_reaches_the_backend(monkeypatch):
+    asked = []
+    fake = SimpleNamespace(CupyOps=lambda **settings: asked.append(settings))
+    monkeypatch.setitem(sys.modules, "snfnp.ops.cupy_ops", fake)
+    ops.get_ops("cupy", tf32=True)
+    ops.get_ops("cupy")
+    assert asked == [{"tf32": True}, {}]
+    assert ops.get_ops("numpy", tf32=True).name == "numpy"
+
+
+@pytest.mark.parametrize("options, tf32", [([], False), (["--tf32"], True)])
+def test_training_asks_for_its_backend_with_tf32(monkeypatch, options, tf32):
+    def refuse(backend, **settings):
+        raise SnfnpError(f"{backend} {settings}")
+
+    monkeypatch.setattr(cli, "get_ops", refuse)
+    with pytest.raises(SnfnpError) as caught:
+        cli.train_command(["--backend", "cupy", *options], "Train.")
+    assert str(caught.value) == f"cupy {{'tf32': {tf32}}}"
+
+
+def test_config_json_records_the_device_and_both_options():
+    """What a backend says of its device is passed on as it is."""
+
+    class Described(NumpyOps):
+        def describe_device(self):
+            return {"name": "a card", "tf32": True}
+
+    config = TrainConfig(backend="cupy", tf32=True, graph=False)
+    config.resolve(1000)
+    flow = config.build_flow((4, 4, 1))
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    dataset = Dataset("mnist", images, images, images, "zeros", False)
+    record = describe_run(config, flow, Layout.of(flow.init(0)), dataset, Described())
+    assert record["device"] == {"name": "a card", "tf32": True}
+    assert (record["config"]["tf32"], record["config"]["graph"]) == (True, False)
+
+
+def resumed(folder, given, **started):
+    """What --resume makes of a run that was started with some settings."""
+    config = TrainConfig(**started)
+    (folder / "config.json").write_text(json.dumps({"config": config.as_dict()}))
+    return cli._resumed({"out": folder, **given})[1]
+
+
+def test_a_resumed_run_may_change_backend_and_graph(tmp_path):
+    assert resumed(tmp_path, {"graph": False}, backend="cupy").graph is False
+    assert resumed(tmp_path, {"graph": True}, backend="cupy", graph=False).graph is True
+    assert resumed(tmp_path, {}, backend="cupy", graph=False).graph is False
+    moved = resumed(tmp_path, {"backend": "numba"}, backend="cupy", graph=False)
+    moved.resolve(1000)
+    assert moved.backend == "numba"
+    kept = resumed(tmp_path, {"backend": "cupy"}, backend="numba")
+    assert (kept.backend, kept.graph) == ("cupy", True)
+    asked = resumed(tmp_path, {"backend": "numba", "graph": False}, backend="cupy")
+    with pytest.raises(UsageError, match="--no-graph only has an effect with"):
+        asked.resolve(1000)
+
+
+@pytest.mark.parametrize(
+    "given, started, message",
+    [
+        ({"tf32": True}, {}, "was started with tf32 = False: it cannot go on with True"),
+        ({"tf32": False}, {"tf32": True}, "was started with tf32 = True: it cannot go on with"),
+        (
+            {"backend": "numba"},
+            {"tf32": True},
+            "was started with --tf32, which --backend numba does not have: leave --backend out",
+        ),
+    ],
+)
+def test_a_resumed_run_keeps_its_precision(tmp_path, given, started, message):
+    with pytest.raises(UsageError, match=message):
+        resumed(tmp_path, given, backend="cupy", **started)
+    assert resumed(tmp_path, {}, backend="cupy", tf32=True).tf32 is True
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+class Full(NumpyOps):
+    """A backend that tells how much a MemoryError was about: its arguments."""
+
+    def shortage(self, error):
+        return Shortage("the card is full", *error.args) if type(error) is MemoryError else None
+
+
+def advice(*amounts, option="--batch-size", count=64, **settings):
+    with (
+        pytest.raises(SnfnpError) as caught,
+        cli.within_memory(Full(), option, count, **settings),
+    ):
+        raise MemoryError(*amounts)
+    assert caught.value.exit_status == 1
+    return str(caught.value)
+
+
+def test_a_number_that_fits_is_named():
+    expected = (
+        "out of memory: the card is full: try --batch-size {} or smaller (estimated in "
+        "proportion: what 64 had taken when it failed)"
+    )
+    assert advice(250, 100) == expected.format(16)
+    assert advice(250, 100, fixed=lambda: 50) == expected.format(16)
+    assert advice(250, 100, fixed=lambda: 70) == expected.format(8)
+    assert advice(250, 100, also=", or --recompute") == expected.format(16) + ", or --recompute"
+
+
+def test_where_nothing_fits_or_nothing_is_known_no_number_is_made_up():
+    assert advice(250, 100, fixed=lambda: 101).endswith(
+        "not even --batch-size 1 would fit here: use a device with more memory"
+    )
+    assert advice(option="--count", count=9).endswith("full: choose a smaller --count than 9")
+
+
+def test_other_errors_pass_and_cost_nothing():
+    def fixed():
+        raise AssertionError("asked for although nothing failed")
+
+    for error in (DivergedError("NaN"), ValueError("shape"), KeyboardInterrupt()):
+        with (
+            pytest.raises(type(error)) as caught,
+            cli.within_memory(Full(), "--batch-size", 8, fixed),
+        ):
+            raise error
+        assert caught.value is error
+    with cli.within_memory(Full(), "--batch-size", 8, fixed):
+        pass
+
+
+@pytest.mark.parametrize(
+    "model, more, also",
+    [("fc", (), ""), ("conv", (), ", or --recompute"), ("conv", ("--recompute",), "")],
+)
+def test_training_counts_its_buffers_and_ends_in_one_line(
+    monkeypatch, capsys, tmp_path, model, more, also
+):
+    """A device with room for p, g, m and v and for 30 images: of 100, 25 fit."""
+    config = TrainConfig(model=model)
+    config.resolve(100)
+    fixed = 4 * 4 * Layout.of(config.build_flow((28, 28, 1)).init(0)).size
+    image = 1000
+
+    def run_out(*arguments):
+        raise MemoryError(fixed + 100 * image, fixed + 30 * image)
+
+    monkeypatch.setattr(train, "train", run_out)
+    monkeypatch.setattr(cli, "get_ops", lambda backend, **settings: Full())
+    images = np.zeros((100, 28, 28, 1), np.uint8)
+    dataset = SimpleNamespace(train=images, validation=images, test=images)
+    monkeypatch.setattr(cli, "load_dataset", lambda *arguments: dataset)
+    options = ["--model", model, "--batch-size", "100", *more, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", ["train.py", *options])
+    with pytest.raises(SystemExit) as caught:
+        cli.run_script(lambda argv: cli.train_command(argv, "Train."))
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert err == (
+        "error: out of memory: the card is full: try --batch-size 25 or smaller (estimated in "
+        f"proportion: what 100 had taken when it failed){also}\n"
+    )
+
+
+@pytest.mark.parametrize("text, told", [("Unable", "Unable"), ("", "nothing more is known")])
+def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
+    def run_out(argv):
+        raise MemoryError(text)
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run_script(run_out)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: out of memory: {told}: ask for less at once\n"
+
+
+# ---------------------------------------------------------------- packaging
+
+
+def test_every_file_of_the_kernels_is_packed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["snfnp.ops.cuda"]
+    names = [path.name for path in (ROOT / "snfnp" / "ops" / "cuda").iterdir() if path.is_file()]
+    others = [name for name in names if not name.endswith(".py")]
+    assert others
+    for name in others:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
+
+
+def test_the_extras_are_the_wheels_that_the_advice_names():
+    from snfnp.ops import cupy_device
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+    for major in cupy_device._DRIVERS:
+        (requirement,) = extras[f"cuda{major}"]
+        oldest = cupy_device._OLDEST_CUPY
+        assert requirement == f"cupy-cuda{major}x[ctk]>={oldest}.0,<{oldest + 1}"
+        assert f"cupy-cuda{major}x" in cupy_device._DISTRIBUTIONS
