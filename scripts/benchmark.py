@@ -4,16 +4,18 @@ import argparse
 import json
 import os
 import platform
+from functools import partial
 from pathlib import Path
 
 import snfnp  # first: it settles how BLAS threads wait
 from snfnp import threads
-from snfnp.benchmarks import convolutional, dense, glow
+from snfnp.benchmarks import convolutional, dense, device, glow
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS, get_ops
 
-PARTS = ("fc", "sweep", "conv", "glow")
+CPU_PARTS = ("fc", "sweep", "conv", "glow")
+DEVICE_PARTS = ("device", "sweep")
 
 
 def main(argv):
@@ -23,25 +25,24 @@ def main(argv):
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"what to measure: {', '.join(PARTS)} (default: all). fc: the training step of the "
-        "fully connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
-        "convolutional models; glow: 2L-16K, and the memory of 3L-32K",
+        help=f"what to measure: {', '.join(CPU_PARTS)} (default: all) or, with --backend cupy, "
+        f"{', '.join(DEVICE_PARTS)} (default: device). fc: the training step of the fully "
+        "connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
+        "convolutional models; glow: 2L-16K, and the memory of 3L-32K; device: the steps of all "
+        "three models on a GPU, eager and as CUDA graphs, beside what its hardware allows, and "
+        "beside the same steps in PyTorch where that is installed",
     )
-    parser.add_argument("--threads", default="1,2", help="thread counts (default: 1,2)")
+    parser.add_argument("--threads", help="thread counts on a CPU (default: 1,2)")
     parser.add_argument("--backend", choices=BACKENDS, default="numba")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--plot", type=Path, help="write the sweep's plot to this file (PNG)")
     args = parser.parse_args(argv)
-    parts = args.parts or list(PARTS)
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise UsageError(f"no benchmark is called {unknown[0]}: choose from {', '.join(PARTS)}")
-    try:
-        counts = sorted({min(int(count), cores) for count in args.threads.split(",")})
-    except ValueError:
-        raise UsageError(f"--threads is {args.threads}: give numbers such as 1,2") from None
-    if counts[0] < 1:
-        raise UsageError(f"--threads is {args.threads}: give numbers of at least 1")
+    on_gpu = args.backend == "cupy"
+    parts = _parts(args.parts, on_gpu)
+    if on_gpu and args.threads:
+        raise UsageError("--threads has no effect with --backend cupy: leave it out")
+    counts = _thread_counts(args.threads or "1,2", cores)
 
     ops = get_ops(args.backend)
     machine = {
@@ -49,14 +50,17 @@ def main(argv):
         "platform": platform.platform(),
         "cores": cores,
         "backend": ops.name,
+        "device": ops.describe_device(),
         **threads.describe(),
     }
-    blas = ", ".join(
-        f"{b['internal_api']} {b['version']} {b['architecture']}" for b in machine["blas"]
-    )
-    print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {blas}\n")
+    print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
     results = {"machine": machine}
+    say = partial(print, flush=True)
     for part in parts:
+        if part == "device":
+            plan = device.QUICK if args.quick else device.Plan()
+            results[part] = device.report(_gpu, plan, say, _pytorch(say))
+            continue
         if part == "fc":
             results[part], text = dense.report(ops, counts, args.quick)
         elif part == "glow":
@@ -65,12 +69,69 @@ def main(argv):
             results[part], text = convolutional.report(ops, counts, args.quick)
         else:
             results[part], text = dense.report_sweep(ops, counts, args.quick, args.plot)
-        print(text + "\n", flush=True)
+        say(text + "\n")
     if args.json:
         try:
             args.json.write_text(json.dumps(results, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"cannot write {args.json} ({error.strerror})") from None
+
+
+def _parts(given: list[str], on_gpu: bool) -> list[str]:
+    known, other = (DEVICE_PARTS, CPU_PARTS) if on_gpu else (CPU_PARTS, DEVICE_PARTS)
+    for part in sorted(set(given) - set(known)):
+        if part in other:
+            where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
+            raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
+        raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
+    return given or (["device"] if on_gpu else list(CPU_PARTS))
+
+
+def _thread_counts(given: str, cores: int) -> list[int]:
+    try:
+        counts = sorted({min(int(count), cores) for count in given.split(",")})
+    except ValueError:
+        raise UsageError(f"--threads is {given}: give numbers such as 1,2") from None
+    if counts[0] < 1:
+        raise UsageError(f"--threads is {given}: give numbers of at least 1")
+    return counts
+
+
+def _where(machine: dict) -> str:
+    """What computes: the GPU and its libraries, or the CPU's BLAS."""
+    gpu = machine["device"]
+    if gpu:
+        return (
+            f"{gpu['name']} (compute capability {gpu['compute_capability']}), driver for CUDA "
+            f"{gpu['cuda_driver']}, CUDA {gpu['cuda_runtime']}, CuPy {gpu['cupy']}"
+        )
+    return ", ".join(
+        f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
+        for blas in machine["blas"]
+    )
+
+
+def _gpu(tf32: bool):
+    return get_ops("cupy", tf32=tf32)
+
+
+def _pytorch(say):
+    """The same steps in PyTorch, or None, and a line, where it cannot run them.
+
+    This is the only place that imports it: the package never does.
+    """
+    try:
+        import torch
+    except ImportError:
+        say("no comparison: PyTorch is not installed\n")
+        return None
+    if not torch.cuda.is_available():
+        say(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
+        return None
+    from torch_steps import training_call
+
+    say(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
+    return training_call
 
 
 if __name__ == "__main__":

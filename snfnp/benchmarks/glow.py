@@ -9,15 +9,15 @@ import numpy as np
 
 from snfnp.benchmarks.steps import BATCH, PROFILE_COLUMNS, make_trainer, profile, random_images
 from snfnp.benchmarks.timing import measure, table, threads
+from snfnp.benchmarks.work import operations
 from snfnp.config import TrainConfig
-from snfnp.layers import AffineCoupling, SplitPrior
 from snfnp.ops import RandomKey
-from snfnp.train import Trainer
+from snfnp.trainer import Trainer
 
 
 def training_step(ops, thread_counts, repeats: int) -> list[dict]:
-    """MNIST 2L-16K, batch 100, float32: the whole step, the operations of its couplings'
-    networks, and the rate of the product that they mostly consist of, in the same run."""
+    """MNIST 2L-16K, batch 100, float32: the whole step, the operations of its products, and the
+    rate of the one that they mostly consist of, in the same run."""
     trainer = make_trainer(ops, "glow", "self-normalizing")
     images = random_images(ops, trainer)
     trainer.initialise_from_data(images)
@@ -25,7 +25,7 @@ def training_step(ops, thread_counts, repeats: int) -> list[dict]:
     pixels, width = BATCH * 14 * 14, trainer.config.width
     a, out = rng.standard_normal((pixels, width), np.float32), np.empty((pixels, width), np.float32)
     w = rng.standard_normal((width, width), np.float32)
-    product_work, work = 2 * pixels * width**2, network_operations(trainer.flow)
+    product_work, work = 2 * pixels * width**2, operations(trainer.flow, BATCH)
     rows = []
     for count in thread_counts:
         with threads(count):
@@ -57,21 +57,6 @@ STEP_COLUMNS = {
     "sgemm GFLOP/s": ".0f",
     "share": ".0%",
 }
-
-
-def network_operations(flow) -> int:
-    """Floating-point operations of all couplings' networks in one step on a batch: forward, and
-    twice that backward."""
-    shape, total = flow.shape, 0
-    for _, layer in flow.layers:
-        coupling = layer.coupling if isinstance(layer, SplitPrior) else layer
-        if isinstance(coupling, AffineCoupling):
-            height, width, channels = shape
-            hidden = coupling.width
-            per_pixel = hidden**2 + 9 * (channels // 2) * hidden + 9 * hidden * channels
-            total += 3 * 2 * BATCH * height * width * per_pixel
-        shape = layer.output_shape(shape)
-    return total
 
 
 def samples(ops, thread_counts, repeats: int) -> list[dict]:

@@ -10,16 +10,22 @@ import numpy as np
 from snfnp.config import TrainConfig
 from snfnp.ops import RandomKey
 from snfnp.rules import Reconstruction
-from snfnp.train import Trainer
+from snfnp.trainer import Trainer
 
 BATCH, IMAGE = 100, (28, 28, 1)
 
 
-def make_trainer(ops, model: str, gradient: str) -> Trainer:
-    """A trainer of the preset at the paper's batch size, with a learning rate that moves little."""
-    config = TrainConfig(model=model, gradient=gradient, lr=1e-6, batch_size=BATCH)
-    config.resolve(50_000)
-    return Trainer(ops, config.build_flow(IMAGE), config, steps_per_epoch=500)
+def make_trainer(
+    ops, model: str, gradient: str, shape=IMAGE, count=50_000, say=print, **settings
+) -> Trainer:
+    """A trainer of the preset at the paper's batch size, with a learning rate that moves little.
+
+    For `count` images of this shape; settings: whatever else a configuration may be given.
+    """
+    settings = {"lr": 1e-6, "batch_size": BATCH, "backend": ops.name} | settings
+    config = TrainConfig(model=model, gradient=gradient, **settings)
+    config.resolve(count)
+    return Trainer(ops, config.build_flow(shape), config, config.steps_per_epoch(count), say)
 
 
 def random_images(ops, trainer: Trainer):

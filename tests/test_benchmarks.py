@@ -1,0 +1,387 @@
+"""What the benchmark says a step must do, how it measures a device, and the steps in PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snfnp.benchmarks import dense, device, timing, work
+from snfnp.benchmarks.device import SINGLE, TF32, Case, Plan
+from snfnp.benchmarks.steps import make_trainer
+from snfnp.benchmarks.timing import measure_ahead
+from snfnp.benchmarks.work import operations, traffic
+from snfnp.errors import DivergedError, UsageError
+from snfnp.likelihood import TRAINING_NOISE
+from snfnp.ops import RandomKey, cupy_measure, get_ops
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
+SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+
+
+def small_trainer(model, ops=None, gradient="self-normalizing", **settings):
+    ops = ops or get_ops("numpy")
+    settings = {"batch_size": BATCH, "warmup_epochs": 0} | settings
+    return make_trainer(ops, model, gradient, SHAPE, COUNT, **settings)
+
+
+def random_images(count=COUNT):
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- what a step must do
+
+
+@pytest.mark.parametrize("gradient,products", [("self-normalizing", 6), ("exact", 3)])
+def test_operations_of_the_fully_connected_step(gradient, products):
+    flow = small_trainer("fc", gradient=gradient).flow
+    assert operations(flow, BATCH, gradient) == 2 * products * 2 * BATCH * 64**2
+
+
+def test_operations_of_the_convolutional_step():
+    """Three image sizes, three 3×3 convolutions each: (8, 8, 1), (4, 4, 4), (2, 2, 16)."""
+    flow = small_trainer("conv").flow
+    per_image = sum(
+        3 * 9 * pixels * channels**2 for pixels, channels in ((64, 1), (16, 4), (4, 16))
+    )
+    assert operations(flow, BATCH) == 6 * 2 * BATCH * per_image
+
+
+def test_operations_of_the_glow_step():
+    """Per level: six products of 1×1, and a coupling's network three times; the split is one more
+    coupling. Images are (4, 4, 4) and then (2, 2, 8)."""
+    flow = small_trainer("glow", **SMALL_GLOW).flow
+
+    def network(channels, width=8):
+        return 9 * channels // 2 * width + width**2 + 9 * width * channels
+
+    per_image = 16 * (6 * 4**2 + 2 * 3 * network(4)) + 4 * (6 * 8**2 + 3 * network(8))
+    assert operations(flow, BATCH) == 2 * BATCH * per_image
+
+
+def test_traffic_of_the_fully_connected_step():
+    """Eight words per parameter (W, R and b of two layers), and x, z0, σ, x, z0 each way."""
+    trainer = small_trainer("fc")
+    words = 8 * 2 * (2 * 64**2 + 64) + 2 * 5 * BATCH * 64
+    assert traffic(trainer, random_images(BATCH).reshape(BATCH, 64)) == 4 * words
+
+
+def test_an_array_that_two_layers_keep_counts_once():
+    """The squeeze hands the spline's output on to a convolution: kept by both as one array."""
+    trainer = small_trainer("conv")
+    x = np.zeros((BATCH, *SHAPE), np.float32)
+    caches = trainer.flow.forward(trainer.ops, trainer.params, x)[2]
+    arrays = [v for cache in caches for v in cache.values() if isinstance(v, np.ndarray)]
+    assert len({id(array) for array in arrays}) == len(arrays)
+    doubled = [{"x": arrays[0]}, {"x": arrays[0], "pair": (arrays[1], None)}]
+    kept = {}
+    work._collect(doubled, kept)
+    assert sum(kept.values()) == arrays[0].nbytes + arrays[1].nbytes
+
+
+# ---------------------------------------------------------------- how a device is measured
+
+
+class Queue:
+    """A device that works ahead: calls return at once, and waiting takes what they add up to."""
+
+    def __init__(self):
+        self.pending, self.waits = 0.0, 0
+
+    def start(self, seconds):
+        self.pending += seconds
+
+    def synchronise(self):
+        time.sleep(self.pending)
+        self.pending, self.waits = 0.0, self.waits + 1
+
+
+def test_bursts_see_what_the_device_does_and_wait_once_each():
+    queue = Queue()
+    calls = {"slow": lambda: queue.start(0.004), "fast": lambda: queue.start(0.001)}
+    timings = measure_ahead(calls, queue.synchronise, bursts=3, seconds=0.02)
+    # a wait may be longer than it was asked to be, never shorter
+    assert timings["slow"].median >= timings["slow"].minimum >= 4.0
+    assert timings["fast"].median >= timings["fast"].minimum >= 1.0
+    assert timings["fast"].minimum < 4.0
+    assert queue.waits == 2 * len(calls) * (1 + 3)  # around each burst, the estimate included
+    assert queue.pending == 0.0
+
+
+def test_a_backend_without_a_device_is_refused():
+    with pytest.raises(UsageError, match="no device"):
+        device.report(lambda tf32: get_ops("numpy"), device.QUICK, print)
+
+
+def test_the_bars_are_what_the_project_set_itself():
+    by_model = {case.model: case for case in device.CASES}
+    assert {m: c.bars for m, c in by_model.items()} == {
+        "fc": {SINGLE: 0.20},
+        "conv": {SINGLE: 0.50},
+        "glow": {SINGLE: 25.0, TF32: 10.0},
+    }
+    assert (by_model["fc"].kernels, by_model["conv"].kernels) == (60, 250)
+
+
+def test_a_verdict_for_every_bar():
+    row = {
+        "precision": SINGLE,
+        "how": "graph",
+        "bar ms": 0.2,
+        "kernels at most": None,
+        "kernels": None,
+    }
+    eager = {"precision": SINGLE, "how": "eager", "bar ms": None, "kernels at most": 60}
+    rows = [
+        row | {"median ms": 0.2},
+        row | {"median ms": 0.201},
+        eager | {"kernels": 60},
+        eager | {"kernels": 61},
+        eager | {"kernels": None},
+    ]
+    words = [line.rsplit(" ", 1)[1] for line in device._verdict(rows)]
+    assert words == ["reached", "MISSED", "reached", "MISSED"]
+
+
+class Driver:
+    """Lists the nodes of a graph as the CUDA driver does: handles are 1, 2, …"""
+
+    def __init__(self, types, status=0):
+        self.types, self.status = types, status
+
+    def cuGraphGetNodes(self, graph, nodes, count):
+        assert graph.value == 77
+        if nodes is None:
+            count._obj.value = len(self.types)
+        else:
+            nodes[:] = range(1, len(self.types) + 1)
+        return self.status
+
+    def cuGraphNodeGetType(self, node, kind):
+        kind._obj.value = self.types[node.value - 1]
+        return 0
+
+
+def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
+    class Stream:
+        begun = ended = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def begin_capture(self):
+            Stream.begun += 1
+
+        def end_capture(self):
+            Stream.ended += 1
+            return type("Graph", (), {"graph": 77})
+
+    class cupy:
+        cuda = type("cuda", (), {"Stream": Stream})
+
+    def fail():
+        raise ValueError("nothing to record")
+
+    for types, status, expected in (([0, 1, 0, 2, 0], 0, 3), ([], 0, 0), ([0], 1, None)):
+        monkeypatch.setattr(
+            cupy_measure.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s)
+        )
+        assert cupy_measure.count_kernels(cupy, lambda: None) == expected
+    assert cupy_measure.count_kernels(cupy, fail) is None
+    monkeypatch.setattr(cupy_measure.ctypes, "CDLL", lambda name: object())
+    assert cupy_measure.count_kernels(cupy, lambda: None) is None
+    assert Stream.begun == Stream.ended == 5
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A plan of two models that the stand-in can do in seconds."""
+    monkeypatch.setattr(timing, "_SHORTEST", 1)
+    return Plan(
+        cases=(
+            Case("tiny FC", "fc", 60, {SINGLE: 0.2}, 18.7, (SINGLE, TF32)),
+            Case("tiny Glow", "glow", None, {TF32: 10}, None, (TF32,), SMALL_GLOW | {"levels": 1}),
+        ),
+        shape=SHAPE,
+        images=COUNT,
+        batch=BATCH,
+        products=((16, 24, 8),),
+        copied=1 << 16,
+        bursts=1,
+        seconds=0.0,
+    )
+
+
+def cupy_ops(tf32):
+    return get_ops("cupy", tf32=tf32)
+
+
+@pytest.mark.device
+def test_the_device_part_runs_end_to_end(tiny):
+    said, compared = [], []
+
+    def comparison(trainer, images, tf32, graph):
+        if graph:
+            raise NotImplementedError("no graphs here\nat all")
+        compared.append((trainer.config.model, tf32, images.shape))
+        return lambda: None
+
+    results = device.report(cupy_ops, tiny, said.append, comparison)
+    json.dumps(results)
+    name = cupy_ops(False).describe_device()["name"]
+    assert results["device"] == name and all(name in text for text in said)
+    steps = results["steps"]
+    assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
+        ("tiny FC", SINGLE, "eager"),
+        ("tiny FC", SINGLE, "graph"),
+        ("tiny FC", TF32, "eager"),
+        ("tiny FC", TF32, "graph"),
+        ("tiny Glow", TF32, "eager"),
+        ("tiny Glow", TF32, "graph"),
+    ]
+    for row in steps:
+        assert 0 < row["min ms"] <= row["median ms"]
+        assert row["floor: bytes ms"] > 0 and row["operations ms"] > 0
+        assert (row["how"] == "eager") == ("PyTorch median ms" in row)
+        if row["kernels"] is not None:  # the stand-in does not say
+            assert row["how"] == "eager" and row["kernels"] > 0
+    assert [row["bar ms"] for row in steps] == [None, 0.2, None, None, None, 10]
+    images = (COUNT, *SHAPE)
+    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
+    text = "\n".join(said)
+    assert text.count("no comparison with PyTorch (NotImplementedError: no graphs here)") == 3
+    assert "cannot be recorded" not in text
+
+
+@pytest.mark.device
+def test_the_sweep_runs_on_the_device(tiny):
+    rows = dense.sweep(cupy_ops(False), (8, 16), batch=4, budget=0.0)
+    assert [row["D"] for row in rows] == [8, 16]
+    assert all(row["exact ms"] > 0 and row["self-normalizing ms"] > 0 for row in rows)
+
+
+@pytest.mark.device
+def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
+    """Else its row would pass eager figures off as a graph's."""
+    said = []
+
+    def waits(self, log, reconstruction, squares, lam, step):
+        self.to_host(log)
+
+    monkeypatch.setattr(type(cupy_ops(False)), "record", waits)
+    case = Case("FC", "fc", None, {}, None, (SINGLE,))
+    device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), said.append)
+    assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
+
+
+@pytest.mark.device
+def test_a_run_that_diverges_is_not_reported(tiny):
+    """From the failure on a step leaves out the update: its time would be a lie."""
+    settings = {"lr": 1e30}
+    case = Case("FC", "fc", None, {}, None, (SINGLE,), settings)
+    with pytest.raises(DivergedError):
+        device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), lambda text: None)
+
+
+# ---------------------------------------------------------------- the script
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["conv", "--backend", "cupy"], "conv measures a CPU: leave --backend cupy out"),
+        (["device", "fc", "--backend", "cupy"], "fc measures a CPU"),
+        (["device"], "device measures a GPU: add --backend cupy"),
+        (["nonsense", "--backend", "cupy"], "no benchmark is called nonsense"),
+        (["--backend", "cupy", "--threads", "1"], "--threads has no effect"),
+        (["--threads", "0"], "give numbers of at least 1"),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(arguments, message):
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_else_imports_the_comparison():
+    """The package is free of PyTorch, and the script asks for it only when it measures a GPU."""
+    root = SCRIPTS.parent
+    importing = re.compile(r"^\s*(import|from)\s+torch", re.M)
+    files = {p.relative_to(root) for f in ("snfnp", "scripts") for p in root.glob(f"{f}/**/*.py")}
+    found = {str(file) for file in files if importing.search((root / file).read_text())}
+    assert found == {"scripts/benchmark.py", "scripts/torch_steps.py"}
+    assert not re.search(r"^(import|from)\s+torch", (SCRIPTS / "benchmark.py").read_text(), re.M)
+
+
+# ---------------------------------------------------------------- the steps in PyTorch
+
+
+@pytest.fixture
+def torch_steps():
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("torch_steps", SCRIPTS / "torch_steps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "model,settings",
+    [
+        ("fc", {}),
+        ("conv", {}),
+        ("glow", SMALL_GLOW),
+        ("glow", SMALL_GLOW | {"levels": 1, "kernel": 3}),
+    ],
+)
+def test_the_step_in_pytorch_is_ours(torch_steps, model, settings, channels_last):
+    """Figures, gradients and updated parameters, in double precision.
+
+    The gradient is compared layer by layer, relative to the largest entry: its sums have up to
+    10^4 terms, in another order, so 1e-12 leaves a factor of 100 or more, and any wrong formula is
+    off by far more. Adam's first update is lr in every entry, whatever the gradient, and says only
+    that there is one, of the same sign.
+    """
+    import torch
+
+    lr = 1e-3
+    trainer = small_trainer(model, lr=lr, dtype="float64", lam=3.0, **settings)
+    rng = np.random.default_rng(1)
+    trainer.p += 0.1 * rng.standard_normal(trainer.p.shape)  # away from what starts at 0 or R W = I
+    images = random_images()
+    step = torch_steps.Step(trainer, images, torch.device("cpu"), channels_last)
+
+    batch = images[:BATCH]
+    key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
+    noise = trainer.ops.uniform(key, batch.shape, np.float64)
+    trainer.training_step(batch.reshape(BATCH, *trainer.flow.shape))
+    step.climb(torch.from_numpy(batch), torch.from_numpy(noise))
+
+    def theirs(name, array):
+        return torch_steps.to_torch(name, torch.from_numpy(array.copy()))
+
+    ours = trainer.metrics()
+    expected = [ours.surrogate, ours.reconstruction, ours.gradient_norm]
+    np.testing.assert_allclose(step.log.tolist(), expected, rtol=1e-12)
+    for layer, parameters in step.params.items():
+        for name, parameter in parameters.items():
+            gradient = theirs(name, trainer.grads[layer][name])
+            error = (parameter.grad - gradient).abs().max() / gradient.abs().max()
+            assert error <= 1e-12, f"{layer}.{name}: {error}"
+            value = theirs(name, trainer.params[layer][name])
+            assert (parameter - value).abs().max() <= 1e-6 * lr, f"{layer}.{name}"
+    step()  # a batch of its own
+    assert torch.isfinite(step.log).all()
