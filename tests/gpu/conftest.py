@@ -1,0 +1,43 @@
+"""The device of the tests in this folder, all of which need one. See standin.py."""
+
+from pathlib import Path
+
+import pytest
+
+from gpu import standin as devices
+from snfnp.ops import get_ops
+
+# Before any test can import CuPy.
+if devices.wanted() not in (None, devices.GPU, devices.STANDIN):
+    raise pytest.UsageError(f"SNFNP_DEVICE is {devices.wanted()!r}: choose gpu or standin")
+if devices.device().missing and devices.wanted():
+    raise pytest.UsageError(f"SNFNP_DEVICE is {devices.wanted()}, but: {devices.device().missing}")
+
+
+def pytest_report_collectionfinish():
+    return f"device: {devices.describe()}"
+
+
+def pytest_collection_modifyitems(config, items):
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in here:
+        item.add_marker("device")
+    if devices.device().kind == devices.GPU:
+        # what counts the stand-in's calls has no meaning on a GPU; nothing is missing there
+        others = [item for item in here if "standin" in item.fixturenames]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(scope="session")
+def ops():
+    """The operations of the device."""
+    return get_ops("cupy")
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """The stand-in itself, which counts launches, copies and what makes the host wait."""
+    import fakegpu
+
+    return fakegpu

@@ -1,0 +1,351 @@
+"""Whole training steps on the device: parity with NumPy, graphs, failures, data, likelihoods."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from snfnp.batches import Batches
+from snfnp.config import TrainConfig
+from snfnp.data import Dataset
+from snfnp.errors import DivergedError, SingularMatrixError
+from snfnp.likelihood import EVALUATION_NOISE
+from snfnp.models import PRESETS
+from snfnp.ops import RandomKey, cupy_images, get_ops
+from snfnp.ops.augment import augment
+from snfnp.runs import RunFolder
+from snfnp.train import train
+from snfnp.trainer import Trainer
+
+pytestmark = pytest.mark.device
+
+SIDE, BATCH = 8, 6
+SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+MODELS = [
+    (model, gradient)
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+    if gradient != "exact-dense"
+]
+SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
+
+
+def make_trainer(ops, model="fc", gradient="self-normalizing", say=print, **changes):
+    size = SMALL_GLOW if PRESETS[model].size else {}
+    defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": ops.name}
+    settings = {**defaults, **size, **changes}
+    config = TrainConfig(model=model, gradient=gradient, **settings)
+    config.resolve(1000)
+    return Trainer(ops, config.build_flow((SIDE, SIDE, 1)), config, 100, say)
+
+
+def images_of(step, batch=BATCH):
+    rng = np.random.default_rng(step)
+    return rng.integers(0, 256, (batch, SIDE, SIDE, 1)).astype(np.uint8)
+
+
+def take_steps(trainer, steps, batch=BATCH):
+    """Steps with images of their own, the first one's data-dependent initialisation included."""
+    for step in steps:
+        images = images_of(step, batch).reshape(-1, *trainer.flow.shape)
+        images = trainer.ops.asarray(images)
+        if step == 0:
+            trainer.initialise_from_data(images)
+        trainer.training_step(images)
+    trainer.check(lambda step: trainer.ops.asarray(images_of(step)))
+    return trainer
+
+
+def host(trainer, name):
+    return trainer.ops.to_host(getattr(trainer, name))
+
+
+# ---------------------------------------------------------------- parity with NumPy
+
+
+@pytest.mark.parametrize("model, gradient", MODELS)
+def test_a_step_is_numpys_in_double_precision(ops, model, gradient):
+    found, expected = (
+        take_steps(make_trainer(each, model, gradient, dtype="float64"), range(2))
+        for each in (ops, get_ops("numpy"))
+    )
+    for name in ("g", "m"):
+        a, b = host(found, name), host(expected, name)
+        # sums of at most a few thousand terms, through at most 19 layers
+        assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
+    # Adam divides by the size of a gradient: only one that is not all rounding says how far
+    g, p = host(expected, "g"), host(expected, "p")
+    large = np.abs(g) >= 1e-3 * np.abs(g).max()
+    assert large.sum() > 5
+    moves = 2 * expected.config.lr  # in two steps
+    assert np.abs(host(found, "p") - p)[large].max() <= 1e-10 / 1e-3 * moves + 1e-15
+    for a, b in zip(vars(found.metrics()).values(), vars(expected.metrics()).values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+@pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
+def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
+    """Against NumPy in double precision: the gradient of each parameter, by its largest entry.
+
+    A gradient is a sum over batch and pixels of products of numbers that went through up to 20
+    layers of sums of up to 72 terms: 20 · 72 roundings, each of which a layer may stretch; 1e-3
+    is about 8000 of them. NumPy in single precision is held to the same.
+    """
+    reference = take_steps(make_trainer(get_ops("numpy"), model, gradient, dtype="float64"), [0])
+    for each in (ops, get_ops("numpy")):
+        trainer = take_steps(make_trainer(each, model, gradient), [0])
+        views = trainer.layout.views(host(trainer, "g"))
+        for layer, named in reference.grads.items():
+            for name, expected in named.items():
+                difference = np.abs(views[layer][name] - expected).max()
+                assert difference <= 1e-3 * max(np.abs(expected).max(), 1e-3), (layer, name)
+
+
+@pytest.mark.parametrize("model", ["conv", "glow-2l-4k"])
+def test_recomputation_gives_the_same_gradient(ops, model):
+    stored, recomputed = (
+        host(take_steps(make_trainer(ops, model, recompute=flag, dtype="float64"), [0]), "g")
+        for flag in (False, True)
+    )
+    assert np.abs(stored - recomputed).max() <= 1e-10 * np.abs(stored).max()
+
+
+# ---------------------------------------------------------------- graphs
+
+
+@pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_replay_equals_eager(ops, model, gradient, clip_norm):
+    """Bit for bit, with arrays made and dropped between the replays."""
+    said = []
+    eager = make_trainer(ops, model, gradient, graph=False, clip_norm=clip_norm)
+    graph = make_trainer(ops, model, gradient, said.append, clip_norm=clip_norm)
+    take_steps(eager, range(6))
+    kept = []
+    for step in range(6):
+        take_steps(graph, [step])
+        kept.append(ops.asarray(np.full(1000 * (step + 1), np.nan)))
+        ops.asarray(np.full(50_000, np.nan))
+    assert graph._climb._graph is not None and not said
+    for name in ("p", "m", "v", "g"):
+        np.testing.assert_array_equal(host(graph, name), host(eager, name))
+    assert graph.metrics() == eager.metrics()
+    assert graph.averages() == eager.averages()
+    for array in kept:  # no replay wrote to what was made after the recording
+        assert np.isnan(ops.to_host(array)).all()
+
+
+def test_a_graph_follows_the_dials(ops):
+    """The learning rate, λ and the noise change from step to step, and the log notes it."""
+    eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
+    for step in range(8):
+        for trainer in (eager, graph):
+            trainer.lam = 1.0 + step
+            take_steps(trainer, [step])
+        assert graph.metrics() == eager.metrics()
+    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+
+
+def test_another_batch_size_is_recorded_anew(ops):
+    eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
+    for trainer in (eager, graph):
+        take_steps(trainer, range(4))
+        before = getattr(trainer._climb, "_graph", None)
+        take_steps(trainer, range(4, 8), batch=BATCH - 2)
+    assert graph._climb._graph is not None and graph._climb._graph is not before
+    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+
+
+def test_what_cannot_be_recorded_runs_without_a_graph_and_says_why(ops):
+    """The exact gradient asks whether a matrix is singular: the host has to wait."""
+    said = []
+    eager = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(5))
+    graph = take_steps(make_trainer(ops, "fc", "exact", said.append), range(5))
+    assert len(said) == 1 and "cannot be recorded as a CUDA graph" in said[0]
+    assert "\n" not in said[0]
+    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+
+
+def test_a_checkpoint_restores_into_a_recorded_step(ops):
+    whole = take_steps(make_trainer(ops), range(8))
+    part = take_steps(make_trainer(ops), range(4))
+    checkpoint = part.checkpoint({})
+    take_steps(part, range(4, 6))  # recorded, and then set back
+    part.restore(checkpoint)
+    take_steps(part, range(4, 8))
+    for name in ("p", "m", "v"):
+        np.testing.assert_array_equal(host(part, name), host(whole, name))
+
+
+# ---------------------------------------------------------------- the host does not wait
+
+
+@pytest.mark.parametrize(
+    "model, gradient, most",
+    [
+        ("fc", "self-normalizing", 60),
+        ("conv", "self-normalizing", 250),
+        ("glow-2l-4k", "self-normalizing", None),
+        ("fc", "relative", 60),
+    ],
+)
+def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model, gradient, most):
+    """The stand-in counts kernels, but not what cuBLAS launches: one each, or two."""
+    products, gemm = [], ops._products.gemm
+    monkeypatch.setattr(
+        ops._products, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw))
+    )
+    trainer = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
+    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
+    products.clear()
+    before = standin.counts()
+    trainer.training_step(images)
+    after = standin.counts()
+    spent = {name: after[name] - before[name] for name in before}
+    assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
+    launches = spent["launches"] + len(products)
+    print(f"{model}, {gradient}: {launches} launches, {len(products)} of them products")
+    assert most is None or launches <= most
+
+
+# ---------------------------------------------------------------- failures
+
+
+def poison(trainer, layer, parameter, value):
+    trainer.params[layer][parameter].reshape(-1)[:1] = value
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph):
+    trainer = make_trainer(ops, graph=graph)
+    take_steps(trainer, range(4))
+    poison(trainer, "dense2", "b", np.nan)
+    before = host(trainer, "p")
+    for step in range(4, 9):
+        trainer.training_step(ops.asarray(images_of(step).reshape(BATCH, -1)))
+    with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
+        trainer.check(lambda step: ops.asarray(images_of(step).reshape(BATCH, -1)))
+    np.testing.assert_array_equal(host(trainer, "p"), before)  # nothing moved since
+    assert np.isfinite(host(trainer, "m")).all()
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("later", [0, 3])
+def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
+    trainer = make_trainer(ops, graph=graph)
+    take_steps(trainer, range(4))
+    poison(trainer, "dense1", "R", np.inf)  # not in the forward pass
+    for step in range(4, 5 + later):
+        trainer.training_step(ops.asarray(images_of(step).reshape(BATCH, -1)))
+    with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
+        trainer.check(lambda step: ops.asarray(images_of(step).reshape(BATCH, -1)))
+
+
+def test_a_singular_matrix_raises_as_on_the_cpu(ops):
+    trainer = make_trainer(ops, "conv", "exact")
+    trainer.params["conv2.3"]["W"][...] = 0
+    with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
+        take_steps(trainer, [0])
+    with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
+        trainer.likelihood()
+    trainer = make_trainer(ops, "fc", "exact")
+    trainer.params["dense2"]["W"][...] = np.nan
+    with pytest.raises(SingularMatrixError, match="layer dense2: "):
+        trainer.likelihood()
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
+    if not resident:
+        monkeypatch.setattr(cupy_images, "RESIDENT", 0)
+    images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
+    config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
+    config.resolve(len(images))
+    batches, expected = (
+        Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
+    )
+    for step in (0, 1, 2, 3, 4, 9, 2):
+        np.testing.assert_array_equal(ops.to_host(batches(step)), expected(step))
+
+
+def test_images_are_flipped_and_shifted_as_on_the_host(ops):
+    images = np.random.default_rng(1).integers(0, 256, (300, 5, 4, 3)).astype(np.uint8)
+    key = RandomKey(2**40 + 5, 3, 2**33 + 1)
+    found = ops.to_host(ops.images(images).take(0, 300, key))
+    np.testing.assert_array_equal(found, augment(images, key))
+
+
+# ---------------------------------------------------------------- likelihoods and runs
+
+
+@pytest.mark.parametrize("model, gradient", [*SELF_NORMALIZING, ("emerging", "exact")])
+def test_the_exact_likelihood_is_numpys(ops, model, gradient):
+    found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
+    if found.flow.initialises_from_data:
+        for trainer in (found, expected):
+            trainer.initialise_from_data(trainer.ops.asarray(images_of(0)))
+        expected.p[...] = host(found, "p")
+    ledgers = []
+    for trainer in (found, expected):
+        likelihood = trainer.likelihood()
+        images = images_of(1).reshape(BATCH, -1)
+        ledgers.append(likelihood.evaluate(images, seed=0, batch_size=4).ledger)
+    assert list(ledgers[0]) == list(ledgers[1])
+    for term, nats in ledgers[1].items():
+        np.testing.assert_allclose(ledgers[0][term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
+
+
+def test_samples_are_numpys(ops):
+    key = RandomKey(0, EVALUATION_NOISE)
+    for exact in (False, True):
+        found, expected = (
+            make_trainer(each, "conv").likelihood().sample(4, seed=1, exact=exact)
+            for each in (ops, get_ops("numpy"))
+        )
+        # a value on the edge of two integers may fall either way
+        assert np.mean(found != expected) < 0.01
+    images = images_of(3)
+    likelihood = make_trainer(ops, "conv").likelihood()
+    latents = likelihood.latents(ops.asarray(images), key)
+    again = likelihood.sample(BATCH, 0, exact=True, latents=latents)
+    assert np.mean(again != images) < 0.01
+
+
+def small_dataset():
+    rng = np.random.default_rng(1)
+    splits = [rng.integers(0, 256, (count, 5, 5, 1)).astype(np.uint8) for count in (100, 30, 30)]
+    return Dataset("mnist", *splits, source="random images", is_sample=False)
+
+
+def run_training(path, ops, resume=False, **changes):
+    config = TrainConfig(
+        **{"epochs": 3, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 1, **changes}
+    )
+    config.resolve(100)
+    run = RunFolder(path) if resume else RunFolder.create(path)
+    return train(config, small_dataset(), ops, run, resume, say=lambda text: None), run
+
+
+def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
+    found, run = run_training(tmp_path / "device", ops, backend="cupy", dtype="float64")
+    expected, _ = run_training(tmp_path / "host", get_ops("numba"), dtype="float64")
+    for name in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+    assert run.summary_file.exists()
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(ops, tmp_path):
+    _, whole = run_training(tmp_path / "whole", ops, backend="cupy")
+    run_training(tmp_path / "part", ops, backend="cupy", epochs=2)
+    _, part = run_training(tmp_path / "part", ops, resume=True, backend="cupy")
+    assert whole.last.read_bytes()[-4000:] == part.last.read_bytes()[-4000:]
+    records = [run.read_metrics() for run in (whole, part)]
+    for a, b in zip(*records, strict=True):
+        timeless = {"seconds", "samples_per_second"}
+        assert {k: v for k, v in a.items() if k not in timeless} == {
+            k: v for k, v in b.items() if k not in timeless
+        }

@@ -1,0 +1,140 @@
+"""The CUDA kernels through NVIDIA's compiler, for two generations of cards; and their text.
+
+A kernel that spills registers runs at the speed of memory, and one with too many of them leaves
+most of the card idle: both are seen here, without a card.
+"""
+
+import re
+
+import nvrtc
+import pytest
+
+from snfnp.ops import cuda
+
+ARCHITECTURES = ["sm_80", "sm_90"]
+FILES = sorted(set(cuda.kernels().values()))
+# Bytes of local memory that are no spill: sine and cosine in double precision keep a table for
+# arguments beyond 2**31, which Box-Muller's do not come near.
+STACK = {"normal": 40}
+
+
+def compiled(text, names, arch):
+    """The use of registers and memory of both types of each kernel."""
+    expressions = [cuda.expression(name, dtype) for name in names for dtype in cuda.TYPES]
+    return nvrtc.compile_kernels(text, expressions, arch, cuda.OPTIONS)
+
+
+def complaints(usage) -> list[str]:
+    """What is wrong with the use of registers and memory, one line per kernel."""
+    found = []
+    for expression, used in usage.items():
+        name, _, real = expression.rstrip(">").partition("<")
+        most = nvrtc.Usage(cuda.REGISTERS[real], STACK.get(name, 0), 0)
+        if any(value > limit for value, limit in zip(used, most, strict=True)):
+            found.append(f"{expression}: {used}, where {most} is allowed")
+    return found
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_compile_and_do_not_spill(file, arch):
+    names = [name for name, place in cuda.kernels().items() if place == file]
+    usage = compiled(cuda.source(file), names, arch)
+    assert len(usage) == 2 * len(names)
+    assert complaints(usage) == []
+
+
+KERNEL = """
+template <typename T>
+__global__ void bad(T* __restrict__ x, long long n) {
+  %s
+}
+"""
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize(
+    "body, field",
+    [
+        # sums that are all alive at once, and an array that is indexed by a variable
+        (
+            "T s[150] = {}; for (long long i = 0; i < n; ++i)\n"
+            "#pragma unroll\n for (int k = 0; k < 150; ++k) s[k] += x[i * k];\n"
+            "#pragma unroll\n for (int k = 0; k < 150; ++k) x[k] = s[k];",
+            "registers",
+        ),
+        ("T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];", "stack"),
+        (
+            "T s[300] = {}; for (long long i = 0; i < n; ++i)\n"
+            "#pragma unroll\n for (int k = 0; k < 300; ++k) s[k] += x[i * k];\n"
+            "#pragma unroll\n for (int k = 0; k < 300; ++k) x[k] = s[k];",
+            "spills",
+        ),
+    ],
+    ids=["registers", "stack", "spills"],
+)
+def test_a_kernel_that_takes_too_much_is_found(body, field):
+    usage = compiled(KERNEL % body, ["bad"], "sm_90")
+    assert getattr(usage["bad<double>"], field) > {"registers": 128}.get(field, 0)
+    assert any(line.startswith("bad<double>") for line in complaints(usage))
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("body", ["x[0] = M_PI;", "int64_t i = 0; x[i] = T(0);", "y[0] = T(0);"])
+def test_what_the_compiler_says_is_the_error(body):
+    """Also of what other compilers accept and this one does not."""
+    with pytest.raises(nvrtc.CompileError, match=r"kernels.cu\(4\): error: .* undefined"):
+        compiled(KERNEL % body, ["bad"], "sm_80")
+
+
+# ---------------------------------------------------------------- the text
+
+FORBIDDEN = {
+    r"fast_?math|__(exp|log|sin|cos|tan|pow|f?div)\w*f?\b|__saturatef": "less accurate arithmetic",
+    r"(?<![\w.])\d+\s*/\s*\d+(?![\w.])": "a quotient of integers",
+    r"(?<![\w.])\d+\.\d*f|(?<![\w.])\.\d+f": "a single-precision literal",
+    r"\b(expf|logf|sqrtf|tanhf|fabsf|powf|fmaxf|fminf)\b": "a function of single precision",
+    r"#\s*include|\bINFINITY\b|\bNAN\b|\bM_PI\b|\bu?int\d+_t\b": "what NVRTC does not have",
+    r"__launch_bounds__|extern\s+__shared__": "what launches do not expect",
+    r"atomicAdd\((?!arrived)": "a sum in an order of chance",
+}
+SCALARS = {"long long", "double"}
+
+
+def code_of(file):
+    """A file's text without comments."""
+    return re.sub(r"//.*|/\*.*?\*/", "", cuda.source(file))
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
+@pytest.mark.parametrize("file", FILES)
+def test_no_kernel_has(file, pattern):
+    assert re.search(pattern, code_of(file)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x * 1/2", "1 / 3 * x", "__expf(x)", "0.5f", "expf(x)", "atomicAdd(sum, x)", "int64_t n"],
+)
+def test_forbidden_text_would_be_found(text):
+    assert any(re.search(pattern, text) for pattern in FORBIDDEN)
+
+
+@pytest.mark.parametrize("text", ["x / 2", "T(1) / T(2)", "1.0 / n", "0x1p-24f", "(n + 31) / 32"])
+def test_other_text_would_not(text):
+    assert not any(re.search(pattern, text) for pattern in FORBIDDEN)
+
+
+@pytest.mark.parametrize("name", cuda.kernels())
+def test_numbers_are_long_long_or_double(name):
+    scalars = {kind for kind in cuda.parameters(name) if not kind.endswith("*")}
+    assert scalars <= SCALARS
+
+
+def test_every_global_function_is_found():
+    """One that is declared in another way would be missing from every test."""
+    for file in FILES:
+        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(file))
+        assert code_of(file).count("__global__") == len(names)
+        assert {name: file for name in names}.items() <= cuda.kernels().items()

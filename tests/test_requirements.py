@@ -1,0 +1,129 @@
+"""The plugin of `required.py`, in sessions of its own: what skips, what fails, what is said."""
+
+from pathlib import Path
+
+import pytest
+import required
+
+pytest_plugins = ["pytester"]
+
+CONFTEST = """
+import required
+
+def pytest_configure(config):
+    required.Requirements.register_markers(config)
+    missing = dict.fromkeys(required.NEEDS, lambda: None) | {"nvrtc": lambda: "no compiler here"}
+    config.pluginmanager.register(required.Requirements(missing))
+"""
+TESTS = """
+import pytest
+
+@pytest.mark.nvrtc
+def test_compile():
+    raise AssertionError("it ran without what it needs")
+
+@pytest.mark.hostcuda
+def test_run():
+    pass
+
+def test_plain():
+    pass
+"""
+
+
+@pytest.fixture
+def session(pytester, monkeypatch):
+    """session(require=names, tests=text, *arguments) runs pytest on tests and this plugin."""
+    monkeypatch.syspath_prepend(str(Path(required.__file__).parent))
+    pytester.makeconftest(CONFTEST)
+
+    def run(require="", tests=TESTS, *arguments):
+        monkeypatch.setenv(required.VARIABLE, require)
+        pytester.makepyfile(tests)
+        return pytester.runpytest("-rs", "--strict-markers", "-p", "no:cacheprovider", *arguments)
+
+    return run
+
+
+def test_what_is_missing_skips_with_the_reason(session):
+    result = session()
+    result.assert_outcomes(passed=2, skipped=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*needs nvrtc: no compiler here*"])
+
+
+def test_the_summary_counts_what_passed(session):
+    session().stdout.fnmatch_lines(["*nvrtc 0, hostcuda 1, device 0, real_gpu 0"])
+
+
+def test_a_required_skip_is_a_failure(session):
+    result = session("nvrtc")
+    result.assert_outcomes(passed=2, errors=1)  # so pytest calls what fails before the test
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["*SNFNP_REQUIRE names nvrtc, but: *no compiler here*", "*no test that needs it passed*"]
+    )
+
+
+def test_requiring_what_is_there_changes_nothing(session):
+    result = session("hostcuda")
+    result.assert_outcomes(passed=2, skipped=1)
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_a_test_may_lack_what_is_not_required(session):
+    both = "import pytest\n@pytest.mark.hostcuda\n@pytest.mark.nvrtc\ndef test_both(): pass"
+    session("hostcuda", f"{TESTS}\n{both}").assert_outcomes(passed=2, skipped=2)
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        "def test_skip(): pytest.skip('in its body')",
+        "@pytest.mark.skip(reason='by a mark')\ndef test_skip(): pass",
+        "@pytest.fixture\ndef f(): pytest.skip('in a fixture')\ndef test_skip(f): pass",
+    ],
+    ids=["body", "mark", "fixture"],
+)
+def test_every_way_to_skip_counts(session, skip):
+    test = f"import pytest\npytestmark = pytest.mark.hostcuda\n{skip}"
+    session().assert_outcomes(passed=2, skipped=1)
+    outcomes = session("hostcuda", test).parseoutcomes()
+    assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
+    assert "skipped" not in outcomes
+
+
+def test_an_expected_failure_is_no_skip(session):
+    test = "import pytest\n@pytest.mark.hostcuda\n@pytest.mark.xfail\ndef test_x(): assert False"
+    session("hostcuda", TESTS + test).assert_outcomes(passed=2, skipped=1, xfailed=1)
+
+
+@pytest.mark.parametrize(
+    "tests, arguments",
+    [
+        (TESTS, ("-k", "plain")),
+        ("def test_plain(): pass", ()),
+        ("import pytest\npytest.skip('the whole module', allow_module_level=True)", ()),
+    ],
+    ids=["deselected", "none there", "module skipped"],
+)
+def test_a_requirement_that_nothing_meets_fails_the_session(session, tests, arguments):
+    result = session("device", tests, *arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["SNFNP_REQUIRE names device, but no test that needs it passed"])
+
+
+def test_collecting_only_requires_nothing(session):
+    assert session("device", TESTS, "--collect-only").ret == pytest.ExitCode.OK
+
+
+def test_an_unknown_name_is_a_usage_error(session):
+    result = session("nvrtc,gpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*SNFNP_REQUIRE names gpu, which is none of nvrtc, hostcuda*"])
+
+
+def test_every_marker_has_a_probe(request):
+    """Each is registered with this very session, which would otherwise skip nothing."""
+    registered = [line.partition(":")[0] for line in request.config.getini("markers")]
+    assert set(required.NEEDS) <= set(registered)

@@ -1,0 +1,413 @@
+"""Host code on strict arrays (`strict.py`): no mix of host and device, and no wait in a step.
+
+Training steps of every model, exact likelihoods, inverses and sampling, on operations that are
+NumPy's definitions wherever these claim to be in array terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import strict
+from opcalls import FLOATS, assert_as_defined, every_second
+from opcases import OVERRIDES
+from strict import NotInAStep, no_waiting, own_handle, traffic
+
+from snfnp.batches import Batches
+from snfnp.config import TrainConfig
+from snfnp.errors import DivergedError, SingularMatrixError
+from snfnp.flow import Flow
+from snfnp.layers import Linear, SmoothLeakyReLU
+from snfnp.maps import Dense
+from snfnp.models import PRESETS
+from snfnp.ops import NumpyOps, RandomKey
+from snfnp.ops.numpy_steps import COUNT, DENSITY, FAILED, SUMS, Dials
+from snfnp.rules import Reconstruction, Relative
+from snfnp.trainer import Trainer
+
+SIDE, BATCH = 8, 6
+SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+
+
+# ---------------------------------------------------------------- operations on strict arrays
+
+
+class StrictDials(Dials):
+    """Dials whose numbers are arrays of shape () on the device."""
+
+    def __init__(self, xp):
+        self.step = xp.zeros((), np.uint64)
+        self.number, self.lr, self.lam = (xp.zeros(()) for _ in range(3))
+
+    def set(self, step: int, lr: float, lam: float) -> None:
+        numbers = (step, step + 1.0, lr, lam)
+        for dial, number in zip((self.step, self.number, self.lr, self.lam), numbers, strict=True):
+            dial[...] = number
+
+
+class StrictOps(NumpyOps):
+    """NumPy's definitions on strict arrays, and what a backend that works ahead must override.
+
+    That is what the definitions say with a number or a condition on the host, or with a product
+    that no graph can record.
+    """
+
+    name = "strict"
+    xp = strict.xp
+    works_ahead = True
+
+    def __init__(self):
+        self._constants = {}
+
+    def asarray(self, host, dtype=None):
+        return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
+
+    def to_host(self, array) -> np.ndarray:
+        return self.xp.asnumpy(array)
+
+    # ------------------------------------------------------------ linear algebra
+
+    def matmul(self, a, b, out=None):
+        with own_handle():
+            return super().matmul(a, b, out)
+
+    def matmul_add(self, a, b, out):
+        with own_handle():
+            return super().matmul_add(a, b, out)
+
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
+        super().scale_into(out, scale, a, 1, volume)
+        if not isinstance(multiple, int):  # it depends on shapes alone, and goes over once
+            key = (multiple.shape, multiple.tobytes())
+            if key not in self._constants:
+                self._constants[key] = self.asarray(multiple)
+            out *= self._constants[key]
+        return out
+
+    def inverse(self, w):
+        return self._finite(super().inverse(w))
+
+    def solve(self, w, z):
+        return self._finite(super().solve(w, z))
+
+    def _finite(self, result):
+        if not bool(self.xp.isfinite(result).all()):
+            raise SingularMatrixError("the weight matrix is singular")
+        return result
+
+    def gaussian_log_density(self, z):
+        rows = z.reshape(len(z), -1)
+        return -0.5 * (rows * rows).sum(axis=1) - 0.5 * rows.shape[1] * math.log(2 * math.pi)
+
+    # ------------------------------------------------------------ the step
+
+    def dials(self) -> StrictDials:
+        return StrictDials(self.xp)
+
+    def peek(self, condition) -> None:
+        return None
+
+    def watch(self, log, log_density, step) -> None:
+        xp = self.xp
+        going = log[FAILED] == 0
+        density = xp.where(going, log_density.mean(), log[DENSITY])
+        log[DENSITY] = density
+        log[FAILED] = xp.where(going & ~xp.isfinite(density), step, log[FAILED])
+
+    def record(self, log, reconstruction, squares, lam, step) -> None:
+        xp = self.xp
+        norm = xp.sqrt(squares)
+        log[FAILED] = xp.where((log[FAILED] == 0) & ~xp.isfinite(norm), step, log[FAILED])
+        going = log[FAILED] == 0
+        figures = xp.zeros(SUMS)
+        figures[0] = log[DENSITY] - lam * reconstruction
+        figures[1], figures[2] = reconstruction, norm
+        log[:SUMS] = xp.where(going, figures, log[:SUMS])
+        log[SUMS:COUNT] += xp.where(going, figures, 0)
+        log[COUNT] += going
+
+    def sum_squares(self, g):
+        wide = g.astype(self.xp.float64)
+        return (wide * wide).sum()
+
+    def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale, failed=0.0):
+        xp = self.xp
+        squares = self.sum_squares(g)
+        going = xp.isfinite(squares) & (failed == 0)
+        g = (g * scale).astype(p.dtype)
+        new_m = beta1 * m + (1 - beta1) * g
+        new_v = beta2 * v + (1 - beta2) * g * g
+        step_size = lr / (1 - beta1**step)
+        new_p = p + step_size * new_m / (xp.sqrt(new_v / (1 - beta2**step)) + eps)
+        for buffer, new in ((p, new_p), (m, new_m), (v, new_v)):
+            buffer[...] = xp.where(going, new, buffer)
+        return squares
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", [None, every_second])
+def test_definitions_are_in_array_terms(name, dtype, layout):
+    for size in ((5, 37), (3, 5, 7, 2)):
+        call = OVERRIDES[name](np.random.default_rng(1), dtype, size)
+        assert_as_defined(StrictOps(), name, call, strict.xp.asarray, layout)
+
+
+# ---------------------------------------------------------------- training steps
+
+
+def make_trainer(ops, model="fc", gradient=None, flow=None, **changes):
+    size = SMALL_GLOW if PRESETS[model].size else {}
+    settings = {"lr": 1e-3, "batch_size": BATCH, "dtype": "float64", "warmup_epochs": 1}
+    config = TrainConfig(
+        model=model, gradient=gradient, backend="numpy", **{**settings, **size, **changes}
+    )
+    config.resolve(1000)
+    return Trainer(ops, flow or config.build_flow((SIDE, SIDE, 1)), config, 100)
+
+
+def images_of(trainer, step):
+    """The images of a step, on the trainer's device."""
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
+    return trainer.ops.asarray(images)
+
+
+def take_steps(trainer, steps):
+    for step in steps:
+        images = images_of(trainer, step)
+        if step == 0:
+            trainer.initialise_from_data(images)
+        trainer.training_step(images)
+    return trainer
+
+
+def host(trainer, name):
+    return trainer.ops.to_host(getattr(trainer, name))
+
+
+def assert_same_steps(found, expected):
+    """Of a few steps that both have taken: what they made of the parameters, and what they saw.
+
+    A gradient's entry is a sum of at most a few thousand products, through some dozens of layers;
+    a parameter's step is a ratio of such, in which 1 - β2 loses three digits.
+    """
+    found.check(lambda step: images_of(found, step))
+    for name in ("g", "m", "v", "p"):
+        a, b = host(found, name), host(expected, name)
+        assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
+    for a, b in ((found.metrics(), expected.metrics()), (found.averages(), expected.averages())):
+        np.testing.assert_allclose(list(vars(a).values()), list(vars(b).values()), rtol=1e-10)
+
+
+LEARNING = [
+    (model, "self-normalizing", changes)
+    for model, preset in PRESETS.items()
+    if "self-normalizing" in preset.gradients
+    for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
+] + [("conv", "self-normalizing", {"inverse_kernel": 5})]
+RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
+EXACT = [
+    (model, gradient, {})
+    for model, preset in PRESETS.items()
+    for gradient in preset.gradients
+    if gradient.startswith("exact")
+]
+
+
+@pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE)
+def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
+    found, expected = (
+        make_trainer(ops, model, gradient, **changes) for ops in (StrictOps(), NumpyOps())
+    )
+    images = [images_of(found, step) for step in range(3)]
+    take_steps(expected, range(3))
+    waits = traffic.waits
+    found.initialise_from_data(images[0])
+    found.training_step(images[0])
+    assert traffic.waits == waits
+    with no_waiting():
+        for later in images[1:]:
+            found.training_step(later)
+    assert_same_steps(found, expected)
+
+
+@pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE + EXACT)
+def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, changes):
+    """A 0-d array of doubles, as λ is, makes doubles of what a plain number leaves as it is."""
+    ops = StrictOps()
+    trainer = make_trainer(ops, model, gradient, dtype="float32", **changes)
+    flow, params, recon = trainer.flow, trainer.params, Reconstruction(ops.xp.ones(()))
+    x, ldj = flow.preprocess.forward(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
+    z, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
+    dx = flow.backward(ops, params, caches, z, ops.xp.ones_like(ldj), trainer.grads, recon)
+    assert {a.dtype for a in (x, ldj, z, flow_ldj, dx)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("model, gradient, changes", EXACT)
+def test_an_exact_step_does_not_mix(model, gradient, changes):
+    """It asks whether a matrix is singular, and may wait for the answer."""
+    found, expected = (
+        take_steps(make_trainer(ops, model, gradient, **changes), range(2))
+        for ops in (StrictOps(), NumpyOps())
+    )
+    assert_same_steps(found, expected)
+
+
+@pytest.mark.parametrize(
+    "model, layer", [("fc", "dense1"), ("conv", "conv2.3"), ("glow", "mix1.1")]
+)
+def test_a_singular_matrix_raises_on_a_device_that_does_not_say_so(model, layer):
+    trainer = make_trainer(StrictOps(), model, "exact")
+    trainer.params[layer]["W"][...] = 0
+    with pytest.raises(SingularMatrixError, match=f"layer {layer}: "):
+        trainer.training_step(images_of(trainer, 0))
+    with pytest.raises(SingularMatrixError, match=f"layer {layer}: "):
+        trainer.likelihood()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 · ∞ in a product
+@pytest.mark.parametrize("value, parameter", [(np.nan, "b"), (np.inf, "R")])
+def test_a_failure_is_noted_without_waiting_and_traced_afterwards(value, parameter):
+    trainer = take_steps(make_trainer(StrictOps()), range(2))
+    trainer.params["dense2"][parameter][...] = value
+    images, before = images_of(trainer, 2), host(trainer, "p")
+    with no_waiting():
+        trainer.training_step(images)
+        trainer.training_step(images)
+    with pytest.raises(DivergedError, match="at step 3: the (output|gradient) of (layer )?dense2"):
+        trainer.check(lambda step: images)
+    np.testing.assert_array_equal(host(trainer, "p"), before)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+TRAINED = [(model, preset.gradients[0]) for model, preset in PRESETS.items()]
+
+
+def trained(model, gradient):
+    """Likelihoods of the same parameters, on strict arrays and on NumPy's."""
+    trainer = take_steps(make_trainer(NumpyOps(), model, gradient), range(2))
+    strict_trainer = make_trainer(StrictOps(), model, gradient)
+    strict_trainer.restore(trainer.checkpoint({}))
+    return strict_trainer.likelihood(), trainer.likelihood()
+
+
+@pytest.mark.parametrize("model, gradient", TRAINED)
+def test_the_exact_likelihood_does_not_mix(model, gradient):
+    images = np.random.default_rng(1).integers(0, 256, (BATCH, SIDE, SIDE, 1)).astype(np.uint8)
+    found, expected = (each.evaluate(images, 0, 4).ledger for each in trained(model, gradient))
+    assert list(found) == list(expected)
+    for term, nats in expected.items():
+        np.testing.assert_allclose(found[term], nats, rtol=1e-10, atol=1e-10, err_msg=term)
+
+
+@pytest.mark.parametrize(
+    "model, gradient, exact",
+    [(*case, True) for case in TRAINED]
+    + [(*case, False) for case in TRAINED if case[1] == "self-normalizing"],
+)
+def test_inverses_do_not_mix(model, gradient, exact):
+    """The same images, up to values on the edge of two integers; and back to where they were."""
+    found, expected = trained(model, gradient)
+    samples = found.sample(4, seed=1, exact=exact)
+    assert isinstance(samples, np.ndarray)
+    assert np.mean(samples != expected.sample(4, seed=1, exact=exact)) < 0.01
+    if exact:
+        images = np.random.default_rng(2).integers(0, 256, (4, *samples.shape[1:]))
+        images = images.astype(np.uint8)
+        latents = found.latents(strict.xp.asarray(images), RandomKey(0, 1))
+        again = found.sample(4, seed=0, exact=True, latents=latents)
+        assert np.mean(again != images) < 0.01
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_batches_are_put_on_the_device(change):
+    images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
+    config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
+    config.resolve(len(images))
+    found, expected = (Batches(ops, images, config, (4, 6, 3)) for ops in (StrictOps(), NumpyOps()))
+    for step in (0, 3, 4):
+        np.testing.assert_array_equal(found(step).get(), expected(step))
+
+
+# ---------------------------------------------------------------- layers that break a rule
+
+
+@dataclass(frozen=True)
+class Meddler(SmoothLeakyReLU):
+    """A layer that does to its input, or to its delta, what no layer should."""
+
+    meddle: Callable = None
+    in_backward: bool = False
+
+    def forward(self, ops, p, x):
+        return super().forward(ops, p, x if self.in_backward else self.meddle(ops, x))
+
+    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+        dx = super().backward(ops, p, cache, dz, dldj, g)
+        return self.meddle(ops, dx) if self.in_backward else dx
+
+
+OFFENCES = {
+    "NumPy's function": (lambda ops, x: np.tanh(x), TypeError, "np.tanh met a device array"),
+    "a number read back": (
+        lambda ops, x: x / float(abs(x).max()),
+        NotInAStep,
+        r"float\(\) makes the host wait",
+    ),
+    "a host array": (
+        lambda ops, x: x * np.ones(x.shape[1:]),
+        TypeError,
+        r"\* met a host array",
+    ),
+    "a host array on the left": (
+        lambda ops, x: np.ones(x.shape[1:]) * x,
+        TypeError,
+        "np.multiply met a device array",
+    ),
+    "a decision on the host": (
+        lambda ops, x: x if x.max() < 1e9 else 0 * x,
+        NotInAStep,
+        r"bool\(\) makes the host wait",
+    ),
+    "an upload": (
+        lambda ops, x: x + ops.asarray(np.ones(x.shape[1:])),
+        NotInAStep,
+        r"asarray\(\) .* copies from the host",
+    ),
+    "a product of CuPy's": (
+        lambda ops, x: x @ ops.xp.eye(x.shape[1]),
+        NotInAStep,
+        "@ cannot be recorded in a graph",
+    ),
+}
+
+
+def trainer_with(ops, meddle, in_backward):
+    dense = Linear(Dense(SIDE * SIDE), Relative())
+    layers = (("dense1", dense), ("meddler", Meddler(0.3, meddle, in_backward)), ("dense2", dense))
+    return make_trainer(ops, "fc", "relative", Flow((SIDE * SIDE,), layers))
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("offence", OFFENCES)
+def test_a_layer_that_breaks_a_rule_fails_the_step_by_name(offence, in_backward):
+    meddle, error, message = OFFENCES[offence]
+    take_steps(trainer_with(NumpyOps(), meddle, in_backward), [0])  # where nobody minds
+    trainer = trainer_with(StrictOps(), meddle, in_backward)
+    images = images_of(trainer, 0)
+    with pytest.raises(error, match=message), no_waiting():
+        trainer.training_step(images)
+
+
+def test_a_gradient_that_nobody_wrote_fails_the_step():
+    trainer = trainer_with(StrictOps(), lambda ops, x: ops.xp.empty_like(x), in_backward=True)
+    trainer.training_step(images_of(trainer, 0))
+    with pytest.raises(DivergedError, match=r"the gradient of dense1\.[Wb] is not finite"):
+        trainer.check(lambda step: images_of(trainer, step))
