@@ -81,8 +81,10 @@ def convolution_shapes(rng, size):
     if size in SIZES:
         return CONVOLUTIONS[SIZES.index(size)]
     height, width = map(int, rng.integers(1, 9, 2))
-    kernel = tuple(map(int, rng.choice([1, 3, 5], 2)))
+    kernel = tuple(map(int, rng.choice([1, 2, 3, 5], 2)))
     inputs, outputs = map(int, rng.choice([1, 2, 3, 4, 5, 9, 20], 2))
+    if any(size % 2 == 0 for size in kernel):  # of causal convolutions
+        outputs = inputs
     return (min(size[0], 40), height, width, inputs), kernel, outputs
 
 

@@ -312,8 +312,11 @@ SPLINE = (10.0, 1e-3)  # bound and eps
 def call_spline_knots(rng, dtype, size):
     raw = spline_parameters(rng, dtype, size)
     eps, bound = eps_of(dtype), SPLINE[0]
-    # a position is a sum of up to eight shares of 2 B, each exact to a dozen roundings
-    return Call((*raw, *SPLINE), bounds=(20 * eps * 2 * bound, 12 * eps), strided=(0, 1, 2))
+    # a position is a sum of up to eight shares of 2 B, each exact to a dozen roundings; the
+    # first and the last knot are what they are
+    bound_knots = np.full((raw[0].shape[-1] + 1, *[1] * (len(size) - 1)), 20 * eps * 2 * bound)
+    bound_knots[[0, -1]] = 0
+    return Call((*raw, *SPLINE), bounds=(bound_knots, 12 * eps), strided=(0, 1, 2))
 
 
 def spline_call(rng, dtype, size):

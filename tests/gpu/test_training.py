@@ -208,6 +208,27 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
     assert most is None or launches <= most
 
 
+@pytest.mark.real_gpu
+@pytest.mark.parametrize("model, most", [("fc", 60), ("conv", 250)])
+def test_a_recorded_step_has_few_kernels(ops, model, most):
+    """The driver lists them, those of cuBLAS included."""
+    trainer = take_steps(make_trainer(ops, model, graph=False), range(2))
+    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
+    launches = ops.launches(lambda: trainer.training_step(images))
+    assert launches is not None
+    assert 0 < launches <= most
+
+
+@pytest.mark.real_gpu
+def test_replays_need_no_more_memory(ops):
+    trainer = take_steps(make_trainer(ops, "conv"), range(5))
+    ops.synchronise()
+    free, _ = ops.xp.cuda.runtime.memGetInfo()
+    take_steps(trainer, range(5, 105))
+    ops.synchronise()
+    assert ops.xp.cuda.runtime.memGetInfo()[0] >= free
+
+
 # ---------------------------------------------------------------- failures
 
 
