@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from snfnp.batches import Batches
+from snfnp.batches import Batches, epoch_order
 from snfnp.config import TrainConfig
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey
 from snfnp.ops.augment import augment
 from snfnp.ops.numpy_steps import COUNT, DENSITY, FAILED, LOG_SIZE, SUMS, new_log
-from snfnp.runs import epoch_order
 
 
 def test_dials_say_what_they_were_set_to(ops):
@@ -89,3 +88,15 @@ def test_batches_read_no_more_of_the_images_than_they_give(ops):
     batches = Batches(ops, images, config, (16,))
     assert batches(0).shape == (10, 16)
     assert images.read == 10
+
+
+@pytest.mark.parametrize("size", [1, 16_385, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, 400_003])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_squares_are_summed_whatever_the_size(ops, size, dtype):
+    """On one thread or many, in runs of 1024 squares of the array's own precision."""
+    g = np.random.default_rng(size).standard_normal(size).astype(dtype)
+    expected = math.fsum(value * value for value in g.astype(float).tolist())
+    bound = 1026 * float(np.finfo(dtype).eps) * expected
+    assert abs(ops.sum_squares(g) - expected) <= bound
+    g[size // 2] = np.nan
+    assert math.isnan(ops.sum_squares(g))

@@ -21,6 +21,8 @@ threads.settle_numba()
 
 _GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
 
+_FEW = 1 << 17  # values that one thread squares and sums in about 25 µs
+
 
 class NumbaOps(
     NumbaBlockOps, NumbaConvOps, NumbaCouplingOps, NumbaEmergingOps, NumbaSplineOps, NumpyOps
@@ -107,7 +109,9 @@ class NumbaOps(
     # ---------------------------------------------------------------- optimiser
 
     def sum_squares(self, g) -> float:
-        return float(kernels.sum_squares(np.ascontiguousarray(g).reshape(-1)))
+        g = np.ascontiguousarray(g).reshape(-1)
+        kernel = kernels.sum_few_squares if g.size <= _FEW else kernels.sum_squares
+        return float(kernel(g))
 
     def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale, failed=0.0):
         if failed:
