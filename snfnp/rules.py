@@ -16,15 +16,15 @@ from snfnp.errors import UsageError
 class Reconstruction:
     """λ of Eq. 3 on the way in; the layers' reconstruction errors on the way out.
 
-    lam: a number, or an array of shape () on the device. `errors` collects
-    ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, one device scalar for each layer that learns
-    its inverse, from the last layer to the first.
+    lam: a number, or an array of shape () on the device. `total` is Σ_k ‖g_k(f_k(h_k)) − h_k‖²,
+    averaged over the batch, of the layers so far that learn their inverse: the bracket of Eq. 3
+    without its λ, 0.0 where no layer learned.
     """
 
     def __init__(self, lam):
-        self.lam = lam
-        self.errors = []
+        self.lam, self.total = lam, 0.0
         self._pulls = {}
+        self._dldj = self._volume = None
 
     def pull(self, batch: int):
         """−2λ/N, the factor of every gradient of the errors; computed once for all layers."""
@@ -32,9 +32,11 @@ class Reconstruction:
             self._pulls[batch] = self.lam * (-2 / batch)
         return self._pulls[batch]
 
-    def total(self):
-        """Σ_k of the errors: the bracket of Eq. 3 without its λ (0.0 where no layer learned)."""
-        return sum(self.errors[1:], self.errors[0]) if self.errors else 0.0
+    def volume(self, dldj):
+        """Σ_n ∂L/∂ldj_n; computed once for all layers, which are given the same array."""
+        if self._dldj is not dldj:
+            self._dldj, self._volume = dldj, total_volume(dldj)
+        return self._volume
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class SelfNormalizing:
         pull = recon.pull(len(x))
 
         error = inverse.apply(ops, r, z0)
-        error -= x
-        recon.errors.append(ops.sum_squares(error) / len(x))  # E of Eq. 3, for one layer
+        recon.total = ops.residual(error, x, recon.total)  # plus E of Eq. 3, for one layer
 
         # Eq. 17 (with Eq. 10): ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ; for convolutions
         # Eqs. 14, 15 and 21, and Eq. 28 where R is of another size: `fit` takes its centre
@@ -139,6 +140,11 @@ class Relative:
 
 
 Rule = SelfNormalizing | Exact | Relative
+
+
+def total_volume(dldj):
+    """Σ_n ∂L/∂ldj_n in double precision, a number of shape () on the device."""
+    return dldj.sum(dtype="float64")
 
 
 def _bias_gradient(ops, g, dz) -> None:

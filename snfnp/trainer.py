@@ -38,8 +38,9 @@ class StepMetrics:
 class Trainer:
     """The state of a training run on one device: buffers, step counter, λ.
 
-    Nothing in a step makes the host wait for the device: what it has to tell goes to a log, which
-    `check`, `metrics` and `averages` read.
+    Nothing in a step makes the host wait for the device, but for an exact gradient's look at
+    whether a matrix is singular: what a step has to tell goes to a log, which `check`, `metrics`
+    and `averages` read.
     """
 
     def __init__(self, ops, flow: Flow, config: TrainConfig, steps_per_epoch: int, say=print):
@@ -88,7 +89,7 @@ class Trainer:
         squares = self.adam.update(
             ops, *buffers, dials.lr, dials.number, self.config.clip_norm, failed
         )
-        ops.record(log, recon.total(), squares, dials.lam, dials.number)
+        ops.record(log, recon.total, squares, dials.lam, dials.number)
 
     def _gradient(self, images):
         """The gradient of Eq. 3 into the gradients' buffer; the density goes to the log."""
@@ -98,7 +99,7 @@ class Trainer:
         z, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
         ops.watch(self._log, ops.gaussian_log_density(z) + ldj + flow_ldj, dials.number)
         recon = Reconstruction(dials.lam)
-        if ops.peek(self._log[steps.FAILED] != 0):
+        if ops.peek(self._log[steps.FAILED]):
             return recon  # nothing to climb
 
         dz = z * (-1 / batch)  # δ_z = ∂ log N(z; 0, I)/∂z, averaged over the batch

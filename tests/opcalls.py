@@ -111,6 +111,17 @@ def copied(array):
     return array.copy("K")
 
 
+def in_order(put):
+    """`put`, which takes C-contiguous arrays, for any: their axes stay in their order in memory."""
+
+    def put_any(array):
+        order = np.argsort([-stride for stride in array.strides], kind="stable")
+        moved = put(array.transpose(order))
+        return moved.transpose(tuple(map(int, np.argsort(order)))) if array.ndim else moved
+
+    return put_any
+
+
 def every_second(xp, array):
     """The same values as a view with gaps along every axis."""
     wide = xp.zeros(tuple(2 * n for n in array.shape), array.dtype)

@@ -13,6 +13,8 @@ from snfnp.ops import cuda
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 FILES = sorted(set(cuda.kernels().values()))
+# Registers that a kernel may use: 1024 and 512 threads then share a multiprocessor's 65,536.
+REGISTERS = {"float": 64, "double": 128}
 # Bytes of local memory that are no spill: sine and cosine in double precision keep a table for
 # arguments beyond 2**31, which Box-Muller's do not come near.
 STACK = {"normal": 40}
@@ -29,7 +31,7 @@ def complaints(usage) -> list[str]:
     found = []
     for expression, used in usage.items():
         name, _, real = expression.rstrip(">").partition("<")
-        most = nvrtc.Usage(cuda.REGISTERS[real], STACK.get(name, 0), 0)
+        most = nvrtc.Usage(REGISTERS[real], STACK.get(name, 0), 0)
         if any(value > limit for value, limit in zip(used, most, strict=True)):
             found.append(f"{expression}: {used}, where {most} is allowed")
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.rules import Rule, SelfNormalizing
+from snfnp.rules import Rule, SelfNormalizing, total_volume
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Linear:
 
     def backward(self, ops, p, cache, dz, dldj, g, recon=None):
         """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into g."""
-        x, volume = cache["x"], dldj.sum(dtype=ops.xp.float64)
+        x, volume = cache["x"], recon.volume(dldj) if recon else total_volume(dldj)
         return self.rule.backward(
             ops, *self.maps, x.shape[1:], p, x, cache["z0"], dz, volume, g, recon
         )

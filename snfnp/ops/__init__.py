@@ -14,10 +14,10 @@ from snfnp.ops.philox import RandomKey
 BACKENDS = ("numba", "numpy", "cupy")
 
 
-def get_ops(backend: str = "numba", **settings) -> NumpyOps:
+def get_ops(backend: str = "numba", tf32: bool = False) -> NumpyOps:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    settings: what only `CupyOps` can be told (`tf32`); a backend without settings ignores them.
+    tf32: see `CupyOps`; the others have no such precision, and nothing to be told.
     Raises BackendError, with one line that says what is missing, where it cannot run.
     """
     if backend == "numpy":
@@ -29,7 +29,7 @@ def get_ops(backend: str = "numba", **settings) -> NumpyOps:
     if backend == "cupy":
         from snfnp.ops.cupy_ops import CupyOps
 
-        return CupyOps(**settings)
+        return CupyOps(tf32)
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 

@@ -12,11 +12,13 @@ import ctypes
 import numpy as np
 
 from snfnp.errors import BackendError, SnfnpError
+from snfnp.ops.cupy_launch import strides
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
 _DEFAULT_MATH, _TF32_MATH = 0, 3
-_STATUS = {1: "not initialised", 3: "out of memory", 7: "invalid value", 13: "execution failed"}
+_NO_MEMORY = 3
+_STATUS = {1: "not initialised", 7: "invalid value", 13: "execution failed"}
 
 
 class Products:
@@ -69,7 +71,7 @@ class Products:
     def _matrix(self, matrix):
         """(array, operation, leading dimension), copied where it is neither way contiguous."""
         rows, columns = matrix.shape
-        row_stride, column_stride = (stride // matrix.itemsize for stride in matrix.strides)
+        row_stride, column_stride = strides(matrix)
         # the stride along an axis of length 1 means nothing
         if (column_stride == 1 or columns == 1) and (row_stride >= columns or rows == 1):
             return matrix, _PLAIN, columns if rows == 1 else row_stride
@@ -91,6 +93,8 @@ class Products:
 
     @staticmethod
     def _check(status: int) -> None:
+        if status == _NO_MEMORY:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")  # as CuPy's own handle says it
         if status:
             why = _STATUS.get(status, "see cublasStatus_t")
             raise SnfnpError(f"cuBLAS failed with status {status} ({why})")

@@ -9,7 +9,6 @@ import numpy as np
 from snfnp.ops import cuda
 from snfnp.ops.numpy_activation import ActivationOps, pixels
 
-_TILE = 32  # channels of a block, as in cuda/channels.cu
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
 # Of those that sum over rows: the last of their blocks adds up what the others found.
 _MOST_SUMMING = 128
@@ -105,7 +104,8 @@ class CudaActivationOps(ActivationOps):
     def _summing(self, x, sums):
         """Blocks for so many sums over all rows of x, and where each block puts its own."""
         channels = x.shape[-1]
-        each = 8 * -(-channels // _TILE)  # the last block takes one tile after the other
+        tiles = -(-channels // cuda.constant("channels.cu", "TILE"))
+        each = 8 * tiles  # the last block takes one tile after the other
         blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
         return blocks, self.empty((groups, sums, channels), x.dtype)
 
@@ -116,7 +116,7 @@ def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
     A thread takes `each` values, or more where that would make more than `most` blocks; every
     tile has a block. See cuda/channels.cu.
     """
-    tiles = -(-channels // _TILE)
+    tiles = -(-channels // cuda.constant("channels.cu", "TILE"))
     lanes = cuda.THREADS // -(-channels // tiles)
     groups = max(1, min(-(-size // (channels * lanes * each)), most // tiles))
     return tiles * groups, groups

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 
 from snfnp.ops import cuda
-from snfnp.ops.cupy_launch import Strided
+from snfnp.ops.cupy_launch import Strided, strides
 from snfnp.ops.numpy_conv import ConvOps
 from snfnp.ops.numpy_emerging import EmergingOps
 
-# kH kW I ⌈O/4⌉ that direct kernels take: all of a 3×3 kernel from 16 to 16 channels. Its weights
-# are 9 kB of shared memory, 18 in double precision.
-_FEW = 576
-_CONV_THREADS = 64  # a block: 100 images of 14 × 14 pixels then make 300, more than there are SMs
+_CONV_ITEMS = 64  # of a block: 100 images of 14 × 14 pixels then make 300, more than there are SMs
+_LONG = 32  # kH kW I from which several threads share the rows of the kernel
 _MOST_BLOCKS = 4096  # their threads then take several pixels each
 _CHUNKS = 128  # parts of a batch whose weight gradients are summed on their own
 
@@ -36,7 +34,7 @@ class CudaConvOps(ConvOps, EmergingOps):
             return super().patches(x, kernel)
         n, height, width, channels = x.shape
         cols = self.empty((n * height * width, kh * kw * channels), x.dtype)
-        arguments = (Strided(x), *_strides(x), cols, n, height, width, kh, kw, channels)
+        arguments = (Strided(x), *strides(x), cols, n, height, width, kh, kw, channels)
         self.each("patches", x.dtype, cols.size, *arguments)
         return cols
 
@@ -45,10 +43,12 @@ class CudaConvOps(ConvOps, EmergingOps):
         if kh * kw == 1 or not _few(k.shape):
             return super().conv(x, k)
         z = self.empty((*x.shape[:3], outputs), x.dtype)
-        threads = math.prod(x.shape[:3]) * -(-outputs // 4)
-        blocks = min(-(-threads // _CONV_THREADS), _MOST_BLOCKS)
-        arguments = (self.contiguous(x), Strided(k), *_strides(k), z, *x.shape[:3], *k.shape)
-        self.launch("conv", x.dtype, blocks, *arguments, threads=_CONV_THREADS)
+        items = math.prod(x.shape[:3]) * -(-outputs // 4)
+        blocks = min(-(-items // _CONV_ITEMS), _MOST_BLOCKS)
+        splits = min(kh, 3) if kh * kw * inputs >= _LONG else 1
+        arrays = (self.contiguous(x), Strided(k), *strides(k), z)
+        arguments = (*arrays, *x.shape[:3], *k.shape, splits)
+        self.launch("conv", x.dtype, blocks, *arguments, threads=splits * _CONV_ITEMS)
         return z
 
     def _shift_and_add(self, products):
@@ -105,11 +105,7 @@ class CudaConvOps(ConvOps, EmergingOps):
 
 
 def _few(kernel) -> bool:
-    """Whether direct kernels are to be used for a kernel of this shape."""
+    """Whether direct kernels are to be used for a kernel of this shape: where all of its weights
+    fit in 9 kB of shared memory, 18 in double precision."""
     kh, kw, inputs, outputs = kernel
-    return kh * kw * inputs * -(-outputs // 4) <= _FEW
-
-
-def _strides(array) -> list[int]:
-    """In values, not bytes."""
-    return [stride // array.itemsize for stride in array.strides]
+    return kh * kw * inputs * -(-outputs // 4) <= cuda.constant("conv.cu", "MOST_TAPS")

@@ -233,25 +233,24 @@ def _unusable(found: str, advice: str) -> BackendError:
 
 def _driver_cuda() -> int | None:
     """The newest CUDA version that the driver supports, as 1000 major + 10 minor."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
     version = ctypes.c_int()
-    failed = driver.cuDriverGetVersion(ctypes.byref(version))
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):  # not there, or a stub under its name
+        return None
     return None if failed else version.value
 
 
 def _no_driver(major: int) -> tuple[str, str]:
-    """What was found and what to do, where the driver's library cannot be loaded."""
+    """What was found and what to do, where the driver's library cannot be used."""
     if shutil.which("nvidia-smi"):
         return (
-            "the driver's library libcuda.so.1 cannot be loaded, although nvidia-smi is here",
+            "the driver's library libcuda.so.1 cannot be used, although nvidia-smi is here",
             "start a container with NVIDIA_DRIVER_CAPABILITIES=compute,utility, else install the "
             "driver again",
         )
     return (
-        "no NVIDIA driver was found (libcuda.so.1 cannot be loaded)",
+        "no NVIDIA driver was found (libcuda.so.1 cannot be used)",
         f"without a GPU use --backend numba; with one install driver {_driver(major)} or newer "
         "(start a container with --gpus all)",
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 _WARM_UP = 2  # calls before recording: kernels are compiled and memory is found
+# The default stream, unless CUPY_CUDA_PER_THREAD_DEFAULT_STREAM asks for another one. It waits for
+# all others and they wait for it, without a word.
+_LEGACY = 0
 
 
 class Graph:
@@ -15,8 +18,8 @@ class Graph:
 
     def __init__(self, cupy, function, say):
         self._cupy, self._function, self._say = cupy, function, say
-        # The default stream cannot be recorded. It waits for this one, and this one for it.
-        self._stream = cupy.cuda.Stream()
+        self._stream = cupy.cuda.Stream()  # the default one cannot be recorded
+        self._reached = cupy.cuda.Event(disable_timing=True)
         self._failed = False
         self._forget()
 
@@ -29,8 +32,17 @@ class Graph:
         self._pool = self._cupy.cuda.MemoryPool()
 
     def __call__(self, images) -> None:
+        caller = self._cupy.cuda.get_current_stream()
+        self._wait(self._stream, caller)
         with self._stream:
             self._call(images)
+        self._wait(caller, self._stream)
+
+    def _wait(self, later, earlier) -> None:
+        """What is started on one stream from now on waits for what is on the other."""
+        if _LEGACY not in (later.ptr, earlier.ptr):
+            self._reached.record(earlier)
+            later.wait_event(self._reached)
 
     def _call(self, images) -> None:
         if self._failed:

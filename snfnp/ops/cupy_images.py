@@ -67,8 +67,9 @@ class StreamedImages(_Gathering):
         self._turn = (self._turn + 1) % _STAGES
         copied.synchronize()
         pinned[...] = self._images[self._order[first : first + count]]
-        device.set(pinned)
-        copied.record(cuda.get_current_stream())
+        stream = cuda.get_current_stream()
+        device.set(pinned, stream)  # not every version of CuPy goes on before the copy without it
+        copied.record(stream)
         return self._gather(device, self._identity, 0, count, key)
 
     def _stage(self, count: int):

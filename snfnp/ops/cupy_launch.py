@@ -15,6 +15,11 @@ class Strided(NamedTuple):
     array: object
 
 
+def strides(array) -> list[int]:
+    """In values, not bytes."""
+    return [stride // array.itemsize for stride in array.strides]
+
+
 class Launcher:
     """launch(name, dtype, blocks, *arguments), on CuPy's current device and stream."""
 

@@ -2,9 +2,10 @@
 
 The definitions use nothing but an array namespace, so they hold on the device as they stand. What
 is hot is overridden by kernels of our own (`snfnp.ops.cuda`), here and in the files `cupy_*.py`.
-Nothing that a training step does makes the host wait: what NumPy's operations return as a number
-is here an array of shape (), and what they take as a number may be one. This module imports
-without CuPy; making a `CupyOps` needs it, a driver and a device, and says what is missing.
+Nothing that a self-normalizing training step does makes the host wait: what NumPy's operations
+return as a number is here an array of shape (), and what they take as a number may be one. This
+module imports without CuPy; making a `CupyOps` needs it, a driver and a device, and says what is
+missing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 
 import numpy as np
 
+from snfnp.errors import BackendError
 from snfnp.ops import cuda
 from snfnp.ops.cublas import Products
 from snfnp.ops.cupy_activation import CudaActivationOps
@@ -21,7 +23,7 @@ from snfnp.ops.cupy_conv import CudaConvOps
 from snfnp.ops.cupy_coupling import CudaCouplingOps
 from snfnp.ops.cupy_device import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.cupy_images import CudaImageOps
-from snfnp.ops.cupy_launch import Launcher, Strided
+from snfnp.ops.cupy_launch import Launcher, Strided, strides
 from snfnp.ops.cupy_spline import CudaSplineOps
 from snfnp.ops.cupy_steps import CudaStepOps
 from snfnp.ops.numpy_device import Shortage
@@ -53,7 +55,15 @@ class CupyOps(
         self.xp = require_cupy()
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
-        self._products = Products(self.xp, tf32)
+        try:
+            self._products = Products(self.xp, tf32)
+        except Exception as error:
+            shortage = self.shortage(error)
+            if shortage is None:
+                raise
+            raise BackendError(
+                f"the GPU's memory is full ({shortage.found}): see with nvidia-smi what holds it"
+            ) from None
         self._counter = self.xp.zeros(1, np.uint32)
         self._constants: dict = {}
 
@@ -172,12 +182,11 @@ class CupyOps(
         if a.ndim != 4:
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else self.constant(multiple)
-        strides = [stride // a.itemsize for stride in a.strides]
         self.each(
             "scaled_kernel",
             out.dtype,
             out.size,
-            *(out, scale, *self.scalar(volume), Strided(a), *strides),
+            *(out, scale, *self.scalar(volume), Strided(a), *strides(a)),
             *(constant, *out.shape[1:], out.size),
         )
         return out

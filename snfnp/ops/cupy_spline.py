@@ -8,8 +8,6 @@ memory, and these are added up in a fixed order, so nothing is atomic and two ru
 from __future__ import annotations
 
 import math
-import re
-from functools import cache
 
 from snfnp.ops import cuda
 from snfnp.ops.numpy_spline import SplineOps, slope_shift
@@ -48,7 +46,8 @@ class CudaSplineOps(SplineOps):
         dx = self.empty(x.shape, x.dtype)
         scale = 2 * bound * (1 - eps * bins)
         arrays = (self.contiguous(a) for a in (x, knots, factors, dy, dldj))
-        sizes, blocks = (len(x), pixels, bins), -(-pixels // _constant("SPLINE_PIXELS"))
+        each = cuda.constant("spline.cu", "SPLINE_PIXELS")
+        sizes, blocks = (len(x), pixels, bins), -(-pixels // each)
         self.launch(
             "spline_backward", x.dtype, blocks, *arrays, scale, dx, *out, *sizes, threads=threads
         )
@@ -62,11 +61,5 @@ def _sizes(x, knots) -> tuple[int, int]:
 
 def _backward_threads(bins: int) -> int:
     """Whole warps of a block whose 3 (K-1) sums each find room; 0 beyond 43 bins."""
-    room = _constant("SPLINE_SUMS") // (3 * (bins - 1))
+    room = cuda.constant("spline.cu", "SPLINE_SUMS") // (3 * (bins - 1))
     return min(cuda.THREADS, room // 32 * 32)
-
-
-@cache
-def _constant(name: str) -> int:
-    """A constant of the kernels, which is written down there alone."""
-    return int(re.search(rf"constexpr int {name} = (\d+);", cuda.source("spline.cu"))[1])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from snfnp.ops import cuda
 from snfnp.ops.cupy_graph import Graph
 from snfnp.ops.cupy_measure import count_kernels
 from snfnp.ops.numpy_steps import Dials
 
-_BLOCKS = 512  # of a reduction: as many partial sums, added in one order
+# Of a pass over a flat buffer, all at work at once on a large GPU; and as many partial sums, added
+# in one order.
+_BLOCKS = 512
 
 
 class DeviceDials(Dials):
@@ -50,17 +53,32 @@ class CudaStepOps:
     def sum_squares(self, g):
         """Σ g² (), float64, on the device."""
         g = self.contiguous(g)
-        blocks = max(1, min(_BLOCKS, -(-g.size // 1024)))
-        partial, total = self.empty(blocks, np.float64), self.empty((), np.float64)
+        total = self.empty((), np.float64)
+        blocks, partial = self._partial_sums(g.size)
         self.launch("sum_squares", g.dtype, blocks, g, partial, total, self.counter(), g.size)
         return total
 
+    def residual(self, error, x, before=0.0):
+        rows, total = self.contiguous(error), self.empty((), np.float64)
+        blocks, partial = self._partial_sums(error.size)
+        arguments = (rows, self.contiguous(x), *self.scalar(before), partial, total)
+        sizes = (len(x), error.size)
+        self.launch("residual", error.dtype, blocks, *arguments, self.counter(), *sizes)
+        if rows is not error:
+            error[...] = rows
+        return total
+
+    def _partial_sums(self, size):
+        """Blocks for a sum over so many numbers, and where each of them puts its own."""
+        blocks = max(1, min(_BLOCKS, -(-size // 1024)))
+        return blocks, self.empty(blocks, np.float64)
+
     def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale, failed=0.0):
         squares = self.sum_squares(g)
-        self.each(
+        self.launch(
             "adam",
             p.dtype,
-            p.size,
+            min(-(-p.size // cuda.THREADS), _BLOCKS),
             *(p, self.contiguous(g), m, v),
             *self.scalar(lr),
             *(beta1, beta2, eps),

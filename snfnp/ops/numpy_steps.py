@@ -52,7 +52,7 @@ class StepOps:
         return function
 
     def peek(self, condition) -> bool | None:
-        """Whether a condition of shape () holds, or None where the host would have to wait."""
+        """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return bool(condition)
 
     def watch(self, log, log_density, step) -> None:
@@ -78,6 +78,11 @@ class StepOps:
         xp = self.xp
         wide = g.astype(xp.float64).reshape(-1)
         return float(wide @ wide)
+
+    def residual(self, error, x, before=0.0):
+        """error ← error − x (N, ...). Returns `before` + ‖error‖²/N, in double precision."""
+        error -= x
+        return before + self.sum_squares(error) / len(x)
 
     def adam(self, p, g, m, v, lr, beta1, beta2, eps, step, scale, failed=0.0):
         """One ascent step of Adam on flat buffers; p, m and v are updated in place.

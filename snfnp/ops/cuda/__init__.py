@@ -33,8 +33,6 @@ POINTED = {
 }
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
-# Registers that a kernel may use: 1024 and 512 threads then share a multiprocessor's 65,536.
-REGISTERS = {"float": 64, "double": 128}
 
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
 
@@ -63,6 +61,12 @@ def parameters(name: str) -> tuple[str, ...]:
     found = dict(_KERNEL.findall(source(kernels()[name])))[name]
     declarations = (text.replace("__restrict__", " ").split() for text in found.split(","))
     return tuple(" ".join(words[:-1]) for words in declarations)
+
+
+@cache
+def constant(file: str, name: str) -> int:
+    """A constant of the kernels that a launch has to know; it is written down in their file."""
+    return int(re.search(rf"const(?:expr)? int {name} = (\d+)\b", source(file))[1])
 
 
 def expression(name: str, dtype: str) -> str:

@@ -29,13 +29,15 @@ __device__ T block_sum(T v) {
 // `arrived` is 0 before the launch and 0 again after it. All threads must come here.
 __device__ inline bool last_block(unsigned int* arrived) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // for the whole block
+    __threadfence();       // what the block stored is seen before its arrival
     last = atomicAdd(arrived, 1u) == gridDim.x - 1;
-    if (last) *arrived = 0u;
+    if (last) {
+      *arrived = 0u;
+      __threadfence();  // what the others stored is read after this
+    }
   }
   __syncthreads();
-  __threadfence();  // what the others stored is read after this
   return last;
 }

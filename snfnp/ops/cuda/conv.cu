@@ -2,6 +2,9 @@
 // and numpy_emerging.py. Tap (h, w) of the output at (y, x) sees the input at
 // (y + h - kH / 2, x + w - kW / 2), which is 0 outside the image; kH and kW may be even.
 
+// kH kW I ceil(O / 4) that a block of `conv` holds: all of a 3 x 3 kernel from 16 to 16 channels.
+constexpr int MOST_TAPS = 576;
+
 // Four numbers that are read at once.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {
@@ -62,14 +65,17 @@ __device__ T weight(const T* k, long long at, long long stride, int o, int outpu
 }
 
 // z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which has strides of its own: kernels
-// of adjoint maps are mirrored views. For kH kW I ceil(O / 4) <= 576. A thread takes one pixel and
-// four outputs, so that an input and four weights are two loads.
+// of adjoint maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one pixel and
+// four outputs, so that an input and four weights are two loads; `splits` threads share the rows of
+// the kernel, so that more of them hide each other's waits for a load.
 template <typename T>
 __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long h_stride,
                      long long w_stride, long long i_stride, long long o_stride,
                      T* __restrict__ z, long long samples, long long height, long long width,
-                     long long kh, long long kw, long long inputs, long long outputs) {
-  __shared__ Four<T> taps[576];  // (kH, kW, I, groups of four outputs)
+                     long long kh, long long kw, long long inputs, long long outputs,
+                     long long splits) {
+  __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
+  __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, groups = (o_count + 3) / 4;
   for (int j = threadIdx.x; j < down * across * i_count * groups; j += blockDim.x) {
@@ -81,15 +87,17 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
     taps[j].d = weight(k, at, o_stride, o + 3, o_count);
   }
   __syncthreads();
-  const int pixels = rows * columns;
-  const long long sample = (long long)pixels * groups;
-  for (long long t = first_item(); t < samples * sample; t += item_stride()) {
-    const long long image = t / sample;
+  const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
+  const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  const long long sample = (long long)pixels * groups, count = samples * sample;
+  for (long long start = blockIdx.x * (long long)lanes; start < count;
+       start += gridDim.x * (long long)lanes) {
+    const long long t = start + lane, image = t / sample;
     const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
     const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
     const T* source = x + image * pixels * i_count;
     T a = T(0), b = T(0), c = T(0), d = T(0);
-    for (int h = 0; h < down; ++h) {
+    for (int h = t < count ? part : down; h < down; h += parts) {
       const int y = top + h;
       if (y < 0 || y >= rows) continue;
       for (int w = 0; w < across; ++w) {
@@ -108,6 +116,18 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
         }
       }
     }
+    if (parts > 1) {
+      sums[threadIdx.x] = {a, b, c, d};
+      __syncthreads();
+      for (int other = lane + lanes; part == 0 && other < parts * lanes; other += lanes) {
+        a += sums[other].a;
+        b += sums[other].b;
+        c += sums[other].c;
+        d += sums[other].d;
+      }
+      __syncthreads();
+    }
+    if (part > 0 || t >= count) continue;
     T* target = z + (image * pixels + pixel) * o_count;
     const int o = 4 * group;
     target[o] = a;

@@ -1,6 +1,6 @@
 // Philox 4x32-10 (Salmon et al., 2011), and what is made of it. See snfnp/ops/philox.py.
 
-struct Four {
+struct Words {
   unsigned int x, y, z, w;
 };
 
@@ -9,7 +9,7 @@ __device__ inline unsigned int high_product(unsigned int a, unsigned int b) {
 }
 
 // The four words of one block of a key's sequence.
-__device__ inline Four philox(unsigned long long block, unsigned long long step, long long stream,
+__device__ inline Words philox(unsigned long long block, unsigned long long step, long long stream,
                               long long seed) {
   unsigned int c0 = (unsigned int)block, c1 = (unsigned int)step;
   unsigned int c2 = (unsigned int)(step >> 32), c3 = (unsigned int)stream;
@@ -27,7 +27,7 @@ __device__ inline Four philox(unsigned long long block, unsigned long long step,
   return {c0, c1, c2, c3};
 }
 
-__device__ inline unsigned int word(const Four& four, int lane) {
+__device__ inline unsigned int word(const Words& four, int lane) {
   return lane == 0 ? four.x : lane == 1 ? four.y : lane == 2 ? four.z : four.w;
 }
 
@@ -40,7 +40,7 @@ __global__ void uniform(T* __restrict__ out, const unsigned long long* step_at, 
                         long long stream, long long seed, long long n) {
   const unsigned long long step_ = value(step_at, step);
   for (long long block = first_item(); 4 * block < n; block += item_stride()) {
-    const Four four = philox(block, step_, stream, seed);
+    const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane)
       if (4 * block + lane < n) out[4 * block + lane] = unit(word(four, lane), T(0));
   }
@@ -52,7 +52,7 @@ __global__ void normal(T* __restrict__ out, const unsigned long long* step_at, l
                        long long stream, long long seed, long long n) {
   const unsigned long long step_ = value(step_at, step);
   for (long long block = first_item(); 4 * block < n; block += item_stride()) {
-    const Four four = philox(block, step_, stream, seed);
+    const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; lane += 2) {
       const long long i = 4 * block + lane;
       const double radius = sqrt(-2.0 * log((double(word(four, lane)) + 1.0) * 0x1p-32));
@@ -74,7 +74,7 @@ __global__ void preprocess(const unsigned char* __restrict__ images, T* __restri
   const long long start = blockIdx.x * dimension, stop = start + dimension;
   double sum = 0.0;
   for (long long block = start / 4 + threadIdx.x; 4 * block < stop; block += blockDim.x) {
-    const Four four = philox(block, step_, stream, seed);
+    const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane) {
       const long long i = 4 * block + lane;
       if (i < start || i >= stop) continue;
@@ -106,7 +106,7 @@ __global__ void gather(const unsigned char* __restrict__ images,
     double u[3];
     for (int k = 0; k < 3; ++k) {
       const unsigned long long i = 3ull * blockIdx.x + k;
-      const Four four = philox(i / 4, value(step_at, step), stream, seed);
+      const Words four = philox(i / 4, value(step_at, step), stream, seed);
       u[k] = word(four, int(i % 4)) * 0x1p-32;
     }
     flipped = u[0] < 0.5;

@@ -51,19 +51,41 @@ __global__ void record(T* __restrict__ log, const double* reconstruction_at,
   log[COUNT] += T(1);
 }
 
-// Σ g² in double precision. partial: one number per block.
-template <typename T>
-__global__ void sum_squares(const T* __restrict__ g, double* __restrict__ partial,
-                            double* __restrict__ total, unsigned int* arrived, long long n) {
-  double sum = 0.0;
-  for (long long i = first_item(); i < n; i += item_stride()) sum += double(g[i]) * double(g[i]);
+// The sum over all blocks, to the threads of the last of them, for which it is true. partial: one
+// number per block. All threads must come here.
+__device__ inline bool sum_of_all(double& sum, double* partial, unsigned int* arrived) {
   sum = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-  if (!last_block(arrived)) return;
+  if (!last_block(arrived)) return false;
   sum = 0.0;
   for (long long i = threadIdx.x; i < gridDim.x; i += blockDim.x) sum += partial[i];
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *total = sum;
+  return true;
+}
+
+// Σ g² in double precision.
+template <typename T>
+__global__ void sum_squares(const T* __restrict__ g, double* partial, double* __restrict__ total,
+                            unsigned int* arrived, long long n) {
+  double sum = 0.0;
+  for (long long i = first_item(); i < n; i += item_stride()) sum += double(g[i]) * double(g[i]);
+  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum;
+}
+
+// error = error - x, and total = before + Σ error² / samples.
+template <typename T>
+__global__ void residual(T* __restrict__ error, const T* __restrict__ x, const double* before_at,
+                         double before, double* partial, double* __restrict__ total,
+                         unsigned int* arrived, long long samples, long long n) {
+  double sum = 0.0;
+#pragma unroll 4
+  for (long long i = first_item(); i < n; i += item_stride()) {
+    const T difference = error[i] - x[i];
+    error[i] = difference;
+    sum += double(difference) * double(difference);
+  }
+  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0)
+    *total = value(before_at, before) + sum / double(samples);
 }
 
 // One ascent step; `squares` and `failed` say whether there is anything to climb.
@@ -74,20 +96,36 @@ __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
                      double scale, const double* failed_at, double failed,
                      const double* __restrict__ squares, long long n) {
   if (value(failed_at, failed) != 0.0 || !isfinite(*squares)) return;
-  __shared__ double factors[2];  // a power in double precision, once per block
-  if (threadIdx.x == 0) {
-    factors[0] = value(lr_at, lr) / (1.0 - pow(beta1, value(step_at, step)));
-    factors[1] = 1.0 / (1.0 - pow(beta2, value(step_at, step)));
+  __shared__ double factors[2];  // two threads, a power in double precision each
+  if (threadIdx.x < 2) {
+    const double top = threadIdx.x == 0 ? value(lr_at, lr) : 1.0;
+    const double beta = threadIdx.x == 0 ? beta1 : beta2;
+    factors[threadIdx.x] = top / (1.0 - pow(beta, value(step_at, step)));
   }
   __syncthreads();
   const T step_size = T(factors[0]), second = T(factors[1]), scale_ = T(value(scale_at, scale));
   const T b1 = T(beta1), c1 = T(1.0 - beta1), b2 = T(beta2), c2 = T(1.0 - beta2), eps_ = T(eps);
-  for (long long i = first_item(); i < n; i += item_stride()) {
-    const T gradient = scale_ * g[i];
-    const T mean = b1 * m[i] + c1 * gradient;
-    const T square = b2 * v[i] + c2 * gradient * gradient;
-    m[i] = mean;
-    v[i] = square;
-    p[i] += step_size * mean / (sqrt(square * second) + eps_);
+  // All that two items need is on its way before the first of them is computed.
+  const long long stride = item_stride();
+  for (long long first = first_item(); first < n; first += 2 * stride) {
+    T gs[2], ms[2], vs[2], ps[2];
+    for (int k = 0; k < 2; ++k) {
+      const long long i = first + k * stride;
+      if (i >= n) continue;
+      gs[k] = g[i];
+      ms[k] = m[i];
+      vs[k] = v[i];
+      ps[k] = p[i];
+    }
+    for (int k = 0; k < 2; ++k) {
+      const long long i = first + k * stride;
+      if (i >= n) continue;
+      const T gradient = scale_ * gs[k];
+      const T mean = b1 * ms[k] + c1 * gradient;
+      const T square = b2 * vs[k] + c2 * gradient * gradient;
+      m[i] = mean;
+      v[i] = square;
+      p[i] = ps[k] + step_size * mean / (sqrt(square * second) + eps_);
+    }
   }
 }
