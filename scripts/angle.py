@@ -16,10 +16,15 @@ from snfnp.ops import BACKENDS, RandomKey
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder of a training script")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the best validation epoch or the last step (default: best)",
+    )
     parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
+    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     args = parser.parse_args(argv)
     if args.images < 1:
         raise UsageError(f"--images is {args.images}: it must be at least 1")

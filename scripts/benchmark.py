@@ -33,7 +33,9 @@ def main(argv):
         "beside the same steps in PyTorch where that is installed",
     )
     parser.add_argument("--threads", help="thread counts on a CPU (default: 1,2)")
-    parser.add_argument("--backend", choices=BACKENDS, default="numba")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--plot", type=Path, help="write the sweep's plot to this file (PNG)")
@@ -108,6 +110,7 @@ def _where(machine: dict) -> str:
     return ", ".join(
         f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
         for blas in machine["blas"]
+        if blas["version"]  # of OpenMP's library nothing is known
     )
 
 

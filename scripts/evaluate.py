@@ -13,8 +13,18 @@ from snfnp.ops import BACKENDS
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder of train_mnist.py")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        default="test",
+        help="which images (default: test)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the best validation epoch or the last step (default: best)",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
     )
@@ -25,7 +35,7 @@ def main(argv):
         help="images at once (default: 1000)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
+    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}: it must be at least 1")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from snfnp.config import TrainConfig
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey
-from snfnp.runs import epoch_order
 
 
 class Batches:
@@ -30,3 +31,10 @@ class Batches:
         key = RandomKey(config.seed, AUGMENTATION, step) if config.augment else None
         images = self._source.take(index * config.batch_size, config.batch_size, key)
         return images.reshape(-1, *self._shape)
+
+
+def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:
+    """The order in which an epoch (0, 1, …) visits the training images: a function of the seed."""
+    if not config.shuffle:
+        return np.arange(images)
+    return np.random.default_rng((config.seed, epoch)).permutation(images)

@@ -39,8 +39,9 @@ def run_script(main) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except MemoryError as error:
-        found = str(error) or "nothing more is known"
-        print(f"error: out of memory: {found}: ask for less at once", file=sys.stderr)
+        found = str(error).rstrip(".") or "nothing more is known"
+        advice = "ask for less at once, or see which other program has it"
+        print(f"error: out of memory ({found}): {advice}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

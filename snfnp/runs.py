@@ -15,8 +15,6 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 import snfnp
 from snfnp import threads
 from snfnp.checkpoint import write_atomically
@@ -139,10 +137,3 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
         "versions": versions,
         "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",
     }
-
-
-def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:
-    """The order in which an epoch (0, 1, …) visits the training images: a function of the seed."""
-    if not config.shuffle:
-        return np.arange(images)
-    return np.random.default_rng((config.seed, epoch)).permutation(images)

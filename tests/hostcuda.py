@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from opcalls import FLOATS, SIZES, assert_as_defined
+from opcalls import FLOATS, SIZES, assert_as_defined, in_order
 from opcases import OVERRIDES
 from scipy.linalg import get_lapack_funcs
 
@@ -36,14 +36,6 @@ GUARD = 64  # bytes on both sides of an array
 _GUARD_BYTES = range(0x41, 0x5B)
 
 _SHARED = re.compile(r"__shared__\s+([\w\s<>*]+?)\s*\b(\w+)((?:\[[^\]]*\])*);")
-_POINTED = {
-    "double": "float64",
-    "unsigned char": "uint8",
-    "int": "int32",
-    "unsigned int": "uint32",
-    "long long": "int64",
-    "unsigned long long": "uint64",
-}
 
 
 def files() -> list[str]:
@@ -149,8 +141,7 @@ def _converted(where, argument, kind: str, dtype):
     if argument is None:
         return ctypes.c_void_p()
     array = argument.array if isinstance(argument, Strided) else argument
-    pointed = kind.removeprefix("const ").removesuffix("*").strip()
-    expected = np.dtype(dtype if pointed == "T" else _POINTED[pointed])
+    expected = np.dtype(dtype if cuda.POINTED[kind] == "T" else cuda.POINTED[kind])
     assert isinstance(array, np.ndarray), f"{where}: {array!r} is no array"
     assert array.dtype == expected, f"{where}: {array.dtype} instead of {expected}"
     assert array is not argument or array.flags.c_contiguous, f"{where} is not contiguous"
@@ -214,11 +205,9 @@ class HostCudaOps(CupyOps):
         lu, _, x, _ = gesv(a, rows.T)
         return np.ascontiguousarray(x.T), lu.diagonal()
 
-    def put(self, array):
-        """A copy of an array between guard cells, its axes in the same order in memory."""
-        order = np.argsort([-stride for stride in array.strides], kind="stable")
-        copy = self.empty([array.shape[axis] for axis in order], array.dtype)
-        copy = copy.transpose(np.argsort(order)) if array.ndim else copy
+    def guarded(self, array):
+        """A copy of a C-contiguous array between guard cells."""
+        copy = self.empty(array.shape, array.dtype)
         copy[...] = array
         return copy
 
@@ -242,7 +231,7 @@ def run_all(ops: HostCudaOps, sizes=SIZES) -> None:
 
 def hold(ops: HostCudaOps, name: str, call, layout=None) -> None:
     """An operation does what the definition says, and stores nothing outside its arrays."""
-    assert_as_defined(ops, name, call, ops.put, layout)
+    assert_as_defined(ops, name, call, in_order(ops.guarded), layout)
     ops.check(name)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from snfnp.batches import epoch_order
 from snfnp.checkpoint import load_checkpoint
 from snfnp.config import TrainConfig
 from snfnp.data import Dataset
@@ -13,7 +14,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
-from snfnp.runs import RunFolder, epoch_order
+from snfnp.runs import RunFolder
 from snfnp.train import train
 from snfnp.trainer import Trainer
 

@@ -59,11 +59,11 @@ def test_a_configuration_of_before_these_options_is_read():
 
 def test_tf32_reaches_the_backend(monkeypatch):
     asked = []
-    fake = SimpleNamespace(CupyOps=lambda **settings: asked.append(settings))
+    fake = SimpleNamespace(CupyOps=asked.append)
     monkeypatch.setitem(sys.modules, "snfnp.ops.cupy_ops", fake)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy")
-    assert asked == [{"tf32": True}, {}]
+    assert asked == [True, False]
     assert ops.get_ops("numpy", tf32=True).name == "numpy"
 
 
@@ -220,7 +220,7 @@ def test_training_counts_its_buffers_and_ends_in_one_line(
     )
 
 
-@pytest.mark.parametrize("text, told", [("Unable", "Unable"), ("", "nothing more is known")])
+@pytest.mark.parametrize("text, told", [("Unable.", "Unable"), ("", "nothing more is known")])
 def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
     def run_out(argv):
         raise MemoryError(text)
@@ -228,7 +228,9 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
     with pytest.raises(SystemExit) as caught:
         cli.run_script(run_out)
     assert caught.value.code == 1
-    assert capsys.readouterr().err == f"error: out of memory: {told}: ask for less at once\n"
+    assert capsys.readouterr().err == (
+        f"error: out of memory ({told}): ask for less at once, or see which other program has it\n"
+    )
 
 
 # ---------------------------------------------------------------- packaging

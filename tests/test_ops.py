@@ -10,7 +10,10 @@ import math
 import numpy as np
 import pytest
 from opcalls import FLOATS, SIZES, assert_as_defined, eps_of, every_second, overridden, transposed
-from opcases import ALPHA, OVERRIDES, call_matmul_add
+from opcases import OVERRIDES
+from opcases_layers import ALPHA
+from opcases_steps import call_matmul_add
+from opvalues import OperationValues
 
 from snfnp.errors import BackendError, SingularMatrixError, UsageError
 from snfnp.ops import BACKENDS, NumpyOps, RandomKey, cupy_device, get_ops, philox
@@ -43,20 +46,6 @@ def test_philox_known_answers(counter, key, result):
     assert philox.philox4x32(hexadecimal(counter), key) == hexadecimal(result)
 
 
-def test_uniform_is_philox(ops):
-    words = ops.uniform(RandomKey(0, 0, 0), (4,), np.float64) * 2.0**32
-    assert tuple(words) == tuple(float(word) for word in hexadecimal(ZEROS[2]))
-
-
-def test_counter_and_key_are_where_the_documentation_puts_them(ops):
-    seed, stream, step = 0x299F31D0_A4093822, 0x03707344, 0x13198A2E_85A308D3
-    block, lane = 5, 2
-    counter = tuple(np.uint64(c) for c in (block, 0x85A308D3, 0x13198A2E, 0x03707344))
-    expected = philox.philox4x32(counter, (0xA4093822, 0x299F31D0))[lane]
-    found = ops.uniform(RandomKey(seed, stream, step), (4 * block + lane + 1,), np.float64)[-1]
-    assert found == float(expected) * 2.0**-32
-
-
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_random_numbers_depend_on_seed_stream_and_step(ops, distribution, dtype):
@@ -77,15 +66,6 @@ def test_a_longer_draw_starts_with_the_shorter_one(ops, distribution):
     long = draw(RandomKey(7, 0), (64,), np.float64)
     for count in (1, 2, 3, 4, 5, 63):
         np.testing.assert_array_equal(draw(RandomKey(7, 0), (count,), np.float64), long[:count])
-
-
-def test_uniform_in_single_precision_keeps_24_bits(ops):
-    """32 bits would round to 1.0 at the top; multiples of 2**-24 below 1 are all representable."""
-    draws = ops.uniform(RandomKey(3, 0), (1 << 16,), np.float32)
-    multiples = draws.astype(np.float64) * 2**24
-    np.testing.assert_array_equal(multiples, np.floor(multiples))
-    assert draws.min() >= 0
-    assert draws.max() < 1
 
 
 def test_uniform_stays_below_one_for_the_largest_word(monkeypatch):
@@ -234,34 +214,9 @@ def test_host_and_device(ops):
 
 # ---------------------------------------------------------------- extreme inputs
 
-EXTREME = [-np.inf, -1e4, -100.0, -1e-30, -0.0, 0.0, 1e-30, 100.0, 1e4, np.inf, np.nan]
 
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_smooth_leaky_relu_at_extreme_values(ops, dtype):
-    x = np.array(EXTREME, dtype)[:, None]
-    y, ldj, sigma = ops.smooth_leaky_relu(x, ALPHA)
-    eps = eps_of(dtype)
-    expected = [-np.inf, -3e3, -30.0, *[0.7 * math.log(2)] * 4, 100.0, 1e4, np.inf, np.nan]
-    np.testing.assert_allclose(y[:, 0], expected, rtol=4 * eps)
-    slope = [ALPHA, ALPHA, ALPHA, *[0.65] * 4, 1.0, 1.0, 1.0, np.nan]
-    np.testing.assert_allclose(ldj, np.log(slope), rtol=4 * eps, atol=4 * eps)
-    at_zero = [0.5] * 4
-    np.testing.assert_allclose(
-        sigma[:, 0], [0, 0, math.exp(-100), *at_zero, 1, 1, 1, np.nan], rtol=4 * eps, atol=1e-37
-    )
-
-
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # ∞ - ∞ in the residual
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_smooth_leaky_relu_inverse_at_extreme_values(ops, dtype):
-    """NaN and infinity pass through, terminate, and do not touch the values beside them."""
-    y = np.array([*EXTREME, 0.3, -0.2], dtype)
-    x = ops.smooth_leaky_relu_inverse(y, ALPHA)
-    np.testing.assert_array_equal(x[[0, 9, 10]], [-np.inf, np.inf, np.nan])
-    finite = np.isfinite(y)
-    alone = ops.smooth_leaky_relu_inverse(y[finite], ALPHA)
-    np.testing.assert_array_equal(x[finite], alone)
+class TestValues(OperationValues):
+    """On every CPU backend."""
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.3, 0.99])
@@ -299,18 +254,6 @@ def test_nan_is_never_zeroed(ops, dtype):
     squares = ops.adam(p, x.reshape(-1), m, v, 1e-3, 0.9, 0.999, 1e-8, 1, 1.0)
     assert math.isnan(squares)
     np.testing.assert_array_equal(np.isnan(p), np.isnan(x.reshape(-1)))
-
-
-@pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_preprocess_is_finite_at_the_ends(ops, value, dtype):
-    images = np.full((64, 784), value, np.uint8)
-    x, ldj = ops.preprocess(images, RandomKey(0, 0), 1e-6, 256, dtype)
-    assert x.dtype == ldj.dtype == dtype
-    assert np.isfinite(x).all()
-    assert np.isfinite(ldj).all()
-    bound = math.log((1 - 1e-6) / 1e-6) * (1 + 1e-6)
-    assert np.abs(x).max() <= bound
 
 
 def test_preprocess_survives_a_draw_next_to_one(monkeypatch):

@@ -258,6 +258,8 @@ def test_help_explains_every_option(environment, name):
     out, _ = run(environment, name, "--help")
     options = re.findall(r"^  (--[\w-]+)", out, re.M)
     assert len(options) >= 4
+    for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
+        assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
     if name.startswith("train_"):
         expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
         --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every

@@ -195,7 +195,7 @@ def _measure_case(ops, case: Case, plan: Plan, limits, comparison) -> tuple[list
                 | floors
                 | {
                     "floor: bytes ms": 1e3 * floors["bytes"] / limits["memory"],
-                    "operations ms": 1e3 * floors["operations"] / limits[precision],
+                    "floor: operations ms": 1e3 * floors["operations"] / limits[precision],
                     "bar ms": case.bars.get(precision) if how == "graph" else None,
                     "1080 Ti ms": case.paper,
                 }
@@ -212,7 +212,7 @@ STEP_COLUMNS = {
     "kernels": "d",
     "kernels at most": "d",
     "floor: bytes ms": ".4f",
-    "operations ms": ".4f",
+    "floor: operations ms": ".4f",
     "bar ms": ".2f",
     "PyTorch min ms": ".3f",
     "PyTorch median ms": ".3f",
