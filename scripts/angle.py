@@ -1,30 +1,21 @@
 """Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli import load_flow, open_run, run_script, within_memory
+from snfnp.cli import load_flow, open_run, run_parser, run_script, within_memory
 from snfnp.data import load_dataset
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
 from snfnp.likelihood import EVALUATION_NOISE
-from snfnp.ops import BACKENDS, RandomKey
+from snfnp.ops import RandomKey
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder of a training script")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the best validation epoch or the last step (default: best)",
-    )
+    parser = run_parser(__doc__)
     parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
-    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     args = parser.parse_args(argv)
     if args.images < 1:
         raise UsageError(f"--images is {args.images}: it must be at least 1")

@@ -1,29 +1,20 @@
 """Print the likelihood ledger of a trained run: every term of Eq. 7, in nats and bits/dim."""
 
-import argparse
 import math
 from pathlib import Path
 
-from snfnp.cli import load_likelihood, open_run, run_script, within_memory
+from snfnp.cli import load_likelihood, open_run, run_parser, run_script, within_memory
 from snfnp.data import load_dataset
 from snfnp.errors import UsageError
-from snfnp.ops import BACKENDS
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder of train_mnist.py")
+    parser = run_parser(__doc__)
     parser.add_argument(
         "--split",
         choices=("train", "validation", "test"),
         default="test",
         help="which images (default: test)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the best validation epoch or the last step (default: best)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
@@ -35,7 +26,6 @@ def main(argv):
         help="images at once (default: 1000)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
-    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UsageError(f"--batch-size is {args.batch_size}: it must be at least 1")

@@ -1,17 +1,14 @@
 """Draw samples from a trained run and write them as a picture."""
 
-import argparse
 from pathlib import Path
 
-from snfnp.cli import load_likelihood, open_run, run_script, within_memory
+from snfnp.cli import load_likelihood, open_run, run_parser, run_script, within_memory
 from snfnp.errors import UsageError
-from snfnp.ops import BACKENDS
 from snfnp.plots import save_samples
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder of train_mnist.py")
+    parser = run_parser(__doc__)
     parser.add_argument("--out", type=Path, help="the picture (default: RUN/sample-<inverse>.png)")
     parser.add_argument(
         "--inverse",
@@ -24,13 +21,6 @@ def main(argv):
     )
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the best validation epoch or the last step (default: best)",
-    )
-    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     args = parser.parse_args(argv)
     if args.count < 1:
         raise UsageError(f"--count is {args.count}: it must be at least 1")

@@ -18,7 +18,7 @@ from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.models import PRESETS
-from snfnp.ops import get_ops
+from snfnp.ops import BACKENDS, get_ops
 from snfnp.parameters import Layout
 from snfnp.runs import RunFolder
 
@@ -197,6 +197,20 @@ def load_flow(checkpoint: Path, config: TrainConfig, image_shape):
     """The flow that a run's configuration describes, and its `Checkpoint`."""
     flow = config.build_flow(image_shape)
     return flow, load_checkpoint(checkpoint, Layout.of(flow.init(config.seed)))
+
+
+def run_parser(description: str) -> argparse.ArgumentParser:
+    """A parser for scripts that read a finished run, with what `open_run` and they need."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("run", type=Path, help="a run folder of a training script")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the best validation epoch or the last step (default: best)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
+    return parser
 
 
 def open_run(args) -> tuple:

@@ -64,8 +64,7 @@ class Trainer:
         all others. Does nothing for a flow without such layers.
         """
         if self.flow.initialises_from_data:
-            key = RandomKey(self.config.seed, TRAINING_NOISE, 0)
-            x, _ = self.flow.preprocess.forward(self.ops, images, key, self.p.dtype)
+            x, _ = self._preprocessed(images, 0)
             self.flow.init_from_data(self.ops, self.params, x)
 
     def training_step(self, images) -> None:
@@ -94,8 +93,7 @@ class Trainer:
     def _gradient(self, images):
         """The gradient of Eq. 3 into the gradients' buffer; the density goes to the log."""
         ops, flow, batch, dials = self.ops, self.flow, len(images), self._dials
-        key = RandomKey(self.config.seed, TRAINING_NOISE, dials.step)
-        x, ldj = flow.preprocess.forward(ops, images, key, self.p.dtype)
+        x, ldj = self._preprocessed(images, dials.step)
         z, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
         ops.watch(self._log, ops.gaussian_log_density(z) + ldj + flow_ldj, dials.number)
         recon = Reconstruction(dials.lam)
@@ -106,6 +104,11 @@ class Trainer:
         dldj = ops.xp.full(batch, 1 / batch, self.p.dtype)
         flow.backward(ops, self.params, caches, dz, dldj, self.grads, recon)
         return recon
+
+    def _preprocessed(self, images, step):
+        """x and its log-Jacobian from a step's images, with the noise of that step."""
+        key = RandomKey(self.config.seed, TRAINING_NOISE, step)
+        return self.flow.preprocess.forward(self.ops, images, key, self.p.dtype)
 
     def check(self, images_of) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, where one went wrong.
@@ -124,9 +127,7 @@ class Trainer:
             where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"
         else:
-            key = RandomKey(self.config.seed, TRAINING_NOISE, failed)
-            images = images_of(failed)
-            x, _ = self.flow.preprocess.forward(self.ops, images, key, self.p.dtype)
+            x, _ = self._preprocessed(images_of(failed), failed)
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
             what = f"the output of layer {layer or 'base density'}"
         raise DivergedError(

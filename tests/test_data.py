@@ -14,6 +14,7 @@ import numpy as np
 import pooch
 import pytest
 from fullmnist import find_full_mnist
+from messages import assert_one_line, no_announcement
 
 from snfnp.data import load_dataset, mnist
 from snfnp.data.idx import read_idx, write_idx
@@ -56,17 +57,6 @@ def assert_tiny(dataset: mnist.Dataset) -> None:
     np.testing.assert_array_equal(dataset.validation, TRAIN[TRAIN_COUNT:, ..., None])
     np.testing.assert_array_equal(dataset.test, TEST[..., None])
     assert not dataset.is_sample
-
-
-def assert_one_line(error: BaseException, *parts: object) -> None:
-    message = str(error)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-
-
-def no_announcement(line: str) -> None:
-    pytest.fail(f"announced: {line}")
 
 
 class Mirror:

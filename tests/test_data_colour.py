@@ -20,6 +20,7 @@ import numpy as np
 import pooch
 import pytest
 import requests
+from messages import assert_one_line, no_announcement
 from PIL import Image
 
 from snfnp.data import (
@@ -50,17 +51,6 @@ def planes(images: np.ndarray) -> np.ndarray:
     return np.stack(
         [images[..., channel].reshape(len(images), -1) for channel in range(3)], 1
     ).reshape(len(images), -1)
-
-
-def assert_one_line(error: BaseException, *parts: object) -> None:
-    message = str(error)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-
-
-def no_announcement(line: str) -> None:
-    pytest.fail(f"announced: {line}")
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from opcalls import FLOATS, assert_as_defined, every_second
 from opcases import OVERRIDES
 from strict import NotInAStep, no_waiting, traffic
 from strict_ops import StrictOps
+from trainers import BATCH, SIDE, host, make_trainer
 
 from snfnp.batches import Batches
 from snfnp.config import TrainConfig
@@ -26,10 +28,8 @@ from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.ops import NumpyOps, RandomKey
 from snfnp.rules import Reconstruction, Relative
-from snfnp.trainer import Trainer
 
-SIDE, BATCH = 8, 6
-SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
+make_trainer = partial(make_trainer, dtype="float64")
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
@@ -42,16 +42,6 @@ def test_definitions_are_in_array_terms(name, dtype, layout):
 
 
 # ---------------------------------------------------------------- training steps
-
-
-def make_trainer(ops, model="fc", gradient=None, flow=None, **changes):
-    size = SMALL_GLOW if PRESETS[model].size else {}
-    settings = {"lr": 1e-3, "batch_size": BATCH, "dtype": "float64", "warmup_epochs": 1}
-    config = TrainConfig(
-        model=model, gradient=gradient, backend="numpy", **{**settings, **size, **changes}
-    )
-    config.resolve(1000)
-    return Trainer(ops, flow or config.build_flow((SIDE, SIDE, 1)), config, 100)
 
 
 def images_of(trainer, step):
@@ -68,10 +58,6 @@ def take_steps(trainer, steps):
             trainer.initialise_from_data(images)
         trainer.training_step(images)
     return trainer
-
-
-def host(trainer, name):
-    return trainer.ops.to_host(getattr(trainer, name))
 
 
 def assert_same_steps(found, expected):
@@ -297,7 +283,7 @@ OFFENCES = {
 def trainer_with(ops, meddle, in_backward):
     dense = Linear(Dense(SIDE * SIDE), Relative())
     layers = (("dense1", dense), ("meddler", Meddler(0.3, meddle, in_backward)), ("dense2", dense))
-    return make_trainer(ops, "fc", "relative", Flow((SIDE * SIDE,), layers))
+    return make_trainer(ops, "fc", "relative", flow=Flow((SIDE * SIDE,), layers))
 
 
 @pytest.mark.parametrize("in_backward", [False, True])

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from snfnp.errors import UsageError
+from snfnp.maps import Conv2d
 
 _KERNEL = (3, 3)  # of the network's first and last convolution
 _SCALE = 3  # of logs in the output's scale exp(3 logs): Glow's, so that it learns faster
@@ -94,7 +95,7 @@ class AffineCoupling:
 
         samples, height, columns, _ = dx.shape
         half, width = self.channels // 2, self.width
-        w1_adjoint, w3_adjoint = _flip(p["w1"]), _flip(p["w3"]).reshape(-1, width)
+        w1_adjoint, w3_adjoint = Conv2d.flip(p["w1"]), Conv2d.flip(p["w3"]).reshape(-1, width)
         patches_1, patches_3 = self._patches(ops, cache["x"]), ops.patches(dh, _KERNEL)
         # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
         g_w1, g_w3 = (xp.empty((width, q.shape[1]), dx.dtype) for q in (patches_1, patches_3))
@@ -117,7 +118,7 @@ class AffineCoupling:
             images = d1_.reshape(-1, height, columns, width)
             dx[block][..., :half] += ops.conv(images, w1_adjoint)
         g["w1"][...] = g_w1.T.reshape(p["w1"].shape)
-        g["w3"][...] = _flip(g_w3.T.reshape(*_KERNEL, self.channels, width))
+        g["w3"][...] = Conv2d.flip(g_w3.T.reshape(*_KERNEL, self.channels, width))
         return dx
 
     def _network(self, ops, p, x, keep):
@@ -147,11 +148,6 @@ class AffineCoupling:
         """Rows of patches -> the same rows of the first activation, into a1 (rows, width)."""
         ops.matmul(patches, p["w1"].reshape(-1, self.width), out=a1)
         ops.bias_relu(a1, p["b1"])
-
-
-def _flip(w):
-    """A view: the transposed convolution's kernel (Eq. 26), taps mirrored and channels swapped."""
-    return w[::-1, ::-1].swapaxes(2, 3)
 
 
 def _put(value, out, add) -> None:

@@ -71,7 +71,8 @@ class Conv2d:
         """δ ⋆ x, the first term of Eqs. 13-16, into `out`, or added to what `out` holds."""
         return ops.conv_weight_grad(delta, x, out, add)
 
-    def flip(self, w):
+    @staticmethod
+    def flip(w):
         """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view).
 
         Eq. 26, which counts from 1: channels swapped, height and width mirrored.

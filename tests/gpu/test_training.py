@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from trainers import BATCH, SIDE, host, make_trainer
 
 from snfnp.batches import Batches
 from snfnp.checkpoint import load_checkpoint
@@ -16,21 +17,9 @@ from snfnp.ops import RandomKey, cupy_images, get_ops
 from snfnp.ops.augment import augment
 from snfnp.runs import RunFolder
 from snfnp.train import train
-from snfnp.trainer import Trainer
 
-SIDE, BATCH = 8, 6
-SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
-
-
-def make_trainer(ops, model="fc", gradient="self-normalizing", say=print, side=SIDE, **changes):
-    size = SMALL_GLOW if PRESETS[model].size else {}
-    defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": ops.name}
-    settings = {**defaults, **size, **changes}
-    config = TrainConfig(model=model, gradient=gradient, **settings)
-    config.resolve(1000)
-    return Trainer(ops, config.build_flow((side, side, 1)), config, 100, say)
 
 
 def images_of(step, batch=BATCH):
@@ -48,10 +37,6 @@ def take_steps(trainer, steps, batch=BATCH):
         trainer.training_step(images)
     trainer.check(lambda step: trainer.ops.asarray(images_of(step)))
     return trainer
-
-
-def host(trainer, name):
-    return trainer.ops.to_host(getattr(trainer, name))
 
 
 # ---------------------------------------------------------------- parity with NumPy
@@ -113,7 +98,7 @@ def test_replay_equals_eager(ops, model, gradient, clip_norm):
     """Bit for bit, with arrays made and dropped between the replays."""
     said = []
     eager = make_trainer(ops, model, gradient, graph=False, clip_norm=clip_norm)
-    graph = make_trainer(ops, model, gradient, said.append, clip_norm=clip_norm)
+    graph = make_trainer(ops, model, gradient, say=said.append, clip_norm=clip_norm)
     take_steps(eager, range(6))
     kept = []
     for step in range(6):
@@ -164,7 +149,7 @@ def test_what_cannot_be_recorded_runs_without_a_graph_and_says_why(ops):
     """The exact gradient asks whether a matrix is singular: the host has to wait."""
     said = []
     eager = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(5))
-    graph = take_steps(make_trainer(ops, "fc", "exact", said.append), range(5))
+    graph = take_steps(make_trainer(ops, "fc", "exact", say=said.append), range(5))
     assert len(said) == 1 and "cannot be recorded as a CUDA graph" in said[0]
     assert "\n" not in said[0]
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
