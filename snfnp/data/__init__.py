@@ -1,4 +1,4 @@
-"""Image data for the flows: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches."""
+"""Images to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches."""
 
 import os
 from collections.abc import Callable
@@ -22,26 +22,25 @@ def load_dataset(
     name: str = "mnist",
     data_dir: str | os.PathLike[str] | None = None,
     *,
-    announce: Callable[[str], None] = print_to_stderr,
+    report: Callable[[str], None] = print_to_stderr,
 ) -> Dataset:
     """Load the images of a data set from the first place that has them.
 
-    The places, in order: `data_dir`; else the folder in the environment variable
-    SNFNP_DATA_DIR; else the user's cache; else a download into that cache (not if the
-    environment variable SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample
-    that is shipped with the package. A folder that is given is the only place looked at: its
-    subfolder `name` first, then itself. Which files are looked for, how they are checked and
-    split: `mnist.load`, `cifar.load`, `imagenet.load` (never downloaded), `patches.load` (always
-    from the scikit-image package).
+    The places, in order: `data_dir`; else the folder in the environment variable SNFNP_DATA_DIR;
+    else the user's cache; else a download into that cache (not if the environment variable
+    SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
+    A given folder is the only place that is searched: its subfolder `name` first, then the folder
+    itself. Which files are looked for, how they are checked and split: `mnist.load`, `cifar.load`,
+    `imagenet.load` (never downloaded), `patches.load` (always from the scikit-image package).
 
     Args:
         name: one of DATA_SETS.
         data_dir: a folder with the published files, or None.
-        announce: called with one line if a stand-in has to do for the full data, or before work
-            of minutes.
+        report: called with one line where a stand-in replaces the full data, or before work that
+            takes minutes.
 
     Returns:
-        The images in three splits, with a line that says where they came from.
+        The images in three splits, and in words where they came from.
 
     Raises:
         UsageError: `name` is not known, or the given folder does not exist or lacks the files.
@@ -49,4 +48,4 @@ def load_dataset(
     """
     if name not in _LOADERS:
         raise UsageError(f"unknown data set {name!r}; use one of: {', '.join(DATA_SETS)}")
-    return _LOADERS[name](name, data_dir, announce)
+    return _LOADERS[name](name, data_dir, report)

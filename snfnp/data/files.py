@@ -13,8 +13,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-import pooch
-import requests
 
 from snfnp.errors import SnfnpError, UsageError
 
@@ -36,9 +34,9 @@ class Dataset:
             Either in memory or, if that is too much, a `numpy.memmap` of a file.
         validation: uint8 (N, H, W, C).
         test: uint8 (N, H, W, C).
-        source: where the images came from, for people.
-        is_sample: whether they only stand in for a full data set: the sample that is shipped with
-            the package, or patches of a few photographs.
+        source: where the images came from, in words.
+        is_sample: whether they only stand in for a full data set: the sample that the package
+            ships, or patches of a few photographs.
     """
 
     name: str
@@ -50,7 +48,7 @@ class Dataset:
 
 
 class NoDownloadError(SnfnpError):
-    """The cache could not be filled; the message is the reason, to be put into a longer line."""
+    """The cache could not be filled; the message is the reason, as a part of a longer line."""
 
 
 def print_to_stderr(line: str) -> None:
@@ -60,6 +58,13 @@ def print_to_stderr(line: str) -> None:
 
 def cache_folder(name: str) -> Path:
     """Return the folder in the user's cache that downloads of data set `name` are kept in."""
+    # pooch and requests are imported where they are used: a machine that trains on files it has
+    # needs neither
+    try:
+        import pooch
+    except ModuleNotFoundError:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(caches, "snfnp", name)
     return Path(pooch.os_cache("snfnp")) / name
 
 
@@ -68,7 +73,7 @@ def given_folder(data_dir: str | os.PathLike[str] | None, title: str) -> tuple[P
 
     Args:
         data_dir: the folder given as an argument, which goes before SNFNP_DATA_DIR, or None.
-        title: the data set's name for people.
+        title: what messages call the data set.
 
     Raises:
         UsageError: it is not a folder.
@@ -133,6 +138,9 @@ def _fetch(url: str, path: Path) -> str | None:
     Raises:
         OSError: `path` cannot be written, which is not the mirror's fault.
     """
+    import pooch
+    import requests
+
     on_terminal = sys.stderr.isatty() and find_spec("tqdm") is not None
     fetch = pooch.HTTPDownloader(
         progressbar=on_terminal, chunk_size=_CHUNK, timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT)

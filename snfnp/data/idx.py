@@ -20,6 +20,7 @@ from snfnp.errors import SnfnpError
 
 _UNSIGNED_BYTE = 0x08
 _MAX_DIMENSIONS = 255
+_TOO_LARGE = 2**60  # bytes
 
 
 def _bad_file(path: str | os.PathLike[str], found: str) -> SnfnpError:
@@ -79,6 +80,10 @@ def parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     if len(content) < start:
         raise _bad_file(path, f"the IDX header is truncated ({len(content)} of {start} bytes)")
     shape = struct.unpack(f">{ndim}I", content[4:start])
+    if math.prod(shape) >= _TOO_LARGE:
+        raise _bad_file(
+            path, "the data is truncated: the IDX header declares more than a file can hold"
+        )
     expected = start + math.prod(shape)
     if len(content) != expected:
         problem = "truncated" if len(content) < expected else "followed by trailing bytes"

@@ -1,103 +1,72 @@
-"""ImageNet32: ImageNet downsampled to 32 x 32, of which two versions are published.
+"""ImageNet32: ImageNet downsampled to 32 x 32 (van den Oord et al., 2016, "Pixel Recurrent Neural
+Networks"), as one tar archive of PNG files per split: 1,281,149 and 49,999 images.
 
-png: one tar archive of PNG files per split (van den Oord et al., 2016, "Pixel Recurrent Neural
-     Networks"), 1,281,149 and 49,999 images. By its count this is the version of Keller et al.
-     2021, appendix A.3: 20,000 images for validation leave their 1,261,149 for training.
-npz: batches of NumPy arrays (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet"),
-     1,281,167 and 50,000 images.
-
-They were downsampled differently, so likelihoods on one cannot be compared with those on the
-other; `Dataset.source` says which one was read.
+Keller et al. 2021 used this version: their code reads these archives, and 20,000 images for
+validation leave the 1,261,149 for training of their appendix A.3. Another data set of the same
+name, in npz files (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet", 1,281,167 and
+50,000 images), was downsampled differently, so that likelihoods cannot be compared, and is not
+read.
 
 Training images need 3.9 GB. They are copied once into uncompressed .npy files in the user's
-cache, image by image or batch by batch, and mapped into memory from there.
+cache, block by block, and mapped into memory from there.
 """
 
+import io
 import json
 import os
 import shutil
 import tempfile
+import tokenize
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from snfnp.data.files import Dataset, cache_folder, given_folder, one_line
-from snfnp.data.imagenet_files import (
-    NPY_ERRORS,
-    NPZ_TEST,
-    NPZ_TRAIN,
-    read_npz_files,
-    read_png_archives,
-)
+from snfnp.data.files import Dataset, cache_folder, given_folder, one_line, read_tar
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.ops.philox import RandomKey, words
+from snfnp.ops.random.philox import RandomKey, words
 
 NAME = "imagenet32"
 TITLE = "ImageNet32"
+VERSION = "PNG version (van den Oord et al. 2016)"
+TRAIN_ARCHIVE, TEST_ARCHIVE = "train_32x32.tar", "valid_32x32.tar"
+TRAIN_COUNT = 1_281_149  # images in the archive, before those for validation are taken out
+TEST_COUNT = 49_999
 VALIDATION_COUNT = 20_000  # Keller et al. 2021, appendix A.3
 VALIDATION_SEED = 0  # of the random choice of those images; changing it changes every result
 
 _SHAPE = (32, 32, 3)
 _BYTES = 32 * 32 * 3
+_BLOCK = 4096  # images
+_COPY = "png"  # the copy's folder in the cache
 _RECORD = "record.json"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One published version.
-
-    Attributes:
-        title: the name for people.
-        train_files: sets of file names, each of which holds all training images.
-        test_files: likewise for the official validation images, which are the test split.
-        train_count: images in the training files, before the validation split is taken out.
-        test_count: images in the test files.
-        read: yields the images of such files in blocks, uint8 (n, 32, 32, 3).
-    """
-
-    title: str
-    train_files: tuple[tuple[str, ...], ...]
-    test_files: tuple[tuple[str, ...], ...]
-    train_count: int
-    test_count: int
-    read: Callable[[list[Path]], Iterator[np.ndarray]]
-
-
-VERSIONS = {
-    "png": Version(
-        title="PNG version (van den Oord et al. 2016)",
-        train_files=(("train_32x32.tar",),),
-        test_files=(("valid_32x32.tar",),),
-        train_count=1_281_149,
-        test_count=49_999,
-        read=read_png_archives,
-    ),
-    "npz": Version(
-        title="npz version (Chrabaszcz et al. 2017)",
-        train_files=(("Imagenet32_train_npz.zip",), NPZ_TRAIN),
-        test_files=(("Imagenet32_val_npz.zip",), NPZ_TEST),
-        train_count=1_281_167,
-        test_count=50_000,
-        read=read_npz_files,
-    ),
-}
+# image-net.org no longer has the PNG version; this thread compares the two data sets and says where
+# copies of it are.
+_WHERE = "https://github.com/tensorflow/datasets/issues/4662"
+# How to tell the npz files: their archives, a batch of them, or a copy made by an older snfnp.
+_NPZ_FILES = (
+    "Imagenet32_train_npz.zip",
+    "Imagenet32_val_npz.zip",
+    "train_data_batch_1.npz",
+    "val_data.npz",
+    "npz",
+)
+# What NumPy raises for a damaged .npy header or too little data after it.
+_NPY_ERRORS = (ValueError, EOFError, SyntaxError, tokenize.TokenError)
 
 
 def load(
-    name: str, data_dir: str | os.PathLike[str] | None, announce: Callable[[str], None]
+    name: str, data_dir: str | os.PathLike[str] | None, report: Callable[[str], None]
 ) -> Dataset:
     """Load ImageNet32: what `snfnp.data.load_dataset` says, but it is never downloaded.
 
-    image-net.org gives its files to registered users only, so there is no stable address to
-    download from. Files: train_32x32.tar and valid_32x32.tar (the PNG version), or
-    Imagenet32_train_npz.zip and Imagenet32_val_npz.zip or the batches in them,
-    train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz (the npz version). They
-    are copied once into the user's cache (4.1 GB, minutes), and may be deleted after that if
-    they too were in the cache. `announce` is called before copying.
+    ImageNet is given to registered users only. Files: train_32x32.tar and valid_32x32.tar. They
+    are copied once into the user's cache (4.1 GB, minutes), and may be deleted after that if they
+    too were in the cache. `report` is called before copying.
 
     Returns:
         The official validation images as the test split, 20,000 random training images
@@ -105,63 +74,35 @@ def load(
         all three read-only `numpy.memmap`s.
 
     Raises:
-        UsageError: the files are lacking, or both versions are there.
+        UsageError: the files are lacking.
         SnfnpError: a file is damaged, has the wrong number of images, or its copy does not fit.
     """
     cache = cache_folder(NAME)
+    copy = cache / _COPY
     given = given_folder(data_dir, TITLE)
     places = [cache] if given is None else [given[0] / NAME, given[0]]
     for place in places:
-        found = {key: _find_files(version, place) for key, version in VERSIONS.items()}
-        complete = {key: files for key, files in found.items() if not files.missing}
-        if given is None:
-            # The copies are enough, should the archives be gone.
-            complete |= {
-                key: _Files([], [], [])
-                for key in VERSIONS
-                if key not in complete and _read_record(cache / key) is not None
-            }
-        if len(complete) > 1:
+        archives = (TRAIN_ARCHIVE, TEST_ARCHIVE)
+        missing = [name for name in archives if not os.path.isfile(place / name)]
+        if not missing:
+            _copy(place, copy, report)
+        # The copy is enough, should the archives in the cache be gone.
+        if not missing or (given is None and _read_record(copy) is not None):
+            return _open(copy, place)
+        if len(missing) == 1:
+            raise UsageError(f"{place}: lacks {missing[0]} of {TITLE}")
+    advice = f"get {TRAIN_ARCHIVE} and {TEST_ARCHIVE}, the {VERSION}, which the paper used"
+    for place in places:
+        if any(os.path.exists(place / entry) for entry in _NPZ_FILES):
             raise UsageError(
-                f"{place}: holds both versions of {TITLE}, which give different likelihoods; keep "
-                "one of them there, or give the folder of one with --data-dir"
+                f"{place}: holds the npz version of {TITLE} (Chrabaszcz et al. 2017), which gives "
+                f"other likelihoods and is not read: {advice}; {_WHERE} says where"
             )
-        for key, files in complete.items():
-            return _open(key, _copy(key, files, cache / key, announce), place)
-        for files in found.values():
-            if files.train or files.test:
-                raise UsageError(f"{place}: lacks {', '.join(files.missing)} of {TITLE}")
     looked = places[-1] if given is None else f"{given[0]} ({given[1]})"
     raise UsageError(
-        f"no {TITLE} in {looked}: register at https://image-net.org/download-images, get "
-        "train_32x32.tar and valid_32x32.tar (PNG) or Imagenet32_train_npz.zip and "
-        "Imagenet32_val_npz.zip (npz; the two give different likelihoods), and give their folder "
-        "with --data-dir"
+        f"no {TITLE} in {looked}: register at https://image-net.org, {advice} ({_WHERE} says "
+        "where), and give their folder with --data-dir"
     )
-
-
-@dataclass(frozen=True)
-class _Files:
-    train: list[Path]
-    test: list[Path]
-    missing: list[str]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in [*self.train, *self.test]}
-
-
-def _find_files(version: Version, place: Path) -> _Files:
-    """Which files of a version a folder holds: of each split, the set that lacks the least."""
-    splits, missing = [], []
-    for alternatives in (version.train_files, version.test_files):
-        present = [[n for n in names if os.path.isfile(place / n)] for names in alternatives]
-        complete = [len(p) == len(names) for p, names in zip(present, alternatives, strict=True)]
-        # The first that is complete; else the one of which something is there; else the first.
-        best = complete.index(True) if any(complete) else present.index(max(present, key=len))
-        splits.append([place / name for name in present[best]])
-        missing += [name for name in alternatives[best] if name not in present[best]]
-    return _Files(*splits, missing)
 
 
 def _read_record(folder: Path) -> dict | None:
@@ -174,17 +115,17 @@ def _read_record(folder: Path) -> dict | None:
     return record if split == (VALIDATION_COUNT, VALIDATION_SEED) else None
 
 
-def _copy(key: str, files: _Files, folder: Path, announce: Callable[[str], None]) -> Path:
-    """Make the uncompressed copy of a version unless it is there; return its folder.
+def _copy(place: Path, folder: Path, report: Callable[[str], None]) -> None:
+    """Make `folder`, the uncompressed copy of the archives in `place`, unless it is there.
 
     The copy appears under its name only when it is whole, so an interruption at any time leaves
     none.
     """
+    sizes = {name: (place / name).stat().st_size for name in (TRAIN_ARCHIVE, TEST_ARCHIVE)}
     record = _read_record(folder)
-    if record is not None and (not files.train or record.get("files") == files.sizes):
-        return folder
-    version = VERSIONS[key]
-    needed = (version.train_count + version.test_count) * _BYTES
+    if record is not None and record.get("files") == sizes:
+        return
+    needed = (TRAIN_COUNT + TEST_COUNT) * _BYTES
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
@@ -193,17 +134,17 @@ def _copy(key: str, files: _Files, folder: Path, announce: Callable[[str], None]
                 f"{folder.parent}: the uncompressed copy of {TITLE} needs {needed / 1e9:.1f} GB "
                 f"and {free / 1e9:.1f} GB are free; make room there"
             )
-        announce(
-            f"copying {TITLE}, {version.title}, once into {folder} ({needed / 1e9:.1f} GB "
+        report(
+            f"copying {TITLE}, {VERSION}, once into {folder} ({needed / 1e9:.1f} GB "
             "uncompressed); this takes minutes"
         )
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=folder.parent) as temporary:
-            part = Path(temporary) / key
+            part = Path(temporary) / folder.name
             part.mkdir()
-            _write_splits(version, files, part)
+            _write_splits(place, part)
             record = {
-                "version": version.title,
-                "files": files.sizes,
+                "version": VERSION,
+                "files": sizes,
                 "validation_count": VALIDATION_COUNT,
                 "validation_seed": VALIDATION_SEED,
             }
@@ -215,7 +156,6 @@ def _copy(key: str, files: _Files, folder: Path, announce: Callable[[str], None]
         raise SnfnpError(
             f"{folder}: the uncompressed copy of {TITLE} cannot be written ({error.strerror})"
         ) from error
-    return folder
 
 
 def validation_mask(count: int) -> np.ndarray:
@@ -230,23 +170,23 @@ def validation_mask(count: int) -> np.ndarray:
     return mask
 
 
-def _write_splits(version: Version, files: _Files, folder: Path) -> None:
-    mask = validation_mask(version.train_count)
-    total = version.train_count + version.test_count
+def _write_splits(place: Path, folder: Path) -> None:
+    mask = validation_mask(TRAIN_COUNT)
+    total = TRAIN_COUNT + TEST_COUNT
     with tqdm(total=total, unit="img", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
         with (
-            _create(folder / "train.npy", version.train_count - VALIDATION_COUNT) as train,
+            _create(folder / "train.npy", TRAIN_COUNT - VALIDATION_COUNT) as train,
             _create(folder / "validation.npy", VALIDATION_COUNT) as validation,
         ):
             start = 0
-            for images in _blocks(version, files.train, version.train_count):
+            for images in _counted_blocks(place / TRAIN_ARCHIVE, TRAIN_COUNT):
                 chosen = mask[start : start + len(images)]
                 train.write(images[~chosen].tobytes())
                 validation.write(images[chosen].tobytes())
                 start += len(images)
                 bar.update(len(images))
-        with _create(folder / "test.npy", version.test_count) as test:
-            for images in _blocks(version, files.test, version.test_count):
+        with _create(folder / "test.npy", TEST_COUNT) as test:
+            for images in _counted_blocks(place / TEST_ARCHIVE, TEST_COUNT):
                 test.write(images.tobytes())
                 bar.update(len(images))
 
@@ -262,33 +202,63 @@ def _create(path: Path, count: int) -> BinaryIO:
     return file
 
 
-def _blocks(version: Version, paths: list[Path], count: int) -> Iterator[np.ndarray]:
-    """The images of files in blocks, `count` in all.
+def _counted_blocks(archive: Path, count: int) -> Iterator[np.ndarray]:
+    """The blocks of an archive, `count` images in all.
 
     Raises:
         SnfnpError: there are more or fewer.
     """
     read = 0
-    for images in version.read(paths):
+    for images in _blocks(archive):
         read += len(images)
         if read > count:
             break
         yield images
     if read != count:
-        names = paths[0] if len(paths) == 1 else f"{paths[0]} and the batches after it"
         found = f"more than {count:,}" if read > count else f"{read:,}"
         raise SnfnpError(
-            f"{names}: {found} images, not the {count:,} of the {version.title}; replace with a "
+            f"{archive}: {found} images, not the {count:,} of the {VERSION}; replace with a "
             "fresh copy"
         )
 
 
-def _open(key: str, folder: Path, place: Path) -> Dataset:
-    version = VERSIONS[key]
+def _blocks(archive: Path) -> Iterator[np.ndarray]:
+    """The PNG images in a tar archive, in its order, as uint8 (n, 32, 32, 3).
+
+    Raises:
+        SnfnpError: the archive or an image is damaged, or an image is of another size or type.
+    """
+    block = []
+    for member, content in read_tar(archive, lambda m: PurePosixPath(m).suffix == ".png"):
+        block.append(_decode_png(content, f"{archive}: {member}"))
+        if len(block) == _BLOCK:
+            yield np.stack(block)
+            block.clear()
+    if block:
+        yield np.stack(block)
+
+
+def _decode_png(content: bytes, where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.size != (32, 32) or image.mode != "RGB":
+                width, height = image.size
+                raise SnfnpError(
+                    f"{where} is {width} x {height} of type {image.mode}, not 32 x 32 of type RGB; "
+                    "replace the archive with a fresh copy"
+                )
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        raise SnfnpError(
+            f"{where} is damaged or no PNG file; replace the archive with a fresh copy"
+        ) from error
+
+
+def _open(folder: Path, place: Path) -> Dataset:
     counts = {
-        "train": version.train_count - VALIDATION_COUNT,
+        "train": TRAIN_COUNT - VALIDATION_COUNT,
         "validation": VALIDATION_COUNT,
-        "test": version.test_count,
+        "test": TEST_COUNT,
     }
     splits = {}
     for split, count in counts.items():
@@ -296,7 +266,7 @@ def _open(key: str, folder: Path, place: Path) -> Dataset:
         try:
             splits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
             problem = None if splits[split].shape == (count, *_SHAPE) else "wrong shape"
-        except (OSError, *NPY_ERRORS) as error:
+        except (OSError, *_NPY_ERRORS) as error:
             problem = one_line(error)
         if problem:
             raise SnfnpError(
@@ -305,6 +275,6 @@ def _open(key: str, folder: Path, place: Path) -> Dataset:
     return Dataset(
         name=NAME,
         **splits,
-        source=f"{TITLE}, {version.title}, folder {place}, through the copy in {folder}",
+        source=f"{TITLE}, {VERSION}, folder {place}, through the copy in {folder}",
         is_sample=False,
     )

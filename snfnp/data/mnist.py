@@ -27,10 +27,10 @@ TEST_STEM = "t10k-images"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is published under a name: where it is, and what must be in it.
+    """What is published under a name: where to get it, and what it must contain.
 
     Attributes:
-        title: the name for people.
+        title: what messages call it.
         mirrors: base addresses, each ending in "/", in the order in which they are tried.
         sha256: the SHA-256 of the uncompressed IDX file, by stem (TRAIN_STEM, TEST_STEM).
         train_count: images that the training file gives to the train split (the first ones).
@@ -90,7 +90,7 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def load(
-    name: str, data_dir: str | os.PathLike[str] | None, announce: Callable[[str], None]
+    name: str, data_dir: str | os.PathLike[str] | None, report: Callable[[str], None]
 ) -> Dataset:
     """Load MNIST or Fashion-MNIST: what `snfnp.data.load_dataset` says, for a name in SPECS.
 
@@ -111,7 +111,7 @@ def load(
     try:
         mirrors = _fill_cache(name)
     except NoDownloadError as error:
-        return _load_stand_in(name, str(error), announce)
+        return _load_stand_in(name, str(error), report)
     return _load_cache(name, mirrors)
 
 
@@ -186,7 +186,7 @@ def _refuse_other_dataset(name: str, content: bytes, path: Path) -> None:
             )
 
 
-def _load_stand_in(name: str, reason: str, announce: Callable[[str], None]) -> Dataset:
+def _load_stand_in(name: str, reason: str, report: Callable[[str], None]) -> Dataset:
     spec = SPECS[name]
     if not spec.has_sample:
         raise SnfnpError(
@@ -195,7 +195,7 @@ def _load_stand_in(name: str, reason: str, announce: Callable[[str], None]) -> D
             f"{' or '.join(spec.mirrors)} and give their folder with --data-dir"
         )
     dataset = _load_sample(name)
-    announce(
+    report(
         f"WARNING: NOT THE FULL {spec.title}: using the sample shipped with the package "
         f"({len(dataset.train)} train, {len(dataset.validation)} validation, "
         f"{len(dataset.test)} test images), because {reason}; for the full data give a folder "

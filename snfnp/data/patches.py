@@ -34,11 +34,11 @@ HELD_OUT = 0.16
 
 
 def load(
-    name: str, data_dir: str | os.PathLike[str] | None, announce: Callable[[str], None]
+    name: str, data_dir: str | os.PathLike[str] | None, report: Callable[[str], None]
 ) -> Dataset:
-    """Cut the patches; always the same ones. `announce` is told that they are a stand-in.
+    """Cut the patches, always the same ones. `report` gets a line that says they are a stand-in.
 
-    No pixel of a photograph is in patches of two splits. SNFNP_DATA_DIR plays no part.
+    No pixel of a photograph is in patches of two splits. SNFNP_DATA_DIR has no effect.
 
     Returns:
         5,634 / 920 / 920 patches (train, validation, test), with scikit-image 0.26.
@@ -60,7 +60,7 @@ def load(
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     splits = cut_splits([_read_photograph(folder / file) for file in PHOTOGRAPHS])
-    announce(
+    report(
         f"WARNING: STAND-IN FOR A DATA SET: {SIZE}x{SIZE} patches of {len(PHOTOGRAPHS)} "
         f"photographs from scikit-image ({', '.join(str(len(split)) for split in splits)} train, "
         "validation, test patches); results are not comparable with CIFAR-10 or ImageNet32"

@@ -1,0 +1,1 @@
+"""Tests of reading, finding and downloading data sets."""
