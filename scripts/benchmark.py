@@ -1,26 +1,31 @@
 """Measure the speed of training steps: medians, minima, and ratios within one run."""
 
-import argparse
 import json
 import os
 import platform
 from functools import partial
 from pathlib import Path
 
-import snfnp  # first: it settles how BLAS threads wait
+import snfnp
 from snfnp import threads
-from snfnp.benchmarks import convolutional, dense, device, glow
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
-from snfnp.ops import BACKENDS, get_ops
 
 CPU_PARTS = ("fc", "sweep", "conv", "glow")
 DEVICE_PARTS = ("device", "sweep")
 
 
 def main(argv):
+    # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
+    from benchmarks import convolutional, dense, device, glow
+
+    from snfnp.cli.shared import Parser, check_file
+    from snfnp.ops import BACKENDS, get_ops
+    from snfnp.training.checkpoint import write_atomically
+    from snfnp.training.plots import SUFFIXES
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "parts",
         nargs="*",
@@ -44,6 +49,12 @@ def main(argv):
     parts = _parts(args.parts, on_gpu)
     if on_gpu and args.threads:
         raise UsageError("--threads has no effect with --backend cupy: leave it out")
+    if args.plot:
+        if "sweep" not in parts:
+            raise UsageError(f"--plot is for the sweep, not for {', '.join(parts)}: leave it out")
+        check_file(args.plot, "--plot", SUFFIXES)
+    if args.json:
+        check_file(args.json, "--json")
     counts = _thread_counts(args.threads or "1,2", cores)
 
     ops = get_ops(args.backend)
@@ -52,16 +63,17 @@ def main(argv):
         "platform": platform.platform(),
         "cores": cores,
         "backend": ops.name,
-        "device": ops.describe_device(),
+        "device": ops.device.describe(),
         **threads.describe(),
     }
     print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
     results = {"machine": machine}
-    say = partial(print, flush=True)
+    show = partial(print, flush=True)
     for part in parts:
         if part == "device":
             plan = device.QUICK if args.quick else device.Plan()
-            results[part] = device.report(_gpu, plan, say, _pytorch(say))
+            gpu = partial(get_ops, "cupy")
+            results[part] = device.report(gpu, plan, show, _pytorch(show))
             continue
         if part == "fc":
             results[part], text = dense.report(ops, counts, args.quick)
@@ -71,12 +83,9 @@ def main(argv):
             results[part], text = convolutional.report(ops, counts, args.quick)
         else:
             results[part], text = dense.report_sweep(ops, counts, args.quick, args.plot)
-        say(text + "\n")
+        show(text + "\n")
     if args.json:
-        try:
-            args.json.write_text(json.dumps(results, indent=2) + "\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {args.json} ({error.strerror})") from None
+        write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def _parts(given: list[str], on_gpu: bool) -> list[str]:
@@ -114,11 +123,7 @@ def _where(machine: dict) -> str:
     )
 
 
-def _gpu(tf32: bool):
-    return get_ops("cupy", tf32=tf32)
-
-
-def _pytorch(say):
+def _pytorch(show):
     """The same steps in PyTorch, or None, and a line, where it cannot run them.
 
     This is the only place that imports it: the package never does.
@@ -126,14 +131,14 @@ def _pytorch(say):
     try:
         import torch
     except ImportError:
-        say("no comparison: PyTorch is not installed\n")
+        show("no comparison: PyTorch is not installed\n")
         return None
     if not torch.cuda.is_available():
-        say(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
+        show(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
         return None
     from torch_steps import training_call
 
-    say(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
+    show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
     return training_call
 
 

@@ -25,7 +25,7 @@ from snfnp.layers import (
     Squeeze,
 )
 from snfnp.maps import Dense
-from snfnp.ops.numpy_spline import slope_shift
+from snfnp.ops.spline.definition import slope_shift
 
 _KERNEL, _SPLINE = (3, 2, 0, 1), (2, 0, 1, 3)  # our axes in PyTorch's order
 
@@ -60,7 +60,7 @@ def _seconds(step, warmup: int = 5, steps: int = 10) -> float:
 
 
 class Step:
-    """step(): gather the next batch and climb Eq. 3 once."""
+    """step(): gather the next batch and ascend Eq. 3 once."""
 
     def __init__(self, trainer, images, device, channels_last=False, tf32=False, graph=False):
         self.flow, config = trainer.flow, trainer.config
@@ -96,7 +96,7 @@ class Step:
         self.index = len(images)  # a new epoch comes first
         self.graph = None
         if graph:
-            self._record()
+            self._capture()
 
     def _leaf(self, trainer, name, value, device):
         host = torch.from_numpy(trainer.ops.to_host(value)).clone()
@@ -115,26 +115,26 @@ class Step:
         if self.graph is not None:
             self.graph.replay()
         else:
-            self._climb()
+            self._ascend()
 
-    def _record(self) -> None:
-        """Three plain steps beside the default stream, then the recording."""
+    def _capture(self) -> None:
+        """Three plain steps beside the default stream, then the capture."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self._climb()
+                self._ascend()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._climb()
+            self._ascend()
         self.graph = graph
 
-    def _climb(self) -> None:
+    def _ascend(self) -> None:
         noise = torch.rand(self.batch.shape, dtype=torch.float64, device=self.batch.device)
-        self.climb(self.batch, noise)
+        self.ascend(self.batch, noise)
 
-    def climb(self, images, noise) -> None:
+    def ascend(self, images, noise) -> None:
         """One step on images (N, H, W, C), uint8, with dequantisation noise of their shape."""
         _set_precision(self.tf32)
         self.optimiser.zero_grad(set_to_none=True)
@@ -223,13 +223,13 @@ class _SelfNormalizing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dz):
         (x, z0, w, r), product = ctx.saved_tensors, ctx.product
-        pull = -2 * ctx.lam / len(x)
+        factor = -2 * ctx.lam / len(x)  # of the reconstruction gradient
         error = product.apply(r, z0) - x
         ctx.errors.append(error.square().sum() / len(x))
-        delta_w = torch.add(pull * product.adjoint(r, error), dz, alpha=0.5)
+        delta_w = torch.add(factor * product.adjoint(r, error), dz, alpha=0.5)
         g_w = product.weight_grad(delta_w, x, product.flip(r), 0.5)
         dx = product.adjoint(w, dz)
-        delta_r = torch.add(pull * error, dx, alpha=-0.5)
+        delta_r = torch.add(factor * error, dx, alpha=-0.5)
         g_r = product.weight_grad(delta_r, z0, product.flip(w), -0.5)
         g_b = dz.sum(0 if dz.ndim == 2 else (0, 2, 3))
         return dx, g_w, g_r, g_b, None, None, None
@@ -302,7 +302,7 @@ def _split(layer: SplitPrior, p, x):
 
 
 def _spline(layer: RationalQuadraticSpline, p, x):
-    """See `snfnp.ops.numpy_spline`. Knots (3, C, H, W, K+1), looked up as pairs, all at once."""
+    """As `snfnp.ops.spline`. Knots (3, C, H, W, K+1), looked up as pairs, all at once."""
     bound, bins, eps = layer.bound, layer.bins, layer.eps
     knots = [
         F.pad(sizes.cumsum(-1), (1, 0)) - bound

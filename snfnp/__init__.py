@@ -1,11 +1,56 @@
 """Self Normalizing Flows (Keller et al., ICML 2021) in NumPy and CuPy, every gradient by hand.
 
-Import ``snfnp`` before NumPy where you can: the package settles how BLAS threads wait
-(see ``snfnp.threads``), and OpenBLAS reads that only once, when it is loaded.
+    run = snfnp.load_run("runs/…")          # a finished run: flow, params, likelihood, …
+    run.likelihood.sample(16, seed=0)
+
+    data = snfnp.load_dataset("mnist")
+    config = snfnp.TrainConfig(model="conv", epochs=5).resolve(len(data.train))
+    folder = snfnp.RunFolder.create("runs/mine")
+    snfnp.train(config, data, snfnp.get_ops(config.backend), folder)
+
+    snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
+
+`__all__` has the other names; modules are loaded when a name is first used. Import ``snfnp``
+before NumPy where you can: the package settles how BLAS threads wait (see ``snfnp.threads``), and
+OpenBLAS reads that only once, when it is loaded.
 """
+
+from importlib import import_module
 
 from snfnp import threads
 
 threads.settle_blas()
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "load_run": "training.load",
+    "train": "training.loop",
+    "TrainConfig": "training.config",
+    "RunFolder": "training.run",
+    "load_dataset": "data",
+    "get_ops": "ops",
+    "RandomKey": "ops",
+    "PRESETS": "models",
+    "Flow": "flow",
+    "Layer": "layers",
+    "Layout": "parameters",
+    "Likelihood": "likelihood",
+    "check_layer": "gradcheck",
+    "check_map": "gradcheck",
+    "check_gradient": "gradcheck",
+    "SnfnpError": "errors",
+}
+__all__ = [*_MODULES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"snfnp.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,7 @@
-"""How good the approximation is at a checkpoint: the angles of the paper's Fig. 3."""
+"""How good the approximation is at a checkpoint: the angles of the paper's Fig. 3.
+
+Derivation: derivations/03-self-normalizing.md.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Linear
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.rules import Exact
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class LayerGradients:
 
     angle: degrees between the self-normalizing and the exact gradient of the likelihood, without
     the reconstruction error (Fig. 3); likelihood, reconstruction: the Euclidean norms of the two
-    parts of what the optimiser climbs.
+    parts of what the optimiser ascends.
     """
 
     layer: str
@@ -34,11 +37,7 @@ def gradient_angles(ops, flow: Flow, params, x, lam: float) -> list[LayerGradien
     Costs an exact gradient: O(D³) for a dense layer. Raises UsageError where no layer learned an
     inverse.
     """
-    learned = [
-        name
-        for name, layer in flow.layers
-        if isinstance(layer, Linear) and isinstance(layer.rule, SelfNormalizing)
-    ]
+    learned = [name for name, layer in flow.layers if layer.learns_inverse]
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
     exact = replace(
@@ -68,11 +67,11 @@ def gradient_angles(ops, flow: Flow, params, x, lam: float) -> list[LayerGradien
 
 def _gradients(ops, flow, params, x, lam) -> dict:
     """{layer: the gradient of its W} on the host, of the mean over x."""
-    z, _, caches = flow.forward(ops, params, x)
+    latents, _, caches = flow.forward(ops, params, x)
     grads = {
         layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
         for layer, named in params.items()
     }
-    weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    flow.backward(ops, params, caches, z * (-1 / len(x)), weights, grads, Reconstruction(lam))
+    ctx = BackwardContext(ops, ops.xp.full(len(x), 1 / len(x), x.dtype), lam)
+    flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
     return {layer: ops.to_host(named["W"]) for layer, named in grads.items() if "W" in named}

@@ -3,6 +3,8 @@
 `Likelihood` takes a snapshot of the parameters in double precision and computes the expensive,
 data-independent log-determinants once (the amortisation of section 3.3, Eq. 7). It never changes
 afterwards, so that a determinant cannot go stale: after a training step, make a new one.
+
+Derivation: derivations/02-change-of-variables.md.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.ops.philox import RandomKey
+from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
@@ -64,7 +66,8 @@ class Likelihood:
 
     def log_prob(self, images, key: RandomKey):
         """log p(x) per image (N,), in nats (Eq. 1): device images (N, ...), one draw of noise."""
-        terms = self._terms(*self._preprocessed(images, key))
+        terms = self._terms(*self._encode(images, key))
+        # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         return sum(terms.values()) + sum(self._log_dets.values())
 
     def evaluate(
@@ -79,7 +82,7 @@ class Likelihood:
         at_once = at_once or batch_size
         for index, start in enumerate(range(0, len(images), batch_size)):
             batch = self._ops.asarray(images[start : start + batch_size])
-            x, ldj = self._preprocessed(batch, RandomKey(seed, EVALUATION_NOISE, index))
+            x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index))
             for first in range(0, len(x), at_once):
                 part = slice(first, first + at_once)
                 for term, values in self._terms(x[part], ldj[part]).items():
@@ -87,33 +90,29 @@ class Likelihood:
         means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
-    def _preprocessed(self, images, key) -> tuple:
-        """x (N, *shape) and its log-Jacobian (N,) for device images, one draw of noise."""
-        ops, flow = self._ops, self._flow
-        return flow.preprocess.forward(ops, images.reshape(-1, *flow.shape), key, np.float64)
+    def _encode(self, images, key) -> tuple:
+        return self._flow.encode(self._ops, images, key, np.float64)
 
     def _terms(self, x, ldj) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
         ops, flow = self._ops, self._flow
-        terms = {"preprocess": ldj}
-        splits = flow.splits
+        terms, latents = {"preprocess": ldj}, []
         for name, layer in flow.layers:
             x, layer_ldj, cache = layer.forward(ops, self._params[name], x)
-            if name in splits:  # its ldj has the density of a latent in it
-                density = ops.gaussian_log_density(cache["latent"])
-                terms[_density_row(name)] = density
-                layer_ldj = layer_ldj - density
+            if name in flow.latent_names:
+                latents.append(cache["latent"])
             del cache  # a large one must not live on beside the next layer's
             if name not in self._log_dets:
                 terms[name] = layer_ldj + ops.xp.zeros(len(x))  # a layer may say 0 for all
-        terms["base density"] = ops.gaussian_log_density(x)
+        for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
+            terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         """The ledger: base densities first, then every step in the order in which x meets it."""
         flow = self._flow
-        ledger = {"base density": means["base density"]}
-        ledger |= {_density_row(name): means[_density_row(name)] for name in flow.splits}
+        *splits, z = map(_density_row, flow.latent_names)
+        ledger = {row: means[row] for row in (z, *splits)}
         ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
             ledger[name] = self._log_dets.get(name, means.get(name, 0.0))
@@ -121,10 +120,9 @@ class Likelihood:
 
     def latents(self, images, key: RandomKey) -> tuple:
         """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
-        ops, flow = self._ops, self._flow
-        x, _ = self._preprocessed(images, key)
-        z, _, caches = flow.forward(ops, self._params, x, recompute=True)  # no cache is of use
-        return flow.latents(z, caches)
+        x, _ = self._encode(images, key)
+        # recompute: no cache is of use here
+        return self._flow.forward(self._ops, self._params, x, recompute=True)[0]
 
     def sample(
         self,
@@ -133,13 +131,15 @@ class Likelihood:
         temperature: float = 1.0,
         exact: bool = False,
         latents: tuple | None = None,
+        part: int = 0,
     ):
         """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
 
         temperature scales the standard deviation of the latents that are drawn; `exact` inverts
         the layers exactly instead of through what they learned. latents: those of
         `Flow.latent_shapes` that are given, device arrays (count, *latent shape), and None for
-        each that is to be drawn. What is drawn does not depend on what is given.
+        each that is to be drawn. What is drawn does not depend on what is given. part: 0, 1, …
+        where more images are wanted than fit at once: every part has latents of its own.
         """
         ops, flow = self._ops, self._flow
         shapes = flow.latent_shapes
@@ -149,8 +149,8 @@ class Likelihood:
         filled = []
         for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
             if latent is None:
-                key = RandomKey(seed, SAMPLE_LATENTS, index)
-                latent = temperature * ops.normal(key, (count, *shape), np.float64)
+                key = RandomKey(seed, SAMPLE_LATENTS, part * len(shapes) + index)
+                latent = temperature * ops.random.normal(key, (count, *shape), np.float64)
             elif len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)
@@ -160,9 +160,9 @@ class Likelihood:
                 "samples are not finite: the inverse of this flow is not to be used at this "
                 "checkpoint; try --inverse exact, or another checkpoint"
             )
-        return ops.to_host(flow.preprocess.inverse(ops, x))
+        return ops.to_host(flow.decode(ops, x))
 
 
-def _density_row(split: str) -> str:
-    """The ledger's row for the latent that a split prior splits off."""
-    return f"{split} base density"
+def _density_row(latent: str) -> str:
+    """The ledger's row for the density of a latent (`Flow.latent_names`)."""
+    return "base density" if latent == "z" else f"{latent} base density"

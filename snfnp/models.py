@@ -56,14 +56,18 @@ class Choices:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model of the tables: build(choices, shape) and the paper's training settings.
+    """A model of the tables: build(choices, shape) and the paper's training settings (A.3).
 
-    `shape` is an image's (H, W, C); `gradients` are the rules that the model can be trained with,
-    the default first; `clip_exact`: whether `clip_norm` is for the exact gradient too; `steps`:
-    about how long a run is whose epochs nobody gave; `size`: Glow's.
+    `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
+    it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
+    gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: how
+    long the paper's were; `size`: Glow's; `has_recomputable_layers`: whether `--recompute` saves
+    anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned
+    inverse's kernel may be larger than the forward one's (Eqs. 28-30).
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
+    summary: str
     gradients: tuple[str, ...]
     lr: float
     lam: float = 1.0
@@ -72,7 +76,10 @@ class Preset:
     clip_norm: float | None = None
     clip_exact: bool = True
     steps: int = 5000
+    paper_epochs: int | None = None
     size: GlowSize | None = None
+    has_recomputable_layers: bool = True
+    has_inverse_kernel: bool = False
 
 
 def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
@@ -147,7 +154,8 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     convolution, affine coupling], a split prior between blocks.
 
     The mixing convolution starts at a random orthogonal matrix of the channels and is where the
-    rule acts: 1×1 and without a bias in exact Glow, with a bias in the self-normalizing one.
+    rule acts: 1×1, with a bias in the self-normalizing Glow and without one in the exact one (as in
+    the authors' code). A larger kernel starts at that matrix plus noise.
     """
     size, channels = choices.size, shape[2]
     kernel = (size.kernel, size.kernel)
@@ -177,14 +185,44 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 _GLOW = ("self-normalizing", "exact")
 
 PRESETS = {
-    "fc": Preset(fully_connected, ("self-normalizing", "exact", "relative"), lr=1e-4),
-    "conv": Preset(convolutional, ("self-normalizing", "exact", "exact-dense"), lr=1e-3),
-    "emerging": Preset(emerging, ("exact",), lr=1e-3),
-    "conv-exponential": Preset(exponential, ("exact",), lr=1e-3),
-    "glow": Preset(glow, _GLOW, lr=1e-3, lam=100, steps=500, size=GlowSize(2, 16)),
-    "glow-2l-4k": Preset(glow, _GLOW, lr=1e-3, lam=100, steps=2500, size=GlowSize(2, 4, 16)),
+    "fc": Preset(
+        fully_connected,
+        "the 2-layer fully connected flow",
+        ("self-normalizing", "exact", "relative"),
+        lr=1e-4,
+        paper_epochs=6000,
+        has_recomputable_layers=False,
+    ),
+    "conv": Preset(
+        convolutional,
+        "the 9-layer convolutional flow with splines",
+        ("self-normalizing", "exact", "exact-dense"),
+        lr=1e-3,
+        paper_epochs=1000,
+        has_inverse_kernel=True,
+    ),
+    "emerging": Preset(
+        emerging, "the same flow of emerging convolutions (Table 1)", ("exact",), lr=1e-3
+    ),
+    "conv-exponential": Preset(
+        exponential, "the same flow of convolution exponentials (Table 1)", ("exact",), lr=1e-3
+    ),
+    "glow": Preset(
+        glow,
+        "Glow of L levels and K steps, 2L-16K",
+        _GLOW,
+        lr=1e-3,
+        lam=100,
+        steps=500,
+        paper_epochs=250,
+        size=GlowSize(2, 16),
+    ),
+    "glow-2l-4k": Preset(
+        glow, "2L-4K of width 16", _GLOW, lr=1e-3, lam=100, steps=2500, size=GlowSize(2, 4, 16)
+    ),
     "glow-3l-32k": Preset(
         glow,
+        "3L-32K (CIFAR-10)",
         _GLOW,
         lr=1e-3,
         lam=1000,
@@ -195,6 +233,7 @@ PRESETS = {
     ),
     "glow-3l-48k": Preset(
         glow,
+        "3L-48K (ImageNet32)",
         _GLOW,
         lr=1e-3,
         lam=1000,

@@ -2,6 +2,8 @@
 
 The same layout serves the gradients and Adam's moments: Adam is then one pass, the gradient norm
 one reduction, a checkpoint one block. Products write straight into the gradient's views.
+
+Derivation: derivations/06-adam.md.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, initial: dict[str, dict[str, np.ndarray]]) -> Layout:
-        """The layout of host parameters {layer: {name: array}}."""
+    def of(cls, shapes: dict[str, dict[str, tuple[int, ...]]]) -> Layout:
+        """The layout of parameters of these shapes, {layer: {name: shape}}."""
         entries, start = [], 0
-        for layer, params in initial.items():
-            for name, array in params.items():
-                entries.append(Entry(layer, name, array.shape, start))
+        for layer, named in shapes.items():
+            for name, shape in named.items():
+                entries.append(Entry(layer, name, tuple(shape), start))
                 start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-        return cls(tuple(entries), tuple(initial), start)
+        return cls(tuple(entries), tuple(shapes), start)
 
     @property
     def count(self) -> int:

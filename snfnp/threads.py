@@ -1,11 +1,11 @@
 """Two thread pools share the cores here: OpenBLAS for products, Numba for everything else.
 
 By default an idle OpenBLAS thread spins for about 2**26 clock ticks before it sleeps, and an idle
-OpenMP thread of Numba's spins as well: each pool then takes the cores that the other one needs
-(measured on two cores: the same mix of products and kernels took 24 ms per step instead of 8). So
-the package makes both sleep at once, unless the environment already says otherwise, and records in
-every run what is in force. Numba's work queue sleeps too, but takes 24 to 42 µs to start a kernel
-where passive OpenMP takes 1 to 8: 4 ms of a convolutional step.
+OpenMP thread of Numba's spins as well: each pool then takes the cores that the other one needs,
+and a step takes several times as long. So the package makes both sleep at once, unless the
+environment already says otherwise, and every run records what is in force. Numba's work queue
+sleeps too, but takes longer to start a kernel than OpenMP with a passive waiting policy, and a
+convolutional step starts many small ones.
 """
 
 from __future__ import annotations

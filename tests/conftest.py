@@ -1,12 +1,12 @@
-"""Fixtures that several test files share, and what tests need (`required.py`)."""
+"""Fixtures that several test files share, and what tests need (`support.requirements_plugin`)."""
 
 import shutil
 import sys
 
-import nvrtc
 import pytest
 from gpu import standin
-from required import Requirements
+from support import nvrtc
+from support.requirements_plugin import Requirements
 
 from snfnp.ops import get_ops
 
@@ -25,7 +25,7 @@ def pytest_configure(config):
 def missing_compiler() -> str | None:
     """Why the kernels cannot be compiled for the CPU, or None."""
     if sys.platform != "linux":
-        return f"hostcuda.h is for Linux, not for {sys.platform}"
+        return f"support/hostcuda.h is for Linux, not for {sys.platform}"
     return None if shutil.which("g++") else "g++ is not installed"
 
 

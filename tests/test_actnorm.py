@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 
-from snfnp.batches import epoch_order
-from snfnp.checkpoint import load_checkpoint
-from snfnp.config import TrainConfig
 from snfnp.data import Dataset
 from snfnp.flow import Flow
 from snfnp.layers import ActNorm, Linear, SmoothLeakyReLU, Squeeze
@@ -14,9 +11,12 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
-from snfnp.runs import RunFolder
-from snfnp.train import train
-from snfnp.trainer import Trainer
+from snfnp.training.batches import epoch_order
+from snfnp.training.checkpoint import load_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
+from snfnp.training.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)
 
@@ -125,7 +125,7 @@ def deep_flow():
 
 def test_every_actnorm_gets_what_the_layers_before_it_make_of_the_batch(ops):
     flow = deep_flow()
-    layout = Layout.of(flow.init(0))
+    layout = Layout.of(flow.parameter_shapes())
     flat = layout.pack(flow.init(0), np.float64)
     params = layout.views(flat)
     x = 3 + 2 * np.random.default_rng(0).standard_normal((N, 4, 6, 2))
@@ -188,9 +188,7 @@ def actnorm_config(monkeypatch):
     monkeypatch.setattr(TrainConfig, "build_flow", build)
 
     def config(epochs=2):
-        result = TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-2, warmup_epochs=0)
-        result.resolve(50)
-        return result
+        return TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-2, warmup_epochs=0).resolve(50)
 
     return config
 
@@ -200,13 +198,13 @@ def test_training_starts_from_the_first_batch(tmp_path, monkeypatch, actnorm_con
     seen = []
     original = Trainer.training_step
 
-    def watched(trainer, images):
+    def recorded(trainer, images):
         seen.append((images.copy(), trainer.p.copy()))
         return original(trainer, images)
 
-    monkeypatch.setattr(Trainer, "training_step", watched)
+    monkeypatch.setattr(Trainer, "training_step", recorded)
     run = RunFolder.create(tmp_path / "run")
-    train(config, dataset, ops, run, say=lambda text: None)
+    train(config, dataset, ops, run, report=lambda text: None)
 
     images, p = seen[0]
     first = epoch_order(50, 0, config)[:BATCH]
@@ -216,8 +214,9 @@ def test_training_starts_from_the_first_batch(tmp_path, monkeypatch, actnorm_con
     trainer.initialise_from_data(images)
     np.testing.assert_array_equal(p, trainer.p)
     key = RandomKey(config.seed, TRAINING_NOISE, 0)
-    x, _ = trainer.flow.preprocess.forward(ops, images, key, trainer.p.dtype)
-    mean, std = per_channel(trainer.flow.forward(ops, trainer.params, x)[0])
+    x, _ = trainer.flow.encode(ops, images, key, trainer.p.dtype)
+    (z,), _, _ = trainer.flow.forward(ops, trainer.params, x)
+    mean, std = per_channel(z)
     np.testing.assert_allclose(mean, 0, rtol=0, atol=1e-5)  # 40 values, single precision
     np.testing.assert_allclose(std, 1, rtol=1e-5)
 
@@ -239,10 +238,10 @@ def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch, actnorm_c
     run = RunFolder.create(tmp_path / "early")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "training_step", interrupted)
-        train(actnorm_config(), dataset, ops, run, say=lambda text: None)
+        train(actnorm_config(), dataset, ops, run, report=lambda text: None)
     assert load_checkpoint(run.last, layout).step == 0
     monkeypatch.setattr(Trainer, "initialise_from_data", interrupted)
-    train(actnorm_config(), dataset, ops, run, resume=True, say=lambda text: None)
+    train(actnorm_config(), dataset, ops, run, resume=True, report=lambda text: None)
     states["early"] = load_checkpoint(run.last, layout)
     assert states["whole"].step == 10
     for state in states.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import dense, device, timing, work
+from benchmarks.device import SINGLE, TF32, Case, Plan
+from benchmarks.steps import make_trainer
+from benchmarks.timing import measure_asynchronous
+from benchmarks.work import operations, traffic
 
-from snfnp.benchmarks import dense, device, timing, work
-from snfnp.benchmarks.device import SINGLE, TF32, Case, Plan
-from snfnp.benchmarks.steps import make_trainer
-from snfnp.benchmarks.timing import measure_ahead
-from snfnp.benchmarks.work import operations, traffic
 from snfnp.errors import DivergedError, UsageError
 from snfnp.likelihood import TRAINING_NOISE
-from snfnp.ops import RandomKey, cupy_measure, get_ops
+from snfnp.ops import RandomKey, get_ops
+from snfnp.ops.gpu import measure
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
@@ -91,7 +92,7 @@ def test_an_array_that_two_layers_keep_counts_once():
 
 
 class Queue:
-    """A device that works ahead: calls return at once, and waiting takes what they add up to."""
+    """An asynchronous device: calls return at once, and waiting takes what they add up to."""
 
     def __init__(self):
         self.pending, self.waits = 0.0, 0
@@ -107,7 +108,7 @@ class Queue:
 def test_bursts_see_what_the_device_does_and_wait_once_each():
     queue = Queue()
     calls = {"slow": lambda: queue.start(0.004), "fast": lambda: queue.start(0.001)}
-    timings = measure_ahead(calls, queue.synchronise, bursts=3, seconds=0.02)
+    timings = measure_asynchronous(calls, queue.synchronise, bursts=3, seconds=0.02)
     # a wait may be longer than it was asked to be, never shorter
     assert timings["slow"].median >= timings["slow"].minimum >= 4.0
     assert timings["fast"].median >= timings["fast"].minimum >= 1.0
@@ -174,6 +175,9 @@ def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
     class Stream:
         begun = ended = 0
 
+        def __init__(self, non_blocking=False):
+            pass
+
         def __enter__(self):
             return self
 
@@ -187,20 +191,23 @@ def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
             Stream.ended += 1
             return type("Graph", (), {"graph": 77})
 
+    class Pool:
+        def free_all_blocks(self, stream):
+            assert isinstance(stream, Stream)
+
     class cupy:
         cuda = type("cuda", (), {"Stream": Stream})
+        get_default_memory_pool = Pool
 
     def fail():
         raise ValueError("nothing to record")
 
     for types, status, expected in (([0, 1, 0, 2, 0], 0, 3), ([], 0, 0), ([0], 1, None)):
-        monkeypatch.setattr(
-            cupy_measure.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s)
-        )
-        assert cupy_measure.count_kernels(cupy, lambda: None) == expected
-    assert cupy_measure.count_kernels(cupy, fail) is None
-    monkeypatch.setattr(cupy_measure.ctypes, "CDLL", lambda name: object())
-    assert cupy_measure.count_kernels(cupy, lambda: None) is None
+        monkeypatch.setattr(measure.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s))
+        assert measure.count_kernels(cupy, lambda: None) == expected
+    assert measure.count_kernels(cupy, fail) is None
+    monkeypatch.setattr(measure.ctypes, "CDLL", lambda name: object())
+    assert measure.count_kernels(cupy, lambda: None) is None
     assert Stream.begun == Stream.ended == 5
 
 
@@ -239,7 +246,7 @@ def test_the_device_part_runs_end_to_end(tiny):
 
     results = device.report(cupy_ops, tiny, said.append, comparison)
     json.dumps(results)
-    name = cupy_ops(False).describe_device()["name"]
+    name = cupy_ops(False).device.describe()["name"]
     assert results["device"] == name and all(name in text for text in said)
     steps = results["steps"]
     assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
@@ -276,10 +283,10 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
     """Else its row would pass eager figures off as a graph's."""
     said = []
 
-    def waits(self, log, reconstruction, squares, lam, step):
-        self.to_host(log)
+    def waits(self, reconstruction, squares, lam, number, out):
+        self.device.to_host(out)
 
-    monkeypatch.setattr(type(cupy_ops(False)), "record", waits)
+    monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
     case = Case("FC", "fc", None, {}, None, (SINGLE,))
     device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), said.append)
     assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
@@ -331,10 +338,7 @@ def test_nothing_else_imports_the_comparison():
 @pytest.fixture
 def torch_steps():
     pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("torch_steps", SCRIPTS / "torch_steps.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("torch_steps")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -366,9 +370,9 @@ def test_the_step_in_pytorch_is_ours(torch_steps, model, settings, channels_last
 
     batch = images[:BATCH]
     key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
-    noise = trainer.ops.uniform(key, batch.shape, np.float64)
+    noise = trainer.ops.random.uniform(key, batch.shape, np.float64)
     trainer.training_step(batch.reshape(BATCH, *trainer.flow.shape))
-    step.climb(torch.from_numpy(batch), torch.from_numpy(noise))
+    step.ascend(torch.from_numpy(batch), torch.from_numpy(noise))
 
     def theirs(name, array):
         return torch_steps.to_torch(name, torch.from_numpy(array.copy()))

@@ -1,7 +1,9 @@
 """What the scripts share, in this process: options of the GPU, running out of memory."""
 
-import fnmatch
 import json
+import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -10,14 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from snfnp import cli, ops, train
-from snfnp.config import TrainConfig
+from snfnp import ops
+from snfnp.cli import COMMANDS, main, run_script, shared, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
-from snfnp.ops.numpy_device import Shortage
-from snfnp.ops.numpy_ops import NumpyOps
+from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.gpu import requirements
+from snfnp.ops.host import HostDevice, Shortage
 from snfnp.parameters import Layout
-from snfnp.runs import describe_run
+from snfnp.training.config import TrainConfig
+from snfnp.training.run import describe_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,11 +47,9 @@ def test_what_only_the_gpu_knows_is_refused_elsewhere(changes, message):
 
 
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
-    plain = TrainConfig(backend="cupy")
-    plain.resolve(1000)
+    plain = TrainConfig(backend="cupy").resolve(1000)
     assert (plain.graph, plain.tf32) == (True, False)
-    told = TrainConfig(backend="cupy", graph=False, tf32=True)
-    told.resolve(1000)
+    told = TrainConfig(backend="cupy", graph=False, tf32=True).resolve(1000)
     assert TrainConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
 
 
@@ -59,8 +61,13 @@ def test_a_configuration_of_before_these_options_is_read():
 
 def test_tf32_reaches_the_backend(monkeypatch):
     asked = []
-    fake = SimpleNamespace(CupyOps=asked.append)
-    monkeypatch.setitem(sys.modules, "snfnp.ops.cupy_ops", fake)
+
+    def gpu(tf32):
+        asked.append(tf32)
+        return HostDevice("cupy")
+
+    monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
+    monkeypatch.setattr(ops, "cupy_rooms", numpy_rooms)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy")
     assert asked == [True, False]
@@ -72,25 +79,26 @@ def test_training_asks_for_its_backend_with_tf32(monkeypatch, options, tf32):
     def refuse(backend, **settings):
         raise SnfnpError(f"{backend} {settings}")
 
-    monkeypatch.setattr(cli, "get_ops", refuse)
+    monkeypatch.setattr(train, "get_ops", refuse)
     with pytest.raises(SnfnpError) as caught:
-        cli.train_command(["--backend", "cupy", *options], "Train.")
+        train.main(["--backend", "cupy", *options])
     assert str(caught.value) == f"cupy {{'tf32': {tf32}}}"
 
 
 def test_config_json_records_the_device_and_both_options():
     """What a backend says of its device is passed on as it is."""
 
-    class Described(NumpyOps):
-        def describe_device(self):
+    class Described(HostDevice):
+        def describe(self):
             return {"name": "a card", "tf32": True}
 
-    config = TrainConfig(backend="cupy", tf32=True, graph=False)
-    config.resolve(1000)
+    config = TrainConfig(backend="cupy", tf32=True, graph=False).resolve(1000)
     flow = config.build_flow((4, 4, 1))
     images = np.zeros((3, 4, 4, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
-    record = describe_run(config, flow, Layout.of(flow.init(0)), dataset, Described())
+    layout = Layout.of(flow.parameter_shapes())
+    described = assemble(Described("numpy"), numpy_rooms())
+    record = describe_run(config, flow, layout, dataset, described)
     assert record["device"] == {"name": "a card", "tf32": True}
     assert (record["config"]["tf32"], record["config"]["graph"]) == (True, False)
 
@@ -99,16 +107,15 @@ def resumed(folder, given, **started):
     """What --resume makes of a run that was started with some settings."""
     config = TrainConfig(**started)
     (folder / "config.json").write_text(json.dumps({"config": config.as_dict()}))
-    return cli._resumed({"out": folder, **given})[1]
+    return train.resumed({"out": folder, **given})[1]
 
 
 def test_a_resumed_run_may_change_backend_and_graph(tmp_path):
     assert resumed(tmp_path, {"graph": False}, backend="cupy").graph is False
     assert resumed(tmp_path, {"graph": True}, backend="cupy", graph=False).graph is True
     assert resumed(tmp_path, {}, backend="cupy", graph=False).graph is False
-    moved = resumed(tmp_path, {"backend": "numba"}, backend="cupy", graph=False)
-    moved.resolve(1000)
-    assert moved.backend == "numba"
+    moved = resumed(tmp_path, {"backend": "numba"}, backend="cupy", graph=False).resolve(1000)
+    assert (moved.backend, moved.graph) == ("numba", True)
     kept = resumed(tmp_path, {"backend": "cupy"}, backend="numba")
     assert (kept.backend, kept.graph) == ("cupy", True)
     asked = resumed(tmp_path, {"backend": "numba", "graph": False}, backend="cupy")
@@ -137,17 +144,20 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, given, started, message):
 # ---------------------------------------------------------------- out of memory
 
 
-class Full(NumpyOps):
-    """A backend that tells how much a MemoryError was about: its arguments."""
+class Full(HostDevice):
+    """A device that tells how much a MemoryError was about: its arguments."""
 
     def shortage(self, error):
         return Shortage("the card is full", *error.args) if type(error) is MemoryError else None
 
 
+FULL = assemble(Full("numpy"), numpy_rooms())
+
+
 def advice(*amounts, option="--batch-size", count=64, **settings):
     with (
         pytest.raises(SnfnpError) as caught,
-        cli.within_memory(Full(), option, count, **settings),
+        shared.within_memory(FULL, option, count, **settings),
     ):
         raise MemoryError(*amounts)
     assert caught.value.exit_status == 1
@@ -179,11 +189,11 @@ def test_other_errors_pass_and_cost_nothing():
     for error in (DivergedError("NaN"), ValueError("shape"), KeyboardInterrupt()):
         with (
             pytest.raises(type(error)) as caught,
-            cli.within_memory(Full(), "--batch-size", 8, fixed),
+            shared.within_memory(FULL, "--batch-size", 8, fixed),
         ):
             raise error
         assert caught.value is error
-    with cli.within_memory(Full(), "--batch-size", 8, fixed):
+    with shared.within_memory(FULL, "--batch-size", 8, fixed):
         pass
 
 
@@ -195,23 +205,22 @@ def test_training_counts_its_buffers_and_ends_in_one_line(
     monkeypatch, capsys, tmp_path, model, more, also
 ):
     """A device with room for p, g, m and v and for 30 images: of 100, 25 fit."""
-    config = TrainConfig(model=model)
-    config.resolve(100)
-    fixed = 4 * 4 * Layout.of(config.build_flow((28, 28, 1)).init(0)).size
+    config = TrainConfig(model=model).resolve(100)
+    fixed = 4 * 4 * Layout.of(config.build_flow((28, 28, 1)).parameter_shapes()).size
     image = 1000
 
     def run_out(*arguments):
         raise MemoryError(fixed + 100 * image, fixed + 30 * image)
 
     monkeypatch.setattr(train, "train", run_out)
-    monkeypatch.setattr(cli, "get_ops", lambda backend, **settings: Full())
+    monkeypatch.setattr(train, "get_ops", lambda backend, **settings: FULL)
     images = np.zeros((100, 28, 28, 1), np.uint8)
     dataset = SimpleNamespace(train=images, validation=images, test=images)
-    monkeypatch.setattr(cli, "load_dataset", lambda *arguments: dataset)
+    monkeypatch.setattr(train, "load_dataset", lambda *arguments: dataset)
     options = ["--model", model, "--batch-size", "100", *more, "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["train.py", *options])
     with pytest.raises(SystemExit) as caught:
-        cli.run_script(lambda argv: cli.train_command(argv, "Train."))
+        run_script(train.main)
     assert caught.value.code == 1
     out, err = capsys.readouterr()
     assert err == (
@@ -226,11 +235,52 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
         raise MemoryError(text)
 
     with pytest.raises(SystemExit) as caught:
-        cli.run_script(run_out)
+        run_script(run_out)
     assert caught.value.code == 1
     assert capsys.readouterr().err == (
         f"error: out of memory ({told}): ask for less at once, or see which other program has it\n"
     )
+
+
+# ---------------------------------------------------------------- python -m snfnp
+
+
+def command_line(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "snfnp", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT.parent,
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_without_a_command_all_are_listed(arguments):
+    done = command_line(*arguments)
+    assert done.returncode == 0
+    for name, summary in COMMANDS.items():
+        assert re.search(rf"^  {name} +{summary}$", done.stdout, re.M)
+
+
+def test_an_unknown_command_is_one_line():
+    done = command_line("trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no command is called trian: choose from train, ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there_and_says_how_it_was_called(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m snfnp {name} [-h]")
+
+
+def test_every_module_of_a_command_is_listed():
+    modules = {path.stem for path in (ROOT / "snfnp" / "cli").glob("*.py")}
+    assert modules - {"__init__", "shared", "terminal"} == set(COMMANDS)
 
 
 # ---------------------------------------------------------------- packaging
@@ -238,21 +288,34 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
 
 def test_every_file_of_the_kernels_is_packed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = settings["tool"]["setuptools"]["package-data"]["snfnp.ops.cuda"]
-    names = [path.name for path in (ROOT / "snfnp" / "ops" / "cuda").iterdir() if path.is_file()]
-    others = [name for name in names if not name.endswith(".py")]
+    patterns = settings["tool"]["setuptools"]["package-data"]["snfnp.ops"]
+    folder = ROOT / "snfnp" / "ops"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name[0] != "_"]
+    others = [path for path in files if path.suffix != ".py"]
     assert others
-    for name in others:
-        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert set(others) <= packed
+
+
+def test_the_source_distribution_has_what_its_tests_need():
+    """Everything at the top of the checkout, but for what concerns the checkout alone."""
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    packed = {line.split()[1] for line in lines if line.split()[0] in ("graft", "include")}
+    assert {"tests", "derivations", "scripts", "requirements.txt"} <= packed
+    always = {"snfnp", "README.md", "LICENSE", "pyproject.toml", "MANIFEST.in"}
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        tops = {name.split("/")[0] for name in listed.stdout.split("\0") if name}
+        assert tops - {".ci", ".gitignore"} <= packed | always
 
 
 def test_the_extras_are_the_wheels_that_the_advice_names():
-    from snfnp.ops import cupy_device
-
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = settings["project"]["optional-dependencies"]
-    for major in cupy_device._DRIVERS:
+    for major in requirements._DRIVERS:
         (requirement,) = extras[f"cuda{major}"]
-        oldest = cupy_device._OLDEST_CUPY
-        assert requirement == f"cupy-cuda{major}x[ctk]>={oldest}.0,<{oldest + 1}"
-        assert f"cupy-cuda{major}x" in cupy_device._DISTRIBUTIONS
+        first, second = requirements._OLDEST_CUPY
+        assert requirement == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
+        assert f"cupy-cuda{major}x" in requirements._DISTRIBUTIONS

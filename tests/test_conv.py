@@ -9,14 +9,15 @@ import numba
 import numpy as np
 import pytest
 from scipy.signal import correlate
+from support.gradients import layer_backward
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
-from snfnp.ops.numba_conv import _few
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.ops.conv.cpu import _few
+from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
 IMAGES = [(4, 3), (9, 8)]  # smaller than some kernels, and larger than all
@@ -86,7 +87,7 @@ def by_scipy(kernel, image, channels, dtype):
 def test_conv_is_scipys_correlate(ops, kernel, image, channels, dtype):
     x, k, _ = arrays(kernel, image, channels, dtype)
     expected, _, size, _ = by_scipy(kernel, image, channels, dtype)
-    z = ops.conv(x, k)
+    z = ops.conv.forward(x, k)
     assert z.dtype == dtype
     assert_close(z, expected, k[..., 0].size, size)
 
@@ -99,10 +100,10 @@ def test_conv_weight_grad_is_scipys_correlate(ops, kernel, image, channels, dtyp
     x, start, delta = arrays(kernel, image, channels, dtype)
     _, expected, _, size = by_scipy(kernel, image, channels, dtype)
     out = np.full_like(start, np.nan)
-    assert ops.conv_weight_grad(delta, x, out) is out
+    assert ops.conv.weight_grad(delta, x, out) is out
     assert_close(out, expected, x[..., 0].size, size)
     out = start.copy()
-    assert ops.conv_weight_grad(delta, x, out, add=True) is out
+    assert ops.conv.weight_grad(delta, x, out, add=True) is out
     assert_close(out, expected + start, x[..., 0].size, size + np.abs(start))
 
 
@@ -114,7 +115,7 @@ def test_patches_are_windows(ops, kernel, image, count):
     kh, kw = kernel
     padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
     expected = [padded[n, y : y + kh, c : c + kw].ravel() for n, y, c in np.ndindex(len(x), *image)]
-    np.testing.assert_array_equal(ops.patches(x, kernel), expected)
+    np.testing.assert_array_equal(ops.conv.patches(x, kernel), expected)
 
 
 @pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (4, 2), (3, 3)])
@@ -132,16 +133,16 @@ def test_kernels_of_any_size_by_the_definition(ops, kernel, inputs, outputs):
             z[:, y, c] += x[:, row, column] @ k[h, w]
             gradient[h, w] += x[:, row, column].T @ delta[:, y, c]
     # sums of at most 96 products of normal numbers
-    np.testing.assert_allclose(ops.conv(x, k), z, rtol=0, atol=1e-12)
-    found = ops.conv_weight_grad(delta, x, np.full_like(k, np.nan))
+    np.testing.assert_allclose(ops.conv.forward(x, k), z, rtol=0, atol=1e-12)
+    found = ops.conv.weight_grad(delta, x, np.full_like(k, np.nan))
     np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-12)
-    found = ops.conv_weight_grad(delta, x, gradient.copy(), add=True)
+    found = ops.conv.weight_grad(delta, x, gradient.copy(), add=True)
     np.testing.assert_allclose(found, 2 * gradient, rtol=0, atol=1e-12)
 
 
 def test_patches_of_a_pointwise_kernel_are_a_view(ops):
     x, _, _ = arrays((1, 1), (4, 3), (5, 5))
-    assert np.shares_memory(ops.patches(x, (1, 1)), x)
+    assert np.shares_memory(ops.conv.patches(x, (1, 1)), x)
 
 
 def test_both_ways_of_the_cpu_backend_are_tested():
@@ -158,7 +159,7 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
     for pixel in ((0, 0), (4, 7), (8, 7)):
         spoiled = x.copy()
         spoiled[3, *pixel, -1] = bad
-        z = ops.conv(spoiled, k)
+        z = ops.conv.forward(spoiled, k)
         rows, columns = (
             np.abs(np.arange(length) - at) <= taps // 2
             for length, at, taps in zip((9, 8), pixel, kernel, strict=True)
@@ -178,8 +179,8 @@ def test_the_number_of_threads_does_not_change_a_bit(channels):
     try:
         for count in (1, 2):
             numba.set_num_threads(count)
-            gradient = ops.conv_weight_grad(delta, x, np.empty_like(k))
-            results.append([ops.conv(x, k), gradient, ops.patches(x, (3, 3))])
+            gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
+            results.append([ops.conv.forward(x, k), gradient, ops.conv.patches(x, (3, 3))])
     finally:
         numba.set_num_threads(before)
     for one, two in zip(*results, strict=True):
@@ -282,10 +283,9 @@ def test_what_stands_in_for_the_inverse(ops, small, large):
     _, w, _ = arrays(small, shape[:2], (2, 2))
     _, r, _ = arrays(large, shape[:2], (2, 2))
     nothing = np.zeros((1, *shape))
-    grads = {"W": np.full_like(w, np.nan), "R": np.full_like(r, np.nan)}
     params = {"W": w, "R": r}
     _, _, cache = layer.forward(ops, params, nothing)
-    layer.backward(ops, params, cache, nothing, np.ones(1), grads, Reconstruction(1.0))
+    _, grads, _ = layer_backward(ops, layer, params, cache, nothing, lam=1.0)
     t_w, t_r = as_matrix(f, ops, w, shape), as_matrix(g, ops, r, shape)
     expected_w = 0.5 * np.einsum("hwioab,ab->hwio", units(f, ops, shape), t_r.T)
     expected_r = -0.5 * np.einsum("hwioab,ab->hwio", units(g, ops, shape), t_w.T)

@@ -9,13 +9,13 @@ import numba
 import numpy as np
 import pytest
 from scipy.linalg import expm
+from support.gradients import layer_backward
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient, check_layer
 from snfnp.layers import Bias, ConvExponential, Linear, exponential_layers
 from snfnp.ops import get_ops
-from snfnp.rules import Reconstruction
 
 SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
 EPS = np.finfo(np.float64).eps
@@ -180,12 +180,11 @@ def test_a_kernel_of_zeros_is_the_identity(ops):
     layer, p, x = case((4, 4, 2), scale=0.0)
     z, _, cache = layer.forward(ops, p, x)
     np.testing.assert_array_equal(z, x)
-    g = {"W": np.full_like(p["W"], np.nan)}
-    dx = layer.backward(ops, p, cache, x, np.zeros(len(x)), g, Reconstruction(1.0))
+    dx, grads, _ = layer_backward(ops, layer, p, cache, x, dldj=np.zeros(len(x)))
     np.testing.assert_array_equal(dx, x)
     # d exp(T(K)) x = T(dK) x at K = 0
     expected = layer.map.weight_grad(ops, x, x, out=np.empty_like(p["W"]))
-    np.testing.assert_allclose(g["W"], expected / (1 + 1e-5), rtol=1e-12)
+    np.testing.assert_allclose(grads["W"], expected / (1 + 1e-5), rtol=1e-12)
 
 
 def test_a_nan_is_not_hidden(ops):
@@ -204,9 +203,8 @@ def test_the_number_of_threads_does_not_change_a_bit():
         for count in (1, 2):
             numba.set_num_threads(count)
             z, _, cache = layer.forward(ops, p, x)
-            g = {"W": np.empty_like(p["W"])}
-            dx = layer.backward(ops, p, cache, x, np.ones(len(x)), g)
-            results.append((z, dx, g["W"], layer.inverse(ops, p, z)))
+            dx, grads, _ = layer_backward(ops, layer, p, cache, x)
+            results.append((z, dx, grads["W"], layer.inverse(ops, p, z)))
     finally:
         numba.set_num_threads(before)
     for one, two in zip(*results, strict=True):
@@ -248,8 +246,8 @@ def test_convolution_exponential(ops, shape):
         params[name]["b"] += rng.standard_normal(shape)
     dimension = math.prod(shape)
     x = np.eye(dimension).reshape(dimension, *shape)
-    z, ldj, _ = flow.forward(ops, params, x)
-    offset, _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
+    (z,), ldj, _ = flow.forward(ops, params, x)
+    (offset,), _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
     jacobian = (z - offset).reshape(dimension, dimension).T
     log_det = sum(flow.log_dets(ops, params).values()) + ldj
     # the determinant of the whole series, of which 13 terms are summed
@@ -258,7 +256,7 @@ def test_convolution_exponential(ops, shape):
     missing = remainder(norm, 13) + 100 * EPS
     atol = dimension * missing * math.exp(norm)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-11, atol=atol)
-    back = flow.inverse(ops, params, z, exact=True)
+    back = flow.inverse(ops, params, (z,), exact=True)
     size = np.linalg.norm(z.reshape(dimension, -1), axis=1).max()
     atol = 2 * missing * size * np.linalg.cond(jacobian)
     np.testing.assert_allclose(back, x, rtol=0, atol=atol)

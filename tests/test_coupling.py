@@ -1,6 +1,6 @@
 """The affine coupling: what it is, its network, its memory, and errors.
 
-The contract that every layer keeps is in test_layers.py, the kernels' twins are in test_ops.py.
+The contract that every layer keeps is in test_layers.py; overrides are compared in test_ops.py.
 """
 
 import tracemalloc
@@ -8,11 +8,16 @@ import tracemalloc
 import numba
 import numpy as np
 import pytest
+from support.gradients import layer_backward, moved
 
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling
-from snfnp.ops import NumpyOps, get_ops
-from snfnp.ops.numpy_coupling import CouplingOps
+from snfnp.ops import get_ops
+from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.conv.definition import Conv
+from snfnp.ops.coupling.definition import Coupling
+from snfnp.ops.host import HostDevice
 
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
@@ -22,14 +27,12 @@ def case(shape, width=8, samples=5, dtype=np.float64, noise=0.3):
     """A layer, its parameters away from their start, and images."""
     rng = np.random.default_rng(3)
     layer = AffineCoupling(shape[2], width)
-    p = {k: v + noise * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
-    p = {k: v.astype(dtype) for k, v in p.items()}
+    p = {k: v.astype(dtype) for k, v in moved(layer.init(rng, shape), rng, noise).items()}
     return layer, p, rng.standard_normal((samples, *shape)).astype(dtype)
 
 
 def backward(layer, ops, p, cache, dz, dldj):
-    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
-    return layer.backward(ops, p, cache, dz, dldj, g), g
+    return layer_backward(ops, layer, p, cache, dz, dldj=dldj)[:2]
 
 
 def convolution(x, w):
@@ -118,7 +121,7 @@ def test_blocks_change_nothing(ops, rows, monkeypatch):
         return {"z": z, "ldj": ldj, "x": layer.inverse(ops, p, z), "dx": dx, **g}
 
     expected = everything()
-    monkeypatch.setattr(CouplingOps, "network_rows", rows)
+    monkeypatch.setattr(Coupling, "network_rows", rows)
     for name, found in everything().items():
         atol = 100 * EPS * max(1, np.abs(expected[name]).max())
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=atol, err_msg=name)
@@ -157,8 +160,9 @@ def test_shift_and_add_is_a_convolution_with_few_outputs(shape, kernel, dtype):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, height, width, 4 * outputs)).astype(dtype)
     k = rng.standard_normal((*kernel, 4 * outputs, outputs)).astype(dtype)
-    assert WithoutPatches().conv(x, k).shape == (3, height, width, outputs)
-    found, expected = get_ops("numba").conv(x, k), NumpyOps().conv(x, k)
+    without_patches = assemble(HostDevice("numpy"), numpy_rooms() | {"conv": WithoutPatches})
+    assert without_patches.conv.forward(x, k).shape == (3, height, width, outputs)
+    found, expected = (get_ops(name).conv.forward(x, k) for name in ("numba", "numpy"))
     rounding = 2 * (k[..., 0].size + 2) * np.finfo(dtype).eps
     bound = rounding * convolution(np.abs(x).astype(float), np.abs(k).astype(float))
     for z in (found, expected):
@@ -166,7 +170,7 @@ def test_shift_and_add_is_a_convolution_with_few_outputs(shape, kernel, dtype):
         assert np.all(np.abs(z - convolution(x.astype(float), k.astype(float))) <= bound)
 
 
-class WithoutPatches(NumpyOps):
+class WithoutPatches(Conv):
     """Fails where a convolution that should be shifted products is made of patches."""
 
     def patches(self, x, kernel):
@@ -178,13 +182,13 @@ class WithoutPatches(NumpyOps):
 def test_no_patches_of_a_hidden_layer(backend, channels, monkeypatch):
     """im2col of 512 channels would be nine activations: patches are those of C channels only."""
     ops, seen = get_ops(backend), set()
-    patches = type(ops).patches
+    patches = type(ops.conv).patches
 
     def counted(self, x, kernel):
         seen.add(x.shape[-1])
         return patches(self, x, kernel)
 
-    monkeypatch.setattr(type(ops), "patches", counted)
+    monkeypatch.setattr(type(ops.conv), "patches", counted)
     layer, p, x = case((3, 3, channels), width=512, samples=2, noise=0.01)
     z, ldj, cache = layer.forward(ops, p, x)
     backward(layer, ops, p, cache, z, ldj)
@@ -202,12 +206,12 @@ def test_elementwise_results_do_not_depend_on_threads():
     try:
         for count in (1, 2):
             numba.set_num_threads(count)
-            z, ldj, s = ops.affine_coupling(x, h)
+            z, ldj, s = ops.coupling.forward(x, h)
             delta = out.copy()
-            sums = ops.bias_relu_backward(delta, ops.bias_relu(a.copy(), a[0]))
-            back = ops.affine_coupling_backward(x, s, dz, ldj)
-            inverse = ops.affine_coupling_inverse(z, h)
-            spread = ops._shift_and_add(products)
+            sums = ops.coupling.bias_relu_backward(delta, ops.coupling.bias_relu(a.copy(), a[0]))
+            back = ops.coupling.backward(x, s, dz, ldj)
+            inverse = ops.coupling.inverse(z, h)
+            spread = ops.conv.shift_and_add(products)
             results.append([z, ldj, s, delta, sums, *back, inverse, spread])
     finally:
         numba.set_num_threads(before)
@@ -218,10 +222,11 @@ def test_elementwise_results_do_not_depend_on_threads():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nan_is_never_zeroed(ops, dtype):
     out = np.array([[np.nan, -1, 2]], dtype)
-    np.testing.assert_array_equal(ops.bias_relu(out, np.zeros(3, dtype)), [[np.nan, 0, 2]])
+    found = ops.coupling.bias_relu(out, np.zeros(3, dtype))
+    np.testing.assert_array_equal(found, [[np.nan, 0, 2]])
     delta = np.array([[1, np.nan, 3], [5, 6, 7]], dtype)
     a = np.array([[np.nan, 0, 2], [0, 0, 1]], dtype)
-    sums = ops.bias_relu_backward(delta, a)
+    sums = ops.coupling.bias_relu_backward(delta, a)
     np.testing.assert_array_equal(delta, [[1, np.nan, 3], [0, 0, 7]])
     np.testing.assert_array_equal(sums, [1, np.nan, 10])
     layer, p, x = case((2, 3, 4), dtype=dtype)
@@ -243,13 +248,14 @@ def test_memory_is_one_hidden_activation_and_three_blocks():
     """
     ops, samples, pixels, width = get_ops("numba"), 40, 14 * 14, 512
     layer, p, x = case((14, 14, 4), width, samples, np.float32, noise=0.01)
-    dldj, activation = np.ones(samples, np.float32), samples * pixels * width * 4
-    g = {k: np.empty_like(v) for k, v in p.items()}
+    activation = samples * pixels * width * 4
+    ctx = BackwardContext(ops, np.ones(samples, np.float32))
+    grads = {k: np.empty_like(v) for k, v in p.items()}
 
     def step():
         z, _, cache = layer.forward(ops, p, x)
         kept = sum(value.nbytes for value in cache.values())
-        layer.backward(ops, p, cache, z, dldj, g)
+        layer.backward(ctx, p, cache, z, grads)
         return kept
 
     step()  # compiles, and allocates what stays
@@ -259,7 +265,7 @@ def test_memory_is_one_hidden_activation_and_three_blocks():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    blocks = 3 * ops.network_rows * width * 4
+    blocks = 3 * ops.coupling.network_rows * width * 4
     assert kept < 1.05 * activation
     assert activation < peak < 1.3 * activation + blocks
 

@@ -1,13 +1,17 @@
 """What the user is told where the GPU backend cannot run, and where its memory is full."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
-from machines import GIB, STUB, CUDARuntimeError, FakeCupy, Machine, OutOfMemoryError, enter
+from support.machines import GIB, STUB, CUDARuntimeError, FakeCupy, Machine, OutOfMemoryError, enter
 
 from snfnp.errors import BackendError
-from snfnp.ops import cupy_device
-from snfnp.ops.numpy_device import DeviceOps, Shortage
+from snfnp.ops.gpu import requirements
+from snfnp.ops.host import HostDevice, Shortage
 
 
 @pytest.fixture
@@ -96,7 +100,11 @@ CASES = {
     ),
     "too old a CuPy": (
         Machine(12040, installed={"cupy": "13.6.0"}, cupy=FakeCupy(version="13.6.0")),
-        'CuPy 13.6.0 is older than 14: pip uninstall cupy, then pip install ".[cuda12]"',
+        'CuPy 13.6.0 is older than 14.1: pip uninstall cupy, then pip install ".[cuda12]"',
+    ),
+    "too old a minor version of CuPy": (
+        Machine(13000, installed={"cupy": "14.0.1"}, cupy=FakeCupy(version="14.0.1")),
+        'CuPy 14.0.1 is older than 14.1: pip uninstall cupy, then pip install ".[cuda13]"',
     ),
     "no driver": (
         failing(35, INSUFFICIENT, driver=0),
@@ -196,7 +204,7 @@ def test_what_is_missing_is_one_line_with_advice(on, case):
     machine, message = CASES[case]
     on(machine)
     with pytest.raises(BackendError) as caught:
-        cupy_device.require_cupy()
+        requirements.require_cupy()
     assert str(caught.value) == f"--backend cupy cannot run: {message}"
     assert "\n" not in str(caught.value) and caught.value.exit_status == 2
 
@@ -204,24 +212,24 @@ def test_what_is_missing_is_one_line_with_advice(on, case):
 @pytest.mark.parametrize("capability", ["75", "121"])
 def test_where_all_is_well_cupy_is_returned(on, capability):
     cupy = on(Machine(13000, cupy=FakeCupy(capability=capability)))
-    assert cupy_device.require_cupy() is cupy
+    assert requirements.require_cupy() is cupy
 
 
 def test_a_driver_may_be_newer_than_cupy_or_older_by_a_minor_version(on):
     for driver, runtime in ((14000, 12090), (13000, 13020)):
         cupy = on(Machine(driver, cupy=FakeCupy(driver=driver, runtime=runtime)))
-        assert cupy_device.require_cupy() is cupy
+        assert requirements.require_cupy() is cupy
 
 
 def test_a_long_reason_is_cut():
-    assert len(cupy_device._line(RuntimeError("x" * 500))) == 200
-    assert cupy_device._line(RuntimeError("====\n   \n")) == "RuntimeError"
+    assert len(requirements._line(RuntimeError("x" * 500))) == 200
+    assert requirements._line(RuntimeError("====\n   \n")) == "RuntimeError"
 
 
 def test_the_description_of_a_device(on):
     packages = {"cupy-cuda13x": "14.2.0", "nvidia-cublas": "13.1", "numpy": "2.4"}
     cupy = on(Machine(13000, installed=packages))
-    assert cupy_device.describe(cupy) == {
+    assert requirements.describe(cupy) == {
         "name": "NVIDIA H100 80GB HBM3",
         "compute_capability": "9.0",
         "memory_bytes": 80 * GIB,
@@ -242,7 +250,7 @@ def pool_error(asked, held, more=""):
 
 
 def test_a_full_pool_tells_what_was_asked_and_what_there_is():
-    found = cupy_device.explain_out_of_memory(pool_error(32 * GIB, 40 * GIB), FakeCupy())
+    found = requirements.explain_out_of_memory(pool_error(32 * GIB, 40 * GIB), FakeCupy())
     assert found == Shortage(
         "this run holds 40.0 GiB and asked for 32.0 GiB more; NVIDIA H100 80GB HBM3 has 80.0 GiB, "
         "of which 30.0 GiB are free",
@@ -251,16 +259,16 @@ def test_a_full_pool_tells_what_was_asked_and_what_there_is():
     )
 
 
-def test_a_recorded_steps_own_pool_counts_as_well():
+def test_a_captured_steps_own_pool_counts_as_well():
     cupy = FakeCupy(pool=5 * GIB)
-    found = cupy_device.explain_out_of_memory(pool_error(32 * GIB, 40 * GIB), cupy)
+    found = requirements.explain_out_of_memory(pool_error(32 * GIB, 40 * GIB), cupy)
     assert (found.needed, found.room) == (77 * GIB, 75 * GIB)
 
 
 @pytest.mark.parametrize("default_pool", [40, 5])
 def test_a_limit_holds_for_each_pool(default_pool):
     error = pool_error(32 * GIB, 40 * GIB, f", limit set to: {50 * GIB:,} bytes")
-    found = cupy_device.explain_out_of_memory(error, FakeCupy(pool=default_pool * GIB))
+    found = requirements.explain_out_of_memory(error, FakeCupy(pool=default_pool * GIB))
     beside = 0 if default_pool == 40 else 5
     assert (found.needed, found.room) == ((72 + beside) * GIB, (50 + beside) * GIB)
     assert found.found.endswith("are free, and CUPY_GPU_MEMORY_LIMIT allows each pool 50.0 GiB")
@@ -276,35 +284,35 @@ def test_a_limit_holds_for_each_pool(default_pool):
     ],
 )
 def test_a_library_without_memory_tells_no_amount(text):
-    found = cupy_device.explain_out_of_memory(RuntimeError(text), FakeCupy())
+    found = requirements.explain_out_of_memory(RuntimeError(text), FakeCupy())
     assert "asked for more; NVIDIA H100" in found.found
     assert (found.needed, found.room, found.fitting(64)) == (None, None, None)
 
 
 def test_the_hosts_memory_is_told_apart():
     error = MemoryError("Unable to allocate 7.45 GiB for an array")
-    found = cupy_device.explain_out_of_memory(error, FakeCupy())
+    found = requirements.explain_out_of_memory(error, FakeCupy())
     assert found == Shortage("on the host: Unable to allocate 7.45 GiB for an array")
 
 
 def test_another_error_is_no_shortage():
     for error in (ValueError("cudaErrorMemoryAllocation"), RuntimeError("cudaErrorLaunchFailure")):
-        assert cupy_device.explain_out_of_memory(error, FakeCupy()) is None
-        assert DeviceOps().shortage(error) is None
+        assert requirements.explain_out_of_memory(error, FakeCupy()) is None
+        assert HostDevice("numpy").shortage(error) is None
 
 
 def test_cupys_own_words_are_understood():
     memory = pytest.importorskip("cupy", reason="needs CuPy, but no GPU").cuda.memory
     for limit, told in ((0, None), (5000, "5,000")):
         text = str(memory.OutOfMemoryError(1024, 2048, limit))
-        assert cupy_device._POOL.search(text).groups() == ("1,024", "2,048", told)
+        assert requirements._POOL.search(text).groups() == ("1,024", "2,048", told)
     assert issubclass(memory.OutOfMemoryError, MemoryError)
 
 
 def test_on_the_cpu_numpys_words_are_passed_on():
-    assert DeviceOps().shortage(MemoryError("Unable")) == Shortage("Unable")
-    assert DeviceOps().shortage(MemoryError()) == Shortage("nothing more is known")
-    assert DeviceOps().describe_device() == {}
+    assert HostDevice("numpy").shortage(MemoryError("Unable")) == Shortage("Unable")
+    assert HostDevice("numpy").shortage(MemoryError()) == Shortage("nothing more is known")
+    assert HostDevice("numpy").describe() == {}
 
 
 @pytest.mark.parametrize(
@@ -325,3 +333,31 @@ def test_on_the_cpu_numpys_words_are_passed_on():
 )
 def test_what_would_fit_in_proportion(count, fixed, needed, room, fits):
     assert Shortage("", needed, room).fitting(count, fixed) == fits
+
+
+_WITHOUT_DOWNLOADS = """
+import importlib, pkgutil, sys
+for name in ("pooch", "platformdirs", "requests"):
+    sys.modules[name] = None
+import pytest, snfnp
+for package in (snfnp, importlib.import_module("benchmarks")):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+from snfnp.data.files import cache_folder
+assert cache_folder("mnist").name == "mnist"
+raise SystemExit(pytest.main([sys.argv[1], "--collect-only", "-q", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_the_gpu_needs_no_package_that_only_downloads_need():
+    """The package, the benchmark and the tests of the device are imported without them."""
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_DOWNLOADS, str(tests / "gpu")],
+        env=os.environ | {"PYTHONPATH": str(tests.parent / "scripts")},
+        cwd=tests.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,7 +1,8 @@
-"""The derivations point at things that exist: equations, headings, code, tests, links.
+"""The derivations keep their word: equations, headings, code, tests and links that they point at.
 
 The checks are functions that return a list of problems, so that they can be tried on broken text.
-Whether the formulas hold is checked by the pages themselves: pytest runs their `>>>` blocks.
+Whether the formulas hold is checked by the pages themselves: pytest runs their `>>>` blocks. The
+last section holds what the index needs and no other file tests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.gradients import layer_backward, moved
+from support.trainers import make_trainer
+
+from snfnp.flow import Flow
+from snfnp.gradcheck import GradientError, central_difference, check_gradient
+from snfnp.layers import ActNorm, Linear, SmoothLeakyReLU
+from snfnp.likelihood import TRAINING_NOISE
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey
+from snfnp.rules import Exact, SelfNormalizing
 
 ROOT = Path(__file__).parents[1]
 DERIVATIONS = ROOT / "derivations"
@@ -21,10 +33,13 @@ README = DERIVATIONS / "README.md"
 EQUATIONS = range(1, 32)
 # Equations that nothing implements yet, and what their rows say instead.
 LATER = {31: "later: JVP penalty"}
+# Equations that nothing needs to compute, and what their rows say in the place of code.
+STEPS, STEP = {9, 18, 19}, "a step of the derivation: computed nowhere"
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`(snfnp/[\w/]+\.py): ([\w.]+)`")
 TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
+PAGE_NAME = re.compile(r"\b\d\d-[a-z0-9-]+\.md\b")
 # What a code host may treat as Markdown before it looks at the mathematics: escapes, emphasis
 # (an underscore that no letter or digit precedes), the start of a tag, a link.
 FRAGILE = re.compile(r"\\[^A-Za-z]|\*|(?<![A-Za-z0-9])_|<[A-Za-z/]|\]\(|\n\n")
@@ -38,6 +53,11 @@ def cited(text: str) -> set[int]:
         for first, last in re.findall(r"(\d+)(?:[-–](\d+))?", several):
             numbers.update(range(int(first), int(last or first) + 1))
     return numbers
+
+
+def names(text: str, n: int) -> bool:
+    """Whether a text has the literal "Eq. n": in a list or a range nobody finds it by searching."""
+    return re.search(rf"\bEq\. {n}(?![\d]|[-–]\d)", text) is not None
 
 
 def prose(text: str) -> str:
@@ -150,16 +170,93 @@ def _row_problems(n: int, page: str, code: str, test: str):
             yield f"no such heading: {page}"
         elif n not in cited(section):
             yield f"the section does not mention it: {page}"
-    pointer = CODE.fullmatch(code)
-    source = source_of(ROOT / pointer[1], pointer[2]) if pointer else None
-    if source is None:
-        yield f"no such code: {code}"
-    elif n not in cited(source):
-        yield f"the code does not cite it: {code}"
+    if n in STEPS:
+        if code != STEP:
+            yield f"expected {STEP!r} in the place of {code}"
+    else:
+        pointer = CODE.fullmatch(code)
+        source = source_of(ROOT / pointer[1], pointer[2]) if pointer else None
+        if source is None:
+            yield f"no such code: {code}"
+        elif not names(source, n):
+            yield f"the code does not name it literally: {code}"
     pointer = TEST.fullmatch(test)
     source = source_of(ROOT / pointer[1], pointer[2]) if pointer else None
     if source is None or not pointer[2].startswith("test_"):
         yield f"no such test: {test}"
+
+
+def order_problems(text: str, pages: dict[str, str]) -> list[str]:
+    """What the reading order (in the text of README.md) says wrongly about the pages' links.
+
+    pages: name -> text. A page may link to earlier pages that it builds on, directly or through
+    others, and to later ones.
+    """
+    builds_on: dict[str, set[str]] = {}
+    for row in re.findall(r"^\| \[\d\d .+\|$", text, flags=re.M):
+        page, *_, on = (cell.strip() for cell in row.strip("|").split("|"))
+        builds_on[LINK.search(page)[1][:2]] = set(re.findall(r"\d\d", on))
+    problems = [
+        f"{page} is not in the reading order" for page in pages if page[:2] not in builds_on
+    ]
+    for number, direct in builds_on.items():
+        problems += [f"{number} builds on {other}: later" for other in direct if other >= number]
+    for page, page_text in pages.items():
+        number = page[:2]
+        known, new = set(), {number}
+        while new:
+            known |= new
+            new = set().union(*(builds_on.get(n, set()) for n in new)) - known
+        used = {link[:2] for link in LINK.findall(prose(page_text)) if PAGE_NAME.match(link)}
+        problems += [
+            f"{page} uses {other}: the reading order does not say so"
+            for other in sorted(used - known)
+            if other < number
+        ]
+    return problems
+
+
+def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
+    """Modules that do not name their derivation, and names of derivations that lead nowhere.
+
+    * A module that a page points at names, in its docstring, one of the pages that point at it.
+    * A page that a module names exists and points at it, or at the definition in its room.
+    * The overrides of an operation's definition name a page that the definition names.
+    """
+    problems = []
+    pointing: dict[str, set[str]] = {}
+    for page, text in pages.items():
+        for module, _ in CODE.findall(text):
+            pointing.setdefault(module, set()).add(page)
+    naming = {
+        path.relative_to(root).as_posix(): set(PAGE_NAME.findall(_docstring(path)))
+        for path in sorted((root / "snfnp").rglob("*.py"))
+    }
+    for module, by in sorted(pointing.items()):
+        if module in naming and not naming[module] & by:
+            problems.append(f"{module}: the docstring names none of {', '.join(sorted(by))}")
+    for module, named in naming.items():
+        definition = f"{module.rpartition('/')[0]}/definition.py"
+        for page in sorted(named):
+            if page not in pages:
+                problems.append(f"{module}: names {page}: no such page")
+            elif page not in pointing.get(module, set()) | pointing.get(definition, set()):
+                problems.append(f"{module}: names {page}, which does not point at it")
+        overrides = module.startswith("snfnp/ops/") and module.endswith(("/cpu.py", "/gpu.py"))
+        if overrides and naming.get(definition) and not named & naming[definition]:
+            by = ", ".join(sorted(naming[definition]))
+            problems.append(f"{module}: the docstring names none of {by}")
+    return list(dict.fromkeys(problems))
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def numbered_pages() -> dict[str, str]:
+    return {
+        page.name: page.read_text(encoding="utf-8") for page in PAGES if PAGE_NAME.match(page.name)
+    }
 
 
 # ---------------------------------------------------------------- the derivations
@@ -178,9 +275,12 @@ def test_page(page):
     assert re.search(r"^>>> ", text, flags=re.M), "no executable check"
 
 
-def test_every_page_is_in_the_reading_order():
-    linked = set(LINK.findall(README.read_text(encoding="utf-8")))
-    assert {page.name for page in PAGES} - {"README.md"} <= linked
+def test_the_reading_order_tells_what_the_pages_use():
+    assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
+
+
+def test_every_module_names_its_derivation_and_every_derivation_its_modules():
+    assert module_problems(ROOT, numbered_pages()) == []
 
 
 # ---------------------------------------------------------------- the guard itself
@@ -200,9 +300,17 @@ def test_every_page_is_in_the_reading_order():
         (r"^(\| 6 \|.*)#eq-6-layers-add-up", r"\1#preprocessing-counts", "Eq. 6: the section does"),
         (r"^(\| 6 \|.*)snfnp/flow.py", r"\1snfnp/flows.py", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.foreword", "Eq. 6: no such code"),
-        (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not cite it"),
-        (r"^(\| 6 \|.*)tests/test_likelihood.py", r"\1tests/test_gone.py", "Eq. 6: no such test"),
-        (r"^(\| 6 \|.*)::test_ledger", r"\1::test_leger", "Eq. 6: no such test"),
+        (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not name it"),
+        (r"^(\| 15 \|.*)SelfNormalizing", r"\1Relative", "Eq. 15: the code does not name it"),
+        (
+            r"^(\| 9 \|.*)a step of the.*?nowhere",
+            r"\1`snfnp/rules.py: Exact`",
+            "Eq. 9: expected 'a",
+        ),
+        (r"^(\| 18 \|.*)a step of", r"\1one step of", "Eq. 18: expected 'a step"),
+        (r"^(\| 8 \|.*)`snfnp.*?`", r"\1a step of the derivation: computed nowhere", "Eq. 8: no s"),
+        (r"^(\| 1 \|.*)tests/test_likelihood.py", r"\1tests/test_gone.py", "Eq. 1: no such test"),
+        (r"^(\| 1 \|.*)::test_log_prob", r"\1::test_log_probe", "Eq. 1: no such test"),
         (r"^(\| 6 \|.*)`snfnp.*?`", r"\1later: convolutions", "Eq. 6: no such code"),
     ],
 )
@@ -249,6 +357,97 @@ def test_guard_lets_a_good_page_pass(check, text):
     assert check(README, text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("Eq. 15", True),
+        ("(Eq. 14; Eq. 15)", True),
+        ("Eq. 15, with Eq. 3", True),
+        ("Eq. 15.", True),
+        ("Eqs. 14, 15 and 21", False),
+        ("Eqs. 15-20", False),
+        ("Eqs. 8-11, 15", False),
+        ("Eq. 15-20", False),
+        ("Eq. 15–20", False),
+        ("Eq. 1", False),
+        ("Eq. 150", False),
+        ("sEq. 15", False),
+        ("Eq 15", False),
+    ],
+)
+def test_only_a_literal_names_an_equation(text, named):
+    assert names(text, 15) is named
+
+
+ORDER = """
+| [01 One](01-one.md) | what | |
+| [02 Two](02-two.md) | what | 01 |
+| [03 Three](03-three.md) | what | 02 |
+| [04 Four](04-four.md) | what | 01 |
+"""
+LINKED = {
+    "01-one.md": "see [later](03-three.md)",
+    "02-two.md": "",
+    "03-three.md": "[one](01-one.md#it) and [two](02-two.md)",
+    "04-four.md": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "pages", "problem"),
+    [
+        (ORDER.replace("| 02 |", "| |"), {}, "03-three.md uses 01: the reading order does not"),
+        (ORDER, {"04-four.md": "[two](02-two.md)"}, "04-four.md uses 02: the reading order does"),
+        (ORDER, {"05-five.md": ""}, "05-five.md is not in the reading order"),
+        (ORDER.replace("| 02 |", "| 04 |"), {}, "03 builds on 04: later"),
+    ],
+)
+def test_guard_finds_a_wrong_reading_order(text, pages, problem):
+    assert order_problems(ORDER, LINKED) == []
+    assert any(found.startswith(problem) for found in order_problems(text, LINKED | pages))
+
+
+MODULES = {
+    "snfnp/flow.py": '"""Derivation: derivations/01-one.md."""',
+    "snfnp/free.py": '"""A module that no page needs."""',
+    "snfnp/ops/conv/definition.py": '"""See derivations/02-two.md."""',
+    "snfnp/ops/conv/cpu.py": '"""On the CPU; derivations/02-two.md."""',
+}
+POINTING = {
+    "01-one.md": "`snfnp/flow.py: Flow`",
+    "02-two.md": "`snfnp/ops/conv/definition.py: Conv` `snfnp/flow.py: Flow.log_dets`",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "pages", "problem"),
+    [
+        ({"snfnp/flow.py": '"""A flow."""'}, {}, "snfnp/flow.py: the docstring names none of 01"),
+        ({"snfnp/flow.py": "# 01-one.md"}, {}, "snfnp/flow.py: the docstring names none of 01"),
+        ({}, {"02-two.md": "`snfnp/free.py: f`"}, "snfnp/free.py: the docstring names none of 02"),
+        ({"snfnp/flow.py": '"""01-gone.md, 01-one.md"""'}, {}, "snfnp/flow.py: names 01-gone.md"),
+        ({}, {"01-one.md": ""}, "snfnp/flow.py: names 01-one.md, which does not point at it"),
+        (
+            {"snfnp/free.py": '"""01-one.md"""'},
+            {},
+            "snfnp/free.py: names 01-one.md, which does not",
+        ),
+        (
+            {"snfnp/ops/conv/gpu.py": '"""CUDA."""'},
+            {},
+            "snfnp/ops/conv/gpu.py: the docstring names",
+        ),
+    ],
+)
+def test_guard_finds_a_module_without_its_derivation(files, pages, problem, tmp_path):
+    for change, wanted in (({}, None), (files, problem)):
+        for file, text in (MODULES | change).items():
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(text, encoding="utf-8")
+        found = module_problems(tmp_path, POINTING | (pages if wanted else {}))
+        assert any(f.startswith(wanted) for f in found) if wanted else found == []
+
+
 def test_cited_reads_numbers_lists_and_ranges():
     assert cited("Eq. 3") == {3}
     assert cited("Eqs. 4, 5, 8-11, 15") == {4, 5, 8, 9, 10, 11, 15}
@@ -256,3 +455,144 @@ def test_cited_reads_numbers_lists_and_ranges():
     assert cited("Eq. 9 and Eq. 18, 2 of them") == {9, 18}
     assert cited("Eq. 12") != {1}
     assert cited("equation 7, Eq 7, sEq. 7") == set()
+
+
+# ---------------------------------------------------------------- what no other file tests
+
+
+def log_normal(z):
+    """log N(z; 0, I) per row."""
+    return -0.5 * np.sum(z * z, axis=1) - 0.5 * z.shape[1] * np.log(2 * np.pi)
+
+
+def test_log_determinants_add_up_to_that_of_the_whole_jacobian(ops):
+    """Eq. 6: ldj of `Flow.forward`, and the data-independent log-determinants."""
+    d, rng = 4, np.random.default_rng(6)
+    layers = (
+        ("actnorm", ActNorm()),
+        ("dense1", Linear(Dense(d), Exact())),
+        ("activation1", SmoothLeakyReLU(0.3)),
+        ("dense2", Linear(Dense(d), Exact())),
+        ("activation2", SmoothLeakyReLU(0.3)),
+    )
+    flow = Flow((d,), layers)
+    params, x = moved(flow.init(0), rng, 0.3), rng.standard_normal((3, d))
+
+    def whole(flow):
+        (z,), ldj, _ = flow.forward(ops, params, x)
+        return z, ldj + sum(flow.log_dets(ops, params).values())
+
+    columns = [
+        central_difference(lambda v: flow.forward(ops, params, v)[0][0], x, e[None, :], 1e-2)
+        for e in np.eye(d)
+    ]
+    expected = np.linalg.slogdet(np.stack(columns, axis=2))[1]
+    np.testing.assert_allclose(whole(flow)[1], expected, rtol=0, atol=1e-9)
+    for name, layer in flow.layers:  # without any one of them the sum would be another
+        assert np.abs(whole(Flow((d,), ((name, layer),)))[1]).min() > 1e-2, name
+
+
+def plain_mixture(p, x, inverses):
+    """log p^f (or p^g, through the inverses of R) of the two-layer flow, averaged over the rows."""
+    total, h = 0.0, x
+    for name in ("dense1", "dense2"):
+        w = np.linalg.inv(p[name]["R"]) if inverses else p[name]["W"]
+        h = h @ w.T + p[name]["b"]
+        total += np.linalg.slogdet(w)[1]
+        if name == "dense1":
+            total += np.mean(np.sum(np.log(0.3 + 0.7 / (1 + np.exp(-h))), axis=1))
+            h = 0.3 * h + 0.7 * np.logaddexp(0, h)
+    return float(total + np.mean(log_normal(h)))
+
+
+def test_a_training_step_has_the_gradient_of_eq_3(ops):
+    """What `Trainer` hands to Adam, for several images, by central differences of plain formulas.
+
+    With R_k = W_k⁻¹ it is the gradient of both densities and λ adds nothing; with another R_k, λ
+    adds the gradient of −λ Σ_k ‖R_k W_k h_k − h_k‖² with the inputs h_k held constant.
+    """
+    d, rng = 4, np.random.default_rng(3)
+    layers = (
+        ("dense1", Linear(Dense(d))),
+        ("activation1", SmoothLeakyReLU(0.3)),
+        ("dense2", Linear(Dense(d))),
+    )
+    images, lam = rng.integers(64, 192, (5, d)).astype(np.uint8), 0.7  # logits of size 1
+    trainer = make_trainer(ops, flow=Flow((d,), layers), dtype="float64")
+    key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
+    x, _ = trainer.flow.encode(ops, images, key, np.float64)
+
+    def gradients(params, lam):
+        for name, named in params.items():
+            for parameter, value in named.items():
+                trainer.params[name][parameter][...] = value
+        trainer.step, trainer.lam = 0, lam
+        trainer.training_step(images)
+        return {layer: {k: v.copy() for k, v in g.items()} for layer, g in trainer.grads.items()}
+
+    def check(objective, params, grads, name, parameter):
+        def moved_to(v):
+            return objective({**params, name: {**params[name], parameter: v}})
+
+        point, gradient = params[name][parameter], grads[name][parameter]
+        check_gradient(moved_to, point, gradient, rng=rng, h=2e-3)
+        with pytest.raises(GradientError):  # not averaged over the batch
+            check_gradient(moved_to, point, len(x) * gradient, rng=rng, h=2e-3)
+
+    params = {name: moved(p, rng, 0.2) for name, p in trainer.flow.init(0).items()}
+    exactly = {name: {**p, "R": np.linalg.inv(p["W"])} if p else p for name, p in params.items()}
+    grads = gradients(exactly, lam)
+
+    def mixture(p):
+        return 0.5 * plain_mixture(p, x, False) + 0.5 * plain_mixture(p, x, True)
+
+    for name in ("dense1", "dense2"):
+        for parameter in ("W", "R", "b"):
+            check(mixture, exactly, grads, name, parameter)
+
+    a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
+    inputs = {"dense1": x, "dense2": 0.3 * a + 0.7 * np.logaddexp(0, a)}  # h_k, held constant
+
+    def penalty(p):
+        errors = (h @ (p[k]["R"] @ p[k]["W"] - np.eye(d)).T for k, h in inputs.items())
+        return float(-lam * sum(np.mean(np.sum(e * e, axis=1)) for e in errors))
+
+    with_penalty, without = gradients(params, lam), gradients(params, 0.0)
+    for name in ("dense1", "dense2"):
+        of_penalty = {k: with_penalty[name][k] - without[name][k] for k in ("W", "R")}
+        for parameter in ("W", "R"):
+            check(penalty, params, {name: of_penalty}, name, parameter)
+        np.testing.assert_array_equal(with_penalty[name]["b"], without[name]["b"])
+
+
+def test_the_update_of_a_convolution_by_its_written_out_matrices(ops):
+    """Eqs. 15 and 16 with data, ½ and the reconstruction error: T(w), T(r) and sums over the places
+    of each kernel element, by loops and without the package."""
+    height, width, channels, lam = 4, 3, 2, 0.7
+    shape, d = (height, width, channels), height * width * channels
+    rng = np.random.default_rng(15)
+    f = Conv2d((3, 3), channels)
+    w, r = rng.standard_normal((2, *f.weight_shape))
+    x, dz = rng.standard_normal((2, 5, *shape))
+    dldj = rng.standard_normal(5)
+
+    places = np.zeros((*f.weight_shape, d, d))  # U_i: 1 where element i stands in T
+    index = np.arange(d).reshape(shape)
+    for u, v, a, b in np.ndindex(height, width, 3, 3):
+        if 0 <= u + a - 1 < height and 0 <= v + b - 1 < width:
+            for i, o in np.ndindex(channels, channels):
+                places[a, b, i, o, index[u, v, o], index[u + a - 1, v + b - 1, i]] = 1
+    t_w, t_r = (np.tensordot(k, places, axes=4) for k in (w, r))
+    rows, deltas = x.reshape(5, d), dz.reshape(5, d)
+    z, error = rows @ t_w.T, rows @ (t_r @ t_w - np.eye(d)).T
+    eq_15 = 0.5 * (deltas.T @ rows + dldj.sum() * t_r.T) - 2 * lam / 5 * (error @ t_r).T @ rows
+    eq_16 = -0.5 * ((deltas @ t_w).T @ z + dldj.sum() * t_w.T) - 2 * lam / 5 * error.T @ z
+
+    layer, p = Linear(f, SelfNormalizing(), bias=False), {"W": w, "R": r}
+    _, _, cache = layer.forward(ops, p, x)
+    _, grads, _ = layer_backward(ops, layer, p, cache, dz, dldj=dldj, lam=lam)
+    for name, matrix in (("W", eq_15), ("R", eq_16)):
+        expected = np.einsum("abioxy,xy->abio", places, matrix)
+        np.testing.assert_allclose(grads[name], expected, rtol=0, atol=1e-11)
+        transposed = np.einsum("abioxy,yx->abio", places, matrix)
+        assert np.abs(transposed - expected).max() > 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.gradients import moved
 
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
@@ -13,10 +14,7 @@ from snfnp.rules import Exact
 def setting(model="fc", rule=None):
     flow = PRESETS[model].build(Choices(**({"rule": rule} if rule else {})), (4, 4, 1))
     rng = np.random.default_rng(0)
-    params = {
-        layer: {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in named.items()}
-        for layer, named in flow.init(0).items()
-    }
+    params = moved(flow.init(0), rng)
     return get_ops("numpy"), flow, params, rng.standard_normal((20, *flow.shape))
 
 

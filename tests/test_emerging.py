@@ -8,13 +8,13 @@ import math
 import numba
 import numpy as np
 import pytest
+from support.gradients import layer_backward
 
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import CausalConv2d, Linear, SpatialFlip, emerging_layers
 from snfnp.ops import get_ops
-from snfnp.rules import Reconstruction
 
 SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
 EPS = np.finfo(np.float64).eps
@@ -106,25 +106,24 @@ def test_backward_is_the_transposed_matrix(ops, shape):
     layer, p, x = case(shape)
     delta = np.random.default_rng(1).standard_normal(x.shape)
     _, _, cache = layer.forward(ops, p, x)
-    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
-    dx = layer.backward(ops, p, cache, delta, np.full(len(x), 1 / len(x)), g, Reconstruction(1.0))
+    dx, grads, _ = layer_backward(ops, layer, p, cache, delta)
     t = matrix(layer, ops, p, shape)
     expected = (delta.reshape(len(x), -1) @ t).reshape(x.shape)
     np.testing.assert_allclose(dx, expected, rtol=0, atol=100 * EPS * np.abs(delta).max())
-    np.testing.assert_array_equal(np.tril(g["W"][1, 1], -1), 0)
+    np.testing.assert_array_equal(np.tril(grads["W"][1, 1], -1), 0)
     atol = x.size * EPS * np.abs(delta).max()
-    np.testing.assert_allclose(g["b"], delta.sum(axis=(0, 1, 2)), rtol=0, atol=atol)
+    np.testing.assert_allclose(grads["b"], delta.sum(axis=(0, 1, 2)), rtol=0, atol=atol)
 
 
 def test_the_gradient_of_the_log_determinant_is_one_over_the_diagonal(ops):
     shape, volume = (4, 5, 3), 0.7
     layer, p, x = case(shape)
     _, _, cache = layer.forward(ops, p, x)
-    g = {name: np.full_like(value, np.nan) for name, value in p.items()}
-    layer.backward(ops, p, cache, 0 * x, np.full(len(x), volume / len(x)), g)
+    dldj = np.full(len(x), volume / len(x))
+    _, grads, _ = layer_backward(ops, layer, p, cache, 0 * x, dldj=dldj)
     expected = np.zeros((2, 2, 3, 3))
     expected[1, 1] = volume * 20 * np.diag(1 / p["W"][1, 1].diagonal())
-    np.testing.assert_allclose(g["W"], expected, rtol=1e-14)
+    np.testing.assert_allclose(grads["W"], expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
@@ -132,11 +131,10 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
     layer, p, x = case((3, 4, 2))
     z, _, cache = layer.forward(ops, p, x)
     p["W"][1, 1, 1, 1] = value
-    g = {name: np.empty_like(array) for name, array in p.items()}
     for call in (
         lambda: layer.log_det(ops, p, (3, 4, 2)),
         lambda: layer.inverse(ops, p, z),
-        lambda: layer.backward(ops, p, cache, z, np.ones(len(x)), g),
+        lambda: layer_backward(ops, layer, p, cache, z),
     ):
         with pytest.raises(SingularMatrixError, match="diagonal"):
             call()
@@ -195,13 +193,13 @@ def test_emerging_convolution(ops, shape):
     assert kinds == [Linear, CausalConv2d, SpatialFlip, CausalConv2d, SpatialFlip]
     dimension = math.prod(shape)
     x = np.eye(dimension).reshape(dimension, *shape)
-    z, ldj, _ = flow.forward(ops, params, x)
-    offset, _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
+    (z,), ldj, _ = flow.forward(ops, params, x)
+    (offset,), _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
     jacobian = (z - offset).reshape(dimension, dimension).T
     sign_and_log = np.linalg.slogdet(jacobian)
     log_det = sum(flow.log_dets(ops, params).values())
     np.testing.assert_allclose(log_det + ldj, sign_and_log[1], rtol=1e-11, atol=1e-11)
-    back = flow.inverse(ops, params, z, exact=True)
+    back = flow.inverse(ops, params, (z,), exact=True)
     np.testing.assert_allclose(back, x, rtol=0, atol=100 * EPS * np.linalg.cond(jacobian))
 
 
@@ -210,9 +208,9 @@ def test_emerging_convolution_sees_its_eight_neighbours(ops):
     rng = np.random.default_rng(6)
     flow, params = flow_and_parameters((7, 7, 1), rng)
     x = rng.standard_normal((1, 7, 7, 1))
-    before, _, _ = flow.forward(ops, params, x)
+    (before,), _, _ = flow.forward(ops, params, x)
     x[0, 3, 3, 0] += 1.0
-    after, _, _ = flow.forward(ops, params, x)
+    (after,), _, _ = flow.forward(ops, params, x)
     window = np.zeros((7, 7), bool)
     window[2:5, 2:5] = True
     np.testing.assert_array_equal((after != before)[0, :, :, 0], window)

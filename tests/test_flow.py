@@ -1,16 +1,30 @@
-"""A chain of layers: round trips, determinants, and naming the layer where something went wrong."""
+"""A chain of layers: round trips, determinants, latents, gradients, and the name of the layer where
+something went wrong."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from support.gradients import flow_backward, mean_log_density, moved
 
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Linear, SmoothLeakyReLU
-from snfnp.maps import Dense
+from snfnp.gradcheck import check_gradient
+from snfnp.layers import (
+    ActNorm,
+    AffineCoupling,
+    Linear,
+    Parameterless,
+    Preprocess,
+    SmoothLeakyReLU,
+    SplitPrior,
+    Squeeze,
+)
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 
 D, N = 6, 5
 
@@ -28,11 +42,7 @@ def small_flow(rule=None):
 
 
 def random_params(flow, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        layer: {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in named.items()}
-        for layer, named in flow.init(seed).items()
-    }
+    return moved(flow.init(seed), np.random.default_rng(seed), 0.2)
 
 
 @pytest.fixture
@@ -43,7 +53,7 @@ def x():
 def test_forward_is_the_chain(ops, x):
     flow = small_flow()
     params = random_params(flow)
-    z, ldj, caches = flow.forward(ops, params, x)
+    (z,), ldj, caches = flow.forward(ops, params, x)
     a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
     h = 0.3 * a + 0.7 * np.log(1 + np.exp(a))
     expected = h @ params["dense2"]["W"].T + params["dense2"]["b"]
@@ -57,18 +67,19 @@ def test_forward_is_the_chain(ops, x):
 def test_exact_inverse_undoes_forward(ops, x, rule):
     flow = small_flow(rule)
     params = random_params(flow)
-    z, _, _ = flow.forward(ops, params, x)
-    np.testing.assert_allclose(flow.inverse(ops, params, z, exact=True), x, rtol=0, atol=1e-12)
+    latents, _, _ = flow.forward(ops, params, x)
+    back = flow.inverse(ops, params, latents, exact=True)
+    np.testing.assert_allclose(back, x, rtol=0, atol=1e-12)
 
 
 def test_learned_inverse_undoes_forward_where_it_is_one(ops, x):
     flow = small_flow()
     params = random_params(flow)
-    z, _, _ = flow.forward(ops, params, x)
-    assert np.max(np.abs(flow.inverse(ops, params, z) - x)) > 1e-2
+    latents, _, _ = flow.forward(ops, params, x)
+    assert np.max(np.abs(flow.inverse(ops, params, latents) - x)) > 1e-2
     for name in ("dense1", "dense2"):
         params[name]["R"] = np.linalg.inv(params[name]["W"])
-    np.testing.assert_allclose(flow.inverse(ops, params, z), x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(flow.inverse(ops, params, latents), x, rtol=0, atol=1e-12)
 
 
 def test_a_flow_without_a_learned_inverse_says_so(ops, x):
@@ -76,7 +87,7 @@ def test_a_flow_without_a_learned_inverse_says_so(ops, x):
     assert not flow.has_learned_inverse
     assert small_flow().has_learned_inverse
     with pytest.raises(UsageError, match="learned no inverse") as caught:
-        flow.inverse(ops, random_params(flow), x)
+        flow.inverse(ops, random_params(flow), (x,))
     assert "\n" not in str(caught.value)
 
 
@@ -103,6 +114,162 @@ def test_dimension_and_shapes():
     assert Flow(shape=(4, 3, 2), layers=()).dimension == 24
 
 
+def test_parameter_shapes_are_those_of_the_initial_parameters():
+    for flow in (small_flow(), small_flow(Exact()), split_flow()):
+        shapes = flow.parameter_shapes()
+        initial = flow.init(0)
+        assert list(shapes) == list(initial)
+        for layer, named in initial.items():
+            found = {name: tuple(shape) for name, shape in shapes[layer].items()}
+            assert list(found.items()) == [(name, value.shape) for name, value in named.items()]
+
+
+def test_images_are_encoded_and_decoded_by_the_preprocessing(ops):
+    flow = split_flow()
+    images = np.random.default_rng(5).integers(0, 256, (N, 4, 4, 2)).astype(np.uint8)
+    key = RandomKey(1, 2, 3)
+    for given in (images, images.reshape(N, -1)):
+        x, ldj = flow.encode(ops, given, key, np.float64)
+        expected = flow.preprocess.forward(ops, images, key, np.float64)
+        for found, value in zip((x, ldj), expected, strict=True):
+            np.testing.assert_array_equal(found, value)
+        assert x.shape == (N, *flow.shape) and ldj.shape == (N,)
+        np.testing.assert_array_equal(flow.decode(ops, x), images)
+    assert flow.encode(ops, images, key, np.float32)[0].dtype == np.float32
+
+
+# ---------------------------------------------------------------- latents that leave on the way
+
+
+def split_flow():
+    """Two splits: latents of (2, 2, 4), (1, 1, 8) and (1, 1, 8) values."""
+    return Flow(
+        (4, 4, 2),
+        (
+            ("squeeze1", Squeeze()),
+            ("mix1", Linear(Conv2d((1, 1), 8), Exact(), init_kind="orthogonal")),
+            ("split1", SplitPrior(AffineCoupling(8, 3))),
+            ("squeeze2", Squeeze()),
+            ("mix2", Linear(Conv2d((1, 1), 16), Exact(), bias=False, init_kind="orthogonal")),
+            ("split2", SplitPrior(ActNorm())),
+            ("activation", SmoothLeakyReLU(0.3)),
+        ),
+        Preprocess(alpha=0.05),
+    )
+
+
+def split_case(dtype=np.float64):
+    flow, rng = split_flow(), np.random.default_rng(3)
+    params = moved(flow.init(0), rng)
+    params = {layer: {k: v.astype(dtype) for k, v in p.items()} for layer, p in params.items()}
+    return flow, params, rng.standard_normal((N, *flow.shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_latents_are_those_of_the_splits_in_order_and_then_z(ops, recompute):
+    flow, params, x = split_case()
+    assert flow.latent_names == ("split1", "split2", "z")
+    assert flow.latent_shapes == ((2, 2, 4), (1, 1, 8), (1, 1, 8))
+    found, ldj, _ = flow.forward(ops, params, x, recompute)
+    assert isinstance(found, tuple)
+    expected, volume = [], 0
+    for name, layer in flow.layers:
+        x, layer_ldj, cache = layer.forward(ops, params[name], x)
+        volume = volume + layer_ldj
+        if name.startswith("split"):
+            expected.append(cache["latent"])
+    for latent, value in zip(found, (*expected, x), strict=True):
+        np.testing.assert_array_equal(latent, value)
+    np.testing.assert_allclose(ldj, volume, rtol=1e-13)  # and no density of a latent in it
+
+
+def test_log_density_is_a_standard_gaussians_of_all_latents(ops):
+    flow, params, x = split_case()
+    latents, _, _ = flow.forward(ops, params, x)
+    expected = sum(norm.logpdf(latent).reshape(N, -1).sum(axis=1) for latent in latents)
+    found = flow.log_density(ops, latents)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    parts = [flow.log_density(ops, (latent,)) for latent in latents]
+    np.testing.assert_allclose(sum(parts), found, rtol=1e-13)
+    # no latent may be left out
+    for missing in range(3):
+        rest = [part for index, part in enumerate(parts) if index != missing]
+        assert np.min(np.abs(sum(rest) - found)) > 0.1
+
+
+def test_latent_gradients_are_those_of_the_mean_log_density(ops):
+    flow, params, x = split_case()
+    latents, _, _ = flow.forward(ops, params, x)
+    gradients = flow.latent_gradients(latents)
+    rng = np.random.default_rng(4)
+    for index, (latent, gradient) in enumerate(zip(latents, gradients, strict=True)):
+
+        def objective(v, index=index):
+            varied = (*latents[:index], v, *latents[index + 1 :])
+            return float(flow.log_density(ops, varied).mean())
+
+        check_gradient(objective, latent, gradient, rng=rng, name=flow.latent_names[index])
+
+
+def test_latents_and_their_gradients_stay_in_single_precision(ops):
+    flow, params, x = split_case(np.float32)
+    found = flow_backward(ops, flow, params, x)
+    arrays = [*found.latents, found.ldj, found.dx, *flow.latent_gradients(found.latents)]
+    arrays.append(flow.log_density(ops, found.latents))
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_a_flow_with_splits(ops, recompute):
+    """Of the mean exact log-density, every latent's in it, for x and each parameter apart."""
+    flow, params, x = split_case()
+    found = flow_backward(ops, flow, params, x, recompute=recompute)
+    rng, small = np.random.default_rng(6), 3e-4  # the coupling's network has kinks
+
+    def objective(x, p):
+        return mean_log_density(ops, flow, p, x)
+
+    check_gradient(lambda v: objective(v, params), x, found.dx, rng=rng, h=small, rtol=1e-8)
+    for layer, named in params.items():
+        for name, value in named.items():
+            check_gradient(
+                lambda v, layer=layer, name=name: objective(
+                    x, {**params, layer: {**params[layer], name: v}}
+                ),
+                value,
+                found.grads[layer][name],
+                rng=rng,
+                h=small,
+                rtol=1e-8,
+                name=f"{layer}.{name}",
+            )
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_latents_gradient_that_is_left_out_is_missed(ops, missing):
+    """Negative control: each part of `dlatents` reaches δ_x, from its own layer on."""
+    flow, params, x = split_case()
+    latents, _, caches = flow.forward(ops, params, x)
+    layout = Layout.of(flow.parameter_shapes())
+    found = flow_backward(ops, flow, params, x)
+    dlatents = list(flow.latent_gradients(latents))
+    dlatents[missing] = 0 * dlatents[missing]
+    grads = layout.views(np.zeros(layout.size))
+    dx = flow.backward(found.ctx, params, caches, tuple(dlatents), grads)
+    assert np.max(np.abs(dx - found.dx)) > 1e-3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_first_nonfinite_looks_at_latents_that_leave(ops, bad):
+    """The last channel is in split2's latent, and in no later layer's input."""
+    flow, params, x = split_case()
+    assert flow.first_nonfinite(ops, params, x) is None
+    params["split2"]["t"][-1] = bad
+    latents, _, _ = flow.forward(ops, params, x)
+    assert [bool(np.isfinite(latent).all()) for latent in latents] == [True, False, True]
+    assert flow.first_nonfinite(ops, params, x) == "split2"
+
+
 # ---------------------------------------------------------------- where something went wrong
 
 
@@ -112,7 +279,7 @@ def test_a_singular_layer_is_named(ops, x):
     params["dense2"]["W"] = np.zeros((D, D))
     for call in (
         lambda: flow.log_dets(ops, params),
-        lambda: flow.inverse(ops, params, x, exact=True),
+        lambda: flow.inverse(ops, params, (x,), exact=True),
     ):
         with pytest.raises(SingularMatrixError, match="^layer dense2: .*singular") as caught:
             call()
@@ -123,11 +290,8 @@ def test_a_singular_layer_is_named_in_the_backward_pass(ops, x):
     flow = small_flow(Exact())
     params = random_params(flow)
     params["dense1"]["W"] = np.zeros((D, D))
-    layout = Layout.of(params)
-    grads = layout.views(np.zeros(layout.size))
-    z, _, caches = flow.forward(ops, params, x)
     with pytest.raises(SingularMatrixError, match="^layer dense1: "):
-        flow.backward(ops, params, caches, -z, np.ones(N), grads, Reconstruction(1.0))
+        flow_backward(ops, flow, params, x)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -143,14 +307,8 @@ def test_first_nonfinite_names_the_layer(ops, x, bad):
 
 
 @dataclass(frozen=True)
-class BadVolume:
+class BadVolume(Parameterless):
     """The identity with a log-determinant that is not finite."""
-
-    def init(self, rng, shape):
-        return {}
-
-    def output_shape(self, shape):
-        return shape
 
     def forward(self, ops, p, x):
         return x, ops.xp.full(len(x), -np.inf), {}
@@ -163,7 +321,7 @@ def test_first_nonfinite_looks_at_log_determinants(ops, x):
 
 def test_first_nonfinite_gradient_names_layer_and_parameter(ops):
     flow = small_flow()
-    layout = Layout.of(flow.init(0))
+    layout = Layout.of(flow.parameter_shapes())
     grads = layout.views(np.zeros(layout.size))
     assert flow.first_nonfinite_gradient(ops, grads) is None
     grads["dense1"]["R"][1, 1] = np.inf

@@ -1,4 +1,4 @@
-"""The checks themselves: a right layer passes, and each way of being wrong is caught and shown."""
+"""The checks themselves: what is right passes, and each way of being wrong is caught and shown."""
 
 import math
 from dataclasses import dataclass
@@ -6,28 +6,34 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from snfnp.context import BackwardContext
 from snfnp.gradcheck import (
-    STENCILS,
     GradientError,
     as_matrix,
     central_difference,
     check_gradient,
     check_layer,
     convergence,
+    measure_gradient,
 )
-from snfnp.layers import Linear
-from snfnp.maps import Dense
-from snfnp.ops import get_ops
+from snfnp.gradcheck.differences import STENCILS
+from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
+from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
 D = 4
 
 
 @dataclass(frozen=True)
-class SinhLayer:
+class SinhLayer(Layer):
     """z = sinh(A x) + t, as a user would write it, with one flaw at a time."""
 
     flaw: str = ""
+
+    def parameter_shapes(self, shape):
+        if self.flaw == "order of parameters":
+            return {"t": (D,), "A": (D, D)}
+        return {"A": (D, D), "t": (D + 1,) if self.flaw == "parameter shape" else (D,)}
 
     def init(self, rng, shape):
         return {"A": np.eye(D), "t": np.zeros(D)}
@@ -45,14 +51,20 @@ class SinhLayer:
             ldj = ldj.sum(keepdims=True).repeat(2)
         if self.flaw == "single precision":
             z = z.astype(np.float32)
+        if self.flaw == "widened z":
+            z = z + np.zeros(D)
+        if self.flaw == "widened ldj":
+            ldj = ldj + np.zeros(1)
+        if self.flaw == "x overwritten":
+            x *= 0.5
         return z, ldj, {"x": x, "u": u}
 
     def inverse(self, ops, p, z):
         u = np.arcsinh(z if self.flaw == "inverse without t" else z - p["t"])
         return np.linalg.solve(p["A"], u.T).T
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        x, u = cache["x"], cache["u"]
+    def backward(self, ctx, p, cache, dz, grads):
+        x, u, dldj = cache["x"], cache["u"], ctx.dldj
         volume = dldj[:, None] * np.tanh(u)
         if self.flaw == "sign of the volume term":
             volume = -volume
@@ -66,20 +78,25 @@ class SinhLayer:
             gradient = gradient.T
         if self.flaw == "A without its log-determinant":
             gradient = du.T @ x
-        g["A"][...] = gradient
+        grads["A"][...] = gradient
         if self.flaw == "t zeroed":
-            g["t"][...] = 0
+            grads["t"][...] = 0
         elif self.flaw == "t rebound":
-            g["t"] = dz.sum(axis=0)
+            grads["t"] = dz.sum(axis=0)
         elif self.flaw == "t added to what was there":
-            g["t"] += dz.sum(axis=0)
+            grads["t"] += dz.sum(axis=0)
         elif self.flaw == "t half written":
-            g["t"][:2] = dz.sum(axis=0)[:2]
+            grads["t"][:2] = dz.sum(axis=0)[:2]
         elif self.flaw == "t averaged":
-            g["t"][...] = dz.mean(axis=0)
+            grads["t"][...] = dz.mean(axis=0)
         elif self.flaw != "t unwritten":
-            g["t"][...] = dz.sum(axis=0)
-        return (-1 if self.flaw == "sign of dx" else 1) * du @ p["A"]
+            grads["t"][...] = dz.sum(axis=0)
+        dx = (-1 if self.flaw == "sign of dx" else 1) * du @ p["A"]
+        overwritten = {"dz": dz, "dldj": dldj, "cache": u, "A": p["A"]}
+        for name, array in overwritten.items():
+            if self.flaw == f"{name} overwritten":
+                array *= 2
+        return dx + np.zeros(D) if self.flaw == "widened dx" else dx
 
 
 def test_a_right_layer_passes():
@@ -110,8 +127,18 @@ NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relativ
         ("ldj without its activation", r"log\|det J\| is .* from the Jacobian, .* from the layer"),
         ("ldj of the whole batch", r"ldj has shape \(2,\)"),
         ("inverse without t", r"inverse\(forward\(x\)\) differs from x by"),
-        ("output shape", r"z has shape \(3, 4\), output_shape says \(3, 5\)"),
+        ("output shape", r"z has shape \(3, 4\), not the declared \(3, 5\)"),
         ("single precision", "z has dtype float32, x has float64"),
+        ("parameter shape", r"parameter_shapes says .*\(5,\).*, init makes .*\(4,\)"),
+        ("order of parameters", "parameter_shapes says .*, init makes"),
+        ("widened z", "^z is float64 where all arguments are float32"),
+        ("widened ldj", "^ldj is float64 where all arguments are float32"),
+        ("widened dx", "^dx is float64 where all arguments are float32"),
+        ("x overwritten", "^the layer changed its argument x$"),
+        ("dz overwritten", "^the layer changed its argument dz$"),
+        ("dldj overwritten", "^the layer changed its argument dldj$"),
+        ("A overwritten", "^the layer changed its argument A$"),
+        ("cache overwritten", "^backward changed the cache"),
     ],
 )
 def test_a_wrong_layer_fails(flaw, message):
@@ -132,8 +159,8 @@ def test_the_message_shows_the_numbers():
 class WrongSelfNormalizing(SelfNormalizing):
     """The paper's rule with z = W x + b in Eq. 20."""
 
-    def backward(self, ops, f, inverse, shape, p, x, z0, dz, volume, g, recon):
-        return super().backward(ops, f, inverse, shape, p, x, z0 + p["b"], dz, volume, g, recon)
+    def backward(self, ctx, **given):
+        return super().backward(ctx, **{**given, "z0": given["z0"] + given["p"]["b"]})
 
 
 def test_a_wrong_self_normalizing_rule_fails():
@@ -145,8 +172,8 @@ def test_a_wrong_self_normalizing_rule_fails():
 class ForgetfulExact(Exact):
     """Without the gradient of the log-determinant."""
 
-    def backward(self, ops, f, inverse, shape, p, x, z0, dz, volume, g, recon):
-        return super().backward(ops, f, inverse, shape, p, x, z0, dz, 0 * volume, g, recon)
+    def backward(self, ctx, **given):
+        return super().backward(BackwardContext(ctx.ops, 0 * ctx.dldj, ctx.lam), **given)
 
 
 def test_an_exact_rule_without_its_log_determinant_fails():
@@ -161,6 +188,44 @@ def test_given_points_and_parameters_are_used():
     x = np.full((2, D), np.nan)
     with pytest.raises(GradientError):
         check_layer(SinhLayer(), (D,), x=x)
+
+
+class ForgetfulSplit(SplitPrior):
+    """Without the gradient that comes from the latent."""
+
+    def backward(self, ctx, p, cache, dz, grads, dlatent):
+        return super().backward(ctx, p, cache, dz, grads, 0 * dlatent)
+
+
+class DenseSplit(SplitPrior):
+    """With the latent's density in ldj, where the flow counts it again."""
+
+    def forward(self, ops, p, x):
+        z, ldj, cache = super().forward(ops, p, x)
+        return z, ldj + ops.density.gaussian_log_density(cache["latent"]), cache
+
+
+class WideSplit(SplitPrior):
+    """With a latent that is always in double precision."""
+
+    def forward(self, ops, p, x):
+        z, ldj, cache = super().forward(ops, p, x)
+        return z, ldj, {**cache, "latent": cache["latent"] * np.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "split, message",
+    [
+        (ForgetfulSplit, r"log\|det J\| is -inf"),
+        (DenseSplit, r"log\|det J\| is "),
+        (WideSplit, "^latent is float64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # -inf / inf
+def test_a_wrong_split_fails(split, message):
+    check_layer(SplitPrior(ActNorm()), (2, 3, 4))
+    with pytest.raises(GradientError, match=message):
+        check_layer(split(ActNorm()), (2, 3, 4))
 
 
 # ---------------------------------------------------------------- stencils
@@ -209,6 +274,15 @@ def test_check_gradient_refuses_a_wrong_one(factor):
         check_gradient(cubic, x, factor * 3 * x**2, rng=rng)
 
 
+def test_the_control_is_what_a_wrong_gradient_is_off_by():
+    x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
+    measured = measure_gradient(cubic, x, 3 * x**2, rng=rng)
+    assert measured.error < 1e-10
+    assert 1e-3 < measured.control <= 0.01
+    still = measure_gradient(lambda v: 2.0, x, np.zeros((3, 4)), rng=rng)
+    assert still.error == 0 and math.isnan(still.control)  # a zero times 1.01 is right too
+
+
 def test_check_gradient_refuses_one_wrong_element_among_many():
     x, rng = np.random.default_rng(0).standard_normal(1000), np.random.default_rng(1)
     gradient = 3 * x**2
@@ -243,6 +317,11 @@ def test_a_gradient_of_another_shape_is_refused():
         check_gradient(cubic, x, np.ones((3, 1)), rng=rng)
 
 
-def test_as_matrix():
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_as_matrix(ops, outputs):
     w = np.random.default_rng(0).standard_normal((D, D))
-    np.testing.assert_array_equal(as_matrix(Dense(D), get_ops("numpy"), w, (D,)), w)
+    np.testing.assert_array_equal(as_matrix(Dense(D), ops, w, (D,)), w)
+    # 1×1: the same matrix, as many outputs as it has, for every pixel
+    k = np.random.default_rng(0).standard_normal((1, 1, 2, outputs))
+    t = as_matrix(Conv2d((1, 1), 2, outputs), ops, k, (1, 3, 2))
+    np.testing.assert_array_equal(t, np.kron(np.eye(3), k[0, 0].T))

@@ -6,13 +6,12 @@ most of the card idle: both are seen here, without a card.
 
 import re
 
-import nvrtc
 import pytest
+from support import nvrtc
 
-from snfnp.ops import cuda
+from snfnp.ops.gpu import source
 
 ARCHITECTURES = ["sm_80", "sm_90"]
-FILES = sorted(set(cuda.kernels().values()))
 # Registers that a kernel may use: 1024 and 512 threads then share a multiprocessor's 65,536.
 REGISTERS = {"float": 64, "double": 128}
 # Bytes of local memory that are no spill: sine and cosine in double precision keep a table for
@@ -22,8 +21,8 @@ STACK = {"normal": 40}
 
 def compiled(text, names, arch):
     """The use of registers and memory of both types of each kernel."""
-    expressions = [cuda.expression(name, dtype) for name in names for dtype in cuda.TYPES]
-    return nvrtc.compile_kernels(text, expressions, arch, cuda.OPTIONS)
+    expressions = [source.expression(name, dtype) for name in names for dtype in source.TYPES]
+    return nvrtc.compile_kernels(text, expressions, arch, source.OPTIONS)
 
 
 def complaints(usage) -> list[str]:
@@ -39,10 +38,10 @@ def complaints(usage) -> list[str]:
 
 @pytest.mark.nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_compile_and_do_not_spill(file, arch):
-    names = [name for name, place in cuda.kernels().items() if place == file]
-    usage = compiled(cuda.source(file), names, arch)
+@pytest.mark.parametrize("room", source.rooms())
+def test_kernels_compile_and_do_not_spill(room, arch):
+    names = [name for name, place in source.kernels().items() if place == room]
+    usage = compiled(source.source(room), names, arch)
     assert len(usage) == 2 * len(names)
     assert complaints(usage) == []
 
@@ -104,15 +103,15 @@ FORBIDDEN = {
 SCALARS = {"long long", "double"}
 
 
-def code_of(file):
-    """A file's text without comments."""
-    return re.sub(r"//.*|/\*.*?\*/", "", cuda.source(file))
+def code_of(room):
+    """The text of a room's kernels without comments."""
+    return re.sub(r"//.*|/\*.*?\*/", "", source.source(room))
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
-@pytest.mark.parametrize("file", FILES)
-def test_no_kernel_has(file, pattern):
-    assert re.search(pattern, code_of(file)) is None
+@pytest.mark.parametrize("room", source.rooms())
+def test_no_kernel_has(room, pattern):
+    assert re.search(pattern, code_of(room)) is None
 
 
 @pytest.mark.parametrize(
@@ -128,15 +127,15 @@ def test_other_text_would_not(text):
     assert not any(re.search(pattern, text) for pattern in FORBIDDEN)
 
 
-@pytest.mark.parametrize("name", cuda.kernels())
+@pytest.mark.parametrize("name", source.kernels())
 def test_numbers_are_long_long_or_double(name):
-    scalars = {kind for kind in cuda.parameters(name) if not kind.endswith("*")}
+    scalars = {kind for kind in source.parameters(name) if not kind.endswith("*")}
     assert scalars <= SCALARS
 
 
 def test_every_global_function_is_found():
     """One that is declared in another way would be missing from every test."""
-    for file in FILES:
-        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(file))
-        assert code_of(file).count("__global__") == len(names)
-        assert {name: file for name in names}.items() <= cuda.kernels().items()
+    for room in source.rooms():
+        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(room))
+        assert code_of(room).count("__global__") == len(names)
+        assert {name: room for name in names}.items() <= source.kernels().items()

@@ -1,7 +1,8 @@
 """The CUDA kernels on a CPU, against the definitions: parity, stores outside, order of threads.
 
-`CupyOps` runs here as it is, on NumPy arrays and with its kernels compiled by g++ (hostcuda.py).
-What a GPU does otherwise is left to `tests/gpu`: rounding of its mathematical functions, CuPy.
+The GPU's rooms run here on NumPy arrays, with their kernels compiled by g++
+(`support.host_kernels`). What differs on a GPU is left to `tests/gpu`: the rounding of mathematical
+functions, and CuPy.
 """
 
 import os
@@ -9,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostcuda
 import numpy as np
 import pytest
-from hostcuda import HostCudaOps, Launcher, hold
-from opcalls import (
+from support import host_kernels
+from support.host_kernels import Launcher, hold, host_ops
+from support.operation_calls import (
     FLOATS,
     NO_SAMPLES,
     SIZES,
@@ -24,14 +25,15 @@ from opcalls import (
     random_sizes,
     transposed,
 )
-from opcases import NEVER_EMPTY, OVERRIDES
+from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
-from snfnp.ops import RandomKey, cuda
-from snfnp.ops.cupy_ops import CupyOps
+from snfnp.ops import RandomKey
+from snfnp.ops.backends import cupy_rooms
+from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda
 
-NAMES = [name for name in OVERRIDES if name in overridden(CupyOps)]
+NAMES = [name for name in OVERRIDES if name in overridden(cupy_rooms())]
 ORDERS = {"forwards": False, "backwards": True}
 
 
@@ -40,13 +42,13 @@ def folder(request, tmp_path_factory):
     """Where compiled kernels are kept from one session to the next, if pytest keeps anything."""
     cache = getattr(request.config, "cache", None)
     folder = Path(cache.mkdir("hostcuda")) if cache else tmp_path_factory.mktemp("hostcuda")
-    hostcuda.compile_all(folder)
+    host_kernels.compile_all(folder)
     return folder
 
 
 @pytest.fixture(scope="module", params=ORDERS)
 def ops(request, folder):
-    return HostCudaOps(Launcher(folder, ORDERS[request.param]))
+    return host_ops(Launcher(folder, ORDERS[request.param]))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -81,44 +83,46 @@ def test_kernels_take_no_samples(ops, name, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_spreads_as_defined(ops, name, size):
     call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-    assert_nan_spreads_as_defined(ops, name, call, in_order(ops.guarded))
-    ops.check(name)
+    assert_nan_spreads_as_defined(ops, name, call, in_order(ops.device.guarded))
+    ops.device.check(name)
 
 
 @pytest.mark.parametrize("draw", ["uniform", "normal"])
 def test_the_step_of_a_key_may_be_on_the_device(ops, draw):
     step = 2**63 + 2**40 + 3
     drawn, expected = (
-        getattr(ops, draw)(RandomKey(2**63 + 5, 1, each), (5, 7), np.float64)
+        getattr(ops.random, draw)(RandomKey(2**63 + 5, 1, each), (5, 7), np.float64)
         for each in (np.array(step, np.uint64), step)
     )
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_dials_and_images(ops):
-    hostcuda.hold_dials(ops)
-    hostcuda.hold_images(ops)
+def test_step_scalars_and_images(ops):
+    host_kernels.hold_scalars(ops)
+    host_kernels.hold_images(ops)
 
 
 # ---------------------------------------------------------------- these tests can fail
 
-BEFORE_BLEND = "const T a_ = T(value(a_at, a))"
+# Where a kernel stores what it computes, and one store too many.
+STORE, TOO_MANY = (f"i {less} n; i += item_stride()) out" for less in ("<", "<="))
+BEFORE_LOOP = "const T a_ = T(value(a_at, a))"
 FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
 
 
 @pytest.mark.parametrize(
-    "name, size, file, old, new, said",
+    "name, size, old, new, message",
     [
         # barriers before partial sums are read, and before it is known which block is the last
-        ("sum_squares", FEW, "steps.cu", "= v;\n  __syncthreads();", "= v;", "beyond the bound"),
-        ("sum_squares", MANY, "steps.cu", "__syncthreads();\n  return", "return", "divergent"),
+        ("linalg.sum_squares", FEW, "= v;\n  __syncthreads();", "= v;", "beyond the bound"),
+        ("linalg.sum_squares", MANY, "__syncthreads();\n  return", "return", "divergent"),
         # one store too many, one too few, and a digit of 2π
-        ("blend", FEW, "elementwise.cu", "i < n", "i <= n", "stored outside"),
-        ("uniform", FEW, "random.cu", "lane < n)", "lane < n - 1)", "beyond the bound"),
-        ("normal", FEW, "random.cu", "6.28318530717958", "6.28318530717948", "beyond the bound"),
-        # where CUDA would hang, or do anything
+        ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
+        ("random.uniform", FEW, "lane < n)", "lane < n - 1)", "beyond the bound"),
+        ("random.normal", FEW, "6.28318530717958", "6.28318530717948", "beyond the bound"),
+        # where CUDA would hang, or what it does is not defined
         *(
-            ("blend", FEW, "elementwise.cu", BEFORE_BLEND, f"{code}\n{BEFORE_BLEND}", "divergent")
+            ("linalg.axpby", FEW, BEFORE_LOOP, f"{code}\n{BEFORE_LOOP}", "divergent")
             for code in (
                 "if (threadIdx.x != 7) __syncthreads();",
                 "if (threadIdx.x < 32) __syncthreads();",
@@ -129,33 +133,34 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         ),
     ],
 )
-def test_a_wrong_kernel_is_found(folder, name, size, file, old, new, said):
+def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
     """In one order of threads at least."""
     found = []
     for backwards in ORDERS.values():
-        ops = HostCudaOps(Launcher(folder, backwards, hostcuda.patched(file, old, new)))
+        text_of = host_kernels.patched(name.partition(".")[0], old, new)
+        ops = host_ops(Launcher(folder, backwards, text_of))
         try:
             hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float64, size))
         except AssertionError as error:
             found.append(str(error))
-    assert any(said in message for message in found), found
+    assert any(message in each for each in found), found
 
 
 def test_a_wrong_argument_is_found(ops):
-    x, y = np.ones((2, 3)), np.ones((2, 3))
-    ops.launch("blend", x.dtype, 1, x, None, 1.0, y, None, 2.0, x.size)
-    for arguments, said in [
-        ((x, None, 1, y, None, 2.0, x.size), "1 is not real"),
-        ((x, None, 1.0, y, None, 2.0, float(x.size)), "6.0 is no integer"),
-        ((x, None, 1.0, y.astype(np.float32), None, 2.0, x.size), "float32 instead of float64"),
-        ((x, None, 1.0, y.T, None, 2.0, x.size), "not contiguous"),
-        ((x, None, 1.0, x, None, 2.0, x.size), "arguments 0 and 3 overlap"),
-        ((x, None, 1.0, y, None, x.size), "takes 7 arguments"),
+    x, y, launch = np.ones((2, 3)), np.ones((2, 3)), ops.device.launch
+    launch("axpby", x.dtype, 1, None, 1.0, x, None, 2.0, y, x.size)
+    for arguments, message in [
+        ((None, 1, x, None, 2.0, y, x.size), "1 is not real"),
+        ((None, 1.0, x, None, 2.0, y, float(x.size)), "6.0 is no integer"),
+        ((None, 1.0, x.astype(np.float32), None, 2.0, y, x.size), "float32 instead of float64"),
+        ((None, 1.0, x.T, None, 2.0, y, x.size), "not contiguous"),
+        ((None, 1.0, x, None, 2.0, x, x.size), "arguments 5 and 2 overlap"),
+        ((None, 1.0, x, None, y, x.size), "takes 7 arguments"),
     ]:
-        with pytest.raises(AssertionError, match=said):
-            ops.launch("blend", x.dtype, 1, *arguments)
+        with pytest.raises(AssertionError, match=message):
+            launch("axpby", x.dtype, 1, *arguments)
     with pytest.raises(AssertionError):
-        ops.launch("blend", x.dtype, 1, x, None, 1.0, y, None, 2.0, x.size, threads=48)
+        launch("axpby", x.dtype, 1, None, 1.0, x, None, 2.0, y, x.size, threads=48)
 
 
 # ---------------------------------------------------------------- every kernel, and sanitizers
@@ -163,13 +168,13 @@ def test_a_wrong_argument_is_found(ops):
 
 def test_every_kernel_has_run(ops):
     """By now, and where this test runs on its own, after all the others' work."""
-    if not set(cuda.kernels()) <= ops.launch.launched:
-        hostcuda.run_all(ops)
-    assert set(cuda.kernels()) - ops.launch.launched == set()
+    if not set(source.kernels()) <= ops.device.launch.launched:
+        host_kernels.run_all(ops)
+    assert set(source.kernels()) - ops.device.launch.launched == set()
 
 
 def under_sanitizers(folder, *patch):
-    """hostcuda.py as a program: all kernels, in a process that starts with the sanitizers."""
+    """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers."""
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -178,7 +183,8 @@ def under_sanitizers(folder, *patch):
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # fibers have stacks of their own
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
     return subprocess.run(
-        [sys.executable, hostcuda.__file__, str(folder), *patch],
+        [sys.executable, "-m", host_kernels.__name__, str(folder), *patch],
+        cwd=Path(host_kernels.__file__).parents[1],
         env=environment,
         capture_output=True,
         text=True,
@@ -188,19 +194,19 @@ def under_sanitizers(folder, *patch):
 def test_every_kernel_runs_under_the_sanitizers(folder):
     done = under_sanitizers(folder)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == set(cuda.kernels())
+    assert set(done.stdout.split()) == set(source.kernels())
 
 
 @pytest.mark.parametrize(
-    "patch, said",
+    "patch, message",
     [
         # a store behind an array, and an index beyond a row of shared memory
-        (("elementwise.cu", "i < n", "i <= n"), "heap-buffer-overflow"),
-        (("elementwise.cu", "tile[32][33]", "tile[32][31]"), "out of bounds"),
+        (("linalg", STORE, TOO_MANY), "heap-buffer-overflow"),
+        (("linalg", "tile[32][33]", "tile[32][31]"), "out of bounds"),
     ],
     ids=["store", "index"],
 )
-def test_the_sanitizers_would_say(folder, patch, said):
+def test_the_sanitizers_would_find_it(folder, patch, message):
     done = under_sanitizers(folder, *patch)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert message in done.stderr

@@ -1,27 +1,32 @@
 """One contract for every layer on every backend, in double precision; a smoke test in single.
 
-A new layer needs one line in CASES. The contract is `snfnp.gradcheck.check_layer`: shapes, the
-inverse, ldj + log_det against the Jacobian, and central differences for x and for each parameter,
-with negative controls.
+A new layer needs one line in CASES. The contract is `snfnp.gradcheck.check_layer`: shapes, dtypes,
+the inverse, ldj + log_det against the Jacobian, and central differences for x and for each
+parameter, with negative controls.
 """
 
+import ast
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from support.gradients import layer_backward, moved
 
 import snfnp.layers
 from snfnp.errors import UsageError
-from snfnp.gradcheck import check_gradient, check_layer, convergence
+from snfnp.gradcheck import check_layer, convergence
+from snfnp.gradcheck.catalogue import coupling_point, spline_points
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
     Bias,
     CausalConv2d,
     ConvExponential,
+    Layer,
     Linear,
+    Parameterless,
     Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -30,8 +35,7 @@ from snfnp.layers import (
     Squeeze,
 )
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import NumpyOps, RandomKey
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 
 RTOL = 1e-8
 
@@ -65,38 +69,20 @@ def conv(kernel, shape, rule, curved=(), **options):
 
 
 def spline(bins, bound, shape, **options):
-    """Points in the middle of bins, and in both tails: a spline has kinks of ℓ at its knots."""
-    rng = np.random.default_rng(7)
-    width = 2 * bound / bins
-    middles = -bound + width * (np.arange(-1, bins + 1) + 0.5)
-    x = rng.permuted(np.broadcast_to(middles, (np.prod(shape, dtype=int), bins + 2)), axis=1).T
-    x = x.reshape(bins + 2, *shape) + width / 16 * rng.uniform(-1, 1, (bins + 2, *shape))
     layer = RationalQuadraticSpline(bins, bound, **options)
-    return Case(layer, shape, ("x", "widths", "heights", "slopes"), {"x": x}, roundings=400)
+    settings = {"x": spline_points(layer, shape)}
+    return Case(layer, shape, ("x", "widths", "heights", "slopes"), settings, roundings=400)
 
 
 def coupling(channels, width, shape):
-    """Points and parameters that keep every ReLU away from its kink, at pixels of either side.
+    layer = AffineCoupling(channels, width)
+    settings = coupling_point(layer, shape)
+    return Case(layer, shape, ("w3", "b3", "logs"), settings, roundings=200)
 
-    x₁ is about ±2 and w1 mostly its centre tap, so that the first layer is ±(1 to 2) and some
-    noise; w2 is mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2. The stencils move
-    by 0.03 along random directions, what a ReLU sees by less than its distance; a crossed kink
-    would be an error of about 1e-4, and could not hide.
-    """
-    rng = np.random.default_rng(14)
-    layer, half, units = AffineCoupling(channels, width), channels // 2, np.arange(width)
-    initial = layer.init(rng, shape)
-    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in initial.items()}
-    p["w1"][1, 1, units % half, units] += rng.choice([-1, 1], width) * rng.uniform(0.6, 0.9, width)
-    signs = rng.choice([-1, 1], width)
-    p["w2"][units, (units + 1) % width] += signs
-    p["b2"] -= signs / 2
-    for name in ("w3", "b3", "logs"):
-        p[name] *= 10
-    x = rng.standard_normal((3, *shape))
-    x[..., :half] = 2 * np.sign(x[..., :half]) + 0.1 * x[..., :half]
-    settings = {"x": x, "params": p}
-    return Case(layer, (*shape,), ("w3", "b3", "logs"), settings, roundings=200)
+
+def split(case):
+    """The same layer with half of its output's channels split off as a latent."""
+    return replace(case, layer=SplitPrior(case.layer))
 
 
 # Relative is no gradient of anything by design: its own tests are in test_rules.py.
@@ -140,6 +126,13 @@ CASES = {
         coupling(4, 8, (3, 2, 4)),
         coupling(6, 5, (1, 2, 6)),
     ],
+    SplitPrior: [
+        split(coupling(2, 8, (2, 3, 2))),
+        split(coupling(4, 8, (3, 2, 4))),
+        split(Case(ActNorm(), (3, 2, 4), curved=("s",))),
+        split(Case(Squeeze(), (4, 2, 1))),
+        split(Case(SmoothLeakyReLU(0.3), (2, 3, 2), curved=("x",))),
+    ],
     Squeeze: [Case(Squeeze(), (4, 2, 3)), Case(Squeeze(), (2, 2, 1))],
     CausalConv2d: [
         Case(CausalConv2d(1), (5, 4, 1), curved=("W",)),
@@ -161,8 +154,8 @@ CASES = {
         Case(SmoothLeakyReLU(0.3), (2, 3, 2), curved=("x",)),
     ],
 }
-# Another signature: the first argument of one is an image, the inverse of the other needs a latent.
-APART = {Preprocess, SplitPrior}
+BASES = {Layer, Parameterless}
+APART = {Preprocess}  # no layer: it takes images and a key
 EVERY_CASE = [pytest.param(c, id=str(c)) for cases in CASES.values() for c in cases]
 EVERY_CURVE = [
     pytest.param(c, name, id=f"{c}-{name}")
@@ -174,7 +167,43 @@ EVERY_CURVE = [
 
 def test_every_exported_layer_has_a_case():
     exported = {getattr(snfnp.layers, name) for name in snfnp.layers.__all__}
-    assert {layer for layer in exported if inspect.isclass(layer)} == set(CASES) | APART
+    classes = {layer for layer in exported if inspect.isclass(layer)}
+    assert classes == set(CASES) | BASES | APART
+    assert all(issubclass(layer, Layer) for layer in classes - APART)
+
+
+def test_nothing_asks_a_layer_what_it_has():
+    """`Layer` has a default for every member, so `hasattr` and `getattr` are not needed."""
+    package = Path(snfnp.__file__).parent
+    files = [*(package / "layers").glob("*.py")]
+    files += [package / f"{name}.py" for name in ("flow", "rules", "likelihood", "context")]
+    assert len(files) > 10
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and node.id in ("hasattr", "getattr")
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("member", ["parameter_shapes", "init", "forward", "inverse", "backward"])
+def test_a_layer_without_a_required_member_says_so(member):
+    arguments = inspect.signature(getattr(Layer, member)).parameters
+    with pytest.raises(NotImplementedError):
+        getattr(Layer(), member)(*[None] * (len(arguments) - 1))
+
+
+def test_the_defaults_of_a_layer():
+    layer = Layer()
+    flags = ("learns_inverse", "cheap_exact_inverse", "initialises_from_data")
+    assert not any(getattr(layer, flag) for flag in flags)
+    assert layer.has_inverse
+    assert layer.output_shape((2, 3)) == (2, 3)
+    assert layer.latent_shape((2, 3)) is None
+    assert layer.log_det(None, {}, (2, 3)) is None
+    assert layer.init_from_data(None, {}, None) == {}
+    assert (Parameterless().init(None, (2,)), Parameterless().parameter_shapes((2,))) == ({}, {})
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
@@ -188,8 +217,12 @@ def test_contract(case, ops):
 def moved_parameters(case, seed=1):
     """Initial parameters, each moved by noise: no gradient is checked at a special point."""
     rng = np.random.default_rng(seed)
-    initial = case.layer.init(rng, case.shape)
-    return {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in initial.items()}
+    return moved(case.layer.init(rng, case.shape), rng)
+
+
+def outputs(case, z, cache):
+    """What leaves a layer: z, and the latent that a split prior splits off."""
+    return [z] if case.layer.latent_shape(case.shape) is None else [z, cache["latent"]]
 
 
 @pytest.mark.parametrize("case, name", EVERY_CURVE)
@@ -199,16 +232,17 @@ def test_error_falls_with_the_square_of_h(case, name, ops):
     rng = np.random.default_rng(2)
     x = case.settings.get("x", rng.standard_normal((3, *case.shape)))
     z, ldj, cache = layer.forward(ops, params, x)
-    c, a = rng.standard_normal(z.shape), rng.standard_normal(len(x))
-    log_det = getattr(layer, "log_det", lambda ops, p, shape: 0.0)
+    c = [rng.standard_normal(output.shape) for output in outputs(case, z, cache)]
+    a = rng.standard_normal(len(x))
 
     def objective(value):
         x_, p = (value, params) if name == "x" else (x, {**params, name: value})
-        z, ldj, _ = layer.forward(ops, p, x_)
-        return float(np.sum(c * z) + np.sum(a * (ldj + log_det(ops, p, case.shape))))
+        z, ldj, cache = layer.forward(ops, p, x_)
+        volume = ldj + (layer.log_det(ops, p, case.shape) or 0.0)
+        total = sum(np.sum(c_ * o) for c_, o in zip(c, outputs(case, z, cache), strict=True))
+        return float(total + np.sum(a * volume))
 
-    grads = {k: np.empty_like(v) for k, v in params.items()}
-    dx = layer.backward(ops, params, cache, c.copy(), a.copy(), grads, Reconstruction(0.7))
+    dx, grads, _ = layer_backward(ops, layer, params, cache, *c, dldj=a, lam=0.7)
     point, gradient = (x, dx) if name == "x" else (params[name], grads[name])
     ratios, wrong = [], []
     for _ in range(5):
@@ -230,22 +264,24 @@ def test_single_precision(case, ops):
     layer, params = case.layer, moved_parameters(case)
     rng = np.random.default_rng(3)
     x = case.settings.get("x", rng.standard_normal((5, *case.shape)))
-    dz = rng.standard_normal((len(x), *layer.output_shape(case.shape)))
+    shapes = [layer.output_shape(case.shape), layer.latent_shape(case.shape)]
+    c = [rng.standard_normal((len(x), *shape)) for shape in shapes if shape is not None]
     dldj = rng.standard_normal(len(x))
 
     def everything(dtype):
         p = {k: v.astype(dtype) for k, v in params.items()}
         z, ldj, cache = layer.forward(ops, p, x.astype(dtype))
-        grads = {k: np.full(v.shape, np.nan, dtype) for k, v in p.items()}
-        recon = Reconstruction(0.7)
-        dx = layer.backward(ops, p, cache, dz.astype(dtype), dldj.astype(dtype), grads, recon)
-        found = {"z": z, "dx": dx, **grads}
+        deltas = [delta.astype(dtype) for delta in c]
+        dx, grads, _ = layer_backward(
+            ops, layer, p, cache, *deltas, dldj=dldj.astype(dtype), lam=0.7
+        )
+        latents = outputs(case, z, cache)
+        found = {"z": z, "dx": dx, **grads, "latent": latents[-1]}
         if np.ndim(ldj):
             found["ldj"] = ldj
-        if getattr(layer, "learns_inverse", True):
-            found["inverse"] = layer.inverse(ops, p, z)
-        if hasattr(layer, "exact_inverse"):
-            found["exact inverse"] = layer.exact_inverse(ops, p, z)
+        if layer.has_inverse:
+            found["inverse"] = layer.inverse(ops, p, *latents)
+        found["exact inverse"] = layer.exact_inverse(ops, p, *latents)
         return found
 
     single, double = everything(np.float32), everything(np.float64)
@@ -358,124 +394,3 @@ def test_the_activation_is_what_it_says(ops):
     x = np.linspace(-5, 5, 11)[:, None]
     y, _, _ = SmoothLeakyReLU(0.2).forward(ops, {}, x)
     np.testing.assert_allclose(y, 0.2 * x + 0.8 * np.log(1 + np.exp(x)), rtol=1e-14)
-
-
-# ---------------------------------------------------------------- preprocessing
-
-PREPROCESSORS = [Preprocess(), Preprocess(alpha=0.05), Preprocess(alpha=0.01, levels=32)]
-KEY = RandomKey(4, 1, 2)
-
-
-@pytest.fixture(params=PREPROCESSORS, ids=str)
-def preprocess(request):
-    return request.param
-
-
-def some_images(preprocess, shape=(5, 3, 2, 1)):
-    images = np.random.default_rng(0).integers(0, preprocess.levels, shape).astype(np.uint8)
-    images.flat[0], images.flat[-1] = 0, preprocess.levels - 1
-    return images
-
-
-def test_preprocess_is_dequantise_scale_logit(preprocess, ops):
-    images = some_images(preprocess)
-    x, ldj = preprocess.forward(ops, images, KEY, np.float64)
-    u = NumpyOps().uniform(KEY, images.shape, np.float64)
-    s = preprocess.alpha + (1 - 2 * preprocess.alpha) * (images + u) / preprocess.levels
-    np.testing.assert_allclose(x, logit(s), rtol=1e-9, atol=1e-12)  # 1 - s cancels in this form
-    per_pixel = np.log((1 - 2 * preprocess.alpha) / preprocess.levels) - np.log(s) - np.log1p(-s)
-    np.testing.assert_allclose(ldj, per_pixel.reshape(5, -1).sum(axis=1), rtol=1e-9)
-
-
-def test_preprocess_inverse_gives_the_images_back(preprocess, ops):
-    images = some_images(preprocess, (40, 28))
-    x, _ = preprocess.forward(ops, images, KEY, np.float64)
-    back = preprocess.inverse(ops, x)
-    assert back.dtype == np.uint8
-    np.testing.assert_array_equal(back, images)
-    noisy = preprocess.continuous_inverse(ops, x)
-    u = NumpyOps().uniform(KEY, images.shape, np.float64)
-    np.testing.assert_allclose(noisy, images + u, rtol=0, atol=1e-9)
-
-
-def test_preprocess_inverse_clips_what_lies_outside(preprocess, ops):
-    x = np.array([[-100.0, 100.0]])
-    np.testing.assert_array_equal(preprocess.inverse(ops, x), [[0, preprocess.levels - 1]])
-
-
-def test_preprocess_log_determinant_and_gradient(preprocess, ops):
-    """Central differences in a continuous image: the noise of a key does not depend on it."""
-    rng = np.random.default_rng(1)
-    shape = (3, 2, 2)
-    # between the levels' ends, where the logit's higher derivatives are of moderate size
-    images = rng.uniform(0.2, 0.8, shape) * preprocess.levels
-    unit = preprocess.levels / 256  # the length over which the function changes
-    c, a = rng.standard_normal(shape), rng.standard_normal(len(images))
-    x, ldj = preprocess.forward(ops, images, KEY, np.float64)
-    dx = preprocess.backward(ops, x, c, a)
-
-    def objective(v):
-        x, ldj = preprocess.forward(ops, v, KEY, np.float64)
-        return float(np.sum(c * x) + np.sum(a * ldj))
-
-    check_gradient(objective, images, dx, rng=rng, rtol=RTOL, h=unit, name="images")
-
-    u = rng.standard_normal(shape)
-    u /= np.linalg.norm(u)
-    assert abs(convergence(objective, images, dx, u, h=4 * unit) - 4) < 0.2
-
-    # elementwise, so its Jacobian is the diagonal that backward gives for a delta of ones
-    slopes = preprocess.backward(ops, x, np.ones(shape), np.zeros(len(images)))
-    np.testing.assert_allclose(ldj, np.log(slopes).reshape(len(images), -1).sum(axis=1), rtol=1e-12)
-
-
-def test_preprocess_terms_sum_to_its_log_determinant(preprocess, ops):
-    _, ldj = preprocess.forward(ops, some_images(preprocess), KEY, np.float64)
-    terms = preprocess.terms(float(ldj.mean()), 6)
-    assert list(terms) == ["dequantisation", "scale", "logit"]
-    np.testing.assert_allclose(sum(terms.values()), ldj.mean(), rtol=1e-14)
-    scale = 6 * np.log((1 - 2 * preprocess.alpha) / preprocess.levels)
-    np.testing.assert_allclose(terms["scale"], scale, rtol=1e-14)
-
-
-def test_preprocess_in_single_precision(preprocess, ops):
-    """Computed in double precision and rounded once."""
-    images = some_images(preprocess)
-    x, ldj = preprocess.forward(ops, images, KEY, np.float64)
-    x32, ldj32 = preprocess.forward(ops, images, KEY, np.float32)
-    assert x32.dtype == ldj32.dtype == np.float32
-    eps = np.finfo(np.float32).eps
-    np.testing.assert_allclose(x32, x, rtol=eps)
-    np.testing.assert_allclose(ldj32, ldj, rtol=eps)
-    # and so is the way back: it rounds nothing that single precision would
-    back = preprocess.continuous_inverse(ops, x32)
-    np.testing.assert_array_equal(back, preprocess.continuous_inverse(ops, x32.astype(np.float64)))
-    dz, dldj = np.ones_like(x32), np.ones(len(x32), np.float32)
-    delta = preprocess.backward(ops, x32, dz, dldj)
-    assert delta.dtype == np.float32
-    expected = preprocess.backward(ops, x, np.ones_like(x), np.ones(len(x)))
-    # an error of eps in x, up to 14, is a relative error of 14 eps in eˣ; tanh adds less
-    largest = np.max(np.abs(expected))
-    np.testing.assert_allclose(delta, expected, rtol=16 * eps, atol=16 * eps * largest)
-
-
-def test_preprocess_takes_its_noise_from_the_key(preprocess, ops):
-    images = some_images(preprocess)
-    first, _ = preprocess.forward(ops, images, KEY, np.float64)
-    again, _ = preprocess.forward(ops, images, KEY, np.float64)
-    other, _ = preprocess.forward(ops, images, KEY._replace(step=3), np.float64)
-    np.testing.assert_array_equal(first, again)
-    assert not np.any(first == other)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.5, -1e-6, np.nan])
-def test_preprocess_refuses_an_alpha_outside_its_range(alpha):
-    with pytest.raises(UsageError, match=r"must be in \(0, 0\.5\)"):
-        Preprocess(alpha=alpha)
-
-
-def test_sigmoid_of_the_output_is_the_scaled_pixel(preprocess, ops):
-    x, _ = preprocess.forward(ops, some_images(preprocess), KEY, np.float64)
-    s = expit(x)
-    assert s.min() >= preprocess.alpha * (1 - 1e-12)
-    assert s.max() <= (1 - preprocess.alpha) * (1 + 1e-12)

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from fullmnist import find_full_mnist
 from scipy.integrate import quad
 from scipy.special import logit
 from scipy.stats import norm
+from support.fullmnist import find_full_mnist
+from support.gradients import moved
 
 from snfnp.data.idx import read_idx
 from snfnp.data.mnist import TEST_STEM, TRAIN_STEM, find_images
 from snfnp.errors import DivergedError, SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference
-from snfnp.layers import Linear, Preprocess, SmoothLeakyReLU
+from snfnp.layers import Linear, Parameterless, Preprocess, SmoothLeakyReLU
 from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
 from snfnp.maps import Dense
-from snfnp.ops import NumpyOps, RandomKey, get_ops
+from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
 
@@ -28,14 +29,8 @@ FULL_MNIST = find_full_mnist()
 
 
 @dataclass(frozen=True)
-class Reverse:
+class Reverse(Parameterless):
     """A layer whose log-determinant is 0 for every x, and that has no `log_det`: a permutation."""
-
-    def init(self, rng, shape):
-        return {}
-
-    def output_shape(self, shape):
-        return shape
 
     def forward(self, ops, p, x):
         return ops.xp.ascontiguousarray(x[:, ::-1]), 0, {}
@@ -60,15 +55,11 @@ def small_flow(rule=None, dimension=D):
 
 def random_parameters(flow, seed=0, exact_inverse=False):
     """(layout, flat buffer): the initial parameters, moved by noise."""
-    rng = np.random.default_rng(seed)
-    params = {
-        layer: {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in named.items()}
-        for layer, named in flow.init(seed).items()
-    }
+    params = moved(flow.init(seed), np.random.default_rng(seed))
     if exact_inverse:
         for name in ("dense1", "dense2"):
             params[name]["R"] = np.linalg.inv(params[name]["W"])
-    layout = Layout.of(params)
+    layout = Layout.of(flow.parameter_shapes())
     return layout, layout.pack(params, np.float64)
 
 
@@ -86,7 +77,7 @@ def test_log_prob_matches_brute_force(ops, images):
     found = Likelihood(ops, flow, layout, flat).log_prob(images, KEY)
 
     p = layout.views(flat)
-    u = NumpyOps().uniform(KEY, images.shape, np.float64)
+    u = get_ops("numpy").random.uniform(KEY, images.shape, np.float64)
     s = 0.01 + 0.98 * (images + u) / 256
     points = logit(s)
     log_volume = np.sum(np.log(0.98 / 256) - np.log(s) - np.log1p(-s), axis=1)
@@ -157,9 +148,9 @@ def test_each_row_of_the_ledger_is_its_step(ops, images):
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
     ledger = Likelihood(ops, flow, layout, flat).evaluate(images, seed=11).ledger
-    x, ldj = flow.preprocess.forward(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
+    x, ldj = flow.encode(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
     a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
-    z, _, _ = flow.forward(ops, params, x)
+    (z,), _, _ = flow.forward(ops, params, x)
     expected = {
         "base density": norm.logpdf(z).sum(axis=1).mean(),
         "dequantisation": 0.0,
@@ -266,9 +257,9 @@ def test_samples_are_the_inverse_of_latents(ops):
     params = layout.views(flat)
     found = Likelihood(ops, flow, layout, flat).sample(20, seed=4, temperature=0.5, exact=True)
     key = RandomKey(4, 2)  # SAMPLE_LATENTS
-    z = 0.5 * NumpyOps().normal(key, (20, D), np.float64)
+    z = 0.5 * get_ops("numpy").random.normal(key, (20, D), np.float64)
     h = np.linalg.solve(params["dense2"]["W"], (z - params["dense2"]["b"]).T).T[:, ::-1]
-    a = ops.smooth_leaky_relu_inverse(np.ascontiguousarray(h), 0.3)
+    a = ops.activation.smooth_leaky_relu_inverse(np.ascontiguousarray(h), 0.3)
     x = np.linalg.solve(params["dense1"]["W"], (a - params["dense1"]["b"]).T).T
     s = 1 / (1 + np.exp(-x))
     pixels = np.clip(np.floor(256 * (s - 0.01) / 0.98), 0, 255)

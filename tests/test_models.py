@@ -5,16 +5,17 @@ import sys
 
 import numpy as np
 import pytest
+from support.gradients import flow_backward, mean_log_density
 
-from snfnp.config import TrainConfig
 from snfnp.errors import DivergedError, SingularMatrixError, UsageError
 from snfnp.gradcheck import check_gradient
 from snfnp.layers import Linear, RationalQuadraticSpline, Squeeze
 from snfnp.models import PRESETS, Choices, GlowSize
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Reconstruction
-from snfnp.trainer import Trainer
+from snfnp.rules import Exact
+from snfnp.training.config import TrainConfig
+from snfnp.training.trainer import Trainer
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SIDE, BATCH = 8, 10
@@ -24,8 +25,7 @@ def make_trainer(model, gradient, backend="numba", **changes):
     """A trainer of a preset on small images; Glow's depth and width are cut down."""
     if PRESETS[model].size:
         changes = {"depth": 2, "width": 8, **changes}
-    config = TrainConfig(model=model, gradient=gradient, backend=backend, **changes)
-    config.resolve(1000)
+    config = TrainConfig(model=model, gradient=gradient, backend=backend, **changes).resolve(1000)
     return Trainer(get_ops(backend), config.build_flow((SIDE, SIDE, 1)), config, 100)
 
 
@@ -58,7 +58,7 @@ def test_backends_take_the_same_step(model, gradient):
     for backend in ("numpy", "numba"):
         trainer = make_trainer(model, gradient, backend, dtype="float64")
         trainer.training_step(random_images(trainer))
-        gradients.append(trainer.g)
+        gradients.append(trainer.gradient)
     scale = np.abs(gradients[0]).max()
     # float64 sums of at most a few thousand terms, through at most 19 layers
     assert np.abs(gradients[0] - gradients[1]).max() < 1e-10 * scale
@@ -69,7 +69,7 @@ def test_backends_take_the_same_step(model, gradient):
 def test_a_new_model_reconstructs_its_input(model, gradient, init):
     trainer = make_trainer(model, gradient, init=init, dtype="float64")
     flow, ops = trainer.flow, trainer.ops
-    x = 4 * ops.uniform(RandomKey(5, 0), (3, *flow.shape), np.float64)
+    x = 4 * ops.random.uniform(RandomKey(5, 0), (3, *flow.shape), np.float64)
     back = flow.reconstruct(ops, trainer.params, x, exact=True)
     assert np.abs(back - x).max() < 1e-9
     if trainer.flow.has_learned_inverse and init == "identity":
@@ -94,16 +94,17 @@ def test_the_convolutional_flow_is_the_papers():
     assert seen == [(28, 28, 1)] * 3 + [(14, 14, 4)] * 3 + [(7, 7, 16)] * 3
     # three kernels of 9 C² and three biases per block, twice the kernels for R; 14 per spline pixel
     kernels = sum(3 * 2 * 9 * c * c + 3 * c for c in (1, 4, 16))
-    assert Layout.of(flow.init(0)).count == kernels + 8 * 784 * 14
+    assert Layout.of(flow.parameter_shapes()).count == kernels + 8 * 784 * 14
 
 
 def test_samples_come_from_latents_of_the_latents_shape():
     trainer = make_trainer("conv", "self-normalizing")
-    assert trainer.flow.shape == (SIDE, SIDE, 1) and trainer.flow.latent_shape == (2, 2, 16)
+    assert trainer.flow.shape == (SIDE, SIDE, 1)
+    assert trainer.flow.latent_shapes == ((2, 2, 16),)
     assert trainer.likelihood().sample(3, seed=0).shape == (3, SIDE, SIDE, 1)
     latents = np.zeros((3, SIDE, SIDE, 1))
     with pytest.raises(ValueError, match=r"expected \(N, 2, 2, 16\), found \(3, 8, 8, 1\)"):
-        trainer.flow.inverse(trainer.ops, trainer.params, latents)
+        trainer.flow.inverse(trainer.ops, trainer.params, (latents,))
     with pytest.raises(ValueError, match=r"expected \(N, 8, 8, 1\), found \(3, 4, 4, 4\)"):
         trainer.flow.forward(trainer.ops, trainer.params, latents.reshape(3, 4, 4, 4))
 
@@ -158,36 +159,24 @@ def test_whole_models_in_exact_mode(model):
     """Every parameter's gradient of the mean exact log-likelihood, against central differences."""
     ops = get_ops("numpy")
     flow = PRESETS[model].build(Choices(rule=Exact(), size=GlowSize(2, 2, 8)), (4, 4, 1))
-    initial = flow.init(0)
     rng = np.random.default_rng(0)
-    layout = Layout.of(initial)
-    flat = layout.pack(initial, np.float64)
+    layout = Layout.of(flow.parameter_shapes())
+    flat = layout.pack(flow.init(0), np.float64)
     # Glow's networks start at zero, and small gradients drown in the rounding of the differences
     flat += (0.3 if model == "glow" else 0.05) * rng.standard_normal(flat.size)
     images = rng.integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
-    x, _ = flow.preprocess.forward(ops, images, RandomKey(0, 0), np.float64)
+    x, _ = flow.encode(ops, images, RandomKey(0, 0), np.float64)
     x /= 3  # into the splines' square
 
-    def objective(flat):
-        params = layout.views(flat)
-        z, ldj, _ = flow.forward(ops, params, x)
-        constant = sum(flow.log_dets(ops, params).values())
-        return float((ops.gaussian_log_density(z) + ldj).mean() + constant)
-
-    z, _, caches = flow.forward(ops, layout.views(flat), x)
-    g = np.zeros_like(flat)
-    weights = np.full(3, 1 / 3)
-    flow.backward(
-        ops, layout.views(flat), caches, -z / 3, weights, layout.views(g), Reconstruction(0.0)
-    )
+    whole = flow_backward(ops, flow, layout.views(flat), x).flat
     for entry in layout.entries:
 
         def along(part, entry=entry):
             moved = flat.copy()
             moved[entry.start : entry.stop] = part
-            return objective(moved)
+            return mean_log_density(ops, flow, layout.views(moved), x)
 
-        part, gradient = flat[entry.start : entry.stop], g[entry.start : entry.stop]
+        part, gradient = flat[entry.start : entry.stop], whole[entry.start : entry.stop]
         # small steps keep every value inside its spline's bin, and on its side of a ReLU's kink
         h = 3e-5 if model == "glow" else 1e-4
         check_gradient(along, part, gradient, rng=rng, directions=2, h=h, name=entry.key)
@@ -226,17 +215,16 @@ def test_a_spline_parameter_that_overflowed_names_its_layer(parameter, value):
 _PEAK = """
 import numpy as np
 import snfnp
-from snfnp.config import TrainConfig
 from snfnp.ops import get_ops
-from snfnp.trainer import Trainer
+from snfnp.training.config import TrainConfig
+from snfnp.training.trainer import Trainer
 
 def memory(entry):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(entry))
 
 def step(side, batch):
-    config = TrainConfig(model="conv", batch_size=batch)
-    config.resolve(50_000)
+    config = TrainConfig(model="conv", batch_size=batch).resolve(50_000)
     trainer = Trainer(get_ops(), config.build_flow((side, side, 1)), config, 500)
     images = np.zeros((batch, side, side, 1), np.uint8)
     for _ in range(2):

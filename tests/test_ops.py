@@ -1,24 +1,39 @@
 """Operations: random numbers, every override against its definition, and extreme inputs.
 
-`opcases.OVERRIDES` needs one case per operation that `NumbaOps` or `CupyOps` overrides; a test
-finds the overrides by introspection, so that a kernel without a case cannot land.
+`OVERRIDES` needs one case per operation that a room of Numba or CuPy overrides; a test finds the
+overrides by introspection, so that a kernel without a case cannot land.
 """
 
 import builtins
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from opcalls import FLOATS, SIZES, assert_as_defined, eps_of, every_second, overridden, transposed
-from opcases import OVERRIDES
-from opcases_layers import ALPHA
-from opcases_steps import call_matmul_add
-from opvalues import OperationValues
+from support.operation_calls import (
+    DEFINITION,
+    FLOATS,
+    SIZES,
+    assert_as_defined,
+    eps_of,
+    every_second,
+    overridden,
+    transposed,
+)
+from support.operation_cases import OVERRIDES
+from support.operation_cases_layers import ALPHA
+from support.operation_cases_steps import call_linalg_matmul_add
+from support.operation_values import OperationValues
 
 from snfnp.errors import BackendError, SingularMatrixError, UsageError
-from snfnp.ops import BACKENDS, NumpyOps, RandomKey, cupy_device, get_ops, philox
-from snfnp.ops.cupy_ops import CupyOps
-from snfnp.ops.numba_ops import NumbaOps
+from snfnp.ops import BACKENDS, RandomKey, get_ops
+from snfnp.ops.backends import assemble, cupy_rooms, numba_rooms, numpy_rooms
+from snfnp.ops.gpu import requirements
+from snfnp.ops.host import HostDevice
+from snfnp.ops.random import philox
+
+NUMBA = get_ops("numba")
 
 # ---------------------------------------------------------------- the generator
 
@@ -49,7 +64,7 @@ def test_philox_known_answers(counter, key, result):
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_random_numbers_depend_on_seed_stream_and_step(ops, distribution, dtype):
-    draw = getattr(ops, distribution)
+    draw = getattr(ops.random, distribution)
     base = (1, 2, 3)
     first = draw(RandomKey(*base), (5, 7), dtype)
     assert first.shape == (5, 7)
@@ -62,7 +77,7 @@ def test_random_numbers_depend_on_seed_stream_and_step(ops, distribution, dtype)
 
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_a_longer_draw_starts_with_the_shorter_one(ops, distribution):
-    draw = getattr(ops, distribution)
+    draw = getattr(ops.random, distribution)
     long = draw(RandomKey(7, 0), (64,), np.float64)
     for count in (1, 2, 3, 4, 5, 63):
         np.testing.assert_array_equal(draw(RandomKey(7, 0), (count,), np.float64), long[:count])
@@ -72,14 +87,14 @@ def test_uniform_stays_below_one_for_the_largest_word(monkeypatch):
     largest = np.array([2**32 - 1], np.uint64)
     monkeypatch.setattr(philox, "words", lambda xp, key, count: largest)
     for dtype in FLOATS:
-        assert NumpyOps().uniform(RandomKey(0, 0), (1,), dtype)[0] < 1
+        assert DEFINITION.random.uniform(RandomKey(0, 0), (1,), dtype)[0] < 1
 
 
 def test_normal_is_finite_for_the_extreme_words(monkeypatch):
     for word in (0, 2**32 - 1):
         pair = np.full(2, word, np.uint64)
         monkeypatch.setattr(philox, "words", lambda xp, key, count, pair=pair: pair)
-        assert np.isfinite(NumpyOps().normal(RandomKey(0, 0), (2,), np.float32)).all()
+        assert np.isfinite(DEFINITION.random.normal(RandomKey(0, 0), (2,), np.float32)).all()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +104,7 @@ def test_normal_is_finite_for_the_extreme_words(monkeypatch):
 )
 def test_moments(ops, distribution, mean, variance, fourth):
     count, sigmas = 200_000, 5  # the central limit theorem: five standard errors
-    draws = getattr(ops, distribution)(RandomKey(11, 1, 5), (count,), np.float64) - mean
+    draws = getattr(ops.random, distribution)(RandomKey(11, 1, 5), (count,), np.float64) - mean
     assert abs(draws.mean()) < sigmas * math.sqrt(variance / count)
     assert abs((draws**2).mean() - variance) < sigmas * math.sqrt((fourth - variance**2) / count)
     for lag in (1, 2, 3, 4):  # inside one block of four words and across
@@ -98,70 +113,68 @@ def test_moments(ops, distribution, mean, variance, fourth):
 
 # ---------------------------------------------------------------- overrides and definitions
 
-# What CupyOps defines and the table of cases cannot hold, and why.
+# What rooms of CuPy define and the table of cases cannot hold, and why.
 NO_RESULT = "gives no arrays to compare: see test_steps.py and gpu/test_training.py"
-LAUNCHES = "serves launches: every case with kernels uses it"
 WITHOUT_CASE = {
-    "asarray": "moves arrays between host and device: every case does",
-    "to_host": "moves arrays between host and device: every case does",
-    **dict.fromkeys(("empty", "each", "contiguous", "counter", "scalar"), LAUNCHES),
-    **dict.fromkeys(("constant", "key_words"), LAUNCHES),
-    **dict.fromkeys(("dials", "images", "repeatable", "peek"), NO_RESULT),
-    "chain_of_products": "changes no result",
-    **dict.fromkeys(("synchronise", "launches", "memory_rate"), "measures: see test_benchmarks.py"),
-    "describe_device": "is about the device: see test_cupy_device.py",
-    "shortage": "is about the device: see test_cupy_device.py",
+    "images.source": NO_RESULT,
+    "step.scalars": NO_RESULT,
+    "linalg.chain_of_products": "changes no result",
 }
 
 
 def test_every_override_has_a_definition_and_a_case():
-    assert overridden(NumbaOps) <= set(OVERRIDES)
-    assert WITHOUT_CASE.keys() <= overridden(CupyOps)
-    cases = overridden(NumbaOps) | overridden(CupyOps) - WITHOUT_CASE.keys()
-    assert {name for name in cases if not hasattr(NumpyOps, name)} == set()
+    assert overridden(numba_rooms()) <= set(OVERRIDES)
+    assert WITHOUT_CASE.keys() <= overridden(cupy_rooms())
+    cases = overridden(numba_rooms()) | overridden(cupy_rooms()) - WITHOUT_CASE.keys()
+    rooms = numpy_rooms()
+    assert all(hasattr(rooms[room], name) for room, name in (case.split(".") for case in cases))
     assert cases == set(OVERRIDES)
 
 
-@pytest.mark.parametrize("backend", [NumbaOps, CupyOps])
-def test_an_override_without_a_case_would_be_found(backend, monkeypatch):
-    monkeypatch.setattr(backend, "log_abs_det", lambda self, w: 0.0, raising=False)
-    assert "log_abs_det" in overridden(backend) - set(OVERRIDES)
+@pytest.mark.parametrize("rooms", [numba_rooms(), cupy_rooms()], ids=["numba", "cupy"])
+def test_an_override_without_a_case_would_be_found(rooms, monkeypatch):
+    monkeypatch.setattr(rooms["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
+    assert "linalg.log_abs_det" in overridden(rooms) - set(OVERRIDES)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_matches_its_definition(name, dtype, size):
-    assert_as_defined(NumbaOps(), name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
+    assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
+
+
+# They take no arrays, or such as are always contiguous.
+CONTIGUOUS = {"random.uniform", "random.normal", "step.adam", "step.log_step"}
 
 
 @pytest.mark.parametrize("layout", [every_second, transposed])
 @pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
-@pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - {"uniform", "normal", "adam", "record"}))
+@pytest.mark.parametrize("name", sorted(OVERRIDES.keys() - CONTIGUOUS))
 def test_override_takes_strided_and_transposed_arguments(name, size, layout):
     call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
     assert call.strided
-    for ops in (NumpyOps(), NumbaOps()):
+    for ops in (DEFINITION, NUMBA):
         assert_as_defined(ops, name, call, layout=layout)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_matmul_add_writes_into_a_strided_view(ops, dtype):
-    call = call_matmul_add(np.random.default_rng(2), dtype, (5, 9))
+    call = call_linalg_matmul_add(np.random.default_rng(2), dtype, (5, 9))
     a, b, start = call.args
     expected = start.astype(np.float64) + a.astype(np.float64) @ b
     for view in (every_second(np, start), transposed(np, start), every_second(np, start.T).T):
-        result = ops.matmul_add(a, b, view)
+        result = ops.linalg.matmul_add(a, b, view)
         assert result is view
         assert np.all(np.abs(view - expected) <= call.bounds[0])
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):
-    a, b, start = call_matmul_add(np.random.default_rng(2), np.float64, (5, 9)).args
+    a, b, start = call_linalg_matmul_add(np.random.default_rng(2), np.float64, (5, 9)).args
     flat = np.full(start.size + 32, 7.0)
     view = flat[16:-16].reshape(start.shape)
     view[...] = start
-    ops.matmul_add(a, b, view)
+    ops.linalg.matmul_add(a, b, view)
     np.testing.assert_allclose(view, start + a @ b, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(np.delete(flat, np.s_[16:-16]), 7.0)
 
@@ -172,7 +185,7 @@ def test_scale_into_is_the_product(ops, multiple, transposed):
     a = np.random.default_rng(0).standard_normal((6, 6))
     a = a.T if transposed else a
     out = np.full((6, 6), np.nan)
-    assert ops.scale_into(out, 0.5, a, multiple) is out
+    assert ops.linalg.scale_into(out, 0.5, a, multiple) is out
     np.testing.assert_allclose(out, 0.5 * a * multiple, rtol=1e-15)
 
 
@@ -182,17 +195,20 @@ def test_scale_into_is_the_product(ops, multiple, transposed):
 def test_linear_algebra(ops):
     rng = np.random.default_rng(0)
     w, z = rng.standard_normal((7, 7)) + 3 * np.eye(7), rng.standard_normal((5, 7))
-    np.testing.assert_allclose(ops.inverse(w) @ w, np.eye(7), atol=1e-13)
-    np.testing.assert_allclose(ops.solve(w, z) @ w.T, z, atol=1e-13)
-    np.testing.assert_allclose(ops.log_abs_det(w), math.log(abs(np.linalg.det(w))), rtol=1e-13)
-    np.testing.assert_array_equal(ops.matmul(z, w), z @ w)
+    np.testing.assert_allclose(ops.linalg.inverse(w) @ w, np.eye(7), atol=1e-13)
+    np.testing.assert_allclose(ops.linalg.solve(w, z) @ w.T, z, atol=1e-13)
+    np.testing.assert_allclose(
+        ops.linalg.log_abs_det(w), math.log(abs(np.linalg.det(w))), rtol=1e-13
+    )
+    np.testing.assert_array_equal(ops.linalg.matmul(z, w), z @ w)
     out = np.empty((5, 7))
-    assert ops.matmul(z, w, out=out) is out
+    assert ops.linalg.matmul(z, w, out=out) is out
     np.testing.assert_array_equal(out, z @ w)
 
 
 def test_a_singular_matrix_is_an_error(ops):
-    for call in (ops.inverse, ops.log_abs_det, lambda w: ops.solve(w, np.ones((1, 3)))):
+    linalg = ops.linalg
+    for call in (linalg.inverse, linalg.log_abs_det, lambda w: linalg.solve(w, np.ones((1, 3)))):
         with pytest.raises(SingularMatrixError, match="singular"):
             call(np.zeros((3, 3)))
 
@@ -201,7 +217,7 @@ def test_gaussian_log_density(ops):
     z = np.random.default_rng(0).standard_normal((4, 2, 3))
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     expected = np.log(density.reshape(4, -1).prod(axis=1))
-    np.testing.assert_allclose(ops.gaussian_log_density(z), expected, rtol=1e-13)
+    np.testing.assert_allclose(ops.density.gaussian_log_density(z), expected, rtol=1e-13)
 
 
 def test_host_and_device(ops):
@@ -224,7 +240,7 @@ class TestValues(OperationValues):
 def test_smooth_leaky_relu_inverse_converges_on_a_wide_grid(ops, alpha, dtype):
     sizes = np.logspace(-8, 4, 400)
     y = np.concatenate([-sizes[::-1], [0], sizes, np.linspace(-3, 3, 601)]).astype(dtype)
-    x = ops.smooth_leaky_relu_inverse(y, alpha)
+    x = ops.activation.smooth_leaky_relu_inverse(y, alpha)
     assert x.dtype == dtype
     wide = x.astype(np.float64)
     residual = alpha * wide + (1 - alpha) * np.logaddexp(0, wide) - y
@@ -237,21 +253,23 @@ def test_nan_is_never_zeroed(ops, dtype):
     x = np.zeros((3, 5), dtype)
     x[1, 2] = np.nan
     finite_elsewhere = np.isfinite(x)
-    y, ldj, sigma = ops.smooth_leaky_relu(x, ALPHA)
+    y, ldj, sigma = ops.activation.smooth_leaky_relu(x, ALPHA)
     np.testing.assert_array_equal(np.isfinite(y), finite_elsewhere)
     np.testing.assert_array_equal(np.isfinite(sigma), finite_elsewhere)
     np.testing.assert_array_equal(np.isnan(ldj), [False, True, False])
-    back = ops.smooth_leaky_relu_inverse(x, ALPHA)
+    back = ops.activation.smooth_leaky_relu_inverse(x, ALPHA)
     np.testing.assert_array_equal(np.isfinite(back), finite_elsewhere)
     ones = np.ones(3, dtype)
-    dx = ops.smooth_leaky_relu_backward(np.full_like(x, 0.5), x, ones, ALPHA)
+    dx = ops.activation.smooth_leaky_relu_backward(np.full_like(x, 0.5), x, ones, ALPHA)
     np.testing.assert_array_equal(np.isfinite(dx), finite_elsewhere)
-    dx = ops.smooth_leaky_relu_backward(np.full_like(x, 0.5), np.zeros_like(x), x[:, 2], ALPHA)
+    dx = ops.activation.smooth_leaky_relu_backward(
+        np.full_like(x, 0.5), np.zeros_like(x), x[:, 2], ALPHA
+    )
     np.testing.assert_array_equal(np.isnan(dx).all(axis=1), [False, True, False])
-    assert math.isnan(ops.sum_squares(x.reshape(-1)))
-    assert np.isnan(ops.gaussian_log_density(x)[1])
+    assert math.isnan(ops.linalg.sum_squares(x.reshape(-1)))
+    assert np.isnan(ops.density.gaussian_log_density(x)[1])
     p, m, v = (np.zeros(15, dtype) for _ in range(3))
-    squares = ops.adam(p, x.reshape(-1), m, v, 1e-3, 0.9, 0.999, 1e-8, 1, 1.0)
+    squares = ops.step.adam(x.reshape(-1), 1e-3, 0.9, 0.999, 1e-8, 1, 1.0, 0.0, out=(p, m, v))
     assert math.isnan(squares)
     np.testing.assert_array_equal(np.isnan(p), np.isnan(x.reshape(-1)))
 
@@ -261,7 +279,7 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
     nearly_one = np.array([[1 - 2.0**-32]])
     monkeypatch.setattr(philox, "uniform", lambda xp, key, shape: nearly_one)
     images = np.array([[255]], np.uint8)
-    x, ldj = NumpyOps().preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
+    x, ldj = DEFINITION.images.preprocess(images, RandomKey(0, 0), 1e-6, 256, np.float32)
     one_minus_s = 1e-6 + (1 - 2e-6) * 2.0**-32 / 256
     np.testing.assert_allclose(x[0, 0], math.log((1 - one_minus_s) / one_minus_s), rtol=2**-23)
     assert np.isfinite(ldj).all()
@@ -273,6 +291,11 @@ def test_preprocess_survives_a_draw_next_to_one(monkeypatch):
 def test_backends_by_name():
     assert {get_ops(name).name for name in ("numpy", "numba")} == {"numpy", "numba"}
     assert get_ops().name == "numba"
+
+
+def test_numpy_needs_no_numba():
+    code = "import sys, snfnp.ops; snfnp.ops.get_ops('numpy'); assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_backend_is_a_usage_error():
@@ -293,7 +316,7 @@ def test_cupy_without_cupy_says_what_is_missing_in_one_line(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_cupy)
-    monkeypatch.setattr(cupy_device, "_driver_cuda", lambda: None)
+    monkeypatch.setattr(requirements, "_driver_cuda", lambda: None)
     with pytest.raises(BackendError) as caught:
         get_ops("cupy")
     message = str(caught.value)
@@ -305,14 +328,14 @@ def test_cupy_without_cupy_says_what_is_missing_in_one_line(monkeypatch):
 def test_a_multiple_made_on_the_host_goes_over_to_the_device():
     """The m of a convolution depends on shapes alone and is a host array."""
 
-    class Device(NumpyOps):
+    class Device(HostDevice):
         moved = ()
 
         def asarray(self, host, dtype=None):
             self.moved += (host,)
             return super().asarray(host, dtype)
 
-    ops, multiple = Device(), np.full((3, 3, 1, 1), 2.0)
-    w = np.ones((3, 3, 2, 2), np.float32)
-    out = ops.scale_into(np.empty_like(w), 0.5, w, multiple)
-    assert ops.moved[0] is multiple and (out == 1).all() and out.dtype == np.float32
+    device, multiple = Device("numpy"), np.full((3, 3, 1, 1), 2.0)
+    linalg, w = assemble(device, numpy_rooms()).linalg, np.ones((3, 3, 2, 2), np.float32)
+    out = linalg.scale_into(np.empty_like(w), 0.5, w, multiple)
+    assert device.moved[0] is multiple and (out == 1).all() and out.dtype == np.float32

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from snfnp.optim import Adam, clip_scale, warmed_up
+from snfnp.training.adam import Adam, clip_scale, warmed_up
 
 
 def buffers(size, dtype=np.float64, seed=0):
@@ -29,7 +29,7 @@ def test_adam_matches_reference(ops):
             theta += lr * m_hat / (math.sqrt(v_hat) + eps)
         expected.append((theta, first, second))
     for t, g in enumerate(gradients, start=1):
-        squares = Adam().update(ops, p, g, m, v, lr, t, clip_norm=None)
+        squares = Adam().update(ops, g, lr, t, clip_norm=None, out=(p, m, v))
         np.testing.assert_allclose(squares, np.linalg.norm(g) ** 2, rtol=2e-13)
     for found, reference in zip((p, m, v), np.transpose(expected), strict=True):
         np.testing.assert_allclose(found, reference, rtol=1e-11, atol=0)
@@ -38,13 +38,13 @@ def test_adam_matches_reference(ops):
 def test_adam_uses_its_settings(ops):
     p, m, v = buffers(3)
     start, g = p.copy(), np.array([1.0, -2.0, 0.5])
-    Adam(beta1=0.5, beta2=0.75, eps=0.1).update(ops, p, g, m, v, 0.3, 1, None)
+    Adam(beta1=0.5, beta2=0.75, eps=0.1).update(ops, g, 0.3, 1, None, out=(p, m, v))
     np.testing.assert_allclose(m, 0.5 * g, rtol=1e-15)
     np.testing.assert_allclose(v, 0.25 * g * g, rtol=1e-15)
     np.testing.assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
 
 
-def test_adam_climbs_a_concave_quadratic(ops):
+def test_adam_ascends_a_concave_quadratic(ops):
     """f(p) = -½ Σ a (p - top)²: gradients are of the objective to maximise."""
     p, m, v = buffers(20)
     rng = np.random.default_rng(2)
@@ -56,7 +56,7 @@ def test_adam_climbs_a_concave_quadratic(ops):
     heights = [height()]
     for step in range(1, 601):
         lr = 0.1 * 0.99**step  # falls, since Adam's steps do not shrink with the gradient
-        Adam().update(ops, p, -a * (p - top), m, v, lr, step, None)
+        Adam().update(ops, -a * (p - top), lr, step, None, out=(p, m, v))
         heights.append(height())
     assert heights[0] < -5
     assert heights[10] > heights[0]
@@ -70,7 +70,7 @@ def test_clipping(ops):
     for clip_norm, scale in ((norm / 4, 0.25), (2 * norm, 1.0), (None, 1.0)):
         p, m, v = buffers(50)
         before = g.copy()
-        returned = Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm)
+        returned = Adam().update(ops, g, 1e-3, 1, clip_norm, out=(p, m, v))
         np.testing.assert_allclose(returned, norm**2, rtol=2e-13)
         np.testing.assert_array_equal(g, before)
         rtol = 2e-6 / norm  # the 1e-6 in the denominator of the scale
@@ -82,7 +82,7 @@ def test_clipping_is_of_the_whole_buffer(ops):
     """One norm for all parameters: directions do not change."""
     g = np.concatenate([np.full(16, 1e-3), np.full(16, 1e5)])
     p, m, v = buffers(32)
-    Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm=1.0)
+    Adam().update(ops, g, 1e-3, 1, clip_norm=1.0, out=(p, m, v))
     np.testing.assert_allclose(m[0] / m[16], 1e-8, rtol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(m) / 0.1, 1.0, rtol=1e-5)
 
@@ -101,16 +101,16 @@ def test_nan_reaches_the_parameters_and_the_norm(ops, clip_norm, dtype):
     p, m, v = buffers(20, dtype)
     g = np.ones(20, dtype)
     g[7] = np.nan
-    squares = Adam().update(ops, p, g, m, v, 1e-3, 1, clip_norm)
+    squares = Adam().update(ops, g, 1e-3, 1, clip_norm, out=(p, m, v))
     assert math.isnan(squares)
     assert np.isnan(p[7])
 
 
 def test_nothing_moves_once_a_step_has_failed(ops):
-    buffers_ = [np.full(20, value) for value in (1.0, 2.0, 3.0, 4.0)]
-    squares = Adam().update(ops, *buffers_, 1e-3, 1, None, failed=7.0)
+    g, *buffers_ = [np.full(20, value) for value in (2.0, 1.0, 3.0, 4.0)]
+    squares = Adam().update(ops, g, 1e-3, 1, None, failed=7.0, out=buffers_)
     assert squares == 20 * 2.0**2
-    for buffer, value in zip(buffers_, (1.0, 2.0, 3.0, 4.0), strict=True):
+    for buffer, value in zip((g, *buffers_), (2.0, 1.0, 3.0, 4.0), strict=True):
         assert (buffer == value).all()
 
 
@@ -123,7 +123,7 @@ def test_single_precision_keeps_up_with_double(ops):
         p, m, v = buffers(100, np.float32)
         p, m, v = (b.astype(dtype) for b in (p, m, v))
         for step, g in enumerate(gradients, start=1):
-            Adam().update(ops, p, g.astype(dtype), m, v, 1e-3, step, clip_norm=5.0)
+            Adam().update(ops, g.astype(dtype), 1e-3, step, clip_norm=5.0, out=(p, m, v))
         assert p.dtype == m.dtype == v.dtype == dtype
         results.append(p)
     eps = np.finfo(np.float32).eps

@@ -16,13 +16,17 @@ def initial(rng):
     }
 
 
+def shapes(params):
+    return {layer: {name: a.shape for name, a in named.items()} for layer, named in params.items()}
+
+
 @pytest.fixture
 def params():
     return initial(np.random.default_rng(0))
 
 
 def test_pack_then_views_gives_the_parameters_back(params):
-    layout = Layout.of(params)
+    layout = Layout.of(shapes(params))
     views = layout.views(layout.pack(params, np.float64))
     assert list(views) == list(params)
     for layer, named in params.items():
@@ -32,14 +36,14 @@ def test_pack_then_views_gives_the_parameters_back(params):
 
 
 def test_pack_rounds_to_the_dtype_asked_for(params):
-    flat = Layout.of(params).pack(params, np.float32)
+    flat = Layout.of(shapes(params)).pack(params, np.float32)
     assert flat.dtype == np.float32
-    view = Layout.of(params).views(flat)["first"]["W"]
+    view = Layout.of(shapes(params)).views(flat)["first"]["W"]
     np.testing.assert_array_equal(view, params["first"]["W"].astype(np.float32))
 
 
 def test_views_share_memory_with_the_buffer_and_not_with_each_other(params):
-    layout = Layout.of(params)
+    layout = Layout.of(shapes(params))
     flat = np.zeros(layout.size)
     for named in layout.views(flat).values():
         for view in named.values():
@@ -50,19 +54,19 @@ def test_views_share_memory_with_the_buffer_and_not_with_each_other(params):
 
 
 def test_every_view_starts_on_a_cache_line(params):
-    layout = Layout.of(params)
+    layout = Layout.of(shapes(params))
     assert [e.start * 4 % ALIGNMENT for e in layout.entries] == [0] * len(layout.entries)
     assert layout.size * 4 % ALIGNMENT == 0
 
 
 def test_count_is_the_number_of_parameters_without_padding(params):
-    layout = Layout.of(params)
+    layout = Layout.of(shapes(params))
     assert layout.count == sum(a.size for named in params.values() for a in named.values())
     assert layout.count < layout.size
 
 
 def test_padding_is_zero(params):
-    layout = Layout.of(params)
+    layout = Layout.of(shapes(params))
     flat = layout.pack(params, np.float64)
     for named in layout.views(flat).values():
         for view in named.values():
@@ -71,7 +75,7 @@ def test_padding_is_zero(params):
 
 
 def test_keys_name_layer_and_parameter(params):
-    keys = [entry.key for entry in Layout.of(params).entries]
+    keys = [entry.key for entry in Layout.of(shapes(params)).entries]
     assert keys == ["first.W", "first.b", "second.W", "second.s"]
 
 

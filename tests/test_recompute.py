@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from support.gradients import flow_backward, moved
 
-from snfnp.config import TrainConfig
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -22,13 +23,14 @@ from snfnp.layers import (
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
-from snfnp.trainer import Trainer
+from snfnp.rules import Exact, SelfNormalizing
+from snfnp.training.config import TrainConfig
+from snfnp.training.trainer import Trainer
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
 # rounds 5 times or less (difference or product, exponential, argument of the exponential), and
 # stretches earlier errors by 1.5 or less at the parameters below: 5 (1 + 1.5 + 1.5² + 1.5³) < 50
-# eps of x. Gradients are at most quadratic in x and what is computed from it: twice that. Of the
+# eps of x. A gradient is a sum of products of an input and a delta: about twice that. Of the
 # norm of each gradient; kinks are further apart than that, see below.
 ROUNDINGS = 100
 N = 4
@@ -114,25 +116,16 @@ class Setup:
 
     def __post_init__(self):
         rng = np.random.default_rng(1)
-        params = {
-            layer: {k: v + 0.05 * rng.standard_normal(v.shape) for k, v in named.items()}
-            for layer, named in self.flow.init(0).items()
-        }
-        self.layout = Layout.of(params)
+        params = moved(self.flow.init(0), rng, 0.05)
+        self.layout = Layout.of(self.flow.parameter_shapes())
         self.params = self.layout.views(self.layout.pack(params, self.dtype))
         self.x = rng.standard_normal((N, *self.flow.shape)).astype(self.dtype)
 
     def gradients(self, recompute):
-        """{parameter or "x": gradient} of the training objective, and z, ldj, all latents."""
-        flow, ops = self.flow, self.ops
-        g = np.full(self.layout.size, np.nan, self.dtype)
-        grads = self.layout.views(g)
-        z, ldj, caches = flow.forward(ops, self.params, self.x, recompute)
-        latents = flow.latents(z, caches)
-        dz, weights = z * (-1 / N), np.full(N, 1 / N, self.dtype)
-        dx = flow.backward(ops, self.params, caches, dz, weights, grads, Reconstruction(1.0))
-        found = {e.key: grads[e.layer][e.name] for e in self.layout.entries}
-        return {"x": dx, **found}, (z, ldj, *latents)
+        """{parameter or "x": gradient} of the training objective, and ldj and all latents."""
+        done = flow_backward(self.ops, self.flow, self.params, self.x, 1.0, recompute)
+        found = {e.key: done.grads[e.layer][e.name] for e in self.layout.entries}
+        return {"x": done.dx, **found}, (done.ldj, *done.latents)
 
 
 def difference(found, expected) -> float:
@@ -219,9 +212,9 @@ def peak(flow, ops, recompute) -> int:
     weights = np.full(count, 1 / count, np.float32)
 
     def step():
-        z, _, caches = flow.forward(ops, setup.params, setup.x, recompute)
-        dz = z * np.float32(-1 / count)
-        flow.backward(ops, setup.params, caches, dz, weights, grads, Reconstruction(1.0))
+        latents, _, caches = flow.forward(ops, setup.params, setup.x, recompute)
+        ctx = BackwardContext(ops, weights, 1.0)
+        flow.backward(ctx, setup.params, caches, flow.latent_gradients(latents), grads)
 
     step()  # what is compiled or cached once
     tracemalloc.start()
@@ -283,8 +276,7 @@ def test_steps_of_glow_cost_only_what_their_linear_layers_keep(ops):
 
 
 def make_trainer(recompute):
-    config = TrainConfig(model="conv", dtype="float64", recompute=recompute)
-    config.resolve(1000)
+    config = TrainConfig(model="conv", dtype="float64", recompute=recompute).resolve(1000)
     return Trainer(get_ops("numba"), config.build_flow((8, 8, 1)), config, 100)
 
 
@@ -304,7 +296,7 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
         trainer = make_trainer(recompute)
         trainer.training_step(images)
         metrics[recompute] = trainer.metrics()
-        gradients[recompute], counts[recompute] = trainer.g, len(inverses)
+        gradients[recompute], counts[recompute] = trainer.gradient, len(inverses)
     assert counts == {False: 0, True: 8}  # one for every spline of the model
     assert metrics[True].surrogate == metrics[False].surrogate
     scale = np.linalg.norm(gradients[False])
@@ -317,6 +309,6 @@ def test_recomputation_is_refused_where_it_would_do_nothing():
         config.resolve(1000)
     assert "\n" not in str(caught.value)
     assert not any(
-        getattr(layer, "cheap_exact_inverse", False)
+        layer.cheap_exact_inverse
         for _, layer in TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1)).layers
     )

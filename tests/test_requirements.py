@@ -1,19 +1,19 @@
-"""The plugin of `required.py`, in sessions of its own: what skips, what fails, what is said."""
+"""The plugin `support.requirements_plugin`, in sessions of its own: skips, failures, reports."""
 
 from pathlib import Path
 
 import pytest
-import required
+from support import requirements_plugin
 
 pytest_plugins = ["pytester"]
 
 CONFTEST = """
-import required
+from support.requirements_plugin import NEEDS, Requirements
 
 def pytest_configure(config):
-    required.Requirements.register_markers(config)
-    missing = dict.fromkeys(required.NEEDS, lambda: None) | {"nvrtc": lambda: "no compiler here"}
-    config.pluginmanager.register(required.Requirements(missing))
+    Requirements.register_markers(config)
+    missing = dict.fromkeys(NEEDS, lambda: None) | {"nvrtc": lambda: "no compiler here"}
+    config.pluginmanager.register(Requirements(missing))
 """
 TESTS = """
 import pytest
@@ -34,11 +34,11 @@ def test_plain():
 @pytest.fixture
 def session(pytester, monkeypatch):
     """session(require=names, tests=text, *arguments) runs pytest on tests and this plugin."""
-    monkeypatch.syspath_prepend(str(Path(required.__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(requirements_plugin.__file__).parents[1]))
     pytester.makeconftest(CONFTEST)
 
     def run(require="", tests=TESTS, *arguments):
-        monkeypatch.setenv(required.VARIABLE, require)
+        monkeypatch.setenv(requirements_plugin.VARIABLE, require)
         pytester.makepyfile(tests)
         return pytester.runpytest("-rs", "--strict-markers", "-p", "no:cacheprovider", *arguments)
 
@@ -126,4 +126,4 @@ def test_an_unknown_name_is_a_usage_error(session):
 def test_every_marker_has_a_probe(request):
     """Each is registered with this very session, which would otherwise skip nothing."""
     registered = [line.partition(":")[0] for line in request.config.getini("markers")]
-    assert set(required.NEEDS) <= set(registered)
+    assert set(requirements_plugin.NEEDS) <= set(registered)

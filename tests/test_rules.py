@@ -8,14 +8,16 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from support.gradients import flow_backward, layer_backward, moved
 
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient, frozen_bar_scalar
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Reconstruction, Relative, SelfNormalizing
+from snfnp.rules import Exact, Relative, SelfNormalizing
 
 RTOL = 1e-8
 D, N = 5, 4
@@ -43,11 +45,8 @@ def gradients(ops, layer, params, x, lam=0.0, dz=None, dldj=None):
     """The gradients that a layer writes; by default those under a Gaussian base density."""
     z, _, cache = layer.forward(ops, params, x)
     dz = -z / len(x) if dz is None else dz
-    dldj = np.full(len(x), 1 / len(x)) if dldj is None else dldj
-    grads = {name: np.full_like(value, np.nan) for name, value in params.items()}
-    recon = Reconstruction(lam)
-    dx = layer.backward(ops, params, cache, dz.copy(), dldj.copy(), grads, recon)
-    return grads, dx, recon
+    dx, grads, _ = layer_backward(ops, layer, params, cache, dz, dldj=dldj, lam=lam)
+    return grads, dx
 
 
 # ---------------------------------------------------------------- R = W⁻¹: the exact mixture
@@ -71,12 +70,12 @@ def mean_log_g(p, x):
 
 @pytest.mark.parametrize("lam", [0.0, 5.0])
 def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
-    """Eqs. 8, 9: W climbs ½ log p^f, R climbs ½ log p^g, b climbs both.
+    """Eqs. 8, 9: W ascends ½ log p^f, R ascends ½ log p^g, b ascends both.
 
     The reconstruction error is at its minimum, 0, so λ changes nothing.
     """
     layer, p, x = Linear(Dense(D)), inverted_params(rng), rng.standard_normal((N, D))
-    grads, _, _ = gradients(ops, layer, p, x, lam)
+    grads, _ = gradients(ops, layer, p, x, lam)
 
     def mixture(name, value):
         moved = {**p, name: value}
@@ -88,15 +87,15 @@ def test_snf_with_exact_inverse_equals_exact_gradient(ops, rng, lam):
         )
     # and W's half is half of what the exact rule gives, b's the whole
     exact = {"W": p["W"], "b": p["b"]}
-    exact_grads, _, _ = gradients(ops, Linear(Dense(D), Exact()), exact, x)
+    exact_grads, _ = gradients(ops, Linear(Dense(D), Exact()), exact, x)
     np.testing.assert_allclose(grads["W"], 0.5 * exact_grads["W"], rtol=0, atol=1e-13)
     np.testing.assert_allclose(grads["b"], exact_grads["b"], rtol=0, atol=1e-13)
 
 
 def test_forward_objective_with_exact_inverse_equals_the_exact_rule(ops, rng):
     p, x = inverted_params(rng), rng.standard_normal((N, D))
-    grads, _, _ = gradients(ops, Linear(Dense(D), SelfNormalizing("forward")), p, x, 3.0)
-    exact, _, _ = gradients(ops, Linear(Dense(D), Exact()), {"W": p["W"], "b": p["b"]}, x)
+    grads, _ = gradients(ops, Linear(Dense(D), SelfNormalizing("forward")), p, x, 3.0)
+    exact, _ = gradients(ops, Linear(Dense(D), Exact()), {"W": p["W"], "b": p["b"]}, x)
     np.testing.assert_allclose(grads["W"], exact["W"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(grads["b"], exact["b"], rtol=0, atol=1e-13)
     np.testing.assert_allclose(grads["R"], 0, rtol=0, atol=1e-12)  # R has nothing left to learn
@@ -105,7 +104,7 @@ def test_forward_objective_with_exact_inverse_equals_the_exact_rule(ops, rng):
 def test_bias_in_z_is_wrong(ops, rng):
     """Negative control: Eq. 20 with z = W x + b is no gradient of ½ log p^g; z = W x is."""
     layer, p, x = Linear(Dense(D)), inverted_params(rng), rng.standard_normal((N, D))
-    grads, dx, _ = gradients(ops, layer, p, x)
+    grads, dx = gradients(ops, layer, p, x)
 
     def half_log_g(r):
         return 0.5 * mean_log_g({**p, "R": r}, x)
@@ -148,7 +147,7 @@ def test_frozen_bar_scalar(ops, rng, objective, lam):
     for point in (p, moved):
         np.testing.assert_allclose(package(x, point), plain(point), rtol=1e-12)
 
-    grads, dx, _ = gradients(ops, layer, p, x, lam, dz, dldj)
+    grads, dx = gradients(ops, layer, p, x, lam, dz, dldj)
     np.testing.assert_allclose(dx, dz @ p["W"], rtol=0, atol=1e-13)
     for name, gradient in grads.items():
         check_gradient(
@@ -159,7 +158,7 @@ def test_frozen_bar_scalar(ops, rng, objective, lam):
 def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rng):
     p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
     x = rng.standard_normal((N, D))
-    grads, _, _ = gradients(ops, Linear(Dense(D)), p, x, lam=0.0)
+    grads, _ = gradients(ops, Linear(Dense(D)), p, x, lam=0.0)
     dz = -(x @ p["W"].T + p["b"]) / N
     np.testing.assert_allclose(grads["W"], 0.5 * (dz.T @ x + p["R"].T), rtol=0, atol=1e-13)
     z0 = x @ p["W"].T
@@ -191,26 +190,13 @@ def two_layers(rule, features=D):
 
 
 def random_params(flow, rng):
-    initial = flow.init(0)
-    return {
-        layer: {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in named.items()}
-        for layer, named in initial.items()
-    }
-
-
-def flow_gradients(ops, flow, params, x, lam=1.0):
-    layout = Layout.of(params)
-    grads = layout.views(np.full(layout.size, np.nan))
-    z, ldj, caches = flow.forward(ops, params, x)
-    recon = Reconstruction(lam)
-    dx = flow.backward(ops, params, caches, -z / len(x), np.full(len(x), 1 / len(x)), grads, recon)
-    return grads, dx, recon
+    return moved(flow.init(0), rng, 0.2)
 
 
 def test_reconstruction_errors_are_the_explicit_ones(ops, rng):
     flow = two_layers(SelfNormalizing())
     params, x = random_params(flow, rng), rng.standard_normal((N, D))
-    _, _, recon = flow_gradients(ops, flow, params, x)
+    ctx = flow_backward(ops, flow, params, x, lam=1.0).ctx
 
     def error(p, h):
         return np.mean([np.sum((p["R"] @ p["W"] @ row - row) ** 2) for row in h])
@@ -219,14 +205,25 @@ def test_reconstruction_errors_are_the_explicit_ones(ops, rng):
     a = x @ p1["W"].T + p1["b"]
     h = 0.3 * a + 0.7 * np.log(1 + np.exp(a))
     expected = [error(p2, h), error(p1, x)]
-    np.testing.assert_allclose(recon.total, sum(expected), rtol=1e-12)
+    np.testing.assert_allclose(ctx.reconstruction, sum(expected), rtol=1e-12)
     assert min(expected) > 1e-3
 
 
 def test_reconstruction_of_a_flow_that_learns_no_inverse_is_zero(ops, rng):
     flow = two_layers(Exact())
-    _, _, recon = flow_gradients(ops, flow, random_params(flow, rng), rng.standard_normal((N, D)))
-    assert recon.total == 0.0
+    params, x = random_params(flow, rng), rng.standard_normal((N, D))
+    assert flow_backward(ops, flow, params, x, lam=1.0).ctx.reconstruction == 0.0
+
+
+def test_the_context_weighs_a_step():
+    """volume: Σ ∂𝓛/∂ldj in double precision, once; error_factor: −2λ/N of Eq. 3."""
+    dldj = np.full(7, 1 / 7, np.float32)
+    ctx = BackwardContext(None, dldj, 3.0)
+    assert ctx.volume.dtype == np.float64
+    np.testing.assert_allclose(ctx.volume, float(dldj[0]) * 7, rtol=1e-15)
+    assert ctx.volume is ctx.volume
+    assert ctx.error_factor == 3.0 * (-2 / 7)
+    assert (BackwardContext(None, dldj).error_factor, ctx.reconstruction) == (0.0, 0.0)
 
 
 # ---------------------------------------------------------------- a whole flow
@@ -264,18 +261,20 @@ def check_flow(objective, params, grads, rng):
 def test_whole_flow_in_exact_mode(ops, rng):
     flow = two_layers(Exact())
     params, x = random_params(flow, rng), rng.standard_normal((N, D))
-    grads, dx, _ = flow_gradients(ops, flow, params, x)
-    check_flow(lambda p: mean_log_likelihood(p, x), params, grads, rng)
-    check_gradient(lambda v: mean_log_likelihood(params, v), x, dx, rng=rng, rtol=RTOL, h=2e-3)
+    found = flow_backward(ops, flow, params, x, lam=1.0)
+    check_flow(lambda p: mean_log_likelihood(p, x), params, found.grads, rng)
+    check_gradient(
+        lambda v: mean_log_likelihood(params, v), x, found.dx, rng=rng, rtol=RTOL, h=2e-3
+    )
 
 
-def test_whole_flow_with_exact_inverses_climbs_the_mixture(ops, rng):
+def test_whole_flow_with_exact_inverses_ascends_the_mixture(ops, rng):
     """Eq. 3 with R_k = W_k⁻¹, λ of no effect: every parameter of both densities."""
     flow = two_layers(SelfNormalizing())
     params, x = random_params(flow, rng), rng.standard_normal((N, D))
     for name in ("dense1", "dense2"):
         params[name]["R"] = np.linalg.inv(params[name]["W"])
-    grads, _, _ = flow_gradients(ops, flow, params, x, lam=2.0)
+    grads = flow_backward(ops, flow, params, x, lam=2.0).grads
 
     def mixture(p):
         return 0.5 * mean_log_likelihood(p, x) + 0.5 * mean_log_likelihood(p, x, inverses=True)
@@ -292,7 +291,7 @@ def test_relative_gradient_is_exact_times_wtw(ops, rng):
 
     def under(rule, params=p):
         layer = Linear(Dense(D), rule, bias="b" in params)
-        grads, dx, _ = gradients(ops, layer, params, x, dz=dz)
+        grads, dx = gradients(ops, layer, params, x, dz=dz)
         np.testing.assert_allclose(dx, dz @ w, rtol=0, atol=1e-13)
         return grads
 
@@ -321,8 +320,8 @@ def test_relative_gradient_is_exact_times_wtw(ops, rng):
 def test_the_relative_gradient_ascends(ops, rng):
     """G WᵀW is an ascent direction: ⟨G, G WᵀW⟩ = ‖G Wᵀ‖² > 0."""
     w, x = matrix(rng), rng.standard_normal((N, D))
-    relative, _, _ = gradients(ops, Linear(Dense(D), Relative(), bias=False), {"W": w}, x)
-    exact, _, _ = gradients(ops, Linear(Dense(D), Exact(), bias=False), {"W": w}, x)
+    relative, _ = gradients(ops, Linear(Dense(D), Relative(), bias=False), {"W": w}, x)
+    exact, _ = gradients(ops, Linear(Dense(D), Exact(), bias=False), {"W": w}, x)
     expected = np.sum((exact["W"] @ w.T) ** 2)
     np.testing.assert_allclose(np.sum(exact["W"] * relative["W"]), expected, rtol=1e-12)
 
@@ -345,7 +344,7 @@ def test_nan_in_the_delta_reaches_every_gradient(ops, rng, rule):
         del p["R"]
     x, dz = rng.standard_normal((N, D)), rng.standard_normal((N, D))
     dz[1, 2] = np.nan
-    grads, dx, _ = gradients(ops, layer, p, x, 1.0, dz)
+    grads, dx = gradients(ops, layer, p, x, 1.0, dz)
     assert np.isnan(dx).any()
     assert all(np.isnan(gradient).any() for gradient in grads.values())
 
@@ -354,7 +353,7 @@ def peak_of_one_step(ops, rule, features=512, batch=16):
     """The largest memory (bytes) that one forward and backward pass holds beyond its buffers."""
     layer, rng = Linear(Dense(features), rule), np.random.default_rng(0)
     initial = {"dense": layer.init(rng, (features,))}
-    layout = Layout.of(initial)
+    layout = Layout.of({"dense": layer.parameter_shapes((features,))})
     params = layout.views(layout.pack(initial, np.float32))["dense"]
     grads = layout.views(np.zeros(layout.size, np.float32))["dense"]
     x = rng.standard_normal((batch, features)).astype(np.float32)
@@ -362,7 +361,7 @@ def peak_of_one_step(ops, rule, features=512, batch=16):
 
     def step():
         z, _, cache = layer.forward(ops, params, x)
-        layer.backward(ops, params, cache, -z / batch, dldj, grads, Reconstruction(1.0))
+        layer.backward(BackwardContext(ops, dldj, 1.0), params, cache, -z / batch, grads)
 
     step()  # compiles, and loads what is loaded once
     tracemalloc.start()

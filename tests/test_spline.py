@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 
+from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.gradcheck import check_layer, convergence
 from snfnp.layers import RationalQuadraticSpline, Squeeze
@@ -29,7 +30,7 @@ def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):
 
 
 def knots_of(ops, p, layer=LAYER):
-    return ops.spline_knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[0]
+    return ops.spline.knots(*(p[name] for name in PARAMETERS), layer.bound, layer.eps)[0]
 
 
 def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
@@ -38,7 +39,7 @@ def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
     dldj = np.zeros(len(x), x.dtype) if dldj is None else dldj
     y, ldj, cache = layer.forward(ops, p, x)
     grads = {k: np.full_like(v, np.nan) for k, v in p.items()}
-    dx = layer.backward(ops, p, cache, dy, dldj, grads)
+    dx = layer.backward(BackwardContext(ops, dldj), p, cache, dy, grads)
     return {"y": y, "ldj": ldj, "dx": dx, **grads, "inverse": layer.inverse(ops, p, y)}
 
 
@@ -422,7 +423,7 @@ def test_squeeze_inverts_and_transposes_exactly(ops, dtype):
     assert back.dtype == dtype
     np.testing.assert_array_equal(back, x)
     dz = rng.integers(-9, 9, z.shape).astype(dtype)
-    dx = Squeeze().backward(ops, {}, cache, dz, np.ones(2, dtype), {})
+    dx = Squeeze().backward(BackwardContext(ops, np.ones(2, dtype)), {}, cache, dz, {})
     whole = rng.integers(-9, 9, x.shape).astype(dtype)  # whole numbers: the sums are exact
     assert np.sum(Squeeze().forward(ops, {}, whole)[0] * dz) == np.sum(whole * dx)
 

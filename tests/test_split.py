@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from scipy.stats import norm
+from support.gradients import flow_backward, layer_backward, mean_log_density, moved
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -14,29 +15,24 @@ from snfnp.layers import (
     ActNorm,
     AffineCoupling,
     Linear,
+    Parameterless,
     Preprocess,
     SplitPrior,
     Squeeze,
 )
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
 from snfnp.maps import Conv2d
-from snfnp.ops import NumpyOps, RandomKey
+from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, Reconstruction, SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 
 N, SHAPE = 3, (2, 3, 4)
 KEY = RandomKey(3, EVALUATION_NOISE)
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Parameterless):
     """The simplest layer before a split."""
-
-    def init(self, rng, shape):
-        return {}
-
-    def output_shape(self, shape):
-        return shape
 
     def forward(self, ops, p, x):
         return x, 0, {}
@@ -44,7 +40,7 @@ class Identity:
     def inverse(self, ops, p, z):
         return z
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         return dz
 
 
@@ -56,31 +52,30 @@ def layer(request):
     return request.param
 
 
-def moved(layer, shape=SHAPE, seed=1):
+def some_parameters(layer, shape=SHAPE, seed=1):
     rng = np.random.default_rng(seed)
-    initial = layer.init(rng, shape)
-    return {k: v + 0.3 * rng.standard_normal(v.shape) for k, v in initial.items()}
+    return moved(layer.init(rng, shape), rng, 0.3)
 
 
 def some_x(shape=SHAPE, count=N):
     return np.random.default_rng(2).standard_normal((count, *shape))
 
 
-def test_it_is_the_layer_then_a_split_with_a_gaussian(layer, ops):
-    p, x = moved(layer), some_x()
+def test_it_is_the_layer_then_a_split(layer, ops):
+    """The latent's density is not in ldj: it is the flow's."""
+    p, x = some_parameters(layer), some_x()
     z, ldj, cache = layer.forward(ops, p, x)
     whole, whole_ldj, _ = layer.coupling.forward(ops, p, x)
     np.testing.assert_array_equal(z, whole[..., :2])
     np.testing.assert_array_equal(cache["latent"], whole[..., 2:])
-    expected = whole_ldj + norm.logpdf(whole[..., 2:]).sum(axis=(1, 2, 3))
-    np.testing.assert_allclose(ldj, expected, rtol=1e-13)
+    np.testing.assert_array_equal(ldj, whole_ldj)
     assert z.shape == (N, *layer.output_shape(SHAPE))
     assert cache["latent"].shape == (N, *layer.latent_shape(SHAPE))
     assert z.flags.c_contiguous and cache["latent"].flags.c_contiguous
 
 
 def test_the_inverse_needs_and_uses_the_latent(layer, ops):
-    p, x = moved(layer), some_x()
+    p, x = some_parameters(layer), some_x()
     z, _, cache = layer.forward(ops, p, x)
     back = layer.inverse(ops, p, z, cache["latent"])
     np.testing.assert_allclose(back, x, rtol=0, atol=1e-13)
@@ -89,25 +84,27 @@ def test_the_inverse_needs_and_uses_the_latent(layer, ops):
 
 
 def test_gradients(layer, ops):
-    """Of ⟨c, z⟩ + ⟨a, ldj⟩ for x and each parameter; `check_gradient` has negative controls."""
-    p, x = moved(layer), some_x()
+    """Of ⟨c, z⟩ + ⟨a, ldj + log N(z₂)⟩ for x and each parameter, with the weights a of a density
+    that differ from sample to sample; `check_gradient` has negative controls."""
+    p, x = some_parameters(layer), some_x()
     rng = np.random.default_rng(3)
-    z, ldj, cache = layer.forward(ops, p, x)
-    c, a = rng.standard_normal(z.shape), rng.standard_normal(len(ldj))
+    z, _, cache = layer.forward(ops, p, x)
+    c, a = rng.standard_normal(z.shape), rng.standard_normal(len(x))
 
     def objective(x, p):
-        z, ldj, _ = layer.forward(ops, p, x)
-        return float(np.sum(c * z) + np.sum(a * ldj))
+        z, ldj, cache = layer.forward(ops, p, x)
+        density = ops.density.gaussian_log_density(cache["latent"])
+        return float(np.sum(c * z) + np.sum(a * (ldj + density)))
 
-    g = {k: np.full_like(v, np.nan) for k, v in p.items()}
-    dx = layer.backward(ops, p, cache, c.copy(), a.copy(), g, Reconstruction(0.7))
+    dlatent = -a[:, None, None, None] * cache["latent"]
+    dx, grads, _ = layer_backward(ops, layer, p, cache, c, dlatent, dldj=a)
     # a small step: the coupling's network has kinks
     check_gradient(lambda v: objective(v, p), x, dx, rng=rng, h=1e-3, rtol=1e-8)
     for name in p:
         check_gradient(
             lambda v, name=name: objective(x, {**p, name: v}),
             p[name],
-            g[name],
+            grads[name],
             rng=rng,
             h=1e-3,
             rtol=1e-8,
@@ -119,18 +116,23 @@ def test_without_the_latents_own_delta_the_gradient_is_wrong(ops):
     layer, x = SplitPrior(Identity()), some_x()
     _, _, cache = layer.forward(ops, {}, x)
     a = np.array([0.5, -1.0, 2.0])
-    dx = layer.backward(ops, {}, cache, np.zeros((N, 2, 3, 2)), a, {})
+    dz, dlatent = np.zeros((N, 2, 3, 2)), -a[:, None, None, None] * cache["latent"]
+    dx, _, _ = layer_backward(ops, layer, {}, cache, dz, dlatent, dldj=a)
     np.testing.assert_array_equal(dx[..., :2], 0)
     np.testing.assert_array_equal(dx[..., 2:], -a[:, None, None, None] * x[..., 2:])
+    with pytest.raises(TypeError, match="dlatent"):
+        layer_backward(ops, layer, {}, cache, dz, dldj=a)
 
 
 def test_single_precision_stays_single(layer, ops):
-    p = {k: v.astype(np.float32) for k, v in moved(layer).items()}
+    p = {k: v.astype(np.float32) for k, v in some_parameters(layer).items()}
     z, ldj, cache = layer.forward(ops, p, some_x().astype(np.float32))
-    g = {k: np.empty_like(v) for k, v in p.items()}
-    dx = layer.backward(ops, p, cache, z, np.ones(N, np.float32), g, Reconstruction(0.7))
+    dx, grads, _ = layer_backward(ops, layer, p, cache, z, cache["latent"], lam=0.7)
     back = layer.inverse(ops, p, z, cache["latent"])
-    assert {array.dtype for array in (z, ldj, cache["latent"], dx, back)} == {np.dtype(np.float32)}
+    found = [z, cache["latent"], dx, back, *grads.values()]
+    if not isinstance(layer.coupling, Identity):  # whose ldj is the number 0
+        found.append(ldj)
+    assert {array.dtype for array in found} == {np.dtype(np.float32)}
 
 
 def test_an_odd_number_of_channels_cannot_be_halved():
@@ -162,16 +164,12 @@ def glow(rule=None, shape=(8, 8, 1), width=6):
 
 def parameters(flow, seed=0, exact_inverse=False):
     """(layout, flat buffer): the initial parameters, moved by noise."""
-    rng = np.random.default_rng(seed)
-    params = {
-        layer: {k: v + 0.05 * rng.standard_normal(v.shape) for k, v in named.items()}
-        for layer, named in flow.init(seed).items()
-    }
+    params = moved(flow.init(seed), np.random.default_rng(seed), 0.05)
     if exact_inverse:
         for named in params.values():
             if "R" in named:
                 named["R"] = np.linalg.inv(named["W"])
-    layout = Layout.of(params)
+    layout = Layout.of(flow.parameter_shapes())
     return layout, layout.pack(params, np.float64)
 
 
@@ -182,25 +180,21 @@ def images():
 
 def test_latents_of_a_flow(ops):
     flow = glow()
-    assert flow.splits == ("split1", "split2")
+    assert flow.latent_names == ("split1", "split2", "z")
     assert flow.latent_shapes == ((4, 4, 2), (2, 2, 4), (1, 1, 16))
-    assert flow.latent_shape == (1, 1, 16)
     assert sum(map(math.prod, flow.latent_shapes)) == flow.dimension
     layout, flat = parameters(flow)
-    z, _, caches = flow.forward(ops, layout.views(flat), some_x(flow.shape))
-    latents = flow.latents(z, caches)
+    latents, _, _ = flow.forward(ops, layout.views(flat), some_x(flow.shape))
     assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes]
-    assert latents[-1] is z
 
 
 def test_a_flow_without_splits_has_one_latent(ops):
     flow = Flow((4, 4, 1), (("squeeze", Squeeze()),))
     assert flow.latent_shapes == ((2, 2, 4),)
     x = some_x(flow.shape)
-    z, _, caches = flow.forward(ops, {"squeeze": {}}, x)
-    assert flow.latents(z, caches) == (z,)
-    for latents in (z, (z,)):
-        np.testing.assert_array_equal(flow.inverse(ops, {"squeeze": {}}, latents), x)
+    latents, _, _ = flow.forward(ops, {"squeeze": {}}, x)
+    assert flow.latent_names == ("z",) and len(latents) == 1
+    np.testing.assert_array_equal(flow.inverse(ops, {"squeeze": {}}, latents), x)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -208,17 +202,17 @@ def test_reconstruct_returns_the_very_image(ops, images, exact):
     flow = glow()
     layout, flat = parameters(flow, exact_inverse=True)
     params = layout.views(flat)
-    x, _ = flow.preprocess.forward(ops, images, KEY, np.float64)
+    x, _ = flow.encode(ops, images, KEY, np.float64)
     back = flow.reconstruct(ops, params, x, exact=exact)
     np.testing.assert_allclose(back, x, rtol=0, atol=1e-11)
-    np.testing.assert_array_equal(flow.preprocess.inverse(ops, back), images)
+    np.testing.assert_array_equal(flow.decode(ops, back), images)
     # with another latent at any of the splits it is another image
-    z, _, caches = flow.forward(ops, params, x)
+    latents, _, _ = flow.forward(ops, params, x)
     for index in range(3):
-        latents = list(flow.latents(z, caches))
-        latents[index] = latents[index] + 1
-        other = flow.inverse(ops, params, tuple(latents), exact=exact)
-        assert np.any(flow.preprocess.inverse(ops, other) != images)
+        changed = list(latents)
+        changed[index] = changed[index] + 1
+        other = flow.inverse(ops, params, tuple(changed), exact=exact)
+        assert np.any(flow.decode(ops, other) != images)
 
 
 def test_latents_that_do_not_fit_are_refused(ops):
@@ -226,7 +220,7 @@ def test_latents_that_do_not_fit_are_refused(ops):
     layout, flat = parameters(flow)
     first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes)
     for latents, message in (
-        (last, "expected 3 latents, found 1"),
+        ((last,), "expected 3 latents, found 1"),
         ((first, last), "expected 3 latents, found 2"),
         ((second, first, last), r"expected \(N, 4, 4, 2\), found \(3, 2, 2, 4\)"),
     ):
@@ -242,32 +236,26 @@ def test_whole_flow_gradients_in_exact_mode(ops):
     x = some_x(flow.shape)
 
     def objective(flat):
-        params = layout.views(flat)
-        z, ldj, _ = flow.forward(ops, params, x)
-        constant = sum(flow.log_dets(ops, params).values())
-        return float((ops.gaussian_log_density(z) + ldj).mean() + constant)
+        return mean_log_density(ops, flow, layout.views(flat), x)
 
-    z, _, caches = flow.forward(ops, params, x)
-    g = np.zeros_like(flat)
-    weights = np.full(N, 1 / N)
-    flow.backward(ops, params, caches, -z / N, weights, layout.views(g), Reconstruction(0.0))
-    check_gradient(objective, flat, g, rng=np.random.default_rng(0), h=1e-3, rtol=1e-8)
+    gradient = flow_backward(ops, flow, params, x).flat
+    check_gradient(objective, flat, gradient, rng=np.random.default_rng(0), h=1e-3, rtol=1e-8)
 
 
 def test_log_prob_matches_brute_force(ops):
     """log N of all latents together + slogdet of the whole map's Jacobian + the preprocessing's."""
     flow = glow(shape=(4, 4, 2))
     flow = Flow(flow.shape, flow.layers[:9], flow.preprocess)  # squeeze, step, split, squeeze, …
-    assert flow.splits == ("split1",)
+    assert flow.latent_names == ("split1", "z")
     layout, flat = parameters(flow)
     params = layout.views(flat)
     images = np.random.default_rng(9).integers(0, 256, (2, 4, 4, 2)).astype(np.uint8)
     found = Likelihood(ops, flow, layout, flat).log_prob(images, KEY)
-    points, log_volume = flow.preprocess.forward(ops, images, KEY, np.float64)
+    points, log_volume = flow.encode(ops, images, KEY, np.float64)
 
     def f(x):
-        z, _, caches = flow.forward(ops, params, x.reshape(1, 4, 4, 2))
-        return np.concatenate([latent.ravel() for latent in flow.latents(z, caches)])
+        latents, _, _ = flow.forward(ops, params, x.reshape(1, 4, 4, 2))
+        return np.concatenate([latent.ravel() for latent in latents])
 
     for n, x in enumerate(points):
         x = x.ravel()
@@ -297,14 +285,14 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
         *(name for name, _ in flow.layers),
     ]
     key = RandomKey(11, EVALUATION_NOISE, 0)
-    x, _ = flow.preprocess.forward(ops, images, key, np.float64)
-    z, _, caches = flow.forward(ops, params, x)
+    x, _ = flow.encode(ops, images, key, np.float64)
+    latents, _, _ = flow.forward(ops, params, x)
     rows = ("split1 base density", "split2 base density", "base density")
-    for row, latent in zip(rows, flow.latents(z, caches), strict=True):
+    for row, latent in zip(rows, latents, strict=True):
         expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
         np.testing.assert_allclose(ledger[row], expected, rtol=1e-12)
     for name, layer in flow.layers:
-        if name in flow.splits:  # its own row is the coupling's volume
+        if name in flow.latent_names:  # its own row is the coupling's volume
             _, ldj, _ = layer.coupling.forward(ops, params[name], x)
             np.testing.assert_allclose(ledger[name], ldj.mean(), rtol=0, atol=1e-12)
             assert abs(ldj.mean()) > 1e-3
@@ -329,8 +317,9 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
     flow = glow()
     layout, flat = parameters(flow, exact_inverse=True)
     likelihood = Likelihood(ops, flow, layout, flat)
+    normal = get_ops("numpy").random.normal
     drawn = [
-        0.7 * NumpyOps().normal(RandomKey(5, SAMPLE_LATENTS, index), (N, *shape), np.float64)
+        0.7 * normal(RandomKey(5, SAMPLE_LATENTS, index), (N, *shape), np.float64)
         for index, shape in enumerate(flow.latent_shapes)
     ]
     assert not np.array_equal(drawn[0].ravel()[:16], drawn[1].ravel()[:16])
@@ -341,7 +330,7 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
         x = flow.inverse(ops, layout.views(flat), tuple(mixed), exact=True)
         asked = tuple(i if g else None for g, i in zip(given, of_images, strict=True))
         found = likelihood.sample(N, seed=5, temperature=0.7, exact=True, latents=asked)
-        np.testing.assert_array_equal(found, flow.preprocess.inverse(ops, x))
+        np.testing.assert_array_equal(found, flow.decode(ops, x))
         results.append(found.tobytes())
     assert len(set(results)) == 5
     assert results[0] == likelihood.sample(N, 5, 0.7, exact=True).tobytes()

@@ -1,54 +1,69 @@
-"""What a training step needs beside its layers: dials, the log, batches; on every CPU backend."""
+"""What a training step needs beside its layers: scalars, the log, batches; on CPU backends."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from snfnp.batches import Batches, epoch_order
-from snfnp.config import TrainConfig
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey
-from snfnp.ops.augment import augment
-from snfnp.ops.numpy_steps import COUNT, DENSITY, FAILED, LOG_SIZE, SUMS, new_log
+from snfnp.ops.images.augment import augment
+from snfnp.ops.step.log import SIZE, Entry, Reading, cuda_enum
+from snfnp.training.batches import Batches, epoch_order
+from snfnp.training.config import TrainConfig
+
+BEFORE_DENSITY = slice(0, Entry.DENSITY)
 
 
-def test_dials_say_what_they_were_set_to(ops):
-    dials = ops.dials()
-    dials.set(6, 0.25, 3.0)
-    assert [float(number) for number in (dials.step, dials.number, dials.lr, dials.lam)] == [
-        *(6.0, 7.0),
-        *(0.25, 3.0),
-    ]
+def test_scalars_say_what_they_were_set_to(ops):
+    scalars = ops.step.scalars()
+    scalars.set(6, 0.25, 3.0)
+    found = (scalars.step, scalars.number, scalars.lr, scalars.lam)
+    assert [float(number) for number in found] == [6.0, 7.0, 0.25, 3.0]
 
 
-def test_the_log_keeps_the_last_step_and_adds_up_all(ops):
-    log = new_log()
+def test_the_log_keeps_the_last_step_and_averages_all(ops):
+    log = ops.step.new_log()
+    assert log.array.size == SIZE and not log.failed
+    assert log.read().failed == 0 and np.isnan(log.read().averages).all()
     steps = [(np.array([-1.0, -3.0]), 0.5, 9.0), (np.array([-5.0, -5.0]), 0.25, 16.0)]
     for number, (densities, reconstruction, squares) in enumerate(steps, start=1):
-        ops.watch(log, densities, number)
-        ops.record(log, reconstruction, squares, 2.0, number)
-    assert log[:SUMS].tolist() == [-5.0 - 2.0 * 0.25, 0.25, 4.0]
-    assert log[SUMS:COUNT].tolist() == [-3.0 - 5.5, 0.75, 7.0]
-    assert (log[COUNT], log[DENSITY], log[FAILED], log.size) == (2.0, -5.0, 0.0, LOG_SIZE)
+        log.density(densities, number)
+        log.step(reconstruction, squares, 2.0, number)
+    last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
+    assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, True)
+    assert log.array[Entry.COUNT] == 2.0 and log.array[Entry.DENSITY] == -5.0
+    log.clear_averages()
+    assert log.read().last == last and np.isnan(log.read().averages).all()
+    log.step(1.0, 4.0, 2.0, 3)
+    assert log.read().averages == log.read().last == (-7.0, 1.0, 2.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["density", "gradient"])
 def test_the_first_failure_stays_in_the_log(ops, where, value):
-    log = new_log()
-    ops.watch(log, np.array([-1.0]), 1)
-    ops.record(log, 0.5, 4.0, 1.0, 1)
-    before = log.copy()
+    log = ops.step.new_log()
+    failed = log.failed  # a view: it follows the log
+    log.density(np.array([-1.0]), 1)
+    log.step(0.5, 4.0, 1.0, 1)
+    before = log.array.copy()
     for number in (2, 3):
-        ops.watch(log, np.array([value if where == "density" else -1.0]), number)
-        ops.record(log, 0.5, abs(value) if where == "gradient" else 4.0, 1.0, number)
-    assert log[FAILED] == 2.0
-    assert math.isfinite(log[DENSITY]) == (where == "gradient")
-    np.testing.assert_array_equal(log[:DENSITY], before[:DENSITY])
-    ops.watch(log, np.array([-9.0]), 4)  # a later step that would be fine changes nothing
-    ops.record(log, 0.5, 4.0, 1.0, 4)
-    np.testing.assert_array_equal(log[:DENSITY], before[:DENSITY])
+        assert bool(failed) == (number == 3)
+        log.density(np.array([value if where == "density" else -1.0]), number)
+        log.step(0.5, abs(value) if where == "gradient" else 4.0, 1.0, number)
+    assert log.read().failed == failed == 2
+    assert log.read().density_finite == (where == "gradient")
+    np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
+    log.density(np.array([-9.0]), 4)  # a later step that would be fine changes nothing
+    log.step(0.5, 4.0, 1.0, 4)
+    np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
+
+
+def test_kernels_are_told_every_entry_of_the_log():
+    found = re.findall(r"(\w+) = (\d+)", cuda_enum())
+    assert {name: int(value) for name, value in found} == {e.name: e.value for e in Entry}
+    assert sorted(Entry) == list(range(SIZE))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -57,8 +72,7 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
     config = TrainConfig(
         model="glow", batch_size=5, shuffle=shuffle, augment=change, seed=3, epochs=1
-    )
-    config.resolve(len(images))
+    ).resolve(len(images))
     batches = Batches(ops, images, config, (4, 6, 3))
     assert batches.steps_per_epoch == 4
     for step in (0, 1, 3, 4, 9, 2):  # also backwards
@@ -83,8 +97,7 @@ def test_batches_read_no_more_of_the_images_than_they_give(ops):
             return np.zeros((len(rows), 4, 4, 1), np.uint8)
 
     images = Watched()
-    config = TrainConfig(model="fc", batch_size=10, epochs=1)
-    config.resolve(100)
+    config = TrainConfig(model="fc", batch_size=10, epochs=1).resolve(100)
     batches = Batches(ops, images, config, (16,))
     assert batches(0).shape == (10, 16)
     assert images.read == 10
@@ -97,6 +110,6 @@ def test_squares_are_summed_whatever_the_size(ops, size, dtype):
     g = np.random.default_rng(size).standard_normal(size).astype(dtype)
     expected = math.fsum(value * value for value in g.astype(float).tolist())
     bound = 1026 * float(np.finfo(dtype).eps) * expected
-    assert abs(ops.sum_squares(g) - expected) <= bound
+    assert abs(ops.linalg.sum_squares(g) - expected) <= bound
     g[size // 2] = np.nan
-    assert math.isnan(ops.sum_squares(g))
+    assert math.isnan(ops.linalg.sum_squares(g))

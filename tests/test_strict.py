@@ -1,7 +1,7 @@
-"""Host code on strict arrays (`strict.py`): no mix of host and device, and no wait in a step.
+"""Host code on strict arrays: no mix of host and device arrays, and no wait in a step.
 
 Training steps of every model, exact likelihoods, inverses and sampling, on operations that are
-NumPy's definitions wherever these claim to be in array terms.
+NumPy's definitions wherever these claim to be in array terms (`support.strict_ops`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from functools import partial
 
 import numpy as np
 import pytest
-import strict
-from opcalls import FLOATS, assert_as_defined, every_second
-from opcases import OVERRIDES
-from strict import NotInAStep, no_waiting, traffic
-from strict_ops import StrictOps
-from trainers import BATCH, SIDE, host, make_trainer
+from support import strict_arrays
+from support.operation_calls import FLOATS, assert_as_defined, every_second
+from support.operation_cases import OVERRIDES
+from support.strict_arrays import NotInAStep, no_waiting, traffic
+from support.strict_ops import strict_ops
+from support.trainers import BATCH, SIDE, host, make_trainer
 
-from snfnp.batches import Batches
-from snfnp.config import TrainConfig
+from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.layers import CausalConv2d, ConvExponential, Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
-from snfnp.ops import NumpyOps, RandomKey
-from snfnp.rules import Reconstruction, Relative
+from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import Relative
+from snfnp.training.batches import Batches
+from snfnp.training.config import TrainConfig
 
 make_trainer = partial(make_trainer, dtype="float64")
 
@@ -38,7 +39,7 @@ make_trainer = partial(make_trainer, dtype="float64")
 def test_definitions_are_in_array_terms(name, dtype, layout):
     for size in ((5, 37), (3, 5, 7, 2)):
         call = OVERRIDES[name](np.random.default_rng(1), dtype, size)
-        assert_as_defined(StrictOps(), name, call, strict.xp.asarray, layout)
+        assert_as_defined(strict_ops(), name, call, strict_arrays.xp.asarray, layout)
 
 
 # ---------------------------------------------------------------- training steps
@@ -61,13 +62,13 @@ def take_steps(trainer, steps):
 
 
 def assert_same_steps(found, expected):
-    """Of a few steps that both have taken: what they made of the parameters, and what they saw.
+    """A few steps that both have taken had the same results, in the parameters and in the log.
 
     A gradient's entry is a sum of at most a few thousand products, through some dozens of layers;
     a parameter's step is a ratio of such, in which 1 - β2 loses three digits.
     """
     found.check(lambda step: images_of(found, step))
-    for name in ("g", "m", "v", "p"):
+    for name in ("gradient", "m", "v", "p"):
         a, b = host(found, name), host(expected, name)
         assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
     for a, b in ((found.metrics(), expected.metrics()), (found.averages(), expected.averages())):
@@ -92,7 +93,7 @@ EXACT = [
 @pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE)
 def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
     found, expected = (
-        make_trainer(ops, model, gradient, **changes) for ops in (StrictOps(), NumpyOps())
+        make_trainer(ops, model, gradient, **changes) for ops in (strict_ops(), get_ops("numpy"))
     )
     images = [images_of(found, step) for step in range(3)]
     take_steps(expected, range(3))
@@ -109,13 +110,15 @@ def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
 @pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE + EXACT)
 def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, changes):
     """A 0-d array of doubles, as λ is, makes doubles of what a plain number leaves as it is."""
-    ops = StrictOps()
+    ops = strict_ops()
     trainer = make_trainer(ops, model, gradient, dtype="float32", **changes)
-    flow, params, recon = trainer.flow, trainer.params, Reconstruction(ops.xp.ones(()))
-    x, ldj = flow.preprocess.forward(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
-    z, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
-    dx = flow.backward(ops, params, caches, z, ops.xp.ones_like(ldj), trainer.grads, recon)
-    assert {a.dtype for a in (x, ldj, z, flow_ldj, dx)} == {np.dtype(np.float32)}
+    flow, params = trainer.flow, trainer.params
+    x, ldj = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
+    latents, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
+    ctx = BackwardContext(ops, ops.xp.ones_like(ldj), ops.xp.ones(()))
+    dx = flow.backward(ctx, params, caches, latents, trainer.grads)
+    arrays = (x, ldj, *latents, flow_ldj, flow.log_density(ops, latents), dx)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("model, gradient, changes", EXACT)
@@ -123,7 +126,7 @@ def test_an_exact_step_does_not_mix(model, gradient, changes):
     """It asks whether a matrix is singular, and may wait for the answer."""
     found, expected = (
         take_steps(make_trainer(ops, model, gradient, **changes), range(2))
-        for ops in (StrictOps(), NumpyOps())
+        for ops in (strict_ops(), get_ops("numpy"))
     )
     assert_same_steps(found, expected)
 
@@ -132,19 +135,19 @@ def test_an_exact_step_does_not_mix(model, gradient, changes):
     "layer", [CausalConv2d(2), ConvExponential(2), ConvExponential(2, gain=4)], ids=str
 )
 def test_a_baselines_own_layer_does_not_wait(layer):
-    """The host may not look at a diagonal that could be 0, nor at a norm beyond its bound."""
+    """The host may not look at a diagonal that could be 0, nor at a norm above its bound."""
     shape, rng = (4, 3, 2), np.random.default_rng(0)
     params, x, dldj = layer.init(rng, shape), rng.standard_normal((5, *shape)), np.ones(5)
     found = []
-    for each in (NumpyOps(), StrictOps()):
+    for each in (get_ops("numpy"), strict_ops()):
         p = {name: each.asarray(array) for name, array in params.items()}
-        g = {name: each.xp.empty_like(array) for name, array in p.items()}
-        x_, dldj_, recon = each.asarray(x), each.asarray(dldj), Reconstruction(0.0)
+        grads = {name: each.xp.empty_like(array) for name, array in p.items()}
+        x_, ctx = each.asarray(x), BackwardContext(each, each.asarray(dldj))
         layer.forward(each, p, x_)  # what depends on shapes alone goes over once
         with no_waiting():
             z, _, cache = layer.forward(each, p, x_)
-            dx = layer.backward(each, p, cache, z, dldj_, g, recon)
-        found.append([each.to_host(array) for array in (z, dx, *g.values())])
+            dx = layer.backward(ctx, p, cache, z, grads)
+        found.append([each.to_host(array) for array in (z, dx, *grads.values())])
     for a, b in zip(*found, strict=True):  # sums of at most a few hundred products
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
@@ -153,7 +156,7 @@ def test_a_baselines_own_layer_does_not_wait(layer):
     "model, layer", [("fc", "dense1"), ("conv", "conv2.3"), ("glow", "mix1.1")]
 )
 def test_a_singular_matrix_raises_on_a_device_that_does_not_say_so(model, layer):
-    trainer = make_trainer(StrictOps(), model, "exact")
+    trainer = make_trainer(strict_ops(), model, "exact")
     trainer.params[layer]["W"][...] = 0
     with pytest.raises(SingularMatrixError, match=f"layer {layer}: "):
         trainer.training_step(images_of(trainer, 0))
@@ -164,7 +167,7 @@ def test_a_singular_matrix_raises_on_a_device_that_does_not_say_so(model, layer)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 · ∞ in a product
 @pytest.mark.parametrize("value, parameter", [(np.nan, "b"), (np.inf, "R")])
 def test_a_failure_is_noted_without_waiting_and_traced_afterwards(value, parameter):
-    trainer = take_steps(make_trainer(StrictOps()), range(2))
+    trainer = take_steps(make_trainer(strict_ops()), range(2))
     trainer.params["dense2"][parameter][...] = value
     images, before = images_of(trainer, 2), host(trainer, "p")
     with no_waiting():
@@ -183,8 +186,8 @@ TRAINED = [(model, preset.gradients[0]) for model, preset in PRESETS.items()]
 
 def trained(model, gradient):
     """Likelihoods of the same parameters, on strict arrays and on NumPy's."""
-    trainer = take_steps(make_trainer(NumpyOps(), model, gradient), range(2))
-    strict_trainer = make_trainer(StrictOps(), model, gradient)
+    trainer = take_steps(make_trainer(get_ops("numpy"), model, gradient), range(2))
+    strict_trainer = make_trainer(strict_ops(), model, gradient)
     strict_trainer.restore(trainer.checkpoint({}))
     return strict_trainer.likelihood(), trainer.likelihood()
 
@@ -212,7 +215,7 @@ def test_inverses_do_not_mix(model, gradient, exact):
     if exact:
         images = np.random.default_rng(2).integers(0, 256, (4, *samples.shape[1:]))
         images = images.astype(np.uint8)
-        latents = found.latents(strict.xp.asarray(images), RandomKey(0, 1))
+        latents = found.latents(strict_arrays.xp.asarray(images), RandomKey(0, 1))
         again = found.sample(4, seed=0, exact=True, latents=latents)
         assert np.mean(again != images) < 0.01
 
@@ -221,8 +224,10 @@ def test_inverses_do_not_mix(model, gradient, exact):
 def test_batches_are_put_on_the_device(change):
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
     config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
-    config.resolve(len(images))
-    found, expected = (Batches(ops, images, config, (4, 6, 3)) for ops in (StrictOps(), NumpyOps()))
+    config = config.resolve(len(images))
+    found, expected = (
+        Batches(ops, images, config, (4, 6, 3)) for ops in (strict_ops(), get_ops("numpy"))
+    )
     for step in (0, 3, 4):
         np.testing.assert_array_equal(found(step).get(), expected(step))
 
@@ -240,9 +245,9 @@ class Meddler(SmoothLeakyReLU):
     def forward(self, ops, p, x):
         return super().forward(ops, p, x if self.in_backward else self.meddle(ops, x))
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        dx = super().backward(ops, p, cache, dz, dldj, g)
-        return self.meddle(ops, dx) if self.in_backward else dx
+    def backward(self, ctx, p, cache, dz, grads):
+        dx = super().backward(ctx, p, cache, dz, grads)
+        return self.meddle(ctx.ops, dx) if self.in_backward else dx
 
 
 OFFENCES = {
@@ -275,7 +280,7 @@ OFFENCES = {
     "a product of CuPy's": (
         lambda ops, x: x @ ops.xp.eye(x.shape[1]),
         NotInAStep,
-        "@ cannot be recorded in a graph",
+        "@ cannot be captured in a graph",
     ),
 }
 
@@ -290,15 +295,15 @@ def trainer_with(ops, meddle, in_backward):
 @pytest.mark.parametrize("offence", OFFENCES)
 def test_a_layer_that_breaks_a_rule_fails_the_step_by_name(offence, in_backward):
     meddle, error, message = OFFENCES[offence]
-    take_steps(trainer_with(NumpyOps(), meddle, in_backward), [0])  # where nobody minds
-    trainer = trainer_with(StrictOps(), meddle, in_backward)
+    take_steps(trainer_with(get_ops("numpy"), meddle, in_backward), [0])  # NumPy allows it
+    trainer = trainer_with(strict_ops(), meddle, in_backward)
     images = images_of(trainer, 0)
     with pytest.raises(error, match=message), no_waiting():
         trainer.training_step(images)
 
 
-def test_a_gradient_that_nobody_wrote_fails_the_step():
-    trainer = trainer_with(StrictOps(), lambda ops, x: ops.xp.empty_like(x), in_backward=True)
+def test_a_delta_that_was_not_written_fails_the_step():
+    trainer = trainer_with(strict_ops(), lambda ops, x: ops.xp.empty_like(x), in_backward=True)
     trainer.training_step(images_of(trainer, 0))
     with pytest.raises(DivergedError, match=r"the gradient of dense1\.[Wb] is not finite"):
         trainer.check(lambda step: images_of(trainer, step))

@@ -1,4 +1,4 @@
-"""What strict arrays (`strict.py`) refuse and count, and that NumPy accepts all of it."""
+"""What strict arrays (`support.strict_arrays`) refuse and count, and that NumPy accepts it all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-import strict
-from strict import NotInAStep, no_waiting, own_handle, traffic
+from support import strict_arrays
+from support.strict_arrays import NotInAStep, no_waiting, own_handle, traffic
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -128,7 +128,7 @@ def with_numpy(case):
 
 
 def with_strict(case):
-    case(strict.xp, strict.xp.asarray(values()), values())
+    case(strict_arrays.xp, strict_arrays.xp.asarray(values()), values())
 
 
 @pytest.mark.parametrize("what", MIXES)
@@ -154,43 +154,43 @@ def test_what_waits_is_counted_and_refused_in_a_step(what):
     waits = traffic.waits
     with_strict(case)
     assert traffic.waits > waits
-    a = strict.xp.asarray(values())
+    a = strict_arrays.xp.asarray(values())
     with pytest.raises(NotInAStep, match=message), no_waiting():
-        case(strict.xp, a, values())
+        case(strict_arrays.xp, a, values())
 
 
 @pytest.mark.parametrize("what", UPLOADS)
 def test_what_copies_is_counted_and_refused_in_a_step(what):
     with_numpy(UPLOADS[what])
-    a, uploads = strict.xp.asarray(values()), traffic.uploads
-    UPLOADS[what](strict.xp, a, values())
+    a, uploads = strict_arrays.xp.asarray(values()), traffic.uploads
+    UPLOADS[what](strict_arrays.xp, a, values())
     assert traffic.uploads == uploads + 1
     with pytest.raises(NotInAStep, match="copies from the host"), no_waiting():
-        UPLOADS[what](strict.xp, a, values())
+        UPLOADS[what](strict_arrays.xp, a, values())
 
 
 @pytest.mark.parametrize("what", PRODUCTS)
-def test_what_cannot_be_recorded_is_refused_in_a_step(what):
+def test_what_cannot_be_captured_is_refused_in_a_step(what):
     with_numpy(PRODUCTS[what])
     with_strict(PRODUCTS[what])
-    a = strict.xp.asarray(values())
-    with pytest.raises(NotInAStep, match="cannot be recorded"), no_waiting():
-        PRODUCTS[what](strict.xp, a, values())
+    a = strict_arrays.xp.asarray(values())
+    with pytest.raises(NotInAStep, match="cannot be captured"), no_waiting():
+        PRODUCTS[what](strict_arrays.xp, a, values())
     with no_waiting(), own_handle():
-        PRODUCTS[what](strict.xp, a, values())
+        PRODUCTS[what](strict_arrays.xp, a, values())
 
 
 def test_to_the_host_is_a_wait():
-    a, waits = strict.xp.asarray(values()), traffic.waits
-    np.testing.assert_array_equal(strict.xp.asnumpy(a), values())
+    a, waits = strict_arrays.xp.asarray(values()), traffic.waits
+    np.testing.assert_array_equal(strict_arrays.xp.asnumpy(a), values())
     assert traffic.waits == waits + 1
     with pytest.raises(NotInAStep, match=r"get\(\) makes the host wait"), no_waiting():
-        strict.xp.asnumpy(a)
+        strict_arrays.xp.asnumpy(a)
 
 
 def test_what_a_step_may_do():
     """Scalars of both kinds, 0-d arrays, views, rows one by one: none of it waits."""
-    xp, h = strict.xp, values()
+    xp, h = strict_arrays.xp, values()
     a, index = xp.asarray(h), xp.asarray(np.array([2, 0]))
     with no_waiting():
         total = a.sum()
@@ -215,16 +215,18 @@ def test_what_a_step_may_do():
 
 
 def test_empty_arrays_hold_poison():
-    xp = strict.xp
+    xp = strict_arrays.xp
     assert np.isnan(xp.empty((2, 3), np.float32).get()).all()
     assert np.isnan(xp.empty_like(xp.zeros(3)).get()).all()
     assert (xp.empty(3, np.int64).get() != 0).all()
 
 
 def test_a_singular_matrix_goes_unnoticed():
-    singular = strict.xp.zeros((2, 2))
-    assert np.isnan(strict.xp.linalg.inv(singular).get()).all()
-    assert np.isnan(strict.xp.linalg.solve(singular, strict.xp.ones((2, 3))).get()).all()
+    singular = strict_arrays.xp.zeros((2, 2))
+    assert np.isnan(strict_arrays.xp.linalg.inv(singular).get()).all()
+    assert np.isnan(
+        strict_arrays.xp.linalg.solve(singular, strict_arrays.xp.ones((2, 3))).get()
+    ).all()
 
 
 # In a process of its own: in this one CuPy must not be imported before a stand-in for its driver.
@@ -261,7 +263,7 @@ def test_what_cupy_lacks_is_what_is_refused():
         *(("sum", "where"), ("sum", "initial"), ("std", "correction")),
         *(("zeros", "device"), ("zeros", "like")),
     ]
-    assert {keyword for _, keyword in pairs} == strict.LACKING_KEYWORDS
+    assert {keyword for _, keyword in pairs} == strict_arrays.LACKING_KEYWORDS
     done = subprocess.run(
         [sys.executable, "-c", ASK_CUPY],
         input=json.dumps([sorted(names), pairs]),
@@ -270,5 +272,5 @@ def test_what_cupy_lacks_is_what_is_refused():
         check=True,
     )
     lacking, taken = json.loads(done.stdout)
-    assert set(lacking) == names & strict.LACKING
+    assert set(lacking) == names & strict_arrays.LACKING
     assert taken == []

@@ -11,7 +11,7 @@ _PRINT = """
 import snfnp
 from snfnp import threads
 from snfnp.ops import RandomKey, get_ops
-get_ops("numba").uniform(RandomKey(0, 0), (10,), "float32")
+get_ops("numba").random.uniform(RandomKey(0, 0), (10,), "float32")
 import numba
 found = threads.describe()
 print(numba.threading_layer(), found["blas_thread_timeout"], found["blas_timeout_in_time"])

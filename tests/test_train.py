@@ -7,14 +7,14 @@ import signal
 import numpy as np
 import pytest
 
-from snfnp.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.config import TrainConfig
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, UsageError
 from snfnp.ops import get_ops
-from snfnp.runs import RunFolder
-from snfnp.train import train
-from snfnp.trainer import Trainer
+from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
+from snfnp.training.trainer import Trainer
 
 EPOCHS, BATCH = 3, 20
 
@@ -28,17 +28,15 @@ def small_dataset(images=100, side=5):
 
 
 def config(**changes):
-    result = TrainConfig(
+    return TrainConfig(
         **{"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "warmup_epochs": 1, **changes}
-    )
-    result.resolve(100)
-    return result
+    ).resolve(100)
 
 
-def run_training(path, dataset=None, resume=False, say=lambda text: None, **changes):
+def run_training(path, dataset=None, resume=False, report=lambda text: None, **changes):
     ops = get_ops(changes.get("backend", "numba"))
     run = RunFolder(path) if resume else RunFolder.create(path)
-    summary = train(config(**changes), dataset or small_dataset(), ops, run, resume, say)
+    summary = train(config(**changes), dataset or small_dataset(), ops, run, resume, report)
     return run, summary
 
 
@@ -122,7 +120,7 @@ def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, numbe
     with monkeypatch.context() as patched:
         StopAt(patched, step=7, number=number)
         with pytest.raises(KeyboardInterrupt):
-            run_training(tmp_path / "part", say=said.append)
+            run_training(tmp_path / "part", report=said.append)
     assert "--resume" in said[-1] and str(tmp_path / "part") in said[-1]
     part = RunFolder(tmp_path / "part")
     assert final_parameters(part).step == 8  # the step in progress was finished
@@ -293,8 +291,7 @@ def test_the_configuration_survives_json():
 
 
 def test_the_defaults_are_the_papers():
-    defaults = TrainConfig()
-    defaults.resolve(50_000)
+    defaults = TrainConfig().resolve(50_000)
     assert (defaults.lr, defaults.lam, defaults.batch_size) == (1e-4, 1.0, 100)
     assert (defaults.warmup_epochs, defaults.clip_norm, defaults.epochs) == (10, None, 10)
 

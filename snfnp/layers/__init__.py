@@ -1,30 +1,8 @@
-"""Invertible layers: frozen configuration, parameters passed in, caches and gradients out.
-
-Every layer has these members, in this order (write your own the same way, and check it with
-`snfnp.gradcheck.check_layer`):
-
-    init(rng, shape) -> params                     float64 host arrays by name
-    output_shape(shape) -> shape                   per sample, without N
-    forward(ops, p, x) -> (z, ldj, cache)          ldj (N,): data-dependent log|det J|, or 0
-    inverse(ops, p, z) -> x                        the learned inverse where there is one
-    backward(ops, p, cache, dz, dldj, g, recon=None) -> dx
-                                                   writes every parameter's gradient into g[name]
-
-Gradients are of an objective to climb. dldj (N,) is ∂objective/∂ldj. `recon`
-(`snfnp.rules.Reconstruction`) concerns layers that learn their inverse. Linear layers have two
-more members, `log_det(ops, p, shape)` and `exact_inverse(ops, p, z)`: exact and expensive.
-
-Some layers have more, which a `Flow` asks for:
-
-    cheap_exact_inverse = True                     `inverse` is exact to rounding and costs about as
-                                                   much as `forward`, of which it needs z alone: the
-                                                   backward pass may compute x and the cache again
-    init_from_data(ops, p, x) -> params            what p should be if x is the first batch
-    latent_shape(shape) -> shape                   a part of x leaves the flow here: `SplitPrior`
-"""
+"""Invertible layers. `Layer` (`snfnp.layers.base`) is their contract: write your own against it."""
 
 from snfnp.layers.activation import SmoothLeakyReLU
 from snfnp.layers.actnorm import ActNorm
+from snfnp.layers.base import Layer, Parameterless
 from snfnp.layers.conv_exponential import Bias, ConvExponential, exponential_layers
 from snfnp.layers.coupling import AffineCoupling
 from snfnp.layers.emerging import CausalConv2d, SpatialFlip, emerging_layers
@@ -40,7 +18,9 @@ __all__ = [
     "Bias",
     "CausalConv2d",
     "ConvExponential",
+    "Layer",
     "Linear",
+    "Parameterless",
     "Preprocess",
     "RationalQuadraticSpline",
     "SmoothLeakyReLU",

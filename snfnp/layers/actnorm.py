@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp.layers.base import Layer
+
 _FLOOR = 1e-8  # added to a standard deviation before its logarithm: a channel grows 1e8 at most
 _CONSTANT = 16  # roundings: a channel that varies less, compared with its size, is a constant
 
 
 @dataclass(frozen=True)
-class ActNorm:
+class ActNorm(Layer):
     """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
 
     Parameters: t, s (C,), at first 0; `init_from_data` gives those with which a batch comes out
@@ -23,6 +25,10 @@ class ActNorm:
     """
 
     cheap_exact_inverse = True
+    initialises_from_data = True
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"t": shape[-1:], "s": shape[-1:]}
 
     def init(self, rng, shape) -> dict:
         return {"t": np.zeros(shape[-1]), "s": np.zeros(shape[-1])}
@@ -44,18 +50,16 @@ class ActNorm:
         s = xp.where(constant, 0, xp.log(std + _FLOOR))
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
 
-    def output_shape(self, shape):
-        return shape
-
     def forward(self, ops, p, x):
         """x (N, ..., C) -> z, ldj (N,) = −H W Σ s."""
-        z, ldj = ops.actnorm(x, p["t"], p["s"])
+        z, ldj = ops.channels.actnorm(x, p["t"], p["s"])
         return z, ldj, {"z": z}
 
     def inverse(self, ops, p, z):
         """x = z eˢ + t, exact."""
-        return ops.actnorm_inverse(z, p["t"], p["s"])
+        return ops.channels.actnorm_inverse(z, p["t"], p["s"])
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂L/∂ldj."""
-        return ops.actnorm_backward(dz, cache["z"], p["s"], dldj, out=(g["t"], g["s"]))
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
+        out = (grads["t"], grads["s"])
+        return ctx.ops.channels.actnorm_backward(dz, cache["z"], p["s"], ctx.dldj, out)

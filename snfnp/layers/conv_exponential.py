@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import UsageError
+from snfnp.layers.base import Layer
 from snfnp.layers.linear import Linear
 from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey
@@ -40,14 +41,14 @@ def exponential_layers(
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Layer):
     """z = x + b with one b per value of a sample, at first 0. O(N D)."""
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"b": shape}
 
     def init(self, rng, shape) -> dict:
         return {"b": np.zeros(shape)}
-
-    def output_shape(self, shape):
-        return shape
 
     def forward(self, ops, p, x):
         return x + p["b"], 0, {}
@@ -55,14 +56,14 @@ class Bias:
     def inverse(self, ops, p, z):
         return z - p["b"]
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         """G_b = Σ_n δ_n; δ_x is δ_z itself."""
-        dz.sum(axis=0, out=g["b"])
+        dz.sum(axis=0, out=grads["b"])
         return dz
 
 
 @dataclass(frozen=True)
-class ConvExponential:
+class ConvExponential(Layer):
     """z = exp(T(K)) x with K = W / S: a power series of a convolution of bounded norm.
 
     S = max(1, σ/c) + 1e-5, so that the norm of T(K) stays at about c. σ is an estimate of the
@@ -99,6 +100,9 @@ class ConvExponential:
     def map(self) -> Conv2d:
         return Conv2d(self.kernel, self.channels)
 
+    def parameter_shapes(self, shape) -> dict:
+        return {"W": self.map.weight_shape}
+
     def init(self, rng, shape) -> dict:
         """Initial parameters (float64, host) from a NumPy generator."""
         scale = self.gain * math.sqrt(2 / sum(self.map.fans))
@@ -108,7 +112,7 @@ class ConvExponential:
         return self.map.output_shape(shape)
 
     def forward(self, ops, p, x):
-        """z = Σ_i p_i with p_0 = x and p_i = T(K) p_{i-1} / i. ldj is 0: see `log_det`."""
+        """z = Σ_i y_i with y_0 = x and y_i = T(K) y_{i-1} / i. ldj is 0: see `log_det`."""
         sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
         z, powers = self._series(ops, p["W"] / self._scale(ops, sigma), x)
         return z, 0, {"powers": powers, "sigma": sigma, "path": path}
@@ -118,15 +122,15 @@ class ConvExponential:
         sigma, _ = self._spectral_norm(ops, p["W"], z.shape[1:])
         return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         """δ_x = exp(T(K)ᵀ) δ_z, and G_W from G_K.
 
-        g_n = δ_z and g_{i-1} = δ_z + T(K)ᵀ g_i / i are the deltas of p_n, …, p_0 = x;
-        G_K = Σ_i (g_i / i) ⋆ p_{i-1}, plus H W at the centre of the diagonal.
+        δ_n = δ_z and δ_{i-1} = δ_z + T(K)ᵀ δ_i / i are the deltas of y_n, …, y_0 = x;
+        G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W at the centre of the diagonal.
         """
-        w, powers, sigma = p["W"], cache["powers"], cache["sigma"]
+        ops, w, powers, sigma = ctx.ops, p["W"], cache["powers"], cache["sigma"]
         scale = self._scale(ops, sigma)
-        k, g_k = w / scale, g["W"]
+        k, g_k = w / scale, grads["W"]
         delta = dz
         for i in range(len(powers) - 1, 0, -1):
             share = delta / i
@@ -134,7 +138,7 @@ class ConvExponential:
             delta = self.map.adjoint(ops, k, share)
             delta += dz
         pixels = math.prod(dz.shape[1:3])
-        self._centre(g_k)[...] += dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
+        self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
 
         # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
         g_k /= scale
@@ -173,7 +177,7 @@ class ConvExponential:
         path: (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v).
         """
         xp = ops.xp
-        v = ops.normal(_START, (1, *shape), w.dtype)
+        v = ops.random.normal(_START, (1, *shape), w.dtype)
         v /= xp.linalg.norm(v)
         path, tiny = [], xp.finfo(w.dtype).tiny  # tiny: T(0) v = 0 has no direction
         for _ in range(self.iterations):

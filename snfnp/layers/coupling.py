@@ -5,26 +5,25 @@ Derivation: derivations/14-coupling.md.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.maps import Conv2d
+from snfnp.layers.base import Layer
 
 _KERNEL = (3, 3)  # of the network's first and last convolution
 _SCALE = 3  # of logs in the output's scale exp(3 logs): Glow's, so that it learns faster
 
 
 @dataclass(frozen=True)
-class AffineCoupling:
+class AffineCoupling(Layer):
     """z₁ = x₁, z₂ = x₂ eˢ + h₁ with s = 2 tanh(h₀/2) and (h₀, h₁) = net(x₁).
 
     Images (H, W, channels), channels even. x₁ is the first half of the channels, x₂ the second;
     h₀ are the network's even channels 0, 2, …, h₁ the odd ones. |s| < 2: a coupling scales by
-    no more than e² and is always invertible.
+    no more than e² and is always invertible. (Glow has a sigmoid in place of eˢ; this s is that of
+    the authors' code, and the paper does not say.)
 
     net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
     convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
@@ -38,10 +37,7 @@ class AffineCoupling:
 
     channels: int
     width: int = 512
-
-    # The inverse is exact and costs what the forward pass costs: whoever wants to save memory may
-    # drop the cache and recompute the layer's input from its output.
-    cheap_exact_inverse: ClassVar[bool] = True
+    cheap_exact_inverse = True
 
     def __post_init__(self):
         if self.channels < 2 or self.channels % 2:
@@ -52,18 +48,24 @@ class AffineCoupling:
         if self.width < 1:
             raise UsageError(f"width of a coupling's network is {self.width}: it must be positive")
 
-    def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
+    def parameter_shapes(self, shape) -> dict:
         channels, width = self.channels, self.width
         return {
-            "w1": rng.normal(scale=0.05, size=(*_KERNEL, channels // 2, width)),
-            "b1": np.zeros(width),
-            "w2": rng.normal(scale=0.05, size=(width, width)),
-            "b2": np.zeros(width),
-            "w3": np.zeros((*_KERNEL, width, channels)),
-            "b3": np.zeros(channels),
-            "logs": np.zeros(channels),
+            "w1": (*_KERNEL, channels // 2, width),
+            "b1": (width,),
+            "w2": (width, width),
+            "b2": (width,),
+            "w3": (*_KERNEL, width, channels),
+            "b3": (channels,),
+            "logs": (channels,),
         }
+
+    def init(self, rng, shape) -> dict:
+        """Initial parameters (float64, host) from a NumPy generator."""
+        params = {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}
+        for name in ("w1", "w2"):
+            params[name] = rng.normal(scale=0.05, size=params[name].shape)
+        return params
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[2] != self.channels:
@@ -72,107 +74,19 @@ class AffineCoupling:
 
     def forward(self, ops, p, x):
         """x (N, H, W, C) -> z, ldj (N,) = Σ s."""
-        h, a2 = self._network(ops, p, x, keep=True)
-        z, ldj, s = ops.affine_coupling(x, h)
+        h, a2 = ops.coupling.network(x, p, _SCALE, keep=True)
+        z, ldj, s = ops.coupling.forward(x, h)
         return z, ldj, {"x": x, "a2": a2, "h": h, "s": s}
 
     def inverse(self, ops, p, z):
         """x₁ = z₁, x₂ = (z₂ − h₁) e^{−s}: z₁ is all that the network needs. Exact."""
-        h, _ = self._network(ops, p, z, keep=False)
-        return ops.affine_coupling_inverse(z, h)
+        h, _ = ops.coupling.network(z, p, _SCALE, keep=False)
+        return ops.coupling.inverse(z, h)
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        """δ_z, δ_ldj -> δ_h, and from there through the network, in blocks of samples.
-
-        The first hidden activation is computed again: 1 % of the layer's operations, and about
-        what writing it in the forward pass and reading it here would take.
-        """
-        xp, a2 = ops.xp, cache["a2"]
-        dx, dh = ops.affine_coupling_backward(cache["x"], cache["s"], dz, dldj)
-        # h = (w3 ⋆ a₂ + b3) e^{3 logs}
-        out = (g["b3"], g["logs"])
-        dh = ops.bias_scale_backward(dh, cache["h"], _SCALE, p["logs"], out=out)
-
-        samples, height, columns, _ = dx.shape
-        half, width = self.channels // 2, self.width
-        w1_adjoint, w3_adjoint = Conv2d.flip(p["w1"]), Conv2d.flip(p["w3"]).reshape(-1, width)
-        patches_1, patches_3 = self._patches(ops, cache["x"]), ops.patches(dh, _KERNEL)
-        # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
-        g_w1, g_w3 = (xp.empty((width, q.shape[1]), dx.dtype) for q in (patches_1, patches_3))
-        blocks, most = _blocks(ops, samples, height * columns)
-        a1, d1, d2 = (xp.empty((most, width), dx.dtype) for _ in range(3))
-        for block, rows in blocks:
-            size, add = rows.stop - rows.start, block.start > 0  # the first block writes
-            a1_, d1_, d2_, a2_ = a1[:size], d1[:size], d2[:size], a2[rows]
-
-            _product(ops, a2_.T, patches_3[rows], g_w3, add)
-            ops.matmul(patches_3[rows], w3_adjoint, out=d2_)
-            _put(ops.bias_relu_backward(d2_, a2_), g["b2"], add)
-
-            self._first(ops, p, patches_1[rows], a1_)
-            _product(ops, a1_.T, d2_, g["w2"], add)
-            ops.matmul(d2_, p["w2"].T, out=d1_)
-            _put(ops.bias_relu_backward(d1_, a1_), g["b1"], add)
-
-            _product(ops, d1_.T, patches_1[rows], g_w1, add)
-            images = d1_.reshape(-1, height, columns, width)
-            dx[block][..., :half] += ops.conv(images, w1_adjoint)
-        g["w1"][...] = g_w1.T.reshape(p["w1"].shape)
-        g["w3"][...] = Conv2d.flip(g_w3.T.reshape(*_KERNEL, self.channels, width))
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_z, δ_ldj -> δ_x₂, the direct part of δ_x₁, and δ_h; from δ_h through the network to its
+        parameters and the rest of δ_x₁. The first hidden activation is computed again."""
+        coupling, x = ctx.ops.coupling, cache["x"]
+        dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
+        coupling.network_backward(x, cache["a2"], cache["h"], dh, p, _SCALE, dx, grads)
         return dx
-
-    def _network(self, ops, p, x, keep):
-        """x (N, H, W, C) -> h (N, H, W, C) and, if asked to keep it, a₂ (N H W, width)."""
-        xp, width = ops.xp, self.width
-        samples, height, columns, _ = x.shape
-        h = xp.empty(x.shape, x.dtype)
-        blocks, most = _blocks(ops, samples, height * columns)
-        patches = self._patches(ops, x)
-        a1 = xp.empty((most, width), x.dtype)
-        a2 = xp.empty((samples * height * columns if keep else most, width), x.dtype)
-        for block, rows in blocks:
-            size = rows.stop - rows.start
-            a1_, a2_ = a1[:size], a2[rows] if keep else a2[:size]
-            self._first(ops, p, patches[rows], a1_)
-            ops.matmul(a1_, p["w2"], out=a2_)
-            ops.bias_relu(a2_, p["b2"])
-            v = ops.conv(a2_.reshape(-1, height, columns, width), p["w3"])
-            ops.bias_scale(v, p["b3"], _SCALE, p["logs"], out=h[block])
-        return h, a2
-
-    def _patches(self, ops, x):
-        """What the first convolution sees of x (N, H, W, C), or rather of x₁."""
-        return ops.patches(x[..., : self.channels // 2], _KERNEL)
-
-    def _first(self, ops, p, patches, a1):
-        """Rows of patches -> the same rows of the first activation, into a1 (rows, width)."""
-        ops.matmul(patches, p["w1"].reshape(-1, self.width), out=a1)
-        ops.bias_relu(a1, p["b1"])
-
-
-def _put(value, out, add) -> None:
-    """out = value, or out += value."""
-    if add:
-        out += value
-    else:
-        out[...] = value
-
-
-def _product(ops, a, b, out, add) -> None:
-    """out = a b, or out += a b (by ops.matmul_add a step takes 1 % longer on a CPU)."""
-    if add:
-        out += ops.matmul(a, b)
-    else:
-        ops.matmul(a, b, out=out)
-
-
-def _blocks(ops, samples, pixels):
-    """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows.
-
-    An empty batch is one empty block.
-    """
-    most = max(1, ops.network_rows // pixels)
-    step = math.ceil(samples / max(1, math.ceil(samples / most)))
-    starts = range(0, samples, step) if samples else [0]
-    blocks = [slice(start, min(start + step, samples)) for start in starts]
-    return [(b, slice(b.start * pixels, b.stop * pixels)) for b in blocks], step * pixels

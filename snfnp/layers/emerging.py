@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
+from snfnp.layers.base import Layer, Parameterless
 from snfnp.layers.linear import Linear
 from snfnp.maps import Conv2d
 from snfnp.rules import Exact
@@ -36,7 +37,7 @@ def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple[tuple
 
 
 @dataclass(frozen=True)
-class CausalConv2d:
+class CausalConv2d(Layer):
     """z = T(W) x + b with a 2×2 kernel that sees the pixel and those above and on the left of it.
 
     W (2, 2, C, C) in the order of `snfnp.maps.conv`, with zero padding on top and on the left. Its
@@ -50,6 +51,10 @@ class CausalConv2d:
     bias: bool = True
     gain: float = 0.01
 
+    def parameter_shapes(self, shape) -> dict:
+        c = self.channels
+        return {"W": (2, 2, c, c), "b": (c,)} if self.bias else {"W": (2, 2, c, c)}
+
     def init(self, rng, shape) -> dict:
         """Initial parameters (float64, host) from a NumPy generator."""
         c = self.channels
@@ -62,7 +67,7 @@ class CausalConv2d:
 
     def forward(self, ops, p, x):
         """z = T(W) x + b, one convolution. ldj is 0: see `log_det`. O(N H W C²)."""
-        z = ops.conv(x, self._kernel(ops, p))
+        z = ops.conv.forward(x, self._kernel(ops, p))
         if self.bias:
             z += p["b"]
         return z, 0, {"x": x}
@@ -73,22 +78,24 @@ class CausalConv2d:
         O(N H W C²). Rounding grows from pixel to pixel where other taps are large against W[1, 1].
         """
         self._diagonal(ops, p)
-        return ops.causal_conv_inverse(z - p["b"] if self.bias else z, self._kernel(ops, p))
+        return ops.causal.inverse(z - p["b"] if self.bias else z, self._kernel(ops, p))
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z.
 
         T(W)ᵀ is the causal convolution with swapped channels, between two flips.
         """
-        x, xp = cache["x"], ops.xp
-        ops.conv_weight_grad(dz, x, out=g["W"])
+        ops, xp, x = ctx.ops, ctx.ops.xp, cache["x"]
+        ops.conv.weight_grad(dz, x, out=grads["W"])
         inverse_diagonal = 1 / self._diagonal(ops, p, wait=False)
-        own = g["W"][1, 1]
-        own[...] = xp.triu(own) + xp.diag(dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal)
+        own = grads["W"][1, 1]
+        own[...] = xp.triu(own) + xp.diag(
+            ctx.dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal
+        )
         if self.bias:
-            ops.channel_sum(dz, out=g["b"])
+            ops.channels.sum(dz, out=grads["b"])
         swapped = xp.ascontiguousarray(self._kernel(ops, p).swapaxes(2, 3))
-        return _flip(ops, ops.conv(_flip(ops, dz), swapped))
+        return _flip(ops, ops.conv.forward(_flip(ops, dz), swapped))
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|, in nats. O(C)."""
@@ -111,14 +118,8 @@ class CausalConv2d:
 
 
 @dataclass(frozen=True)
-class SpatialFlip:
+class SpatialFlip(Parameterless):
     """Images turned by 180 degrees: the last pixel becomes the first. Its own inverse. O(N D)."""
-
-    def init(self, rng, shape) -> dict:
-        return {}
-
-    def output_shape(self, shape):
-        return shape
 
     def forward(self, ops, p, x):
         return _flip(ops, x), 0, {}
@@ -126,9 +127,9 @@ class SpatialFlip:
     def inverse(self, ops, p, z):
         return _flip(ops, z)
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         """A symmetric permutation: its transpose is itself."""
-        return _flip(ops, dz)
+        return _flip(ctx.ops, dz)
 
 
 def _flip(ops, images):

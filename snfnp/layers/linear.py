@@ -1,4 +1,7 @@
-"""The linear layer z = T(W) x + b, with the inverse R that it learns (paper, section 4)."""
+"""The linear layer z = T(W) x + b, with the inverse R that it learns (paper, section 4).
+
+Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.rules import Rule, SelfNormalizing, total_volume
+from snfnp.layers.base import Layer
+from snfnp.rules import Rule, SelfNormalizing
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Layer):
     """f(x) = T(W) x + b and its learned inverse g(z) = T(R)(z − b).
 
     map: the structure of T (`Dense`, `Conv2d`); rule: what stands in for the gradient of
     log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
-    Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code),
-    "orthogonal" at a random rotation or reflection of the features or channels, the same for all
-    pixels (Glow), plus that noise where the kernel has more taps than this one.
+    Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
+    dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
+    same for all pixels (Glow), plus that noise where the kernel has more taps than this one.
     inverse_map: the structure of R where it is not W's: a convolution with a larger kernel (A.4).
     Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b (starts at 0).
     """
@@ -44,13 +48,26 @@ class Linear:
         return self.rule.learns_inverse
 
     @property
+    def has_inverse(self) -> bool:
+        return self.rule.learns_inverse
+
+    @property
     def maps(self) -> tuple:
-        """(the map that W is a weight of, the map that R is a weight of)."""
+        """(f, g): the map that W is a weight of, and the map that R is a weight of."""
         return self.map, self.map if self.inverse_map is None else self.inverse_map
+
+    def parameter_shapes(self, shape) -> dict:
+        f, g = self.maps
+        shapes = {"W": f.weight_shape}
+        if self.learns_inverse:
+            shapes["R"] = g.weight_shape
+        if self.bias:
+            shapes["b"] = self.output_shape(shape)[-1:]
+        return shapes
 
     def init(self, rng, shape) -> dict:
         """Initial parameters (float64, host) from a NumPy generator."""
-        f, inverse = self.maps
+        f, g = self.maps
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
         if self.init_kind == "orthogonal":
@@ -59,7 +76,7 @@ class Linear:
             w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
-            params["R"] = inverse.fit(f.flip(w)).copy()
+            params["R"] = g.fit(f.flip(w)).copy()
         if self.bias:
             params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params
@@ -81,12 +98,11 @@ class Linear:
         """x = T(W)⁻¹(z − b), at the cost of a solve."""
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into g."""
-        x, volume = cache["x"], recon.volume(dldj) if recon else total_volume(dldj)
-        return self.rule.backward(
-            ops, *self.maps, x.shape[1:], p, x, cache["z0"], dz, volume, g, recon
-        )
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into `grads`."""
+        f, g = self.maps
+        x, z0 = cache["x"], cache["z0"]
+        return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""

@@ -1,6 +1,9 @@
 """From integer images to unbounded reals: dequantise, scale, logit (Dinh et al. 2016; A.3).
 
-All three steps count in the likelihood. On MNIST their log-Jacobians sum to about 272.7 nats.
+All three steps count in the likelihood. On MNIST their log-Jacobians sum to about 272.7 nats (A.3),
+with α = 1e-6 as in the authors' code.
+
+Derivation: derivations/02-change-of-variables.md.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ class Preprocess:
     """v = (image + u)/levels, u ~ U[0, 1);  s = α + (1-2α) v;  x = logit(s). O(N D).
 
     Images (N, ...) hold values in [0, levels). The noise u is a function of `key`
-    (`snfnp.ops.philox.RandomKey`), so the same key gives the same x.
+    (`snfnp.ops.RandomKey`), so the same key gives the same x.
     """
 
     alpha: float = 1e-6
@@ -28,7 +31,7 @@ class Preprocess:
 
     def forward(self, ops, images, key, dtype):
         """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,) of the three steps together."""
-        return ops.preprocess(images, key, self.alpha, self.levels, dtype)
+        return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
     def inverse(self, ops, x):
         """x -> images, uint8: logit⁻¹, scale⁻¹, then floor takes the noise away again."""

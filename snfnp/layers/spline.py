@@ -1,4 +1,7 @@
-"""Rational-quadratic spline activation (Durkan et al. 2019), the nonlinearity of the conv flow."""
+"""Rational-quadratic spline activation (Durkan et al. 2019), the nonlinearity of the conv flow.
+
+Derivation: derivations/09-splines.md.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import math
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
+from snfnp.layers.base import Layer
 
 
 @dataclass(frozen=True)
-class RationalQuadraticSpline:
+class RationalQuadraticSpline(Layer):
     """An increasing spline on [-B, B] per pixel and channel, the identity beyond. O(N D).
 
-    bins: K (the "5 knots" of A.3); bound: B; eps: ε, the smallest share of a bin in the width and
-    the height of the square, and the smallest slope at an inner knot; gain: the standard deviation
-    of the initial raw parameters, at which the spline is close to the identity.
+    bins: K (the "5 knots" of A.3); bound: B (10 in the authors' code, the paper does not say);
+    eps: ε, the smallest share of a bin in the width and the height of the square, and the smallest
+    slope at an inner knot; gain: the standard deviation of the initial raw parameters, at which the
+    spline is close to the identity.
     Parameters (raw): widths and heights (*shape, K), slopes (*shape, K-1). The slopes at ±B are 1.
     A parameter that is not finite makes the outputs and gradients of its pixel NaN.
     """
@@ -35,30 +40,32 @@ class RationalQuadraticSpline:
                 f"eps of a spline is {self.eps}: it must be in (0, 1/bins) = (0, {1 / self.bins:g})"
             )
 
+    def parameter_shapes(self, shape) -> dict:
+        sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}
+        return {name: (*shape, size) for name, size in sizes.items()}
+
     def init(self, rng, shape) -> dict:
         """Raw parameters from N(0, gain²) (float64, host), from a NumPy generator."""
-        sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}
-        return {k: rng.normal(scale=self.gain, size=(*shape, size)) for k, size in sizes.items()}
-
-    def output_shape(self, shape):
-        return shape
+        shapes = self.parameter_shapes(shape)
+        return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
 
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
         knots, factors = self._knots(ops, p)
-        y, ldj = ops.spline(x, knots)
+        y, ldj = ops.spline.forward(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):
         """Exact: in each bin x solves a quadratic equation."""
         knots, _ = self._knots(ops, p)
-        return ops.spline_inverse(z, knots)
+        return ops.spline.inverse(z, knots)
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        """δ_x = δ_z dy/dx + (∂L/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
-        out = (g["widths"], g["heights"], g["slopes"])
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
+        out = (grads["widths"], grads["heights"], grads["slopes"])
         x, knots, factors = cache["x"], cache["knots"], cache["factors"]
-        return ops.spline_backward(x, knots, factors, self.bound, self.eps, dz, dldj, out)
+        spline = ctx.ops.spline
+        return spline.backward(x, knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
 
     def _knots(self, ops, p):
-        return ops.spline_knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)
+        return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

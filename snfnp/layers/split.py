@@ -8,25 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
+from snfnp.layers.base import Layer
 
 
 @dataclass(frozen=True)
-class SplitPrior:
+class SplitPrior(Layer):
     """(z₁, z₂) = coupling(x): z₁, the first half of the channels, goes on; z₂ is a latent.
 
     coupling: the layer before the split, usually an `AffineCoupling`, whose second half is shifted
     and scaled by what its first half says: with z₂ ~ N(0, I) this is a Gaussian of x₂ with a
     learned mean and variance given x₁ (Kingma & Dhariwal 2018). Parameters: the coupling's.
 
-    z₂ is missing from the output, so three members differ from other layers': ldj contains
-    log N(z₂; 0, I) beside the coupling's own; the cache holds z₂ as "latent"; `inverse` needs it.
+    z₂ is missing from the output (see `Layer.latent_shape`): the cache holds it as "latent",
+    `inverse` takes it, and `backward` takes its gradient, that of its density in the flow.
     """
 
-    coupling: object
+    coupling: Layer
 
     @property
     def cheap_exact_inverse(self) -> bool:
-        return getattr(self.coupling, "cheap_exact_inverse", False)
+        return self.coupling.cheap_exact_inverse
+
+    def parameter_shapes(self, shape) -> dict:
+        return self.coupling.parameter_shapes(shape)
 
     def init(self, rng, shape) -> dict:
         return self.coupling.init(rng, shape)
@@ -42,21 +46,18 @@ class SplitPrior:
         return self.output_shape(shape)
 
     def forward(self, ops, p, x):
-        """x (N, ..., C) -> z₁ (N, ..., C/2), ldj (N,) with log N(z₂; 0, I) in it."""
+        """x (N, ..., C) -> z₁ (N, ..., C/2), the coupling's ldj (N,)."""
         xp = ops.xp
         z, ldj, cache = self.coupling.forward(ops, p, x)
         half = z.shape[-1] // 2
         latent = xp.ascontiguousarray(z[..., half:])
-        ldj = ldj + ops.gaussian_log_density(latent)
         return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
 
     def inverse(self, ops, p, z, latent):
         """(z₁, z₂) -> x; exact where the coupling's inverse is."""
         return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
-        """δ_{z₂} = −z₂ ∂L/∂ldj, the gradient of its log-density; the rest is the coupling's."""
-        latent = cache["latent"]
-        weights = dldj.reshape((-1,) + (1,) * (latent.ndim - 1))
-        delta = ops.xp.concatenate([dz, -weights * latent], axis=-1)
-        return self.coupling.backward(ops, p, cache["coupling"], delta, dldj, g, recon)
+    def backward(self, ctx, p, cache, dz, grads, dlatent):
+        """δ_{z₁}, δ_{z₂} -> δ_x: both halves together are the coupling's δ_z."""
+        delta = ctx.ops.xp.concatenate([dz, dlatent], axis=-1)
+        return self.coupling.backward(ctx, p, cache["coupling"], delta, grads)

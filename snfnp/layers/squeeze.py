@@ -1,20 +1,21 @@
-"""Squeeze: space to depth, 2 × 2 (Dinh et al. 2016)."""
+"""Squeeze: space to depth, 2 × 2 (Dinh et al. 2016).
+
+Derivation: derivations/13-actnorm-and-1x1.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
+from snfnp.layers.base import Parameterless
 
 
 @dataclass(frozen=True)
-class Squeeze:
+class Squeeze(Parameterless):
     """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx. A permutation: ldj is 0. O(N D)."""
 
     cheap_exact_inverse = True
-
-    def init(self, rng, shape) -> dict:
-        return {}
 
     def output_shape(self, shape):
         height, width, channels = shape
@@ -37,6 +38,6 @@ class Squeeze:
         x = ops.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
         return x.reshape(len(z), 2 * height, 2 * width, channels // 4)
 
-    def backward(self, ops, p, cache, dz, dldj, g, recon=None):
+    def backward(self, ctx, p, cache, dz, grads):
         """The transpose of a permutation is its inverse."""
-        return self.inverse(ops, p, dz)
+        return self.inverse(ctx.ops, p, dz)

@@ -2,8 +2,9 @@
 
 T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so none of the three needs it written
 out: O(H/p (pWC)³) for kernels of height 2p + 1 instead of O((HWC)³). The derivation and the error
-analysis are in derivations/10-block-tridiagonal.md. What the paper's "exact" models do, T(w)
-written out, is here as `dense_*`: the baseline, and the reference.
+analysis are in derivations/10-block-tridiagonal.md. `snfnp.maps.explicit` has the paper's exact
+baseline, the whole matrix: the reference for tests, and what is used where elimination by blocks
+breaks down.
 
 Kernels w are (kH, kW, C, C) in the order (kH, kW, I, O), both sizes odd; shape is an image's
 (H, W, C). All arithmetic is in double precision whatever w's: LAPACK is hardly faster in single
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
+from snfnp.maps import explicit
 
 _EPS = float(np.finfo(np.float64).eps)
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts. What it computes is
@@ -37,12 +39,6 @@ def log_det(ops, w, shape) -> float:
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
     return factor(ops, w, shape).log_det_grad()
-
-
-def log_det_and_grad(ops, w, shape):
-    """(log_det, log_det_grad) from one factorisation."""
-    factors = factor(ops, w, shape)
-    return factors.log_det, factors.log_det_grad()
 
 
 def solve(ops, w, z):
@@ -127,24 +123,24 @@ class _BlockLU:
         rows = _group(len(w))
         count = -(-height // rows)
         size, last = rows * width * channels, (height - (count - 1) * rows) * width * channels
-        strip = _strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
+        strip = explicit.strip(ops, w, rows, 3 * rows, width).reshape(size, 3 * size)
         lower, diagonal, upper = (strip[:, k * size : (k + 1) * size] for k in range(3))
-        minus_lower, (strip_norm,) = -lower, ops.norms(strip)
+        minus_lower, (strip_norm,) = -lower, ops.linalg.norms(strip)
 
         inverses, ratios, converged, log_det = [], [], count, 0.0
         d = diagonal
-        with ops.chain_of_products(size):
+        with ops.linalg.chain_of_products(size):
             while len(inverses) < count:
                 left = count - len(inverses)
                 try:
                     if left > 1:
-                        inverse, ratio, following, log_abs_det, norms = ops.eliminate(
+                        inverse, ratio, following, log_abs_det, norms = ops.linalg.eliminate(
                             d, minus_lower, diagonal, upper
                         )
                     else:
                         d = d[:last, :last]
-                        inverse, log_abs_det = ops.inverse_and_log_abs_det(d)
-                        norms = ops.norms(d, inverse)
+                        inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(d)
+                        norms = ops.linalg.norms(d, inverse)
                 except SingularMatrixError:
                     return None
                 norm, inverse_norm, *change = norms
@@ -173,27 +169,27 @@ class _BlockLU:
         g = self.inverses[-1]
         diagonal[: len(g), : len(g)] = g
         i, inverse = len(self.inverses) - 2, None
-        with self.ops.chain_of_products(size):
+        with self.ops.linalg.chain_of_products(size):
             while i >= 0:
                 if inverse is not self.inverses[i]:
                     inverse = self.inverses[i]
                     k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
-                following = self.ops.matmul_add(right, k[:part], inverse.copy())
+                following = self.ops.linalg.matmul_add(right, k[:part], inverse.copy())
                 steps = 1
                 if i > self.converged and part == size:
-                    change, norm = self.ops.norms(following - g, following)
+                    change, norm = self.ops.linalg.norms(following - g, following)
                     if change <= STOP * norm:
                         steps = i - self.converged + 1
                 above[:, :part] += right if steps == 1 else steps * right
-                self.ops.matmul_add(g if steps == 1 else steps * g, k[:part], below[:part])
+                self.ops.linalg.matmul_add(g if steps == 1 else steps * g, k[:part], below[:part])
                 g = following
                 diagonal += g if steps == 1 else steps * g
                 i -= steps
         # ∂ log|det T| / ∂T_ab = (T⁻¹)_ba: what stands above T's diagonal goes with G's below it
         strip = xp.concatenate((-above.T, diagonal.T, -below.T), axis=1)
-        return _gather(
+        return explicit.gather(
             self.ops, strip, self.kernel, self.shape[1], size // math.prod(self.shape[1:])
         )
 
@@ -201,7 +197,7 @@ class _BlockLU:
         """Forward and back substitution for the rows z (N, HWC), block by block."""
         x, size, count = self.ops.xp.array(rows), len(self.lower), len(self.inverses)
         blocks = [x[:, i * size : (i + 1) * size] for i in range(count)]  # views
-        with self.ops.chain_of_products(max(size, len(x))):
+        with self.ops.linalg.chain_of_products(max(size, len(x))):
             for i, block in enumerate(blocks):
                 if i > 0:
                     block -= blocks[i - 1] @ self.lower[: block.shape[1]].T
@@ -224,44 +220,20 @@ class _DenseLU:
 
     @classmethod
     def of(cls, ops, w, shape) -> _DenseLU:
-        matrix = dense_matrix(ops, w, shape)
-        inverse, log_det = ops.inverse_and_log_abs_det(matrix)
-        norm, inverse_norm = ops.norms(matrix, inverse)
+        matrix = explicit.matrix(ops, w, shape)
+        inverse, log_det = ops.linalg.inverse_and_log_abs_det(matrix)
+        norm, inverse_norm = ops.linalg.norms(matrix, inverse)
         if not _EPS * norm * inverse_norm < 1:
             raise SingularMatrixError("the convolution is singular or not finite")
         return cls(ops, w.shape, shape, matrix, inverse, log_det)
 
     def log_det_grad(self):
         """T⁻ᵀ summed over each tap's positions."""
-        return _gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
+        return explicit.gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
 
     def solve(self, rows):
         """T⁻¹ z for the rows z (N, HWC)."""
-        return self.ops.solve(self.matrix, rows)
-
-
-def dense_log_det(ops, w, shape) -> float:
-    """log|det T(w)| from T(w) written out. O((HWC)³) time, O((HWC)²) memory."""
-    return ops.log_abs_det(dense_matrix(ops, w, shape))
-
-
-def dense_log_det_grad(ops, w, shape):
-    """∂ log|det T(w)| / ∂w from the inverse of T(w) written out. O((HWC)³)."""
-    inverse, _ = ops.inverse_and_log_abs_det(dense_matrix(ops, w, shape))
-    return _gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype)
-
-
-def dense_solve(ops, w, z):
-    """x (N, H, W, C) with T(w) x = z from T(w) written out. O((HWC)³ + N (HWC)²)."""
-    rows = z.reshape(len(z), -1).astype(np.float64)
-    return ops.solve(dense_matrix(ops, w, z.shape[1:]), rows).reshape(z.shape).astype(z.dtype)
-
-
-def dense_matrix(ops, w, shape):
-    """T(w) written out (Eq. 12), (HWC, HWC) in double precision: vec(z) = T(w) vec(x)."""
-    height, width, channels = shape
-    size = height * width * channels
-    return _strip(ops, w, height, height, width).reshape(size, size)
+        return self.ops.linalg.solve(self.matrix, rows)
 
 
 def _group(kernel_size: int) -> int:
@@ -272,55 +244,3 @@ def _group(kernel_size: int) -> int:
 def _independent(kernel, shape) -> tuple[int, int]:
     """(H, W) of the part of an image that the kernel couples: a side of 1 where it is 1 wide."""
     return tuple(1 if k == 1 else side for k, side in zip(kernel[:2], shape[:2], strict=True))
-
-
-def _strip(ops, w, rows, columns, width):
-    """`rows` image rows of T(w) as an array (rows, W, O, columns, W, I).
-
-    columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side), and column
-    row' = 0 is (columns − rows)/2 image rows above row = 0. Entry ((row, x, o), (row', x', i)) is
-    w[row' − row + above, x' − x + across, i, o], 0 outside the kernel: every row of T is a window
-    of one kernel in zeros.
-    """
-    height, breadth, inputs, outputs = w.shape
-    above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
-    padded = ops.xp.zeros((rows + columns - 1, 2 * width - 1, inputs, outputs))
-    # padded[rows − 1, W − 1] is for row' = row, x' = x: where w[above, across] stands
-    taps, place = _overlap(height, len(padded), rows - 1 - above)
-    taps_across, place_across = _overlap(breadth, 2 * width - 1, width - 1 - across)
-    padded[place, place_across] = w[taps, taps_across]
-    down, right, i, o = padded.strides
-    windows = ops.xp.lib.stride_tricks.as_strided(
-        padded[rows - 1 :, width - 1 :],
-        (rows, width, outputs, columns, width, inputs),
-        (-down, -right, o, down, right, i),
-    )
-    return ops.xp.ascontiguousarray(windows)
-
-
-def _gather(ops, strip, kernel, width, rows):
-    """The adjoint of `_strip`: each tap's positions in the strip added up, (kH, kW, I, O)."""
-    height, breadth, inputs, outputs = kernel
-    columns = rows * strip.shape[1] // strip.shape[0]
-    above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
-    # with zeros around the columns, every row has a place for every tap
-    before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)
-    padded = ops.xp.zeros(
-        (rows, width, outputs, before + columns + after, width + breadth - 1, inputs)
-    )
-    padded[:, :, :, before : before + columns, across : across + width] = strip.reshape(
-        rows, width, outputs, columns, width, inputs
-    )
-    row, x, o, down, right, i = padded.strides
-    positions = ops.xp.lib.stride_tricks.as_strided(
-        padded[:, :, :, before - above :],
-        (rows, width, outputs, height, breadth, inputs),
-        (row + down, x + right, o, down, right, i),
-    )
-    return ops.xp.ascontiguousarray(positions.sum(axis=(0, 1)).transpose(1, 2, 3, 0))
-
-
-def _overlap(count, length, start) -> tuple[slice, slice]:
-    """Of `count` items put at `start` of a longer or shorter array: which fit, and where."""
-    first, stop = max(0, -start), min(count, length - start)
-    return slice(first, stop), slice(start + first, start + stop)

@@ -3,6 +3,8 @@
 Kernels are stored (kH, kW, I, O), images channels-last (H, W, C): the paper's k[o, i, h, w] is
 w[h, w, i, o] here, and this is the only place where the two orders meet. Stride 1, odd kernels
 and "same" zero padding, so that T(w) is square for I = O.
+
+Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.maps import block_tridiagonal
+from snfnp.maps import block_tridiagonal, explicit
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ class Conv2d:
 
     def apply(self, ops, w, x):
         """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
-        return ops.conv(x, w)
+        return ops.conv.forward(x, w)
 
     def adjoint(self, ops, w, dz):
         """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
-        return ops.conv(dz, self.flip(w))
+        return ops.conv.forward(dz, self.flip(w))
 
     def weight_grad(self, ops, delta, x, out, add=False):
-        """δ ⋆ x, the first term of Eqs. 13-16, into `out`, or added to what `out` holds."""
-        return ops.conv_weight_grad(delta, x, out, add)
+        """δ ⋆ x into `out`, or added to what `out` holds: the first term of Eq. 13, of Eq. 15 and
+        (with −δ_x and z) of Eq. 16."""
+        return ops.conv.weight_grad(delta, x, out, add)
 
     @staticmethod
     def flip(w):
@@ -80,7 +83,7 @@ class Conv2d:
         return w[::-1, ::-1].swapaxes(2, 3)
 
     def multiple(self, shape) -> np.ndarray:
-        """m: how often each kernel element stands in T(w) (Eqs. 23-25). (kH, kW, 1, 1).
+        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1).
 
         Element (h, w) reaches an input pixel from every output pixel that is not within its
         offset of the border. It depends on shapes alone, never on values.
@@ -109,24 +112,25 @@ class Conv2d:
     def log_det(self, ops, w, shape) -> float:
         """log|det T(w)|, exact, for one image of this shape. For 1×1: H W log|det w|."""
         if self._pointwise:
-            return shape[0] * shape[1] * ops.log_abs_det(w[0, 0])
-        return self._exactly("log_det")(ops, w, shape)
+            return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
+        return self._exactly.log_det(ops, w, shape)
 
     def log_det_grad(self, ops, w, shape):
         """∂ log|det T(w)| / ∂w, the second term of Eq. 13, exact. For 1×1: H W w⁻ᵀ."""
         if self._pointwise:
-            return (shape[0] * shape[1] * ops.inverse(w[0, 0]).T)[None, None]
-        return self._exactly("log_det_grad")(ops, w, shape)
+            return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
+        return self._exactly.log_det_grad(ops, w, shape)
 
     def solve(self, ops, w, z):
         """T(w)⁻¹ z for images z (N, H, W, C)."""
         if self._pointwise:
-            return ops.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
-        return self._exactly("solve")(ops, w, z)
+            return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
+        return self._exactly.solve(ops, w, z)
 
-    def _exactly(self, name):
-        """The function of that name for T(w) in blocks, or for T(w) written out."""
-        return getattr(block_tridiagonal, name if self.exact == "block" else f"dense_{name}")
+    @property
+    def _exactly(self):
+        """The module with log_det, log_det_grad and solve for T(w) in blocks, or written out."""
+        return block_tridiagonal if self.exact == "block" else explicit
 
     @property
     def _pointwise(self) -> bool:

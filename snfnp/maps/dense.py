@@ -1,4 +1,7 @@
-"""The dense linear map T(W) = W: z = W x for every row x (paper, section 4.1)."""
+"""The dense linear map T(W) = W: z = W x for every row x (paper, section 4.1).
+
+Derivation: derivations/01-notation.md.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +36,17 @@ class Dense:
 
     def apply(self, ops, w, x):
         """T(w) x for the rows x. O(N D²)."""
-        return ops.matmul(x, w.T)
+        return ops.linalg.matmul(x, w.T)
 
     def adjoint(self, ops, w, dz):
         """T(w)ᵀ δ for the rows δ. O(N D²)."""
-        return ops.matmul(dz, w)
+        return ops.linalg.matmul(dz, w)
 
     def weight_grad(self, ops, delta, x, out, add=False):
         """Σ_n δ_n x_nᵀ into `out`, or added to what `out` holds. O(N D²)."""
         if add:
-            return ops.matmul_add(delta.T, x, out)
-        return ops.matmul(delta.T, x, out=out)
+            return ops.linalg.matmul_add(delta.T, x, out)
+        return ops.linalg.matmul(delta.T, x, out=out)
 
     def flip(self, w):
         """The weight of the transposed map, T(flip w) = T(w)ᵀ: here wᵀ (a view)."""
@@ -59,12 +62,12 @@ class Dense:
 
     def log_det(self, ops, w, shape) -> float:
         """log|det T(w)|, exact. O(D³)."""
-        return ops.log_abs_det(w)
+        return ops.linalg.log_abs_det(w)
 
     def log_det_grad(self, ops, w, shape):
         """∂ log|det T(w)| / ∂w = w⁻ᵀ (used in Eq. 2). O(D³)."""
-        return ops.inverse(w).T
+        return ops.linalg.inverse(w).T
 
     def solve(self, ops, w, z):
         """T(w)⁻¹ z for the rows z. O(D³ + N D²)."""
-        return ops.solve(w, z)
+        return ops.linalg.solve(w, z)

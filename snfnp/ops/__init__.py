@@ -1,36 +1,39 @@
 """Numbers on a device: the only place that knows NumPy from Numba from CuPy.
 
+Every family of operations has a folder (a "room"). `definition.py` says in array terms what each
+operation computes: NumPy runs it, and CuPy can. `cpu.py` (Numba) and `gpu.py` (CuPy, with
+`kernels.cu`) override what is hot, and a test compares every override with its definition. So
+`ops.spline.forward` is defined in `spline/definition.py`.
+
 An ops object is passed explicitly to everything that computes; there is no current backend.
-`NumpyOps` is the definition of every operation. The other two override what is hot, and a test
-compares every override with its definition.
 """
 
 from __future__ import annotations
 
 from snfnp.errors import UsageError
-from snfnp.ops.numpy_ops import NumpyOps
-from snfnp.ops.philox import RandomKey
+from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
+from snfnp.ops.host import HostDevice
+from snfnp.ops.random.philox import RandomKey
 
 BACKENDS = ("numba", "numpy", "cupy")
+_COMPILES = "the first run on a machine compiles its kernels: up to a minute before it moves"
 
 
-def get_ops(backend: str = "numba", tf32: bool = False) -> NumpyOps:
+def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    tf32: see `CupyOps`; the others have no such precision, and nothing to be told.
-    Raises BackendError, with one line that says what is missing, where it cannot run.
+    tf32: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores it. Raises BackendError, with one line
+    that says what is missing, where the backend cannot run.
     """
     if backend == "numpy":
-        return NumpyOps()
+        return assemble(HostDevice("numpy"), numpy_rooms())
     if backend == "numba":
-        from snfnp.ops.numba_ops import NumbaOps
-
-        return NumbaOps()
+        return assemble(HostDevice("numba", _COMPILES), numba_rooms())
     if backend == "cupy":
-        from snfnp.ops.cupy_ops import CupyOps
+        from snfnp.ops.gpu.device import Gpu
 
-        return CupyOps(tf32)
+        return assemble(Gpu(tf32), cupy_rooms())
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["BACKENDS", "NumpyOps", "RandomKey", "get_ops"]
+__all__ = ["BACKENDS", "Ops", "RandomKey", "get_ops"]

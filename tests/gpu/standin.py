@@ -87,7 +87,7 @@ class _Unavailable(Exception):
 
 
 def _missing_gpu() -> str | None:
-    """Asked in a process of its own: the driver's library would stand in the stand-in's way."""
+    """Found out in a process of its own: a loaded driver library would replace the stand-in."""
     probe = subprocess.run([sys.executable, "-c", _COUNT_DEVICES], capture_output=True)
     return "no GPU" if probe.returncode else None
 

@@ -1,8 +1,13 @@
 """Every operation on the device, against its definition on the CPU."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from opcalls import (
+from support.operation_calls import (
     FLOATS,
     NO_SAMPLES,
     SIZES,
@@ -13,12 +18,18 @@ from opcalls import (
     overridden,
     transposed,
 )
-from opcases import NEVER_EMPTY, OVERRIDES
-from opvalues import OperationValues
+from support.operation_cases import NEVER_EMPTY, OVERRIDES
+from support.operation_values import OperationValues
+from test_maps import EVERY_CASE
 
-from snfnp.ops.cupy_ops import CupyOps
+from gpu import standin as devices
+from snfnp.errors import SingularMatrixError
+from snfnp.ops.backends import cupy_rooms
 
-NAMES = [name for name in OVERRIDES if name in overridden(CupyOps)]
+NAMES = [name for name in OVERRIDES if name in overridden(cupy_rooms())]
+FACTORISING = [
+    f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det", "eliminate")
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -46,10 +57,70 @@ def test_operation_takes_no_samples(ops, name, size):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FACTORISING])
 def test_nan_spreads_as_defined(ops, name, size):
     call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
     assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
+
+
+_ALONE = """
+import sys, warnings
+from gpu.conftest import devices
+import numpy as np
+from support.operation_calls import assert_nan_spreads_as_defined, in_order
+from support.operation_cases import OVERRIDES
+from snfnp.ops import get_ops
+warnings.simplefilter("ignore", RuntimeWarning)
+ops = get_ops("cupy")
+for name in sys.argv[1:]:
+    for size in [(5, 37), (3, 5, 7, 2)]:
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
+    print(name)
+"""
+
+
+def test_nan_spreads_as_defined_where_a_matrix_is_factorised():
+    """In a process of its own: NaN pivots may lead cuSOLVER outside its memory, and one such
+    access would fail everything after it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, *FACTORISING],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"SNFNP_DEVICE": devices.device().kind},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == FACTORISING
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_a_singular_weight_is_an_error(ops, case):
+    """CuPy's inverse of a singular matrix is infinite, and no error."""
+    f, w = case.map, ops.asarray(case.singular(case.map))
+    z = ops.xp.ones((1, *f.output_shape(case.shape)))
+    for call in (
+        lambda: f.log_det(ops, w, case.shape),
+        lambda: f.log_det_grad(ops, w, case.shape),
+        lambda: f.solve(ops, w, z),
+    ):
+        with pytest.raises(SingularMatrixError, match="singular"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["inverse", "solve", "inverse_and_log_abs_det", "log_abs_det"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_singular_matrix_is_an_error(ops, name, dtype):
+    a = ops.asarray([[1, 2, 3], [4, 5, 6], [1, 2, 3]], dtype)
+    arguments = (a, ops.xp.ones((2, 3), dtype)) if name == "solve" else (a,)
+    with pytest.raises(SingularMatrixError, match="singular"):
+        getattr(ops.linalg, name)(*arguments)
+
+
+def test_a_singular_block_is_an_error(ops):
+    a = ops.asarray([[1.0, 2.0], [2.0, 4.0]])
+    with pytest.raises(SingularMatrixError, match="singular"):
+        ops.linalg.eliminate(a, a, a, a)
 
 
 class TestValues(OperationValues):

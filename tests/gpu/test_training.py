@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pytest
-from trainers import BATCH, SIDE, host, make_trainer
+from support.trainers import BATCH, SIDE, host, make_trainer
 
-from snfnp.batches import Batches
-from snfnp.checkpoint import load_checkpoint
-from snfnp.config import TrainConfig
+from gpu import standin as devices
 from snfnp.data import Dataset
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.models import PRESETS
-from snfnp.ops import RandomKey, cupy_images, get_ops
-from snfnp.ops.augment import augment
-from snfnp.runs import RunFolder
-from snfnp.train import train
+from snfnp.ops import RandomKey, get_ops
+from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.images import gpu as gpu_images
+from snfnp.ops.images.augment import augment
+from snfnp.training.batches import Batches
+from snfnp.training.checkpoint import load_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
 
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
@@ -48,13 +58,13 @@ def test_a_step_is_numpys_in_double_precision(ops, model, gradient):
         take_steps(make_trainer(each, model, gradient, dtype="float64"), range(2))
         for each in (ops, get_ops("numpy"))
     )
-    for name in ("g", "m"):
+    for name in ("gradient", "m"):
         a, b = host(found, name), host(expected, name)
         # sums of at most a few thousand terms, through at most 19 layers
         assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
-    # Adam divides by the size of a gradient: only one that is not all rounding says how far
-    g, p = host(expected, "g"), host(expected, "p")
-    large = np.abs(g) >= 1e-3 * np.abs(g).max()
+    # Adam divides by the size of a gradient: where that is all rounding, so is the step
+    gradient, p = host(expected, "gradient"), host(expected, "p")
+    large = np.abs(gradient) >= 1e-3 * np.abs(gradient).max()
     assert large.sum() > 5
     moves = 2 * expected.config.lr  # in two steps
     assert np.abs(host(found, "p") - p)[large].max() <= 1e-10 / 1e-3 * moves + 1e-15
@@ -73,7 +83,7 @@ def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
     reference = take_steps(make_trainer(get_ops("numpy"), model, gradient, dtype="float64"), [0])
     for each in (ops, get_ops("numpy")):
         trainer = take_steps(make_trainer(each, model, gradient), [0])
-        views = trainer.layout.views(host(trainer, "g"))
+        views = trainer.layout.views(host(trainer, "gradient"))
         for layer, named in reference.grads.items():
             for name, expected in named.items():
                 difference = np.abs(views[layer][name] - expected).max()
@@ -83,9 +93,10 @@ def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
 @pytest.mark.parametrize("model", ["conv", "glow-2l-4k"])
 def test_recomputation_gives_the_same_gradient(ops, model):
     stored, recomputed = (
-        host(take_steps(make_trainer(ops, model, recompute=flag, dtype="float64"), [0]), "g")
+        take_steps(make_trainer(ops, model, recompute=flag, dtype="float64"), [0])
         for flag in (False, True)
     )
+    stored, recomputed = host(stored, "gradient"), host(recomputed, "gradient")
     assert np.abs(stored - recomputed).max() <= 1e-10 * np.abs(stored).max()
 
 
@@ -96,26 +107,26 @@ def test_recomputation_gives_the_same_gradient(ops, model):
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_replay_equals_eager(ops, model, gradient, clip_norm):
     """Bit for bit, with arrays made and dropped between the replays."""
-    said = []
+    reports = []
     eager = make_trainer(ops, model, gradient, graph=False, clip_norm=clip_norm)
-    graph = make_trainer(ops, model, gradient, say=said.append, clip_norm=clip_norm)
+    graph = make_trainer(ops, model, gradient, report=reports.append, clip_norm=clip_norm)
     take_steps(eager, range(6))
     kept = []
     for step in range(6):
         take_steps(graph, [step])
         kept.append(ops.asarray(np.full(1000 * (step + 1), np.nan)))
         ops.asarray(np.full(50_000, np.nan))
-    assert graph._climb._graph is not None and not said
-    for name in ("p", "m", "v", "g"):
+    assert graph._ascend.recorded and not reports
+    for name in ("p", "m", "v", "gradient"):
         np.testing.assert_array_equal(host(graph, name), host(eager, name))
     assert graph.metrics() == eager.metrics()
     assert graph.averages() == eager.averages()
-    for array in kept:  # no replay wrote to what was made after the recording
+    for array in kept:  # no replay wrote to what was made after the capture
         assert np.isnan(ops.to_host(array)).all()
 
 
-def test_a_graph_follows_the_dials(ops):
-    """The learning rate, λ and the noise change from step to step, and the log notes it."""
+def test_a_graph_follows_the_step_scalars(ops):
+    """The learning rate, λ and the noise change from step to step, and the log shows it."""
     eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
     for step in range(8):
         for trainer in (eager, graph):
@@ -125,45 +136,154 @@ def test_a_graph_follows_the_dials(ops):
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_a_graph_keeps_its_place_among_what_its_caller_starts(ops):
-    """Also on a stream that waits for no other by itself, as the default one does."""
+def test_a_graph_runs_in_order_with_what_its_caller_starts(ops):
+    """Also on a stream that, unlike the default one, waits for no other by itself."""
     with ops.xp.cuda.Stream(non_blocking=True):
         eager, graph = (
             take_steps(make_trainer(ops, graph=flag), range(6)) for flag in (False, True)
         )
-        assert graph._climb._graph is not None
+        assert graph._ascend.recorded
         np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_another_batch_size_is_recorded_anew(ops):
+def test_another_batch_size_is_captured_anew(ops):
     eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
     for trainer in (eager, graph):
         take_steps(trainer, range(4))
-        before = getattr(trainer._climb, "_graph", None)
+        before = getattr(trainer._ascend, "_recording", None)
         take_steps(trainer, range(4, 8), batch=BATCH - 2)
-    assert graph._climb._graph is not None and graph._climb._graph is not before
+    assert graph._ascend.recorded and graph._ascend._recording is not before
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_what_cannot_be_recorded_runs_without_a_graph_and_says_why(ops):
+def test_what_cannot_be_captured_runs_without_a_graph_and_reports_why(ops):
     """The exact gradient asks whether a matrix is singular: the host has to wait."""
-    said = []
+    reports = []
     eager = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(5))
-    graph = take_steps(make_trainer(ops, "fc", "exact", say=said.append), range(5))
-    assert len(said) == 1 and "cannot be recorded as a CUDA graph" in said[0]
-    assert "\n" not in said[0]
+    graph = take_steps(make_trainer(ops, "fc", "exact", report=reports.append), range(5))
+    (line,) = reports
+    assert "cannot be recorded as a CUDA graph" in line
+    assert "\n" not in line
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_a_checkpoint_restores_into_a_recorded_step(ops):
+def test_a_checkpoint_restores_into_a_captured_step(ops):
     whole = take_steps(make_trainer(ops), range(8))
     part = take_steps(make_trainer(ops), range(4))
     checkpoint = part.checkpoint({})
-    take_steps(part, range(4, 6))  # recorded, and then set back
+    take_steps(part, range(4, 6))  # captured, and then set back
     part.restore(checkpoint)
     take_steps(part, range(4, 8))
     for name in ("p", "m", "v"):
         np.testing.assert_array_equal(host(part, name), host(whole, name))
+
+
+def live_bytes(ops):
+    """Bytes of the device that are not free, once nothing is kept that could be given back."""
+    gc.collect()
+    ops.device.synchronise()
+    ops.xp.get_default_memory_pool().free_all_blocks()
+    free, total = ops.xp.cuda.runtime.memGetInfo()
+    return total - free
+
+
+def test_the_graphs_stream_is_of_its_own_and_waits_for_no_other(ops):
+    trainer = take_steps(make_trainer(ops), range(4))
+    assert trainer._ascend._stream.is_non_blocking
+
+
+def test_nothing_is_collected_while_a_step_is_recorded(ops):
+    """What Python's collector frees of CUDA's could spoil the recording."""
+    collected = []
+
+    def note(phase, info):
+        collected.append(graph._stream.is_capturing())
+
+    def step(images):
+        for _ in range(5000):
+            cycle = []
+            cycle.append(cycle)
+        total[...] = images.sum()
+
+    images, total = ops.xp.ones((3, 4)), ops.xp.zeros(())
+    graph = ops.device.capture(step)
+    gc.callbacks.append(note)
+    try:
+        for _ in range(4):
+            graph(images)
+    finally:
+        gc.callbacks.remove(note)
+    assert graph.recorded and float(total) == 12
+    assert collected and not any(collected)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_a_dropped_graph_returns_its_memory(ops, standin, model):
+    """Another batch size, and then the trainer's end. Constants outlive it: they depend on shapes
+    alone, and are there once `warm` has run."""
+    warm = take_steps(make_trainer(ops, model), range(4))
+    del warm
+    before = live_bytes(ops)
+    trainer = take_steps(make_trainer(ops, model), range(4))
+    captured = live_bytes(ops)
+    assert captured > before
+    take_steps(trainer, range(4, 8), batch=BATCH - 2)
+    take_steps(trainer, range(8, 12))
+    assert live_bytes(ops) == captured
+    del trainer
+    assert live_bytes(ops) == before
+
+
+def test_a_failed_recording_returns_its_memory(ops, standin):
+    reports = []
+    warm = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(4))
+    del warm
+    before = live_bytes(ops)
+    trainer = make_trainer(ops, "fc", "exact", report=reports.append)
+    made = live_bytes(ops)
+    take_steps(trainer, range(4))
+    assert reports and live_bytes(ops) == made
+    del trainer
+    assert live_bytes(ops) == before
+
+
+def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
+    """cublasSetStream would take the workspace away, and each call costs time."""
+    called, set_stream = [], Products._set_stream
+
+    def noted(products, stream):
+        called.append(stream)
+        set_stream(products, stream)
+
+    products = Products(ops.xp, tf32=False)
+    monkeypatch.setattr(Products, "_set_stream", noted)
+    a = ops.xp.ones((3, 3))
+    streams = [ops.xp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for stream in (streams[0], streams[0], streams[1], streams[0]):
+        with stream:
+            products.gemm(a, a, ops.xp.empty((3, 3)))
+    assert called == [streams[index].ptr for index in (0, 1, 0)]
+    finalizer = next(each for each in weakref.finalize._registry if each.peek()[0] is products)
+    assert finalizer.peek()[1].__name__ == "cublasDestroy_v2"
+    del products
+    assert not finalizer.alive
+
+
+def test_a_backend_refuses_another_device(ops, monkeypatch):
+    a = ops.xp.ones((3, 3))
+    for part in (ops.device.launch, ops.device.products):
+        monkeypatch.setattr(part._home, "id", 1)
+    for use in (lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()), lambda: ops.linalg.matmul(a, a)):
+        with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
+            use()
+
+
+def test_constants_are_not_in_a_graphs_pool(ops):
+    device, pool = ops.device, ops.xp.cuda.MemoryPool()
+    with ops.xp.cuda.using_allocator(pool.malloc):
+        made = device.constant(np.random.default_rng(0).normal(size=7))
+    assert made.shape == (7,) and pool.total_bytes() == 0
 
 
 # ---------------------------------------------------------------- the host does not wait
@@ -180,10 +300,9 @@ def test_a_checkpoint_restores_into_a_recorded_step(ops):
 )
 def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model, gradient, most):
     """The stand-in counts kernels, but not what cuBLAS launches: one each, or two."""
-    products, gemm = [], ops._products.gemm
-    monkeypatch.setattr(
-        ops._products, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw))
-    )
+    products, cublas = [], ops.device.products
+    gemm = cublas.gemm
+    monkeypatch.setattr(cublas, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw)))
     trainer = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
     images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
     products.clear()
@@ -199,26 +318,40 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
 
 @pytest.mark.real_gpu
 @pytest.mark.parametrize("model, most", [("fc", 60), ("conv", 250)])
-def test_a_recorded_step_has_few_kernels(ops, model, most):
+def test_a_captured_step_has_few_kernels(ops, model, most):
     """The driver lists them, those of cuBLAS included."""
     trainer = take_steps(make_trainer(ops, model, graph=False), range(2))
     images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-    launches = ops.launches(lambda: trainer.training_step(images))
+    launches = ops.device.launches(lambda: trainer.training_step(images))
     assert launches is not None
     assert 0 < launches <= most
 
 
-@pytest.mark.real_gpu
 def test_replays_need_no_more_memory(ops):
+    """By the pools' own count: the whole device's free memory is also the driver's, which may
+    take some for itself at any time, and other programs'."""
     trainer = take_steps(make_trainer(ops, "conv"), range(5))
-    ops.synchronise()
-    free, _ = ops.xp.cuda.runtime.memGetInfo()
-    take_steps(trainer, range(5, 105))
-    ops.synchronise()
-    assert ops.xp.cuda.runtime.memGetInfo()[0] >= free
+    pools = (ops.xp.get_default_memory_pool(), trainer._ascend._recording.pool)
+    before = [pool.total_bytes() for pool in pools]
+    take_steps(trainer, range(5, 30))
+    assert [pool.total_bytes() for pool in pools] == before
 
 
 # ---------------------------------------------------------------- failures
+
+
+def alone(script: str) -> str:
+    """Run a script in a process of its own, and what it printed: NaN pivots may lead cuSOLVER
+    outside its memory, and one such access would fail everything after it."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"SNFNP_DEVICE": devices.device().kind},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def poison(trainer, layer, parameter, value):
@@ -258,10 +391,26 @@ def test_a_singular_matrix_raises_as_on_the_cpu(ops):
         take_steps(trainer, [0])
     with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
         trainer.likelihood()
-    trainer = make_trainer(ops, "fc", "exact")
-    trainer.params["dense2"]["W"][...] = np.nan
-    with pytest.raises(SingularMatrixError, match="layer dense2: "):
-        trainer.likelihood()
+
+
+_NAN_PIVOTS = """
+import sys
+from gpu.conftest import devices
+import numpy as np
+import pytest
+from support.trainers import make_trainer
+from snfnp.errors import SingularMatrixError
+from snfnp.ops import get_ops
+trainer = make_trainer(get_ops("cupy"), "fc", "exact")
+trainer.params["dense2"]["W"][...] = np.nan
+with pytest.raises(SingularMatrixError, match="layer dense2: "):
+    trainer.likelihood()
+print("raised")
+"""
+
+
+def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
+    assert alone(_NAN_PIVOTS) == "raised\n"
 
 
 # ---------------------------------------------------------------- data
@@ -271,10 +420,10 @@ def test_a_singular_matrix_raises_as_on_the_cpu(ops):
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
     if not resident:
-        monkeypatch.setattr(cupy_images, "RESIDENT", 0)
+        monkeypatch.setattr(gpu_images, "RESIDENT", 0)
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
     config = TrainConfig(model="glow", batch_size=5, augment=change, seed=3, epochs=1)
-    config.resolve(len(images))
+    config = config.resolve(len(images))
     batches, expected = (
         Batches(each, images, config, (4, 6, 3)) for each in (ops, get_ops("numpy"))
     )
@@ -285,7 +434,7 @@ def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
 def test_images_are_flipped_and_shifted_as_on_the_host(ops):
     images = np.random.default_rng(1).integers(0, 256, (300, 5, 4, 3)).astype(np.uint8)
     key = RandomKey(2**40 + 5, 3, 2**33 + 1)
-    found = ops.to_host(ops.images(images).take(0, 300, key))
+    found = ops.to_host(ops.images.source(images).take(0, 300, key))
     np.testing.assert_array_equal(found, augment(images, key))
 
 
@@ -335,9 +484,9 @@ def run_training(path, ops, resume=False, **changes):
     config = TrainConfig(
         **{"epochs": 3, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 1, **changes}
     )
-    config.resolve(100)
+    config = config.resolve(100)
     run = RunFolder(path) if resume else RunFolder.create(path)
-    return train(config, small_dataset(), ops, run, resume, say=lambda text: None), run
+    return train(config, small_dataset(), ops, run, resume, report=lambda text: None), run
 
 
 def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
@@ -364,11 +513,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(ops, tmp_path):
         }
 
 
-def test_a_full_device_is_said_when_the_backend_is_made(ops, monkeypatch):
+def test_a_full_device_is_reported_when_the_backend_is_made(ops, monkeypatch):
     def full(*args):
         raise ops.xp.cuda.memory.OutOfMemoryError(32 << 20, 0, 0)
 
-    monkeypatch.setattr("snfnp.ops.cupy_ops.Products", full)
+    monkeypatch.setattr("snfnp.ops.gpu.device.Products", full)
     with pytest.raises(BackendError, match="the GPU's memory is full") as caught:
         get_ops("cupy")
     assert "\n" not in str(caught.value) and "nvidia-smi" in str(caught.value)

@@ -1,0 +1,240 @@
+"""The fully connected model's training step, and the paper's Fig. 4 over the dimension."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.steps import BATCH, IMAGE, step_call
+from benchmarks.timing import measure, measure_asynchronous, table, threads
+from benchmarks.work import PRODUCTS
+from snfnp.context import BackwardContext
+from snfnp.flow import Flow
+from snfnp.layers import Linear
+from snfnp.maps import Dense
+from snfnp.models import make_rule
+from snfnp.ops import RandomKey
+from snfnp.parameters import Layout
+from snfnp.training.adam import Adam
+
+
+def training_step(ops, thread_counts, repeats: int = 60) -> list[dict]:
+    """The whole step (forward, backward, reconstruction, Adam) of the 2-layer FC flow, D = 784.
+
+    Beside each rule's step: the same matrix products alone, on the same shapes in the same run,
+    and what share of that throughput the step reaches. The exact rule's inverse is not counted
+    among the products: its share says how much the inverse costs.
+    """
+    dimension = int(np.prod(IMAGE))
+    flops = 2 * BATCH * dimension**2
+    rows = []
+    for count in thread_counts:
+        with threads(count):
+            calls = {"products": _products(np.random.default_rng(0), dimension)}
+            calls |= {gradient: step_call(ops, "fc", gradient) for gradient in PRODUCTS}
+            timings = measure(calls, repeats)
+        product = timings["products"]
+        for gradient, products in PRODUCTS.items():
+            step, work = timings[gradient], 2 * products * flops
+            rows.append(
+                {
+                    "gradient": gradient,
+                    "threads": count,
+                    "min ms": step.minimum,
+                    "median ms": step.median,
+                    "steps/s": 1e3 / step.median,
+                    "GFLOP": work / 1e9,
+                    "GFLOP/s": work / step.median / 1e6,
+                    "sgemm GFLOP/s": 3 * flops / product.median / 1e6,
+                    "share": work / step.median * product.median / (3 * flops),
+                }
+            )
+    return rows
+
+
+STEP_COLUMNS = {
+    "gradient": "",
+    "threads": "d",
+    "min ms": ".2f",
+    "median ms": ".2f",
+    "steps/s": ".1f",
+    "GFLOP": ".2f",
+    "GFLOP/s": ".0f",
+    "sgemm GFLOP/s": ".0f",
+    "share": ".0%",
+}
+
+
+def _products(rng, dimension):
+    """The three kinds of product of a step: X Wᵀ, δ W, δᵀ X, in single precision."""
+    x, delta = (rng.standard_normal((BATCH, dimension), np.float32) for _ in range(2))
+    w = rng.standard_normal((dimension, dimension), np.float32)
+    z, gradient = np.empty_like(x), np.empty_like(w)
+
+    def run():
+        np.matmul(x, w.T, out=z)
+        np.matmul(delta, w, out=z)
+        np.matmul(delta.T, x, out=gradient)
+
+    return run
+
+
+def where_the_time_goes(ops, repeats: int = 60) -> list[dict]:
+    """The parts of one self-normalizing FC step, timed one by one on the step's own shapes."""
+    rng = np.random.default_rng(0)
+    dimension = int(np.prod(IMAGE))
+    x, delta = (rng.standard_normal((BATCH, dimension), np.float32) for _ in range(2))
+    w = rng.standard_normal((dimension, dimension), np.float32)
+    images = rng.integers(0, 256, x.shape).astype(np.uint8)
+    weights = np.full(BATCH, 0.01, np.float32)
+    _, _, sigma = ops.activation.smooth_leaky_relu(x, 0.3)
+    out = np.empty_like(w)
+    gradient, *buffers = (np.abs(rng.standard_normal(4 * w.size, np.float32)) for _ in range(4))
+    adam = partial(Adam().update, ops, gradient, 1e-4, 10, out=buffers)
+    parts = {  # name: (how often a step does it, what)
+        "X Wᵀ": (4, lambda: ops.linalg.matmul(x, w.T)),
+        "δ W": (4, lambda: ops.linalg.matmul(delta, w)),
+        "G += δᵀ X": (4, lambda: ops.linalg.matmul_add(delta.T, x, out)),
+        "G = ½ Rᵀ": (4, lambda: ops.linalg.scale_into(out, 0.5, w.T, 1)),
+        "Adam": (1, adam),
+        "smooth leaky ReLU": (1, lambda: ops.activation.smooth_leaky_relu(x, 0.3)),
+        "its backward": (
+            1,
+            lambda: ops.activation.smooth_leaky_relu_backward(sigma, delta, weights, 0.3),
+        ),
+        "preprocess": (
+            1,
+            lambda: ops.images.preprocess(images, RandomKey(0, 0, 0), 1e-6, 256, np.float32),
+        ),
+    }
+    timings = measure({name: call for name, (_, call) in parts.items()}, repeats)
+    return [
+        {
+            "part": name,
+            "times": times,
+            "ms each": timings[name].median,
+            "ms": times * timings[name].median,
+        }
+        for name, (times, _) in parts.items()
+    ]
+
+
+PART_COLUMNS = {"part": "", "times": "d", "ms each": ".3f", "ms": ".2f"}
+
+
+def sweep(ops, dimensions, batch: int = 128, budget: float = 2.0) -> list[dict]:
+    """Fig. 4: one dense layer without activation, forward and backward, exact against learned.
+
+    budget: about how many seconds each point may take.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for dimension in dimensions:
+        x = ops.asarray(rng.standard_normal((batch, dimension)), np.float32)
+        calls = {
+            gradient: _layer_step(ops, gradient, x) for gradient in ("self-normalizing", "exact")
+        }
+        if ops.asynchronous:
+            timings = measure_asynchronous(
+                calls, ops.device.synchronise, bursts=5, seconds=budget / 10
+            )
+        else:
+            once = sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values()) / 1e3
+            timings = measure(calls, repeats=max(3, min(50, int(budget / once))), warmup=0)
+        learned, exact = timings["self-normalizing"], timings["exact"]
+        rows.append(
+            {
+                "D": dimension,
+                "self-normalizing ms": learned.median,
+                "exact ms": exact.median,
+                "exact / learned": exact.median / learned.median,
+            }
+        )
+    return rows
+
+
+SWEEP_COLUMNS = {
+    "D": "d",
+    "self-normalizing ms": ".3f",
+    "exact ms": ".3f",
+    "exact / learned": ".2f",
+}
+
+
+def _layer_step(ops, gradient: str, x):
+    dimension = x.shape[1]
+    layer = Linear(Dense(dimension), make_rule(gradient, "mixture", "plain"), bias=False)
+    flow = Flow((dimension,), (("dense", layer),))
+    layout = Layout.of(flow.parameter_shapes())
+    flat = ops.asarray(layout.pack(flow.init(0), np.float32))
+    params, grads = layout.views(flat), layout.views(ops.xp.zeros_like(flat))
+    weights = ops.xp.full(len(x), 1 / len(x), np.float32)
+
+    def step():
+        latents, _, caches = flow.forward(ops, params, x)
+        ctx = BackwardContext(ops, weights, lam=1.0)
+        flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+
+    return step
+
+
+def growth(rows: list[dict], key: str, above: int) -> float | None:
+    """The exponent p of time ~ D^p, by least squares in the logarithms over D >= above."""
+    points = [(row["D"], row[key]) for row in rows if row["D"] >= above]
+    if len(points) < 3:
+        return None
+    dimension, time = np.log(np.array(points)).T
+    return float(np.polyfit(dimension, time, 1)[0])
+
+
+def plot_sweep(rows: list[dict], path: Path, title: str) -> None:
+    """Time per batch against the dimension, as the paper's Fig. 4."""
+    from snfnp.training.plots import save_lines
+
+    x = [row["D"] for row in rows]
+    lines = {
+        "exact gradient": [row["exact ms"] for row in rows],
+        "self-normalizing": [row["self-normalizing ms"] for row in rows],
+    }
+    save_lines(path, x, lines, "dimension D", "time per batch of 128 (ms)", title)
+
+
+def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
+    """The FC step for each thread count, and where its time goes."""
+    rows = training_step(ops, thread_counts, repeats=20 if quick else 100)
+    with threads(max(thread_counts)):
+        parts = where_the_time_goes(ops, repeats=20 if quick else 100)
+    text = (
+        f"training step, FC 2 x {int(np.prod(IMAGE))}, batch {BATCH}, float32\n"
+        f"{table(rows, STEP_COLUMNS)}\n\n"
+        f"where a self-normalizing step's time goes ({max(thread_counts)} threads)\n"
+        f"{table(parts, PART_COLUMNS)}\n"
+        f"sum of the parts {sum(part['ms'] for part in parts):.2f} ms"
+    )
+    return {"steps": rows, "parts": parts}, text
+
+
+def report_sweep(ops, thread_counts, quick: bool, plot: Path | None) -> tuple[dict, str]:
+    """Fig. 4 at the largest thread count, or on a device."""
+    step = 96 * (6 if quick else 3)
+    dimensions = list(range(32, 4065, step))
+    with threads(max(thread_counts)):
+        rows = sweep(ops, dimensions, budget=0.5 if quick else 2.0)
+    place = f"{max(thread_counts)} threads"
+    if ops.asynchronous:
+        place = ops.device.describe()["name"]
+    slower = [row["D"] for row in rows if row["D"] >= 300 and row["exact / learned"] <= 1]
+    exponents = {k: growth(rows, k, 1000) for k in ("self-normalizing ms", "exact ms")}
+    text = (
+        f"Fig. 4: one dense layer, batch 128, float32, {place}, median\n"
+        f"{table(rows, SWEEP_COLUMNS)}\n"
+        f"self-normalizing is slower than exact at D >= 300: {slower or 'nowhere'}\n"
+        f"growth over D >= 1000: self-normalizing D^{exponents['self-normalizing ms']:.2f}, "
+        f"exact D^{exponents['exact ms']:.2f}"
+    )
+    if plot:
+        plot_sweep(rows, plot, "One dense layer, forward and backward")
+        text += f"\nplot: {plot}"
+    return {"rows": rows, "growth": exponents}, text

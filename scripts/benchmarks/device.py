@@ -1,0 +1,299 @@
+"""Training steps on a GPU, beside what its hardware allows, the bars, and the paper's times.
+
+A step is measured as training runs it: images on the device, the gathering of its batch included,
+the host not waiting for the device between steps. So a burst of steps is timed as a whole (see
+`measure_asynchronous`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.steps import BATCH, IMAGE, make_trainer
+from benchmarks.timing import Timing, measure_asynchronous, table
+from benchmarks.work import operations, traffic
+from snfnp.errors import UsageError
+from snfnp.training.batches import Batches
+from snfnp.training.trainer import Trainer
+
+SINGLE, TF32 = "float32", "TF32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's self-normalizing step.
+
+    bars: {precision: milliseconds} that it must reach as a graph on a GPU of the H100's class;
+    kernels: how many it may launch without one; paper: milliseconds of the paper's Table 3, on a
+    1080 Ti; settings: of the configuration, beside the model's own.
+    """
+
+    title: str
+    model: str
+    kernels: int | None
+    bars: dict[str, float]
+    paper: float | None
+    precisions: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+
+
+CASES = (
+    Case("FC 2 × 784", "fc", 60, {SINGLE: 0.20}, 18.7, (SINGLE, TF32)),
+    Case("conv, 9 layers", "conv", 250, {SINGLE: 0.50}, 212.5, (SINGLE,)),
+    Case("Glow 2L-16K", "glow", None, {SINGLE: 25.0, TF32: 10.0}, 476.4, (SINGLE, TF32)),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, on what sizes, how often.
+
+    products: (M, K, N) of the products whose rates are measured, large ones and the cases' own;
+    copied: bytes of the copy that measures the memory, many times the size of any cache.
+    """
+
+    cases: tuple[Case, ...] = CASES
+    shape: tuple[int, int, int] = IMAGE
+    images: int = 50_000
+    batch: int = BATCH
+    products: tuple = ((4096, 4096, 4096), (BATCH * 14 * 14, 512, 512), (BATCH, 784, 784))
+    copied: int = 1 << 30
+    bursts: int = 9
+    seconds: float = 0.2
+
+
+QUICK = Plan(bursts=3, seconds=0.05)
+
+
+def report(
+    ops_of: Callable, plan: Plan, show: Callable[[str], None], comparison: Callable | None = None
+) -> dict:
+    """Every figure of this module as data; as text to `show`, model by model.
+
+    ops_of(tf32) -> ops. comparison(trainer, images, tf32, graph) -> the same step in another
+    framework, as a call without arguments; what it cannot do may be left out by raising.
+    """
+    precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
+    backends = {precision: ops_of(precision == TF32) for precision in precisions}
+    first = backends[precisions[0]]
+    if not first.asynchronous:
+        raise UsageError(f"the {first.name} backend has no device to measure")
+    name = first.device.describe()["name"]
+    limits = _limits(backends, plan)
+    show(f"limits of {name}\n{_limits_text(limits)}\n")
+    results = {"device": name, "limits": limits, "steps": []}
+    for case in plan.cases:
+        rows, notes = _measure_case(backends, case, plan, limits, comparison)
+        results["steps"] += rows
+        lines = [
+            f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}",
+            table(rows, {key: form for key, form in STEP_COLUMNS.items() if _known(rows, key)}),
+            *notes,
+            *_verdict(rows),
+        ]
+        show("\n".join(lines) + "\n")
+    return results
+
+
+# ---------------------------------------------------------------- what the hardware allows
+
+
+def _limits(backends: dict, plan: Plan) -> dict:
+    """Bytes per second of the device's memory; operations per second of products, by precision."""
+    ops = next(iter(backends.values()))
+    stated, copy = ops.device.memory_rate(), _copy_rate(ops, plan)
+    products = [
+        {"product": _dimensions(shape)}
+        | {precision: _product_rate(ops, shape, plan) for precision, ops in backends.items()}
+        for shape in plan.products
+    ]
+    return {
+        "memory": stated or copy,
+        "memory from": "its driver" if stated else "the copy",
+        "copy": copy,
+        "products": products,
+        **{precision: max(row[precision] for row in products) for precision in backends},
+    }
+
+
+def _copy_rate(ops, plan: Plan) -> float:
+    """Bytes read and written per second by a large copy from device to device."""
+    source = ops.xp.zeros(plan.copied, np.uint8)
+    target = ops.xp.empty_like(source)
+
+    def copy():
+        target[...] = source
+
+    timing = measure_asynchronous(
+        {"copy": copy}, ops.device.synchronise, plan.bursts, plan.seconds
+    )["copy"]
+    return 2e3 * plan.copied / timing.minimum
+
+
+def _product_rate(ops, shape, plan: Plan) -> float:
+    """Operations per second of a (M, K) × (K, N) product."""
+    rows, inner, columns = shape
+    rng = np.random.default_rng(0)
+    a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
+    b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
+    out = ops.xp.empty((rows, columns), np.float32)
+    calls = {"product": lambda: ops.linalg.matmul(a, b, out=out)}
+    timing = measure_asynchronous(calls, ops.device.synchronise, plan.bursts, plan.seconds)[
+        "product"
+    ]
+    return 2e3 * rows * inner * columns / timing.minimum
+
+
+def _dimensions(shape) -> str:
+    rows, inner, columns = shape
+    return f"({rows}, {inner}) × ({inner}, {columns})"
+
+
+def _limits_text(limits: dict) -> str:
+    precisions = [precision for precision in (SINGLE, TF32) if precision in limits]
+    columns = {"product": ""} | {f"{precision} TFLOP/s": ".2f" for precision in precisions}
+    rows = [
+        {"product": row["product"]} | {f"{p} TFLOP/s": row[p] / 1e12 for p in precisions}
+        for row in limits["products"]
+    ]
+    return (
+        f"{table(rows, columns)}\n"
+        f"memory {limits['memory'] / 1e9:.1f} GB/s as {limits['memory from']} says; a large copy "
+        f"reads and writes {limits['copy'] / 1e9:.1f} GB/s\n"
+        "floors: bytes of parameters, gradient, moments and activations at the memory's rate (what "
+        "fits in the\ncard's cache may beat it), operations of all products at the rate of the "
+        "fastest product above"
+    )
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _measure_case(
+    backends: dict, case: Case, plan: Plan, limits, comparison
+) -> tuple[list[dict], list[str]]:
+    """The rows of a model, and what there is to be said about them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
+    rows, notes = [], []
+    for precision in case.precisions:
+        ops = backends[precision]
+        runs = {how: _Run(ops, case, plan, images, precision, how) for how in ("eager", "graph")}
+        calls = {how: run.step for how, run in runs.items()}
+        timings = measure_asynchronous(calls, ops.device.synchronise, plan.bursts, plan.seconds)
+        for run in runs.values():
+            run.finish()
+        others = _compare(comparison, runs, images, precision, plan, notes)
+        eager = runs["eager"]
+        floors = {
+            "bytes": traffic(eager.trainer, eager.batches(0)),
+            "operations": operations(eager.trainer.flow, plan.batch),
+        }
+        kernels = eager.kernels()
+        for how, run in runs.items():
+            rows.append(
+                {"step": case.title, "precision": precision, "how": how}
+                | _figures(timings[how], others.get(how))
+                | {"kernels": kernels if how == "eager" else None}
+                | {"kernels at most": case.kernels if how == "eager" else None}
+                | floors
+                | {
+                    "floor: bytes ms": 1e3 * floors["bytes"] / limits["memory"],
+                    "floor: operations ms": 1e3 * floors["operations"] / limits[precision],
+                    "bar ms": case.bars.get(precision) if how == "graph" else None,
+                    "1080 Ti ms": case.paper,
+                }
+            )
+            notes += [f"{precision}, {how}: {note}" for note in run.notes]
+    return rows, notes
+
+
+STEP_COLUMNS = {
+    "precision": "",
+    "how": "",
+    "min ms": ".3f",
+    "median ms": ".3f",
+    "kernels": "d",
+    "kernels at most": "d",
+    "floor: bytes ms": ".4f",
+    "floor: operations ms": ".4f",
+    "bar ms": ".2f",
+    "PyTorch min ms": ".3f",
+    "PyTorch median ms": ".3f",
+    "1080 Ti ms": ".1f",
+}
+
+
+def _known(rows: list[dict], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
+
+
+class _Run:
+    """A trainer with its images, and what it reported: why its step cannot be recorded."""
+
+    def __init__(self, ops, case: Case, plan: Plan, images, precision: str, how: str):
+        self.notes: list[str] = []
+        settings = {"batch_size": plan.batch, "graph": how == "graph", "tf32": precision == TF32}
+        self.trainer: Trainer = make_trainer(
+            ops,
+            case.model,
+            "self-normalizing",
+            plan.shape,
+            plan.images,
+            self.notes.append,
+            **(settings | case.settings),
+        )
+        self.batches = Batches(ops, images, self.trainer.config, self.trainer.flow.shape)
+        self.trainer.initialise_from_data(self.batches(0))
+
+    def step(self) -> None:
+        self.trainer.training_step(self.batches(self.trainer.step))
+
+    def kernels(self) -> int | None:
+        """How many kernels a step launches, the gathering of its batch included."""
+        self.batches(0)  # in this epoch's order there is nothing to be uploaded while recording
+        return self.trainer.ops.device.launches(lambda: self.trainer.training_step(self.batches(0)))
+
+    def finish(self) -> None:
+        """Raises DivergedError: from the step that failed on, steps do less than they should."""
+        self.trainer.check(self.batches)
+
+
+def _compare(comparison, runs, images, precision, plan: Plan, notes) -> dict[str, Timing]:
+    """The other framework's timings, after ours: what fails there must not cost our figures."""
+    timings = {}
+    for how, run in runs.items() if comparison else ():
+        synchronise = run.trainer.ops.device.synchronise
+        try:
+            step = comparison(run.trainer, images, tf32=precision == TF32, graph=how == "graph")
+            timings |= measure_asynchronous({how: step}, synchronise, plan.bursts, plan.seconds)
+        except Exception as error:  # whatever it was
+            reason = (str(error).splitlines() or [""])[0]
+            notes.append(
+                f"{precision}, {how}: no comparison with PyTorch ({type(error).__name__}: {reason})"
+            )
+    return timings
+
+
+def _figures(timing: Timing, other: Timing | None) -> dict:
+    figures = {"min ms": timing.minimum, "median ms": timing.median}
+    if other:
+        figures |= {"PyTorch min ms": other.minimum, "PyTorch median ms": other.median}
+    return figures
+
+
+def _verdict(rows: list[dict]) -> list[str]:
+    """A line for every bar: whether the median reaches it, and the launches stay within theirs."""
+    lines = []
+    for row in rows:
+        what = f"{row['precision']}, {row['how']}"
+        if row["bar ms"]:
+            word = "reached" if row["median ms"] <= row["bar ms"] else "MISSED"
+            lines.append(f"{what}: {row['median ms']:.3f} ms, bar {row['bar ms']:.2f} ms: {word}")
+        if row["kernels at most"] and row["kernels"] is not None:
+            word = "reached" if row["kernels"] <= row["kernels at most"] else "MISSED"
+            lines.append(f"{what}: {row['kernels']} kernels, bar {row['kernels at most']}: {word}")
+    return lines

@@ -1,0 +1,114 @@
+"""Timing several things in turn, so that they share the machine's noise."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+_SHORTEST, _LONGEST = 5, 200  # calls in a burst
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per call."""
+
+    minimum: float
+    median: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        return cls(1e3 * min(seconds), 1e3 * statistics.median(seconds))
+
+
+def measure(
+    calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 3
+) -> dict[str, Timing]:
+    """Time every call `repeats` times, in short alternating bursts, after a warm-up.
+
+    A burst keeps each call's own caches warm; alternating lets a slow spell of the machine hit
+    all calls alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    burst = max(1, min(10, repeats // 5))
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    while min(map(len, seconds.values())) < repeats:
+        for name, call in calls.items():
+            call()  # the first after another call finds foreign caches
+            for _ in range(burst):
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def measure_asynchronous(
+    calls: dict[str, Callable[[], object]],
+    synchronise: Callable[[], None],
+    bursts: int,
+    seconds: float,
+    warmup: int = 5,
+) -> dict[str, Timing]:
+    """The same for calls that return before the device is done: `bursts` times each, in turn.
+
+    A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
+    device, so that the host lines up calls as it does in training. Its time per call counts once.
+    """
+    lengths = {}
+    for name, call in calls.items():
+        for _ in range(warmup):
+            call()
+        once = _burst(call, _SHORTEST, synchronise)
+        lengths[name] = max(_SHORTEST, min(_LONGEST, round(seconds / once)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(bursts):
+        for name, call in calls.items():
+            call()  # as in `measure`
+            times[name].append(_burst(call, lengths[name], synchronise))
+    return {name: Timing.of(values) for name, values in times.items()}
+
+
+def _burst(call: Callable[[], object], length: int, synchronise: Callable[[], None]) -> float:
+    """Seconds per call."""
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(length):
+        call()
+    synchronise()
+    return (time.perf_counter() - start) / length
+
+
+@contextmanager
+def threads(count: int):
+    """Limit BLAS and Numba to this many threads."""
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    with threadpool_limits(count):
+        yield
+    numba.set_num_threads(before)
+
+
+def table(rows: list[dict], columns: dict[str, str]) -> str:
+    """Rows as aligned text; columns: key -> format ("" for text)."""
+    texts = [[key for key in columns]] + [
+        [
+            format(row[key], spec) if row.get(key) is not None else "-"
+            for key, spec in columns.items()
+        ]
+        for row in rows
+    ]
+    widths = [max(len(text[i]) for text in texts) for i in range(len(columns))]
+    lines = []
+    for text in texts:
+        cells = [text[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(text[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

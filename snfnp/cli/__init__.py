@@ -1,0 +1,47 @@
+"""The commands: `python -m snfnp COMMAND`, and the scripts, which run the same code.
+
+A command is a module here with main(argv, prog=None); prog: what its help calls it. It is imported
+when it runs: until then nothing here takes time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from snfnp.cli import terminal
+from snfnp.errors import UsageError
+
+COMMANDS = {
+    "train": "train a flow, or go on with a run",
+    "evaluate": "print the likelihood of a run, term by term",
+    "sample": "draw samples from a run and write them as a picture",
+    "angle": "print how far a run's gradient is from the exact one",
+    "check": "check every gradient by finite differences",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that argv[0] names, or list all of them."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m snfnp COMMAND …; COMMAND --help explains every option\n")
+        for name, summary in COMMANDS.items():
+            print(f"  {name:<10}{summary}")
+        return
+    name, *arguments = argv
+    if name not in COMMANDS:
+        raise UsageError(f"no command is called {name}: choose from {', '.join(COMMANDS)}")
+    command(f"snfnp.cli.{name}", prog=f"python -m snfnp {name}")(arguments)
+
+
+def command(module: str, **settings) -> Callable[[list[str]], None]:
+    """The `main` of a module with these settings; the module is imported when it is called."""
+    return lambda argv: import_module(module).main(argv, **settings)
+
+
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Run a script's main(argv), with exit statuses and errors as `terminal.run` has them."""
+    status = terminal.run(lambda: main(sys.argv[1:]))
+    if status:
+        sys.exit(status)

@@ -1,0 +1,37 @@
+"""Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from snfnp.cli.shared import check_range, open_run, run_parser, within_memory
+from snfnp.data import load_dataset
+from snfnp.diagnostics import gradient_angles
+from snfnp.likelihood import EVALUATION_NOISE
+from snfnp.ops import RandomKey
+
+
+def main(argv: list[str], prog: str | None = None) -> None:
+    parser = run_parser(prog, __doc__)
+    parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    args = parser.parse_args(argv)
+    check_range(args, "--images", 1)
+
+    run = open_run(args)
+    dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
+    images, ops, lam = dataset.train[: args.images], run.ops, run.checkpoint.lam
+    with within_memory(ops, "--images", len(images)):
+        key = RandomKey(0, EVALUATION_NOISE)
+        x, _ = run.flow.encode(ops, ops.asarray(images), key, np.float64)
+        rows = gradient_angles(ops, run.flow, run.params, x, lam)
+
+    print(f"{len(images):,} training images from {dataset.source}, λ = {lam:g}")
+    print(f"{'layer':<12}{'angle':>10}{'|likelihood|':>16}{'|reconstruction|':>18}")
+    for found in rows:
+        print(
+            f"{found.layer:<12}{found.angle:>9.3f}°{found.likelihood:>16.4g}"
+            f"{found.reconstruction:>18.4g}"
+        )

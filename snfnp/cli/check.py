@@ -1,0 +1,70 @@
+"""Check every layer, rule and map by finite differences, and print a table of the errors."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+from snfnp.cli.shared import Parser
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.gradcheck import GradientError
+from snfnp.gradcheck.catalogue import catalogue
+from snfnp.gradcheck.differences import tolerance
+from snfnp.ops import BACKENDS, get_ops
+
+
+class ChecksFailed(SnfnpError):
+    """Some checks failed."""
+
+
+def main(argv, prog=None) -> None:
+    """The command: `--backend`, `--layer`, `--dtype`. Raises ChecksFailed (exit status 1)."""
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="only those whose name contains NAME, of layers, rules and maps (default: all)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="what gradients are computed in; differences are in float64 (default: float64)",
+    )
+    args = parser.parse_args(argv)
+    checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
+    if not checks:
+        names = ", ".join(dict.fromkeys(check.name for check in catalogue()))
+        raise UsageError(f"no layer, rule or map has {args.layer!r} in its name: {names}")
+    ops = get_ops(args.backend)
+    dtype = np.dtype(args.dtype).type
+    print(
+        f"{ops.name} backend, {args.dtype}: a relative error of {tolerance(dtype):.0e} is allowed"
+    )
+    print(f"{'':<7}{'':<34}{'worst error':>12}{'control':>10}{'seconds':>9}")
+    failed = []
+    for check in checks:
+        start = time.perf_counter()
+        try:
+            report = check.run(ops=ops, dtype=dtype)
+        except GradientError as error:
+            failed.append(check.name)
+            print(f"{check.kind:<7}{check.name:<34}FAILED: {error}")
+            continue
+        controls = [value for value in report.controls.values() if not math.isnan(value)]
+        print(
+            f"{check.kind:<7}{check.name:<34}{max(report.errors.values()):>12.1e}"
+            f"{min(controls):>10.1e}{time.perf_counter() - start:>9.2f}",
+            flush=True,
+        )
+    if failed:
+        raise ChecksFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+    print(
+        f"{len(checks)} checks passed; control: the smallest error of a gradient that is wrong by "
+        "1%, which each check must catch"
+    )

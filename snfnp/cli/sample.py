@@ -1,0 +1,82 @@
+"""Draw samples from a trained run and write them as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from snfnp.cli.shared import (
+    check_file,
+    check_range,
+    check_seed,
+    open_run,
+    run_parser,
+    within_memory,
+)
+from snfnp.errors import UsageError
+from snfnp.training import plots
+
+_AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
+_LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
+
+
+def main(argv: list[str], prog: str | None = None) -> None:
+    parser = run_parser(prog, __doc__)
+    parser.add_argument("--out", type=Path, help="the picture (default: RUN/sample-<inverse>.png)")
+    parser.add_argument(
+        "--inverse",
+        choices=("learned", "exact"),
+        default="learned",
+        help="through the learned inverses, one pass, or through exact solves (default: learned)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="scales the latents (default: 1.0)"
+    )
+    parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
+    parser.add_argument(
+        "--columns", type=int, help="how many images in a row (default: as many as there are rows)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
+    args = parser.parse_args(argv)
+    check_range(args, "--count", 1)
+    check_range(args, "--temperature", 0)
+    check_seed(args)
+    if args.columns is None:
+        args.columns = plots.default_columns(args.count)
+    check_range(args, "--columns", 1, args.count)
+    if args.out:
+        check_file(args.out, "--out", plots.SUFFIXES)
+
+    run = open_run(args)
+    out = args.out or run.folder.path / f"sample-{args.inverse}.png"
+    check_file(out, "--out", plots.SUFFIXES)
+    _check_size(args, run.image_shape, out)
+    images = np.empty((args.count, *run.image_shape), np.uint8)
+    for part, first in enumerate(range(0, args.count, _AT_ONCE)):
+        count = min(_AT_ONCE, args.count - first)
+        with within_memory(run.ops, "--count", count):
+            drawn = run.likelihood.sample(
+                count, args.seed, args.temperature, exact=args.inverse == "exact", part=part
+            )
+        images[first : first + count] = drawn.reshape(count, *run.image_shape)
+    panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
+    title = f"{run.config.data}, {run.config.model_name}"
+    plots.save_samples(out, {panel: images}, title, args.columns)
+    print(out)
+
+
+def _check_size(args, shape: tuple[int, ...], out: Path) -> None:
+    """Refuse a picture that is too large for its format, or to be seen."""
+    height, width = plots.grid_size(args.count, args.columns, shape)
+    size = f"a picture of {width:,} x {height:,} pixels"
+    if height * width > _LARGEST:
+        fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
+        raise UsageError(
+            f"--count {args.count} would be {size}: ask for {fits:,} or fewer, and for more with "
+            "another --seed"
+        )
+    if max(height, width) > _LONGEST:
+        raise UsageError(f"--columns {args.columns} would be {size}: leave it out")
+    if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
+        raise UsageError(f"--out is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")

@@ -1,0 +1,113 @@
+"""What several commands need: options and their errors, files to write, advice on memory."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops import BACKENDS
+from snfnp.training.load import LoadedRun, load_run
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as everybody's are."""
+
+    def error(self, message):
+        if len(message) > 300:
+            message = f"{message[:300]} …"
+        raise UsageError(f"{message}: see {self.prog} --help")
+
+
+def run_parser(prog: str | None, description: str) -> Parser:
+    """A parser for commands that read a finished run, with what `open_run` needs."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("run", type=Path, help="a run folder of a training script")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="the best validation epoch or the last step (default: best)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
+    return parser
+
+
+def open_run(args: argparse.Namespace) -> LoadedRun:
+    """The run that the options of `run_parser` name."""
+    return load_run(args.run, args.checkpoint, args.backend)
+
+
+def check_range(args: argparse.Namespace, option: str, least: int, most: float = math.inf) -> None:
+    """Refuse a number that is not finite or not from `least` to `most`. option: its flag."""
+    value = vars(args)[option.removeprefix("--").replace("-", "_")]
+    if least <= value <= most and value < math.inf:
+        return
+    limits = f"from {least} to {most:,}" if most < math.inf else f"at least {least}"
+    if isinstance(value, float):
+        limits += " and finite"
+    shown = str(value)
+    if len(shown) > 40:
+        shown = f"{shown[:10]}… ({len(shown)} digits)"
+    raise UsageError(f"{option} is {shown}: it must be {limits}")
+
+
+def check_seed(args: argparse.Namespace) -> None:
+    """Refuse a --seed that the random numbers do not tell from another one."""
+    check_range(args, "--seed", 0, 2**63 - 1)
+
+
+def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
+    """Refuse a path that no file can be written to, before any work is done for it.
+
+    suffixes: those that the file's name may have, if not any.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} is {path}: its name must end in one of {', '.join(suffixes)}")
+    if os.path.isdir(path):
+        raise UsageError(f"{option} is {path}, which is a folder: give the name of a file")
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name may be too long
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}): choose another {option}"
+        ) from None
+
+
+@contextmanager
+def within_memory(
+    ops, option: str, count: int, fixed: Callable[[], int] = lambda: 0, also: str = ""
+):
+    """Inside, running out of memory is a SnfnpError that says which `option` would fit.
+
+    option, count: what sets how many items are computed at once, and how many those are.
+    fixed(): bytes that are held however many items there are; asked for in a failure only.
+    also: what else would help.
+    """
+    try:
+        yield
+    except SnfnpError:
+        raise
+    except Exception as error:
+        shortage = ops.device.shortage(error)
+        if shortage is None:
+            raise
+        fits = shortage.fitting(count, fixed())
+        if fits is None:
+            advice = f"choose a smaller {option} than {count}"
+        elif fits:
+            advice = (
+                f"try {option} {fits} or smaller (estimated in proportion: what {count} had taken "
+                "when it failed)"
+            )
+        else:
+            advice = f"not even {option} 1 would fit here: use a device with more memory"
+        raise SnfnpError(f"out of memory: {shortage.found}: {advice}{also}") from None

@@ -1,0 +1,133 @@
+"""Output that cannot show λ, a pipe that is closed, a full disk, Ctrl-C: a line or nothing."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from snfnp.errors import SnfnpError
+
+# What the package prints that an output's encoding may not have; the rest becomes \u….
+PLAIN = {
+    "λ": "lambda",
+    "°": " deg",
+    "−": "-",
+    "×": "x",
+    "…": "...",
+    "·": "*",
+    "²": "^2",
+    "³": "^3",
+    "‖": "||",
+    "Σ": "sum ",
+    "∂": "d",
+    "ᵀ": "^T",
+    "⁻": "^-",
+    "¹": "1",
+    "α": "alpha",
+}
+CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    return "".join(
+        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in characters
+    ), error.end
+
+
+def run(work: Callable[[], None]) -> int:
+    """Do a command's work; the exit status, 0 for success.
+
+    2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C and
+    141 where nobody reads the output any more. An exception that no user can cause passes.
+    """
+    codecs.register_error("snfnp.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="snfnp.plain")
+
+    interrupted = False
+
+    def interrupt(signum, frame):
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        try:
+            work()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what was wrong with it is known here, not at exit
+        return 0
+    except BaseException as error:
+        # In an import, a library may have made something else of KeyboardInterrupt.
+        if interrupted or isinstance(error, KeyboardInterrupt):
+            _abandon_output()
+            return INTERRUPTED
+        status = _failed(error)
+        if status is None:
+            raise
+        return status
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _failed(error: BaseException) -> int | None:
+    """The exit status after an exception, with a line on stderr; None where it is a mistake in the
+    program, or its intended end."""
+    if isinstance(error, SnfnpError):
+        _complain(str(error))
+        return error.exit_status
+    if isinstance(error, MemoryError):
+        found = str(error).rstrip(".") or "nothing more is known"
+        _complain(
+            f"out of memory ({found}): ask for less at once, or see which other program has it"
+        )
+        return 1
+    if isinstance(error, BrokenPipeError):
+        _abandon_output()
+        return CLOSED_PIPE
+    if isinstance(error, OSError) and _output_fails():
+        _abandon_output()
+        _complain(f"the output cannot be written ({error.strerror}): send it elsewhere")
+        return 1
+    return None
+
+
+def _complain(line: str) -> None:
+    try:
+        print(f"error: {line}", file=sys.stderr)
+    except OSError:  # nor can stderr: the exit status has to say it
+        _abandon_output()
+
+
+def _output_fails() -> bool:
+    """Whether it is standard output that an OSError was about: what it lacks is still to come."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _abandon_output() -> None:
+    """Send what is left in the buffers nowhere, or the interpreter would complain at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+        except (AttributeError, ValueError):  # there is none, or it is closed
+            pass
+    os.close(nowhere)

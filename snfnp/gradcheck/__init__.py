@@ -1,0 +1,32 @@
+"""Finite-difference checks, public: check a layer of your own with `check_layer`.
+
+    from snfnp.gradcheck import check_layer
+    print(check_layer(MyLayer(), shape=(6,)))
+
+All of it is in float64, and every check of a gradient has a negative control: the same gradient
+times 1.01, and zeroed, must be caught. `check_map` does the same for a structured linear map.
+"""
+
+from snfnp.gradcheck.differences import (
+    GradientError,
+    central_difference,
+    check_gradient,
+    convergence,
+    measure_gradient,
+)
+from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
+from snfnp.gradcheck.linear import check_map, check_rule
+
+__all__ = [
+    "GradientError",
+    "Report",
+    "as_matrix",
+    "central_difference",
+    "check_gradient",
+    "check_layer",
+    "check_map",
+    "check_rule",
+    "convergence",
+    "frozen_bar_scalar",
+    "measure_gradient",
+]

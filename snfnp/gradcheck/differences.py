@@ -1,0 +1,111 @@
+"""Central differences of a scalar function, and comparing a gradient with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+# Weights of f(x + k h u) - f(x - k h u), k = 1, 2, …, over h: error O(h²), O(h⁴), O(h⁶).
+STENCILS = {2: (1 / 2,), 4: (2 / 3, -1 / 12), 6: (3 / 4, -3 / 20, 1 / 60)}
+
+
+class GradientError(AssertionError):
+    """A check failed; the message shows everything that the check saw."""
+
+
+def central_difference(f: Callable, x, direction, h: float, order: int = 6) -> float:
+    """The derivative of the scalar f at x along `direction`, by a central stencil.
+
+    Truncation error O(h^order), rounding error about eps |f| / h.
+    """
+    return sum(
+        weight * (f(x + k * h * direction) - f(x - k * h * direction)) / h
+        for k, weight in enumerate(STENCILS[order], start=1)
+    )
+
+
+def convergence(f: Callable, x, gradient, direction, h: float = 0.05) -> float:
+    """error(h) / error(h/2) of the second-order stencil: about 4 for the right gradient.
+
+    For a wrong gradient it is about 1: its error does not depend on h. Meaningless (rounding)
+    where f is quadratic or linear along `direction`.
+    """
+    analytic = float(np.sum(gradient * direction))
+    errors = [abs(central_difference(f, x, direction, step, 2) - analytic) for step in (h, h / 2)]
+    return errors[0] / errors[1]
+
+
+def tolerance(dtype) -> float:
+    """The relative error that checks allow where nothing else is asked for.
+
+    In double precision it is the differences' own error. In single it is the layer's: about 170
+    roundings, far below the negative controls, which are near 1e-2.
+    """
+    return 1e-8 if np.dtype(dtype) == np.float64 else 2e-5
+
+
+class Measured(NamedTuple):
+    """error: the largest relative difference that was found; control: the smallest by which a wrong
+    gradient (times 1.01; zero) was off, which must be far above the tolerance. NaN: no control."""
+
+    error: float
+    control: float
+
+
+def check_gradient(
+    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
+) -> float:
+    """The largest error that `measure_gradient` finds; raises GradientError as it does."""
+    return measure_gradient(
+        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
+    ).error
+
+
+def measure_gradient(
+    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
+) -> Measured:
+    """Compare ⟨gradient, u⟩ with central differences of f along random unit directions u.
+
+    f takes an array like x (float64, on the host) and returns a float. Each difference is relative
+    to the larger of both values and of ‖gradient‖/√size, the typical size of such a product.
+    Raises GradientError beyond `rtol`, or where a wrong gradient (times 1.01; zero) would have
+    passed.
+    """
+    if gradient.shape != x.shape:
+        raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
+    typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
+    worst = 0.0
+    controls = {"times 1.01": 0.0, "zeroed": 0.0}
+    for index in range(directions):
+        u = rng.standard_normal(x.shape)
+        u /= np.linalg.norm(u)
+        numeric = central_difference(f, x, u, h)
+        analytic = float(np.sum(gradient * u))
+        error = relative(numeric, analytic, typical)
+        if not error <= rtol:
+            ladder = ", ".join(
+                f"h={step:.0e}: {central_difference(f, x, u, step):.12g}"
+                for step in (h, h / 4, h / 16)
+            )
+            raise GradientError(
+                f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
+                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {ladder})"
+            )
+        worst = max(worst, error)
+        for control, factor in (("times 1.01", 1.01), ("zeroed", 0.0)):
+            error = relative(numeric, factor * analytic, typical)
+            controls[control] = max(controls[control], error)
+    if not typical > 0:
+        return Measured(worst, float("nan"))
+    for control, error in controls.items():
+        if error <= rtol:
+            raise GradientError(f"{name}: the negative control ({control}) was not caught")
+    return Measured(worst, min(controls.values()))
+
+
+def relative(found: float, expected: float, typical: float) -> float:
+    """|found − expected| over the largest of both and of `typical`; NaN where one of them is."""
+    scale = max(abs(found), abs(expected), typical)
+    return 0.0 if scale == 0 else abs(found - expected) / scale

@@ -1,0 +1,106 @@
+"""The contract of a layer: every member, its default, and the rules that backends rely on.
+
+Derivation: derivations/16-write-your-own-layer.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Layer:
+    """An invertible map of one sample's values, with every gradient written by hand.
+
+    A layer is a frozen dataclass of settings. Parameters come in, caches and gradients go out; a
+    layer stores neither. Five members are required (`parameter_shapes`, `init`, `forward`,
+    `inverse`, `backward`); the others have defaults for a layer that keeps the shape, learns no
+    inverse and depends on every sample by itself. Write your own like
+    `derivations/16-write-your-own-layer.md`, and check it with `snfnp.gradcheck.check_layer`.
+
+    In every signature: ops is the backend (`snfnp.ops.Ops`); p a dict of this layer's parameters;
+    x, z (N, ...) a batch of inputs and outputs; shape one sample's shape, without N. Gradients
+    are of the objective that training ascends (Eq. 3), summed over the batch.
+
+    Rules, so that the same code runs on every backend and inside a recorded training step:
+
+    * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
+      rooms of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
+      record the former alone.
+    * nothing in `forward` and `backward` reads a value back to the host: no `float()`, `bool()`,
+      `if` or iteration on arrays. Numbers that depend on shapes alone are the host's.
+    * results have the dtype of x: constants are Python numbers, which do not widen float32.
+    * `forward` changes none of its arguments. `backward` may overwrite neither dz nor the cache
+      (another layer may hold the same array); it writes into the arrays of `grads`, all of them
+      completely, and never puts another array in their place.
+    * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
+    """
+
+    # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
+    # rule's (see `snfnp.rules`): the exact ones where R = W⁻¹, approximations elsewhere.
+    learns_inverse: ClassVar[bool] = False
+    # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
+    has_inverse: ClassVar[bool] = True
+    # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
+    # pass may then compute x again from z instead of keeping it.
+    cheap_exact_inverse: ClassVar[bool] = False
+    # Whether `init_from_data` decides parameters from the first batch.
+    initialises_from_data: ClassVar[bool] = False
+
+    def parameter_shapes(self, shape) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by name, in the order of `init`'s."""
+        raise NotImplementedError
+
+    def init(self, rng, shape) -> dict:
+        """Initial parameters by name: float64 host arrays, from a NumPy generator."""
+        raise NotImplementedError
+
+    def init_from_data(self, ops, p, x) -> dict:
+        """What parameters should be if x is the first batch; only those that depend on it."""
+        return {}
+
+    def output_shape(self, shape) -> tuple[int, ...]:
+        """The shape of z for one sample."""
+        return shape
+
+    def latent_shape(self, shape) -> tuple[int, ...] | None:
+        """The shape of the part of z that leaves the flow at this layer; None: nothing does.
+
+        Where it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
+        and `backward` take it and its gradient as one more, last argument.
+        """
+        return None
+
+    def forward(self, ops, p, x):
+        """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
+        raise NotImplementedError
+
+    def inverse(self, ops, p, z):
+        """z -> x: the learned inverse where there is one, the exact one elsewhere."""
+        raise NotImplementedError
+
+    def exact_inverse(self, ops, p, z, *latent):
+        """z -> x, exact, whatever it costs."""
+        return self.inverse(ops, p, z, *latent)
+
+    def log_det(self, ops, p, shape) -> float | None:
+        """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact, as
+        expensive as that is, and a number on the host. None where there is none."""
+        return None
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_z (N, ...) -> δ_x; writes the gradient of every parameter into grads[name].
+
+        ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
+        ctx.volume, its sum; what only layers that learn their inverse need.
+        """
+        raise NotImplementedError
+
+
+class Parameterless(Layer):
+    """A layer without parameters."""
+
+    def parameter_shapes(self, shape) -> dict:
+        return {}
+
+    def init(self, rng, shape) -> dict:
+        return {}

@@ -1,0 +1,1 @@
+"""Elementwise activations and their log-determinants."""

@@ -1,0 +1,58 @@
+"""The smooth leaky ReLU in array terms; see derivations/05-smooth-leaky-relu.md."""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.ops.room import Room, rows
+
+
+class Activation(Room):
+    def smooth_leaky_relu(self, x, alpha):
+        """f(x) = αx + (1-α) log(1 + eˣ), elementwise.
+
+        x (N, ...) -> y (N, ...), ldj (N,) = Σ log f'(x), σ(x) (N, ...) for the backward pass.
+        """
+        xp = self.xp
+        e = xp.exp(-xp.abs(x))  # never overflows
+        sigma = xp.where(x >= 0, 1, e) / (1 + e)
+        softplus = xp.maximum(x, 0) + xp.log1p(e)
+        y = alpha * x + (1 - alpha) * softplus
+        log_slope = xp.log(alpha + (1 - alpha) * sigma)
+        return y, rows(log_slope).sum(axis=1), sigma
+
+    def smooth_leaky_relu_inverse(self, y, alpha):
+        """The x with f(x) = y, elementwise, by Newton's method inside a bracket.
+
+        LReLU(x) <= f(x) <= LReLU(x) + (1-α) log 2 with LReLU(x) = max(x, αx) brackets the root:
+        x lies in [LReLU⁻¹(y - (1-α) log 2), LReLU⁻¹(y)]. f is increasing and convex, so Newton
+        from the right end decreases monotonically to the root; it stops on the residual.
+        """
+        xp = self.xp
+
+        def leaky_inverse(v):
+            return xp.minimum(v, v / alpha)
+
+        left = leaky_inverse(y - (1 - alpha) * math.log(2))
+        x = leaky_inverse(y)
+        tolerance = 2 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)
+        while True:
+            e = xp.exp(-xp.abs(x))
+            sigma = xp.where(x >= 0, 1, e) / (1 + e)
+            residual = alpha * x + (1 - alpha) * (xp.maximum(x, 0) + xp.log1p(e)) - y
+            lower = xp.maximum(x - residual / (alpha + (1 - alpha) * sigma), left)
+            # lower < x fails where rounding lets it decrease no further. NaN (also ∞ - ∞) compares
+            # false: it passes through and cannot keep the loop running.
+            moves = (residual > tolerance) & (lower < x)
+            if not xp.any(moves):
+                return x
+            x = xp.where(moves, lower, x)
+
+    def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
+        """δ_x = δ_y f' + δ_ldj f''/f', with f' = α + (1-α)σ and f'' = (1-α)σ(1-σ).
+
+        sigma, dy (N, ...), dldj (N,) -> dx (N, ...).
+        """
+        slope = alpha + (1 - alpha) * sigma
+        dldj = dldj.reshape((-1,) + (1,) * (sigma.ndim - 1))
+        return dy * slope + dldj * ((1 - alpha) * sigma * (1 - sigma) / slope)

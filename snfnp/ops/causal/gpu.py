@@ -1,0 +1,21 @@
+"""The inverse of a causal convolution on the GPU: one launch.
+
+Derivation: derivations/11-emerging.md.
+"""
+
+from __future__ import annotations
+
+from snfnp.ops.causal.definition import Causal
+from snfnp.ops.gpu import source
+
+
+class GpuCausal(Causal):
+    def inverse(self, z, k):
+        device = self.device
+        samples, height, width, channels = z.shape
+        x = device.empty(z.shape, z.dtype)
+        widest = min(height, width) * channels  # values of the longest anti-diagonal
+        threads = min(-(-widest // 32) * 32, source.THREADS)
+        arguments = (device.contiguous(z), device.contiguous(k), x, *z.shape)
+        device.launch("causal_conv_inverse", z.dtype, samples, *arguments, threads=threads)
+        return x

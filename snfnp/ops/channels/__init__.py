@@ -1,0 +1,1 @@
+"""What is done channel by channel: sums, and actnorm."""

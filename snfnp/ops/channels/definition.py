@@ -1,0 +1,43 @@
+"""Sums over channels and actnorm in array terms; see derivations/13-actnorm-and-1x1.md."""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.ops.room import Room
+
+
+class Channels(Room):
+    def sum(self, x, out=None):
+        """Σ over samples and pixels: x (N, ..., C) -> (C,). O(N D)."""
+        # over samples first: long rows, where channels alone would make very short ones
+        return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0, out=out)
+
+    def actnorm(self, x, t, s):
+        """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
+        xp = self.xp
+        z = x - t
+        z *= xp.exp(-s)
+        return z, xp.zeros(len(x), x.dtype) - pixels(x) * s.sum()
+
+    def actnorm_inverse(self, z, t, s):
+        """x = z eˢ + t, exact. O(N D)."""
+        x = z * self.xp.exp(s)
+        x += t
+        return x
+
+    def actnorm_backward(self, dz, z, s, dldj, out):
+        """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂L/∂ldj.
+
+        dz, z (N, ..., C), s (C,), dldj (N,), out = (G_t, G_s), both (C,) -> dx. O(N D).
+        """
+        g_t, g_s = out
+        dx = dz * self.xp.exp(-s)
+        g_t[...] = -self.sum(dx)
+        g_s[...] = -self.sum(dz * z) - pixels(dz) * dldj.sum()
+        return dx
+
+
+def pixels(x) -> int:
+    """H W of images (N, H, W, C); 1 of rows (N, C)."""
+    return math.prod(x.shape[1:-1])

@@ -1,0 +1,93 @@
+"""Sums over channels and actnorm on the GPU: one launch each.
+
+The functions at the end serve the coupling as well.
+
+Derivation: derivations/13-actnorm-and-1x1.md.
+"""
+
+from __future__ import annotations
+
+from snfnp.ops.channels.definition import Channels, pixels
+from snfnp.ops.gpu import source
+
+_MOST_BLOCKS = 1024  # of the kernels over rows of channels
+# Of those that sum over rows: the last of their blocks adds up what the others found.
+_MOST_SUMMING = 128
+
+
+class GpuChannels(Channels):
+    """Arrays may be strided, all of a call have one dtype."""
+
+    def sum(self, x, out=None):
+        device, channels = self.device, x.shape[-1]
+        out = device.empty(channels, x.dtype) if out is None else out
+        blocks, partial = _partial_sums(device, x, 1)
+        arguments = (device.contiguous(x), out, partial, device.counter(), x.size, channels)
+        device.launch("channel_sum", x.dtype, blocks, *arguments)
+        return out
+
+    def actnorm(self, x, t, s):
+        z, ldj = self.device.empty(x.shape, x.dtype), self.device.empty(len(x), x.dtype)
+        shift_scale(self.device, x, -1.0, t, -1.0, s, None, z, ldj)
+        return z, ldj
+
+    def actnorm_inverse(self, z, t, s):
+        x = self.device.empty(z.shape, z.dtype)
+        shift_scale(self.device, z, 0.0, None, 1.0, s, t, x)
+        return x
+
+    def actnorm_backward(self, dz, z, s, dldj, out):
+        return shift_scale_backward(self.device, dz, z, -1.0, -1.0, s, dldj, out)
+
+
+def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
+    """y ← (x + sign · before) exp(factor · s) + after, per channel; None is zero.
+
+    x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
+    """
+    parameters = (None if a is None else device.contiguous(a) for a in (before, s, after))
+    before, s, after = parameters
+    blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
+    arguments = (device.contiguous(x), sign, before, factor, s, after, y, ldj)
+    sizes = (pixels(x), len(x), x.size, x.shape[-1])
+    device.launch("shift_scale", x.dtype, blocks, *arguments, *sizes)
+
+
+def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
+    """For y = (x + sign · b) exp(factor · s) and the ldj that goes with it -> dx.
+
+    out = (G_b, G_s): G_b = sign Σ δ_x and G_s = factor (Σ δ_y y + H W Σ ∂L/∂ldj); dldj (N,)
+    or None.
+    """
+    dx = device.empty(dy.shape, dy.dtype)
+    blocks, partial = _partial_sums(device, dy, 2)
+    arrays = (device.contiguous(dy), device.contiguous(y), sign, factor, device.contiguous(s))
+    dldj, samples = (None, 0) if dldj is None else (device.contiguous(dldj), len(dy))
+    sizes = (pixels(dy), samples, dy.size, dy.shape[-1])
+    arguments = (*arrays, dldj, dx, *out, partial, device.counter(), *sizes)
+    device.launch("shift_scale_backward", dy.dtype, blocks, *arguments)
+    return dx
+
+
+def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
+    """How many blocks rows of channels take, and how many of these share the rows of a tile.
+
+    A thread takes `each` values, or more where that would make more than `most` blocks; every
+    tile has a block. See rows.cuh.
+    """
+    tiles = _tiles(channels)
+    lanes = source.THREADS // -(-channels // tiles)
+    groups = max(1, min(-(-size // (channels * lanes * each)), most // tiles))
+    return tiles * groups, groups
+
+
+def _partial_sums(device, x, sums):
+    """Blocks for so many sums over all rows of x, and where each block puts its own."""
+    channels = x.shape[-1]
+    each = 8 * _tiles(channels)  # the last block takes one tile after the other
+    blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
+    return blocks, device.empty((groups, sums, channels), x.dtype)
+
+
+def _tiles(channels) -> int:
+    return -(-channels // source.constant("channels", "TILE"))

@@ -1,0 +1,141 @@
+"""Convolutions in array terms: patches (im2col) and one matrix product.
+
+Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "same" zero padding:
+
+    z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
+
+Both sizes of a kernel are odd, but for the causal convolutions, whose kernels are 2×2.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+from snfnp.ops.room import Room
+
+_MANY = 4  # times as many inputs as outputs: adding shifted products costs more per value
+
+
+class Conv(Room):
+    def __init__(self, device, linalg, channels):
+        super().__init__(device)
+        self.linalg, self.channels = linalg, channels
+
+    def patches(self, x, kernel):
+        """im2col: row (n, y, x) holds the kH kW C values that the kernel sees from there.
+
+        x (N, H, W, C), kernel = (kH, kW) -> (N H W, kH kW C), taps in the order of the stored
+        kernel; for a 1×1 kernel a view of x, otherwise a copy kH kW times as large.
+        """
+        n, height, width, channels = x.shape
+        kh, kw = kernel
+        if kh == kw == 1:
+            return x.reshape(n * height * width, channels)
+        xp, top, left = self.xp, kh // 2, kw // 2
+        padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)
+        padded[:, top : top + height, left : left + width] = x
+        # the kW·C values of one kernel row are one contiguous run of the padded image
+        image, row, pixel, value = padded.strides
+        windows = xp.lib.stride_tricks.as_strided(
+            padded, (n, height, width, kh, kw * channels), (image, row, pixel, row, value)
+        )
+        return windows.reshape(n * height * width, kh * kw * channels)
+
+    def forward(self, x, k):
+        """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
+
+        -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
+        where patches of many inputs would be far larger than the result, of all pixels and all
+        taps, shifted and added.
+        """
+        kh, kw, inputs, outputs = k.shape
+        if kh * kw > 1:
+            k = self.xp.ascontiguousarray(k)  # a flipped kernel would be a slow factor
+        if kh * kw > 1 and _MANY * outputs <= inputs:
+            taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
+            products = self.linalg.matmul(x.reshape(-1, inputs), taps)
+            return self.shift_and_add(products.reshape(*x.shape[:3], kh, kw, outputs))
+        cols = self.patches(x, (kh, kw))
+        z = self.linalg.matmul(cols, k.reshape(kh * kw * inputs, outputs))
+        return z.reshape(*x.shape[:3], outputs)
+
+    def shift_and_add(self, products):
+        """z[y, x] = Σ_{h,w} products[y + h − kH // 2, x + w − kW // 2, h, w] inside the image.
+
+        products (N, H, W, kH, kW, O) -> z (N, H, W, O). O(N H W kH kW O).
+        """
+        n, height, width, kh, kw, outputs = products.shape
+        # what the padding puts below and on the right of `patches`, the mirror image has on the
+        # other sides: for kernels of even size they differ
+        xp, top, left = self.xp, kh - 1 - kh // 2, kw - 1 - kw // 2
+        z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
+        for h in range(kh):
+            for w in range(kw):
+                y, c = kh - 1 - h, kw - 1 - w
+                z[:, y : y + height, c : c + width] += products[:, :, :, h, w]
+        return xp.ascontiguousarray(z[:, top : top + height, left : left + width])
+
+    def weight_grad(self, delta, x, out, add=False):
+        """δ ⋆ x: the gradient of ⟨δ, forward(x, k)⟩ with respect to k, summed over all pixels.
+
+        delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
+        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) where
+        both sizes of the kernel are odd.
+        """
+        kh, kw, inputs, outputs = out.shape
+        if outputs < inputs and kh % 2 and kw % 2:  # the flip of an even kernel pads elsewhere
+            cols = self.patches(delta, (kh, kw))
+            flipped = self.linalg.matmul(cols.T, x.reshape(-1, inputs))
+            gradient = flip(flipped.reshape(kh, kw, outputs, inputs))
+        else:
+            cols = self.patches(x, (kh, kw))
+            gradient = self.linalg.matmul(cols.T, delta.reshape(-1, outputs)).reshape(out.shape)
+        if add:
+            gradient = gradient + out
+        out[...] = gradient
+        return out
+
+    # ------------------- what stands beside a convolution in a step: a GPU does both in one pass
+
+    def forward_and_bias(self, x, k, b):
+        """z = forward(x, k), and z + b, b (O,): two arrays (N, H, W, O)."""
+        z = self.forward(x, k)
+        return z, z + b
+
+    def residual(self, z, k, x, before=0.0):
+        """The error E = forward(z, k) − x, and `before` + ‖E‖²/N in double precision.
+
+        before: a number, or an array of shape ().
+        """
+        error = self.forward(z, k)
+        return error, self.linalg.residual(error, x, before)
+
+    def forward_axpby(self, x, k, a, y, b):
+        """a y + b forward(x, k), y (N, H, W, O). a and b are numbers, or arrays of shape ()."""
+        return self.linalg.axpby(a, y, b, self.forward(x, k))
+
+    def forward_into(self, x, k, a, b, out):
+        """z = forward(x, k), which is returned, and out ← a z + b out."""
+        z = self.forward(x, k)
+        self.linalg.axpby(a, z, b, out)
+        return z
+
+    def weight_grads(self, deltas, xs, scales, terms, multiples, volume, dz, out):
+        """out[i] ← scale · volume · term ⊙ multiple + δ ⋆ x with the i-th of each, (kH, kW, I, O).
+
+        volume and the arrays in `multiples`: as in `linalg.scale_into`. dz (N, H, W, O), or None:
+        then the last array of `out`, (O,), takes its sum over samples and pixels.
+        """
+        for delta, x, scale, term, multiple, gradient in zip(
+            deltas, xs, scales, terms, multiples, out, strict=False
+        ):
+            self.linalg.scale_into(gradient, scale, term, multiple, volume)
+            self.weight_grad(delta, x, gradient, add=True)
+        if dz is not None:
+            self.channels.sum(dz, out=out[-1])
+
+
+def flip(k):
+    """The kernel of the transposed convolution (a view): height and width mirrored, channels
+    swapped (Eq. 26)."""
+    return k[::-1, ::-1].swapaxes(2, 3)

@@ -1,0 +1,329 @@
+// Convolutions on channels-last images (N, H, W, C) with kernels (kH, kW, I, O): see
+// definition.py. Tap (h, w) of the output at (y, x) sees the input at
+// (y + h - kH / 2, x + w - kW / 2), which is 0 outside the image; kH and kW may be even.
+
+#include "../gpu/common.cuh"
+
+// kH kW I ceil(O / 4) that a block of `conv` holds: all of a 3 x 3 kernel from 16 to 16 channels.
+constexpr int MOST_TAPS = 576;
+
+// Four numbers that are read at once.
+template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T a, b, c, d;
+};
+
+// im2col: cols (N, H, W, kH, kW, C) from x (N, H, W, C), which has strides of its own.
+template <typename T>
+__global__ void patches(const T* __restrict__ x, long long image_stride, long long row_stride,
+                        long long pixel_stride, long long channel_stride, T* __restrict__ cols,
+                        long long samples, long long height, long long width, long long kh,
+                        long long kw, long long channels) {
+  const int rows = (int)height, columns = (int)width, c_count = (int)channels;
+  const int across = (int)kw, run = across * c_count, taps = (int)kh * run;
+  const int top = (int)kh / 2, left = across / 2;
+  const long long sample = height * width * taps;
+  for (long long t = first_item(); t < samples * sample; t += item_stride()) {
+    const long long image = t / sample;
+    const int at = (int)(t - image * sample), pixel = at / taps, tap = at % taps;
+    const int h = tap / run, w = tap % run / c_count, c = tap % c_count;
+    const int y = pixel / columns + h - top, column = pixel % columns + w - left;
+    const bool inside = y >= 0 && y < rows && column >= 0 && column < columns;
+    cols[t] = inside ? x[image * image_stride + y * row_stride + column * pixel_stride +
+                         c * channel_stride]
+                     : T(0);
+  }
+}
+
+// z (N, H, W, O) from products (N, H, W, kH, kW, O) of all pixels and all taps.
+template <typename T>
+__global__ void shift_and_add(const T* __restrict__ products, T* __restrict__ z, long long samples,
+                              long long height, long long width, long long kh, long long kw,
+                              long long outputs) {
+  const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
+  const int o_count = (int)outputs, taps = down * across, sample = rows * columns * o_count;
+  for (long long t = first_item(); t < samples * sample; t += item_stride()) {
+    const long long image = t / sample;
+    const int at = (int)(t - image * sample), o = at % o_count, pixel = at / o_count;
+    const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
+    const T* source = products + image * sample * taps + o;
+    T sum = T(0);
+    for (int h = 0; h < down; ++h) {
+      const int y = top + h;
+      if (y < 0 || y >= rows) continue;
+      for (int w = 0; w < across; ++w) {
+        const int column = left + w;
+        if (column < 0 || column >= columns) continue;
+        sum += source[((y * columns + column) * taps + h * across + w) * o_count];
+      }
+    }
+    z[t] = sum;
+  }
+}
+
+template <typename T>
+__device__ T weight(const T* k, long long at, long long stride, int o, int outputs) {
+  return o < outputs ? k[at + o * stride] : T(0);
+}
+
+// The products of one input with a thread's four weights, added to its sums.
+template <typename T>
+__device__ void add_products(Four<T>& sums, T v, const Four<T> weights) {
+  sums.a += v * weights.a;
+  sums.b += v * weights.b;
+  sums.c += v * weights.c;
+  sums.d += v * weights.d;
+}
+
+// What becomes of a sum: z = sum, and out = a sum + b y + bias, where null pointers are left out.
+// Returns out², or 0.
+template <typename T>
+__device__ double store(T sum, long long at, int o, T* __restrict__ z, T* out, T a, T b,
+                        const T* y, const T* __restrict__ bias) {
+  if (z) z[at] = sum;
+  if (!out) return 0.0;
+  T result = a * sum;
+  if (y) result += b * y[at];
+  if (bias) result += bias[o];
+  out[at] = result;
+  return double(result) * double(result);
+}
+
+// z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which has strides of its own: kernels
+// of adjoint maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one
+// pixel and four outputs, so that an input and four weights are two loads (four inputs and
+// sixteen weights are five, where channels allow that); `splits` threads share the rows of the
+// kernel, so that more threads hide the latency of loads.
+//
+// Beside z, or instead of it: out = a z + b y + bias, where y may be `out` itself; and, if there is
+// a `partial` (one number per block), total = before + Σ out² / N.
+template <typename T>
+__global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long h_stride,
+                     long long w_stride, long long i_stride, long long o_stride,
+                     T* __restrict__ z, T* out, const double* a_at, double a, const double* b_at,
+                     double b, const T* y, const T* __restrict__ bias, const double* before_at,
+                     double before, double* partial, double* __restrict__ total,
+                     unsigned int* arrived, long long samples, long long height, long long width,
+                     long long kh, long long kw, long long inputs, long long outputs,
+                     long long splits) {
+  __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
+  __shared__ Four<T> sums[256];
+  const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
+  const int i_count = (int)inputs, o_count = (int)outputs, groups = (o_count + 3) / 4;
+  for (int j = threadIdx.x; j < down * across * i_count * groups; j += blockDim.x) {
+    const int o = j % groups * 4, i = j / groups % i_count, tap = j / (groups * i_count);
+    const long long at = tap / across * h_stride + tap % across * w_stride + i * i_stride;
+    taps[j].a = weight(k, at, o_stride, o, o_count);
+    taps[j].b = weight(k, at, o_stride, o + 1, o_count);
+    taps[j].c = weight(k, at, o_stride, o + 2, o_count);
+    taps[j].d = weight(k, at, o_stride, o + 3, o_count);
+  }
+  __syncthreads();
+  const bool by_four = i_count % 4 == 0 && (unsigned long long)x % sizeof(Four<T>) == 0;
+  const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
+  const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  const long long sample = (long long)pixels * groups, count = samples * sample;
+  double squares = 0.0;
+  for (long long start = blockIdx.x * (long long)lanes; start < count;
+       start += gridDim.x * (long long)lanes) {
+    const long long t = start + lane, image = t / sample;
+    const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
+    const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
+    const T* source = x + image * pixels * i_count;
+    Four<T> sum = {T(0), T(0), T(0), T(0)};
+    for (int h = t < count ? part : down; h < down; h += parts) {
+      const int row = top + h;
+      if (row < 0 || row >= rows) continue;
+      for (int w = 0; w < across; ++w) {
+        const int column = left + w;
+        if (column < 0 || column >= columns) continue;
+        const T* values = source + (row * columns + column) * i_count;
+        const Four<T>* weights = taps + (h * across + w) * i_count * groups + group;
+        if (by_four) {
+          for (int i = 0; i < i_count; i += 4, weights += 4 * groups) {
+            const Four<T> v = *(const Four<T>*)(values + i);
+            add_products(sum, v.a, weights[0]);
+            add_products(sum, v.b, weights[groups]);
+            add_products(sum, v.c, weights[2 * groups]);
+            add_products(sum, v.d, weights[3 * groups]);
+          }
+        } else {
+#pragma unroll 4
+          for (int i = 0; i < i_count; ++i) add_products(sum, values[i], weights[i * groups]);
+        }
+      }
+    }
+    if (parts > 1) {
+      sums[threadIdx.x] = sum;
+      __syncthreads();
+      for (int other = lane + lanes; part == 0 && other < parts * lanes; other += lanes) {
+        sum.a += sums[other].a;
+        sum.b += sums[other].b;
+        sum.c += sums[other].c;
+        sum.d += sums[other].d;
+      }
+      __syncthreads();
+    }
+    if (part > 0 || t >= count) continue;
+    const T a_ = T(value(a_at, a)), b_ = T(value(b_at, b));
+    const int o = 4 * group;
+    const long long first = (image * pixels + pixel) * o_count + o;
+    squares += store(sum.a, first, o, z, out, a_, b_, y, bias);
+    if (o + 1 < o_count) squares += store(sum.b, first + 1, o + 1, z, out, a_, b_, y, bias);
+    if (o + 2 < o_count) squares += store(sum.c, first + 2, o + 2, z, out, a_, b_, y, bias);
+    if (o + 3 < o_count) squares += store(sum.d, first + 3, o + 3, z, out, a_, b_, y, bias);
+  }
+  if (!partial) return;
+  if (sum_of_all(squares, partial, arrived) && threadIdx.x == 0)
+    *total = value(before_at, before) + squares / double(samples);
+}
+
+// A value of an image row, or the padding beside it.
+template <typename T>
+__device__ T value_in_row(const T* row, int column, int columns, int stride) {
+  return column >= 0 && column < columns ? row[column * stride] : T(0);
+}
+
+// Sums over chunks of `chunk` image rows, of which there are N H: parts (chunks, columns) holds
+// those of delta (rows, W, O) times x (rows, W, I), (kH, kW, I, O); beside them the same of
+// delta_2 and x_2, and the sums (O,) of dz (rows, W, O); what is null is left out. A thread takes
+// four neighbouring taps of an image row, which it keeps in registers as it goes along, for one
+// input and one output: an item. A block takes `items_each` items, threads of its several slices
+// every slices-th row of its chunk; or the channels of dz. There are `items_each` >= O threads.
+template <typename T>
+__global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restrict__ x,
+                                 const T* __restrict__ delta_2, const T* __restrict__ x_2,
+                                 const T* __restrict__ dz, T* __restrict__ parts,
+                                 long long image_rows, long long chunk, long long items_each,
+                                 long long slices, long long height, long long width, long long kh,
+                                 long long kw, long long inputs, long long outputs) {
+  __shared__ Four<T> sums[256];
+  const int rows = (int)height, columns = (int)width, across = (int)kw;
+  const int i_count = (int)inputs, o_count = (int)outputs, quads = (across + 3) / 4;
+  const int items = (int)kh * quads * i_count * o_count, each = (int)items_each;
+  const int item_blocks = (items + each - 1) / each, pairs = delta_2 ? 2 : 1;
+  const int roles = pairs * item_blocks + (dz ? 1 : 0), role = blockIdx.x % roles;
+  const int size = (int)kh * across * i_count * o_count;
+  const long long part = blockIdx.x / roles;
+  const long long stop = (part + 1) * chunk < image_rows ? (part + 1) * chunk : image_rows;
+  T* target = parts + part * (pairs * size + (dz ? o_count : 0));
+  if (role == pairs * item_blocks) {
+    const int lanes = blockDim.x / o_count, lane = threadIdx.x / o_count;
+    T sum = T(0);
+    if (lane < lanes) {
+      for (long long pixel = part * chunk * columns + lane; pixel < stop * columns; pixel += lanes)
+        sum += dz[pixel * o_count + threadIdx.x % o_count];
+    }
+    sums[threadIdx.x].a = sum;
+    __syncthreads();
+    for (int left = lanes; left > 1; left = (left + 1) / 2) {
+      const int kept = (left + 1) / 2;
+      if (lane < left - kept) sums[threadIdx.x].a += sums[threadIdx.x + kept * o_count].a;
+      __syncthreads();
+    }
+    if (lane == 0) target[pairs * size + threadIdx.x] = sums[threadIdx.x].a;
+    return;
+  }
+  const bool second = role >= item_blocks;
+  const int slice = threadIdx.x / each;
+  const int item = (second ? role - item_blocks : role) * each + threadIdx.x % each;
+  const int o = item % o_count, i = item / o_count % i_count;
+  const int w = item / (o_count * i_count) % quads * 4, h = item / (o_count * i_count * quads);
+  const int down = h - (int)kh / 2, left = w - across / 2;
+  T a = T(0), b = T(0), c = T(0), d = T(0);
+  if (slice < slices && item < items) {
+    for (long long row = part * chunk + slice; row < stop; row += slices) {
+      const int y = (int)(row % rows) + down;
+      if (y < 0 || y >= rows) continue;
+      const T* deltas = (second ? delta_2 : delta) + row * columns * o_count + o;
+      const T* source = (second ? x_2 : x) + (row + down) * columns * i_count + i;
+      T v0 = value_in_row(source, left, columns, i_count);
+      T v1 = value_in_row(source, left + 1, columns, i_count);
+      T v2 = value_in_row(source, left + 2, columns, i_count);
+#pragma unroll 2
+      for (int column = 0; column < columns; ++column) {
+        const T v3 = value_in_row(source, column + left + 3, columns, i_count);
+        const T each_delta = deltas[column * o_count];
+        a += each_delta * v0;
+        b += each_delta * v1;
+        c += each_delta * v2;
+        d += each_delta * v3;
+        v0 = v1;
+        v1 = v2;
+        v2 = v3;
+      }
+    }
+  }
+  sums[threadIdx.x].a = a;
+  sums[threadIdx.x].b = b;
+  sums[threadIdx.x].c = c;
+  sums[threadIdx.x].d = d;
+  __syncthreads();
+  if (slice > 0 || item >= items) return;
+  for (int s = 1; s < (int)slices; ++s) {
+    const Four<T> more = sums[s * each + threadIdx.x];
+    a += more.a;
+    b += more.b;
+    c += more.c;
+    d += more.d;
+  }
+  const int tap = i_count * o_count;
+  target += (second ? size : 0) + (h * across + w) * tap + i * o_count + o;
+  target[0] = a;
+  if (w + 1 < across) target[tap] = b;
+  if (w + 2 < across) target[2 * tap] = c;
+  if (w + 3 < across) target[3 * tap] = d;
+}
+
+// What is added to a weight gradient's sum: scale m ⊙ a at (h, w, i, o), a with any strides.
+template <typename T>
+__device__ T term_at(long long column, double scale, const T* a, long long h_stride,
+                     long long w_stride, long long i_stride, long long o_stride,
+                     const double* multiple, int width, int inputs, int outputs) {
+  const int at = (int)column, o = at % outputs, i = at / outputs % inputs;
+  const int tap = at / (outputs * inputs);
+  const T m = T(scale * (multiple ? multiple[tap] : 1.0));
+  return m * a[tap / width * h_stride + tap % width * w_stride + i * i_stride + o * o_stride];
+}
+
+// The sums over the `count` rows of parts, whose columns are those of out (size,), out_2 (size,) if
+// there is one, and bias (channels,). out ← its sum (or `add`: out plus it), plus scale · volume ·
+// a ⊙ m where there is an a. A block takes 32 columns, each of its warps every so-many-th row.
+template <typename T>
+__global__ void conv_weight_grad_sum(
+    const T* __restrict__ parts, long long count, T* out, T* out_2, T* bias, long long size,
+    long long channels, long long add, const double* volume_at, double volume, double scale,
+    const T* a, long long h_stride, long long w_stride, long long i_stride, long long o_stride,
+    const double* multiple, double scale_2, const T* a_2, long long h_stride_2,
+    long long w_stride_2, long long i_stride_2, long long o_stride_2, const double* multiple_2,
+    long long width, long long inputs, long long outputs) {
+  __shared__ double sums[256];
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const long long gradients = out_2 ? 2 * size : size, columns = gradients + channels;
+  const long long column = blockIdx.x * 32LL + threadIdx.x % 32;
+  double sum = 0.0;
+  if (column < columns) {
+#pragma unroll 4
+    for (long long row = warp; row < count; row += warps) sum += parts[row * columns + column];
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp > 0 || column >= columns) return;
+  for (int other = 1; other < warps; ++other) sum += sums[other * 32 + threadIdx.x];
+  const int w = (int)width, i = (int)inputs, o = (int)outputs;
+  const double factor = value(volume_at, volume);
+  if (column >= gradients) {
+    bias[column - gradients] = T(sum);
+  } else if (column >= size) {
+    const long long at = column - size;
+    const T term = term_at(at, scale_2 * factor, a_2, h_stride_2, w_stride_2, i_stride_2,
+                           o_stride_2, multiple_2, w, i, o);
+    out_2[at] = T(term + sum);
+  } else {
+    T term = add ? out[column] : T(0);
+    if (a)
+      term = term_at(column, scale * factor, a, h_stride, w_stride, i_stride, o_stride, multiple,
+                     w, i, o);
+    out[column] = T(term + sum);
+  }
+}

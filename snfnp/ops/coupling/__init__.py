@@ -1,0 +1,1 @@
+"""The affine coupling and its network."""

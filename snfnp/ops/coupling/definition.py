@@ -1,0 +1,193 @@
+"""The affine coupling and its network in array terms; see derivations/14-coupling.md.
+
+The channels of an image are halved, x = (x₁, x₂); h (N, H, W, C) is what a network makes of x₁,
+two interleaved channels h₀ (0, 2, …) and h₁ (1, 3, …) for each channel of x₂:
+
+    z₁ = x₁,   z₂ = x₂ exp(s) + h₁,   s = 2 tanh(h₀/2)
+
+The network, with a scale k:
+
+    a₁ = max(w1 ⋆ x₁ + b1, 0),  a₂ = max(a₁ w2 + b2, 0),  h = (w3 ⋆ a₂ + b3) exp(k logs)
+"""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.ops.conv.definition import flip
+from snfnp.ops.room import Room
+
+
+class Coupling(Room):
+    # Rows of its hidden layers that the network takes at once, so that a CPU's caches hold them.
+    # With fewer, starting threads takes longer than what the caches save.
+    network_rows = 2000
+
+    def __init__(self, device, linalg, channels, conv):
+        super().__init__(device)
+        self.linalg, self.channels, self.conv = linalg, channels, conv
+
+    # ---------------------------------------------------------------- the coupling
+
+    def forward(self, x, h):
+        """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
+        xp, half = self.xp, x.shape[-1] // 2
+        s = 2 * xp.tanh(h[..., ::2] / 2)
+        z = xp.ascontiguousarray(x).copy()
+        z[..., half:] = x[..., half:] * xp.exp(s) + h[..., 1::2]
+        return z, s.sum(axis=(1, 2, 3)), s
+
+    def inverse(self, z, h):
+        """z, h (N, H, W, C) -> the x with forward(x, h) = z, exact. O(N H W C)."""
+        xp, half = self.xp, z.shape[-1] // 2
+        x = xp.ascontiguousarray(z).copy()
+        x[..., half:] = (z[..., half:] - h[..., 1::2]) * xp.exp(-2 * xp.tanh(h[..., ::2] / 2))
+        return x
+
+    def backward(self, x, s, dz, dldj):
+        """δ_{x₁} = δ_{z₁},  δ_{x₂} = δ_{z₂} eˢ,  δ_{h₀} = δ_s (1 − s²/4),  δ_{h₁} = δ_{z₂},
+
+        with δ_s = δ_{z₂} x₂ eˢ + δ_ldj, and 1 − s²/4 = 1 − tanh²(h₀/2) = ds/dh₀.
+        x, dz (N, H, W, C), s (N, H, W, C/2), dldj (N,) -> dx, dh (N, H, W, C). O(N H W C).
+        """
+        xp, half = self.xp, x.shape[-1] // 2
+        dx, dh = xp.ascontiguousarray(dz).copy(), xp.empty_like(dz, order="C")
+        dx[..., half:] *= xp.exp(s)
+        ds = dx[..., half:] * x[..., half:] + dldj[:, None, None, None]
+        dh[..., ::2] = ds * (1 - s * s / 4)
+        dh[..., 1::2] = dz[..., half:]
+        return dx, dh
+
+    # ------------------------------------------------------- the network's elementwise half
+
+    def bias_relu(self, out, b):
+        """out ← max(out + b, 0), rows (M, F) and b (F,). O(M F)."""
+        xp = self.xp
+        out += b
+        return xp.maximum(out, 0, out=out)
+
+    def bias_relu_backward(self, out, a):
+        """out ← out ⊙ [a > 0] for a = max(v + b, 0): the delta of a becomes that of v.
+
+        out, a (M, F) -> the gradient of b, Σ of out's new rows (F,). Where a is NaN, out is kept;
+        a NaN in out stays NaN. O(M F).
+        """
+        out *= ~(a <= 0)
+        return out.sum(axis=0)
+
+    def bias_scale(self, v, b, k, logs, out):
+        """out = (v + b) exp(k logs): v, out (N, H, W, C), b and logs (C,). O(N H W C)."""
+        xp = self.xp
+        xp.add(v, b, out=out)
+        out *= xp.exp(k * logs)
+        return out
+
+    def bias_scale_backward(self, dh, h, k, logs, out):
+        """δ_v = δ_h exp(k logs); G_b = Σ δ_v; G_logs = k Σ δ_h h.
+
+        dh, h (N, H, W, C), logs (C,), out = (G_b, G_logs), both (C,) -> dv. O(N H W C).
+        """
+        g_b, g_logs = out
+        dv = dh * self.xp.exp(k * logs)
+        self.channels.sum(dv, out=g_b)
+        g_logs[...] = k * self.channels.sum(dh * h)
+        return dv
+
+    # ---------------------------------------------------------------- the network, block by block
+
+    def network(self, x, p, scale, keep):
+        """x (N, H, W, C) -> h (N, H, W, C), and a₂ (N H W, width) if asked to keep it, else None.
+
+        p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW, width,
+        C), b3 and logs (C,); scale: k. Reads x₁ alone. 2 N H W (width² + 1.5 kH kW C width)
+        operations; works in blocks of samples, see `network_rows`.
+        """
+        xp, linalg, width = self.xp, self.linalg, len(p["b1"])
+        samples, height, columns, _ = x.shape
+        h = xp.empty(x.shape, x.dtype)
+        blocks, most = self._blocks(samples, height * columns)
+        patches = self._patches(x, p)
+        a1 = xp.empty((most, width), x.dtype)
+        a2 = xp.empty((samples * height * columns if keep else most, width), x.dtype)
+        for block, rows in blocks:
+            size = rows.stop - rows.start
+            a1_, a2_ = a1[:size], a2[rows] if keep else a2[:size]
+            self._first(patches[rows], p, out=a1_)
+            linalg.matmul(a1_, p["w2"], out=a2_)
+            self.bias_relu(a2_, p["b2"])
+            v = self.conv.forward(a2_.reshape(-1, height, columns, width), p["w3"])
+            self.bias_scale(v, p["b3"], scale, p["logs"], out=h[block])
+        return h, a2 if keep else None
+
+    def network_backward(self, x, a2, h, dh, p, scale, out, grads):
+        """δ_h -> δ_{x₁}, which is added to out[..., :C/2], and the gradients of p.
+
+        x, p and scale are those of `network`, a2 and h its results; dh, out (N, H, W, C).
+        grads: an array for each parameter of p, all of them written. a₁ is computed again: a small
+        part of the operations, and about the time of writing it there and reading it here. Twice
+        the operations of `network`.
+        """
+        xp, linalg, width = self.xp, self.linalg, len(p["b1"])
+        dh = self.bias_scale_backward(dh, h, scale, p["logs"], out=(grads["b3"], grads["logs"]))
+
+        samples, height, columns, channels = x.shape
+        kernel = p["w3"].shape[:2]
+        w1_adjoint, w3_adjoint = flip(p["w1"]), flip(p["w3"]).reshape(-1, width)
+        patches_1, patches_3 = self._patches(x, p), self.conv.patches(dh, kernel)
+        # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
+        g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
+        blocks, most = self._blocks(samples, height * columns)
+        a1, d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(3))
+        for block, rows in blocks:
+            size, add = rows.stop - rows.start, block.start > 0  # the first block writes
+            a1_, d1_, d2_, a2_ = a1[:size], d1[:size], d2[:size], a2[rows]
+
+            self._product(a2_.T, patches_3[rows], add, out=g_w3)
+            linalg.matmul(patches_3[rows], w3_adjoint, out=d2_)
+            _put(self.bias_relu_backward(d2_, a2_), add, out=grads["b2"])
+
+            self._first(patches_1[rows], p, out=a1_)
+            self._product(a1_.T, d2_, add, out=grads["w2"])
+            linalg.matmul(d2_, p["w2"].T, out=d1_)
+            _put(self.bias_relu_backward(d1_, a1_), add, out=grads["b1"])
+
+            self._product(d1_.T, patches_1[rows], add, out=g_w1)
+            images = d1_.reshape(-1, height, columns, width)
+            out[block][..., : channels // 2] += self.conv.forward(images, w1_adjoint)
+        grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
+        grads["w3"][...] = flip(g_w3.T.reshape(*kernel, channels, width))
+
+    def _blocks(self, samples, pixels):
+        """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows.
+
+        An empty batch is one empty block.
+        """
+        most = max(1, self.network_rows // pixels)
+        step = math.ceil(samples / max(1, math.ceil(samples / most)))
+        starts = range(0, samples, step) if samples else [0]
+        blocks = [slice(start, min(start + step, samples)) for start in starts]
+        return [(b, slice(b.start * pixels, b.stop * pixels)) for b in blocks], step * pixels
+
+    def _patches(self, x, p):
+        """What the first convolution sees of x (N, H, W, C), or rather of x₁."""
+        return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
+
+    def _first(self, patches, p, out):
+        """Rows of patches -> the same rows of a₁, into out (rows, width)."""
+        self.linalg.matmul(patches, p["w1"].reshape(-1, len(p["b1"])), out=out)
+        self.bias_relu(out, p["b1"])
+
+    def _product(self, a, b, add, out):
+        """out = a b, or out += a b (on a CPU a temporary is faster here than `matmul_add`)."""
+        if add:
+            out += self.linalg.matmul(a, b)
+        else:
+            self.linalg.matmul(a, b, out=out)
+
+
+def _put(value, add, out):
+    """out = value, or out += value."""
+    if add:
+        out += value
+    else:
+        out[...] = value

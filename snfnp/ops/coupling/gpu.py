@@ -1,0 +1,81 @@
+"""The coupling's elementwise operations on the GPU: each one pass over its arrays.
+
+Derivation: derivations/14-coupling.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.ops.channels.gpu import channel_blocks, shift_scale, shift_scale_backward
+from snfnp.ops.coupling.definition import Coupling
+
+
+class GpuCoupling(Coupling):
+    # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
+    network_rows = 1 << 17
+
+    def bias_relu(self, out, b):
+        device = self.device
+        rows, channels = device.contiguous(out), out.shape[1]
+        blocks, _ = channel_blocks(out.size, channels, 4)
+        arguments = (rows, device.contiguous(b), out.size, channels)
+        device.launch("bias_relu", out.dtype, blocks, *arguments)
+        return _written(rows, out)
+
+    def bias_relu_backward(self, out, a):
+        device = self.device
+        rows, channels = device.contiguous(out), out.shape[1]
+        blocks, groups = channel_blocks(out.size, channels, 4)
+        sums = device.empty((groups, channels), out.dtype)
+        arguments = (rows, device.contiguous(a), sums, out.size, channels)
+        device.launch("bias_relu_backward", out.dtype, blocks, *arguments)
+        _written(rows, out)
+        return self.channels.sum(sums) if groups > 1 else sums[0]
+
+    def bias_scale(self, v, b, k, logs, out):
+        shift_scale(self.device, v, 1.0, b, float(k), logs, None, out)
+        return out
+
+    def bias_scale_backward(self, dh, h, k, logs, out):
+        return shift_scale_backward(self.device, dh, h, 1.0, float(k), logs, None, out)
+
+    def forward(self, x, h):
+        device = self.device
+        z, s = device.empty(x.shape, x.dtype), device.empty(_half(x.shape), x.dtype)
+        ldj = device.empty(len(x), x.dtype)
+        arrays = (device.contiguous(x), device.contiguous(h), z, ldj, s)
+        device.launch("affine_coupling", x.dtype, len(x), *arrays, *_sizes(x))
+        return z, ldj, s
+
+    def inverse(self, z, h):
+        device = self.device
+        x = device.empty(z.shape, z.dtype)
+        arrays = (device.contiguous(z), device.contiguous(h), x)
+        device.launch("affine_coupling_inverse", z.dtype, len(z), *arrays, *_sizes(z))
+        return x
+
+    def backward(self, x, s, dz, dldj):
+        device = self.device
+        dx, dh = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
+        arrays = (device.contiguous(array) for array in (x, s, dz, dldj))
+        device.launch("affine_coupling_backward", x.dtype, len(x), *arrays, dx, dh, *_sizes(x))
+        return dx, dh
+
+
+def _half(shape) -> tuple[int, ...]:
+    """The shape of half the channels of images (N, H, W, C)."""
+    return (*shape[:3], shape[3] // 2)
+
+
+def _sizes(x) -> tuple[int, int]:
+    """Half the channels of images (N, H, W, C), and how many values half a sample has."""
+    half = _half(x.shape)
+    return half[3], math.prod(half[1:])
+
+
+def _written(rows, out):
+    """`out`, after a kernel has written a copy of it where it is not contiguous."""
+    if rows is not out:
+        out[...] = rows
+    return out

@@ -1,0 +1,128 @@
+"""Matrix products through a cuBLAS handle of our own.
+
+CuPy's own products refuse to run while a stream is captured. A handle with a fixed workspace may
+run then, and it lets products add to their result. cuBLAS is column-major: a C-contiguous (M, N)
+array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ Aᵀ.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+import numpy as np
+
+from snfnp.errors import BackendError, SnfnpError
+from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.launch import strides
+
+_WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
+_PLAIN, _TRANSPOSED = 0, 1
+_DEFAULT_MATH, _TF32_MATH = 0, 3
+_NO_MEMORY = 3
+_STATUS = {1: "not initialised", 7: "invalid value", 13: "execution failed"}
+
+
+class Products:
+    """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream.
+
+    Products on different streams at the same time would share the workspace: they need an instance
+    each. tf32: let tensor cores round the factors of single-precision products to 10 bits.
+    """
+
+    def __init__(self, cupy, tf32: bool):
+        self._cupy, self._home = cupy, Home(cupy)
+        self._library = _load(cupy)
+        self._handle = ctypes.c_void_p()
+        self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
+        # It waits for the device, so the workspace outlives all products. Not at the end of the
+        # process: CUDA may be gone by then.
+        destroy = weakref.finalize(self, self._library.cublasDestroy_v2, self._handle)
+        destroy.atexit = False
+        mode = _TF32_MATH if tf32 else _DEFAULT_MATH
+        self._check(self._library.cublasSetMathMode(self._handle, ctypes.c_int(mode)))
+        self._workspace = cupy.empty(_WORKSPACE, np.uint8)
+        self._set_stream(cupy.cuda.get_current_stream().ptr)
+
+    def gemm(self, a, b, out, beta: float = 0.0) -> None:
+        """a (M, K), b (K, N) of one type, each C-contiguous or the transpose of such; out (M, N),
+        C-contiguous."""
+        (rows, inner), columns = a.shape, b.shape[1]
+        if not rows * columns:
+            return
+        if not inner:
+            out[...] = beta * out if beta else 0
+            return
+        real, call = (
+            (ctypes.c_float, self._library.cublasSgemm_v2)
+            if out.dtype == np.float32
+            else (ctypes.c_double, self._library.cublasDgemm_v2)
+        )
+        a, a_operation, a_lead = self._matrix(a)
+        b, b_operation, b_lead = self._matrix(b)
+        self._home.require()
+        self._use_current_stream()
+        self._check(
+            call(
+                self._handle,
+                *map(ctypes.c_int, (b_operation, a_operation, columns, rows, inner)),
+                ctypes.byref(real(1.0)),
+                ctypes.c_void_p(b.data.ptr),
+                ctypes.c_int(b_lead),
+                ctypes.c_void_p(a.data.ptr),
+                ctypes.c_int(a_lead),
+                ctypes.byref(real(beta)),
+                ctypes.c_void_p(out.data.ptr),
+                ctypes.c_int(max(columns, 1)),
+            )
+        )
+
+    def _matrix(self, matrix):
+        """(array, operation, leading dimension), copied where it is contiguous neither way."""
+        rows, columns = matrix.shape
+        row_stride, column_stride = strides(matrix)
+        # the stride along an axis of length 1 means nothing
+        if (column_stride == 1 or columns == 1) and (row_stride >= columns or rows == 1):
+            return matrix, _PLAIN, columns if rows == 1 else row_stride
+        if (row_stride == 1 or rows == 1) and (column_stride >= rows or columns == 1):
+            return matrix, _TRANSPOSED, rows if columns == 1 else column_stride
+        return self._cupy.ascontiguousarray(matrix), _PLAIN, columns
+
+    def _use_current_stream(self) -> None:
+        current, found = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
+        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(found)))
+        if current != (found.value or 0):  # a null pointer's value is None
+            self._set_stream(current)
+
+    def _set_stream(self, stream: int) -> None:
+        self._check(self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
+        # setting a stream resets the workspace to cuBLAS's own, which cannot be captured
+        self._check(
+            self._library.cublasSetWorkspace_v2(
+                self._handle,
+                ctypes.c_void_p(self._workspace.data.ptr),
+                ctypes.c_size_t(_WORKSPACE),
+            )
+        )
+
+    @staticmethod
+    def _check(status: int) -> None:
+        if status == _NO_MEMORY:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")  # as CuPy's own handle does
+        if status:
+            why = _STATUS.get(status, "see cublasStatus_t")
+            raise SnfnpError(f"cuBLAS failed with status {status} ({why})")
+
+
+def _load(cupy):
+    """The cuBLAS library that CuPy itself has loaded: its name carries the CUDA version."""
+    import cupy.cublas
+
+    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    try:
+        return ctypes.CDLL(f"libcublas.so.{major}")
+    except OSError as error:
+        raise BackendError(
+            f"--backend cupy cannot load cuBLAS ({error}): install CuPy with the extra [ctk], as "
+            f'`pip install ".[cuda{major}]"` does'
+        ) from None

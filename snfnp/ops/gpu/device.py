@@ -1,0 +1,132 @@
+"""The GPU as a device for rooms: arrays, and what launches of kernels need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snfnp.errors import BackendError
+from snfnp.ops.gpu import source
+from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.gpu.graph import Graph
+from snfnp.ops.gpu.launch import Launcher
+from snfnp.ops.gpu.measure import count_kernels
+from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
+from snfnp.ops.host import Shortage
+from snfnp.ops.random.philox import RandomKey
+
+_MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
+
+
+class Gpu:
+    """The CUDA device that is current when this is made, through CuPy; it refuses another.
+
+    Nothing that a self-normalizing training step does makes the host wait: what operations return
+    as a number on a CPU is here an array of shape (), and what they take as a number may be one.
+    This module imports without CuPy. Making a `Gpu` needs CuPy, a driver and a device, and raises
+    BackendError with what is missing.
+
+    launch(name, dtype, blocks, *arguments, threads=…): see `Launcher`. products: see `Products`.
+    tf32: let tensor cores round the factors of single-precision products to 10 bits.
+    """
+
+    name = "cupy"
+    start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
+    asynchronous = True  # operations return before they are done
+
+    def __init__(self, tf32: bool = False):
+        self.xp = require_cupy()
+        self.tf32 = tf32
+        self.launch = Launcher(self.xp)
+        try:
+            self.products = Products(self.xp, tf32)
+        except Exception as error:
+            shortage = self.shortage(error)
+            if shortage is None:
+                raise
+            raise BackendError(
+                f"the GPU's memory is full ({shortage.found}): see with nvidia-smi what holds it"
+            ) from None
+        self._counter = self.xp.zeros(1, np.uint32)
+        self._constants: dict = {}
+
+    # ---------------------------------------------------------------- host and device
+
+    def asarray(self, host, dtype=None):
+        return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
+
+    def to_host(self, array) -> np.ndarray:
+        return self.xp.asnumpy(array)
+
+    def peek(self, condition) -> None:
+        return None  # the host would have to wait for the answer
+
+    def capture(self, function, report=print) -> Graph:
+        return Graph(self.xp, function, report)
+
+    def synchronise(self) -> None:
+        self.xp.cuda.runtime.deviceSynchronize()
+
+    # ---------------------------------------------------------------- what there is
+
+    def describe(self) -> dict:
+        return describe(self.xp) | {"tf32": self.tf32}
+
+    def shortage(self, error: Exception) -> Shortage | None:
+        return explain_out_of_memory(error, self.xp)
+
+    def launches(self, function) -> int | None:
+        return count_kernels(self.xp, function)
+
+    def memory_rate(self) -> float | None:
+        attributes = self.xp.cuda.Device().attributes
+        clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
+        if not clock or not bits:  # newer drivers do not tell the clock
+            return None
+        return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
+
+    # ---------------------------------------------------------------- what kernels need
+
+    def empty(self, shape, dtype):
+        """A new array that a kernel will fill."""
+        return self.xp.empty(shape, dtype)
+
+    def contiguous(self, array):
+        return self.xp.ascontiguousarray(array)
+
+    def each(self, kernel: str, dtype, items: int, *arguments) -> None:
+        """Launch a kernel that goes over so many items, one or more to a thread."""
+        self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), *arguments)
+
+    def counter(self):
+        """The counter of a reduction's `last_block`, 0 between launches."""
+        return self._counter
+
+    def scalar(self, number) -> tuple:
+        """A number as the two arguments of a kernel's `value`: where it is, or what it is."""
+        if isinstance(number, (int, float, np.generic)):
+            return None, float(number)
+        return number.astype(np.float64, copy=False), 0.0
+
+    def constant(self, host: np.ndarray):
+        """A small host array that depends on shapes alone, as float64, kept on the device."""
+        key = (host.shape, host.tobytes())
+        if key not in self._constants:
+            cuda = self.xp.cuda
+            # It outlives whatever is at work, so it is not in a graph's pool; and any stream may
+            # read it, so its copy is done.
+            with cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
+                made = self.asarray(host, np.float64)
+            cuda.get_current_stream().synchronize()
+            self._constants[key] = made
+        return self._constants[key]
+
+    def key_words(self, key: RandomKey) -> tuple:
+        """A key as the arguments of a kernel: step (where it is, or what it is), stream, seed."""
+        known = isinstance(key.step, (int, np.integer))
+        step = (None, _signed(key.step)) if known else (key.step, 0)
+        return (*step, key.stream, _signed(key.seed))
+
+
+def _signed(number: int) -> int:
+    """The low 64 bits of a number as a signed integer."""
+    return (number + 2**63) % 2**64 - 2**63

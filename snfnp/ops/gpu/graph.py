@@ -1,0 +1,176 @@
+"""A function of device arrays, captured once as a CUDA graph and replayed.
+
+What is here keeps an order between streams, and memory until it may be given back:
+
+* The first calls and the recording are on a stream of the graph's own. It is a non-blocking one:
+  while another is recorded, any touch of the legacy default stream would fail. So events order it
+  with the caller's stream, before and after.
+* A replay is launched on the caller's stream. It comes after the first calls, for which the caller
+  has waited, and CUDA runs replays of one graph one after another, whatever their streams. Only
+  the copy of the next images into the graph's input has to wait for the last replay.
+* A graph works in memory of its own pool, which nobody else may use while the graph lives. CuPy
+  does not free a pool's blocks when the pool is dropped: `_Recording.release` does.
+
+Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
+order, but a second captured function on a stream of its own needs a `Products` of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import contextmanager, suppress
+
+from snfnp.ops.gpu.home import Home
+
+_WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
+
+
+class Graph:
+    """`function(images)` as a graph: after two plain calls, one launch instead of hundreds.
+
+    The function must put its results into arrays that outlive it, never let the host wait, and
+    read from the device what changes between calls. An array of another shape or type is captured
+    anew. Where the capture fails, `report` gets one line that says why, and every call is a plain
+    one.
+    """
+
+    def __init__(self, cupy, function, report):
+        self._cupy, self._function, self._report = cupy, function, report
+        self._home = Home(cupy)
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        self._recording: _Recording | None = None
+        self._release = lambda: None
+        self._failed = False
+
+    def __call__(self, images) -> None:
+        self._home.require()
+        if self._failed:
+            self._function(images)
+            return
+        if self._recording is None or not self._recording.fits(images):
+            self._begin()
+        recording, caller = self._recording, self._cupy.cuda.get_current_stream()
+        if recording.graph is None:
+            with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
+                warm = self._warm_up(recording, images)
+                error = None if warm else self._record(recording)
+            if warm:
+                return
+            if error:
+                self._give_up(error)
+                self._function(images)
+                return
+        caller.wait_event(self._done)
+        recording.input[...] = images
+        recording.graph.launch(caller)
+        self._done.record(caller)
+
+    def _begin(self) -> None:
+        self._release()
+        # Memory that was dropped elsewhere is of no use to the new pool.
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        self._recording = _Recording(self._cupy, self._stream, self._done, self._home.id)
+        # Not __del__: a graph dies in a cycle with its trainer, and Python finalises the members of
+        # a cycle in any order, the stream perhaps first.
+        self._release = weakref.finalize(self, self._recording.release)
+        self._release.atexit = False
+
+    @contextmanager
+    def _own_stream(self, caller):
+        """The graph's stream as the current one, after and before all else on the caller's."""
+        self._reached.record(caller)
+        self._stream.wait_event(self._reached)
+        try:
+            with self._stream:
+                yield
+        finally:  # also where it fails: what was started still runs
+            self._done.record(self._stream)
+            caller.wait_event(self._done)
+
+    def _warm_up(self, recording, images) -> bool:
+        """One of the plain calls before the recording; False where there were enough."""
+        if recording.calls == _WARM_UP:
+            return False
+        if recording.input is None:
+            recording.input = self._cupy.empty_like(images)
+        recording.input[...] = images
+        self._function(recording.input)
+        recording.calls += 1
+        return True
+
+    def _record(self, recording) -> str | None:
+        """Capture the function; nothing runs. What went wrong, or None."""
+        error = graph = None
+        with _no_collection():
+            self._stream.begin_capture()
+            try:
+                self._function(recording.input)
+            except Exception as failure:  # whatever it was, the same call works without a graph
+                error = _reason(failure)
+            finally:
+                try:
+                    graph = self._stream.end_capture()
+                except Exception as failure:
+                    error = error or _reason(failure)
+        recording.graph = None if error else graph
+        return error
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call with the same shape is a replay."""
+        return self._recording is not None and self._recording.graph is not None
+
+    def _give_up(self, error: str) -> None:
+        self._failed = True
+        gc.collect()  # what failed may have left cycles that hold arrays of the pool
+        self._release()
+        self._recording = None
+        self._report(
+            f"the training step cannot be recorded as a CUDA graph ({error}): it runs without one"
+        )
+
+
+class _Recording:
+    """What belongs to images of one shape: their place, the graph, and the memory it works in."""
+
+    def __init__(self, cupy, stream, done, device: int):
+        self._cupy, self._stream, self._done, self._device = cupy, stream, done, device
+        self.pool = cupy.cuda.MemoryPool()
+        self.input = self.graph = None
+        self.calls = 0
+
+    def fits(self, images) -> bool:
+        if self.input is None:
+            return not self.calls
+        return self.input.shape == images.shape and self.input.dtype == images.dtype
+
+    def release(self) -> None:
+        """Wait for what still runs, and give the memory back."""
+        # After a fault on the device every call fails, and nothing can be given back.
+        cuda = self._cupy.cuda
+        with suppress(cuda.runtime.CUDARuntimeError), cuda.Device(self._device):
+            self._stream.synchronize()
+            self._done.synchronize()
+            self.graph = self.input = None
+            self.pool.free_all_blocks()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line: as text, since its frames hold arrays of the graph's pool."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+@contextmanager
+def _no_collection():
+    """Python's garbage is collected now, and not before the end: what it frees of CUDA's while a
+    stream is recorded could spoil the recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

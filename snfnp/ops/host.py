@@ -1,0 +1,92 @@
+"""The CPU as a device, and what any device says about memory that was not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory that was not there.
+
+    found: what was asked for and what there was, in words. needed, room: the bytes that this run
+    would have held with what it asked for, and the bytes that it could have had; None: not known.
+    """
+
+    found: str
+    needed: int | None = None
+    room: int | None = None
+
+    def fitting(self, count: int, fixed: int = 0) -> int | None:
+        """How many items would fit instead of `count`: count // 2ᵏ for the smallest k >= 1.
+
+        An estimate: it takes memory for `fixed` bytes plus a share for each item, and counts what
+        was needed up to the failure, so that the true answer is this one or a smaller one. 0 where
+        not even one item fits, None where nothing is known.
+        """
+        if self.needed is None:
+            return None
+        share = max(self.needed - fixed, 0) / count
+        count //= 2
+        while count and fixed + share * count > self.room:
+            count //= 2
+        return count
+
+
+class HostDevice:
+    """The CPU: arrays are NumPy's, and every operation is done when it returns.
+
+    name: of the backend; start_note: why a first run is slow to start, for its user.
+    """
+
+    xp = np
+    asynchronous = False
+
+    def __init__(self, name: str, start_note: str = ""):
+        self.name, self.start_note = name, start_note
+
+    def asarray(self, host, dtype=None):
+        """The same array, C-contiguous, and cast where `dtype` is given."""
+        return self.xp.ascontiguousarray(host, dtype=dtype)
+
+    def to_host(self, array) -> np.ndarray:
+        return np.asarray(array)
+
+    def peek(self, condition) -> bool | None:
+        """Whether a condition or number of shape () is not 0; None where the host would wait."""
+        return bool(condition)
+
+    def capture(self, function, report=print):
+        """`function(images)`, to be called again and again with arrays of the same shape.
+
+        It must put its results into arrays that outlive it and launch the same operations every
+        time. A device may record the first calls and replay them; where it cannot, `report` gets
+        one line that says why.
+        """
+        return function
+
+    def describe(self) -> dict:
+        """The device and its libraries, for a run's configuration; {} where `threads` says it."""
+        return {}
+
+    def shortage(self, error: Exception) -> Shortage | None:
+        """What did not fit, where an exception is about memory; None where it is not."""
+        if not isinstance(error, MemoryError):
+            return None
+        return Shortage(str(error) or "nothing more is known")
+
+    def synchronise(self) -> None:
+        """Wait until everything on the device is done, whoever started it."""
+
+    def launches(self, function) -> int | None:
+        """How many kernels a call of `function()` starts, found without running them.
+
+        None where that cannot be known. `function` must have run before with the same shapes.
+        """
+        return None
+
+    def memory_rate(self) -> float | None:
+        """Bytes per second of the device's memory as its driver states them, or None."""
+        return None

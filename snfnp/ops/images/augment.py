@@ -1,0 +1,36 @@
+"""Random changes of training images that leave them natural images (appendix A.3, CIFAR-10)."""
+
+import numpy as np
+
+from snfnp.ops.random.philox import RandomKey, uniform
+
+
+def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
+    """Flip each image horizontally with probability 1/2, then shift it by -1, 0 or 1 pixels.
+
+    Appendix A.3 of Keller et al. 2021: "random horizontal flipping with probability 0.5 and
+    random jitter by 1 pixel". Both directions are shifted independently, each of the three
+    values with probability 1/3.
+
+    A shift leaves one row or column without pixels. It repeats the image's border ("edge"
+    padding; for one pixel the same as reflection). Zeros would put a black line there, which no
+    test image has and on which a density model would spend likelihood.
+
+    Args:
+        images: (N, H, W, C) of any type, on the host; not changed.
+        key: where the random numbers are read; the same key gives the same result, so a resumed
+            run sees the same images. Give each step its own key.
+
+    Returns:
+        A new array of the same shape and type. O(N H W C).
+    """
+    count, height, width, _ = images.shape
+    u = uniform(np, key, (count, 3))
+    flipped = u[:, 0, np.newaxis] < 0.5
+    down, right = np.floor(3 * u[:, 1:, np.newaxis]).astype(np.int64).swapaxes(0, 1) - 1
+    # Row y of the result is row y - down of the image; clipping an index repeats the border.
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    columns = np.where(flipped, width - 1 - columns, columns)
+    n = np.arange(count)
+    return images[n[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis]]

@@ -1,0 +1,54 @@
+"""A flow's inputs from images on the CPU: one pass over the bytes.
+
+Derivation: derivations/02-change-of-variables.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from snfnp.ops.images.definition import Images
+from snfnp.ops.jit import GROUP, parallel, rows
+from snfnp.ops.random.cpu import TO_UNIT, key_words, philox, word
+from snfnp.ops.random.philox import RandomKey
+
+
+class CpuImages(Images):
+    def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
+        pixels = rows(images)
+        odds, ldj = np.empty(pixels.shape), np.empty(len(pixels), dtype)
+        _preprocess(pixels, key_words(key), alpha, float(levels), odds, ldj)
+        x = np.log(odds, out=odds).astype(dtype, copy=False)
+        return x.reshape(images.shape), ldj
+
+
+@parallel
+def _preprocess(images, key, alpha, levels, odds, ldj):
+    """images, odds (N, D), ldj (N,): dequantise and scale in one pass, in double precision.
+
+    odds = s/(1-s), whose logarithm is the logit: the caller takes it with NumPy, whose vector
+    instructions are several times faster than a scalar logarithm here. log s + log(1-s) of GROUP
+    pixels takes one logarithm: each factor s(1-s) is at least about α, so a product of eight stays
+    far from underflow.
+    """
+    samples, dimension = images.shape
+    constant = dimension * (math.log1p(-2 * alpha) - math.log(levels))
+    for n in prange(samples):
+        four = philox((n * dimension) // 4, key)
+        total, product = 0.0, 1.0
+        for d in range(dimension):
+            index = n * dimension + d
+            if index & 3 == 0:
+                four = philox(index // 4, key)
+            noisy = images[n, d] + np.float64(word(four, index)) * TO_UNIT
+            s = alpha + (1 - 2 * alpha) * (noisy / levels)
+            one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
+            odds[n, d] = s / one_minus_s
+            product *= s * one_minus_s
+            if d % GROUP == GROUP - 1:
+                total += math.log(product)
+                product = 1.0
+        ldj[n] = constant - total - math.log(product)

@@ -1,0 +1,65 @@
+"""What the CPU rooms share: how Numba compiles their kernels, and helpers of these.
+
+Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
+No `fastmath`: isnan must work. Work is split over samples or blocks with `prange`.
+
+Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
+alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
+NUMBA_CACHE_DIR names another place. Where neither can be written, nor the user's cache, it is a
+folder of the system's temporary one, and where that is impossible too, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numba
+import numpy as np
+from numba import njit
+
+from snfnp import folders, threads
+from snfnp.ops import room
+
+threads.settle_numba()
+
+
+def _find_cache() -> bool:
+    """Let Numba keep its kernels where it can; whether it can at all."""
+
+    def anything():
+        return None
+
+    def works() -> bool:
+        try:
+            njit(cache=True)(anything)
+        except RuntimeError:  # of the places that Numba knows none can be written
+            return False
+        return True
+
+    if works():
+        return True
+    place = folders.private_folder("numba")
+    if place:
+        numba.config.CACHE_DIR = str(place)
+    kept = place is not None and works()
+    print(
+        "compiled kernels cannot be kept beside the package or in the home folder: they are "
+        + (f"kept in {place}" if kept else "compiled again in every run")
+        + " (NUMBA_CACHE_DIR names another place)",
+        file=sys.stderr,
+    )
+    return kept
+
+
+_CACHE = _find_cache()
+parallel = njit(parallel=True, cache=_CACHE, error_model="numpy")
+compiled = njit(cache=_CACHE, error_model="numpy")
+serial = njit(cache=_CACHE, error_model="numpy", inline="always")
+
+GROUP = 8  # factors multiplied in double precision before one logarithm is taken
+FLAT_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
+
+
+def rows(array):
+    """(N, ...) as C-contiguous rows (N, D)."""
+    return room.rows(np.ascontiguousarray(array))

@@ -1,0 +1,1 @@
+"""Matrix products, inverses and determinants, and sums over whole arrays."""

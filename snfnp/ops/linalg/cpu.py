@@ -1,0 +1,147 @@
+"""Linear algebra on the CPU: BLAS and LAPACK without NumPy's detours, and passes over buffers.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from scipy.linalg.blas import dgemm, sgemm
+from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, sgetrf, sgetri, sgetrs
+
+from snfnp.errors import SingularMatrixError
+from snfnp.ops.jit import FLAT_BLOCK, parallel, serial
+from snfnp.ops.linalg.definition import LinearAlgebra
+
+_GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
+_LU = {
+    np.dtype(np.float32): (sgetrf, sgetri, sgetrs),
+    np.dtype(np.float64): (dgetrf, dgetri, dgetrs),
+}
+_SMALL = 128  # up to this size getri is faster than solving for the identity
+_FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
+_LANES = 16  # independent partial sums, so that the compiler can use vector registers
+_TILE = 32  # side of the tiles of a transposed copy
+
+
+class CpuLinearAlgebra(LinearAlgebra):
+    def matmul_add(self, a, b, out):
+        # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
+        # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
+        gemm = _GEMM[out.dtype]
+        (left, transpose_left), (right, transpose_right) = _column_major(b), _column_major(a)
+        result = gemm(1.0, left, right, 1.0, out.T, transpose_left, transpose_right, overwrite_c=1)
+        if not np.shares_memory(result, out, max_work=1):  # BLAS had to copy: out was strided
+            out[...] = result.T
+        return out
+
+    def axpby(self, a, x, b, out):
+        if not out.flags.c_contiguous:
+            return super().axpby(a, x, b, out)
+        cast = out.dtype.type
+        _axpby(cast(a), np.ascontiguousarray(x).reshape(-1), cast(b), out.reshape(-1))
+        return out
+
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
+        if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
+            _scaled_transpose(a.T, out.dtype.type(scale * volume * multiple), out)
+            return out
+        return super().scale_into(out, scale, a, multiple, volume)
+
+    def sum_squares(self, x) -> float:
+        x = np.ascontiguousarray(x).reshape(-1)
+        return float(_sum_few_squares(x) if x.size <= _FEW else _sum_squares(x))
+
+    def inverse_and_log_abs_det(self, a):
+        # one factorisation for both, where NumPy makes two
+        # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
+        getrf, getri, getrs = _LU[a.dtype]
+        lu, pivots, status = getrf(a.T)
+        if status:
+            raise SingularMatrixError("the matrix is singular")
+        log_abs_det = float(np.log(np.abs(lu.diagonal())).sum(dtype=np.float64))
+        if len(a) <= _SMALL:
+            inverse, _ = getri(lu, pivots, overwrite_lu=1)
+        else:
+            # getri is slower without a workspace; with one it makes many small products, whose
+            # threads wait for each other on a busy machine
+            identity = np.eye(len(a), dtype=a.dtype, order="F")
+            inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
+        return inverse.T, log_abs_det
+
+
+def _column_major(matrix):
+    """A matrix as (column-major array, transpose flag) for BLAS, without a copy where possible."""
+    if matrix.flags.c_contiguous:
+        return matrix.T, 0
+    return np.asfortranarray(matrix), 1
+
+
+@parallel
+def _axpby(a, x, b, out):
+    """out (count,) = a · x + b · out."""
+    tasks = (out.size + FLAT_BLOCK - 1) // FLAT_BLOCK
+    for task in prange(tasks):
+        target, source = out[task * FLAT_BLOCK :][:FLAT_BLOCK], x[task * FLAT_BLOCK :][:FLAT_BLOCK]
+        for i in range(target.size):
+            target[i] = b * target[i] + a * source[i]
+
+
+@parallel
+def _scaled_transpose(a, scale, out):
+    """out = scale · aᵀ, a (K, M), out (M, K), through square tiles in the first cache, where
+    reading columns costs nothing."""
+    rows, columns = out.shape
+    for strip in prange((columns + _TILE - 1) // _TILE):
+        first = strip * _TILE
+        tile = np.empty((_TILE, _TILE), a.dtype)
+        for start in range(0, rows, _TILE):
+            if start + _TILE <= rows and first + _TILE <= columns:  # constant bounds: vectorised
+                for j in range(_TILE):
+                    for i in range(_TILE):
+                        tile[i, j] = a[first + j, start + i]
+                for i in range(_TILE):
+                    for j in range(_TILE):
+                        out[start + i, first + j] = scale * tile[i, j]
+            else:
+                for i in range(start, min(rows, start + _TILE)):
+                    for j in range(first, min(columns, first + _TILE)):
+                        out[i, j] = scale * a[j, i]
+
+
+@parallel
+def _sum_squares(g):
+    """Σ g² over the flat buffer."""
+    blocks = (g.size + FLAT_BLOCK - 1) // FLAT_BLOCK
+    squares = np.zeros(blocks)
+    for block in prange(blocks):
+        squares[block] = block_sum_squares(
+            g[block * FLAT_BLOCK : min(g.size, (block + 1) * FLAT_BLOCK)]
+        )
+    return squares.sum()
+
+
+@serial
+def _sum_few_squares(g):
+    """The same on one thread: waking the others between two products would take longer."""
+    total = 0.0
+    for start in range(0, g.size, FLAT_BLOCK):
+        total += block_sum_squares(g[start : min(g.size, start + FLAT_BLOCK)])
+    return total
+
+
+@serial
+def block_sum_squares(g):
+    """Σ g² in _LANES partial sums of g's precision, added up in double."""
+    lanes = np.zeros(_LANES, g.dtype)
+    for start in range(g.size // _LANES):
+        part = g[start * _LANES : (start + 1) * _LANES]
+        for lane in range(_LANES):
+            lanes[lane] += part[lane] * part[lane]
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    for value in g[g.size // _LANES * _LANES :]:
+        total += np.float64(value) * value
+    return total

@@ -1,0 +1,142 @@
+"""Linear algebra in array terms: products, inverses, determinants, and norms.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import numpy as np
+import threadpoolctl
+
+from snfnp.errors import SingularMatrixError
+from snfnp.ops.room import Room
+
+_BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
+_ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
+
+
+class LinearAlgebra(Room):
+    # ---------------------------------------------------------------- products and sums
+
+    def matmul(self, a, b, out=None):
+        """a b, shapes (M, K) and (K, N); transposed views are welcome. O(M K N)."""
+        return self.xp.matmul(a, b, out=out)
+
+    def matmul_add(self, a, b, out):
+        """out += a b, without an (M, N) temporary. O(M K N)."""
+        for start in range(0, len(out), _BLOCK):
+            out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
+        return out
+
+    def axpby(self, a, x, b, out):
+        """out ← a x + b out, elementwise. a and b are numbers, or arrays of shape ()."""
+        out *= b
+        out += a * x
+        return out
+
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
+        """out = scale * volume * a * multiple, where `multiple` broadcasts to a's shape.
+
+        With a = flip(R) and multiple = m this is the term that stands in for the inverse
+        (the second summand of Eq. 10 and of Eq. 15, and m_i p_i of Eq. 25). volume: a number, or
+        an array of shape (); `multiple` depends on shapes alone and is made on the host: 1, or a
+        host array.
+        """
+        self.xp.multiply(a, scale * volume, out=out, casting="same_kind")
+        if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
+            out *= self.device.asarray(multiple, out.dtype)
+        return out
+
+    def sum_squares(self, x) -> float:
+        """Σ x², in double precision."""
+        wide = x.astype(self.xp.float64).reshape(-1)
+        return float(wide @ wide)
+
+    def residual(self, out, x, before=0.0):
+        """out ← out − x, the error of a batch (N, ...). Returns `before` + ‖out‖²/N, in double.
+
+        before: a number, or an array of shape ().
+        """
+        out -= x
+        return before + self.sum_squares(out) / len(x)
+
+    # ---------------------------------------------------------------- inverses and determinants
+
+    def inverse(self, w):
+        """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError."""
+        xp = self.xp
+        try:
+            return xp.linalg.inv(w)
+        except np.linalg.LinAlgError:
+            raise SingularMatrixError("the weight matrix is singular") from None
+
+    def log_abs_det(self, w) -> float:
+        """log|det w| of a square matrix, by an LU decomposition. O(D³)."""
+        xp = self.xp
+        log_abs_det = float(xp.linalg.slogdet(w)[1])
+        if not math.isfinite(log_abs_det):
+            raise SingularMatrixError("the weight matrix is singular or not finite")
+        return log_abs_det
+
+    def solve(self, w, z):
+        """The rows x with w x = z for the rows z (N, D). O(D³ + N D²)."""
+        xp = self.xp
+        try:
+            return xp.ascontiguousarray(xp.linalg.solve(w, z.T).T)
+        except np.linalg.LinAlgError:
+            raise SingularMatrixError("the weight matrix is singular") from None
+
+    # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
+
+    def inverse_and_log_abs_det(self, a):
+        """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.
+
+        Where `a` is not finite, or singular on a device that does not say so, the inverse is not
+        finite.
+        """
+        xp = self.xp
+        try:
+            return xp.linalg.inv(a), float(xp.linalg.slogdet(a)[1])
+        except np.linalg.LinAlgError:
+            raise SingularMatrixError("the matrix is singular") from None
+
+    def norms(self, *matrices) -> list[float]:
+        """The Frobenius norms of matrices in double precision, read back together."""
+        xp = self.xp
+        return [math.sqrt(float(xp.vdot(a, a))) for a in matrices]
+
+    def eliminate(self, d, minus_lower, diagonal, upper):
+        """One step of block elimination: S = D⁻¹ U and the next D, B − L S. O(n³).
+
+        d (D), minus_lower (−L), diagonal (B), upper (U): (n, n), double.
+        Returns D⁻¹, S, the next D, log|det D|, and the Frobenius norms of D, of D⁻¹ and of the
+        difference between the two D. Raises SingularMatrixError.
+        """
+        inverse, log_abs_det = self.inverse_and_log_abs_det(d)
+        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
+        return inverse, ratio, following, log_abs_det, self.norms(d, inverse, following - d)
+
+    def _next_block(self, inverse, minus_lower, diagonal, upper):
+        """S and the next D from D⁻¹."""
+        ratio = self.matmul(inverse, upper)
+        return ratio, self.matmul_add(minus_lower, ratio, diagonal.copy())
+
+    def chain_of_products(self, size: int) -> AbstractContextManager:
+        """A context for many products of (size, size) matrices, each waiting for the last.
+
+        It limits the threads of small products and changes no result: they gain little from a
+        second thread on an idle machine, and on a busy one the two wait for each other.
+        """
+        if size > _ONE_THREAD:
+            return nullcontext()
+        return _blas_libraries(self.device.name).limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas_libraries(backend: str) -> threadpoolctl.ThreadpoolController:
+    """The BLAS libraries that a backend has loaded. Looking for them is slow, hence the cache."""
+    return threadpoolctl.ThreadpoolController()

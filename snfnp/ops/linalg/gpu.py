@@ -1,0 +1,155 @@
+"""Linear algebra on the GPU: cuBLAS, cuSOLVER, and one launch for what is elementwise.
+
+cuSOLVER does not report that a matrix is singular. Its pivots show it, and they give the
+log-determinant too: they are read back once, together with all else that the host has to know. So
+inverses, solves and norms wait for the device, once each. Only exact evaluation and exact gradients
+use them.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+
+from snfnp.errors import SingularMatrixError
+from snfnp.ops.gpu.launch import Strided, strides
+from snfnp.ops.linalg.definition import LinearAlgebra
+
+# Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
+# in one order.
+_MOST_BLOCKS = 512
+
+
+class GpuLinearAlgebra(LinearAlgebra):
+    # ---------------------------------------------------------------- products and sums
+
+    def matmul(self, a, b, out=None):
+        if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
+            return super().matmul(a, b, out)
+        product = out
+        if out is None or not out.flags.c_contiguous:
+            product = self.device.empty((len(a), b.shape[1]), a.dtype)
+        self.device.products.gemm(a, b, product)
+        if out is not None and product is not out:
+            out[...] = product
+        return product if out is None else out
+
+    def matmul_add(self, a, b, out):
+        if not out.flags.c_contiguous or not a.dtype == b.dtype == out.dtype:
+            out += self.matmul(a, b)
+        else:
+            self.device.products.gemm(a, b, out, beta=1.0)
+        return out
+
+    def axpby(self, a, x, b, out):
+        if not out.flags.c_contiguous:
+            return super().axpby(a, x, b, out)
+        device = self.device
+        arguments = (*device.scalar(a), device.contiguous(x), *device.scalar(b), out, out.size)
+        device.each("axpby", out.dtype, out.size, *arguments)
+        return out
+
+    def scale_into(self, out, scale, a, multiple, volume=1.0):
+        if not out.flags.c_contiguous or a.dtype != out.dtype:
+            return super().scale_into(out, scale, a, multiple, volume)
+        device = self.device
+        if isinstance(multiple, int):
+            scale, multiple = scale * multiple, None
+            if a.ndim == 2 and a.T.flags.c_contiguous:
+                rows, columns = out.shape
+                tiles = -(-rows // 32) * -(-columns // 32)
+                arguments = (out, scale, *device.scalar(volume), a.T, rows, columns)
+                device.launch("scaled_transpose", out.dtype, tiles, *arguments)
+                return out
+        if a.ndim != 4:
+            return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
+        constant = None if multiple is None else device.constant(multiple)
+        device.each(
+            "scaled_kernel",
+            out.dtype,
+            out.size,
+            *(out, scale, *device.scalar(volume), Strided(a), *strides(a)),
+            *(constant, *out.shape[1:], out.size),
+        )
+        return out
+
+    def sum_squares(self, x):
+        """Σ x² (), float64, on the device."""
+        device, x = self.device, self.device.contiguous(x)
+        total = device.empty((), np.float64)
+        blocks, partial = self._partial_sums(x.size)
+        device.launch("sum_squares", x.dtype, blocks, x, partial, total, device.counter(), x.size)
+        return total
+
+    def residual(self, out, x, before=0.0):
+        device = self.device
+        rows, total = device.contiguous(out), device.empty((), np.float64)
+        blocks, partial = self._partial_sums(out.size)
+        arguments = (rows, device.contiguous(x), *device.scalar(before), partial, total)
+        sizes = (len(x), out.size)
+        device.launch("residual", out.dtype, blocks, *arguments, device.counter(), *sizes)
+        if rows is not out:
+            out[...] = rows
+        return total
+
+    def _partial_sums(self, size):
+        """Blocks for a sum over so many numbers, and where each of them puts its own."""
+        blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
+        return blocks, self.device.empty(blocks, np.float64)
+
+    # ---------------------------------------------------------------- inverses and determinants
+
+    def inverse(self, w):
+        return self.inverse_and_log_abs_det(w)[0]
+
+    def solve(self, w, z):
+        x, pivots = self._solve(w, z)
+        self._read(pivots)
+        return x
+
+    def inverse_and_log_abs_det(self, a):
+        inverse, pivots = self._inverse(a)
+        return inverse, self._read(pivots)[0]
+
+    def norms(self, *matrices):
+        return self._read(self.xp.empty(0), *matrices)[1]
+
+    def eliminate(self, d, minus_lower, diagonal, upper):
+        inverse, pivots = self._inverse(d)
+        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
+        log_abs_det, norms = self._read(pivots, d, inverse, following - d)
+        return inverse, ratio, following, log_abs_det, norms
+
+    def chain_of_products(self, size):
+        return nullcontext()  # the host multiplies nothing
+
+    def _inverse(self, a):
+        """a⁻¹ and the pivots of an LU of a. Singular matrices go unnoticed here."""
+        # the rows x with aᵀ x = e_i are those of a⁻¹; and to a column-major library a C-contiguous
+        # a already is aᵀ
+        return self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
+
+    def _solve(self, a, rows):
+        """The rows x with a x = z for the rows z (N, n), and the pivots (n,) of an LU of a."""
+        from cupyx import lapack  # importing this module needs no CuPy
+
+        lu, x = self.xp.array(a, order="F"), self.xp.array(rows, order="C")
+        lapack.gesv(lu, x.T)  # overwrites both
+        return x, lu.diagonal()
+
+    def _read(self, pivots, *matrices) -> tuple[float, list[float]]:
+        """log|det| from an LU's pivots, and the Frobenius norms of matrices: one transfer.
+
+        Raises SingularMatrixError where a pivot is 0, as LAPACK does; NaN is none.
+        """
+        xp = self.xp
+        squares = [xp.vdot(a, a).reshape(1) for a in matrices]
+        host = self.device.to_host(xp.concatenate([pivots, *squares], dtype=np.float64))
+        pivots, squares = host[: len(pivots)], host[len(pivots) :]
+        if not pivots.all():
+            raise SingularMatrixError("the matrix is singular")
+        return float(np.log(np.abs(pivots)).sum()), [math.sqrt(square) for square in squares]

@@ -1,0 +1,86 @@
+"""Random numbers on the CPU: Philox block by block, in parallel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from snfnp.ops.jit import parallel, serial
+from snfnp.ops.random.definition import Random
+from snfnp.ops.random.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, RandomKey
+
+TO_UNIT = 2.0**-32  # from a word to [0, 1)
+
+_MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
+_W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
+
+
+class CpuRandom(Random):
+    def uniform(self, key: RandomKey, shape, dtype):
+        out = np.empty(math.prod(shape), dtype)
+        drop = 8 if out.dtype == np.float32 else 0
+        _uniform(key_words(key), np.uint64(drop), 2.0 ** (drop - 32), out)
+        return out.reshape(shape)
+
+    def normal(self, key: RandomKey, shape, dtype):
+        out = np.empty(math.prod(shape), dtype)
+        _normal(key_words(key), out)
+        return out.reshape(shape)
+
+
+def key_words(key: RandomKey):
+    """A key as the kernels take it: (step low, step high, stream, seed low, seed high)."""
+    return np.array(key.words, np.uint64)
+
+
+@serial
+def philox(block, key):
+    """Four words of one block; key = (step low, step high, stream, seed low, seed high), uint64."""
+    c0, c1, c2, c3 = np.uint64(block), key[0], key[1], key[2]
+    k0, k1 = key[3], key[4]
+    for _ in range(ROUNDS):
+        product_0, product_1 = c0 * _M0, c2 * _M1
+        c0 = (product_1 >> _32) ^ c1 ^ k0
+        c1 = product_1 & _MASK
+        c2 = (product_0 >> _32) ^ c3 ^ k1
+        c3 = product_0 & _MASK
+        k0 = (k0 + _W0) & _MASK
+        k1 = (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+@serial
+def word(four, index):
+    """The word that element `index` of an array is made of."""
+    lane = index & 3
+    if lane < 2:
+        return four[0] if lane == 0 else four[1]
+    return four[2] if lane == 2 else four[3]
+
+
+@parallel
+def _uniform(key, drop, scale, out):
+    """out (count,) = (word >> drop) * scale."""
+    blocks = (out.size + 3) // 4
+    for block in prange(blocks):
+        four = philox(block, key)
+        for index in range(4 * block, min(4 * block + 4, out.size)):
+            out[index] = np.float64(word(four, index) >> drop) * scale
+
+
+@parallel
+def _normal(key, out):
+    """out (count,): Box-Muller on words (0, 1) and (2, 3) of each block."""
+    blocks = (out.size + 3) // 4
+    for block in prange(blocks):
+        four = philox(block, key)
+        for index in range(4 * block, min(4 * block + 4, out.size), 2):
+            first, second = word(four, index), word(four, index + 1)
+            radius = math.sqrt(-2.0 * math.log((np.float64(first) + 1.0) * TO_UNIT))
+            angle = 2.0 * math.pi * (np.float64(second) * TO_UNIT)
+            out[index] = radius * math.cos(angle)
+            if index + 1 < out.size:
+                out[index + 1] = radius * math.sin(angle)

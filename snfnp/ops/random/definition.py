@@ -1,0 +1,27 @@
+"""Random numbers in array terms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from snfnp.ops.random import philox
+from snfnp.ops.random.philox import RandomKey
+from snfnp.ops.room import Room
+
+
+class Random(Room):
+    def uniform(self, key: RandomKey, shape, dtype):
+        """Uniform numbers on [0, 1) from (seed, stream, step). See `snfnp.ops.random.philox`.
+
+        In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
+        """
+        bits = philox.words(self.xp, key, math.prod(shape))
+        if np.dtype(dtype) == np.float32:
+            return ((bits >> np.uint64(8)) * 2.0**-24).astype(np.float32).reshape(shape)
+        return (bits * 2.0**-32).astype(dtype).reshape(shape)
+
+    def normal(self, key: RandomKey, shape, dtype):
+        """Standard normal numbers from (seed, stream, step). See `snfnp.ops.random.philox`."""
+        return philox.normal(self.xp, key, shape).astype(dtype)

@@ -1,0 +1,20 @@
+"""Random numbers on the GPU: one launch each."""
+
+from __future__ import annotations
+
+from snfnp.ops.random.definition import Random
+from snfnp.ops.random.philox import RandomKey
+
+
+class GpuRandom(Random):
+    def uniform(self, key: RandomKey, shape, dtype):
+        return self._draw("uniform", key, shape, dtype)
+
+    def normal(self, key: RandomKey, shape, dtype):
+        return self._draw("normal", key, shape, dtype)
+
+    def _draw(self, kernel, key, shape, dtype):
+        device = self.device
+        out = device.empty(shape, dtype)
+        device.each(kernel, dtype, -(-out.size // 4), out, *device.key_words(key), out.size)
+        return out

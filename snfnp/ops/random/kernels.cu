@@ -1,0 +1,36 @@
+// Random numbers as a function of (seed, stream, step).
+
+#include "../gpu/common.cuh"
+#include "../random/philox.cuh"
+
+// 32 bits as a number on [0, 1). In single precision they would round to 1: 24 are kept.
+__device__ inline double unit(unsigned int bits, double) { return bits * 0x1p-32; }
+__device__ inline float unit(unsigned int bits, float) { return float(bits >> 8) * 0x1p-24f; }
+
+template <typename T>
+__global__ void uniform(T* __restrict__ out, const unsigned long long* step_at, long long step,
+                        long long stream, long long seed, long long n) {
+  const unsigned long long step_ = value(step_at, step);
+  for (long long block = first_item(); 4 * block < n; block += item_stride()) {
+    const Words four = philox(block, step_, stream, seed);
+    for (int lane = 0; lane < 4; ++lane)
+      if (4 * block + lane < n) out[4 * block + lane] = unit(word(four, lane), T(0));
+  }
+}
+
+// Box-Muller: words 2i and 2i + 1 make elements 2i (cosine) and 2i + 1 (sine).
+template <typename T>
+__global__ void normal(T* __restrict__ out, const unsigned long long* step_at, long long step,
+                       long long stream, long long seed, long long n) {
+  const unsigned long long step_ = value(step_at, step);
+  for (long long block = first_item(); 4 * block < n; block += item_stride()) {
+    const Words four = philox(block, step_, stream, seed);
+    for (int lane = 0; lane < 4; lane += 2) {
+      const long long i = 4 * block + lane;
+      const double radius = sqrt(-2.0 * log((double(word(four, lane)) + 1.0) * 0x1p-32));
+      const double angle = 6.283185307179586477 * (word(four, lane + 1) * 0x1p-32);
+      if (i < n) out[i] = T(radius * cos(angle));
+      if (i + 1 < n) out[i + 1] = T(radius * sin(angle));
+    }
+  }
+}

@@ -1,0 +1,21 @@
+"""What all rooms share: the device, and what an operation may do with its arguments.
+
+Arrays are C-contiguous, rows are samples. An operation allocates its results, unless an argument
+named `out` (an array, or a tuple of arrays) takes them; it changes no other argument.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class Room:
+    """A family of operations on the arrays of one device."""
+
+    def __init__(self, device):
+        self.device, self.xp = device, device.xp
+
+
+def rows(x):
+    """(N, ...) as rows (N, D), also where N = 0."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))

@@ -1,0 +1,1 @@
+"""The rational-quadratic spline."""

@@ -1,0 +1,219 @@
+"""The rational-quadratic spline on the CPU: one fused pass each way, vectorised over pixels.
+
+A task takes LANES neighbouring pixels and loops over the samples; its knots (or, backwards, its
+sums) stay in the first cache and belong to it alone, so nothing is atomic and the result does not
+depend on the number of threads. The bin is found without branches: each inner knot that a value
+has passed selects the next bin's numbers.
+
+Derivation: derivations/09-splines.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from snfnp.ops.jit import parallel, serial
+from snfnp.ops.spline.cpu_rows import LANES, at, backward_row, forward_row, inverse_row
+from snfnp.ops.spline.definition import Spline, slope_shift
+
+_FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
+_CHAINS = LANES // _FACTORS
+
+
+class CpuSpline(Spline):
+    def knots(self, widths, heights, slopes, bound, eps):
+        shape, bins = widths.shape[:-1], widths.shape[-1]
+        pixels, dtype = math.prod(shape), widths.dtype.type
+        knots = np.empty((3 * bins + 3, pixels), dtype)
+        factors = np.empty((3 * bins - 1, pixels), dtype)
+        raw = (np.ascontiguousarray(a).reshape(pixels, -1) for a in (widths, heights, slopes))
+        numbers = (bound, eps, 1 - eps * bins, slope_shift(eps))
+        _knots(*raw, *map(dtype, numbers), knots, factors)
+        return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
+
+    def forward(self, x, knots):
+        rows, table, bins = _arguments(x, knots)
+        y, ldj = np.empty_like(rows), np.empty(len(rows), x.dtype)
+        _forward(rows, table, bins, y, ldj)
+        return y.reshape(x.shape), ldj
+
+    def inverse(self, y, knots):
+        rows, table, bins = _arguments(y, knots)
+        x = np.empty_like(rows)
+        _inverse(rows, table, bins, x)
+        return x.reshape(y.shape)
+
+    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+        rows, table, bins = _arguments(x, knots)
+        dx = np.empty_like(rows)
+        scale = x.dtype.type(2 * bound * (1 - eps * len(bins)))
+        grads = (g.reshape(rows.shape[1], -1) for g in out)
+        dy = np.ascontiguousarray(dy).reshape(rows.shape)
+        factors = factors.reshape(len(factors), -1)
+        _backward(rows, table, bins, factors, scale, dy, dldj, dx, *grads)
+        return dx.reshape(x.shape)
+
+
+def _arguments(x, knots):
+    """x as rows (N, P), the knots as rows (3(K+1), P), and K as a tuple."""
+    bins = knots.shape[1] - 1
+    rows = np.ascontiguousarray(x).reshape(len(x), -1)
+    return rows, np.ascontiguousarray(knots).reshape(3 * bins + 3, -1), (1,) * bins
+
+
+# ---------------------------------------------------------------- knots
+
+
+@serial
+def _softmax(raw, poison, sizes):
+    """sizes = softmax(raw), both (K,)."""
+    largest = raw[0]
+    for k in range(1, len(raw)):
+        largest = max(largest, raw[k])
+    total = poison
+    for k in range(len(raw)):
+        sizes[k] = math.exp(raw[k] - largest)
+        total += sizes[k]
+    for k in range(len(raw)):
+        sizes[k] /= total
+
+
+@serial
+def _not_finite(raw, poison):
+    """poison (0 or NaN), NaN also where one of raw (K,) is not finite."""
+    for k in range(len(raw)):
+        poison += raw[k] - raw[k]
+    return poison
+
+
+@parallel
+def _knots(widths, heights, slopes, bound, eps, rest, shift, knots, factors):
+    """Raw (P, K), (P, K), (P, K-1) -> knots (3(K+1), P), factors (3K-1, P)."""
+    pixels, bins = widths.shape
+    one = widths.dtype.type(1)
+    zero = one - one
+    for block in prange((pixels + LANES - 1) // LANES):
+        shares = np.empty(bins, widths.dtype)
+        for p in range(block * LANES, min(pixels, (block + 1) * LANES)):
+            poison = _not_finite(widths[p], zero)
+            poison = _not_finite(heights[p], poison)
+            poison = _not_finite(slopes[p], poison)
+            for axis in range(2):
+                _softmax(widths[p] if axis == 0 else heights[p], poison, shares)
+                row, total = axis * (bins + 1), zero
+                knots[row, p] = poison - bound
+                knots[row + bins, p] = poison + bound
+                for k in range(bins):
+                    factors[axis * bins + k, p] = shares[k]
+                    total += (bound + bound) * (eps + rest * shares[k])
+                    if k + 1 < bins:
+                        knots[row + k + 1, p] = total - bound
+            row = 2 * (bins + 1)
+            knots[row, p] = one
+            knots[row + bins, p] = one
+            for k in range(1, bins):
+                raw = slopes[p, k - 1] + poison + shift
+                e = math.exp(-abs(raw))
+                inverse = one / (one + e)
+                knots[row + k, p] = eps + max(raw, zero) + math.log1p(e)
+                factors[2 * bins + k - 1, p] = inverse if raw >= zero else e * inverse
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@serial
+def _load(knots, first, last, table):
+    """The block's columns of the knots, row after row."""
+    for row in range(len(knots)):
+        values = knots[row, first:last]
+        for lane in range(len(values)):
+            table[np.uintp(row * LANES + lane)] = values[lane]
+
+
+@parallel
+def _forward(x, knots, bins, y, ldj):
+    """x, y (N, P), ldj (N,). With ε = 1e-3 and d the larger of 1000 and a pixel's slopes, dy/dx is
+    between 1e-9/d² and 4d, so a product of _FACTORS stays in the range of double precision up to
+    d = 1e4; beyond, should it leave it, ldj is infinite."""
+    samples, pixels = x.shape
+    blocks = (pixels + LANES - 1) // LANES
+    tables = np.empty((blocks, len(knots) * LANES), x.dtype)
+    partial = np.empty((blocks, samples))
+    for block in prange(blocks):
+        first = block * LANES
+        last = min(first + LANES, pixels)
+        table = tables[block]
+        _load(knots, first, last, table)
+        slopes = np.ones(LANES, x.dtype)
+        for n in range(samples):
+            forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
+            total = 0.0
+            for chain in range(_CHAINS):
+                product = 1.0
+                for factor in range(_FACTORS):
+                    product *= np.float64(slopes[factor * _CHAINS + chain])
+                total += math.log(product)
+            partial[block, n] = total
+    for n in range(samples):
+        total = 0.0
+        for block in range(blocks):
+            total += partial[block, n]
+        ldj[n] = total
+
+
+@parallel
+def _inverse(y, knots, bins, x):
+    """y, x (N, P)."""
+    samples, pixels = y.shape
+    blocks = (pixels + LANES - 1) // LANES
+    tables = np.empty((blocks, len(knots) * LANES), y.dtype)
+    for block in prange(blocks):
+        first = block * LANES
+        last = min(first + LANES, pixels)
+        table = tables[block]
+        _load(knots, first, last, table)
+        for n in range(samples):
+            inverse_row(y[n, first:last], table, bins, x[n, first:last])
+
+
+@parallel
+def _backward(x, knots, bins, factors, scale, dy, dldj, dx, g_widths, g_heights, g_slopes):
+    """x, dy, dx (N, P), dldj (N,); raw gradients (P, K), (P, K), (P, K-1) summed over samples."""
+    samples, pixels = x.shape
+    inner = len(bins) - 1
+    blocks = (pixels + LANES - 1) // LANES
+    tables = np.empty((blocks, len(knots) * LANES), x.dtype)
+    for block in prange(blocks):
+        first = block * LANES
+        last = min(first + LANES, pixels)
+        table = tables[block]
+        _load(knots, first, last, table)
+        sums = np.zeros(3 * inner * LANES, x.dtype)
+        for n in range(samples):
+            columns = slice(first, last)
+            backward_row(x[n, columns], table, bins, dy[n, columns], dldj[n], dx[n, columns], sums)
+        for i in range(last - first):
+            p = first + i
+            _raw_sizes(sums, 0, i, factors[: inner + 1, p], scale, g_widths[p])
+            _raw_sizes(sums, inner, i, factors[inner + 1 : 2 * inner + 2, p], scale, g_heights[p])
+            for k in range(inner):
+                slope = at(sums, 2 * inner + k, i)
+                g_slopes[p, k] = slope * factors[2 * inner + 2 + k, p]
+
+
+@serial
+def _raw_sizes(sums, row, lane, shares, scale, g):
+    """g (K,) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots' gradients."""
+    total = scale - scale
+    mean = total
+    for k in range(len(g) - 1, -1, -1):
+        g[k] = total
+        mean += total * shares[k]
+        if k > 0:
+            total += at(sums, row + k - 1, lane)
+    for k in range(len(g)):
+        g[k] = scale * shares[k] * (g[k] - mean)

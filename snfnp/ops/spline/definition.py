@@ -1,0 +1,168 @@
+"""The rational-quadratic spline in plain array terms (see derivations/09-splines.md).
+
+Every pixel and channel has its own spline of K bins on [-B, B] and the identity beyond. Its knots
+are one array (3, K+1, *shape): positions X_0 = -B, …, X_K = B, values Y_0 = -B, …, Y_K = B and
+slopes D_0 = 1, …, D_K = 1. In a bin of width w, height h and mean slope s = h/w, with
+t = (x - X_k)/w and u = t(1-t):
+
+    y = Y_k + h N/D,   N = s t² + D_k u,   D = s + (D_k + D_{k+1} - 2s) u
+    dy/dx = s² n/D²,   n = D_{k+1} t² + 2 s u + D_k (1-t)²
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from snfnp.ops.room import Room
+
+
+def slope_shift(eps: float) -> float:
+    """c₀ with ε + softplus(c₀) = 1: raw slopes of zero are slopes of one."""
+    return math.log(math.expm1(1 - eps))
+
+
+class _Bin(NamedTuple):
+    """The bin that each value lies in: index, left knot, width, height and slopes (N, *shape)."""
+
+    index: object
+    outside: object
+    x0: object
+    y0: object
+    w: object
+    h: object
+    d0: object
+    d1: object
+
+
+class Spline(Room):
+    def knots(self, widths, heights, slopes, bound, eps):
+        """Raw parameters (*shape, K), (*shape, K), (*shape, K-1) -> knots and factors. O(P K).
+
+        Widths and heights are 2B(ε + (1-εK) softmax(raw)), inner slopes ε + softplus(raw + c₀).
+        Returns knots (3, K+1, *shape) and, for the backward pass, factors (3K-1, *shape): both
+        softmaxes and σ(raw slopes + c₀). A raw parameter that is not finite makes all knots and
+        factors of its pixel NaN.
+        """
+        xp = self.xp
+        bins, shape = widths.shape[-1], widths.shape[:-1]
+        finite = xp.isfinite(widths).all(axis=-1)
+        for raw in (heights, slopes):
+            finite = finite & xp.isfinite(raw).all(axis=-1)
+        poison = xp.where(finite, 0, xp.nan).astype(widths.dtype)
+        knots = xp.empty((3, bins + 1, *shape), widths.dtype)
+        factors = xp.empty((3 * bins - 1, *shape), widths.dtype)
+        for axis, raw in enumerate((widths, heights)):
+            raw = xp.moveaxis(raw, -1, 0) + poison
+            e = xp.exp(raw - raw.max(axis=0))
+            shares = e / e.sum(axis=0)
+            sizes = 2 * bound * (eps + (1 - eps * bins) * shares)
+            knots[axis, 0], knots[axis, -1] = poison - bound, poison + bound
+            knots[axis, 1:-1] = xp.cumsum(sizes[:-1], axis=0) - bound
+            factors[axis * bins : (axis + 1) * bins] = shares
+        raw = xp.moveaxis(slopes, -1, 0) + poison + slope_shift(eps)
+        e = xp.exp(-xp.abs(raw))
+        knots[2, 0] = knots[2, -1] = 1
+        knots[2, 1:-1] = eps + xp.maximum(raw, 0) + xp.log1p(e)
+        factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
+        return knots, factors
+
+    def forward(self, x, knots):
+        """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
+        xp = self.xp
+        b = self._bin(x, knots, 0)
+        s = b.h / b.w
+        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
+        u = t * (1 - t)
+        numerator = s * t * t + b.d0 * u
+        denominator = s + (b.d0 + b.d1 - 2 * s) * u
+        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
+        y = xp.where(b.outside, x, b.y0 + b.h * (numerator / denominator))
+        log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
+        return y, log_slope.reshape(len(x), -1).sum(axis=1)
+
+    def inverse(self, y, knots):
+        """The x with forward(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
+
+        With r = (y - Y_k)/h, b = D_k (1-r) + (2s - D_{k+1}) r and
+        q² = (D_k (1-r) - D_{k+1} r)² + 4 s² r(1-r), a sum of terms that are not negative:
+        t = 2 s r/(b + q) where b >= 0, and (q - b)/(2(s - b)) elsewhere.
+        """
+        xp = self.xp
+        b = self._bin(y, knots, 1)
+        s = b.h / b.w
+        r = xp.where(b.outside, 0, (y - b.y0) / b.h)
+        left, right = b.d0 * (1 - r), b.d1 * r
+        linear = left - right + 2 * s * r
+        q = xp.sqrt((left - right) ** 2 + 4 * s * s * r * (1 - r))
+        stable = linear >= 0
+        t = xp.where(stable, 2 * s * r, q - linear) / xp.where(stable, linear + q, 2 * (s - linear))
+        return xp.where(b.outside, y, b.x0 + b.w * t)
+
+    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+        """dy (N, *shape), dldj (N,) -> dx (N, *shape). O(N P).
+
+        out: the three arrays, shaped like the raw parameters and contiguous, that their gradients
+        are written to. With G_• the gradients of a value's contribution, Q = D_k G_{D_k} +
+        D_{k+1} G_{D_{k+1}} - dldj, and the two scaling identities of the derivation:
+        w G_w = Q - (x - X_k) dx and h G_h = (y - Y_k) dy - Q.
+        """
+        xp = self.xp
+        b = self._bin(x, knots, 0)
+        gy = xp.where(b.outside, 0, dy)
+        gl = xp.where(b.outside, 0, dldj.reshape((-1,) + (1,) * (x.ndim - 1)))
+        s = b.h / b.w
+        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
+        m = 1 - t
+        u = t * m
+        bend = b.d0 + b.d1 - 2 * s
+        denominator = s + bend * u
+        r = (s * t * t + b.d0 * u) / denominator
+        n = b.d1 * t * t + 2 * s * u + b.d0 * m * m
+        slope = (s / denominator) ** 2 * n
+        v = u / denominator
+        # ∂ℓ/∂t = 2 [(D_{k+1} t + s(1-2t) - D_k (1-t))/n - (D_k + D_{k+1} - 2s)(1-2t)/D]
+        log_slope_t = 2 * ((b.d1 * t + s * (m - t) - b.d0 * m) / n - bend * (m - t) / denominator)
+        dx = gy * slope + gl * log_slope_t / b.w
+        g_d0 = gy * b.h * v * (1 - r) + gl * (m * m / n - 2 * v)
+        g_d1 = gl * (t * t / n - 2 * v) - gy * b.h * v * r
+        total = b.d0 * g_d0 + b.d1 * g_d1 - gl
+        g_w, g_h = total / b.w - t * dx, gy * r - total / b.h
+        # the left knot of a bin moves its edge and shrinks it, the right one widens it
+        sides = ((-dx - g_w, g_w), (gy - g_h, g_h), (g_d0, g_d1))
+        inner = [self._sum_per_knot(b.index, *side, bins=knots.shape[1] - 1) for side in sides]
+        self._raw_gradients(inner, factors, bound, eps, out)
+        return xp.where(b.outside, dy, dx)
+
+    def _bin(self, values, knots, axis) -> _Bin:
+        """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1)."""
+        xp = self.xp
+        edges = knots[axis]
+        index = (values >= edges[1:-1, None]).sum(axis=0)  # a NaN compares false: bin 0
+        outside = (values <= edges[0]) | (values >= edges[-1])
+        x0, y0, d0 = (xp.take_along_axis(k, index, axis=0) for k in knots)
+        x1, y1, d1 = (xp.take_along_axis(k, index + 1, axis=0) for k in knots)
+        return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
+
+    def _sum_per_knot(self, index, left, right, bins):
+        """Sum over the batch into the K-1 inner knots: (K-1, *shape)."""
+        xp = self.xp
+        return xp.stack(
+            [
+                xp.where(index == k, left, xp.where(index == k - 1, right, 0)).sum(axis=0)
+                for k in range(1, bins)
+            ]
+        )
+
+    def _raw_gradients(self, inner, factors, bound, eps, out):
+        """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""
+        xp = self.xp
+        bins = out[0].shape[-1]
+        for axis in range(2):
+            shares = factors[axis * bins : (axis + 1) * bins]
+            # a size moves every knot to its right: Σ_{k > j} ∂L/∂X_k
+            g = xp.zeros_like(shares)
+            g[:-1] = xp.cumsum(inner[axis][::-1], axis=0)[::-1]
+            g = 2 * bound * (1 - eps * bins) * shares * (g - (g * shares).sum(axis=0))
+            out[axis][...] = xp.moveaxis(g, 0, -1)
+        out[2][...] = xp.moveaxis(inner[2] * factors[2 * bins :], 0, -1)

@@ -1,0 +1,67 @@
+"""The rational-quadratic spline on the GPU: one launch for the knots, and one each way.
+
+A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
+backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
+memory, and these are added up in a fixed order, so nothing is atomic and two runs agree to the bit.
+
+Derivation: derivations/09-splines.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.ops.gpu import source
+from snfnp.ops.spline.definition import Spline, slope_shift
+
+
+class GpuSpline(Spline):
+    """x, dy and dldj may be strided, all have one dtype."""
+
+    def knots(self, widths, heights, slopes, bound, eps):
+        device, shape, dtype = self.device, widths.shape[:-1], widths.dtype
+        bins, pixels = widths.shape[-1], math.prod(shape)
+        knots = device.empty((3, bins + 1, *shape), dtype)
+        factors = device.empty((3 * bins - 1, *shape), dtype)
+        raw = (device.contiguous(a) for a in (widths, heights, slopes))
+        numbers = (float(bound), eps, slope_shift(eps))  # a bound may be a whole number
+        device.each("spline_knots", dtype, pixels, *raw, *numbers, knots, factors, pixels, bins)
+        return knots, factors
+
+    def forward(self, x, knots):
+        device = self.device
+        y, ldj = device.empty(x.shape, x.dtype), device.empty((len(x),), x.dtype)
+        arrays = (device.contiguous(x), device.contiguous(knots), y, ldj)
+        device.launch("spline", x.dtype, len(x), *arrays, *_sizes(x, knots))
+        return y, ldj
+
+    def inverse(self, y, knots):
+        device = self.device
+        x = device.empty(y.shape, y.dtype)
+        arrays = (device.contiguous(y), device.contiguous(knots), x)
+        device.launch("spline_inverse", y.dtype, len(y), *arrays, *_sizes(y, knots))
+        return x
+
+    def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
+        device, (pixels, bins) = self.device, _sizes(x, knots)
+        threads = _backward_threads(bins)
+        if not threads:
+            return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
+        dx = device.empty(x.shape, x.dtype)
+        scale = 2 * bound * (1 - eps * bins)
+        arrays = (device.contiguous(a) for a in (x, knots, factors, dy, dldj))
+        blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
+        arguments = (*arrays, scale, dx, *out, len(x), pixels, bins)
+        device.launch("spline_backward", x.dtype, blocks, *arguments, threads=threads)
+        return dx
+
+
+def _sizes(x, knots) -> tuple[int, int]:
+    """P and K."""
+    return math.prod(x.shape[1:]), knots.shape[1] - 1
+
+
+def _backward_threads(bins: int) -> int:
+    """Whole warps of a block whose 3 (K-1) sums each find room; 0 beyond 43 bins."""
+    room = source.constant("spline", "SPLINE_SUMS") // (3 * (bins - 1))
+    return min(source.THREADS, room // 32 * 32)

@@ -1,0 +1,99 @@
+"""The log of training steps: an array on the device, laid out alike on every backend.
+
+Steps may be lined up faster than a device computes them, so what a step has to tell goes into an
+array there, which the host reads now and then.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+class Entry(IntEnum):
+    """The log's entries, float64.
+
+    Figures of the last step, their sums over COUNT steps, the last density, and what went wrong:
+    FAILED is the number (1, 2, …) of the first step with anything that is not finite, else 0. From
+    then on nothing is updated, neither the log nor the parameters.
+    """
+
+    SURROGATE = 0
+    RECONSTRUCTION = 1
+    NORM = 2
+    SURROGATE_SUM = 3
+    RECONSTRUCTION_SUM = 4
+    NORM_SUM = 5
+    COUNT = 6
+    DENSITY = 7
+    FAILED = 8
+
+
+SIZE = len(Entry)
+LAST = slice(Entry.SURROGATE, Entry.SURROGATE_SUM)
+SUMS = slice(Entry.SURROGATE_SUM, Entry.COUNT)
+SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
+
+
+def cuda_enum() -> str:
+    """The entries as a line of CUDA C++, for the kernels that write the log."""
+    return f"enum {{ {', '.join(f'{entry.name} = {entry.value}' for entry in Entry)} }};\n"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A log on the host. Figures are (surrogate, reconstruction, gradient norm).
+
+    last: of the last step; averages: of the steps since they were cleared, NaN where there are
+    none; failed: the number of the first failed step, or 0; density_finite: whether the last
+    density was finite, so that a failure is the gradient's.
+    """
+
+    last: tuple[float, float, float]
+    averages: tuple[float, float, float]
+    failed: int
+    density_finite: bool
+
+
+class StepLog:
+    """A log of steps, which `ops.step.new_log()` makes. array: its entries, on the device."""
+
+    def __init__(self, room):
+        self._room, self.array = room, room.device.asarray(np.zeros(SIZE))
+
+    def density(self, log_density, number) -> None:
+        """Log the mean of the log-densities (N,) of step `number` (1, 2, …)."""
+        self._room.log_density(log_density, number, self.array)
+
+    def step(self, reconstruction, squares, lam, number) -> None:
+        """Log step `number`: Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
+        self._room.log_step(reconstruction, squares, lam, number, self.array)
+
+    @property
+    def failed(self):
+        """Of shape (), on the device: not 0 once a step has failed."""
+        return self.array[Entry.FAILED, ...]
+
+    def read(self) -> Reading:
+        """The log as it is once all steps so far are done: waits for the device."""
+        log = self._room.device.to_host(self.array)
+        last, sums, count = log[LAST].tolist(), log[SUMS].tolist(), float(log[Entry.COUNT])
+        averages = [total / count if count else math.nan for total in sums]
+        failed, finite = int(log[Entry.FAILED]), math.isfinite(log[Entry.DENSITY])
+        return Reading(tuple(last), tuple(averages), failed, finite)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """What the averages are made of: three sums and the number of steps. Waits."""
+        return tuple(self._room.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
+
+    def restore(self, sums: tuple[float, ...]) -> None:
+        """Go on with the averages of another log, from its `sums`."""
+        self.array[SUMS_AND_COUNT] = self._room.device.asarray(np.array(sums, np.float64))
+
+    def clear_averages(self) -> None:
+        """Average over the steps that follow."""
+        self.array[SUMS_AND_COUNT] = 0

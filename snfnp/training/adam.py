@@ -1,0 +1,44 @@
+"""Adam by hand (Kingma & Ba 2014), linear warm-up, and clipping by the global norm.
+
+The optimiser ascends: gradients are of the objective that the paper maximises (Eq. 3).
+Derivation: derivations/06-adam.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Adam:
+    """p ← p + lr · m̂/(√v̂ + ε), ε outside the root. State: m and v, flat like p."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def update(self, ops, gradient, lr, step, clip_norm: float | None = None, failed=0.0, *, out):
+        """One ascent step on the flat buffers out = (p, m, v). step = 1, 2, … O(P).
+
+        Where `clip_norm` is set, a gradient of larger global norm is scaled down to it first.
+        lr, step and failed are numbers, or arrays of shape () on the device; where `failed` is
+        not 0, nothing is updated (see `ops.step.adam`).
+        Returns Σ g², the squared norm of the gradient before clipping.
+        """
+        scale = 1.0
+        if clip_norm is not None:
+            scale = clip_scale(ops, ops.linalg.sum_squares(gradient), clip_norm)
+        settings = (self.beta1, self.beta2, self.eps)
+        return ops.step.adam(gradient, lr, *settings, step, scale, failed, out=out)
+
+
+def clip_scale(ops, squares, clip_norm: float):
+    """The factor (at most 1) that brings a gradient of Σ g² = `squares` within `clip_norm`."""
+    xp = ops.xp
+    return xp.minimum(1.0, clip_norm / (xp.sqrt(squares) + 1e-6))
+
+
+def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:
+    """The learning rate of step 0, 1, …: linear up to `lr` over the first epochs (A.3)."""
+    warmup_steps = warmup_epochs * steps_per_epoch
+    return lr if step + 1 >= warmup_steps else lr * (step + 1) / warmup_steps

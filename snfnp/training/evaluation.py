@@ -1,0 +1,102 @@
+"""Exact evaluations: of the validation images as a run goes on, of the test images at its end."""
+
+from __future__ import annotations
+
+import math
+
+from snfnp.errors import DivergedError
+from snfnp.likelihood import Evaluation, Likelihood
+from snfnp.training.config import TrainConfig
+from snfnp.training.progress import Clock
+from snfnp.training.trainer import Trainer
+
+# The noise of every evaluation during and after training, so that epochs and runs compare.
+EVALUATION_SEED = 0
+_TOLERATED = 2.0  # times the bits that count as the worst of a run that learns
+
+
+class Evaluator:
+    """Evaluates the trainer's parameters, and knows the best epoch so far.
+
+    best: that epoch's record (see `validate`), or None.
+    """
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
+        self.best: dict | None = None
+        self._config, self._trainer, self._clock = config, trainer, clock
+
+    def validate(self, epoch: int, images) -> dict:
+        """The record of an epoch: exact validation likelihood, and its steps' average figures.
+
+        Raises DivergedError where any of it is not finite, or the likelihood has exploded.
+        """
+        found = self._evaluate(self._trainer.likelihood(), images)
+        metrics, speed = self._trainer.averages(), self._clock.steps_per_second
+        record = {
+            "epoch": epoch,
+            "step": self._trainer.step,
+            "seconds": round(self._clock.seconds, 3),
+            "validation_nll_nats": found.nll,
+            "validation_bits_per_dimension": found.bits_per_dimension,
+            "surrogate": metrics.surrogate,
+            "reconstruction": metrics.reconstruction,
+            "gradient_norm": metrics.gradient_norm,
+            "samples_per_second": round(speed * self._config.batch_size, 1),
+            "lam": self._trainer.lam,
+        }
+        for name, value in record.items():
+            if not math.isfinite(value):
+                what = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
+                raise DivergedError(f"the exact {what} after epoch {epoch} is not finite")
+        self._refuse_explosion(record, images)
+        if self.best is None or found.nll < self.best["validation_nll_nats"]:
+            self.best = record
+        return record
+
+    def _refuse_explosion(self, record: dict, images) -> None:
+        """Raises DivergedError where a likelihood is finite, but no model's that learns.
+
+        Pixels of 256 values take 8 bits each without any model. Before it has learned much, a flow
+        may be worse; later, overfitting or noise may make it worse than it was: so the limit is
+        twice those bits or twice the best so far, whichever is more. Where nothing was evaluated
+        yet, the best so far is what the run started from.
+        """
+        key = "validation_bits_per_dimension"
+        bits, limit = record[key], _TOLERATED * math.log2(self._trainer.flow.preprocess.levels)
+        if self.best is not None:
+            limit = max(limit, _TOLERATED * self.best[key])
+        elif bits > limit:
+            start = self._evaluate(self._trainer.start(self._clock.images_of(0)), images)
+            limit = max(limit, _TOLERATED * start.bits_per_dimension)
+        if bits > limit:
+            raise DivergedError(
+                f"the exact validation likelihood after epoch {record['epoch']} has exploded: "
+                f"{bits:.4g} bits/dim, where {limit:.4g} would be twice as bad as it has been"
+            )
+
+    def describe(self, record: dict) -> str:
+        """A record in a line; the best one has a star."""
+        star = "*" if record is self.best else " "
+        return (
+            f"epoch {record['epoch']:4d}/{self._config.epochs}  "
+            f"exact validation NLL {record['validation_nll_nats']:8.2f} nats "
+            f"= {record['validation_bits_per_dimension']:.4f} bits/dim {star} | "
+            f"surrogate {record['surrogate']:.1f}, reconstruction {record['reconstruction']:.2e}, "
+            f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
+        )
+
+    def test(self, p, images) -> Evaluation:
+        """Test images at parameters p, a flat host array."""
+        trainer = self._trainer
+        flat = trainer.ops.asarray(p)
+        likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, flat)
+        found = self._evaluate(likelihood, images)
+        if not math.isfinite(found.nll):
+            raise DivergedError("the exact test likelihood at the best epoch is not finite")
+        return found
+
+    def _evaluate(self, likelihood: Likelihood, images) -> Evaluation:
+        # Where memory is short, people make batches smaller, and evaluation, in double precision
+        # but without gradients, is to follow.
+        at_once = 10 * self._config.batch_size
+        return likelihood.evaluate(images, EVALUATION_SEED, at_once=at_once)

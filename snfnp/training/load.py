@@ -1,0 +1,73 @@
+"""A run as it lies in its folder, opened again: for a notebook, an evaluation, or a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from snfnp.flow import Flow
+from snfnp.likelihood import Likelihood
+from snfnp.ops import Ops, get_ops
+from snfnp.parameters import Layout
+from snfnp.training.checkpoint import Checkpoint, load_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.run import RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run at a checkpoint.
+
+    folder: its files; record: its config.json; config: how it was trained (the optimiser's
+    settings are those at the checkpoint, where they were changed on the way); ops: what computes now; flow, layout: its model and where each parameter lies; checkpoint: the state, on the host.
+    """
+
+    folder: RunFolder
+    record: dict
+    config: TrainConfig
+    ops: Ops
+    flow: Flow
+    layout: Layout
+    checkpoint: Checkpoint
+
+    @cached_property
+    def params(self) -> dict:
+        """{layer: {name: array}} on the device, in double precision."""
+        return self.layout.views(self.ops.asarray(self.checkpoint.p, np.float64))
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """The exact likelihood, and samples. The first use costs every layer's determinant."""
+        return Likelihood(self.ops, self.flow, self.layout, self.ops.asarray(self.checkpoint.p))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the images that it was trained on."""
+        return self.folder.data(self.record)[1]
+
+
+def load_run(
+    path: str | Path,
+    checkpoint: str = "best",
+    backend: str | None = None,
+    *,
+    ops: Ops | None = None,
+) -> LoadedRun:
+    """The run in a folder.
+
+    checkpoint: "best", the best validation epoch, or "last"; backend: what computes (default:
+    what the run was started with, without its --tf32); ops: the same, where it was made before.
+    Raises UsageError where `path` is no run's folder, CheckpointError where the checkpoint is
+    missing, damaged or another run's, SnfnpError where config.json is damaged.
+    """
+    folder, record = RunFolder.open(Path(path))
+    config = TrainConfig.from_dict(record["config"])
+    ops = ops or get_ops(backend or config.backend)
+    flow = config.build_flow(folder.data(record)[1])
+    layout = Layout.of(flow.parameter_shapes())
+    saved = load_checkpoint(folder.checkpoint(checkpoint), layout, record)
+    config = config.as_at(saved.record["config"])
+    return LoadedRun(folder, record, config, ops, flow, layout, saved)

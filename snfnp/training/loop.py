@@ -1,0 +1,138 @@
+"""Training: the loop over steps and epochs. A step is in `trainer.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from snfnp.data import Dataset
+from snfnp.errors import CheckpointError, DivergedError
+from snfnp.training.batches import Batches
+from snfnp.training.checkpoint import load_checkpoint
+from snfnp.training.checkpointer import Checkpointer
+from snfnp.training.config import TrainConfig
+from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
+from snfnp.training.progress import Clock, ProgressLine
+from snfnp.training.run import RunFolder, describe_run
+from snfnp.training.signals import Requests
+from snfnp.training.trainer import Trainer
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    ops,
+    run: RunFolder,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+    rollback: bool = False,
+) -> dict:
+    """Train to the configured number of epochs and return the summary that it also writes.
+
+    config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
+    `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
+    end reports the test images at it. resume: go on from the last checkpoint; rollback: from the
+    best one, or from the start where there is none yet.
+
+    An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
+    KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError where another program
+    trains in the folder, DivergedError, with the options to go on with, where numbers are not
+    finite or the likelihood explodes.
+    """
+    with run.lock, Requests() as requests:
+        flow = config.build_flow(dataset.train.shape[1:])
+        batches = Batches(ops, dataset.train, config, flow.shape)
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report)
+        clock = Clock(trainer, batches)
+        evaluator = Evaluator(config, trainer, clock)
+        checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
+        if resume or rollback:
+            checkpoints.resume(rollback, report)
+        else:
+            checkpoints.start(describe_run(config, flow, trainer.layout, dataset, ops))
+        report(_introduction(config, flow, trainer, dataset, ops, run))
+        try:
+            _take_steps(dataset, batches, evaluator, checkpoints, requests, report)
+            return _summarise(run, dataset, trainer, clock, evaluator, report)
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {checkpoints.advice()}") from None
+
+
+def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> None:
+    """All steps that are left, with evaluations and checkpoints."""
+    run, config, trainer = checkpoints.run, checkpoints.config, checkpoints.trainer
+    clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
+    with ProgressLine(config, trainer, clock, steps) as line, requests.stops_between_steps():
+        clock.start()
+        while trainer.step < steps:
+            trainer.training_step(batches(trainer.step))
+            line.advance()
+            epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
+            if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
+                line.clear()
+                clock.stop()
+                record = evaluator.validate(epoch, dataset.validation)
+                run.append_metrics(record)
+                checkpoints.save(run.last)
+                if record is evaluator.best:
+                    checkpoints.save(run.best)
+                report(evaluator.describe(record))
+                clock.start()
+            elif checkpoints.due() or requests.checkpoint or requests.stop:
+                checkpoints.save(run.last)
+            if requests.checkpoint:
+                line.clear()
+                report(f"checkpoint at step {trainer.step}: {run.last}")
+                requests.checkpoint = False
+            if requests.stop:
+                report(
+                    f"interrupted at step {trainer.step}: everything is in {run.last}; go on with "
+                    f"--resume --out {run.path}"
+                )
+                raise KeyboardInterrupt
+
+
+def _introduction(config, flow, trainer, dataset, ops, run) -> str:
+    how = config.gradient
+    if config.rule.learns_inverse:
+        how += f" ({config.objective}, λ = {trainer.lam:g})"
+    elif config.gradient == "relative":
+        how += f" (bias: {config.relative_bias})"
+    return (
+        f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
+        f"{how} gradient, {ops.name} backend, {config.dtype}\n"
+        f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
+        f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
+        f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
+        f"run folder {run.path}" + (f"\n({ops.start_note})" if ops.start_note else "")
+    )
+
+
+def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
+    """The test likelihood at the best validation epoch, reported and in summary.json."""
+    best = evaluator.best
+    saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
+    if saved.step != best["step"]:
+        raise CheckpointError(
+            f"{run.best} is of step {saved.step}, but the best evaluation was at step "
+            f"{best['step']}: restore it, or start a new run"
+        )
+    test = evaluator.test(saved.p, dataset.test)
+    summary = {
+        "best_epoch": best["epoch"],
+        "validation_nll_nats": best["validation_nll_nats"],
+        "test_nll_nats": test.nll,
+        "test_bits_per_dimension": test.bits_per_dimension,
+        "reconstruction": best["reconstruction"],
+        "training_seconds": round(clock.seconds, 1),
+        "milliseconds_per_step": round(1e3 * clock.seconds / trainer.step, 2),
+    }
+    run.write_summary(summary)
+    report(
+        f"best epoch {summary['best_epoch']}: exact validation NLL "
+        f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats = "
+        f"{test.bits_per_dimension:.4f} bits/dim ({test.images} test images, dequantisation "
+        f"seed {EVALUATION_SEED})\n"
+        f"{trainer.step} steps in {clock.seconds:.1f} s, "
+        f"{summary['milliseconds_per_step']:.2f} ms per step"
+    )
+    return summary

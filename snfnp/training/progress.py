@@ -1,0 +1,91 @@
+"""What a person sees while steps are taken, and the time that these take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from snfnp.training.config import TrainConfig
+from snfnp.training.trainer import Trainer
+
+_SHOW_EVERY = 0.25  # seconds between updates of the figures
+
+
+class Clock:
+    """Seconds spent on training steps alone: it runs from `start` to `stop`.
+
+    images_of(step): the images of step 0, 1, …
+    """
+
+    def __init__(self, trainer: Trainer, images_of: Callable):
+        self.seconds = 0.0
+        self._trainer, self.images_of = trainer, images_of
+        self._counted: float | None = None  # up to when `seconds` is, while the clock runs
+        self._since = (0, 0.0)  # step and seconds at the last start
+
+    def start(self) -> None:
+        self._counted = time.perf_counter()
+        self._since = (self._trainer.step, self.seconds)
+
+    def settle(self) -> None:
+        """Wait for all steps, count their time, and raise DivergedError where one failed."""
+        self._trainer.check(self.images_of)
+        if self._counted is not None:
+            now = time.perf_counter()
+            self.seconds += now - self._counted
+            self._counted = now
+
+    def skip(self) -> None:
+        """Do not count the time since `settle`."""
+        if self._counted is not None:
+            self._counted = time.perf_counter()
+
+    def stop(self) -> None:
+        self.settle()
+        self._counted = None
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of the steps that were counted since the last start."""
+        step, seconds = self._since
+        return (self._trainer.step - step) / (self.seconds - seconds)
+
+
+class ProgressLine:
+    """The progress bar, in units of images, with the last step's figures. A context manager."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
+        self._trainer, self._clock, self._batch = trainer, clock, config.batch_size
+        self._bar = tqdm(
+            total=steps * config.batch_size,
+            initial=trainer.step * config.batch_size,
+            unit="img",
+            unit_scale=True,
+            disable=None,  # no bar where the output is not a terminal
+            dynamic_ncols=True,
+        )
+        self._shown = time.perf_counter()
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One more step. Its figures are shown now and then only: a look waits for the device."""
+        self._bar.update(self._batch)
+        if time.perf_counter() - self._shown >= _SHOW_EVERY:
+            self._clock.settle()
+            self._shown = time.perf_counter()
+            metrics = self._trainer.metrics()
+            self._bar.set_postfix_str(
+                f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+                f"|grad| {metrics.gradient_norm:.1f}"
+            )
+
+    def clear(self) -> None:
+        """Make room for other lines."""
+        self._bar.clear()

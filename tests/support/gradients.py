@@ -1,0 +1,63 @@
+"""Backward passes as the tests take them: parameters off special points, buffers full of NaN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from snfnp.context import BackwardContext
+from snfnp.parameters import Layout
+
+
+def moved(params, rng, scale=0.1):
+    """Parameters {name: array} or {layer: {name: array}}, each moved by normal noise."""
+    if isinstance(params, dict):
+        return {name: moved(value, rng, scale) for name, value in params.items()}
+    return params + scale * rng.standard_normal(params.shape)
+
+
+def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
+    """δ_x, {name: gradient} and the context of one layer's backward pass.
+
+    dlatent: δ of the latent, where one leaves at the layer; dldj: default 1/N, as in training.
+    """
+    dldj = np.full(len(dz), 1 / len(dz), dz.dtype) if dldj is None else dldj
+    grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    ctx = BackwardContext(ops, dldj, lam)
+    # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
+    return layer.backward(ctx, p, cache, dz, dict(grads), *dlatent), grads, ctx
+
+
+@dataclass(frozen=True)
+class FlowPass:
+    """A forward and a backward pass of a flow: its results, and the gradients of the mean over the
+    batch, in `flat` and in views of it."""
+
+    latents: tuple
+    ldj: np.ndarray
+    dx: np.ndarray
+    grads: dict
+    flat: np.ndarray
+    ctx: BackwardContext
+
+
+def flow_backward(ops, flow, params, x, lam=0.0, recompute=False) -> FlowPass:
+    """The gradients of the training objective (Eq. 3) of a batch x."""
+    latents, ldj, caches = flow.forward(ops, params, x, recompute)
+    layout = Layout.of(flow.parameter_shapes())
+    flat = np.zeros(layout.size, x.dtype)
+    grads = layout.views(flat)
+    for named in grads.values():
+        for gradient in named.values():
+            gradient[...] = np.nan
+    ctx = BackwardContext(ops, np.full(len(x), 1 / len(x), x.dtype), lam)
+    dx = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+    return FlowPass(latents, ldj, dx, grads, flat, ctx)
+
+
+def mean_log_density(ops, flow, params, x) -> float:
+    """The mean exact log-density of x in nats: what an exact backward pass is the gradient of."""
+    latents, ldj, _ = flow.forward(ops, params, x)
+    log_dets = sum(flow.log_dets(ops, params).values())
+    return float((flow.log_density(ops, latents) + ldj).mean() + log_dets)

@@ -1,0 +1,295 @@
+"""Running the CUDA kernels on the CPU: the GPU's rooms on NumPy arrays, through g++.
+
+Every room's kernels are compiled after `hostcuda.h`, once for both types, into a library that is
+kept under a name made of its content.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from scipy.linalg import get_lapack_funcs
+
+from snfnp.ops import Ops, RandomKey, get_ops
+from snfnp.ops.backends import assemble, cupy_rooms
+from snfnp.ops.gpu import source
+from snfnp.ops.gpu.device import Gpu
+from snfnp.ops.gpu.launch import Strided
+from snfnp.ops.linalg.gpu import GpuLinearAlgebra
+from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
+from support.operation_cases import OVERRIDES
+
+HEADER = Path(__file__).with_name("hostcuda.h")
+# Contraction of a·b + c as on a GPU, where this CPU has the instruction.
+FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+GUARD = 64  # bytes on both sides of an array
+# One of these is in all bytes of an array's guards: numbers from 12 to 1e16, or from 2e6 to 1e127.
+# Neighbours have different ones, so that a value that is read outside and stored outside shows.
+_GUARD_BYTES = range(0x41, 0x5B)
+
+_SHARED = re.compile(r"__shared__\s+([\w\s<>*]+?)\s*\b(\w+)((?:\[[^\]]*\])*);")
+
+
+class Launcher:
+    """launch(name, dtype, blocks, *arguments) as `snfnp.ops.gpu.launch.Launcher`, on NumPy arrays.
+
+    folder: where libraries are kept; backwards: the order of threads and blocks; text_of: the text
+    of a room's kernels; launched: the names of the kernels that ran. What CuPy would accept is an
+    error here: an argument of another type than the kernel's, and arrays that overlap where a
+    kernel declares that they do not.
+    """
+
+    def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
+        self._folder, self._backwards, self._text_of = folder, backwards, text_of
+        self._flags = flags
+        self._libraries: dict[str, ctypes.CDLL] = {}
+        self.launched: set[str] = set()
+
+    def __call__(self, name, dtype, blocks, *arguments, threads=source.THREADS):
+        assert isinstance(blocks, int) and 0 <= blocks < 2**31, blocks
+        assert threads in range(32, source.THREADS + 1, 32), threads
+        if not blocks:
+            return
+        function = getattr(self.library(source.kernels()[name]), _symbol(name, np.dtype(dtype)))
+        function.restype = ctypes.c_char_p
+        types = source.parameters(name)
+        assert len(arguments) == len(types), f"{name} takes {len(types)} arguments"
+        converted = [
+            _converted(f"{name}, argument {position}", argument, kind, dtype)
+            for position, (argument, kind) in enumerate(zip(arguments, types, strict=True))
+        ]
+        _check_overlap(name, arguments, types)
+        self.launched.add(name)
+        error = function(blocks, threads, int(self._backwards), *converted)
+        assert error is None, f"{name}: {error.decode()}"
+
+    def library(self, room: str) -> ctypes.CDLL:
+        if room not in self._libraries:
+            path = compile_room(room, self._text_of(room), self._folder, self._flags)
+            self._libraries[room] = ctypes.CDLL(str(path))
+        return self._libraries[room]
+
+
+def compile_all(folder: Path, flags=()) -> None:
+    """Compile what is not in the folder yet, two rooms at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        compiled = pool.map(
+            lambda room: compile_room(room, source.source(room), folder, flags), source.rooms()
+        )
+        list(compiled)
+
+
+def compile_room(room: str, text: str, folder: Path, flags=()) -> Path:
+    """The library with all kernels of a room, of this text."""
+    names = [name for name, place in source.kernels().items() if place == room]
+    text = f"#include {str(HEADER)!r}\n".replace("'", '"') + _with_static_arrays(text)
+    text += "".join(_entry_point(name, dtype) for name in names for dtype in source.TYPES)
+    command = ["g++", *FLAGS, *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
+    # the name of the machine: libraries are for its processor
+    content = (text, HEADER.read_text(), *command, platform.node())
+    name = f"{room}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+    library = Path(folder, f"{name}.so")
+    if not library.exists():
+        code = library.with_suffix(".cpp")
+        code.write_text(text)
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, str(code), "-o", str(unfinished)], check=True)
+        unfinished.rename(library)
+    return library
+
+
+def _with_static_arrays(text: str) -> str:
+    changed = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
+    assert "__shared__" not in changed, "declare one shared array per line"
+    return changed
+
+
+def _symbol(name, dtype) -> str:
+    return f"{name}_{source.TYPES[str(dtype)]}"
+
+
+def _entry_point(name, dtype) -> str:
+    """A C function that launches a kernel for one type."""
+    real = source.TYPES[dtype]
+    types = [re.sub(r"\bT\b", real, kind) for kind in source.parameters(name)]
+    declarations = "".join(f", {kind} a{i}" for i, kind in enumerate(types))
+    arguments = ", ".join(f"a{i}" for i in range(len(types)))
+    return (
+        '\nextern "C" __attribute__((visibility("default"))) const char* '
+        f"{_symbol(name, dtype)}(unsigned int blocks, unsigned int threads, int backwards"
+        f"{declarations}) {{\n  return hostcuda::launch(blocks, threads, backwards, "
+        f"[=] {{ {name}<{real}>({arguments}); }});\n}}\n"
+    )
+
+
+def _converted(where, argument, kind: str, dtype):
+    """An argument for ctypes; it must be of the very type that the kernel declares."""
+    if kind == "long long":
+        assert isinstance(argument, (bool, int, np.integer)), f"{where}: {argument!r} is no integer"
+        return ctypes.c_longlong(np.int64(argument))
+    if kind == "double":
+        assert isinstance(argument, (float, np.floating)), f"{where}: {argument!r} is not real"
+        return ctypes.c_double(argument)
+    if argument is None:
+        return ctypes.c_void_p()
+    array = argument.array if isinstance(argument, Strided) else argument
+    expected = np.dtype(dtype if source.POINTED[kind] == "T" else source.POINTED[kind])
+    assert isinstance(array, np.ndarray), f"{where}: {array!r} is no array"
+    assert array.dtype == expected, f"{where}: {array.dtype} instead of {expected}"
+    assert array is not argument or array.flags.c_contiguous, f"{where} is not contiguous"
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _check_overlap(name, arguments, types) -> None:
+    """`__restrict__` promises that nothing else leads to what is written."""
+    text = source.source(source.kernels()[name])
+    (declared,) = re.findall(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
+    restricted = ["__restrict__" in each for each in declared.split(",")]
+    arrays = [a.array if isinstance(a, Strided) else a for a in arguments]
+    pointers = [i for i, array in enumerate(arrays) if isinstance(array, np.ndarray)]
+    for i in pointers:
+        for j in pointers:
+            promised = restricted[i] and not types[i].startswith("const ")
+            if i != j and promised and np.may_share_memory(arrays[i], arrays[j]):
+                raise AssertionError(f"{name}: arguments {i} and {j} overlap")
+
+
+class _Products:
+    """`snfnp.ops.gpu.cublas.Products` on NumPy arrays."""
+
+    def gemm(self, a, b, out, beta=0.0):
+        assert a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
+        out[...] = a @ b + (beta * out if beta else 0)
+
+
+class HostGpu(Gpu):
+    """The GPU's device on the CPU: NumPy's array namespace, and the kernels through `Launcher`.
+
+    Arrays that kernels fill are made full of NaN and between guard cells; `check` looks at these,
+    and at the counter. guard: bytes on each side (0 where a sanitizer guards arrays).
+    """
+
+    def __init__(self, launcher: Launcher, guard: int = GUARD):
+        self.xp = np
+        self.tf32 = False
+        self.launch = launcher
+        self.products = _Products()
+        self._guard, self._blocks = guard, []
+        self._counter = np.zeros(1, np.uint32)
+
+    def empty(self, shape, dtype):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        byte = _GUARD_BYTES[len(self._blocks) % len(_GUARD_BYTES)]
+        block = np.full(size + 2 * self._guard, byte, np.uint8)
+        self._blocks.append((block, size, byte))
+        array = block[self._guard : self._guard + size]
+        array[...] = 0xFF  # NaN
+        return array.view(dtype).reshape(shape)
+
+    def to_host(self, array):
+        return np.asarray(array)
+
+    def constant(self, host):
+        return self.asarray(host, np.float64)
+
+    def guarded(self, array):
+        """A copy of a C-contiguous array between guard cells."""
+        copy = self.empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def check(self, where: str) -> None:
+        for block, size, byte in self._blocks:
+            around = np.delete(block, np.s_[self._guard : self._guard + size])
+            assert np.all(around == byte), f"{where} stored outside an array of {size} bytes"
+        self._blocks.clear()
+        assert self._counter[0] == 0, f"{where} left the counter at {self._counter[0]}"
+
+
+class _HostLinearAlgebra(GpuLinearAlgebra):
+    """LAPACK's solver instead of cuSOLVER's."""
+
+    def _solve(self, a, rows):
+        gesv = get_lapack_funcs("gesv", (a, rows))
+        lu, _, x, _ = gesv(a, rows.T)
+        return np.ascontiguousarray(x.T), lu.diagonal()
+
+
+def host_ops(launcher: Launcher, guard: int = GUARD) -> Ops:
+    """The GPU's operations on a `HostGpu`."""
+    return assemble(HostGpu(launcher, guard), cupy_rooms() | {"linalg": _HostLinearAlgebra})
+
+
+def run_all(ops: Ops, sizes=SIZES) -> None:
+    """Every case of the table, and what launches kernels without being an operation on arrays."""
+    for name, case in OVERRIDES.items():
+        for dtype in FLOATS:
+            for size in sizes:
+                hold(ops, name, case(np.random.default_rng(0), dtype, size))
+    hold_scalars(ops)
+    hold_images(ops)
+
+
+def hold(ops: Ops, name: str, call, layout=None) -> None:
+    """An operation does what the definition says, and stores nothing outside its arrays."""
+    assert_as_defined(ops, name, call, in_order(ops.device.guarded), layout)
+    ops.device.check(name)
+
+
+def hold_scalars(ops: Ops) -> None:
+    scalars = ops.step.scalars()
+    scalars.set(2**40 + 3, 0.25, 3.0)
+    found = [float(each) for each in (scalars.number, scalars.lr, scalars.lam)]
+    assert found == [2**40 + 4, 0.25, 3.0]
+    assert scalars.step == 2**40 + 3
+
+
+def hold_images(ops: Ops) -> None:
+    rng = np.random.default_rng(0)
+    images, order = rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8), rng.permutation(9)
+    for key in (None, RandomKey(3, 1, 4)):
+        sources = [each.images.source(images) for each in (ops, get_ops("numpy"))]
+        for each in sources:
+            each.reorder(order)
+        np.testing.assert_array_equal(*(each.take(2, 6, key) for each in sources))
+        ops.device.check("images")
+
+
+def patched(room: str, old: str, new: str):
+    """source.source with a change to one room's kernels: what the tests must notice."""
+
+    def text_of(name):
+        text = source.source(name)
+        if name != room:
+            return text
+        assert old in text, f"{room} has no {old!r}"
+        return text.replace(old, new)
+
+    return text_of
+
+
+def main(folder: str, *patch: str) -> None:
+    """Run all kernels under the sanitizers, which this process was started with.
+
+    patch: arguments of `patched`. Prints the names of the kernels that ran.
+    """
+    text_of = patched(*patch) if patch else source.source
+    ops = host_ops(Launcher(folder, text_of=text_of, flags=SANITIZE), guard=0)
+    run_all(ops, [size for size in SIZES if math.prod(size) < 5000])
+    print(*sorted(ops.device.launch.launched))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,256 @@
+"""Calls of operations, the shapes they are tried on, and how a backend is held to a definition.
+
+The same calls (`operation_cases.py`) are made on every backend: on a CPU (`test_ops.py`), on a GPU
+or its stand-in (`gpu/test_ops.py`), and kernel by kernel through a C++ compiler
+(`test_kernels_host.py`). An operation is named "room.operation", as in `ops.spline.forward`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import numpy as np
+
+from snfnp.ops import get_ops
+from snfnp.ops.backends import numpy_rooms
+
+DEFINITION = get_ops("numpy")
+FLOATS = [np.float64, np.float32]
+
+
+@dataclass
+class Call:
+    """One call of an operation, and how far two correct results may be apart.
+
+    bounds: one array or number per result (0: they must be equal), then one per array named in
+    `mutated`, the positions of the arguments that the operation updates.
+    strided: the positions of arguments that need not be contiguous; host: of arrays that stay on
+    the host, whatever the device.
+    """
+
+    args: tuple
+    bounds: tuple
+    mutated: tuple[int, ...] = ()
+    strided: tuple[int, ...] = ()
+    host: tuple[int, ...] = ()
+
+    def in_double(self):
+        """The same call in double precision, with the same bounds."""
+        return replace(self, args=tuple(_in_double(a) for a in self.args))
+
+
+def _in_double(argument):
+    if isinstance(argument, type) and issubclass(argument, np.floating):
+        return np.float64
+    return each_array(lambda a: a.astype(float) if a.dtype.kind == "f" else a, argument)
+
+
+def eps_of(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def number(value, size):
+    """A number as operations take it: itself, or the array of shape () that a device has it in."""
+    return np.array(value) if size[0] < 5 else value
+
+
+# ---------------------------------------------------------------- shapes
+
+# No multiple of 16, 8 or 4 among the last axes; one sample; one value; a row longer than a
+# kernel's block of the flat buffer; images; more samples than a block has threads; and whole
+# warps, which fill blocks and tiles to the brim.
+SIZES = [(1, 1), (1, 13), (5, 37), (17, 2), (3, 16_411), (3, 5, 7, 2), (300, 3), (96, 8)]
+
+NO_SAMPLES = [(0, 5), (0, 3, 4, 2)]
+
+# For the convolutions, in the order of SIZES: images (N, H, W, I), kernel (kH, kW), outputs O.
+# Few and many channels, an odd number of outputs, a kernel larger than the image.
+CONVOLUTIONS = [
+    ((1, 1, 1, 1), (3, 3), 1),
+    ((1, 5, 3, 2), (5, 3), 3),
+    ((11, 4, 7, 3), (3, 3), 5),
+    ((17, 2, 2, 4), (3, 3), 9),
+    ((6, 28, 28, 1), (3, 3), 6),
+    ((3, 5, 7, 2), (1, 1), 4),
+    ((13, 5, 4, 72), (3, 3), 2),
+    ((16, 8, 8, 16), (3, 3), 16),
+]
+
+
+def convolution_shapes(rng, size):
+    """Images, kernel and outputs: those of the table, and for any other size they are drawn."""
+    if size in SIZES:
+        return CONVOLUTIONS[SIZES.index(size)]
+    height, width = map(int, rng.integers(1, 9, 2))
+    kernel = tuple(map(int, rng.choice([1, 2, 3, 5], 2)))
+    inputs, outputs = map(int, rng.choice([1, 2, 3, 4, 5, 9, 20], 2))
+    if any(size % 2 == 0 for size in kernel):  # of causal convolutions
+        outputs = inputs
+    return (min(size[0], 40), height, width, inputs), kernel, outputs
+
+
+def size_2d(size):
+    """Rows and columns of a matrix."""
+    return size[0], min(math.prod(size[1:]), 211)
+
+
+def random_sizes(seed: int, count: int) -> list[tuple[int, ...]]:
+    """Shapes of two to four axes, of 1 to 1000 samples and up to some thousand values."""
+    rng = np.random.default_rng(seed)
+    sizes = []
+    for axes in rng.integers(2, 5, count):
+        samples = int(10 ** rng.uniform(0, 3))
+        longest = max(2, int((20_000 / samples) ** (1 / (axes - 1))))
+        sizes.append((samples, *map(int, rng.integers(1, longest, axes - 1))))
+    return sizes
+
+
+# ---------------------------------------------------------------- running a case
+
+
+def copied(array):
+    return array.copy("K")
+
+
+def in_order(put):
+    """`put`, which takes C-contiguous arrays, for any: their axes stay in their order in memory."""
+
+    def put_any(array):
+        order = np.argsort([-stride for stride in array.strides], kind="stable")
+        moved = put(array.transpose(order))
+        return moved.transpose(tuple(map(int, np.argsort(order)))) if array.ndim else moved
+
+    return put_any
+
+
+def every_second(xp, array):
+    """The same values as a view with gaps along every axis."""
+    wide = xp.zeros(tuple(2 * n for n in array.shape), array.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+def transposed(xp, array):
+    """The same values, the first axis contiguous."""
+    return xp.asfortranarray(array)
+
+
+def each_array(change, argument):
+    """`argument` with `change` applied to an array, or to every array of a tuple of arrays."""
+    if isinstance(argument, tuple) and all(isinstance(a, np.ndarray) for a in argument):
+        return tuple(change(a) for a in argument)
+    return change(argument) if isinstance(argument, np.ndarray) else argument
+
+
+def run(ops, name, call, put=copied, layout=None):
+    """The results and then the updated arguments; every other array argument must be unchanged.
+
+    put: makes of a host array the array that `ops` is given; layout: of this a view of the same
+    values, where an operation takes such arguments.
+    """
+    args = [a if i in call.host else each_array(put, a) for i, a in enumerate(call.args)]
+    for position in call.strided if layout else ():
+        args[position] = layout(ops.xp, args[position])
+    found = results_and_updated(ops, name, call, args)
+    for position, (now, then) in enumerate(zip(args, call.args, strict=True)):
+        if isinstance(then, np.ndarray) and position not in call.mutated:
+            now = now if position in call.host else ops.to_host(now)
+            np.testing.assert_array_equal(now, then, f"{name} changed argument {position}")
+    return found
+
+
+def results_and_updated(ops, name, call, args):
+    """What a call returns and then the arrays that it updates (one argument may be several)."""
+    found = _flat(attrgetter(name)(ops)(*args))
+    for position in call.mutated:
+        updated = args[position]
+        found += updated if isinstance(updated, tuple) else [updated]
+    return [ops.to_host(f) if hasattr(f, "shape") else f for f in found if f is not None]
+
+
+def _flat(result) -> list:
+    """A result, or the results in a tuple or list, which may hold such."""
+    if not isinstance(result, tuple | list):
+        return [result]
+    return [part for each in result for part in _flat(each)]
+
+
+def reference(name, call):
+    """What every backend must come to, and the types it must come in.
+
+    That is the definition in double precision; where a bound is 0, the very bits of the
+    definition in the call's own.
+    """
+    own, double = (run(DEFINITION, name, each) for each in (call, call.in_double()))
+    triples = zip(own, double, call.bounds, strict=True)
+    expected = [np.where(np.asarray(bound) == 0, o, d) for o, d, bound in triples]
+    return expected, [np.asarray(o).dtype for o in own]
+
+
+def assert_as_defined(ops, name, call, put=copied, layout=None):
+    """`ops` does what the definition says, within the bounds of a case."""
+    expected, dtypes = reference(name, call)
+    found = run(ops, name, call, put, layout)
+    assert [np.asarray(f).dtype for f in found] == dtypes, name
+    assert_within(name, found, expected, call.bounds)
+
+
+def assert_within(name, found, expected, bounds):
+    assert len(found) == len(expected) == len(bounds)
+    for index, (f, e, bound) in enumerate(zip(found, expected, bounds, strict=True)):
+        assert np.shape(f) == np.shape(e)
+        # the comparison is in double, so that the bound is not rounded
+        difference = np.abs(np.asarray(f, np.float64) - np.asarray(e, np.float64))
+        if np.all(difference <= bound):
+            continue
+        excess = difference - bound
+        worst = np.unravel_index(np.argmax(excess), excess.shape)
+        raise AssertionError(
+            f"{name}, result {index} at {worst}: {np.asarray(f)[worst]!r} instead of "
+            f"{np.asarray(e)[worst]!r}, {np.max(excess):.1e} beyond the bound"
+        )
+
+
+# Where a NaN may stay within narrower bounds than the definition's, and why.
+NARROWER = {
+    "step.adam": "leaves its buffers as they are where a gradient is not finite",
+    "causal.inverse": "takes no product with what lies outside the image",
+}
+
+
+def assert_nan_spreads_as_defined(ops, name, call, put=copied):
+    """From one value of each array argument in turn, and nowhere else."""
+    for where, spoilt in _spoilt(call):
+        pairs = zip(run(ops, name, spoilt, put), run(DEFINITION, name, spoilt), strict=True)
+        for index, (found, expected) in enumerate(pairs):
+            what = f"{name}, {where}, result {index}"
+            found, expected = np.isnan(found), np.isnan(expected)
+            assert np.all(found <= expected), what
+            assert name in NARROWER or np.all(found == expected), what
+
+
+def _spoilt(call):
+    """(which array, the call with one NaN in it) for every array of the arguments."""
+    for position, argument in enumerate(call.args):
+        several = isinstance(argument, tuple)
+        for index, array in enumerate(argument if several else (argument,)):
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                continue
+            array = array.copy()
+            array.reshape(-1)[array.size // 2] = np.nan
+            changed = (*argument[:index], array, *argument[index + 1 :]) if several else array
+            args = (*call.args[:position], changed, *call.args[position + 1 :])
+            yield f"array {index} of argument {position}", replace(call, args=args)
+
+
+def overridden(rooms: dict[str, type]) -> set[str]:
+    """What the rooms of a backend define beyond their definitions: {"room.operation", …}."""
+    found = set()
+    for room, definition in numpy_rooms().items():
+        own = [cls for cls in rooms[room].__mro__ if cls not in definition.__mro__]
+        names = {name for cls in own for name, value in vars(cls).items() if callable(value)}
+        found |= {f"{room}.{name}" for name in names if not name.startswith("_")}
+    return found

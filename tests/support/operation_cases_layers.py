@@ -1,0 +1,307 @@
+"""Cases of what layers ask for: see `operation_cases.py`."""
+
+import math
+
+import numpy as np
+
+from snfnp.ops import RandomKey
+from support.operation_calls import DEFINITION, SIZES, Call, convolution_shapes, eps_of
+
+ALPHA = 0.3
+
+
+def call_density_gaussian_log_density(rng, dtype, size):
+    z = 3 * rng.standard_normal(size).astype(dtype)
+    dimension = math.prod(size[1:])
+    rows = z.reshape(len(z), dimension)
+    bound = (dimension + 4) * eps_of(dtype) * ((rows * rows).sum(axis=1) / 2 + dimension)
+    return Call((z,), bounds=(bound,), strided=(0,))
+
+
+def channels_of(size):
+    """(N, ..., C). Instead of a long row, pixels of 40 channels: two tiles of them on a GPU, and
+    more blocks share the rows of each than a block has lanes."""
+    return (size[0], 900, 40) if len(size) == 2 and size[1] > 1000 else size
+
+
+def channel_arrays(rng, dtype, size):
+    """x and a delta (N, ..., C), t and s (C,), ldj's delta (N,); the numbers of rows and pixels."""
+    shape = channels_of(size)
+    x, delta = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    t, s = (rng.standard_normal(shape[-1]).astype(dtype) for _ in range(2))
+    dldj = rng.standard_normal(shape[0]).astype(dtype)
+    return x, delta, t, s, dldj, math.prod(shape[:-1]), math.prod(shape[1:-1])
+
+
+def over_rows(array):
+    return array.reshape(-1, array.shape[-1]).sum(axis=0)
+
+
+def call_channels_sum(rng, dtype, size):
+    x, *_, rows, _ = channel_arrays(rng, dtype, size)
+    bound = rows * eps_of(dtype) * over_rows(np.abs(x))
+    if len(size) == 2:
+        return Call((x,), bounds=(bound,), strided=(0,))
+    out = np.full(x.shape[-1], np.nan, dtype)
+    return Call((x, out), bounds=(bound, bound), mutated=(1,), strided=(0,))
+
+
+# A difference or sum, e^s (its argument s is exact) to 2 ulp, a product, and one more sum.
+ACTNORM_ROUNDINGS = 8
+
+
+def call_channels_actnorm(rng, dtype, size):
+    x, _, t, s, _, _, pixels = channel_arrays(rng, dtype, size)
+    eps = eps_of(dtype)
+    bound_ldj = (s.size + 4) * eps * pixels * np.abs(s).sum()
+    bound_z = ACTNORM_ROUNDINGS * eps * np.abs(x - t) * np.exp(-s)
+    return Call((x, t, s), bounds=(bound_z, bound_ldj), strided=(0, 1, 2))
+
+
+def call_channels_actnorm_inverse(rng, dtype, size):
+    z, _, t, s, *_ = channel_arrays(rng, dtype, size)
+    bound = ACTNORM_ROUNDINGS * eps_of(dtype) * (np.abs(z) * np.exp(s) + np.abs(t))
+    return Call((z, t, s), bounds=(bound,), strided=(0, 1, 2))
+
+
+def call_channels_actnorm_backward(rng, dtype, size):
+    z, dz, _, s, dldj, rows, pixels = channel_arrays(rng, dtype, size)
+    eps, out = eps_of(dtype), tuple(np.full(s.shape, np.nan, dtype) for _ in range(2))
+    through = np.abs(dz) * np.exp(-s)
+    volume = pixels * np.abs(dldj).sum()
+    bound_t = (rows + ACTNORM_ROUNDINGS) * eps * over_rows(through)
+    bound_s = (rows + len(z) + 4) * eps * (over_rows(np.abs(dz * z)) + volume)
+    bounds = (ACTNORM_ROUNDINGS * eps * through, bound_t, bound_s)
+    return Call((dz, z, s, dldj, out), bounds=bounds, mutated=(4,), strided=(0, 1, 2, 3))
+
+
+def leaky_values(rng, dtype, size):
+    """Both signs, and sizes from 1e-3 to 1e2."""
+    return (rng.standard_normal(size) * 10.0 ** rng.uniform(-3, 2, size)).astype(dtype)
+
+
+def call_activation_smooth_leaky_relu(rng, dtype, size):
+    x = leaky_values(rng, dtype, size)
+    dimension = math.prod(size[1:])
+    eps = eps_of(dtype)
+    bound_y = 8 * eps * (np.abs(x) + math.log(2))
+    # each log f' lies in [log α, 0] and its argument in [α, 1] has a few roundings
+    bound_ldj = (8 + dimension) * eps * dimension * (1 - math.log(ALPHA))
+    return Call((x, ALPHA), bounds=(bound_y, bound_ldj, 8 * eps), strided=(0,))
+
+
+def call_activation_smooth_leaky_relu_inverse(rng, dtype, size):
+    y = leaky_values(rng, dtype, size)
+    # both stop at a residual of 2 eps (|y| + 1), evaluated to about twice that; f' >= α
+    bound = 2 * (2 + 4) * eps_of(dtype) * (np.abs(y) + 1) / ALPHA
+    return Call((y, ALPHA), bounds=(bound,), strided=(0,))
+
+
+def call_activation_smooth_leaky_relu_backward(rng, dtype, size):
+    sigma = rng.uniform(0, 1, size).astype(dtype)
+    dy = rng.standard_normal(size).astype(dtype)
+    dldj = rng.standard_normal(size[0]).astype(dtype)
+    column = np.abs(dldj).reshape(-1, *[1] * (len(size) - 1))
+    bound = 8 * eps_of(dtype) * (np.abs(dy) + column * (1 - ALPHA) / (4 * ALPHA))
+    return Call((sigma, dy, dldj, ALPHA), bounds=(bound,), strided=(0, 1))
+
+
+def call_images_preprocess(rng, dtype, size):
+    images = rng.integers(0, 256, size).astype(np.uint8)
+    images.reshape(-1)[:1], images.reshape(-1)[-1:] = 0, 255
+    # in double, |log s| and |log(1-s)| <= log(1/α) < 14; then one rounding to dtype
+    double, dimension = eps_of(np.float64), math.prod(size[1:])
+    bound_x = 8 * double * 28 + eps_of(dtype) * 14
+    bound_ldj = (8 + dimension) * double * dimension * 28 + eps_of(dtype) * dimension * 20
+    args = (images, RandomKey(1, 0, 9), 1e-6, 256, dtype)
+    return Call(args, bounds=(bound_x, bound_ldj), strided=(0,))
+
+
+def convolution(rng, dtype, size):
+    """x (N, H, W, I), a kernel and a delta (N, H, W, O)."""
+    shape, kernel, outputs = convolution_shapes(rng, size)
+    shapes = (shape, (*kernel, shape[3], outputs), (*shape[:3], outputs))
+    return [rng.standard_normal(s).astype(dtype) for s in shapes]
+
+
+def call_conv_patches(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    return Call((x, k.shape[:2]), bounds=(0,), strided=(0,))
+
+
+def call_conv_forward(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    products = k[..., 0].size
+    bound = 2 * (products + 2) * eps_of(dtype) * DEFINITION.conv.forward(np.abs(x), np.abs(k))
+    return Call((x, k), bounds=(bound,), strided=(0, 1))
+
+
+def call_conv_shift_and_add(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    kh, kw, _, outputs = k.shape
+    kh, kw = kh + size[0] % 2, kw + size[0] % 3  # also of even size, where both sides differ
+    products = rng.standard_normal((*x.shape[:3], kh, kw, outputs)).astype(dtype)
+    bound = 2 * kh * kw * eps_of(dtype) * DEFINITION.conv.shift_and_add(np.abs(products))
+    return Call((products,), bounds=(bound,), strided=(0,))
+
+
+def call_conv_weight_grad(rng, dtype, size):
+    x, k, delta = convolution(rng, dtype, size)
+    bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), add=True)
+    bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
+    return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def hidden_rows(rng, dtype, size):
+    """Two arrays (M, F)."""
+    shape = channels_of(size)
+    shape = (math.prod(shape[:-1]), shape[-1])
+    return [rng.standard_normal(shape).astype(dtype) for _ in range(2)]
+
+
+def call_coupling_bias_relu(rng, dtype, size):
+    out, _ = hidden_rows(rng, dtype, size)
+    b = rng.standard_normal(out.shape[1]).astype(dtype)
+    return Call((out, b), bounds=(0, 0), mutated=(0,), strided=(0, 1))
+
+
+def call_coupling_bias_relu_backward(rng, dtype, size):
+    out, a = hidden_rows(rng, dtype, size)
+    a = np.maximum(a, 0)
+    bound = 2 * len(out) * eps_of(dtype) * np.abs(out).sum(axis=0)
+    return Call((out, a), bounds=(bound, 0), mutated=(0,), strided=(0, 1))
+
+
+LOG_SCALE = 3.0  # k of bias_scale
+
+
+def call_coupling_bias_scale(rng, dtype, size):
+    v, out, b, logs, *_ = channel_arrays(rng, dtype, size)
+    # as for actnorm, but the exponent k logs is rounded
+    roundings = ACTNORM_ROUNDINGS + np.abs(LOG_SCALE * logs)
+    bound = roundings * eps_of(dtype) * np.abs(v + b) * np.exp(LOG_SCALE * logs)
+    args = (v, b, LOG_SCALE, logs, np.full_like(out, np.nan))
+    return Call(args, bounds=(bound, bound), mutated=(4,), strided=(0, 1, 3))
+
+
+def call_coupling_bias_scale_backward(rng, dtype, size):
+    h, dh, _, logs, _, rows, _ = channel_arrays(rng, dtype, size)
+    eps, out = eps_of(dtype), tuple(np.full(logs.shape, np.nan, dtype) for _ in range(2))
+    roundings = ACTNORM_ROUNDINGS + np.abs(LOG_SCALE * logs)
+    through = np.abs(dh) * np.exp(LOG_SCALE * logs)
+    bound_b = (rows + roundings) * eps * over_rows(through)
+    bound_logs = (rows + 4) * eps * LOG_SCALE * over_rows(np.abs(dh * h))
+    bounds = (roundings * eps * through, bound_b, bound_logs)
+    args = (dh, h, LOG_SCALE, logs, out)
+    return Call(args, bounds=bounds, mutated=(4,), strided=(0, 1, 3))
+
+
+def coupling_arrays(rng, dtype, size):
+    """x, h and dz (N, H, W, C) of even C; ldj's delta (N,); eˢ and x₂ of the definition."""
+    n, height, width, channels = convolution_shapes(rng, size)[0]
+    shape = (n, height, width, 2 * channels)
+    x, h, dz = (2 * rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    dldj = rng.standard_normal(n).astype(dtype)
+    return x, h, dz, dldj, np.exp(2 * np.tanh(h[..., ::2] / 2)), x[..., channels:]
+
+
+# |s| < 2, so s is off by a few eps, and eˢ by a few eps of itself.
+COUPLING_ROUNDINGS = 16
+
+
+def call_coupling_forward(rng, dtype, size):
+    x, h, _, _, e, x2 = coupling_arrays(rng, dtype, size)
+    eps = COUPLING_ROUNDINGS * eps_of(dtype)
+    bound_z = np.concatenate([0 * x2, eps * (np.abs(x2) * e + np.abs(h[..., 1::2]))], axis=-1)
+    dimension = math.prod(x2.shape[1:])
+    bound_ldj = (2 + dimension) * eps_of(dtype) * 2 * dimension
+    return Call((x, h), bounds=(bound_z, bound_ldj, eps), strided=(0, 1))
+
+
+def call_coupling_inverse(rng, dtype, size):
+    z, h, _, _, e, z2 = coupling_arrays(rng, dtype, size)
+    bound = COUPLING_ROUNDINGS * eps_of(dtype) * (np.abs(z2) + np.abs(h[..., 1::2])) / e
+    return Call((z, h), bounds=(np.concatenate([0 * z2, bound], axis=-1),), strided=(0, 1))
+
+
+def call_coupling_backward(rng, dtype, size):
+    x, h, dz, dldj, e, x2 = coupling_arrays(rng, dtype, size)
+    s, half = np.log(e), x2.shape[-1]
+    eps = COUPLING_ROUNDINGS * eps_of(dtype)
+    bound_2 = eps * np.abs(dz[..., half:]) * e
+    bound_dx = np.concatenate([0 * bound_2, bound_2], axis=-1)
+    bound_dh = np.zeros_like(bound_dx)
+    bound_dh[..., ::2] = bound_2 * np.abs(x2) + eps * np.abs(dldj[:, None, None, None])
+    return Call((x, s, dz, dldj), bounds=(bound_dx, bound_dh), strided=(0, 1, 2, 3))
+
+
+def call_causal_inverse(rng, dtype, size):
+    z = convolution(rng, dtype, size)[0]
+    channels = z.shape[3]
+    k = (0.2 * rng.standard_normal((2, 2, channels, channels))).astype(dtype)
+    k[1, 1] = np.triu(k[1, 1], 1) + np.diag(1 + abs(k[1, 1].diagonal()))
+    definition = DEFINITION.causal.inverse
+    x = definition(z, k)
+    # substitution: |error| <= (products + 2) eps M⁻¹ |T| |x|, M: T's diagonal and -|T| elsewhere
+    comparison = -np.abs(k)
+    comparison[1, 1] += 2 * np.diag(k[1, 1].diagonal())
+    bound = definition(DEFINITION.conv.forward(np.abs(x), np.abs(k)), comparison)
+    return Call((z, k), bounds=(2 * (4 * channels + 2) * eps_of(dtype) * bound,), strided=(0, 1))
+
+
+def spline_parameters(rng, dtype, size):
+    bins = 5 if size in SIZES else int(rng.integers(2, 9))
+    sizes = (bins, bins, bins - 1)
+    return [(0.3 * rng.standard_normal((*size[1:], n))).astype(dtype) for n in sizes]
+
+
+SPLINE = (10.0, 1e-3)  # bound and eps
+
+
+def call_spline_knots(rng, dtype, size):
+    raw = spline_parameters(rng, dtype, size)
+    eps, bound = eps_of(dtype), SPLINE[0]
+    # a position is a sum of up to eight shares of 2 B, each exact to a dozen roundings; the
+    # first and the last knot are what they are
+    bound_knots = np.full((raw[0].shape[-1] + 1, *[1] * (len(size) - 1)), 20 * eps * 2 * bound)
+    bound_knots[[0, -1]] = 0
+    return Call((*raw, *SPLINE), bounds=(bound_knots, 12 * eps), strided=(0, 1, 2))
+
+
+def spline_call(rng, dtype, size):
+    """x over all bins and both tails, knots and factors; mean slopes are between 1/6 and 6."""
+    knots, factors = DEFINITION.spline.knots(*spline_parameters(rng, dtype, size), *SPLINE)
+    x = rng.uniform(-1.2 * SPLINE[0], 1.2 * SPLINE[0], size).astype(dtype)
+    return x, knots, factors
+
+
+# t = (x - X)/w with w > 1 carries an error of a few eps · B; slopes and derivatives of their
+# logarithms, all below about 6, carry it on.
+SPLINE_ROUNDINGS = 6 * 6 * 10
+
+
+def call_spline_forward(rng, dtype, size):
+    x, knots, _ = spline_call(rng, dtype, size)
+    bound = SPLINE_ROUNDINGS * eps_of(dtype)
+    dimension = math.prod(size[1:])
+    bound_ldj = dimension * (bound + dimension * eps_of(dtype))
+    return Call((x, knots), bounds=(bound, bound_ldj), strided=(0,))
+
+
+def call_spline_inverse(rng, dtype, size):
+    x, knots, _ = spline_call(rng, dtype, size)
+    return Call((x, knots), bounds=(SPLINE_ROUNDINGS * eps_of(dtype),), strided=(0,))
+
+
+def call_spline_backward(rng, dtype, size):
+    x, knots, factors = spline_call(rng, dtype, size)
+    bins = knots.shape[1] - 1
+    dy = rng.standard_normal(size).astype(dtype)
+    dldj = rng.standard_normal(size[0]).astype(dtype)
+    out = tuple(np.full((*size[1:], n), np.nan, dtype) for n in (bins, bins, bins - 1))
+    each = (
+        SPLINE_ROUNDINGS * eps_of(dtype) * (np.abs(dy).max(initial=0) + np.abs(dldj).max(initial=0))
+    )
+    total = size[0] * 2 * SPLINE[0] * each  # a raw width is a share of 2 B
+    args = (x, knots, factors, *SPLINE, dy, dldj, out)
+    return Call(args, bounds=(each, total, total, total), mutated=(7,), strided=(0, 5))

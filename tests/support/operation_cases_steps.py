@@ -1,0 +1,185 @@
+"""Cases of random numbers, linear algebra and the optimiser: see `operation_cases.py`."""
+
+import math
+
+import numpy as np
+
+from snfnp.ops import RandomKey
+from snfnp.ops.step.log import SIZE, Entry
+from support.operation_calls import Call, convolution_shapes, eps_of, number, size_2d
+
+
+def call_random_uniform(rng, dtype, size):
+    return Call((RandomKey(5, 2**31 + 1, 2**40 + 3), size, dtype), bounds=(0,))
+
+
+def call_random_normal(rng, dtype, size):
+    # computed in double: radius < 6.7 times two cosines (few ulp), then one rounding to dtype
+    bound = 8 * eps_of(np.float64) * 6.7 + eps_of(dtype) * 6.7
+    return Call((RandomKey(5, 1, 2**40 + 3), size, dtype), bounds=(bound,))
+
+
+def product(rng, dtype, size):
+    """Factors, what their product is added to, and a bound for both (Higham, (3.13))."""
+    (m, n), k = size_2d(size), 19
+    a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))
+    out = rng.standard_normal((m, n)).astype(dtype)
+    return a, b, out, 2 * (k + 2) * eps_of(dtype) * (np.abs(a) @ np.abs(b) + np.abs(out))
+
+
+def call_linalg_matmul(rng, dtype, size):
+    a, b, out, bound = product(rng, dtype, size)
+    if len(size) == 2:
+        return Call((a, b), bounds=(bound,), strided=(0, 1))
+    return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
+
+
+def call_linalg_matmul_add(rng, dtype, size):
+    a, b, out, bound = product(rng, dtype, size)
+    return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def call_linalg_scale_into(rng, dtype, size):
+    """flip(W) of a dense map, in more than one tile each way; of a convolution, with its m."""
+    if len(size) == 4:
+        _, kernel, outputs = convolution_shapes(rng, size)
+        w = rng.standard_normal((*kernel, size[3], outputs)).astype(dtype)
+        a = w[::-1, ::-1].swapaxes(2, 3)
+        multiple, volume = rng.integers(1, 9, (*kernel, 1, 1)).astype(float), 0.9
+    else:
+        rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
+        a = rng.standard_normal((columns, rows)).astype(dtype).T
+        multiple, volume = 1, 1.0
+    out = np.full(a.shape, np.nan, dtype)
+    bound = 5 * eps_of(dtype) * np.abs(a) * multiple
+    args = (out, 0.7, a, multiple, number(volume, size))
+    return Call(args, (bound, bound), mutated=(0,), strided=(2,), host=(3,))
+
+
+def call_linalg_axpby(rng, dtype, size):
+    out, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    bound = 3 * eps_of(dtype) * (np.abs(0.7 * out) + np.abs(1.3 * x))
+    args = (number(-1.3, size), x, number(0.7, size), out)
+    return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1, 3))
+
+
+def near_identity(rng, dtype, size):
+    n = size_2d(size)[1]
+    return (np.eye(n) + rng.standard_normal((n, n)) / (3 * math.sqrt(n))).astype(dtype)
+
+
+def inverse_bound(a):
+    """Of a⁻¹ b for each ‖a⁻¹‖‖b‖. Higham, section 14.3: n roundings, times the condition."""
+    inverse_norm = np.linalg.norm(np.linalg.inv(a.astype(float)), 2)
+    return 2 * len(a) * eps_of(a.dtype) * np.linalg.norm(a, 2) * inverse_norm, inverse_norm
+
+
+def call_linalg_inverse(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    return Call((a,), bounds=(math.prod(inverse_bound(a)),), strided=(0,))
+
+
+def call_linalg_solve(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    z = rng.standard_normal((size[0], len(a))).astype(dtype)
+    bound = math.prod(inverse_bound(a)) * np.linalg.norm(z, axis=1, keepdims=True)
+    return Call((a, z), bounds=(bound,), strided=(0, 1))
+
+
+def call_linalg_inverse_and_log_abs_det(rng, dtype, size):
+    a = near_identity(rng, dtype, size)
+    bound, inverse_norm = inverse_bound(a)
+    # log|det| sums n pivots' errors
+    return Call((a,), bounds=(bound * inverse_norm, len(a) * bound), strided=(0,))
+
+
+def norm_bound(*matrices):
+    return tuple((a.size + 4) * eps_of(a.dtype) * np.linalg.norm(a) for a in matrices)
+
+
+def call_linalg_norms(rng, dtype, size):
+    matrices = tuple(rng.standard_normal(size_2d(size)).astype(dtype) for _ in range(2))
+    return Call(matrices, bounds=norm_bound(*matrices), strided=(0, 1))
+
+
+def call_linalg_eliminate(rng, dtype, size):
+    """In double precision only. Norms as bounds: of a product, those of its factors."""
+    size = (size[0], min(math.prod(size[1:]), 48))
+    d, minus_lower, diagonal, upper = (near_identity(rng, np.float64, size) for _ in range(4))
+    eps, n = eps_of(np.float64), len(d)
+    bound, inverse_norm = inverse_bound(d)
+    inverse_bound_ = bound * inverse_norm
+    norm_l, norm_b, norm_u = (np.linalg.norm(a, 2) for a in (minus_lower, diagonal, upper))
+    ratio_bound = (inverse_bound_ + 2 * (n + 2) * eps * inverse_norm) * norm_u
+    following = norm_b + norm_l * inverse_norm * norm_u
+    following_bound = norm_l * ratio_bound + 2 * (n + 2) * eps * following
+    # Frobenius norms: n times what each entry may be off, and a rounding per term
+    norms = [0.0, n * inverse_bound_, n * following_bound]
+    for i, size_ in enumerate((np.linalg.norm(d, 2), inverse_norm, following + 2)):
+        norms[i] += (n * n + 4) * eps * math.sqrt(n) * size_
+    args = (d, minus_lower, diagonal, upper)
+    bounds = (inverse_bound_, ratio_bound, following_bound, n * bound, *norms)
+    return Call(args, bounds, strided=(0, 1, 2, 3))
+
+
+def square_bound(g):
+    """Definition in double; kernels may add runs of at most 1024 squares in g's precision."""
+    return 1026 * eps_of(g.dtype) * float(np.sum(np.square(g, dtype=np.float64)))
+
+
+def call_step_log_density(rng, dtype, size):
+    density = rng.standard_normal(size[0]).astype(dtype)
+    log = rng.standard_normal(SIZE)
+    log[Entry.FAILED] = size[0] == 17  # then nothing is to change
+    bound = np.zeros(SIZE)
+    bound[Entry.DENSITY] = (len(density) + 2) * eps_of(dtype) * np.abs(density).mean()
+    args = (density, number(9.0, size), log)
+    return Call(args, bounds=(bound,), mutated=(2,), strided=(0,))
+
+
+def call_step_log_step(rng, dtype, size):
+    log = rng.standard_normal(SIZE)
+    log[Entry.FAILED] = size[0] == 17
+    squares = math.inf if size[0] == 5 else 7.0  # then the step is to be noted
+    bound = np.zeros(SIZE)
+    bound[: Entry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
+    args = (*(number(value, size) for value in (0.25, squares, 0.5, 9.0)), log)
+    return Call(args, bounds=(bound,), mutated=(4,))
+
+
+def call_linalg_sum_squares(rng, dtype, size):
+    g = rng.standard_normal(size).astype(dtype).reshape(-1)
+    return Call((g,), bounds=(square_bound(g),), strided=(0,))
+
+
+def call_linalg_residual(rng, dtype, size):
+    error, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    difference = (error.astype(np.float64) - x).astype(dtype)  # one rounding each, then squared
+    before = 0.7
+    total = before + (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
+    bounds = (total - before + 4 * eps_of(np.float64) * total, eps_of(dtype) * np.abs(difference))
+    return Call((error, x, number(before, size)), bounds, mutated=(0,), strided=(0, 1))
+
+
+def call_step_adam(rng, dtype, size):
+    p, g, m = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(3))
+    v = np.abs(rng.standard_normal(p.size)).astype(dtype)
+    v[::2] = 0  # as before the first step: all of v then comes from 1 - β2
+    eps, lr, step, scale = eps_of(dtype), 1e-2, 3.0, 0.9
+    m_size = 0.9 * np.abs(m) + 0.1 * scale * np.abs(g)  # the two terms may cancel
+    v_new = 0.999 * v + 0.001 * (scale * g) ** 2
+    p_step = lr / (1 - 0.9**step) * m_size / (np.sqrt(v_new / (1 - 0.999**step)) + 1e-8)
+    failed = float(size[0] == 17)  # then nothing is to change
+    lr_, step_, scale_, failed_ = (number(each, size) for each in (lr, step, scale, failed))
+    return Call(
+        (g, lr_, 0.9, 0.999, 1e-8, step_, scale_, failed_, (p, m, v)),
+        bounds=(
+            square_bound(g),
+            # at most a dozen roundings on the way to the step; and 1 - β2^step, in double
+            # precision, has few digits left of those of β2^step
+            eps * (np.abs(p) + 12 * p_step) + eps_of(np.float64) * p_step / (1 - 0.999**step),
+            5 * eps * m_size,
+            6 * eps * v_new,
+        ),
+        mutated=(8,),
+    )

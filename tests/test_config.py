@@ -1,0 +1,114 @@
+"""The configuration: one field per option, properties of presets, what a resumed run may change."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS, Preset, fully_connected
+from snfnp.training import config as configuration
+from snfnp.training.config import TrainConfig
+from snfnp.training.options import flag_of, options_of
+
+CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
+SHAPE = (8, 8, 1)
+
+
+def test_resolving_changes_nothing_that_was_there():
+    given = TrainConfig(model="conv")
+    before = dataclasses.astuple(given)
+    given.resolve(1000)
+    assert dataclasses.astuple(given) == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        given.lr = 1.0
+
+
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_what_is_resolved_stays_as_it_is(model, gradient):
+    resolved = TrainConfig(model=model, gradient=gradient).resolve(1000)
+    assert resolved.resolve(1000) == resolved
+    assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
+    optional = {"inverse_kernel", "clip_norm", "data_dir", "out"}
+    optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
+    missing = {
+        entry.name for entry, _ in options_of(resolved) if getattr(resolved, entry.name) is None
+    }
+    assert missing <= optional
+
+
+def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
+    """A new one, as `models.py` would add it: trained, refused and described by its properties."""
+    new = Preset(fully_connected, "one more", ("exact",), lr=0.5, has_recomputable_layers=False)
+    monkeypatch.setitem(PRESETS, "new", new)
+    resolved = TrainConfig(model="new").resolve(1000)
+    assert (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs) == (
+        "exact",
+        0.5,
+        0.0,
+        500,
+    )
+    assert len(resolved.build_flow(SHAPE).layers) == 3
+    for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"depth": 2}):
+        with pytest.raises(UsageError, match="only has an effect with --model"):
+            TrainConfig(model="new", **changes).resolve(1000)
+
+
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_presets_have_the_properties_that_they_state(model, gradient):
+    preset, size = PRESETS[model], {"depth": 1, "width": 8} if PRESETS[model].size else {}
+    config = TrainConfig(model=model, gradient=gradient, **size).resolve(1000)
+    flow = config.build_flow(SHAPE)
+    assert preset.has_recomputable_layers == any(
+        layer.cheap_exact_inverse for _, layer in flow.layers
+    )
+    if config.rule.learns_inverse:
+        larger = dataclasses.replace(config, inverse_kernel=5).build_flow(SHAPE)
+        matters = larger.parameter_shapes() != flow.parameter_shapes()
+        assert matters == preset.has_inverse_kernel
+
+
+def test_help_is_made_from_the_presets():
+    help_texts = {entry.name: about.help for entry, about in options_of(TrainConfig)}
+    for name, preset in PRESETS.items():
+        assert f"{name}, {preset.summary}" in help_texts["model"]
+    assert "0.0001 for fc; 0.001 for conv" in help_texts["lr"]
+    assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
+    assert "6000 for fc; 1000 for conv; 250 for glow)" in help_texts["epochs"]
+
+
+def test_flags_are_made_from_names():
+    flags = {entry.name: flag_of(entry) for entry, _ in options_of(TrainConfig)}
+    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
+    assert len(set(flags.values())) == len(flags)
+
+
+@pytest.mark.parametrize("entry", [entry for entry, _ in options_of(TrainConfig)], ids=flag_of)
+def test_a_resumed_run_may_change_what_says_so(entry):
+    """Anything else would be another run."""
+    started = TrainConfig(backend="cupy").resolve(1000)
+    others = {"int": 7, "float": 0.125, "bool": not getattr(started, entry.name)}
+    others |= {"Path": Path("elsewhere"), "str": "other"}
+    given = {entry.name: others[entry.type.removesuffix(" | None")]}
+    may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
+    if entry.name in may_change:
+        assert getattr(started.resumed(given, Path("run")), entry.name) == given[entry.name]
+    else:
+        with pytest.raises(UsageError, match=f"run was started with {entry.name} = .*: it cannot"):
+            started.resumed(given, Path("run"))
+
+
+def test_a_clip_norm_that_was_asked_for_is_kept():
+    """The preset's is for the self-normalizing gradient alone; a person may want it elsewhere."""
+    glow = {"model": "glow-3l-32k", "gradient": "exact"}
+    assert TrainConfig(**glow).resolve(1000).clip_norm is None
+    assert TrainConfig(**glow, clip_norm=10_000).resolve(1000).clip_norm == 10_000
+
+
+def test_only_the_papers_data_set_is_augmented_unless_asked():
+    augmented = {
+        data: TrainConfig(data=data).resolve(1000).augment
+        for data in options_of(TrainConfig)[1][1].choices
+    }
+    assert {data for data, value in augmented.items() if value} == set(configuration._AUGMENTED)
+    assert TrainConfig(data="cifar-10", augment=False).resolve(1000).augment is False

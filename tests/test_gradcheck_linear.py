@@ -1,0 +1,328 @@
+"""`check_map` and `check_rule` on every CPU backend: right ones pass, wrong ones are caught."""
+
+import inspect
+
+import numpy as np
+import pytest
+from test_gradcheck import ForgetfulExact, WrongSelfNormalizing
+
+import snfnp.layers
+import snfnp.maps
+from snfnp.context import BackwardContext
+from snfnp.gradcheck import GradientError, check_map, check_rule
+from snfnp.gradcheck.catalogue import catalogue
+from snfnp.layers import Layer, Parameterless, Preprocess
+from snfnp.maps import Conv2d, Dense
+from snfnp.rules import Exact, Relative, SelfNormalizing
+
+D = 4
+
+# ---------------------------------------------------------------- maps
+
+MAP_CHECKS = ["apply", "adjoint", "weight_grad", "flip", "multiple"]
+EXACT_CHECKS = ["log_det", "solve", "log_det_grad"]
+MAPS = [
+    (Dense(1), (1,)),
+    (Dense(5), (5,)),
+    (Conv2d((1, 1), 1), (2, 2, 1)),
+    (Conv2d((1, 1), 3), (2, 3, 3)),
+    (Conv2d((3, 3), 2), (3, 4, 2)),
+    (Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+    (Conv2d((3, 5), 2), (4, 3, 2)),
+    (Conv2d((7, 3), 1), (2, 3, 1)),
+    (Conv2d((3, 3), 2, 3), (3, 4, 2)),
+    (Conv2d((1, 1), 3, 1), (2, 2, 3)),
+    (Conv2d((1, 5), 1, 4), (3, 4, 1)),
+]
+
+
+@pytest.mark.parametrize("linear_map, shape", MAPS, ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_map_passes(ops, linear_map, shape, dtype):
+    report = check_map(linear_map, shape, ops=ops, dtype=dtype)
+    square = linear_map.output_shape(shape) == shape
+    assert list(report.errors) == MAP_CHECKS + EXACT_CHECKS * square
+    assert max(report.errors.values()) < (1e-8 if dtype == np.float64 else 2e-5)
+    assert min(report.controls.values()) > 1e-3
+
+
+class Doubled(Dense):
+    def weight_grad(self, ops, delta, x, out, add=False):
+        super().weight_grad(ops, delta, x, out, add)
+        out *= 2
+        return out
+
+
+class Offset(Dense):
+    def apply(self, ops, w, x):
+        return super().apply(ops, w, x) + 1
+
+
+class NeverAdds(Dense):
+    def weight_grad(self, ops, delta, x, out, add=False):
+        return super().weight_grad(ops, delta, x, out)
+
+
+class AdjointIsApply(Dense):
+    def adjoint(self, ops, w, dz):
+        return self.apply(ops, w, dz)
+
+
+class FlipIsNone(Dense):
+    def flip(self, w):
+        return w
+
+
+class InverseNotTransposed(Dense):
+    def log_det_grad(self, ops, w, shape):
+        return ops.linalg.inverse(w)
+
+
+class LogDetOfInverse(Dense):
+    def log_det(self, ops, w, shape):
+        return -super().log_det(ops, w, shape)
+
+
+class SolveIsAdjoint(Dense):
+    def solve(self, ops, w, z):
+        return self.adjoint(ops, w, z)
+
+
+class MirroredOnly(Conv2d):
+    """Eq. 26 without its swap of the channels."""
+
+    @staticmethod
+    def flip(w):
+        return w[::-1, ::-1]
+
+    def adjoint(self, ops, w, dz):
+        return ops.conv.forward(dz, Conv2d.flip(w))
+
+
+class SwappedOnly(MirroredOnly):
+    """Eq. 26 without its mirrors."""
+
+    @staticmethod
+    def flip(w):
+        return w.swapaxes(2, 3)
+
+
+class MultipleOfOne(Conv2d):
+    def multiple(self, shape):
+        return np.ones((1, 1, 1, 1))
+
+
+class GradOfOneRow(Conv2d):
+    """∂ log|det T|/∂w of the flipped kernel: T⁻¹ gathered where T⁻ᵀ should be."""
+
+    def log_det_grad(self, ops, w, shape):
+        return self.flip(super().log_det_grad(ops, w, shape))
+
+
+@pytest.mark.parametrize(
+    "wrong, right, message",
+    [
+        (Offset(D), Dense(D), "^apply is off"),
+        (AdjointIsApply(D), Dense(D), "^adjoint is off"),
+        (Doubled(D), Dense(D), "^weight_grad is off"),
+        (NeverAdds(D), Dense(D), "^weight_grad is off"),
+        (FlipIsNone(D), Dense(D), "^flip is off"),
+        (InverseNotTransposed(D), Dense(D), "^log_det_grad, direction"),
+        (LogDetOfInverse(D), Dense(D), "^log_det is off"),
+        (SolveIsAdjoint(D), Dense(D), "^solve is off"),
+        (MirroredOnly((3, 3), 2), Conv2d((3, 3), 2), "^flip is off"),
+        (SwappedOnly((3, 3), 2), Conv2d((3, 3), 2), "^flip is off"),
+        (SwappedOnly((3, 3), 2, 3), Conv2d((3, 3), 2, 3), "^flip is off"),
+        (MultipleOfOne((3, 3), 2), Conv2d((3, 3), 2), "^multiple is off"),
+        (MultipleOfOne((3, 3), 1, 2), Conv2d((3, 3), 1, 2), "^multiple is off"),
+        (GradOfOneRow((3, 3), 2), Conv2d((3, 3), 2), "^log_det_grad, direction"),
+        (GradOfOneRow((1, 1), 2), Conv2d((1, 1), 2), "^log_det_grad, direction"),
+    ],
+)
+def test_a_wrong_map_fails(ops, wrong, right, message):
+    shape = (D,) if isinstance(right, Dense) else (3, 4, right.channels)
+    check_map(right, shape, ops=ops)
+    with pytest.raises(GradientError, match=message):
+        check_map(wrong, shape, ops=ops)
+
+
+def test_the_negative_controls_of_a_map_are_needed():
+    """At a tolerance at which they pass, so would a wrong map."""
+    with pytest.raises(GradientError, match="negative control"):
+        check_map(Dense(D), (D,), rtol=0.05)
+
+
+# ---------------------------------------------------------------- rules
+
+LEARNED = ["x", "W", "reconstruction, W", "reconstruction, R", "b"]
+RULES = [
+    (SelfNormalizing(), ["R", *LEARNED]),
+    (SelfNormalizing("forward"), LEARNED),
+    (Exact(), ["x", "W", "b"]),
+    (Relative("plain"), ["x", "W", "b"]),
+    (Relative("full"), ["x", "W"]),
+    (Relative("gresele"), ["x", "W"]),
+]
+POINTWISE = [(Conv2d((1, 1), 3), (2, 3, 3)), (Conv2d((1, 1), 1), (1, 2, 1))]
+RULE_CASES = [
+    *((rule, checks, Dense(5), (5,)) for rule, checks in RULES),
+    *((rule, checks, Dense(1), (1,)) for rule, checks in RULES),
+    # the relative gradient is for dense maps
+    *((rule, checks, *each) for each in POINTWISE for rule, checks in RULES[:3]),
+    (Exact(), ["x", "W", "b"], Conv2d((3, 3), 2), (3, 4, 2)),
+]
+
+
+@pytest.mark.parametrize("rule, checks, linear_map, shape", RULE_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_rule_passes(ops, rule, checks, linear_map, shape, dtype):
+    report = check_rule(rule, linear_map, shape, ops=ops, dtype=dtype)
+    assert sorted(report.errors) == sorted(checks)
+    assert max(report.errors.values()) < (1e-8 if dtype == np.float64 else 2e-5)
+    assert min(report.controls.values()) > 1e-4
+
+
+def flawed(rule, flaw):
+    """A rule of that class whose results `flaw(ctx, given, dx)` spoils; it returns δ_x."""
+
+    class Flawed(type(rule)):
+        def backward(self, ctx, **given):
+            return flaw(ctx, given, super().backward(ctx, **given))
+
+    return Flawed(*vars(rule).values())
+
+
+def scaled(name, factor):
+    def flaw(ctx, given, dx):
+        given["grads"][name][...] *= factor
+        return dx
+
+    return flaw
+
+
+def sign_of_the_term_of_r(ctx, given, dx):
+    """+½ flip(W) ⊙ m where −½ belongs (Eqs. 11 and 16)."""
+    f, w, shape = given["f"], given["p"]["W"], given["x"].shape[1:]
+    given["grads"]["R"] += ctx.volume * f.flip(w) * f.multiple(shape)
+    return dx
+
+
+def unwritten(name):
+    def flaw(ctx, given, dx):
+        given["grads"][name][...] = np.nan
+        return dx
+
+    return flaw
+
+
+class TwiceLambda(SelfNormalizing):
+    def backward(self, ctx, **given):
+        return super().backward(BackwardContext(ctx.ops, ctx.dldj, 2 * ctx.lam), **given)
+
+
+class WithoutLambda(SelfNormalizing):
+    def backward(self, ctx, **given):
+        return super().backward(BackwardContext(ctx.ops, ctx.dldj, 0.0), **given)
+
+
+class MixedForward(SelfNormalizing):
+    """The forward objective, but R ascends ½ log p^g too."""
+
+    def backward(self, ctx, **given):
+        mixed = {name: gradient.copy() for name, gradient in given["grads"].items()}
+        SelfNormalizing("mixture").backward(ctx, **{**given, "grads": mixed})
+        dx = super().backward(ctx, **given)
+        given["grads"]["R"][...] = mixed["R"]
+        return dx
+
+
+class GreseleAsFull(Relative):
+    def backward(self, ctx, **given):
+        return Relative("gresele").backward(ctx, **given)
+
+
+class ExactAsRelative(Relative):
+    def backward(self, ctx, **given):
+        return Exact().backward(ctx, **given)
+
+
+class RightFactorFirst(Relative):
+    """WᵀW times the exact gradient, instead of the exact gradient times WᵀW."""
+
+    def backward(self, ctx, **given):
+        dx, w = Exact().backward(ctx, **given), given["p"]["W"]
+        given["grads"]["W"][...] = w.T @ w @ given["grads"]["W"]
+        return dx
+
+
+MIXTURE, FORWARD = SelfNormalizing(), SelfNormalizing("forward")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (flawed(MIXTURE, scaled("W", 2)), "^W, direction"),  # no ½
+        (flawed(FORWARD, scaled("W", 0.5)), "^W, direction"),
+        (flawed(MIXTURE, scaled("R", 2)), "^R, direction"),
+        (flawed(MIXTURE, scaled("R", -1)), "^R, direction"),
+        (flawed(MIXTURE, sign_of_the_term_of_r), "^R, direction"),
+        (flawed(MIXTURE, scaled("b", 0.5)), "^b, direction"),
+        (flawed(MIXTURE, lambda ctx, given, dx: 0.5 * dx), "^x, direction"),
+        (flawed(MIXTURE, unwritten("R")), "^R, direction"),
+        (flawed(FORWARD, unwritten("R")), "^reconstruction, R, direction"),
+        (WrongSelfNormalizing(), "^W, direction"),  # z with the bias in it
+        (WrongSelfNormalizing("forward"), "^W, direction"),
+        (TwiceLambda(), "^reconstruction, W, direction"),
+        (WithoutLambda("forward"), "^reconstruction, W, direction"),
+        (MixedForward("forward"), "^reconstruction, R, direction"),
+        (ForgetfulExact(), "^W, direction"),
+        (flawed(Exact(), scaled("W", 0.5)), "^W, direction"),
+        (flawed(Exact(), lambda ctx, given, dx: -dx), "^x, direction"),
+    ],
+)
+@pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), POINTWISE[0]], ids=str)
+def test_a_wrong_rule_fails(ops, wrong, message, linear_map, shape):
+    with pytest.raises(GradientError, match=message):
+        check_rule(wrong, linear_map, shape, ops=ops)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        GreseleAsFull("full"),
+        flawed(Relative("gresele"), scaled("b", 0)),
+        flawed(Relative("full"), scaled("b", 2)),
+        flawed(Relative("plain"), scaled("W", 1.01)),
+        ExactAsRelative("plain"),
+        RightFactorFirst("plain"),
+    ],
+    ids=lambda rule: type(rule).__mro__[1].__name__ + str(rule),
+)
+def test_a_wrong_relative_rule_fails(ops, wrong):
+    with pytest.raises(GradientError, match="^W, direction"):
+        check_rule(wrong, Dense(D), (D,), ops=ops)
+
+
+# ---------------------------------------------------------------- the catalogue
+
+
+def test_the_catalogue_is_complete():
+    checked = {type(check.run.args[0]) for check in catalogue()}
+    exported = {
+        member
+        for module in (snfnp.layers, snfnp.maps)
+        for member in (getattr(module, name) for name in module.__all__)
+        if inspect.isclass(member)
+    }
+    expected = exported - {Layer, Parameterless, Preprocess}
+    assert checked == expected | {SelfNormalizing, Exact, Relative}
+    names = [(check.kind, check.name) for check in catalogue()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("check", catalogue(), ids=lambda check: f"{check.kind} {check.name}")
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_everything_in_the_catalogue_passes(ops, check, dtype):
+    report = check.run(ops=ops, dtype=dtype)
+    assert max(report.errors.values()) < (1e-8 if dtype == np.float64 else 2e-5)
+    assert min(report.controls.values()) > 1e-4

@@ -1,0 +1,99 @@
+"""A run opened again, and the names that `import snfnp` offers."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import snfnp
+from snfnp.data import Dataset
+from snfnp.errors import CheckpointError, UsageError
+from snfnp.flow import Flow
+from snfnp.likelihood import Likelihood
+from snfnp.ops import get_ops
+from snfnp.training.checkpoint import load_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
+
+SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
+
+
+def trained(folder, model):
+    """A run of two epochs: `last` and `best` may differ in what they hold."""
+    rng = np.random.default_rng(1)
+    splits = [rng.integers(0, 256, (count, 8, 8, 1)).astype(np.uint8) for count in (40, 10, 10)]
+    dataset = Dataset("mnist", *splits, source="random images", is_sample=False)
+    config = TrainConfig(
+        model=model, epochs=2, batch_size=20, lr=1e-3, backend="numpy", out=folder, **SIZES[model]
+    ).resolve(40)
+    run = RunFolder.create(folder)
+    summary = train(config, dataset, get_ops("numpy"), run, report=lambda line: None)
+    return dataset, config, summary
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
+    dataset, config, summary = trained(tmp_path / "run", model)
+
+    def draw(*arguments):
+        raise AssertionError("an initialisation was drawn to learn shapes")
+
+    monkeypatch.setattr(Flow, "init", draw)
+    run = snfnp.load_run(tmp_path / "run")
+    assert run.config == config and run.ops.name == "numpy" and run.image_shape == (8, 8, 1)
+    assert run.record == json.loads((tmp_path / "run" / "config.json").read_text())
+    saved = load_checkpoint(run.folder.best, run.layout)
+    views = run.layout.views(saved.p)
+    for entry in run.layout.entries:
+        found = run.params[entry.layer][entry.name]
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, views[entry.layer][entry.name])
+    found = run.likelihood.evaluate(dataset.test, 0)
+    assert found.nll == summary["test_nll_nats"]
+    assert run.likelihood.sample(2, seed=0, exact=True).reshape(-1, *run.image_shape).shape[0] == 2
+    last = snfnp.load_run(str(tmp_path / "run"), "last", backend="numba")
+    assert last.ops.name == "numba" and last.checkpoint.step == 4
+    assert snfnp.load_run(tmp_path / "run", ops=run.ops).ops is run.ops
+
+
+def test_a_determinant_is_computed_when_it_is_asked_for(tmp_path, monkeypatch):
+    trained(tmp_path / "run", "fc")
+    made = []
+    monkeypatch.setattr(
+        "snfnp.training.load.Likelihood", lambda *args: made.append(args) or Likelihood(*args)
+    )
+    run = snfnp.load_run(tmp_path / "run")
+    assert run.params and not made
+    assert run.likelihood is run.likelihood and len(made) == 1
+
+
+def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is no run folder"):
+        snfnp.load_run(tmp_path)
+    trained(tmp_path / "run", "fc")
+    with pytest.raises(UsageError, match="checkpoint is 'first': choose one of best, last"):
+        snfnp.load_run(tmp_path / "run", "first")
+    (tmp_path / "run" / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        snfnp.load_run(tmp_path / "run")
+
+
+def test_every_public_name_is_there_and_nothing_else_is_shown():
+    assert dir(snfnp) == sorted(snfnp.__all__)
+    for name in snfnp.__all__:
+        assert getattr(snfnp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        snfnp.colour  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing_large():
+    script = (
+        "import snfnp, sys; print([m for m in ('numpy', 'numba', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,273 @@
+"""What holds for any shape, layout, knot or point: cases that hypothesis draws."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from support.explicit import convolution_matrix, convolve, convolve_weight_grad
+from support.properties import cases
+
+from snfnp.data.idx import parse_idx
+from snfnp.errors import SnfnpError
+from snfnp.layers import Squeeze
+from snfnp.maps import Conv2d
+from snfnp.ops import get_ops
+from snfnp.parameters import Layout
+
+SEEDS = st.integers(0, 2**32 - 1)
+ODD = st.sampled_from([1, 3, 5, 7])
+NUMPY = get_ops("numpy")
+
+
+def close(found, expected, rtol=1e-11):
+    """Relative to the largest value: rounding errors of sums are of that size."""
+    assert np.shape(found) == np.shape(expected)
+    largest = float(np.max(np.abs(expected), initial=0.0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * max(1.0, largest))
+
+
+@st.composite
+def laid_out(draw, *shape):
+    """Normal numbers of a shape: contiguous, reversed, a part of a larger array, or transposed."""
+    rng = np.random.default_rng(draw(SEEDS))
+    kind = draw(st.sampled_from(["contiguous", "reversed", "strided", "transposed"]))
+    if kind == "strided":
+        return rng.standard_normal((*shape[:-1], 2 * shape[-1]))[..., ::2]
+    if kind == "transposed":
+        return rng.standard_normal(shape[::-1]).transpose()
+    array = rng.standard_normal(shape)
+    return array[..., ::-1] if kind == "reversed" else array
+
+
+# ---------------------------------------------------------------- convolutions and their maps
+
+
+@st.composite
+def convolutions(draw):
+    """Images, deltas of the outputs, and a kernel of odd sizes or a causal one."""
+    kernel = draw(st.one_of(st.tuples(ODD, ODD), st.just((2, 2))))
+    samples, height, width = (draw(st.integers(1, most)) for most in (11, 6, 6))
+    inputs, outputs = draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    x = draw(laid_out(samples, height, width, inputs))
+    delta = draw(laid_out(samples, height, width, outputs))
+    return x, delta, draw(laid_out(*kernel, inputs, outputs))
+
+
+@cases(80)
+@given(convolutions(), st.booleans())
+def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
+    x, delta, k = case
+    close(ops.conv.forward(x, k), convolve(x, k))
+    out = np.ones(k.shape) if add else np.full(k.shape, np.nan)
+    ops.conv.weight_grad(delta, x, out, add)
+    close(out, add + convolve_weight_grad(delta, x, k.shape))
+
+
+@st.composite
+def convolution_maps(draw):
+    """A map and an image's shape, small enough to write out often."""
+    kernel, channels = draw(st.tuples(ODD, ODD)), draw(st.integers(1, 3))
+    height, width = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    while kernel[0] * kernel[1] * channels**2 > 60 and channels > 1:
+        channels -= 1
+    exact = draw(st.sampled_from(["block", "dense"]))
+    return Conv2d(kernel, channels, exact=exact), (height, width, channels)
+
+
+@cases(40)
+@given(convolution_maps(), SEEDS)
+def test_a_convolutional_map_of_any_shape_keeps_its_contract(ops, case, seed):
+    f, shape = case
+    rng = np.random.default_rng(seed)
+    w, x, dz = (rng.standard_normal(size) for size in (f.weight_shape, (3, *shape), (3, *shape)))
+    t, rows, deltas = convolution_matrix(w, shape), x.reshape(3, -1), dz.reshape(3, -1)
+    close(f.apply(ops, w, x).reshape(3, -1), rows @ t.T)
+    close(f.adjoint(ops, w, dz).reshape(3, -1), deltas @ t)
+    close(convolution_matrix(f.flip(w), shape), t.T)
+    counts = np.zeros(w.shape)
+    for index in np.ndindex(w.shape):
+        unit = np.zeros(w.shape)
+        unit[index] = 1
+        counts[index] = np.count_nonzero(convolution_matrix(unit, shape))
+    np.testing.assert_array_equal(np.broadcast_to(f.multiple(shape), w.shape), counts)
+
+
+@cases(40)
+@given(convolution_maps(), SEEDS)
+def test_block_elimination_is_the_whole_matrix(ops, case, seed):
+    """Also where blocks are turned, groups do not divide the height, or kernels exceed images."""
+    linear_map, shape = case
+    rng = np.random.default_rng(seed)
+    w = linear_map.identity() + 0.2 * rng.standard_normal(linear_map.weight_shape)
+    t, z = convolution_matrix(w, shape), rng.standard_normal((3, *shape))
+    close(linear_map.log_det(ops, w, shape), np.linalg.slogdet(t)[1], rtol=1e-8)
+    solved = np.linalg.solve(t, z.reshape(3, -1).T).T.reshape(z.shape)
+    close(linear_map.solve(ops, w, z), solved, rtol=1e-7)
+    inverse, gradient = np.linalg.inv(t), np.zeros(w.shape)
+    for index in np.ndindex(w.shape):
+        unit = np.zeros(w.shape)
+        unit[index] = 1
+        gradient[index] = np.sum(convolution_matrix(unit, shape) * inverse.T)
+    close(linear_map.log_det_grad(ops, w, shape), gradient, rtol=1e-7)
+
+
+@cases(40)
+@given(st.tuples(ODD, ODD), st.tuples(ODD, ODD), st.integers(1, 2), SEEDS)
+def test_a_kernel_that_is_padded_is_the_same_map(small, large, channels, seed):
+    """Eq. 30, and Eqs. 28 and 29: what is cropped afterwards is the kernel again."""
+    large = tuple(max(sizes) for sizes in zip(small, large, strict=True))
+    w = np.random.default_rng(seed).standard_normal((*small, channels, channels))
+    padded = Conv2d(large, channels).fit(w)
+    shape = (3, 4, channels)
+    close(convolution_matrix(padded, shape), convolution_matrix(w, shape))
+    np.testing.assert_array_equal(Conv2d(small, channels).fit(padded), w)
+
+
+# ---------------------------------------------------------------- elementwise layers
+
+
+@st.composite
+def splines(draw):
+    """(knots, factors) arguments of 2 or 5 bins, and points: at knots, beside them, anywhere."""
+    bins, pixels = draw(st.sampled_from([2, 5])), draw(st.sampled_from([1, 3, 70]))
+    spread, rng = draw(st.floats(0, 12)), np.random.default_rng(draw(SEEDS))
+    sizes = (bins, bins, bins - 1)
+    raw = [spread * rng.uniform(-1, 1, (pixels, size)) for size in sizes]
+    bound = draw(st.sampled_from([0.5, 3.0, 10.0]))
+    eps = draw(st.sampled_from([1e-3, 0.05]))
+    knots, _ = NUMPY.spline.knots(*raw, bound, eps)
+    anywhere = rng.uniform(-1.5 * bound, 1.5 * bound, (8, pixels))
+    points = []
+    for axis in range(2):
+        edges = knots[axis]
+        beside = [np.nextafter(edges, direction * np.inf) for direction in (-1, 1)]
+        points.append(np.concatenate([edges, *beside, anywhere]))
+    return (*raw, bound, eps), *points
+
+
+@cases(60)
+@given(splines())
+def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
+    arguments, x, y = case
+    bound = arguments[3]
+    knots, _ = ops.spline.knots(*arguments)
+    x = np.sort(x, axis=0)
+    found, ldj = ops.spline.forward(x, knots)
+    slope = float(np.max(np.diff(knots[1], axis=0) / np.diff(knots[0], axis=0))) + knots[2].max()
+    rounding = 1e-14 * bound * (1 + slope)
+    assert np.all(np.diff(found, axis=0) >= -rounding)
+    inside = np.abs(x) < bound
+    np.testing.assert_array_equal(found[~inside], x[~inside])
+    assert np.all(np.abs(found[inside]) <= bound + rounding)
+    assert np.isfinite(ldj).all()
+    back, _ = ops.spline.forward(ops.spline.inverse(y, knots), knots)
+    np.testing.assert_allclose(back, y, rtol=0, atol=100 * rounding)
+
+
+@cases(60)
+@given(splines(), SEEDS)
+def test_splines_of_any_knots_agree_between_backends(case, seed):
+    arguments, x, y = case
+    rng, results = np.random.default_rng(seed), []
+    dy, dldj = rng.standard_normal(x.shape), rng.standard_normal(len(x))
+    knots, factors = NUMPY.spline.knots(*arguments)  # one rounding off, a point changes its bin
+    for ops in (NUMPY, get_ops("numba")):
+        out = [np.full_like(raw, np.nan) for raw in arguments[:3]]
+        dx = ops.spline.backward(x, knots, factors, *arguments[3:], dy, dldj, out)
+        made, forward = ops.spline.knots(*arguments), ops.spline.forward(x, knots)
+        results.append([*made, *forward, ops.spline.inverse(y, knots), dx, *out])
+    for defined, compiled in zip(*results, strict=True):
+        scale = max(1.0, float(np.max(np.abs(defined))))
+        np.testing.assert_allclose(compiled, defined, rtol=1e-7, atol=1e-7 * scale)
+
+
+@cases(80)
+@given(
+    st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=20),
+    st.floats(0.01, 0.99),
+)
+def test_the_smooth_leaky_relu_is_inverted_anywhere(ops, values, alpha):
+    x = np.array(values)[:, None]
+    y, ldj, _ = ops.activation.smooth_leaky_relu(x, alpha)
+    back = ops.activation.smooth_leaky_relu_inverse(y, alpha)
+    np.testing.assert_allclose(back, x, rtol=1e-13, atol=1e-14 / alpha)
+    assert np.all(np.log(alpha) - 1e-15 <= ldj) and np.all(ldj <= 0)
+
+
+# ---------------------------------------------------------------- how things are cut and stored
+
+
+@cases(100)
+@given(st.integers(0, 300), st.integers(1, 3000), st.integers(1, 5000))
+def test_blocks_of_a_couplings_network_are_all_samples_once(samples, pixels, rows):
+    coupling = NUMPY.coupling
+    before, coupling.network_rows = coupling.network_rows, rows
+    try:
+        blocks, most = coupling._blocks(samples, pixels)
+    finally:
+        coupling.network_rows = before
+    assert [n for block, _ in blocks for n in range(samples)[block]] == list(range(samples))
+    for block, part in blocks:
+        assert (part.start, part.stop) == (block.start * pixels, block.stop * pixels)
+        assert part.stop - part.start <= most
+    assert most <= max(rows, pixels) or samples == 0
+
+
+@cases(50)
+@given(
+    st.dictionaries(
+        st.sampled_from("abcde"),
+        st.dictionaries(
+            st.sampled_from("WRbx"), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=4
+        ),
+        max_size=4,
+    )
+)
+def test_parameters_of_any_shapes_are_packed_and_found_again(shapes):
+    layout, count = Layout.of(shapes), 0
+    numbers = {layer: {} for layer in shapes}
+    for layer, named in shapes.items():
+        for name, shape in named.items():
+            size = int(np.prod(shape))
+            numbers[layer][name] = np.arange(count, count + size, dtype=float).reshape(shape) + 1
+            count += size
+    assert layout.count == count
+    flat = layout.pack(numbers, np.float64)
+    assert flat.size == layout.size and flat.sum() == count * (count + 1) / 2  # padding is 0
+    for layer, named in layout.views(flat).items():
+        assert list(named) == list(shapes[layer])
+        for name, view in named.items():
+            np.testing.assert_array_equal(view, numbers[layer][name])
+            assert np.shares_memory(view, flat) or view.size == 0
+    assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
+
+
+@cases(30)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
+def test_a_squeeze_of_any_shape_only_moves_values(samples, height, width, channels):
+    x = np.arange(samples * 4 * height * width * channels, dtype=float)
+    x = x.reshape(samples, 2 * height, 2 * width, channels)
+    z, ldj, _ = Squeeze().forward(NUMPY, {}, x)
+    assert ldj == 0 and z.shape == (samples, height, width, 4 * channels)
+    np.testing.assert_array_equal(np.sort(z, axis=None), x.ravel())
+    np.testing.assert_array_equal(Squeeze().inverse(NUMPY, {}, z), x)
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+@cases(200)
+@given(st.data())
+def test_a_damaged_idx_file_is_one_line(data):
+    """A few bytes of a header or of a file that are others, or missing, or too many."""
+    whole = b"\0\0\x08\x03" + bytes([0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 2]) + bytes(range(12))
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, max(0, len(content) - 1)))
+        new = data.draw(st.binary(max_size=3))
+        content[position : position + data.draw(st.integers(0, 3))] = new
+    try:
+        found = parse_idx(bytes(content), "x.idx")
+    except SnfnpError as error:
+        assert "x.idx" in str(error) and "\n" not in str(error)
+    else:
+        assert found.size == len(content) - 4 - 4 * found.ndim
