@@ -1,6 +1,7 @@
 """The configuration: one field per option, properties of presets, what a resumed run may change."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_a_resumed_run_may_change_what_says_so(entry):
     others |= {"Path": Path("elsewhere"), "str": "other"}
     given = {entry.name: others[entry.type.removesuffix(" | None")]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
+    may_change |= {"lr", "lam", "clip_norm", "checkpoint_every"}
     if entry.name in may_change:
         assert getattr(started.resumed(given, Path("run")), entry.name) == given[entry.name]
     else:
@@ -112,3 +114,37 @@ def test_only_the_papers_data_set_is_augmented_unless_asked():
     }
     assert {data for data, value in augmented.items() if value} == set(configuration._AUGMENTED)
     assert TrainConfig(data="cifar-10", augment=False).resolve(1000).augment is False
+
+
+@pytest.mark.parametrize(
+    "text, interval",
+    [("500", (500, math.inf)), ("10m", (math.inf, 600)), ("0.5m", (math.inf, 30))],
+)
+def test_checkpoints_are_steps_or_minutes_apart(text, interval):
+    assert TrainConfig(checkpoint_every=text).resolve(1000).checkpoint_interval == interval
+
+
+@pytest.mark.parametrize("text", ["0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"])
+def test_other_intervals_are_refused(text):
+    with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500, or"):
+        TrainConfig(checkpoint_every=text).resolve(1000)
+
+
+WRONG = {
+    "int": ["3", 1.5, True, [1]],
+    "float": ["0.1", math.nan, math.inf, 10**400, False],
+    "bool": [0, "yes"],
+    "str": [3, ["fc"], {}],
+    "Path": [3, []],
+}
+
+
+@pytest.mark.parametrize("entry", [entry for entry, _ in options_of(TrainConfig)], ids=flag_of)
+def test_a_saved_value_of_the_wrong_kind_is_refused(entry):
+    saved = TrainConfig().resolve(1000).as_dict()
+    kind = entry.type.removesuffix(" | None")
+    wrong = [*WRONG[kind], *([] if "None" in entry.type else [None])]
+    wrong += ["other"] if entry.metadata["option"].choices else []
+    for value in wrong:
+        with pytest.raises(UsageError, match=f"the configuration has {entry.name} = "):
+            TrainConfig.from_dict({**saved, entry.name: value})

@@ -6,38 +6,15 @@ import signal
 
 import numpy as np
 import pytest
+from support.trainers import run_training, without_time
+from support.trainers import small_config as config
 
-from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
-from snfnp.training.loop import train
 from snfnp.training.run import RunFolder
 from snfnp.training.trainer import Trainer
-
-EPOCHS, BATCH = 3, 20
-
-
-def small_dataset(images=100, side=5):
-    rng = np.random.default_rng(1)
-    splits = [
-        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8) for count in (images, 30, 30)
-    ]
-    return Dataset("mnist", *splits, source="random images", is_sample=False)
-
-
-def config(**changes):
-    return TrainConfig(
-        **{"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "warmup_epochs": 1, **changes}
-    ).resolve(100)
-
-
-def run_training(path, dataset=None, resume=False, report=lambda text: None, **changes):
-    ops = get_ops(changes.get("backend", "numba"))
-    run = RunFolder(path) if resume else RunFolder.create(path)
-    summary = train(config(**changes), dataset or small_dataset(), ops, run, resume, report)
-    return run, summary
 
 
 def final_parameters(run, **changes):
@@ -92,11 +69,7 @@ def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, clip_norm):
     part, _ = run_training(tmp_path / "part", clip_norm=clip_norm, epochs=1)
     resumed, _ = run_training(tmp_path / "part", resume=True, clip_norm=clip_norm)
     assert_same_state(final_parameters(whole), final_parameters(resumed))
-    without_time = [
-        [{k: v for k, v in record.items() if "second" not in k} for record in run.read_metrics()]
-        for run in (whole, resumed)
-    ]
-    assert without_time[0] == without_time[1]
+    assert without_time(whole.read_metrics()) == without_time(resumed.read_metrics())
 
 
 class StopAt:
@@ -126,6 +99,7 @@ def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, numbe
     assert final_parameters(part).step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
     assert_same_state(final_parameters(whole), final_parameters(part))
+    assert without_time(whole.read_metrics()) == without_time(part.read_metrics())
 
 
 def test_metrics_past_the_checkpoint_are_written_anew_on_resume(tmp_path):
@@ -296,8 +270,10 @@ def test_the_defaults_are_the_papers():
     assert (defaults.warmup_epochs, defaults.clip_norm, defaults.epochs) == (10, None, 10)
 
 
-def test_a_folder_that_exists_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="exists: choose another --out, or add --resume"):
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "thesis.tex"])
+def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=f"holds {name}: choose another --out, or add --resume"):
         RunFolder.create(tmp_path)
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import within_memory
-from snfnp.data import load_dataset
+from snfnp.cli.shared import Parser, within_memory
+from snfnp.data import Dataset, load_dataset
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
+from snfnp.training.checkpoint import load_checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.load import load_run
 from snfnp.training.loop import train
 from snfnp.training.options import flag_of, options_of
 from snfnp.training.run import RunFolder
 
+AUTO = "auto"  # a value of --resume
 _SAMPLES = 64
 _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
@@ -35,50 +38,69 @@ def main(
     what: is trained, for --help; defaults: the options that a script starts from differently.
     """
     given = vars(_parser(prog, what, defaults).parse_args(argv))
-    resume = given.pop("resume", False)
-    if resume:
-        run, config, record = resumed(given)
-    else:
-        config = TrainConfig(**{**defaults, **given})
-    ops = get_ops(config.backend, tf32=config.tf32)
-    dataset = load_dataset(config.data, config.data_dir)
-    config = config.resolve(len(dataset.train))
-    if resume:
-        splits = (dataset.train, dataset.validation, dataset.test)
-        found, expected = [len(split) for split in splits], record["data"]["images"]
-        if found != expected:
+    resume, rollback = given.pop("resume", None), given.pop("rollback", False)
+    if resume == AUTO:
+        if rollback:
+            raise UsageError("--rollback with --resume auto would go back each time: choose one")
+        resume = _started(given)
+    goes_on = resume or rollback
+    with ExitStack() as held:
+        if goes_on:
+            run, *_ = resumed(given)
+            held.enter_context(run.lock)
+            _, config, record = resumed(given, rollback, resume == AUTO)  # it stays so from here
+        else:
+            config = TrainConfig(**{**defaults, **given})
+        ops = get_ops(config.backend, tf32=config.tf32)
+        dataset = load_dataset(config.data, config.data_dir)
+        config = config.resolve(len(dataset.train))
+
+        def layout() -> Layout:
+            return Layout.of(config.build_flow(dataset.train.shape[1:]).parameter_shapes())
+
+        if goes_on:
+            _refuse_other_images(dataset, *run.data(record), run)
+        else:
+            if config.out is None:
+                started = time.strftime("%Y%m%d-%H%M%S")
+                name = f"{config.data}-{config.model}-{config.gradient}-{started}"
+                config = replace(config, out=Path("runs") / name)
+            layout()  # what a model refuses, it refuses before there is a folder
+            run = RunFolder.create(config.out)
+            held.enter_context(run.lock)
+        also = " in a new run" if goes_on else ""
+        if config.preset.has_recomputable_layers and not config.recompute:
+            also += ", or --recompute"
+
+        def fixed() -> int:
+            """Bytes of the parameters, their gradients and Adam's two moments."""
+            return 4 * layout().size * np.dtype(config.dtype).itemsize
+
+        with within_memory(ops, "--batch-size", config.batch_size, fixed, also):
+            train(config, dataset, ops, run, "best" if rollback else bool(resume))
+        _draw(run, config, ops)
+
+
+def _refuse_other_images(dataset: Dataset, counts: list[int], shape: tuple, run: RunFolder) -> None:
+    found = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
+    for what, here, then in (
+        ("images (train, validation, test)", found, counts),
+        ("images of shape", tuple(dataset.train.shape[1:]), shape),
+    ):
+        if here != then:
             raise UsageError(
-                f"{run.path} was trained on {expected} images (train, validation, test), found "
-                f"{found}: give the same data with --data-dir"
+                f"{run.path} was trained on {then} {what}, found {here}: give the same data with "
+                "--data-dir"
             )
-    else:
-        if config.out is None:
-            name = (
-                f"{config.data}-{config.model}-{config.gradient}-{time.strftime('%Y%m%d-%H%M%S')}"
-            )
-            config = replace(config, out=Path("runs") / name)
-        run = RunFolder.create(config.out)
-    also = " in a new run" if resume else ""
-    if config.preset.has_recomputable_layers and not config.recompute:
-        also += ", or --recompute"
-
-    def held() -> int:
-        """Bytes of the parameters, their gradients and Adam's two moments."""
-        layout = Layout.of(config.build_flow(dataset.train.shape[1:]).parameter_shapes())
-        return 4 * layout.size * np.dtype(config.dtype).itemsize
-
-    with within_memory(ops, "--batch-size", config.batch_size, held, also):
-        train(config, dataset, ops, run, resume)
-    _draw(run, config, ops)
 
 
-def _parser(prog: str | None, what: str, defaults: dict) -> argparse.ArgumentParser:
+def _parser(prog: str | None, what: str, defaults: dict) -> Parser:
     """A parser with every option of TrainConfig, and --resume.
 
     Options that are not given are absent from the result: defaults live in TrainConfig, and what
     a script sets otherwise in `defaults`, which the help texts show.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=f"Train {what}. Writes a run folder with the configuration, metrics, "
         "checkpoints, samples and curves.",
@@ -100,18 +122,48 @@ def _parser(prog: str | None, what: str, defaults: dict) -> argparse.ArgumentPar
         parser.add_argument(flag_of(entry), dest=entry.name, help=help_text, **settings)
     parser.add_argument(
         "--resume",
+        nargs="?",
+        const=True,
+        choices=(AUTO,),
+        help="go on with the run in --out from its last checkpoint (with --epochs to train "
+        "longer); auto: start it where there is nothing to go on with, so that one command can be "
+        "submitted again and again",
+    )
+    parser.add_argument(
+        "--rollback",
         action="store_true",
-        help="go on with the run in --out from its last checkpoint (with --epochs to train longer)",
+        help="go back to the best checkpoint of the run in --out, with its λ and other settings "
+        "(and --lr to train on more carefully), and on from there",
     )
     return parser
 
 
-def resumed(given: dict) -> tuple[RunFolder, TrainConfig, dict]:
-    """The run in --out, the configuration with which it goes on, and its config.json."""
+def resumed(
+    given: dict, rollback: bool = False, auto: bool = False
+) -> tuple[RunFolder, TrainConfig, dict]:
+    """The run in --out, the configuration with which it goes on, and its config.json.
+
+    rollback: with the optimiser's settings of the best checkpoint, where there is one; auto:
+    fewer epochs than the run was extended to since are not asked for.
+    """
     if "out" not in given:
-        raise UsageError("--resume needs --out: name the run's folder")
+        raise UsageError("--resume and --rollback need --out: name the run's folder")
     run, record = RunFolder.open(given["out"])
-    return run, TrainConfig.from_dict(record["config"]).resumed(given, run.path), record
+    config = TrainConfig.from_dict(record["config"])
+    if rollback and run.best.exists():
+        layout = Layout.of(config.build_flow(run.data(record)[1]).parameter_shapes())
+        config = config.as_at(load_checkpoint(run.best, layout, record).record["config"])
+    if auto and "epochs" in given:
+        given = {**given, "epochs": max(given["epochs"], config.epochs or 0)}
+    return run, config.resumed(given, run.path), record
+
+
+def _started(given: dict) -> str | bool:
+    """Whether --resume auto has something to go on with."""
+    if "out" not in given:
+        raise UsageError("--resume auto needs --out: name the run's folder")
+    run = RunFolder(given["out"])
+    return AUTO if run.last.exists() or run.best.exists() else False
 
 
 def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
@@ -120,10 +172,10 @@ def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
 
     records = folder.read_metrics()
     title = (
-        f"{config.data}, {config.model_name}, {config.gradient} gradient, "
-        f"{records[-1]['epoch']} epochs"
+        f"{config.data}, {config.model_name}, {config.gradient} gradient, {config.epochs} epochs"
     )
-    plots.save_curves(folder.curves, records, title)  # first: it cannot fail on a bad inverse
+    if records:  # they may have been lost
+        plots.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
     inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
     panels = {

@@ -112,7 +112,7 @@ def _numbers(path: Path, header: dict) -> dict:
         if not all(re.fullmatch(r"[0-9.e+-]+", text) for text in texts):
             raise ValueError
         step, lam, seed = int(texts[0]), float(texts[1]), int(texts[2])
-        record = parse_json(header["record"])
+        record = parse_json(header["record"].encode())
         sums = tuple(map(float, json.loads(header.get("sums", json.dumps(_NO_SUMS)))))
         if not (
             step >= 0

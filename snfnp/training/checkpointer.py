@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from snfnp.errors import CheckpointError, UsageError
+from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.evaluation import Evaluator
 from snfnp.training.progress import Clock
-from snfnp.training.run import RunFolder
+from snfnp.training.run import RunFolder, mark_of
 from snfnp.training.trainer import Trainer
 
 
@@ -41,15 +41,18 @@ class Checkpointer:
         step, then = self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint. Waits for all steps; raises DivergedError where one failed."""
+    def save(self, path: Path, metrics: bytes | None = None) -> None:
+        """Write a checkpoint. Waits for all steps; raises DivergedError where one failed.
+
+        metrics: those that belong to it, where they are not those of now.
+        """
         self.clock.settle()  # a failed step is not to be saved
         record = {
             "seconds": self.clock.seconds,
             "best": self.evaluator.best,
             "config": self.config.as_dict(),
             "run": self._identity,
-            "metrics": self.run.metrics_mark(),
+            "metrics": mark_of(self.run.metrics() if metrics is None else metrics),
         }
         save_checkpoint(path, self.trainer.checkpoint(record))
         self._saved = (self.trainer.step, time.monotonic())
@@ -69,44 +72,63 @@ class Checkpointer:
     def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
         """Go on from the last checkpoint, or back to the best one, and drop later metrics.
 
-        What is crossed by a crash in here is done again by the next `--resume`.
+        Wherever a crash comes in here, the same command does it all again.
         """
         run, trainer = self.run, self.trainer
         _, described = run.open(run.path)
         self._identity = described.get("run")
         run.remove_partial()
         mark = self._restore(rollback, described)
-        steps = self.config.epochs * trainer.steps_per_epoch
-        if trainer.step > steps:
+        step, steps = trainer.step, self.config.epochs * trainer.steps_per_epoch
+        if step > steps:
             raise UsageError(
-                f"{run.path} is at step {trainer.step}, past --epochs {self.config.epochs} "
-                f"({steps} steps): give more epochs"
+                f"{run.path} is at step {step}, past --epochs {self.config.epochs} ({steps} "
+                "steps): give more epochs"
             )
+        best = self.evaluator.best
+        lost = best is not None and not self._is_best(best["step"], described)
+        if step == steps and (best is None or lost and best["step"] < step):
+            raise CheckpointError(
+                f"{run.best} is not of the best evaluation of {run.last}: restore it, or give "
+                "more --epochs to choose another"
+            )
+        if lost and best["step"] < step:
+            report(f"{run.best} is lost or damaged: the best epoch is one after step {step}")
+            self.evaluator.best = None
+        if mark and mark[0] and not run.metrics_file.exists():
+            report(f"{run.metrics_file} is missing: the metrics up to step {step} are lost")
+            mark = mark_of(b"")
+        metrics = run.metrics_at(step, mark)
+
         trainer.lam = self.config.lam
-        lost = run.cut_metrics(trainer.step, mark)
-        if lost:
-            report(lost)
         changed = self.config.changes_from(TrainConfig.from_dict(described["config"]))
+        self.save(run.last, metrics)
+        if metrics != run.metrics():
+            run.write_metrics(metrics)
         if changed or rollback:
-            self.save(run.last)
-            event = {"step": trainer.step, "rollback": rollback, "changed": changed}
+            event = {"step": step, "rollback": rollback, "changed": changed}
             described["history"] = [*described.get("history", []), event]
             described["config"] |= {name: now for name, (_, now) in changed.items()}
             run.write_config(described)
-        if changed:
-            words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-            report(f"changed from step {trainer.step} on: {words}")
-        best = self.evaluator.best
-        if best is not None and best["step"] == trainer.step:
-            self.save(run.best)  # a crash may have come between the two files
-        if trainer.step < steps:
-            run.summary_file.unlink(missing_ok=True)  # it will be another
+        if lost and best["step"] == step:
+            self.save(run.best)  # a crash came between the two files
+        if step < steps:
+            run.remove_summary()
         else:
             report(f"{run.path} is finished: give more --epochs to train longer")
-        self._saved = (trainer.step, time.monotonic())
+        if changed:
+            words = ", ".join(f"{name} {now} (was {old})" for name, (old, now) in changed.items())
+            report(f"from step {step} on: {words}")
+
+    def _is_best(self, step: int, described: dict) -> bool:
+        """Whether best.safetensors is whole, this run's, and of this step."""
+        try:
+            return load_checkpoint(self.run.best, self.trainer.layout, described).step == step
+        except SnfnpError:
+            return False
 
     def _restore(self, rollback: bool, described: dict) -> list | None:
-        """Set everything back; the mark of the metrics then (`RunFolder.cut_metrics`)."""
+        """Set everything back; the mark of the metrics then, where it is known."""
         run, trainer = self.run, self.trainer
         if rollback and not run.best.exists():
             if run.read_metrics():
@@ -133,4 +155,4 @@ class Checkpointer:
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
         also = "a larger --lambda or " if self.config.rule.learns_inverse else ""
-        return f"go on {', or '.join(ways)} (or with {also}--clip-norm)"
+        return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

@@ -7,7 +7,6 @@ it. What a model needs or cannot do is asked of its preset (`snfnp.models.PRESET
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from snfnp.training.options import (
     POSITIVE,
     by_preset,
     flag_of,
+    interval,
+    may_be,
     needs_preset,
     odd,
     option,
@@ -180,7 +181,7 @@ class TrainConfig:
         "10m",
         "between evaluations, write a checkpoint after this many steps (500) or minutes (10m): "
         "what a crash can cost",
-        must=(lambda value: _interval(value) is not None, "steps, as 500, or minutes, as 10m"),
+        must=(lambda value: interval(value) is not None, "steps, as 500, or minutes, as 10m"),
         changeable=True,
     )
     data_dir: Path | None = option(
@@ -220,7 +221,7 @@ class TrainConfig:
     @property
     def checkpoint_interval(self) -> tuple[float, float]:
         """(steps, seconds) between checkpoints, one of them infinite."""
-        return _interval(self.checkpoint_every)
+        return interval(self.checkpoint_every)
 
     def build_flow(self, image_shape):
         """The flow that this configuration describes, for images (H, W, C)."""
@@ -235,12 +236,17 @@ class TrainConfig:
 
     # ---------------------------------------------------------------- filled in, checked, resumed
 
-    def resolve(self, training_images: int) -> TrainConfig:
-        """The same with everything filled in and checked. Raises UsageError, one line each."""
+    def filled(self) -> TrainConfig:
+        """The same with every option that was left out filled in, but for the epochs."""
         config = self
         for entry, about in options_of(self):
             if getattr(config, entry.name) is None:
                 config = replace(config, **{entry.name: about.fill(config)})
+        return config
+
+    def resolve(self, training_images: int) -> TrainConfig:
+        """The same with everything filled in and checked. Raises UsageError, one line each."""
+        config = self.filled()
         if config.gradient not in config.preset.gradients:
             raise UsageError(
                 f"--model {config.model} cannot be trained with --gradient {config.gradient}: "
@@ -297,15 +303,16 @@ class TrainConfig:
 
     def unlike(self, other: TrainConfig) -> list[str]:
         """The options by which a run with this configuration cannot be one with the other."""
+        ours, theirs = self.filled(), other.filled()
         return [
             entry.name
             for entry, about in options_of(self)
-            if not about.changeable and getattr(self, entry.name) != getattr(other, entry.name)
+            if not about.changeable and getattr(ours, entry.name) != getattr(theirs, entry.name)
         ]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
         """{option: [before, now]} of all that differs but where files are."""
-        then, now = before.as_dict(), self.as_dict()
+        then, now = before.filled().as_dict(), self.as_dict()
         return {
             name: [then[name], value]
             for name, value in now.items()
@@ -335,25 +342,7 @@ class TrainConfig:
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
         for entry, about in options_of(cls):
             value = values.get(entry.name, entry.default)
-            if not _can_be(value, entry, about):
+            if not may_be(value, entry, about):
                 raise UsageError(f"the configuration has {entry.name} = {str(value)[:40]!r}")
         paths = {k: Path(values[k]) for k in _PLACES if values.get(k)}
         return cls(**{**values, **paths})
-
-
-def _can_be(value, entry, about) -> bool:
-    """Whether an option's value, from JSON, is one that it may have."""
-    kind = entry.type.removesuffix(" | None")
-    if value is None:
-        return kind != entry.type
-    types = {"float": (int, float), "int": (int,), "bool": (bool,)}.get(kind, (str,))
-    if type(value) not in types or about.choices and value not in about.choices:
-        return False
-    return bool(about.must[0](value)) and (kind != "float" or value < 1e300)
-
-
-def _interval(text: str) -> tuple[float, float] | None:
-    """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
-    found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (float(part or math.inf) for part in found.groups()) if found else (0, 0)
-    return (steps, 60 * minutes) if steps and minutes else None

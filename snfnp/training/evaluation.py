@@ -71,7 +71,7 @@ class Evaluator:
         if bits > limit:
             raise DivergedError(
                 f"the exact validation likelihood after epoch {record['epoch']} has exploded: "
-                f"{bits:.4g} bits/dim, where {limit:.4g} would be twice as bad as it has been"
+                f"{bits:.4g} bits/dim (a run that learns has at most {limit:.4g})"
             )
 
     def describe(self, record: dict) -> str:

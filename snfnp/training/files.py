@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, a lock on a folder, and what a person reads of a damaged file."""
+"""Files that a crash leaves whole, files that something else may have damaged, a folder's lock."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
         raise SnfnpError(f"cannot read {path} ({error.strerror}): restore it") from None
 
 
-def parse_json(content: bytes | str) -> dict:
+def parse_json(content: bytes) -> dict:
     """A JSON object of finite numbers. Raises ValueError, with a short reason, for all else."""
     try:
-        value = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("too deep") from None
     if not isinstance(value, dict):

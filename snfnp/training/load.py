@@ -21,8 +21,9 @@ from snfnp.training.run import RunFolder
 class LoadedRun:
     """A run at a checkpoint.
 
-    folder: its files; record: its config.json; config: how it was trained (the optimiser's
-    settings are those at the checkpoint, where they were changed on the way); ops: what computes now; flow, layout: its model and where each parameter lies; checkpoint: the state, on the host.
+    folder: its files; record: its config.json; config: how it was trained, with the optimiser's
+    settings as they were at the checkpoint; ops: what computes now; flow, layout: its model and
+    where each parameter lies; checkpoint: the state, on the host.
     """
 
     folder: RunFolder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from snfnp.data import Dataset
@@ -22,16 +23,15 @@ def train(
     dataset: Dataset,
     ops,
     run: RunFolder,
-    resume: bool = False,
+    resume: bool | str = False,
     report: Callable[[str], None] = print,
-    rollback: bool = False,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
     config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
-    end reports the test images at it. resume: go on from the last checkpoint; rollback: from the
-    best one, or from the start where there is none yet.
+    end reports the test images at it. resume: go on from the last checkpoint; "best": from
+    the best one, or from the start where there is none yet.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError where another program
@@ -45,8 +45,8 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
-        if resume or rollback:
-            checkpoints.resume(rollback, report)
+        if resume:
+            checkpoints.resume(resume == "best", report)
         else:
             checkpoints.start(describe_run(config, flow, trainer.layout, dataset, ops))
         report(_introduction(config, flow, trainer, dataset, ops, run))
@@ -66,6 +66,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> N
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))
             line.advance()
+            stop, wanted = requests.stop, requests.checkpoint  # one that comes later waits
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
                 line.clear()
@@ -77,16 +78,16 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> N
                     checkpoints.save(run.best)
                 report(evaluator.describe(record))
                 clock.start()
-            elif checkpoints.due() or requests.checkpoint or requests.stop:
+            elif checkpoints.due() or wanted or stop:
                 checkpoints.save(run.last)
-            if requests.checkpoint:
+            if wanted:
                 line.clear()
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 requests.checkpoint = False
-            if requests.stop:
+            if stop:
                 report(
                     f"interrupted at step {trainer.step}: everything is in {run.last}; go on with "
-                    f"--resume --out {run.path}"
+                    f"--resume --out {shlex.quote(str(run.path))}"
                 )
                 raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 
@@ -96,3 +97,21 @@ def flag_of(entry: Field, value=None) -> str:
     """An option's flag on the command line; the one that switches it off where `value` is False."""
     flag = entry.metadata["option"].flag or "--" + entry.name.replace("_", "-")
     return flag.replace("--", "--no-", 1) if value is False else flag
+
+
+def may_be(value, entry: Field, about: Option) -> bool:
+    """Whether an option's value, from JSON, is one that it may have."""
+    kind = entry.type.removesuffix(" | None")
+    if value is None:
+        return kind != entry.type
+    types = {"float": (int, float), "int": (int,), "bool": (bool,)}.get(kind, (str,))
+    if type(value) not in types or about.choices and value not in about.choices:
+        return False
+    return bool(about.must[0](value)) and (kind != "float" or value < 1e300)
+
+
+def interval(text: str) -> tuple[float, float] | None:
+    """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
+    found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (float(part or math.inf) for part in found.groups()) if found else (0, 0)
+    return (steps, 60 * minutes) if steps and minutes else None

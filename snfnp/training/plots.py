@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from snfnp import folders
-from snfnp.training.checkpoint import write_atomically
+from snfnp.training.files import write_atomically
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`

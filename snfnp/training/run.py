@@ -114,6 +114,15 @@ class RunFolder:
     def write_summary(self, record: dict) -> None:
         _write_json(self.summary_file, record)
 
+    def remove_summary(self) -> None:
+        """Where a run goes on, it will be another."""
+        try:
+            self.summary_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise SnfnpError(
+                f"cannot remove {self.summary_file} ({error.strerror}): remove it"
+            ) from None
+
     def append_metrics(self, record: dict) -> None:
         """One more line; flushed, so that a crash keeps it."""
         line = json.dumps(record, allow_nan=False) + "\n"
@@ -122,49 +131,41 @@ class RunFolder:
                 file.write(line)
         except OSError as error:
             raise SnfnpError(
-                f"cannot write {self.metrics_file} ({error.strerror}): free some space or restore it"
+                f"cannot write {self.metrics_file} ({error.strerror}): free some space"
             ) from None
-
-    def metrics_mark(self) -> list:
-        """[length, SHA-256] of the metrics so far: what a checkpoint knows of them."""
-        content = self._metrics()
-        return [len(content), hashlib.sha256(content).hexdigest()]
 
     def read_metrics(self) -> list[dict]:
         """All evaluations so far. Raises SnfnpError where a line is damaged."""
         return [record for _, record in self._lines()]
 
-    def cut_metrics(self, step: int, mark: list | None) -> str | None:
-        """Drop the lines after a step: a run that is resumed from there will write them again.
-
-        mark: `metrics_mark` at that step, where it is known. Returns what there is to report.
-        """
-        content = self._metrics()
-        if mark is None:  # a checkpoint of format 1
-            kept = [line for line, record in self._lines() if record["step"] <= step]
-            content = b"".join(kept)
-        else:
-            size, digest = mark
-            if size and not self.metrics_file.exists():
-                return f"{self.metrics_file} is missing: the metrics up to step {step} are lost"
-            content = content[:size]
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise SnfnpError(
-                    f"{self.metrics_file} is damaged (not what it was at step {step}): restore "
-                    "it, or delete it to go on without"
-                )
-        if self.metrics_file.exists():
-            files.write_atomically(self.metrics_file, content)
-        return None
-
-    def _metrics(self) -> bytes:
+    def metrics(self) -> bytes:
+        """The same as the file has it; nothing where there is no file."""
         if not self.metrics_file.exists():
             return b""
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
+    def metrics_at(self, step: int, mark: list | None) -> bytes:
+        """The metrics without the lines after a step.
+
+        mark: `mark_of` the metrics at that step; None: not known, in a checkpoint of format 1.
+        Raises SnfnpError where they are not what they were.
+        """
+        if mark is None:
+            return b"".join(line for line, record in self._lines() if record["step"] <= step)
+        content = self.metrics()[: mark[0]]
+        if mark_of(content) != mark:
+            raise SnfnpError(
+                f"{self.metrics_file} is damaged (not what it was at step {step}): restore it, "
+                "or delete it to go on without"
+            )
+        return content
+
+    def write_metrics(self, content: bytes) -> None:
+        files.write_atomically(self.metrics_file, content)
+
     def _lines(self):
         """(line, record) of every evaluation, but for a last line that a crash cut off."""
-        *lines, _ = self._metrics().split(b"\n")
+        *lines, _ = self.metrics().split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 record = files.parse_json(line)
@@ -176,6 +177,11 @@ class RunFolder:
                     "it, or delete it to go on without"
                 ) from None
             yield line + b"\n", record
+
+
+def mark_of(metrics: bytes) -> list:
+    """[length, SHA-256]: what a checkpoint knows of the metrics."""
+    return [len(metrics), hashlib.sha256(metrics).hexdigest()]
 
 
 def _digest(record: dict) -> str:

@@ -1,8 +1,13 @@
-"""Small trainers of every preset, on any operations."""
+"""Small trainers of every preset, on any operations, and small runs in a folder."""
 
+import numpy as np
+
+from snfnp.data import Dataset
 from snfnp.models import PRESETS
-from snfnp.ops import BACKENDS
+from snfnp.ops import BACKENDS, get_ops
 from snfnp.training.config import TrainConfig
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
 from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
@@ -22,3 +27,52 @@ def make_trainer(ops, model="fc", gradient=None, *, report=print, side=SIDE, flo
 def host(trainer, name):
     """A trainer's array of that name, on the host."""
     return trainer.ops.to_host(getattr(trainer, name))
+
+
+# ---------------------------------------------------------------- small runs: 5 steps per epoch
+
+EPOCHS, IMAGES = 3, 100
+
+
+def small_dataset(images=IMAGES, side=5):
+    rng = np.random.default_rng(1)
+    splits = [
+        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8) for count in (images, 30, 30)
+    ]
+    return Dataset("mnist", *splits, source="random images", is_sample=False)
+
+
+def small_config(**changes):
+    return TrainConfig(
+        **{"epochs": EPOCHS, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 1, **changes}
+    ).resolve(IMAGES)
+
+
+def run_training(path, dataset=None, resume=False, report=lambda text: None, **changes):
+    """A small run, or more of it: (its folder, its summary)."""
+    config, ops = small_config(**changes), get_ops(changes.get("backend", "numba"))
+    run = RunFolder(path) if resume else RunFolder.create(path)
+    dataset = dataset or small_dataset()
+    return run, train(config, dataset, ops, run, resume, report)
+
+
+def without_time(records):
+    """Metrics without what a clock has a part in."""
+    return [{k: v for k, v in record.items() if "second" not in k} for record in records]
+
+
+def at_step(monkeypatch, step, action):
+    """Do something right before a step; the trainer is its argument."""
+    original = Trainer.training_step
+
+    def changed(trainer, images):
+        if trainer.step == step:
+            action(trainer)
+        return original(trainer, images)
+
+    monkeypatch.setattr(Trainer, "training_step", changed)
+
+
+def spoil(trainer):
+    """Worse from here on, and finite."""
+    trainer.p += trainer.ops.asarray(np.full(trainer.p.shape, 0.02), trainer.p.dtype)

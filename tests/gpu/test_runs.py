@@ -1,0 +1,54 @@
+"""Runs on a device that works asynchronously: checkpoints wait for it, and nothing is lost."""
+
+import math
+
+import numpy as np
+import pytest
+from support.trainers import at_step, run_training, without_time
+
+from snfnp.errors import DivergedError
+from snfnp.training import progress
+from snfnp.training.checkpoint import load_checkpoint
+from snfnp.training.load import load_run
+
+
+class Killed(BaseException):
+    """As sudden as kill -9."""
+
+
+def kill(trainer):
+    raise Killed
+
+
+def test_a_kill_in_mid_epoch_changes_no_number(ops, tmp_path, monkeypatch):
+    """Checkpoints between evaluations, the averages since the last one, the step as a graph."""
+    whole, _ = run_training(tmp_path / "whole", backend="cupy")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        at_step(patched, 8, kill)
+        run_training(tmp_path / "part", backend="cupy", checkpoint_every="2")
+    part, _ = run_training(tmp_path / "part", resume=True, backend="cupy")
+    layout = load_run(part.path, ops=ops).layout
+    states = [load_checkpoint(run.last, layout) for run in (whole, part)]
+    for name in ("p", "m", "v"):
+        np.testing.assert_array_equal(*(getattr(state, name) for state in states))
+    assert without_time(whole.read_metrics()) == without_time(part.read_metrics())
+
+
+def test_a_run_of_the_device_is_rolled_back_on_another(ops, tmp_path):
+    run, _ = run_training(tmp_path / "run", backend="cupy", dtype="float64")
+    run_training(tmp_path / "run", resume="best", backend="numpy", dtype="float64", lr=1e-4)
+    loaded = load_run(run.path, "last")
+    assert loaded.config.backend == "numpy" and loaded.checkpoint.step == 15
+
+
+def test_a_step_that_failed_is_in_no_checkpoint(ops, tmp_path, monkeypatch):
+    """The host learns of it late: it has to ask before it saves."""
+
+    def poison(trainer):
+        trainer.params["dense1"]["W"][0, 0] = np.nan
+
+    monkeypatch.setattr(progress, "_SHOW_EVERY", math.inf)  # a look at the figures waits as well
+    at_step(monkeypatch, 7, poison)
+    with pytest.raises(DivergedError, match="step 8: the output of layer dense1 is not finite"):
+        run_training(tmp_path / "run", backend="cupy", checkpoint_every="1")
+    assert load_run(tmp_path / "run", "last", ops=ops).checkpoint.step == 7
