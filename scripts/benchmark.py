@@ -21,8 +21,7 @@ def main(argv):
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
-    from snfnp.training.checkpoint import write_atomically
-    from snfnp.training.plots import SUFFIXES
+    from snfnp.training.files import write_atomically
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = Parser(description=__doc__)
@@ -50,6 +49,8 @@ def main(argv):
     if on_gpu and args.threads:
         raise UsageError("--threads has no effect with --backend cupy: leave it out")
     if args.plot:
+        from snfnp.training.plots import SUFFIXES  # needs Matplotlib, measuring does not
+
         if "sweep" not in parts:
             raise UsageError(f"--plot is for the sweep, not for {', '.join(parts)}: leave it out")
         check_file(args.plot, "--plot", SUFFIXES)

@@ -88,6 +88,7 @@ def _configurations() -> tuple[Configuration, ...]:
         Configuration("glow-identity", f"{glow} --init identity"),
         Configuration("glow-kernel-5", f"{glow} --kernel 5 --levels 1"),
         Configuration("glow-float64", f"{glow} --dtype float64"),
+        Configuration("glow-recompute-float64", f"{glow} --recompute --dtype float64"),
         Configuration("glow-resume", glow, resume=True),
         Configuration("glow-2l-4k", f"--model glow-2l-4k {small}", cifar),
         Configuration("glow-3l-32k", f"--model glow-3l-32k {small} --augment", cifar),

@@ -6,7 +6,6 @@ In a container the package and the home folder are often read-only, or there is 
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from pathlib import Path
 
@@ -31,10 +30,8 @@ def private_folder(name: str) -> Path | None:
     try:
         root = Path(tempfile.gettempdir(), f"snfnp-{user}")
         root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()
-        if hasattr(os, "getuid") and (
-            not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077
-        ):
+        found = root.lstat()  # of a link: that is open to others, too
+        if hasattr(os, "getuid") and (found.st_uid != user or found.st_mode & 0o077):
             return None
         (root / name).mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=root / name):

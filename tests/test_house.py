@@ -18,7 +18,8 @@ FLOORS = (
     {"likelihood", "diagnostics", "gradcheck", "models", "data"},
     {"flow"},
     {"layers"},
-    {"rules", "maps", "context", "parameters"},
+    {"rules"},
+    {"maps", "context", "parameters"},
     {"ops", "__init__"},
     {"errors", "folders", "threads"},
 )

@@ -16,7 +16,10 @@ from snfnp.training.load import LoadedRun, load_run
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as everybody's are."""
+    """A parser whose errors are one line, as everybody's are, and whose help cannot get lost."""
+
+    def print_help(self, file=None):
+        print(self.format_help(), end="", file=file)  # argparse passes over what goes wrong here
 
     def error(self, message):
         if len(message) > 300:

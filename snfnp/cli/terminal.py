@@ -30,6 +30,7 @@ PLAIN = {
     "α": "alpha",
 }
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
+_IMPORTING = "<frozen importlib._bootstrap>"
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -52,16 +53,9 @@ def run(work: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="snfnp.plain")
 
-    interrupted = False
-
-    def interrupt(signum, frame):
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         try:
             work()
@@ -70,10 +64,6 @@ def run(work: Callable[[], None]) -> int:
                 sys.stdout.flush()  # what was wrong with it is known here, not at exit
         return 0
     except BaseException as error:
-        # In an import, a library may have made something else of KeyboardInterrupt.
-        if interrupted or isinstance(error, KeyboardInterrupt):
-            _abandon_output()
-            return INTERRUPTED
         status = _failed(error)
         if status is None:
             raise
@@ -94,6 +84,9 @@ def _failed(error: BaseException) -> int | None:
             f"out of memory ({found}): ask for less at once, or see which other program has it"
         )
         return 1
+    if isinstance(error, KeyboardInterrupt):
+        _abandon_output()
+        return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         _abandon_output()
         return CLOSED_PIPE
@@ -104,6 +97,17 @@ def _failed(error: BaseException) -> int | None:
     return None
 
 
+def _interrupt(signum, frame):
+    """Ctrl-C: KeyboardInterrupt; in an import, where libraries make something else of that or go on
+    as if nothing were, the end."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            _abandon_output()
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _complain(line: str) -> None:
     try:
         print(f"error: {line}", file=sys.stderr)
@@ -112,9 +116,9 @@ def _complain(line: str) -> None:
 
 
 def _output_fails() -> bool:
-    """Whether it is standard output that an OSError was about: what it lacks is still to come."""
+    """Whether standard output takes nothing: what is still in its buffer, or one more line."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError:
         return True
     return False

@@ -63,7 +63,7 @@ def cache_folder(name: str) -> Path:
     try:
         import pooch
     except ModuleNotFoundError:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return Path(caches, "snfnp", name)
     return Path(pooch.os_cache("snfnp")) / name
 

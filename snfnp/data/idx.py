@@ -87,7 +87,7 @@ def parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     expected = start + math.prod(shape)
     if len(content) != expected:
         problem = "truncated" if len(content) < expected else "followed by trailing bytes"
-        size = " x ".join(map(str, shape))
+        size = " x ".join(map(str, shape)) if ndim <= 8 else f"{ndim} dimensions"
         raise _bad_file(
             path, f"the data is {problem} ({len(content)} bytes, {expected} expected for {size})"
         )

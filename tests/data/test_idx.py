@@ -65,6 +65,8 @@ BAD_FILES = {
     "no data": (GOOD[:16], "truncated"),
     "trailing byte": (GOOD + b"\0", "trailing"),
     "huge dimensions": (b"\0\0\x08\3" + b"\xff" * 12, "truncated"),
+    "nothing but dimensions": (b"\0\0\x08\xff" + b"\xff" * 1020, "more than a file can hold"),
+    "255 dimensions": (b"\0\0\x08\xff" + b"\0\0\0\1" * 255, "expected for 255 dimensions"),
     "too many dimensions": (b"\0\0\x08\x41" + b"\0\0\0\1" * 65 + b"x", "impossible shape"),
     "huge dimensions and a zero": (b"\0\0\x08\4" + b"\xff" * 12 + bytes(4), "impossible shape"),
     "gzip cut": (GOOD_GZ[:-20], "gzip data is truncated"),
@@ -89,6 +91,7 @@ def test_bad_idx_file(tmp_path: Path, content: bytes, problem: str) -> None:
     # The path holds this test's name, and so the case's: look for the problem after it.
     assert str(caught.value).startswith(f"{path}: ")
     assert problem in str(caught.value).removeprefix(str(path))
+    assert len(str(caught.value).removeprefix(str(path))) < 200
 
 
 def test_missing_idx_file(tmp_path: Path) -> None:

@@ -1,0 +1,268 @@
+"""Pictures: whole or not there, in the format that was asked for, and refused before the work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snfnp.cli import sample
+from snfnp.data import Dataset
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops import get_ops
+from snfnp.training import plots
+from snfnp.training.config import TrainConfig
+from snfnp.training.load import load_run
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+MAGIC = {
+    ".png": b"\x89PNG",
+    ".PNG": b"\x89PNG",
+    ".pdf": b"%PDF",
+    ".svg": b"<?xml",
+    ".jpg": b"\xff\xd8\xff",
+    ".jpeg": b"\xff\xd8\xff",
+    ".tif": b"II*\0",
+    ".tiff": b"II*\0",
+    ".webp": b"RIFF",
+}
+SIDE = 4
+
+
+def images(count, side=SIDE, channels=1):
+    shape = (count, side, side, channels)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run on tiny images."""
+    config = TrainConfig(backend="numpy", epochs=1, batch_size=10, warmup_epochs=1).resolve(20)
+    dataset = Dataset("mnist", images(20), images(10), images(10), "noise", True)
+    run = RunFolder.create(tmp_path_factory.mktemp("runs") / "tiny")
+    train(config, dataset, get_ops("numpy"), run)
+    return run.path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("suffix", MAGIC)
+def test_a_picture_has_the_format_of_its_name(folder, tmp_path, suffix, capsys):
+    out = tmp_path / f"a{suffix}"
+    sample.main([str(folder), "--count", "4", "--out", str(out)])
+    assert out.read_bytes().startswith(MAGIC[suffix])
+    assert contents(tmp_path).keys() == {out.name}
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_the_formats_above_are_all():
+    assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
+    supported = plots.plt.figure().canvas.get_supported_filetypes()
+    plots.plt.close("all")
+    assert {suffix[1:] for suffix in plots.SUFFIXES} <= set(supported)
+
+
+# ---------------------------------------------------------------- before the work
+
+
+def refuse(*arguments):
+    raise AssertionError("there was work before the path was looked at")
+
+
+@pytest.mark.parametrize(
+    "out, message",
+    [
+        ("no/such/a.png", "cannot write {} (No such file or directory): choose another --out"),
+        ("file/a.png", "cannot write {} (Not a directory): choose another --out"),
+        (f"{'x' * 300}.png", "cannot write {} (File name too long): choose another --out"),
+        ("x.txt", "--out is {}: its name must end in one of .png, .pdf, .svg, .jpg, "),
+        ("x", "--out is {}: its name must end in one of .png, "),
+        ("folder.png", "--out is {}, which is a folder: give the name of a file"),
+    ],
+)
+def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(sample, "open_run", refuse)
+    with pytest.raises(UsageError) as caught:
+        sample.main(["run", "--out", str(tmp_path / out)])
+    assert str(caught.value).startswith(message.format(tmp_path / out))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["sweep", "--plot", "/no/such/a.png"], "cannot write /no/such/a.png (No such file or"),
+        (["sweep", "--plot", "a.txt"], "--plot is a.txt: its name must end in one of .png, "),
+        (["sweep", "--plot", "/tmp/"], "--plot is /tmp: its name must end in one of .png, "),
+        (["fc", "--plot", "a.png"], "--plot is for the sweep, not for fc: leave it out"),
+        (["fc", "--json", "/no/such/a.json"], "cannot write /no/such/a.json (No such file or"),
+        (["fc", "--json", "/tmp"], "--json is /tmp, which is a folder: give the name of a file"),
+        (["fc", "--threads"], "argument --threads: expected one argument: see "),
+    ],
+)
+def test_the_benchmark_refuses_a_bad_path_before_the_work(arguments, message, monkeypatch):
+    import benchmark
+
+    monkeypatch.setattr("snfnp.ops.get_ops", refuse)
+    with pytest.raises(UsageError) as caught:
+        benchmark.main(arguments)
+    assert str(caught.value).startswith(message)
+
+
+# ---------------------------------------------------------------- a full disk
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from snfnp.cli import run_script
+from snfnp.training import plots
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
+out, kind = Path(sys.argv[1]), sys.argv[2]
+records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
+work = {
+    "samples": lambda: plots.save_samples(out, {"a": np.zeros((9, 4, 4, 1), np.uint8)}, ""),
+    "large": lambda: plots.save_samples(
+        out, {"a": np.random.default_rng(0).integers(0, 256, (1, 2100, 9, 1), np.uint8)}, ""
+    ),
+    "curves": lambda: plots.save_curves(out, records, ""),
+    "lines": lambda: plots.save_lines(out, [1, 2], {"a": [1, 2]}, "", "", ""),
+}[kind]
+run_script(lambda argv: work())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of a file")
+@pytest.mark.parametrize("kind", ["samples", "large", "curves", "lines"])
+def test_a_full_disk_leaves_the_old_picture(kind, tmp_path):
+    out = tmp_path / "a.png"
+    out.write_bytes(b"the old one")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(out), kind], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write {out} (File too large)")
+    assert done.stderr.count("\n") == 1
+    assert contents(tmp_path) == {"a.png": b"the old one"}
+
+
+# ---------------------------------------------------------------- many images
+
+
+def grid_of(images, columns):
+    """What a grid must be, the slow way."""
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    grid = np.full((rows * (height + 1), columns * (width + 1)), 255, np.uint8)
+    for index, image in enumerate(images):
+        y, x = index // columns * (height + 1), index % columns * (width + 1)
+        grid[y : y + height, x : x + width] = image[..., 0]
+    return grid[:-1, :-1]
+
+
+def test_many_images_are_drawn_in_parts(folder, tmp_path, monkeypatch, capsys):
+    """Only a few at once, the first ones as ever, all different, each pixel in the picture."""
+    likelihood = load_run(folder).likelihood
+    counts, draw = [], type(likelihood).sample
+
+    def counted(self, count, *arguments, **settings):
+        counts.append(count)
+        return draw(self, count, *arguments, **settings)
+
+    monkeypatch.setattr(type(likelihood), "sample", counted)
+    out = tmp_path / "many.png"
+    sample.main(
+        [str(folder), "--count", "1000", "--columns", "2", "--seed", "3", "--out", str(out)]
+    )
+    assert sum(counts) == 1000 and max(counts) <= 256
+    parts = [draw(likelihood, n, 3, part=part) for part, n in enumerate(counts)]
+    drawn = np.concatenate(parts).reshape(-1, SIDE, SIDE, 1)
+    assert len(np.unique(drawn.reshape(1000, -1), axis=0)) == 1000
+    assert np.array_equal(parts[0], draw(likelihood, counts[0], 3))
+    with Image.open(out) as picture:
+        assert np.array_equal(np.asarray(picture), grid_of(drawn, 2))
+
+
+def test_the_default_picture_is_about_square_and_shows_every_pixel(folder, tmp_path, capsys):
+    sizes = {}
+    for count in (1, 2, 64, 90_000):
+        height, width = plots.grid_size(count, plots.default_columns(count), (28, 28, 1))
+        assert height <= width <= height + 29
+        sizes[count] = width
+    assert sizes[64] == 8 * 29 - 1
+    out = tmp_path / "some.png"
+    plots.save_samples(out, {"a": images(3000, 28)}, "title")
+    assert not plots.is_large(*plots.grid_size(3000, plots.default_columns(3000), (28, 28, 1)))
+    with Image.open(out) as picture:
+        pixels = np.asarray(picture.convert("L")).astype(int)
+    # noise has an edge between nearly any two pixels: there are as many as the grid has
+    row = pixels[:, pixels.shape[1] // 2]
+    assert (np.diff(row) != 0).sum() > 0.95 * 55 * 28
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--count", "100000000"],
+            "--count 100000000 would be a picture of 49,999 x 49,999 pixels",
+        ),
+        (["--count", "20000", "--columns", "1"], "--columns 1 would be a picture of 4 x 99,999"),
+        (["--count", "400000", "--out", "{}/a.pdf"], "pixels its name must end in .png"),
+    ],
+)
+def test_a_picture_that_nobody_could_see_is_refused(
+    folder, tmp_path, options, message, monkeypatch
+):
+    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
+    with pytest.raises(UsageError) as caught:
+        sample.main([str(folder), *(option.format(tmp_path) for option in options)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
+def test_a_hundred_thousand_images_are_not_too_many(shape, tmp_path):
+    count = 100_000
+    args = SimpleNamespace(count=count, columns=plots.default_columns(count))
+    sample._check_size(args, shape, tmp_path / "a.png")
+
+
+def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):
+    def unwritable(**settings):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", unwritable)
+    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
+    with pytest.raises(SnfnpError) as caught:
+        sample.main([str(folder)])
+    out = folder / "sample-learned.png"
+    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another --out"
+
+
+def test_measuring_needs_no_matplotlib():
+    """A machine that is lent for its GPU may not have it."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.argv[1:] = ['nonsense'];"
+        "import benchmark; from snfnp.cli import run_script; run_script(benchmark.main)"
+    )
+    path = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: no benchmark is called nonsense")

@@ -1,0 +1,154 @@
+"""Where neither the package nor the home folder can be written: containers, and shared machines.
+
+A regular file stands where a folder would have to be made, which stops root as well.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snfnp import folders
+from snfnp.data import load_dataset
+from snfnp.errors import SnfnpError
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL = """
+from snfnp.ops import RandomKey, get_ops
+print(get_ops("numba").random.uniform(RandomKey(0, 0), (3,), "float32"))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of the package in which nothing can be kept."""
+    root = tmp_path_factory.mktemp("read-only")
+    shutil.copytree(ROOT / "snfnp", root / "snfnp", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [path for path in root.rglob("*") if path.is_dir()]:
+        (folder / "__pycache__").touch()
+    return root
+
+
+@pytest.fixture
+def machine(package, tmp_path):
+    """Environment variables: no home, and a temporary folder of its own."""
+    (tmp_path / "file").touch()
+    home = str(tmp_path / "file" / "home")
+    (tmp_path / "tmp").mkdir()
+    unset = ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**kept, "HOME": home, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(package)}
+
+
+def run(machine, code, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**machine, **variables},
+        cwd=machine["PYTHONPATH"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def kernels(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.nbc")}
+
+
+def test_compiled_kernels_go_to_a_temporary_folder(machine):
+    out, err = run(machine, KERNEL)
+    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "numba")
+    assert err == (
+        "compiled kernels cannot be kept beside the package or in the home folder: they are kept "
+        f"in {place} (NUMBA_CACHE_DIR names another place)\n"
+    )
+    first = kernels(place)
+    assert first and place.parent.stat().st_mode & 0o077 == 0
+    assert run(machine, KERNEL) == (out, err)
+    assert kernels(place) == first  # the second run compiles nothing
+
+
+def test_where_that_is_not_ours_nothing_is_kept(machine):
+    """Somebody else's folder of that name could hold anything, and it would be executed."""
+    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}")
+    place.mkdir()
+    place.chmod(0o777)
+    _, err = run(machine, KERNEL)
+    assert err == (
+        "compiled kernels cannot be kept beside the package or in the home folder: they are "
+        "compiled again in every run (NUMBA_CACHE_DIR names another place)\n"
+    )
+    assert not list(place.iterdir())
+
+
+def test_numba_cache_dir_is_respected(machine, tmp_path):
+    _, err = run(machine, KERNEL, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
+    assert err == "" and kernels(tmp_path / "kernels")
+    assert not list(Path(machine["TMPDIR"]).iterdir())
+
+
+def test_matplotlib_goes_to_a_temporary_folder(machine):
+    out, err = run(machine, "import snfnp.training.plots, matplotlib as m; print(m.get_cachedir())")
+    assert out.strip() == str(Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "matplotlib"))
+    # Matplotlib may say that it takes a while to look for fonts.
+    assert err.count("\n") <= 1 and "not a writable directory" not in err
+
+
+def test_matplotlib_stays_where_it_can(machine, tmp_path):
+    own = str(tmp_path / "own")
+    code = "import snfnp.training.plots, matplotlib as m; print(m.get_configdir())"
+    assert run(machine, code, MPLCONFIGDIR=own)[0].strip() == own
+    home = tmp_path / "home"
+    home.mkdir()
+    assert run(machine, code, HOME=str(home))[0].strip() == str(home / ".config" / "matplotlib")
+
+
+def test_a_download_cache_that_cannot_be_written_is_one_line(machine, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", machine["HOME"])
+    for variable in ("SNFNP_OFFLINE", "SNFNP_DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    lines = []
+    assert load_dataset("mnist", report=lines.append).is_sample
+    with pytest.raises(SnfnpError) as caught:
+        load_dataset("cifar-10", report=lines.append)
+    for line in (*lines, str(caught.value)):
+        assert "cannot be written (Not a directory)" in line and "\n" not in line
+        assert "--data-dir" in line
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    "folder, writable",
+    [("new/newer", True), (".", True), ("file", False), ("file/new", False), ("loop", False)],
+)
+def test_what_is_writable(tmp_path, folder, writable):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert folders.is_writable(tmp_path / folder) is writable
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_home_that_is_not_known_is_not_writable():
+    assert folders.is_writable(Path("~/.cache")) is False
+
+
+def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = folders.private_folder("a")
+    assert found == folders.private_folder("a") and found.is_dir()
+    found.parent.chmod(0o750)
+    assert folders.private_folder("a") is None
+    shutil.rmtree(found.parent)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    found.parent.symlink_to(elsewhere)
+    assert folders.private_folder("a") is None and not list(elsewhere.iterdir())
+    found.parent.unlink()
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    (tmp_path / "snfnp-12345").mkdir(mode=0o700)  # made by us, and we are somebody else
+    assert folders.private_folder("a") is None

@@ -1,0 +1,231 @@
+"""Where output goes and what may go wrong with it, Ctrl-C during imports, errors in options."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snfnp.cli import COMMANDS, main, terminal
+from snfnp.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"])
+HELP = ("-m", "snfnp", "evaluate", "--help")
+LISTING = ("-m", "snfnp")
+
+
+def python(*arguments, **settings):
+    """Python in a process of its own, with PYTHONPATH and these environment variables."""
+    variables = {name: settings.pop(name) for name in list(settings) if name.isupper()}
+    kept = {name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"}
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 200} | settings
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings)
+
+
+# ---------------------------------------------------------------- characters
+
+EVERY_HELP = """
+from snfnp.cli import COMMANDS, main, run_script
+def every(argv):
+    for name in COMMANDS:
+        try:
+            main([name, "--help"])
+        except SystemExit:
+            pass
+    print("λ = 1, 3° − ∂ × ‖g‖² …")
+    raise UsageError("λ is −1")
+from snfnp.errors import UsageError
+run_script(every)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_an_output_without_greek_gets_words(encoding):
+    done = python("-c", EVERY_HELP, PYTHONIOENCODING=encoding)
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 2, err
+    assert out.count("usage: ") == len(COMMANDS)
+    assert "\\u" not in out and "\\x" not in out
+    line = out.splitlines()[-1]
+    if encoding == "utf-8":
+        assert (line, err) == ("λ = 1, 3° − ∂ × ‖g‖² …", "error: λ is −1\n")
+    elif encoding == "ascii":
+        assert line == "lambda = 1, 3 deg - d x ||g||^2 ..."
+        assert "lambda of Eq. 3" in out and err == "error: lambda is -1\n"
+    else:
+        assert line.startswith("lambda = 1, 3° - d × ||g||² ")
+
+
+def test_a_character_nobody_thought_of_is_escaped():
+    code = "from snfnp.cli import run_script; run_script(lambda argv: print('a \\u2603 \\udcff'))"
+    done = python("-c", code, PYTHONIOENCODING="utf-8")
+    assert (done.returncode, done.stdout) == (0, "a \u2603 \\udcff\n".encode())
+    assert python("-c", code, PYTHONIOENCODING="ascii").stdout == b"a \\u2603 \\udcff\n"
+
+
+# ---------------------------------------------------------------- pipes and disks
+
+
+def into(output, *arguments, **settings):
+    """(exit status, stderr) of Python with a descriptor as standard output."""
+    try:
+        done = python(*arguments, stdout=output, **settings)
+    finally:
+        os.close(output)
+    return done.returncode, done.stderr.decode()
+
+
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@BUFFERING
+@pytest.mark.parametrize("command", [HELP, LISTING])
+def test_a_closed_pipe_is_quiet(command, unbuffered):
+    found = into(closed_pipe(), *command, PYTHONUNBUFFERED=unbuffered)
+    assert found == (128 + signal.SIGPIPE, "")
+
+
+def test_a_closed_pipe_for_errors_keeps_the_status():
+    writer = closed_pipe()
+    try:
+        assert python("-m", "snfnp", "trian", stdout=writer, stderr=writer).returncode == 2
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@BUFFERING
+@pytest.mark.parametrize("command", [HELP, LISTING])
+def test_a_full_disk_for_the_output_is_one_line(command, unbuffered):
+    status, err = into(os.open("/dev/full", os.O_WRONLY), *command, PYTHONUNBUFFERED=unbuffered)
+    assert status == 1
+    assert err == (
+        "error: the output cannot be written (No space left on device): send it elsewhere\n"
+    )
+
+
+def test_without_an_output_there_is_no_error():
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    done = python("-c", code, *LISTING)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    code = "from snfnp.cli import run_script; run_script(lambda argv: open('/no/such/file'))"
+    done = python("-c", code)
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+    assert done.stderr.endswith(b"FileNotFoundError: [Errno 2] No such file or directory: "
+                                b"'/no/such/file'\n")  # fmt: skip
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+AT_IMPORT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):
+                    pass
+            except KeyboardInterrupt:
+                if {becomes!r} == "ImportError":  # as extension modules do
+                    raise ImportError("numpy.core.multiarray failed to import") from None
+                if {becomes!r} == "KeyboardInterrupt":
+                    raise
+sys.meta_path.insert(0, Press())
+"""
+INTERRUPTED = [
+    ("evaluate.py", "numpy", "KeyboardInterrupt"),
+    ("evaluate.py", "numpy", "ImportError"),
+    ("evaluate.py", "numpy", "nothing"),
+    ("sample.py", "matplotlib", "KeyboardInterrupt"),
+    ("angle.py", "safetensors", "KeyboardInterrupt"),
+    ("benchmark.py", "numpy", "KeyboardInterrupt"),
+    ("check_gradients.py", "numpy", "KeyboardInterrupt"),
+    ("train_mnist.py", "tqdm", "KeyboardInterrupt"),
+    ("train_cifar10.py", "numpy", "KeyboardInterrupt"),
+    ("train_imagenet32.py", "numpy", "KeyboardInterrupt"),
+]
+
+
+@pytest.mark.parametrize("script, module, becomes", INTERRUPTED)
+def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module, becomes=becomes))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = python(ROOT / "scripts" / script, "--help", PYTHONPATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_every_script_is_interrupted_above():
+    scripts = (ROOT / "scripts").glob("*.py")
+    own = {path.name for path in scripts if "run_script(" in path.read_text()}
+    assert {script for script, _, _ in INTERRUPTED} == own
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As a shell has it for `command &`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    seen = []
+    try:
+        assert terminal.run(lambda: seen.append(signal.getsignal(signal.SIGINT))) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.SIG_IGN]
+
+
+def test_ctrl_c_is_left_as_it_was():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------- options
+
+WHOLE = "from 0 to 9,223,372,036,854,775,807"
+OPTIONS = [
+    ("sample", ["r", "--seed", "-1"], f"--seed is -1: it must be {WHOLE}"),
+    ("evaluate", ["r", "--seed", "-1"], f"--seed is -1: it must be {WHOLE}"),
+    ("sample", ["r", "--seed", str(10**23)], f"--seed is 1{'0' * 23}: it must be {WHOLE}"),
+    ("sample", ["r", "--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
+    ("sample", ["r", "--temperature", "inf"], "--temperature is inf: it must be at least 0 and"),
+    ("sample", ["r", "--temperature", "nan"], "--temperature is nan: it must be at least 0 and"),
+    ("sample", ["r", "--temperature", "-1"], "--temperature is -1.0: it must be at least 0 and"),
+    ("sample", ["r", "--count", "0"], "--count is 0: it must be at least 1"),
+    ("sample", ["r", "--count", "-3"], "--count is -3: it must be at least 1"),
+    ("sample", ["r", "--count", f"-{'9' * 2000}"], "--count is -999999999… (2001 digits)"),
+    ("sample", ["r", "--count", "9" * 9000], "argument --count: invalid int value: '9999"),
+    ("sample", ["r", "--columns", "0"], "--columns is 0: it must be from 1 to 64"),
+    ("angle", ["r", "--images", "0"], "--images is 0: it must be at least 1"),
+    ("evaluate", ["r", "--batch-size", "-2"], "--batch-size is -2: it must be at least 1"),
+    ("evaluate", [], "the following arguments are required: run"),
+    ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),
+    ("train", ["--bogus"], "unrecognized arguments: --bogus"),
+    ("train", ["--lambda"], "argument --lambda: expected one argument"),
+    ("train", ["--backend", "numpy", "--seed", "-1"], "--seed is -1"),
+    ("train", ["--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
+]
+
+
+@pytest.mark.parametrize("command, arguments, message", OPTIONS)
+def test_a_wrong_option_is_one_short_line(command, arguments, message, capsys, monkeypatch):
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    with pytest.raises(UsageError) as caught:
+        main([command, *arguments])
+    found = str(caught.value)
+    assert found.startswith(message) and "\n" not in found and len(found) < 400
+    if message.startswith(("argument", "the", "unrecognized")):
+        assert found.endswith(f": see python -m snfnp {command} --help")
+    assert capsys.readouterr().out == ""
