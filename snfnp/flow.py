@@ -150,11 +150,11 @@ class Flow:
         ones do) end a chain of inverses, so that rounding errors do not pile up with depth.
         """
         _require_shape(x, self.shape)
-        splits, latents, ldj, caches = self._splits, [], 0, []
+        splits, latents, ldjs, caches = self._splits, [], [], []
         for name, layer in self.layers:
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
-                ldj = layer_ldj if isinstance(ldj, int) else ldj + layer_ldj  # Eq. 6
+                ldjs.append(layer_ldj)
             if name in splits:
                 latents.append(cache["latent"])
             if recompute and layer.cheap_exact_inverse:
@@ -163,7 +163,7 @@ class Flow:
                 cache = _Dropped(x, latents[-1] if name in splits else None)
             caches.append(cache)
             del cache  # a dropped one must not live on beside the next layer's
-        return (*latents, x), ldj, caches
+        return (*latents, x), ops.density.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(self, ops, params, latents, exact: bool = False):
         """latents -> x, through the learned inverses (one pass) or the exact ones (`exact`)."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snfnp.errors import UsageError
+from snfnp.maps import WeightGradient
 
 
 @dataclass(frozen=True)
@@ -44,32 +45,30 @@ class SelfNormalizing:
 
         with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
         """
-        ops, linalg, shape = ctx.ops, ctx.ops.linalg, x.shape[1:]
-        w, r = p["W"], p["R"]
+        ops, shape, w, r = ctx.ops, x.shape[1:], p["W"], p["R"]
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
-        error = g.apply(ops, r, z0)
-        ctx.reconstruction = linalg.residual(error, x, ctx.reconstruction)  # E of Eq. 3
+        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
+        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
+        delta_r = error  # the same array, which now holds Δ_R
 
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
         # and of r's centre where r is larger: `fit`, Eq. 28.
-        delta_w = g.adjoint(ops, r, error)
-        linalg.axpby(c_f, dz, ctx.error_factor, delta_w)
-        linalg.scale_into(grads["W"], c_f, f.flip(f.fit(r, ops.xp)), f.multiple(shape), ctx.volume)
-        f.weight_grad(ops, delta_w, x, out=grads["W"], add=True)
+        flipped_r = f.flip(f.fit(r, ops.xp))
+        of_w = WeightGradient(f, delta_w, x, c_f, flipped_r, f.multiple(shape), grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
         # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger:
         # `fit`, Eq. 29. z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
-        dx = f.adjoint(ops, w, dz)
-        delta_r = linalg.axpby(-c_g, dx, ctx.error_factor, error)
-        linalg.scale_into(grads["R"], -c_g, g.flip(g.fit(w, ops.xp)), g.multiple(shape), ctx.volume)
-        g.weight_grad(ops, delta_r, z0, out=grads["R"], add=True)
+        flipped_w = g.flip(g.fit(w, ops.xp))
+        of_r = WeightGradient(g, delta_r, z0, -c_g, flipped_w, g.multiple(shape), grads["R"])
 
-        _bias_gradient(ops, dz, grads)  # both densities contain b: ½ + ½ = 1
+        # both densities contain b: ½ + ½ = 1
+        f.weight_grads(ops, (of_w, of_r), ctx.volume, dz, grads.get("b"))
         return dx
 
 

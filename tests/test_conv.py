@@ -337,6 +337,8 @@ def test_block_and_dense_agree(ops):
     [
         (lambda: Conv2d((2, 3), 1), "kernel is 2x3: height and width must be odd"),
         (lambda: Conv2d((3, 4), 1), "kernel is 3x4: height and width must be odd"),
+        (lambda: Conv2d((3, 2), 1), "kernel is 3x2: height and width must be odd"),
+        (lambda: Conv2d((4, 3), 1), "kernel is 4x3: height and width must be odd"),
         (lambda: Conv2d((0, 3), 1), "kernel is 0x3: height and width must be odd"),
         (lambda: Conv2d((3, 3), 1, exact="lu"), "exact is 'lu': choose block or dense"),
         (

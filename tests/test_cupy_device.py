@@ -337,8 +337,13 @@ def test_what_would_fit_in_proportion(count, fixed, needed, room, fits):
 
 _WITHOUT_DOWNLOADS = """
 import importlib, pkgutil, sys
-for name in ("pooch", "platformdirs", "requests"):
-    sys.modules[name] = None
+
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name in ("pooch", "platformdirs", "requests"):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing)
 import pytest, snfnp
 for package in (snfnp, importlib.import_module("benchmarks")):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

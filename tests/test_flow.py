@@ -63,6 +63,13 @@ def test_forward_is_the_chain(ops, x):
     assert len(caches) == 3
 
 
+def test_layers_that_do_not_depend_on_data_have_no_ldj(ops, x):
+    layers = (("dense1", Linear(Dense(D))), ("dense2", Linear(Dense(D))))
+    flow = Flow(shape=(D,), layers=layers)
+    _, ldj, _ = flow.forward(ops, flow.init(0), x)
+    assert np.all(ldj == 0)
+
+
 @pytest.mark.parametrize("rule", [SelfNormalizing(), Exact()], ids=str)
 def test_exact_inverse_undoes_forward(ops, x, rule):
     flow = small_flow(rule)

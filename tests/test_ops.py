@@ -8,6 +8,7 @@ import builtins
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from support.operation_values import OperationValues
 
 from snfnp.errors import BackendError, SingularMatrixError, UsageError
 from snfnp.ops import BACKENDS, RandomKey, get_ops
+from snfnp.ops.activation.definition import Activation
 from snfnp.ops.backends import assemble, cupy_rooms, numba_rooms, numpy_rooms
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
@@ -206,6 +208,12 @@ def test_linear_algebra(ops):
     np.testing.assert_array_equal(out, z @ w)
 
 
+def test_a_residual_of_nothing_before_starts_at_zero(ops):
+    out, x = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 4.0]])
+    assert float(ops.linalg.residual(out, x)) == (4.0 + 9.0) / 2
+    np.testing.assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])
+
+
 def test_a_singular_matrix_is_an_error(ops):
     linalg = ops.linalg
     for call in (linalg.inverse, linalg.log_abs_det, lambda w: linalg.solve(w, np.ones((1, 3)))):
@@ -246,6 +254,26 @@ def test_smooth_leaky_relu_inverse_converges_on_a_wide_grid(ops, alpha, dtype):
     residual = alpha * wide + (1 - alpha) * np.logaddexp(0, wide) - y
     # 2 eps (|y| + 1) is the stopping rule; evaluating f rounds about three terms of that size
     assert np.all(np.abs(residual) <= (2 + 3) * eps_of(dtype) * (np.abs(y) + 1))
+
+
+class Counting:
+    """NumPy, and how often its `exp` was called."""
+
+    calls = 0
+
+    def exp(self, x):
+        self.calls += 1
+        return np.exp(x)
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+def test_smooth_leaky_relu_inverse_is_newtons_method():
+    """Quadratic convergence: a wrong slope would come to the same root, in many more steps."""
+    activation = Activation(SimpleNamespace(xp=Counting()))
+    activation.smooth_leaky_relu_inverse(np.linspace(-30, 30, 1001), 0.01)
+    assert 3 <= activation.xp.calls <= 8
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -42,7 +42,7 @@ class Case:
 
 CASES = (
     Case("FC 2 × 784", "fc", 60, {SINGLE: 0.20}, 18.7, (SINGLE, TF32)),
-    Case("conv, 9 layers", "conv", 250, {SINGLE: 0.50}, 212.5, (SINGLE,)),
+    Case("conv, 9 layers", "conv", 100, {SINGLE: 0.50}, 212.5, (SINGLE,)),
     Case("Glow 2L-16K", "glow", None, {SINGLE: 25.0, TF32: 10.0}, 476.4, (SINGLE, TF32)),
 )
 

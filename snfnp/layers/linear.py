@@ -12,6 +12,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
+from snfnp.maps import Map
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -28,12 +29,12 @@ class Linear(Layer):
     Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b (starts at 0).
     """
 
-    map: object
+    map: Map
     rule: Rule = SelfNormalizing()
     bias: bool = True
     init_kind: str = "paper"
     gain: float = 0.01
-    inverse_map: object | None = None
+    inverse_map: Map | None = None
 
     def __post_init__(self):
         if self.init_kind not in ("paper", "identity", "orthogonal"):
@@ -86,8 +87,10 @@ class Linear(Layer):
 
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
-        z0 = self.map.apply(ops, p["W"], x)
-        z = z0 + p["b"] if self.bias else z0
+        if self.bias:
+            z0, z = self.map.apply_with_bias(ops, p["W"], x, p["b"])
+        else:
+            z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
 
     def inverse(self, ops, p, z):

@@ -16,10 +16,11 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.maps import block_tridiagonal, explicit
+from snfnp.maps.base import Map
 
 
 @dataclass(frozen=True)
-class Conv2d:
+class Conv2d(Map):
     """Images (N, H, W, channels) -> (N, H, W, out_channels), T(w) x = w ⋆ x (Eq. 12).
 
     kernel: (kH, kW), both odd; out_channels: None means `channels`; exact: how the exact
@@ -73,6 +74,23 @@ class Conv2d:
         """δ ⋆ x into `out`, or added to what `out` holds: the first term of Eq. 13, of Eq. 15 and
         (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
+
+    def apply_with_bias(self, ops, w, x, b):
+        return ops.conv.forward_and_bias(x, w, b)
+
+    def residual(self, ops, w, z, x, before):
+        return ops.conv.residual(z, w, x, before)
+
+    def adjoint_axpby(self, ops, w, dz, a, y, b):
+        return ops.conv.forward_axpby(dz, self.flip(w), a, y, b)
+
+    def adjoint_into(self, ops, w, dz, a, b, out):
+        return ops.conv.forward_into(dz, self.flip(w), a, b, out)
+
+    def weight_grads(self, ops, parts, volume, dz, db) -> None:
+        _, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=True)
+        dz, out = (None, out) if db is None else (dz, (*out, db))
+        ops.conv.weight_grads(deltas, xs, scales, terms, multiples, volume, dz, out)
 
     @staticmethod
     def flip(w):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp.maps.base import Map
+
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Map):
     """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D)."""
 
     features: int

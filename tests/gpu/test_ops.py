@@ -1,10 +1,5 @@
 """Every operation on the device, against its definition on the CPU."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support.operation_calls import (
@@ -22,7 +17,7 @@ from support.operation_cases import NEVER_EMPTY, OVERRIDES
 from support.operation_values import OperationValues
 from test_maps import EVERY_CASE
 
-from gpu import standin as devices
+from gpu.alone import run_alone
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.backends import cupy_rooms
 
@@ -65,7 +60,6 @@ def test_nan_spreads_as_defined(ops, name, size):
 
 _ALONE = """
 import sys, warnings
-from gpu.conftest import devices
 import numpy as np
 from support.operation_calls import assert_nan_spreads_as_defined, in_order
 from support.operation_cases import OVERRIDES
@@ -81,17 +75,7 @@ for name in sys.argv[1:]:
 
 
 def test_nan_spreads_as_defined_where_a_matrix_is_factorised():
-    """In a process of its own: NaN pivots may lead cuSOLVER outside its memory, and one such
-    access would fail everything after it."""
-    done = subprocess.run(
-        [sys.executable, "-c", _ALONE, *FACTORISING],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"SNFNP_DEVICE": devices.device().kind},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == FACTORISING
+    assert run_alone(_ALONE, *FACTORISING).split() == FACTORISING
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)

@@ -192,9 +192,12 @@ class HostGpu(Gpu):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(shape) * np.dtype(dtype).itemsize
         byte = _GUARD_BYTES[len(self._blocks) % len(_GUARD_BYTES)]
-        block = np.full(size + 2 * self._guard, byte, np.uint8)
-        self._blocks.append((block, size, byte))
-        array = block[self._guard : self._guard + size]
+        block = np.full(size + 3 * self._guard, byte, np.uint8)
+        start = self._guard
+        if self._guard:  # aligned as a GPU's arrays are, at a multiple of the guard's size
+            start += -(block.ctypes.data) % self._guard
+        self._blocks.append((block, start, size, byte))
+        array = block[start : start + size]
         array[...] = 0xFF  # NaN
         return array.view(dtype).reshape(shape)
 
@@ -211,8 +214,8 @@ class HostGpu(Gpu):
         return copy
 
     def check(self, where: str) -> None:
-        for block, size, byte in self._blocks:
-            around = np.delete(block, np.s_[self._guard : self._guard + size])
+        for block, start, size, byte in self._blocks:
+            around = np.delete(block, np.s_[start : start + size])
             assert np.all(around == byte), f"{where} stored outside an array of {size} bytes"
         self._blocks.clear()
         assert self._counter[0] == 0, f"{where} left the counter at {self._counter[0]}"

@@ -11,6 +11,7 @@
 // 0xff bytes, NaN, when a block first reaches them: on a GPU they may hold anything then.
 
 #include <math.h>  // with g++ this declares exp(float), … beside exp(double), as CUDA does
+#include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
 #include <ucontext.h>
@@ -38,12 +39,21 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 namespace hostcuda {
 
 constexpr unsigned int kWarp = 32;
-constexpr size_t kStack = 256 * 1024;  // of a fiber; the sanitizers need some of it
+constexpr size_t kStack = 64 * 1024;  // of a fiber; the sanitizers need some of it
+// Whether fibers that have begun are switched by jumps, which the AddressSanitizer does not follow.
+// swapcontext asks the system for the signal mask, twice per switch.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kJumps = false;
+#else
+constexpr bool kJumps = true;
+#endif
 
 enum class State { kReady, kAtBarrier, kAtShuffle, kEnded };
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;       // where it waits, if it has begun
+  bool begun = false;  // its context is of use once
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state;
   int line;                         // of the barrier or shuffle that it waits at
@@ -53,6 +63,7 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
+static jmp_buf scheduler_place;
 static Fiber* running;       // nullptr while threads run without fibers
 static void (*kernel)();     // one thread's work
 static const void* closure;  // … and its arguments
@@ -66,6 +77,14 @@ inline bool fail(const char* what, int line, int other_line) {
   return false;
 }
 
+// From a fiber to the scheduler, and back where the fiber is resumed.
+inline void leave() {
+  if (!kJumps)
+    swapcontext(&running->context, &scheduler);
+  else if (!_setjmp(running->place))
+    _longjmp(scheduler_place, 1);
+}
+
 inline void wait(State state, int line) {
   if (!running) {
     // other threads of this block have ended without coming here
@@ -74,22 +93,27 @@ inline void wait(State state, int line) {
   }
   running->state = state;
   running->line = line;
-  swapcontext(&running->context, &scheduler);
+  leave();
 }
 
 inline void enter() {
-  kernel();
-  running->state = State::kEnded;
-  running->line = 0;
-  swapcontext(&running->context, &scheduler);
+  for (;;) {  // a fiber that has ended may start again
+    kernel();
+    running->state = State::kEnded;
+    running->line = 0;
+    leave();
+  }
 }
 
 inline void start(unsigned int thread) {
   Fiber& fiber = fibers[thread];
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStack;
-  makecontext(&fiber.context, enter, 0);
+  if (!fiber.begun || fiber.state != State::kEnded) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    makecontext(&fiber.context, enter, 0);
+    fiber.begun = false;
+  }
   fiber.state = State::kReady;
   fiber.odd = false;
 }
@@ -97,7 +121,14 @@ inline void start(unsigned int thread) {
 inline void resume(unsigned int thread) {
   running = &fibers[thread];
   threadIdx.x = thread;
-  swapcontext(&scheduler, &running->context);
+  const bool begun = running->begun;
+  running->begun = true;
+  if (!kJumps) {
+    swapcontext(&scheduler, &running->context);
+  } else if (!_setjmp(scheduler_place)) {
+    if (begun) _longjmp(running->place, 1);
+    setcontext(&running->context);
+  }
   running = nullptr;
 }
 

@@ -56,6 +56,11 @@ def number(value, size):
     return np.array(value) if size[0] < 5 else value
 
 
+def square_bound(g):
+    """Definition in double; kernels may add runs of at most 1024 squares in g's precision."""
+    return 1026 * eps_of(g.dtype) * float(np.sum(np.square(g, dtype=np.float64)))
+
+
 # ---------------------------------------------------------------- shapes
 
 # No multiple of 16, 8 or 4 among the last axes; one sample; one value; a row longer than a
@@ -153,7 +158,10 @@ def run(ops, name, call, put=copied, layout=None):
     """
     args = [a if i in call.host else each_array(put, a) for i, a in enumerate(call.args)]
     for position in call.strided if layout else ():
-        args[position] = layout(ops.xp, args[position])
+        given = args[position]
+        several = isinstance(given, tuple)
+        changed = tuple(layout(ops.xp, each) for each in (given if several else (given,)))
+        args[position] = changed if several else changed[0]
     found = results_and_updated(ops, name, call, args)
     for position, (now, then) in enumerate(zip(args, call.args, strict=True)):
         if isinstance(then, np.ndarray) and position not in call.mutated:

@@ -17,4 +17,10 @@ OVERRIDES: dict[str, Callable[..., Call]] = {
     if name.startswith("call_")
 }
 # No samples are not defined for these: rows of them, or their mean.
-NEVER_EMPTY = {"images.preprocess", "linalg.residual", "spline.forward", "step.log_density"}
+NEVER_EMPTY = {
+    "conv.residual",
+    "images.preprocess",
+    "linalg.residual",
+    "spline.forward",
+    "step.log_density",
+}

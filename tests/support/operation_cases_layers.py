@@ -5,7 +5,15 @@ import math
 import numpy as np
 
 from snfnp.ops import RandomKey
-from support.operation_calls import DEFINITION, SIZES, Call, convolution_shapes, eps_of
+from support.operation_calls import (
+    DEFINITION,
+    SIZES,
+    Call,
+    convolution_shapes,
+    eps_of,
+    number,
+    square_bound,
+)
 
 ALPHA = 0.3
 
@@ -16,6 +24,13 @@ def call_density_gaussian_log_density(rng, dtype, size):
     rows = z.reshape(len(z), dimension)
     bound = (dimension + 4) * eps_of(dtype) * ((rows * rows).sum(axis=1) / 2 + dimension)
     return Call((z,), bounds=(bound,), strided=(0,))
+
+
+def call_density_total(rng, dtype, size):
+    """One array, several, and more than one launch adds."""
+    terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
+    bound = len(terms) * eps_of(dtype) * sum(map(np.abs, terms))
+    return Call((terms,), bounds=(bound,), strided=(0,))
 
 
 def channels_of(size):
@@ -131,9 +146,7 @@ def call_conv_patches(rng, dtype, size):
 
 def call_conv_forward(rng, dtype, size):
     x, k, _ = convolution(rng, dtype, size)
-    products = k[..., 0].size
-    bound = 2 * (products + 2) * eps_of(dtype) * DEFINITION.conv.forward(np.abs(x), np.abs(k))
-    return Call((x, k), bounds=(bound,), strided=(0, 1))
+    return Call((x, k), bounds=(forward_bound(x, k),), strided=(0, 1))
 
 
 def call_conv_shift_and_add(rng, dtype, size):
@@ -150,6 +163,70 @@ def call_conv_weight_grad(rng, dtype, size):
     bound = DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), np.abs(k), add=True)
     bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
     return Call((delta, x, k, True), bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def forward_bound(x, k):
+    """How far a convolution's result may be off: more than a few roundings of the result."""
+    size = DEFINITION.conv.forward(np.abs(x), np.abs(k))
+    return 2 * (k[..., 0].size + 2) * eps_of(x.dtype) * size
+
+
+def call_conv_forward_and_bias(rng, dtype, size):
+    x, k, _ = convolution(rng, dtype, size)
+    b = rng.standard_normal(k.shape[3]).astype(dtype)
+    bound = forward_bound(x, k)
+    shifted = 2 * bound + eps_of(dtype) * np.abs(b)
+    return Call((x, k, b), bounds=(bound, shifted), strided=(0, 1, 2))
+
+
+def call_conv_residual(rng, dtype, size):
+    z, k, x = convolution(rng, dtype, size)
+    error = DEFINITION.conv.forward(z.astype(float), k.astype(float)) - x
+    bound = forward_bound(z, k) + 2 * eps_of(dtype) * np.abs(x)
+    before = 0.7
+    difference = (bound * (2 * np.abs(error) + bound)).sum() + square_bound(error.astype(dtype))
+    bounds = (bound, difference / max(1, len(x)) + 8 * eps_of(np.float64))
+    return Call((z, k, x, number(before, size)), bounds, strided=(0, 1, 2))
+
+
+def call_conv_forward_axpby(rng, dtype, size):
+    x, k, y = convolution(rng, dtype, size)
+    a, b = 0.3, -0.7
+    bound = forward_bound(x, k) + 4 * eps_of(dtype) * np.abs(y)
+    args = (x, k, number(a, size), y, number(b, size))
+    return Call(args, bounds=(bound,), strided=(0, 1, 3))
+
+
+def call_conv_forward_into(rng, dtype, size):
+    x, k, out = convolution(rng, dtype, size)
+    a, b = 0.3, -0.7
+    bound = forward_bound(x, k)
+    bound_out = bound + 4 * eps_of(dtype) * np.abs(out)
+    args = (x, k, number(a, size), number(b, size), out)
+    return Call(args, bounds=(bound, bound_out), mutated=(4,), strided=(0, 1))
+
+
+def call_conv_weight_grads(rng, dtype, size):
+    """Of two layers, or of one where there is no dz."""
+    pairs = 1 if size[0] == 17 else 2
+    first = convolution(rng, dtype, size)
+    drawn = [[rng.standard_normal(a.shape).astype(dtype) for a in first] for _ in range(pairs)]
+    xs, terms, deltas = map(tuple, zip(*drawn, strict=True))
+    kernel, scales = terms[0].shape, (0.5, -0.7)[:pairs]
+    multiples = tuple(rng.integers(1, 9, (*kernel[:2], 1, 1)).astype(float) for _ in range(pairs))
+    dz = None if pairs == 1 else first[2]
+    eps, bounds = eps_of(dtype), []
+    for delta, x, scale, term, multiple in zip(deltas, xs, scales, terms, multiples, strict=True):
+        sums = np.empty(kernel)
+        DEFINITION.conv.weight_grad(np.abs(delta), np.abs(x), sums)
+        added = np.abs(scale * term * multiple)
+        bounds.append(2 * (delta[..., 0].size + 2) * eps * (sums + added) + 8 * eps * added)
+    out = [np.full(kernel, np.nan, dtype) for _ in range(pairs)]
+    if dz is not None:
+        bounds.append(2 * dz[..., 0].size * eps * np.abs(dz).sum(axis=(0, 1, 2)))
+        out.append(np.full(kernel[3], np.nan, dtype))
+    args = (deltas, xs, scales, terms, multiples, number(0.9, size), dz, tuple(out))
+    return Call(args, tuple(bounds), mutated=(7,), strided=(0, 1, 3, 6), host=(4,))
 
 
 def hidden_rows(rng, dtype, size):

@@ -6,7 +6,14 @@ import numpy as np
 
 from snfnp.ops import RandomKey
 from snfnp.ops.step.log import SIZE, Entry
-from support.operation_calls import Call, convolution_shapes, eps_of, number, size_2d
+from support.operation_calls import (
+    Call,
+    convolution_shapes,
+    eps_of,
+    number,
+    size_2d,
+    square_bound,
+)
 
 
 def call_random_uniform(rng, dtype, size):
@@ -120,11 +127,6 @@ def call_linalg_eliminate(rng, dtype, size):
     args = (d, minus_lower, diagonal, upper)
     bounds = (inverse_bound_, ratio_bound, following_bound, n * bound, *norms)
     return Call(args, bounds, strided=(0, 1, 2, 3))
-
-
-def square_bound(g):
-    """Definition in double; kernels may add runs of at most 1024 squares in g's precision."""
-    return 1026 * eps_of(g.dtype) * float(np.sum(np.square(g, dtype=np.float64)))
 
 
 def call_step_log_density(rng, dtype, size):

@@ -59,16 +59,21 @@ class Requirements:
             why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
             report.outcome = "failed"
             report.longrepr = f"{VARIABLE} names {', '.join(required)}, but: {why}"
-        if report.when == "call" and report.passed:
-            for name in needs:
-                self._passed[name] += 1
+        report.needs = needs  # pytest-xdist hands a worker's reports on with what they hold
         return report
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            for name in report.needs:
+                self._passed[name] += 1
 
     @property
     def _unmet(self) -> list[str]:
         return sorted(name for name in self._required if not self._passed[name])
 
     def pytest_sessionfinish(self, session, exitstatus):
+        if hasattr(session.config, "workerinput"):
+            return  # a worker of pytest-xdist, which has seen its share of the tests
         fine = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if fine and self._unmet and not session.config.option.collectonly:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -84,7 +84,7 @@ def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
 def _partial_sums(device, x, sums):
     """Blocks for so many sums over all rows of x, and where each block puts its own."""
     channels = x.shape[-1]
-    each = 8 * _tiles(channels)  # the last block takes one tile after the other
+    each = 4 * _tiles(channels)  # the last block takes one tile after the other
     blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
     return blocks, device.empty((groups, sums, channels), x.dtype)
 

@@ -16,3 +16,8 @@ class Density(Room):
         z = rows(z)
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
         return -0.5 * self.xp.einsum("nd,nd->n", z, z) - constant
+
+    def total(self, terms):
+        """The sum of one or more arrays (N,), in their order: the log-densities of a chain."""
+        first, *rest = terms
+        return sum(rest, start=first)

@@ -25,7 +25,9 @@ class GpuSpline(Spline):
         factors = device.empty((3 * bins - 1, *shape), dtype)
         raw = (device.contiguous(a) for a in (widths, heights, slopes))
         numbers = (float(bound), eps, slope_shift(eps))  # a bound may be a whole number
-        device.each("spline_knots", dtype, pixels, *raw, *numbers, knots, factors, pixels, bins)
+        # small blocks: there are few pixels for all of a GPU
+        arguments = (*raw, *numbers, knots, factors, pixels, bins)
+        device.launch("spline_knots", dtype, -(-3 * pixels // 32), *arguments, threads=32)
         return knots, factors
 
     def forward(self, x, knots):

@@ -5,9 +5,10 @@
 
 #include "../gpu/common.cuh"
 
-// Of spline_backward, and read by gpu.py: pixels of a block (8 floats are one sector of
-// memory, the least that is fetched), and numbers in its shared memory.
-constexpr int SPLINE_PIXELS = 8;
+// Of spline_backward, and read by gpu.py: pixels of a block (4 floats are half a sector of memory,
+// the least that is fetched, but 784 pixels then fill a large GPU), a divisor of 32; and numbers in
+// its shared memory.
+constexpr int SPLINE_PIXELS = 4;
 constexpr int SPLINE_SUMS = 4096;
 
 template <typename T>
@@ -67,7 +68,7 @@ __device__ void spline_edges(const T* __restrict__ raw, T poison, T bound, T eps
 }
 
 // Raw widths, heights (P, K), slopes (P, K-1) -> knots (3, K+1, P), factors (3K-1, P): softmaxes
-// and sigma(raw slope + shift). A thread takes a pixel.
+// and sigma(raw slope + shift). A thread takes the widths, the heights or the slopes of a pixel.
 template <typename T>
 __global__ void spline_knots(const T* __restrict__ widths, const T* __restrict__ heights,
                              const T* __restrict__ slopes, double bound, double eps, double shift,
@@ -75,17 +76,17 @@ __global__ void spline_knots(const T* __restrict__ widths, const T* __restrict__
                              long long bins) {
   const int K = int(bins);
   const T rest = T(1.0 - eps * double(bins));
-  for (long long p = first_item(); p < pixels; p += item_stride()) {
+  for (long long t = first_item(); t < 3 * pixels; t += item_stride()) {
+    const long long axis = t / pixels, p = t - axis * pixels;
     const T* raw = slopes + p * (K - 1);
     const T poison = spline_poison(widths + p * K, K) + spline_poison(heights + p * K, K) +
                      spline_poison(raw, K - 1);
-    T* row = knots + p;
-    T* factor = factors + p;
-    for (int axis = 0; axis < 2; ++axis) {
+    T* row = knots + axis * (K + 1) * pixels + p;
+    T* factor = factors + axis * K * pixels + p;
+    if (axis < 2) {
       const T* sizes = (axis == 0 ? widths : heights) + p * K;
       spline_edges(sizes, poison, T(bound), T(eps), rest, row, factor, K, pixels);
-      row += (K + 1) * pixels;
-      factor += K * pixels;
+      continue;
     }
     row[0] = row[K * pixels] = T(1);
     for (int k = 1; k < K; ++k) {
@@ -201,12 +202,19 @@ __global__ void spline_backward(const T* __restrict__ x, const T* __restrict__ k
       }
     }
   }
+  // all threads' sums of a pixel, in a fixed order, into those of its first thread: those of a
+  // warp first, for which its own threads' places serve
+  for (int row = 0; row < rows; ++row) {
+    T sum = sums[row * threads + thread];
+    for (int offset = 16; offset >= SPLINE_PIXELS; offset >>= 1)
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (thread % 32 < SPLINE_PIXELS) sums[row * threads + thread] = sum;
+  }
   __syncthreads();
-  // all threads' sums of a pixel, in order, into those of its first thread
   for (int i = thread; i < rows * SPLINE_PIXELS; i += threads) {
     T* sum = sums + i / SPLINE_PIXELS * threads + i % SPLINE_PIXELS;
     T total = T(0);
-    for (int other = 0; other < threads; other += SPLINE_PIXELS) total += sum[other];
+    for (int warp = 0; warp < threads; warp += 32) total += sum[warp];
     *sum = total;
   }
   __syncthreads();

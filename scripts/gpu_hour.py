@@ -1,0 +1,327 @@
+"""Everything that is to be seen on a real GPU, in order of value, in pieces of a few minutes.
+
+Run it again with the same --out until it says that nothing is left: steps that are done are not
+repeated, and a step is started only where its time limit fits into the piece. All output is in
+that one folder: log.txt (of all steps), state.json (what is done), and what the steps write.
+
+    python -m pip install --no-deps nvidia-cuda-sanitizer-api    # where no compute-sanitizer is
+    python scripts/gpu_hour.py --out gpu-hour
+
+--dry-run takes the same way with short commands on the CPU stand-in for a GPU (tests/gpu).
+Exit status: 0 all done, 1 a step failed, 3 steps are left for another piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PIECE, TOTAL = 9 * 60, 25 * 60  # seconds of a piece, and of all pieces together
+PASSED, FAILED, STOPPED, SKIPPED = "passed", "failed", "stopped at its limit", "skipped"
+_FAILED, _LEFT = 1, 3  # exit statuses
+_SHORTEST = 30  # seconds that a step which continues is started for
+
+# Runs its first argument, a script, where `import cupy` finds a GPU or the stand-in.
+_ON_DEVICE = """
+import runpy, sys
+sys.path[:0] = ["tests", "scripts"]
+from gpu import standin
+standin.device()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+# Every kernel on shapes of a few blocks, against the definitions. Without CuPy's pool an array ends
+# where its memory ends, so that an overrun is seen.
+_KERNELS = """
+import sys
+sys.path[:0] = ["tests"]
+from gpu import standin
+standin.device()
+import cupy
+cupy.cuda.set_allocator(None)
+import numpy as np
+from gpu.test_ops import FACTORISING, NAMES
+from support.operation_calls import assert_as_defined, in_order
+from support.operation_cases import OVERRIDES
+from snfnp.ops import get_ops
+ops, names = get_ops("cupy"), [name for name in NAMES if name not in FACTORISING]
+for name in names[: int(sys.argv[1])]:
+    for size in ((5, 37), (3, 5, 7, 2), (96, 8)):
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_as_defined(ops, name, call, in_order(ops.asarray))
+    print(name, flush=True)
+"""
+
+# Samples per second of models as they start: the time does not depend on the parameters' values.
+_SAMPLES = """
+import sys, time
+sys.path[:0] = ["tests", "scripts"]
+from gpu import standin
+standin.device()
+from benchmarks.steps import IMAGE, make_trainer
+from snfnp.ops import get_ops
+ops, count = get_ops("cupy"), int(sys.argv[1])
+for model in sys.argv[2:]:
+    trainer = make_trainer(ops, model, "self-normalizing", IMAGE, 1000, batch_size=100)
+    likelihood = trainer.likelihood()
+    for exact in (False, True):
+        likelihood.sample(count, seed=0, exact=exact)
+        ops.device.synchronise()
+        start = time.perf_counter()
+        likelihood.sample(count, seed=1, exact=exact)
+        ops.device.synchronise()
+        rate = count / (time.perf_counter() - start)
+        print(f"{model}, {'exact' if exact else 'learned'} inverse: {rate:.0f} samples/s")
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """command, dry: lists of arguments, made from the folder of the output, with and without a GPU.
+
+    limit: seconds. needs: says why the step cannot run, or None. continues: it may be stopped and
+    run again, and then goes on, until its limit is used up in all.
+    """
+
+    name: str
+    limit: int
+    command: Callable[[Path], list[str]]
+    dry: Callable[[Path], list[str]]
+    needs: Callable[[], str | None] = lambda: None
+    continues: bool = False
+
+
+def _python(*arguments) -> list[str]:
+    return [sys.executable, *map(str, arguments)]
+
+
+def _script(*arguments) -> list[str]:
+    return _python("-c", _ON_DEVICE, *arguments)
+
+
+def _pytest(*arguments) -> list[str]:
+    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+def compute_sanitizer() -> str | None:
+    """Where compute-sanitizer is: on the path, or where its wheel puts it."""
+    folders = [Path(path) for path in (sysconfig.get_path("purelib"), *sys.path) if path]
+    wheels = (found for folder in folders for found in folder.glob("nvidia/*/bin"))
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(map(str, wheels))
+    )
+
+
+def _sanitised(tool: str) -> Callable[[Path], list[str]]:
+    def command(out: Path) -> list[str]:
+        options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        return [str(compute_sanitizer()), *options, *_python("-c", _KERNELS, 1000)]
+
+    return command
+
+
+def _no_sanitizer() -> str | None:
+    return None if compute_sanitizer() else "no compute-sanitizer: see the head of this script"
+
+
+def _without(path: str) -> Callable[[], str | None]:
+    return lambda: None if (ROOT / path).exists() else f"{path} is not there yet"
+
+
+def _few_kernels(out: Path) -> list[str]:
+    return _python("-c", _KERNELS, 3)
+
+
+def _help(path: str) -> Callable[[Path], list[str]]:
+    return lambda out: _script(path, "--help")
+
+
+_BENCHMARK, _REPRODUCE = "scripts/benchmark.py", "scripts/reproduce.py"
+_ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"
+
+STEPS = (
+    Step(
+        "environment",
+        20,
+        lambda out: ["nvidia-smi"],
+        lambda out: _python("-c", "print('no nvidia-smi on the stand-in')"),
+    ),
+    Step("tests", 420, lambda out: _pytest("tests/gpu"), lambda out: _pytest(_ONE_TEST)),
+    Step(
+        "benchmark",
+        240,
+        lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
+        _help(_BENCHMARK),
+    ),
+    Step(
+        "table 1",
+        300,
+        lambda out: _script(
+            *(
+                _REPRODUCE,
+                "table1",
+                "--scale",
+                "paper",
+                "--backend",
+                "cupy",
+                "--out",
+                out / "table1",
+            )
+        ),
+        _help(_REPRODUCE),
+        _without(_REPRODUCE),
+        continues=True,
+    ),
+    Step("memcheck", 150, _sanitised("memcheck"), _few_kernels, _no_sanitizer),
+    Step(
+        "sweep",
+        70,
+        lambda out: _script(
+            *(_BENCHMARK, "sweep", "--backend", "cupy", "--quick"),
+            *("--json", out / "sweep.json", "--plot", out / "sweep.png"),
+        ),
+        _help(_BENCHMARK),
+    ),
+    Step(
+        "samples",
+        40,
+        lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv"),
+        lambda out: _python("-c", _SAMPLES, 2, "fc"),
+    ),
+    Step("racecheck", 110, _sanitised("racecheck"), _few_kernels, _no_sanitizer),
+    Step("initcheck", 110, _sanitised("initcheck"), _few_kernels, _no_sanitizer),
+    Step(
+        "nccl",
+        40,
+        lambda out: _script("scripts/nccl_check.py"),
+        _help("scripts/nccl_check.py"),
+        _without("scripts/nccl_check.py"),
+    ),
+)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder of all output")
+    parser.add_argument("--seconds", type=float, default=PIECE, help="length of this piece")
+    parser.add_argument("--again", action="append", default=[], help="repeat this step")
+    parser.add_argument("--dry-run", action="store_true", help="on the stand-in, with short steps")
+    args = parser.parse_args(argv)
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    state = _State(out / "state.json")
+    for name in args.again:
+        state.steps.pop(name, None)
+    return _run_piece(state, out, min(args.seconds, TOTAL - state.used()), args.dry_run)
+
+
+class _State:
+    """What is done: {step: {"status", "seconds", …}}, kept in a file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.steps: dict = json.loads(path.read_text()) if path.exists() else {}
+
+    def used(self) -> float:
+        return sum(step["seconds"] for step in self.steps.values())
+
+    def open(self, step: Step) -> bool:
+        """Whether the step is still to be done."""
+        known = self.steps.get(step.name)
+        if known is None or known["status"] == SKIPPED:  # what was missing may be there now
+            return True
+        return known["status"] == STOPPED and step.continues and known["seconds"] < step.limit
+
+    def note(self, step: Step, status: str, seconds: float, **more) -> None:
+        before = self.steps.get(step.name, {"seconds": 0.0})["seconds"]
+        self.steps[step.name] = {"status": status, "seconds": round(before + seconds, 1), **more}
+        unfinished = self._path.with_suffix(".part")
+        unfinished.write_text(json.dumps(self.steps, indent=2) + "\n")
+        unfinished.replace(self._path)
+
+
+def _run_piece(state: _State, out: Path, seconds: float, dry: bool) -> int:
+    end = time.monotonic() + seconds
+    left = []
+    with open(out / "log.txt", "a") as log:
+        for step in filter(state.open, STEPS):
+            missing = step.needs()
+            if missing and not (dry and step.needs is _no_sanitizer):
+                _say(f"{step.name}: {SKIPPED} ({missing})", log)
+                state.note(step, SKIPPED, 0.0, why=missing)
+                continue
+            limit = step.limit - state.steps.get(step.name, {"seconds": 0.0})["seconds"]
+            room = end - time.monotonic()
+            if room < (min(limit, _SHORTEST) if step.continues else limit):
+                left.append(step.name)
+                continue
+            _run_step(step, state, out, min(limit, room), dry, log)
+        failed = [name for name, step in state.steps.items() if step["status"] in (FAILED, STOPPED)]
+        _say(f"used {state.used():.0f} s of {TOTAL}; failed: {', '.join(failed) or 'none'}", log)
+        _say(f"left: {', '.join(left)}: run it again" if left else "nothing is left", log)
+    return _LEFT if left else _FAILED if failed else 0
+
+
+def _run_step(step: Step, state: _State, out: Path, limit: float, dry: bool, log) -> None:
+    command = (step.dry if dry else step.command)(out)
+    _say(f"== {step.name}, at most {limit:.0f} s", log)
+    start = time.monotonic()
+    status, code = _run(command, limit, dry, log)
+    seconds = time.monotonic() - start
+    state.note(step, status, seconds, exit_status=code)
+    _say(f"== {step.name}: {status} after {seconds:.0f} s", log)
+
+
+def _run(command: list[str], limit: float, dry: bool, log) -> tuple[str, int | None]:
+    """Status and exit status of a command that is stopped, with what it started, at its limit."""
+    # the package need not be installed, and on a GPU no test may be skipped for want of one
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "SNFNP_DEVICE": "standin" if dry else "gpu",
+        "SNFNP_REQUIRE": "device" if dry else "device,real_gpu",
+    }
+    try:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    except OSError as error:
+        _say(f"{command[0]}: {error.strerror}", log)
+        return FAILED, None
+    try:
+        code = process.wait(limit)
+    except BaseException as stop:  # an interrupt too: nothing may run on
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(10)
+                break
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        if not isinstance(stop, subprocess.TimeoutExpired):
+            raise
+        return STOPPED, None
+    return (FAILED if code else PASSED), code
+
+
+def _say(line: str, log) -> None:
+    for where in (sys.stdout, log):
+        print(line, file=where, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""The contract of a map: the structure T(w) of a linear layer, and what the layer does with it.
+
+Derivation: derivations/16-write-your-own-layer.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Map:
+    """A linear map x -> T(w) x whose matrix is linear in a weight w.
+
+    A map is a frozen dataclass. Its own members are those of `Dense`, the plainest example:
+
+        weight_shape, identity(), fans      of w; the w with T(w) = id; (inputs, outputs) per weight
+        output_shape(shape)                 of T(w) x, per sample
+        apply(ops, w, x)                    T(w) x
+        adjoint(ops, w, dz)                 T(w)ᵀ δ
+        weight_grad(ops, delta, x, out)     Σ_n δ_n ⋆ x_n, written or (add=True) added to `out`
+        flip(w), multiple(shape)            T(flip w) = T(w)ᵀ (Eq. 26), and m (Eq. 27)
+        fit(w)                              another map's weight at this one's size (Eq. 30)
+        log_det, log_det_grad, solve        exact, and as expensive as that is
+
+    The members below are made of these. They name what a linear layer computes together, so that a
+    map whose backend can do it in one pass may override them.
+    """
+
+    def apply_with_bias(self, ops, w, x, b):
+        """T(w) x, and T(w) x + b."""
+        z0 = self.apply(ops, w, x)
+        return z0, z0 + b
+
+    def residual(self, ops, w, z, x, before):
+        """E = T(w) z − x, and `before` + ‖E‖²/N in double precision."""
+        error = self.apply(ops, w, z)
+        return error, ops.linalg.residual(error, x, before)
+
+    def adjoint_axpby(self, ops, w, dz, a, y, b):
+        """a y + b T(w)ᵀ δ."""
+        return ops.linalg.axpby(a, y, b, self.adjoint(ops, w, dz))
+
+    def adjoint_into(self, ops, w, dz, a, b, out):
+        """T(w)ᵀ δ, which is returned, and out ← a T(w)ᵀ δ + b out."""
+        dx = self.adjoint(ops, w, dz)
+        ops.linalg.axpby(a, dx, b, out)
+        return dx
+
+    def weight_grads(self, ops, parts, volume, dz, db) -> None:
+        """The gradient of every weight in `parts` (its map is this one or of its kind), and, where
+        there is a bias, db ← Σ δ over samples and pixels (db None: there is none)."""
+        for part in parts:
+            ops.linalg.scale_into(part.out, part.scale, part.term, part.multiple, volume)
+            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+        if db is not None:
+            ops.channels.sum(dz, out=db)
+
+
+class WeightGradient(NamedTuple):
+    """out ← δ ⋆ x + scale · v · term ⊙ m, with v the weight of the log-determinant."""
+
+    map: Map
+    delta: object
+    x: object
+    scale: float
+    term: object
+    multiple: object
+    out: object

@@ -1,0 +1,100 @@
+"""The script for the first hours on a GPU: its limits, and that it goes on where it stopped."""
+
+import json
+import sys
+
+import gpu_hour
+import pytest
+from gpu_hour import PIECE, STEPS, TOTAL, Step
+
+
+def test_all_steps_fit_into_the_time_that_a_session_is_lent():
+    assert PIECE <= 9 * 60 and TOTAL <= 25 * 60
+    assert sum(step.limit for step in STEPS) <= TOTAL
+    assert max(step.limit for step in STEPS) < PIECE
+    assert len({step.name for step in STEPS}) == len(STEPS)
+
+
+def step(name, code, limit=20, **options):
+    def command(out):
+        return [sys.executable, "-c", code, str(out / name)]
+
+    return Step(name, limit, command, command, **options)
+
+
+NOTE = "import sys; open(sys.argv[1], 'a').write('x')"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    def run(*steps, options=()):
+        monkeypatch.setattr(gpu_hour, "STEPS", steps)
+        status = gpu_hour.main(["--out", str(tmp_path / "out"), *options])
+        state = json.loads((tmp_path / "out/state.json").read_text())
+        return status, {name: each["status"] for name, each in state.items()}, tmp_path / "out"
+
+    return run
+
+
+def test_a_step_is_done_once(run):
+    steps = (step("a", NOTE), step("b", NOTE))
+    for _ in range(2):
+        status, states, out = run(*steps)
+        assert (status, states) == (0, {"a": "passed", "b": "passed"})
+        assert [(out / name).read_text() for name in "ab"] == ["x", "x"]
+    run(*steps, options=("--again", "b"))
+    assert [(out / name).read_text() for name in "ab"] == ["x", "xx"]
+
+
+def test_a_failure_stops_no_other_step(run):
+    status, states, out = run(
+        step("a", "raise SystemExit('no such thing')"),
+        step("b", NOTE),
+        step("c", "import time; time.sleep(60)", 1),
+    )
+    assert (status, states) == (1, {"a": "failed", "b": "passed", "c": "stopped at its limit"})
+    assert "no such thing" in (out / "log.txt").read_text()
+
+
+def test_what_does_not_fit_into_a_piece_is_left_for_the_next(run, capsys):
+    steps = (step("long", NOTE, limit=30), step("short", NOTE, limit=5))
+    status, states, out = run(*steps, options=("--seconds", "10"))
+    assert (status, states) == (3, {"short": "passed"})
+    assert "left: long" in capsys.readouterr().out
+    status, states, out = run(*steps)
+    assert (status, states["long"]) == (0, "passed")
+
+
+ONLY_FAST_AGAIN = """
+import sys, time
+open(sys.argv[1], "a").write("x")
+time.sleep(60 if len(open(sys.argv[1]).read()) < 2 else 0)
+"""
+
+
+def test_a_step_that_continues_is_stopped_and_run_again(run, monkeypatch):
+    monkeypatch.setattr(gpu_hour, "_SHORTEST", 1)
+    steps = (step("table", ONLY_FAST_AGAIN, limit=40, continues=True),)
+    status, states, _ = run(*steps, options=("--seconds", "2"))
+    assert states == {"table": "stopped at its limit"}
+    status, states, out = run(*steps)
+    assert (status, states) == (0, {"table": "passed"})
+    assert (out / "table").read_text() == "xx"
+
+
+def test_a_step_whose_script_is_missing_is_skipped_with_a_line(run, capsys):
+    status, states, _ = run(step("a", NOTE, needs=lambda: "reproduce.py is not there yet"))
+    assert (status, states) == (0, {"a": "skipped"})
+    assert "a: skipped (reproduce.py is not there yet)" in capsys.readouterr().out
+    assert run(step("a", NOTE))[1] == {"a": "passed"}
+
+
+@pytest.mark.device
+def test_a_dry_run_on_the_stand_in(tmp_path):
+    assert gpu_hour.main(["--out", str(tmp_path), "--dry-run"]) == 0, (
+        tmp_path / "log.txt"
+    ).read_text()
+    states = json.loads((tmp_path / "state.json").read_text())
+    assert set(states) == {step.name for step in STEPS}
+    assert {each["status"] for each in states.values()} <= {"passed", "skipped"}
+    assert states["tests"]["status"] == states["memcheck"]["status"] == "passed"
