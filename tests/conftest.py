@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and what tests need (`support.requirements_plugin`)."""
 
+import os
 import shutil
 import sys
 
@@ -11,7 +12,23 @@ from support.requirements_plugin import Requirements
 from snfnp.ops import get_ops
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Processes where nobody said how many (-n auto): one for each core, at most eight.
+
+    None but this one where others would take longer to start than they save (one core, one or two
+    files), and for the tests of a device, which all of them would have to share.
+    """
+    files = [argument for argument in config.args if ".py" in argument]
+    few = len(files) == len(config.args) < 3
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if few or cores == 1 or standin.wanted() else min(cores, 8)
+
+
 def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        # A thread of BLAS that waits for another one, which a busy core keeps waiting, spins.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     Requirements.register_markers(config)
     missing = {
         "nvrtc": nvrtc.missing,

@@ -1,6 +1,7 @@
 """The plugin `support.requirements_plugin`, in sessions of its own: skips, failures, reports."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import requirements_plugin
@@ -34,13 +35,16 @@ def test_plain():
 @pytest.fixture
 def session(pytester, monkeypatch):
     """session(require=names, tests=text, *arguments) runs pytest on tests and this plugin."""
-    monkeypatch.syspath_prepend(str(Path(requirements_plugin.__file__).parents[1]))
+    folder = str(Path(requirements_plugin.__file__).parents[1])
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", folder)
     pytester.makeconftest(CONFTEST)
 
-    def run(require="", tests=TESTS, *arguments):
+    def run(require="", tests=TESTS, *arguments, start=pytester.runpytest):
         monkeypatch.setenv(requirements_plugin.VARIABLE, require)
         pytester.makepyfile(tests)
-        return pytester.runpytest("-rs", "--strict-markers", "-p", "no:cacheprovider", *arguments)
+        others = ("no:cacheprovider", "no:hypothesispytest")  # importing the latter takes a while
+        return start("-rs", "--strict-markers", *(f"-p{each}" for each in others), *arguments)
 
     return run
 
@@ -54,6 +58,17 @@ def test_what_is_missing_skips_with_the_reason(session):
 
 def test_the_summary_counts_what_passed(session):
     session().stdout.fnmatch_lines(["*nvrtc 0, hostcuda 1, device 0, real_gpu 0"])
+
+
+def test_workers_count_together(session, pytester):
+    """Each runs its share of the tests, and one alone may have met a requirement."""
+    arguments, start = ("-n", "2"), pytester.runpytest_subprocess
+    result = session("hostcuda", TESTS, *arguments, start=start)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*nvrtc 0, hostcuda 1, device 0, real_gpu 0"])
+    result = session("nvrtc", TESTS, *arguments, start=start)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*SNFNP_REQUIRE names nvrtc, but: *no compiler here*"])
 
 
 def test_a_required_skip_is_a_failure(session):
@@ -121,6 +136,26 @@ def test_an_unknown_name_is_a_usage_error(session):
     result = session("nvrtc,gpu")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*SNFNP_REQUIRE names gpu, which is none of nvrtc, hostcuda*"])
+
+
+@pytest.mark.parametrize(
+    "arguments, cores, device, processes",
+    [
+        (["tests", "derivations"], 2, "", 2),
+        (["tests", "derivations"], 64, "", 8),
+        (["tests", "derivations"], 1, "", 0),
+        (["tests", "derivations"], 2, "standin", 0),
+        (["tests/test_a.py", "tests/test_b.py::test_c"], 2, "", 0),
+        (["tests/test_a.py", "tests/test_b.py", "tests/test_c.py"], 2, "", 2),
+        (["tests/gpu", "tests/test_c.py"], 2, "", 2),
+    ],
+)
+def test_how_many_processes(request, monkeypatch, arguments, cores, device, processes):
+    """None, 0, means this one alone."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("SNFNP_DEVICE", device)
+    config = SimpleNamespace(args=arguments)
+    assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == processes
 
 
 def test_every_marker_has_a_probe(request):

@@ -1,0 +1,117 @@
+"""scripts/mutate.py: which mutants it makes, and that what it knows of the package still holds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mutation.known import EQUIVALENT, FILES, PERFORMANCE, TESTS
+from mutation.mutants import mutants_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = '''"""1 + 1 of a docstring."""
+ROWS = 2 * 3
+
+def f(a: 3, b, out):
+    """2 < 3"""
+    if a > 2 and not b:
+        raise ValueError(f"{a + 1}")
+    out[...] = g(a, -b.T) @ a[1:]
+    out += a * "ü".size
+    return max(a, b).reshape(-1, 4) - b.copy()
+
+def fast(a):
+    return a + 1
+'''
+LAST = "return max(a, b).reshape(-1, 4) - b.copy()"
+PATHS = sorted(str(path.relative_to(ROOT)) for pattern in FILES for path in ROOT.glob(pattern))
+
+
+def changed(source, performance=()):
+    """{(line, mutated line), …} of a source's mutants."""
+    found = set()
+    for mutant in mutants_of("x.py", source, dict.fromkeys(performance, "why")):
+        text = mutant.apply(source)
+        ast.parse(text)
+        lines = zip(source.splitlines(), text.splitlines(), strict=True)
+        ((old, new),) = [pair for pair in lines if pair[0] != pair[1]]
+        assert mutant.key(source) == ("x.py", old.strip(), new.strip())
+        assert source.splitlines()[mutant.line(source) - 1] == old
+        found.add((old.strip(), new.strip()))
+    return found
+
+
+def test_mutants_of_a_line():
+    (body,) = [[new for old, new in changed(SOURCE) if "@" in old]]
+    assert sorted(body) == sorted(
+        [
+            "pass",
+            "out[...] = (a[1:] @ g(a, -b.T))",
+            "out[...] = g(-b.T, a) @ a[1:]",
+            "out[...] = g(a, b.T) @ a[1:]",
+            "out[...] = g(a, -b) @ a[1:]",
+            "out[...] = g(a, -b.T) @ a[:]",
+            "out[...] = g(a, -b.T) @ a[2:]",
+            "out[...] = g(a, -b.T) @ a[0:]",
+            "out[...] = (-(g(a, -b.T) @ a[1:]))",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("ROWS = 2 * 3", "ROWS = (2 / 3)"),
+        ("ROWS = 2 * 3", "ROWS = 2 * 6"),
+        ("if a > 2 and not b:", "if (a >= 2) and not b:"),
+        ("if a > 2 and not b:", "if (a < 2) and not b:"),
+        ("if a > 2 and not b:", "if (a > 2 or not b):"),
+        ("if a > 2 and not b:", "if a > 2 and b:"),
+        ('out += a * "ü".size', "pass"),
+        ('out += a * "ü".size', "out -= a * 'ü'.size"),
+        ('out += a * "ü".size', "out += (a / 'ü'.size)"),
+        (LAST, "return (max(a, b).reshape(-1, 4) + b.copy())"),
+        (LAST, "return (-(max(a, b).reshape(-1, 4) - b.copy()))"),
+        (LAST, "return max(a, b).reshape(-1, 4) - b"),
+        (LAST, "return max(a, b).reshape(4, -1) - b.copy()"),
+    ],
+)
+def test_every_kind_of_change_is_made(old, new):
+    assert (old, new) in changed(SOURCE)
+
+
+def test_words_annotations_errors_and_performance_are_left_alone():
+    mutants = changed(SOURCE, performance=("ROWS", "fast"))
+    assert not any(old.startswith(("raise", '"""', "def", "ROWS")) for old, _ in mutants)
+    assert "return a + 1" not in {old for old, _ in mutants}
+    assert not any("reshape(-2" in new or "max(b, a)" in new for _, new in mutants)
+
+
+def test_every_file_has_tests_and_every_test_file_exists():
+    for path in PATHS:
+        assert any(path.startswith(start) for start in TESTS), path
+    for names in TESTS.values():
+        assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in names), names
+
+
+def test_what_is_known_is_still_there():
+    for path, names in PERFORMANCE.items():
+        source = (ROOT / path).read_text()
+        assert all(name in source for name in names), path
+    keys = {
+        mutant.key(source)
+        for path in PATHS
+        for source in [(ROOT / path).read_text()]
+        for mutant in mutants_of(path, source, PERFORMANCE.get(path, {}))
+    }
+    assert set(EQUIVALENT) - keys == set()
+
+
+def test_the_list_of_mutants(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "mutate.py"), "--list", "--count", "3"]
+    first, second, other = (
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for more in ([], [], ["--seed", "1"])
+    )
+    assert first == second != other and first.count("+++ mutant") == 3

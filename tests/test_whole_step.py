@@ -1,0 +1,264 @@
+"""The gradient of a whole training step, against central differences of Eq. 3 (every preset).
+
+Eq. 3 is written out here once more, from images on, and shares no gradient with the package. Linear
+layers are D × D matrices, and what the self-normalizing gradient holds constant (bars) is a number
+found before anything moves:
+
+* T(W) stands in the flow as T(W̄ + c (W − W̄)): the derivative is c times that of the density;
+* R moves the layer's input by −c' (T(R) − T(R̄)) z̄, which needs no δ_x: with x = T(R) z̄, the
+  density of g is that of f at x, and its derivative along R the negative of f's along x;
+* ⟨T(W), T(R̄)ᵀ⟩ and ⟨T(R), T(W̄)ᵀ⟩ stand for the log-determinants of f and of g;
+* −λ/N Σ_n ‖T(R) T(W) x̄_n − x̄_n‖² is the reconstruction error of every layer, its input held.
+
+(c, c') = (½, ½) for the mixture, (1, 0) for the forward objective. An exact gradient has c = 1 and
+log|det T(W)| itself; so have layers whose determinant does not depend on the data.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from support.trainers import BATCH, make_trainer
+
+from snfnp.gradcheck.differences import central_difference
+from snfnp.layers import Linear
+from snfnp.models import PRESETS
+from snfnp.ops import RandomKey, get_ops
+
+NUMPY = get_ops("numpy")
+TRAINING_STREAM = 0  # of the generator that the noise of training steps is read from
+LAM = 3.0
+RTOL, H = 1e-9, 1e-3
+
+
+def every_choice():
+    sizes = {"glow-3l-32k": {"levels": 3}, "glow-3l-48k": {"levels": 3, "kernel": 3}}
+    sizes |= {"glow": {"kernel": 1}, "glow-2l-4k": {"kernel": 3, "depth": 2}}
+    for model, preset in PRESETS.items():
+        for gradient in preset.gradients:
+            yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
+    yield {"model": "fc", "objective": "forward"}
+    yield {"model": "conv", "inverse_kernel": 5}
+    yield {"model": "conv", "recompute": True}
+    yield {"model": "glow", "recompute": True}
+
+
+def words(choice):
+    return "-".join(str(v) if k in ("model", "gradient") else f"{k}={v}" for k, v in choice.items())
+
+
+CHOICES = list(every_choice())
+
+
+def images(trainer):
+    """Pixels whose logit is near −4, 0 or 4: in the middle of a spline's bins."""
+    rng = np.random.default_rng(5)
+    return rng.choice([4, 127, 251], (BATCH, *trainer.flow.shape)).astype(np.uint8)
+
+
+def move(trainer):
+    """Every parameter off its start (R is then no inverse of W), and away from kinks.
+
+    Weights move by little: values are to stay in their bins. A coupling's biases keep its ReLUs a
+    unit away from where they open, half of them on either side.
+    """
+    rng = np.random.default_rng(6)
+    for layer in trainer.params.values():
+        for name, p in layer.items():
+            fan = np.prod(p.shape[:-1]) if name in ("W", "R", "w1", "w2", "w3") else 1
+            p += 0.02 / np.sqrt(fan) * rng.standard_normal(p.shape)
+            if name in ("b1", "b2"):
+                p[:] += np.resize([1.5, -1.5], p.shape)
+
+
+def matrix(w, shape):
+    """T(w) (D, D): w itself, or z[y, x, o] = Σ w[h, v, i, o] x[y + h − kH // 2, …, i]."""
+    if w.ndim == 2:
+        return w
+    t = np.zeros((*shape, *shape))
+    kh, kw = w.shape[:2]
+    for h, v in np.ndindex(kh, kw):
+        for y, x in np.ndindex(*shape[:2]):
+            row, column = y + h - kh // 2, x + v - kw // 2
+            if 0 <= row < shape[0] and 0 <= column < shape[1]:
+                t[y, x, :, row, column] = w[h, v].T
+    return t.reshape(np.prod(shape), -1)
+
+
+def affine_matrix(layer, p, shape):
+    """The matrix of a layer z = T x + b, column by column."""
+    size = int(np.prod(shape))
+    points = np.concatenate([np.zeros((1, size)), np.eye(size)]).reshape(-1, *shape)
+    z = layer.forward(NUMPY, p, points)[0].reshape(size + 1, -1)
+    return (z[1:] - z[0]).T
+
+
+def gaussian(z):
+    return -0.5 * np.sum(z * z + np.log(2 * np.pi), axis=tuple(range(1, z.ndim)))
+
+
+@dataclass
+class Frozen:
+    """Bars: x̄, z̄ (rows), T(W̄) and T(R̄) of a layer that learns its inverse."""
+
+    x: np.ndarray
+    z: np.ndarray
+    w: np.ndarray
+    r: np.ndarray
+
+
+@dataclass
+class Objective:
+    """Eq. 3 of a trainer's flow at images; `density` and `reconstruction` are of the last call."""
+
+    trainer: object
+    pixels: np.ndarray
+    bars: dict[str, Frozen] = field(default_factory=dict)
+
+    def __post_init__(self):
+        trainer = self.trainer
+        self.shares = (0.5, 0.5) if trainer.config.objective == "mixture" else (1.0, 0.0)
+        key = RandomKey(trainer.config.seed, TRAINING_STREAM, trainer.step)
+        self.x, self.ldj = trainer.flow.encode(NUMPY, self.pixels, key, np.float64)
+        self(trainer.p.copy())
+
+    def __call__(self, flat) -> float:
+        x, density, self.reconstruction, volume = self.x, self.ldj, 0.0, 0.0
+        params, shape = self.trainer.layout.views(flat), self.trainer.flow.shape
+        for name, layer in self.trainer.flow.layers:
+            p = params[name]
+            if isinstance(layer, Linear):
+                x, log_det = self._linear(name, layer, p, x, shape)
+                volume += log_det
+            else:
+                if layer.log_det(NUMPY, p, shape) is not None:
+                    volume += np.linalg.slogdet(affine_matrix(layer, p, shape))[1]
+                x, ldj, cache = layer.forward(NUMPY, p, x)
+                density = density + ldj
+                if layer.latent_shape(shape) is not None:
+                    density = density + gaussian(cache["latent"])
+            shape = layer.output_shape(shape)
+        self.density = (density + gaussian(x)).mean()
+        return self.density + volume - self.trainer.lam * self.reconstruction
+
+    def _linear(self, name, layer, p, x, shape):
+        """z, and what stands for the layer's log-determinants."""
+        rows, w = x.reshape(len(x), -1), matrix(p["W"], shape)
+        if layer.learns_inverse:
+            r, (c_f, c_g) = matrix(p["R"], shape), self.shares
+            bar = self.bars.setdefault(name, Frozen(rows, rows @ w.T, w, r))
+            error = bar.x @ (r @ w).T - bar.x
+            self.reconstruction += np.sum(error * error) / len(x)
+            log_det = c_f * np.sum(w * bar.r.T) - c_g * np.sum(r * bar.w.T)
+            rows = rows - c_g * bar.z @ (r - bar.r).T
+            w = bar.w + c_f * (w - bar.w)
+        else:
+            log_det = np.linalg.slogdet(w)[1]
+        z = (rows @ w.T).reshape(x.shape)
+        return (z + p["b"] if layer.bias else z), log_det
+
+
+def relative(layout, flat, direction):
+    """U WᵀW in the place of U: for a relative gradient, ⟨G WᵀW, U⟩ = ⟨G, U WᵀW⟩."""
+    turned, params = direction.copy(), layout.views(flat)
+    for name, u in layout.views(turned).items():
+        if "W" in u:
+            w = params[name]["W"]
+            u["W"][...] = u["W"] @ w.T @ w
+    return turned
+
+
+def along(layout, rng, only=None):
+    """A direction of unit length in every parameter (or one): none is drowned by a larger one."""
+    flat = np.zeros(layout.size)
+    for entry in layout.entries:
+        if only in (None, entry):
+            u = rng.standard_normal(entry.stop - entry.start)
+            flat[entry.start : entry.stop] = u / np.linalg.norm(u)
+    return flat
+
+
+@dataclass
+class Comparison:
+    """⟨gradient, u⟩ of a step beside the central difference of Eq. 3 along u, before the step."""
+
+    trainer: object
+    objective: Objective
+    before: np.ndarray
+    gradient: np.ndarray
+
+    def error(self, u) -> float:
+        layout, config = self.trainer.layout, self.trainer.config
+        along = relative(layout, self.before, u) if config.gradient == "relative" else u
+        numeric = central_difference(self.objective, self.before, along, H)
+        found = self.gradient * u
+        return abs(numeric - found.sum()) / np.linalg.norm(found)
+
+    def by_parameter(self) -> str:
+        layout, rng = self.trainer.layout, np.random.default_rng(8)
+        errors = {entry.key: self.error(along(layout, rng, entry)) for entry in layout.entries}
+        return ", ".join(f"{key}: {error:.0e}" for key, error in errors.items() if error > RTOL)
+
+
+def step(ops, choice):
+    """A trainer after a step, and what its gradient is to be compared with."""
+    learns = choice.get("gradient", "self-normalizing") == "self-normalizing"
+    trainer = make_trainer(ops, dtype="float64", **({"lam": LAM} if learns else {}), **choice)
+    pixels = images(trainer)
+    trainer.initialise_from_data(pixels)
+    move(trainer)
+    trainer.step = 2  # its noise is not that of step 0
+    objective, before = Objective(trainer, pixels), trainer.p.copy()
+    for layer in trainer.grads.values():
+        for gradient in layer.values():
+            gradient[...] = np.nan  # what the step does not write
+    trainer.training_step(pixels)
+    return Comparison(trainer, objective, before, trainer.gradient)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=words)
+def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
+    compared, rng = step(ops, choice), np.random.default_rng(7)
+    for _ in range(2):
+        error = compared.error(along(compared.trainer.layout, rng))
+        assert error <= RTOL, compared.by_parameter()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=words)
+def test_a_step_tells_what_eq_3_was(ops, choice):
+    """Without the log-determinants that self-normalizing training never computes."""
+    compared = step(ops, choice)
+    objective, metrics = compared.objective, compared.trainer.metrics()
+    objective(compared.before)
+    assert metrics.reconstruction == pytest.approx(objective.reconstruction, rel=1e-12)
+    surrogate = objective.density - compared.trainer.lam * objective.reconstruction
+    assert metrics.surrogate == pytest.approx(surrogate, rel=1e-12)
+    assert metrics.gradient_norm == pytest.approx(np.linalg.norm(compared.gradient), rel=1e-12)
+
+
+def test_a_wrong_gradient_would_be_seen(ops):
+    """By the same comparison: 10 % more of any parameter's gradient."""
+    compared = step(ops, {"model": "conv"})
+    layout, right = compared.trainer.layout, compared.gradient.copy()
+    for entry in layout.entries:
+        compared.gradient = right.copy()
+        compared.gradient[entry.start : entry.stop] *= 1.1
+        assert compared.error(along(layout, np.random.default_rng(7))) > 100 * RTOL, entry.key
+
+
+@pytest.mark.parametrize("clip_norm", [None, 3.0])
+def test_steps_ascend_by_adam(ops, clip_norm):
+    """Kingma & Ba's algorithm 1 with a plus, the rate rising from 0 over an epoch of 100 steps."""
+    trainer = make_trainer(ops, dtype="float64", lr=0.25, clip_norm=clip_norm)
+    m = v = np.zeros_like(trainer.p)
+    for number in (1, 2, 3):
+        before = trainer.p.copy()
+        trainer.training_step(images(trainer))
+        g, norm = trainer.gradient, np.linalg.norm(trainer.gradient)
+        assert norm > 10
+        if clip_norm:
+            g = g * clip_norm / (norm + 1e-6)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        m_hat, v_hat = m / (1 - 0.9**number), v / (1 - 0.999**number)
+        expected = before + 0.25 * number / 100 * m_hat / (np.sqrt(v_hat) + 1e-8)
+        np.testing.assert_allclose(trainer.p, expected, rtol=1e-12, atol=1e-15)
