@@ -8,6 +8,7 @@ import pytest
 from gpu import standin
 from support import nvrtc
 from support.requirements_plugin import Requirements
+from support.runs import snfnp_train  # noqa: F401 (a fixture)
 
 from snfnp.ops import get_ops
 

@@ -1,0 +1,54 @@
+"""Runs that tests stop, kill and compare."""
+
+import numpy as np
+import pytest
+
+from snfnp.cli import train as command
+from snfnp.training.load import load_run
+from snfnp.training.run import RunFolder
+from support.trainers import (
+    small_dataset,
+    without_time,
+)
+
+STATE = ("p", "m", "v")
+
+
+def state(path, name="last"):
+    return load_run(path, name).checkpoint
+
+
+def assert_same_run(first, second):
+    a, b = state(first), state(second)
+    assert (a.step, a.lam, a.seed) == (b.step, b.lam, b.seed)
+    for name in STATE:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert_same_metrics(first, second)
+
+
+def assert_same_metrics(first, second):
+    records = [without_time(RunFolder(path).read_metrics()) for path in (first, second)]
+    assert records[0] == records[1] and records[0]
+
+
+class Killed(BaseException):
+    """As sudden as kill -9: nothing of the program's catches it."""
+
+
+def kill(*_, **__):
+    raise Killed
+
+
+@pytest.fixture
+def snfnp_train(monkeypatch):
+    """The command on small images, in this process."""
+    monkeypatch.setattr(command, "load_dataset", lambda name, folder: small_dataset())
+    monkeypatch.setattr(command, "_draw", lambda *args: None)
+
+    def run(*arguments):
+        command.main([*map(str, arguments)])
+
+    return run
+
+
+START = ("--backend", "numpy", "--batch-size", 20, "--warmup-epochs", 1, "--epochs", 3)

@@ -1,0 +1,134 @@
+"""Runs whose numbers go wrong: they stop, and the ways on that they name can be gone."""
+
+import dataclasses
+import math
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from support.messages import assert_one_line
+from support.runs import START, state
+from support.trainers import (
+    at_step,
+    run_training,
+)
+
+from snfnp.errors import CheckpointError, DivergedError
+from snfnp.flow import Flow
+from snfnp.likelihood import Likelihood
+from snfnp.training import checkpointer
+from snfnp.training.load import load_run
+from snfnp.training.run import RunFolder
+from snfnp.training.trainer import Trainer
+
+
+def ways_on(error):
+    """The options that an error's advice names."""
+    return [shlex.split(found) for found in re.findall(r"--r\w+ --out .*? --lr \S+", str(error))]
+
+
+@pytest.mark.parametrize("step, where", [(2, "the start"), (8, r"the best evaluation \(step 5\)")])
+def test_every_way_on_after_a_nan_can_be_gone(
+    snfnp_train, tmp_path, monkeypatch, capsys, step, where
+):
+    path = tmp_path / "a run"  # a shell needs quotes
+
+    def poison(trainer):
+        trainer.params["dense1"]["W"].flat[0] = np.nan
+
+    with monkeypatch.context() as patched, pytest.raises(DivergedError, match=where) as caught:
+        at_step(patched, step, poison)
+        snfnp_train(*START, "--lr", 0.01, "--out", path)
+    assert_one_line(caught.value, f"diverged at step {step + 1}", "--clip-norm", "--lambda")
+    ways = ways_on(caught.value)
+    assert [way[0] for way in ways] == ["--resume", "--rollback"]
+    kept = shutil.copytree(path, tmp_path / "kept")
+    for way in ways:
+        shutil.rmtree(path)
+        shutil.copytree(kept, path)
+        snfnp_train(*way)
+        assert state(path).step == 15 and load_run(path, "last").config.lr == 0.001
+
+
+def test_a_likelihood_that_explodes_while_finite_is_never_called_done(snfnp_train, tmp_path):
+    """fc, λ = 0.01, lr = 1, which ended at 5e10 bits/dim with status 0."""
+    path, way = tmp_path / "run", (*START, "--lambda", 0.01, "--lr", 1, "--out", tmp_path / "run")
+    for attempt in range(8):
+        try:
+            snfnp_train(*way)
+            break
+        except DivergedError as error:
+            assert_one_line(error, "exploded" if attempt == 0 else "")
+            assert not (path / "summary.json").exists()
+            way = ways_on(error)[-1]
+            assert way[0] == "--rollback"
+    assert attempt > 0 and state(path).step == 15
+    assert RunFolder(path).read_metrics()[-1]["validation_bits_per_dimension"] < 16
+
+
+def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(tmp_path, monkeypatch):
+    def blow_up(trainer):
+        trainer.params["dense1"]["W"][...] *= 100
+
+    at_step(monkeypatch, 12, blow_up)
+    with pytest.raises(DivergedError, match="epoch 3 has exploded") as caught:
+        run_training(tmp_path / "run", lr=1e-6)
+    assert "best evaluation (step" in str(caught.value)
+    assert [way[0] for way in ways_on(caught.value)] == ["--rollback"]
+
+
+def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
+    original = Flow.init
+
+    def far(flow, seed):
+        drawn = original(flow, seed)
+        drawn["dense1"]["W"] *= 10
+        return drawn
+
+    monkeypatch.setattr(Flow, "init", far)
+    run, _ = run_training(tmp_path / "run", lr=1e-7, epochs=1)
+    assert run.read_metrics()[0]["validation_bits_per_dimension"] > 32
+
+
+@pytest.mark.parametrize("name", ["surrogate", "reconstruction", "gradient_norm"])
+def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
+    original = Trainer.averages
+
+    def spoiled_averages(trainer):
+        return dataclasses.replace(original(trainer), **{name: float("nan")})
+
+    monkeypatch.setattr(Trainer, "averages", spoiled_averages)
+    with pytest.raises(DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"):
+        run_training(tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").metrics_file.exists()
+
+
+def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, monkeypatch):
+    original, calls = Likelihood.evaluate, []
+
+    def evaluate(likelihood, *args, **options):
+        found = original(likelihood, *args, **options)
+        calls.append(found)
+        return dataclasses.replace(found, ledger={"x": math.nan}) if len(calls) == 4 else found
+
+    monkeypatch.setattr(Likelihood, "evaluate", evaluate)
+    with pytest.raises(DivergedError, match="exact test likelihood at the best epoch is not fin"):
+        run_training(tmp_path / "run")
+    assert len(calls) == 4 and not RunFolder(tmp_path / "run").summary_file.exists()
+
+
+def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, monkeypatch):
+    run, _ = run_training(tmp_path / "run", epochs=1)
+    older = run.best.read_bytes()
+    original = checkpointer.save_checkpoint
+
+    def save(path, checkpoint):
+        original(path, checkpoint)
+        if path.name == "best.safetensors":
+            path.write_bytes(older)
+
+    monkeypatch.setattr(checkpointer, "save_checkpoint", save)
+    with pytest.raises(CheckpointError, match="is of step 5, but the best evaluation was at"):
+        run_training(tmp_path / "run", resume=True)
