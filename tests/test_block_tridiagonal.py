@@ -12,8 +12,8 @@ import threadpoolctl
 
 from snfnp.errors import SingularMatrixError
 from snfnp.gradcheck import GradientError, check_gradient
+from snfnp.maps import Conv2d, explicit
 from snfnp.maps import block_tridiagonal as by_blocks
-from snfnp.maps import explicit
 
 EPS = float(np.finfo(np.float64).eps)
 PAPER_SHAPES = [(28, 28, 1), (14, 14, 4), (7, 7, 16)]
@@ -311,3 +311,16 @@ def test_a_chain_of_small_products_gives_the_threads_back(ops):
     assert threads() == before
     with ops.linalg.chain_of_products(1000):
         assert threads() == before
+
+
+@pytest.mark.parametrize("shape", [(28, 3, 1), (30, 2, 2)])
+def test_the_gradient_of_an_image_that_is_longer_than_its_recursion(ops, shape):
+    """Both recursions stop early: what is left counts as often as there are rows left."""
+    w = Conv2d((3, 3), shape[2]).identity()
+    w += 0.01 * np.random.default_rng(3).standard_normal(w.shape)
+    block = by_blocks.factor(ops, w, shape).block
+    assert 2 * block.converged < len(block.inverses)  # from both ends, with rows between
+    found, expected = by_blocks.log_det_grad(ops, w, shape), explicit.log_det_grad(ops, w, shape)
+    # a sum over H W positions of entries of an inverse near the identity
+    rounding = 10 * shape[0] * shape[1] * np.finfo(float).eps * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)

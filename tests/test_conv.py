@@ -357,3 +357,13 @@ def test_wrong_options_are_one_clear_line(make, message):
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="2 channels cannot take"):
         Conv2d((3, 3), 2).output_shape(shape)
+
+
+@pytest.mark.parametrize("kernel", [(3, 2), (2, 3), (2, 2)])
+def test_the_weight_gradient_of_an_even_kernel_with_few_outputs(ops, kernel):
+    """⟨δ ⋆ x, v⟩ = ⟨δ, v ⋆ x⟩: such a kernel pads one side more, so its flip pads the other."""
+    rng = np.random.default_rng(5)
+    x, delta = rng.standard_normal((2, 4, 5, 3)), rng.standard_normal((2, 4, 5, 1))
+    v = rng.standard_normal((*kernel, 3, 1))
+    found = np.sum(ops.conv.weight_grad(delta, x, np.empty_like(v)) * v)
+    np.testing.assert_allclose(found, np.sum(delta * ops.conv.forward(x, v)), rtol=1e-12)
