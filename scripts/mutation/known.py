@@ -45,4 +45,110 @@ PERFORMANCE = {
 }
 
 # Mutants that compute the same: (file, line, mutated line) -> why.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "snfnp/flow.py",
+        "latents, _, _ = self.forward(ops, params, x, recompute=True)",
+        "latents, _, _ = self.forward(ops, params, x, recompute=False)",
+    ): "caches take memory and change no number: they are not used here",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "if change <= STOP * norm:",
+        "if (change < STOP * norm):",
+    ): "at the threshold itself either side will do",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "steps = i - self.converged + 1",
+        "steps = i - self.converged + 2",
+    ): "a block beside the converged ones differs from them by less than its rounding",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "steps = i - self.converged + 1",
+        "steps = i - self.converged + 0",
+    ): "a block beside the converged ones differs from them by less than its rounding",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "norm, inverse_norm = ops.linalg.norms(matrix, inverse)",
+        "norm, inverse_norm = ops.linalg.norms(inverse, matrix)",
+    ): "the two norms are only multiplied",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "if not _EPS * norm * inverse_norm < 1:",
+        "if not (_EPS * norm * inverse_norm <= 1):",
+    ): "at the threshold itself either side will do",
+    (
+        "snfnp/maps/conv.py",
+        "return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)",
+        "return ops.linalg.solve(w[0, (-1)].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)",
+    ): "a 1×1 kernel has one column",
+    (
+        "snfnp/maps/explicit.py",
+        "padded = ops.xp.zeros((rows + columns - 1, 2 * width - 1, inputs, outputs))",
+        "padded = ops.xp.zeros(((rows + columns + 1), 2 * width - 1, inputs, outputs))",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/maps/explicit.py",
+        "above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2",
+        "above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 0) // 2",
+    ): "breadth is odd",
+    (
+        "snfnp/maps/explicit.py",
+        "before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)",
+        "before, after = max(above, 0), max((rows - 1 + height - 1 + above) - (columns - 1), 0)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/maps/explicit.py",
+        "before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)",
+        "before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 1)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/maps/explicit.py",
+        "(rows, width, outputs, before + columns + after, width + breadth - 1, inputs)",
+        "(rows, width, outputs, before + columns + after, (width + breadth + 1), inputs)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/maps/explicit.py",
+        "(rows, width, outputs, before + columns + after, width + breadth - 1, inputs)",
+        "(rows, width, outputs, before + columns + after, width + breadth - 0, inputs)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/activation/definition.py",
+        "left = leaky_inverse(y - (1 - alpha) * math.log(2))",
+        "left = leaky_inverse(y - ((1 - alpha) / math.log(2)))",
+    ): "a wider bracket: Newton's method stays to the right of the root",
+    (
+        "snfnp/ops/activation/definition.py",
+        "tolerance = 2 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)",
+        "tolerance = 1 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)",
+    ): "both stop within the rounding that the tests allow",
+    (
+        "snfnp/ops/conv/definition.py",
+        "padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)",
+        "padded = xp.zeros((n, (height + kh + 1), width + kw - 1, channels), x.dtype)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/conv/definition.py",
+        "padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)",
+        "padded = xp.zeros((n, height + kh - 0, width + kw - 1, channels), x.dtype)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/conv/definition.py",
+        "padded = xp.zeros((n, height + kh - 1, width + kw - 1, channels), x.dtype)",
+        "padded = xp.zeros((n, height + kh - 1, (width + kw + 1), channels), x.dtype)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/coupling/definition.py",
+        "step = math.ceil(samples / max(1, math.ceil(samples / most)))",
+        "step = math.ceil(samples / max(2, math.ceil(samples / most)))",
+    ): "more blocks of samples: how many there are changes no number",
+    (
+        "snfnp/ops/spline/definition.py",
+        "t = xp.where(b.outside, 0, (x - b.x0) / b.w)",
+        "t = xp.where(b.outside, (-1), (x - b.x0) / b.w)",
+    ): "t of values outside is replaced in the results",
+    (
+        "snfnp/ops/spline/definition.py",
+        "t = xp.where(b.outside, 0, (x - b.x0) / b.w)",
+        "t = xp.where(0, b.outside, (x - b.x0) / b.w)",
+    ): "t of values outside is replaced in the results",
+}
