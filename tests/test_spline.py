@@ -187,6 +187,21 @@ def test_inverse_at_and_beside_the_knots(ops, dtype):
     np.testing.assert_array_equal(x[[0, 1, -2, -1]], y[[0, 1, -2, -1]])
 
 
+def test_values_far_beyond_the_bound_meet_no_formula(ops):
+    """They come out as they are, without an overflow, and add nothing to any gradient."""
+    p, rng = parameters(1.0), np.random.default_rng(4)
+    x = rng.uniform(-BOUND, BOUND, (3, *SHAPE))
+    far = np.concatenate([x, np.full((1, *SHAPE), 1e300), np.full((1, *SHAPE), -1e300)])
+    dy, dldj = rng.standard_normal(far.shape), rng.standard_normal(5)
+    with np.errstate(all="raise", under="ignore"):
+        found = everything(ops, p, far, dy, dldj)
+    near = everything(ops, p, x, dy[:3], dldj[:3])
+    for name in PARAMETERS:
+        np.testing.assert_allclose(found[name], near[name], rtol=1e-12, atol=1e-12)
+    for name, value in (("y", far[3:]), ("inverse", far[3:]), ("dx", dy[3:]), ("ldj", 0)):
+        np.testing.assert_array_equal(found[name][3:], value)
+
+
 def test_an_inverse_that_the_textbook_root_would_spoil(ops):
     """2c/(-b - √(b² - 4ac)) cancels where a bin ends far steeper than it is on average."""
     p = {k: np.zeros((1, n)) for k, n in zip(PARAMETERS, (5, 5, 4), strict=True)}

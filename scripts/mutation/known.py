@@ -146,9 +146,4 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "t = xp.where(b.outside, 0, (x - b.x0) / b.w)",
         "t = xp.where(b.outside, (-1), (x - b.x0) / b.w)",
     ): "t of values outside is replaced in the results",
-    (
-        "snfnp/ops/spline/definition.py",
-        "t = xp.where(b.outside, 0, (x - b.x0) / b.w)",
-        "t = xp.where(0, b.outside, (x - b.x0) / b.w)",
-    ): "t of values outside is replaced in the results",
 }
