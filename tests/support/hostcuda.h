@@ -53,7 +53,7 @@ enum class State { kReady, kAtBarrier, kAtShuffle, kEnded };
 struct Fiber {
   ucontext_t context;
   jmp_buf place;       // where it waits, if it has begun
-  bool begun = false;  // its context is of use once
+  bool begun = false;  // a context that was entered is not entered again
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state;
   int line;                         // of the barrier or shuffle that it waits at
