@@ -7,19 +7,35 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from snfnp.ops import RandomKey
+
+# The first of the random generator's streams that layers read, and how many each of them has.
+# Those before are for what there is once in a step (`snfnp.likelihood`).
+_FIRST_STREAM, _STREAMS = 16, 16
+
 
 class BackwardContext:
     """The step that a backward pass belongs to.
 
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; lam: λ of Eq. 3, a
-    number or an array of shape () on the device. Layers add to `reconstruction`: it ends as
+    number or an array of shape () on the device, the same for all layers, or where layers have
+    their own {layer: array of shape ()}. state: {layer: {name: array}}, what rules keep from step
+    to step (`Rule.state_shapes`) and overwrite. key: the seed and step of the random numbers.
+
+    The flow says in `enter` whose turn it is. Layers add to `reconstruction`: it ends as
     Σ_k ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, of the layers that learn their inverse
     (the bracket of Eq. 3 without its λ), and stays 0.0 where no layer does.
     """
 
-    def __init__(self, ops, dldj, lam=0.0):
-        self.ops, self.dldj, self.lam = ops, dldj, lam
+    def __init__(self, ops, dldj, lam=0.0, state=None, key: RandomKey | None = None):
+        self.ops, self.dldj, self._lam = ops, dldj, lam
+        self._state, self._key = state or {}, key
+        self.layer, self._place = None, 0
         self.reconstruction = 0.0
+
+    def enter(self, layer: str, place: int) -> None:
+        """The pass comes to a layer, the place-th of the flow."""
+        self.layer, self._place = layer, place
 
     @cached_property
     def volume(self):
@@ -27,7 +43,28 @@ class BackwardContext:
         the same for every sample. 1 in training."""
         return self.dldj.sum(dtype="float64")
 
-    @cached_property
+    @property
+    def lam(self):
+        """λ of this layer."""
+        return self._lam[self.layer] if isinstance(self._lam, dict) else self._lam
+
+    @property
     def error_factor(self):
-        """−2λ/N, the factor of every gradient of the reconstruction errors in Eq. 3."""
-        return self.lam * (-2 / len(self.dldj))
+        """−2λ/N, the factor of every gradient of this layer's reconstruction error in Eq. 3."""
+        if isinstance(self._lam, dict):
+            return self.lam * (-2 / len(self.dldj))
+        return self._shared_factor
+
+    @cached_property
+    def _shared_factor(self):
+        return self._lam * (-2 / len(self.dldj))
+
+    def key(self, purpose: int = 0) -> RandomKey:
+        """Where this layer reads its random numbers in this step; purpose: 0, 1, … 15."""
+        stream = _FIRST_STREAM + _STREAMS * self._place + purpose
+        return self._key._replace(stream=stream)
+
+    @property
+    def state(self) -> dict:
+        """What this layer's rule keeps from step to step, by name."""
+        return self._state.get(self.layer, {})

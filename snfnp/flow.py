@@ -106,6 +106,11 @@ class Flow:
         """{layer name: {parameter name: shape}}."""
         return {name: layer.parameter_shapes(shape) for name, layer, shape in self._with_shapes()}
 
+    def state_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """{layer name: {name: shape}} of what layers keep from step to step beside parameters."""
+        shapes = {name: layer.state_shapes(shape) for name, layer, shape in self._with_shapes()}
+        return {name: named for name, named in shapes.items() if named}
+
     def init(self, seed: int) -> dict:
         """Initial parameters (float64, host), the same on every backend."""
         rng = np.random.default_rng(seed)
@@ -202,8 +207,10 @@ class Flow:
         *split_off, delta = dlatents
         splits = self._splits
         x = None  # the previous layer's output, where the layer at hand computed its input again
-        for (name, layer), cache in zip(reversed(self.layers), reversed(caches), strict=True):
+        for place in reversed(range(len(self.layers))):
+            (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):
+                ctx.enter(name, place)
                 is_split = name in splits
                 if isinstance(cache, _Dropped):
                     z = x if cache.output is None else cache.output

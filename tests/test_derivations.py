@@ -301,10 +301,10 @@ def test_every_module_names_its_derivation_and_every_derivation_its_modules():
         (r"^(\| 6 \|.*)snfnp/flow.py", r"\1snfnp/flows.py", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.foreword", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not name it"),
-        (r"^(\| 15 \|.*)SelfNormalizing", r"\1Relative", "Eq. 15: the code does not name it"),
+        (r"^(\| 15 \|.*)SelfNormalizing.backward", r"\1Rule", "Eq. 15: no such code"),
         (
             r"^(\| 9 \|.*)a step of the.*?nowhere",
-            r"\1`snfnp/rules.py: Exact`",
+            r"\1`snfnp/rules/exact.py: Exact`",
             "Eq. 9: expected 'a",
         ),
         (r"^(\| 18 \|.*)a step of", r"\1one step of", "Eq. 18: expected 'a step"),

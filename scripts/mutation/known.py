@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # File (or the start of its path) -> the tests that are to kill its mutants, the quickest first.
 TESTS = {
-    "snfnp/rules.py": ("rules", "gradcheck_linear", "layers", "whole_step"),
+    "snfnp/rules/": ("rules", "gradcheck_linear", "layers", "whole_step"),
     "snfnp/context.py": ("rules", "flow", "whole_step"),
     "snfnp/flow.py": ("flow", "split", "recompute", "likelihood", "whole_step", "actnorm"),
     "snfnp/maps/dense.py": ("maps", "layers"),
@@ -25,7 +25,7 @@ TESTS = {
     "snfnp/ops/step/": ("steps", "optim", "ops", "whole_step"),
 }
 FILES = (
-    "snfnp/rules.py",
+    "snfnp/rules/[a-z]*.py",
     "snfnp/context.py",
     "snfnp/flow.py",
     "snfnp/maps/[a-z]*.py",

@@ -50,6 +50,11 @@ class Layer:
         """The shape of every parameter by name, in the order of `init`'s."""
         raise NotImplementedError
 
+    def state_shapes(self, shape) -> dict[str, tuple[int, ...]]:
+        """What the layer keeps from step to step beside parameters, by name: arrays in double
+        precision, zeros at the start, that `backward` finds in `ctx.state` and may overwrite."""
+        return {}
+
     def init(self, rng, shape) -> dict:
         """Initial parameters by name: float64 host arrays, from a NumPy generator."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """Checkpoint files: everything that a run needs to go on, in one safetensors file.
 
-The file holds every parameter and both of Adam's moments by name, and in its header the step, λ,
+The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
+all by name, and in its header the step, λ,
 the seed (the random numbers are a function of seed and step, see `snfnp.ops.random`), the sums of
 the log, the run's record, and a SHA-256 of the whole file, in which its own place counts as zeros.
 It is written to a temporary file and renamed, so that a crash leaves the previous one.
@@ -28,15 +29,18 @@ from snfnp.training.files import parse_json, read_bytes, write_atomically
 FORMAT = "snfnp checkpoint 2"
 _FORMAT_1 = "snfnp checkpoint 1"
 _ROLES = ("parameter", "adam_m", "adam_v")
+_STATE = "state"
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
+_NO_STATE = Layout.of({})
 
 
 @dataclass
 class Checkpoint:
     """p, m, v: flat host arrays in `layout`'s order. step: updates done. record: JSON values.
 
-    sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`).
+    sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`). state: a flat host
+    array in double precision in `state_layout`'s order.
     """
 
     layout: Layout
@@ -48,6 +52,8 @@ class Checkpoint:
     seed: int
     record: dict = field(default_factory=dict)
     sums: tuple[float, ...] = _NO_SUMS
+    state_layout: Layout = _NO_STATE
+    state: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -57,6 +63,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         views = checkpoint.layout.views(flat)
         for entry in checkpoint.layout.entries:
             tensors[f"{role}.{entry.key}"] = views[entry.layer][entry.name]
+    states = checkpoint.state_layout.views(checkpoint.state)
+    for entry in checkpoint.state_layout.entries:
+        tensors[f"{_STATE}.{entry.key}"] = states[entry.layer][entry.name]
     header = {
         "format": FORMAT,
         "sha256": _BLANK,
@@ -79,6 +88,7 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     Raises CheckpointError where the file is missing, damaged, or of another model or run.
     """
     header, tensors = _read(path)
+    state_layout, state = _state(path, tensors)
     expected = {f"{role}.{e.key}": e.shape for role in _ROLES for e in layout.entries}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
@@ -99,10 +109,29 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
         flats.append(flat)
     if not all(np.isfinite(flat).all() for flat in flats) or (flats[2] < 0).any():
         raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
-    checkpoint = Checkpoint(layout, *flats, **_numbers(path, header))
+    numbers = _numbers(path, header)
+    checkpoint = Checkpoint(layout, *flats, **numbers, state_layout=state_layout, state=state)
     if run is not None:
         _compare(path, checkpoint, run)
     return checkpoint
+
+
+def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:
+    """Takes what layers keep beside parameters out of `tensors`: its layout, and the flat array."""
+    named: dict[str, dict[str, np.ndarray]] = {}
+    for key in sorted(key for key in tensors if key.startswith(f"{_STATE}.")):
+        layer, _, name = key.removeprefix(f"{_STATE}.").rpartition(".")
+        named.setdefault(layer, {})[name] = tensors.pop(key)
+    arrays = [array for entries in named.values() for array in entries.values()]
+    if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays):
+        raise _damaged(path, "what layers keep beside parameters is no finite float64")
+    layout = Layout.of(
+        {
+            layer: {name: array.shape for name, array in entries.items()}
+            for layer, entries in named.items()
+        }
+    )
+    return layout, layout.pack(named, np.float64)
 
 
 def _numbers(path: Path, header: dict) -> dict:

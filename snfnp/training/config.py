@@ -1,7 +1,8 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
 An option is one field of `TrainConfig`, with everything that the rest of the package knows about
-it. What a model needs or cannot do is asked of its preset (`snfnp.models.PRESETS`).
+it; those of the model and of the way in which it learns are in `method.py`. What a model needs or
+cannot do is asked of its preset (`snfnp.models.PRESETS`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from snfnp.data import DATA_SETS
 from snfnp.errors import UsageError
-from snfnp.models import GRADIENTS, INITS, PRESETS, Choices, GlowSize, Preset, make_rule
+from snfnp.models import Choices, GlowSize
 from snfnp.ops import BACKENDS
-from snfnp.rules import Rule
+from snfnp.training.method import MethodOptions
 from snfnp.training.options import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -24,12 +24,9 @@ from snfnp.training.options import (
     interval,
     may_be,
     needs_preset,
-    odd,
     option,
     options_of,
     preset_option,
-    presets_with,
-    size_option,
 )
 
 DTYPES = ("float32", "float64")
@@ -37,58 +34,14 @@ _PLACES = ("data_dir", "out")  # where files are: no part of a run
 _OPTIMISER = ("lr", "lam", "clip_norm")
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 # What some options need: a predicate of the configuration, and words for it.
-_LEARNS = (lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
 _ON_GPU = (lambda config: config.backend == "cupy", "--backend cupy")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(MethodOptions):
     """Everything that decides a run. None: filled in by `resolve`, in most cases as the preset
     has it."""
 
-    model: str = option(
-        "fc",
-        f"the model: {'; '.join(f'{name}, {p.summary}' for name, p in PRESETS.items())}",
-        choices=tuple(PRESETS),
-    )
-    data: str = option("mnist", "the images to model", choices=DATA_SETS)
-    gradient: str | None = option(
-        None,
-        "where the gradient of log|det W| comes from: the learned inverse (self-normalizing, "
-        "Eqs. 10, 11, 15, 16; the default), an exact inverse (exact, Eq. 2; for convolutions by "
-        "block recursion, or exact-dense through the whole matrix, the paper's baseline), or the "
-        "relative gradient of Gresele et al. 2020 (relative, "
-        f"{presets_with(lambda preset: 'relative' in preset.gradients)} only)",
-        choices=GRADIENTS,
-        fill=lambda config: config.preset.gradients[0],
-    )
-    objective: str = option(
-        "mixture",
-        "self-normalizing only: the paper's mixture of both densities (Eq. 3), or the forward "
-        "density alone, where R learns from the reconstruction error only",
-        choices=("mixture", "forward"),
-        effect=(_LEARNS,),
-    )
-    relative_bias: str = option(
-        "plain",
-        "relative gradient only: treat the bias on its own (plain), inside an augmented matrix "
-        "(full), or as in Gresele's code (gresele)",
-        choices=("plain", "gresele", "full"),
-        effect=((lambda config: config.gradient == "relative", "--gradient relative"),),
-    )
-    inverse_kernel: int | None = option(
-        None,
-        "self-normalizing convolutions only: kernel size of the learned inverse, 3 or larger "
-        "(Eqs. 28-30; default: the forward kernel's, 3)",
-        must=odd(3),
-        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), _LEARNS),
-    )
-    levels: int | None = size_option("levels", "L, blocks between squeezes", AT_LEAST_1)
-    depth: int | None = size_option("depth", "K, steps of flow per block", AT_LEAST_1)
-    width: int | None = size_option("width", "channels inside the couplings' networks", AT_LEAST_1)
-    kernel: int | None = size_option(
-        "kernel", "size of the mixing convolutions, odd (1 in Glow, 5 in Table 5)", odd(1)
-    )
     backend: str = option(
         "numba",
         "numba (CPU, fused kernels), numpy (CPU, plain definitions) or cupy (GPU)",
@@ -109,15 +62,6 @@ class TrainConfig:
     )
     lr: float | None = preset_option(
         "lr", "Adam's learning rate after warm-up", must=POSITIVE, changeable=True
-    )
-    lam: float | None = preset_option(
-        "lam",
-        "λ of Eq. 3, the weight of the reconstruction error (self-normalizing only)",
-        flag="--lambda",
-        must=NOT_NEGATIVE,
-        fill=lambda config: config.preset.lam if config.rule.learns_inverse else 0.0,
-        effect=(_LEARNS,),
-        changeable=True,
     )
     warmup_epochs: float | None = preset_option(
         "warmup_epochs",
@@ -142,12 +86,6 @@ class TrainConfig:
         "flip images horizontally and shift them by a pixel, at random (default: for "
         f"{', '.join(_AUGMENTED)} only, as in the paper)",
         fill=lambda config: config.data in _AUGMENTED,
-    )
-    init: str = option(
-        "paper",
-        "weights start at the identity plus Xavier noise of gain 0.01 (paper), or at the identity "
-        "alone, as in the authors' code (identity)",
-        choices=INITS,
     )
     dtype: str = option(
         "float32", "precision of training; evaluation is always in float64", choices=DTYPES
@@ -197,15 +135,6 @@ class TrainConfig:
     )
 
     # ---------------------------------------------------------------- what follows from it
-
-    @property
-    def preset(self) -> Preset:
-        return PRESETS[self.model]
-
-    @property
-    def rule(self) -> Rule:
-        gradient = self.gradient or self.preset.gradients[0]
-        return make_rule(gradient, self.objective, self.relative_bias)
 
     @property
     def model_name(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from snfnp.context import BackwardContext
-from snfnp.errors import DivergedError
+from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.ops import RandomKey
@@ -40,7 +40,8 @@ class Trainer:
     """The state of a training run on one device: flat buffers, step counter, λ.
 
     p, gradient, m, v: the parameters, their gradient and Adam's moments; params, grads: p and
-    gradient by layer and name; step: steps done; log: what they saw (`snfnp.ops.step.log`).
+    gradient by layer and name; state: what else layers keep from step to step, in double
+    precision; step: steps done; log: what they saw (`snfnp.ops.step.log`).
     report: gets a line where the step cannot be recorded as a graph.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
@@ -64,6 +65,9 @@ class Trainer:
         self.p = self._initial()
         self.gradient, self.m, self.v = (ops.xp.zeros_like(self.p) for _ in range(3))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
+        self.state_layout = Layout.of(flow.state_shapes())
+        self.state = ops.xp.zeros(self.state_layout.size)
+        self._states = self.state_layout.views(self.state)
         self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
         self._ascend = self._ascend_once
         if config.graph:
@@ -131,7 +135,9 @@ class Trainer:
         x, ldj = self._encode(images, scalars.step)
         latents, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
         self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
-        ctx = BackwardContext(ops, ops.xp.full(batch, 1 / batch, self.p.dtype), scalars.lam)
+        weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
+        key = RandomKey(self.config.seed, 0, scalars.step)
+        ctx = BackwardContext(ops, weights, scalars.lam, self._states, key)
         if not ops.peek(self.log.failed):
             flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)
         return ctx.reconstruction
@@ -189,13 +195,29 @@ class Trainer:
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state on the host."""
-        p, m, v = (self.ops.to_host(a) for a in (self.p, self.m, self.v))
-        state = (self.step, self.lam, self.config.seed, record, self.log.sums)
-        return Checkpoint(self.layout, p, m, v, *state)
+        p, m, v, state = map(self.ops.to_host, (self.p, self.m, self.v, self.state))
+        return Checkpoint(
+            *(self.layout, p, m, v, self.step, self.lam, self.config.seed, record, self.log.sums),
+            *(self.state_layout, state),
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same model, in the middle of an epoch too."""
         for buffer, saved in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, saved), buffer.dtype)
+        self._restore_state(checkpoint)
         self.step, self.lam = checkpoint.step, checkpoint.lam
         self.log.restore(checkpoint.sums)
+
+    def _restore_state(self, checkpoint: Checkpoint) -> None:
+        saved = {entry.key: entry for entry in checkpoint.state_layout.entries}
+        own = self.state_layout.entries
+        shapes = ({entry.key: entry.shape for entry in each} for each in (saved.values(), own))
+        if len({tuple(sorted(each.items())) for each in shapes}) > 1:
+            raise CheckpointError(
+                "the checkpoint is of a run with other options (its layers keep other values from "
+                "step to step): give the run that it was made by"
+            )
+        for entry in own:
+            then = checkpoint.state[saved[entry.key].start : saved[entry.key].stop]
+            self.state[entry.start : entry.stop] = self.ops.asarray(then)

@@ -1,0 +1,38 @@
+"""The contract of a rule: what stands in for ∂ log|det T(w)| / ∂w, written once for all maps.
+
+Gradients are of the objective that training ascends, averaged over the batch. A linear layer has
+computed Z0 = T(W) X in its forward pass, without the bias. A rule's `backward` gets δ_z = ∂𝓛/∂z,
+writes the gradients of W, R and b into `grads`, and returns δ_x = T(W)ᵀ δ_z:
+
+    f, g: the maps (`snfnp.maps`) that W and R are weights of    x, z0, dz: X, Z0 and δ_z
+    p, grads: the parameters and their gradients, by name        ctx: the step's BackwardContext
+
+`ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training).
+Derivation: derivations/03-self-normalizing.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Rule:
+    """How a linear layer learns. A rule is a frozen dataclass of settings."""
+
+    # Whether the layer has an R beside W.
+    learns_inverse: ClassVar[bool] = False
+
+    def state_shapes(self, f, g, shape) -> dict[str, tuple[int, ...]]:
+        """What the rule keeps from step to step beside parameters, by name: double precision, zeros
+        at the start, in checkpoints. `backward` finds it in `ctx.state` and overwrites it."""
+        return {}
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+        """δ_x; the gradients of W, R and b into `grads`."""
+        raise NotImplementedError
+
+
+def bias_gradient(ops, dz, grads) -> None:
+    """G_b = Σ δ_z over samples and pixels, where the layer has a bias."""
+    if "b" in grads:
+        ops.channels.sum(dz, out=grads["b"])

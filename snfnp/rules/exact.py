@@ -1,0 +1,25 @@
+"""The exact gradient of the likelihood, the baseline of Table 1.
+
+Derivation: derivations/02-change-of-variables.md and 07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snfnp.rules.base import Rule, bias_gradient
+
+
+@dataclass(frozen=True)
+class Exact(Rule):
+    """The exact gradient of the likelihood (Eq. 2): G_W = δ_z ⋆ X + ∂log|det T(W)|/∂W. O(D³)."""
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+        ops, w = ctx.ops, p["W"]
+        # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
+        # summed over each weight's positions, Eq. 13, for a convolution.
+        log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
+        ops.linalg.scale_into(grads["W"], 1.0, log_det_grad, 1, ctx.volume)
+        f.weight_grad(ops, dz, x, out=grads["W"], add=True)
+        bias_gradient(ops, dz, grads)
+        return f.adjoint(ops, w, dz)

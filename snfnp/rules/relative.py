@@ -1,0 +1,45 @@
+"""The relative gradient, another way without an inverse for dense layers (a row of Table 1).
+
+Derivation: derivations/04-dense.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snfnp.errors import UsageError
+from snfnp.rules.base import Rule, bias_gradient
+
+
+@dataclass(frozen=True)
+class Relative(Rule):
+    """The relative gradient (Gresele et al. 2020): the exact one times WᵀW, dense only. O(N D²).
+
+    (δ xᵀ + W⁻ᵀ) WᵀW = δ (zᵀW) + W needs no inverse. What becomes of a bias depends on `bias`:
+    "plain": Σ δ, and z = W x. "full": W and b as one augmented matrix, so that
+    ΔW = δ (zᵀW) + W and Δb = δ (1 + bᵀz) + b with z = W x + b. "gresele": the same without
+    the last "+ b", as in the authors' code.
+    """
+
+    bias: str = "plain"
+
+    def __post_init__(self):
+        if self.bias not in ("plain", "gresele", "full"):
+            raise UsageError(
+                f"bias of the relative gradient is {self.bias!r}: choose plain, gresele or full"
+            )
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+        ops, linalg, w, b = ctx.ops, ctx.ops.linalg, p["W"], p.get("b")
+        augmented = b is not None and self.bias != "plain"
+        z = z0 + b if augmented else z0
+        linalg.scale_into(grads["W"], 1.0, w, 1, ctx.volume)
+        f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)
+        if augmented:
+            # Σ_n δ_n (1 + bᵀ z_n)
+            linalg.matmul(1 + linalg.matmul(b[None, :], z.T), dz, out=grads["b"][None, :])
+            if self.bias == "full":
+                grads["b"] += ctx.volume * b
+        else:
+            bias_gradient(ops, dz, grads)
+        return f.adjoint(ops, w, dz)

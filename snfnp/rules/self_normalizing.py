@@ -1,0 +1,65 @@
+"""The self-normalizing rule: a learned inverse stands where the inverse stood (paper, section 3.2).
+
+Derivation: derivations/03-self-normalizing.md, 04-dense.md, 07-convolutions.md and
+08-asymmetric-kernels.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from snfnp.errors import UsageError
+from snfnp.maps import WeightGradient
+from snfnp.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class SelfNormalizing(Rule):
+    """R (for convolutions flip(r) ⊙ m) in place of the inverse. O(N D²).
+
+    objective: "mixture" is the paper's Eq. 3, ½ log p^f + ½ log p^g − λ Σ E;
+    "forward" is log p^f − λ Σ E, where R learns from its reconstruction error alone.
+    """
+
+    objective: str = "mixture"
+    learns_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.objective not in ("mixture", "forward"):
+            raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+        """Six products instead of nine: the likelihood's and the reconstruction's deltas are
+        merged before the weight-gradient products.
+
+            Δ_W = c δ_z − (2λ/N) T(R)ᵀ E        G_W = Δ_W ⋆ X + c flip(R) ⊙ m
+            Δ_R = −c' δ_x − (2λ/N) E            G_R = Δ_R ⋆ Z0 − c' flip(W) ⊙ m
+
+        with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
+        """
+        ops, shape, w, r = ctx.ops, x.shape[1:], p["W"], p["R"]
+        c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
+
+        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
+        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
+        delta_r = error  # the same array, which now holds Δ_R
+
+        # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
+        # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
+        # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
+        # and of r's centre where r is larger: `fit`, Eq. 28.
+        flipped_r = f.flip(f.fit(r, ops.xp))
+        of_w = WeightGradient(f, delta_w, x, c_f, flipped_r, f.multiple(shape), grads["W"])
+
+        # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
+        # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
+        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger:
+        # `fit`, Eq. 29. z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
+        flipped_w = g.flip(g.fit(w, ops.xp))
+        of_r = WeightGradient(g, delta_r, z0, -c_g, flipped_w, g.multiple(shape), grads["R"])
+
+        # both densities contain b: ½ + ½ = 1
+        f.weight_grads(ops, (of_w, of_r), ctx.volume, dz, grads.get("b"))
+        return dx

@@ -1,0 +1,105 @@
+"""The options of what is trained and how it learns: the model, its rule, λ, the initialisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from snfnp.data import DATA_SETS
+from snfnp.models import GRADIENTS, INITS, PRESETS, Preset, make_rule
+from snfnp.rules import Rule
+from snfnp.training.options import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    needs_preset,
+    odd,
+    option,
+    preset_option,
+    presets_with,
+    size_option,
+)
+
+# What some options need: a predicate of the configuration, and words for it.
+LEARNS = (lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The part of a configuration (`TrainConfig`) that makes the flow and its gradients."""
+
+    model: str = option(
+        "fc",
+        f"the model: {'; '.join(f'{name}, {p.summary}' for name, p in PRESETS.items())}",
+        choices=tuple(PRESETS),
+    )
+    data: str = option("mnist", "the images to model", choices=DATA_SETS)
+    gradient: str | None = option(
+        None,
+        "where the gradient of log|det W| comes from: the learned inverse (self-normalizing, "
+        "Eqs. 10, 11, 15, 16; the default), an exact inverse (exact, Eq. 2; for convolutions by "
+        "block recursion, or exact-dense through the whole matrix, the paper's baseline), or the "
+        "relative gradient of Gresele et al. 2020 (relative, "
+        f"{presets_with(lambda preset: 'relative' in preset.gradients)} only)",
+        choices=GRADIENTS,
+        fill=lambda config: config.preset.gradients[0],
+    )
+    objective: str = option(
+        "mixture",
+        "self-normalizing only: the paper's mixture of both densities (Eq. 3), or the forward "
+        "density alone, where R learns from the reconstruction error only",
+        choices=("mixture", "forward"),
+        effect=(LEARNS,),
+    )
+    relative_bias: str = option(
+        "plain",
+        "relative gradient only: treat the bias on its own (plain), inside an augmented matrix "
+        "(full), or as in Gresele's code (gresele)",
+        choices=("plain", "gresele", "full"),
+        effect=((lambda config: config.gradient == "relative", "--gradient relative"),),
+    )
+    inverse_kernel: int | None = option(
+        None,
+        "self-normalizing convolutions only: kernel size of the learned inverse, 3 or larger "
+        "(Eqs. 28-30; default: the forward kernel's, 3)",
+        must=odd(3),
+        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), LEARNS),
+    )
+    levels: int | None = size_option("levels", "L, blocks between squeezes", AT_LEAST_1)
+    depth: int | None = size_option("depth", "K, steps of flow per block", AT_LEAST_1)
+    width: int | None = size_option("width", "channels inside the couplings' networks", AT_LEAST_1)
+    kernel: int | None = size_option(
+        "kernel", "size of the mixing convolutions, odd (1 in Glow, 5 in Table 5)", odd(1)
+    )
+    lam: float | None = preset_option(
+        "lam",
+        "λ of Eq. 3, the weight of the reconstruction error (self-normalizing only)",
+        flag="--lambda",
+        must=NOT_NEGATIVE,
+        fill=lambda config: config.preset.lam if config.rule.learns_inverse else 0.0,
+        effect=(LEARNS,),
+        changeable=True,
+    )
+    init: str = option(
+        "paper",
+        "weights start at the identity plus Xavier noise of gain 0.01 (paper), or at the identity "
+        "alone, as in the authors' code (identity)",
+        choices=INITS,
+    )
+
+    # ---------------------------------------------------------------- what follows from it
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS[self.model]
+
+    @property
+    def rule(self) -> Rule:
+        names = ("gradient", "objective", "relative_bias")
+        return make_rule(**{name: self.chosen(name) for name in names})
+
+    def chosen(self, name: str):
+        """An option's value, also where nobody gave one."""
+        value = getattr(self, name)
+        if value is None:
+            (entry,) = (entry for entry in fields(self) if entry.name == name)
+            value = entry.metadata["option"].fill(self)
+        return value
