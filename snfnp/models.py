@@ -28,6 +28,7 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "identity")
+BIAS_INITS = ("zero", "data")
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a preset leaves open: the rule, the initialisation ("paper" or "identity"), how a
-    convolution's exact determinant is found ("block" or "dense"), the learned inverse's kernel
-    size (None: the forward kernel's), and for Glow its size."""
+    """What a preset leaves open: the rule, the initialisation ("paper" or "identity"), that of the
+    biases ("zero" or "data"), how a convolution's exact determinant is found ("block" or "dense"),
+    the learned inverse's kernel size (None: the forward kernel's), and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
+    bias_init: str = "zero"
     exact: str = "block"
     inverse_kernel: int | None = None
     size: GlowSize | None = None
@@ -63,7 +65,8 @@ class Preset:
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: how
     long the paper's were; `size`: Glow's; `has_recomputable_layers`: whether `--recompute` saves
     anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned
-    inverse's kernel may be larger than the forward one's (Eqs. 28-30).
+    inverse's kernel may be larger than the forward one's (Eqs. 28-30); `has_bias_init`: whether
+    its biases may start from data (Glow's actnorm centres already).
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -80,6 +83,7 @@ class Preset:
     size: GlowSize | None = None
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
+    has_bias_init: bool = False
 
 
 def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
@@ -96,14 +100,11 @@ def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
 def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
     dimension = shape[0] * shape[1] * shape[2]
-    return Flow(
-        shape=(dimension,),
-        layers=(
-            ("dense1", Linear(Dense(dimension), choices.rule, init_kind=choices.init)),
-            ("activation1", SmoothLeakyReLU(0.3)),
-            ("dense2", Linear(Dense(dimension), choices.rule, init_kind=choices.init)),
-        ),
+    dense = Linear(
+        Dense(dimension), choices.rule, init_kind=choices.init, bias_init=choices.bias_init
     )
+    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
+    return Flow(shape=(dimension,), layers=layers)
 
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -116,6 +117,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
             choices.rule,
             init_kind=choices.init,
             inverse_map=Conv2d((larger, larger), channels) if larger else None,
+            bias_init=choices.bias_init,
         )
         return [(name, linear)]
 
@@ -192,6 +194,7 @@ PRESETS = {
         lr=1e-4,
         paper_epochs=6000,
         has_recomputable_layers=False,
+        has_bias_init=True,
     ),
     "conv": Preset(
         convolutional,
@@ -200,6 +203,7 @@ PRESETS = {
         lr=1e-3,
         paper_epochs=1000,
         has_inverse_kernel=True,
+        has_bias_init=True,
     ),
     "emerging": Preset(
         emerging, "the same flow of emerging convolutions (Table 1)", ("exact",), lr=1e-3

@@ -26,7 +26,9 @@ class Linear(Layer):
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
     same for all pixels (Glow), plus that noise where the kernel has more taps than this one.
     inverse_map: the structure of R where it is not W's: a convolution with a larger kernel (A.4).
-    Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b (starts at 0).
+    bias_init: "zero" starts b at 0, "data" where the first batch comes out with mean 0
+    (`init_from_data`).
+    Parameters: W, R (only where the rule learns an inverse; starts at flip(W)), b.
     """
 
     map: Map
@@ -35,12 +37,17 @@ class Linear(Layer):
     init_kind: str = "paper"
     gain: float = 0.01
     inverse_map: Map | None = None
+    bias_init: str = "zero"
 
     def __post_init__(self):
         if self.init_kind not in ("paper", "identity", "orthogonal"):
             raise UsageError(
                 f"init_kind is {self.init_kind!r}: choose paper, identity or orthogonal"
             )
+        if self.bias_init not in ("zero", "data"):
+            raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
+        if self.bias_init == "data" and not self.bias:
+            raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
         if self.inverse_map is not None and not self.learns_inverse:
             raise UsageError("an inverse_map needs a rule that learns an inverse")
 
@@ -51,6 +58,10 @@ class Linear(Layer):
     @property
     def has_inverse(self) -> bool:
         return self.rule.learns_inverse
+
+    @property
+    def initialises_from_data(self) -> bool:
+        return self.bias_init == "data"
 
     @property
     def maps(self) -> tuple:
@@ -84,6 +95,16 @@ class Linear(Layer):
         if self.bias:
             params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params
+
+    def init_from_data(self, ops, p, x) -> dict:
+        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and, for images,
+        all pixels, so that z starts with mean 0 per feature or channel. One product, its mean in
+        double precision; the model is the same."""
+        if self.bias_init == "zero":
+            return {}
+        z0 = self.map.apply(ops, p["W"], x)
+        rows = z0.reshape(-1, z0.shape[-1]).astype(ops.xp.float64)
+        return {"b": (-rows.mean(axis=0)).astype(p["b"].dtype)}
 
     def output_shape(self, shape):
         return self.map.output_shape(shape)

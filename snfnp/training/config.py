@@ -157,6 +157,7 @@ class TrainConfig(MethodOptions):
         choices = Choices(
             rule=self.rule,
             init=self.init,
+            bias_init=self.bias_init,
             exact="dense" if self.gradient == "exact-dense" else "block",
             inverse_kernel=self.inverse_kernel,
             size=GlowSize(self.levels, self.depth, self.width, self.kernel),

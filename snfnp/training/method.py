@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from snfnp.data import DATA_SETS
-from snfnp.models import GRADIENTS, INITS, PRESETS, Preset, make_rule
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset, make_rule
 from snfnp.rules import Rule
 from snfnp.training.options import (
     AT_LEAST_1,
@@ -83,6 +83,12 @@ class MethodOptions:
         "weights start at the identity plus Xavier noise of gain 0.01 (paper), or at the identity "
         "alone, as in the authors' code (identity)",
         choices=INITS,
+    )
+    bias_init: str = option(
+        "zero",
+        "biases start at 0 (zero), or where every layer's first batch comes out with mean 0 (data)",
+        choices=BIAS_INITS,
+        effect=(needs_preset(lambda preset: preset.has_bias_init),),
     )
 
     # ---------------------------------------------------------------- what follows from it

@@ -21,6 +21,7 @@ from pathlib import Path
 import snfnp
 from snfnp import threads
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.layers import ActNorm
 from snfnp.training import files
 from snfnp.training.checkpoint import is_evaluation
 from snfnp.training.config import TrainConfig
@@ -214,9 +215,9 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             "parameters": layout.count,
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
-            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); "
-            "R = flip(W); b = 0"
-            + ("; actnorm from the first batch" if flow.initialises_from_data else ""),
+            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W); "
+            + ("b = 0" if config.bias_init == "zero" else "b from the first batch")
+            + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
         },
         "randomness": {
             "seed": config.seed,
@@ -231,3 +232,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
         "versions": versions,
         "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",
     }
+
+
+def _has_actnorm(flow) -> bool:
+    return any(isinstance(layer, ActNorm) for _, layer in flow.layers)

@@ -74,7 +74,8 @@ class Trainer:
             self._ascend = ops.device.capture(self._ascend_once, report)
 
     def initialise_from_data(self, images) -> None:
-        """Let the first batch, device images (N, *shape), decide what depends on data (actnorm).
+        """Let the first batch, device images (N, *shape), decide what depends on data (`Flow`'s
+        `init_from_data`).
 
         Once, before the first step, with that step's noise; afterwards these are parameters like
         all others. Does nothing for a flow without such layers.

@@ -1,0 +1,115 @@
+"""Biases that start from data (`--bias-init data`): alone, in a flow and in training."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from support.trainers import (
+    SIDE,
+    host,
+    make_trainer,
+    run_training,
+    small_dataset,
+    without_time,
+)
+
+from snfnp.errors import UsageError
+from snfnp.layers import Linear
+from snfnp.likelihood import TRAINING_NOISE
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey, get_ops
+
+CASES = [("fc", None), ("fc", "exact"), ("conv", None), ("conv", "exact")]
+
+
+def random_batch(images=12, side=SIDE):
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (images, side, side, 1)).astype(np.uint8)
+
+
+def means_of_linear_outputs(trainer, images):
+    """The largest |mean| per feature or channel of every linear layer's output, over its size."""
+    x, _ = trainer.flow.encode(
+        trainer.ops, images, RandomKey(0, TRAINING_NOISE, 0), trainer.p.dtype
+    )
+    found = []
+    for name, layer in trainer.flow.layers:
+        x = layer.forward(trainer.ops, trainer.params[name], x)[0]
+        if isinstance(layer, Linear):
+            rows = x.reshape(-1, x.shape[-1])
+            found.append(np.abs(rows.mean(axis=0)).max() / np.abs(rows).max())
+    return found
+
+
+@pytest.mark.parametrize("model, gradient", CASES)
+def test_every_linear_layers_first_batch_comes_out_with_mean_0(ops, model, gradient):
+    trainer = make_trainer(ops, model, gradient, dtype="float64", bias_init="data")
+    others = trainer.layout.views(trainer.p.copy())
+    images = random_batch()
+    before = means_of_linear_outputs(trainer, images)
+    trainer.initialise_from_data(images)
+    after = means_of_linear_outputs(trainer, images)
+    assert min(before) > 1e-3  # without it they are far from 0
+    assert max(after) < 1e-13  # a mean of some hundred rounded numbers
+    for name, parameters in trainer.params.items():
+        for key, value in parameters.items():
+            changed = not np.array_equal(value, others[name][key])
+            assert changed == (key == "b" and "spline" not in name), (name, key)
+
+
+def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
+    x = np.full((4096, 3), 1e4, np.float32) + np.arange(4096, dtype=np.float32)[:, None] / 64
+    layer = Linear(Dense(3), bias_init="data")
+    p = {"W": np.eye(3, dtype=np.float32), "b": np.zeros(3, np.float32)}
+    b = layer.init_from_data(get_ops("numpy"), p, x)["b"]
+    assert b.dtype == np.float32
+    np.testing.assert_array_equal(b, np.float32(-x.astype(np.float64).mean(axis=0)))
+
+
+def test_by_default_biases_start_at_0():
+    layer = Linear(Conv2d((3, 3), 2))
+    assert not layer.initialises_from_data
+    assert layer.init_from_data(None, {}, None) == {}
+    assert not make_trainer(get_ops("numpy")).flow.initialises_from_data
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_a_run_starts_there_says_so_and_resumes_bit_for_bit(tmp_path, model):
+    options = {"model": model, "bias_init": "data", "dataset": small_dataset(side=8)}
+    whole, _ = run_training(tmp_path / "whole", **options)
+    run_training(tmp_path / "part", epochs=1, **options)
+    part, _ = run_training(tmp_path / "part", resume=True, **options)
+    weights = [safetensors.numpy.load_file(run.last) for run in (whole, part)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
+    assert without_time(whole.read_metrics()) == without_time(part.read_metrics())
+    record = json.loads(whole.config_file.read_text())
+    assert "b from the first batch" in record["model"]["initialisation"]
+
+
+def test_all_backends_start_at_the_same_biases():
+    found = []
+    for backend in ("numpy", "numba"):
+        trainer = make_trainer(get_ops(backend), "conv", dtype="float64", bias_init="data")
+        trainer.initialise_from_data(random_batch())
+        found.append(host(trainer, "p"))
+    scale = np.abs(found[0]).max()
+    assert np.abs(found[0] - found[1]).max() < 1e-12 * scale
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Linear(Dense(3), bias_init="mean"), "choose zero or data"),
+        (lambda: Linear(Dense(3), bias=False, bias_init="data"), "has no bias"),
+        (
+            lambda: make_trainer(get_ops("numpy"), "glow", bias_init="data"),
+            "--bias-init only has an effect with --model fc or conv",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
