@@ -27,7 +27,8 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     snfnp_train(*START, "--epochs", 1, "--out", run)
     changes = ("--lr", 0.002, "--lambda", 3, "--clip-norm", 5)
     snfnp_train("--resume", "--out", run, "--epochs", 2, *changes)
-    assert "from step 5 on: epochs 2 (was 1), lr 0.002 (was 0.0001)," in capsys.readouterr().out
+    changed = "from step 5 on: lam 3.0 (was 1.0), epochs 2 (was 1), lr 0.002 (was 0.0001)"
+    assert changed in capsys.readouterr().out
     snfnp_train("--resume", "--out", run, "--epochs", 3)  # they stay
     loaded = load_run(run, "last")
     assert (loaded.config.lr, loaded.config.clip_norm, loaded.checkpoint.lam) == (0.002, 5, 3)
