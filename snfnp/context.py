@@ -5,6 +5,7 @@ Derivation: derivations/03-self-normalizing.md.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from snfnp.ops import RandomKey
@@ -12,6 +13,18 @@ from snfnp.ops import RandomKey
 # The first of the random generator's streams that layers read, and how many each of them has.
 # Those before are for what there is once in a step (`snfnp.likelihood`).
 _FIRST_STREAM, _STREAMS = 16, 16
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Where a backward pass puts what the controllers of λ follow, of each layer for itself.
+
+    rows: {layer: array (2,)}, E_k averaged over the batch, and Σ ‖h_k‖² over its samples; inputs:
+    whether the latter is needed.
+    """
+
+    rows: dict
+    inputs: bool
 
 
 class BackwardContext:
@@ -24,18 +37,44 @@ class BackwardContext:
 
     The flow says in `enter` whose turn it is. Layers add to `reconstruction`: it ends as
     Σ_k ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, of the layers that learn their inverse
-    (the bracket of Eq. 3 without its λ), and stays 0.0 where no layer does.
+    (the bracket of Eq. 3 without its λ), and stays 0.0 where no layer does. collected: the errors
+    go there, and `reconstruction` starts at 0.0 at every layer.
     """
 
-    def __init__(self, ops, dldj, lam=0.0, state=None, key: RandomKey | None = None):
+    def __init__(
+        self,
+        ops,
+        dldj,
+        lam=0.0,
+        state=None,
+        key: RandomKey | None = None,
+        collected: Collected | None = None,
+    ):
         self.ops, self.dldj, self._lam = ops, dldj, lam
-        self._state, self._key = state or {}, key
+        self._state, self._key, self._collected = state or {}, key, collected
         self.layer, self._place = None, 0
-        self.reconstruction = 0.0
+        self._reconstruction = 0.0
 
     def enter(self, layer: str, place: int) -> None:
         """The pass comes to a layer, the place-th of the flow."""
         self.layer, self._place = layer, place
+        if self._collected is not None:
+            self._reconstruction = 0.0
+
+    @property
+    def reconstruction(self):
+        return self._reconstruction
+
+    @reconstruction.setter
+    def reconstruction(self, so_far) -> None:
+        self._reconstruction = so_far
+        if self._collected is not None:
+            self._collected.rows[self.layer][0] = so_far
+
+    def meets(self, h) -> None:
+        """A layer that learns its inverse has the input h (N, ...)."""
+        if self._collected is not None and self._collected.inputs:
+            self._collected.rows[self.layer][1] = self.ops.linalg.sum_squares(h)
 
     @cached_property
     def volume(self):

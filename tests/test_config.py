@@ -31,6 +31,8 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert resolved.resolve(1000) == resolved
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out"}
+    optional |= {"tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
+    optional |= {"lambda_integral", "lambda_proportional", "lambda_min", "lambda_max"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     missing = {
         entry.name for entry, _ in options_of(resolved) if getattr(resolved, entry.name) is None

@@ -22,13 +22,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
-    images, ops, lam = dataset.train[: args.images], run.ops, run.checkpoint.lam
+    images, ops, lam = dataset.train[: args.images], run.ops, run.lam
     with within_memory(ops, "--images", len(images)):
         key = RandomKey(0, EVALUATION_NOISE)
         x, _ = run.flow.encode(ops, ops.asarray(images), key, np.float64)
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
-    print(f"{len(images):,} training images from {dataset.source}, λ = {lam:g}")
+    of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
+    what = ", ".join(of) or f"{lam:g}"
+    print(f"{len(images):,} training images from {dataset.source}, λ = {what}")
     print(f"{'layer':<12}{'angle':>10}{'|likelihood|':>16}{'|reconstruction|':>18}")
     for found in rows:
         print(

@@ -129,6 +129,8 @@ class Linear(Layer):
         """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into `grads`."""
         f, g = self.maps
         x, z0 = cache["x"], cache["z0"]
+        if self.learns_inverse:
+            ctx.meets(x)
         return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:

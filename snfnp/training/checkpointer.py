@@ -154,5 +154,6 @@ class Checkpointer:
         ways = [f"from {where} with --rollback {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
-        also = "a larger --lambda or " if self.config.rule.learns_inverse else ""
+        free = self.config.rule.learns_inverse and not self.config.controller
+        also = "a larger --lambda or " if free else ""
         return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

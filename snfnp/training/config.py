@@ -1,7 +1,8 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
 An option is one field of `TrainConfig`, with everything that the rest of the package knows about
-it; those of the model and of the way in which it learns are in `method.py`. What a model needs or
+it; those of the model and of the way in which it learns are in `method.py`, of λ's controllers in
+`control.py`. What a model needs or
 cannot do is asked of its preset (`snfnp.models.PRESETS`).
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from snfnp.errors import UsageError
 from snfnp.models import Choices, GlowSize
 from snfnp.ops import BACKENDS
+from snfnp.training.control import ControlOptions
 from snfnp.training.method import MethodOptions
 from snfnp.training.options import (
     AT_LEAST_1,
@@ -38,7 +40,7 @@ _ON_GPU = (lambda config: config.backend == "cupy", "--backend cupy")
 
 
 @dataclass(frozen=True)
-class TrainConfig(MethodOptions):
+class TrainConfig(ControlOptions, MethodOptions):
     """Everything that decides a run. None: filled in by `resolve`, in most cases as the preset
     has it."""
 
@@ -189,6 +191,7 @@ class TrainConfig(MethodOptions):
             value, (holds, words) = getattr(config, entry.name), about.must
             if value is not None and not holds(value):
                 raise UsageError(f"{flag_of(entry)} is {value}: it must be {words}")
+        config.check_control()
         if config.batch_size > training_images:
             raise UsageError(
                 f"--batch-size is {config.batch_size}, but there are only {training_images} "
@@ -212,6 +215,11 @@ class TrainConfig(MethodOptions):
                     f"{run} was started with {entry.name} = {before}: it cannot go on with "
                     f"{value}; leave that option out, or start a new run"
                 )
+        if self.lambda_control != "fixed" and given.get("lam", self.lam) != self.lam:
+            raise UsageError(
+                f"{run} was started with --lambda-control {self.lambda_control}: its λ goes on "
+                "from the checkpoint; leave --lambda out, or start a new run"
+            )
         config = replace(self, **given)
         for entry, _ in config._without_effect():
             if entry.name in given:

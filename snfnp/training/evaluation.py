@@ -42,7 +42,7 @@ class Evaluator:
             "reconstruction": metrics.reconstruction,
             "gradient_norm": metrics.gradient_norm,
             "samples_per_second": round(speed * self._config.batch_size, 1),
-            "lam": self._trainer.lam,
+            **self._trainer.lam_figures(),
         }
         for name, value in record.items():
             if not math.isfinite(value):

@@ -14,6 +14,7 @@ from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
 from snfnp.training.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.config import TrainConfig
+from snfnp.training.control import lam_at
 from snfnp.training.run import RunFolder
 
 
@@ -43,6 +44,11 @@ class LoadedRun:
     def likelihood(self) -> Likelihood:
         """The exact likelihood, and samples. The first use costs every layer's determinant."""
         return Likelihood(self.ops, self.flow, self.layout, self.ops.asarray(self.checkpoint.p))
+
+    @property
+    def lam(self) -> float | dict[str, float]:
+        """λ of Eq. 3 at the checkpoint; {layer: λ} where it was controlled."""
+        return lam_at(self.checkpoint, self.flow)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

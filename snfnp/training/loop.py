@@ -95,7 +95,8 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> N
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     how = config.gradient
     if config.rule.learns_inverse:
-        how += f" ({config.objective}, λ = {trainer.lam:g})"
+        control = "" if not config.controller else f" at the start, then {config.lambda_control}"
+        how += f" ({config.objective}, λ = {trainer.lam:g}{control})"
     elif config.gradient == "relative":
         how += f" (bias: {config.relative_bias})"
     return (

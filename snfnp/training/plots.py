@@ -108,8 +108,10 @@ def save_curves(path: Path, records: list[dict], title: str) -> None:
         rows["reconstruction error\nΣ ‖g(f(h)) − h‖² per image"] = [
             record["reconstruction"] for record in records
         ]
+    controlled = {} if "constraint" not in records[0] else _CONTROLLED
+    count = len(rows) + len(controlled)
     figure, axes = plt.subplots(
-        len(rows), 2, figsize=(9.5, 3 * len(rows) + 0.4), sharex="col", sharey="row", squeeze=False
+        count, 2, figsize=(9.5, 3 * count + 0.4), sharex="col", sharey="row", squeeze=False
     )
     for column, (key, label) in enumerate((("epoch", "epoch"), ("seconds", "training seconds"))):
         x = [record[key] for record in records]
@@ -119,12 +121,31 @@ def save_curves(path: Path, records: list[dict], title: str) -> None:
             axis.grid(alpha=0.3, which="both")
             if row == 1:
                 axis.set_yscale("log")
+        for row, name in enumerate(controlled.values(), start=len(rows)):
+            _draw_over_layers(axes[row, column], x, records, name, color=f"C{row}")
         axes[-1, column].set_xlabel(label)
-    for row, label in enumerate(rows):
+    for row, label in enumerate((*rows, *controlled)):
         axes[row, 0].set_ylabel(label)
     figure.suptitle(title)
     figure.tight_layout()
     _save(figure, path)
+
+
+# What a controller of λ adds to a run's curves: a label, and the name in the metrics.
+_CONTROLLED = {"λ: mean and range\nover the layers": "lam"}
+_CONTROLLED["constraint C: mean and\nrange over the layers"] = "constraint"
+
+
+def _draw_over_layers(axis, x, records: list[dict], name: str, color: str) -> None:
+    """A figure's mean over the layers, and between its smallest and its largest a band."""
+    mean, low, high = (
+        [record[name + suffix] for record in records] for suffix in ("", "_min", "_max")
+    )
+    axis.plot(x, mean, marker="." if len(x) < 50 else None, color=color)
+    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    axis.grid(alpha=0.3, which="both")
+    if min(low) > 0:
+        axis.set_yscale("log")
 
 
 def save_lines(path: Path, x, lines: dict, x_label: str, y_label: str, title: str) -> None:

@@ -80,10 +80,11 @@ class ProgressLine:
         if time.perf_counter() - self._shown >= _SHOW_EVERY:
             self._clock.settle()
             self._shown = time.perf_counter()
-            metrics = self._trainer.metrics()
+            metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
+            lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
             self._bar.set_postfix_str(
                 f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
-                f"|grad| {metrics.gradient_norm:.1f}"
+                f"{lam}|grad| {metrics.gradient_norm:.1f}"
             )
 
     def clear(self) -> None:

@@ -21,6 +21,7 @@ from snfnp.parameters import Layout
 from snfnp.training.adam import Adam, warmed_up
 from snfnp.training.checkpoint import Checkpoint
 from snfnp.training.config import TrainConfig
+from snfnp.training.control import Multipliers
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class StepMetrics:
 
 
 class Trainer:
-    """The state of a training run on one device: flat buffers, step counter, λ.
+    """The state of a training run on one device: flat buffers, step counter, λ and its control.
 
     p, gradient, m, v: the parameters, their gradient and Adam's moments; params, grads: p and
     gradient by layer and name; state: what else layers keep from step to step, in double
-    precision; step: steps done; log: what they saw (`snfnp.ops.step.log`).
+    precision; step: steps done; log: what they saw (`snfnp.ops.step.log`); lam: λ, or where
+    `multipliers` control it, what they started from.
     report: gets a line where the step cannot be recorded as a graph.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
@@ -65,9 +67,13 @@ class Trainer:
         self.p = self._initial()
         self.gradient, self.m, self.v = (ops.xp.zeros_like(self.p) for _ in range(3))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
-        self.state_layout = Layout.of(flow.state_shapes())
+        self.multipliers = Multipliers(ops, flow, config) if config.controller else None
+        controls = self.multipliers.state_shapes if self.multipliers else {}
+        self.state_layout = Layout.of(flow.state_shapes() | controls)
         self.state = ops.xp.zeros(self.state_layout.size)
         self._states = self.state_layout.views(self.state)
+        if self.multipliers:
+            self.multipliers.attach(self._states)
         self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
         self._ascend = self._ascend_once
         if config.graph:
@@ -125,20 +131,26 @@ class Trainer:
             log.failed,
             out=buffers,
         )
-        log.step(reconstruction, squares, scalars.lam, scalars.number)
+        lam = scalars.lam
+        if self.multipliers:
+            reconstruction, lam = self.multipliers.update(len(images), squares, log.failed)
+        log.step(reconstruction, squares, lam, scalars.number)
 
     def _compute_gradient(self, images):
         """The gradient of Eq. 3 into the gradient's buffer, and the density into the log.
 
-        Returns Σ_k of Eq. 3.
+        Returns Σ_k of Eq. 3, where no controller collects its terms.
         """
         ops, flow, scalars, batch = self.ops, self.flow, self._scalars, len(images)
+        lam, collected = scalars.lam, None
+        if self.multipliers:
+            lam, collected = self.multipliers.lam, self.multipliers.collected
         x, ldj = self._encode(images, scalars.step)
         latents, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
         self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
         weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
         key = RandomKey(self.config.seed, 0, scalars.step)
-        ctx = BackwardContext(ops, weights, scalars.lam, self._states, key)
+        ctx = BackwardContext(ops, weights, lam, self._states, key, collected)
         if not ops.peek(self.log.failed):
             flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)
         return ctx.reconstruction
@@ -189,6 +201,11 @@ class Trainer:
         reading = self.log.read()
         self.log.clear_averages()
         return StepMetrics(*reading.averages)
+
+    def lam_figures(self) -> dict[str, float]:
+        """λ, for a line of metrics; where it is controlled, with the constraint's averages since
+        this was last asked."""
+        return self.multipliers.figures() if self.multipliers else {"lam": self.lam}
 
     def likelihood(self) -> Likelihood:
         """An exact, immutable snapshot of the present parameters."""

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from snfnp.ops import RandomKey
+from snfnp.ops.step.control import CONTROLLERS, ROWS, Controller, Row
 from snfnp.ops.step.log import SIZE, Entry
 from support.operation_calls import (
     Call,
@@ -185,3 +186,25 @@ def call_step_adam(rng, dtype, size):
         ),
         mutated=(8,),
     )
+
+
+def call_step_control(rng, dtype, size):
+    """Every kind, of each layer and of all; a layer whose input is 0, and a step that failed."""
+    kind = CONTROLLERS[size[0] % 3]
+    controller = Controller(
+        kind,
+        *(len(size) == 2, 0.3, 0.2, 0.9, 1.5 * (kind == "mdmm"), 0.7, 2.0),
+        *(0.4, 1.2),
+    )
+    layers = max(1, size[0])
+    found = rng.uniform(0.1, 3.0, (layers, 2))
+    if layers > 2:
+        found[0, 1] = 0
+    shared = len(size) == 4 and size[0] < 3
+    state = rng.uniform(0.3, 1.3, (ROWS, 1 if shared else layers))
+    state[Row.STARTED] = rng.integers(0, 2, state.shape[1])
+    failed = float(size[0] == 17)  # then nothing is to change
+    # at most a dozen roundings and a sum over the layers, of numbers below 100 for each
+    bound = (12 + layers) * eps_of(np.float64) * 100 * layers
+    args = (found, 4, controller, number(2.0, size), number(failed, size), state)
+    return Call(args, bounds=(bound,) * 3, mutated=(5,), strided=(0,))

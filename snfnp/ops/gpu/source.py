@@ -18,6 +18,7 @@ import re
 from functools import cache
 from importlib import resources
 
+from snfnp.ops.step.control import cuda_rows
 from snfnp.ops.step.log import cuda_enum
 
 TYPES = {"float32": "float", "float64": "double"}
@@ -41,7 +42,7 @@ _FILE = "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
 # What stands before a room's kernels and is written down elsewhere.
-_BEFORE = {"step": cuda_enum}
+_BEFORE = {"step": lambda: cuda_enum() + cuda_rows()}
 
 
 def _folder():

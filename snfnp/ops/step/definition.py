@@ -4,7 +4,7 @@ A device may work asynchronously: the host then lines up steps and looks at thei
 then. So what changes from step to step is handed to operations as `StepScalars`, which such a
 device keeps in arrays, and what a step has to tell goes to a log (`log.py`).
 
-Derivation: derivations/06-adam.md.
+Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from snfnp.ops.room import Room
+from snfnp.ops.step.control import LARGEST_EXPONENT, Controller, Row
 from snfnp.ops.step.log import LAST, SUMS, Entry, StepLog
 
 
@@ -81,3 +82,57 @@ class Step(Room):
         step_size = lr / (1 - beta1**step)
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
+
+    def control(self, found, samples, controller: Controller, squares, failed, out):
+        """λ for the next step, from what this one found: out (rows, K), see `Row`.
+
+        found (L, 2): of each layer its reconstruction error E, averaged over the batch, and Σ ‖h‖²
+        over its samples. K = L: every layer has a λ of its own; K = 1: one λ is for all layers,
+        and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² where the controller is `relative`,
+        e = C − κ, and ξ ← ν ξ + (1 − ν) e, which the first step starts at e:
+
+            geco   μ ← μ exp(η ξ),                        λ = μ
+            mdmm   μ ← μ + η e,                           λ = μ + c e
+            nu-pi  μ ← μ + η (K_I e + K_P (ξ − ξ_before)), λ = μ
+
+        μ and λ are kept between `lowest` and `highest`. A column whose C is not finite stays as it
+        is, and so do all where `failed` is not 0 or Σ g² (`squares`) is not finite.
+        Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 where Σ E = 0): what
+        `log_step` takes for its reconstruction error and its λ.
+        """
+        xp, own = self.xp, controller
+        errors, inputs, used = found[:, 0], found[:, 1], out[Row.LAM]
+        total, weighted = errors.sum(), (used * errors).sum()
+        if out.shape[1] == 1:
+            errors, inputs = (each.sum(axis=0, keepdims=True) for each in (errors, inputs))
+        constraint = errors
+        if own.relative:
+            constraint = errors * samples / xp.where(inputs > 0, inputs, math.nan)
+        going = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
+        constraint = xp.where(going, constraint, out[Row.CONSTRAINT])
+        error = constraint - own.tolerance
+        before = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
+        average = own.smoothing * before + (1 - own.smoothing) * error
+        if own.kind == "geco":
+            exponent = own.rate * average
+            exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
+            moved = out[Row.MULTIPLIER] * xp.exp(exponent)
+        else:
+            change = own.integral * error + own.proportional * (average - before)
+            moved = out[Row.MULTIPLIER] + own.rate * change
+        moved = xp.maximum(own.lowest, xp.minimum(moved, own.highest))
+        lam = xp.maximum(own.lowest, xp.minimum(moved + own.damping * error, own.highest))
+        after = {
+            Row.LAM: lam,
+            Row.MULTIPLIER: moved,
+            Row.AVERAGE: average,
+            Row.CONSTRAINT: constraint,
+            Row.CONSTRAINT_SUM: out[Row.CONSTRAINT_SUM] + constraint,
+            Row.COUNTED: out[Row.COUNTED] + 1,
+            Row.STARTED: xp.ones_like(lam),
+        }
+        there = total > 0
+        mean = xp.where(there, weighted / xp.where(there, total, 1), 0)
+        for row, value in after.items():
+            out[row] = xp.where(going, value, out[row])
+        return total, mean

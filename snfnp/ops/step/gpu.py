@@ -1,6 +1,6 @@
 """What a training step needs beside its layers, on the GPU.
 
-Derivation: derivations/06-adam.md.
+Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
 
 from __future__ import annotations
@@ -59,3 +59,19 @@ class GpuStep(Step):
             *(squares, p.size),
         )
         return squares
+
+    def control(self, found, samples, controller, squares, failed, out):
+        device, own = self.device, controller
+        totals = device.empty(2, np.float64)
+        numbers = (own.tolerance, own.rate, own.smoothing, own.damping, own.integral)
+        numbers += (own.proportional, own.lowest, own.highest)
+        device.launch(
+            "control",
+            np.float64,
+            1,
+            *(out, device.contiguous(found), totals, out.shape[1], len(found), samples),
+            *(own.kind == "geco", own.relative, *numbers),
+            *device.scalar(squares),
+            *device.scalar(failed),
+        )
+        return totals[0, ...], totals[1, ...]

@@ -1,5 +1,5 @@
-// What a training step needs beside its layers: scalars, the log, Adam.
-// log.py puts an enum with the entries of the log before this text.
+// What a training step needs beside its layers: scalars, the log, Adam, the control of λ.
+// log.py and control.py put enums with the log's entries and a controller's rows before this text.
 
 #include "../gpu/common.cuh"
 
@@ -91,5 +91,62 @@ __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
       v[i] = square;
       p[i] = ps[k] + step_size * mean / (sqrt(square * second) + eps_);
     }
+  }
+}
+
+__device__ inline double between(double lowest, double x, double highest) {
+  return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
+}
+
+// λ for the next step: state (rows, multipliers), found (layers, 2), totals (2,). One block.
+template <typename T>
+__global__ void control(T* __restrict__ state, const T* __restrict__ found, T* __restrict__ totals,
+                        long long multipliers, long long layers, long long samples,
+                        long long exponential, long long relative, double tolerance, double rate,
+                        double smoothing, double damping, double integral, double proportional,
+                        double lowest, double highest, const double* squares_at, double squares,
+                        const double* failed_at, double failed) {
+  if (blockIdx.x > 0) return;
+  const bool shared = multipliers == 1;
+  double all_errors = 0.0, all_inputs = 0.0, weighted = 0.0;
+  for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
+    const double error = found[2 * k];
+    all_errors += error;
+    all_inputs += found[2 * k + 1];
+    weighted += state[LAM * multipliers + (shared ? 0 : k)] * error;
+  }
+  all_errors = block_sum(all_errors);
+  all_inputs = block_sum(all_inputs);
+  weighted = block_sum(weighted);  // from here on every thread has read its λ
+  if (threadIdx.x == 0) {
+    totals[0] = T(all_errors);
+    totals[1] = T(all_errors > 0.0 ? weighted / all_errors : 0.0);
+  }
+  if (value(failed_at, failed) != 0.0 || !isfinite(value(squares_at, squares))) return;
+  for (long long k = threadIdx.x; k < multipliers; k += blockDim.x) {
+    T* column = state + k;
+    double constraint = shared ? all_errors : double(found[2 * k]);
+    if (relative) {
+      const double inputs = shared ? all_inputs : double(found[2 * k + 1]);
+      if (!(inputs > 0.0)) continue;
+      constraint = constraint * double(samples) / inputs;
+    }
+    if (!isfinite(constraint)) continue;
+    const double error = constraint - tolerance;
+    const double before = column[STARTED * multipliers] > T(0) ? column[AVERAGE * multipliers] : error;
+    const double average = smoothing * before + (1.0 - smoothing) * error;
+    double multiplier = column[MULTIPLIER * multipliers];
+    if (exponential)
+      multiplier *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
+    else
+      multiplier += rate * (integral * error + proportional * (average - before));
+    multiplier = between(lowest, multiplier, highest);
+    column[LAM * multipliers] = T(between(lowest, multiplier + damping * error, highest));
+    column[MULTIPLIER * multipliers] = T(multiplier);
+    column[AVERAGE * multipliers] = T(average);
+    column[CONSTRAINT * multipliers] = T(constraint);
+    column[CONSTRAINT_SUM * multipliers] += T(constraint);
+    column[COUNTED * multipliers] += T(1);
+    column[STARTED * multipliers] = T(1);
   }
 }

@@ -1,0 +1,67 @@
+"""What controls λ: its settings, and the rows of the array in which it keeps its state.
+
+Derivation: derivations/20-lambda-controllers.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+CONTROLLERS = ("geco", "mdmm", "nu-pi")
+LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
+
+
+class Row(IntEnum):
+    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers.
+
+    LAM: the λ that the next step uses; MULTIPLIER: the same without MDMM's damping; AVERAGE: ξ,
+    the average of C − κ; CONSTRAINT: C of the last step; CONSTRAINT_SUM, COUNTED: its sum over the
+    steps since that was cleared, and their number; STARTED: 0 until there is an average.
+    """
+
+    LAM = 0
+    MULTIPLIER = 1
+    AVERAGE = 2
+    CONSTRAINT = 3
+    CONSTRAINT_SUM = 4
+    COUNTED = 5
+    STARTED = 6
+
+
+ROWS = len(Row)
+
+
+def cuda_rows() -> str:
+    """The rows as a line of CUDA C++, for the kernel that overwrites them."""
+    rows = (f"{row.name} = {row.value}" for row in Row)
+    return f"enum {{ {', '.join(rows)} }};\nconstexpr double LARGEST_EXPONENT = 700.0;\n"
+
+
+@dataclass(frozen=True)
+class Controller:
+    """How λ follows the constraint C ≤ κ; `Step.control` has the formulas.
+
+    kind: of `CONTROLLERS`; relative: whether C is E/‖h‖² instead of E; tolerance: κ; rate: η;
+    smoothing: α of GECO, ν of νPI; damping: c of MDMM; integral, proportional: K_I and K_P of νPI;
+    lowest, highest: λ stays between them.
+    """
+
+    kind: str
+    relative: bool
+    tolerance: float
+    rate: float
+    smoothing: float = 0.0
+    damping: float = 0.0
+    integral: float = 1.0
+    proportional: float = 0.0
+    lowest: float = 0.0
+    highest: float = np.inf
+
+    def new_state(self, multipliers: int, lam: float) -> np.ndarray:
+        """The state (rows, K) before the first step, on the host."""
+        state = np.zeros((ROWS, multipliers))
+        state[[Row.LAM, Row.MULTIPLIER]] = lam
+        return state

@@ -1,0 +1,448 @@
+"""The controllers of λ: against references written out, in closed form, in a step, in a run."""
+
+import math
+
+import numpy as np
+import pytest
+from support.strict_arrays import no_waiting
+from support.strict_ops import strict_ops
+from support.trainers import (
+    BATCH,
+    host,
+    make_trainer,
+    run_training,
+    small_config,
+    small_dataset,
+    without_time,
+)
+
+from snfnp.context import BackwardContext
+from snfnp.errors import UsageError
+from snfnp.ops import get_ops
+from snfnp.ops.step.control import CONTROLLERS, Controller, Row
+from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.config import TrainConfig
+from snfnp.training.control import lam_at
+from snfnp.training.load import load_run
+
+KINDS = pytest.mark.parametrize("kind", CONTROLLERS)
+SETTINGS = {"geco": {"smoothing": 0.9}, "mdmm": {"damping": 2.0}}
+SETTINGS["nu-pi"] = {"smoothing": 0.7, "integral": 0.8, "proportional": 3.0}
+
+
+def controller(kind, **changes):
+    defaults = {"relative": False, "tolerance": 0.3, "rate": 0.1, "highest": 5.0, "lowest": 1e-3}
+    return Controller(kind, **{**defaults, **SETTINGS[kind], **changes})
+
+
+def put(ops, own, lam, multipliers):
+    return ops.asarray(own.new_state(multipliers, lam))
+
+
+# ---------------------------------------------------------------- against references written out
+
+
+def geco(constraints, lam, own):
+    """Rezende & Viola 2018, algorithm 1, lines 7 to 11: Ĉ of C − κ, started at its first value."""
+    average, found = None, []
+    for c in constraints:
+        e = c - own.tolerance
+        average = e if average is None else own.smoothing * average + (1 - own.smoothing) * e
+        lam = min(max(lam * math.exp(own.rate * average), own.lowest), own.highest)
+        found.append(lam)
+    return found
+
+
+def mdmm(constraints, lam, own):
+    """Platt & Barr 1988: the multiplier climbs, and the damping is on top of what is used."""
+    found = []
+    for c in constraints:
+        lam = min(max(lam + own.rate * (c - own.tolerance), own.lowest), own.highest)
+        used = lam + own.damping * (c - own.tolerance)
+        found.append(min(max(used, own.lowest), own.highest))
+    return found
+
+
+def nu_pi(constraints, lam, own):
+    """Sohrabi et al. 2024: ξ starts at e, so that K_P has no part in the first step."""
+    xi, found = None, []
+    for c in constraints:
+        e = c - own.tolerance
+        before = e if xi is None else xi
+        xi = own.smoothing * before + (1 - own.smoothing) * e
+        lam += own.rate * (own.integral * e + own.proportional * (xi - before))
+        lam = min(max(lam, own.lowest), own.highest)
+        found.append(lam)
+    return found
+
+
+REFERENCES = {"geco": geco, "mdmm": mdmm, "nu-pi": nu_pi}
+STEPS, LAYERS, SAMPLES = 60, 3, 7
+
+
+def run_control(ops, own, found, shared, lam=0.9):
+    """λ after each step (steps, K), and what the steps returned."""
+    state, lams, totals = put(ops, own, lam, 1 if shared else found.shape[1]), [], []
+    for each in found:
+        each = ops.asarray(each)
+        results = ops.step.control(each, SAMPLES, own, 1.0, 0.0, out=state)
+        totals.append([float(ops.to_host(result)) for result in results])
+        lams.append(ops.to_host(state)[Row.LAM].copy())
+    return np.array(lams), np.array(totals), ops.to_host(state)
+
+
+@KINDS
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_formulas_over_many_steps(ops, kind, shared, relative):
+    rng = np.random.default_rng(3)
+    errors = rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
+    inputs = rng.uniform(0.5, 2.0, (STEPS, LAYERS)) * SAMPLES
+    own = controller(kind, relative=relative, tolerance=1.0 if shared and not relative else 0.3)
+    found = np.stack([errors, inputs], axis=2)
+    lams, totals, state = run_control(ops, own, found, shared)
+    seen, of = (errors, inputs / SAMPLES) if relative else (errors, np.ones_like(errors))
+    if shared:
+        seen, of = seen.sum(axis=1, keepdims=True), of.sum(axis=1, keepdims=True)
+        of = of if relative else np.ones_like(of)
+    constraints = seen / of
+    expected = np.stack([REFERENCES[kind](c, 0.9, own) for c in constraints.T], axis=1)
+    np.testing.assert_allclose(lams, expected, rtol=1e-12)
+    assert len(np.unique(expected)) > STEPS / 2  # most steps are between the bounds
+    used = np.vstack([np.full((1, expected.shape[1]), 0.9), expected[:-1]])
+    np.testing.assert_allclose(totals[:, 0], errors.sum(axis=1), rtol=1e-12)
+    weighted = (used * errors).sum(axis=1)
+    np.testing.assert_allclose(totals[:, 1] * totals[:, 0], weighted, rtol=1e-12)
+    np.testing.assert_allclose(state[Row.CONSTRAINT_SUM], constraints.sum(axis=0), rtol=1e-12)
+    assert (state[Row.COUNTED] == STEPS).all()
+
+
+@KINDS
+def test_a_wrong_formula_would_be_seen(ops, kind):
+    """Negative controls: the other sign of C − κ, and an average that starts at 0."""
+    found = np.random.default_rng(4).uniform(0, 0.6, (STEPS, 1, 2))
+    own = controller(kind)
+    lams, _, _ = run_control(ops, own, found, shared=False)
+    right = np.array(REFERENCES[kind](found[:, 0, 0], 0.9, own))
+    np.testing.assert_allclose(lams[:, 0], right, rtol=1e-12)
+    mirrored = REFERENCES[kind](2 * own.tolerance - found[:, 0, 0], 0.9, own)
+    assert np.abs(lams[:, 0] - mirrored).max() > 0.1
+    if own.smoothing:
+        late = REFERENCES[kind](np.insert(found[:, 0, 0], 0, own.tolerance), 0.9, own)[1:]
+        assert np.abs(lams[:, 0] - late).max() > 1e-3
+
+
+def test_nu_pi_without_its_proportional_part_is_plain_ascent(ops):
+    found = np.random.default_rng(5).uniform(0, 0.6, (STEPS, 2, 2))
+    own = controller("nu-pi", proportional=0.0, integral=1.0, highest=math.inf)
+    lams, _, _ = run_control(ops, own, found, shared=False, lam=3.0)
+    plain = 3.0 + 0.1 * np.cumsum(found[:, :, 0] - 0.3, axis=0)
+    np.testing.assert_allclose(lams, plain, rtol=1e-12)
+    undamped = controller("mdmm", damping=0.0, highest=math.inf)
+    np.testing.assert_array_equal(run_control(ops, undamped, found, False, 3.0)[0], lams)
+
+
+def test_mdmm_is_nu_pi_of_the_raw_error(ops):
+    """λ + c e moves by η e + c (e − e_before): ν = 0 and K_P = c/η, between the bounds."""
+    found = np.random.default_rng(6).uniform(0, 0.6, (STEPS, 2, 2))
+    bounds = {"lowest": -math.inf, "highest": math.inf}
+    damped = run_control(ops, controller("mdmm", **bounds), found, False)[0]
+    gains = {"smoothing": 0.0, "integral": 1.0, "proportional": 2.0 / 0.1}
+    of_nu_pi = run_control(ops, controller("nu-pi", **gains, **bounds), found, False)[0]
+    # nu-pi has no proportional part in its first step
+    np.testing.assert_allclose(damped - of_nu_pi, np.tile(damped[0] - of_nu_pi[0], (STEPS, 1)))
+
+
+@KINDS
+def test_bounds_are_kept(ops, kind):
+    for size, bound in ((1e300, 5.0), (0.0, 1e-3)):
+        found = np.full((200, 1, 2), size)
+        own = controller(kind, rate=100.0)
+        lams, _, state = run_control(ops, own, found, shared=False)
+        assert lams[-1] == bound and np.isfinite(state).all()
+
+
+@KINDS
+@pytest.mark.parametrize("what", ["error", "inputs", "squares", "failed"])
+def test_what_is_not_finite_moves_nothing(ops, kind, what):
+    """Neither λ nor an average. Beside it, a layer whose C is finite goes on."""
+    own = controller(kind, relative=what == "inputs")
+    state = put(ops, own, 0.9, 2)
+    found = np.ones((2, 2))
+    ops.step.control(ops.asarray(found), SAMPLES, own, 1.0, 0.0, out=state)
+    before = ops.to_host(state).copy()
+    if what in ("error", "inputs"):
+        found[0, 0 if what == "error" else 1] = math.nan if what == "error" else 0.0
+    squares = math.inf if what == "squares" else 1.0
+    failed = 3.0 if what == "failed" else 0.0
+    ops.step.control(ops.asarray(found), SAMPLES, own, squares, failed, out=state)
+    after = ops.to_host(state)
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    moved = what in ("error", "inputs")
+    assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
+
+
+# ---------------------------------------------------------------- a problem with a known multiplier
+
+# Minimise ½ Σ a_i (x_i − t_i)² where E = Σ x_i² <= κ: a (x − t) + 2 λ x = 0 at the minimum, so that
+# x = a t / (a + 2 λ), and λ is where E is κ.
+A, T, KAPPA = np.array([1.0, 3.0]), np.array([2.0, 1.0]), 0.5
+
+
+LAM = 1.5  # x = (½, ½)
+assert np.sum((A * T / (A + 2 * LAM)) ** 2) == KAPPA
+
+
+def solve(ops, own, steps, lam=0.2, a=A, at=T, seen=lambda error: error):
+    """Descent on x under a λ that the controller moves; (λ, E, the whole path of E)."""
+    x, state, path = np.zeros(2) + 0.1, put(ops, own, lam, 1), []
+    for _ in range(steps):
+        used = float(state[Row.LAM, 0])
+        x = x - 0.02 * (a * (x - at) + used * 2 * x)
+        error = float(x @ x)
+        ops.step.control(ops.asarray([[seen(error), 1.0]]), 1, own, 1.0, 0.0, out=state)
+        path.append(error)
+    return float(state[Row.LAM, 0]), path[-1], np.array(path)
+
+
+CLOSED = {
+    "geco": {"smoothing": 0.9, "rate": 0.05},
+    "mdmm": {"damping": 1.0, "rate": 0.05},
+    "nu-pi": {"smoothing": 0.5, "integral": 1.0, "proportional": 20.0, "rate": 0.05},
+}
+
+
+@KINDS
+def test_the_known_multiplier_is_found(ops, kind):
+    own = controller(kind, tolerance=KAPPA, highest=1e3, **CLOSED[kind])
+    lam, error, _ = solve(ops, own, 4000)
+    assert lam == pytest.approx(LAM, rel=1e-8)
+    assert error == pytest.approx(KAPPA, rel=1e-8)
+
+
+@KINDS
+def test_a_constraint_that_holds_anyway_gets_the_smallest_lambda(ops, kind):
+    own = controller(kind, tolerance=50.0, highest=1e3, **CLOSED[kind])
+    lam, error, _ = solve(ops, own, 4000)
+    assert lam == own.lowest and error < 50
+
+
+def test_the_other_sign_runs_away(ops):
+    """Negative control: with a λ that falls where E is too large, it ends at its bound."""
+    own = controller("nu-pi", tolerance=KAPPA, **CLOSED["nu-pi"])
+    lam, error, _ = solve(ops, own, 4000, seen=lambda error: 2 * KAPPA - error)
+    assert lam in (own.lowest, own.highest)
+    assert abs(error - KAPPA) > 0.1
+
+
+def test_damping_ends_the_swinging(ops):
+    """Where the objective is flat, the undamped pair is an oscillator that decays slowly."""
+    swings = []
+    for damping in (0.0, 1.0):
+        own = controller("mdmm", tolerance=KAPPA, lowest=-9.0, damping=damping, rate=2.0)
+        _, _, path = solve(ops, own, 1000, 0.03, a=1e-2 * np.ones(2), at=5 * np.ones(2))
+        swings.append(np.ptp(path[500:]))
+    assert swings[0] > 0.1 and swings[1] < 1e-3 * swings[0]
+
+
+def test_geco_without_a_tolerance_only_grows(ops):
+    own = controller("geco", tolerance=0.0, highest=1e6, **CLOSED["geco"])
+    lams, errors = zip(*(solve(ops, own, steps)[:2] for steps in (100, 200, 400)), strict=True)
+    assert 0.2 < lams[0] < lams[1] < lams[2] and errors[0] > errors[1] > errors[2]
+
+
+# ---------------------------------------------------------------- in a step
+
+
+def images_of(trainer, step):
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
+    return trainer.ops.asarray(images)
+
+
+def take_steps(trainer, steps):
+    for step in steps:
+        if step == 0:
+            trainer.initialise_from_data(images_of(trainer, 0))
+        trainer.training_step(images_of(trainer, step))
+    return trainer
+
+
+def rows(trainer):
+    return trainer.ops.to_host(trainer._states["control"]["rows"])
+
+
+FAST = {"lambda_rate": 20.0}
+
+
+def test_a_lambda_that_cannot_move_is_a_fixed_one(ops):
+    """Bit for bit, in single precision too."""
+    for dtype in ("float32", "float64"):
+        held = {"lambda_control": "geco", "lam": 0.7, "lambda_min": 0.7, "lambda_max": 0.7}
+        controlled = take_steps(make_trainer(ops, dtype=dtype, **held), range(3))
+        fixed = take_steps(make_trainer(ops, dtype=dtype, lam=0.7), range(3))
+        np.testing.assert_array_equal(controlled.p, fixed.p)
+        a, b = vars(controlled.metrics()).values(), vars(fixed.metrics()).values()
+        np.testing.assert_allclose(list(a), list(b), rtol=1e-14)
+
+
+@pytest.mark.parametrize("model", ["fc", "conv", "glow-2l-4k"])
+@pytest.mark.parametrize("constraint", ["relative", "absolute"])
+def test_a_step_sees_each_layers_constraint(ops, model, constraint):
+    """E and ‖h‖² from the layers themselves, one by one."""
+    changes = {"lambda_control": "mdmm", "constraint": constraint, "tolerance": 1e-3}
+    trainer = make_trainer(ops, model, dtype="float64", **changes)
+    trainer.initialise_from_data(images_of(trainer, 0))
+    images, params = images_of(trainer, 0), trainer.layout.views(host(trainer, "p").copy())
+    trainer.training_step(images)
+    x, _ = trainer._encode(images, 0)
+    expected = []
+    for name, layer in trainer.flow.layers:
+        z = layer.forward(ops, params[name], x)[0]
+        if layer.learns_inverse:
+            error = np.sum((layer.inverse(ops, params[name], z) - x) ** 2) / BATCH
+            size = np.sum(x**2) / BATCH if constraint == "relative" else 1.0
+            expected.append(error / size)
+        x = z
+    np.testing.assert_allclose(rows(trainer)[Row.CONSTRAINT], expected, rtol=1e-8, atol=1e-25)
+
+
+@pytest.mark.parametrize("sharing", ["layer", "flow"])
+def test_a_step_uses_the_lambdas_that_the_step_before_left(ops, sharing):
+    """The next gradient is that of these λ given by hand, and not of those that follow."""
+    changes = {"lambda_control": "nu-pi", "lambda_sharing": sharing, "tolerance": 1e-6, **FAST}
+    trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
+    lams, p = trainer.multipliers.lam, host(trainer, "p").copy()
+    assert (len(set(lams.values())) == 1) == (sharing == "flow")
+    trainer.training_step(images_of(trainer, 2))
+    found = trainer.gradient.copy()
+    assert trainer.multipliers.lam != lams
+    for given, same in ((lams, True), (trainer.multipliers.lam, False)):
+        by_hand = make_trainer(ops, dtype="float64")
+        by_hand.p[...] = p
+        params, flow = by_hand.params, by_hand.flow
+        x, _ = trainer._encode(images_of(trainer, 2), 2)
+        latents, _, caches = flow.forward(ops, params, x)
+        ctx = BackwardContext(ops, np.full(BATCH, 1 / BATCH), given)
+        flow.backward(ctx, params, caches, flow.latent_gradients(latents), by_hand.grads)
+        assert (np.abs(by_hand.gradient - found).max() <= 1e-12) == same
+
+
+def test_the_surrogate_has_every_layers_lambda(ops):
+    changes = {"lambda_control": "geco", "tolerance": 1e-6, **FAST}
+    trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(3))
+    used = np.array(list(trainer.multipliers.lam.values()))
+    trainer.training_step(images_of(trainer, 3))
+    metrics, errors = trainer.metrics(), trainer.multipliers._found[:, 0]
+    density = trainer.log.array[7]
+    assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
+    assert metrics.surrogate == pytest.approx(density - (used * errors).sum(), rel=1e-12)
+
+
+@KINDS
+@pytest.mark.parametrize("model, sharing", [("fc", "layer"), ("conv", "flow")])
+def test_a_controlled_step_neither_mixes_nor_waits(kind, model, sharing):
+    changes = {"lambda_control": kind, "lambda_sharing": sharing, "tolerance": 1e-6}
+    found, expected = (
+        make_trainer(ops, model, dtype="float64", **changes, **FAST)
+        for ops in (strict_ops(), get_ops("numpy"))
+    )
+    images = [images_of(found, step) for step in range(3)]
+    take_steps(expected, range(3))
+    found.training_step(images[0])  # puts constants on the device
+    with no_waiting():
+        for each in images[1:]:
+            found.training_step(each)
+    np.testing.assert_allclose(rows(found), rows(expected), rtol=1e-9)
+    np.testing.assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------- in a run
+
+
+@KINDS
+def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, kind):
+    """Through a file, in the middle of the averages that the metrics show."""
+    ops = get_ops("numba")
+    make = {"lambda_control": kind, "tolerance": 1e-5, **FAST}
+    whole = take_steps(make_trainer(ops, **make), range(7))
+    part = take_steps(make_trainer(ops, **make), range(4))
+    path = tmp_path / "part.safetensors"
+    save_checkpoint(path, part.checkpoint({}))
+    again = make_trainer(ops, **make)
+    again.restore(load_checkpoint(path, again.layout))
+    take_steps(again, range(4, 7))
+    np.testing.assert_array_equal(rows(again), rows(whole))
+    np.testing.assert_array_equal(again.p, whole.p)
+    assert again.lam_figures() == whole.lam_figures()
+    assert not np.array_equal(rows(again)[Row.LAM], [1.0, 1.0])
+
+
+def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
+    from snfnp.training import plots
+
+    make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
+    whole, _ = run_training(tmp_path / "whole", **make)
+    part, _ = run_training(tmp_path / "part", epochs=2, **make)
+    run_training(tmp_path / "part", resume=True, **make)
+    records = whole.read_metrics()
+    assert without_time(part.read_metrics()) == without_time(records)
+    for record in records:
+        for name in ("lam", "constraint"):
+            assert record[f"{name}_min"] <= record[name] <= record[f"{name}_max"]
+    loaded = load_run(whole.path, "last")
+    assert np.mean(list(loaded.lam.values())) == pytest.approx(records[-1]["lam"], rel=1e-12)
+    assert lam_at(loaded.checkpoint, loaded.flow) == loaded.lam
+    plots.save_curves(tmp_path / "curves.png", records, "a run")
+    plain = [{k: v for k, v in record.items() if "constraint" not in k} for record in records]
+    plots.save_curves(tmp_path / "plain.png", plain, "a run")
+    assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "plain.png").stat().st_size
+
+
+def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
+    config = small_config(lambda_control="geco")
+    with pytest.raises(UsageError, match="its λ goes on from the checkpoint; leave --lambda out"):
+        config.resumed({"lam": 3.0}, tmp_path)
+    assert config.resumed({"lam": 1.0}, tmp_path) == config
+    with pytest.raises(UsageError, match="lambda_control = geco: it cannot go on with fixed"):
+        config.resumed({"lambda_control": "fixed"}, tmp_path)
+    assert small_config().resumed({"lam": 3.0}, tmp_path).lam == 3.0
+
+
+REFUSED = [
+    ({"gradient": "exact", "lambda_control": "geco"}, "--gradient self-normalizing: leave it out"),
+    ({"gradient": "relative", "lambda_control": "mdmm"}, "--gradient self-normalizing"),
+    ({"tolerance": 0.1}, "--tolerance only has an effect with --lambda-control geco or mdmm or"),
+    ({"lambda_sharing": "flow"}, "--lambda-sharing only has an effect with --lambda-control"),
+    ({"lambda_control": "geco", "lambda_damping": 1.0}, "only has an effect with .* mdmm"),
+    ({"lambda_control": "mdmm", "lambda_smoothing": 0.5}, "with --lambda-control geco or nu-pi"),
+    ({"lambda_control": "geco", "tolerance": -1.0}, "--tolerance is -1.0: it must be 0 or more"),
+    ({"lambda_control": "geco", "lambda_rate": 0.0}, "--lambda-rate is 0.0: it must be positive"),
+    ({"lambda_control": "nu-pi", "lambda_smoothing": 1.0}, "it must be from 0 up to, but not, 1"),
+    ({"lambda_control": "mdmm", "tolerance": 0.0}, "--lambda-control mdmm needs a positive one"),
+    ({"lambda_control": "geco", "constraint": "absolute"}, "absolute needs --tolerance"),
+    ({"lambda_control": "geco", "lambda_min": 0.0}, "geco multiplies λ, and needs a positive one"),
+    ({"lambda_control": "geco", "lam": 1e5}, "--lambda is 100000, where it starts"),
+    ({"lambda_control": "geco", "lambda_min": 2.0}, "--lambda is 1, where it starts"),
+]
+
+
+@pytest.mark.parametrize("changes, said", REFUSED)
+def test_what_does_not_go_together_is_one_line(changes, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        TrainConfig(**changes).resolve(1000)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_follow_where_lambda_starts():
+    """ln λ starts to move by C − κ a step, whatever λ is."""
+    for model in ("fc", "glow"):
+        config = TrainConfig(model=model, lambda_control="mdmm").resolve(1000)
+        assert config.lambda_rate == config.lam and config.lambda_damping == 100 * config.lam
+        assert TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate == 1.0
+
+
+def test_a_checkpoint_of_another_control_is_refused(tmp_path):
+    run_training(tmp_path / "run", dataset=small_dataset(), epochs=1, lambda_control="geco")
+    run, config = load_run(tmp_path / "run"), small_config(epochs=1)
+    assert "lambda_control" in run.config.unlike(config)
