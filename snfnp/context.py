@@ -53,7 +53,7 @@ class BackwardContext:
         self.ops, self.dldj, self._lam = ops, dldj, lam
         self._state, self._key, self._collected = state or {}, key, collected
         self.layer, self._place = None, 0
-        self._reconstruction = 0.0
+        self._reconstruction, self._factors = 0.0, {}
 
     def enter(self, layer: str, place: int) -> None:
         """The pass comes to a layer, the place-th of the flow."""
@@ -90,9 +90,11 @@ class BackwardContext:
     @property
     def error_factor(self):
         """−2λ/N, the factor of every gradient of this layer's reconstruction error in Eq. 3."""
-        if isinstance(self._lam, dict):
-            return self.lam * (-2 / len(self.dldj))
-        return self._shared_factor
+        if not isinstance(self._lam, dict):
+            return self._shared_factor
+        if self.layer not in self._factors:
+            self._factors[self.layer] = self.lam * (-2 / len(self.dldj))
+        return self._factors[self.layer]
 
     @cached_property
     def _shared_factor(self):

@@ -124,9 +124,10 @@ class ControlOptions:
     )
     lambda_min: float | None = option(
         None,
-        "controllers only: λ never falls below (default: 0.001)",
+        "controllers only: λ never falls below (default: --lambda; for the mixture a λ that is too "
+        "small breaks a run whose error is small)",
         must=NOT_NEGATIVE,
-        fill=_where_controlled(1e-3),
+        fill=lambda config: config.chosen("lam") if _CONTROLLED[0](config) else None,
         effect=(_CONTROLLED,),
     )
     lambda_max: float | None = option(
