@@ -72,7 +72,8 @@ class BackwardContext:
             self._collected.rows[self.layer][0] = so_far
 
     def meets(self, h) -> None:
-        """A layer that learns its inverse has the input h (N, ...)."""
+        """A layer that learns its inverse has the input h (N, ...): it says so in its backward
+        pass, or a relative constraint has nothing to compare its error with."""
         if self._collected is not None and self._collected.inputs:
             self._collected.rows[self.layer][1] = self.ops.linalg.sum_squares(h)
 
