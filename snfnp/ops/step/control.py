@@ -37,7 +37,8 @@ ROWS = len(Row)
 def cuda_rows() -> str:
     """The rows as a line of CUDA C++, for the kernel that overwrites them."""
     rows = (f"{row.name} = {row.value}" for row in Row)
-    return f"enum {{ {', '.join(rows)} }};\nconstexpr double LARGEST_EXPONENT = 700.0;\n"
+    largest = f"constexpr double LARGEST_EXPONENT = {LARGEST_EXPONENT};"
+    return f"enum {{ {', '.join(rows)} }};\n{largest}\n"
 
 
 @dataclass(frozen=True)
