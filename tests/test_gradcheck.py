@@ -15,6 +15,8 @@ from snfnp.gradcheck import (
     check_layer,
     convergence,
     measure_gradient,
+    relative_error,
+    slopes,
 )
 from snfnp.gradcheck.differences import STENCILS
 from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
@@ -281,6 +283,27 @@ def test_the_control_is_what_a_wrong_gradient_is_off_by():
     assert 1e-3 < measured.control <= 0.01
     still = measure_gradient(lambda v: 2.0, x, np.zeros((3, 4)), rng=rng)
     assert still.error == 0 and math.isnan(still.control)  # a zero times 1.01 is right too
+
+
+def test_slopes_are_those_that_were_compared():
+    x, rng = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(1)
+    u = np.random.default_rng(1).standard_normal((2, 3, 4))[1]  # the last of two directions
+    expected = np.sum(3 * x**2 * u) / np.linalg.norm(u)
+    found = slopes(cubic, x, 3 * x**2, rng=rng, directions=2)
+    assert found == (float(f"{expected:.6g}"),) * 2
+    with pytest.raises(GradientError, match="analytic .*, numeric "):
+        slopes(cubic, x, 3.03 * x**2, rng=rng)
+
+
+def test_a_relative_error_is_shown_where_it_is_more_than_rounding():
+    expected = np.array([[3.0, 0.0], [0.0, 4.0]])
+    assert relative_error(expected + 1e-12, expected) == 0.0
+    assert relative_error(expected * (1 + 1e-8), expected) == 1e-8
+    assert relative_error(-expected, expected) == 2.0
+    assert relative_error(2.0, 3.0) == 0.333
+    assert math.isnan(relative_error(np.nan * expected, expected))
+    with pytest.raises(ValueError, match=r"shapes differ: \(2,\) and \(2, 2\)"):
+        relative_error(expected[0], expected)
 
 
 def test_check_gradient_refuses_one_wrong_element_among_many():

@@ -13,6 +13,8 @@ from snfnp.gradcheck.differences import (
     check_gradient,
     convergence,
     measure_gradient,
+    relative_error,
+    slopes,
 )
 from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
 from snfnp.gradcheck.linear import check_map, check_rule
@@ -29,4 +31,6 @@ __all__ = [
     "convergence",
     "frozen_bar_scalar",
     "measure_gradient",
+    "relative_error",
+    "slopes",
 ]

@@ -1,4 +1,7 @@
-"""Central differences of a scalar function, and comparing a gradient with them."""
+"""Central differences of a scalar function, and comparing a gradient with them.
+
+How the pages show it: derivations/01-notation.md.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,12 @@ def tolerance(dtype) -> float:
 
 class Measured(NamedTuple):
     """error: the largest relative difference that was found; control: the smallest by which a wrong
-    gradient (times 1.01; zero) was off, which must be far above the tolerance. NaN: no control."""
+    gradient (times 1.01; zero) was off, which must be far above the tolerance. NaN: no control.
+    slopes: of f and of the gradient along the last direction; None where there was no f."""
 
     error: float
     control: float
+    slopes: tuple[float, float] | None = None
 
 
 def check_gradient(
@@ -61,6 +66,35 @@ def check_gradient(
     return measure_gradient(
         f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
     ).error
+
+
+def slopes(
+    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
+) -> tuple[float, float]:
+    """(slope of f by central differences, ⟨gradient, u⟩) along a direction u, to six digits.
+
+    For pages that show what was compared. It checks as `measure_gradient` does, raises
+    GradientError as it does, and returns the two slopes of the last direction.
+    """
+    measured = measure_gradient(
+        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
+    )
+    numeric, analytic = measured.slopes
+    return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
+
+
+def relative_error(found, expected) -> float:
+    """‖found − expected‖ / ‖expected‖ to three digits, and 0.0 below 1e-9.
+
+    For pages that show how far apart a right and a wrong formula are: what rounding leaves of a
+    right one differs from machine to machine and is not shown. Raises ValueError where the shapes
+    differ, so that broadcasting cannot hide a missing axis. NaN stays NaN.
+    """
+    found, expected = np.asarray(found), np.asarray(expected)
+    if found.shape != expected.shape:
+        raise ValueError(f"shapes differ: {found.shape} and {expected.shape}")
+    error = np.linalg.norm((found - expected).ravel()) / np.linalg.norm(expected.ravel())
+    return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 
 def measure_gradient(
@@ -98,11 +132,11 @@ def measure_gradient(
             error = relative(numeric, factor * analytic, typical)
             controls[control] = max(controls[control], error)
     if not typical > 0:
-        return Measured(worst, float("nan"))
+        return Measured(worst, float("nan"), (numeric, analytic))
     for control, error in controls.items():
         if error <= rtol:
             raise GradientError(f"{name}: the negative control ({control}) was not caught")
-    return Measured(worst, min(controls.values()))
+    return Measured(worst, min(controls.values()), (numeric, analytic))
 
 
 def relative(found: float, expected: float, typical: float) -> float:
