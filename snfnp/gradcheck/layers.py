@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snfnp.context import BackwardContext
-from snfnp.gradcheck.differences import GradientError, measure_gradient, tolerance
+from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.ops import get_ops
 
 
@@ -27,8 +27,8 @@ class Report:
         width = max(map(len, self.errors), default=0)
         return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
 
-    def add(self, name: str, measured) -> None:
-        self.errors[name], self.controls[name] = measured
+    def add(self, name: str, measured: Measured) -> None:
+        self.errors[name], self.controls[name] = measured.error, measured.control
 
 
 def check_layer(
