@@ -26,7 +26,7 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
@@ -90,6 +90,12 @@ def _layers():
         (
             "conv 3x3, inverse 5x5",
             Linear(Conv2d((3, 3), 2), mixture, inverse_map=larger),
+            (3, 4, 2),
+            {},
+        ),
+        (
+            "conv 3x3, inverse of two 3x3",
+            Linear(Conv2d((3, 3), 2), mixture, inverse_map=Chain(Conv2d((3, 3), 2), 2)),
             (3, 4, 2),
             {},
         ),

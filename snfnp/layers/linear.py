@@ -91,7 +91,7 @@ class Linear(Layer):
             w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
-            params["R"] = g.fit(f.flip(w)).copy()
+            params["R"] = g.start(f, w)
         if self.bias:
             params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params

@@ -23,8 +23,32 @@ class Map:
         log_det, log_det_grad, solve        exact, and as expensive as that is
 
     The members below are made of these. They name what a linear layer computes together, so that a
-    map whose backend can do it in one pass may override them.
+    map whose backend can do it in one pass may override them; and what is asked of the map g that
+    a learned inverse R is a weight of, which a `Chain` answers in another way.
     """
+
+    def start(self, f, w):
+        """The r at which learning starts: T(r) = T_f(w)ᵀ (A.3). Host arrays."""
+        return self.fit(f.flip(w)).copy()
+
+    def stand_in(self, ops, f, r, shape):
+        """(term, multiple): term ⊙ multiple stands in for ∂log|det T_f(w)|/∂w, at w's size.
+
+        The sum of the entries of T(r)ᵀ, which stands in place of T_f(w)⁻ᵀ, over the positions of
+        each weight: flip(r) ⊙ m (Eq. 15, the second term of Eq. 10 for a dense map), of r's centre
+        where r is larger (Eq. 28).
+        """
+        return f.flip(f.fit(r, ops.xp)), f.multiple(shape)
+
+    def gradients(self, ops, f, w, r, delta, z, scale, out) -> tuple[WeightGradient, ...]:
+        """What makes the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
+        where T_f(w) stands in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
+
+        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros where r
+        is larger (Eq. 29).
+        """
+        term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])
+        return (WeightGradient(self, delta, z, scale, term, multiple, out),)
 
     def apply_with_bias(self, ops, w, x, b):
         """T(w) x, and T(w) x + b."""

@@ -54,6 +54,10 @@ class HostDevice:
     def to_host(self, array) -> np.ndarray:
         return np.asarray(array)
 
+    def constant(self, host: np.ndarray, dtype=np.float64):
+        """A small host array that depends on shapes alone, in this precision, on the device."""
+        return np.asarray(host, dtype)
+
     def peek(self, condition) -> bool | None:
         """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return bool(condition)

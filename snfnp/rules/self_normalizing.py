@@ -49,17 +49,16 @@ class SelfNormalizing(Rule):
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
-        # and of r's centre where r is larger: `fit`, Eq. 28.
-        flipped_r = f.flip(f.fit(r, ops.xp))
-        of_w = WeightGradient(f, delta_w, x, c_f, flipped_r, f.multiple(shape), grads["W"])
+        # and of r's centre where r is larger (Eq. 28).
+        term, multiple = g.stand_in(ops, f, r, shape)
+        of_w = WeightGradient(f, delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
-        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger:
-        # `fit`, Eq. 29. z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
-        flipped_w = g.flip(g.fit(w, ops.xp))
-        of_r = WeightGradient(g, delta_r, z0, -c_g, flipped_w, g.multiple(shape), grads["R"])
+        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger
+        # (Eq. 29). z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
+        of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        f.weight_grads(ops, (of_w, of_r), ctx.volume, dz, grads.get("b"))
+        f.weight_grads(ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
         return dx

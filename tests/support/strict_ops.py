@@ -37,11 +37,11 @@ class StrictDevice(HostDevice):
     def peek(self, condition) -> None:
         return None
 
-    def constant(self, host: np.ndarray):
+    def constant(self, host: np.ndarray, dtype=np.float64):
         """A host array that depends on shapes alone: it is copied once."""
-        key = (host.shape, host.tobytes())
+        key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
-            self._constants[key] = self.asarray(host)
+            self._constants[key] = self.asarray(host, dtype)
         return self._constants[key]
 
 

@@ -107,15 +107,16 @@ class Gpu:
             return None, float(number)
         return number.astype(np.float64, copy=False), 0.0
 
-    def constant(self, host: np.ndarray):
-        """A small host array that depends on shapes alone, as float64, kept on the device."""
-        key = (host.shape, host.tobytes())
+    def constant(self, host: np.ndarray, dtype=np.float64):
+        """A small host array that depends on shapes alone, in this precision, kept on the
+        device."""
+        key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
             cuda = self.xp.cuda
             # It outlives whatever is at work, so it is not in a graph's pool; and any stream may
             # read it, so its copy is done.
             with cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
-                made = self.asarray(host, np.float64)
+                made = self.asarray(host, dtype)
             cuda.get_current_stream().synchronize()
             self._constants[key] = made
         return self._constants[key]
