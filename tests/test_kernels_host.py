@@ -88,7 +88,7 @@ def test_nan_spreads_as_defined(ops, name, size):
     ops.device.check(name)
 
 
-@pytest.mark.parametrize("draw", ["uniform", "normal"])
+@pytest.mark.parametrize("draw", ["uniform", "normal", "rademacher"])
 def test_the_step_of_a_key_may_be_on_the_device(ops, draw):
     step = 2**63 + 2**40 + 3
     drawn, expected = (
@@ -120,6 +120,7 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         # one store too many, one too few, and a digit of 2π
         ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
         ("random.uniform", FEW, "lane < n)", "lane < n - 1)", "beyond the bound"),
+        ("random.rademacher", FEW, "word(four, lane) >> 31", "word(four, 0) >> 31", "beyond"),
         ("random.normal", FEW, "6.28318530717958", "6.28318530717948", "beyond the bound"),
         # where CUDA would hang, or what it does is not defined
         *(

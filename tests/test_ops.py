@@ -77,12 +77,22 @@ def test_random_numbers_depend_on_seed_stream_and_step(ops, distribution, dtype)
         assert not np.any(first == draw(RandomKey(*changed), (5, 7), dtype))
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+@pytest.mark.parametrize("distribution", ["uniform", "normal", "rademacher"])
 def test_a_longer_draw_starts_with_the_shorter_one(ops, distribution):
     draw = getattr(ops.random, distribution)
     long = draw(RandomKey(7, 0), (64,), np.float64)
     for count in (1, 2, 3, 4, 5, 63):
         np.testing.assert_array_equal(draw(RandomKey(7, 0), (count,), np.float64), long[:count])
+
+
+def test_signs_are_the_highest_bits(ops):
+    """Every one of them 1 or −1, below 0 where the uniform number of the same word is ½ or more."""
+    key = RandomKey(1, 2, 3)
+    signs = ops.random.rademacher(key, (11, 7), np.float32)
+    assert (signs.dtype, signs.shape) == (np.float32, (11, 7))
+    half = ops.random.uniform(key, (11, 7), np.float64) >= 0.5
+    np.testing.assert_array_equal(signs, np.where(half, -1, 1))
+    assert 20 < half.sum() < 57
 
 
 def test_uniform_stays_below_one_for_the_largest_word(monkeypatch):
@@ -101,14 +111,14 @@ def test_normal_is_finite_for_the_extreme_words(monkeypatch):
 
 @pytest.mark.parametrize(
     "distribution, mean, variance, fourth",
-    # E (x - mean)^4: 1/80 for U[0, 1), 3 for N(0, 1)
-    [("uniform", 1 / 2, 1 / 12, 1 / 80), ("normal", 0.0, 1.0, 3.0)],
+    # E (x - mean)^4: 1/80 for U[0, 1), 3 for N(0, 1), 1 for signs
+    [("uniform", 1 / 2, 1 / 12, 1 / 80), ("normal", 0.0, 1.0, 3.0), ("rademacher", 0.0, 1.0, 1.0)],
 )
 def test_moments(ops, distribution, mean, variance, fourth):
     count, sigmas = 200_000, 5  # the central limit theorem: five standard errors
     draws = getattr(ops.random, distribution)(RandomKey(11, 1, 5), (count,), np.float64) - mean
     assert abs(draws.mean()) < sigmas * math.sqrt(variance / count)
-    assert abs((draws**2).mean() - variance) < sigmas * math.sqrt((fourth - variance**2) / count)
+    assert abs((draws**2).mean() - variance) <= sigmas * math.sqrt((fourth - variance**2) / count)
     for lag in (1, 2, 3, 4):  # inside one block of four words and across
         assert abs((draws[lag:] * draws[:-lag]).mean()) < sigmas * variance / math.sqrt(count - lag)
 
@@ -147,7 +157,10 @@ def test_override_matches_its_definition(name, dtype, size):
 
 
 # They take no arrays, or such as are always contiguous.
-CONTIGUOUS = {"random.uniform", "random.normal", "step.adam", "step.log_step"}
+CONTIGUOUS = {
+    *("random.uniform", "random.normal", "random.rademacher"),
+    *("step.adam", "step.log_step"),
+}
 
 
 @pytest.mark.parametrize("layout", [every_second, transposed])

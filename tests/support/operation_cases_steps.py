@@ -27,6 +27,10 @@ def call_random_normal(rng, dtype, size):
     return Call((RandomKey(5, 1, 2**40 + 3), size, dtype), bounds=(bound,))
 
 
+def call_random_rademacher(rng, dtype, size):
+    return Call((RandomKey(5, 2**31 + 1, 2**40 + 3), size, dtype), bounds=(0,))
+
+
 def product(rng, dtype, size):
     """Factors, what their product is added to, and a bound for both (Higham, (3.13))."""
     (m, n), k = size_2d(size), 19

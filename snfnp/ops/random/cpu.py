@@ -14,6 +14,7 @@ from snfnp.ops.random.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, 
 TO_UNIT = 2.0**-32  # from a word to [0, 1)
 
 _MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_SIGN = np.uint64(31)  # the highest bit of a word
 _M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
 _W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
 
@@ -28,6 +29,11 @@ class CpuRandom(Random):
     def normal(self, key: RandomKey, shape, dtype):
         out = np.empty(math.prod(shape), dtype)
         _normal(key_words(key), out)
+        return out.reshape(shape)
+
+    def rademacher(self, key: RandomKey, shape, dtype):
+        out = np.empty(math.prod(shape), dtype)
+        _rademacher(key_words(key), out)
         return out.reshape(shape)
 
 
@@ -84,3 +90,13 @@ def _normal(key, out):
             out[index] = radius * math.cos(angle)
             if index + 1 < out.size:
                 out[index + 1] = radius * math.sin(angle)
+
+
+@parallel
+def _rademacher(key, out):
+    """out (count,) = 1 − 2 (word >> 31)."""
+    blocks = (out.size + 3) // 4
+    for block in prange(blocks):
+        four = philox(block, key)
+        for index in range(4 * block, min(4 * block + 4, out.size)):
+            out[index] = 1.0 - 2.0 * np.float64(word(four, index) >> _SIGN)

@@ -25,3 +25,10 @@ class Random(Room):
     def normal(self, key: RandomKey, shape, dtype):
         """Standard normal numbers from (seed, stream, step). See `snfnp.ops.random.philox`."""
         return philox.normal(self.xp, key, shape).astype(dtype)
+
+    def rademacher(self, key: RandomKey, shape, dtype):
+        """Signs, +1 or −1 with probability ½ each, from (seed, stream, step): the highest bit of
+        each word. Probes ν with E[ννᵀ] = I, and ‖ν‖² the same for all.
+        """
+        signs = philox.words(self.xp, key, math.prod(shape)) >> np.uint64(31)
+        return (1.0 - 2.0 * signs).astype(dtype).reshape(shape)

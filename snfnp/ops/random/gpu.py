@@ -13,6 +13,9 @@ class GpuRandom(Random):
     def normal(self, key: RandomKey, shape, dtype):
         return self._draw("normal", key, shape, dtype)
 
+    def rademacher(self, key: RandomKey, shape, dtype):
+        return self._draw("rademacher", key, shape, dtype)
+
     def _draw(self, kernel, key, shape, dtype):
         device = self.device
         out = device.empty(shape, dtype)

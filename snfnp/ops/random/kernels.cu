@@ -34,3 +34,15 @@ __global__ void normal(T* __restrict__ out, const unsigned long long* step_at, l
     }
   }
 }
+
+// The highest bit of each word as a sign.
+template <typename T>
+__global__ void rademacher(T* __restrict__ out, const unsigned long long* step_at, long long step,
+                           long long stream, long long seed, long long n) {
+  const unsigned long long step_ = value(step_at, step);
+  for (long long block = first_item(); 4 * block < n; block += item_stride()) {
+    const Words four = philox(block, step_, stream, seed);
+    for (int lane = 0; lane < 4; ++lane)
+      if (4 * block + lane < n) out[4 * block + lane] = word(four, lane) >> 31 ? T(-1) : T(1);
+  }
+}
