@@ -68,7 +68,7 @@ class Flow:
         """D, the number of values in one sample."""
         return math.prod(self.shape)
 
-    def _with_shapes(self):
+    def with_shapes(self):
         """(name, layer, the shape of one sample that the layer meets), from x to z."""
         shape = self.shape
         for name, layer in self.layers:
@@ -78,7 +78,7 @@ class Flow:
     @cached_property
     def _splits(self) -> dict[str, tuple[int, ...]]:
         """The names of the layers where a latent leaves, and that latent's shape."""
-        shapes = {name: layer.latent_shape(shape) for name, layer, shape in self._with_shapes()}
+        shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
         return {name: shape for name, shape in shapes.items() if shape is not None}
 
     @property
@@ -89,7 +89,7 @@ class Flow:
     @property
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of every latent of one sample: those of the splits, then z's."""
-        *_, (_, last, shape) = self._with_shapes()
+        *_, (_, last, shape) = self.with_shapes()
         return (*self._splits.values(), last.output_shape(shape))
 
     @property
@@ -104,17 +104,17 @@ class Flow:
 
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {parameter name: shape}}."""
-        return {name: layer.parameter_shapes(shape) for name, layer, shape in self._with_shapes()}
+        return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
 
     def state_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {name: shape}} of what layers keep from step to step beside parameters."""
-        shapes = {name: layer.state_shapes(shape) for name, layer, shape in self._with_shapes()}
+        shapes = {name: layer.state_shapes(shape) for name, layer, shape in self.with_shapes()}
         return {name: named for name, named in shapes.items() if named}
 
     def init(self, seed: int) -> dict:
         """Initial parameters (float64, host), the same on every backend."""
         rng = np.random.default_rng(seed)
-        return {name: layer.init(rng, shape) for name, layer, shape in self._with_shapes()}
+        return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
     def init_from_data(self, ops, params, x) -> None:
         """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's).
@@ -226,7 +226,7 @@ class Flow:
     def log_dets(self, ops, params) -> dict[str, float]:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
-        for name, layer, shape in self._with_shapes():
+        for name, layer, shape in self.with_shapes():
             with _naming(name):
                 log_det = layer.log_det(ops, params[name], shape)
             if log_det is not None:

@@ -379,7 +379,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, kind):
 
 
 def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
-    from snfnp.training import plots
+    from snfnp.training.curves import save_curves
 
     make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
     whole, _ = run_training(tmp_path / "whole", **make)
@@ -393,9 +393,9 @@ def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
     loaded = load_run(whole.path, "last")
     assert np.mean(list(loaded.lam.values())) == pytest.approx(records[-1]["lam"], rel=1e-12)
     assert lam_at(loaded.checkpoint, loaded.flow) == loaded.lam
-    plots.save_curves(tmp_path / "curves.png", records, "a run")
+    save_curves(tmp_path / "curves.png", records, "a run")
     plain = [{k: v for k, v in record.items() if "constraint" not in k} for record in records]
-    plots.save_curves(tmp_path / "plain.png", plain, "a run")
+    save_curves(tmp_path / "plain.png", plain, "a run")
     assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "plain.png").stat().st_size
 
 

@@ -128,7 +128,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from snfnp.cli import run_script
-from snfnp.training import plots
+from snfnp.training import curves, plots
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
 out, kind = Path(sys.argv[1]), sys.argv[2]
 records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
@@ -137,7 +137,7 @@ work = {
     "large": lambda: plots.save_samples(
         out, {"a": np.random.default_rng(0).integers(0, 256, (1, 2100, 9, 1), np.uint8)}, ""
     ),
-    "curves": lambda: plots.save_curves(out, records, ""),
+    "curves": lambda: curves.save_curves(out, records, ""),
     "lines": lambda: plots.save_lines(out, [1, 2], {"a": [1, 2]}, "", "", ""),
 }[kind]
 run_script(lambda argv: work())

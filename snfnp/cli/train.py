@@ -168,14 +168,14 @@ def _started(given: dict) -> str | bool:
 
 def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
     """curves.png, and samples.png at the best epoch."""
-    from snfnp.training import plots
+    from snfnp.training import curves, plots
 
     records = folder.read_metrics()
     title = (
         f"{config.data}, {config.model_name}, {config.gradient} gradient, {config.epochs} epochs"
     )
     if records:  # they may have been lost
-        plots.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
+        curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
     inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
     panels = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -100,51 +101,49 @@ def save_samples(
     _save(figure, path)
 
 
-def save_curves(path: Path, records: list[dict], title: str) -> None:
-    """Exact validation NLL, and the reconstruction error where a layer learned its inverse,
-    against epochs and training seconds."""
-    rows = {"exact validation NLL (nats)": [record["validation_nll_nats"] for record in records]}
-    if any(record["reconstruction"] > 0 for record in records):
-        rows["reconstruction error\nΣ ‖g(f(h)) − h‖² per image"] = [
-            record["reconstruction"] for record in records
-        ]
-    controlled = {} if "constraint" not in records[0] else _CONTROLLED
-    count = len(rows) + len(controlled)
+@dataclass(frozen=True)
+class Row:
+    """A row of curves, one point per record: its label, a line, and around it a band where there is
+    one (`low`, `high`); NaN where a record has no such figure. log: a logarithmic axis, where all
+    is positive; limit: a level that is marked.
+    """
+
+    label: str
+    line: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
+    log: bool = True
+    limit: float | None = None
+
+
+def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
+    """Every row against every x axis: {its label: x of each record}."""
     figure, axes = plt.subplots(
-        count, 2, figsize=(9.5, 3 * count + 0.4), sharex="col", sharey="row", squeeze=False
+        *(len(rows), len(columns)),
+        figsize=(9.5, 3 * len(rows) + 0.4),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
     )
-    for column, (key, label) in enumerate((("epoch", "epoch"), ("seconds", "training seconds"))):
-        x = [record[key] for record in records]
-        for row, y in enumerate(rows.values()):
-            axis = axes[row, column]
-            axis.plot(x, y, marker="." if len(x) < 50 else None, color=f"C{row}")
-            axis.grid(alpha=0.3, which="both")
-            if row == 1:
-                axis.set_yscale("log")
-        for row, name in enumerate(controlled.values(), start=len(rows)):
-            _draw_over_layers(axes[row, column], x, records, name, color=f"C{row}")
+    for column, (label, x) in enumerate(columns.items()):
+        for number, row in enumerate(rows):
+            _draw_row(axes[number, column], x, row, f"C{number}")
         axes[-1, column].set_xlabel(label)
-    for row, label in enumerate((*rows, *controlled)):
-        axes[row, 0].set_ylabel(label)
+    for number, row in enumerate(rows):
+        axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
     figure.tight_layout()
     _save(figure, path)
 
 
-# What a controller of λ adds to a run's curves: a label, and the name in the metrics.
-_CONTROLLED = {"λ: mean and range\nover the layers": "lam"}
-_CONTROLLED["constraint C: mean and\nrange over the layers"] = "constraint"
-
-
-def _draw_over_layers(axis, x, records: list[dict], name: str, color: str) -> None:
-    """A figure's mean over the layers, and between its smallest and its largest a band."""
-    mean, low, high = (
-        [record[name + suffix] for record in records] for suffix in ("", "_min", "_max")
-    )
-    axis.plot(x, mean, marker="." if len(x) < 50 else None, color=color)
-    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+def _draw_row(axis, x, row: Row, color: str) -> None:
+    axis.plot(x, row.line, marker="." if len(x) < 50 else None, color=color)
+    if row.low is not None:
+        axis.fill_between(x, row.low, row.high, color=color, alpha=0.2, linewidth=0)
+    if row.limit is not None:
+        axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
     axis.grid(alpha=0.3, which="both")
-    if min(low) > 0:
+    if row.log and not any(y <= 0 for y in row.low or row.line):
         axis.set_yscale("log")
 
 
