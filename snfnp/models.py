@@ -23,7 +23,7 @@ from snfnp.layers import (
     emerging_layers,
     exponential_layers,
 )
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
@@ -46,13 +46,15 @@ class GlowSize:
 class Choices:
     """What a preset leaves open: the rule, the initialisation ("paper" or "identity"), that of the
     biases ("zero" or "data"), how a convolution's exact determinant is found ("block" or "dense"),
-    the learned inverse's kernel size (None: the forward kernel's), and for Glow its size."""
+    the learned inverse's kernel size (None: the forward kernel's) and how many convolutions it has
+    one after the other, and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
     bias_init: str = "zero"
     exact: str = "block"
     inverse_kernel: int | None = None
+    inverse_depth: int = 1
     size: GlowSize | None = None
 
 
@@ -64,9 +66,9 @@ class Preset:
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: how
     long the paper's were; `size`: Glow's; `has_recomputable_layers`: whether `--recompute` saves
-    anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned
-    inverse's kernel may be larger than the forward one's (Eqs. 28-30); `has_bias_init`: whether
-    its biases may start from data (Glow's actnorm centres already).
+    anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned inverse
+    may have a larger kernel than the layer (Eqs. 28-30), or several layers; `has_bias_init`:
+    whether its biases may start from data (Glow's actnorm centres already).
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -109,19 +111,27 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 9-layer flow of Table 1, of 3×3 convolutions with bias."""
-    larger = choices.inverse_kernel
 
     def layers(name, channels):
         linear = Linear(
             Conv2d((3, 3), channels, exact=choices.exact),
             choices.rule,
             init_kind=choices.init,
-            inverse_map=Conv2d((larger, larger), channels) if larger else None,
+            inverse_map=_inverse_map(choices, channels),
             bias_init=choices.bias_init,
         )
         return [(name, linear)]
 
     return _nine_layers(layers, shape)
+
+
+def _inverse_map(choices: Choices, channels: int):
+    """The map of the learned inverse of a 3×3 convolution, where it is another (A.4)."""
+    size = choices.inverse_kernel or 3
+    inverse = Conv2d((size, size), channels)
+    if choices.inverse_depth > 1:
+        return Chain(inverse, choices.inverse_depth)
+    return inverse if choices.inverse_kernel else None
 
 
 def emerging(choices: Choices, shape: tuple[int, ...]) -> Flow:

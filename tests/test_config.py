@@ -52,7 +52,12 @@ def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
         500,
     )
     assert len(resolved.build_flow(SHAPE).layers) == 3
-    for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"depth": 2}):
+    for changes in (
+        {"recompute": True},
+        {"inverse_kernel": 5},
+        {"inverse_depth": 2},
+        {"depth": 2},
+    ):
         with pytest.raises(UsageError, match="only has an effect with --model"):
             TrainConfig(model="new", **changes).resolve(1000)
 
@@ -66,9 +71,10 @@ def test_presets_have_the_properties_that_they_state(model, gradient):
         layer.cheap_exact_inverse for _, layer in flow.layers
     )
     if config.rule.learns_inverse:
-        larger = dataclasses.replace(config, inverse_kernel=5).build_flow(SHAPE)
-        matters = larger.parameter_shapes() != flow.parameter_shapes()
-        assert matters == preset.has_inverse_kernel
+        for change in ({"inverse_kernel": 5}, {"inverse_depth": 2}):
+            larger = dataclasses.replace(config, **change).build_flow(SHAPE)
+            matters = larger.parameter_shapes() != flow.parameter_shapes()
+            assert matters == preset.has_inverse_kernel
 
 
 def test_help_is_made_from_the_presets():

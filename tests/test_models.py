@@ -116,6 +116,13 @@ def test_a_larger_learned_inverse():
     trainer.training_step(random_images(trainer))
 
 
+def test_a_learned_inverse_of_several_layers():
+    trainer = make_trainer("conv", "self-normalizing", inverse_kernel=5, inverse_depth=2)
+    assert trainer.params["conv2.1"]["R"].shape == (2, 5, 5, 4, 4)
+    assert trainer.params["conv2.1"]["W"].shape == (3, 3, 4, 4)
+    trainer.training_step(random_images(trainer))
+
+
 def test_the_glow_of_table_1():
     preset = PRESETS["glow"]
     flow = preset.build(Choices(rule=Exact(), size=preset.size), (28, 28, 1))

@@ -80,7 +80,9 @@ LEARNING = [
     for model, preset in PRESETS.items()
     if "self-normalizing" in preset.gradients
     for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
-] + [("conv", "self-normalizing", {"inverse_kernel": 5})]
+] + [
+    ("conv", "self-normalizing", change) for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
+]
 RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
 EXACT = [
     (model, gradient, {})

@@ -245,6 +245,12 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
         ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),
         ({"inverse_kernel": 7}, "--inverse-kernel only has an effect with --model conv"),
         ({"model": "conv", "inverse_kernel": 4}, "--inverse-kernel is 4: it must be odd"),
+        ({"inverse_depth": 2}, "--inverse-depth only has an effect with --model conv"),
+        ({"model": "conv", "inverse_depth": 4}, "--inverse-depth is 4: it must be 1, 2 or 3"),
+        (
+            {"model": "conv", "gradient": "exact", "inverse_depth": 2},
+            "--inverse-depth only has an effect with --gradient self-normalizing",
+        ),
         ({"width": 3}, "--width only has an effect with --model glow"),
         ({"model": "glow", "depth": 0}, "--depth is 0"),
         ({"model": "glow", "kernel": 4}, "--kernel is 4: it must be odd"),

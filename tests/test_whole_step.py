@@ -39,6 +39,7 @@ def every_choice():
             yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
     yield {"model": "fc", "objective": "forward"}
     yield {"model": "conv", "inverse_kernel": 5}
+    yield {"model": "conv", "inverse_depth": 2}
     yield {"model": "conv", "recompute": True}
     yield {"model": "glow", "recompute": True}
 
@@ -72,9 +73,12 @@ def move(trainer):
 
 
 def matrix(w, shape):
-    """T(w) (D, D): w itself, or z[y, x, o] = Σ w[h, v, i, o] x[y + h − kH // 2, …, i]."""
+    """T(w) (D, D): w itself, or z[y, x, o] = Σ w[h, v, i, o] x[y + h − kH // 2, …, i]; of a chain
+    of kernels (first to last) the product."""
     if w.ndim == 2:
         return w
+    if w.ndim == 5:
+        return np.linalg.multi_dot([matrix(kernel, shape) for kernel in w[::-1]])
     t = np.zeros((*shape, *shape))
     kh, kw = w.shape[:2]
     for h, v in np.ndindex(kh, kw):

@@ -162,6 +162,7 @@ class TrainConfig(ControlOptions, MethodOptions):
             bias_init=self.bias_init,
             exact="dense" if self.gradient == "exact-dense" else "block",
             inverse_kernel=self.inverse_kernel,
+            inverse_depth=self.inverse_depth,
             size=GlowSize(self.levels, self.depth, self.width, self.kernel),
         )
         return self.preset.build(choices, tuple(image_shape))

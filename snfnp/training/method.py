@@ -63,6 +63,13 @@ class MethodOptions:
         must=odd(3),
         effect=(needs_preset(lambda preset: preset.has_inverse_kernel), LEARNS),
     )
+    inverse_depth: int = option(
+        1,
+        "self-normalizing convolutions only: how many convolutions the learned inverse has one "
+        "after the other (A.4; 1 to 3: two of 3x3 reach as far as one of 5x5)",
+        must=(lambda value: 1 <= value <= 3, "1, 2 or 3"),
+        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), LEARNS),
+    )
     levels: int | None = size_option("levels", "L, blocks between squeezes", AT_LEAST_1)
     depth: int | None = size_option("depth", "K, steps of flow per block", AT_LEAST_1)
     width: int | None = size_option("width", "channels inside the couplings' networks", AT_LEAST_1)

@@ -215,8 +215,9 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             "parameters": layout.count,
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
-            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W); "
-            + ("b = 0" if config.bias_init == "zero" else "b from the first batch")
+            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
+            + ("" if config.inverse_depth == 1 else ", then identities")
+            + ("; b = 0" if config.bias_init == "zero" else "; b from the first batch")
             + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
         },
         "randomness": {
