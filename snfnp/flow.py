@@ -170,8 +170,9 @@ class Flow:
             del cache  # a dropped one must not live on beside the next layer's
         return (*latents, x), ops.density.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
-    def inverse(self, ops, params, latents, exact: bool = False):
-        """latents -> x, through the learned inverses (one pass) or the exact ones (`exact`)."""
+    def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
+        """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
+        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use the exact one (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits
@@ -182,7 +183,8 @@ class Flow:
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             with _naming(name):
-                invert = layer.exact_inverse if exact else layer.inverse
+                learned = layer.refined_inverse if refined else layer.inverse
+                invert = layer.exact_inverse if exact else learned
                 missing = (split_off.pop(),) if name in splits else ()
                 z = invert(ops, params[name], z, *missing)
         return z

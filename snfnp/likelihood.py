@@ -132,14 +132,16 @@ class Likelihood:
         exact: bool = False,
         latents: tuple | None = None,
         part: int = 0,
+        refined: bool = False,
     ):
         """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
 
         temperature scales the standard deviation of the latents that are drawn; `exact` inverts
-        the layers exactly instead of through what they learned. latents: those of
-        `Flow.latent_shapes` that are given, device arrays (count, *latent shape), and None for
-        each that is to be drawn. What is drawn does not depend on what is given. part: 0, 1, …
-        where more images are wanted than fit at once: every part has latents of its own.
+        the layers exactly instead of through what they learned, `refined` refines what they learned
+        until nothing is left over. latents: those of `Flow.latent_shapes` that are given, device
+        arrays (count, *latent shape), and None for each that is to be drawn. What is drawn does
+        not depend on what is given. part: 0, 1, … where more images are wanted than fit at once:
+        every part has latents of its own.
         """
         ops, flow = self._ops, self._flow
         shapes = flow.latent_shapes
@@ -154,7 +156,7 @@ class Likelihood:
             elif len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)
-        x = flow.inverse(ops, self._params, tuple(filled), exact=exact)
+        x = flow.inverse(ops, self._params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
             raise DivergedError(
                 "samples are not finite: the inverse of this flow is not to be used at this "

@@ -77,6 +77,7 @@ def inference(ops, thread_counts, repeats: int) -> list[dict]:
                     ops, trainer.flow, trainer.layout, trainer.p
                 ).log_prob(images, RandomKey(0, 1)),
                 "one sample, learned inverse": lambda: snapshot.sample(1, seed=0),
+                "one sample, refined inverse": lambda: snapshot.sample(1, seed=0, refined=True),
                 "one sample, exact inverse": lambda: snapshot.sample(1, seed=0, exact=True),
             }
             for what, timing in measure(calls, repeats).items():

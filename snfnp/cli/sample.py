@@ -26,9 +26,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the picture (default: RUN/sample-<inverse>.png)")
     parser.add_argument(
         "--inverse",
-        choices=("learned", "exact"),
+        choices=("learned", "refined", "exact"),
         default="learned",
-        help="through the learned inverses, one pass, or through exact solves (default: learned)",
+        help="through the learned inverses, one pass; through these, refined until nothing is left "
+        "over; or through exact solves (default: learned)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="scales the latents (default: 1.0)"
@@ -56,9 +57,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     for part, first in enumerate(range(0, args.count, _AT_ONCE)):
         count = min(_AT_ONCE, args.count - first)
         with within_memory(run.ops, "--count", count):
-            drawn = run.likelihood.sample(
-                count, args.seed, args.temperature, exact=args.inverse == "exact", part=part
-            )
+            how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **how)
         images[first : first + count] = drawn.reshape(count, *run.image_shape)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     title = f"{run.config.data}, {run.config.model_name}"

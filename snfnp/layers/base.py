@@ -87,6 +87,11 @@ class Layer:
         """z -> x, exact, whatever it costs."""
         return self.inverse(ops, p, z, *latent)
 
+    def refined_inverse(self, ops, p, z, *latent):
+        """z -> x: the learned inverse, refined until nothing is left over; where there is none,
+        `inverse`."""
+        return self.inverse(ops, p, z, *latent)
+
     def log_det(self, ops, p, shape) -> float | None:
         """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact, as
         expensive as that is, and a number on the host. None where there is none."""

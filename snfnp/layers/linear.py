@@ -12,7 +12,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map
+from snfnp.maps import Map, contraction
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -124,6 +124,11 @@ class Linear(Layer):
     def exact_inverse(self, ops, p, z):
         """x = T(W)⁻¹(z − b), at the cost of a solve."""
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
+
+    def refined_inverse(self, ops, p, z):
+        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
+        f, g = self.maps
+        return contraction.solve(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into `grads`."""
