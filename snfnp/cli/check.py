@@ -28,7 +28,8 @@ def main(argv, prog=None) -> None:
     parser.add_argument(
         "--layer",
         metavar="NAME",
-        help="only those whose name contains NAME, of layers, rules and maps (default: all)",
+        help="only those whose name contains NAME, of layers, Jacobian-vector products, rules "
+        "and maps (default: all)",
     )
     parser.add_argument(
         "--dtype",

@@ -16,6 +16,7 @@ from snfnp.gradcheck.differences import (
     relative_error,
     slopes,
 )
+from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
 from snfnp.gradcheck.linear import check_map, check_rule
 
@@ -25,6 +26,7 @@ __all__ = [
     "as_matrix",
     "central_difference",
     "check_gradient",
+    "check_jvp",
     "check_layer",
     "check_map",
     "check_rule",

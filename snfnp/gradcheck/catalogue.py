@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
@@ -32,7 +33,7 @@ from snfnp.rules import Exact, Relative, SelfNormalizing
 
 @dataclass(frozen=True)
 class Check:
-    """kind: layer, rule or map; name: what is checked; run(ops=…, …) -> Report."""
+    """kind: layer, jvp, rule or map; name: what is checked; run(ops=…, …) -> Report."""
 
     kind: str
     name: str
@@ -41,7 +42,7 @@ class Check:
 
 def catalogue() -> list[Check]:
     """All checks, layers first."""
-    return [*_layers(), *_rules(), *_maps()]
+    return [*_layers(), *_jvps(), *_rules(), *_maps()]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -114,6 +115,22 @@ def _layers():
     ]
     return [
         Check("layer", name, partial(check_layer, layer, shape, **settings))
+        for name, layer, shape, settings in cases
+    ]
+
+
+def _jvps():
+    spline = RationalQuadraticSpline(bound=4.0)
+    cases = [
+        ("dense, J ν", Linear(Dense(5)), (5,), {}),
+        ("conv 3x3, J ν", Linear(Conv2d((3, 3), 2)), (3, 4, 2), {}),
+        ("smooth leaky ReLU, J ν", SmoothLeakyReLU(), (6,), {}),
+        ("spline, J ν", spline, (2, 1, 2), {"x": spline_points(spline, (2, 1, 2))}),
+        ("actnorm, J ν", ActNorm(), (3, 2, 4), {}),
+        ("squeeze, J ν", Squeeze(), (4, 2, 3), {}),
+    ]
+    return [
+        Check("jvp", name, partial(check_jvp, layer, shape, **settings))
         for name, layer, shape, settings in cases
     ]
 

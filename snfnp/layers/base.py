@@ -1,11 +1,13 @@
 """The contract of a layer: every member, its default, and the rules that backends rely on.
 
-Derivation: derivations/16-write-your-own-layer.md.
+Derivation: derivations/16-write-your-own-layer.md and 18-jacobian-vector-products.md.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from snfnp.errors import UsageError
 
 
 class Layer:
@@ -104,6 +106,25 @@ class Layer:
         ctx.volume, its sum; what only layers that learn their inverse need.
         """
         raise NotImplementedError
+
+    # ---------------------------------------------------------------- the Jacobian J = ∂z/∂x
+
+    def jvp(self, ops, p, cache, dx):
+        """J ẋ (N, ...) for the directions dx = ẋ (N, ...), one per sample, at the x that `forward`
+        made the cache of."""
+        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, that of ẋ, Jᵀ δ).
+
+        The former holds second derivatives, and is the number 0 where J does not depend on x.
+        What belongs to parameters is *added* to the arrays of `grads`.
+        """
+        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
+
+    def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
+        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. Where `inverse` is exact, it is its Jacobian."""
+        raise UsageError(f"{type(self).__name__} has no inverse Jacobian-vector products")
 
 
 class Parameterless(Layer):

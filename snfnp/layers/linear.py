@@ -138,6 +138,15 @@ class Linear(Layer):
             ctx.meets(x)
         return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
 
+    def jvp(self, ops, p, cache, dx):
+        """T(W) ẋ: the Jacobian of a linear map is its matrix."""
+        return self.map.apply(ops, p["W"], dx)
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """0 and T(W)ᵀ δ; G_W gains δ ⋆ ẋ."""
+        self.map.weight_grad(ops, delta, dx, out=grads["W"], add=True)
+        return 0, self.map.adjoint(ops, p["W"], delta)
+
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""
         return self.map.log_det(ops, p["W"], shape)

@@ -41,3 +41,13 @@ class Squeeze(Parameterless):
     def backward(self, ctx, p, cache, dz, grads):
         """The transpose of a permutation is its inverse."""
         return self.inverse(ctx.ops, p, dz)
+
+    def jvp(self, ops, p, cache, dx):
+        return self.forward(ops, p, dx)[0]
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        return 0, self.inverse(ops, p, delta)
+
+    def jvp_solve(self, ops, p, cache, dz, transposed=False):
+        """The inverse permutation; transposed, the permutation itself."""
+        return self.forward(ops, p, dz)[0] if transposed else self.inverse(ops, p, dz)

@@ -110,7 +110,8 @@ class Spline(Room):
         xp = self.xp
         b = self._bin(x, knots, 0)
         gy = xp.where(b.outside, 0, dy)
-        gl = xp.where(b.outside, 0, dldj.reshape((-1,) + (1,) * (x.ndim - 1)))
+        weights = dldj if dldj.ndim == x.ndim else dldj.reshape((-1,) + (1,) * (x.ndim - 1))
+        gl = xp.where(b.outside, 0, weights)
         s = b.h / b.w
         t = xp.where(b.outside, 0, (x - b.x0) / b.w)
         m = 1 - t
@@ -133,6 +134,25 @@ class Spline(Room):
         inner = [self._sum_per_knot(b.index, *side, bins=knots.shape[1] - 1) for side in sides]
         self._raw_gradients(inner, factors, bound, eps, out)
         return xp.where(b.outside, dy, dx)
+
+    def slope(self, x, knots):
+        """x (N, *shape), knots -> dy/dx (N, *shape). O(N P)."""
+        xp = self.xp
+        b = self._bin(x, knots, 0)
+        s = b.h / b.w
+        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
+        u = t * (1 - t)
+        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
+        return xp.where(b.outside, 1, n * (s / (s + (b.d0 + b.d1 - 2 * s) * u)) ** 2)
+
+    def slope_backward(self, x, knots, factors, bound, eps, dslope, out):
+        """The gradient of Σ dslope · dy/dx, dslope (N, *shape): that of x is returned, and `out`
+        is as in `backward`. d(dy/dx) = dy/dx dℓ, so it is `backward` with a weight of ℓ of its own
+        for every value. O(N P).
+        """
+        weights = dslope * self.slope(x, knots)
+        nothing = self.xp.zeros_like(x)
+        return Spline.backward(self, x, knots, factors, bound, eps, nothing, weights, out)
 
     def _bin(self, values, knots, axis) -> _Bin:
         """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1)."""
