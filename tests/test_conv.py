@@ -16,12 +16,12 @@ from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
-from snfnp.ops.conv.cpu import _few
+from snfnp.ops.conv import cpu, cpu_tiles
 from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
 IMAGES = [(4, 3), (9, 8)]  # smaller than some kernels, and larger than all
-CHANNELS = [(1, 1), (3, 3), (16, 16), (1, 6), (5, 2), (40, 3)]
+CHANNELS = [(1, 1), (3, 3), (16, 16), (1, 6), (5, 2), (40, 3), (4, 12)]
 FLOATS = [np.float64, np.float32]
 
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=str)
@@ -145,15 +145,37 @@ def test_patches_of_a_pointwise_kernel_are_a_view(ops):
     assert np.shares_memory(ops.conv.patches(x, (1, 1)), x)
 
 
-def test_both_ways_of_the_cpu_backend_are_tested():
-    """Direct kernels (four outputs at once, the rest singly) and products of patches."""
+def test_all_ways_of_the_cpu_backend_are_tested():
+    """Tiles, planes (four outputs at once, the rest singly), and products of patches."""
     for most in (16, 64):
-        direct = {c: _few((3, 3, *c), most) for c in CHANNELS}
-        assert direct[1, 6] and direct[5, 2] and not direct[16, 16]
+        tiles, planes = [], []
+        for c in CHANNELS:
+            (tiles if cpu_tiles.fits((3, 3, *c), 8) else planes).append(c)
+        assert tiles == [(16, 16), (4, 12)]
+        planes = {c: cpu._few((3, 3, *c), most) for c in planes}
+        assert planes[1, 6] and planes[5, 2] and not planes[40, 3]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(3, 3, 4, 16), (2, 2, 8, 4)], ids=str)
+def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch, shape, dtype):
+    """Processors differ in how many sums fit into registers, not in the order of a sum's terms."""
+    ops = get_ops("numba")
+    x, k, delta = arrays(shape[:2], (9, 13), shape[2:], dtype)
+    results = []
+    for size in (1, 12 * 32, 28 * 64):
+        monkeypatch.setattr(cpu_tiles, "_register_bytes", lambda size=size: size)
+        gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
+        results.append((ops.conv.forward(x, k), gradient))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2))])
+@pytest.mark.parametrize(
+    "kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))]
+)
 def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kernel, channels):
     x, k, _ = arrays(kernel, (9, 8), channels)
     for pixel in ((0, 0), (4, 7), (8, 7)):
@@ -169,7 +191,7 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
         np.testing.assert_array_equal(~np.isfinite(z), reached)
 
 
-@pytest.mark.parametrize("channels", [(1, 1), (2, 5)])
+@pytest.mark.parametrize("channels", [(1, 1), (2, 5), (4, 16)])
 def test_the_number_of_threads_does_not_change_a_bit(channels):
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")

@@ -1,4 +1,5 @@
-"""Convolutions on the CPU: patches in parallel, and direct kernels where channels are few.
+"""Convolutions on the CPU: patches in parallel, and direct kernels where channels are few
+(those whose channels fill a vector register are in `cpu_tiles.py`).
 
 With few channels the matrix product of im2col is thin, and writing the patches costs far more
 than the arithmetic. The direct kernels copy one image at a time, channel by channel, into a padded
@@ -16,6 +17,7 @@ from functools import cache
 import numpy as np
 from numba import prange
 
+from snfnp.ops.conv import cpu_tiles
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.jit import parallel, serial
 
@@ -40,6 +42,10 @@ class CpuConv(Conv):
 
     def forward(self, x, k):
         kh, kw, inputs, outputs = k.shape
+        if cpu_tiles.fits(k.shape, x.shape[2]):
+            z = np.empty((*x.shape[:3], outputs), x.dtype)
+            cpu_tiles.forward(x, k, z)
+            return z
         if not _few(k.shape, 64):
             return super().forward(x, k)
         offsets = _offsets(kh, kw, inputs, *x.shape[1:3])
@@ -51,17 +57,31 @@ class CpuConv(Conv):
 
     def weight_grad(self, delta, x, out, add=False):
         kh, kw, inputs, outputs = out.shape
-        if not _few(out.shape, 16):
+        if cpu_tiles.fits(out.shape, x.shape[2]):
+            gradient = cpu_tiles.weight_grad(delta, x, out.shape)
+        elif _few(out.shape, 16):
+            gradient = self._few_weight_grad(delta, x, out.shape)
+        else:
             return super().weight_grad(delta, x, out, add)
-        taps = kh * kw * inputs
-        offsets = _offsets(kh, kw, inputs, *x.shape[1:3])[:taps]
-        sums = np.empty((-(-len(x) // _TASK), outputs, taps))
-        _weight_grad(np.ascontiguousarray(delta), np.ascontiguousarray(x), offsets, kh, kw, sums)
-        gradient = sums.sum(axis=0).T.reshape(out.shape)
         if add:
             gradient += out
         out[...] = gradient
         return out
+
+    @staticmethod
+    def _few_weight_grad(delta, x, kernel):
+        kh, kw, inputs, outputs = kernel
+        taps = kh * kw * inputs
+        offsets = _offsets(kh, kw, inputs, *x.shape[1:3])[:taps]
+        sums = np.empty((-(-len(x) // _TASK), outputs, taps))
+        _weight_grad(np.ascontiguousarray(delta), np.ascontiguousarray(x), offsets, kh, kw, sums)
+        return sums.sum(axis=0).T.reshape(kernel)
+
+    def forward_and_bias(self, x, k, b):
+        z = self.forward(x, k)
+        shifted = np.empty_like(z)
+        _add_to_rows(z.reshape(*z.shape[:2], -1), np.tile(b, z.shape[2]), shifted)
+        return z, shifted
 
     def shift_and_add(self, products):
         n, height, width, _, _, outputs = products.shape
@@ -109,6 +129,18 @@ def _patches(x, kw, cols):
                         source, target = padded[first : first + run], cols[n, y, column, h]
                         for j in range(run):
                             target[j] = source[j]
+
+
+@parallel
+def _add_to_rows(z, b, shifted):
+    """z (N, H, W·O) + b (W·O,) -> shifted (N, H, W, O)."""
+    samples, height, _ = z.shape
+    for n in prange(samples):
+        flat = shifted[n].reshape(height, -1)
+        for y in range(height):
+            source, target = z[n, y], flat[y]
+            for j in range(len(b)):
+                target[j] = source[j] + b[j]
 
 
 @parallel

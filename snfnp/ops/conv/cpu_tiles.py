@@ -1,0 +1,217 @@
+"""Convolutions on the CPU whose outputs fill a vector register: products of tiles, without patches.
+
+Channels-last, the taps of one kernel row that a pixel sees are one run of a padded image, which
+stays in the first cache. So is the product of patches and kernel computed without the patches: a
+tile of neighbouring pixels times some outputs stays in registers while the taps go by, and every
+tap costs one load of a row of the kernel, which all pixels of the tile share. The weight gradient
+is the same product with other strides: a tile of neighbouring taps stays, and the pixels go by.
+
+Numba has no vectors, hence `_tile`, written for LLVM. It adds and multiplies in the order of the
+taps, as a plain loop would; the compiler may round once where it fuses the two.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import llvmlite.binding
+import llvmlite.ir as ir
+import numpy as np
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from snfnp.ops.jit import parallel, serial
+
+_IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
+_LANES = 16  # outputs in a tile at most
+# Pixels, and taps, in a tile: few sizes, since each is compiled by itself.
+_PIXELS, _TAPS = (8, 7, 4), (12, 8, 4)
+_MOST = 64 * 64  # I·O up to which products of patches are slower
+
+
+def fits(kernel, width: int) -> bool:
+    """Whether the kernel (kH, kW, I, O) is one for tiles on images of this width."""
+    kh, kw, inputs, outputs = kernel
+    fours = inputs % 4 == outputs % 4 == 0 and width >= min(_PIXELS)
+    return kh * kw > 1 and fours and inputs * outputs <= _MOST
+
+
+def forward(x, k, z) -> None:
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
+    kh, kw, _, outputs = k.shape
+    width, lanes = x.shape[2], _lanes(outputs, x.dtype.itemsize)
+    sizes = _in_registers(_PIXELS, lanes * x.dtype.itemsize)
+    pixels = min((p for p in sizes if p <= width), key=lambda p: -(-width // p) * p)
+    flat = np.ascontiguousarray(k).reshape(-1)
+    _forward(np.ascontiguousarray(x), flat, kh, kw, (1,) * pixels, (1,) * lanes, z)
+
+
+def weight_grad(delta, x, kernel):
+    """Σ over samples and pixels of δ ⋆ x, (kH, kW, I, O) in double precision; the sums of single
+    images, and of _IMAGES of them, are in x's."""
+    kh, kw, inputs, outputs = kernel
+    run, lanes = kw * inputs, _lanes(outputs, x.dtype.itemsize)
+    taps = next(t for t in _in_registers(_TAPS, lanes * x.dtype.itemsize) if run % t == 0)
+    sums = np.zeros((-(-len(x) // _IMAGES), kh, run * outputs), x.dtype)
+    x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
+    _weight_grad(delta, x, kh, kw, (1,) * taps, (1,) * lanes, sums)
+    return sums.sum(axis=0, dtype=np.float64).reshape(kernel)
+
+
+# ---------------------------------------------------------------- the sizes of a tile
+
+
+def _lanes(outputs: int, itemsize: int) -> int:
+    """The largest power of two that divides the outputs and leaves room for the shortest tile."""
+    lanes = min(outputs & -outputs, _LANES)
+    while lanes > 4 and min(_PIXELS) * lanes * itemsize > _register_bytes():
+        lanes //= 2
+    return lanes
+
+
+def _in_registers(sizes: tuple[int, ...], each: int) -> tuple[int, ...]:
+    """The sizes at which sums of `each` bytes stay in registers; the smallest in any case."""
+    return tuple(n for n in sizes if n * each <= _register_bytes() or n == min(sizes))
+
+
+@cache
+def _register_bytes() -> int:
+    """What the vector registers hold that a tile may take: 28 of AVX-512's 32, or what 12 of AVX's
+    16 hold (and about so many of other processors)."""
+    return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@intrinsic
+def _tile(
+    typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes
+):
+    """out[o0 + p o_step + l] = or (add) += Σ_{a,b} x[x0 + a x_a + b x_b + p x_p] w[here + l],
+    here = w0 + a w_a + b w_b,
+
+    for p < len(size) and l < len(lanes), a and b below the counts. x, w, out: flat arrays;
+    x_steps = (x_a, x_b, x_p), w_steps = (w_a, w_b). The lengths of two tuples are known to the
+    compiler: they are part of their types.
+    """
+    length, width = len(size), len(lanes)
+
+    def code(context, builder, signature, arguments):
+        x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
+        xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = arguments[:11]
+        scalar, integer = context.get_value_type(x_type.dtype), o_first.type
+        vector = ir.VectorType(scalar, width)
+        alignment = context.get_abi_alignment(scalar)
+        x_data, w_data, out_data = (
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in ((x_type, xs), (w_type, ws), (out_type, outs))
+        )
+        x_a, x_b, x_p = cgutils.unpack_tuple(builder, x_by)
+        w_a, w_b = cgutils.unpack_tuple(builder, w_by)
+        count_a, count_b = cgutils.unpack_tuple(builder, ends)
+
+        def at(first, *steps):
+            for index, step in steps:
+                first = builder.add(first, builder.mul(index, step))
+            return first
+
+        def pointer(data, index):
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+        def spread(value):
+            first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
+            everywhere = ir.VectorType(ir.IntType(32), width)([0] * width)
+            return builder.shuffle_vector(first, vector(ir.Undefined), everywhere)
+
+        places = [integer(p) for p in range(length)]
+        sums = [cgutils.alloca_once(builder, vector) for _ in places]
+        targets = [pointer(out_data, at(o_first, (p, o_by))) for p in places]
+        for total in sums:
+            builder.store(vector([0.0] * width), total)
+        offsets = [builder.mul(p, x_p) for p in places]
+        with (
+            cgutils.for_range(builder, count_a, intp=integer) as outer,
+            cgutils.for_range(builder, count_b, intp=integer) as inner,
+        ):
+            steps = (outer.index, inner.index)
+            first = at(x_first, *zip(steps, (x_a, x_b), strict=True))
+            here = at(w_first, *zip(steps, (w_a, w_b), strict=True))
+            row = builder.load(pointer(w_data, here), align=alignment)
+            for total, offset in zip(sums, offsets, strict=True):
+                value = builder.load(builder.gep(x_data, [builder.add(first, offset)]))
+                product = builder.fmul(spread(value), row, flags=("contract",))
+                so_far = builder.load(total)
+                builder.store(builder.fadd(so_far, product, flags=("contract",)), total)
+        for total, target in zip(sums, targets, strict=True):
+            value = builder.load(total)
+            with builder.if_else(adds) as (then, otherwise):
+                with then:
+                    before = builder.load(target, align=alignment)
+                    builder.store(builder.fadd(before, value), target, align=alignment)
+                with otherwise:
+                    builder.store(value, target, align=alignment)
+        return context.get_dummy_value()
+
+    parts = (x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes)
+    return types.void(*parts), code
+
+
+@serial
+def _pad(image, top, left, row, padded):
+    """image (H, W, C) into the flat `padded`, whose rows are `row` values long."""
+    height, width, channels = image.shape
+    for y in range(height):
+        first = (y + top) * row + left * channels
+        source, target = image[y].reshape(-1), padded[first : first + width * channels]
+        for j in range(width * channels):
+            target[j] = source[j]
+
+
+@parallel
+def _forward(x, k, kh, kw, pixels, lanes, z):
+    """x (N, H, W, I), k flat -> z (N, H, W, O). The last tile of a row may overlap the one before:
+    it computes the same values again."""
+    samples, height, width, inputs = x.shape
+    outputs, run = z.shape[3], kw * inputs
+    row = (width + kw - 1) * inputs
+    for task in prange((samples + _IMAGES - 1) // _IMAGES):
+        padded = np.zeros((height + kh - 1) * row, x.dtype)
+        for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
+            _pad(x[n], kh // 2, kw // 2, row, padded)
+            flat = z[n].reshape(-1)
+            for o in range(0, outputs, len(lanes)):
+                for y in range(height):
+                    for left in range(0, width, len(pixels)):
+                        first = min(left, width - len(pixels))
+                        _tile(
+                            *(padded, y * row + first * inputs, (row, 1, inputs)),
+                            *(k, o, (run * outputs, outputs), (kh, run)),
+                            *(flat, (y * width + first) * outputs + o, outputs, False),
+                            *(pixels, lanes),
+                        )
+
+
+@parallel
+def _weight_grad(delta, x, kh, kw, taps, lanes, sums):
+    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW·I·O), added to."""
+    samples, height, width, inputs = x.shape
+    outputs, run = delta.shape[3], kw * inputs
+    row = (width + kw - 1) * inputs
+    for task in prange(len(sums)):
+        padded = np.zeros((height + kh - 1) * row, x.dtype)
+        for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
+            _pad(x[n], kh // 2, kw // 2, row, padded)
+            flat = delta[n].reshape(-1)
+            for o in range(0, outputs, len(lanes)):
+                for h in range(kh):
+                    for tap in range(0, run, len(taps)):
+                        _tile(
+                            *(padded, h * row + tap, (row, inputs, 1)),
+                            *(flat, o, (width * outputs, outputs), (height, width)),
+                            *(sums[task, h], tap * outputs + o, outputs, True),
+                            *(taps, lanes),
+                        )
