@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and what tests need (`support.requirements_plugin`)."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -36,6 +37,7 @@ def pytest_configure(config):
         "hostcuda": missing_compiler,
         "device": lambda: standin.device().missing,
         "real_gpu": lambda: standin.device().missing_gpu,
+        "docs": missing_docs,
     }
     config.pluginmanager.register(Requirements(missing))
 
@@ -45,6 +47,13 @@ def missing_compiler() -> str | None:
     if sys.platform != "linux":
         return f"support/hostcuda.h is for Linux, not for {sys.platform}"
     return None if shutil.which("g++") else "g++ is not installed"
+
+
+def missing_docs() -> str | None:
+    """Which of the packages that build the site is not installed, or None."""
+    names = ("sphinx", "furo", "myst_parser", "latex2mathml")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)}: not installed" if missing else None
 
 
 @pytest.fixture(params=["numpy", "numba"])

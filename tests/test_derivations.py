@@ -7,13 +7,27 @@ last section holds what the index needs and no other file tests.
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import (
+    CODE,
+    DERIVATIONS,
+    LINK,
+    PAGE_NAME,
+    README,
+    ROOT,
+    TEST,
+    cited,
+    docstring,
+    formulas,
+    numbered_pages,
+    prose,
+    sections,
+    source_of,
+)
 from support.gradients import layer_backward, moved
 from support.trainers import make_trainer
 
@@ -25,10 +39,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
 from snfnp.rules import Exact, SelfNormalizing
 
-ROOT = Path(__file__).parents[1]
-DERIVATIONS = ROOT / "derivations"
 PAGES = sorted(DERIVATIONS.glob("*.md"))
-README = DERIVATIONS / "README.md"
 
 EQUATIONS = range(1, 32)
 # Equations that nothing implements yet, and what their rows say instead.
@@ -36,64 +47,14 @@ LATER = {31: "later: JVP penalty"}
 # Equations that nothing needs to compute, and what their rows say in the place of code.
 STEPS, STEP = {9, 18, 19}, "a step of the derivation: computed nowhere"
 
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-CODE = re.compile(r"`(snfnp/[\w/]+\.py): ([\w.]+)`")
-TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
-PAGE_NAME = re.compile(r"\b\d\d-[a-z0-9-]+\.md\b")
 # What a code host may treat as Markdown before it looks at the mathematics: escapes, emphasis
 # (an underscore that no letter or digit precedes), the start of a tag, a link.
 FRAGILE = re.compile(r"\\[^A-Za-z]|\*|(?<![A-Za-z0-9])_|<[A-Za-z/]|\]\(|\n\n")
 
 
-def cited(text: str) -> set[int]:
-    """The equations that a text cites: "Eq. 3", "Eqs. 8-11, 15" and "Eqs. 17, 19 and 20"."""
-    numbers = {int(n) for n in re.findall(r"\bEq\.\s+(\d+)", text)}
-    number = r"\d+(?:[-–]\d+)?"
-    for several in re.findall(rf"\bEqs\.\s+({number}(?:(?:,| and)\s+{number})*)", text):
-        for first, last in re.findall(r"(\d+)(?:[-–](\d+))?", several):
-            numbers.update(range(int(first), int(last or first) + 1))
-    return numbers
-
-
 def names(text: str, n: int) -> bool:
     """Whether a text has the literal "Eq. n": in a list or a range nobody finds it by searching."""
     return re.search(rf"\bEq\. {n}(?![\d]|[-–]\d)", text) is not None
-
-
-def prose(text: str) -> str:
-    """A page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-
-
-def sections(text: str) -> dict[str, str]:
-    """Anchor -> heading and text up to the next heading of the same or a higher level."""
-    text, found = prose(text), {}
-    headings = list(re.finditer(r"^(#+) (.+)$", text, flags=re.M))
-    for index, heading in enumerate(headings):
-        level = len(heading[1])
-        following = (h.start() for h in headings[index + 1 :] if len(h[1]) <= level)
-        found[anchor(heading[2])] = text[heading.start() : next(following, len(text))]
-    return found
-
-
-def anchor(heading: str) -> str:
-    """The anchor that a code host makes of a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-@cache
-def source_of(path: Path, name: str) -> str | None:
-    """The source text of a class, function or method, e.g. "SelfNormalizing.backward"."""
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    node = ast.parse(text)
-    for part in name.split("."):
-        kinds = (ast.ClassDef, ast.FunctionDef)
-        node = next((n for n in node.body if isinstance(n, kinds) and n.name == part), None)
-        if node is None:
-            return None
-    return ast.get_source_segment(text, node)
 
 
 def link_problems(page: Path, text: str) -> list[str]:
@@ -126,10 +87,7 @@ def pointer_problems(page: Path, text: str) -> list[str]:
 
 def math_problems(page: Path, text: str) -> list[str]:
     """Mathematics that a code host may not render."""
-    text = re.sub(r"`[^`\n]*`", "", prose(text))
-    display = re.findall(r"\$\$(.+?)\$\$", text, flags=re.S)
-    rest = re.sub(r"\$\$.+?\$\$", "", text, flags=re.S)
-    inline = re.findall(r"\$([^$\n]+)\$", rest)
+    display, inline, rest = formulas(text)
     problems = [f"{page.name}: {m}: fragile" for m in display + inline if FRAGILE.search(m)]
     problems += [f"{page.name}: {m}: space inside" for m in inline if m != m.strip()]
     if "$" in re.sub(r"\$[^$\n]+\$", "", rest):
@@ -229,7 +187,7 @@ def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
         for module, _ in CODE.findall(text):
             pointing.setdefault(module, set()).add(page)
     naming = {
-        path.relative_to(root).as_posix(): set(PAGE_NAME.findall(_docstring(path)))
+        path.relative_to(root).as_posix(): set(PAGE_NAME.findall(docstring(path)))
         for path in sorted((root / "snfnp").rglob("*.py"))
     }
     for module, by in sorted(pointing.items()):
@@ -247,16 +205,6 @@ def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
             by = ", ".join(sorted(naming[definition]))
             problems.append(f"{module}: the docstring names none of {by}")
     return list(dict.fromkeys(problems))
-
-
-def _docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-
-
-def numbered_pages() -> dict[str, str]:
-    return {
-        page.name: page.read_text(encoding="utf-8") for page in PAGES if PAGE_NAME.match(page.name)
-    }
 
 
 # ---------------------------------------------------------------- the derivations

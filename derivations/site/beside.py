@@ -1,0 +1,176 @@
+"""A Sphinx extension: the present source beside the prose that points at it.
+
+* Where a page says `snfnp/flow.py: Flow.forward`, the class, function or method follows the
+  paragraph, cut out by the syntax tree, with line numbers; wide screens show it beside the text
+  (static/beside.js and beside.css). A pointer that points nowhere is a warning, and the build
+  treats warnings as errors.
+* Every source file of the package gets a page; "Eq. 15" and "04-dense.md" in code are links, and
+  the heading under which an equation is derived lists the lines that cite it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+import sources
+from docutils import nodes
+from pages import CODE, PAGE_NAME, README, ROOT, TEST, docstring, equation_pages, lines_of
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+_FILE = re.compile(r"(?:snfnp|tests|scripts)/[\w/]+\.(?:py|cu|cuh)")
+
+
+# ---------------------------------------------------------------- pages -> code
+
+
+class _Page:
+    """One page in the making: which code it has shown already."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.shown: dict[tuple[str, str], str] = {}  # (file, name) -> id of the block
+
+    def link(self, target: str) -> str:
+        return sources.relative(self.name, target)
+
+    def block(self, file: str, name: str, lines: tuple[int, int]) -> nodes.raw:
+        """The source of a name, folded, to stand after the paragraph that points at it."""
+        block_id = self.shown[file, name] = f"code-{len(self.shown) + 1}"
+        code = sources.code_html(file, *lines, top=sources.to_top(self.name), ids=f"{block_id}-L")
+        whole = self.link(f"{sources.site_page(file)}.html#L{lines[0]}")
+        summary = f"{html.escape(file)}: <b>{html.escape(name)}</b>"
+        text = (
+            f'<aside class="beside" id="{block_id}"><details><summary>{summary}</summary>'
+            f'<p class="whole"><a href="{whole}">lines {lines[0]}–{lines[1]}</a></p>'
+            f"{code}</details></aside>"
+        )
+        return nodes.raw("", text, format="html")
+
+
+def show_code(app, doctree, docname):
+    """Link every pointer; after the paragraph where a page's first one stands, show the code."""
+    page = _Page(docname)
+    with_code = PAGE_NAME.fullmatch(f"{docname}.md") is not None
+    for literal in list(doctree.findall(nodes.literal)):
+        text = f"`{literal.astext()}`"
+        pointer = CODE.fullmatch(text) or TEST.fullmatch(text)
+        file = pointer[1] if pointer else literal.astext()
+        if not pointer and not (_FILE.fullmatch(file) and sources.exists(file)):
+            continue
+        lines = lines_of(ROOT / file, pointer[2]) if pointer else (1, 1)
+        if lines is None:
+            logger.warning("%s points nowhere", text, location=literal, type="beside")
+            continue
+        target = page.link(f"{sources.site_page(file)}.html#L{lines[0]}")
+        if pointer and with_code and CODE.fullmatch(text) and not _within(literal, nodes.table):
+            if (file, pointer[2]) not in page.shown:
+                paragraph = _paragraph(literal)
+                paragraph.parent.insert(_after(paragraph), page.block(file, pointer[2], lines))
+            target = f"#{page.shown[file, pointer[2]]}"
+        literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=target))
+    if with_code:
+        _list_citing_lines(page, doctree)
+        _list_modules(page, doctree)
+
+
+def _within(node, kind) -> bool:
+    while node is not None and not isinstance(node, kind):
+        node = node.parent
+    return node is not None
+
+
+def _paragraph(node) -> nodes.Element:
+    """The block that a literal stands in: the outermost list, or the paragraph."""
+    while not isinstance(node.parent, nodes.section | nodes.document):
+        node = node.parent
+    return node
+
+
+def _after(block) -> int:
+    """Where a node goes that follows a block and the code that already follows it."""
+    index = block.parent.index(block) + 1
+    while index < len(block.parent) and isinstance(block.parent[index], nodes.raw):
+        index += 1
+    return index
+
+
+def _list_citing_lines(page: _Page, doctree) -> None:
+    """Under every heading that the equation index names: the lines of code that cite it."""
+    of_page: dict[str, list[int]] = {}
+    for n, target in equation_pages(README.read_text(encoding="utf-8")).items():
+        file, _, fragment = target.partition("#")
+        if file == f"{page.name}.md":
+            of_page.setdefault(fragment, []).append(n)
+    for section in doctree.findall(nodes.section):
+        names = (*section["ids"], section.get("slug"))
+        rows = []
+        for n in next((of_page[name] for name in names if name in of_page), []):
+            links = ", ".join(
+                f'<a href="{page.link(sources.site_page(file) + ".html")}#L{line}">'
+                f"{file.removeprefix('snfnp/')}:{line}</a>"
+                for file in sources.files()
+                for line in sources.citing_lines(file).get(n, [])
+            )
+            if links:
+                rows.append(f"<li>Eq. {n} in the code: {links}</li>")
+        if rows:
+            text = f'<ul class="citing">{"".join(rows)}</ul>'
+            section.insert(1, nodes.raw("", text, format="html"))
+
+
+def _list_modules(page: _Page, doctree) -> None:
+    """At the end of a page: the modules whose docstrings name it."""
+    links = [
+        f'<a href="{page.link(sources.site_page(file) + ".html")}">{file}</a>'
+        for file in sources.files()
+        if file.endswith(".py") and f"{page.name}.md" in docstring(ROOT / file)
+    ]
+    if links:
+        text = f'<p class="modules">Modules of this page: {", ".join(links)}</p>'
+        next(iter(doctree.findall(nodes.section))).append(nodes.raw("", text, format="html"))
+
+
+# ---------------------------------------------------------------- code -> pages
+
+
+def source_pages(app):
+    """One page for every source file of the package, and for every file that a page points at."""
+    pointed = set()
+    for page in sorted(app.srcdir.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found = {m[1] for pattern in (CODE, TEST) for m in pattern.finditer(text)}
+        pointed |= found | set(_FILE.findall(text))
+    for file in sorted({*sources.files(), *filter(sources.exists, pointed)}):
+        name = sources.site_page(file)
+        code = sources.code_html(file, top=sources.to_top(name), ids="L")
+        title = html.escape(file)
+        body = f'<section class="source"><h1>{title}</h1>{code}</section>'
+        yield name, {"title": title, "body": body}, "page.html"
+
+
+# ---------------------------------------------------------------- the site around them
+
+
+def add_contents(app, docname, source):
+    """The start page's hidden table of contents: all pages, in the order of their numbers."""
+    if docname == app.config.root_doc:
+        pages = sorted(p.stem for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name))
+        entries = "\n".join([*pages, "site/api"])
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
+
+
+def start_page(app, exception):
+    """index.html is the start page, whatever file that was made of."""
+    if exception is None and app.builder.format == "html":
+        first = (app.outdir / f"{app.config.root_doc}.html").read_text(encoding="utf-8")
+        (app.outdir / "index.html").write_text(first, encoding="utf-8")
+
+
+def setup(app):
+    app.connect("source-read", add_contents)
+    app.connect("doctree-resolved", show_code)
+    app.connect("html-collect-pages", source_pages)
+    app.connect("build-finished", start_page)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

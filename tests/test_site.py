@@ -1,0 +1,185 @@
+"""The site of the derivations: code beside prose, links, formulas, and what checks it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sources
+from check_site import formula_problems, link_problems
+from pages import CODE, ROOT, equation_pages, formulas, lines_of, source_of
+
+SITE = ROOT / "derivations" / "site"
+RULE = "snfnp/rules/self_normalizing.py"
+
+MODULE = '''"""A module."""
+
+
+class Kind:
+    """Eq. 3, and Eqs. 8-11, 15; derivations/04-dense.md."""
+
+    @property
+    def name(self):
+        return 1
+
+    def other(self):
+        return 2
+'''
+
+
+@pytest.fixture
+def module(tmp_path) -> Path:
+    path = tmp_path / "module.py"
+    path.write_text(MODULE, encoding="utf-8")
+    return path
+
+
+def test_a_name_is_cut_out_with_its_decorators_and_nothing_of_its_neighbours(module):
+    assert lines_of(module, "Kind.name") == (7, 9)
+    assert source_of(module, "Kind.name") == "\n".join(MODULE.splitlines()[6:9])
+    assert lines_of(module, "Kind") == (4, 12)
+
+
+@pytest.mark.parametrize("name", ["Gone", "Kind.gone", "name", "Kind.name.deeper"])
+def test_what_is_not_there_is_not_found(module, name):
+    assert lines_of(module, name) is None
+    assert lines_of(module.with_name("gone.py"), name) is None
+
+
+def plain(code: str) -> str:
+    """The text of a block of HTML, without the line numbers."""
+    code = re.sub(r'<a class="ln".*?</a>', "", code)
+    text = re.sub(r"<[^>]*>", "", code)
+    for name, sign in (("lt", "<"), ("gt", ">"), ("quot", '"'), ("#39", "'"), ("amp", "&")):
+        text = text.replace(f"&{name};", sign)
+    return text
+
+
+def test_the_code_on_the_site_is_the_source_as_it_stands():
+    first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
+    code = sources.code_html(RULE, first, last, top="../", ids="L")
+    source = source_of(ROOT / RULE, "SelfNormalizing.backward").splitlines()
+    assert plain(code).splitlines() == [line.removeprefix("    ") for line in source]
+    numbers = [int(n) for n in re.findall(r'class="line" id="L(\d+)"', code)]
+    assert numbers == list(range(first, last + 1))
+    assert code.count("<span") == code.count("</span>")
+
+
+def test_equations_and_pages_in_code_are_links():
+    first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
+    code = sources.code_html(RULE, first, last, top="../", ids="L")
+    assert 'href="../04-dense.html#eqs-17-19-and-20-the-reconstruction-error">20</a>' in code
+    assert 'href="../04-dense.html">04-dense.md</a>' in sources.code_html(RULE, top="../", ids="")
+    assert 20 in sources.citing_lines(RULE) and first < sources.citing_lines(RULE)[20][0] <= last
+
+
+def test_every_equation_of_the_index_has_a_place_on_the_site():
+    text = "| 3 | what | [03](03-x.md#eq-3) | `code` | `test` |\n| 31 | later | later: x | | |\n"
+    assert equation_pages(text) == {3: "03-x.md#eq-3"}
+    assert len(equation_pages((ROOT / "derivations/README.md").read_text("utf-8"))) >= 30
+
+
+def test_formulas_are_found_outside_of_code():
+    display, inline, _ = formulas("$a$ and `$b$`\n\n$$c\nd$$\n\n```\n$e$\n```\n")
+    assert (display, inline) == (["c\nd"], ["a"])
+
+
+PAGE = '<p id="here">$5</p><a href="#here">x</a><math><mi>x</mi></math><code>\\frac $x$</code>'
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ('<a href="gone.html">x</a>', "gone.html: no such file"),
+        ('<a href="#gone">x</a>', "#gone: no such place"),
+        ('<a href="page.html#gone">x</a>', "page.html#gone: no such place"),
+        ('<img src="gone.svg">', "gone.svg: no such file"),
+        ('<script src="https://example.org/x.js"></script>', "loads https://example.org/x.js"),
+        ('<link rel="stylesheet" href="//example.org/x.css">', "loads //example.org/x.css"),
+        ("<math><mi>x</mi></math>", "2 formulas of 1"),
+        ("<p>$x$</p>", "raw text: $x$"),
+        ("<p>\\alpha</p>", "raw text: \\alpha"),
+        ("<math><mi>\\alpha</mi></math>", "raw text: \\alpha"),
+        ('<a href="https://example.org">x</a>', None),
+    ],
+)
+def test_the_check_finds_what_is_wrong_with_a_page(tmp_path, html, problem):
+    path = tmp_path / "page.html"
+    path.write_text(PAGE + html, encoding="utf-8")
+    found = link_problems(tmp_path, path) + formula_problems(path, "a formula: $x$")
+    assert problem in found if problem else found == []
+
+
+def test_every_pointer_of_the_markdown_has_the_form_that_the_site_reads():
+    """A file and a name in one code span: a space or a line break too many would go unseen."""
+    for page in sorted((ROOT / "derivations").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        loose = re.findall(r"`\s*(?:snfnp|scripts)/[\w/]+\.py\s*:\s*[\w.]+\s*`", text)
+        assert len(loose) == len(CODE.findall(text)), page.name
+
+
+@pytest.mark.docs
+class TestWithSphinx:
+    def build(self, tmp_path, builder="html", **pages):
+        """A site of a few pages; returns the finished process and the folder."""
+        folder = tmp_path / "pages"
+        folder.mkdir()
+        (folder / "README.md").write_text("# Start\n\n[04](04-dense.md)\n", encoding="utf-8")
+        for name, text in pages.items():
+            (folder / f"{name.replace('_', '-')}.md").write_text(text, encoding="utf-8")
+        (folder / "site").mkdir()
+        (folder / "site" / "api.md").write_text("# API\n", encoding="utf-8")
+        options = ["-W", "-q", "-b", builder, "-c", SITE]
+        command = [sys.executable, "-m", "sphinx", *options, folder, tmp_path / "out"]
+        return subprocess.run(command, capture_output=True, text=True), tmp_path / "out"
+
+    def test_code_stands_behind_the_paragraph_that_points_at_it(self, tmp_path):
+        pointer = f"`{RULE}: SelfNormalizing.backward`"
+        text = f"# Page\n\n## One\n\nFirst {pointer} and $x^2$.\n\n## Two\n\nAgain {pointer}.\n"
+        done, out = self.build(tmp_path, **{"04-dense": text})
+        assert done.returncode == 0, done.stderr
+        page = (out / "04-dense.html").read_text(encoding="utf-8")
+        first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
+        assert page.count('<aside class="beside"') == 1
+        assert page.index("First") < page.index('<aside class="beside"') < page.index("Again")
+        assert f'id="code-1-L{first}"' in page and f'id="code-1-L{last}"' in page
+        assert f'id="code-1-L{first - 1}"' not in page and f'id="code-1-L{last + 1}"' not in page
+        assert page.count('href="#code-1"') == 2
+        assert "<math" in page and "$x^2$" not in page
+        assert (out / f"source/{RULE}.html").is_file()
+        assert (out / "index.html").is_file()
+
+    def test_pointers_that_point_nowhere_fail_the_build(self, tmp_path):
+        gone = ["snfnp/rules/gone.py: Rule", f"{RULE}: Rule.gone", "tests/test_site.py::gone"]
+        text = "# Page\n\n" + "\n\n".join(f"`{pointer}`" for pointer in gone)
+        done, _ = self.build(tmp_path, builder="dummy", **{"04-dense": text})
+        assert done.returncode != 0
+        assert [f"`{pointer}` points nowhere" in done.stderr for pointer in gone] == [True] * 3
+
+    def test_docstrings_are_shown_as_they_are_written(self):
+        from docstrings import restructured
+
+        lines = ["|x| of *all* `a.b` and x_", "goes on", "", "    code *", "", "* one", "  more"]
+        assert restructured(lines) == [
+            "\\|x\\| of \\*all\\* ``a.b`` and x\\_",
+            "goes on",
+            "",
+            "::",
+            "",
+            "        code *",
+            "",
+            "",
+            "* one",
+            "  more",
+            "",
+        ]
+
+    def test_a_formula_is_set_without_the_converters_spaces(self):
+        from mathml import mathml
+
+        found = mathml(r"\mathrm{d} \log p(-x^\top)", "inline")
+        assert "<mtext>d</mtext>" in found and '<mo form="prefix">' in found
+        assert "<mi>&#x022A4;</mi>" in found and "\\" not in found
