@@ -139,8 +139,17 @@ def _read_records(path: Path) -> dict:
     text = path.read_text()
     records = [json.loads(text)] if path.suffix == ".json" else map(json.loads, text.splitlines())
     return {
-        f"{i} {name}": value for i, record in enumerate(records) for name, value in record.items()
+        f"{i} {name}": value for i, record in enumerate(records) for name, value in flat(record)
     }
+
+
+def flat(record: dict, above: str = ""):
+    """(name, value) of everything in a record, also in records inside it: "layers dense1 rho"."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name} ")
+        else:
+            yield above + name, value
 
 
 def _read_text(path: Path) -> str:

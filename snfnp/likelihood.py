@@ -10,6 +10,7 @@ Derivation: derivations/02-change-of-variables.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,11 @@ class Likelihood:
         self._log_dets = flow.log_dets(ops, self._params)
 
     @property
+    def params(self) -> dict:
+        """{layer: {name: array}} on the device, in double precision, not to be changed."""
+        return self._params
+
+    @property
     def log_dets(self) -> dict[str, float]:
         """log|det| of each data-independent layer, in nats."""
         return dict(self._log_dets)
@@ -71,12 +77,18 @@ class Likelihood:
         return sum(terms.values()) + sum(self._log_dets.values())
 
     def evaluate(
-        self, images, seed: int, batch_size: int = 1000, at_once: int | None = None
+        self,
+        images,
+        seed: int,
+        batch_size: int = 1000,
+        at_once: int | None = None,
+        watch: Callable | None = None,
     ) -> Evaluation:
         """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
 
         batch_size: images whose noise is drawn together; at_once: how many of them go through the
-        flow together (default: all), which decides the memory and not the noise.
+        flow together (default: all), which decides the memory and not the noise. watch(layer, x):
+        gets every input of every layer on the way.
         """
         totals: dict[str, float] = {}
         at_once = at_once or batch_size
@@ -85,7 +97,7 @@ class Likelihood:
             x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index))
             for first in range(0, len(x), at_once):
                 part = slice(first, first + at_once)
-                for term, values in self._terms(x[part], ldj[part]).items():
+                for term, values in self._terms(x[part], ldj[part], watch).items():
                     totals[term] = totals.get(term, 0.0) + float(values.sum())
         means = {term: total / len(images) for term, total in totals.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
@@ -93,11 +105,13 @@ class Likelihood:
     def _encode(self, images, key) -> tuple:
         return self._flow.encode(self._ops, images, key, np.float64)
 
-    def _terms(self, x, ldj) -> dict:
+    def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
         ops, flow = self._ops, self._flow
         terms, latents = {"preprocess": ldj}, []
         for name, layer in flow.layers:
+            if watch is not None:
+                watch(name, x)
             x, layer_ldj, cache = layer.forward(ops, self._params[name], x)
             if name in flow.latent_names:
                 latents.append(cache["latent"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import dense, device, timing, work
+from benchmarks import dense, device, evaluation, timing, work
 from benchmarks.device import SINGLE, TF32, Case, Plan
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
@@ -389,3 +389,14 @@ def test_the_step_in_pytorch_is_ours(torch_steps, model, settings, channels_last
             assert (parameter - value).abs().max() <= 1e-6 * lr, f"{layer}.{name}"
     step()  # a batch of its own
     assert torch.isfinite(step.log).all()
+
+
+def test_evaluations_are_measured_with_and_without_their_monitors(monkeypatch):
+    monkeypatch.setattr(evaluation, "IMAGE", SHAPE)
+    monkeypatch.setattr(evaluation, "MODELS", ("fc",))
+    monkeypatch.setattr(
+        evaluation, "make_trainer", lambda ops, *which: small_trainer(which[0], ops)
+    )
+    (row,) = evaluation.monitors(get_ops("numpy"), [1], images=40, repeats=1)
+    assert row["model"] == "fc" and row["evaluation ms"] > 0
+    assert row["monitors / evaluation"] == row["monitors ms"] / row["evaluation ms"]

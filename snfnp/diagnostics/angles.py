@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp.context import BackwardContext
+from snfnp.diagnostics.gradients import gradients
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.rules import Exact
@@ -47,31 +47,19 @@ def gradient_angles(ops, flow: Flow, params, x, lam: float) -> list[LayerGradien
             for name, layer in flow.layers
         ),
     )
-    without = _gradients(ops, flow, params, x, 0.0)
-    whole = _gradients(ops, flow, params, x, lam)
-    reference = _gradients(ops, exact, params, x, 0.0)
+    without, whole = gradients(ops, flow, params, x, (0.0, lam))
+    (reference,) = gradients(ops, exact, params, x)
     found = []
     for name in learned:
-        w, r = without[name], reference[name]
+        w, r = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
+        error = ops.to_host(whole[name]["W"]) - w
         cosine = float(np.vdot(w, r) / (np.linalg.norm(w) * np.linalg.norm(r)))
         found.append(
             LayerGradients(
                 name,
                 math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
                 float(np.linalg.norm(w)),
-                float(np.linalg.norm(whole[name] - w)),
+                float(np.linalg.norm(error)),
             )
         )
     return found
-
-
-def _gradients(ops, flow, params, x, lam) -> dict:
-    """{layer: the gradient of its W} on the host, of the mean over x."""
-    latents, _, caches = flow.forward(ops, params, x)
-    grads = {
-        layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
-        for layer, named in params.items()
-    }
-    ctx = BackwardContext(ops, ops.xp.full(len(x), 1 / len(x), x.dtype), lam)
-    flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
-    return {layer: ops.to_host(named["W"]) for layer, named in grads.items() if "W" in named}

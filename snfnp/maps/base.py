@@ -50,6 +50,11 @@ class Map:
         term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])
         return (WeightGradient(self, delta, z, scale, term, multiple, out),)
 
+    def rows(self, ops, x):
+        """What the weights of one output meet in x (N, ...), a row for every output of its kind:
+        the samples of a dense map, the receptive fields of a convolution."""
+        return x
+
     def apply_with_bias(self, ops, w, x, b):
         """T(w) x, and T(w) x + b."""
         z0 = self.apply(ops, w, x)

@@ -78,6 +78,20 @@ class Conv2d(Map):
     def apply_with_bias(self, ops, w, x, b):
         return ops.conv.forward_and_bias(x, w, b)
 
+    def rows(self, ops, x):
+        """What every output pixel sees of x: (N H W, kH kW I), zeros outside the image."""
+        count, height, width, channels = x.shape
+        (kh, kw), xp = self.kernel, ops.xp
+        padded = xp.zeros((count, height + kh - 1, width + kw - 1, channels), x.dtype)
+        padded[:, kh // 2 : kh // 2 + height, kw // 2 : kw // 2 + width] = x
+        n, down, right, channel = padded.strides
+        windows = xp.lib.stride_tricks.as_strided(
+            padded,
+            (count, height, width, kh, kw, channels),
+            (n, down, right, down, right, channel),
+        )
+        return xp.ascontiguousarray(windows).reshape(count * height * width, -1)
+
     def residual(self, ops, w, z, x, before):
         return ops.conv.residual(z, w, x, before)
 

@@ -21,6 +21,9 @@ class Rule:
 
     # Whether the layer has an R beside W.
     learns_inverse: ClassVar[bool] = False
+    # The λσ²_min that the update needs to be stable near its optimum, with σ²_min the smallest
+    # variance of the layer's input; None: it needs none.
+    stable_above: float | None = None
 
     def state_shapes(self, f, g, shape) -> dict[str, tuple[int, ...]]:
         """What the rule keeps from step to step beside parameters, by name: double precision, zeros

@@ -29,6 +29,10 @@ class SelfNormalizing(Rule):
         if self.objective not in ("mixture", "forward"):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
+    @property
+    def stable_above(self) -> float | None:
+        return 1 / 8 if self.objective == "mixture" else None
+
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
         """Six products instead of nine: the likelihood's and the reconstruction's deltas are
         merged before the weight-gradient products.

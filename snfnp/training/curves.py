@@ -57,11 +57,22 @@ def _over_layers(name: str) -> Callable[[dict], Point]:
     return point
 
 
+def _of_layers(figure: str, worst: Callable) -> Callable[[dict], Point]:
+    """The worst of a monitor's figures over the layers, and a band over all of them."""
+
+    def point(record: dict) -> Point:
+        values = [own[figure] for own in record.get("layers", {}).values() if figure in own]
+        return (worst(values), min(values), max(values)) if values else None
+
+    return point
+
+
 PANELS = (
     Panel("exact validation NLL (nats)", lambda r: (r["validation_nll_nats"],), log=False),
     Panel("reconstruction error\nΣ ‖g(f(h)) − h‖² per image", _reconstruction),
     Panel("λ: mean and range\nover the layers", _over_layers("lam")),
     Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
+    Panel("ρ = ‖I − RW‖₂: largest and\nrange over the layers", _of_layers("rho", max), limit=1.0),
 )
 
 

@@ -7,6 +7,7 @@ import math
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.training.config import TrainConfig
+from snfnp.training.inspection import Inspection
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 
@@ -24,13 +25,15 @@ class Evaluator:
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = config, trainer, clock
+        self._inspection = Inspection(trainer, clock.images_of)
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.
 
         Raises DivergedError where any of it is not finite, or the likelihood has exploded.
         """
-        found = self._evaluate(self._trainer.likelihood(), images)
+        likelihood = self._trainer.likelihood()
+        found = self._evaluate(likelihood, images, self._inspection.watch(len(images)))
         metrics, speed = self._trainer.averages(), self._clock.steps_per_second
         record = {
             "epoch": epoch,
@@ -48,6 +51,7 @@ class Evaluator:
             if not math.isfinite(value):
                 what = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
                 raise DivergedError(f"the exact {what} after epoch {epoch} is not finite")
+        record |= self._inspection.figures(likelihood)
         self._refuse_explosion(record, images)
         if self.best is None or found.nll < self.best["validation_nll_nats"]:
             self.best = record
@@ -85,6 +89,10 @@ class Evaluator:
             f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
         )
 
+    def warnings(self, record: dict) -> list[str]:
+        """What the monitors have to say about a record, in lines."""
+        return self._inspection.warnings(record)
+
     def test(self, p, images) -> Evaluation:
         """Test images at parameters p, a flat host array."""
         trainer = self._trainer
@@ -95,8 +103,8 @@ class Evaluator:
             raise DivergedError("the exact test likelihood at the best epoch is not finite")
         return found
 
-    def _evaluate(self, likelihood: Likelihood, images) -> Evaluation:
+    def _evaluate(self, likelihood: Likelihood, images, watch=None) -> Evaluation:
         # Where memory is short, people make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
         at_once = 10 * self._config.batch_size
-        return likelihood.evaluate(images, EVALUATION_SEED, at_once=at_once)
+        return likelihood.evaluate(images, EVALUATION_SEED, at_once=at_once, watch=watch)

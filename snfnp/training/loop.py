@@ -77,6 +77,8 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> N
                 if record is evaluator.best:
                     checkpoints.save(run.best)
                 report(evaluator.describe(record))
+                for warning in evaluator.warnings(record):
+                    report(warning)
                 clock.start()
             elif checkpoints.due() or wanted or stop:
                 checkpoints.save(run.last)

@@ -41,9 +41,9 @@ class Trainer:
     """The state of a training run on one device: flat buffers, step counter, λ and its control.
 
     p, gradient, m, v: the parameters, their gradient and Adam's moments; params, grads: p and
-    gradient by layer and name; state: what else layers keep from step to step, in double
-    precision; step: steps done; log: what they saw (`snfnp.ops.step.log`); lam: λ, or where
-    `multipliers` control it, what they started from.
+    gradient by layer and name; state, states: what else layers keep from step to step, in double
+    precision, flat and by layer and name; step: steps done; log: what they saw
+    (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from.
     report: gets a line where the step cannot be recorded as a graph.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
@@ -71,9 +71,9 @@ class Trainer:
         controls = self.multipliers.state_shapes if self.multipliers else {}
         self.state_layout = Layout.of(flow.state_shapes() | controls)
         self.state = ops.xp.zeros(self.state_layout.size)
-        self._states = self.state_layout.views(self.state)
+        self.states = self.state_layout.views(self.state)
         if self.multipliers:
-            self.multipliers.attach(self._states)
+            self.multipliers.attach(self.states)
         self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
         self._ascend = self._ascend_once
         if config.graph:
@@ -150,7 +150,7 @@ class Trainer:
         self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
         weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
         key = RandomKey(self.config.seed, 0, scalars.step)
-        ctx = BackwardContext(ops, weights, lam, self._states, key, collected)
+        ctx = BackwardContext(ops, weights, lam, self.states, key, collected)
         if not ops.peek(self.log.failed):
             flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)
         return ctx.reconstruction

@@ -1,0 +1,92 @@
+"""The smallest variance of a layer's input, which decides whether its update is stable.
+
+Derivation: derivations/23-monitors-and-certificates.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+
+_ENOUGH = 5  # rows per unknown
+_FEWEST = 200  # images: pixels of one image are alike
+_DIRECTIONS = 8
+
+
+class SmallestVariance:
+    """σ²_min, the smallest eigenvalue of the covariance of what a map's weights meet (`Map.rows`).
+
+    The smallest eigenvalue of a sample's covariance is far too small: among many directions there
+    is one in which a sample happens to have little variance. So 8 directions are found on one part
+    of the images, and their covariance is measured on others, which had no part in the choice: its
+    smallest eigenvalue is not below σ²_min but for the chance of an 8 × 8 matrix. It is above where
+    the directions found are not the best ones.
+
+    images: how many will come; where they are few, half of them find the directions. `add` costs
+    O(n D²) for the first n images, 5 or more per unknown, and O(n D) for as many more; `value`
+    and the change between the two O(D³), once each.
+    """
+
+    def __init__(self, ops, f, images: int):
+        self._ops, self._map, self._half = ops, f, images // 2
+        self._to_fit = self._to_hold = None
+        self._fitted = self._held = None  # (Σ r rᵀ, Σ r, rows)
+        self._directions = None
+
+    def add(self, x) -> None:
+        """More inputs (N, ...) of the layer, on the device, in double precision."""
+        if self._to_fit is None:
+            unknowns, per_image = self._map.rows(self._ops, x[:1]).shape[::-1]
+            enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
+            self._to_fit = self._to_hold = min(enough, self._half)
+        if self._to_fit:
+            part, x = x[: self._to_fit], x[self._to_fit :]
+            self._to_fit -= len(part)
+            self._fitted = _more(self._fitted, self._sums(part, None))
+        if not self._to_fit and self._to_hold and len(x):
+            if self._directions is None:
+                self._directions = self._smallest()
+            part = x[: self._to_hold]
+            self._to_hold -= len(part)
+            self._held = _more(self._held, self._sums(part, self._directions))
+
+    @property
+    def value(self) -> float | None:
+        """σ²_min; NaN where inputs are not finite, None where too few came to hold some out."""
+        if self._held is None:
+            return None
+        covariance = _covariance(self._held)
+        if not np.isfinite(covariance).all():
+            return math.nan
+        return max(0.0, float(np.linalg.eigvalsh(covariance)[0]))
+
+    def _sums(self, x, directions) -> tuple:
+        """Σ r rᵀ and Σ r over the rows of x, along directions where there are some, and how many
+        rows these are; on the host."""
+        ops = self._ops
+        rows = self._map.rows(ops, x)
+        if directions is not None:
+            rows = ops.linalg.matmul(rows, directions)
+        second, first = ops.linalg.matmul(rows.T, rows), rows.sum(axis=0)
+        return ops.to_host(second), ops.to_host(first), len(rows)
+
+    def _smallest(self):
+        covariance = _covariance(self._fitted)
+        count = min(_DIRECTIONS, len(covariance))
+        if np.isfinite(covariance).all():
+            _, found = scipy.linalg.eigh(covariance, subset_by_index=[0, count - 1])
+        else:
+            found = np.full((len(covariance), count), math.nan)
+        return self._ops.asarray(np.ascontiguousarray(found))
+
+
+def _more(sums, more) -> tuple:
+    return more if sums is None else tuple(a + b for a, b in zip(sums, more, strict=True))
+
+
+def _covariance(sums) -> np.ndarray:
+    second, first, rows = sums
+    mean = first / rows
+    return second / rows - np.outer(mean, mean)

@@ -1,0 +1,122 @@
+"""What is looked at in every evaluation beside the likelihood: how the learned inverses are.
+
+Derivation: derivations/23-monitors-and-certificates.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from snfnp.diagnostics import SmallestVariance, gradient_ratios
+from snfnp.errors import DivergedError
+from snfnp.layers import Linear
+from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.maps import contraction
+from snfnp.ops import RandomKey
+from snfnp.training.trainer import Trainer
+
+
+class Inspection:
+    """The monitors of a run's linear layers that learn their inverse.
+
+    `watch` before an evaluation, `figures` after it. images_of(step): see `Clock`.
+    """
+
+    def __init__(self, trainer: Trainer, images_of: Callable):
+        self._trainer, self._images_of = trainer, images_of
+        self._layers = {
+            name: (layer, shape)
+            for name, layer, shape in trainer.flow.with_shapes()
+            if isinstance(layer, Linear) and layer.learns_inverse
+        }
+        self._variances: dict[str, SmallestVariance] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    def watch(self, images: int) -> Callable | None:
+        """What `Likelihood.evaluate` tells of every layer's input; images: how many it gets."""
+        self._variances = {
+            name: SmallestVariance(self._trainer.ops, layer.map, images)
+            for name, (layer, _) in self._layers.items()
+            if layer.rule.stable_above is not None
+        }
+
+        def meets(name: str, x) -> None:
+            if name in self._variances:
+                self._variances[name].add(x)
+
+        return meets if self._variances else None
+
+    def figures(self, likelihood: Likelihood) -> dict:
+        """{"layers": {layer: its figures}} for a line of metrics; {} where nothing is learned.
+
+        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, where the rule is stable
+        above some value of it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
+        the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), where λ
+        is not 0. Raises DivergedError where one of them is not finite.
+        """
+        if not self._layers:
+            return {}
+        ops, params, lam = self._trainer.ops, likelihood.params, self._lam()
+        ratios = self._ratios(params, lam)
+        found = {}
+        for name, (layer, shape) in self._layers.items():
+            f, g = layer.maps
+            p = params[name]
+            own = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            variance = self._variances[name].value if name in self._variances else None
+            if variance is not None:
+                own["margin"] = lam[name] * variance
+            if lam[name]:
+                own["gradient_ratio"] = ratios[name]
+            for figure, value in own.items():
+                if not math.isfinite(value):
+                    raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
+            found[name] = own
+        return {"layers": found}
+
+    def warnings(self, record: dict) -> list[str]:
+        """A line for each cause that there is to worry about, once for each layer."""
+        lines = []
+        for cause, crossed in (
+            ("ρ = ‖I − RW‖₂ has reached 1", self._far),
+            ("λσ²_min is not above {}, where the update is stable", self._unstable),
+        ):
+            new = {}
+            for name, figures in record.get("layers", {}).items():
+                found = crossed(name, figures)
+                if found is not None and (name, cause) not in self._warned:
+                    self._warned.add((name, cause))
+                    new[name] = found
+            if new:
+                limits = {self._layers[name][0].rule.stable_above for name in new}
+                what = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
+                where = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
+                lines.append(f"early warning, not a verdict: {what}: {where}")
+        return lines
+
+    def _far(self, name: str, figures: dict) -> float | None:
+        return figures["rho"] if figures["rho"] >= 1 else None
+
+    def _unstable(self, name: str, figures: dict) -> float | None:
+        limit, margin = self._layers[name][0].rule.stable_above, figures.get("margin")
+        return margin if margin is not None and margin <= limit else None
+
+    def _lam(self) -> dict[str, float]:
+        trainer = self._trainer
+        if trainer.multipliers:
+            return {layer: float(lam) for layer, lam in trainer.multipliers.lam.items()}
+        return dict.fromkeys(self._layers, float(trainer.lam))
+
+    def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
+        if not any(lam.values()):
+            return {}
+        trainer, step = self._trainer, self._trainer.step
+        seed = trainer.config.seed
+        images, noise = self._images_of(step), RandomKey(seed, TRAINING_NOISE, step)
+        x, _ = trainer.flow.encode(trainer.ops, images, noise, np.float64)
+        key = RandomKey(seed, 0, step)
+        return gradient_ratios(trainer.ops, trainer.flow, params, x, lam, trainer.states, key)
