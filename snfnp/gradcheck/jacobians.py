@@ -5,10 +5,12 @@ Derivation: derivations/18-jacobian-vector-products.md.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
+from snfnp.gradcheck.differences import GradientError, measure_gradient, tolerance
 from snfnp.gradcheck.layers import Report
 from snfnp.ops import get_ops
 
@@ -65,9 +67,10 @@ def check_jvp(
         scalars[name] = (lambda v, name=name: value(x, {**params, name: v}, dx), params[name])
     report = Report()
     for name, (scalar, point) in scalars.items():
-        report.add(
-            name, measure_gradient(scalar, point, found[name], rng=rng, rtol=rtol, name=name)
-        )
+        measured = measure_gradient(scalar, point, found[name], rng=rng, rtol=rtol, name=name)
+        report.errors[name] = measured.error
+        if not math.isnan(measured.control):  # where nothing depends on it there is none
+            report.controls[name] = measured.control
     transposed = found["direction"]
     report.add("Jᵀ", measure_gradient(output, x, transposed, rng=rng, rtol=rtol, name="Jᵀ"))
     try:
@@ -76,13 +79,13 @@ def check_jvp(
     except UsageError:
         return report
     for name, again, expected in (("J⁻¹", back, dx), ("J⁻ᵀ", delta_back, delta)):
-        report.add(name, _compared(ops.to_host(again), expected, rtol, name))
+        report.errors[name] = _difference(ops.to_host(again), expected, rtol, name)
     return report
 
 
-def _compared(found, expected, rtol, name) -> Measured:
+def _difference(found, expected, rtol, name) -> float:
     """The largest difference of arrays, relative to the largest value."""
     error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
     if not error <= rtol:
         raise GradientError(f"{name} J is off by {error:.2e} > {rtol:.0e}")
-    return Measured(error, float("nan"))
+    return error
