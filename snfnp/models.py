@@ -27,7 +27,7 @@ from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
-INITS = ("paper", "identity")
+INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 
 
@@ -44,10 +44,10 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a preset leaves open: the rule, the initialisation ("paper" or "identity"), that of the
-    biases ("zero" or "data"), how a convolution's exact determinant is found ("block" or "dense"),
-    the learned inverse's kernel size (None: the forward kernel's) and how many convolutions it has
-    one after the other, and for Glow its size."""
+    """What a preset leaves open: the rule, the initialisation ("paper", "authors" or "identity"),
+    that of the biases ("zero" or "data"), how a convolution's exact determinant is found ("block"
+    or "dense"), the learned inverse's kernel size (None: the forward kernel's) and how many
+    convolutions it has one after the other, and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
@@ -102,9 +102,8 @@ def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
 def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
     dimension = shape[0] * shape[1] * shape[2]
-    dense = Linear(
-        Dense(dimension), choices.rule, init_kind=choices.init, bias_init=choices.bias_init
-    )
+    kind = "identity" if choices.init == "authors" else choices.init
+    dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
     return Flow(shape=(dimension,), layers=layers)
 
@@ -116,7 +115,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
         linear = Linear(
             Conv2d((3, 3), channels, exact=choices.exact),
             choices.rule,
-            init_kind=choices.init,
+            init_kind="identity" if choices.init == "identity" else "paper",
             inverse_map=_inverse_map(choices, channels),
             bias_init=choices.bias_init,
         )
@@ -158,20 +157,23 @@ def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
 
 
 def _gain(choices: Choices) -> float:
-    return 0.01 if choices.init == "paper" else 0.0
+    return 0.0 if choices.init == "identity" else 0.01
 
 
 def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
     convolution, affine coupling], a split prior between blocks.
 
-    The mixing convolution starts at a random orthogonal matrix of the channels and is where the
-    rule acts: 1×1, with a bias in the self-normalizing Glow and without one in the exact one (as in
-    the authors' code). A larger kernel starts at that matrix plus noise.
+    The mixing convolution is where the rule acts: 1×1, with a bias in the self-normalizing Glow and
+    without one in the exact one (as in the authors' code). It starts at a random orthogonal matrix
+    of the channels; where its kernel is larger, at that matrix plus noise (the paper: "all
+    convolutional weights"), or at the identity plus noise (the authors' code).
     """
     size, channels = choices.size, shape[2]
     kernel = (size.kernel, size.kernel)
-    kind = "orthogonal" if choices.init == "paper" else "identity"
+    kind = "identity" if choices.init == "identity" else "orthogonal"
+    if choices.init == "authors" and size.kernel > 1:
+        kind = "paper"
     layers = []
     for block in range(1, size.levels + 1):
         layers.append((f"squeeze{block}", Squeeze()))

@@ -77,6 +77,36 @@ def test_a_new_model_reconstructs_its_input(model, gradient, init):
         assert np.abs(learned - x).max() < 1e-9
 
 
+@pytest.mark.parametrize(
+    "model, init, changes, centre, noisy",
+    [
+        ("fc", "paper", {}, "identity", True),
+        ("fc", "authors", {}, "identity", False),
+        ("fc", "identity", {}, "identity", False),
+        ("conv", "paper", {}, "identity", True),
+        ("conv", "identity", {}, "identity", False),
+        ("glow-2l-4k", "paper", {}, "orthogonal", False),
+        ("glow-2l-4k", "paper", {"kernel": 5}, "orthogonal", True),
+        ("glow-2l-4k", "authors", {"kernel": 5}, "identity", True),
+        ("glow-2l-4k", "identity", {"kernel": 5}, "identity", False),
+    ],
+)
+def test_where_weights_start(model, init, changes, centre, noisy):
+    """At the centre tap the identity or a rotation; noise of gain 0.01, far below 0.1, or none."""
+    trainer = make_trainer(model, "self-normalizing", init=init, dtype="float64", **changes)
+    learning = [p["W"] for p in trainer.params.values() if "R" in p]
+    assert learning
+    for w in learning:
+        tap = w if w.ndim == 2 else w[w.shape[0] // 2, w.shape[1] // 2]
+        assert np.abs(tap.T @ tap - np.eye(len(tap))).max() < (0.1 if noisy else 1e-12)
+        assert (np.abs(tap - np.eye(len(tap))).max() < 0.1) == (centre == "identity")
+        flat = w if w.ndim == 4 else w[None, None]
+        beside = np.delete(flat.reshape(-1, flat[0, 0].size), flat[..., 0, 0].size // 2, axis=0)
+        rest = beside if w.ndim == 4 else tap - np.diag(np.diag(tap))
+        assert bool(np.any(rest)) == noisy
+        assert np.abs(rest).max(initial=0.0) < 0.1
+
+
 def test_the_convolutional_flow_is_the_papers():
     flow = PRESETS["conv"].build(Choices(), (28, 28, 1))
     kinds = [type(layer) for _, layer in flow.layers]

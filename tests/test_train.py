@@ -251,6 +251,8 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
             {"model": "conv", "gradient": "exact", "inverse_depth": 2},
             "--inverse-depth only has an effect with --gradient self-normalizing",
         ),
+        ({"model": "conv", "init": "authors"}, "--init only has an effect with --model fc or a"),
+        ({"model": "glow", "init": "authors"}, "where authors is not the same as paper"),
         ({"width": 3}, "--width only has an effect with --model glow"),
         ({"model": "glow", "depth": 0}, "--depth is 0"),
         ({"model": "glow", "kernel": 4}, "--kernel is 4: it must be odd"),

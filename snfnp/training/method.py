@@ -87,9 +87,22 @@ class MethodOptions:
     )
     init: str = option(
         "paper",
-        "weights start at the identity plus Xavier noise of gain 0.01 (paper), or at the identity "
-        "alone, as in the authors' code (identity)",
+        "where weights start. paper, as in A.3: the identity plus Xavier noise of gain 0.01, in "
+        "Glow a random orthogonal matrix of the channels (with that noise where --kernel is above "
+        "1). authors, as in their code, which differs in two places: fc starts at exactly the "
+        "identity, and Glow with a --kernel above 1 at the identity plus noise. identity: every "
+        "weight starts at exactly the identity, the authors' start for fc and no other model's",
         choices=INITS,
+        effect=(
+            (
+                lambda config: (
+                    config.init != "authors"
+                    or config.model == "fc"
+                    or config.chosen("kernel") not in (None, 1)
+                ),
+                "--model fc or a --kernel above 1, where authors is not the same as paper",
+            ),
+        ),
     )
     bias_init: str = option(
         "zero",
