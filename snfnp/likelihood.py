@@ -1,4 +1,4 @@
-"""Exact likelihood: the only thing in this package that is called one.
+"""Exact likelihoods. Nothing else in this package is called a likelihood.
 
 `Likelihood` takes a snapshot of the parameters in double precision and computes the expensive,
 data-independent log-determinants once (the amortisation of section 3.3, Eq. 7). It never changes

@@ -1,4 +1,4 @@
-"""Output that cannot show λ, a pipe that is closed, a full disk, Ctrl-C: a line or nothing."""
+"""How a command ends where it cannot go on: in one line, or silently, never with a traceback."""
 
 from __future__ import annotations
 

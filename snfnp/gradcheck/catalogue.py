@@ -1,6 +1,7 @@
 """Every layer, rule and map of the package in small, ready to be checked (`python -m snfnp check`).
 
-Central differences know nothing of kinks: where a layer has some, the points keep away from them.
+Central differences are wrong across a kink: where a layer has kinks, the points keep away from
+them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every family of operations has a folder (a "room"). `definition.py` says in array terms what each
 operation computes: NumPy runs it, and CuPy can. `cpu.py` (Numba) and `gpu.py` (CuPy, with
-`kernels.cu`) override what is hot, and a test compares every override with its definition. So
-`ops.spline.forward` is defined in `spline/definition.py`.
+`kernels.cu`) override what takes most of the time, and a test compares every override with its
+definition. So `ops.spline.forward` is defined in `spline/definition.py`.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """

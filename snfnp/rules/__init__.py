@@ -1,4 +1,4 @@
-"""How a linear layer learns: one rule per way of getting past the inverse."""
+"""How a linear layer learns: a rule per way of computing or replacing the inverse in a gradient."""
 
 from snfnp.rules.base import Rule
 from snfnp.rules.exact import Exact

@@ -1,4 +1,4 @@
-"""The self-normalizing rule: a learned inverse stands where the inverse stood (paper, section 3.2).
+"""The self-normalizing rule: a learned inverse in the place of the exact one (paper, section 3.2).
 
 Derivation: derivations/03-self-normalizing.md, 04-dense.md, 07-convolutions.md and
 08-asymmetric-kernels.md.

@@ -1,10 +1,10 @@
 """Checkpoint files: everything that a run needs to go on, in one safetensors file.
 
 The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
-all by name, and in its header the step, λ,
-the seed (the random numbers are a function of seed and step, see `snfnp.ops.random`), the sums of
-the log, the run's record, and a SHA-256 of the whole file, in which its own place counts as zeros.
-It is written to a temporary file and renamed, so that a crash leaves the previous one.
+all by name. Its header has the step, λ, the seed (the random numbers are a function of seed and
+step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
+file, in which its own place counts as zeros. It is written to a temporary file and renamed, so that
+a crash leaves the previous one.
 
 Format 1 is read, too: its checksum is of the arrays alone.
 """

@@ -1,9 +1,9 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
-An option is one field of `TrainConfig`, with everything that the rest of the package knows about
-it; those of the model and of the way in which it learns are in `method.py`, of λ's controllers in
-`control.py`. What a model needs or
-cannot do is asked of its preset (`snfnp.models.PRESETS`).
+An option is one field of `TrainConfig`, with everything that the rest of the package needs to know
+about it; those of the model and of the way in which it learns are in `method.py`, those of λ's
+controllers in `control.py`. What a model needs or cannot do is in its preset
+(`snfnp.models.PRESETS`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of what controls λ, and the controllers of a run: their state, and what it tells.
+"""Controllers of λ: their options, their state during a run, and the figures that they report.
 
 Derivation: derivations/20-lambda-controllers.md.
 """

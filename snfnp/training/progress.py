@@ -1,4 +1,4 @@
-"""What a person sees while steps are taken, and the time that these take."""
+"""The progress that training prints, and the time that its steps take."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ last.safetensors         where `--resume` goes on
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png
-run.lock                 who trains in the folder, while somebody does
+run.lock                 the process that trains in the folder, while one does
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What signals ask of a run: to be looked at between steps, so that no update is half done."""
+"""Signals to a run: they are acted on between steps, so that no update is left half done."""
 
 from __future__ import annotations
 

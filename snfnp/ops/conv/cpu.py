@@ -3,7 +3,7 @@
 
 With few channels the matrix product of im2col is thin, and writing the patches costs far more
 than the arithmetic. The direct kernels copy one image at a time, channel by channel, into a padded
-buffer that stays in the first cache. There a tap is nothing but an offset: with rows of
+buffer that stays in the first-level cache. There a tap is just an offset: with rows of
 W + kW − 1 values, output j needs input j + offset, so every loop runs over the whole image and is
 vectorised, whatever W is. The kW − 1 values at the end of each row are computed and dropped.
 

@@ -1,10 +1,11 @@
 """Convolutions on the CPU whose outputs fill a vector register: products of tiles, without patches.
 
-Channels-last, the taps of one kernel row that a pixel sees are one run of a padded image, which
-stays in the first cache. So is the product of patches and kernel computed without the patches: a
-tile of neighbouring pixels times some outputs stays in registers while the taps go by, and every
-tap costs one load of a row of the kernel, which all pixels of the tile share. The weight gradient
-is the same product with other strides: a tile of neighbouring taps stays, and the pixels go by.
+Channels-last, the values that one kernel row needs for a pixel are contiguous in a padded image,
+which stays in the first-level cache. So the product of patches and kernel needs no patches: the
+sums of a tile (neighbouring pixels times some outputs) stay in registers while the loop runs over
+the taps, and every tap costs one load of a row of the kernel, which all pixels of the tile share.
+The weight gradient is the same product with other strides: the sums of neighbouring taps stay in
+registers, and the loop runs over the pixels.
 
 Numba has no vectors, hence `_tile`, written for LLVM. It adds and multiplies in the order of the
 taps, as a plain loop would; the compiler may round once where it fuses the two.

@@ -8,7 +8,7 @@ What is here keeps an order between streams, and memory until it may be given ba
 * A replay is launched on the caller's stream. It comes after the first calls, for which the caller
   has waited, and CUDA runs replays of one graph one after another, whatever their streams. Only
   the copy of the next images into the graph's input has to wait for the last replay.
-* A graph works in memory of its own pool, which nobody else may use while the graph lives. CuPy
+* A graph works in memory of its own pool, which nothing else may use while the graph lives. CuPy
   does not free a pool's blocks when the pool is dropped: `_Recording.release` does.
 
 Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in

@@ -1,4 +1,4 @@
-"""Linear algebra on the CPU: BLAS and LAPACK without NumPy's detours, and passes over buffers.
+"""Linear algebra on the CPU: BLAS and LAPACK called directly, and passes over buffers.
 
 Derivation: derivations/07-convolutions.md.
 """

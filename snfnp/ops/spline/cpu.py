@@ -1,8 +1,8 @@
 """The rational-quadratic spline on the CPU: one fused pass each way, vectorised over pixels.
 
 A task takes LANES neighbouring pixels and loops over the samples; its knots (or, backwards, its
-sums) stay in the first cache and belong to it alone, so nothing is atomic and the result does not
-depend on the number of threads. The bin is found without branches: each inner knot that a value
+sums) stay in the first-level cache and belong to it alone, so nothing is atomic and the result does
+not depend on the number of threads. The bin is found without branches: each inner knot that a value
 has passed selects the next bin's numbers.
 
 Derivation: derivations/09-splines.md.

@@ -1,8 +1,9 @@
 """What a training step needs beside its layers: numbers that change, a log, the optimiser.
 
-A device may work asynchronously: the host then lines up steps and looks at their figures now and
-then. So what changes from step to step is handed to operations as `StepScalars`, which such a
-device keeps in arrays, and what a step has to tell goes to a log (`log.py`).
+A device may work asynchronously: the host then queues several steps and reads their figures only
+now and then. So numbers that change from step to step are handed to operations as `StepScalars`,
+which such a device keeps in arrays, and the figures of a step are written to a log on it
+(`log.py`).
 
 Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
@@ -67,7 +68,7 @@ class Step(Room):
         p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
         Returns Σ g² of the unscaled gradient, which the pass computes anyway. Where `failed` is
         not 0 the buffers stay as they are; on an asynchronous device they also do where Σ g² is
-        not finite, so that the step can be looked at later. Elsewhere NaN spoils them.
+        not finite, so that the step can be looked at later. Elsewhere a NaN would make them NaN.
         """
         xp = self.xp
         p, m, v = out

@@ -1,7 +1,7 @@
 """The log of training steps: an array on the device, laid out alike on every backend.
 
-Steps may be lined up faster than a device computes them, so what a step has to tell goes into an
-array there, which the host reads now and then.
+Steps may be queued faster than a device computes them, so their figures are written to an array on
+the device, which the host reads now and then.
 """
 
 from __future__ import annotations
