@@ -14,6 +14,7 @@ import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Preprocess
+from snfnp.parameters import Layout
 
 
 def _require_shape(array, shape) -> None:
@@ -105,6 +106,12 @@ class Flow:
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {parameter name: shape}}."""
         return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
+
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies in a flat buffer."""
+        assigned = {name: layer.assigns for name, layer in self.layers}
+        return Layout.of(self.parameter_shapes(), assigned)
 
     def state_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {name: shape}} of what layers keep from step to step beside parameters."""

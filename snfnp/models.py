@@ -7,7 +7,7 @@ field of `Choices`, never another model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from snfnp.errors import UsageError
@@ -24,9 +24,19 @@ from snfnp.layers import (
     exponential_layers,
 )
 from snfnp.maps import Chain, Conv2d, Dense
-from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
+from snfnp.rules import (
+    Exact,
+    LeastSquares,
+    Newton,
+    Projection,
+    Relative,
+    Rule,
+    SelfNormalizing,
+)
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
+_RULES = {"projection": Projection, "least-squares": LeastSquares, "newton": Newton}
+INVERSE_UPDATES = ("gradient", *_RULES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 
@@ -68,7 +78,9 @@ class Preset:
     long the paper's were; `size`: Glow's; `has_recomputable_layers`: whether `--recompute` saves
     anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned inverse
     may have a larger kernel than the layer (Eqs. 28-30), or several layers; `has_bias_init`:
-    whether its biases may start from data (Glow's actnorm centres already).
+    whether its biases may start from data (Glow's actnorm centres already);
+    `inverse_updates`: how R may be found; `recipe`: the options that `--recipe least-squares` sets;
+    `lam_forward`: λ of the forward objective, where it was measured.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -86,12 +98,19 @@ class Preset:
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
+    inverse_updates: tuple[str, ...] = ("gradient",)
+    recipe: dict = field(default_factory=dict)
+    lam_forward: float | None = None
 
 
-def make_rule(gradient: str, objective: str, relative_bias: str) -> Rule:
-    """The rule behind a `--gradient` name."""
+def make_rule(
+    gradient: str, objective: str, relative_bias: str, inverse_update: str = "gradient"
+) -> Rule:
+    """The rule behind a `--gradient` name, and an `--inverse-update`."""
     if gradient == "self-normalizing":
-        return SelfNormalizing(objective)
+        return (
+            SelfNormalizing(objective) if inverse_update == "gradient" else _RULES[inverse_update]()
+        )
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
@@ -197,6 +216,10 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 _GLOW = ("self-normalizing", "exact")
+_GLOW_INVERSE = {
+    "inverse_updates": ("gradient", "least-squares", "newton"),
+    "recipe": {"inverse_update": "least-squares"},
+}
 
 PRESETS = {
     "fc": Preset(
@@ -207,6 +230,9 @@ PRESETS = {
         paper_epochs=6000,
         has_recomputable_layers=False,
         has_bias_init=True,
+        inverse_updates=("gradient", "projection", "newton"),
+        recipe={"inverse_update": "projection", "bias_init": "data"},
+        lam_forward=0.1,
     ),
     "conv": Preset(
         convolutional,
@@ -216,6 +242,9 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
+        inverse_updates=("gradient", "least-squares"),
+        recipe={"inverse_update": "least-squares", "inverse_kernel": 5, "bias_init": "data"},
+        lam_forward=1.0,
     ),
     "emerging": Preset(
         emerging, "the same flow of emerging convolutions (Table 1)", ("exact",), lr=1e-3
@@ -232,9 +261,17 @@ PRESETS = {
         steps=500,
         paper_epochs=250,
         size=GlowSize(2, 16),
+        **_GLOW_INVERSE,
     ),
     "glow-2l-4k": Preset(
-        glow, "2L-4K of width 16", _GLOW, lr=1e-3, lam=100, steps=2500, size=GlowSize(2, 4, 16)
+        glow,
+        "2L-4K of width 16",
+        _GLOW,
+        lr=1e-3,
+        lam=100,
+        steps=2500,
+        size=GlowSize(2, 4, 16),
+        **_GLOW_INVERSE,
     ),
     "glow-3l-32k": Preset(
         glow,
@@ -246,6 +283,7 @@ PRESETS = {
         clip_exact=False,
         steps=400,
         size=GlowSize(3, 32),
+        **_GLOW_INVERSE,
     ),
     "glow-3l-48k": Preset(
         glow,
@@ -258,5 +296,6 @@ PRESETS = {
         clip_norm=10_000,
         steps=400,
         size=GlowSize(3, 48),
+        **_GLOW_INVERSE,
     ),
 }

@@ -36,21 +36,41 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies. `size` counts the padding, `count` does not."""
+    """Where each parameter lies. `size` counts the padding, `count` does not; the last `assigned`
+    elements hold what no optimiser moves."""
 
     entries: tuple[Entry, ...]
     layers: tuple[str, ...]
     size: int
+    assigned: int = 0
 
     @classmethod
-    def of(cls, shapes: dict[str, dict[str, tuple[int, ...]]]) -> Layout:
-        """The layout of parameters of these shapes, {layer: {name: shape}}."""
-        entries, start = [], 0
-        for layer, named in shapes.items():
-            for name, shape in named.items():
-                entries.append(Entry(layer, name, tuple(shape), start))
-                start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-        return cls(tuple(entries), tuple(shapes), start)
+    def of(
+        cls,
+        shapes: dict[str, dict[str, tuple[int, ...]]],
+        assigned: dict[str, tuple[str, ...]] | None = None,
+    ) -> Layout:
+        """The layout of parameters of these shapes, {layer: {name: shape}}.
+
+        assigned: {layer: names} of those that no optimiser moves (`Layer.assigns`): they lie
+        behind all others.
+        """
+        assigned = assigned or {}
+        keys = [(layer, name) for layer, named in shapes.items() for name in named]
+        keys.sort(key=lambda key: key[1] in assigned.get(key[0], ()))
+        entries, start, ends = [], 0, [0, 0]
+        for layer, name in keys:
+            entries.append(Entry(layer, name, tuple(shapes[layer][name]), start))
+            start = -(-entries[-1].stop // _ALIGN) * _ALIGN
+            ends[name in assigned.get(layer, ())] = start
+        return cls(tuple(entries), tuple(shapes), start, max(0, ends[1] - ends[0]))
+
+    @property
+    def climbing(self) -> Layout:
+        """The first part of it: what the optimiser moves, and has moments of."""
+        size = self.size - self.assigned
+        entries = tuple(entry for entry in self.entries if entry.start < size)
+        return Layout(entries, self.layers, size)
 
     @property
     def count(self) -> int:

@@ -56,7 +56,7 @@ def main(
         config = config.resolve(len(dataset.train))
 
         def layout() -> Layout:
-            return Layout.of(config.build_flow(dataset.train.shape[1:]).parameter_shapes())
+            return config.build_flow(dataset.train.shape[1:]).layout
 
         if goes_on:
             _refuse_other_images(dataset, *run.data(record), run)
@@ -151,7 +151,7 @@ def resumed(
     run, record = RunFolder.open(given["out"])
     config = TrainConfig.from_dict(record["config"])
     if rollback and run.best.exists():
-        layout = Layout.of(config.build_flow(run.data(record)[1]).parameter_shapes())
+        layout = config.build_flow(run.data(record)[1]).layout
         config = config.as_at(load_checkpoint(run.best, layout, record).record["config"])
     if auto and "epochs" in given:
         given = {**given, "epochs": max(given["epochs"], config.epochs or 0)}

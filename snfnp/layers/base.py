@@ -40,6 +40,8 @@ class Layer:
     # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
     # rule's (see `snfnp.rules`): the exact ones where R = W⁻¹, approximations elsewhere.
     learns_inverse: ClassVar[bool] = False
+    # The parameters whose next values, not gradients, `backward` writes into `grads`.
+    assigns: ClassVar[tuple[str, ...]] = ()
     # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
     has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward

@@ -51,10 +51,15 @@ class Linear(Layer):
             raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
         if self.inverse_map is not None and not self.learns_inverse:
             raise UsageError("an inverse_map needs a rule that learns an inverse")
+        self.rule.refuse(*self.maps)
 
     @property
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
+
+    @property
+    def assigns(self) -> tuple[str, ...]:
+        return self.rule.assigns
 
     @property
     def has_inverse(self) -> bool:

@@ -5,7 +5,7 @@ Derivation: derivations/16-write-your-own-layer.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 class Map:
@@ -26,6 +26,13 @@ class Map:
     map whose backend can do it in one pass may override them; and what is asked of the map g that
     a learned inverse R is a weight of, which a `Chain` answers in another way.
     """
+
+    # Whether T(w) is not w itself: an element of w stands in it more than once.
+    shares_weights: ClassVar[bool] = True
+    # Whether T(w)⁻¹ is T of another weight.
+    inverts_in_kind: ClassVar[bool] = False
+    # Whether `snfnp.maps.left_inverse` finds the weight nearest to another one's inverse.
+    has_left_inverse: ClassVar[bool] = False
 
     def start(self, f, w):
         """The r at which learning starts: T(r) = T_f(w)ᵀ (A.3). Host arrays."""

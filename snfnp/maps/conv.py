@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Conv2d(Map):
     channels: int
     out_channels: int | None = None
     exact: str = "block"
+    has_left_inverse: ClassVar[bool] = True
 
     def __post_init__(self):
         kh, kw = self.kernel
@@ -143,19 +145,19 @@ class Conv2d(Map):
 
     def log_det(self, ops, w, shape) -> float:
         """log|det T(w)|, exact, for one image of this shape. For 1×1: H W log|det w|."""
-        if self._pointwise:
+        if self.inverts_in_kind:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._exactly.log_det(ops, w, shape)
 
     def log_det_grad(self, ops, w, shape):
         """∂ log|det T(w)| / ∂w, the second term of Eq. 13, exact. For 1×1: H W w⁻ᵀ."""
-        if self._pointwise:
+        if self.inverts_in_kind:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
         return self._exactly.log_det_grad(ops, w, shape)
 
     def solve(self, ops, w, z):
         """T(w)⁻¹ z for images z (N, H, W, C)."""
-        if self._pointwise:
+        if self.inverts_in_kind:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
         return self._exactly.solve(ops, w, z)
 
@@ -165,7 +167,7 @@ class Conv2d(Map):
         return block_tridiagonal if self.exact == "block" else explicit
 
     @property
-    def _pointwise(self) -> bool:
+    def inverts_in_kind(self) -> bool:
         return self.kernel == (1, 1)
 
 

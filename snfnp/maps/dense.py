@@ -6,6 +6,7 @@ Derivation: derivations/01-notation.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class Dense(Map):
     """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D)."""
 
     features: int
+    shares_weights: ClassVar[bool] = False
+    inverts_in_kind: ClassVar[bool] = True
 
     @property
     def weight_shape(self) -> tuple[int, int]:

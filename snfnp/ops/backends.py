@@ -62,6 +62,11 @@ class Ops:
         """A host array as a C-contiguous array on the device, cast where `dtype` is given."""
         return self.device.asarray(host, dtype)
 
+    def constant(self, host):
+        """A small host array that depends on shapes alone, on the device in double precision. It
+        is copied once, and must not be changed."""
+        return self.device.constant(host)
+
     def to_host(self, array):
         """A device array as a NumPy array on the host."""
         return self.device.to_host(array)

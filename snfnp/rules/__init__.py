@@ -2,7 +2,18 @@
 
 from snfnp.rules.base import Rule
 from snfnp.rules.exact import Exact
+from snfnp.rules.least_squares import LeastSquares
+from snfnp.rules.newton import Newton
+from snfnp.rules.projection import Projection
 from snfnp.rules.relative import Relative
 from snfnp.rules.self_normalizing import SelfNormalizing
 
-__all__ = ["Exact", "Relative", "Rule", "SelfNormalizing"]
+__all__ = [
+    "Exact",
+    "LeastSquares",
+    "Newton",
+    "Projection",
+    "Relative",
+    "Rule",
+    "SelfNormalizing",
+]

@@ -24,6 +24,14 @@ class Rule:
     # The λσ²_min that the update needs to be stable near its optimum, with σ²_min the smallest
     # variance of the layer's input; None: it needs none.
     stable_above: float | None = None
+    # Whether it is R's reconstruction error that λ weighs, in W's gradient and in R's.
+    has_lambda: ClassVar[bool] = False
+    # The parameters that the rule finds by itself: `backward` writes their next values where the
+    # gradients of the others go, and the optimiser leaves them alone.
+    assigns: ClassVar[tuple[str, ...]] = ()
+
+    def refuse(self, f, g) -> None:
+        """Raises UsageError, in one line, where the rule is not for maps f and g."""
 
     def state_shapes(self, f, g, shape) -> dict[str, tuple[int, ...]]:
         """What the rule keeps from step to step beside parameters, by name: double precision, zeros
@@ -31,8 +39,18 @@ class Rule:
         return {}
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        """δ_x; the gradients of W, R and b into `grads`."""
+        """δ_x; the gradients of W, R and b (next values of `assigns`) into `grads`."""
         raise NotImplementedError
+
+
+def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
+    """The gradients of W and b where W climbs log p^f alone: G_W = δ_z ⋆ X + v · term ⊙ m with
+    `term` in place of the inverse, and G_b. multiple: m, where it is not the map's."""
+    ops = ctx.ops
+    multiple = f.multiple(x.shape[1:]) if multiple is None else multiple
+    ops.linalg.scale_into(grads["W"], 1.0, term, multiple, ctx.volume)
+    f.weight_grad(ops, dz, x, out=grads["W"], add=True)
+    bias_gradient(ops, dz, grads)
 
 
 def bias_gradient(ops, dz, grads) -> None:

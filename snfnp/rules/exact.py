@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snfnp.rules.base import Rule, bias_gradient
+from snfnp.rules.base import Rule, forward_gradient
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,5 @@ class Exact(Rule):
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
         log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
-        ops.linalg.scale_into(grads["W"], 1.0, log_det_grad, 1, ctx.volume)
-        f.weight_grad(ops, dz, x, out=grads["W"], add=True)
-        bias_gradient(ops, dz, grads)
+        forward_gradient(ctx, f=f, term=log_det_grad, x=x, dz=dz, grads=grads, multiple=1)
         return f.adjoint(ops, w, dz)

@@ -24,6 +24,7 @@ class SelfNormalizing(Rule):
 
     objective: str = "mixture"
     learns_inverse: ClassVar[bool] = True
+    has_lambda: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.objective not in ("mixture", "forward"):

@@ -37,7 +37,8 @@ _NO_STATE = Layout.of({})
 
 @dataclass
 class Checkpoint:
-    """p, m, v: flat host arrays in `layout`'s order. step: updates done. record: JSON values.
+    """p, m, v: flat host arrays in `layout`'s order, m and v as far as the optimiser moves it
+    (`Layout.climbing`). step: updates done. record: JSON values.
 
     sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`). state: a flat host
     array in double precision in `state_layout`'s order.
@@ -60,8 +61,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole."""
     tensors = {}
     for role, flat in zip(_ROLES, (checkpoint.p, checkpoint.m, checkpoint.v), strict=True):
-        views = checkpoint.layout.views(flat)
-        for entry in checkpoint.layout.entries:
+        layout = _layout_of(role, checkpoint.layout)
+        views = layout.views(flat)
+        for entry in layout.entries:
             tensors[f"{role}.{entry.key}"] = views[entry.layer][entry.name]
     states = checkpoint.state_layout.views(checkpoint.state)
     for entry in checkpoint.state_layout.entries:
@@ -89,7 +91,9 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     """
     header, tensors = _read(path)
     state_layout, state = _state(path, tensors)
-    expected = {f"{role}.{e.key}": e.shape for role in _ROLES for e in layout.entries}
+    expected = {
+        f"{role}.{e.key}": e.shape for role in _ROLES for e in _layout_of(role, layout).entries
+    }
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
         odd = min(set(found.items()) ^ set(expected.items()))
@@ -102,9 +106,10 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
         raise _damaged(path, f"its arrays are of {' and '.join(sorted(map(str, dtypes)))}")
     flats = []
     for role in _ROLES:
-        flat = np.zeros(layout.size, dtypes.copy().pop())
-        views = layout.views(flat)
-        for e in layout.entries:
+        part = _layout_of(role, layout)
+        flat = np.zeros(part.size, dtypes.copy().pop())
+        views = part.views(flat)
+        for e in part.entries:
             views[e.layer][e.name][...] = tensors[f"{role}.{e.key}"]
         flats.append(flat)
     if not all(np.isfinite(flat).all() for flat in flats) or (flats[2] < 0).any():
@@ -114,6 +119,11 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     if run is not None:
         _compare(path, checkpoint, run)
     return checkpoint
+
+
+def _layout_of(role: str, layout: Layout) -> Layout:
+    """That of a flat array: the optimiser has moments of what it moves."""
+    return layout if role == "parameter" else layout.climbing
 
 
 def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:

@@ -154,6 +154,6 @@ class Checkpointer:
         ways = [f"from {where} with --rollback {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
-        free = self.config.rule.learns_inverse and not self.config.controller
+        free = self.config.rule.has_lambda and not self.config.controller
         also = "a larger --lambda or " if free else ""
         return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

@@ -1,8 +1,8 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
 An option is one field of `TrainConfig`, with everything that the rest of the package needs to know
-about it; those of the model and of the way in which it learns are in `method.py`, those of λ's
-controllers in `control.py`. What a model needs or cannot do is in its preset
+about it; those of the model and of the way in which it learns are in `method.py` and
+`recipes.py`, those of λ's controllers in `control.py`. What a model needs or cannot do is in its preset
 (`snfnp.models.PRESETS`).
 """
 
@@ -30,6 +30,7 @@ from snfnp.training.options import (
     options_of,
     preset_option,
 )
+from snfnp.training.recipes import RecipeOptions
 
 DTYPES = ("float32", "float64")
 _PLACES = ("data_dir", "out")  # where files are: no part of a run
@@ -40,7 +41,7 @@ _ON_GPU = (lambda config: config.backend == "cupy", "--backend cupy")
 
 
 @dataclass(frozen=True)
-class TrainConfig(ControlOptions, MethodOptions):
+class TrainConfig(ControlOptions, RecipeOptions, MethodOptions):
     """Everything that decides a run. None: filled in by `resolve`, in most cases as the preset
     has it."""
 
@@ -159,9 +160,9 @@ class TrainConfig(ControlOptions, MethodOptions):
         choices = Choices(
             rule=self.rule,
             init=self.init,
-            bias_init=self.bias_init,
+            bias_init=self.chosen("bias_init"),
             exact="dense" if self.gradient == "exact-dense" else "block",
-            inverse_kernel=self.inverse_kernel,
+            inverse_kernel=self.chosen("inverse_kernel"),
             inverse_depth=self.inverse_depth,
             size=GlowSize(self.levels, self.depth, self.width, self.kernel),
         )
@@ -192,6 +193,7 @@ class TrainConfig(ControlOptions, MethodOptions):
             value, (holds, words) = getattr(config, entry.name), about.must
             if value is not None and not holds(value):
                 raise UsageError(f"{flag_of(entry)} is {value}: it must be {words}")
+        config.check_recipe()
         config.check_control()
         if config.batch_size > training_images:
             raise UsageError(

@@ -74,7 +74,7 @@ def load_run(
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1])
-    layout = Layout.of(flow.parameter_shapes())
+    layout = flow.layout
     saved = load_checkpoint(folder.checkpoint(checkpoint), layout, record)
     config = config.as_at(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, layout, saved)

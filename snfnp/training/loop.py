@@ -96,7 +96,9 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> N
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     how = config.gradient
-    if config.rule.learns_inverse:
+    if config.rule.learns_inverse and not config.rule.has_lambda:
+        how += f" (R by {config.inverse_update})"
+    elif config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
         how += f" ({config.objective}, λ = {trainer.lam:g}{control})"
     elif config.gradient == "relative":

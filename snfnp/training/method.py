@@ -9,7 +9,10 @@ from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset, make_rul
 from snfnp.rules import Rule
 from snfnp.training.options import (
     AT_LEAST_1,
+    HAS_LAMBDA,
+    LEARNS,
     NOT_NEGATIVE,
+    by_preset,
     needs_preset,
     odd,
     option,
@@ -17,9 +20,16 @@ from snfnp.training.options import (
     presets_with,
     size_option,
 )
+from snfnp.training.recipes import by_recipe
 
-# What some options need: a predicate of the configuration, and words for it.
-LEARNS = (lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
+
+def _usual_lam(config) -> float:
+    """The preset's λ, for the objective that has it; 0 where there is no λ."""
+    preset, rule = config.preset, config.rule
+    if not rule.has_lambda:
+        return 0.0
+    forward = rule.objective == "forward" and preset.lam_forward is not None
+    return preset.lam_forward if forward else preset.lam
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class MethodOptions:
         "self-normalizing only: the paper's mixture of both densities (Eq. 3), or the forward "
         "density alone, where R learns from the reconstruction error only",
         choices=("mixture", "forward"),
-        effect=(LEARNS,),
+        effect=HAS_LAMBDA,
     )
     relative_bias: str = option(
         "plain",
@@ -59,8 +69,9 @@ class MethodOptions:
     inverse_kernel: int | None = option(
         None,
         "self-normalizing convolutions only: kernel size of the learned inverse, 3 or larger "
-        "(Eqs. 28-30; default: the forward kernel's, 3)",
+        "(Eqs. 28-30; default: the forward kernel's, 3; 5 with --recipe least-squares)",
         must=odd(3),
+        fill=by_recipe("inverse_kernel"),
         effect=(needs_preset(lambda preset: preset.has_inverse_kernel), LEARNS),
     )
     inverse_depth: int = option(
@@ -68,7 +79,7 @@ class MethodOptions:
         "self-normalizing convolutions only: how many convolutions the learned inverse has one "
         "after the other (A.4; 1 to 3: two of 3x3 reach as far as one of 5x5)",
         must=(lambda value: 1 <= value <= 3, "1, 2 or 3"),
-        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), LEARNS),
+        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), *HAS_LAMBDA),
     )
     levels: int | None = size_option("levels", "L, blocks between squeezes", AT_LEAST_1)
     depth: int | None = size_option("depth", "K, steps of flow per block", AT_LEAST_1)
@@ -78,11 +89,12 @@ class MethodOptions:
     )
     lam: float | None = preset_option(
         "lam",
-        "λ of Eq. 3, the weight of the reconstruction error (self-normalizing only)",
+        "λ of Eq. 3, the weight of the reconstruction error (self-normalizing only; --objective "
+        f"forward has its own default where it was measured: {by_preset('lam_forward', none='')})",
         flag="--lambda",
         must=NOT_NEGATIVE,
-        fill=lambda config: config.preset.lam if config.rule.learns_inverse else 0.0,
-        effect=(LEARNS,),
+        fill=_usual_lam,
+        effect=HAS_LAMBDA,
         changeable=True,
     )
     init: str = option(
@@ -104,10 +116,12 @@ class MethodOptions:
             ),
         ),
     )
-    bias_init: str = option(
-        "zero",
-        "biases start at 0 (zero), or where every layer's first batch comes out with mean 0 (data)",
+    bias_init: str | None = option(
+        None,
+        "biases start at 0 (zero), or where every layer's first batch comes out with mean 0 (data) "
+        "(default: zero; data with --recipe least-squares)",
         choices=BIAS_INITS,
+        fill=by_recipe("bias_init", "zero"),
         effect=(needs_preset(lambda preset: preset.has_bias_init),),
     )
 
@@ -119,7 +133,7 @@ class MethodOptions:
 
     @property
     def rule(self) -> Rule:
-        names = ("gradient", "objective", "relative_bias")
+        names = ("gradient", "objective", "relative_bias", "inverse_update")
         return make_rule(**{name: self.chosen(name) for name in names})
 
     def chosen(self, name: str):

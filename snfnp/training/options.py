@@ -13,6 +13,13 @@ AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
 POSITIVE = (lambda value: 0 < value < math.inf, "positive")
 NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "0 or more")
 
+# What some options need: a predicate of the configuration, and words for it.
+LEARNS = (lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
+HAS_LAMBDA = (
+    LEARNS,
+    (lambda config: config.rule.has_lambda, "--inverse-update gradient"),
+)
+
 
 def odd(smallest: int) -> tuple[Callable, str]:
     return lambda value: value >= smallest and value % 2, f"odd, {smallest} or larger"

@@ -217,7 +217,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             "preprocess": repr(flow.preprocess),
             "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
             + ("" if config.inverse_depth == 1 else ", then identities")
-            + ("; b = 0" if config.bias_init == "zero" else "; b from the first batch")
+            + ("; b = 0" if config.chosen("bias_init") == "zero" else "; b from the first batch")
             + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
         },
         "randomness": {

@@ -40,7 +40,8 @@ class StepMetrics:
 class Trainer:
     """The state of a training run on one device: flat buffers, step counter, λ and its control.
 
-    p, gradient, m, v: the parameters, their gradient and Adam's moments; params, grads: p and
+    p, gradient, m, v: the parameters, their gradient and Adam's moments (without what rules find by
+    themselves, `Layer.assigns`, whose next values are in gradient); params, grads: p and
     gradient by layer and name; state, states: what else layers keep from step to step, in double
     precision, flat and by layer and name; step: steps done; log: what they saw
     (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from.
@@ -63,9 +64,14 @@ class Trainer:
         self.adam = Adam()
         self.step = 0
         self.lam = config.lam
-        self.layout = Layout.of(flow.parameter_shapes())
+        self.layout = flow.layout
         self.p = self._initial()
-        self.gradient, self.m, self.v = (ops.xp.zeros_like(self.p) for _ in range(3))
+        self.gradient = ops.xp.zeros_like(self.p)
+        # what the optimiser moves, and what rules find by themselves: its next values lie where
+        # the gradient of the rest does
+        climbing = self.layout.climbing.size
+        self._climbing, self._assigned = slice(0, climbing), slice(climbing, None)
+        self.m, self.v = (ops.xp.zeros_like(self.p[self._climbing]) for _ in range(2))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
         controls = self.multipliers.state_shapes if self.multipliers else {}
@@ -120,17 +126,25 @@ class Trainer:
             self.check(lambda step: images)
 
     def _ascend_once(self, images) -> None:
-        scalars, log, buffers = self._scalars, self.log, (self.p, self.m, self.v)
+        scalars, log = self._scalars, self.log
+        climbing, assigned = self._climbing, self._assigned
         reconstruction = self._compute_gradient(images)
+        failed = log.failed
+        if self.layout.assigned:
+            unsound = self.ops.step.unsound(self.gradient[assigned])
+            failed = failed + unsound
         squares = self.adam.update(
             self.ops,
-            self.gradient,
+            self.gradient[climbing],
             scalars.lr,
             scalars.number,
             self.config.clip_norm,
-            log.failed,
-            out=buffers,
+            failed,
+            out=(self.p[climbing], self.m, self.v),
         )
+        if self.layout.assigned:
+            squares = squares + unsound
+            self.ops.step.assign(self.gradient[assigned], squares, failed, out=self.p[assigned])
         lam = scalars.lam
         if self.multipliers:
             reconstruction, lam = self.multipliers.update(len(images), squares, log.failed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 from scipy.linalg.blas import dgemm, sgemm
-from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, sgetrf, sgetri, sgetrs
+from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, dposv, sgetrf, sgetri, sgetrs, sposv
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.jit import FLAT_BLOCK, parallel, serial
@@ -19,6 +19,7 @@ _LU = {
     np.dtype(np.float32): (sgetrf, sgetri, sgetrs),
     np.dtype(np.float64): (dgetrf, dgetri, dgetrs),
 }
+_SPD = {np.dtype(np.float32): sposv, np.dtype(np.float64): dposv}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
 _LANES = 16  # independent partial sums, so that the compiler can use vector registers
@@ -69,6 +70,12 @@ class CpuLinearAlgebra(LinearAlgebra):
             identity = np.eye(len(a), dtype=a.dtype, order="F")
             inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
+
+    def solve_spd(self, a, b):
+        # a is its own transpose: whether rows or columns come first makes no difference
+        _, x, status = _SPD[a.dtype](a.T, b, lower=1)
+        # with a NaN in a, LAPACK may find all pivots positive
+        return np.ascontiguousarray(x) if status == 0 else np.full_like(b, np.nan)
 
 
 def _column_major(matrix):

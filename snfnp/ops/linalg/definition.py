@@ -95,6 +95,19 @@ class LinearAlgebra(Room):
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
+    def solve_spd(self, a, b):
+        """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
+
+        NaN where a is not positive definite or not finite: nothing is raised, so that no device
+        has to be waited for.
+        """
+        xp = self.xp
+        try:
+            lower = xp.linalg.cholesky(a)
+        except np.linalg.LinAlgError:
+            return xp.full(b.shape, math.nan, b.dtype)
+        return xp.linalg.solve(lower.T, xp.linalg.solve(lower, b))
+
     # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):

@@ -84,6 +84,19 @@ class Step(Room):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
+    def unsound(self, assigned):
+        """0 where all of a flat buffer is finite, NaN elsewhere: of shape (), in double precision.
+
+        Added to a step's `failed` and to its Σ g², it stops the step and is found in the log.
+        """
+        return 0 * self.linalg.sum_squares(assigned)
+
+    def assign(self, values, squares, failed, out) -> None:
+        """out ← values, flat buffers, where `failed` is 0 and Σ g² (`squares`) is finite, so that
+        parameters which no optimiser moves stop where the others do."""
+        going = self.xp.isfinite(squares) & (failed == 0)
+        out[...] = self.xp.where(going, values, out)
+
     def control(self, found, samples, controller: Controller, squares, failed, out):
         """λ for the next step, from what this one found: out (rows, K), see `Row`.
 

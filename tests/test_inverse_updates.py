@@ -1,0 +1,356 @@
+"""R found without a gradient: projected, by least squares, by Newton's iteration."""
+
+import numpy as np
+import pytest
+from support.explicit import convolution_matrix
+from support.gradients import moved
+from support.trainers import (
+    host,
+    make_trainer,
+    run_training,
+    small_config,
+    small_dataset,
+    without_time,
+)
+
+from snfnp.context import BackwardContext
+from snfnp.errors import DivergedError, UsageError
+from snfnp.layers import Linear
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import Exact, LeastSquares, Newton, Projection, SelfNormalizing
+from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.config import TrainConfig
+
+ROWS = 4
+NOISE = 0.15
+RNG = np.random.default_rng
+KEY = RandomKey(5, 0, 3)
+RECIPE = {"recipe": "least-squares"}
+RUNS = pytest.mark.parametrize("model", ["fc", "conv", "glow-2l-4k"])
+
+
+class Step:
+    """One backward pass of a linear layer at a random point, in double precision."""
+
+    def __init__(self, ops, layer, shape, params=None, volume=1.0, rows=ROWS):
+        self.layer, self.shape = layer, shape
+        self.p = params or moved(layer.init(RNG(1), shape), RNG(1), NOISE)
+        rng = RNG(2)
+        self.x = rng.standard_normal((rows, *shape))
+        self.dz = rng.standard_normal((rows, *layer.output_shape(shape)))
+        self.volume = volume
+        ctx = BackwardContext(ops, np.full(rows, volume / rows), key=KEY)
+        ctx.enter("layer", 2)
+        self.key = ctx.key()
+        _, _, cache = layer.forward(ops, self.p, self.x)
+        self.grads = {name: np.full_like(value, np.nan) for name, value in self.p.items()}
+        self.dx = layer.backward(ctx, self.p, cache, self.dz, self.grads)
+        self.reconstruction = ctx.reconstruction
+
+
+def exact(step, ops):
+    """The same layer's exact gradients at the same point."""
+    params = {name: value for name, value in step.p.items() if name != "R"}
+    layer = Linear(step.layer.map, Exact(), bias="b" in params)
+    return Step(ops, layer, step.shape, params, step.volume).grads
+
+
+# ---------------------------------------------------------------- projection
+
+
+def test_projection_is_the_nearest_matrix_that_takes_z_back_to_x(ops):
+    step = Step(ops, Linear(Dense(7), Projection(ridge=1e-12)), (7,))
+    r, z = step.p["R"], step.x @ step.p["W"].T
+    np.testing.assert_allclose(z @ step.grads["R"].T, step.x, atol=1e-8)
+    change = step.grads["R"] - r
+    # the smallest change with that property: its rows are combinations of the batch's z
+    error = step.x - z @ r.T
+    np.testing.assert_allclose(change, error.T @ np.linalg.pinv(z.T), atol=1e-8)
+    assert np.abs(change).max() > 0.01
+
+
+def test_the_ridge_is_a_thousandth_of_the_mean_of_the_diagonal(ops):
+    step = Step(ops, Linear(Dense(7), Projection()), (7,))
+    r, z = step.p["R"], step.x @ step.p["W"].T
+    gram = z @ z.T
+    gram += 1e-3 * np.trace(gram) / ROWS * np.eye(ROWS)
+    expected = r + (step.x - z @ r.T).T @ np.linalg.solve(gram, z)
+    np.testing.assert_allclose(step.grads["R"], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Projection(), Newton()], ids=str)
+def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rule):
+    step = Step(ops, Linear(Dense(6), rule), (6,), volume=0.7)
+    expected = step.dz.T @ step.x + 0.7 * step.grads["R"].T
+    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(step.grads["b"], step.dz.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(step.dx, step.dz @ step.p["W"], rtol=1e-12)
+    error = step.x @ step.p["W"].T @ step.p["R"].T - step.x
+    assert step.reconstruction == pytest.approx(np.sum(error**2) / ROWS, rel=1e-12)
+
+
+# ---------------------------------------------------------------- Newton's iteration
+
+
+@pytest.mark.parametrize("linear, shape", [(Dense(5), (5,)), (Conv2d((1, 1), 3), (2, 3, 3))])
+def test_newton_squares_the_error(ops, linear, shape):
+    step = Step(ops, Linear(linear, Newton()), shape)
+    w, r, refined = (a.reshape(a.shape[-2:]) for a in (step.p["W"], step.p["R"], step.grads["R"]))
+    error = np.eye(len(w)) - r @ w
+    np.testing.assert_allclose(np.eye(len(w)) - refined @ w, error @ error, atol=1e-13)
+    assert 0.01 < np.linalg.norm(error) < 1
+
+
+# ---------------------------------------------------------------- least squares
+
+CONVOLUTIONS = pytest.mark.parametrize(
+    "kernel, inverse_kernel, shape",
+    [((3, 3), (5, 5), (4, 3, 2)), ((3, 3), (3, 3), (3, 5, 1)), ((1, 3), (3, 1), (2, 4, 2))],
+)
+
+
+def convolution(kernel, inverse_kernel, channels, rule):
+    inverse = Conv2d(inverse_kernel, channels)
+    return Linear(Conv2d(kernel, channels), rule, inverse_map=inverse)
+
+
+def on_taps(matrix, shape, image):
+    summed = np.zeros(shape)
+    for index in np.ndindex(shape):
+        indicator = np.zeros(shape)
+        indicator[index] = 1
+        summed[index] = np.sum(convolution_matrix(indicator, image) * matrix)
+    return summed
+
+
+@CONVOLUTIONS
+@pytest.mark.parametrize("probes, terms", [(4, 6), (2, 3), (3, 1)])
+def test_the_series_of_least_squares_against_matrices(
+    ops, kernel, inverse_kernel, shape, probes, terms
+):
+    """Two terms exactly, the others through the probes that the generator gives."""
+    rule = LeastSquares(probes, terms, tolerance=1.0)
+    step = Step(ops, convolution(kernel, inverse_kernel, shape[2], rule), shape, volume=0.7)
+    w, r = (convolution_matrix(k, shape) for k in (step.p["W"], step.grads["R"]))
+    error = np.eye(len(w)) - r @ w
+    two = r + error @ r
+    rest = sum((np.linalg.matrix_power(error, k) @ r for k in range(2, terms + 1)), 0 * w)
+    nu = ops.random.rademacher(step.key, (probes, *shape), np.float64).reshape(probes, -1)
+    assert set(np.unique(nu)) == {-1.0, 1.0}
+    inverse = two + rest @ (nu.T @ nu) / probes
+    rows, deltas = step.x.reshape(ROWS, -1), step.dz.reshape(ROWS, -1)
+    expected = on_taps(deltas.T @ rows + 0.7 * inverse.T, step.p["W"].shape, shape)
+    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-10, atol=1e-11)
+    if terms > 1:
+        assert np.abs(on_taps(rest.T, step.p["W"].shape, shape)).max() > 1e-3
+
+
+def test_over_all_probes_the_mean_is_the_series(monkeypatch):
+    """All 2⁸ images of ±1 at once: no error of sampling is left."""
+    ops, shape = get_ops("numpy"), (2, 2, 2)
+    everything = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(float)
+    signs = everything.reshape(256, *shape)
+    monkeypatch.setattr(type(ops.random), "rademacher", lambda self, key, size, dtype: signs.copy())
+    rule = LeastSquares(256, 40, tolerance=1.0)
+    step = Step(ops, convolution((3, 3), (3, 3), 2, rule), shape)
+    w = convolution_matrix(step.p["W"], shape)
+    error = np.eye(8) - convolution_matrix(step.grads["R"], shape) @ w
+    assert 1e-3 < np.linalg.norm(error, 2) < 0.7
+    np.testing.assert_allclose(step.grads["W"], exact(step, ops)["W"], rtol=1e-9, atol=1e-10)
+
+
+@CONVOLUTIONS
+def test_w_is_pulled_where_the_error_is_above_the_tolerance(ops, kernel, inverse_kernel, shape):
+    at_rest, pulled = (
+        Step(ops, convolution(kernel, inverse_kernel, shape[2], LeastSquares(tolerance=t)), shape)
+        for t in (1.0, 1e-4)
+    )
+    w, r = (convolution_matrix(k, shape) for k in (at_rest.p["W"], at_rest.grads["R"]))
+    error = r @ w - np.eye(len(w))
+    relative = np.sum(error**2) / len(w)
+    assert relative > 1e-3
+    down = -2 * on_taps(r.T @ error, at_rest.p["W"].shape, shape)
+    expected = 10 * (relative - 1e-4) * down
+    found = pulled.grads["W"] - at_rest.grads["W"]
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "linear, shape, rule",
+    [
+        (Conv2d((1, 1), 3), (2, 3, 3), LeastSquares()),
+        (Conv2d((1, 1), 3), (2, 3, 3), Newton()),
+        (Dense(5), (5,), Newton()),
+        (Dense(5), (5,), Projection()),
+    ],
+    ids=str,
+)
+def test_at_the_inverse_the_gradient_is_the_exact_one(ops, linear, shape, rule):
+    """Least squares comes there by itself; the others stay."""
+    start = Step(ops, Linear(linear, rule), shape)
+    inverse = np.linalg.inv(start.p["W"])
+    params = start.p if isinstance(rule, LeastSquares) else {**start.p, "R": inverse}
+    step = Step(ops, Linear(linear, rule), shape, params)
+    np.testing.assert_allclose(step.grads["R"], inverse, rtol=1e-9, atol=1e-10)
+    for name, gradient in exact(step, ops).items():
+        np.testing.assert_allclose(step.grads[name], gradient, rtol=1e-9, atol=1e-10)
+    beside = {**params, "R": 1.1 * inverse, "W": 1.001 * params["W"]}
+    other = Step(ops, Linear(linear, rule), shape, beside).grads["W"]
+    assert np.abs(other - step.grads["W"]).max() > 1e-4
+
+
+# ---------------------------------------------------------------- parameters that are assigned
+
+
+@RUNS
+def test_the_optimiser_has_no_moments_of_what_rules_find(model):
+    trainer = make_trainer(get_ops("numpy"), model, **RECIPE)
+    found = sum(layer.assigns == ("R",) for _, layer in trainer.flow.layers)
+    assert found > 1
+    size = sum(e.stop - e.start for e in trainer.layout.entries if e.name == "R")
+    assert trainer.m.size == trainer.v.size == trainer.p.size - trainer.layout.assigned
+    assert size <= trainer.layout.assigned < size + 16 * found
+    assert {e.name for e in trainer.layout.climbing.entries} & {"R"} == set()
+
+
+def steps(trainer, numbers, side=8):
+    for step in numbers:
+        rng = RNG(step)
+        images = rng.integers(0, 256, (6, side, side, 1)).astype(np.uint8)
+        trainer.training_step(trainer.ops.asarray(images))
+    return trainer
+
+
+@RUNS
+def test_a_step_assigns_and_the_norm_is_of_the_rest(model):
+    trainer = steps(make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE), range(2))
+    for name, layer in trainer.flow.layers:
+        if layer.assigns:
+            np.testing.assert_array_equal(trainer.params[name]["R"], trainer.grads[name]["R"])
+    climbing = trainer.gradient[: trainer.layout.climbing.size]
+    assert trainer.metrics().gradient_norm == pytest.approx(np.linalg.norm(climbing), rel=1e-12)
+
+
+@RUNS
+def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, model):
+    ops = get_ops("numba")
+    whole = steps(make_trainer(ops, model, **RECIPE), range(5))
+    part = steps(make_trainer(ops, model, **RECIPE), range(3))
+    path = tmp_path / "part.safetensors"
+    save_checkpoint(path, part.checkpoint({}))
+    again = make_trainer(ops, model, **RECIPE)
+    again.restore(load_checkpoint(path, again.layout))
+    steps(again, range(3, 5))
+    for name in ("p", "m", "v"):
+        np.testing.assert_array_equal(host(again, name), host(whole, name))
+
+
+def test_a_recipe_in_a_run(tmp_path):
+    """Stopped after an epoch and gone on with, it is the run that nobody stopped."""
+    make = {"model": "conv", "dataset": small_dataset(side=8), **RECIPE}
+    whole, _ = run_training(tmp_path / "whole", **make)
+    run_training(tmp_path / "part", epochs=2, **make)
+    part, _ = run_training(tmp_path / "part", resume=True, **make)
+    assert without_time(part.read_metrics()) == without_time(whole.read_metrics())
+
+
+@pytest.mark.parametrize("model, layer", [("fc", "dense2"), ("conv", "conv3.3")])
+def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer):
+    trainer = make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE)
+    steps(trainer, range(1))
+    before = trainer.p.copy()
+    backward = trainer.flow.backward
+
+    def spoiled(ctx, params, caches, deltas, grads):
+        result = backward(ctx, params, caches, deltas, grads)
+        grads[layer]["R"].reshape(-1)[3] = np.nan  # W's gradient is not spoiled with it
+        return result
+
+    object.__setattr__(trainer.flow, "backward", spoiled)
+    with pytest.raises(DivergedError, match=f"step 2: the gradient of {layer}.R is not finite"):
+        steps(trainer, range(1, 2))
+    np.testing.assert_array_equal(trainer.p, before)
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_a_failed_step_assigns_nothing(model):
+    trainer = make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE)
+    steps(trainer, range(1))
+    before = host(trainer, "p").copy()
+    first = trainer.layout.entries[0]
+    assigned = trainer.p[trainer.layout.climbing.size :].copy()
+    trainer.p[first.start] = np.nan
+    with pytest.raises(DivergedError):
+        steps(trainer, range(1, 2))
+    np.testing.assert_array_equal(trainer.p[trainer.layout.climbing.size :], assigned)
+    np.testing.assert_array_equal(trainer.p[1:], before[1:])
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_the_recipe_fills_in_what_was_not_given():
+    filled = {model: small_config(model=model, **RECIPE) for model in ("fc", "conv", "glow-2l-4k")}
+    chosen = {
+        model: (config.inverse_update, config.inverse_kernel, config.bias_init, config.lam)
+        for model, config in filled.items()
+    }
+    assert chosen == {
+        "fc": ("projection", None, "data", 0.0),
+        "conv": ("least-squares", 5, "data", 0.0),
+        "glow-2l-4k": ("least-squares", None, "zero", 0.0),
+    }
+    assert small_config(model="conv", **RECIPE, inverse_kernel=3).inverse_kernel == 3
+    paper = small_config(model="conv")
+    assert (paper.inverse_update, paper.inverse_kernel, paper.bias_init) == (
+        "gradient",
+        None,
+        "zero",
+    )
+    assert TrainConfig.from_dict(filled["conv"].as_dict()) == filled["conv"]
+
+
+def test_the_forward_objective_has_a_lambda_of_its_own():
+    lam = {m: small_config(model=m, objective="forward").lam for m in ("fc", "conv", "glow-2l-4k")}
+    assert lam == {"fc": 0.1, "conv": 1.0, "glow-2l-4k": 100.0}
+    assert small_config(objective="forward", lam=0.3).lam == 0.3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lam": 0.5, **RECIPE}, "--lambda only has an effect with --inverse-update gradient"),
+        ({"objective": "forward", **RECIPE}, "--objective only has an effect with --inverse-up"),
+        ({"lambda_control": "geco", "inverse_update": "newton"}, "--lambda-control only has an"),
+        (
+            {"model": "conv", "inverse_depth": 2, **RECIPE},
+            "--inverse-depth only has an effect with",
+        ),
+        ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
+        ({"inverse_update": "newton", "model": "conv"}, "choose gradient or least-squares"),
+        ({"inverse_update": "least-squares"}, "choose gradient or projection or newton"),
+        ({"inverse_update": "newton", "model": "glow", "kernel": 5}, "needs --kernel 1"),
+        ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
+        ({"gradient": "exact", "inverse_update": "newton"}, "--inverse-update only has an effect"),
+        ({"model": "emerging", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(options, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        small_config(**options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "linear, rule, message",
+    [
+        (Conv2d((1, 1), 2), Projection(), "needs a dense layer"),
+        (Conv2d((3, 3), 2), Newton(), "needs dense layers or 1x1"),
+        (Dense(3), LeastSquares(), "needs single convolutions"),
+    ],
+)
+def test_a_rule_refuses_maps_that_it_is_not_for(linear, rule, message):
+    with pytest.raises(UsageError, match=message):
+        Linear(linear, rule)
+    Linear(linear, SelfNormalizing())
