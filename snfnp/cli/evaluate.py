@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snfnp.cli.shared import check_range, check_seed, open_run, run_parser, within_memory
 from snfnp.data import load_dataset
+from snfnp.diagnostics import Certificate, certificates
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -27,11 +28,19 @@ def main(argv: list[str], prog: str | None = None) -> None:
         help="images at once (default: 1000)",
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    parser.add_argument(
+        "--certify",
+        action="store_true",
+        help="also say of every learned inverse what is proved of it without a determinant: that W "
+        "and R are invertible, and by how much log|W| and -log|R| can differ",
+    )
     args = parser.parse_args(argv)
     check_range(args, "--batch-size", 1)
     check_seed(args)
 
     run = open_run(args)
+    # before the likelihood: it needs no determinant, and may be refused
+    proved = certificates(run.ops, run.flow, run.params) if args.certify else []
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
     images, likelihood = getattr(dataset, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
@@ -48,3 +57,27 @@ def main(argv: list[str], prog: str | None = None) -> None:
         print(f"{term:<24}{nats:>14.3f}{nats * bits:>12.4f}")
     print(f"{'log p(x)':<24}{-result.nll:>14.3f}{-result.bits_per_dimension:>12.4f}")
     print(f"NLL {result.nll:.3f} nats = {result.bits_per_dimension:.4f} bits/dim")
+    if proved:
+        print("\n" + _proof(proved))
+
+
+def _proof(proved: list[Certificate]) -> str:
+    """The certificates, a line for each layer, and what they say together."""
+    lines = ["of E = I - RW at every learned inverse, without a determinant:"]
+    lines.append(f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}")
+    for found in proved:
+        difference = found.difference
+        says = "none" if difference is None else f"{difference:.4g} nats"
+        lines.append(
+            f"{found.layer:<12}{found.lower:>12.4g}{found.upper:>12.4g}{found.trace:>12.4g}{says:>14}"
+        )
+    sure = [found.difference for found in proved if found.holds]
+    lines.append(
+        f"proved for {len(sure)} of {len(proved)} layers: W and R are invertible, and at the same "
+        "z the two log-densities of Eq. 3 differ by at most as many nats"
+    )
+    if len(sure) < len(proved):
+        lines.append("none: ρ < 1 is not proved there, so nothing is known without a determinant")
+    elif len(sure) > 1:
+        lines.append(f"all layers together: at most {sum(sure):.4g} nats")
+    return "\n".join(lines)
