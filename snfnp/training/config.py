@@ -1,8 +1,8 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
 An option is one field of `TrainConfig`, with everything that the rest of the package needs to know
-about it; those of the model and of the way in which it learns are in `method.py` and
-`recipes.py`, those of λ's controllers in `control.py`. What a model needs or cannot do is in its preset
+about it; those of the model and of the way in which it learns are in `method.py` and `recipes.py`,
+those of λ's controllers in `control.py`. What a model needs or cannot do is in its preset
 (`snfnp.models.PRESETS`).
 """
 
