@@ -1,6 +1,6 @@
 """Convolutions one after the other: an inverse of several layers (paper, sections 5.1 and A.4).
 
-Derivation: derivations/08-asymmetric-kernels.md.
+Derivation: derivations/22-inverse-of-several-layers.md.
 """
 
 from __future__ import annotations
