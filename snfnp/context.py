@@ -15,6 +15,11 @@ from snfnp.ops import RandomKey
 _FIRST_STREAM, _STREAMS = 16, 16
 
 
+def layer_key(key: RandomKey, place: int, purpose: int = 0) -> RandomKey:
+    """Where the place-th layer of a flow reads its random numbers; purpose: 0, 1, … 15."""
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * place + purpose)
+
+
 @dataclass(frozen=True)
 class Collected:
     """Where a backward pass puts what the controllers of λ follow, of each layer for itself.
@@ -103,8 +108,7 @@ class BackwardContext:
 
     def key(self, purpose: int = 0) -> RandomKey:
         """Where this layer reads its random numbers in this step; purpose: 0, 1, … 15."""
-        stream = _FIRST_STREAM + _STREAMS * self._place + purpose
-        return self._key._replace(stream=stream)
+        return layer_key(self._key, self._place, purpose)
 
     @property
     def state(self) -> dict:

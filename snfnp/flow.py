@@ -12,8 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from snfnp.context import layer_key
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Preprocess
+from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 
 
@@ -153,8 +155,10 @@ class Flow:
         first, *rest = map(ops.density.gaussian_log_density, reversed(latents))
         return sum(rest, start=first)
 
-    def forward(self, ops, params, x, recompute: bool = False):
+    def forward(self, ops, params, x, recompute: bool = False, key: RandomKey | None = None):
         """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
+
+        key: that of a training step, whose random numbers layers may use (`Layer.perturb`).
 
         recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` then computes
         their inputs from their outputs, and the caches from those, layer by layer: about two more
@@ -163,8 +167,10 @@ class Flow:
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
-        for name, layer in self.layers:
+        for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
+            if key is not None:
+                x = layer.perturb(ops, params[name], x, cache, layer_key(key, place))
             if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
                 ldjs.append(layer_ldj)
             if name in splits:

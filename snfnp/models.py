@@ -32,6 +32,7 @@ from snfnp.rules import (
     Relative,
     Rule,
     SelfNormalizing,
+    Variational,
 )
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
@@ -104,13 +105,21 @@ class Preset:
 
 
 def make_rule(
-    gradient: str, objective: str, relative_bias: str, inverse_update: str = "gradient"
+    gradient: str,
+    objective: str,
+    relative_bias: str,
+    inverse_update: str = "gradient",
+    sigma: float | None = None,
+    noise_vectors: int | None = None,
 ) -> Rule:
-    """The rule behind a `--gradient` name, and an `--inverse-update`."""
+    """The rule behind a `--gradient` name, and an `--inverse-update`; sigma, noise_vectors: of the
+    variational objective."""
+    if gradient == "self-normalizing" and inverse_update != "gradient":
+        return _RULES[inverse_update]()
+    if gradient == "self-normalizing" and objective == "variational":
+        return Variational(sigma, noise_vectors)
     if gradient == "self-normalizing":
-        return (
-            SelfNormalizing(objective) if inverse_update == "gradient" else _RULES[inverse_update]()
-        )
+        return SelfNormalizing(objective)
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":

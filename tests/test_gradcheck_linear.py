@@ -13,7 +13,7 @@ from snfnp.gradcheck import GradientError, check_map, check_rule
 from snfnp.gradcheck.catalogue import catalogue
 from snfnp.layers import Layer, Parameterless, Preprocess
 from snfnp.maps import Conv2d, Dense
-from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.rules import Exact, Relative, SelfNormalizing, Variational
 
 D = 4
 
@@ -321,7 +321,7 @@ def test_the_catalogue_is_complete():
         snfnp.maps.Map,
         snfnp.maps.WeightGradient,
     }
-    assert checked == expected | {SelfNormalizing, Exact, Relative}
+    assert checked == expected | {SelfNormalizing, Exact, Relative, Variational}
     names = [(check.kind, check.name) for check in catalogue()]
     assert len(set(names)) == len(names)
 

@@ -15,7 +15,7 @@ FLOORS = (
     {"scripts", "__main__"},
     {"cli"},
     {"training"},
-    {"likelihood", "diagnostics", "gradcheck", "models", "data"},
+    {"likelihood", "diagnostics", "gradcheck", "models", "data", "variational"},
     {"flow"},
     {"layers"},
     {"rules"},

@@ -83,6 +83,7 @@ LEARNING = [
 ] + [
     ("conv", "self-normalizing", change) for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
 ]
+LEARNING += [(model, "self-normalizing", {"objective": "variational"}) for model in ("fc", "conv")]
 RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
 EXACT = [
     (model, gradient, {})

@@ -19,6 +19,7 @@ from snfnp.gradcheck.differences import (
 from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
 from snfnp.gradcheck.linear import check_map, check_rule
+from snfnp.gradcheck.variational import check_variational
 
 __all__ = [
     "GradientError",
@@ -30,6 +31,7 @@ __all__ = [
     "check_layer",
     "check_map",
     "check_rule",
+    "check_variational",
     "convergence",
     "frozen_bar_scalar",
     "measure_gradient",

@@ -15,6 +15,7 @@ import numpy as np
 from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
+from snfnp.gradcheck.variational import check_variational
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
@@ -29,7 +30,7 @@ from snfnp.layers import (
     Squeeze,
 )
 from snfnp.maps import Chain, Conv2d, Dense
-from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.rules import Exact, Relative, SelfNormalizing, Variational
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Check:
 
 def catalogue() -> list[Check]:
     """All checks, layers first."""
-    return [*_layers(), *_jvps(), *_rules(), *_maps()]
+    return [*_layers(), *_jvps(), *_rules(), *_variational(), *_maps()]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -157,6 +158,23 @@ def _rules():
             )
             for name, rule in rules
         ),
+    ]
+
+
+def _variational():
+    rule, larger = Variational(0.6, vectors=2), {"inverse_map": Conv2d((5, 5), 2)}
+    chain = {"inverse_map": Chain(Conv2d((3, 3), 2), 2)}
+    cases = [
+        ("dense", Dense(5), (5,), {}),
+        ("dense, R = W⁻¹", Dense(5), (5,), {"inverted": True}),
+        ("conv 1x1, R = W⁻¹", Conv2d((1, 1), 3), (2, 3, 3), {"inverted": True}),
+        ("conv 3x3", Conv2d((3, 3), 2), (4, 3, 2), {}),
+        ("conv 3x3, inverse 5x5", Conv2d((3, 3), 2), (3, 4, 2), larger),
+        ("conv 3x3, inverse of two 3x3", Conv2d((3, 3), 2), (3, 4, 2), chain),
+    ]
+    return [
+        Check("rule", f"variational, {name}", partial(check_variational, rule, each, shape, **more))
+        for name, each, shape, more in cases
     ]
 
 

@@ -83,6 +83,12 @@ class Layer:
         """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
         raise NotImplementedError
 
+    def perturb(self, ops, p, z, cache, key):
+        """What a training step passes on in place of z, `forward`'s result: with noise, where the
+        layer's rule has some. What `backward` needs of it goes into the cache. key: of the random
+        numbers (`snfnp.ops.RandomKey`)."""
+        return z
+
     def inverse(self, ops, p, z):
         """z -> x: the learned inverse where there is one, the exact one elsewhere."""
         raise NotImplementedError

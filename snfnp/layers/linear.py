@@ -123,6 +123,13 @@ class Linear(Layer):
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
 
+    def perturb(self, ops, p, z, cache, key):
+        """z as the rule passes it on in training (`Rule.perturb`)."""
+        z, noise = self.rule.perturb(ops, f=self.map, p=p, x=cache["x"], z=z, key=key)
+        if noise is not None:
+            cache["noise"] = noise
+        return z
+
     def inverse(self, ops, p, z):
         """x ≈ T(R)(z − b): the learned inverse, one pass."""
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
@@ -142,7 +149,8 @@ class Linear(Layer):
         x, z0 = cache["x"], cache["z0"]
         if self.learns_inverse:
             ctx.meets(x)
-        return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
+        given = {"noise": cache["noise"]} if "noise" in cache else {}
+        return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads, **given)
 
     def jvp(self, ops, p, cache, dx):
         """T(W) ẋ: the Jacobian of a linear map is its matrix."""

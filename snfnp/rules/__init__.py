@@ -7,6 +7,7 @@ from snfnp.rules.newton import Newton
 from snfnp.rules.projection import Projection
 from snfnp.rules.relative import Relative
 from snfnp.rules.self_normalizing import SelfNormalizing
+from snfnp.rules.variational import Variational
 
 __all__ = [
     "Exact",
@@ -16,4 +17,5 @@ __all__ = [
     "Relative",
     "Rule",
     "SelfNormalizing",
+    "Variational",
 ]

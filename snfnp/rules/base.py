@@ -38,6 +38,12 @@ class Rule:
         at the start, in checkpoints. `backward` finds it in `ctx.state` and overwrites it."""
         return {}
 
+    def perturb(self, ops, *, f, p, x, z, key):
+        """What a training step passes on in place of z = T(W) x + b (by default z), and the noise
+        in it, which `backward` then gets as `noise` (None: there is none). key: the seed and step
+        of the random numbers, `snfnp.ops.RandomKey`."""
+        return z, None
+
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
         """δ_x; the gradients of W, R and b (next values of `assigns`) into `grads`."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.evaluation import Evaluator
+from snfnp.training.options import FREE_LAMBDA
 from snfnp.training.progress import Clock
 from snfnp.training.run import RunFolder, mark_of
 from snfnp.training.trainer import Trainer
@@ -154,6 +155,7 @@ class Checkpointer:
         ways = [f"from {where} with --rollback {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
-        free = self.config.rule.has_lambda and not self.config.controller
+        config = self.config
+        free = not config.controller and all(holds(config) for holds, _ in FREE_LAMBDA)
         also = "a larger --lambda or " if free else ""
         return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

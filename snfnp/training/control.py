@@ -12,7 +12,7 @@ import numpy as np
 from snfnp.context import Collected
 from snfnp.errors import UsageError
 from snfnp.ops.step.control import CONTROLLERS, ROWS, Controller, Row
-from snfnp.training.options import HAS_LAMBDA, NOT_NEGATIVE, POSITIVE, option
+from snfnp.training.options import FREE_LAMBDA, NOT_NEGATIVE, POSITIVE, option
 
 STATE = "control"  # what the controllers' state is called among what layers keep
 _FRACTION = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
@@ -59,7 +59,7 @@ class ControlOptions:
         "stays below --tolerance: geco (Rezende & Viola 2018, the paper's A.5), mdmm (Platt & Barr "
         "1988) or nu-pi (Sohrabi et al. 2024); --lambda is then where it starts",
         choices=("fixed", *CONTROLLERS),
-        effect=HAS_LAMBDA,
+        effect=FREE_LAMBDA,
     )
     lambda_sharing: str = option(
         "layer",

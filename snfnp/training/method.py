@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from snfnp.data import DATA_SETS
 from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset, make_rule
 from snfnp.rules import Rule
+from snfnp.rules.variational import LARGEST, SMALLEST
 from snfnp.training.options import (
     AT_LEAST_1,
+    FREE_LAMBDA,
     HAS_LAMBDA,
     LEARNS,
     NOT_NEGATIVE,
@@ -22,12 +25,21 @@ from snfnp.training.options import (
 )
 from snfnp.training.recipes import by_recipe
 
+VARIATIONAL = (lambda config: config.objective == "variational", "--objective variational")
+
+
+def _where_variational(value):
+    """What fills an option of the variational objective."""
+    return lambda config: value(config) if VARIATIONAL[0](config) else None
+
 
 def _usual_lam(config) -> float:
-    """The preset's λ, for the objective that has it; 0 where there is no λ."""
+    """The preset's λ, for the objective that has it, or σ's; 0 where there is no λ."""
     preset, rule = config.preset, config.rule
     if not rule.has_lambda:
         return 0.0
+    if VARIATIONAL[0](config):
+        return rule.lam
     forward = rule.objective == "forward" and preset.lam_forward is not None
     return preset.lam_forward if forward else preset.lam
 
@@ -55,9 +67,26 @@ class MethodOptions:
     objective: str = option(
         "mixture",
         "self-normalizing only: the paper's mixture of both densities (Eq. 3), or the forward "
-        "density alone, where R learns from the reconstruction error only",
-        choices=("mixture", "forward"),
+        "density alone, where R learns from the reconstruction error only, or the variational "
+        "bound of A.4, where x and its code are a --sigma apart",
+        choices=("mixture", "forward", "variational"),
         effect=HAS_LAMBDA,
+    )
+    sigma: float | None = option(
+        None,
+        "variational only: σ, the noise of encoder and decoder in every linear layer; λ is "
+        "1/(2σ²) (default: the σ whose λ is the preset's)",
+        must=(lambda value: SMALLEST <= value <= LARGEST, f"from {SMALLEST:g} to {LARGEST:g}"),
+        fill=_where_variational(lambda config: 1 / math.sqrt(2 * config.preset.lam)),
+        effect=(VARIATIONAL,),
+    )
+    noise_vectors: int | None = option(
+        None,
+        "variational only: how many noise vectors a layer draws in a step; the images of a batch "
+        "share them (default: 8)",
+        must=AT_LEAST_1,
+        fill=_where_variational(lambda config: 8),
+        effect=(VARIATIONAL,),
     )
     relative_bias: str = option(
         "plain",
@@ -94,7 +123,7 @@ class MethodOptions:
         flag="--lambda",
         must=NOT_NEGATIVE,
         fill=_usual_lam,
-        effect=HAS_LAMBDA,
+        effect=FREE_LAMBDA,
         changeable=True,
     )
     init: str = option(
@@ -134,6 +163,7 @@ class MethodOptions:
     @property
     def rule(self) -> Rule:
         names = ("gradient", "objective", "relative_bias", "inverse_update")
+        names += ("sigma", "noise_vectors")
         return make_rule(**{name: self.chosen(name) for name in names})
 
     def chosen(self, name: str):

@@ -19,6 +19,13 @@ HAS_LAMBDA = (
     LEARNS,
     (lambda config: config.rule.has_lambda, "--inverse-update gradient"),
 )
+FREE_LAMBDA = (
+    *HAS_LAMBDA,
+    (
+        lambda config: config.objective != "variational",
+        "--objective mixture or forward (in the variational one σ decides λ)",
+    ),
+)
 
 
 def odd(smallest: int) -> tuple[Callable, str]:

@@ -160,10 +160,10 @@ class Trainer:
         if self.multipliers:
             lam, collected = self.multipliers.lam, self.multipliers.collected
         x, ldj = self._encode(images, scalars.step)
-        latents, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute)
+        key = RandomKey(self.config.seed, 0, scalars.step)
+        latents, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute, key)
         self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
         weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
-        key = RandomKey(self.config.seed, 0, scalars.step)
         ctx = BackwardContext(ops, weights, lam, self.states, key, collected)
         if not ops.peek(self.log.failed):
             flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)

@@ -1,0 +1,98 @@
+"""The variational rule: f and g as encoder and decoder of a small Gaussian noise (paper, A.4).
+
+Derivation: derivations/19-variational.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.rules.base import Rule
+from snfnp.rules.self_normalizing import SelfNormalizing
+
+SMALLEST, LARGEST = 1e-6, 1e6  # of σ: λ = 1/(2σ²) stays far from what a float can hold
+_FORWARD = SelfNormalizing("forward")
+
+
+class Noise(NamedTuple):
+    """ν (P, ...), of which samples take shares, and T(W) ν."""
+
+    nu: object
+    moved: object
+
+
+@dataclass(frozen=True)
+class Variational(Rule):
+    """q(z|x) = N(f(x), σ² T(W) T(W)ᵀ) and p(x|z) = N(g(z), σ² I) in every linear layer. O(N D²).
+
+    A training step passes on z = f(x + σε), and ascends
+
+        log p^f − Σ_n ‖T(R) T(W) x_n − x_n‖² / (2σ²N) − ½ ‖T(R) T(W)‖²_F
+
+    which is the `forward` objective at λ = 1/(2σ²) and one term more. ctx.lam is to be `lam`.
+    vectors: P, how many ε are drawn in a step. Samples share them in turn, the first of each pair
+    ε, the second −ε, so that the products with them cost P rows and not N; ½ ‖T(R) T(W) ν‖²,
+    averaged over the same P, has the last term for its expectation.
+    """
+
+    sigma: float
+    vectors: int = 8
+    learns_inverse: ClassVar[bool] = True
+    has_lambda: ClassVar[bool] = True
+    objective: ClassVar[str] = "variational"
+
+    def __post_init__(self):
+        if not SMALLEST <= self.sigma <= LARGEST:
+            raise UsageError(
+                f"sigma is {self.sigma:g}: it must be positive, from {SMALLEST:g} to {LARGEST:g}"
+            )
+        if self.vectors < 1:
+            raise UsageError(f"noise_vectors is {self.vectors}: it must be at least 1")
+
+    @property
+    def lam(self) -> float:
+        """1/(2σ²): the weight of the reconstruction error."""
+        return 1 / (2 * self.sigma**2)
+
+    def perturb(self, ops, *, f, p, x, z, key):
+        """z + σ T(W) ε, which is f(x + σε), and the noise."""
+        nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
+        moved = f.apply(ops, p["W"], nu)
+        shares = _shares(len(x), self.vectors, self.sigma)
+        step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
+        return z + step.reshape(z.shape), Noise(nu, moved)
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads, noise=None):
+        """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
+
+            G_W += (Sᵀ δ_z − T(R)ᵀ E / P) ⋆ ν        G_R += −E / P ⋆ T(W) ν
+
+        S are the shares: Sᵀ δ_z ⋆ ν = Σ_n δ_z,n ⋆ σε_n, what the noise in x adds to δ_z ⋆ x.
+        """
+        dx = _FORWARD.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
+        if noise is None:
+            return dx
+        ops, w, r, (nu, moved) = ctx.ops, p["W"], p["R"], noise
+        each = -1 / self.vectors
+        error = g.apply(ops, r, moved)
+        shares = _shares(len(dz), self.vectors, self.sigma)
+        taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
+        delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
+        f.weight_grad(ops, delta, nu, out=grads["W"], add=True)
+        for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
+            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+        return dx
+
+
+@cache
+def _shares(samples: int, vectors: int, sigma: float) -> np.ndarray:
+    """S (N, P): the noise of sample n is Σ_p S_np ν_p. ±σ in one place of a row, 0 elsewhere."""
+    shares, n = np.zeros((samples, vectors)), np.arange(samples)
+    shares[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
+    shares.flags.writeable = False
+    return shares

@@ -1,0 +1,319 @@
+"""The variational objective (A.4): closed forms of a linear map, the bound, options and runs."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from support.gradients import layer_backward, moved
+from support.trainers import host, make_trainer, run_training, without_time
+from test_rules import RTOL, check_flow, log_normal, mean_log_likelihood, two_layers
+
+from snfnp.context import BackwardContext
+from snfnp.errors import UsageError
+from snfnp.gradcheck import GradientError, check_gradient, check_variational
+from snfnp.layers import Linear
+from snfnp.maps import Conv2d, Dense
+from snfnp.ops import RandomKey
+from snfnp.rules import SelfNormalizing, Variational
+from snfnp.rules.variational import Noise
+from snfnp.training.config import TrainConfig
+from snfnp.variational import variational_bound
+
+D, SIGMA = 4, 0.6
+KEY = RandomKey(3, 16, 5)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def spread(rng):
+    """Inputs (5, D) with mean 0, and their covariance."""
+    x = rng.standard_normal((5, D)) @ (np.eye(D) + 0.4 * rng.standard_normal((D, D)))
+    x -= x.mean(axis=0)
+    return x, x.T @ x / len(x)
+
+
+# ---------------------------------------------------------------- expectations, exactly
+
+
+class EveryDirection(Variational):
+    """P = D vectors ν = √D e_i: of second moments they have the mean that Gaussian ones have, and
+    with both signs of every one so do the samples' gradients, which are quadratic in ε."""
+
+    def perturb(self, ops, *, f, p, x, z, key):
+        nu = np.sqrt(D) * np.eye(D)
+        n = np.arange(len(x))
+        signs = self.sigma * (-1.0) ** n
+        return z + signs[:, None] * (nu @ p["W"].T)[n // 2 % D], Noise(nu, nu @ p["W"].T)
+
+
+def expected_gradients(ops, p, x, sigma=SIGMA):
+    """The gradients for the rows x and a Gaussian base density, averaged over all noise."""
+    layer = Linear(Dense(D), EveryDirection(sigma, D))
+    every = np.repeat(x, 2 * D, axis=0)  # each row with every vector and either sign
+    z, _, cache = layer.forward(ops, p, every)
+    z = layer.perturb(ops, p, z, cache, KEY)
+    dx, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
+    return grads
+
+
+def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
+    """The forward objective at λ = 1/(2σ²), the term −½‖RW‖²_F of the decoder, and −½σ²‖W‖²_F,
+    which is what noise does to the base density: E log N(z + σWε) = log N(z) − ½σ²‖W‖²_F."""
+    x, _ = spread(rng)
+    p = {"W": rng.standard_normal((D, D)), "R": rng.standard_normal((D, D)), "b": x[0]}
+    found = expected_gradients(ops, p, x)
+    forward = Linear(Dense(D), SelfNormalizing("forward"))
+    z, _, cache = forward.forward(ops, p, x)
+    _, expected, _ = layer_backward(ops, forward, p, cache, -z / len(z), lam=1 / (2 * SIGMA**2))
+    rw = p["R"] @ p["W"]
+    expected["W"] -= p["R"].T @ rw + SIGMA**2 * p["W"]
+    expected["R"] -= rw @ p["W"].T
+    for name, gradient in expected.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-13 * scale)
+
+
+def test_the_fixed_point_of_a_linear_map(ops, rng):
+    """With inputs of covariance S: RW = S (S + σ²)⁻¹, Wiener's filter, and R Rᵀ = S."""
+    x, s = spread(rng)
+    values, vectors = np.linalg.eigh(s)
+    root = vectors * np.sqrt(values) @ vectors.T
+    turn = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    w = turn @ root @ np.linalg.inv(s + SIGMA**2 * np.eye(D))
+    p = {"W": w, "R": root @ turn.T, "b": np.zeros(D)}
+    for name, gradient in expected_gradients(ops, p, x).items():
+        np.testing.assert_allclose(gradient, 0, atol=1e-12, err_msg=name)
+    assert np.abs(expected_gradients(ops, {**p, "R": 1.01 * p["R"]}, x)["R"]).max() > 1e-3
+    assert np.abs(expected_gradients(ops, p, x, sigma=1.01 * SIGMA)["W"]).max() > 1e-3
+
+
+def test_draws_have_these_expectations(ops, rng):
+    """The mean over many keys comes to the closed form as fast as it must."""
+    x, _ = spread(rng)
+    p = {"W": rng.standard_normal((D, D)), "R": rng.standard_normal((D, D)), "b": x[0]}
+    expected, layer = expected_gradients(ops, p, x), Linear(Dense(D), Variational(SIGMA, 3))
+    draws = []
+    for step in range(2000):
+        z, _, cache = layer.forward(ops, p, x)
+        z = layer.perturb(ops, p, z, cache, KEY._replace(step=step))
+        _, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
+        draws.append(np.concatenate([grads[name].ravel() for name in p]))
+    mean, deviation = np.mean(draws, axis=0), np.std(draws, axis=0) / np.sqrt(len(draws))
+    off = (mean - np.concatenate([expected[name].ravel() for name in p])) / deviation
+    assert np.abs(off).max() < 4.5  # of 36 normal numbers: one in 4,000 draws of all is beyond
+    assert 0.7 < np.sqrt(np.mean(off**2)) < 1.3
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def add_noise_of_x(rule, ctx, f, dz, noise, out, sign=1):
+    """out += ± δ_z ⋆ σε."""
+    n = np.arange(len(dz))
+    signs = (sign * rule.sigma * (-1.0) ** n).reshape(-1, *[1] * (dz.ndim - 1))
+    f.weight_grad(ctx.ops, dz, signs * noise.nu[n // 2 % rule.vectors], out=out, add=True)
+
+
+class WithoutItsTerm(Variational):
+    """λ = 1/(2σ²) and noise, but no ½‖T(R)T(W)‖²."""
+
+    def backward(self, ctx, *, noise, **given):
+        dx = super().backward(ctx, **given)
+        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, given["grads"]["W"])
+        return dx
+
+
+class WithoutTheNoiseOfX(Variational):
+    """δ_z ⋆ x where δ_z ⋆ (x + σε) belongs."""
+
+    def backward(self, ctx, *, noise, **given):
+        dx = super().backward(ctx, noise=noise, **given)
+        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, given["grads"]["W"], -1)
+        return dx
+
+
+@pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), (Conv2d((3, 3), 2), (3, 4, 2))])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (WithoutItsTerm(SIGMA, 2), "^W, direction"),
+        (WithoutTheNoiseOfX(SIGMA, 2), "^W, direction"),
+    ],
+    ids=["term", "noise"],
+)
+def test_a_wrong_rule_is_caught(ops, wrong, message, linear_map, shape):
+    check_variational(Variational(SIGMA, 2), linear_map, shape, ops=ops)
+    with pytest.raises(GradientError, match=message):
+        check_variational(wrong, linear_map, shape, ops=ops)
+
+
+class NoNoise(Variational):
+    def perturb(self, ops, *, z, **given):
+        return z, super().perturb(ops, z=z, **given)[1]
+
+
+def test_noise_that_is_not_that_of_the_cache_is_caught(ops):
+    with pytest.raises(GradientError, match="^z is not f"):
+        check_variational(NoNoise(SIGMA), Dense(D), (D,), ops=ops)
+
+
+def test_noise_does_not_widen_single_precision(ops):
+    layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
+    p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
+    z, _, cache = layer.forward(ops, p, x)
+    arrays = (layer.perturb(ops, p, z, cache, KEY), *cache["noise"])
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+def variational_flow(rng, sigma=SIGMA, inverted=False):
+    flow = two_layers(Variational(sigma, 2), D)
+    params = moved(flow.init(0), rng, 0.2)
+    if inverted:
+        for name in ("dense1", "dense2"):
+            params[name]["R"] = np.linalg.inv(params[name]["W"])
+    return flow, params
+
+
+def noise_of(ops, place, step=KEY.step):
+    """The vectors that a layer of `variational_flow` draws. Of the generator's streams 16 are for
+    what there is once in a step, and then 16 for each layer."""
+    return ops.random.normal(KEY._replace(stream=16 + 16 * place, step=step), (2, D), np.float64)
+
+
+def plain_bound(ops, params, x):
+    """The mean of the bound over x, sample by sample."""
+    total, h = 0.0, x
+    for place, name in ((0, "dense1"), (2, "dense2")):
+        w, r, nu = params[name]["W"], params[name]["R"], noise_of(ops, place)
+        total += np.linalg.slogdet(w)[1] + D / 2
+        total -= np.mean([np.sum((r @ w @ row - row) ** 2) for row in h]) / (2 * SIGMA**2)
+        total -= np.mean([np.sum((r @ w @ each) ** 2) for each in nu]) / 2
+        noisy = [row + SIGMA * (-1) ** n * nu[n // 2 % 2] for n, row in enumerate(h)]
+        h = np.array([w @ row + params[name]["b"] for row in noisy])
+        if place == 0:
+            total += np.mean(np.sum(np.log(0.3 + 0.7 / (1 + np.exp(-h))), axis=1))
+            h = 0.3 * h + 0.7 * np.log(1 + np.exp(h))
+    return float(total + np.mean(log_normal(h)))
+
+
+def trained_gradients(ops, flow, params, x, lam):
+    """What a training step computes for the rows x."""
+    latents, _, caches = flow.forward(ops, params, x, key=KEY)
+    grads = {
+        k: {n: np.full_like(v, np.nan) for n, v in named.items()} for k, named in params.items()
+    }
+    ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
+    dx = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+    return dx, grads
+
+
+def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
+    """Where R = W⁻¹, R stands for nothing else, and what holding h loses is 0: the gradient of the
+    bound, end to end."""
+    flow, params = variational_flow(rng, inverted=True)
+    x = rng.standard_normal((6, D))
+    dx, grads = trained_gradients(ops, flow, params, x, 1 / (2 * SIGMA**2))
+    check_flow(lambda p: plain_bound(ops, p, x), params, grads, rng)
+    check_gradient(lambda v: plain_bound(ops, params, v), x, dx, rng=rng, rtol=RTOL)
+
+
+def test_the_bound_comes_to_the_likelihood_with_sigma(ops, rng):
+    """R = W⁻¹: the difference falls as σ². What is linear in the noise cancels, as every input is
+    there with either sign of it, and ½ (D − ‖RWν‖²), whose mean is 0, has nothing to do with x."""
+    x = np.repeat(rng.standard_normal((3, D)), 2, axis=0)
+    drawn = sum(D - np.sum(noise_of(ops, place) ** 2) / 2 for place in (0, 2)) / 2
+    gaps = []
+    for sigma in (0.1, 0.01, 0.001):
+        flow, params = variational_flow(np.random.default_rng(1), sigma, inverted=True)
+        bound = variational_bound(ops, flow, params, x, KEY).mean()
+        gaps.append(float(bound - drawn - mean_log_likelihood(params, x)))
+    np.testing.assert_allclose(np.array(gaps[:-1]) / gaps[1:], 100, rtol=0.05)
+    assert gaps[0] < -1e-2
+
+
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sigma": 0.0}, "sigma is 0: it must be positive"),
+        ({"sigma": -1.0}, "sigma is -1: it must be positive"),
+        ({"sigma": float("nan")}, "sigma is nan: it must be positive"),
+        ({"sigma": 1e-9}, "sigma is 1e-09: it must be positive, from 1e-06 to 1e"),
+        ({"noise_vectors": 0}, "noise_vectors is 0: it must be at least 1"),
+        ({"lam": 3.0}, "--lambda only has an effect with --objective mixture or forward"),
+        ({"lambda_control": "geco"}, "--lambda-control only has an effect with --objective mixt"),
+        ({"gradient": "exact"}, "--objective only has an effect with --gradient self-norm"),
+        ({"objective": "forward", "sigma": 0.5}, "--sigma only has an effect with --objective va"),
+        ({"objective": "mixture", "noise_vectors": 4}, "--noise-vectors only has an effect with"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(changes, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        TrainConfig(**{"objective": "variational", **changes}).resolve(1000)
+    assert "\n" not in str(caught.value)
+
+
+def test_lambda_follows_from_sigma():
+    given = TrainConfig(objective="variational", sigma=0.1).resolve(1000)
+    assert given.lam == pytest.approx(50, rel=1e-15) and given.noise_vectors == 8
+    assert given.rule == Variational(0.1, 8)
+    for model, lam in (("fc", 1), ("glow", 100)):
+        assert TrainConfig(model=model, objective="variational").resolve(1000).lam == (
+            pytest.approx(lam, rel=1e-15)
+        )
+
+
+# ---------------------------------------------------------------- steps and runs
+
+VARIATIONAL = {"objective": "variational", "sigma": 0.5}
+make_trainer = partial(make_trainer, **VARIATIONAL)
+
+
+def test_evaluation_has_no_noise(ops):
+    trainer = make_trainer(ops, dtype="float64")
+    plain = make_trainer(ops, dtype="float64", objective="forward", sigma=None)
+    images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
+    found, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
+    assert found == expected
+
+
+def test_steps_draw_new_noise_and_their_logs_leave_it_out(ops):
+    """The same images, seed and parameters at another step: another gradient. What is logged as the
+    reconstruction error is the layers' own, without noise of their own."""
+    trainer = make_trainer(ops, dtype="float64")
+    images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
+    gradients = []
+    for step in (0, 0, 1):
+        trainer._scalars.set(step, 0.0, trainer.lam)
+        trainer._compute_gradient(images)
+        gradients.append(host(trainer, "gradient").copy())
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+    assert np.abs(gradients[2] - gradients[0]).max() > 1e-3
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    whole, _ = run_training(tmp_path / "whole", **VARIATIONAL)
+    run_training(tmp_path / "part", **VARIATIONAL, epochs=2)
+    part, _ = run_training(tmp_path / "part", resume=True, **VARIATIONAL)
+    states = [safetensors.numpy.load_file(run.last) for run in (whole, part)]
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(states[1][name], array, err_msg=name)
+    assert without_time(part.read_metrics()) == without_time(whole.read_metrics())
+    config = json.loads(whole.config_file.read_text())["config"]
+    assert (config["objective"], config["sigma"], config["lam"]) == ("variational", 0.5, 2.0)
+
+
+def test_a_resumed_run_keeps_its_sigma():
+    config = TrainConfig(**VARIATIONAL).resolve(100)
+    with pytest.raises(UsageError, match=r"sigma = 0\.5: it cannot go on with 0\.25"):
+        config.resumed({"sigma": 0.25}, Path("run"))
+    with pytest.raises(UsageError, match="--lambda only has an effect with"):
+        config.resumed({"lam": 3.0}, Path("run")).resolve(100)
