@@ -152,6 +152,7 @@ INTERRUPTED = [
     ("angle.py", "safetensors", "KeyboardInterrupt"),
     ("benchmark.py", "numpy", "KeyboardInterrupt"),
     ("check_gradients.py", "numpy", "KeyboardInterrupt"),
+    ("compare_runs.py", "safetensors", "KeyboardInterrupt"),
     ("train_mnist.py", "tqdm", "KeyboardInterrupt"),
     ("train_cifar10.py", "numpy", "KeyboardInterrupt"),
     ("train_imagenet32.py", "numpy", "KeyboardInterrupt"),

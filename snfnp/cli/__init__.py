@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "print the likelihood of a run, term by term",
     "sample": "draw samples from a run and write them as a picture",
     "angle": "print how far a run's gradient is from the exact one",
+    "compare": "print runs beside each other, and draw them in one picture",
     "check": "check every gradient by finite differences",
 }
 

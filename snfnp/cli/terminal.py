@@ -28,6 +28,12 @@ PLAIN = {
     "⁻": "^-",
     "¹": "1",
     "α": "alpha",
+    "κ": "kappa",
+    "ν": "nu",
+    "η": "eta",
+    "μ": "mu",
+    "ρ": "rho",
+    "σ": "sigma",
 }
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"

@@ -147,6 +147,33 @@ def _draw_row(axis, x, row: Row, color: str) -> None:
         axis.set_yscale("log")
 
 
+# The figures of a run's metrics that a comparison draws: the x of both panels, then their y.
+COMPARED = ("epoch", "seconds", "validation_nll_nats")
+
+
+def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
+    """Runs in one picture, by name, against epochs and against training seconds.
+
+    The first evaluations, far above all others, are left out where they would flatten the rest.
+    """
+    *columns, y = COMPARED
+    figure, axes = plt.subplots(1, len(columns), figsize=(11, 4.6), sharey=True)
+    for axis, x in zip(axes, columns, strict=True):
+        for name, figures in lines.items():
+            few = len(figures[x]) < 50
+            axis.plot(figures[x], figures[y], marker="." if few else None, label=name, linewidth=1)
+        axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
+        axis.grid(alpha=0.3)
+    lowest = min(min(figures[y]) for figures in lines.values())
+    settled = max(figures[y][len(figures[y]) // 5] for figures in lines.values())
+    if settled > lowest:
+        axes[0].set_ylim(lowest - 0.05 * (settled - lowest), settled + 0.05 * (settled - lowest))
+    axes[0].set_ylabel(label)
+    axes[-1].legend(fontsize="small")
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def save_lines(path: Path, x, lines: dict, x_label: str, y_label: str, title: str) -> None:
     """Several lines over the same x, in double-logarithmic axes."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4))

@@ -1,0 +1,6 @@
+"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and how far apart."""
+
+from snfnp.cli import command, run_script
+
+if __name__ == "__main__":
+    run_script(command("snfnp.cli.compare"))

@@ -1,0 +1,92 @@
+"""Runs beside each other: `compare`, what its table says, and what it refuses."""
+
+import json
+
+import pytest
+from support.trainers import run_training, small_dataset
+
+from snfnp.cli import compare
+from snfnp.errors import UsageError
+from snfnp.training import comparison
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of three epochs that differ in their seed, and one of two epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"seed": 2, "epochs": 2})):
+        run_training(folder / name, **{"epochs": 3, **changes})
+    return folder
+
+
+def rows_of(capsys):
+    head, _, *rows = (line.strip("| ").split(" | ") for line in _table(capsys))
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def _table(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def metrics(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["validation_nll_nats"] for line in lines]
+
+
+def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, capsys):
+    compare.main([str(runs / name) for name in "abc"])
+    rows = rows_of(capsys)
+    assert [row["run"] for row in rows] == ["`--seed 0`", "`--seed 1`", "`--seed 2`"]
+    for row, name in zip(rows, "abc", strict=True):
+        found = metrics(runs / name)
+        assert [row["NLL at 1"], row["NLL at 2"]] == [f"{nll:.2f}" for nll in found[:2]]
+        assert "NLL at 3" not in row
+        assert row["best"].startswith(f"{min(found):.2f} at ")
+        test = json.loads((runs / name / "summary.json").read_text())["test_nll_nats"]
+        assert row["test"] == f"{test:.2f}"
+
+
+def test_the_largest_gap_is_from_the_first_run_and_from_an_epoch_on(runs):
+    first, other = comparison.open_runs([runs / "a", runs / "b"])
+    gaps = [b - a for a, b in zip(metrics(runs / "a"), metrics(runs / "b"), strict=True)]
+    for start in (1, 2, 3):
+        epoch, gap = comparison.largest_gap(other, first, start)
+        assert epoch >= start and gap == gaps[epoch - 1]
+        assert abs(gap) == max(map(abs, gaps[start - 1 :]))
+    assert comparison.largest_gap(other, first, 4) is None
+
+
+def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
+    assert comparison.labels(comparison.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
+
+
+def test_models_are_named_without_what_their_presets_say(tmp_path):
+    for name, model in (("fc", "fc"), ("conv", "conv")):
+        run_training(tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1)
+    opened = comparison.open_runs([tmp_path / "fc", tmp_path / "conv"])
+    assert comparison.labels(opened) == ["--model fc", "--model conv"]
+
+
+def test_a_picture_is_drawn(runs, tmp_path, capsys):
+    compare.main([str(runs / "a"), str(runs / "c"), "--plot", str(tmp_path / "runs.svg")])
+    assert "</svg>" in (tmp_path / "runs.svg").read_text()
+    assert str(tmp_path / "runs.svg") in capsys.readouterr().out
+
+
+def test_one_line_says_what_is_wrong(runs, tmp_path):
+    run_training(tmp_path / "other", small_dataset(images=72), epochs=1)
+    for arguments, message in (
+        ([runs / "a", tmp_path / "other"], "was trained on other images than"),
+        ([tmp_path], "is no run folder"),
+        ([runs / "a", "--plot", tmp_path / "a.txt"], "--plot is"),
+        ([runs / "a", "--from-epoch", "0"], "--from-epoch is 0: it must be at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare.main([str(argument) for argument in arguments])
+
+
+def test_a_run_without_an_evaluation_is_refused(runs, tmp_path):
+    config = (runs / "a" / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UsageError, match="has no evaluation yet"):
+        comparison.open_runs([tmp_path])
