@@ -91,7 +91,7 @@ class Variational(Rule):
 
 @cache
 def _shares(samples: int, vectors: int, sigma: float) -> np.ndarray:
-    """S (N, P): the noise of sample n is Σ_p S_np ν_p. ±σ in one place of a row, 0 elsewhere."""
+    """σ (N, P): the noise of sample n is Σ_j σ_nj ν_j. ±σ in one place of a row, 0 elsewhere."""
     shares, n = np.zeros((samples, vectors)), np.arange(samples)
     shares[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
     shares.flags.writeable = False
