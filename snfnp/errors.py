@@ -18,7 +18,14 @@ class SingularMatrixError(SnfnpError):
 
 
 class DivergedError(SnfnpError):
-    """NaN or infinity in training. It stops the run; it is never zeroed."""
+    """NaN or infinity in training. It stops the run; it is never zeroed.
+
+    step: the step, from 1, that failed or after which it was found, where that is known.
+    """
+
+    def __init__(self, message: str, step: int | None = None):
+        super().__init__(message)
+        self.step = step
 
 
 class CheckpointError(SnfnpError):

@@ -54,7 +54,8 @@ def train(
             _take_steps(dataset, batches, evaluator, checkpoints, requests, report)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
-            raise DivergedError(f"{error}; {checkpoints.advice()}") from None
+            step = error.step or trainer.step
+            raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
 def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> None:

@@ -202,7 +202,8 @@ class Trainer:
             x, _ = self._encode(images_of(failed), failed)
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
             what = f"the output of layer {layer or 'base density'}"
-        raise DivergedError(f"training diverged at step {failed + 1}: {what} is not finite")
+        message = f"training diverged at step {failed + 1}: {what} is not finite"
+        raise DivergedError(message, failed + 1)
 
     # ---------------------------------------------------------------- what became of it
 
