@@ -32,7 +32,7 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
         log.density(densities, number)
         log.step(reconstruction, squares, 2.0, number)
     last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
-    assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, True)
+    assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, -5.0)
     assert log.array[Entry.COUNT] == 2.0 and log.array[Entry.DENSITY] == -5.0
     log.clear_averages()
     assert log.read().last == last and np.isnan(log.read().averages).all()

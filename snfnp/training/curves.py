@@ -45,6 +45,10 @@ def _reconstruction(record: dict) -> Point:
     return (record["reconstruction"],) if _learns(record) else None
 
 
+def _drift(record: dict) -> Point:
+    return (record["log_det_drift"],) if "log_det_drift" in record else None
+
+
 def _over_layers(name: str) -> Callable[[dict], Point]:
     """A figure's mean over the layers, and between its smallest and its largest a band, as
     controllers of λ record them; or the figure alone."""
@@ -72,6 +76,7 @@ PANELS = (
     Panel("reconstruction error\nΣ ‖g(f(h)) − h‖² per image", _reconstruction),
     Panel("λ: mean and range\nover the layers", _over_layers("lam")),
     Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
+    Panel("drift of the estimated\nΣ log|W| (nats)", _drift, log=False, limit=0.0),
     Panel("ρ = ‖I − RW‖₂: largest and\nrange over the layers", _of_layers("rho", max), limit=1.0),
 )
 

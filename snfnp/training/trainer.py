@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 from snfnp.context import BackwardContext
 from snfnp.errors import CheckpointError, DivergedError
@@ -22,6 +24,7 @@ from snfnp.training.adam import Adam, warmed_up
 from snfnp.training.checkpoint import Checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.control import Multipliers
+from snfnp.training.log_dets import RunningLogDets
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Trainer:
     themselves, `Layer.assigns`, whose next values are in gradient); params, grads: p and
     gradient by layer and name; state, states: what else layers keep from step to step, in double
     precision, flat and by layer and name; step: steps done; log: what they saw
-    (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from.
+    (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from;
+    log_dets: the running log-determinants, or None.
     report: gets a line where the step cannot be recorded as a graph.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
@@ -74,12 +78,16 @@ class Trainer:
         self.m, self.v = (ops.xp.zeros_like(self.p[self._climbing]) for _ in range(2))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
-        controls = self.multipliers.state_shapes if self.multipliers else {}
-        self.state_layout = Layout.of(flow.state_shapes() | controls)
+        self.log_dets = RunningLogDets(ops, flow, self.layout) if config.track_log_det else None
+        followed = [each.state_shapes for each in (self.multipliers, self.log_dets) if each]
+        self.state_layout = Layout.of(reduce(or_, followed, flow.state_shapes()))
         self.state = ops.xp.zeros(self.state_layout.size)
         self.states = self.state_layout.views(self.state)
         if self.multipliers:
             self.multipliers.attach(self.states)
+        if self.log_dets:
+            self.log_dets.attach(self.states, self.p)
+            self.log_dets.anchor(self.likelihood().log_dets)
         self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
         self._ascend = self._ascend_once
         if config.graph:
@@ -128,6 +136,8 @@ class Trainer:
     def _ascend_once(self, images) -> None:
         scalars, log = self._scalars, self.log
         climbing, assigned = self._climbing, self._assigned
+        if self.log_dets:
+            self.log_dets.before(self.p)
         reconstruction = self._compute_gradient(images)
         failed = log.failed
         if self.layout.assigned:
@@ -145,6 +155,8 @@ class Trainer:
         if self.layout.assigned:
             squares = squares + unsound
             self.ops.step.assign(self.gradient[assigned], squares, failed, out=self.p[assigned])
+        if self.log_dets:
+            self.log_dets.after(self.params)
         lam = scalars.lam
         if self.multipliers:
             reconstruction, lam = self.multipliers.update(len(images), squares, log.failed)
@@ -210,6 +222,11 @@ class Trainer:
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""
         return StepMetrics(*self.log.read().last)
+
+    def estimated_nll(self) -> float | None:
+        """An estimate of the negative log-likelihood of the last step's images in nats, no exact
+        one: with `log_dets`, which drift; None without them."""
+        return -(self.log.read().density + self.log_dets.total()) if self.log_dets else None
 
     def averages(self) -> StepMetrics:
         """The figures of all steps since this was last asked, averaged."""

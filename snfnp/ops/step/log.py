@@ -48,14 +48,19 @@ class Reading:
     """A log on the host. Figures are (surrogate, reconstruction, gradient norm).
 
     last: of the last step; averages: of the steps since they were cleared, NaN where there are
-    none; failed: the number of the first failed step, or 0; density_finite: whether the last
-    density was finite, so that a failure is the gradient's.
+    none; failed: the number of the first failed step, or 0; density: the mean log-density of the
+    last step, without any log|det W|.
     """
 
     last: tuple[float, float, float]
     averages: tuple[float, float, float]
     failed: int
-    density_finite: bool
+    density: float
+
+    @property
+    def density_finite(self) -> bool:
+        """Whether the last density was finite, so that a failure is the gradient's."""
+        return math.isfinite(self.density)
 
 
 class StepLog:
@@ -82,8 +87,8 @@ class StepLog:
         log = self._room.device.to_host(self.array)
         last, sums, count = log[LAST].tolist(), log[SUMS].tolist(), float(log[Entry.COUNT])
         averages = [total / count if count else math.nan for total in sums]
-        failed, finite = int(log[Entry.FAILED]), math.isfinite(log[Entry.DENSITY])
-        return Reading(tuple(last), tuple(averages), failed, finite)
+        failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
+        return Reading(tuple(last), tuple(averages), failed, density)
 
     @property
     def sums(self) -> tuple[float, ...]:

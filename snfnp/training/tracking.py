@@ -1,0 +1,23 @@
+"""The options of what is followed during training beside the likelihood.
+
+Derivation: derivations/23-monitors-and-certificates.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snfnp.training.options import LEARNS, option
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """The part of a configuration (`TrainConfig`) that says what is followed during training."""
+
+    track_log_det: bool = option(
+        False,
+        "follow log|det W| from step to step through the learned inverse, so that the progress "
+        "line can show an estimate of the likelihood; how far it drifts between exact evaluations "
+        "is recorded",
+        effect=(LEARNS,),
+    )
