@@ -75,14 +75,27 @@ def assert_same_steps(found, expected):
         np.testing.assert_allclose(list(vars(a).values()), list(vars(b).values()), rtol=1e-10)
 
 
-LEARNING = [
-    (model, "self-normalizing", changes)
-    for model, preset in PRESETS.items()
-    if "self-normalizing" in preset.gradients
-    for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
-] + [
-    ("conv", "self-normalizing", change) for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
-]
+LEARNING = (
+    [
+        (model, "self-normalizing", changes)
+        for model, preset in PRESETS.items()
+        if "self-normalizing" in preset.gradients
+        for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
+    ]
+    + [
+        *(
+            (model, "self-normalizing", {"recipe": "least-squares"})
+            for model, preset in PRESETS.items()
+            if preset.recipe
+        ),
+        ("fc", "self-normalizing", {"inverse_update": "newton"}),
+        ("glow", "self-normalizing", {"inverse_update": "newton"}),
+    ]
+    + [
+        ("conv", "self-normalizing", change)
+        for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
+    ]
+)
 LEARNING += [(model, "self-normalizing", {"objective": "variational"}) for model in ("fc", "conv")]
 RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
 EXACT = [
@@ -118,7 +131,8 @@ def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, ch
     flow, params = trainer.flow, trainer.params
     x, ldj = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
     latents, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
-    ctx = BackwardContext(ops, ops.xp.ones_like(ldj), ops.xp.ones(()))
+    key = RandomKey(0, 0)
+    ctx = BackwardContext(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=key)
     dx = flow.backward(ctx, params, caches, latents, trainer.grads)
     arrays = (x, ldj, *latents, flow_ldj, flow.log_density(ops, latents), dx)
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}

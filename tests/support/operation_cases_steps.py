@@ -98,6 +98,14 @@ def call_linalg_solve(rng, dtype, size):
     return Call((a, z), bounds=(bound,), strided=(0, 1))
 
 
+def call_linalg_solve_spd(rng, dtype, size):
+    root = near_identity(rng, np.float64, size)
+    a = (root @ root.T).astype(dtype)
+    b = rng.standard_normal((len(a), size[0])).astype(dtype)
+    bound = 2 * math.prod(inverse_bound(a)) * np.linalg.norm(b, axis=0, keepdims=True)
+    return Call((a, b), bounds=(bound,), strided=(0, 1))
+
+
 def call_linalg_inverse_and_log_abs_det(rng, dtype, size):
     a = near_identity(rng, dtype, size)
     bound, inverse_norm = inverse_bound(a)

@@ -74,7 +74,6 @@ class CpuLinearAlgebra(LinearAlgebra):
     def solve_spd(self, a, b):
         # a is its own transpose: whether rows or columns come first makes no difference
         _, x, status = _SPD[a.dtype](a.T, b, lower=1)
-        # with a NaN in a, LAPACK may find all pivots positive
         return np.ascontiguousarray(x) if status == 0 else np.full_like(b, np.nan)
 
 

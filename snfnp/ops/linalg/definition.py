@@ -98,8 +98,8 @@ class LinearAlgebra(Room):
     def solve_spd(self, a, b):
         """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
 
-        NaN where a is not positive definite or not finite: nothing is raised, so that no device
-        has to be waited for.
+        All NaN where a is not positive definite or not finite: nothing is raised, so that the host
+        need not wait for a device.
         """
         xp = self.xp
         try:
