@@ -37,9 +37,9 @@ def command(monkeypatch, tmp_path, capsys):
 
 
 def table_rows(text):
-    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][
-        2:
-    ]
+    """The cells of a printed table, without its two lines of head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
 
 
 def no_training(monkeypatch):
