@@ -1,0 +1,14 @@
+"""The figures of the derivations, by the name of their file: functions that draw one."""
+
+from drawings import convolutions, diagrams, inverses, splines
+
+FIGURES = {
+    "framework": diagrams.framework,
+    "glow-step": diagrams.glow_step,
+    "multi-scale": diagrams.multi_scale,
+    "convolution-matrix": convolutions.matrix,
+    "block-elimination": convolutions.block_elimination,
+    "spline": splines.spline,
+    "stability": inverses.stability,
+    "refined-inverse": inverses.refined,
+}

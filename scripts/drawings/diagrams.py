@@ -1,0 +1,100 @@
+"""Diagrams: the self-normalizing layer (Fig. 1 of the paper), a step of Glow, its levels."""
+
+from __future__ import annotations
+
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas
+
+
+def framework():
+    """A layer and its learned inverse: what goes forward, what comes back, who learns from it."""
+    figure, axis = canvas(7.4, 3.7)
+    left, right, top, low = 1.2, 6.2, 2.75, 1.35
+    box(axis, left, top, 0.9, 0.6, "$x$", INK, 14)
+    box(axis, right, top, 0.9, 0.6, "$z$", INK, 14)
+    box(axis, left, low, 0.9, 0.6, r"$g(z)$", INK, 12)
+    box(axis, 3.7, top, 1.1, 0.7, "$W$", BLUE, 15)
+    box(axis, 3.7, low, 1.1, 0.7, "$R$", ORANGE, 15)
+    # forward, and the reconstruction
+    arrow(axis, (left + 0.45, top + 0.1), (3.15, top + 0.1), "$x$", BLUE)
+    arrow(axis, (4.25, top + 0.1), (right - 0.45, top + 0.1), "$z = Wx$", BLUE)
+    arrow(axis, (right, top - 0.3), (4.25, low), "$z$", ORANGE, curve=-0.28, offset=(0.5, -0.42))
+    arrow(axis, (3.15, low), (left + 0.45, low), "$Rz$", ORANGE)
+    # backward
+    back = top - 0.14
+    arrow(axis, (right - 0.45, back), (4.25, back), r"$\delta_z$", GREEN, offset=(0, -0.17))
+    to_x = r"$\delta_x = W^T\delta_z$"
+    arrow(axis, (3.15, back), (left + 0.45, back), to_x, GREEN, offset=(0, -0.19))
+    ends, error = ((left, top - 0.3), (left, low + 0.3)), "$e = Rz - x$"
+    arrow(axis, *ends, error, RED, offset=(-0.64, 0), style="<|-|>")
+    # the exchange that gives the method its name
+    arrow(axis, (3.5, low + 0.35), (3.5, top - 0.35), r"$R^T$", ORANGE, offset=(-0.22, 0.0))
+    arrow(axis, (3.9, top - 0.35), (3.9, low + 0.35), r"$W^T$", BLUE, offset=(0.26, 0.0))
+    axis.text(right, top + 0.5, r"$\log p_Z(z)$", ha="center", color=GREEN)
+    of_w = r"$W$ learns from $\frac{1}{2}(\delta_z x^T + R^T) - 2\lambda R^T e\, x^T$"
+    of_r = r"$R$ learns from $\frac{1}{2}(-\delta_x z^T - W^T) - 2\lambda\, e\, z^T$"
+    exchange = r"$R^T$ stands where $W^{-T}$ stood, and $W^T$ where $R^{-T}$ stood"
+    lines = ((3.42, BLUE, of_w, 11), (0.55, ORANGE, of_r, 11), (0.15, INK, exchange, 9))
+    for y, color, text, size in lines:
+        axis.text(3.7, y, text, ha="center", va="center", color=color, fontsize=size)
+    return figure
+
+
+def glow_step():
+    """One step of flow: actnorm, mixing convolution, affine coupling."""
+    figure, axis = canvas(7.6, 3.0)
+    y = 2.1
+    axis.text(0.2, y, "$x$", ha="center", va="center", fontsize=13)
+    arrow(axis, (0.35, y), (0.75, y))
+    box(axis, 1.35, y, 1.2, 0.7, "actnorm\n$(x - t)\\,e^{-s}$", INK, 9)
+    arrow(axis, (1.95, y), (2.3, y))
+    box(axis, 2.9, y, 1.2, 0.7, "1×1 conv.\n$W$, learned $R$", BLUE, 9)
+    arrow(axis, (3.5, y), (3.95, y))
+    # the coupling
+    box(axis, 5.55, 1.52, 3.2, 2.5, "", ORANGE, alpha=0.06)
+    axis.text(5.55, 2.92, "affine coupling", ha="center", color=ORANGE, fontsize=9)
+    top, low = 2.4, 0.75
+    arrow(axis, (3.95, y), (4.2, top), "", style="-")
+    arrow(axis, (3.95, y), (4.2, low), "", style="-")
+    arrow(axis, (4.2, top), (7.1, top), "$x_1$", offset=(-1.05, 0.15))
+    arrow(axis, (4.2, low), (5.9, low), "$x_2$", offset=(-0.55, 0.15))
+    box(axis, 4.95, 1.6, 1.1, 0.62, "network\n$h(x_1)$", ORANGE, 9)
+    arrow(axis, (4.95, top), (4.95, 1.91))
+    box(axis, 6.35, low, 0.9, 0.45, r"$x_2\,e^s + h_1$", ORANGE, 9)
+    arrow(axis, (5.5, 1.6), (6.35, 0.98), "$s, h_1$", curve=-0.3, offset=(0.42, 0.28))
+    arrow(axis, (6.8, low), (7.1, low))
+    axis.text(7.35, top, "$z_1$", ha="center", va="center", fontsize=12)
+    axis.text(7.35, low, "$z_2$", ha="center", va="center", fontsize=12)
+    return figure
+
+
+def multi_scale():
+    """Levels of squeeze, K steps, split: what becomes of (H, W, C)."""
+    figure, axis = canvas(7.6, 2.7)
+    y, colors = 1.9, (BLUE, PURPLE, GREEN)
+    axis.text(0.35, y, "$x$\nH × W\n× C", ha="center", va="center", fontsize=9)
+    x = 0.75
+    shapes = (("H/2 × W/2\n× 4C", "H/2 × W/2\n× 2C"), ("H/4 × W/4\n× 8C", "H/4 × W/4\n× 4C"))
+    for level, (squeezed, kept) in enumerate(shapes):
+        color = colors[level]
+        arrow(axis, (x, y), (x + 0.25, y))
+        box(axis, x + 0.6, y, 0.7, 0.6, "squeeze", color, 8)
+        arrow(axis, (x + 0.95, y), (x + 1.2, y))
+        box(axis, x + 1.6, y, 0.8, 0.6, "K steps", color, 9)
+        axis.text(x + 1.1, y + 0.58, squeezed, ha="center", va="center", fontsize=7.5, color=color)
+        arrow(axis, (x + 2.0, y), (x + 2.2, y))
+        box(axis, x + 2.5, y, 0.6, 0.6, "split", color, 8)
+        axis.text(x + 2.95, y + 0.58, kept, ha="center", va="center", fontsize=7.5)
+        arrow(axis, (x + 2.5, y - 0.3), (x + 2.5, 0.75))
+        axis.text(x + 2.5, 0.5, f"$z_{level + 1}$", ha="center", fontsize=12, color=color)
+        x += 2.8
+    arrow(axis, (x, y), (x + 0.25, y))
+    axis.text(x + 0.6, y, "…  $z_L$", ha="center", va="center", fontsize=12)
+    axis.text(
+        3.8,
+        0.14,
+        r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way",
+        ha="center",
+        va="center",
+        fontsize=10,
+    )
+    return figure

@@ -1,0 +1,100 @@
+"""Where W and R hold each other, and what R is good for below and above ρ = 1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, plt
+from snfnp.context import BackwardContext
+from snfnp.layers import Linear
+from snfnp.maps import Dense
+from snfnp.ops import get_ops
+from snfnp.rules import SelfNormalizing
+
+
+def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
+    """Whether W = Σ^(-1/2), R = Σ^(1/2) is stable, Σ = diag(smallest, 1, 2): the code's update,
+    by central differences on a batch with these second moments. Rotations of z change nothing."""
+    ops = get_ops("numpy")
+    s = np.sqrt(np.array([smallest, 1.0, 2.0]))
+    x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(3)
+    layer, grads = (
+        Linear(Dense(3), rule, bias=False),
+        {"W": np.empty((3, 3)), "R": np.empty((3, 3))},
+    )
+
+    def update(point):
+        p = dict(zip("WR", point.reshape(2, 3, 3), strict=True))
+        z, _, cache = layer.forward(ops, p, x)
+        ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
+        layer.backward(ctx, p, cache, -z / len(x), grads)
+        return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
+
+    at, step = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()]), 1e-5
+    columns = [(update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))]
+    found = np.linalg.eigvals(np.stack(columns, axis=1))
+    three_rotations = np.argsort(np.abs(found))[:3]
+    return bool(np.delete(found, three_rotations).real.max() < 0)
+
+
+def stability():
+    """The plane of λ and σ²_min, for the mixture and for `forward`."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True)
+    lams = np.logspace(-1.5, 1.5, 9)
+    variances = np.logspace(-2, 0, 7)
+    line = np.logspace(-1.7, 1.7, 50)
+    for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
+        rule = SelfNormalizing(objective)
+        for good, color, marker, label in (
+            (True, GREEN, "o", "returns"),
+            (False, RED, "x", "is driven away"),
+        ):
+            at = [
+                (lam, variance)
+                for lam in lams
+                for variance in variances
+                if _returns(variance, lam, rule) is good
+            ]
+            if at:
+                axis.plot(*zip(*at, strict=True), marker, color=color, label=label, markersize=5)
+        if objective == "mixture":
+            axis.plot(line, 1 / (8 * line), color=BLUE, label=r"$\lambda\,\sigma^2_{\min} = 1/8$")
+            axis.fill_between(line, 1 / (8 * line), 2, color=GREEN, alpha=0.1, linewidth=0)
+        else:
+            axis.axhspan(5e-3, 2, color=GREEN, alpha=0.1, linewidth=0)
+        axis.set(xscale="log", yscale="log", xlim=(0.02, 50), ylim=(5e-3, 2), title=objective)
+        axis.set_xlabel(r"$\lambda$")
+    axes[0].set_ylabel(r"$\sigma^2_{\min}$ of the layer's input")
+    figure.tight_layout()
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="upper center", ncol=3, bbox_to_anchor=(0.5, 0)
+    )
+    return figure
+
+
+def refined():
+    """x ← x + R(z − Wx) for matrices with ρ = ‖I − RW‖₂ below and above 1."""
+    rng = np.random.default_rng(1)
+    dimension, steps = 30, 24
+    w = np.eye(dimension) + 0.1 * rng.standard_normal((dimension, dimension))
+    noise = rng.standard_normal((dimension, dimension))
+    noise += noise.T  # symmetric, so that its largest gain is met in every step
+    noise /= np.linalg.norm(noise, 2)
+    x = rng.standard_normal(dimension)
+    figure, axis = plt.subplots(figsize=(6.2, 3.7))
+    for rho, color in ((0.3, GREEN), (0.7, BLUE), (0.95, PURPLE), (1.05, ORANGE), (1.3, RED)):
+        r = (np.eye(dimension) - rho * noise) @ np.linalg.inv(w)
+        z, errors = w @ x, []
+        guess = r @ z
+        for _ in range(steps):
+            errors.append(np.linalg.norm(guess - x) / np.linalg.norm(x))
+            guess = guess + r @ (z - w @ guess)
+        axis.semilogy(errors, color=color, marker=".", label=rf"$\rho = {rho}$")
+    axis.axhline(1, color=INK, linewidth=1, linestyle=":")
+    axis.set(
+        xlabel="further passes through $R$", ylabel=r"$\|x_k - x\| \,/\, \|x\|$", ylim=(1e-8, 1e3)
+    )
+    axis.grid()
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,48 @@
+"""The figures of the pages: each is drawn by a script, shown on a page, and has words beside it."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from drawings import FIGURES
+from drawings.style import save
+from pages import DERIVATIONS, ROOT
+
+FOLDER = DERIVATIONS / "figures"
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+PAGES = [ROOT / "README.md", *sorted(DERIVATIONS.glob("*.md"))]
+
+
+def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
+    assert {path.stem for path in FOLDER.glob("*.svg")} == set(FIGURES)
+
+
+def test_every_figure_is_on_a_page():
+    shown = set()
+    for page in PAGES:
+        for _, target in IMAGE.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+            shown.add((page.parent / target).resolve())
+    assert shown == {path.resolve() for path in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_figure_has_a_text_in_its_place_and_a_caption(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for index, line in enumerate(lines):
+        for words, target in IMAGE.findall(line):
+            assert len(words) > 10, target
+            assert lines[index + 2].startswith("*"), f"{target}: no caption"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
+    path = save(FIGURES[name](), tmp_path / f"{name}.svg")
+    root = ElementTree.parse(path).getroot()
+    assert root.tag.endswith("svg")
+    first = next(e for e in root.iter() if e.get("id") == "patch_1")
+    assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
+    assert path.stat().st_size < 150_000
+    assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
