@@ -8,6 +8,7 @@ from functools import cache
 import numba
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 from scipy.signal import correlate
 from support.gradients import layer_backward
 
@@ -170,6 +171,13 @@ def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch, shape, dtype):
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_tiles_of_two_precisions_are_refused():
+    """Their vectors would be read as what they are not."""
+    x, k, delta = arrays((3, 3), (9, 8), (4, 4))
+    with pytest.raises(TypingError, match="of one precision"):
+        cpu_tiles.weight_grad(delta.astype(np.float32), x, k.shape)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

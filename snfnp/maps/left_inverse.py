@@ -75,6 +75,12 @@ class LeftInverse:
         cubic = cubic.reshape(channels, *f, channels).transpose(1, 2, 0, 3)
         return 2 * self._flipped() - cubic
 
+    def rest_of_series(self, nu, terms: int):
+        """Σ_k Eᵏ T(R) ν over k = 2 … terms, E = I − T(R) T(w), for images nu (N, H, W, C): what the
+        series has after its first two terms. In the precision of nu."""
+        r, w = (kernel.astype(nu.dtype) for kernel in (self.r, self._w))
+        return self._ops.conv.inverse_series(r, w, nu, terms)
+
     def _normal(self):
         """A[(a, c), (b, c')] = Σ_{u + a = v + b} count(a, b, u + a) Σ_i w[u, i, c] w[v, i, c']."""
         f, g, taps = self._f.kernel, self._g.kernel, self._taps()

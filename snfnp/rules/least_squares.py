@@ -12,6 +12,8 @@ from snfnp.errors import UsageError
 from snfnp.maps.left_inverse import LeftInverse
 from snfnp.rules.base import Rule, forward_gradient
 
+_LOGGED = 10  # images of a batch whose reconstruction error is logged: nothing is learned from it
+
 
 @dataclass(frozen=True)
 class LeastSquares(Rule):
@@ -43,11 +45,13 @@ class LeastSquares(Rule):
         best = LeftInverse(ops, f, g, w, shape)
         r = grads["R"]
         r[...] = best.r
-        _, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)
+        few = slice(0, _LOGGED)
+        _, ctx.reconstruction = g.residual(ops, r, z0[few], x[few], ctx.reconstruction)
 
         forward_gradient(ctx, f=f, term=best.neumann_term(), x=x, dz=dz, grads=grads, multiple=1)
         if not f.inverts_in_kind:
-            nu, tail = self.tail(ctx, f, g, w, r, shape)
+            nu = ops.random.rademacher(ctx.key(), (self.probes, *shape), w.dtype)
+            tail = best.rest_of_series(nu, self.terms)
             nu *= ctx.volume / self.probes
             f.weight_grad(ops, nu, tail, out=grads["W"], add=True)
             excess = ops.xp.maximum(best.error - self.tolerance, 0)
@@ -55,15 +59,3 @@ class LeastSquares(Rule):
                 pull = -2 * self.stiffness * excess * best.error_grad()
                 grads["W"] += pull.astype(w.dtype)
         return f.adjoint(ops, w, dz)
-
-    def tail(self, ctx, f, g, w, r, shape):
-        """ν (probes, H, W, C), and Σ_k Eᵏ T(R) ν over k = 2 … terms."""
-        ops = ctx.ops
-        nu = ops.random.rademacher(ctx.key(), (self.probes, *shape), w.dtype)
-        first = g.apply(ops, r, nu)
-        y = first + g.apply(ops, r, nu - f.apply(ops, w, first))
-        tail = ops.xp.zeros_like(nu)
-        for _ in range(1, self.terms):
-            step = g.apply(ops, r, nu - f.apply(ops, w, y))
-            y, tail = y + step, tail + step
-        return nu, tail

@@ -206,6 +206,25 @@ def call_conv_forward_into(rng, dtype, size):
     return Call(args, bounds=(bound, bound_out), mutated=(4,), strided=(0, 1))
 
 
+def call_conv_inverse_series(rng, dtype, size):
+    """Kernels near the identity; r reaches further than w."""
+    (samples, height, width, channels), _, _ = convolution_shapes(rng, size)
+    channels, terms = min(channels, 16), 3
+    nu = rng.choice([-1.0, 1.0], (samples, height, width, channels)).astype(dtype)
+    r, w = (
+        0.1 * rng.standard_normal((taps, taps, channels, channels)) / channels for taps in (5, 3)
+    )
+    for k in (r, w):
+        k[len(k) // 2, len(k) // 2] += np.eye(channels)
+    r, w = r.astype(dtype), w.astype(dtype)
+    # the same with absolute values: how large everything is that the terms are sums of
+    forward, y = DEFINITION.conv.forward, np.zeros(nu.shape)
+    for _ in range(terms + 1):
+        y = y + forward(np.abs(nu) + forward(y, np.abs(w)), np.abs(r))
+    bound = 4 * (terms + 1) * (r[..., 0].size + w[..., 0].size + 4) * eps_of(dtype) * y
+    return Call((r, w, nu, terms), bounds=(bound,), strided=(0, 1))
+
+
 def call_conv_weight_grads(rng, dtype, size):
     """Of two layers, or of one where there is no dz."""
     pairs = 1 if size[0] == 17 else 2

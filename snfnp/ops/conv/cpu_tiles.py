@@ -22,6 +22,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba import prange, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from snfnp.ops.jit import parallel, serial
@@ -43,9 +44,8 @@ def fits(kernel, width: int) -> bool:
 def forward(x, k, z) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
     kh, kw, _, outputs = k.shape
-    width, lanes = x.shape[2], _lanes(outputs, x.dtype.itemsize)
-    sizes = _in_registers(_PIXELS, lanes * x.dtype.itemsize)
-    pixels = min((p for p in sizes if p <= width), key=lambda p: -(-width // p) * p)
+    lanes = _lanes(outputs, x.dtype.itemsize)
+    pixels = _pixels(x.shape[2], lanes, x.dtype.itemsize)
     flat = np.ascontiguousarray(k).reshape(-1)
     _forward(np.ascontiguousarray(x), flat, kh, kw, (1,) * pixels, (1,) * lanes, z)
 
@@ -62,7 +62,25 @@ def weight_grad(delta, x, kernel):
     return sums.sum(axis=0, dtype=np.float64).reshape(kernel)
 
 
+def inverse_series(r, w, nu, terms: int):
+    """See `Conv.inverse_series`; images of fewer than four columns are not for tiles."""
+    lanes = _lanes(nu.shape[3], nu.dtype.itemsize)
+    pixels = _pixels(nu.shape[2], lanes, nu.dtype.itemsize)
+    kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
+    tail = np.zeros_like(nu)
+    _inverse_series(
+        nu, *kernels, r.shape[:2], w.shape[:2], terms, (1,) * pixels, (1,) * lanes, tail
+    )
+    return tail
+
+
 # ---------------------------------------------------------------- the sizes of a tile
+
+
+def _pixels(width: int, lanes: int, itemsize: int) -> int:
+    """Pixels of a tile, so that few are computed twice in a row of images of this width."""
+    sizes = _in_registers(_PIXELS, lanes * itemsize)
+    return min((p for p in sizes if p <= width), key=lambda p: -(-width // p) * p)
 
 
 def _lanes(outputs: int, itemsize: int) -> int:
@@ -100,6 +118,8 @@ def _tile(
     compiler: they are part of their types.
     """
     length, width = len(size), len(lanes)
+    if not x.dtype == w.dtype == out.dtype:
+        raise TypingError("the arrays of a tile are of one precision")
 
     def code(context, builder, signature, arguments):
         x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
@@ -172,28 +192,62 @@ def _pad(image, top, left, row, padded):
             target[j] = source[j]
 
 
+@serial
+def _convolve(padded, k, size, shape, pixels, lanes, z):
+    """The padded image and the flat kernel k of this size -> flat z; shape: (H, W, I, O). The last
+    tile of a row may overlap the one before: it computes the same values again."""
+    kh, kw = size
+    height, width, inputs, outputs = shape
+    run, row = kw * inputs, (width + kw - 1) * inputs
+    for o in range(0, outputs, len(lanes)):
+        for y in range(height):
+            for left in range(0, width, len(pixels)):
+                first = min(left, width - len(pixels))
+                _tile(
+                    *(padded, y * row + first * inputs, (row, 1, inputs)),
+                    *(k, o, (run * outputs, outputs), (kh, run)),
+                    *(z, (y * width + first) * outputs + o, outputs, False),
+                    *(pixels, lanes),
+                )
+
+
 @parallel
 def _forward(x, k, kh, kw, pixels, lanes, z):
-    """x (N, H, W, I), k flat -> z (N, H, W, O). The last tile of a row may overlap the one before:
-    it computes the same values again."""
+    """x (N, H, W, I), k flat -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
-    outputs, run = z.shape[3], kw * inputs
-    row = (width + kw - 1) * inputs
+    shape, row = (height, width, inputs, z.shape[3]), (width + kw - 1) * inputs
     for task in prange((samples + _IMAGES - 1) // _IMAGES):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
             _pad(x[n], kh // 2, kw // 2, row, padded)
-            flat = z[n].reshape(-1)
-            for o in range(0, outputs, len(lanes)):
-                for y in range(height):
-                    for left in range(0, width, len(pixels)):
-                        first = min(left, width - len(pixels))
-                        _tile(
-                            *(padded, y * row + first * inputs, (row, 1, inputs)),
-                            *(k, o, (run * outputs, outputs), (kh, run)),
-                            *(flat, (y * width + first) * outputs + o, outputs, False),
-                            *(pixels, lanes),
-                        )
+            _convolve(padded, k, (kh, kw), shape, pixels, lanes, z[n].reshape(-1))
+
+
+@parallel
+def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
+    """nu, tail (N, H, W, C), flat kernels r and w: an image stays in the first cache."""
+    samples, height, width, channels = nu.shape
+    shape = (height, width, channels, channels)
+    for n in prange(samples):
+        rows = ((width + r_size[1] - 1) * channels, (width + w_size[1] - 1) * channels)
+        before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
+        before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
+        rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
+        found = np.empty(nu.shape[1:], nu.dtype)
+        flat, sums = found.reshape(-1), tail[n].reshape(-1)
+        left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
+        for term in range(terms + 1):
+            if term > 0:
+                _pad(y, w_size[0] // 2, w_size[1] // 2, rows[1], before_w)
+                _convolve(before_w, w, w_size, shape, pixels, lanes, flat)
+                for j in range(flat.size):
+                    left_over[j] = start[j] - flat[j]
+            _pad(rest, r_size[0] // 2, r_size[1] // 2, rows[0], before_r)
+            _convolve(before_r, r, r_size, shape, pixels, lanes, flat)
+            for j in range(flat.size):
+                approximation[j] += flat[j]
+                if term > 1:
+                    sums[j] += flat[j]
 
 
 @parallel

@@ -95,6 +95,21 @@ class Conv(Room):
         out[...] = gradient
         return out
 
+    def inverse_series(self, r, w, nu, terms: int):
+        """Σ_k Eᵏ T(r) ν over k = 2 … terms, with E = I − T(r) T(w): what the first two terms of
+        the series for T(w)⁻¹ leave out. O(terms N H W taps C²).
+
+        r, w: kernels (kH, kW, C, C) of any odd sizes, nu (N, H, W, C).
+        """
+        # y: the sum up to k − 1, so that T(r) (ν − T(w) y) = Eᵏ T(r) ν
+        y, tail = self.forward(nu, r), 0 * nu
+        for k in range(1, terms + 1):
+            term = self.forward(nu - self.forward(y, w), r)
+            y = y + term
+            if k > 1:
+                tail = tail + term
+        return tail
+
     # ------------------- what stands beside a convolution in a step: a GPU does both in one pass
 
     def forward_and_bias(self, x, k, b):
