@@ -31,7 +31,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert resolved.resolve(1000) == resolved
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
-    optional |= {"tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
+    optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
     optional |= {"lambda_integral", "lambda_proportional", "lambda_min", "lambda_max"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     missing = {
@@ -100,7 +100,7 @@ def test_a_resumed_run_may_change_what_says_so(entry):
     others |= {"Path": Path("elsewhere"), "str": "other"}
     given = {entry.name: others[entry.type.removesuffix(" | None")]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
-    may_change |= {"lr", "lam", "clip_norm", "checkpoint_every"}
+    may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle"}
     if entry.name in may_change:
         assert getattr(started.resumed(given, Path("run")), entry.name) == given[entry.name]
     else:

@@ -124,9 +124,9 @@ def test_the_packages_commands_are_the_scripts(environment, finished, tmp_path):
 
 def test_angle_prints_one_row_per_learned_layer(environment, finished):
     out, _ = run(environment, "angle.py", finished[0], "--images", 200)
-    rows = re.findall(r"^(dense\d) +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$", out, re.M)
+    rows = re.findall(r"^(dense\d) +([\d.]+)° +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$", out, re.M)
     assert [row[0] for row in rows] == ["dense1", "dense2"]
-    assert all(0 < float(row[1]) < 45 for row in rows)
+    assert all(0 < float(angle) < 45 for row in rows for angle in row[1:3])
 
 
 def test_sample_writes_a_picture(environment, finished, tmp_path):

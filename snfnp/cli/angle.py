@@ -31,9 +31,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
     what = ", ".join(of) or f"{lam:g}"
     print(f"{len(images):,} training images from {dataset.source}, λ = {what}")
-    print(f"{'layer':<12}{'angle':>10}{'|likelihood|':>16}{'|reconstruction|':>18}")
+    print(
+        f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
+    )
     for found in rows:
+        of_r = "-" if found.inverse_angle is None else f"{found.inverse_angle:.3f}°"
         print(
-            f"{found.layer:<12}{found.angle:>9.3f}°{found.likelihood:>16.4g}"
+            f"{found.layer:<12}{found.angle:>11.3f}°{of_r:>10}{found.likelihood:>16.4g}"
             f"{found.reconstruction:>18.4g}"
         )

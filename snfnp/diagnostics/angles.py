@@ -11,55 +11,97 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from snfnp.diagnostics.gradients import gradients
-from snfnp.errors import UsageError
+from snfnp.diagnostics.reciprocal import ExactOfInverse, Reciprocal
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
+from snfnp.layers import Linear
+from snfnp.maps import Chain
 from snfnp.rules import Exact
 
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """One layer's gradients of W on a batch.
+    """One layer's gradients on a batch.
 
-    angle: degrees between the self-normalizing and the exact gradient of the likelihood, without
-    the reconstruction error (Fig. 3); likelihood, reconstruction: the Euclidean norms of the two
-    parts of what the optimiser ascends.
+    angle: degrees between the self-normalizing and the exact gradient of the likelihood of W,
+    without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
+    that of g⁻¹, or None where the rule has no such gradient or R no exact one; likelihood,
+    reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W.
     """
 
     layer: str
     angle: float
     likelihood: float
     reconstruction: float
+    inverse_angle: float | None = None
 
 
-def gradient_angles(ops, flow: Flow, params, x, lam: float) -> list[LayerGradients]:
+def gradient_angles(ops, flow: Flow, params, x, lam, state=None, key=None) -> list[LayerGradients]:
     """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
 
-    Costs an exact gradient: O(D³) for a dense layer. Raises UsageError where no layer learned an
-    inverse.
+    The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
+    UsageError where no layer learned an inverse.
     """
     learned = [name for name, layer in flow.layers if layer.learns_inverse]
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = replace(
-        flow,
-        layers=tuple(
-            (name, replace(layer, rule=Exact(), inverse_map=None) if name in learned else layer)
-            for name, layer in flow.layers
-        ),
-    )
-    without, whole = gradients(ops, flow, params, x, (0.0, lam))
+    exact = _replaced(flow, lambda layer: replace(layer, rule=Exact(), inverse_map=None))
+    without, whole = gradients(ops, flow, params, x, (0.0, lam), state, key)
     (reference,) = gradients(ops, exact, params, x)
+    of_inverse = _of_inverse(ops, flow, params, x)
     found = []
     for name in learned:
         w, r = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
         error = ops.to_host(whole[name]["W"]) - w
-        cosine = float(np.vdot(w, r) / (np.linalg.norm(w) * np.linalg.norm(r)))
+        own = None if of_inverse is None else ops.to_host(of_inverse[name]["W"])
         found.append(
             LayerGradients(
                 name,
-                math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
+                _angle(w, r),
                 float(np.linalg.norm(w)),
                 float(np.linalg.norm(error)),
+                None if own is None else _angle(ops.to_host(without[name]["R"]), own),
             )
         )
     return found
+
+
+def _replaced(flow: Flow, other) -> Flow:
+    """The flow with another layer for each that learns its inverse."""
+    layers = (
+        (name, other(layer) if layer.learns_inverse else layer) for name, layer in flow.layers
+    )
+    return replace(flow, layers=tuple(layers))
+
+
+def _of_inverse(ops, flow: Flow, params, x) -> dict | None:
+    """The exact gradients of log p^g, R's under "W"; None where R has no gradient of a likelihood,
+    is a chain, or is singular."""
+    learned = [layer for _, layer in flow.layers if layer.learns_inverse]
+    for layer in learned:
+        climbs = isinstance(layer, Linear) and layer.rule.inverse_climbs
+        if not climbs or isinstance(layer.maps[1], Chain):
+            return None
+
+    def inverted(layer):
+        return replace(
+            layer, map=Reciprocal(layer.maps[1]), rule=ExactOfInverse(), inverse_map=None
+        )
+
+    own = {
+        name: {"W" if key == "R" else key: value for key, value in p.items() if key != "W"}
+        if "R" in p
+        else p
+        for name, p in params.items()
+    }
+    try:
+        (found,) = gradients(ops, _replaced(flow, inverted), own, x)
+    except SingularMatrixError:
+        return None
+    return found
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Degrees between two arrays."""
+    cosine = float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

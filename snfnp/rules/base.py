@@ -21,6 +21,8 @@ class Rule:
 
     # Whether the layer has an R beside W.
     learns_inverse: ClassVar[bool] = False
+    # Whether R climbs a likelihood of its own, that of g⁻¹, and not its reconstruction error alone.
+    inverse_climbs: bool = False
     # The λσ²_min that the update needs to be stable near its optimum, with σ²_min the smallest
     # variance of the layer's input; None: it needs none.
     stable_above: float | None = None

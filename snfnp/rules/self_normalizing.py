@@ -31,6 +31,10 @@ class SelfNormalizing(Rule):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
     @property
+    def inverse_climbs(self) -> bool:
+        return self.objective == "mixture"
+
+    @property
     def stable_above(self) -> float | None:
         return 1 / 8 if self.objective == "mixture" else None
 

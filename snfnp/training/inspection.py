@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from snfnp.diagnostics import SmallestVariance, gradient_ratios
+from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
 from snfnp.errors import DivergedError
 from snfnp.layers import Linear
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
@@ -56,12 +56,15 @@ class Inspection:
         rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, where the rule is stable
         above some value of it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
         the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), where λ
-        is not 0. Raises DivergedError where one of them is not finite.
+        is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
+        of R where it has one, on as many of the batches that follow as `--track-angle` says
+        (`gradient_angles`). Raises DivergedError where one of them is not finite.
         """
         if not self._layers:
             return {}
         ops, params, lam = self._trainer.ops, likelihood.params, self._lam()
         ratios = self._ratios(params, lam)
+        angles = self._angles(params, lam)
         found = {}
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
@@ -72,6 +75,7 @@ class Inspection:
                 own["margin"] = lam[name] * variance
             if lam[name]:
                 own["gradient_ratio"] = ratios[name]
+            own |= angles.get(name, {})
             for figure, value in own.items():
                 if not math.isfinite(value):
                     raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
@@ -114,9 +118,28 @@ class Inspection:
     def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
         if not any(lam.values()):
             return {}
-        trainer, step = self._trainer, self._trainer.step
-        seed = trainer.config.seed
-        images, noise = self._images_of(step), RandomKey(seed, TRAINING_NOISE, step)
-        x, _ = trainer.flow.encode(trainer.ops, images, noise, np.float64)
-        key = RandomKey(seed, 0, step)
-        return gradient_ratios(trainer.ops, trainer.flow, params, x, lam, trainer.states, key)
+        return gradient_ratios(*self._on_batches(1, params, lam))
+
+    def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
+        batches = self._trainer.config.track_angle
+        if batches is None:
+            return {}
+        found = gradient_angles(*self._on_batches(batches, params, lam))
+        names = ("angle", "inverse_angle")
+        return {
+            own.layer: {
+                name: getattr(own, name) for name in names if getattr(own, name) is not None
+            }
+            for own in found
+        }
+
+    def _on_batches(self, count: int, params, lam) -> tuple:
+        """The arguments of `gradients` for the batches of the next steps, with their noise."""
+        trainer, first = self._trainer, self._trainer.step
+        seed, parts = trainer.config.seed, []
+        for step in range(first, first + count):
+            noise = RandomKey(seed, TRAINING_NOISE, step)
+            x, _ = trainer.flow.encode(trainer.ops, self._images_of(step), noise, np.float64)
+            parts.append(x)
+        x, key = trainer.ops.xp.concatenate(parts), RandomKey(seed, 0, first)
+        return trainer.ops, trainer.flow, params, x, lam, trainer.states, key

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snfnp.training.options import LEARNS, option
+from snfnp.training.options import AT_LEAST_1, LEARNS, option
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,12 @@ class TrackingOptions:
         "line can show an estimate of the likelihood; how far it drifts between exact evaluations "
         "is recorded",
         effect=(LEARNS,),
+    )
+    track_angle: int | None = option(
+        None,
+        "at every evaluation, record the angle between the learned and the exact gradient on so "
+        "many batches, for W and where it has one for R (Fig. 3 as a curve); costs exact gradients",
+        must=AT_LEAST_1,
+        effect=(LEARNS,),
+        changeable=True,
     )
