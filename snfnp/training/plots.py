@@ -124,6 +124,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
         sharex="col",
         sharey="row",
         squeeze=False,
+        layout="constrained",  # a title of its own height above any number of rows
     )
     for column, (label, x) in enumerate(columns.items()):
         for number, row in enumerate(rows):
@@ -132,7 +133,6 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
-    figure.tight_layout()
     _save(figure, path)
 
 
