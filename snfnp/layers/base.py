@@ -115,6 +115,21 @@ class Layer:
         """
         raise NotImplementedError
 
+    def inverse_backward(self, ctx, p, x, z, delta, grads):
+        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z. What
+        belongs to parameters is *added* to the arrays of `grads`.
+
+        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
+        ctx: one whose dldj is 0. Costs a forward and a backward pass.
+        """
+        _, _, cache = self.forward(ctx.ops, p, x)
+        of_z = self.jvp_solve(ctx.ops, p, cache, delta, transposed=True)
+        own = {name: ctx.ops.xp.empty_like(array) for name, array in grads.items()}
+        self.backward(ctx, p, cache, -of_z, own)
+        for name, array in own.items():
+            grads[name] += array
+        return of_z
+
     # ---------------------------------------------------------------- the Jacobian J = ∂z/∂x
 
     def jvp(self, ops, p, cache, dx):

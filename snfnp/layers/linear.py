@@ -152,6 +152,18 @@ class Linear(Layer):
         given = {"noise": cache["noise"]} if "noise" in cache else {}
         return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads, **given)
 
+    def inverse_backward(self, ctx, p, x, z, delta, grads):
+        """T(R)ᵀ δ; G_R gains δ ⋆ (z − b) and G_b loses Σ T(R)ᵀ δ."""
+        ops, (f, g) = ctx.ops, self.maps
+        for part in g.gradients(
+            ops, f, p["W"], p["R"], delta, self._without_bias(p, z), 0.0, grads["R"]
+        ):
+            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+        of_z = g.adjoint(ops, p["R"], delta)
+        if self.bias:
+            grads["b"] -= ops.channels.sum(of_z)
+        return of_z
+
     def jvp(self, ops, p, cache, dx):
         """T(W) ẋ: the Jacobian of a linear map is its matrix."""
         return self.map.apply(ops, p["W"], dx)
