@@ -1,6 +1,6 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, diagrams, inverses, splines
+from drawings import convolutions, curves, diagrams, inverses, splines
 
 FIGURES = {
     "framework": diagrams.framework,
@@ -11,4 +11,5 @@ FIGURES = {
     "spline": splines.spline,
     "stability": inverses.stability,
     "refined-inverse": inverses.refined,
+    "likelihoods": curves.likelihoods,
 }

@@ -1,0 +1,59 @@
+"""The commands that a page gives for the tables of the paper: their options exist, and what they
+make is a configuration that can be trained."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from pages import DERIVATIONS, ROOT
+
+from snfnp.cli import train
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS
+from snfnp.training.config import TrainConfig
+
+PAGE = DERIVATIONS / "17-from-the-paper-to-here.md"
+COMMANDS = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
+TRAINING = sorted({command for command in COMMANDS if command.startswith("scripts/train_")})
+IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
+
+
+def configuration(command: str, monkeypatch) -> TrainConfig:
+    """What a training script makes of its options, filled in and checked."""
+    script, *argv = shlex.split(command)
+    made = []
+
+    def main(argv, prog=None, what="", **defaults):
+        given = vars(train._parser(prog, what, defaults).parse_args(argv))
+        made.append(TrainConfig(**{**defaults, **given}))
+
+    monkeypatch.setattr(train, "main", main)
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    return made[0].resolve(IMAGES[made[0].data])
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_command_of_the_tables_can_be_trained(command, monkeypatch):
+    config = configuration(command, monkeypatch)
+    shape = (28, 28, 1) if config.data == "mnist" else (32, 32, 3)
+    assert config.build_flow(shape).layers
+
+
+def test_every_model_has_a_command(monkeypatch):
+    models = {configuration(command, monkeypatch).model for command in TRAINING}
+    assert models == set(PRESETS)
+
+
+def test_what_cannot_be_trained_is_found(monkeypatch):
+    with pytest.raises(UsageError):
+        configuration("scripts/train_mnist.py --model emerging --kernel 5", monkeypatch)
+
+
+@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
+def test_the_scripts_exist(script):
+    assert (ROOT / script).is_file()
