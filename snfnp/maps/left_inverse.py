@@ -44,7 +44,7 @@ class LeftInverse:
         if unused.any():
             diagonal = normal.reshape(-1)[:: len(normal) + 1]
             diagonal += ops.constant(np.repeat(unused, channels).astype(np.float64))
-        self._rows = ops.linalg.solve_spd(normal, self._right)
+        self._rows = ops.linalg.solve_spd(normal, self._right, overwrite=True)
         self.r = self._rows.reshape(g.weight_shape)
 
     @property
@@ -102,22 +102,11 @@ class LeftInverse:
         return rows.reshape(self._shape[2], -1)
 
     def _sums(self, matrix, taken, which, given, transpose=False):
-        """Sums over pairs of taps, times counts: from ((p, c), (q, c')) for taps p and q of two
-        kernels (their sizes: taken) to the same for two others (given)."""
-        ops, channels = self._ops, self._shape[2]
+        """Sums over pairs of taps, times counts: `Conv.sums_of_pairs`."""
         sides = zip(self._f.kernel, self._g.kernel, self._shape, strict=False)
         along = (_counts(which, *side) for side in sides)
         rows, columns = (each.T if transpose else each for each in along)
-        (p1, p2), (q1, q2) = taken
-        blocks = matrix.reshape(p1, p2, channels, q1, q2, channels).transpose(0, 3, 1, 4, 2, 5)
-        blocks = ops.xp.ascontiguousarray(blocks).reshape(p1 * q1, -1)
-        blocks = ops.linalg.combine(rows, blocks)
-        blocks = blocks.reshape(len(rows), p2 * q2, channels**2).transpose(1, 0, 2)
-        blocks = ops.xp.ascontiguousarray(blocks).reshape(p2 * q2, -1)
-        blocks = ops.linalg.combine(columns, blocks)
-        (p1, p2), (q1, q2) = given
-        blocks = blocks.reshape(p2, q2, p1, q1, channels, channels).transpose(2, 0, 4, 3, 1, 5)
-        return ops.xp.ascontiguousarray(blocks).reshape(p1 * p2 * channels, -1)
+        return self._ops.conv.sums_of_pairs(matrix, rows, columns, taken, given)
 
 
 @cache

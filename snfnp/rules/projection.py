@@ -36,7 +36,7 @@ class Projection(Rule):
         gram = linalg.matmul(z0, z0.T).astype("float64")
         diagonal = gram.reshape(-1)[:: len(gram) + 1]
         diagonal += self.ridge * (diagonal.sum() / len(gram))
-        inverse = linalg.solve_spd(gram, ops.xp.eye(len(gram)))
+        inverse = linalg.solve_spd(gram, ops.xp.eye(len(gram)), overwrite=True)
         rows = linalg.matmul((-inverse).astype(z0.dtype), z0)
         projected[...] = r
         g.weight_grad(ops, error, rows, out=projected, add=True)

@@ -225,6 +225,21 @@ def call_conv_inverse_series(rng, dtype, size):
     return Call((r, w, nu, terms), bounds=(bound,), strided=(0, 1))
 
 
+def call_conv_sums_of_pairs(rng, dtype, size):
+    """From pairs of taps of kernels 3×3 and 5×3 to pairs of 3×1 and 1×5; most counts are 0."""
+    channels, taken, given = min(1 + size[0] % 17, 16), ((3, 3), (5, 3)), ((3, 1), (1, 5))
+    taps = [kh * kw for kh, kw in taken]
+    matrix = rng.standard_normal([channels * count for count in taps]).astype(dtype)
+    rows, columns = (
+        rng.integers(1, 9, shape) * (rng.random(shape) < 0.3).astype(float)
+        for shape in ((3 * 1, 3 * 5), (1 * 5, 3 * 3))
+    )
+    every = np.abs(matrix).astype(float)
+    size = DEFINITION.conv.sums_of_pairs(every, rows, columns, taken, given)
+    bound = 2 * (taps[0] * taps[1] + 2) * eps_of(dtype) * size
+    return Call((matrix, rows, columns, taken, given), bounds=(bound,), strided=(0,), host=(1, 2))
+
+
 def call_conv_weight_grads(rng, dtype, size):
     """Of two layers, or of one where there is no dz."""
     pairs = 1 if size[0] == 17 else 2

@@ -54,7 +54,7 @@ class StrictLinearAlgebra(LinearAlgebra):
         with own_handle():
             return super().matmul_add(a, b, out)
 
-    def solve_spd(self, a, b):
+    def solve_spd(self, a, b, overwrite=False):
         with own_handle():
             return super().solve_spd(a, b)
 

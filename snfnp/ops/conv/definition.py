@@ -110,6 +110,28 @@ class Conv(Room):
                 tail = tail + term
         return tail
 
+    def sums_of_pairs(self, matrix, rows, columns, taken, given):
+        """Σ over pairs of taps (p, q), times counts, for every pair of taps (g, h) of two other
+        kernels and every pair of channels:
+
+            out[(g, c), (h, c')] = Σ_{p,q} rows[(g₁, h₁), (p₁, q₁)] columns[(g₂, h₂), (p₂, q₂)]
+                                           · matrix[(p, c), (q, c')]
+
+        matrix (taps · C, taps · C); taken, given: the sizes (kH, kW) of the kernels of p and q, and
+        of g and h; rows, columns: host arrays that depend on shapes alone.
+        """
+        xp, ((p1, p2), (q1, q2)) = self.xp, taken
+        channels = matrix.shape[0] // (p1 * p2)
+        blocks = matrix.reshape(p1, p2, channels, q1, q2, channels).transpose(0, 3, 1, 4, 2, 5)
+        blocks = xp.ascontiguousarray(blocks).reshape(p1 * q1, -1)
+        blocks = self.linalg.combine(rows, blocks)
+        blocks = blocks.reshape(len(rows), p2 * q2, channels**2).transpose(1, 0, 2)
+        blocks = xp.ascontiguousarray(blocks).reshape(p2 * q2, -1)
+        blocks = self.linalg.combine(columns, blocks)
+        (g1, g2), (h1, h2) = given
+        blocks = blocks.reshape(g2, h2, g1, h1, channels, channels).transpose(2, 0, 4, 3, 1, 5)
+        return xp.ascontiguousarray(blocks).reshape(g1 * g2 * channels, -1)
+
     # ------------------- what stands beside a convolution in a step: a GPU does both in one pass
 
     def forward_and_bias(self, x, k, b):

@@ -71,9 +71,9 @@ class CpuLinearAlgebra(LinearAlgebra):
             inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
 
-    def solve_spd(self, a, b):
+    def solve_spd(self, a, b, overwrite=False):
         # a is its own transpose: whether rows or columns come first makes no difference
-        _, x, status = _SPD[a.dtype](a.T, b, lower=1)
+        _, x, status = _SPD[a.dtype](a.T, b, lower=1, overwrite_a=overwrite)
         return np.ascontiguousarray(x) if status == 0 else np.full_like(b, np.nan)
 
 

@@ -95,9 +95,10 @@ class LinearAlgebra(Room):
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
-    def solve_spd(self, a, b):
+    def solve_spd(self, a, b, overwrite: bool = False):
         """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
 
+        overwrite: `a` is not needed any more, and its memory may be used.
         All NaN where a is not positive definite or not finite: nothing is raised, so that the host
         need not wait for a device.
         """

@@ -112,7 +112,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         self._read(pivots)
         return x
 
-    def solve_spd(self, a, b):
+    def solve_spd(self, a, b, overwrite=False):
         # L Lᵀ = a by blocks: a kernel inverts the factor of each diagonal block, all else are
         # products. (A graph cannot record cuSOLVER's.)
         device, matmul, add, factors = self.device, self.matmul, self.matmul_add, []
