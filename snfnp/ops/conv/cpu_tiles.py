@@ -64,8 +64,12 @@ def weight_grad(delta, x, kernel):
 
 def inverse_series(r, w, nu, terms: int):
     """See `Conv.inverse_series`; images of fewer than four columns are not for tiles."""
-    lanes = _lanes(nu.shape[3], nu.dtype.itemsize)
-    pixels = _pixels(nu.shape[2], lanes, nu.dtype.itemsize)
+    width, channels, itemsize = nu.shape[2], nu.shape[3], nu.dtype.itemsize
+    if channels == 1:  # neighbouring pixels fill the lanes
+        pixels, lanes = 1, _lanes(1 << width.bit_length() - 1, itemsize)
+    else:
+        lanes = _lanes(channels, itemsize)
+        pixels = _pixels(width, lanes, itemsize)
     kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
     tail = np.zeros_like(nu)
     _inverse_series(
@@ -211,6 +215,23 @@ def _convolve(padded, k, size, shape, pixels, lanes, z):
                 )
 
 
+@serial
+def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
+    """The same for one channel, where the lanes of a tile are neighbouring pixels."""
+    kh, kw = size
+    height, width = shape[:2]
+    row = width + kw - 1
+    for y in range(height):
+        for left in range(0, width, len(lanes)):
+            first = min(left, width - len(lanes))
+            _tile(
+                *(k, 0, (kw, 1, 0)),
+                *(padded, y * row + first, (row, 1), (kh, kw)),
+                *(z, y * width + first, 0, False),
+                *(pixels, lanes),
+            )
+
+
 @parallel
 def _forward(x, k, kh, kw, pixels, lanes, z):
     """x (N, H, W, I), k flat -> z (N, H, W, O)."""
@@ -239,11 +260,17 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
         for term in range(terms + 1):
             if term > 0:
                 _pad(y, w_size[0] // 2, w_size[1] // 2, rows[1], before_w)
-                _convolve(before_w, w, w_size, shape, pixels, lanes, flat)
+                if channels == 1:
+                    _convolve_plane(before_w, w, w_size, shape, pixels, lanes, flat)
+                else:
+                    _convolve(before_w, w, w_size, shape, pixels, lanes, flat)
                 for j in range(flat.size):
                     left_over[j] = start[j] - flat[j]
             _pad(rest, r_size[0] // 2, r_size[1] // 2, rows[0], before_r)
-            _convolve(before_r, r, r_size, shape, pixels, lanes, flat)
+            if channels == 1:
+                _convolve_plane(before_r, r, r_size, shape, pixels, lanes, flat)
+            else:
+                _convolve(before_r, r, r_size, shape, pixels, lanes, flat)
             for j in range(flat.size):
                 approximation[j] += flat[j]
                 if term > 1:
