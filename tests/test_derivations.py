@@ -223,6 +223,13 @@ def test_page(page):
     assert re.search(r"^>>> ", text, flags=re.M), "no executable check"
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_the_links_of_the_other_pages(page):
+    assert link_problems(page, page.read_text(encoding="utf-8")) == []
+
+
 def test_the_reading_order_tells_what_the_pages_use():
     assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
 

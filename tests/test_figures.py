@@ -6,9 +6,11 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from drawings import FIGURES
+from drawings import FIGURES, data
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
+
+from snfnp.training.run import RunFolder
 
 FOLDER = DERIVATIONS / "figures"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
@@ -35,6 +37,27 @@ def test_a_figure_has_a_text_in_its_place_and_a_caption(page):
         for words, target in IMAGE.findall(line):
             assert len(words) > 10, target
             assert lines[index + 2].startswith("*"), f"{target}: no caption"
+
+
+def test_curves_are_collected_from_the_folders_of_runs(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path / "run")
+    config = {"model": "fc", "gradient": "exact", "seed": 2}
+    record = {"config": config, "images": {"train": 10}}
+    lines = [
+        {"epoch": 1, "validation_nll_nats": 2.00049, "layers": {"a": {"angle": 0.5}}},
+        {"epoch": 2, "validation_nll_nats": 1.5, "layers": {"a": {"rho": 0.1}}},
+    ]
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.setattr(RunFolder, "open", lambda path: (run, record))
+    monkeypatch.setattr(RunFolder, "read_metrics", lambda self: lines)
+    monkeypatch.setattr(RunFolder, "data", lambda self, record: ([10, 1, 1], (28, 28, 1)))
+    data.collect("angles", [tmp_path / "run"])
+    (found,) = data.read("angles")
+    assert (found["model"], found["seed"], found["images"]) == ("fc", 2, 10)
+    assert found["points"] == [
+        {"epoch": 1, "nll": 2.0, "angles": [0.5]},
+        {"epoch": 2, "nll": 1.5},
+    ]
 
 
 @pytest.mark.parametrize("name", FIGURES)

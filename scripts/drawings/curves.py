@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
-from drawings.data import ANGLES, LIKELIHOODS
+from drawings.data import read
 from drawings.style import BLUE, GREEN, ORANGE, plt
 
 TITLES = {
@@ -19,8 +17,8 @@ TITLES = {
 def angles():
     """The mean over the layers, and one standard deviation around it (Fig. 3)."""
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
-    runs = json.loads(ANGLES.read_text(encoding="utf-8"))
-    for run, color in zip(runs, (BLUE, ORANGE), strict=False):
+    runs = read("angles")
+    for run, color in zip(runs, (BLUE, ORANGE, GREEN), strict=False):
         epoch = [point["epoch"] for point in run["points"]]
         found = np.array([point["angles"] for point in run["points"]])
         mean, spread = found.mean(axis=1), found.std(axis=1)
@@ -48,7 +46,7 @@ def likelihoods():
 
     Below, how far every run is behind the exact gradient of the same seed.
     """
-    runs = json.loads(LIKELIHOODS.read_text(encoding="utf-8"))
+    runs = read("likelihoods")
     models = list(dict.fromkeys(run["model"] for run in runs))
     figure, axes = plt.subplots(
         2,

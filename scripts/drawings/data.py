@@ -1,63 +1,40 @@
-"""The curves' data: angles of short runs, epoch by epoch, and likelihoods from other runs' folders.
-
-Both files are lists of runs with "points", one for each epoch.
-"""
+"""What the curves of training are drawn from: a few numbers of every epoch, from runs' folders."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from snfnp.training.run import RunFolder
 
-import snfnp
-from snfnp.diagnostics import gradient_angles
-from snfnp.likelihood import EVALUATION_NOISE
-
-HERE = Path(__file__).parent
-ANGLES, LIKELIHOODS = HERE / "angles.json", HERE / "likelihoods.json"
-_IMAGES = 500  # of the training set, that the angles are measured on
+FOLDER = Path(__file__).parent
+FIGURES = ("angles", "likelihoods")
+_ABOUT = ("data", "model", "gradient", "recipe", "bias_init", "seed")
 
 
-def measure(folder: Path, epochs: int) -> None:
-    """Train fc and conv, and measure the angles of all their layers (degrees) after every epoch."""
-    data, runs = snfnp.load_dataset("mnist"), []
-    for model in ("fc", "conv"):
-        path = folder / model
-        run = snfnp.RunFolder.create(path)
-        config = snfnp.TrainConfig(model=model, epochs=epochs).resolve(len(data.train))
-        runs.append({"model": model, "images": len(data.train), "points": []})
-        for epoch in range(1, epochs + 1):
-            ops = snfnp.get_ops(config.backend)
-            snfnp.train(replace(config, epochs=epoch), data, ops, run, resume=epoch > 1)
-            found = [round(angle, 4) for angle in _angles(path, data.train[:_IMAGES])]
-            runs[-1]["points"].append({"epoch": epoch, "angles": found})
-            _write(ANGLES, runs)
+def collect(figure: str, folders: list[Path]) -> Path:
+    """Write figure.json: for every run its settings and "points", one for each evaluation.
 
-
-def _angles(path: Path, images) -> list[float]:
-    run = snfnp.load_run(path, "last")
-    key = snfnp.RandomKey(0, EVALUATION_NOISE)
-    x, _ = run.flow.encode(run.ops, run.ops.asarray(images), key, np.float64)
-    return [layer.angle for layer in gradient_angles(run.ops, run.flow, run.params, x, run.lam)]
-
-
-def collect(folders: list[Path]) -> None:
-    """Validation likelihoods by epoch, from the metrics of finished or unfinished runs."""
+    nll: exact validation NLL in nats; angles: of the layers, in degrees (`--track-angle`).
+    """
     runs = []
     for path in folders:
-        folder, record = snfnp.RunFolder.open(path)
+        folder, record = RunFolder.open(path)
+        points = []
+        for line in folder.read_metrics():
+            point = {"epoch": line["epoch"], "nll": round(line["validation_nll_nats"], 3)}
+            angles = [found.get("angle") for found in line.get("layers", {}).values()]
+            if angles and None not in angles:
+                point["angles"] = [round(angle, 4) for angle in angles]
+            points.append(point)
         config = record["config"]
-        points = [
-            {"epoch": line["epoch"], "nll": round(line["validation_nll_nats"], 3)}
-            for line in folder.read_metrics()
-        ]
-        names = ("model", "gradient", "recipe", "bias_init", "seed")
-        runs.append({name: config.get(name) for name in names} | {"points": points})
-    _write(LIKELIHOODS, runs)
+        about = {name: config.get(name) for name in _ABOUT}
+        runs.append({**about, "images": folder.data(record)[0][0], "points": points})
+    path = FOLDER / f"{figure}.json"
+    path.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n", encoding="utf-8")
+    return path
 
 
-def _write(path: Path, runs: list[dict]) -> None:
-    rows = ",\n".join(json.dumps(run) for run in runs)
-    path.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+def read(figure: str) -> list[dict]:
+    """The runs of figure.json."""
+    return json.loads((FOLDER / f"{figure}.json").read_text(encoding="utf-8"))
