@@ -85,6 +85,10 @@ def test_too_few_images_have_none_and_nan_is_not_hidden():
     found = SmallestVariance(OPS, Dense(3), 1)
     found.add(np.ones((1, 3)))
     assert found.value is None
+    for count, known in ((8, False), (10, True)):  # half of them choose among 4 directions
+        found = SmallestVariance(OPS, Dense(4), count)
+        found.add(np.random.default_rng(3).standard_normal((count, 4)))
+        assert (found.value is not None) == known
     found = SmallestVariance(OPS, Dense(3), 8)
     found.add(np.full((8, 3), np.nan))
     assert math.isnan(found.value)
@@ -114,9 +118,10 @@ def test_the_ratio_by_its_definition():
 
 
 def test_a_run_records_them_for_every_layer_and_goes_on_alike(tmp_path):
-    whole, _ = run_training(tmp_path / "whole")
-    part, _ = run_training(tmp_path / "part", epochs=2)
-    run_training(tmp_path / "part", resume=True)
+    data = small_dataset(side=3)
+    whole, _ = run_training(tmp_path / "whole", data)
+    part, _ = run_training(tmp_path / "part", data, epochs=2)
+    run_training(tmp_path / "part", data, resume=True)
     records = whole.read_metrics()
     assert without_time(part.read_metrics()) == without_time(records)
     loaded = load_run(whole.path, "last")
@@ -131,10 +136,11 @@ def test_a_run_records_them_for_every_layer_and_goes_on_alike(tmp_path):
 
 
 def test_what_a_rule_does_not_have_is_left_out(tmp_path):
-    forward, _ = run_training(tmp_path / "forward", objective="forward", epochs=1)
+    data = small_dataset(side=3)
+    forward, _ = run_training(tmp_path / "forward", data, objective="forward", epochs=1)
     (record,) = forward.read_metrics()
     assert list(record["layers"]["dense1"]) == ["rho", "gradient_ratio"]
-    free, _ = run_training(tmp_path / "free", lam=0.0, epochs=1)
+    free, _ = run_training(tmp_path / "free", data, lam=0.0, epochs=1)
     (record,) = free.read_metrics()
     assert list(record["layers"]["dense1"]) == ["rho", "margin"]
     exact, _ = run_training(tmp_path / "exact", gradient="exact", epochs=1)
@@ -149,10 +155,10 @@ def test_where_rules_are_stable():
 
 def inspected(trainer):
     rng = np.random.default_rng(6)
-    images = rng.integers(0, 256, (40, *trainer.flow.shape)).astype(np.uint8)
+    images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
     inspection = Inspection(trainer, lambda step: trainer.ops.asarray(images[:6]))
     likelihood = trainer.likelihood()
-    likelihood.evaluate(images, 0, at_once=9, watch=inspection.watch(len(images)))
+    likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
     return inspection, likelihood
 
 
@@ -226,7 +232,7 @@ def test_a_warning_names_layer_and_cause_once():
 
 def test_a_run_reports_its_warnings(tmp_path):
     said = []
-    run_training(tmp_path / "run", lam=1e-3, report=said.append, dataset=small_dataset())
+    run_training(tmp_path / "run", lam=1e-3, report=said.append, dataset=small_dataset(side=3))
     warned = [line for line in said if line.startswith("early warning")]
     assert len(warned) == 1 and "λσ²_min is not above 1/8" in warned[0]
     assert "in dense1" in warned[0] and "in dense2" in warned[0]

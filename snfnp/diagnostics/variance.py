@@ -24,13 +24,13 @@ class SmallestVariance:
     smallest eigenvalue is not below σ²_min but for the chance of an 8 × 8 matrix. It is above where
     the directions found are not the best ones.
 
-    images: how many will come; where they are few, half of them find the directions. `add` costs
-    O(n D²) for the first n images, 5 or more per unknown, and O(n D) for as many more; `value`
-    and the change between the two O(D³), once each.
+    images: how many will come. `add` costs O(n D²) for the first n of them, which find the
+    directions: those with 5 rows per unknown, as long as 200 or half of the images are left to
+    measure them on, at O(n D); `value` and the change between the two cost O(D³), once each.
     """
 
     def __init__(self, ops, f, images: int):
-        self._ops, self._map, self._half = ops, f, images // 2
+        self._ops, self._map, self._images = ops, f, images
         self._to_fit = self._to_hold = None
         self._fitted = self._held = None  # (Σ r rᵀ, Σ r, rows)
         self._directions = None
@@ -40,7 +40,9 @@ class SmallestVariance:
         if self._to_fit is None:
             unknowns, per_image = self._map.rows(self._ops, x[:1]).shape[::-1]
             enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
-            self._to_fit = self._to_hold = min(enough, self._half)
+            left = min(_FEWEST, self._images - self._images // 2)
+            self._to_fit = min(enough, self._images - left)
+            self._to_hold = min(enough, self._images - self._to_fit) if self._to_fit else 0
         if self._to_fit:
             part, x = x[: self._to_fit], x[self._to_fit :]
             self._to_fit -= len(part)
@@ -54,8 +56,9 @@ class SmallestVariance:
 
     @property
     def value(self) -> float | None:
-        """σ²_min; NaN where inputs are not finite, None where too few came to hold some out."""
-        if self._held is None:
+        """σ²_min; NaN where inputs are not finite, None where too few came: on no more rows than
+        unknowns there are directions without variance, and any of them would be as good."""
+        if self._held is None or self._fitted[2] <= len(self._fitted[1]):
             return None
         covariance = _covariance(self._held)
         if not np.isfinite(covariance).all():

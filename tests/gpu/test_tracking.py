@@ -40,12 +40,12 @@ def test_monitors_and_refined_samples_are_numpys(ops, model):
     figures, drawn = [], []
     for each in (ops, get_ops("numpy")):
         trainer = make_trainer(each, model, dtype="float64")
-        images = np.concatenate([images_of(step) for step in range(4)])
+        images = np.concatenate([images_of(step) for step in range(30)])
         images = images.reshape(-1, *trainer.flow.shape)
         batch = each.asarray(images[:6])
         inspection = Inspection(trainer, lambda step, batch=batch: batch)
         likelihood = trainer.likelihood()
-        likelihood.evaluate(images, 0, at_once=9, watch=inspection.watch(len(images)))
+        likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
         figures.append(inspection.figures(likelihood)["layers"])
         drawn.append(likelihood.sample(3, seed=0, refined=True))
     found, expected = figures
