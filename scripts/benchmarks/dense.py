@@ -19,6 +19,12 @@ from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
 
+# What is timed beside a step of every gradient: the settings, and how many products it has. Noise
+# takes five products with its 8 vectors.
+VARIANTS = {
+    "variational": ({"objective": "variational", "noise_vectors": 8}, 6 + 5 * 8 / BATCH),
+}
+
 
 def training_step(ops, thread_counts, repeats: int = 60) -> list[dict]:
     """The whole step (forward, backward, reconstruction, Adam) of the 2-layer FC flow, D = 784.
@@ -34,9 +40,14 @@ def training_step(ops, thread_counts, repeats: int = 60) -> list[dict]:
         with threads(count):
             calls = {"products": _products(np.random.default_rng(0), dimension)}
             calls |= {gradient: step_call(ops, "fc", gradient) for gradient in PRODUCTS}
+            calls |= {
+                name: step_call(ops, "fc", "self-normalizing", **settings)
+                for name, (settings, _) in VARIANTS.items()
+            }
             timings = measure(calls, repeats)
         product = timings["products"]
-        for gradient, products in PRODUCTS.items():
+        counts = PRODUCTS | {name: products for name, (_, products) in VARIANTS.items()}
+        for gradient, products in counts.items():
             step, work = timings[gradient], 2 * products * flops
             rows.append(
                 {

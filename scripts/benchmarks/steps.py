@@ -34,9 +34,9 @@ def random_images(ops, trainer: Trainer):
     return ops.asarray(rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8))
 
 
-def step_call(ops, model: str, gradient: str) -> Callable[[], object]:
-    """The whole training step, as a call without arguments."""
-    trainer = make_trainer(ops, model, gradient)
+def step_call(ops, model: str, gradient: str, **settings) -> Callable[[], object]:
+    """The whole training step, as a call without arguments; settings: as in `make_trainer`."""
+    trainer = make_trainer(ops, model, gradient, **settings)
     images = random_images(ops, trainer)
     return lambda: trainer.training_step(images)
 
