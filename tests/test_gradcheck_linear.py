@@ -1,5 +1,6 @@
 """`check_map` and `check_rule` on every CPU backend: right ones pass, wrong ones are caught."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -9,11 +10,19 @@ from test_gradcheck import ForgetfulExact, WrongSelfNormalizing
 import snfnp.layers
 import snfnp.maps
 from snfnp.context import BackwardContext
-from snfnp.gradcheck import GradientError, check_map, check_rule
+from snfnp.gradcheck import GradientError, check_inverse_update, check_map, check_rule
 from snfnp.gradcheck.catalogue import catalogue
 from snfnp.layers import Layer, Parameterless, Preprocess
 from snfnp.maps import Conv2d, Dense
-from snfnp.rules import Exact, Relative, SelfNormalizing, Variational
+from snfnp.rules import (
+    Exact,
+    LeastSquares,
+    Newton,
+    Projection,
+    Relative,
+    SelfNormalizing,
+    Variational,
+)
 
 D = 4
 
@@ -303,6 +312,39 @@ def test_a_wrong_relative_rule_fails(ops, wrong):
         check_rule(wrong, Dense(D), (D,), ops=ops)
 
 
+@pytest.mark.parametrize(
+    "rule, linear_map, shape, name, message",
+    [
+        (Projection(), Dense(D), (D,), "R", "^R is off by"),
+        (Projection(), Dense(D), (D,), "W", "^W, direction"),
+        (Newton(), Dense(D), (D,), "R", "^R is off by"),
+        (Newton(), Dense(D), (D,), "b", "^b, direction"),
+        (LeastSquares(), Conv2d((3, 3), 2), (3, 4, 2), "R", "^R is off by"),
+        (LeastSquares(), Conv2d((3, 3), 2), (3, 4, 2), "W", "^W, direction"),
+    ],
+    ids=str,
+)
+def test_a_wrong_inverse_update_fails(ops, rule, linear_map, shape, name, message):
+    check_inverse_update(rule, linear_map, shape, ops=ops)
+    with pytest.raises(GradientError, match=message):
+        check_inverse_update(flawed(rule, scaled(name, 1.01)), linear_map, shape, ops=ops)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"terms": 5}, {"probes": 3}, {"stiffness": 9.0}, {"tolerance": 1.1e-4}], ids=str
+)
+def test_settings_of_least_squares_matter(ops, wrong):
+    right, conv, noise = LeastSquares(tolerance=1e-4), Conv2d((3, 3), 2), 0.3
+
+    class Otherwise(LeastSquares):
+        def backward(self, ctx, **given):
+            return dataclasses.replace(right, **wrong).backward(ctx, **given)
+
+    check_inverse_update(right, conv, (3, 4, 2), ops=ops, noise=noise)
+    with pytest.raises(GradientError, match="^W, direction"):
+        check_inverse_update(Otherwise(**vars(right)), conv, (3, 4, 2), ops=ops, noise=noise)
+
+
 # ---------------------------------------------------------------- the catalogue
 
 
@@ -318,10 +360,12 @@ def test_the_catalogue_is_complete():
         Layer,
         Parameterless,
         Preprocess,
+        snfnp.maps.Chain,  # the map of an inverse alone, checked in its layer
         snfnp.maps.Map,
         snfnp.maps.WeightGradient,
     }
-    assert checked == expected | {SelfNormalizing, Exact, Relative, Variational}
+    rules = {SelfNormalizing, Exact, Relative, Variational, Projection, Newton, LeastSquares}
+    assert checked == expected | rules
     names = [(check.kind, check.name) for check in catalogue()]
     assert len(set(names)) == len(names)
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from snfnp.gradcheck.inverse_updates import check_inverse_update
 from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
@@ -30,7 +31,15 @@ from snfnp.layers import (
     Squeeze,
 )
 from snfnp.maps import Chain, Conv2d, Dense
-from snfnp.rules import Exact, Relative, SelfNormalizing, Variational
+from snfnp.rules import (
+    Exact,
+    LeastSquares,
+    Newton,
+    Projection,
+    Relative,
+    SelfNormalizing,
+    Variational,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Check:
 
 def catalogue() -> list[Check]:
     """All checks, layers first."""
-    return [*_layers(), *_jvps(), *_rules(), *_variational(), *_maps()]
+    return [*_layers(), *_jvps(), *_rules(), *_inverse_updates(), *_variational(), *_maps()]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -158,6 +167,24 @@ def _rules():
             )
             for name, rule in rules
         ),
+    ]
+
+
+def _inverse_updates():
+    convolution, larger = Conv2d((3, 3), 2), Conv2d((5, 5), 2)
+    small = {"inverse_map": Conv2d((3, 5), 2)}
+    cases = [
+        ("projection, dense", Projection(), Dense(5), (5,), {}),
+        ("newton, dense", Newton(), Dense(5), (5,), {}),
+        ("newton, conv 1x1", Newton(), Conv2d((1, 1), 3), (2, 3, 3), {}),
+        ("least squares, conv 1x1", LeastSquares(), Conv2d((1, 1), 3), (2, 3, 3), {}),
+        ("least squares, conv 3x3", LeastSquares(), convolution, (3, 4, 2), {}),
+        ("least squares, 5x5", LeastSquares(), convolution, (4, 3, 2), {"inverse_map": larger}),
+        ("least squares, pulled", LeastSquares(tolerance=1e-4), convolution, (3, 4, 2), small),
+    ]
+    return [
+        Check("rule", name, partial(check_inverse_update, rule, each, shape, **more))
+        for name, rule, each, shape, more in cases
     ]
 
 
