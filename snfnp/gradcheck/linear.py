@@ -146,7 +146,7 @@ def check_rule(
 ) -> Report:
     """Check what a rule makes of a linear layer where that must be exact. Raises GradientError.
 
-    This knows nothing of the rule's own formula: it differentiates the likelihood, log|det T|
+    This does not use the rule's own formula: it differentiates the likelihood, log|det T|
     included, numerically. A self-normalizing rule is put at R = W⁻¹, where Eqs. 10 and 11 become
     Eqs. 8 and 9 (so the map must be one whose inverse is of its own kind: dense, or 1×1), and
     elsewhere the part of its gradients that λ scales must be that of −λ/N Σ ‖T(R) T(W) x − x‖²;

@@ -109,7 +109,7 @@ class CausalConv2d(Layer):
 
     def _diagonal(self, ops, p, wait: bool = True):
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where
-        the host need not wait for a device to tell: a zero then becomes an infinite gradient."""
+        the host need not wait for the device: a zero then becomes an infinite gradient."""
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()
         if (bool(invertible) if wait else ops.peek(invertible)) is False:

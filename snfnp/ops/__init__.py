@@ -1,4 +1,4 @@
-"""Numbers on a device: the only place that knows NumPy from Numba from CuPy.
+"""Numbers on a device: the only place that tells NumPy, Numba and CuPy apart.
 
 Every family of operations has a folder (a "room"). `definition.py` says in array terms what each
 operation computes: NumPy runs it, and CuPy can. `cpu.py` (Numba) and `gpu.py` (CuPy, with

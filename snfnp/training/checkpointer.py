@@ -73,7 +73,7 @@ class Checkpointer:
     def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
         """Go on from the last checkpoint, or back to the best one, and drop later metrics.
 
-        Wherever a crash comes in here, the same command does it all again.
+        After a crash at any point in here, the same command repeats all of it.
         """
         run, trainer = self.run, self.trainer
         _, described = run.open(run.path)

@@ -17,7 +17,7 @@ _TOLERATED = 2.0  # times the bits that count as the worst of a run that learns
 
 
 class Evaluator:
-    """Evaluates the trainer's parameters, and knows the best epoch so far.
+    """Evaluates the trainer's parameters, and keeps the best epoch so far.
 
     best: that epoch's record (see `validate`), or None.
     """

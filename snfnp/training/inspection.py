@@ -37,7 +37,7 @@ class Inspection:
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
-        """What `Likelihood.evaluate` tells of every layer's input; images: how many it gets."""
+        """What `Likelihood.evaluate` reports of every layer's input; images: how many it gets."""
         self._variances = {
             name: SmallestVariance(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()

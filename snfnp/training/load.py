@@ -1,4 +1,4 @@
-"""A run as it lies in its folder, opened again: for a notebook, an evaluation, or a picture."""
+"""A run opened again from its folder: for a notebook, an evaluation, or a picture."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _LARGEST_PANEL = 2000
 
 
 def _settle_matplotlib() -> None:
-    """Find Matplotlib a folder for what it knows of fonts, where its own cannot be written."""
+    """Give Matplotlib a folder for its cache of fonts where its own cannot be written."""
     home = Path(os.path.expanduser("~"))
     usual = (
         Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config"),

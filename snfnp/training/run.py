@@ -181,7 +181,7 @@ class RunFolder:
 
 
 def mark_of(metrics: bytes) -> list:
-    """[length, SHA-256]: what a checkpoint knows of the metrics."""
+    """[length, SHA-256]: what a checkpoint records of the metrics."""
     return [len(metrics), hashlib.sha256(metrics).hexdigest()]
 
 

@@ -80,7 +80,7 @@ class Gpu:
     def memory_rate(self) -> float | None:
         attributes = self.xp.cuda.Device().attributes
         clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
-        if not clock or not bits:  # newer drivers do not tell the clock
+        if not clock or not bits:  # newer drivers do not report the clock
             return None
         return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
 
