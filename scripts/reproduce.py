@@ -1,29 +1,38 @@
-"""Reproduce the paper's tables: train what is missing, print ours beside the paper's figures."""
+"""Reproduce the paper's tables and figures: train what is missing, print ours beside the paper's.
 
-import sys
+    python scripts/reproduce.py                       # a list of what there is
+    python scripts/reproduce.py table1 --scale hour   # a table, its runs, and a picture
+    python scripts/reproduce.py all --scale smoke     # everything, with models of no use
+
+It can be stopped and started again at any time. Tables are printed; results.json, with all that is
+in them and how it was made, and the pictures are in the folder --runs.
+"""
+
+import argparse
 from pathlib import Path
 
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
+ALL = "all"
+
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
-    from reproduction.report import markdown
-    from reproduction.runs import images_at, plan
-    from reproduction.tables import TABLES
+    from reproduction import results
+    from reproduction.setting import SCALES, Setting
+    from reproduction.targets import SUFFIX, TARGETS
 
-    from snfnp.cli.shared import Parser
-    from snfnp.data import load_dataset
+    from snfnp.cli.shared import Parser, check_range
     from snfnp.ops import BACKENDS, get_ops
 
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "target", nargs="?", metavar="TARGET", help=f"{' or '.join(TABLES)}; without one: a list"
+        "target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)} or {ALL}"
     )
     parser.add_argument(
         "--scale",
-        choices=("smoke", "hour", "paper"),
+        choices=SCALES,
         default="hour",
         help="smoke: one epoch of a few small images, to see that everything runs; hour: what two "
         "cores do in about an hour; paper: the paper's epochs, three seeds (default: hour)",
@@ -39,26 +48,41 @@ def main(argv):
         "--seeds", type=int, nargs="+", help="seeds of every row (default: 0, or 0 to 2 by table)"
     )
     parser.add_argument(
+        "--epochs", type=int, help="train every row so long (default: by scale and row)"
+    )
+    parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
     )
-    parser.add_argument("--data-dir", type=Path, help="folder with MNIST's files")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
-        for name, table in TABLES.items():
-            print(f"{name}: {table.title} ({len(table.rows)} rows)")
+        for name, target in TARGETS.items():
+            print(f"{name}: {target.title}")
         return
-    if args.target not in TABLES:
-        raise UsageError(f"there is no {args.target}: choose from {', '.join(TABLES)}")
+    if args.target not in (*TARGETS, ALL):
+        raise UsageError(f"there is no {args.target}: choose from {', '.join(TARGETS)} or {ALL}")
+    if args.epochs is not None:
+        check_range(args, "--epochs", 1)
     _check_seeds(args.seeds)
 
-    table = TABLES[args.target]
     ops = get_ops(args.backend)
-    dataset = images_at(args.scale, load_dataset("mnist", args.data_dir))
-    runs = plan(table, args.scale, args.runs, args.seeds)
-    results = {row: [] for row in table.rows}
-    for run, result in _results(runs, dataset, ops):
-        results[run.row].append((run.seed, result))
-    print(markdown(table, args.scale, dataset, results))
+    setting = Setting(args.scale, args.runs, ops, args.seeds, args.epochs, args.data_dir)
+    try:
+        setting.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make {setting.folder} ({error.strerror}): choose another --runs"
+        ) from None
+    setting.dataset("mnist")  # what is wrong with it is said before anything else
+    wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
+    done = _train(wanted, setting)
+    for number, (name, target) in enumerate(wanted.items()):
+        record = target.collect(setting, done)
+        results.write(setting.folder / results.NAME, name, record, list(TARGETS))
+        picture = setting.folder / f"{name}{SUFFIX}"
+        target.draw(record, picture, setting)
+        print(("\n" if number else "") + target.show(record))
+        print(f"* Picture: {picture}", flush=True)
 
 
 def _check_seeds(seeds: list[int] | None) -> None:
@@ -70,24 +94,33 @@ def _check_seeds(seeds: list[int] | None) -> None:
         raise UsageError("--seeds names a seed twice: leave one out")
 
 
-def _results(runs, dataset, ops):
-    """(run, result) of every run, trained where it is not there yet. All that is there is looked at
-    first, so that nothing is trained before an error."""
-    from reproduction.runs import found, perform
+def _train(targets: dict, setting) -> dict:
+    """{folder of a run: its result}, trained where it is not there yet. All that is there is looked
+    at first, so that nothing is trained before an error."""
+    from reproduction.progress import Progress
+    from reproduction.runs import found, perform, united
 
-    there = [found(run, dataset, ops.name) for run in runs]
-    left = there.count(None)
-    for run, result in zip(runs, there, strict=True):
-        if result is None:
-            # the run's own progress bar is below
-            print(
-                f"{run.folder.name}: {run.epochs} epochs, {left} of {len(runs)} runs left",
-                file=sys.stderr,
-                flush=True,
-            )
-            result = perform(run, dataset, ops, report=lambda text: None)
-            left -= 1
-        yield run, result
+    runs = united(run for target in targets.values() for run in target.plan(setting))
+    done = {run: found(run, setting.dataset(run.row.data), setting.ops.name) for run in runs}
+    left = [run for run in runs if done[run] is None]
+    steps = {}
+    for run in left:
+        images = len(setting.dataset(run.row.data).train)
+        steps[run] = run.epochs * run.config(images, setting.ops.name).steps_per_epoch(images)
+    progress = Progress(left, steps)
+    try:
+        for run in left:
+            progress.start(run)
+            images = setting.dataset(run.row.data)
+            done[run] = perform(run, images, setting.ops, _silent, progress.line(run))
+            progress.finish(run)
+    finally:
+        progress.close()
+    return {run.folder: result for run, result in done.items()}
+
+
+def _silent(text: str) -> None:
+    """A run's own messages are not shown: warnings are in what its table says of a divergence."""
 
 
 if __name__ == "__main__":

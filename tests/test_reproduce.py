@@ -1,24 +1,29 @@
 """The paper's tables from one command: planned, killed, resumed, skipped, and shown."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import reproduce
-from reproduction import runs
-from reproduction.report import markdown
+from reproduction import results, runs
+from reproduction import setting as settings
 from reproduction.runs import Result, plan
+from reproduction.setting import SCALES, Setting
 from reproduction.tables import TABLES
+from reproduction.targets import TARGETS
 from support.runs import Killed, kill
 from support.trainers import at_step
 
-from snfnp.data import Dataset, load_dataset
+from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training.config import TrainConfig
 from snfnp.training.run import RunFolder
 
-EVERY_ROW = [pytest.param(row, id=row.name) for table in TABLES.values() for row in table.rows]
+ROWS = [row for table in TABLES.values() for row in table.rows]
+EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
+CIFAR = "cifar-10"
 
 
 @pytest.fixture
@@ -34,6 +39,19 @@ def command(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    """setting(scale, …) without any images but the sample's."""
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
+
+    def make(scale="smoke", seeds=None, epochs=None):
+        return Setting(scale, tmp_path / "runs", get_ops("numpy"), seeds, epochs)
+
+    return make
 
 
 def table_rows(text):
@@ -55,52 +73,118 @@ def no_training(monkeypatch):
 def test_without_a_target_there_is_a_list(capsys):
     reproduce.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(TABLES)
-    assert "table4: Table 4: test NLL in nats" in lines[0] and "(14 rows)" in lines[0]
+    assert [line.split(":")[0] for line in lines] == list(TARGETS)
+    assert "table4: Table 4: test NLL in nats on MNIST for self-normalizing flows with" in lines[2]
 
 
 @pytest.mark.parametrize("row", EVERY_ROW)
 def test_a_rows_configuration_is_that_of_a_3(row):
+    """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
     config = TrainConfig(**row.options).resolve(50_000)
-    assert (config.batch_size, config.warmup_epochs, config.clip_norm) == (100, 10, None)
-    assert config.lr == (1e-4 if config.model == "fc" else 1e-3)
-    assert row.epochs == {"fc": 6000, "conv": 1000, "glow-2l-4k": 250}[config.model]
-    if config.model == "glow-2l-4k":
-        assert (config.levels, config.depth, config.width) == (2, 4, 16)
-        assert config.lambda_control == ("fixed" if config.gradient == "exact" else "geco")
-    else:
-        assert config.gradient == "self-normalizing" and config.objective == "mixture"
-        assert row.cells[1] == f"{config.lam:g}" and config.init == "paper"
+    kind, exact = config.model, config.gradient == "exact"
+    assert config.batch_size == (64 if kind == "glow-3l-48k" else 100)
+    assert config.lr == (1e-4 if kind == "fc" else 1e-3)
+    assert config.warmup_epochs == (0 if kind == "glow-3l-48k" else 10)
+    clipped = kind == "glow-3l-48k" or kind == "glow-3l-32k" and not exact
+    assert config.clip_norm == (10_000 if clipped else None)
+    assert config.shuffle and config.augment == (row.data == CIFAR)
+    known = {"fc": 6000, "glow": 250, "glow-2l-4k": 250, "glow-3l-32k": 1000, "glow-3l-48k": 15}
+    assert row.epochs == known.get(kind, 1000)
+    sizes = {"glow": (2, 16), "glow-2l-4k": (2, 4), "glow-3l-32k": (3, 32), "glow-3l-48k": (3, 48)}
+    assert (config.levels, config.depth) == sizes.get(kind, (None, None))
+    assert config.width == {"glow-2l-4k": 16}.get(kind, config.levels and 512)
+    if config.gradient == "self-normalizing":
+        assert config.objective == "mixture" and config.inverse_update == "gradient"
+        if kind == "glow-2l-4k":
+            assert config.lambda_control == "geco" and config.lam == 1
+        elif row.cells[-1] == f"{config.lam:g}":  # a row of Table 4
+            assert config.lambda_control == "fixed"
+        else:
+            lam = {"fc": 1, "conv": 1, "glow": 100, "glow-3l-32k": 1000, "glow-3l-48k": 1000}
+            assert config.lam == lam[kind] and config.lambda_control == "fixed"
+    assert config.init == ("authors" if config.kernel == 5 else "paper")
+    assert config.recipe == "paper" and config.chosen("bias_init") in ("zero", None)
+
+
+def test_rows_of_one_name_are_one_run_and_of_another_name_another():
+    """Also where a stand-in takes a row's place."""
+    for scale in SCALES:
+        by_name, by_config = {}, {}
+        for row in (row.at(scale) for row in ROWS):
+            config = TrainConfig(**row.options).resolve(50_000)
+            config = str(replace(config, epochs=1, track_angle=None).as_dict())
+            assert by_name.setdefault(row.name, (config, row.options)) == (config, row.options)
+            assert by_config.setdefault(config, row.name) == row.name
 
 
 def test_the_papers_figures():
-    """Tables 4 and 5 as they are printed."""
-    printed = {row.name: (row.paper, row.spread) for t in TABLES.values() for row in t.rows}
-    for model, figures in (
-        ("fc", (946.3, 954.6, 1007.4, 1039.8)),
-        ("conv", (639.6, 642.9, 646.3, 660.6)),
+    """Tables 1, 2, 4 and 5 as they are printed."""
+    printed = {(name, row.cells): row for name, t in TABLES.items() for row in t.rows}
+    for label, *figures in (
+        ("Relative Grad. FC 2-Layer", 1096.5, 0.5),
+        ("Exact Gradient FC 2-Layer", 947.6, 0.2),
+        ("SNF FC 2-Layer", 947.1, 0.2),
+        ("Emerging Conv. 9-Layer", 645.7, 3.6),
+        ("SNF Conv. 9-Layer", 638.6, 0.9),
+        ("Conv. Exponential 9-Layer", 638.1, 1.0),
+        ("Exact Gradient Conv. 9-Layer", 637.4, 0.2),
+        ("Glow 2L-16K", 575.7, 0.8),
+        ("SNF Glow 2L-16K", 575.4, 1.4),
     ):
-        assert [printed[f"{model}-lambda-{lam}"][0] for lam in (1, 10, 100, 1000)] == list(figures)
-        assert [printed[f"{model}-lambda-{lam}"][0] for lam in (0.05, 0.1)] == ["–", "–"]
-        assert printed[f"{model}-lambda-0.3"][0] == "not given"
-    assert printed["glow-1x1-exact"] == (678.3, 2.0)
-    assert printed["glow-1x1-geco"] == (678.3, 9.7)
-    assert printed["glow-5x5-geco"] == (669.9, 2.8)
+        row = printed.pop(("table1", (label,)))
+        assert [row.paper, row.spread] == figures and row.unit == "nats"
+    for label, cifar, imagenet in (
+        ("Glow", (3.36, 0.002), (4.12, 0.002)),
+        ("SNF Glow", (3.37, 0.004), (4.14, 0.007)),
+    ):
+        for title, figures in (("CIFAR-10", cifar), ("ImageNet32", imagenet)):
+            row = printed.pop(("table2", (label, title)))
+            assert (row.paper, row.spread) == figures and row.unit == "bits/dim"
+    for label, *figures in (
+        ("2L FC", "–", "–", "not given", 946.3, 954.6, 1007.4, 1039.8),
+        ("9L Conv.", "–", "–", "not given", 639.6, 642.9, 646.3, 660.6),
+        ("2L-16K Glow", *[None] * 5, 574.1, 574.8),
+    ):
+        lambdas = ("0.05", "0.1", "0.3", "1", "10", "100", "1000")
+        for lam, figure in zip(lambdas, figures, strict=True):
+            if figure is not None:
+                assert printed.pop(("table4", (label, lam))).paper == figure
+    for label, *figures in (
+        ("Glow 1x1", 678.3, 2.0),
+        ("SNF 1x1", 678.3, 9.7),
+        ("SNF 5x5", 669.9, 2.8),
+    ):
+        row = printed.pop(("table5", (label,)))
+        assert [row.paper, row.spread] == figures
+    assert not printed
 
 
-def test_scales_and_seeds(tmp_path):
-    table = TABLES["table5"]
-    hour, paper = (plan(table, scale, tmp_path, None) for scale in ("hour", "paper"))
+def test_scales_and_seeds(setting, tmp_path):
+    rows = TABLES["table5"].rows
+    hour, paper = (plan(rows, setting(scale), 3) for scale in ("hour", "paper"))
     assert [(run.row.name, run.seed) for run in hour] == [
-        (row.name, seed) for row in table.rows for seed in (0, 1, 2)
+        (row.name, seed) for row in rows for seed in (0, 1, 2)
     ]
     assert [run.folder for run in hour] == [run.folder for run in paper]  # one extends the other
     assert {run.epochs for run in paper} == {250} and {run.epochs for run in hour} == {10}
-    (only,) = {run.seed for run in plan(TABLES["table4"], "hour", tmp_path, None)}
-    assert only == 0
-    smoke = plan(table, "smoke", tmp_path, [7])
+    assert {run.seed for run in plan(TABLES["table4"].rows, setting("hour"))} == {0}
+    smoke = plan(rows, setting(seeds=[7]))
     assert {run.seed for run in smoke} == {7} and {run.epochs for run in smoke} == {1}
-    assert smoke[0].folder.parent == tmp_path / "smoke"
+    assert smoke[0].folder.parent == tmp_path / "runs/smoke"
+    assert {run.epochs for run in plan(rows, setting("paper", epochs=4))} == {4}
+
+
+def test_a_smaller_model_stands_in_below_the_papers_scale(setting):
+    _, *_, glow = TABLES["table1"].rows
+    (small,), (large,) = (plan([glow], setting(scale, [0])) for scale in ("hour", "paper"))
+    assert large.row == glow and large.config(50_000, "numpy").depth == 16
+    assert small.row.instead == "2L-4K of width 16" and small.config(50_000, "numpy").depth == 4
+    assert small.folder != large.folder
+
+
+def test_a_run_that_two_targets_need_is_done_once_and_as_long_as_either_says(setting):
+    (run,) = plan(TABLES["table1"].rows[:1], setting())
+    assert runs.united([run, replace(run, epochs=5), run]) == [replace(run, epochs=5)]
 
 
 # ---------------------------------------------------------------- what is done
@@ -109,7 +193,8 @@ def test_scales_and_seeds(tmp_path):
 def test_a_table_is_trained_once_and_shown_again(command, monkeypatch, tmp_path):
     first = command("table4")
     rows = table_rows(first)
-    assert [row[:2] for row in rows] == [list(row.cells) for row in TABLES["table4"].rows]
+    assert [row[:2] for row in rows[:14]] == [list(row.cells) for row in TABLES["table4"].rows[:14]]
+    assert rows[14][:2] == ["2L-16K Glow", "100 (stand-in: 2L-4K of width 16)"]
     for row in rows:
         assert float(row[2]) > 0 and row[3] == "0" and row[6] == "other data"
     assert rows[3][4:6] == ["1 / 6,000", "946.3"]
@@ -120,7 +205,12 @@ def test_a_table_is_trained_once_and_shown_again(command, monkeypatch, tmp_path)
     assert command("table4") == first
 
 
-def test_killed_and_started_again_it_shows_the_same(command, monkeypatch):
+def of(text):
+    """What is printed but where the picture is."""
+    return text[: text.index("* Picture: ")]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_results(command, monkeypatch, tmp_path):
     whole = command("table5", "--seeds", "1", "0", folder="whole")
     killed = []
 
@@ -132,8 +222,10 @@ def test_killed_and_started_again_it_shows_the_same(command, monkeypatch):
     at_step(monkeypatch, 1, once)
     with pytest.raises(Killed):
         command("table5", "--seeds", "1", "0")
-    assert command("table5", "--seeds", "1", "0") == whole
+    assert of(command("table5", "--seeds", "1", "0")) == of(whole)
     assert killed == [1]
+    record, again = (results.read(tmp_path / f / "smoke/results.json") for f in ("whole", "runs"))
+    assert record == again and list(record) == ["table5"]
     assert all(" ± " in row[1] and row[2] == "1, 0" for row in table_rows(whole))
 
 
@@ -152,16 +244,15 @@ def test_a_row_that_diverges_says_at_which_step(command, monkeypatch, tmp_path):
     assert command("table5") == shown
 
 
-def test_a_longer_scale_goes_on_with_a_shorter_one(command, monkeypatch, tmp_path):
+def test_a_longer_scale_goes_on_with_a_shorter_one(command, setting):
     command("table5", "--seeds", "3")
-    longer = plan(TABLES["table5"], "smoke", tmp_path / "runs", [3])[0]
-    longer = runs.Run(longer.row, 3, 2, longer.folder)
-    dataset = runs.images_at("smoke", load_dataset("mnist"))
+    here = setting(seeds=[3], epochs=2)
+    longer, dataset = plan(TABLES["table5"].rows, here)[0], here.dataset("mnist")
     assert runs.found(longer, dataset, "numpy") is None
     result = runs.perform(longer, dataset, get_ops("numpy"), lambda text: None)
     assert result.epochs == 2 and runs.found(longer, dataset, "numpy") == result
     # what was trained longer than it is asked for stays as it is
-    shorter = runs.Run(longer.row, 3, 1, longer.folder)
+    shorter = replace(longer, epochs=1)
     assert runs.found(shorter, dataset, "numpy") == result
     assert table_rows(command("table5", "--seeds", "3"))[0][3] == "2 / 250"
 
@@ -169,22 +260,39 @@ def test_a_longer_scale_goes_on_with_a_shorter_one(command, monkeypatch, tmp_pat
 # ---------------------------------------------------------------- what is shown
 
 
-def test_means_deviations_and_how_far():
-    table = TABLES["table5"]
-    exact, one, five = table.rows
-    results = {
-        exact: [(0, Result(680.0, 250)), (1, Result(684.0, 250))],
-        one: [(0, Result(680.3, 10)), (1, Result(None, 10, 77))],
-        five: [(0, Result(None, 250, 0)), (1, Result(None, 250, 12))],
+class FullSize(Setting):
+    """As if there were all images."""
+
+    def dataset(self, name):
+        splits = [np.zeros((count, 28, 28, 1), np.uint8) for count in (500, 100, 100)]
+        return Dataset(name, *splits, source="somewhere", is_sample=False)
+
+
+def test_means_deviations_and_how_far(tmp_path, monkeypatch):
+    target = TARGETS["table5"]
+    setting = FullSize("paper", tmp_path, get_ops("numpy"), [0, 1])
+    exact, one, five = [
+        [run.folder for run in target.plan(setting) if run.row == row]
+        for row in TABLES["table5"].rows
+    ]
+    found = {
+        exact[0]: Result(680.0, 250),
+        exact[1]: Result(684.0, 250),
+        one[0]: Result(680.3, 10),
+        one[1]: Result(None, 10, 77, before={"epoch": 3, "rho": 1.25, "margin": 0.5}),
+        five[0]: Result(None, 250, 0, before={}),
+        five[1]: Result(None, 250, 12, before={}),
     }
-    splits = [np.zeros((count, 28, 28, 1), np.uint8) for count in (500, 100, 100)]
-    full = Dataset("mnist", *splits, source="somewhere", is_sample=False)
-    rows = table_rows(markdown(table, "paper", full, results))
-    assert rows == [
+    monkeypatch.setattr("reproduction.provenance.of_run", lambda folder: {"commit": "c0ffee"})
+    record = target.collect(setting, found)
+    assert [row["made_with"] for row in record["rows"]] == [[{"commit": "c0ffee"}]] * 3
+    config = record["rows"][2]["config"]
+    assert (config["kernel"], config["lambda_rate"], config["lr"]) == (5, 1e-3, 1e-3)
+    assert table_rows(target.show(record)) == [
         ["Glow 1x1", "682.0 ± 2.8", "0, 1", "250 / 250", "678.3 ± 2.0", "+3.7"],
         [
             "SNF 1x1",
-            "680.3 and diverged at step 77 (seed 1)",
+            "680.3 and diverged at step 77 (seed 1), after epoch 3: ρ 1.25, λσ²_min 0.5",
             "0, 1",
             "10 / 250",
             "678.3 ± 9.7",
@@ -201,15 +309,48 @@ def test_means_deviations_and_how_far():
     ]
 
 
+def test_a_row_without_its_images_is_a_line(command, capsys):
+    shown = command("table2")
+    assert [row[2] for row in table_rows(shown)] == ["no data"] * 4
+    assert shown.count("* Not trained, for want of images: ") == 4
+    assert "+" not in shown  # no difference from a figure that is not there
+
+
+def test_colour_images_are_counted_in_bits(command, monkeypatch, tmp_path):
+    def colours(name, folder):
+        count = {"train": 200, "validation": 100, "test": 100}
+        rng = np.random.default_rng(0)
+        splits = [rng.integers(0, 256, (n, 32, 32, 3)).astype(np.uint8) for n in count.values()]
+        return Dataset(name, *splits, source="random images", is_sample=False)
+
+    monkeypatch.setattr(settings, "load_dataset", colours)
+    shown = command("table2")
+    glow, snf, *_ = table_rows(shown)
+    assert glow[:2] == ["Glow", "CIFAR-10 (stand-in: 3L-4K of width 64)"]
+    summary = tmp_path / "runs/smoke/glow-3l-32k-exact-small-seed-0/summary.json"
+    bits = json.loads(summary.read_text())["test_bits_per_dimension"]
+    assert glow[2] == f"{bits:.3f}" and snf[5] == "3.370 ± 0.004"
+
+
+def test_the_same_figure_for_the_same_record(command, tmp_path):
+    command("table5")
+    picture = tmp_path / "runs/smoke/table5.svg"
+    first = picture.read_bytes()
+    picture.unlink()
+    command("table5")
+    assert first.startswith(b"<?xml") and picture.read_bytes() == first
+
+
 # ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     "options, said",
     [
-        (("table9",), "there is no table9: choose from table4, table5"),
+        (("table9",), "there is no table9: choose from table1, table2"),
         (("table4", "--seeds", "-1"), "--seeds must be whole numbers"),
         (("table4", "--seeds", "1", "1"), "--seeds names a seed twice"),
+        (("table4", "--epochs", "0"), "--epochs is 0: it must be at least 1"),
         (("table4", "--seeds", "x"), "invalid int value: 'x'"),
         (("table4", "--scale", "day"), "invalid choice: 'day'"),
         (("table4", "--data-dir", "/nowhere"), "/nowhere"),
@@ -219,6 +360,12 @@ def test_bad_input_is_one_line(command, options, said):
     with pytest.raises(UsageError) as caught:
         command(*options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_place_that_no_folder_can_have_is_one_line(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot make .* choose another --runs"):
+        command("table5", folder="file")
 
 
 def test_another_run_in_a_folder_is_refused(command, tmp_path):
@@ -232,7 +379,7 @@ def test_another_run_in_a_folder_is_refused(command, tmp_path):
 
 def test_other_images_are_refused(command, monkeypatch):
     command("table5")
-    monkeypatch.setitem(runs._SMOKE, "train", 300)
+    monkeypatch.setitem(settings._SMOKE, "train", 300)
     with pytest.raises(UsageError, match=r"was trained on \[200, 100, 100\] images .* found \[300"):
         command("table5")
 
@@ -251,3 +398,20 @@ def test_a_lost_summary_is_made_again(command, tmp_path):
     first = command("table5")
     (tmp_path / "runs/smoke/glow-5x5-geco-seed-0/summary.json").unlink()
     assert command("table5") == first
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "targets": {}}', '{"format": 1}'])
+def test_damaged_results_are_one_line(command, tmp_path, content):
+    command("table5")
+    (tmp_path / "runs/smoke/results.json").write_text(content)
+    with pytest.raises(SnfnpError, match="results.json is damaged") as caught:
+        command("table5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_note_of_the_commit_is_one_line(command, tmp_path):
+    command("table5")
+    (tmp_path / "runs/smoke/glow-5x5-geco-seed-0.made-with.json").write_text("{")
+    with pytest.raises(SnfnpError, match="made-with.json is damaged") as caught:
+        command("table5")
+    assert "\n" not in str(caught.value)

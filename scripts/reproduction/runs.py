@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from reproduction.tables import Row, Table
+from reproduction import provenance
+from reproduction.rows import Row
+from reproduction.setting import Setting
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
+from snfnp.training.progress import ProgressLine
 from snfnp.training.run import RunFolder
 
-_SMOKE = {"train": 200, "validation": 100, "test": 100}  # images at the smoke scale
-_SMOKE_SIDE = 8  # and their pixels: the middle of each image
 _PAPER_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run: its test NLL in nats at the best validation epoch, or the step at which
-    it diverged (0: not known). epochs: that it was trained, or asked for where it diverged."""
+    """What became of a run: its test NLL in nats and bits/dim at the best validation epoch, or the
+    step at which it diverged (0: not known).
+
+    epochs: that it was trained, or asked for where it diverged; before: what the monitors said at
+    the last evaluation before a run diverged ({} where there was none): the epoch, the largest
+    rho and the smallest margin of its layers (`Inspection.figures`).
+    """
 
     nll: float | None
     epochs: int
     diverged_at: int | None = None
+    bits: float | None = None
+    best_epoch: int | None = None
+    before: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -53,31 +60,33 @@ class Run:
         return wanted.resolve(training_images)
 
 
-def plan(table: Table, scale: str, folder: Path, seeds: list[int] | None) -> list[Run]:
-    """The runs of a table. Those of the smoke scale are in a folder of their own."""
-    if seeds is None:
-        count = {"smoke": 1, "hour": table.seeds, "paper": max(table.seeds, _PAPER_SEEDS)}[scale]
-        seeds = list(range(count))
-    folder = folder / scale if scale == "smoke" else folder
-    epochs = {"smoke": lambda row: 1, "hour": lambda row: row.hour, "paper": lambda row: row.epochs}
-    return [
-        Run(row, seed, epochs[scale](row), folder / f"{row.name}-seed-{seed}")
-        for row in table.rows
-        for seed in seeds
-    ]
+def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
+    """The runs of these rows whose images are there. seeds: how many at `--scale hour`."""
+    if setting.seeds is not None:
+        chosen = setting.seeds
+    else:
+        counts = {"smoke": 1, "hour": seeds, "paper": max(seeds, _PAPER_SEEDS)}
+        chosen = range(counts[setting.scale])
+    planned = []
+    for row in (row.at(setting.scale) for row in rows):
+        if setting.missing(row.data):
+            continue
+        usual = {"smoke": 1, "hour": row.hour, "paper": row.epochs}[setting.scale]
+        epochs = setting.epochs or usual
+        planned += [
+            Run(row, seed, epochs, setting.folder / f"{row.name}-seed-{seed}") for seed in chosen
+        ]
+    return planned
 
 
-def images_at(scale: str, dataset: Dataset) -> Dataset:
-    """The images that a scale is run on: all, or so few and small that a run takes a second."""
-    if scale != "smoke":
-        return dataset
-    splits = {}
-    for name, count in _SMOKE.items():
-        images = getattr(dataset, name)
-        top, left = ((size - _SMOKE_SIDE) // 2 for size in images.shape[1:3])
-        middle = images[:count, top : top + _SMOKE_SIDE, left : left + _SMOKE_SIDE]
-        splits[name] = np.ascontiguousarray(middle)
-    return replace(dataset, **splits)
+def united(runs: Iterable[Run]) -> list[Run]:
+    """Each run once, with the most epochs that anybody asked for."""
+    longest: dict[Path, Run] = {}
+    for run in runs:
+        known = longest.get(run.folder)
+        if known is None or run.epochs > known.epochs:
+            longest[run.folder] = run
+    return list(longest.values())
 
 
 def found(run: Run, dataset: Dataset, backend: str) -> Result | None:
@@ -89,7 +98,8 @@ def found(run: Run, dataset: Dataset, backend: str) -> Result | None:
     if run.outcome.exists():
         record = _read(run.outcome)
         _refuse_another(run, wanted, TrainConfig.from_dict(record.get("config")))
-        return Result(None, run.epochs, int(record.get("step") or 0))
+        step = int(record.get("step") or 0)
+        return Result(None, run.epochs, step, before=record.get("before") or {})
     if not _is_started(run):
         return None
     folder, record = RunFolder.open(run.folder)
@@ -104,14 +114,25 @@ def found(run: Run, dataset: Dataset, backend: str) -> Result | None:
         )
     if config.epochs < run.epochs or not folder.summary_file.exists():
         return None
-    nll = _read(folder.summary_file).get("test_nll_nats")
-    if not isinstance(nll, float):
+    summary = _read(folder.summary_file)
+    if not isinstance(summary.get("test_nll_nats"), float):
         raise SnfnpError(f"{folder.summary_file} is damaged: delete it to evaluate again")
-    return Result(nll, config.epochs)
+    return _result(summary, config.epochs)
 
 
-def perform(run: Run, dataset: Dataset, ops, report: Callable[[str], None]) -> Result:
-    """Train a run from where it is to its end, or to where it diverges."""
+def _result(summary: dict, epochs: int) -> Result:
+    return Result(
+        summary["test_nll_nats"],
+        epochs,
+        bits=summary["test_bits_per_dimension"],
+        best_epoch=summary["best_epoch"],
+    )
+
+
+def perform(
+    run: Run, dataset: Dataset, ops, report: Callable[[str], None], line=ProgressLine
+) -> Result:
+    """Train a run from where it is to its end, or to where it diverges. line: see `train`."""
     config = run.config(len(dataset.train), ops.name)
     goes_on = _is_started(run)
     if goes_on:
@@ -121,17 +142,32 @@ def perform(run: Run, dataset: Dataset, ops, report: Callable[[str], None]) -> R
     else:
         folder = RunFolder.create(run.folder)
     try:
-        summary = train(config, dataset, ops, folder, goes_on, report)
+        provenance.note(run.folder)
+        summary = train(config, dataset, ops, folder, goes_on, report, line)
     except (DivergedError, SingularMatrixError) as error:
         record = {
             "step": getattr(error, "step", None),
             "message": str(error),
+            "before": _last_monitors(folder),
             "config": config.as_dict(),
         }
         content = (json.dumps(record, indent=2) + "\n").encode()
         files.write_atomically(run.outcome, content)
-        return Result(None, config.epochs, record["step"] or 0)
-    return Result(summary["test_nll_nats"], config.epochs)
+        return Result(None, config.epochs, record["step"] or 0, before=record["before"])
+    return _result(summary, config.epochs)
+
+
+def _last_monitors(folder: RunFolder) -> dict:
+    metrics = folder.read_metrics()
+    if not metrics:
+        return {}
+    layers = metrics[-1].get("layers", {}).values()
+    found = {"epoch": metrics[-1]["epoch"]}
+    for figure, worst in (("rho", max), ("margin", min)):
+        values = [layer[figure] for layer in layers if figure in layer]
+        if values:
+            found[figure] = worst(values)
+    return found
 
 
 def _is_started(run: Run) -> bool:

@@ -25,13 +25,15 @@ def train(
     run: RunFolder,
     resume: bool | str = False,
     report: Callable[[str], None] = print,
+    line: Callable = ProgressLine,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
     config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
     end reports the test images at it. resume: go on from the last checkpoint; "best": from
-    the best one, or from the start where there is none yet.
+    the best one, or from the start where there is none yet. line: what shows the progress, made
+    and used as a `ProgressLine`.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError where another program
@@ -51,18 +53,18 @@ def train(
             checkpoints.start(describe_run(config, flow, trainer.layout, dataset, ops))
         report(_introduction(config, flow, trainer, dataset, ops, run))
         try:
-            _take_steps(dataset, batches, evaluator, checkpoints, requests, report)
+            _take_steps(dataset, batches, evaluator, checkpoints, requests, report, line)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
-def _take_steps(dataset, batches, evaluator, checkpoints, requests, report) -> None:
+def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show) -> None:
     """All steps that are left, with evaluations and checkpoints."""
     run, config, trainer = checkpoints.run, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    with ProgressLine(config, trainer, clock, steps) as line, requests.stops_between_steps():
+    with show(config, trainer, clock, steps) as line, requests.stops_between_steps():
         clock.start()
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))

@@ -1,0 +1,84 @@
+"""What a run was made with: the commit, the processor, and what its config.json says."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from snfnp.errors import SnfnpError
+from snfnp.training import files
+from snfnp.training.run import RunFolder
+
+_ROOT = Path(__file__).resolve().parents[2]
+UNKNOWN = "not known"
+
+
+def commit() -> str:
+    """The checkout's commit, marked where tracked files differ from it."""
+    try:
+        found = _git("rev-parse", "HEAD")[:12]
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
+    return f"{found} with changes" if changed else found
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout that this file is in, and of no repository around it."""
+    command = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return run.stdout.strip()
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def here() -> dict:
+    return {"commit": commit(), "processor": processor()}
+
+
+def _file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.made-with.json")
+
+
+def note(folder: Path) -> None:
+    """Add the present commit and processor to those that trained the run in a folder."""
+    known, now = _noted(folder), here()
+    if now not in known:
+        content = json.dumps([*known, now], indent=2) + "\n"
+        files.write_atomically(_file(folder), content.encode())
+
+
+def _noted(folder: Path) -> list[dict]:
+    path = _file(folder)
+    if not path.exists():
+        return []
+    try:
+        return json.loads(files.read_bytes(path, SnfnpError, f"{path} is gone"))
+    except ValueError:
+        raise SnfnpError(f"{path} is damaged: delete it, and the commit is {UNKNOWN}") from None
+
+
+def of_run(folder: Path) -> dict:
+    """commit and processor (several where a run was gone on with), platform, backend, device,
+    BLAS threads, versions."""
+    _, record = RunFolder.open(folder)
+    noted = _noted(folder) or [{"commit": UNKNOWN, "processor": UNKNOWN}]
+    threads = [pool["num_threads"] for pool in record.get("threads", {}).get("blas", [])]
+    return {
+        **{key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]},
+        "platform": record["platform"],
+        "backend": record["backend"],
+        "device": record["device"],
+        "threads": max(threads, default=None),
+        "versions": record["versions"],
+    }

@@ -1,0 +1,36 @@
+"""results.json: what was run for each target, in a form that tables and pages are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from snfnp.errors import SnfnpError
+from snfnp.training import files
+
+NAME = "results.json"
+_FORMAT = 1
+
+
+def read(path: Path) -> dict[str, dict]:
+    """{target: its record}; {} where there is no file. Raises SnfnpError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        content = files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
+        if content.get("format") != _FORMAT or not isinstance(content.get("targets"), dict):
+            raise ValueError(f"not of format {_FORMAT}")
+    except ValueError as error:
+        raise SnfnpError(
+            f"{path} is damaged ({str(error)[:80]}): delete it, and give the command again"
+        ) from None
+    return content["targets"]
+
+
+def write(path: Path, target: str, record: dict, order: list[str]) -> None:
+    """Put a record in the place of an older one of the target. order: of all targets."""
+    known = read(path) | {target: record}
+    content = {"format": _FORMAT, "targets": {name: known[name] for name in order if name in known}}
+    files.write_atomically(
+        path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    )
