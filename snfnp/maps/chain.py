@@ -103,9 +103,9 @@ def _trace_gradient(ops, first, others, shape):
     (T(k_1) ⋯ T(k_n))ᵀ over the positions of each element of k. (kH, kW, C, C), a view.
 
     first: k's map; others: k_1, …, k_n (kH, kW, C, C) of any odd sizes; shape: an image's.
-    The trace is a sum over closed walks p → p + a → p + a + a_1 → ⋯ → p inside the image, one tap's
-    offset for a step: Σ N(a, a_1, …) tr(k[a]ᵀ k_1[a_1]ᵀ ⋯ k_n[a_n]ᵀ), where N counts the p from
-    which a walk stays inside. So all products of one tap of each kernel, and one product with N.
+    The trace is a sum over closed walks u → u + a → u + a + a_1 → ⋯ → u inside the image, one tap's
+    offset for a step: Σ m(a, a_1, …) tr(k[a]ᵀ k_1[a_1]ᵀ ⋯ k_n[a_n]ᵀ), where m counts the u from
+    which a walk stays inside. So all products of one tap of each kernel, and one product with m.
     O(Π taps · C²(C + taps of k)): nothing in it grows with the image or the batch.
     """
     xp, channels = ops.xp, shape[2]
@@ -124,7 +124,7 @@ def _trace_gradient(ops, first, others, shape):
 
 @cache
 def _closed_walks(first, others, size) -> np.ndarray:
-    """N: (taps of k, all combinations of taps of k_n, …, k_1), in the order of stored kernels.
+    """m: (taps of k, all combinations of taps of k_n, …, k_1), in the order of stored kernels.
 
     The image is a product of rows and columns, and so is the number of starting points.
     """
