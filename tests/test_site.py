@@ -183,3 +183,9 @@ class TestWithSphinx:
         found = mathml(r"\mathrm{d} \log p(-x^\top)", "inline")
         assert "<mtext>d</mtext>" in found and '<mo form="prefix">' in found
         assert "<mi>&#x022A4;</mi>" in found and "\\" not in found
+
+    def test_a_large_delimiter_may_have_a_name(self):
+        from mathml import mathml
+
+        found = mathml(r"\big\lvert x \big\rvert \Big\langle y, z \Big\rangle", "block")
+        assert [found.count(sign) for sign in "|⟨⟩\\"] == [2, 1, 1, 0]

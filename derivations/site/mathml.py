@@ -12,9 +12,14 @@ from docutils import nodes
 _MINUS, _NAMES = "&#x02212;", "log|det|max|min|exp|ln|sin|cos|tanh"
 _AFTER = r"\(|\[|=|,|&#x02248;|&#x02192;|&#x0003D;|&#x00028;|&#x02190;|&#x0003E;|&#x0003C;"
 _SPACE = '<mspace width="0.17em"></mspace>'
+# After \big the converter knows no delimiter by its name.
+_DELIMITERS = dict.fromkeys(("lvert", "rvert", "vert"), "|")
+_DELIMITERS |= dict.fromkeys(("lVert", "rVert", "Vert"), "‖") | {"langle": "⟨", "rangle": "⟩"}
+_BIG = re.compile(rf"(\\[bB]igg?[lr]?)\s*\\({'|'.join(_DELIMITERS)})\b")
 _TYPESETTING = [
     ("<mo>&#x022A4;</mo>", "<mi>&#x022A4;</mi>"),
     ("<mo>&#x0007C;</mo>", '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>'),
+    (r'(<mo minsize="[^>]*)>([|‖])', r'\1 lspace="0" rspace="0">\2'),
     ("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">&#x0002F;</mo>'),
     (rf"(<mo[^>]*>(?:{_AFTER})</mo>)<mo>({_MINUS})</mo>", r'\1<mo form="prefix">\2</mo>'),
     (rf"(</(?!mo)\w+>)<mi>({_NAMES})</mi>", rf"\1{_SPACE}<mi>\2</mi>"),
@@ -25,6 +30,7 @@ _TYPESETTING = [
 def mathml(latex: str, display: str) -> str:
     """A formula as MathML. Upright words are text: the converter would space their letters."""
     latex = re.sub(r"\\mathrm\{([A-Za-z]+)\}", r"\\text{\1}", latex)
+    latex = _BIG.sub(lambda m: m[1] + _DELIMITERS[m[2]], latex)
     found = latex2mathml.converter.convert(latex, display=display)
     for pattern, replacement in _TYPESETTING:
         found = re.sub(pattern, replacement, found)
