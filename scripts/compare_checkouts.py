@@ -75,6 +75,7 @@ def _configurations() -> tuple[Configuration, ...]:
         Configuration("conv-exact", f"{conv} {exact}"),
         Configuration("conv-exact-dense", f"{conv} {exact}-dense"),
         Configuration("conv-inverse-kernel", f"{conv} --inverse-kernel 5", angle=True),
+        Configuration("conv-inverse-depth", f"{conv} --inverse-depth 2", angle=True),
         Configuration("conv-recompute", f"{conv} --recompute"),
         Configuration("conv-identity", f"{conv} --init identity"),
         Configuration("conv-float64", f"{conv} --dtype float64 --clip-norm 100"),

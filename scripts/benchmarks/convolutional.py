@@ -26,6 +26,11 @@ _STEPS = (
     ("emerging", "exact"),
     ("conv-exponential", "exact"),
 )
+# Other learned inverses of the same reach, beside the paper's of 3×3 (A.4).
+_INVERSES = {
+    "self-normalizing, inverse 5x5": {"inverse_kernel": 5},
+    "self-normalizing, inverse of two 3x3": {"inverse_depth": 2},
+}
 # The images that the nine convolutions see, (H, W, C).
 _SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))
 
@@ -36,6 +41,8 @@ def steps(ops, thread_counts, repeats: int) -> list[dict]:
     for count in thread_counts:
         with threads(count):
             calls = {case: step_call(ops, *case) for case in _STEPS}
+            for name, settings in _INVERSES.items():
+                calls["conv", name] = step_call(ops, "conv", "self-normalizing", **settings)
             timings = measure(calls, repeats)
             dense = ("conv", "exact-dense")
             timings |= measure({dense: step_call(ops, *dense)}, repeats=2, warmup=1)
