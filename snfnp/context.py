@@ -43,7 +43,9 @@ class BackwardContext:
     The flow says in `enter` whose turn it is. Layers add to `reconstruction`: it ends as
     Σ_k ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, of the layers that learn their inverse
     (the bracket of Eq. 3 without its λ), and stays 0.0 where no layer does. collected: the errors
-    go there, and `reconstruction` starts at 0.0 at every layer.
+    go there, and `reconstruction` starts at 0.0 at every layer. `jacobian_error` grows from
+    whatever it starts at (0.0) by Σ_k ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes, of the
+    layers whose rule looks at it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class BackwardContext:
         self._state, self._key, self._collected = state or {}, key, collected
         self.layer, self._place = None, 0
         self._reconstruction, self._factors = 0.0, {}
+        self.jacobian_error = 0.0
 
     def enter(self, layer: str, place: int) -> None:
         """The pass comes to a layer, the place-th of the flow."""

@@ -27,8 +27,10 @@ from snfnp.layers import (
 from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.rules import (
     Exact,
+    JacobianPenalty,
     LeastSquares,
     Newton,
+    Probe,
     Projection,
     Relative,
     Rule,
@@ -36,7 +38,7 @@ from snfnp.rules import (
     Variational,
 )
 
-GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
+GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
 _RULES = {"projection": Projection, "least-squares": LeastSquares, "newton": Newton}
 INVERSE_UPDATES = ("gradient", *_RULES)
 INITS = ("paper", "authors", "identity")
@@ -112,15 +114,22 @@ def make_rule(
     inverse_update: str = "gradient",
     sigma: float | None = None,
     noise_vectors: int | None = None,
+    jvp_weight: float = 0.0,
+    jvp_probes: int = 1,
+    probes: int = 1,
 ) -> Rule:
-    """The rule behind a `--gradient` name, and an `--inverse-update`; sigma, noise_vectors: of the
-    variational objective."""
+    """The rule behind a `--gradient` name, an `--inverse-update` and a `--jvp-weight`; sigma,
+    noise_vectors: of the variational objective."""
     if gradient == "self-normalizing" and inverse_update != "gradient":
         return _RULES[inverse_update]()
     if gradient == "self-normalizing" and objective == "variational":
         return Variational(sigma, noise_vectors)
+    if gradient == "self-normalizing" and jvp_weight > 0:
+        return JacobianPenalty(objective, jvp_weight, jvp_probes)
     if gradient == "self-normalizing":
         return SelfNormalizing(objective)
+    if gradient == "probe":
+        return Probe(objective, probes)
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
@@ -225,7 +234,7 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow(shape, tuple(layers))
 
 
-_GLOW = ("self-normalizing", "exact")
+_GLOW = ("self-normalizing", "probe", "exact")
 _GLOW_INVERSE = {
     "inverse_updates": ("gradient", "least-squares", "newton"),
     "recipe": {"inverse_update": "least-squares"},
@@ -235,7 +244,7 @@ PRESETS = {
     "fc": Preset(
         fully_connected,
         "the 2-layer fully connected flow",
-        ("self-normalizing", "exact", "relative"),
+        ("self-normalizing", "probe", "exact", "relative"),
         lr=1e-4,
         paper_epochs=6000,
         has_recomputable_layers=False,
@@ -247,7 +256,7 @@ PRESETS = {
     "conv": Preset(
         convolutional,
         "the 9-layer convolutional flow with splines",
-        ("self-normalizing", "exact", "exact-dense"),
+        ("self-normalizing", "probe", "exact", "exact-dense"),
         lr=1e-3,
         paper_epochs=1000,
         has_inverse_kernel=True,

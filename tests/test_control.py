@@ -269,7 +269,7 @@ def take_steps(trainer, steps):
 
 
 def rows(trainer):
-    return trainer.ops.to_host(trainer._states["control"]["rows"])
+    return trainer.ops.to_host(trainer.states["control"]["rows"])
 
 
 FAST = {"lambda_rate": 20.0}

@@ -97,6 +97,14 @@ LEARNING = (
     ]
 )
 LEARNING += [(model, "self-normalizing", {"objective": "variational"}) for model in ("fc", "conv")]
+PROBING = [
+    (model, gradient, changes)
+    for model in ("fc", "conv", "glow-2l-4k")
+    for gradient, changes in (
+        ("self-normalizing", {"jvp_weight": 0.3, "jvp_probes": 2}),
+        ("probe", {"probes": 2}),
+    )
+] + [("fc", "self-normalizing", {"jvp_weight": 0.3, "lambda_control": "geco"})]
 RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
 EXACT = [
     (model, gradient, {})
@@ -106,7 +114,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE)
+@pytest.mark.parametrize("model, gradient, changes", LEARNING + PROBING + RELATIVE)
 def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
     found, expected = (
         make_trainer(ops, model, gradient, **changes) for ops in (strict_ops(), get_ops("numpy"))
@@ -123,7 +131,7 @@ def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
     assert_same_steps(found, expected)
 
 
-@pytest.mark.parametrize("model, gradient, changes", LEARNING + RELATIVE + EXACT)
+@pytest.mark.parametrize("model, gradient, changes", LEARNING + PROBING + RELATIVE + EXACT)
 def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, changes):
     """A 0-d array of doubles, as λ is, makes doubles of what a plain number leaves as it is."""
     ops = strict_ops()

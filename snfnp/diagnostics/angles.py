@@ -26,7 +26,8 @@ class LayerGradients:
     angle: degrees between the self-normalizing and the exact gradient of the likelihood of W,
     without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
     that of g⁻¹, or None where the rule has no such gradient or R no exact one; likelihood,
-    reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W.
+    reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W, Eq. 31
+    among the latter. A rule of probes: those of one step.
     """
 
     layer: str
@@ -46,7 +47,7 @@ def gradient_angles(ops, flow: Flow, params, x, lam, state=None, key=None) -> li
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
     exact = _replaced(flow, lambda layer: replace(layer, rule=Exact(), inverse_map=None))
-    without, whole = gradients(ops, flow, params, x, (0.0, lam), state, key)
+    without, whole = gradients(ops, flow, params, x, (None, lam), state, key)
     (reference,) = gradients(ops, exact, params, x)
     of_inverse = _of_inverse(ops, flow, params, x)
     found = []

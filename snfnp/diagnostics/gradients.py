@@ -5,16 +5,20 @@ Derivation: derivations/23-monitors-and-certificates.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
 from snfnp.ops import RandomKey
+from snfnp.rules import JacobianPenalty, SelfNormalizing
 
 
-def gradients(ops, flow: Flow, params, x, lams=(0.0,), state=None, key=None) -> list[dict]:
+def gradients(ops, flow: Flow, params, x, lams=(None,), state=None, key=None) -> list[dict]:
     """{layer: {parameter: gradient}} on the device, of the mean over x, for each λ of `lams`.
 
-    x: preprocessed inputs (N, *shape). lams, key: as a `BackwardContext` takes them; state: the
-    same, and not changed. One forward pass, and a backward pass for each λ.
+    x: preprocessed inputs (N, *shape). lams, key: as a `BackwardContext` takes them, and None
+    for the likelihood's gradient alone, without Eq. 31 either; state: the same, and not changed.
+    One forward pass, and a backward pass for each λ.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
@@ -28,7 +32,21 @@ def gradients(ops, flow: Flow, params, x, lams=(0.0,), state=None, key=None) -> 
             layer: {name: array.copy() for name, array in named.items()}
             for layer, named in (state or {}).items()
         }
-        ctx = BackwardContext(ops, weights, lam, kept, key or RandomKey(0, 0, 0))
-        flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+        ctx = BackwardContext(
+            ops, weights, 0.0 if lam is None else lam, kept, key or RandomKey(0, 0, 0)
+        )
+        part = _likelihood_alone(flow) if lam is None else flow
+        part.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
         found.append(grads)
     return found
+
+
+def _likelihood_alone(flow: Flow) -> Flow:
+    """The same with the plain rule where a layer has Eq. 31 beside it."""
+    layers = [
+        (name, replace(layer, rule=SelfNormalizing(layer.rule.objective)))
+        if isinstance(getattr(layer, "rule", None), JacobianPenalty)
+        else (name, layer)
+        for name, layer in flow.layers
+    ]
+    return replace(flow, layers=tuple(layers))

@@ -17,7 +17,7 @@ def gradient_ratios(ops, flow: Flow, params, x, lam, state=None, key=None) -> di
     Of every layer that learns its inverse; 0 where λ is 0. The arguments are those of `gradients`.
     Costs two backward passes: O(N D²) for dense layers.
     """
-    without, whole = gradients(ops, flow, params, x, (0.0, lam), state, key)
+    without, whole = gradients(ops, flow, params, x, (None, lam), state, key)
     ratios = {}
     for name, layer in flow.layers:
         if layer.learns_inverse:

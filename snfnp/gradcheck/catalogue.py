@@ -33,8 +33,10 @@ from snfnp.layers import (
 from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.rules import (
     Exact,
+    JacobianPenalty,
     LeastSquares,
     Newton,
+    Probe,
     Projection,
     Relative,
     SelfNormalizing,
@@ -93,15 +95,25 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
 def _layers():
     spline, coupling = RationalQuadraticSpline(bound=4.0), AffineCoupling(4, 8)
     mixture, exact = SelfNormalizing(), Exact()
+    penalty = JacobianPenalty(weight=0.4, probes=2)
     larger = Conv2d((5, 5), 2)
     cases = [
         ("dense", Linear(Dense(5), mixture), (5,), {}),
         ("dense, forward objective", Linear(Dense(5), SelfNormalizing("forward")), (5,), {}),
         ("dense, exact gradient", Linear(Dense(5), exact), (5,), {}),
+        ("dense, Eq. 31", Linear(Dense(5), penalty), (5,), {}),
+        ("dense, probes", Linear(Dense(5), Probe(probes=2)), (5,), {}),
         ("conv 3x3", Linear(Conv2d((3, 3), 2), mixture), (3, 3, 2), {}),
         (
             "conv 3x3, inverse 5x5",
             Linear(Conv2d((3, 3), 2), mixture, inverse_map=larger),
+            (3, 4, 2),
+            {},
+        ),
+        ("conv 3x3, Eq. 31", Linear(Conv2d((3, 3), 2), penalty), (3, 4, 2), {}),
+        (
+            "conv 3x3, probes, inverse 5x5",
+            Linear(Conv2d((3, 3), 2), Probe(probes=2), inverse_map=larger),
             (3, 4, 2),
             {},
         ),
@@ -150,6 +162,7 @@ def _rules():
     rules = [
         ("self-normalizing", SelfNormalizing()),
         ("self-normalizing, forward", SelfNormalizing("forward")),
+        ("self-normalizing, Eq. 31", JacobianPenalty()),
         ("exact", Exact()),
     ]
     dense = [

@@ -12,7 +12,10 @@ import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
-from snfnp.ops import get_ops
+from snfnp.ops import RandomKey, get_ops
+from snfnp.rules.probes import JacobianPenalty, Probe, draw_probes
+
+KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
 
 @dataclass
@@ -98,8 +101,11 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     With barred quantities held at their present values, v = Σ dldj, (c, c') = (½, ½) for the
     mixture and (1, 0) for the forward objective, and D × D matrices T(·) written out:
 
-        c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), T(R̄)ᵀ⟩
-        − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
+        c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), P T(R̄)ᵀ⟩
+        − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ P⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
+
+    with P = I. A rule of n probes ν has P = Σ ννᵀ/n (`Probe`), or − (μ/n) Σ ‖T(R) T(W) ν − ν‖²
+    (`JacobianPenalty`).
 
     Arrays are the host's. Returns f(x, params): only the parameters may vary (δ_x itself is passed
     on at full weight).
@@ -111,17 +117,32 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     volume = dldj.sum()
     w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
     z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
+    probes = _probes(layer.rule, ops, shape)
+    mixed = probes.T @ probes / len(probes) if isinstance(layer.rule, Probe) else np.eye(len(w_bar))
+    mu = layer.rule.weight if isinstance(layer.rule, JacobianPenalty) else 0.0
 
     def scalar(x_, p) -> float:
         w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
         z = x_.reshape(rows, -1) @ w.T
         error = z @ r.T - x_.reshape(rows, -1)
         bias = np.sum(dz.reshape(-1, p["b"].size) @ p["b"]) if "b" in p else 0.0
-        forward = c_f * (np.sum(dz * z) + volume * np.sum(w * r_bar.T))
-        inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * w_bar.T))
-        return float(bias + forward - inverse - lam / rows * np.sum(error * error))
+        forward = c_f * (np.sum(dz * z) + volume * np.sum(w * (mixed @ r_bar.T)))
+        inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * (w_bar.T @ mixed)))
+        penalty = lam / rows * np.sum(error * error)
+        if mu:
+            penalty += mu / len(probes) * np.sum((probes @ w.T @ r.T - probes) ** 2)
+        return float(bias + forward - inverse - penalty)
 
     return scalar
+
+
+def _probes(rule, ops, shape) -> np.ndarray | None:
+    """The probes (n, D) that a rule draws at `KEY`."""
+    if not isinstance(rule, JacobianPenalty | Probe):
+        return None
+    ctx = BackwardContext(ops, None, key=KEY)
+    like = ops.xp.empty((1, *shape))
+    return ops.to_host(draw_probes(ctx, rule.probes, like)).reshape(rule.probes, -1)
 
 
 def as_matrix(f, ops, w, shape) -> np.ndarray:
@@ -176,7 +197,7 @@ class _Case:
         dldj_, results = ops.asarray(dldj.copy()), []
         for _ in range(2):  # the second time from what the first left in the cache
             grads = self._on_device({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext(ops, dldj_, self.lam)
+            ctx = BackwardContext(ops, dldj_, self.lam, key=KEY)
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
             results.append({name: ops.to_host(array) for name, array in (("", dx), *grads.items())})

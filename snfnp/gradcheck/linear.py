@@ -14,7 +14,7 @@ from snfnp.gradcheck.differences import (
     relative,
     tolerance,
 )
-from snfnp.gradcheck.layers import Report, as_matrix
+from snfnp.gradcheck.layers import KEY, Report, as_matrix
 from snfnp.ops import get_ops
 from snfnp.rules import Relative, SelfNormalizing
 
@@ -169,7 +169,7 @@ def check_rule(
         grads = {name: case.put(np.full_like(value, np.nan)) for name, value in params.items()}
         x, dz = case.put(case.x), case.put(case.dz)
         z0 = linear_map.apply(ops, p["W"], x)
-        ctx = BackwardContext(ops, case.put(dldj), lam)
+        ctx = BackwardContext(ops, case.put(dldj), lam, key=KEY)
         dx = rule.backward(ctx, f=linear_map, g=linear_map, p=p, x=x, z0=z0, dz=dz, grads=grads)
         return {name: ops.to_host(array) for name, array in {**grads, "x": dx}.items()}
 

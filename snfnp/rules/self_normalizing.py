@@ -48,12 +48,8 @@ class SelfNormalizing(Rule):
         with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
         """
         ops, shape, w, r = ctx.ops, x.shape[1:], p["W"], p["R"]
-        c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
-
-        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
-        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
-        delta_r = error  # the same array, which now holds Δ_R
+        c_f, c_g = self.shares
+        dx, (delta_w, x), (delta_r, z0) = self.deltas(ctx, f, g, p, x, z0, dz)
 
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
@@ -71,3 +67,16 @@ class SelfNormalizing(Rule):
         # both densities contain b: ½ + ½ = 1
         f.weight_grads(ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
         return dx
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """(c, c'): the weights of the forward and of the inverse density."""
+        return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
+
+    def deltas(self, ctx, f, g, p, x, z0, dz):
+        """δ_x, (Δ_W, X) and (Δ_R, Z0); a rule with more terms appends their rows to the pairs."""
+        ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
+        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
+        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
+        return dx, (delta_w, x), (error, z0)  # the array of E now holds Δ_R

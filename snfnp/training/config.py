@@ -1,9 +1,9 @@
 """A run's configuration: every choice that its numbers depend on, checked before the first step.
 
 An option is one field of `TrainConfig`, with everything that the rest of the package needs to know
-about it; those of the model and of the way in which it learns are in `method.py` and
-`recipes.py`, those of λ's controllers in `control.py`, of what is followed in `tracking.py`. What
-a model needs or cannot do is in its preset (`snfnp.models.PRESETS`).
+about it; those of the model and of the way in which it learns are in `method.py`, `recipes.py` and
+`probes.py`, those of λ's controllers in `control.py`, of what is followed in `tracking.py`. What a
+model needs or cannot do is in its preset (`snfnp.models.PRESETS`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from snfnp.training.options import (
     options_of,
     preset_option,
 )
+from snfnp.training.probes import ProbeOptions
 from snfnp.training.recipes import RecipeOptions
 from snfnp.training.tracking import TrackingOptions
 
@@ -42,7 +43,7 @@ _ON_GPU = (lambda config: config.backend == "cupy", "--backend cupy")
 
 
 @dataclass(frozen=True)
-class TrainConfig(TrackingOptions, ControlOptions, RecipeOptions, MethodOptions):
+class TrainConfig(TrackingOptions, ControlOptions, ProbeOptions, RecipeOptions, MethodOptions):
     """Everything that decides a run. None: filled in by `resolve`, in most cases as the preset
     has it."""
 

@@ -49,6 +49,10 @@ def _drift(record: dict) -> Point:
     return (record["log_det_drift"],) if "log_det_drift" in record else None
 
 
+def _jacobian_error(record: dict) -> Point:
+    return (record["jacobian_error"],) if "jacobian_error" in record else None
+
+
 def _over_layers(name: str) -> Callable[[dict], Point]:
     """A figure's mean over the layers, and between its smallest and its largest a band, as
     controllers of λ record them; or the figure alone."""
@@ -74,6 +78,7 @@ def _of_layers(figure: str, worst: Callable) -> Callable[[dict], Point]:
 PANELS = (
     Panel("exact validation NLL (nats)", lambda r: (r["validation_nll_nats"],), log=False),
     Panel("reconstruction error\nΣ ‖g(f(h)) − h‖² per image", _reconstruction),
+    Panel("Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", _jacobian_error),
     Panel("λ: mean and range\nover the layers", _over_layers("lam")),
     Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
     Panel("drift of the estimated\nΣ log|W| (nats)", _drift, log=False, limit=0.0),

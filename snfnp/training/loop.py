@@ -103,7 +103,8 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         how += f" (R by {config.inverse_update})"
     elif config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
-        how += f" ({config.objective}, λ = {trainer.lam:g}{control})"
+        penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
+        how += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
     elif config.gradient == "relative":
         how += f" (bias: {config.relative_bias})"
     return (

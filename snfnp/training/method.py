@@ -15,6 +15,7 @@ from snfnp.training.options import (
     HAS_LAMBDA,
     LEARNS,
     NOT_NEGATIVE,
+    SELF_NORMALIZING,
     by_preset,
     needs_preset,
     odd,
@@ -23,9 +24,15 @@ from snfnp.training.options import (
     presets_with,
     size_option,
 )
+from snfnp.training.probes import ProbeOptions
 from snfnp.training.recipes import by_recipe
 
 VARIATIONAL = (lambda config: config.objective == "variational", "--objective variational")
+# What a rule is made of.
+_RULE = (
+    *("gradient", "objective", "relative_bias", "inverse_update", "sigma", "noise_vectors"),
+    *(entry.name for entry in fields(ProbeOptions)),
+)
 
 
 def _where_variational(value):
@@ -57,9 +64,9 @@ class MethodOptions:
     gradient: str | None = option(
         None,
         "where the gradient of log|det W| comes from: the learned inverse (self-normalizing, "
-        "Eqs. 10, 11, 15, 16; the default), an exact inverse (exact, Eq. 2; for convolutions by "
-        "block recursion, or exact-dense through the whole matrix, the paper's baseline), or the "
-        "relative gradient of Gresele et al. 2020 (relative, "
+        "Eqs. 10, 11, 15, 16; the default), the same by random probes (probe), an exact inverse "
+        "(exact, Eq. 2; for convolutions by block recursion, or exact-dense through the whole "
+        "matrix, the paper's baseline), or the relative gradient of Gresele et al. 2020 (relative, "
         f"{presets_with(lambda preset: 'relative' in preset.gradients)} only)",
         choices=GRADIENTS,
         fill=lambda config: config.preset.gradients[0],
@@ -108,7 +115,11 @@ class MethodOptions:
         "self-normalizing convolutions only: how many convolutions the learned inverse has one "
         "after the other (A.4; 1 to 3: two of 3x3 reach as far as one of 5x5)",
         must=(lambda value: 1 <= value <= 3, "1, 2 or 3"),
-        effect=(needs_preset(lambda preset: preset.has_inverse_kernel), *HAS_LAMBDA),
+        effect=(
+            needs_preset(lambda preset: preset.has_inverse_kernel),
+            SELF_NORMALIZING,
+            *HAS_LAMBDA,
+        ),
     )
     levels: int | None = size_option("levels", "L, blocks between squeezes", AT_LEAST_1)
     depth: int | None = size_option("depth", "K, steps of flow per block", AT_LEAST_1)
@@ -162,9 +173,7 @@ class MethodOptions:
 
     @property
     def rule(self) -> Rule:
-        names = ("gradient", "objective", "relative_bias", "inverse_update")
-        names += ("sigma", "noise_vectors")
-        return make_rule(**{name: self.chosen(name) for name in names})
+        return make_rule(**{name: self.chosen(name) for name in _RULE})
 
     def chosen(self, name: str):
         """An option's value, also where nobody gave one."""

@@ -15,6 +15,10 @@ NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "0 or more")
 
 # What some options need: a predicate of the configuration, and words for it.
 LEARNS = (lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
+SELF_NORMALIZING = (
+    lambda config: config.gradient == "self-normalizing",
+    "--gradient self-normalizing",
+)
 HAS_LAMBDA = (
     LEARNS,
     (lambda config: config.rule.has_lambda, "--inverse-update gradient"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from snfnp.errors import UsageError
 from snfnp.models import INVERSE_UPDATES
-from snfnp.training.options import LEARNS, option
+from snfnp.training.options import SELF_NORMALIZING, option
 
 RECIPES = ("paper", "least-squares")
 
@@ -32,7 +32,7 @@ class RecipeOptions:
         "(least-squares: fc by projection, conv by least squares with 5x5 inverses, both with "
         "biases from data; glow by least squares)",
         choices=RECIPES,
-        effect=(LEARNS,),
+        effect=(SELF_NORMALIZING,),
     )
     inverse_update: str | None = option(
         None,
@@ -43,7 +43,7 @@ class RecipeOptions:
         "glow) (default: the recipe's)",
         choices=INVERSE_UPDATES,
         fill=by_recipe("inverse_update", "gradient"),
-        effect=(LEARNS,),
+        effect=(SELF_NORMALIZING,),
     )
 
     @property

@@ -25,6 +25,7 @@ from snfnp.training.checkpoint import Checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.control import Multipliers
 from snfnp.training.log_dets import RunningLogDets
+from snfnp.training.probes import Tally
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ class Trainer:
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
         self.log_dets = RunningLogDets(ops, flow, self.layout) if config.track_log_det else None
-        followed = [each.state_shapes for each in (self.multipliers, self.log_dets) if each]
+        self._tally = Tally() if config.jvp_weight else None
+        followed = [
+            each.state_shapes for each in (self.multipliers, self.log_dets, self._tally) if each
+        ]
         self.state_layout = Layout.of(reduce(or_, followed, flow.state_shapes()))
         self.state = ops.xp.zeros(self.state_layout.size)
         self.states = self.state_layout.views(self.state)
@@ -88,6 +92,8 @@ class Trainer:
         if self.log_dets:
             self.log_dets.attach(self.states, self.p)
             self.log_dets.anchor(self.likelihood().log_dets)
+        if self._tally:
+            self._tally.attach(self.states)
         self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
         self._ascend = self._ascend_once
         if config.graph:
@@ -177,8 +183,12 @@ class Trainer:
         self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
         weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
         ctx = BackwardContext(ops, weights, lam, self.states, key, collected)
+        if self._tally:
+            ctx.jacobian_error = self._tally.sum
         if not ops.peek(self.log.failed):
             flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)
+        if self._tally:
+            self._tally.add(ctx.jacobian_error)
         return ctx.reconstruction
 
     def _encode(self, images, step):
@@ -236,8 +246,9 @@ class Trainer:
 
     def lam_figures(self) -> dict[str, float]:
         """λ, for a line of metrics; where it is controlled, with the constraint's averages since
-        this was last asked."""
-        return self.multipliers.figures() if self.multipliers else {"lam": self.lam}
+        this was last asked; and the average of Eq. 31, where it is part of the gradient."""
+        tally = self._tally.figures(self.ops) if self._tally else {}
+        return (self.multipliers.figures() if self.multipliers else {"lam": self.lam}) | tally
 
     def likelihood(self) -> Likelihood:
         """An exact, immutable snapshot of the present parameters."""

@@ -1,0 +1,109 @@
+"""Self-normalizing rules that look at a layer along a few random directions, the probes.
+
+Probes are rows of signs ν with E[ννᵀ] = I, the same on every backend. They are appended to the
+batch's rows, so that one product takes both.
+
+Derivation: derivations/18-jacobian-vector-products.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from snfnp.errors import UsageError
+from snfnp.rules.base import bias_gradient
+from snfnp.rules.self_normalizing import SelfNormalizing
+
+
+def draw_probes(ctx, count: int, x):
+    """Probes (count, ...), each like a sample of the batch x (N, ...), of this layer and step."""
+    return ctx.ops.random.rademacher(ctx.key(), (count, *x.shape[1:]), x.dtype)
+
+
+def _check_count(count) -> None:
+    if count < 1:
+        raise UsageError(f"probes is {count}: at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class JacobianPenalty(SelfNormalizing):
+    """The self-normalizing rule, and Eq. 31 times `weight` (μ), over `probes` (n) probes.
+
+    For a linear layer both Jacobians are matrices, so that the penalty is that of directions
+    instead of data: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the expectation −μ ‖T(R) T(W) − I‖²_F.
+    One product of n rows more than the plain rule has, and n rows more in four of its six.
+    O((N + n) D²).
+    """
+
+    weight: float = 0.2
+    probes: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_count(self.probes)
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(
+                f"weight of the Jacobian's penalty is {self.weight}: it must be 0 or more"
+            )
+
+    def deltas(self, ctx, f, g, p, x, z0, dz):
+        """As in the plain rule, and below them the rows of the probes:
+
+        Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
+        """
+        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
+        c_f, c_g = self.shares
+        probes = draw_probes(ctx, self.probes, x)
+        z0 = ops.xp.concatenate((z0, f.apply(ops, w, probes)))
+        delta_r = g.apply(ops, r, z0)
+        error, of_probes = delta_r[:n], delta_r[n:]
+        ctx.reconstruction = linalg.residual(error, x, ctx.reconstruction)
+        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
+        ctx.jacobian_error = linalg.residual(of_probes, probes, ctx.jacobian_error)
+        of_probes *= -2 * self.weight / self.probes
+
+        delta_w = g.adjoint(ops, r, delta_r)
+        linalg.axpby(c_f, dz, ctx.error_factor, delta_w[:n])
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
+        return dx, (delta_w, ops.xp.concatenate((x, probes))), (delta_r, z0)
+
+
+@dataclass(frozen=True)
+class Probe(SelfNormalizing):
+    """flip(R) ⊙ m from `probes` (n) probes: the estimator of free-form flows (Draxler et al. 2024).
+
+    The entries of ν (T(R)ν)ᵀ over the positions of each weight, ν ⋆ T(R)ν, in place of those of
+    T(R)ᵀ, which is its expectation; and T(W)ᵀν ⋆ ν in place of T(W)ᵀ. Of rank n, unbiased for the
+    self-normalizing gradient, and n rows more in four of its six products. O((N + n) D²).
+    """
+
+    probes: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_count(self.probes)
+
+    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+        """Δ_W and Δ_R as in the plain rule, and below them the rows of the probes:
+
+        Δ_W = (c v/n) ν, beside T(R) ν        Δ_R = −(c' v/n) T(W)ᵀ ν, beside ν
+        """
+        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
+        concatenate = ops.xp.concatenate
+        (c_f, c_g), count = self.shares, self.probes
+        probes = draw_probes(ctx, self.probes, x)
+        z0, delta_w = concatenate((z0, probes)), concatenate((dz, probes))
+        delta_r, dx = g.apply(ops, r, z0), f.adjoint(ops, w, delta_w)
+        x_and_back = concatenate((x, delta_r[n:]))
+        ctx.reconstruction = linalg.residual(delta_r[:n], x, ctx.reconstruction)
+        of_error = g.adjoint(ops, r, delta_r[:n])
+
+        linalg.axpby(ctx.error_factor, of_error, c_f, delta_w[:n])
+        linalg.scale_into(delta_w[n:], c_f / count, probes, 1, ctx.volume)
+        linalg.axpby(-c_g, dx[:n], ctx.error_factor, delta_r[:n])
+        linalg.scale_into(delta_r[n:], -c_g / count, dx[n:], 1, ctx.volume)
+        f.weight_grad(ops, delta_w, x_and_back, out=grads["W"])
+        g.weight_grad(ops, delta_r, z0, out=grads["R"])
+        bias_gradient(ops, dz, grads)
+        return dx[:n]
