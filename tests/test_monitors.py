@@ -114,6 +114,17 @@ def test_the_ratio_by_its_definition():
     assert gradient_ratios(OPS, flow, params, x, 0.0) == {"dense": 0.0}
 
 
+def test_eq_31_holds_r_too():
+    """Its weight adds to the margin, and its gradient to the reconstruction's."""
+    figures = []
+    for weight in (0.0, 0.5):
+        inspection, likelihood = inspected(make_trainer(OPS, "fc", jvp_weight=weight))
+        figures.append(inspection.figures(likelihood)["layers"])
+    for name, own in figures[0].items():
+        assert figures[1][name]["margin"] == pytest.approx(own["margin"] + 0.5, rel=1e-12)
+        assert figures[1][name]["gradient_ratio"] != own["gradient_ratio"]
+
+
 # ---------------------------------------------------------------- in a run
 
 

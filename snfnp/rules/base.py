@@ -26,6 +26,9 @@ class Rule:
     # The λσ²_min that the update needs to be stable near its optimum, with σ²_min the smallest
     # variance of the layer's input; None: it needs none.
     stable_above: float | None = None
+    # What the rule adds to λσ²_min in every direction: μ of Eq. 31.
+    pull: float = 0.0
+
     # Whether it is R's reconstruction error that λ weighs, in W's gradient and in R's.
     has_lambda: ClassVar[bool] = False
     # The parameters that the rule finds by itself: `backward` writes their next values where the

@@ -47,6 +47,10 @@ class JacobianPenalty(SelfNormalizing):
                 f"weight of the Jacobian's penalty is {self.weight}: it must be 0 or more"
             )
 
+    @property
+    def pull(self) -> float:
+        return self.weight
+
     def deltas(self, ctx, f, g, p, x, z0, dz):
         """As in the plain rule, and below them the rows of the probes:
 

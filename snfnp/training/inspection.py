@@ -53,8 +53,9 @@ class Inspection:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} where nothing is learned.
 
-        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, where the rule is stable
-        above some value of it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
+        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and what
+        else holds R (`Rule.pull`), where the rule is stable above some value of it
+        (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
         the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), where λ
         is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R where it has one, on as many of the batches that follow as `--track-angle` says
@@ -72,7 +73,7 @@ class Inspection:
             own = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
             variance = self._variances[name].value if name in self._variances else None
             if variance is not None:
-                own["margin"] = lam[name] * variance
+                own["margin"] = lam[name] * variance + layer.rule.pull
             if lam[name]:
                 own["gradient_ratio"] = ratios[name]
             own |= angles.get(name, {})
