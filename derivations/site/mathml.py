@@ -18,7 +18,7 @@ _DELIMITERS |= dict.fromkeys(("lVert", "rVert", "Vert"), "‖") | {"langle": "�
 _BIG = re.compile(rf"(\\[bB]igg?[lr]?)\s*\\({'|'.join(_DELIMITERS)})\b")
 _TYPESETTING = [
     ("<mo>&#x022A4;</mo>", "<mi>&#x022A4;</mi>"),
-    ("<mo>&#x0007C;</mo>", '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>'),
+    (r"<mo>(&#x0007C;|&#x02016;)</mo>", r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>'),
     (r'(<mo minsize="[^>]*)>([|‖])', r'\1 lspace="0" rspace="0">\2'),
     ("<mo>&#x0002F;</mo>", '<mo lspace="0" rspace="0">&#x0002F;</mo>'),
     (rf"(<mo[^>]*>(?:{_AFTER})</mo>)<mo>({_MINUS})</mo>", r'\1<mo form="prefix">\2</mo>'),
