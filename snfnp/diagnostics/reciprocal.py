@@ -1,6 +1,6 @@
 """g⁻¹ as a flow of its own: the exact gradient of R, with which a rule's is compared.
 
-Derivation: derivations/23-monitors-and-certificates.md.
+Derivation: derivations/04-dense.md and 23-monitors-and-certificates.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class ExactOfInverse(Rule):
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
         ops, r = ctx.ops, p["W"]
+        # the bracket of Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, with δ_x = R⁻ᵀ δ and z0 = R⁻¹ x
         dx = f.adjoint(ops, r, dz)
         log_det_grad = f.map.log_det_grad(ops, r, x.shape[1:])
         ops.linalg.scale_into(grads["W"], -1.0, log_det_grad, 1, ctx.volume)
