@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from support.trainers import run_training
+from support.trainers import run_training, small_dataset
 
-from snfnp.diagnostics import certificates, certify
+from snfnp.diagnostics import Certificate, certificates, certify
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.maps import Chain, Conv2d, Dense
@@ -148,21 +148,24 @@ def test_a_flow_has_one_for_every_learned_inverse():
         certificates(OPS, exact, exact.init(0))
 
 
-def test_the_command_says_what_is_proved_and_what_is_not(tmp_path, capsys, monkeypatch):
+def test_the_command_says_what_is_proved(tmp_path, capsys, monkeypatch):
     from snfnp.cli import evaluate
 
     run, _ = run_training(tmp_path / "run")
-    data = tmp_path / "nowhere"
-    arguments = [str(run.path), "--certify"]
-    monkeypatch.setattr(evaluate, "load_dataset", lambda *at: small_images())
-    evaluate.main(arguments)
+    monkeypatch.setattr(evaluate, "load_dataset", lambda *at: small_dataset())
+    evaluate.main([str(run.path), "--certify"])
     out = capsys.readouterr().out
     assert "proved for 2 of 2 layers" in out and "all layers together: at most" in out
     assert out.count(" nats\n") >= 3 and "none" not in out
-    assert not data.exists()
 
 
-def small_images():
-    from support.trainers import small_dataset
+def test_the_command_says_what_is_not_proved():
+    from snfnp.cli.evaluate import _proof
 
-    return small_dataset()
+    fine = Certificate("one", 0.1, 0.125, 0.5, 0.25, 0.0)
+    text = _proof([fine, Certificate("two", 0.9, 1.5, 0.5, 2.0, 0.0)]).splitlines()
+    assert text[2].split() == ["one", "0.1", "0.125", "0.5", f"{fine.difference:.4g}", "nats"]
+    assert text[3].split() == ["two", "0.9", "1.5", "0.5", "none"]
+    assert "proved for 1 of 2 layers" in text[4]
+    assert text[5].startswith("none: ρ < 1 is not proved there") and len(text) == 6
+    assert fine.difference == pytest.approx(0.5 + 0.25**2 / (2 * 0.875), rel=1e-12)

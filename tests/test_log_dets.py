@@ -13,6 +13,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Chain, Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
+from snfnp.training import progress
 from snfnp.training.log_dets import STATE, RunningLogDets
 
 OPS = get_ops("numpy")
@@ -178,3 +179,19 @@ def test_without_a_learned_inverse_it_is_refused():
     for gradient in ("exact", "relative"):
         with pytest.raises(UsageError, match="^--track-log-det only has an effect with "):
             small_config(gradient=gradient, track_log_det=True)
+
+
+@pytest.mark.parametrize("track", [False, True])
+def test_the_progress_line_shows_the_estimate_in_the_surrogates_place(track, monkeypatch):
+    trainer = make_trainer(OPS, "fc", track_log_det=track)
+    take(trainer, range(1))
+    monkeypatch.setattr(progress, "_SHOW_EVERY", 0)
+    clock, shown = progress.Clock(trainer, lambda step: images_of(trainer, step)), []
+    with progress.ProgressLine(trainer.config, trainer, clock, 10) as line:
+        monkeypatch.setattr(line._bar, "set_postfix_str", shown.append)
+        line.advance()
+    start = shown[0].partition(",")[0]
+    if track:
+        assert start == f"estimated NLL {trainer.estimated_nll():.1f}"
+    else:
+        assert start == f"surrogate {trainer.metrics().surrogate:.1f}"
