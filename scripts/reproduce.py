@@ -21,7 +21,7 @@ def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction import results
     from reproduction.setting import SCALES, Setting
-    from reproduction.targets import SUFFIX, TARGETS
+    from reproduction.targets import TARGETS
 
     from snfnp.cli.shared import Parser, check_range
     from snfnp.ops import BACKENDS, get_ops
@@ -54,6 +54,9 @@ def main(argv):
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data sets' files")
+    parser.add_argument(
+        "--measure-again", action="store_true", help="also times that were measured before"
+    )
     args = parser.parse_args(argv)
     if args.target is None:
         for name, target in TARGETS.items():
@@ -66,7 +69,9 @@ def main(argv):
     _check_seeds(args.seeds)
 
     ops = get_ops(args.backend)
-    setting = Setting(args.scale, args.runs, ops, args.seeds, args.epochs, args.data_dir)
+    setting = Setting(
+        args.scale, args.runs, ops, args.seeds, args.epochs, args.data_dir, args.measure_again
+    )
     try:
         setting.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,10 +84,11 @@ def main(argv):
     for number, (name, target) in enumerate(wanted.items()):
         record = target.collect(setting, done)
         results.write(setting.folder / results.NAME, name, record, list(TARGETS))
-        picture = setting.folder / f"{name}{SUFFIX}"
+        picture = setting.folder / f"{name}{target.suffix}"
         target.draw(record, picture, setting)
         print(("\n" if number else "") + target.show(record))
-        print(f"* Picture: {picture}", flush=True)
+        if picture.exists():  # there are no samples where a run diverged
+            print(f"* Picture: {picture}")
 
 
 def _check_seeds(seeds: list[int] | None) -> None:

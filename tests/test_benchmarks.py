@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import dense, device, evaluation, timing, work
+from benchmarks import device, evaluation, sweep, timing, work
 from benchmarks.device import SINGLE, TF32, Case, Plan
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
@@ -273,7 +273,7 @@ def test_the_device_part_runs_end_to_end(tiny):
 
 @pytest.mark.device
 def test_the_sweep_runs_on_the_device(tiny):
-    rows = dense.sweep(cupy_ops(False), (8, 16), batch=4, budget=0.0)
+    rows = sweep.sweep(cupy_ops(False), [(8,), (16,)], batch=4, budget=0.0)
     assert [row["D"] for row in rows] == [8, 16]
     assert all(row["exact ms"] > 0 and row["self-normalizing ms"] > 0 for row in rows)
 

@@ -8,15 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.steps import BATCH, IMAGE, step_call
-from benchmarks.timing import measure, measure_asynchronous, table, threads
+from benchmarks.sweep import COLUMNS as SWEEP_COLUMNS
+from benchmarks.sweep import growth, sweep
+from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS
-from snfnp.context import BackwardContext
-from snfnp.flow import Flow
-from snfnp.layers import Linear
-from snfnp.maps import Dense
-from snfnp.models import make_rule
 from snfnp.ops import RandomKey
-from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
 
 # What is timed beside a step of every gradient: the settings, and how many products it has. Noise
@@ -135,71 +131,6 @@ def where_the_time_goes(ops, repeats: int = 60) -> list[dict]:
 PART_COLUMNS = {"part": "", "times": "d", "ms each": ".3f", "ms": ".2f"}
 
 
-def sweep(ops, dimensions, batch: int = 128, budget: float = 2.0) -> list[dict]:
-    """Fig. 4: one dense layer without activation, forward and backward, exact against learned.
-
-    budget: about how many seconds each point may take.
-    """
-    rng = np.random.default_rng(0)
-    rows = []
-    for dimension in dimensions:
-        x = ops.asarray(rng.standard_normal((batch, dimension)), np.float32)
-        calls = {
-            gradient: _layer_step(ops, gradient, x) for gradient in ("self-normalizing", "exact")
-        }
-        if ops.asynchronous:
-            timings = measure_asynchronous(
-                calls, ops.device.synchronise, bursts=5, seconds=budget / 10
-            )
-        else:
-            once = sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values()) / 1e3
-            timings = measure(calls, repeats=max(3, min(50, int(budget / once))), warmup=0)
-        learned, exact = timings["self-normalizing"], timings["exact"]
-        rows.append(
-            {
-                "D": dimension,
-                "self-normalizing ms": learned.median,
-                "exact ms": exact.median,
-                "exact / learned": exact.median / learned.median,
-            }
-        )
-    return rows
-
-
-SWEEP_COLUMNS = {
-    "D": "d",
-    "self-normalizing ms": ".3f",
-    "exact ms": ".3f",
-    "exact / learned": ".2f",
-}
-
-
-def _layer_step(ops, gradient: str, x):
-    dimension = x.shape[1]
-    layer = Linear(Dense(dimension), make_rule(gradient, "mixture", "plain"), bias=False)
-    flow = Flow((dimension,), (("dense", layer),))
-    layout = Layout.of(flow.parameter_shapes())
-    flat = ops.asarray(layout.pack(flow.init(0), np.float32))
-    params, grads = layout.views(flat), layout.views(ops.xp.zeros_like(flat))
-    weights = ops.xp.full(len(x), 1 / len(x), np.float32)
-
-    def step():
-        latents, _, caches = flow.forward(ops, params, x)
-        ctx = BackwardContext(ops, weights, lam=1.0)
-        flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
-
-    return step
-
-
-def growth(rows: list[dict], key: str, above: int) -> float | None:
-    """The exponent p of time ~ D^p, by least squares in the logarithms over D >= above."""
-    points = [(row["D"], row[key]) for row in rows if row["D"] >= above]
-    if len(points) < 3:
-        return None
-    dimension, time = np.log(np.array(points)).T
-    return float(np.polyfit(dimension, time, 1)[0])
-
-
 def plot_sweep(rows: list[dict], path: Path, title: str) -> None:
     """Time per batch against the dimension, as the paper's Fig. 4."""
     from snfnp.training.plots import save_lines
@@ -230,9 +161,9 @@ def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
 def report_sweep(ops, thread_counts, quick: bool, plot: Path | None) -> tuple[dict, str]:
     """Fig. 4 at the largest thread count, or on a device."""
     step = 96 * (6 if quick else 3)
-    dimensions = list(range(32, 4065, step))
+    shapes = [(dimension,) for dimension in range(32, 4065, step)]
     with threads(max(thread_counts)):
-        rows = sweep(ops, dimensions, budget=0.5 if quick else 2.0)
+        rows = sweep(ops, shapes, budget=0.5 if quick else 2.0)
     place = f"{max(thread_counts)} threads"
     if ops.asynchronous:
         place = ops.device.describe()["name"]

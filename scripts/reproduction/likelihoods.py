@@ -17,6 +17,8 @@ _NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "
 class LikelihoodTable:
     """A target of `reproduce.py` (see `reproduction.targets`): one of `reproduction.tables`."""
 
+    suffix = ".svg"
+
     def __init__(self, table: Table):
         self.table, self.title = table, table.title
 

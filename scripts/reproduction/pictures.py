@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drawings.style import BLUE, INK, ORANGE, plt, save
+from drawings.style import BLUE, GREEN, INK, ORANGE, plt, save
 
 Figure = tuple[float, float] | None  # a mean and its standard deviation; None: there is none
 
 
 def save_beside(
-    path: Path, labels: list[str], series: dict[str, list[Figure]], axis_label: str, log=False
+    path: Path, labels: list[str], series: dict[str, list[Figure]], axis_label: str
 ) -> None:
     """A row for each label, with a point and its deviation for each of the series."""
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.36 * len(labels)))
@@ -33,8 +33,42 @@ def save_beside(
     axis.set_yticks(rows, labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)  # the first row above
     axis.set_xlabel(axis_label)
-    if log:
-        axis.set_xscale("log")
     axis.grid(axis="x")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), labelcolor=INK)
+    save(figure, path)
+
+
+def save_angles(path: Path, panels: dict[str, tuple[list, tuple[str, float]]]) -> None:
+    """A panel for each model: its epochs, mean angles and deviations, and the paper's words for the
+    level that is marked."""
+    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False)
+    for axis, (label, (points, (words, level))) in zip(axes[0], panels.items(), strict=False):
+        epochs, mean, spread = points
+        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        few = len(epochs) < 50
+        axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
+        axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axis.axhline(level, color=ORANGE, linestyle="--", linewidth=1.3, label=f"paper: {words}°")
+        axis.set(title=label, xlabel="epoch", ylim=(0, None))
+        axis.grid()
+        axis.legend()
+    axes[0, 0].set_ylabel("angle to the exact gradient (°)")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
+    """A panel for each layer: milliseconds over D, for every gradient that was timed."""
+    figure, axes = plt.subplots(1, len(layers), figsize=(9.5, 3.8), squeeze=False)
+    for axis, (label, rows) in zip(axes[0], layers.items(), strict=True):
+        keys = [key for key in rows[0] if key.endswith(" ms")]
+        for key, color in zip(keys, (BLUE, ORANGE, GREEN), strict=False):
+            name = key.removesuffix(" ms")
+            values = [row[key] for row in rows]
+            axis.loglog([row["D"] for row in rows], values, marker=".", color=color, label=name)
+        axis.set(title=label, xlabel="dimension D")
+        axis.grid(which="both")
+        axis.legend()
+    axes[0, 0].set_ylabel("time per batch of 128 (ms)")
+    figure.tight_layout()
     save(figure, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snfnp.errors import SnfnpError
 from snfnp.training import files
-from snfnp.training.run import RunFolder
+from snfnp.training.run import RunFolder, environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "not known"
@@ -73,9 +73,18 @@ def of_run(folder: Path) -> dict:
     BLAS threads, versions."""
     _, record = RunFolder.open(folder)
     noted = _noted(folder) or [{"commit": UNKNOWN, "processor": UNKNOWN}]
+    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
+    return joined | _of(record)
+
+
+def of_now(ops) -> dict:
+    """The same of this process."""
+    return here() | _of(environment(ops))
+
+
+def _of(record: dict) -> dict:
     threads = [pool["num_threads"] for pool in record.get("threads", {}).get("blas", [])]
     return {
-        **{key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]},
         "platform": record["platform"],
         "backend": record["backend"],
         "device": record["device"],

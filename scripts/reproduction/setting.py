@@ -20,7 +20,8 @@ _SMOKE_SIDE = 8  # and their pixels: the middle of each image
 @dataclass(frozen=True, eq=False)
 class Setting:
     """scale: one of `SCALES`; runs: the folder of all runs; ops: what computes; seeds, epochs: of
-    every row, where they are not the table's; data_dir: where data sets are, where that was said.
+    every row, where they are not the table's; data_dir: where data sets are, where that was said;
+    again: whether times that are there are measured once more.
     """
 
     scale: str
@@ -29,6 +30,7 @@ class Setting:
     seeds: list[int] | None = None
     epochs: int | None = None
     data_dir: Path | None = None
+    again: bool = False
 
     @property
     def folder(self) -> Path:

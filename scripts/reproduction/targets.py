@@ -1,17 +1,27 @@
 """Everything that `reproduce.py` can make: the paper's tables and figures, by name.
 
-A target has a `title` and
+A target has a `title`, the `suffix` of its picture, and
 
 * `plan(setting)`: the runs that it needs, of those whose images are there;
 * `collect(setting, results)`: its record in results.json, from the results by the runs' folders;
 * `show(record)`: its table in Markdown;
-* `draw(record, path, setting)`: its picture.
+* `draw(record, path, setting)`: its picture, in the style of the derivations' figures.
 """
 
 from __future__ import annotations
 
+from reproduction.figure2 import Figure2
+from reproduction.figure3 import Figure3
+from reproduction.figure4 import Figure4
+from reproduction.figure5 import Figure5
 from reproduction.likelihoods import LikelihoodTable
+from reproduction.table3 import Table3
 from reproduction.tables import TABLES
 
-TARGETS = {name: LikelihoodTable(table) for name, table in TABLES.items()}
-SUFFIX = ".svg"  # of the pictures
+_TABLES = {name: LikelihoodTable(table) for name, table in TABLES.items()} | {"table3": Table3()}
+TARGETS = dict(sorted(_TABLES.items())) | {
+    "figure2": Figure2(),
+    "figure3": Figure3(),
+    "figure4": Figure4(),
+    "figure5": Figure5(),
+}

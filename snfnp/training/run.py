@@ -197,12 +197,6 @@ def _write_json(path: Path, record: dict) -> None:
 
 def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
     """What config.json holds: everything that a repetition of the run needs to know."""
-    versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "config": config.as_dict(),
         "data": {
@@ -227,6 +221,19 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             else "file order",
             "noise": "Philox 4x32-10 from (seed, stream, step)",
         },
+        **environment(ops),
+    }
+
+
+def environment(ops) -> dict:
+    """What computes: backend, device, threads, versions and platform."""
+    versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
         "backend": ops.name,
         "device": ops.device.describe(),
         "threads": threads.describe(),

@@ -1,0 +1,54 @@
+"""What the figures over epochs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from reproduction import provenance
+from reproduction.rows import Row
+from reproduction.runs import Result, Run, plan
+from reproduction.setting import Setting
+
+
+def one_seed(rows: Iterable[Row], setting: Setting, hour: int | None = None) -> list[Run]:
+    """A run of each row, with the first seed. hour: epochs at that scale, if not the rows'."""
+    if hour is not None:
+        rows = [replace(row, hour=hour) for row in rows]
+    planned = plan(rows, setting)
+    return [run for run in planned if run.seed == planned[0].seed]
+
+
+def describe(run: Run, result: Result, setting: Setting) -> dict:
+    """What a record says of a run: the model, how long it was trained, on what, and with what."""
+    return {
+        "model": run.row.instead or run.row.cells[0],
+        "data": run.row.data,
+        "is_sample": setting.dataset(run.row.data).is_sample or setting.scale == "smoke",
+        "seed": run.seed,
+        "epochs": result.epochs,
+        "paper_epochs": run.row.epochs,
+        "made_with": provenance.of_run(run.folder),
+    }
+
+
+def notes(record: dict, described: list[dict]) -> list[str]:
+    """What has to be said of runs on other images than the paper's."""
+    if record["scale"] == "smoke":
+        return ["These show that everything runs; their figures mean nothing."]
+    if any(own["is_sample"] for own in described):
+        return ["Trained on a sample of MNIST: the figures cannot be compared with the paper's."]
+    return []
+
+
+def thinned(points: list, most: int = 200) -> list:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def trained(record: dict) -> str:
+    """Epochs of ours / of the paper, and a word where ours are fewer."""
+    ours, paper = record["epochs"], record["paper_epochs"]
+    return f"{ours:,} / {paper:,}{'' if ours >= paper else ' (not trained as long)'}"

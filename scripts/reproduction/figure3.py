@@ -1,0 +1,88 @@
+"""Fig. 3: the angle between the learned and the exact gradient, over the epochs."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from reproduction import pictures
+from reproduction.curves import describe, notes, one_seed, thinned, trained
+from reproduction.runs import Result, Run
+from reproduction.setting import Setting
+from reproduction.tables import TABLES
+from snfnp.training.run import RunFolder
+
+# (row of Table 1, what the caption says of it, the same as a figure in degrees)
+_ROWS = ((2, "close to 0.1", 0.1), (4, "less than 1", 1.0))
+
+
+class Figure3:
+    """A target of `reproduce.py` (see `reproduction.targets`)."""
+
+    title = "Fig. 3: angle in degrees between the learned and the exact gradient"
+    suffix = ".svg"
+
+    def plan(self, setting: Setting) -> list[Run]:
+        return one_seed([TABLES["table1"].rows[number] for number, *_ in _ROWS], setting)
+
+    def collect(self, setting: Setting, results: dict[Path, Result]) -> dict:
+        curves = []
+        for run, (_, words, degrees) in zip(self.plan(setting), _ROWS, strict=True):
+            points = []
+            for line in RunFolder(run.folder).read_metrics():
+                angles = [own["angle"] for own in line.get("layers", {}).values() if "angle" in own]
+                if angles:
+                    mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
+                    points.append([line["epoch"], mean, spread])
+            curves.append(
+                {
+                    **describe(run, results[run.folder], setting),
+                    "paper": words,
+                    "paper_degrees": degrees,
+                    "points": thinned(points),
+                    "largest": max(points, key=lambda point: point[1], default=None),
+                }
+            )
+        return {"title": self.title, "scale": setting.scale, "curves": curves}
+
+    def show(self, record: dict) -> str:
+        lines = [
+            f"**{record['title']}** (scale: {record['scale']})",
+            "",
+            "| model | epochs: ours / paper | largest | at the end | paper | difference |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for curve in record["curves"]:
+            figures = ("diverged", "–", "")
+            if curve["points"]:
+                epoch, largest, _ = curve["largest"]
+                _, mean, spread = curve["points"][-1]
+                figures = (
+                    f"{largest:.2f}° at epoch {epoch}",
+                    f"{mean:.2f}° ± {spread:.2f}°",
+                    "other data"
+                    if curve["is_sample"]
+                    else f"{mean - curve['paper_degrees']:+.2f}° at the end",
+                )
+            largest, end, difference = figures
+            cells = (curve["model"], trained(curve), largest, end, f"{curve['paper']}°", difference)
+            lines.append(f"| {' | '.join(cells)} |")
+        said = [
+            "Mean and standard deviation over the layers, as in the figure, at the end of every "
+            "epoch on one batch; the figure averages over the steps of an epoch.",
+            "The paper's are from the figure's caption. How long it was trained for the figure is "
+            "not said: its epochs are Table 1's.",
+        ]
+        said += notes(record, record["curves"])
+        return "\n".join([*lines, "", *(f"* {note}" for note in said)])
+
+    def draw(self, record: dict, path: Path, setting: Setting) -> None:
+        panels = {
+            curve["model"]: (
+                [list(values) for values in zip(*curve["points"], strict=True)],
+                (curve["paper"], curve["paper_degrees"]),
+            )
+            for curve in record["curves"]
+            if curve["points"]
+        }
+        pictures.save_angles(path, panels)

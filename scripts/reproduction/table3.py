@@ -1,0 +1,199 @@
+"""Table 3: the time of a training step and of a sample, of every model, measured in one run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from benchmarks.steps import make_trainer
+from benchmarks.timing import measure, measure_asynchronous
+
+from reproduction import pictures
+from reproduction.measured import hardware, measured
+from reproduction.setting import Setting
+
+NAME = "table3"
+_MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
+_SMALL = {"levels": 2, "depth": 1, "width": 8}  # of Glows at the smoke scale, on images of 8 x 8
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A row: what `make_trainer` takes, and the paper's mean and deviation of both times in ms."""
+
+    label: str
+    data: str
+    model: str
+    gradient: str
+    batch: tuple[float, float] | None
+    sample: tuple[float, float] | None
+
+
+# Families that are compared with each other, the exact gradient first. In brackets: not the paper's
+FAMILIES = (
+    (
+        Timed("Exact FC 2-Layer", "MNIST", "fc", "exact", (44.9, 4.4), (61.5, 5.8)),
+        Timed("Relative Gradient FC 2-Layer", "MNIST", "fc", "relative", (7.0, 0.4), (69.2, 5.6)),
+        Timed(
+            "Self Normalizing FC 2-Layer",
+            *("MNIST", "fc", "self-normalizing", (18.7, 0.8), (38.6, 3.1)),
+        ),
+    ),
+    (
+        Timed("Exact Conv. 9-Layer", "MNIST", "conv", "exact-dense", (372.2, 24.5), (241.6, 12.9)),
+        Timed("(Exact Conv. 9-Layer by block recursion)", "MNIST", "conv", "exact", None, None),
+        Timed("Emerging Conv. 9-Layer", "MNIST", "emerging", "exact", (305.0, 14.5), (71.7, 8.8)),
+        Timed(
+            "Conv. Exponential 9-Layer",
+            *("MNIST", "conv-exponential", "exact", (304.4, 11.9), (84.2, 9.2)),
+        ),
+        Timed(
+            "Self Normalizing Conv. 9-Layer",
+            *("MNIST", "conv", "self-normalizing", (212.5, 37.3), (29.9, 6.3)),
+        ),
+    ),
+    (
+        Timed("Glow 2L-16K", "MNIST", "glow", "exact", (583.4, 21.2), (163.1, 21.8)),
+        Timed(
+            "Self Normalizing Glow 2L-16K",
+            *("MNIST", "glow", "self-normalizing", (476.4, 16.7), (30.6, 2.2)),
+        ),
+    ),
+    (
+        Timed("Glow 3L-32K", "CIFAR-10", "glow-3l-32k", "exact", (1841.3, 85.4), (126.3, 13.9)),
+        Timed(
+            "Self Normalizing Glow 3L-32K",
+            *("CIFAR-10", "glow-3l-32k", "self-normalizing", (1761.2, 104.5), (97.8, 12.9)),
+        ),
+    ),
+    (
+        Timed(
+            "Glow 3L-48K",
+            *("ImageNet 32x32", "glow-3l-48k", "exact", (2397.2, 204.0), (174.8, 16.7)),
+        ),
+        Timed(
+            "Self Normalizing Glow 3L-48K",
+            *("ImageNet 32x32", "glow-3l-48k", "self-normalizing", (2047.9, 152.8), (150.7, 20.8)),
+        ),
+    ),
+)
+_BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
+# Timed calls of each family. Colour images take minutes on a CPU: at the paper's scale only.
+_REPEATS = {"smoke": (2, 2, 2, 2, 2), "hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
+
+
+class Table3:
+    """A target of `reproduce.py` (see `reproduction.targets`)."""
+
+    title = "Table 3: milliseconds of a training step, and of one sample"
+    suffix = ".svg"
+
+    def plan(self, setting: Setting) -> list:
+        return []
+
+    def collect(self, setting: Setting, results: dict) -> dict:
+        return measured(setting, NAME, lambda: self._measure(setting))
+
+    def _measure(self, setting: Setting) -> dict:
+        rows = []
+        for family, repeats in zip(FAMILIES, _REPEATS[setting.scale], strict=True):
+            times = _times(family, setting, repeats) if repeats else {}
+            exact = family[0]
+            for row in family:
+                own = {"label": row.label, "data": row.data}
+                for kind in ("batch", "sample"):
+                    paper = getattr(row, kind)
+                    own[kind] = {
+                        "paper": paper and paper[0],
+                        "paper_spread": paper and paper[1],
+                        "paper_of_exact": paper and paper[0] / getattr(exact, kind)[0],
+                    }
+                    if times:
+                        found, base = times[row, kind], times[exact, kind]
+                        own[kind] |= {
+                            "median": found.median,
+                            "minimum": found.minimum,
+                            "of_exact": found.median / base.median,
+                        }
+                rows.append(own)
+        return {"title": self.title, "rows": rows}
+
+    def show(self, record: dict) -> str:
+        heads = ["model", "data"]
+        for kind in ("step", "sample"):
+            heads += [f"{kind}: ours", "paper", f"{kind} / exact's: ours", "paper"]
+        lines = [f"**{record['title']}** (scale: {record['scale']})", ""]
+        cells = [heads, ["---"] * len(heads)]
+        for row in record["rows"]:
+            own = [row["label"], row["data"]]
+            for kind in ("batch", "sample"):
+                own += _cells(row[kind])
+            cells.append(own)
+        lines += [f"| {' | '.join(own)} |" for own in cells]
+        notes = [
+            hardware(record),
+            "Ours: the median, and in brackets the minimum. Whole steps of 100 images (64 for "
+            "ImageNet) in float32; one sample in float64, through the learned inverse where there "
+            "is one, else through the exact one.",
+            "The paper measured MNIST on a GeForce 1080Ti and the others on a Titan X (A.3): "
+            "milliseconds do not compare, what is to be compared is the share of the exact "
+            "gradient's time.",
+        ]
+        if record["scale"] == "smoke":
+            notes.append("Small images and models, timed twice: the figures mean nothing.")
+        elif record["scale"] == "hour":
+            notes.append("Rows without our figures are measured at --scale paper.")
+        return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
+
+    def draw(self, record: dict, path: Path, setting: Setting) -> None:
+        rows = record["rows"]
+        pictures.save_beside(
+            path,
+            [f"{row['label']}, {row['data']}" for row in rows],
+            {
+                name: [(row["batch"][key], 0.0) if row["batch"].get(key) else None for row in rows]
+                for name, key in (("ours", "of_exact"), ("the paper's", "paper_of_exact"))
+            },
+            "time of a training step / that with the exact gradient",
+        )
+
+
+def _cells(times: dict) -> list[str]:
+    ours = share = paper = paper_share = "–"
+    if "median" in times:
+        ours = f"{times['median']:.3g} ({times['minimum']:.3g})"
+        share = f"{times['of_exact']:.2f}"
+    if times["paper"]:
+        paper = f"{times['paper']:.1f} ± {times['paper_spread']:.1f}"
+        paper_share = f"{times['paper_of_exact']:.2f}"
+    return [ours, paper, share, paper_share]
+
+
+def _times(family: tuple[Timed, ...], setting: Setting, repeats: int) -> dict:
+    """{(row, "batch" or "sample"): its Timing}, all in turn."""
+    ops, calls = setting.ops, {}
+    for row in family:
+        shape = _MNIST if row.data == "MNIST" else _COLOUR
+        count, settings = _BATCH.get(row.data, 100), {}
+        if setting.scale == "smoke":
+            shape, count = (8, 8, shape[2]), 10
+            settings = _SMALL if row.model.startswith("glow") else {}
+        trainer = make_trainer(
+            *(ops, row.model, row.gradient, shape),
+            report=lambda text: None,
+            batch_size=count,
+            **settings,
+        )
+        rng = np.random.default_rng(0)
+        images = ops.asarray(rng.integers(0, 256, (count, *shape)).astype(np.uint8))
+        trainer.initialise_from_data(images)
+        likelihood, exact = trainer.likelihood(), not trainer.flow.has_learned_inverse
+        calls[row, "batch"] = lambda own=trainer, x=images: own.training_step(x)
+        calls[row, "sample"] = lambda own=likelihood, how=exact: own.sample(1, seed=0, exact=how)
+    if ops.asynchronous:
+        return measure_asynchronous(
+            calls, ops.device.synchronise, bursts=max(3, math.ceil(repeats / 10)), seconds=0.5
+        )
+    return measure(calls, repeats, warmup=1)
