@@ -377,6 +377,15 @@ def test_another_run_in_a_folder_is_refused(command, tmp_path):
         command("table5")
 
 
+def test_a_run_that_went_on_with_another_learning_rate_is_refused(command, setting):
+    here = setting(seeds=[0])
+    run, dataset = plan(TABLES["table5"].rows, here)[0], here.dataset("mnist")
+    faster = replace(run, row=replace(run.row, options=run.row.options | {"lr": 0.01}))
+    runs.perform(faster, dataset, get_ops("numpy"), lambda text: None)
+    with pytest.raises(UsageError, match=r"holds another run \(lr differ\)"):
+        command("table5")
+
+
 def test_other_images_are_refused(command, monkeypatch):
     command("table5")
     monkeypatch.setitem(settings._SMOKE, "train", 300)

@@ -19,6 +19,7 @@ from snfnp.training.progress import ProgressLine
 from snfnp.training.run import RunFolder
 
 _PAPER_SEEDS = 3
+_DECISIVE = ("lr", "lam", "clip_norm")  # a run may go on with others, and is then not the paper's
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,9 @@ def _is_started(run: Run) -> bool:
 
 
 def _refuse_another(run: Run, wanted: TrainConfig, config: TrainConfig) -> None:
+    decisive = (*run.row.options, *_DECISIVE)
     different = set(wanted.unlike(config)) | {
-        name for name in run.row.options if getattr(wanted, name) != getattr(config, name)
+        name for name in decisive if getattr(wanted, name) != getattr(config, name)
     }
     if different:
         raise UsageError(
