@@ -280,7 +280,7 @@ SCRIPTS = sorted(
 def test_help_explains_every_option(environment, name):
     out, _ = run(environment, name, "--help")
     options = re.findall(r"^  (--[\w-]+)", out, re.M)
-    assert len(options) >= (3 if name == "check_gradients.py" else 4)
+    assert len(options) >= {"check_gradients.py": 3, "compare_runs.py": 2}.get(name, 4)
     for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
         assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
     if name.startswith("train_"):
