@@ -12,6 +12,7 @@ from reproduction.setting import Setting
 
 # Options that say how long a run is, which one of several, and where: each run has its own.
 _NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "checkpoint_every")
+_NOT_OF_A_ROW += ("tensorboard",)
 
 
 class LikelihoodTable:

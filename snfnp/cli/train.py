@@ -15,6 +15,7 @@ from snfnp.data import Dataset, load_dataset
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
+from snfnp.training import board
 from snfnp.training.checkpoint import load_checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.load import load_run
@@ -54,6 +55,8 @@ def main(
         ops = get_ops(config.backend, tf32=config.tf32)
         dataset = load_dataset(config.data, config.data_dir)
         config = config.resolve(len(dataset.train))
+        if config.tensorboard:
+            board.require()  # before there is a folder
 
         def layout() -> Layout:
             return config.build_flow(dataset.train.shape[1:]).layout

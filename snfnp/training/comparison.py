@@ -14,6 +14,7 @@ from snfnp.training.run import RunFolder
 
 # Options that say how long a run is and what computes it: no name for what it does.
 _UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "data_dir", "out")
+_UNNAMED += ("tensorboard",)
 
 
 @dataclass(frozen=True)

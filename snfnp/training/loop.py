@@ -8,6 +8,7 @@ from collections.abc import Callable
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.training.batches import Batches
+from snfnp.training.board import recording
 from snfnp.training.checkpoint import load_checkpoint
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.config import TrainConfig
@@ -53,15 +54,16 @@ def train(
             checkpoints.start(describe_run(config, flow, trainer.layout, dataset, ops))
         report(_introduction(config, flow, trainer, dataset, ops, run))
         try:
-            _take_steps(dataset, batches, evaluator, checkpoints, requests, report, line)
+            with recording(run, config.tensorboard) as keep:
+                _take_steps(dataset, batches, evaluator, checkpoints, requests, report, line, keep)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
-def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show) -> None:
-    """All steps that are left, with evaluations and checkpoints."""
+def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show, keep) -> None:
+    """All steps that are left, with evaluations, whose records `keep` keeps, and checkpoints."""
     run, config, trainer = checkpoints.run, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
     with show(config, trainer, clock, steps) as line, requests.stops_between_steps():
@@ -75,7 +77,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show
                 line.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
-                run.append_metrics(record)
+                keep(record)
                 checkpoints.save(run.last)
                 if record is evaluator.best:
                     checkpoints.save(run.best)

@@ -7,6 +7,7 @@ last.safetensors         where `--resume` goes on
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png
+tensorboard              the same metrics for TensorBoard, with --tensorboard
 run.lock                 the process that trains in the folder, while one does
 """
 
@@ -43,6 +44,7 @@ class RunFolder:
     summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
+    board = property(lambda self: self.path / "tensorboard")
 
     def checkpoint(self, name: str) -> Path:
         """The file of a checkpoint: "best" or "last"."""

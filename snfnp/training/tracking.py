@@ -29,3 +29,9 @@ class TrackingOptions:
         effect=(LEARNS,),
         changeable=True,
     )
+    tensorboard: bool = option(
+        False,
+        "also write the metrics for TensorBoard, in the run folder's tensorboard; needs "
+        "tensorboardX",
+        changeable=True,
+    )

@@ -1,0 +1,81 @@
+"""The metrics of a run for TensorBoard (`--tensorboard`): those of metrics.jsonl as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.run import RunFolder
+
+_EVENTS = "events.out.tfevents.*"  # what TensorBoard's own files are called
+_AXES = ("epoch", "step", "seconds")
+
+
+def require():
+    """The package that writes TensorBoard's files. Raises UsageError where it is missing."""
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise UsageError(
+            f"--tensorboard needs tensorboardX ({error}): install it with "
+            '`python -m pip install "tensorboardX>=2.6.2.2"`, or leave the option out'
+        ) from None
+    return tensorboardX
+
+
+@contextmanager
+def recording(run: RunFolder, with_board: bool) -> Iterator[Callable[[dict], None]]:
+    """What keeps the record of an evaluation: in metrics.jsonl and, if asked for, for TensorBoard.
+
+    TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
+    a point twice, and begin at the first epoch also where earlier parts were trained without it.
+    """
+    if not with_board:
+        yield run.append_metrics
+        return
+    writer = _new_writer(run)
+
+    def keep(record: dict) -> None:
+        run.append_metrics(record)
+        _write(writer, record)
+
+    try:
+        for record in run.read_metrics():
+            _write(writer, record)
+        yield keep
+    finally:
+        writer.close()
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """{name of a curve: value} of a record; those of a layer are "figure/layer"."""
+    found = {
+        name: value
+        for name, value in record.items()
+        if name not in _AXES and isinstance(value, int | float)
+    }
+    for layer, figures in record.get("layers", {}).items():
+        found |= {f"{figure}/{layer}": value for figure, value in figures.items()}
+    return found
+
+
+def _new_writer(run: RunFolder):
+    board = require()
+    try:
+        run.board.mkdir(exist_ok=True)
+        for old in run.board.glob(_EVENTS):
+            old.unlink()
+        return board.SummaryWriter(str(run.board))
+    except OSError as error:
+        raise SnfnpError(
+            f"cannot write {run.board} ({error.strerror}): remove it, or leave --tensorboard out"
+        ) from None
+
+
+def _write(writer, record: dict) -> None:
+    """A point of every curve. Its time is that of training, which makes TensorBoard's "relative"
+    axis the training time, also of a run that was resumed days later."""
+    for name, value in scalars(record).items():
+        writer.add_scalar(name, value, record["step"], walltime=record["seconds"])
+    writer.flush()

@@ -1,0 +1,138 @@
+"""--tensorboard: the same figures as metrics.jsonl, in files that the real package reads back."""
+
+import struct
+import sys
+
+import pytest
+from support.runs import Killed, kill
+from support.trainers import run_training, small_dataset
+
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training import board
+from snfnp.training.config import TrainConfig
+
+
+def events(run):
+    """[(step, wall time, tag, value)] of all files in a run's folder, as TensorBoard reads them:
+    records of a length, its checksum, an event and its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in sorted(run.board.glob("*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+            found += [
+                (event.step, event.wall_time, value.tag, value.simple_value)
+                for value in event.summary.value
+            ]
+            at += 16 + length
+    return found
+
+
+def expected(run):
+    """The same from metrics.jsonl; TensorBoard's files hold single precision."""
+    return [
+        (record["step"], record["seconds"], name, pytest.approx(value, rel=1e-7))
+        for record in run.read_metrics()
+        for name, value in board.scalars(record).items()
+    ]
+
+
+@pytest.mark.parametrize("model", ["fc", "glow-2l-4k"])
+def test_the_curves_are_the_metrics(tmp_path, model):
+    size = {} if model == "fc" else {"levels": 1, "depth": 1, "width": 4}
+    changes = {"model": model, "backend": "numpy", "tensorboard": True} | size
+    dataset = None if model == "fc" else small_dataset(side=4)
+    run, _ = run_training(tmp_path / "run", dataset, **changes)
+    found = events(run)
+    assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15}
+    tags = {tag for _, _, tag, _ in found}
+    assert {"validation_nll_nats", "reconstruction", "gradient_norm"} <= tags
+    assert any(tag.startswith("rho/") for tag in tags)
+    assert not tags & {"step", "epoch", "seconds"}
+
+
+def test_without_the_option_there_is_nothing(tmp_path):
+    run, _ = run_training(tmp_path / "run", backend="numpy")
+    assert not run.board.exists()
+
+
+def test_a_resumed_run_goes_on_without_a_point_twice(tmp_path):
+    place, changes = tmp_path / "run", {"backend": "numpy", "tensorboard": True}
+    run_training(place, epochs=2, **changes)
+    run, _ = run_training(place, resume=True, epochs=4, **changes)
+    found = events(run)
+    assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15, 20}
+    assert len(list(run.board.iterdir())) == 1
+
+
+def test_a_rollback_takes_points_back(tmp_path):
+    """A point that is no longer in the metrics is in no curve either."""
+    place, changes = tmp_path / "run", {"backend": "numpy", "tensorboard": True}
+    run, _ = run_training(place, epochs=3, **changes)
+    (place / "last.safetensors").unlink()
+    (place / "best.safetensors").rename(place / "last.safetensors")
+    run_training(place, resume=True, epochs=3, **changes)
+    assert events(run) == expected(run)
+
+
+def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
+    changes = {"backend": "numpy", "tensorboard": True}
+    original = board._write
+
+    def once(writer, record):
+        original(writer, record)
+        if record["epoch"] == 2:
+            kill()
+
+    monkeypatch.setattr(board, "_write", once)
+    with pytest.raises(Killed):
+        run_training(tmp_path / "run", **changes)
+    run = board.RunFolder(tmp_path / "run")
+    assert events(run) == expected(run) and {step for step, *_ in events(run)} == {5, 10}
+
+
+def test_a_run_that_began_without_it_has_its_whole_curves(tmp_path):
+    run_training(tmp_path / "run", epochs=2, backend="numpy")
+    changes = {"backend": "numpy", "tensorboard": True}
+    run, _ = run_training(tmp_path / "run", resume=True, epochs=3, **changes)
+    assert events(run) == expected(run) and len({step for step, *_ in events(run)}) == 3
+
+
+def test_training_is_the_same_with_it(tmp_path):
+    runs = [
+        run_training(tmp_path / str(on), backend="numpy", tensorboard=on) for on in (False, True)
+    ]
+    (first, _), (second, _) = runs
+    assert (
+        first.read_metrics()[-1]["validation_nll_nats"]
+        == (second.read_metrics()[-1]["validation_nll_nats"])
+    )
+
+
+# ---------------------------------------------------------------- what can go wrong
+
+
+def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    place = tmp_path / "run"
+    with pytest.raises(
+        UsageError, match="--tensorboard needs tensorboardX .*pip install"
+    ) as caught:
+        snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
+    assert "\n" not in str(caught.value) and not place.exists()
+
+
+def test_a_file_in_its_place_is_one_line(tmp_path):
+    run_training(tmp_path / "run", epochs=1, backend="numpy")
+    (tmp_path / "run/tensorboard").write_text("")
+    with pytest.raises(SnfnpError, match="cannot write .*tensorboard .*remove it") as caught:
+        run_training(tmp_path / "run", resume=True, epochs=2, backend="numpy", tensorboard=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_it_may_be_switched_on_at_a_resume():
+    before = TrainConfig().resolve(100)
+    assert before.resumed({"tensorboard": True}, "run").tensorboard
