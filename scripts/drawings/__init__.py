@@ -1,6 +1,6 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, curves, diagrams, inverses, splines
+from drawings import convolutions, curves, diagrams, inverses, splines, updates
 
 FIGURES = {
     "framework": diagrams.framework,
@@ -11,5 +11,6 @@ FIGURES = {
     "spline": splines.spline,
     "stability": inverses.stability,
     "refined-inverse": inverses.refined,
+    "least-squares": updates.least_squares,
     "likelihoods": curves.likelihoods,
 }
