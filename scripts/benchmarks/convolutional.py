@@ -30,6 +30,7 @@ _STEPS = (
 _INVERSES = {
     "self-normalizing, inverse 5x5": {"inverse_kernel": 5},
     "self-normalizing, inverse of two 3x3": {"inverse_depth": 2},
+    "recipe: least squares, 5x5": {"recipe": "least-squares"},
 }
 # The images that the nine convolutions see, (H, W, C).
 _SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))

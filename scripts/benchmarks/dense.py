@@ -18,6 +18,9 @@ from snfnp.training.adam import Adam
 # What is timed beside a step of every gradient: the settings, and how many products it has. Noise
 # takes five products with its 8 vectors.
 VARIANTS = {
+    # R's update is one product where its gradient is two, and N² D for the batch's Gram matrix
+    # and for what is made of it
+    "recipe: projection": ({"recipe": "least-squares"}, 5 + 2 * BATCH / np.prod(IMAGE)),
     "variational": ({"objective": "variational", "noise_vectors": 8}, 6 + 5 * 8 / BATCH),
 }
 
