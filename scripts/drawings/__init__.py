@@ -1,6 +1,6 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, curves, diagrams, inverses, splines, updates
+from drawings import convolutions, curves, diagrams, inverses, probes, splines, updates
 
 FIGURES = {
     "framework": diagrams.framework,
@@ -12,5 +12,6 @@ FIGURES = {
     "stability": inverses.stability,
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
+    "probe-variance": probes.variance,
     "likelihoods": curves.likelihoods,
 }
