@@ -3,6 +3,7 @@
     python scripts/reproduce.py                       # a list of what there is
     python scripts/reproduce.py table1 --scale hour   # a table, its runs, and a picture
     python scripts/reproduce.py all --scale smoke     # everything, with models of no use
+    python scripts/reproduce.py page                  # the derivations' page, of what is in --runs
 
 It can be stopped and started again at any time. Tables are printed; results.json, with all that is
 in them and how it was made, and the pictures are in the folder --runs.
@@ -14,12 +15,13 @@ from pathlib import Path
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-ALL = "all"
+ALL, PAGE = "all", "page"
 
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction import results
+    from reproduction.page import publish
     from reproduction.setting import SCALES, Setting
     from reproduction.targets import TARGETS
 
@@ -28,7 +30,7 @@ def main(argv):
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)} or {ALL}"
+        "target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
     )
     parser.add_argument(
         "--scale",
@@ -62,8 +64,12 @@ def main(argv):
         for name, target in TARGETS.items():
             print(f"{name}: {target.title}")
         return
-    if args.target not in (*TARGETS, ALL):
-        raise UsageError(f"there is no {args.target}: choose from {', '.join(TARGETS)} or {ALL}")
+    if args.target not in (*TARGETS, ALL, PAGE):
+        choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
+        raise UsageError(f"there is no {args.target}: choose from {choices}")
+    if args.target == PAGE:
+        print(*publish(args.runs), sep="\n")
+        return
     if args.epochs is not None:
         check_range(args, "--epochs", 1)
     _check_seeds(args.seeds)

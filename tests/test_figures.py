@@ -18,7 +18,9 @@ PAGES = [ROOT / "README.md", *sorted(DERIVATIONS.glob("*.md"))]
 
 
 def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
-    assert {path.stem for path in FOLDER.glob("*.svg")} == set(FIGURES)
+    """But for those of reproduce.py, which tests/test_reproduce_page.py looks after."""
+    found = {path.stem for path in FOLDER.glob("*.svg") if not path.stem.startswith("reproduced-")}
+    assert found == set(FIGURES)
 
 
 def test_every_figure_is_on_a_page():

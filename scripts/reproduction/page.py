@@ -1,0 +1,144 @@
+"""The derivations' page of the results, and all that it shows, made of a results.json."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import textwrap
+from pathlib import Path
+
+from reproduction import results
+from reproduction.targets import TARGETS
+from snfnp.errors import UsageError
+from snfnp.training import files
+
+FOLDER = Path(__file__).resolve().parents[2] / "derivations"
+NAME = "25-the-paper-reproduced.md"
+# Rows of Table 1 that differ in their gradient only: the claim of the paper is that they are alike.
+_PAIRS = (
+    ("FC 2-layer", "fc-snf", "fc-exact"),
+    ("Conv. 9-layer", "conv-snf", "conv-exact"),
+    ("Glow 2L-16K", "glow-lambda-100", "glow-exact"),
+)
+
+_HEAD = """\
+# The paper, reproduced
+
+What came out where this code was run for the tables and figures of the paper, beside what is
+printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page from
+`derivations/results.json`; a test fails where the two disagree. Every table says how long ours was
+trained and the paper's: where ours was not trained as long, the difference tells as much about that
+as about the method. What is not here was not run.
+
+"""
+_FOOT = """\
+## SNF against the exact gradient
+
+The paper's claim is about pairs of rows of its Table 1: the learned inverse takes nothing away.
+The same subtraction on both sides, from the figures in the file, where both were run:
+
+```pycon
+>>> from reproduction.page import committed, gaps
+>>> for model, ours, paper in gaps(committed()):
+...     print(f"{model}: SNF minus exact {ours:+.1f} nats, in the paper {paper:+.1f}")
+"""
+
+
+def committed() -> dict[str, dict]:
+    """The records behind the page."""
+    return results.read(FOLDER / results.NAME)
+
+
+def gaps(records: dict[str, dict]) -> list[tuple[str, float, float]]:
+    """(model, ours, the paper's) of Table 1: test NLL of SNF minus that of the exact gradient.
+
+    Of those pairs only where both are of the paper's model and of all images.
+    """
+    rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
+    found = []
+    for model, *names in _PAIRS:
+        pair = [rows.get(name) for name in names]
+        if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
+            continue
+        means = [[run["value"] for run in row["runs"] if "value" in run] for row in pair]
+        if all(means):
+            snf, exact = map(statistics.fmean, means)
+            found.append((model, snf - exact, pair[0]["paper"] - pair[1]["paper"]))
+    return found
+
+
+def page(records: dict[str, dict]) -> str:
+    """The text of the page."""
+    parts = [_HEAD]
+    for name, record in records.items():
+        target = TARGETS[name]
+        heading, _, _ = record["title"].partition(":")
+        shown = "\n".join(map(_wrapped, target.show(record).splitlines()))
+        picture = f"![{heading}: ours beside the paper's](figures/{picture_of(name)})"
+        caption = textwrap.fill(f"*{record['title']} (scale: {record['scale']}).*", 100)
+        parts.append(f"## {heading}\n\n{shown}\n\n{picture}\n\n{caption}\n\n")
+    parts.append("## How they were made\n\n" + "\n".join(_origins(records)) + "\n\n")
+    lines = [
+        f"{model}: SNF minus exact {ours:+.1f} nats, in the paper {paper:+.1f}"
+        for model, ours, paper in gaps(records)
+    ]
+    return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
+
+
+def publish(folder: Path) -> list[Path]:
+    """Take the results and pictures of a --runs folder into the derivations, and write the page.
+
+    Returns what was written. Raises UsageError where there is nothing to show.
+    """
+    source = folder / results.NAME
+    records = results.read(source)
+    if not records:
+        raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
+    pictures = {folder / f"{name}{TARGETS[name].suffix}": picture_of(name) for name in records}
+    for path in pictures:
+        if not path.exists():
+            raise UsageError(f"there is no {path}: reproduce {path.stem} again")
+    for old in (FOLDER / "figures").glob("reproduced-*"):
+        old.unlink()
+    written = [FOLDER / "figures" / name for name in pictures.values()]
+    for path, to in zip(pictures, written, strict=True):
+        shutil.copyfile(path, to)
+    files.write_atomically(FOLDER / results.NAME, source.read_bytes())
+    files.write_atomically(FOLDER / NAME, page(records).encode())
+    return [FOLDER / results.NAME, FOLDER / NAME, *written]
+
+
+def picture_of(name: str) -> str:
+    return f"reproduced-{name}{TARGETS[name].suffix}"
+
+
+def _wrapped(line: str) -> str:
+    """A line of prose in lines of at most 100 characters; one of a table as it is."""
+    if not line.startswith("* "):
+        return line
+    return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
+
+
+def _origins(records: dict[str, dict]) -> list[str]:
+    """A list item for every commit, machine and set of versions: what was made with them."""
+    made: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if "made_with" in record:
+            made.setdefault(_words(record["made_with"]), []).append(name)
+        for row in record.get("rows", []) + record.get("curves", []):
+            label = ", ".join(row["cells"]) if "cells" in row else row.get("model", "")
+            own = row.get("made_with", [])
+            for each in own if isinstance(own, list) else [own]:
+                made.setdefault(_words(each), []).append(f"{name} {label}")
+    return [_wrapped(f"* {how}: {'; '.join(dict.fromkeys(what))}.") for how, what in made.items()]
+
+
+def _words(made_with: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
+    where = made_with["device"].get("name") or made_with["processor"]
+    platform = re.sub(r",.*", "", made_with["platform"])
+    return (
+        f"Commit {made_with['commit']} on {where}, {platform}, {made_with['backend']} backend, "
+        f"threads: {made_with['threads']}, {versions}"
+    )

@@ -1,0 +1,132 @@
+"""The derivations' page of the results says what results.json says, and is made of it alone."""
+
+import doctest
+
+import pytest
+import reproduce
+from reproduction import page as module
+from reproduction import results
+from reproduction.page import FOLDER, NAME, committed, gaps, page
+from reproduction.targets import TARGETS
+
+from snfnp.errors import UsageError
+
+
+def row(name, paper, *values, sample=False, **more):
+    runs = [{"seed": n, "epochs": 3, "value": value} for n, value in enumerate(values)]
+    versions = {"python": "3.11", "numpy": "2.4"}
+    made_with = {"commit": "c0ffee", "processor": "a processor", "platform": "Linux-6, x86_64"}
+    made_with |= {"backend": "numba", "device": {}, "threads": 2, "versions": versions}
+    return {
+        "name": name,
+        "cells": [name.upper()],
+        "stand_in": None,
+        "unit": "nats",
+        "paper": paper,
+        "paper_spread": 0.5,
+        "paper_epochs": 3,
+        "data": {"name": "mnist", "training_images": 50_000, "is_sample": sample},
+        "runs": runs,
+        "made_with": [made_with],
+    } | more
+
+
+@pytest.fixture
+def records():
+    rows = [
+        row("fc-exact", 947.6, 950.0, 952.0),
+        row("fc-snf", 947.1, 953.5),
+        row("conv-exact", 637.4, 640.0, sample=True),
+        row("conv-snf", 638.6, 641.0, sample=True),
+    ]
+    table = {"title": TARGETS["table1"].title, "scale": "hour", "heads": ["model"], "notes": []}
+    return {"table1": table | {"rows": rows}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, records):
+    """Derivations without a page, and a --runs folder with results and a picture."""
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "derivations")
+    (tmp_path / "derivations/figures").mkdir(parents=True)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    results.write(runs / "results.json", "table1", records["table1"], list(TARGETS))
+    (runs / "table1.svg").write_text("<?xml a picture")
+    return tmp_path
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    """Made by `python scripts/reproduce.py page`; neither is there without the other."""
+    assert (FOLDER / NAME).exists() == (FOLDER / results.NAME).exists()
+    if (FOLDER / NAME).exists():
+        text = page(committed())
+        assert (FOLDER / NAME).read_text(encoding="utf-8") == text
+        for name in committed():
+            assert (FOLDER / "figures" / module.picture_of(name)).exists()
+
+
+def test_the_page_has_every_table_picture_and_origin(records):
+    text = page(records)
+    table = TARGETS["table1"].show(records["table1"])
+    assert all(line in text for line in table.splitlines() if line.startswith("|"))
+    assert "![Table 1: ours beside the paper's](figures/reproduced-table1.svg)" in text
+    words = " ".join(text.split())
+    assert words.count("* Commit c0ffee on a processor, Linux-6, numba backend, threads: 2") == 1
+    assert "table1 FC-EXACT; table1 FC-SNF; table1 CONV-EXACT" in words
+    assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
+
+
+def test_a_figure_that_changes_changes_the_page(records):
+    """So the test of the committed page cannot pass on an older one."""
+    before = page(records)
+    records["table1"]["rows"][0]["runs"][0]["value"] += 0.1
+    assert page(records) != before
+
+
+def test_the_gap_is_between_rows_that_can_be_compared(records):
+    (found,) = gaps(records)  # the convolutions are of a sample
+    assert found == ("FC 2-layer", pytest.approx(2.5), pytest.approx(-0.5))
+    records["table1"]["rows"][1]["runs"] = [{"seed": 0, "epochs": 3, "diverged_at": 7}]
+    assert gaps(records) == [] and gaps({}) == []
+
+
+def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
+    (folder / "derivations/figures/reproduced-table4.svg").write_text("of an older page")
+    reproduce.main(["page", "--runs", str(folder / "runs")])
+    written = capsys.readouterr().out.split()
+    assert [path.rpartition("/")[2] for path in written] == [
+        "results.json",
+        NAME,
+        "reproduced-table1.svg",
+    ]
+    there = sorted(path.name for path in (folder / "derivations").rglob("*.*"))
+    assert there == sorted(path.rpartition("/")[2] for path in written)
+    text = (folder / "derivations" / NAME).read_text(encoding="utf-8")
+    test = doctest.DocTestParser().get_doctest(text, {}, NAME, None, 0)
+    found = doctest.DocTestRunner().run(test)
+    assert (found.failed, found.attempted) == (0, 2)
+    assert "FC 2-layer: SNF minus exact +2.5 nats, in the paper -0.5\n" in text
+
+
+def test_every_record_of_a_smoke_run_has_its_section(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    places = ("--scale", "smoke", "--backend", "numpy", "--runs", str(tmp_path))
+    for target in ("figure3", "figure4", "figure2"):
+        reproduce.main([target, *places])
+    text = page(results.read(tmp_path / "smoke/results.json"))
+    sections = [line for line in text.splitlines() if line.startswith("## ")]
+    assert sections[:3] == ["## Fig. 2", "## Fig. 3", "## Fig. 4"]
+    assert "figure3 SNF Conv. 9-Layer" in text and "figure4" in text
+
+
+@pytest.mark.parametrize(
+    "gone, said",
+    [("results.json", "reproduce something first"), ("table1.svg", "reproduce table1 again")],
+)
+def test_what_is_missing_is_one_line_and_nothing_is_written(folder, gone, said):
+    (folder / "runs" / gone).unlink()
+    with pytest.raises(UsageError, match=said) as caught:
+        reproduce.main(["page", "--runs", str(folder / "runs")])
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "derivations").rglob("*.*"))
