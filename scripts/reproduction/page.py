@@ -74,10 +74,12 @@ def page(records: dict[str, dict]) -> str:
     for name, record in records.items():
         target = TARGETS[name]
         heading, _, _ = record["title"].partition(":")
-        shown = "\n".join(map(_wrapped, target.show(record).splitlines()))
+        shown = target.show(record).splitlines()[2:]  # without the title
         picture = f"![{heading}: ours beside the paper's](figures/{picture_of(name)})"
-        caption = textwrap.fill(f"*{record['title']} (scale: {record['scale']}).*", 100)
-        parts.append(f"## {heading}\n\n{shown}\n\n{picture}\n\n{caption}\n\n")
+        parts.append(
+            f"## {record['title']}\n\n" + "\n".join(map(_wrapped, shown)) + f"\n\n{picture}\n\n"
+            f"*{heading} of the paper and of this code, scale: {record['scale']}.*\n\n"
+        )
     parts.append("## How they were made\n\n" + "\n".join(_origins(records)) + "\n\n")
     lines = [
         f"{model}: SNF minus exact {ours:+.1f} nats, in the paper {paper:+.1f}"
@@ -122,16 +124,24 @@ def _wrapped(line: str) -> str:
 
 def _origins(records: dict[str, dict]) -> list[str]:
     """A list item for every commit, machine and set of versions: what was made with them."""
-    made: dict[str, list[str]] = {}
+    made: dict[str, dict[str, list[str]]] = {}
     for name, record in records.items():
+        parts = record.get("rows", []) + record.get("curves", [])
         if "made_with" in record:
-            made.setdefault(_words(record["made_with"]), []).append(name)
-        for row in record.get("rows", []) + record.get("curves", []):
-            label = ", ".join(row["cells"]) if "cells" in row else row.get("model", "")
-            own = row.get("made_with", [])
+            parts = [{"made_with": record["made_with"]}]
+        for part in parts:
+            label = ", ".join(part["cells"]) if "cells" in part else part.get("model", "")
+            own = part.get("made_with", [])
             for each in own if isinstance(own, list) else [own]:
-                made.setdefault(_words(each), []).append(f"{name} {label}")
-    return [_wrapped(f"* {how}: {'; '.join(dict.fromkeys(what))}.") for how, what in made.items()]
+                made.setdefault(_words(each), {}).setdefault(name, []).append(label)
+    lines = []
+    for how, targets in made.items():
+        what = []
+        for name, labels in targets.items():
+            several = any(name in others for other, others in made.items() if other != how)
+            what.append(f"{name} ({'; '.join(labels)})" if several else name)
+        lines.append(_wrapped(f"* {how}: {', '.join(what)}."))
+    return lines
 
 
 def _words(made_with: dict) -> str:
