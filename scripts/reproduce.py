@@ -10,6 +10,7 @@ in them and how it was made, and the pictures are in the folder --runs.
 """
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 from snfnp.cli import run_script
@@ -24,6 +25,7 @@ def main(argv):
     from reproduction.page import publish
     from reproduction.setting import SCALES, Setting
     from reproduction.targets import TARGETS
+    from reproduction.training import Training
 
     from snfnp.cli.shared import Parser, check_range
     from snfnp.ops import BACKENDS, get_ops
@@ -86,15 +88,16 @@ def main(argv):
         ) from None
     setting.dataset("mnist")  # what is wrong with it is said before anything else
     wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
-    done = _train(wanted, setting)
-    for number, (name, target) in enumerate(wanted.items()):
-        record = target.collect(setting, done)
-        results.write(setting.folder / results.NAME, name, record, list(TARGETS))
-        picture = setting.folder / f"{name}{target.suffix}"
-        target.draw(record, picture, setting)
-        print(("\n" if number else "") + target.show(record))
-        if picture.exists():  # there are no samples where a run diverged
-            print(f"* Picture: {picture}")
+    with closing(Training(wanted, setting)) as training:
+        for number, (name, target) in enumerate(wanted.items()):
+            record = target.collect(setting, training.results(target.plan(setting)))
+            results.write(setting.folder / results.NAME, name, record, list(TARGETS))
+            picture = setting.folder / f"{name}{target.suffix}"
+            target.draw(record, picture, setting)
+            training.clear_line()
+            print(("\n" if number else "") + target.show(record))
+            if picture.exists():  # there are no samples where a run diverged
+                print(f"* Picture: {picture}", flush=True)
 
 
 def _check_seeds(seeds: list[int] | None) -> None:
@@ -104,35 +107,6 @@ def _check_seeds(seeds: list[int] | None) -> None:
         raise UsageError("--seeds must be whole numbers from 0 to 2**63 - 1")
     if len(set(seeds)) < len(seeds):
         raise UsageError("--seeds names a seed twice: leave one out")
-
-
-def _train(targets: dict, setting) -> dict:
-    """{folder of a run: its result}, trained where it is not there yet. All that is there is looked
-    at first, so that nothing is trained before an error."""
-    from reproduction.progress import Progress
-    from reproduction.runs import found, perform, united
-
-    runs = united(run for target in targets.values() for run in target.plan(setting))
-    done = {run: found(run, setting.dataset(run.row.data), setting.ops.name) for run in runs}
-    left = [run for run in runs if done[run] is None]
-    steps = {}
-    for run in left:
-        images = len(setting.dataset(run.row.data).train)
-        steps[run] = run.epochs * run.config(images, setting.ops.name).steps_per_epoch(images)
-    progress = Progress(left, steps)
-    try:
-        for run in left:
-            progress.start(run)
-            images = setting.dataset(run.row.data)
-            done[run] = perform(run, images, setting.ops, _silent, progress.line(run))
-            progress.finish(run)
-    finally:
-        progress.close()
-    return {run.folder: result for run, result in done.items()}
-
-
-def _silent(text: str) -> None:
-    """A run's own messages are not shown: warnings are in what its table says of a divergence."""
 
 
 if __name__ == "__main__":

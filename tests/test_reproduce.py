@@ -257,6 +257,21 @@ def test_a_longer_scale_goes_on_with_a_shorter_one(command, setting):
     assert table_rows(command("table5", "--seeds", "3"))[0][3] == "2 / 250"
 
 
+def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp_path, capsys):
+    """Whoever stops `all` in the middle has the tables before."""
+
+    def last(trainer):
+        if trainer.config.kernel == 5:
+            kill()
+
+    at_step(monkeypatch, 1, last)
+    with pytest.raises(Killed):
+        command("all")
+    shown = capsys.readouterr().out
+    assert all(TABLES[name].title in shown for name in ("table1", "table4"))
+    assert list(results.read(tmp_path / "runs/smoke/results.json")) == list(TARGETS)[:4]
+
+
 # ---------------------------------------------------------------- what is shown
 
 
