@@ -29,7 +29,7 @@ class Progress:
         self._work = {run: steps_of[run] * _cost(run) for run in left}
         self._ahead = sum(self._work.values())  # work of all that is not done
         self._done, self._start = 0.0, time.monotonic()
-        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False)
+        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False, dynamic_ncols=True)
 
     def start(self, run: Run) -> None:
         """The next one. Where there is no terminal, this is all that is said of it."""
