@@ -15,6 +15,7 @@ from support.trainers import (
 
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
+from snfnp.gradcheck import check_layer
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
@@ -285,6 +286,11 @@ def test_a_failed_step_assigns_nothing(model):
         steps(trainer, range(1, 2))
     np.testing.assert_array_equal(trainer.p[trainer.layout.climbing.size :], assigned)
     np.testing.assert_array_equal(trainer.p[1:], before[1:])
+
+
+def test_check_layer_says_what_to_check_instead():
+    with pytest.raises(UsageError, match="R of this layer has no gradient.*check_inverse_update"):
+        check_layer(Linear(Dense(3), Projection()), (3,))
 
 
 # ---------------------------------------------------------------- options

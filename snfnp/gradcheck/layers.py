@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snfnp.context import BackwardContext
+from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules.probes import JacobianPenalty, Probe, draw_probes
@@ -66,6 +67,11 @@ def check_layer(
     1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
     Costs O(D) forward passes: keep D small.
     """
+    if layer.assigns:
+        raise UsageError(
+            f"{', '.join(layer.assigns)} of this layer has no gradient, its rule finds it: check "
+            "the rule with check_inverse_update"
+        )
     ops = ops or get_ops("numpy")
     rng = np.random.default_rng(seed)
     if x is None:
