@@ -13,5 +13,6 @@ FIGURES = {
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
     "probe-variance": probes.variance,
+    "angles": curves.angles,
     "likelihoods": curves.likelihoods,
 }

@@ -37,8 +37,8 @@ def _look(run: dict) -> tuple[str, str, str]:
     if run["gradient"] == "exact":
         return "exact gradient", ORANGE, "--"
     if run["recipe"] == "least-squares":
-        return "self-normalizing, least squares", GREEN, "-"
-    return "self-normalizing", BLUE, "-"
+        return "learned inverse, least-squares recipe", GREEN, "-"
+    return "learned inverse", BLUE, "-"
 
 
 def likelihoods():
