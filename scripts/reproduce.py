@@ -55,6 +55,13 @@ def main(argv):
         "--epochs", type=int, help="train every row so long (default: by scale and row)"
     )
     parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="NAME",
+        help="train these rows of the target only, by the names of their folders (conv-snf), and "
+        "show no table: a way to train some of them longer than others",
+    )
+    parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data sets' files")
@@ -88,7 +95,11 @@ def main(argv):
         ) from None
     setting.dataset("mnist")  # what is wrong with it is said before anything else
     wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
-    with closing(Training(wanted, setting)) as training:
+    runs = [run for target in wanted.values() for run in target.plan(setting)]
+    if args.rows:
+        _train_rows(args.rows, runs, setting)
+        return
+    with closing(Training(runs, setting)) as training:
         for number, (name, target) in enumerate(wanted.items()):
             record = target.collect(setting, training.results(target.plan(setting)))
             results.write(setting.folder / results.NAME, name, record, list(TARGETS))
@@ -98,6 +109,26 @@ def main(argv):
             print(("\n" if number else "") + target.show(record))
             if picture.exists():  # there are no samples where a run diverged
                 print(f"* Picture: {picture}", flush=True)
+
+
+def _train_rows(names: list[str], runs: list, setting) -> None:
+    """Train those of the runs that are of these rows, and say what became of each."""
+    from reproduction.runs import united
+    from reproduction.training import Training
+
+    known = dict.fromkeys(run.row.name for run in runs)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no row {name} here: choose from {', '.join(known)}")
+    chosen = united(run for run in runs if run.row.name in names)
+    with closing(Training(chosen, setting)) as training:
+        for run in chosen:
+            (result,) = training.results([run]).values()
+            training.clear_line()
+            became = f"diverged at step {result.diverged_at}"
+            if result.nll is not None:
+                became = f"test NLL {result.nll:.1f} nats = {result.bits:.3f} bits/dim"
+            print(f"{run.folder.name}: {became}, epochs: {result.epochs}", flush=True)
 
 
 def _check_seeds(seeds: list[int] | None) -> None:

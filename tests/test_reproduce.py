@@ -272,6 +272,16 @@ def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp
     assert list(results.read(tmp_path / "runs/smoke/results.json")) == list(TARGETS)[:4]
 
 
+def test_single_rows_can_be_trained_longer_than_others(command, tmp_path):
+    said = command("all", "--rows", "glow-1x1-geco", "fc-snf", "--epochs", "2")
+    names = [line.partition(":")[0] for line in said.splitlines()]
+    assert names == ["fc-snf-seed-0", "glow-1x1-geco-seed-0"]
+    summary = json.loads((tmp_path / "runs/smoke/fc-snf-seed-0/summary.json").read_text())
+    assert f"test NLL {summary['test_nll_nats']:.1f} nats" in said and "epochs: 2" in said
+    epochs = [row[3] for row in table_rows(command("table5"))]
+    assert epochs == ["1 / 250", "2 / 250", "1 / 250"]
+
+
 # ---------------------------------------------------------------- what is shown
 
 
@@ -365,6 +375,7 @@ def test_the_same_figure_for_the_same_record(command, tmp_path):
         (("table9",), "there is no table9: choose from table1, table2"),
         (("table4", "--seeds", "-1"), "--seeds must be whole numbers"),
         (("table4", "--seeds", "1", "1"), "--seeds names a seed twice"),
+        (("table5", "--rows", "fc-snf"), "there is no row fc-snf here: choose from glow-1x1-exact"),
         (("table4", "--epochs", "0"), "--epochs is 0: it must be at least 1"),
         (("table4", "--seeds", "x"), "invalid int value: 'x'"),
         (("table4", "--scale", "day"), "invalid choice: 'day'"),

@@ -10,14 +10,14 @@ from reproduction.setting import Setting
 
 
 class Training:
-    """The runs of some targets. A run that several need is trained once, for the longest of them.
+    """The runs of a command. One that several targets need is trained once, as long as any says.
 
     All that is there is looked at here, so that nothing is trained before an error.
     """
 
-    def __init__(self, targets: dict, setting: Setting):
+    def __init__(self, runs: list[Run], setting: Setting):
         self._setting = setting
-        runs = united(run for target in targets.values() for run in target.plan(setting))
+        runs = united(runs)
         self._runs = {run.folder: run for run in runs}
         self._done: dict[Path, Result] = {}
         steps = {}
