@@ -29,8 +29,8 @@ class LeastSquares(Rule):
     For 1×1 convolutions R is W⁻¹, and the gradient is exact.
     """
 
-    probes: int = 4
-    terms: int = 6
+    probes: int = 2
+    terms: int = 12
     tolerance: float = 0.04
     stiffness: float = 10.0
     learns_inverse: ClassVar[bool] = True
