@@ -77,6 +77,11 @@ def main(argv):
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
         raise UsageError(f"there is no {args.target}: choose from {choices}")
     if args.target == PAGE:
+        for name, value in vars(args).items():
+            if name not in ("target", "runs") and value != parser.get_default(name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} has no effect on the page: leave it out"
+                )
         print(*publish(args.runs), sep="\n")
         return
     if args.epochs is not None:

@@ -139,3 +139,11 @@ def test_what_is_missing_is_one_line_and_nothing_is_written(folder, gone, said):
         reproduce.main(["page", "--runs", str(folder / "runs")])
     assert "\n" not in str(caught.value)
     assert not list((folder / "derivations").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    "given", [["--seeds", "1"], ["--scale", "paper"], ["--measure-again"], ["--rows", "fc-snf"]]
+)
+def test_the_page_takes_no_options_of_the_runs(tmp_path, given):
+    with pytest.raises(UsageError, match=f"{given[0]} has no effect on the page: leave it out"):
+        reproduce.main(["page", "--runs", str(tmp_path), *given])
