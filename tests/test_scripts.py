@@ -295,6 +295,8 @@ def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
     out, _ = run(environment, "benchmark.py", "fc", "--quick", "--threads", "1", "--json", file)
     results = json.loads(file.read_text())
     steps = results["fc"]["steps"]
-    assert {row["gradient"] for row in steps} == {"self-normalizing", "exact", "relative"}
+    variants = {"recipe: projection", "variational"}
+    gradients = {"self-normalizing", "exact", "relative"}
+    assert {row["gradient"] for row in steps} == gradients | variants
     assert all(0 < row["min ms"] <= row["median ms"] for row in steps)
     assert "sgemm" in out and "share" in out

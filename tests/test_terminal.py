@@ -153,6 +153,7 @@ INTERRUPTED = [
     ("benchmark.py", "numpy", "KeyboardInterrupt"),
     ("check_gradients.py", "numpy", "KeyboardInterrupt"),
     ("compare_runs.py", "safetensors", "KeyboardInterrupt"),
+    ("reproduce.py", "numpy", "KeyboardInterrupt"),
     ("train_mnist.py", "tqdm", "KeyboardInterrupt"),
     ("train_cifar10.py", "numpy", "KeyboardInterrupt"),
     ("train_imagenet32.py", "numpy", "KeyboardInterrupt"),

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 # File (or the start of its path) -> the tests that are to kill its mutants, the quickest first.
 TESTS = {
+    "snfnp/rules/least_squares.py": ("inverse_updates", "left_inverse", "gradcheck_linear"),
+    "snfnp/rules/newton.py": ("inverse_updates",),
+    "snfnp/rules/probes.py": ("probes", "gradcheck_linear"),
+    "snfnp/rules/projection.py": ("inverse_updates",),
+    "snfnp/rules/variational.py": ("variational",),
     "snfnp/rules/": ("rules", "gradcheck_linear", "layers", "whole_step"),
     "snfnp/context.py": ("rules", "flow", "whole_step"),
     "snfnp/flow.py": ("flow", "split", "recompute", "likelihood", "whole_step", "actnorm"),
     "snfnp/maps/dense.py": ("maps", "layers"),
     "snfnp/maps/base.py": ("rules", "gradcheck_linear", "layers", "whole_step"),
     "snfnp/maps/conv.py": ("maps", "conv", "rules"),
+    "snfnp/maps/chain.py": ("chain", "maps", "chain_runs"),
+    "snfnp/maps/contraction.py": ("contraction",),
+    "snfnp/maps/left_inverse.py": ("left_inverse", "inverse_updates"),
     "snfnp/maps/explicit.py": ("maps", "block_tridiagonal", "conv"),
     "snfnp/maps/block_tridiagonal.py": ("maps", "block_tridiagonal"),
     "snfnp/ops/activation/": ("layers", "ops"),

@@ -204,8 +204,8 @@ class HostGpu(Gpu):
     def to_host(self, array):
         return np.asarray(array)
 
-    def constant(self, host):
-        return self.asarray(host, np.float64)
+    def constant(self, host, dtype=np.float64):
+        return self.asarray(host, dtype)
 
     def guarded(self, array):
         """A copy of a C-contiguous array between guard cells."""

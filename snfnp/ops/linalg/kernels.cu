@@ -62,7 +62,7 @@ __global__ void cholesky_inverse(const T* a, long long stride, T* __restrict__ i
   __syncthreads();
   for (int j = 0; j < n; ++j) {
     const T pivot = lower[j][j];
-    const T root = pivot > T(0) ? sqrt(pivot) : T(NAN);
+    const T root = sqrt(pivot > T(0) ? pivot : T(-1));  // NaN: not positive definite
     __syncthreads();  // all have read the pivot
     if (i > j && i < n) lower[i][j] /= root;
     if (i == j) lower[j][j] = root;
