@@ -7,17 +7,29 @@ import pytest
 from support.trainers import host, make_trainer
 
 from gpu.test_training import images_of, take_steps
+from snfnp.flow import Flow
+from snfnp.layers import Linear, Squeeze
+from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
+from snfnp.rules import LeastSquares
 
+
+def _linear(channels: int) -> Linear:
+    inverse = Conv2d((5, 5), channels)
+    return Linear(Conv2d((3, 3), channels), LeastSquares(), inverse_map=inverse)
+
+
+# Two convolutions in place of nine: normal equations of one block and of several.
+CONVOLUTIONS = Flow((8, 8, 1), (("a", _linear(1)), ("squeeze", Squeeze()), ("b", _linear(4))))
 WAYS = pytest.mark.parametrize(
     "model, changes",
     [
         ("fc", {"recipe": "least-squares"}),
         ("fc", {"inverse_update": "newton"}),
-        ("conv", {"recipe": "least-squares"}),
+        ("conv", {"recipe": "least-squares", "flow": CONVOLUTIONS}),
         ("glow", {"recipe": "least-squares"}),
     ],
-    ids=str,
+    ids=("projection", "newton", "least-squares", "least-squares-1x1"),
 )
 
 
