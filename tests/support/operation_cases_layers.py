@@ -222,7 +222,7 @@ def call_conv_inverse_series(rng, dtype, size):
     for _ in range(terms + 1):
         y = y + forward(np.abs(nu) + forward(y, np.abs(w)), np.abs(r))
     bound = 4 * (terms + 1) * (r[..., 0].size + w[..., 0].size + 4) * eps_of(dtype) * y
-    return Call((r, w, nu, terms), bounds=(bound,), strided=(0, 1))
+    return Call((r, w, nu, terms), bounds=(bound,), strided=(0, 1, 2))
 
 
 def call_conv_sums_of_pairs(rng, dtype, size):

@@ -71,7 +71,7 @@ def inverse_series(r, w, nu, terms: int):
         lanes = _lanes(channels, itemsize)
         pixels = _pixels(width, lanes, itemsize)
     kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
-    tail = np.zeros_like(nu)
+    nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
     _inverse_series(
         nu, *kernels, r.shape[:2], w.shape[:2], terms, (1,) * pixels, (1,) * lanes, tail
     )
