@@ -14,7 +14,7 @@ import numpy as np
 
 from snfnp.context import layer_key
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.layers import Layer, Preprocess
+from snfnp.layers import Layer, Linear, Preprocess
 from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 
@@ -77,6 +77,14 @@ class Flow:
         for name, layer in self.layers:
             yield name, layer, shape
             shape = layer.output_shape(shape)
+
+    def learned_inverses(self) -> dict[str, tuple[Linear, tuple[int, ...]]]:
+        """{name: (layer, the shape of one sample that it meets)} of the linear layers with an R."""
+        return {
+            name: (layer, shape)
+            for name, layer, shape in self.with_shapes()
+            if isinstance(layer, Linear) and layer.learns_inverse
+        }
 
     @cached_property
     def _splits(self) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Linear
 from snfnp.maps import contraction
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
@@ -64,16 +63,12 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
     Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until ρ is known
     well enough. Raises UsageError where no layer learned an inverse.
     """
-    learned = [
-        (name, layer, shape)
-        for name, layer, shape in flow.with_shapes()
-        if isinstance(layer, Linear) and layer.learns_inverse
-    ]
+    learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: nothing to certify")
     return [
         certify(ops, name, *layer.maps, params[name]["W"], params[name]["R"], shape)
-        for name, layer, shape in learned
+        for name, (layer, shape) in learned.items()
     ]
 
 

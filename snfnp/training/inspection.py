@@ -13,7 +13,6 @@ import numpy as np
 
 from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
 from snfnp.errors import DivergedError
-from snfnp.layers import Linear
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import contraction
 from snfnp.ops import RandomKey
@@ -28,11 +27,7 @@ class Inspection:
 
     def __init__(self, trainer: Trainer, images_of: Callable):
         self._trainer, self._images_of = trainer, images_of
-        self._layers = {
-            name: (layer, shape)
-            for name, layer, shape in trainer.flow.with_shapes()
-            if isinstance(layer, Linear) and layer.learns_inverse
-        }
+        self._layers = trainer.flow.learned_inverses()
         self._variances: dict[str, SmallestVariance] = {}
         self._warned: set[tuple[str, str]] = set()
 

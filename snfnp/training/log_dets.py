@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from snfnp.layers import Linear
-
 STATE = "log_dets"  # what the running values are called among what layers keep
 
 
@@ -23,11 +21,7 @@ class RunningLogDets:
 
     def __init__(self, ops, flow, layout):
         self._ops = ops
-        self._layers = {
-            name: (layer, shape)
-            for name, layer, shape in flow.with_shapes()
-            if isinstance(layer, Linear) and layer.learns_inverse
-        }
+        self._layers = flow.learned_inverses()
         self.layers = tuple(self._layers)
         self.state_shapes = {STATE: {"values": (len(self.layers),)}}
         self._layout, self._flat = layout, None
