@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from support.trainers import host, make_trainer
 
-from gpu.test_training import images_of, take_steps
+from gpu.test_training import spent_by_a_step, take_steps
 from snfnp.ops import get_ops
 
 CHAIN = {"model": "conv", "inverse_depth": 2}
@@ -38,8 +38,5 @@ def test_a_graph_does_the_same_steps(ops):
 def test_a_step_does_not_wait(ops, standin):
     """What depends on shapes alone, the numbers of walks, was copied by the first step."""
     trainer = take_steps(make_trainer(ops, **CHAIN, graph=False), range(2))
-    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-    before = standin.counts()
-    trainer.training_step(images)
-    after = standin.counts()
-    assert [after[name] - before[name] for name in ("syncs", "h2d", "d2h")] == [0, 0, 0]
+    spent = spent_by_a_step(trainer, standin)
+    assert [spent[name] for name in ("syncs", "h2d", "d2h")] == [0, 0, 0]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 from support.trainers import host, make_trainer
 
-from gpu.test_training import images_of, take_steps
+from gpu.test_training import images_of, spent_by_a_step, take_steps
 from snfnp.ops import get_ops
 
 FAST = {"tolerance": 1e-5, "lambda_rate": 20.0}
@@ -56,11 +54,7 @@ def test_a_controlled_step_neither_waits_nor_launches_much_more(ops, standin, co
     launches = []
     for control in ({}, {"lambda_control": "geco", "constraint": constraint, "tolerance": 1e-3}):
         trainer = take_steps(make_trainer(ops, graph=False, **control), range(2))
-        images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-        gc.collect()  # a trainer of an earlier test waits for its graph when it goes
-        before = standin.counts()
-        trainer.training_step(images)
-        spent = {name: count - before[name] for name, count in standin.counts().items()}
+        spent = spent_by_a_step(trainer, standin)
         assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
         launches.append(spent["launches"])
     print(f"{constraint}: {launches[1] - launches[0]} launches more")

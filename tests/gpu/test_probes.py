@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 from support.trainers import host, make_trainer
 
-from gpu.test_training import images_of, take_steps
+from gpu.test_training import spent_by_a_step, take_steps
 from snfnp.ops import get_ops
 
 PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
@@ -46,11 +44,7 @@ def test_a_step_neither_waits_nor_launches_much_more(ops, standin, changes, most
     found = []
     for change in ({}, changes):
         trainer = take_steps(make_trainer(ops, graph=False, **change), range(2))
-        images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-        gc.collect()  # a trainer of an earlier test waits for its graph when it goes
-        before = standin.counts()
-        trainer.training_step(images)
-        found.append({name: count - before[name] for name, count in standin.counts().items()})
+        found.append(spent_by_a_step(trainer, standin))
         assert (found[-1]["syncs"], found[-1]["h2d"], found[-1]["d2h"]) == (0, 0, 0)
     print(found)
     assert found[1]["launches"] - found[0]["launches"] <= most

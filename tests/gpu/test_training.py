@@ -43,6 +43,15 @@ def take_steps(trainer, steps, batch=BATCH):
     return trainer
 
 
+def spent_by_a_step(trainer, standin) -> dict[str, int]:
+    """What the third step of a trainer costs: launches, waits, copies."""
+    images = trainer.ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
+    gc.collect()  # a trainer of an earlier test waits for its graph when it goes
+    before = standin.counts()
+    trainer.training_step(images)
+    return {name: count - before[name] for name, count in standin.counts().items()}
+
+
 # ---------------------------------------------------------------- parity with NumPy
 
 
@@ -112,13 +121,8 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
     gemm = cublas.gemm
     monkeypatch.setattr(cublas, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw)))
     trainer = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
-    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
     products.clear()
-    gc.collect()  # a trainer of an earlier test waits for its graph when it goes
-    before = standin.counts()
-    trainer.training_step(images)
-    after = standin.counts()
-    spent = {name: after[name] - before[name] for name in before}
+    spent = spent_by_a_step(trainer, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
     launches = spent["launches"] + len(products)
     print(f"{model}, {gradient}: {launches} launches, {len(products)} of them products")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 from support.trainers import host, make_trainer
 
-from gpu.test_training import images_of, take_steps
+from gpu.test_training import spent_by_a_step, take_steps
 from snfnp.ops import get_ops
 
 NOISY = {"objective": "variational", "sigma": 0.4}
@@ -37,9 +35,5 @@ def test_a_graph_draws_new_noise_in_every_step(ops):
 
 def test_noise_costs_neither_waits_nor_copies(ops, standin):
     trainer = take_steps(make_trainer(ops, graph=False, **NOISY), range(2))
-    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-    gc.collect()  # a trainer of an earlier test waits for its graph when it goes
-    before = standin.counts()
-    trainer.training_step(images)
-    spent = {name: count - before[name] for name, count in standin.counts().items()}
+    spent = spent_by_a_step(trainer, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
