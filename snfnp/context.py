@@ -16,8 +16,12 @@ _FIRST_STREAM, _STREAMS = 16, 16
 
 
 def layer_key(key: RandomKey, place: int, purpose: int = 0) -> RandomKey:
-    """Where the place-th layer of a flow reads its random numbers; purpose: 0, 1, … 15."""
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * place + purpose)
+    """Where the place-th layer of a flow reads its random numbers; purpose: 0, 1, … 15.
+
+    They are the step's, and all samples share them: no matter which samples of the batch the key
+    is for (key.first), a layer reads from the start.
+    """
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * place + purpose, first=0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class BackwardContext:
         return self._lam * (-2 / len(self.dldj))
 
     def key(self, purpose: int = 0) -> RandomKey:
-        """Where this layer reads its random numbers in this step; purpose: 0, 1, … 15."""
+        """Where this layer reads the random numbers of this step, which all samples share;
+        purpose: 0, 1, … 15."""
         return layer_key(self._key, self._place, purpose)
 
     @property

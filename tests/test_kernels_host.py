@@ -119,8 +119,12 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         ("linalg.sum_squares", MANY, "__syncthreads();\n  return", "return", "divergent"),
         # one store too many, one too few, and a digit of 2π
         ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
-        ("random.uniform", FEW, "lane < n)", "lane < n - 1)", "beyond the bound"),
+        ("random.uniform", FEW, "i < n)", "i < n - 1)", "beyond the bound"),
         ("random.rademacher", FEW, "word(four, lane) >> 31", "word(four, 0) >> 31", "beyond"),
+        # the block that the first element is in the midst of
+        ("random.uniform", FEW, "i >= 0 && i < n", "i < n", "stored outside"),
+        ("random.normal", FEW, "start / 4 +", "(start + 3) / 4 +", "beyond the bound"),
+        ("images.preprocess", FEW, "lane - first_word", "lane", "beyond the bound"),
         ("random.normal", FEW, "6.28318530717958", "6.28318530717948", "beyond the bound"),
         # where CUDA would hang, or what it does is not defined
         *(

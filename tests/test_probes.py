@@ -219,6 +219,17 @@ def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step
     assert len({a.tobytes() for a in drawn}) == 3
 
 
+def test_probes_are_the_steps_whatever_part_of_the_batch_a_key_is_for():
+    ops, drawn = get_ops("numpy"), []
+    for first in (0, 5):
+        ctx = BackwardContext(ops, None, key=KEY._replace(first=first))
+        ctx.enter("layer", 2)
+        drawn.append(module.draw_probes(ctx, 7, np.empty((5, 4, 3))))
+    np.testing.assert_array_equal(*drawn)
+    shifted = ops.random.rademacher(ctx.key()._replace(first=5), (7, 4, 3), np.float64)
+    assert (shifted != drawn[0]).any()  # what a draw for each sample would be
+
+
 def test_the_angle_is_the_likelihoods_alone(rng):
     """Eq. 31 is part of what pulls, also where λ is 0; the likelihood's gradient has none of it."""
     ops, found = get_ops("numpy"), []

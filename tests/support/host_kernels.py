@@ -262,7 +262,7 @@ def hold_scalars(ops: Ops) -> None:
 def hold_images(ops: Ops) -> None:
     rng = np.random.default_rng(0)
     images, order = rng.integers(0, 256, (9, 5, 7, 3)).astype(np.uint8), rng.permutation(9)
-    for key in (None, RandomKey(3, 1, 4)):
+    for key in (None, RandomKey(3, 1, 4), RandomKey(3, 1, 4, first=5)):
         sources = [each.images.source(images) for each in (ops, get_ops("numpy"))]
         for each in sources:
             each.reorder(order)

@@ -13,6 +13,7 @@ from snfnp.ops.random import philox
 from support.operation_calls import FLOATS, eps_of
 from support.operation_cases_layers import ALPHA
 
+COUNT, DIMENSIONS = 9, (1, 3, 4, 7, 784)  # rows, and values in each of them
 EXTREME = [-np.inf, -1e4, -100.0, -1e-30, -0.0, 0.0, 1e-30, 100.0, 1e4, np.inf, np.nan]
 
 
@@ -35,6 +36,60 @@ class OperationValues:
             RandomKey(seed, stream, step), (4 * block + lane + 1,), np.float64
         )
         assert ops.to_host(found)[-1] == float(expected) * 2.0**-32
+
+    @pytest.mark.parametrize("dtype", FLOATS)
+    @pytest.mark.parametrize("distribution", ["uniform", "normal", "rademacher"])
+    def test_rows_from_the_first_one_on_are_those_of_the_whole(self, ops, distribution, dtype):
+        """To the last bit, wherever in a block of four words or in a pair the first one starts."""
+
+        def draw(first, count, dimension):
+            key = RandomKey(2**40 + 7, 5, 2**33 + 3, first)
+            return ops.to_host(getattr(ops.random, distribution)(key, (count, dimension), dtype))
+
+        for dimension in DIMENSIONS:
+            whole = draw(0, COUNT, dimension)
+            for first in range(COUNT):
+                rest = draw(first, COUNT - first, dimension)
+                assert (rest.dtype, rest.flags.c_contiguous) == (dtype, True)
+                np.testing.assert_array_equal(rest, whole[first:])
+                np.testing.assert_array_equal(draw(first, 1, dimension), whole[first : first + 1])
+            assert (draw(1, COUNT, dimension) != whole).any()
+
+    def test_a_key_reaches_its_last_word(self, ops):
+        """The highest index of a block that fits into its word of the counter."""
+        key, count = RandomKey(3, 4, 5, first=2**34 - 6), 6
+        blocks = np.array([2**32 - 2, 2**32 - 1], np.uint64)
+        expected = np.stack(philox.philox4x32((blocks, *map(np.uint64, (5, 0, 4))), (3, 0)), -1)
+        found = ops.to_host(ops.random.uniform(key, (count,), np.float64))
+        np.testing.assert_array_equal(found, expected.reshape(-1)[2:] * 2.0**-32)
+
+    @pytest.mark.parametrize("dtype", FLOATS)
+    def test_preprocess_of_a_part_is_that_of_the_whole(self, ops, dtype):
+        rng, key = np.random.default_rng(0), RandomKey(2**40 + 7, 5, 2**33 + 3)
+        for dimension in DIMENSIONS:
+            images = rng.integers(0, 256, (COUNT, dimension)).astype(np.uint8)
+
+            def parts(first, key, images=images):
+                part = ops.asarray(images[first:])
+                return map(ops.to_host, ops.images.preprocess(part, key, 1e-6, 256, dtype))
+
+            x, ldj = parts(0, key)
+            for first in range(COUNT):
+                x_part, ldj_part = parts(first, key._replace(first=first))
+                np.testing.assert_array_equal(x_part, x[first:])
+                np.testing.assert_array_equal(ldj_part, ldj[first:])
+            x_other, ldj_other = parts(0, key._replace(first=1))
+            assert (x_other != x).all()
+            assert (ldj_other != ldj).all()
+
+    def test_a_part_of_a_batch_is_flipped_and_shifted_as_in_the_whole(self, ops):
+        images = np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3)).astype(np.uint8)
+        source, key = ops.images.source(images), RandomKey(2**40 + 7, 5, 2**33 + 3)
+        whole = ops.to_host(source.take(10, 30, key)).copy()
+        for first in range(8):
+            part = ops.to_host(source.take(10 + first, 22, key._replace(first=first)))
+            np.testing.assert_array_equal(part, whole[first : first + 22])
+        assert (ops.to_host(source.take(10, 30, key._replace(first=1))) != whole).any()
 
     def test_uniform_in_single_precision_keeps_24_bits(self, ops):
         """32 bits would round to 1.0 at the top; multiples of 2**-24 below 1 are representable."""

@@ -121,11 +121,13 @@ class Gpu:
             self._constants[key] = made
         return self._constants[key]
 
-    def key_words(self, key: RandomKey) -> tuple:
-        """A key as the arguments of a kernel: step (where it is, or what it is), stream, seed."""
+    def key_words(self, key: RandomKey, shape) -> tuple:
+        """A key as the arguments of a kernel: step (where it is, or what it is), stream, seed, and
+        the first element of an array of this shape (`RandomKey.start`), the same in every replay of
+        a graph."""
         known = isinstance(key.step, (int, np.integer))
         step = (None, _signed(key.step)) if known else (key.step, 0)
-        return (*step, key.stream, _signed(key.seed))
+        return (*step, key.stream, _signed(key.seed), key.start(shape))
 
 
 def _signed(number: int) -> int:

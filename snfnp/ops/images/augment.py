@@ -4,6 +4,8 @@ import numpy as np
 
 from snfnp.ops.random.philox import RandomKey, uniform
 
+DRAWS = 3  # numbers that each image takes: whether to flip it, and how far to shift it each way
+
 
 def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     """Flip each image horizontally with probability 1/2, then shift it by -1, 0 or 1 pixels.
@@ -19,13 +21,14 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     Args:
         images: (N, H, W, C) of any type, on the host; not changed.
         key: where the random numbers are read; the same key gives the same result, so a resumed
-            run sees the same images. Give each step its own key.
+            run sees the same images. Give each step its own key. With key.first the images are
+            those of a larger batch from that one on, and are changed as they would be in it.
 
     Returns:
         A new array of the same shape and type. O(N H W C).
     """
     count, height, width, _ = images.shape
-    u = uniform(np, key, (count, 3))
+    u = uniform(np, key, (count, DRAWS))
     flipped = u[:, 0, np.newaxis] < 0.5
     down, right = np.floor(3 * u[:, 1:, np.newaxis]).astype(np.int64).swapaxes(0, 1) - 1
     # Row y of the result is row y - down of the image; clipping an index repeats the border.

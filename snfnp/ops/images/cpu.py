@@ -20,14 +20,16 @@ class CpuImages(Images):
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         pixels = rows(images)
         odds, ldj = np.empty(pixels.shape), np.empty(len(pixels), dtype)
-        _preprocess(pixels, key_words(key), alpha, float(levels), odds, ldj)
+        start = key.start(images.shape)
+        _preprocess(pixels, key_words(key), start, alpha, float(levels), odds, ldj)
         x = np.log(odds, out=odds).astype(dtype, copy=False)
         return x.reshape(images.shape), ldj
 
 
 @parallel
-def _preprocess(images, key, alpha, levels, odds, ldj):
+def _preprocess(images, key, start, alpha, levels, odds, ldj):
     """images, odds (N, D), ldj (N,): dequantise and scale in one pass, in double precision.
+    The noise is made of the key's words from `start` on.
 
     odds = s/(1-s), whose logarithm is the logit: the caller takes it with NumPy, whose vector
     instructions are several times faster than a scalar logarithm here. log s + log(1-s) of GROUP
@@ -37,10 +39,11 @@ def _preprocess(images, key, alpha, levels, odds, ldj):
     samples, dimension = images.shape
     constant = dimension * (math.log1p(-2 * alpha) - math.log(levels))
     for n in prange(samples):
-        four = philox((n * dimension) // 4, key)
+        row = start + n * dimension
+        four = philox(row // 4, key)
         total, product = 0.0, 1.0
         for d in range(dimension):
-            index = n * dimension + d
+            index = row + d
             if index & 3 == 0:
                 four = philox(index // 4, key)
             noisy = images[n, d] + np.float64(word(four, index)) * TO_UNIT

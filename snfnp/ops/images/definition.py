@@ -57,7 +57,8 @@ class Images(Room):
 
         v = (image + u) / levels with u ~ U[0, 1);  s = α + (1-2α)v;  x = log s - log(1-s).
         ldj = Σ [log(1-2α) - log levels - log s - log(1-s)]. All of it in double precision, since
-        255 + u rounds to 256 in single precision for about 7 draws in a million.
+        255 + u rounds to 256 in single precision for about 7 draws in a million. With key.first
+        the images are samples first, first + 1, … of a batch, and get the noise they have there.
         """
         xp = self.xp
         noisy = images + philox.uniform(xp, key, images.shape)

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from snfnp.ops.images.augment import DRAWS
 from snfnp.ops.images.definition import Images, ImageSource
 from snfnp.ops.random.philox import RandomKey
 
@@ -29,7 +30,7 @@ class GpuImages(Images):
         x, ldj = device.empty(images.shape, dtype), device.empty(len(images), dtype)
         constant = math.log1p(-2 * alpha) - math.log(levels)
         numbers = (alpha, float(levels), constant, math.prod(images.shape[1:]))
-        arguments = (images, x, ldj, *device.key_words(key), *numbers)
+        arguments = (images, x, ldj, *device.key_words(key, images.shape), *numbers)
         device.launch("preprocess", dtype, len(images), *arguments)
         return x, ldj
 
@@ -46,7 +47,9 @@ class _Gathering(ImageSource):
         device = self._device
         if self._taken is None or len(self._taken) != count:
             self._taken = device.empty((count, *self._shape), np.uint8)
-        change, words = (0, (None, 0, 0, 0)) if key is None else (1, device.key_words(key))
+        change, words = 0, (None, 0, 0, 0, 0)
+        if key is not None:
+            change, words = 1, device.key_words(key, (count, DRAWS))
         arguments = (images, order, first, self._taken, change, *words, *self._shape)
         device.launch("gather", np.float32, count, *arguments)
         return self._taken

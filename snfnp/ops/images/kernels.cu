@@ -4,19 +4,21 @@
 #include "../random/philox.cuh"
 
 // Dequantise, scale, logit, with the log-Jacobian of each sample. A block per sample of
-// `dimension` values, in double precision: 255 + u would round to 256 in single.
+// `dimension` values, in double precision: 255 + u would round to 256 in single. Its
+// noise is made of the key's words from `first_word` on.
 template <typename T>
 __global__ void preprocess(const unsigned char* __restrict__ images, T* __restrict__ x,
                            T* __restrict__ ldj, const unsigned long long* step_at, long long step,
-                           long long stream, long long seed, double alpha, double levels,
-                           double constant, long long dimension) {
+                           long long stream, long long seed, long long first_word, double alpha,
+                           double levels, double constant, long long dimension) {
   const unsigned long long step_ = value(step_at, step);
   const long long start = blockIdx.x * dimension, stop = start + dimension;
   double sum = 0.0;
-  for (long long block = start / 4 + threadIdx.x; 4 * block < stop; block += blockDim.x) {
+  for (long long block = (first_word + start) / 4 + threadIdx.x; 4 * block < first_word + stop;
+       block += blockDim.x) {
     const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane) {
-      const long long i = 4 * block + lane;
+      const long long i = 4 * block + lane - first_word;
       if (i < start || i >= stop) continue;
       const double noisy = images[i] + word(four, lane) * 0x1p-32;
       const double scale = 1.0 - 2.0 * alpha;
@@ -31,13 +33,15 @@ __global__ void preprocess(const unsigned char* __restrict__ images, T* __restri
 }
 
 // Images order[first], order[first + 1], … of (M, H, W, C), a block per image; `change` flips and
-// shifts them as augment.py does. T is not used: images are bytes.
+// shifts them as augment.py does, by the key's words from `first_word` on. T is not used: images
+// are bytes.
 template <typename T>
 __global__ void gather(const unsigned char* __restrict__ images,
                        const long long* __restrict__ order, long long first,
                        unsigned char* __restrict__ out, long long change,
                        const unsigned long long* step_at, long long step, long long stream,
-                       long long seed, long long height, long long width, long long channels) {
+                       long long seed, long long first_word, long long height, long long width,
+                       long long channels) {
   const int h = int(height), w = int(width), c = int(channels), size = h * w * c;
   const unsigned char* image = images + (long long)size * order[first + blockIdx.x];
   unsigned char* copy = out + (long long)size * blockIdx.x;
@@ -45,7 +49,7 @@ __global__ void gather(const unsigned char* __restrict__ images,
   if (change) {
     double u[3];
     for (int k = 0; k < 3; ++k) {
-      const unsigned long long i = 3ull * blockIdx.x + k;
+      const unsigned long long i = first_word + 3ull * blockIdx.x + k;
       const Words four = philox(i / 4, value(step_at, step), stream, seed);
       u[k] = word(four, int(i % 4)) * 0x1p-32;
     }

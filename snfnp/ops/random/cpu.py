@@ -21,20 +21,23 @@ _W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
 
 class CpuRandom(Random):
     def uniform(self, key: RandomKey, shape, dtype):
-        out = np.empty(math.prod(shape), dtype)
-        drop = 8 if out.dtype == np.float32 else 0
-        _uniform(key_words(key), np.uint64(drop), 2.0 ** (drop - 32), out)
-        return out.reshape(shape)
+        drop = 8 if np.dtype(dtype) == np.float32 else 0
+        return _draw(_uniform, key, shape, dtype, np.uint64(drop), 2.0 ** (drop - 32))
 
     def normal(self, key: RandomKey, shape, dtype):
-        out = np.empty(math.prod(shape), dtype)
-        _normal(key_words(key), out)
-        return out.reshape(shape)
+        return _draw(_normal, key, shape, dtype)
 
     def rademacher(self, key: RandomKey, shape, dtype):
-        out = np.empty(math.prod(shape), dtype)
-        _rademacher(key_words(key), out)
-        return out.reshape(shape)
+        return _draw(_rademacher, key, shape, dtype)
+
+
+def _draw(kernel, key: RandomKey, shape, dtype, *numbers):
+    """An array that a kernel fills block by block. It begins with a block: where the first element
+    wanted is not the first of one, up to three more are made before it."""
+    first_block, extra = divmod(key.start(shape), 4)
+    out = np.empty(extra + math.prod(shape), dtype)
+    kernel(key_words(key), first_block, *numbers, out)
+    return out[extra:].reshape(shape)
 
 
 def key_words(key: RandomKey):
@@ -68,21 +71,21 @@ def word(four, index):
 
 
 @parallel
-def _uniform(key, drop, scale, out):
+def _uniform(key, first_block, drop, scale, out):
     """out (count,) = (word >> drop) * scale."""
     blocks = (out.size + 3) // 4
     for block in prange(blocks):
-        four = philox(block, key)
+        four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size)):
             out[index] = np.float64(word(four, index) >> drop) * scale
 
 
 @parallel
-def _normal(key, out):
+def _normal(key, first_block, out):
     """out (count,): Box-Muller on words (0, 1) and (2, 3) of each block."""
     blocks = (out.size + 3) // 4
     for block in prange(blocks):
-        four = philox(block, key)
+        four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size), 2):
             first, second = word(four, index), word(four, index + 1)
             radius = math.sqrt(-2.0 * math.log((np.float64(first) + 1.0) * TO_UNIT))
@@ -93,10 +96,10 @@ def _normal(key, out):
 
 
 @parallel
-def _rademacher(key, out):
+def _rademacher(key, first_block, out):
     """out (count,) = 1 − 2 (word >> 31)."""
     blocks = (out.size + 3) // 4
     for block in prange(blocks):
-        four = philox(block, key)
+        four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size)):
             out[index] = 1.0 - 2.0 * np.float64(word(four, index) >> _SIGN)

@@ -12,12 +12,14 @@ from snfnp.ops.room import Room
 
 
 class Random(Room):
+    """A key's `first` leaves rows out of an array, whatever the distribution: see `RandomKey`."""
+
     def uniform(self, key: RandomKey, shape, dtype):
         """Uniform numbers on [0, 1) from (seed, stream, step). See `snfnp.ops.random.philox`.
 
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
-        bits = philox.words(self.xp, key, math.prod(shape))
+        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape))
         if np.dtype(dtype) == np.float32:
             return ((bits >> np.uint64(8)) * 2.0**-24).astype(np.float32).reshape(shape)
         return (bits * 2.0**-32).astype(dtype).reshape(shape)
@@ -30,5 +32,6 @@ class Random(Room):
         """Signs, +1 or −1 with probability ½ each, from (seed, stream, step): the highest bit of
         each word. Probes ν with E[ννᵀ] = I, and ‖ν‖² the same for all.
         """
-        signs = philox.words(self.xp, key, math.prod(shape)) >> np.uint64(31)
+        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape))
+        signs = bits >> np.uint64(31)
         return (1.0 - 2.0 * signs).astype(dtype).reshape(shape)

@@ -19,5 +19,7 @@ class GpuRandom(Random):
     def _draw(self, kernel, key, shape, dtype):
         device = self.device
         out = device.empty(shape, dtype)
-        device.each(kernel, dtype, -(-out.size // 4), out, *device.key_words(key), out.size)
+        words = device.key_words(key, shape)
+        blocks = -(-(key.start(shape) % 4 + out.size) // 4)
+        device.each(kernel, dtype, blocks, out, *words, out.size)
         return out

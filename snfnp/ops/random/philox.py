@@ -7,6 +7,10 @@ very same ones. This module is the definition, in array terms; the other backend
     counter = (block index, step, step >> 32, stream)      key = (seed, seed >> 32)
 
 One block gives four 32-bit words; element i of an array (in C order) is word i % 4 of block i // 4.
+So any part of an array is found without the rest of it. A block's index is one word of the counter:
+a key has 2^34 words, and no array may reach beyond them.
+
+Derivation: derivations/02-change-of-variables.md, on the noise of images.
 """
 
 from __future__ import annotations
@@ -25,12 +29,19 @@ _MASK = 0xFFFFFFFF
 class RandomKey(NamedTuple):
     """Where in the sequence to read: the run's seed, the purpose (stream) and the step.
 
-    The step may be an array of shape (), uint64, on an asynchronous device.
+    The step may be an array of shape (), uint64, on an asynchronous device. first: how many rows
+    (samples) of an array are left out before those that are drawn: a draw of shape (n, ...) is rows
+    first, …, first + n - 1 of a longer one with first = 0, to the last bit.
     """
 
     seed: int
     stream: int
     step: int = 0
+    first: int = 0
+
+    def start(self, shape: tuple[int, ...]) -> int:
+        """How many elements come before those of an array (n, ...) of this shape: O(1)."""
+        return self.first * math.prod(shape[1:])
 
     @property
     def words(self) -> tuple[int, int, int, int, int]:
@@ -66,18 +77,20 @@ def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple:
     return c0, c1, c2, c3
 
 
-def words(xp, key: RandomKey, count: int):
-    """The first `count` 32-bit words of a key's sequence: uint64 (count,) of the namespace xp."""
+def words(xp, key: RandomKey, count: int, start: int = 0):
+    """The 32-bit words start, start + 1, … of a key's sequence: uint64 (count,) of the namespace
+    xp. They have no rows, so that key.first has no effect here: see `RandomKey.start`.
+    """
     step_low, step_high, stream, seed_low, seed_high = key.words
-    blocks = xp.arange((count + 3) // 4, dtype=np.uint64)
+    blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
     rest = (xp.full_like(blocks, word) for word in (step_low, step_high, stream))
     four = philox4x32((blocks, *rest), (seed_low, seed_high))
-    return xp.stack(four, axis=-1).reshape(-1)[:count]
+    return xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
 
 
 def uniform(xp, key: RandomKey, shape: tuple[int, ...]):
     """Uniform numbers on [0, 1) with 32 bits, float64 of the given shape."""
-    return (words(xp, key, math.prod(shape)) * 2.0**-32).reshape(shape)
+    return (words(xp, key, math.prod(shape), key.start(shape)) * 2.0**-32).reshape(shape)
 
 
 def normal(xp, key: RandomKey, shape: tuple[int, ...]):
@@ -85,9 +98,10 @@ def normal(xp, key: RandomKey, shape: tuple[int, ...]):
 
     Words 2i and 2i + 1 make elements 2i (cosine) and 2i + 1 (sine).
     """
-    count = math.prod(shape)
-    pairs = words(xp, key, count + count % 2).reshape(-1, 2)
+    count, start = math.prod(shape), key.start(shape)
+    odd = start % 2  # then the first element is a sine, and its cosine is not wanted
+    pairs = words(xp, key, odd + count + (odd + count) % 2, start - odd).reshape(-1, 2)
     radius = xp.sqrt(-2.0 * xp.log((pairs[:, 0] + np.uint64(1)) * 2.0**-32))  # (0, 1]: no log(0)
     angle = 2.0 * math.pi * (pairs[:, 1] * 2.0**-32)
     both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
-    return both.reshape(-1)[:count].reshape(shape)
+    return both.reshape(-1)[odd : odd + count].reshape(shape)
