@@ -166,7 +166,8 @@ class Flow:
     def forward(self, ops, params, x, recompute: bool = False, key: RandomKey | None = None):
         """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
 
-        key: that of a training step, whose random numbers layers may use (`Layer.perturb`).
+        key: that of a training step, whose random numbers layers may use (`Layer.perturb`); its
+        `first` is the place of x[0] in the step's batch, where x is a part of that.
 
         recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` then computes
         their inputs from their outputs, and the caches from those, layer by layer: about two more
@@ -178,7 +179,8 @@ class Flow:
         for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if key is not None:
-                x = layer.perturb(ops, params[name], x, cache, layer_key(key, place))
+                own = layer_key(key, place)
+                x = layer.perturb(ops, params[name], x, cache, own, key.first)
             if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
                 ldjs.append(layer_ldj)
             if name in splits:

@@ -35,7 +35,7 @@ def variational_bound(ops, flow: Flow, params, x, key: RandomKey):
     for (name, layer), cache in zip(flow.layers, caches, strict=True):
         if "noise" not in cache:
             continue
-        g, r, (nu, moved) = layer.maps[1], params[name]["R"], cache["noise"]
+        g, r, (nu, moved, _) = layer.maps[1], params[name]["R"], cache["noise"]
         error = (g.apply(ops, r, cache["z0"]) - cache["x"]).reshape(len(x), -1)
         dimension, noisy = error.shape[1], ops.linalg.sum_squares(g.apply(ops, r, moved))
         bound = bound - layer.rule.lam * (error * error).sum(axis=1)

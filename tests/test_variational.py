@@ -45,7 +45,7 @@ class EveryDirection(Variational):
     """P = D vectors ν = √D e_i: of second moments they have the mean that Gaussian ones have, and
     with both signs of every one so do the samples' gradients, which are quadratic in ε."""
 
-    def perturb(self, ops, *, f, p, x, z, key):
+    def perturb(self, ops, *, f, p, x, z, key, first):
         nu = np.sqrt(D) * np.eye(D)
         n = np.arange(len(x))
         signs = self.sigma * (-1.0) ** n
@@ -167,8 +167,46 @@ def test_noise_does_not_widen_single_precision(ops):
     layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
     p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
     z, _, cache = layer.forward(ops, p, x)
-    arrays = (layer.perturb(ops, p, z, cache, KEY), *cache["noise"])
+    arrays = (layer.perturb(ops, p, z, cache, KEY), *cache["noise"][:2])
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5])
+def test_parts_of_a_batch_have_their_shares_of_its_noise(ops, rng, cut):
+    """z to the last bit. And G_W adds up: where R = 0 all of it are sums over samples."""
+    layer, x, dz = Linear(Dense(D), Variational(SIGMA, 2)), *rng.standard_normal((2, 7, D))
+    p = {"W": rng.standard_normal((D, D)), "R": np.zeros((D, D)), "b": x[0]}
+    z, _, cache = layer.forward(ops, p, x)
+
+    def of(part, first):
+        own = {name: array[part] for name, array in cache.items()}
+        noisy = layer.perturb(ops, p, z[part], own, KEY, first)
+        return noisy, layer_backward(ops, layer, p, own, dz[part], lam=layer.rule.lam)[1]["W"]
+
+    noisy, grad = of(slice(None), 0)
+    before, of_before = of(slice(cut), 0)
+    after, of_after = of(slice(cut, None), cut)
+    np.testing.assert_array_equal(np.concatenate((before, after)), noisy)
+    np.testing.assert_allclose(of_before + of_after, grad, rtol=0, atol=1e-14 * np.abs(grad).max())
+    if cut != 4:  # of two vectors and two signs: the fifth sample's noise is the first one's
+        elsewhere, of_elsewhere = of(slice(cut, None), 0)
+        assert (elsewhere != after).all()
+        assert np.abs(of_before + of_elsewhere - grad).max() > 0.01 * np.abs(grad).max()
+
+
+def test_a_flow_has_the_noise_of_the_whole_batch_in_a_part_of_it(ops, rng):
+    flow, params = variational_flow(rng)
+    x = rng.standard_normal((7, D))
+
+    def outputs(part, first):
+        latents, ldj, caches = flow.forward(ops, params, x[part], key=KEY._replace(first=first))
+        return np.column_stack((*latents, ldj)), [caches[k]["noise"].nu for k in (0, 2)]
+
+    whole, drawn = outputs(slice(None), 0)
+    found, again = outputs(slice(3, None), 3)
+    np.testing.assert_array_equal(again, drawn)  # layers draw what is the step's
+    np.testing.assert_allclose(found, whole[3:], rtol=0, atol=1e-14 * np.abs(whole).max())
+    assert np.abs(outputs(slice(3, None), 0)[0] - whole[3:]).max() > 0.1
 
 
 def variational_flow(rng, sigma=SIGMA, inverted=False):

@@ -83,10 +83,11 @@ class Layer:
         """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
         raise NotImplementedError
 
-    def perturb(self, ops, p, z, cache, key):
+    def perturb(self, ops, p, z, cache, key, first=0):
         """What a training step passes on in place of z, `forward`'s result: with noise, where the
         layer's rule has some. What `backward` needs of it goes into the cache. key: of the random
-        numbers (`snfnp.ops.RandomKey`)."""
+        numbers (`snfnp.ops.RandomKey`), which all samples share; first: the place of z[0] in the
+        batch that z is a part of."""
         return z
 
     def inverse(self, ops, p, z):

@@ -123,9 +123,10 @@ class Linear(Layer):
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
 
-    def perturb(self, ops, p, z, cache, key):
+    def perturb(self, ops, p, z, cache, key, first=0):
         """z as the rule passes it on in training (`Rule.perturb`)."""
-        z, noise = self.rule.perturb(ops, f=self.map, p=p, x=cache["x"], z=z, key=key)
+        x = cache["x"]
+        z, noise = self.rule.perturb(ops, f=self.map, p=p, x=x, z=z, key=key, first=first)
         if noise is not None:
             cache["noise"] = noise
         return z

@@ -43,10 +43,11 @@ class Rule:
         at the start, in checkpoints. `backward` finds it in `ctx.state` and overwrites it."""
         return {}
 
-    def perturb(self, ops, *, f, p, x, z, key):
+    def perturb(self, ops, *, f, p, x, z, key, first=0):
         """What a training step passes on in place of z = T(W) x + b (by default z), and the noise
         in it, which `backward` then gets as `noise` (None: there is none). key: the seed and step
-        of the random numbers, `snfnp.ops.RandomKey`."""
+        of the random numbers, `snfnp.ops.RandomKey`; first: the place of x[0] in the batch that
+        x is a part of."""
         return z, None
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):

@@ -20,10 +20,12 @@ _FORWARD = SelfNormalizing("forward")
 
 
 class Noise(NamedTuple):
-    """ν (P, ...), of which samples take shares, and T(W) ν."""
+    """ν (P, ...), of which samples take shares, T(W) ν, and the place of the first sample in the
+    batch that these samples are a part of: it decides which shares they take."""
 
     nu: object
     moved: object
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Variational(Rule):
         """1/(2σ²): the weight of the reconstruction error."""
         return 1 / (2 * self.sigma**2)
 
-    def perturb(self, ops, *, f, p, x, z, key):
+    def perturb(self, ops, *, f, p, x, z, key, first=0):
         """z + σ T(W) ε, which is f(x + σε), and the noise."""
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
-        shares = _shares(len(x), self.vectors, self.sigma)
+        shares = _shares(len(x), self.vectors, self.sigma, first)
         step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
-        return z + step.reshape(z.shape), Noise(nu, moved)
+        return z + step.reshape(z.shape), Noise(nu, moved, first)
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads, noise=None):
         """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
@@ -77,10 +79,10 @@ class Variational(Rule):
         dx = _FORWARD.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
         if noise is None:
             return dx
-        ops, w, r, (nu, moved) = ctx.ops, p["W"], p["R"], noise
+        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], noise
         each = -1 / self.vectors
         error = g.apply(ops, r, moved)
-        shares = _shares(len(dz), self.vectors, self.sigma)
+        shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
         delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
         f.weight_grad(ops, delta, nu, out=grads["W"], add=True)
@@ -90,9 +92,10 @@ class Variational(Rule):
 
 
 @cache
-def _shares(samples: int, vectors: int, sigma: float) -> np.ndarray:
-    """σ (N, P): the noise of sample n is Σ_j σ_nj ν_j. ±σ in one place of a row, 0 elsewhere."""
-    shares, n = np.zeros((samples, vectors)), np.arange(samples)
-    shares[n, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
+def _shares(samples: int, vectors: int, sigma: float, first: int) -> np.ndarray:
+    """σ (N, P): the noise of sample n = first, first + 1, … is Σ_j σ_nj ν_j. ±σ in one place of a
+    row, 0 elsewhere."""
+    shares, n = np.zeros((samples, vectors)), np.arange(first, first + samples)
+    shares[n - first, n // 2 % vectors] = sigma * (1 - 2 * (n % 2))
     shares.flags.writeable = False
     return shares
