@@ -11,6 +11,7 @@ from support.trainers import BATCH, host, make_trainer
 
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.errors import BackendError
+from snfnp.ops import RandomKey
 from snfnp.ops.gpu.cublas import Products
 
 
@@ -127,6 +128,30 @@ def test_nothing_is_collected_while_a_step_is_recorded(ops):
     assert graph.recorded and float(total) == 12
     assert collected and not any(collected)
     assert gc.isenabled()
+
+
+def test_a_recorded_draw_is_that_of_the_same_samples_in_every_step(ops):
+    """key.first is a constant of the recording, and the step is not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7)).astype(np.uint8)
+    number, x, nu = ops.asarray(np.zeros(1, np.uint64)), *ops.xp.empty((2, 4, 7))
+
+    def draw(images):
+        key = RandomKey(5, 1, number.reshape(()), first=5)
+        x[...] = ops.images.preprocess(images, key, 1e-6, 256, np.float64)[0]
+        nu[...] = ops.random.normal(key, (4, 7), np.float64)
+
+    part, whole, graph = ops.asarray(pixels[5:]), ops.asarray(pixels), ops.device.capture(draw)
+    for step in range(5):
+        number[...] = step
+        ops.device.synchronise()
+        graph(part)
+        ops.device.synchronise()
+        key = RandomKey(5, 1, step)
+        expected = ops.images.preprocess(whole, key, 1e-6, 256, np.float64)[0][5:]
+        np.testing.assert_array_equal(*map(ops.to_host, (x, expected)))
+        expected = ops.random.normal(key, (9, 7), np.float64)[5:]
+        np.testing.assert_array_equal(*map(ops.to_host, (nu, expected)))
+    assert graph.recorded
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])
