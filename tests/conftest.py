@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from gpu import standin
-from support import nvrtc
+from support import nvrtc, processes
 from support.requirements_plugin import Requirements
 from support.runs import snfnp_train  # noqa: F401 (a fixture)
 
@@ -37,6 +37,7 @@ def pytest_configure(config):
         "hostcuda": missing_compiler,
         "device": lambda: standin.device().missing,
         "real_gpu": lambda: standin.device().missing_gpu,
+        "mpi": processes.missing,
         "docs": missing_docs,
     }
     config.pluginmanager.register(Requirements(missing))

@@ -319,3 +319,5 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
         first, second = requirements._OLDEST_CUPY
         assert requirement == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
         assert f"cupy-cuda{major}x" in requirements._DISTRIBUTIONS
+        (nccl,) = extras[f"nccl{major}"]
+        assert nccl.startswith(f"nvidia-nccl-cu{major}>=")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from snfnp.errors import BackendError
+from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.home import Home
 
@@ -175,3 +176,36 @@ def test_what_belongs_to_a_device_refuses_another(cupy):
         with pytest.raises(BackendError, match="made on GPU 0, and GPU 1 is") as error:
             use()
         assert "\n" not in str(error.value)
+
+
+class Rank(Communicator):
+    """One of two; the other says what is given."""
+
+    size = 2
+
+    def __init__(self, theirs):
+        self.theirs, self.asked = theirs, []
+
+    def any(self, flags):
+        self.asked.append(flags)
+        return flags | self.theirs
+
+
+@pytest.mark.parametrize("theirs", [0, 1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_ranks_record_or_none_does(cupy, theirs, fails):
+    """Asked once, by whoever fails as by whoever does not; one that records alone would wait."""
+    said, rank = [], Rank(theirs)
+
+    def step(images):
+        if fails and cupy.cuda.current.recorded is not None:
+            raise RuntimeError("no such call in a recording")
+        cupy.cuda.do("step")
+
+    graph = Graph(cupy, step, said.append, rank)
+    for call in range(5):
+        graph(images(str(call)))
+    assert rank.asked == [fails]
+    assert graph.recorded == (not fails and not theirs)
+    why = "RuntimeError: no such call in a recording" if fails else "not by another process"
+    assert [why in line for line in said] == [True] * (fails or theirs)

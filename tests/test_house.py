@@ -77,7 +77,7 @@ def misplaced(root):
     for path, file, own in sources(root):
         assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
         cpu = own == "ops" and (path.name.startswith("cpu") or path.name == "jit.py")
-        gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
+        gpu = own == "ops" and (path.name in ("gpu.py", "nccl.py") or path.parent.name == "gpu")
         for name in imports(path):
             if assembles and name.startswith("snfnp."):
                 continue
@@ -112,9 +112,11 @@ def inherited(name, known):
 
 
 def rooms(root):
-    """The folders of ops, but what their GPU files share."""
+    """The folders of ops, but what their GPU files share, and what is of processes."""
     folders = sorted(path for path in root.glob("snfnp/ops/*") if any(path.glob("*.*")))
-    return [folder for folder in folders if folder.name not in ("gpu", "__pycache__")]
+    return [
+        folder for folder in folders if folder.name not in ("gpu", "communication", "__pycache__")
+    ]
 
 
 def apart(root):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from snfnp.errors import UsageError
 from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
+from snfnp.ops.communication import ALONE, Communicator, world
 from snfnp.ops.host import HostDevice
 from snfnp.ops.random.philox import RandomKey
 
@@ -19,11 +20,11 @@ BACKENDS = ("numba", "numpy", "cupy")
 _COMPILES = "the first run on a machine compiles its kernels: up to a minute before it moves"
 
 
-def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
+def get_ops(backend: str = "numba", tf32: bool = False, world: Communicator = ALONE) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    tf32: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores it. Raises BackendError, with one line
-    that says what is missing, where the backend cannot run.
+    tf32, world: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. Raises BackendError, with one
+    line that says what is missing, where the backend cannot run.
     """
     if backend == "numpy":
         return assemble(HostDevice("numpy"), numpy_rooms())
@@ -32,8 +33,8 @@ def get_ops(backend: str = "numba", tf32: bool = False) -> Ops:
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        return assemble(Gpu(tf32), cupy_rooms())
+        return assemble(Gpu(tf32, world), cupy_rooms())
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["BACKENDS", "Ops", "RandomKey", "get_ops"]
+__all__ = ["ALONE", "BACKENDS", "Communicator", "Ops", "RandomKey", "get_ops", "world"]

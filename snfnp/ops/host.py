@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp.ops.communication import ALONE, Communicator
+
 
 @dataclass(frozen=True)
 class Shortage:
@@ -62,12 +64,22 @@ class HostDevice:
         """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return bool(condition)
 
-    def capture(self, function, report=print):
+    def communicator(self, world: Communicator) -> Communicator:
+        """What sums this device's arrays over the processes of a run. Made by all ranks together.
+
+        Raises UsageError where they have different backends, and BackendError where two have one
+        GPU or cannot reach each other.
+        """
+        world.require_same({"--backend": self.name})
+        return world
+
+    def capture(self, function, report=print, communicator: Communicator = ALONE):
         """`function(images)`, to be called again and again with arrays of the same shape.
 
         It must put its results into arrays that outlive it and launch the same operations every
         time. A device may record the first calls and replay them; where it cannot, `report` gets
-        one line that says why.
+        one line that says why. communicator: which the function uses, if any: either all of its
+        ranks record, or none does.
         """
         return function
 

@@ -18,6 +18,7 @@ NEEDS = {
     "hostcuda": "g++, which compiles the kernels for the CPU",
     "device": "a GPU, or the stand-in for one (SNFNP_DEVICE)",
     "real_gpu": "a GPU",
+    "mpi": "mpiexec and mpi4py (pip install '.[mpi]')",
     "docs": "what builds the site (pip install '.[docs]')",
 }
 VARIABLE = "SNFNP_REQUIRE"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from snfnp.errors import BackendError
+from snfnp.ops.communication import ALONE, Communicator
+from snfnp.ops.communication.nccl import Nccl
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Products
 from snfnp.ops.gpu.graph import Graph
@@ -27,14 +29,16 @@ class Gpu:
 
     launch(name, dtype, blocks, *arguments, threads=…): see `Launcher`. products: see `Products`.
     tf32: let tensor cores round the factors of single-precision products to 10 bits.
+    world: the processes of this run, where it is more than one: each makes a device of its own
+    the current one, as many as there are in turn, before anything is on any of them.
     """
 
     name = "cupy"
     start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
 
-    def __init__(self, tf32: bool = False):
-        self.xp = require_cupy()
+    def __init__(self, tf32: bool = False, world: Communicator = ALONE):
+        self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
         try:
@@ -60,8 +64,12 @@ class Gpu:
     def peek(self, condition) -> None:
         return None  # the host would have to wait for the answer
 
-    def capture(self, function, report=print) -> Graph:
-        return Graph(self.xp, function, report)
+    def capture(self, function, report=print, communicator: Communicator = ALONE) -> Graph:
+        return Graph(self.xp, function, report, communicator)
+
+    def communicator(self, world: Communicator) -> Communicator:
+        world.require_same({"--backend": self.name})
+        return Nccl(self.xp, world) if world.size > 1 else world
 
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()

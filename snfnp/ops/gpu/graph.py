@@ -21,6 +21,7 @@ import gc
 import weakref
 from contextlib import contextmanager, suppress
 
+from snfnp.ops.communication import ALONE
 from snfnp.ops.gpu.home import Home
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
@@ -32,11 +33,13 @@ class Graph:
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. An array of another shape or type is captured
     anew. Where the capture fails, `report` gets one line that says why, and every call is a plain
-    one.
+    one. A recorded call and a plain one would wait for each other's sums for ever, so where one
+    rank of the communicator fails, all do without.
     """
 
-    def __init__(self, cupy, function, report):
+    def __init__(self, cupy, function, report, communicator=ALONE):
         self._cupy, self._function, self._report = cupy, function, report
+        self._communicator = communicator
         self._home = Home(cupy)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
@@ -114,6 +117,8 @@ class Graph:
                     graph = self._stream.end_capture()
                 except Exception as failure:
                     error = error or _reason(failure)
+        if self._communicator.any(error is not None) and error is None:
+            error = "not by another process"
         recording.graph = None if error else graph
         return error
 

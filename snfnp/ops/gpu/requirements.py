@@ -31,13 +31,16 @@ _POOL = re.compile(
 )
 
 
-def require_cupy():
+def require_cupy(turn: int | None = None):
     """The `cupy` module, once it is certain that it can compile and run a kernel.
 
+    turn: make this device the current one first, counted round and round; None: leave that.
     Raises BackendError where it cannot.
     """
     cupy = _import_cupy()
     _require_device(cupy)
+    if turn is not None:
+        cupy.cuda.Device(turn % cupy.cuda.runtime.getDeviceCount()).use()
     _require_libraries(cupy)
     _require_capability(cupy)
     _require_kernels(cupy)

@@ -1,0 +1,53 @@
+"""Processes that train one model together: one alone, MPI for arrays on the host, NCCL on GPUs.
+
+`world()` is how a process finds the others; a device makes of it what its arrays need
+(`device.communicator(world)`).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from snfnp.errors import BackendError
+from snfnp.ops.communication.definition import ALONE, Communicator
+from snfnp.ops.communication.launch import launched
+
+_INSTALL = 'pip install ".[mpi]"'
+
+
+@cache
+def world() -> Communicator:
+    """All processes that were started together, by mpiexec or srun; this one where it is alone.
+
+    Which it is, the environment says: without it MPI is not even imported. Raises BackendError, in
+    one line, where several processes were started that cannot speak to each other.
+    """
+    launch = launched()
+    if launch is None:
+        return ALONE
+    started = f"this was started as one of {launch.size} processes ({launch.by})"
+    # MPICH would say of its own when a rank ends the others, beside the line that says why.
+    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+    try:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "funneled"  # the main thread alone communicates
+        from mpi4py import MPI
+    except ModuleNotFoundError:
+        raise BackendError(f"{started}, but mpi4py is not installed: {_INSTALL}") from None
+    except (ImportError, RuntimeError) as error:
+        found = (str(error).splitlines() or [""])[0]
+        raise BackendError(f"{started}, but mpi4py finds no MPI ({found}): {_INSTALL}") from None
+    if MPI.COMM_WORLD.size != launch.size:
+        library = MPI.Get_library_version().split("\n")[0].strip()
+        raise BackendError(
+            f"{started}, of which mpi4py's {' '.join(library.split())} sees "
+            f"{MPI.COMM_WORLD.size}: use the mpiexec of the same MPI, or srun --mpi=pmi2 or pmix"
+        )
+    from snfnp.ops.communication.mpi import Mpi
+
+    return Mpi(MPI)
+
+
+__all__ = ["ALONE", "Communicator", "launched", "world"]

@@ -1,0 +1,37 @@
+"""What started this process: told by the environment, which needs no MPI."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+# (how many processes, this one's number), as each launcher tells its processes. Hydra (MPICH, Intel
+# MPI) and Slurm's PMI-1 and PMI-2; Open MPI; Slurm's steps, which have nothing to do with the size
+# of the job around them.
+_VARIABLES = (
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+class Launch(NamedTuple):
+    """size: how many processes were started; rank: this one's number; by: what tells."""
+
+    size: int
+    rank: int
+    by: str
+
+
+def launched() -> Launch | None:
+    """How this process was started, if as one of several."""
+    for size, rank in _VARIABLES:
+        found = Launch(_number(size), _number(rank), size)
+        if found.size > 1:
+            return found
+    return None
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0

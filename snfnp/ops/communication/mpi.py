@@ -1,0 +1,77 @@
+"""Processes that MPI started, and sums of arrays on the host."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+from snfnp.ops.communication.definition import Communicator
+
+_EAGER = 5e-5  # seconds of a wait in which it looks again at once
+_NAP = 2e-5  # seconds between looks after that
+
+
+class Mpi(Communicator):
+    """All processes of an mpiexec or srun.
+
+    MPI: the module `mpi4py.MPI`. Importing it initialises MPI, so that whoever makes this does.
+    """
+
+    def __init__(self, MPI):
+        self._mpi, self._comm = MPI, MPI.COMM_WORLD.Dup()
+        self._end = MPI.COMM_WORLD.Dup()  # what is left half done on the other is not in its way
+        self.rank, self.size = self._comm.rank, self._comm.size
+        machine = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = machine.rank, machine.size
+        machine.Free()
+
+    def all_reduce(self, *arrays) -> None:
+        # Rank 0 adds and the others copy. MPI does not promise that Allreduce gives every rank the
+        # same bits (with three and more, it may add in another order on each), and parameters that
+        # differ by a rounding drift apart. The order in which Reduce adds is, by the standard's
+        # advice, the same for the same arguments.
+        for array in arrays:
+            if not array.flags.c_contiguous:
+                raise ValueError("an array that is summed over ranks must be C-contiguous")
+            sent, received = (array, None) if self.rank else (self._mpi.IN_PLACE, array)
+            _wait(self._comm.Ireduce(sent, received))
+            _wait(self._comm.Ibcast(array))
+
+    def any(self, flags: int) -> int:
+        both = np.array([flags], np.int64)
+        _wait(self._comm.Iallreduce(self._mpi.IN_PLACE, both, self._mpi.BOR))
+        return int(both[0])
+
+    def gather(self, value) -> list:
+        _wait(self._comm.Ibarrier())
+        return self._comm.allgather(value)
+
+    def broadcast(self, value):
+        _wait(self._comm.Ibarrier())
+        return self._comm.bcast(value)
+
+    def meet(self, status: int, seconds: float = math.inf) -> list[int] | None:
+        every = np.empty(self.size, np.int64)
+        here = _wait(self._end.Iallgather(np.array([status], np.int64), every), seconds)
+        return every.tolist() if here else None
+
+    def abort(self, status: int) -> None:
+        self._mpi.COMM_WORLD.Abort(status)
+
+
+def _wait(request, seconds: float = math.inf) -> bool:
+    """Wait until an operation is done, or for so long; whether it is done.
+
+    MPI's own waiting keeps a core busy, which may be the one that another rank needs in order to
+    come: two processes on one core then take milliseconds for each message.
+    """
+    start = time.monotonic()
+    while not request.Test():
+        waited = time.monotonic() - start
+        if waited > seconds:
+            return False
+        if waited > _EAGER:
+            time.sleep(_NAP)
+    return True

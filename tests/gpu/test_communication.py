@@ -1,0 +1,163 @@
+"""Sums over processes on the device: alone with NCCL itself, and in a recorded step."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpu import standin as devices
+from snfnp.ops import ALONE, get_ops
+from snfnp.ops.communication import Communicator, nccl
+
+
+class OneOfTwo(Communicator):
+    """Rank 0, whose partner has the same everything but is on another machine."""
+
+    size = 2
+
+    def gather(self, value):
+        there = ("another machine", value[1]) if isinstance(value, tuple) else value
+        return [value, there]
+
+
+@pytest.fixture
+def doubling(ops, monkeypatch):
+    """A module in place of CuPy's for NCCL: the partner sends what this rank does. It notes calls
+    as (in place, count, type, stream), and works on the pointers that it is given, on the current
+    stream."""
+    calls, xp = [], ops.xp
+    types = {7: np.float32, 8: np.float64}
+
+    def all_reduce(sent, received, count, kind, op, stream):
+        assert op == 0 and stream == xp.cuda.get_current_stream().ptr
+        calls.append((sent == received, count, kind, stream))
+        memory = xp.cuda.UnownedMemory(received, count * np.dtype(types[kind]).itemsize, ops)
+        array = xp.ndarray(count, types[kind], xp.cuda.MemoryPointer(memory, 0))
+        xp.multiply(array, 2, out=array)
+
+    fake = SimpleNamespace(
+        available=True,
+        NCCL_SUM=0,
+        NCCL_FLOAT32=7,
+        NCCL_FLOAT64=8,
+        calls=calls,
+        get_unique_id=lambda: b"id",
+        groupStart=lambda: calls.append("start"),
+        groupEnd=lambda: calls.append("end"),
+        NcclCommunicator=lambda *of: SimpleNamespace(allReduce=all_reduce),
+    )
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)
+    monkeypatch.setattr(xp.cuda, "nccl", fake, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize("dtype, kind", [(np.float32, 7), (np.float64, 8)])
+def test_a_sum_is_recorded_with_the_step_around_it(ops, doubling, dtype, kind):
+    """Two plain calls and the recording call NCCL; replays do not, and add all the same."""
+    communicator = ops.device.communicator(OneOfTwo())
+    images, total, count = (
+        ops.xp.ones((3, 4), dtype),
+        ops.xp.zeros(5, dtype),
+        ops.xp.zeros(2, dtype),
+    )
+
+    def step(images):
+        total.fill(0)
+        total[...] += images.sum()
+        count.fill(1)
+        communicator.all_reduce(total, count)
+        total[...] += 1
+
+    graph = ops.device.capture(step, pytest.fail, communicator)
+    for call in range(6):
+        images.fill(call)
+        graph(images)
+        assert ops.to_host(total).tolist() == [2 * 12 * call + 1] * 5
+        assert ops.to_host(count).tolist() == [2, 2]
+    stream = graph._stream.ptr
+    sums = [(True, 5, kind, stream), (True, 2, kind, stream)]
+    assert graph.recorded and doubling.calls == 3 * ["start", *sums, "end"]
+
+
+def test_an_array_with_gaps_is_refused(ops, doubling):
+    communicator = ops.device.communicator(OneOfTwo())
+    with pytest.raises(ValueError, match="C-contiguous"):
+        communicator.all_reduce(ops.xp.ones((4, 4))[:, ::2])
+    assert not doubling.calls
+
+
+def test_alone_there_is_no_nccl(ops):
+    assert ops.device.communicator(ALONE) is ALONE
+
+
+def test_each_process_of_a_machine_has_a_device_in_turn(ops):
+    """With one device, all have it; that there are too few is found when they meet."""
+
+    class Third(Communicator):
+        rank = local_rank = 2
+        size = local_size = 3
+
+    count, before = ops.xp.cuda.runtime.getDeviceCount(), ops.xp.cuda.runtime.getDevice()
+    try:
+        get_ops("cupy", world=Third())
+        assert ops.xp.cuda.runtime.getDevice() == 2 % count
+    finally:
+        ops.xp.cuda.runtime.setDevice(before)
+
+
+@pytest.mark.real_gpu
+def test_nccl_itself_adds_in_a_recorded_step(ops):
+    """One rank: a sum of one term, in a graph, and in both precisions."""
+    found, missing = nccl._load(ops.xp)
+    if missing:
+        pytest.skip(missing)
+    communicator = nccl.Nccl(ops.xp, ALONE)
+    for dtype in (np.float32, np.float64):
+        images, total = ops.xp.ones((3, 4), dtype), ops.xp.zeros(7, dtype)
+
+        def step(images, total=total):
+            total[...] = images.sum()
+            communicator.all_reduce(total)
+
+        graph = ops.device.capture(step, pytest.fail, communicator)
+        for call in range(5):
+            images.fill(call)
+            graph(images)
+            assert ops.to_host(total).tolist() == [12 * call] * 7
+        assert graph.recorded
+
+
+TWO = """
+import sys
+import cupy
+import numpy as np
+from snfnp.ops import world
+from snfnp.ops.communication import nccl
+nccl._require_apart = lambda places: None  # NCCL is to say it
+w = world()
+try:
+    communicator = nccl.Nccl(cupy, w)
+except Exception as error:
+    print("refused:", error, flush=True)
+    sys.exit()
+array = cupy.full(1000, w.rank + 1.0)
+communicator.all_reduce(array)
+print(float(array[0]), float(array[-1]))
+"""
+
+
+@pytest.mark.real_gpu
+@pytest.mark.mpi
+def test_two_processes_on_one_gpu(ops):
+    """NCCL needs a GPU for each; where it makes an exception, the sums are right."""
+    from support import processes
+
+    missing = nccl._load(ops.xp)[1]
+    if missing:
+        pytest.skip(missing)
+    assert devices.device().kind == devices.GPU
+    lines = processes.run(2, TWO)
+    if lines[0].startswith("refused:"):
+        pytest.skip(f"two processes on one GPU, {lines[0]}")
+    assert lines == ["3.0 3.0"] * 2

@@ -1,0 +1,65 @@
+"""Processes that mpiexec starts, for tests of what they do together."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PROBE = "from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
+
+
+@cache
+def missing() -> str | None:
+    """Why no two processes can be started that speak to each other, or None."""
+    if mpiexec() is None:
+        return "mpiexec is not installed"
+    done = start(2, ["-c", _PROBE])
+    output = done.communicate(timeout=60)[1]
+    if done.returncode:
+        last = (output.strip().splitlines() or ["no output"])[-1]
+        return f"two processes of mpiexec do not speak to each other ({last})"
+    return None
+
+
+def mpiexec() -> str | None:
+    """That of this environment, or else one on the PATH."""
+    here = Path(sys.executable).parent
+    return shutil.which("mpiexec", path=os.pathsep.join([str(here), os.environ.get("PATH", "")]))
+
+
+def start(size: int, arguments: list[str], **changes) -> subprocess.Popen:
+    """So many processes of this Python with these arguments; changes: of the environment."""
+    return subprocess.Popen(
+        [mpiexec(), "-n", str(size), sys.executable, *map(str, arguments)],
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def environment(**changes) -> dict:
+    """This one, with one thread to a process, and the package and the tests to be found."""
+    paths = [str(_ROOT), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
+    return os.environ | one | {"PYTHONPATH": os.pathsep.join(paths)} | changes
+
+
+def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of what `start` started."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output, errors
+
+
+def run(size: int, script: str, *arguments) -> list[str]:
+    """What a script prints that so many processes run, sorted: the order of lines is chance."""
+    status, output, errors = finish(start(size, ["-c", script, *arguments]))
+    assert status == 0, errors[-2000:]
+    return sorted(output.splitlines())

@@ -1,0 +1,293 @@
+"""Processes that train together: sums, flags and values on MPI, and how their ends are agreed."""
+
+import re
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support import processes
+
+from snfnp.errors import BackendError
+from snfnp.ops import ALONE, get_ops
+from snfnp.ops.communication import Communicator, launched, world
+from snfnp.ops.communication.nccl import Nccl
+
+LAUNCHERS = {
+    "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
+    "Open MPI": {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"},
+    "srun": {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"},
+}
+ONE = {
+    "nothing": {},
+    "one process of hydra": {"PMI_SIZE": "1", "PMI_RANK": "0"},
+    "a job of Slurm's, without srun": {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for names in LAUNCHERS.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    world.cache_clear()
+    yield partial(_set, monkeypatch)
+    world.cache_clear()
+
+
+def _set(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_is_told_by_the_environment(environment, launcher):
+    environment(LAUNCHERS[launcher])
+    found = launched()
+    assert (found.size, found.rank) == (3, 1)
+
+
+@pytest.mark.parametrize("case", ONE)
+def test_one_process_needs_no_mpi(environment, monkeypatch, case):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # an import would fail
+    environment(ONE[case])
+    assert launched() is None and world() is ALONE
+
+
+def test_alone_everything_is_the_identity():
+    array = np.arange(3.0)
+    ALONE.all_reduce(array)
+    assert array.tolist() == [0, 1, 2]
+    assert (ALONE.rank, ALONE.size, ALONE.local_rank, ALONE.local_size) == (0, 1, 0, 1)
+    assert ALONE.any(5) == 5 and ALONE.gather("a") == ["a"] and ALONE.broadcast("a") == "a"
+    assert ALONE.first(lambda: 7) == 7 and ALONE.meet(3, 0.0) == [3]
+    assert get_ops("numpy").device.communicator(ALONE) is ALONE
+
+
+def test_without_mpi4py_the_line_says_what_to_install(environment, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    environment(LAUNCHERS["hydra"])
+    with pytest.raises(BackendError, match=r'one of 3 processes .*pip install "\.\[mpi\]"'):
+        world()
+
+
+def test_a_launcher_of_another_mpi_is_found_out(environment, monkeypatch):
+    """Each process is then one of one to its own library, and would train by itself."""
+    alone = SimpleNamespace(
+        COMM_WORLD=SimpleNamespace(size=1), Get_library_version=lambda: "MPICH Version: 5.0\nmore"
+    )
+    mpi4py = SimpleNamespace(rc=SimpleNamespace(), MPI=alone)
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", alone)
+    environment(LAUNCHERS["Open MPI"])
+    with pytest.raises(BackendError, match="one of 3 processes .* MPICH Version: 5.0 sees 1: use"):
+        world()
+
+
+# ---------------------------------------------------------------- on MPI
+
+SUMS = """
+import sys
+import numpy as np
+from snfnp.ops import world
+w = world()
+for dtype in ("f4", "f8"):
+    for shape in ((), (1,), (2, 3), (70_001,)):
+        whole = np.random.default_rng(3).normal(size=(w.size, *shape)).astype(dtype)
+        first, other = whole[w.rank].copy(), np.full(5, w.rank, dtype)
+        arrays = [np.asarray(first), other]
+        w.all_reduce(*arrays)
+        again = [np.asarray(whole[w.rank].copy())]
+        w.all_reduce(*again)
+        tolerance = w.size * np.finfo(dtype).eps * np.abs(whole).sum(0)
+        assert (np.abs(arrays[0] - whole.sum(0)) <= tolerance).all()
+        assert (other == w.size * (w.size - 1) / 2).all()
+        for theirs in w.gather(arrays[0].tobytes()):
+            assert theirs == arrays[0].tobytes() == again[0].tobytes()
+try:
+    w.all_reduce(np.ones((4, 4))[:, ::2])
+except ValueError as error:
+    assert "C-contiguous" in str(error)
+else:
+    raise AssertionError
+assert w.any(1 << w.rank | 1 << 40) == (1 << w.size) - 1 | 1 << 40
+assert w.gather(w.rank) == list(range(w.size)) == w.gather(w.local_rank)
+assert w.local_size == w.size
+assert (w.broadcast(np.full(3, w.rank)) == 0).all()
+print(w.rank, w.meet(10 + w.rank))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("size", [2, 3])
+def test_sums_flags_and_values(size):
+    """Sums are the same bits on every rank and each time, in both precisions."""
+    met = [10 + rank for rank in range(size)]
+    assert processes.run(size, SUMS) == [f"{rank} {met}" for rank in range(size)]
+
+
+ERRORS = """
+from snfnp.errors import DivergedError, UsageError
+from snfnp.ops import get_ops, world
+w = world()
+def fail():
+    assert w.rank == 0
+    raise DivergedError("no good", 7)
+try:
+    w.first(fail)
+except DivergedError as error:
+    assert (str(error), error.step) == ("no good", 7)
+else:
+    raise AssertionError
+assert w.first(lambda: {"rank": w.rank}) == {"rank": 0}
+w.require_same({"--seed": 1})
+for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
+    try:
+        w.require_same(values)
+    except UsageError as error:
+        print(error)
+try:
+    get_ops("numba" if w.rank else "numpy").device.communicator(w)
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.mpi
+def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
+    assert processes.run(2, ERRORS) == sorted(
+        2
+        * [
+            "--seed is 0 for rank 0 and 1 for rank 1: give all processes the same",
+            "--seed is not given for rank 0 and 1 for rank 1: give all processes the same",
+            "--backend is numpy for rank 0 and numba for rank 1: give all processes the same",
+        ]
+    )
+
+
+ABSENT = """
+import time
+from snfnp.ops import world
+w = world()
+if w.rank == 0:
+    w.any(0)  # the other one never comes
+start = time.monotonic()
+assert w.meet(1, 0.5) is None
+print(time.monotonic() - start < 5, flush=True)
+w.abort(7)
+"""
+
+
+@pytest.mark.mpi
+def test_one_rank_ends_the_others_that_wait_for_it():
+    status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]), timeout=20)
+    assert (status, output) == (7, "True\n") and "MPI_Abort" not in errors
+
+
+# ---------------------------------------------------------------- NCCL, as it is called
+
+
+class Scripted(Communicator):
+    """Rank `rank` of two; the other one's answers to `gather` are given, in order."""
+
+    size = local_size = 2
+
+    def __init__(self, rank, *theirs):
+        self.rank = self.local_rank = rank
+        self._theirs = list(theirs)
+
+    def gather(self, value):
+        both = [value, self._theirs.pop(0)]
+        return both[:: -1 if self.rank else 1]
+
+
+def fake_cupy(bus=1):
+    """The part of CuPy that sums need."""
+    stream = SimpleNamespace(ptr=77)
+    runtime = SimpleNamespace(
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda device: {"pciDomainID": 0, "pciBusID": bus, "pciDeviceID": 0},
+        runtimeGetVersion=lambda: 13020,
+    )
+    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream))
+
+
+class FakeNccl:
+    """Notes what is called."""
+
+    NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
+
+    def __init__(self, available=True):
+        self.available, self.calls = available, []
+
+    def get_unique_id(self):
+        return b"id"
+
+    def groupStart(self):
+        self.calls.append("start")
+
+    def groupEnd(self):
+        self.calls.append("end")
+
+    def NcclCommunicator(self, *arguments):
+        self.calls.append(arguments)
+        return SimpleNamespace(allReduce=lambda *of: self.calls.append(of))
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    """CuPy's module, and no CuPy."""
+    fake = FakeNccl()
+    cuda = SimpleNamespace(nccl=fake)
+    for name, module in {"cupy": SimpleNamespace(cuda=cuda), "cupy.cuda": cuda}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return fake
+
+
+def elsewhere(name="another machine"):
+    return (name, "00000000:01:00")
+
+
+def test_a_sum_is_one_group_in_place_on_the_current_stream(nccl):
+    communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()))
+    arrays = [
+        SimpleNamespace(
+            data=SimpleNamespace(ptr=ptr),
+            size=size,
+            dtype=np.dtype(dtype),
+            flags=SimpleNamespace(c_contiguous=True),
+        )
+        for ptr, size, dtype in ((100, 5, "f4"), (200, 6, "f8"))
+    ]
+    communicator.all_reduce(*arrays)
+    made, *rest = nccl.calls
+    assert made == (2, b"id", 0)
+    assert rest == ["start", (100, 100, 5, 7, 0, 77), (200, 200, 6, 8, 0, 77), "end"]
+
+
+def test_two_processes_on_one_gpu_are_refused(nccl):
+    import socket
+
+    here = elsewhere(socket.gethostname())
+    for rank in (0, 1):
+        with pytest.raises(BackendError, match="2 processes on .* its 1 GPU.*ranks 0 and 1 both"):
+            Nccl(fake_cupy(), Scripted(rank, None, here))
+    assert not nccl.calls
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_without_nccl_all_ranks_say_which_lacks_it(nccl, here):
+    nccl.available = here
+    line = 'NCCL is not installed: pip install ".[nccl13]"'
+    with pytest.raises(BackendError, match=re.escape(f"for rank {1 if here else 0} {line}")):
+        Nccl(fake_cupy(), Scripted(0, line if here else None))
+
+
+def test_the_host_decides_through_the_other_communicator(nccl):
+    other = Scripted(0, None, elsewhere(), "theirs")
+    communicator = Nccl(fake_cupy(), other)
+    assert (communicator.rank, communicator.size) == (0, 2)
+    assert communicator.gather("mine") == ["mine", "theirs"]
+    assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
+    assert communicator.meet(0, 1.0) == [0]
