@@ -3,7 +3,7 @@
 SNFNP_DEVICE=gpu or standin asks for one of them; without it a GPU is taken where there is one, and
 the stand-in where that can be built. The stand-in's source is looked for in SNFNP_STANDIN and in
 shared/tools/cupy-on-cpu beside the checkout. It is built once per content and CuPy version, into
-the user's cache.
+the user's cache, and what all kernels include with it: a kernel then compiles in half the time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import NamedTuple
 from snfnp.data.files import cache_folder
 
 GPU, STANDIN = "gpu", "standin"
+# Of the stand-in's compiler: its own, and a header that is compiled with just the same ones.
+_FLAGS = "-O1 -ffp-contract=fast"
+_HEADER = Path(__file__).with_name("before_kernels.h")
 _COUNT_DEVICES = """
 import ctypes
 driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
@@ -104,6 +107,7 @@ def _import_standin() -> None:
     if "cupy" in sys.modules:
         raise _Unavailable("CuPy was imported before it")
     sys.path.insert(0, str(_built()))
+    os.environ.setdefault("FAKEGPU_CXXFLAGS", f"{_FLAGS} -include {_HEADER.name}")
     try:
         importlib.import_module("fakegpu")
     finally:
@@ -122,9 +126,9 @@ def _source() -> Path:
 
 def _built() -> Path:
     """A folder that holds the built package `fakegpu`."""
-    files = sorted(path for path in _source().iterdir() if path.is_file())
+    files = sorted(path for path in _source().iterdir() if path.is_file()) + [_HEADER]
     version = next(d.version for d in metadata.distributions() if _is_cupy(d.metadata["Name"]))
-    content = [version, sys.implementation.cache_tag, platform.machine()]
+    content = [version, sys.implementation.cache_tag, platform.machine(), _FLAGS]
     content += [part for path in files for part in (path.name, path.read_text())]
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     final = cache_folder("standin") / f"cupy-{version}-{key}"
@@ -135,17 +139,24 @@ def _built() -> Path:
             package.mkdir(parents=True)
             for path in files:
                 shutil.copyfile(path, package / path.name)
-            command = [sys.executable, str(package / "build.py")]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                raise _Unavailable(f"its build failed ({last})")
+            _run([sys.executable, str(package / "build.py")])
+            include = (package / "build" / "include").read_text()
+            options = ["-std=c++17", *_FLAGS.split(), "-fPIC", "-w", "-fpermissive", include]
+            _run(["g++", *options, "-x", "c++-header", str(package / _HEADER.name)])
             try:
                 package.parent.rename(final)
             except OSError:
                 if not final.exists():  # or else another process was faster
                     raise
     return final
+
+
+def _run(command: list[str]) -> None:
+    """A part of the build."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise _Unavailable(f"its build failed ({last})")
 
 
 def _is_cupy(name: str | None) -> bool:
