@@ -14,13 +14,18 @@ from snfnp.ops import RandomKey, get_ops
 get_ops("numba").random.uniform(RandomKey(0, 0), (10,), "float32")
 import numba
 found = threads.describe()
-print(numba.threading_layer(), found["blas_thread_timeout"], found["blas_timeout_in_time"])
+blas = (found["blas_thread_timeout"], found["blas_timeout_in_time"])
+print(numba.threading_layer(), *blas, found["omp_wait_policy"], found["gomp_spincount"])
 """
+
+NAMES = (
+    *("OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER"),
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+)
 
 
 def settled(before="", **environment):
-    names = ("OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER", "OMP_WAIT_POLICY")
-    kept = {key: value for key, value in os.environ.items() if key not in names}
+    kept = {key: value for key, value in os.environ.items() if key not in NAMES}
     done = subprocess.run(
         [sys.executable, "-c", _PRINT.format(before=before)],
         env={**kept, **environment},
@@ -33,12 +38,13 @@ def settled(before="", **environment):
 
 
 def test_idle_threads_sleep_by_default():
-    layer, timeout, in_time = settled()
-    assert layer in ("omp", "workqueue") and (timeout, in_time) == ("4", "True")
+    layer, timeout, in_time, policy, spins = settled()
+    assert layer in ("omp", "workqueue") and (timeout, in_time, policy) == ("4", "True", "passive")
+    assert spins == ("5000" if sys.platform == "linux" else "None")
 
 
 def test_numpy_before_the_package_is_recorded():
-    assert settled(before="import numpy")[1:] == ["4", "False"]
+    assert settled(before="import numpy")[1:3] == ["4", "False"]
 
 
 @pytest.mark.parametrize("policy", ["active", "ACTIVE"])
@@ -48,4 +54,54 @@ def test_spinning_openmp_threads_are_not_used(policy):
 
 def test_the_environment_has_the_last_word():
     settings = {"OPENBLAS_THREAD_TIMEOUT": "20", "NUMBA_THREADING_LAYER": "workqueue"}
-    assert settled(**settings) == ["workqueue", "20", "True"]
+    assert settled(**settings)[:3] == ["workqueue", "20", "True"]
+
+
+@pytest.mark.parametrize(
+    "settings, in_force",
+    [
+        ({"GOMP_SPINCOUNT": "7"}, ["passive", "7"]),
+        ({"OMP_WAIT_POLICY": "passive"}, ["passive", "None"]),
+    ],
+    ids=["a count", "a policy"],
+)
+def test_the_environment_says_how_long_idle_threads_spin(settings, in_force):
+    assert settled(**settings)[3:] == in_force
+
+
+# ---------------------------------------------------------------- results
+
+_STEPS = """
+import hashlib
+import numba
+import numpy as np
+from snfnp.ops import get_ops
+from support.trainers import make_trainer
+images = np.random.default_rng(0).integers(0, 256, (25, 28, 28, 1)).astype(np.uint8)
+for threads in (1, 2):
+    numba.set_num_threads(threads)
+    trainer = make_trainer(get_ops("numba"), {model!r}, side=28)
+    trainer.initialise_from_data(images)
+    for _ in range(2):
+        trainer.training_step(images)
+    assert numba.get_num_threads() == threads
+    buffers = (trainer.p, trainer.gradient, np.array(trainer.metrics().surrogate))
+    print(hashlib.sha256(b"".join(buffer.tobytes() for buffer in buffers)).hexdigest())
+"""
+
+
+def test_a_step_has_the_same_bits_whatever_the_number_of_threads():
+    """Two threads, also where there is one core; 25 samples are in no kernel a whole number of
+    tasks."""
+    tests = os.path.dirname(__file__)
+    path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", _STEPS.format(model="conv")],
+        env={**os.environ, "NUMBA_NUM_THREADS": "2", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    one, two = done.stdout.split()
+    assert one == two
