@@ -27,27 +27,23 @@ class Squeeze(Parameterless):
         return height // 2, width // 2, 4 * channels
 
     def forward(self, ops, p, x):
-        height, width, channels = self.output_shape(x.shape[1:])
-        cells = x.reshape(len(x), height, 2, width, 2, channels // 4)  # n, y, dy, x, dx, c
-        z = ops.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
-        return z.reshape(len(x), height, width, channels), 0, {}
+        self.output_shape(x.shape[1:])
+        return ops.channels.squeeze(x), 0, {}
 
     def inverse(self, ops, p, z):
-        _, height, width, channels = z.shape
-        cells = z.reshape(len(z), height, width, channels // 4, 2, 2)  # n, y, x, c, dy, dx
-        x = ops.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
-        return x.reshape(len(z), 2 * height, 2 * width, channels // 4)
+        return ops.channels.unsqueeze(z)
 
     def backward(self, ctx, p, cache, dz, grads):
         """The transpose of a permutation is its inverse."""
-        return self.inverse(ctx.ops, p, dz)
+        return ctx.ops.channels.unsqueeze(dz)
 
     def jvp(self, ops, p, cache, dx):
-        return self.forward(ops, p, dx)[0]
+        return ops.channels.squeeze(dx)
 
     def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        return 0, self.inverse(ops, p, delta)
+        return 0, ops.channels.unsqueeze(delta)
 
     def jvp_solve(self, ops, p, cache, dz, transposed=False):
         """The inverse permutation; transposed, the permutation itself."""
-        return self.forward(ops, p, dz)[0] if transposed else self.inverse(ops, p, dz)
+        channels = ops.channels
+        return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)

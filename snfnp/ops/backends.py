@@ -117,6 +117,7 @@ def numba_rooms() -> dict[str, type]:
     """The definitions, and kernels that Numba compiles where a CPU spends its time."""
     from snfnp.ops.activation.cpu import CpuActivation
     from snfnp.ops.causal.cpu import CpuCausal
+    from snfnp.ops.channels.cpu import CpuChannels
     from snfnp.ops.conv.cpu import CpuConv
     from snfnp.ops.coupling.cpu import CpuCoupling
     from snfnp.ops.images.cpu import CpuImages
@@ -129,6 +130,7 @@ def numba_rooms() -> dict[str, type]:
         "random": CpuRandom,
         "linalg": CpuLinearAlgebra,
         "activation": CpuActivation,
+        "channels": CpuChannels,
         "spline": CpuSpline,
         "conv": CpuConv,
         "causal": CpuCausal,

@@ -1,4 +1,4 @@
-"""Sums over channels and actnorm in array terms; see derivations/13-actnorm-and-1x1.md."""
+"""Sums over channels, actnorm and squeezes in array terms; derivations/13-actnorm-and-1x1.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ class Channels(Room):
         """Σ over samples and pixels: x (N, ..., C) -> (C,). O(N D)."""
         # over samples first: long rows, where channels alone would make very short ones
         return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0, out=out)
+
+    def squeeze(self, x):
+        """Space to depth: x (N, 2H, 2W, C) -> (N, H, W, 4C), channel c·4 + dy·2 + dx. O(N D)."""
+        n, height, width, channels = x.shape
+        cells = x.reshape(n, height // 2, 2, width // 2, 2, channels)  # n, y, dy, x, dx, c
+        z = self.xp.ascontiguousarray(cells.transpose(0, 1, 3, 5, 2, 4))
+        return z.reshape(n, height // 2, width // 2, 4 * channels)
+
+    def unsqueeze(self, z):
+        """The inverse permutation: z (N, H, W, 4C) -> (N, 2H, 2W, C). O(N D)."""
+        n, height, width, channels = z.shape
+        cells = z.reshape(n, height, width, channels // 4, 2, 2)  # n, y, x, c, dy, dx
+        x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
+        return x.reshape(n, 2 * height, 2 * width, channels // 4)
 
     def actnorm(self, x, t, s):
         """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
