@@ -11,7 +11,7 @@ from scipy.linalg.blas import dgemm, sgemm
 from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, dposv, sgetrf, sgetri, sgetrs, sposv
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.jit import FLAT_BLOCK, parallel, serial
+from snfnp.ops.jit import FLAT_BLOCK, compiled, parallel, serial
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
@@ -22,6 +22,7 @@ _LU = {
 _SPD = {np.dtype(np.float32): sposv, np.dtype(np.float64): dposv}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
+_BLOCK = 4096  # values that a task takes of an array as large as a batch's: many even shares
 _LANES = 16  # independent partial sums, so that the compiler can use vector registers
 _TILE = 32  # side of the tiles of a transposed copy
 
@@ -48,11 +49,20 @@ class CpuLinearAlgebra(LinearAlgebra):
         if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
             _scaled_transpose(a.T, out.dtype.type(scale * volume * multiple), out)
             return out
+        if a.ndim == 4 and np.shape(multiple) == (*a.shape[:2], 1, 1):
+            _scaled_taps(a, float(scale * volume), multiple, out)
+            return out
         return super().scale_into(out, scale, a, multiple, volume)
 
     def sum_squares(self, x) -> float:
         x = np.ascontiguousarray(x).reshape(-1)
         return float(_sum_few_squares(x) if x.size <= _FEW else _sum_squares(x))
+
+    def residual(self, out, x, before=0.0):
+        if not out.flags.c_contiguous:
+            return super().residual(out, x, before)
+        squares = _residual(out.reshape(-1), np.ascontiguousarray(x).reshape(-1))
+        return before + squares / len(x)
 
     def inverse_and_log_abs_det(self, a):
         # one factorisation for both, where NumPy makes two
@@ -87,11 +97,35 @@ def _column_major(matrix):
 @parallel
 def _axpby(a, x, b, out):
     """out (count,) = a · x + b · out."""
-    tasks = (out.size + FLAT_BLOCK - 1) // FLAT_BLOCK
-    for task in prange(tasks):
-        target, source = out[task * FLAT_BLOCK :][:FLAT_BLOCK], x[task * FLAT_BLOCK :][:FLAT_BLOCK]
+    for task in prange((out.size + _BLOCK - 1) // _BLOCK):
+        target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
         for i in range(target.size):
             target[i] = b * target[i] + a * source[i]
+
+
+@parallel
+def _residual(out, x):
+    """out (count,) -= x, and Σ out²."""
+    tasks = (out.size + _BLOCK - 1) // _BLOCK
+    squares = np.zeros(tasks)
+    for task in prange(tasks):
+        target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+        for i in range(target.size):
+            target[i] -= source[i]
+        squares[task] = block_sum_squares(target)
+    return squares.sum()
+
+
+@compiled
+def _scaled_taps(a, scale, multiple, out):
+    """out = scale · multiple ⊙ a for kernels a and out (kH, kW, I, O), multiple (kH, kW, 1, 1)."""
+    kh, kw, inputs, outputs = a.shape
+    for h in range(kh):
+        for w in range(kw):
+            factor = out.dtype.type(scale * multiple[h, w, 0, 0])
+            for i in range(inputs):
+                for o in range(outputs):
+                    out[h, w, i, o] = factor * a[h, w, i, o]
 
 
 @parallel
