@@ -17,7 +17,7 @@ from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
-from snfnp.ops.conv import cpu, cpu_tiles
+from snfnp.ops.conv import cpu, cpu_tile_sizes, cpu_tiles
 from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
@@ -165,7 +165,7 @@ def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch, shape, dtype):
     x, k, delta = arrays(shape[:2], (9, 13), shape[2:], dtype)
     results = []
     for size in (1, 12 * 32, 28 * 64):
-        monkeypatch.setattr(cpu_tiles, "_register_bytes", lambda size=size: size)
+        monkeypatch.setattr(cpu_tile_sizes, "register_bytes", lambda size=size: size)
         gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
         results.append((ops.conv.forward(x, k), gradient))
     for other in results[1:]:
@@ -177,7 +177,7 @@ def test_tiles_of_two_precisions_are_refused():
     """Their vectors would be read as what they are not."""
     x, k, delta = arrays((3, 3), (9, 8), (4, 4))
     with pytest.raises(TypingError, match="of one precision"):
-        cpu_tiles.weight_grad(delta.astype(np.float32), x, k.shape)
+        cpu_tiles.weight_grad(delta.astype(np.float32), x, False, np.empty_like(k))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import llvmlite.binding
 import llvmlite.ir as ir
 import numpy as np
 from numba import prange, types
@@ -25,86 +24,48 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from snfnp.ops.conv import cpu_tile_sizes
 from snfnp.ops.jit import parallel, serial
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
-_LANES = 16  # outputs in a tile at most
-# Pixels, and taps, in a tile: few sizes, since each is compiled by itself.
-_PIXELS, _TAPS = (8, 7, 4), (12, 8, 4)
 _MOST = 64 * 64  # I·O up to which products of patches are slower
 
 
+@cache
 def fits(kernel, width: int) -> bool:
     """Whether the kernel (kH, kW, I, O) is one for tiles on images of this width."""
     kh, kw, inputs, outputs = kernel
-    fours = inputs % 4 == outputs % 4 == 0 and width >= min(_PIXELS)
+    fours = inputs % 4 == outputs % 4 == 0 and width >= min(cpu_tile_sizes.PIXELS)
     return kh * kw > 1 and fours and inputs * outputs <= _MOST
 
 
 def forward(x, k, z) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
-    kh, kw, _, outputs = k.shape
-    lanes = _lanes(outputs, x.dtype.itemsize)
-    pixels = _pixels(x.shape[2], lanes, x.dtype.itemsize)
+    tile = cpu_tile_sizes.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
     flat = np.ascontiguousarray(k).reshape(-1)
-    _forward(np.ascontiguousarray(x), flat, kh, kw, (1,) * pixels, (1,) * lanes, z)
+    _forward(np.ascontiguousarray(x), flat, *k.shape[:2], *tile, z)
 
 
-def weight_grad(delta, x, kernel):
-    """Σ over samples and pixels of δ ⋆ x, (kH, kW, I, O) in double precision; the sums of single
-    images, and of _IMAGES of them, are in x's."""
-    kh, kw, inputs, outputs = kernel
-    run, lanes = kw * inputs, _lanes(outputs, x.dtype.itemsize)
-    taps = next(t for t in _in_registers(_TAPS, lanes * x.dtype.itemsize) if run % t == 0)
-    sums = np.zeros((-(-len(x) // _IMAGES), kh, run * outputs), x.dtype)
+def weight_grad(delta, x, add: bool, out) -> None:
+    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
+    sums of single images, and of _IMAGES of them, are in x's precision, all others in double."""
+    kh, kw, inputs, outputs = out.shape
+    tile = cpu_tile_sizes.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
-    _weight_grad(delta, x, kh, kw, (1,) * taps, (1,) * lanes, sums)
-    return sums.sum(axis=0, dtype=np.float64).reshape(kernel)
+    _weight_grad(delta, x, kh, kw, *tile, add, out.reshape(kh, -1))
 
 
 def inverse_series(r, w, nu, terms: int):
     """See `Conv.inverse_series`; images of fewer than four columns are not for tiles."""
     width, channels, itemsize = nu.shape[2], nu.shape[3], nu.dtype.itemsize
     if channels == 1:  # neighbouring pixels fill the lanes
-        pixels, lanes = 1, _lanes(1 << width.bit_length() - 1, itemsize)
+        tile = cpu_tile_sizes.of_a_plane(width, itemsize)
     else:
-        lanes = _lanes(channels, itemsize)
-        pixels = _pixels(width, lanes, itemsize)
+        tile = cpu_tile_sizes.of_pixels(width, channels, itemsize)
     kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
     nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
-    _inverse_series(
-        nu, *kernels, r.shape[:2], w.shape[:2], terms, (1,) * pixels, (1,) * lanes, tail
-    )
+    _inverse_series(nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile, tail)
     return tail
-
-
-# ---------------------------------------------------------------- the sizes of a tile
-
-
-def _pixels(width: int, lanes: int, itemsize: int) -> int:
-    """Pixels of a tile, so that few are computed twice in a row of images of this width."""
-    sizes = _in_registers(_PIXELS, lanes * itemsize)
-    return min((p for p in sizes if p <= width), key=lambda p: -(-width // p) * p)
-
-
-def _lanes(outputs: int, itemsize: int) -> int:
-    """The largest power of two that divides the outputs and leaves room for the shortest tile."""
-    lanes = min(outputs & -outputs, _LANES)
-    while lanes > 4 and min(_PIXELS) * lanes * itemsize > _register_bytes():
-        lanes //= 2
-    return lanes
-
-
-def _in_registers(sizes: tuple[int, ...], each: int) -> tuple[int, ...]:
-    """The sizes at which sums of `each` bytes stay in registers; the smallest in any case."""
-    return tuple(n for n in sizes if n * each <= _register_bytes() or n == min(sizes))
-
-
-@cache
-def _register_bytes() -> int:
-    """What the vector registers hold that a tile may take: 28 of AVX-512's 32, or what 12 of AVX's
-    16 hold (and about so many of other processors)."""
-    return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 
 # ---------------------------------------------------------------- kernels
@@ -278,10 +239,11 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
 
 
 @parallel
-def _weight_grad(delta, x, kh, kw, taps, lanes, sums):
-    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW·I·O), added to."""
+def _weight_grad(delta, x, kh, kw, taps, lanes, add, out):
+    """delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW·I·O), or added to it."""
     samples, height, width, inputs = x.shape
     outputs, run = delta.shape[3], kw * inputs
+    sums = np.zeros(((samples + _IMAGES - 1) // _IMAGES, kh, out.shape[1]), x.dtype)
     row = (width + kw - 1) * inputs
     for task in prange(len(sums)):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
@@ -297,3 +259,14 @@ def _weight_grad(delta, x, kh, kw, taps, lanes, sums):
                             *(sums[task, h], tap * outputs + o, outputs, True),
                             *(taps, lanes),
                         )
+    totals = np.empty(out.shape[1])
+    for h in range(kh):
+        target = out[h]
+        for j in range(len(totals)):
+            totals[j] = target[j] if add else 0.0
+        for task in range(len(sums)):
+            source = sums[task, h]
+            for j in range(len(totals)):
+                totals[j] += source[j]
+        for j in range(len(totals)):
+            target[j] = totals[j]

@@ -1,0 +1,190 @@
+"""Direct convolutions on the CPU where channels are few.
+
+The matrix product of im2col is then thin, and writing the patches costs far more than the
+arithmetic. The kernels here copy one image at a time, channel by channel, into a padded buffer that
+stays in the first-level cache. There a tap is just an offset: with rows of W + kW − 1 values,
+output j needs input j + offset, so every loop runs over the whole image and is vectorised, whatever
+W is. The kW − 1 values at the end of each row are computed and dropped.
+
+Derivation: derivations/07-convolutions.md.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+from numba import prange
+
+from snfnp.ops.jit import parallel, serial
+
+_TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
+_LANES = 16  # loops over an image are a multiple of this long
+_TAPS = 3  # taps that one loop over an image takes (divides the taps of 3×3 kernels)
+_FOLD = 4  # parts of an image that share the accumulators of a weight gradient
+
+
+def forward(x, k, z) -> None:
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
+    offsets = _offsets(*k.shape[:3], *x.shape[1:3])
+    _forward(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
+
+
+def weight_grad(delta, x, add: bool, out) -> None:
+    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
+    sums of _TASK images are in x's precision, all others in double."""
+    offsets = _offsets(*out.shape[:3], *x.shape[1:3])[: math.prod(out.shape[:3])]
+    _weight_grad(np.ascontiguousarray(delta), np.ascontiguousarray(x), offsets, add, out)
+
+
+@cache
+def _offsets(kh, kw, inputs, height, width):
+    """Where tap (h, w, i) of output 0 lies in the padded buffer, filled up to whole _TAPS.
+
+    The filling repeats the last tap (with weight 0): what it reads is read anyway, so that a NaN
+    reaches no output that it would not have reached.
+    """
+    row = width + kw - 1
+    plane = (height + kh - 1) * row
+    h, w, i = np.ogrid[:kh, :kw, :inputs]
+    offsets = (h * row + w + i * plane).reshape(-1)
+    return np.concatenate([offsets, np.repeat(offsets[-1:], -offsets.size % _TAPS)])
+
+
+@parallel
+def _forward(x, k, offsets, z):
+    """x (N, H, W, I), k (kH, kW, I, O), offsets (taps,) -> z (N, H, W, O)."""
+    samples, height, width, inputs = x.shape
+    kh, kw, _, outputs = k.shape
+    row = width + kw - 1
+    plane = (height + kh - 1) * row
+    weights = np.zeros((outputs, offsets.size), x.dtype)
+    taps = k.reshape(-1, outputs)
+    for tap in range(len(taps)):
+        for o in range(outputs):
+            weights[o, tap] = taps[tap, o]
+    length = (height * row + _LANES - 1) // _LANES * _LANES
+    fours = outputs // 4 * 4
+    for task in prange((samples + _TASK - 1) // _TASK):
+        # beyond the last plane: the last taps of outputs that are computed and dropped
+        padded = np.zeros(inputs * plane + _LANES + kw, x.dtype)
+        sums = np.empty((outputs, length), x.dtype)
+        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+            _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
+            for o in range(0, fours, 4):
+                _four_outputs(padded, offsets, weights[o : o + 4], sums[o : o + 4])
+            for o in range(fours, outputs):
+                _one_output(padded, offsets, weights[o], sums[o])
+            for o in range(outputs):
+                for y in range(height):
+                    source, target = sums[o, y * row : y * row + width], z[n, y, :, o]
+                    for column in range(width):
+                        target[column] = source[column]
+
+
+@serial
+def _spread(image, planes, start, row, plane):
+    """image (H, W, C) into flat planes, one per channel, with `row` values to a row."""
+    height, width, channels = image.shape
+    for c in range(channels):
+        for y in range(height):
+            first = c * plane + start + y * row
+            source, target = image[y, :, c], planes[first : first + width]
+            for column in range(width):
+                target[column] = source[column]
+
+
+@serial
+def _one_output(padded, offsets, w, z):
+    z[:] = z.dtype.type(0)
+    length = z.size
+    for k in range(0, offsets.size, _TAPS):
+        x0 = padded[offsets[k] : offsets[k] + length]
+        x1 = padded[offsets[k + 1] : offsets[k + 1] + length]
+        x2 = padded[offsets[k + 2] : offsets[k + 2] + length]
+        w0, w1, w2 = w[k], w[k + 1], w[k + 2]
+        for j in range(length):
+            z[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j]
+
+
+@serial
+def _four_outputs(padded, offsets, w, z):
+    """Four outputs share the loads of the inputs."""
+    z[:] = z.dtype.type(0)
+    length = z.shape[1]
+    z0, z1, z2, z3 = z[0], z[1], z[2], z[3]
+    for k in range(0, offsets.size, _TAPS):
+        x0 = padded[offsets[k] : offsets[k] + length]
+        x1 = padded[offsets[k + 1] : offsets[k + 1] + length]
+        x2 = padded[offsets[k + 2] : offsets[k + 2] + length]
+        w00, w01, w02 = w[0, k], w[0, k + 1], w[0, k + 2]
+        w10, w11, w12 = w[1, k], w[1, k + 1], w[1, k + 2]
+        w20, w21, w22 = w[2, k], w[2, k + 1], w[2, k + 2]
+        w30, w31, w32 = w[3, k], w[3, k + 1], w[3, k + 2]
+        for j in range(length):
+            a, b, c = x0[j], x1[j], x2[j]
+            z0[j] += w00 * a + w01 * b + w02 * c
+            z1[j] += w10 * a + w11 * b + w12 * c
+            z2[j] += w20 * a + w21 * b + w22 * c
+            z3[j] += w30 * a + w31 * b + w32 * c
+
+
+@parallel
+def _weight_grad(delta, x, offsets, add, out):
+    """delta (N, H, W, O), x (N, H, W, I), offsets (taps,) -> out (kH, kW, I, O), or added to it."""
+    samples, height, width, inputs = x.shape
+    kh, kw, _, outputs = out.shape
+    taps, row = offsets.size, width + kw - 1
+    sums = np.empty(((samples + _TASK - 1) // _TASK, outputs, taps))
+    plane = (height + kh - 1) * row
+    part = (height * row + _FOLD * _LANES - 1) // (_FOLD * _LANES) * _LANES
+    for task in prange(len(sums)):
+        padded = np.zeros(inputs * plane + _FOLD * _LANES + kw, x.dtype)
+        # δ is zero in the values at the ends of rows, so that they count for nothing
+        deltas = np.zeros((outputs, _FOLD * part), x.dtype)
+        lanes = np.zeros((outputs, taps, part), x.dtype)
+        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+            _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
+            _spread(delta[n], deltas.reshape(-1), 0, row, _FOLD * part)
+            for o in range(outputs):
+                _correlate(padded, offsets, deltas[o], lanes[o])
+        for o in range(outputs):
+            for k in range(taps):
+                sums[task, o, k] = _total(lanes[o, k])
+    flat = out.reshape(taps, outputs)
+    for k in range(taps):
+        for o in range(outputs):
+            total = np.float64(flat[k, o]) if add else 0.0
+            for task in range(len(sums)):
+                total += sums[task, o, k]
+            flat[k, o] = total
+
+
+@serial
+def _correlate(padded, offsets, delta, lanes):
+    """lanes[k, j] += Σ δ · input at tap k over the _FOLD outputs j, j + part, j + 2 part, …"""
+    part = lanes.shape[1]
+    d0, d1 = delta[:part], delta[part : 2 * part]
+    d2, d3 = delta[2 * part : 3 * part], delta[3 * part : 4 * part]
+    for k in range(offsets.size):
+        x = padded[offsets[k] : offsets[k] + _FOLD * part]
+        x0, x1 = x[:part], x[part : 2 * part]
+        x2, x3 = x[2 * part : 3 * part], x[3 * part : 4 * part]
+        sums = lanes[k]
+        for j in range(part):
+            sums[j] += (d0[j] * x0[j] + d1[j] * x1[j]) + (d2[j] * x2[j] + d3[j] * x3[j])
+
+
+@serial
+def _total(lanes):
+    """Σ of an array whose length is a multiple of _LANES (which it overwrites), in double."""
+    first = lanes[:_LANES]
+    for start in range(_LANES, lanes.size, _LANES):
+        following = lanes[start : start + _LANES]
+        for lane in range(_LANES):
+            first[lane] += following[lane]
+    total = 0.0
+    for lane in range(0, _LANES, 4):  # adding one by one would wait for each sum
+        total += (first[lane] + first[lane + 1]) + (first[lane + 2] + first[lane + 3])
+    return total
