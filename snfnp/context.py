@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from snfnp.ops import RandomKey
 
@@ -36,6 +37,16 @@ class Collected:
     inputs: bool
 
 
+class Slice(NamedTuple):
+    """Samples first … first + count − 1 of a batch of `total`, the index-th of `parts` slices."""
+
+    first: int
+    count: int
+    total: int
+    index: int = 0
+    parts: int = 1
+
+
 class BackwardContext:
     """The step that a backward pass belongs to.
 
@@ -50,6 +61,12 @@ class BackwardContext:
     go there, and `reconstruction` starts at 0.0 at every layer. `jacobian_error` grows from
     whatever it starts at (0.0) by Σ_k ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes, of the
     layers whose rule looks at it.
+
+    part: of which slice of the batch the pass is; None: of all of it. The gradients of slices add
+    up to the batch's. What does not depend on samples (the terms of log-determinants, probes, an R
+    that is found from W) is the same for all of them: the slices take it in turn, layer by layer,
+    and `leads` says whether it is this one's turn. Averages "over the batch" are then over the
+    slice: whoever cut the batch weighs them.
     """
 
     def __init__(
@@ -60,8 +77,10 @@ class BackwardContext:
         state=None,
         key: RandomKey | None = None,
         collected: Collected | None = None,
+        part: Slice | None = None,
     ):
         self.ops, self.dldj, self._lam = ops, dldj, lam
+        self._part = part
         self._state, self._key, self._collected = state or {}, key, collected
         self.layer, self._place = None, 0
         self._reconstruction, self._factors = 0.0, {}
@@ -90,10 +109,30 @@ class BackwardContext:
             self._collected.rows[self.layer][1] = self.ops.linalg.sum_squares(h)
 
     @cached_property
+    def part(self) -> Slice:
+        return self._part or Slice(0, len(self.dldj), len(self.dldj))
+
+    @property
+    def leads(self) -> bool:
+        """Whether what this layer's parameters alone decide is computed in this slice."""
+        return self._place % self.part.parts == self.part.index
+
+    def of_batch(self, average):
+        """An average that stands for the whole batch, as one over this slice."""
+        part = self.part
+        return average if part.parts == 1 else average * (part.total / part.count)
+
+    @property
     def volume(self):
         """Σ_n ∂𝓛/∂ldj_n in double precision, of shape (): the weight of a log-determinant that is
-        the same for every sample. 1 in training."""
-        return self.dldj.sum(dtype="float64")
+        the same for every sample. 1 in training; 0 in slices that do not lead."""
+        return self._volume if self.leads else 0.0
+
+    @cached_property
+    def _volume(self):
+        own = self.dldj.sum(dtype="float64")
+        count, total = self.part.count, self.part.total
+        return own if count == total else own * (total / count)
 
     @property
     def lam(self):
@@ -106,12 +145,12 @@ class BackwardContext:
         if not isinstance(self._lam, dict):
             return self._shared_factor
         if self.layer not in self._factors:
-            self._factors[self.layer] = self.lam * (-2 / len(self.dldj))
+            self._factors[self.layer] = self.lam * (-2 / self.part.total)
         return self._factors[self.layer]
 
     @cached_property
     def _shared_factor(self):
-        return self._lam * (-2 / len(self.dldj))
+        return self._lam * (-2 / self.part.total)
 
     def key(self, purpose: int = 0) -> RandomKey:
         """Where this layer reads the random numbers of this step, which all samples share;

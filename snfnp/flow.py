@@ -219,9 +219,10 @@ class Flow:
 
     # ---------------------------------------------------------------- gradients
 
-    def latent_gradients(self, latents) -> tuple:
-        """δ of every latent: the gradient of its log-density, −latent/N for N samples."""
-        return tuple(latent * (-1 / len(latent)) for latent in latents)
+    def latent_gradients(self, latents, samples: int | None = None) -> tuple:
+        """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
+        samples: N, where the latents are those of a part of the batch."""
+        return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
 
     def backward(self, ctx, params, caches, dlatents, grads):
         """δ of all latents -> δ_x; every layer writes its parameters' gradients into `grads`.

@@ -335,7 +335,7 @@ def test_every_step_has_noise_of_its_own(ops):
     images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
     for step in (0, 0, 1):
-        trainer._scalars.set(step, 0.0, trainer.lam)
+        trainer.scalars.set(step, 0.0, trainer.lam)
         trainer._compute_gradient(images)
         gradients.append(host(trainer, "gradient").copy())
     np.testing.assert_array_equal(gradients[0], gradients[1])

@@ -7,7 +7,9 @@ writes the gradients of W, R and b into `grads`, and returns δ_x = T(W)ᵀ δ_z
     f, g: the maps (`snfnp.maps`) that W and R are weights of    x, z0, dz: X, Z0 and δ_z
     p, grads: the parameters and their gradients, by name        ctx: the step's BackwardContext
 
-`ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training).
+`ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training). A batch may come
+in slices, whose gradients are added: what does not depend on samples belongs to the one that leads
+(`ctx.leads`), where it would be more than a multiple of `ctx.volume`.
 Derivation: derivations/03-self-normalizing.md.
 """
 
@@ -34,6 +36,8 @@ class Rule:
     # The parameters that the rule finds by itself: `backward` writes their next values where the
     # gradients of the others go, and the optimiser leaves them alone.
     assigns: ClassVar[tuple[str, ...]] = ()
+    # Whether `backward` needs all samples of a step at once, so that no batch can be cut.
+    needs_whole_batch: ClassVar[bool] = False
 
     def refuse(self, f, g) -> None:
         """Raises UsageError, in one line, where the rule is not for maps f and g."""
@@ -57,11 +61,13 @@ class Rule:
 
 def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
     """The gradients of W and b where W climbs log p^f alone: G_W = δ_z ⋆ X + v · term ⊙ m with
-    `term` in place of the inverse, and G_b. multiple: m, where it is not the map's."""
+    `term` in place of the inverse, and G_b. multiple: m, where it is not the map's; term: None in
+    slices that do not lead."""
     ops = ctx.ops
-    multiple = f.multiple(x.shape[1:]) if multiple is None else multiple
-    ops.linalg.scale_into(grads["W"], 1.0, term, multiple, ctx.volume)
-    f.weight_grad(ops, dz, x, out=grads["W"], add=True)
+    if term is not None:
+        multiple = f.multiple(x.shape[1:]) if multiple is None else multiple
+        ops.linalg.scale_into(grads["W"], 1.0, term, multiple, ctx.volume)
+    f.weight_grad(ops, dz, x, out=grads["W"], add=term is not None)
     bias_gradient(ops, dz, grads)
 
 

@@ -15,9 +15,10 @@ class Exact(Rule):
     """The exact gradient of the likelihood (Eq. 2): G_W = δ_z ⋆ X + ∂log|det T(W)|/∂W. O(D³)."""
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, w = ctx.ops, p["W"]
+        ops, w, log_det_grad = ctx.ops, p["W"], None
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
-        log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
+        if ctx.leads:
+            log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
         forward_gradient(ctx, f=f, term=log_det_grad, x=x, dz=dz, grads=grads, multiple=1)
         return f.adjoint(ops, w, dz)

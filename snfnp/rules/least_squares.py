@@ -12,7 +12,7 @@ from snfnp.errors import UsageError
 from snfnp.maps.left_inverse import LeftInverse
 from snfnp.rules.base import Rule, forward_gradient
 
-_LOGGED = 10  # images of a batch whose reconstruction error is logged: nothing is learned from it
+_LOGGED = 10  # images of a slice whose reconstruction error is logged: nothing is learned from it
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,16 @@ class LeastSquares(Rule):
             raise UsageError("a least-squares inverse needs single convolutions")
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, w, shape = ctx.ops, p["W"], x.shape[1:]
+        ops, w, shape, r = ctx.ops, p["W"], x.shape[1:], grads["R"]
+        if not ctx.leads:
+            r[...] = 0
+            forward_gradient(ctx, f=f, term=None, x=x, dz=dz, grads=grads)
+            return f.adjoint(ops, w, dz)
         best = LeftInverse(ops, f, g, w, shape)
-        r = grads["R"]
         r[...] = best.r
         few = slice(0, _LOGGED)
-        _, ctx.reconstruction = g.residual(ops, r, z0[few], x[few], ctx.reconstruction)
+        _, error = g.residual(ops, r, z0[few], x[few], 0.0)
+        ctx.reconstruction = ctx.reconstruction + ctx.of_batch(error)
 
         forward_gradient(ctx, f=f, term=best.neumann_term(), x=x, dz=dz, grads=grads, multiple=1)
         if not f.inverts_in_kind:

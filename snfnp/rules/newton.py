@@ -33,9 +33,14 @@ class Newton(Rule):
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
         ops, linalg, refined = ctx.ops, ctx.ops.linalg, grads["R"]
         _, ctx.reconstruction = g.residual(ops, p["R"], z0, x, ctx.reconstruction)
-        # R W R reads the same backwards: kernels, which hold transposes, need no other formula
-        w, r = (p[name].reshape(p[name].shape[-2:]) for name in ("W", "R"))
-        linalg.matmul(linalg.matmul(r, w), r, out=refined.reshape(r.shape))
-        linalg.axpby(2.0, p["R"], -1.0, refined)
-        forward_gradient(ctx, f=f, term=f.flip(refined), x=x, dz=dz, grads=grads)
+        term = None
+        if ctx.leads:
+            # R W R reads the same backwards: kernels, which hold transposes, need no other formula
+            w, r = (p[name].reshape(p[name].shape[-2:]) for name in ("W", "R"))
+            linalg.matmul(linalg.matmul(r, w), r, out=refined.reshape(r.shape))
+            linalg.axpby(2.0, p["R"], -1.0, refined)
+            term = f.flip(refined)
+        else:
+            refined[...] = 0
+        forward_gradient(ctx, f=f, term=term, x=x, dz=dz, grads=grads)
         return f.adjoint(ops, p["W"], dz)

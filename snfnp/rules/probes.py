@@ -58,6 +58,8 @@ class JacobianPenalty(SelfNormalizing):
         """
         ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
         c_f, c_g = self.shares
+        if not ctx.leads:
+            return super().deltas(ctx, f, g, p, x, z0, dz)
         probes = draw_probes(ctx, self.probes, x)
         z0 = ops.xp.concatenate((z0, f.apply(ops, w, probes)))
         delta_r = g.apply(ops, r, z0)
@@ -94,6 +96,8 @@ class Probe(SelfNormalizing):
         Δ_W = (c v/n) ν, beside T(R) ν        Δ_R = −(c' v/n) T(W)ᵀ ν, beside ν
         """
         ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
+        if not ctx.leads:  # what the probes estimate has the weight 0
+            return super().backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
         concatenate = ops.xp.concatenate
         (c_f, c_g), count = self.shares, self.probes
         probes = draw_probes(ctx, self.probes, x)

@@ -24,6 +24,7 @@ class Projection(Rule):
     ridge: float = 1e-3
     learns_inverse: ClassVar[bool] = True
     assigns: ClassVar[tuple[str, ...]] = ("R",)
+    needs_whole_batch: ClassVar[bool] = True
 
     def refuse(self, f, g) -> None:
         if f.shares_weights or g.shares_weights:

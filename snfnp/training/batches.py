@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 
+from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import RandomKey
+from snfnp.ops import ALONE, Communicator, RandomKey
 from snfnp.training.config import TrainConfig
+from snfnp.training.slices import cut
 
 
 class Batches:
-    """batches(step): device images (batch size, *shape), uint8, of step 0, 1, …
+    """batches(step): device images (N, *shape), uint8, of step 0, 1, …; batches.whole(step): those
+    of all ranks.
 
-    A function of the step and the run's seed alone: steps may be asked for in any order. What it
-    returns may be overwritten by the next call.
+    A function of the step and the run's seed alone: steps may be asked for in any order. What is
+    returned may be overwritten by the next call. world: the ranks, each of which gets a slice of
+    every batch.
     """
 
-    def __init__(self, ops, images, config: TrainConfig, shape):
+    def __init__(self, ops, images, config: TrainConfig, shape, world: Communicator = ALONE):
         self._config, self._shape, self._count = config, shape, len(images)
+        self._slice = cut(config.batch_size, world.size)[world.rank]
         self.steps_per_epoch = config.steps_per_epoch(len(images))
         self._source = ops.images.source(images)
         self._epoch = None
 
     def __call__(self, step: int):
+        return self._take(step, self._slice)
+
+    def whole(self, step: int):
+        return self._take(step, cut(self._config.batch_size, 1)[0])
+
+    def _take(self, step: int, part: Slice):
         config = self._config
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._source.reorder(epoch_order(self._count, epoch, config))
             self._epoch = epoch
-        key = RandomKey(config.seed, AUGMENTATION, step) if config.augment else None
-        images = self._source.take(index * config.batch_size, config.batch_size, key)
+        key = RandomKey(config.seed, AUGMENTATION, step, part.first) if config.augment else None
+        images = self._source.take(index * config.batch_size + part.first, part.count, key)
         return images.reshape(-1, *self._shape)
 
 

@@ -210,6 +210,10 @@ class Multipliers:
             return self._lam
         return {layer: float(lam) for layer, lam in self._lam.items()}
 
+    def collect(self, found) -> None:
+        """Take the rows (L, 2) of all layers from where slices added theirs up."""
+        self._found[...] = found
+
     def update(self, samples: int, squares, failed):
         """λ for the next step; Σ E of this one, and the mean of its λ, weighted by errors."""
         return self.ops.step.control(

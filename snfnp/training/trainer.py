@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from snfnp.context import BackwardContext
+from snfnp.context import Slice
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
-from snfnp.likelihood import TRAINING_NOISE, Likelihood
-from snfnp.ops import RandomKey
+from snfnp.likelihood import Likelihood
+from snfnp.ops import ALONE, Communicator
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam, warmed_up
 from snfnp.training.checkpoint import Checkpoint
@@ -26,6 +26,7 @@ from snfnp.training.config import TrainConfig
 from snfnp.training.control import Multipliers
 from snfnp.training.log_dets import RunningLogDets
 from snfnp.training.probes import Tally
+from snfnp.training.slices import Pass, SharedBatch, WholeBatch, cut
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Trainer:
     precision, flat and by layer and name; step: steps done; log: what they saw
     (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from;
     log_dets: the running log-determinants, or None.
-    report: gets a line where the step cannot be recorded as a graph.
+    report: gets a line where the step cannot be recorded as a graph. world: the ranks that train
+    together, each with a trainer of its own and a slice of every batch; communicator: what sums
+    arrays of the device over them.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
     matrix is singular). So a step that fails is found in the log: see `check`.
@@ -63,8 +66,10 @@ class Trainer:
         config: TrainConfig,
         steps_per_epoch: int,
         report: Callable[[str], None] = print,
+        world: Communicator = ALONE,
     ):
-        self.ops, self.flow, self.config = ops, flow, config
+        self.ops, self.flow, self.config, self.world = ops, flow, config, world
+        self.communicator = ops.device.communicator(self.world)
         self.steps_per_epoch = steps_per_epoch
         self.adam = Adam()
         self.step = 0
@@ -80,9 +85,9 @@ class Trainer:
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
         self.log_dets = RunningLogDets(ops, flow, self.layout) if config.track_log_det else None
-        self._tally = Tally() if config.jvp_weight else None
+        self.tally = Tally() if config.jvp_weight else None
         followed = [
-            each.state_shapes for each in (self.multipliers, self.log_dets, self._tally) if each
+            each.state_shapes for each in (self.multipliers, self.log_dets, self.tally) if each
         ]
         self.state_layout = Layout.of(reduce(or_, followed, flow.state_shapes()))
         self.state = ops.xp.zeros(self.state_layout.size)
@@ -92,12 +97,13 @@ class Trainer:
         if self.log_dets:
             self.log_dets.attach(self.states, self.p)
             self.log_dets.anchor(self.likelihood().log_dets)
-        if self._tally:
-            self._tally.attach(self.states)
-        self.log, self._scalars = ops.step.new_log(), ops.step.scalars()
+        if self.tally:
+            self.tally.attach(self.states)
+        self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
+        self._batches: dict[int, WholeBatch | SharedBatch] = {}  # by the samples of this rank
         self._ascend = self._ascend_once
         if config.graph:
-            self._ascend = ops.device.capture(self._ascend_once, report)
+            self._ascend = ops.device.capture(self._ascend_once, report, self.communicator)
 
     def initialise_from_data(self, images) -> None:
         """Let the first batch, device images (N, *shape), decide what depends on data (`Flow`'s
@@ -107,6 +113,8 @@ class Trainer:
         all others. Does nothing for a flow without such layers.
         """
         self._initialise_from_data(self.params, images)
+        if self.world.size > 1:  # the same everywhere to the last bit, whatever machines they are
+            self.p[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(self.p)))
 
     def start(self, images) -> Likelihood:
         """An exact snapshot of what the run started from; images: those of its first step."""
@@ -133,14 +141,15 @@ class Trainer:
         """
         config = self.config
         lr = warmed_up(config.lr, self.step, self.steps_per_epoch, config.warmup_epochs)
-        self._scalars.set(self.step, lr, self.lam)
+        self.scalars.set(self.step, lr, self.lam)
+        self._batch_of(len(images))  # what it keeps is not to lie in a graph's memory
         self._ascend(images)
         self.step += 1
         if not self.ops.asynchronous:
             self.check(lambda step: images)
 
     def _ascend_once(self, images) -> None:
-        scalars, log = self._scalars, self.log
+        scalars, log = self.scalars, self.log
         climbing, assigned = self._climbing, self._assigned
         if self.log_dets:
             self.log_dets.before(self.p)
@@ -165,7 +174,8 @@ class Trainer:
             self.log_dets.after(self.params)
         lam = scalars.lam
         if self.multipliers:
-            reconstruction, lam = self.multipliers.update(len(images), squares, log.failed)
+            samples = len(images) * self.world.size
+            reconstruction, lam = self.multipliers.update(samples, squares, log.failed)
         log.step(reconstruction, squares, lam, scalars.number)
 
     def _compute_gradient(self, images):
@@ -173,28 +183,28 @@ class Trainer:
 
         Returns Σ_k of Eq. 3, where no controller collects its terms.
         """
-        ops, flow, scalars, batch = self.ops, self.flow, self._scalars, len(images)
-        lam, collected = scalars.lam, None
-        if self.multipliers:
-            lam, collected = self.multipliers.lam, self.multipliers.collected
-        x, ldj = self._encode(images, scalars.step)
-        key = RandomKey(self.config.seed, 0, scalars.step)
-        latents, flow_ldj, caches = flow.forward(ops, self.params, x, self.config.recompute, key)
-        self.log.density(flow.log_density(ops, latents) + ldj + flow_ldj, scalars.number)
-        weights = ops.xp.full(batch, 1 / batch, self.p.dtype)
-        ctx = BackwardContext(ops, weights, lam, self.states, key, collected)
-        if self._tally:
-            ctx.jacobian_error = self._tally.sum
-        if not ops.peek(self.log.failed):
-            flow.backward(ctx, self.params, caches, flow.latent_gradients(latents), self.grads)
-        if self._tally:
-            self._tally.add(ctx.jacobian_error)
-        return ctx.reconstruction
+        lam = self.multipliers.lam if self.multipliers else self.scalars.lam
+        return self._batch_of(len(images)).compute(images, lam)
 
-    def _encode(self, images, step):
-        """x and its log-Jacobian from a step's images, with the noise of that step."""
-        key = RandomKey(self.config.seed, TRAINING_NOISE, step)
-        return self.flow.encode(self.ops, images, key, self.p.dtype)
+    def _batch_of(self, samples: int) -> WholeBatch | SharedBatch:
+        """What computes the gradient of a batch of which this rank has so many samples."""
+        if samples not in self._batches:
+            if self.world.size == 1:
+                made = WholeBatch(self, samples)
+            else:
+                made = SharedBatch(self, samples * self.world.size)
+            self._batches[samples] = made
+        return self._batches[samples]
+
+    def new_pass(self, part: Slice, collected=None) -> Pass:
+        """The pass of one slice of the batch."""
+        gradient = self.gradient
+        return Pass(self.ops, self.flow, self.config, self.layout, part, gradient, collected)
+
+    def _encode(self, images, step, part: Slice | None = None):
+        """x and its log-Jacobian from the images of a step, with the noise of that step. part:
+        which slice of the batch they are; None: all of it."""
+        return self.new_pass(part or cut(len(images), 1)[0]).encode(images, step)
 
     # ---------------------------------------------------------------- a step that fails
 
@@ -208,7 +218,8 @@ class Trainer:
         and noise to find where its numbers went wrong. On the others this is called right after
         that step, whose gradient is still there.
 
-        images_of(step): the images that step 0, 1, … saw.
+        images_of(step): the images that this rank saw in step 0, 1, … All ranks call this after
+        the same step.
         """
         reading = self.log.read()
         if not reading.failed:
@@ -216,13 +227,15 @@ class Trainer:
         failed = reading.failed - 1
         if reading.density_finite:
             if self.step != failed + 1:  # later steps have overwritten the gradient
-                self._scalars.set(failed, 0.0, self.lam)
+                self.scalars.set(failed, 0.0, self.lam)
                 self._compute_gradient(images_of(failed))
             where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"
         else:
-            x, _ = self._encode(images_of(failed), failed)
+            images = images_of(failed)
+            x, _ = self._encode(images, failed, self._batch_of(len(images)).part)
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
+            layer = next(filter(None, self.world.gather(layer)), None)  # perhaps another's slice
             what = f"the output of layer {layer or 'base density'}"
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
@@ -247,7 +260,7 @@ class Trainer:
     def lam_figures(self) -> dict[str, float]:
         """λ, for a line of metrics; where it is controlled, with the constraint's averages since
         this was last asked; and the average of Eq. 31, where it is part of the gradient."""
-        tally = self._tally.figures(self.ops) if self._tally else {}
+        tally = self.tally.figures(self.ops) if self.tally else {}
         return (self.multipliers.figures() if self.multipliers else {"lam": self.lam}) | tally
 
     def likelihood(self) -> Likelihood:

@@ -4,7 +4,7 @@ import numpy as np
 
 from snfnp.data import Dataset
 from snfnp.models import PRESETS
-from snfnp.ops import BACKENDS, get_ops
+from snfnp.ops import ALONE, BACKENDS, get_ops
 from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
 from snfnp.training.run import RunFolder
@@ -14,14 +14,16 @@ SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
 
-def make_trainer(ops, model="fc", gradient=None, *, report=print, side=SIDE, flow=None, **changes):
+def make_trainer(
+    ops, model="fc", gradient=None, *, report=print, side=SIDE, flow=None, world=ALONE, **changes
+):
     """A trainer for images (side, side, 1); gradient None: the preset's."""
     size = SMALL_GLOW if PRESETS[model].size else {}
     backend = ops.name if ops.name in BACKENDS else "numpy"
     defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": backend}
     config = TrainConfig(model=model, gradient=gradient, **{**defaults, **size, **changes})
     config = config.resolve(1000)
-    return Trainer(ops, flow or config.build_flow((side, side, 1)), config, 100, report)
+    return Trainer(ops, flow or config.build_flow((side, side, 1)), config, 100, report, world)
 
 
 def host(trainer, name):
