@@ -17,7 +17,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.ops import RandomKey
+from snfnp.ops import ALONE, Communicator, RandomKey
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
@@ -83,23 +83,41 @@ class Likelihood:
         batch_size: int = 1000,
         at_once: int | None = None,
         watch: Callable | None = None,
+        world: Communicator = ALONE,
     ) -> Evaluation:
         """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
 
         batch_size: images whose noise is drawn together; at_once: how many of them go through the
         flow together (default: all), which decides the memory and not the noise. watch(layer, x):
-        gets every input of every layer on the way.
+        gets every input of every layer on the way. world: the ranks, each of which calls this and
+        gets the same; they share the images, but rank 0 shows the first of them to `watch`, as
+        long as it is `watch.wants_more()`.
         """
+        at_once = min(at_once or batch_size, batch_size)
+        parts = [
+            (index, start, range(first, min(first + at_once, batch_size, len(images) - start)))
+            for index, start in enumerate(range(0, len(images), batch_size))
+            for first in range(0, min(batch_size, len(images) - start), at_once)
+        ]
+        ends = [rank * len(parts) // world.size for rank in range(world.size + 1)]
+        mine = range(ends[world.rank], ends[world.rank + 1])
         totals: dict[str, float] = {}
-        at_once = at_once or batch_size
-        for index, start in enumerate(range(0, len(images), batch_size)):
-            batch = self._ops.asarray(images[start : start + batch_size])
-            x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index))
-            for first in range(0, len(x), at_once):
-                part = slice(first, first + at_once)
-                for term, values in self._terms(x[part], ldj[part], watch).items():
-                    totals[term] = totals.get(term, 0.0) + float(values.sum())
-        means = {term: total / len(images) for term, total in totals.items()}
+        for place, (index, start, part) in enumerate(parts):
+            watching = watch
+            if world.size > 1 and (world.rank or not watch or not watch.wants_more()):
+                watching = None
+            if place not in mine and not watching:
+                continue
+            batch = self._ops.asarray(images[start + part.start : start + part.stop])
+            x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index, part.start))
+            for term, values in self._terms(x, ldj, watching).items():
+                own = float(values.sum()) if place in mine else 0.0
+                totals[term] = totals.get(term, 0.0) + own
+        means: dict[str, float] = {}
+        for own in world.gather(totals):
+            for term, total in own.items():
+                means[term] = means.get(term, 0.0) + total
+        means = {term: total / len(images) for term, total in means.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
     def _encode(self, images, key) -> tuple:

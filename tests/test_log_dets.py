@@ -190,6 +190,8 @@ def test_the_progress_line_shows_the_estimate_in_the_surrogates_place(track, mon
     with progress.ProgressLine(trainer.config, trainer, clock, 10) as line:
         monkeypatch.setattr(line._bar, "set_postfix_str", shown.append)
         line.advance()
+        assert line.due()
+        line.show()
     start = shown[0].partition(",")[0]
     if track:
         assert start == f"estimated NLL {trainer.estimated_nll():.1f}"

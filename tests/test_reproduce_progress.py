@@ -71,6 +71,8 @@ def test_a_look_at_the_figures_waits_for_the_steps(tmp_path, clock):
     for _ in range(4):
         clock.seconds += 0.1
         line.advance()
+        if line.due():
+            line.show()
     assert settled == [1]
 
 

@@ -94,10 +94,14 @@ class _Line:
 
     def advance(self) -> None:
         self._progress.advance(self._run)
-        if time.monotonic() - self._shown >= _SHOW_EVERY:
-            self._clock.settle()  # a failed step is not to be found at the end of its epoch only
-            self._shown = time.monotonic()
-            self._progress.show(self._run, self._trainer.step)
+
+    def due(self) -> bool:
+        return time.monotonic() - self._shown >= _SHOW_EVERY
+
+    def show(self) -> None:
+        self._clock.settle()  # a failed step is not to be found at the end of its epoch only
+        self._shown = time.monotonic()
+        self._progress.show(self._run, self._trainer.step)
 
     def clear(self) -> None:
         self._progress.clear()

@@ -55,6 +55,11 @@ class SmallestVariance:
             self._held = _more(self._held, self._sums(part, self._directions))
 
     @property
+    def wants_more(self) -> bool:
+        """Whether more inputs would be looked at."""
+        return self._to_fit is None or self._to_fit + self._to_hold > 0
+
+    @property
     def value(self) -> float | None:
         """σ²_min; NaN where inputs are not finite, None where too few came: on no more rows than
         unknowns there are directions without variance, and any of them would be as good."""

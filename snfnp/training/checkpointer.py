@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.evaluation import Evaluator
 from snfnp.training.options import FREE_LAMBDA
@@ -48,14 +48,15 @@ class Checkpointer:
         metrics: those that belong to it, where they are not those of now.
         """
         self.clock.settle()  # a failed step is not to be saved
-        record = {
-            "seconds": self.clock.seconds,
-            "best": self.evaluator.best,
-            "config": self.config.as_dict(),
-            "run": self._identity,
-            "metrics": mark_of(self.run.metrics() if metrics is None else metrics),
-        }
-        save_checkpoint(path, self.trainer.checkpoint(record))
+        if self.trainer.world.rank == 0:
+            record = {
+                "seconds": self.clock.seconds,
+                "best": self.evaluator.best,
+                "config": self.config.as_dict(),
+                "run": self._identity,
+                "metrics": mark_of(self.run.metrics() if metrics is None else metrics),
+            }
+            save_checkpoint(path, self.trainer.checkpoint(record))
         self._saved = (self.trainer.step, time.monotonic())
         self.clock.skip()
 
@@ -63,11 +64,16 @@ class Checkpointer:
 
     def start(self, description: dict) -> None:
         """A new run. From here on there is always something to go back to."""
-        self.run.refuse_started()  # another program may have, before this one had the lock
-        self.run.remove_partial()
-        self._identity = uuid.uuid4().hex
-        self.trainer.initialise_from_data(self.clock.images_of(0))
-        self.run.write_config({**description, "run": self._identity})
+
+        def folder() -> None:
+            self.run.refuse_started()  # another program may have, before this one had the lock
+            self.run.remove_partial()
+            self._identity = uuid.uuid4().hex
+
+        self.trainer.world.first(folder)
+        self.trainer.initialise_from_data(self.clock.whole_batch(0))
+        if self.trainer.world.rank == 0:
+            self.run.write_config({**description, "run": self._identity})
         self.save(self.run.last)
 
     def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
@@ -75,11 +81,43 @@ class Checkpointer:
 
         After a crash at any point in here, the same command repeats all of it.
         """
-        run, trainer = self.run, self.trainer
+        world = self.trainer.world
+        described, saved = world.first(lambda: self._load(rollback))
+        self._restore(saved)
+        world.first(lambda: self._go_on(rollback, described, saved, report))
+        self.evaluator.best = world.broadcast(self.evaluator.best)
+
+    def _load(self, rollback: bool) -> tuple:
+        """config.json and the checkpoint to go on from; None: from the start."""
+        run = self.run
         _, described = run.open(run.path)
         self._identity = described.get("run")
         run.remove_partial()
-        mark = self._restore(rollback, described)
+        if rollback and not run.best.exists():
+            if run.read_metrics():
+                raise CheckpointError(f"there is no checkpoint {run.best}: restore it, or --resume")
+            return described, None
+        if not run.last.exists() and not run.best.exists():
+            raise CheckpointError(
+                f"there is no checkpoint {run.last}: start the run again, without --resume"
+            )
+        source = run.best if rollback else run.last
+        return described, load_checkpoint(source, self.trainer.layout, described)
+
+    def _restore(self, saved: Checkpoint | None) -> None:
+        """Set everything back on this rank."""
+        if saved is None:
+            self.trainer.initialise_from_data(self.clock.whole_batch(0))
+        else:
+            self.trainer.restore(saved)
+            self.clock.seconds = saved.record["seconds"]
+            self.evaluator.best = saved.record["best"]
+        self.trainer.lam = self.config.lam
+
+    def _go_on(self, rollback: bool, described: dict, saved: Checkpoint | None, report) -> None:
+        """Make the folder one of a run that goes on from here."""
+        run, trainer = self.run, self.trainer
+        mark = saved.record.get("metrics") if saved else None
         step, steps = trainer.step, self.config.epochs * trainer.steps_per_epoch
         if step > steps:
             raise UsageError(
@@ -101,13 +139,15 @@ class Checkpointer:
             mark = mark_of(b"")
         metrics = run.metrics_at(step, mark)
 
-        trainer.lam = self.config.lam
         changed = self.config.changes_from(TrainConfig.from_dict(described["config"]))
+        processes, now = described.get("processes", 1), trainer.world.size
         self.save(run.last, metrics)
         if metrics != run.metrics():
             run.write_metrics(metrics)
-        if changed or rollback:
-            event = {"step": step, "rollback": rollback, "changed": changed}
+        if changed or rollback or processes != now:
+            other = {"processes": [processes, now]} if processes != now else {}
+            event = {"step": step, "rollback": rollback, "changed": changed | other}
+            described["processes"] = now
             described["history"] = [*described.get("history", []), event]
             described["config"] |= {name: now for name, (_, now) in changed.items()}
             run.write_config(described)
@@ -127,25 +167,6 @@ class Checkpointer:
             return load_checkpoint(self.run.best, self.trainer.layout, described).step == step
         except SnfnpError:
             return False
-
-    def _restore(self, rollback: bool, described: dict) -> list | None:
-        """Set everything back; the mark of the metrics then, where it is known."""
-        run, trainer = self.run, self.trainer
-        if rollback and not run.best.exists():
-            if run.read_metrics():
-                raise CheckpointError(f"there is no checkpoint {run.best}: restore it, or --resume")
-            trainer.initialise_from_data(self.clock.images_of(0))
-            return None
-        if not run.last.exists() and not run.best.exists():
-            raise CheckpointError(
-                f"there is no checkpoint {run.last}: start the run again, without --resume"
-            )
-        source = run.best if rollback else run.last
-        saved = load_checkpoint(source, trainer.layout, described)
-        trainer.restore(saved)
-        self.clock.seconds = saved.record["seconds"]
-        self.evaluator.best = saved.record["best"]
-        return saved.record.get("metrics")
 
     def advice(self) -> str:
         """How to go on after a divergence: options that then work."""

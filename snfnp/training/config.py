@@ -207,6 +207,19 @@ class TrainConfig(TrackingOptions, ControlOptions, ProbeOptions, RecipeOptions, 
             config = replace(config, epochs=epochs)
         return config
 
+    def check_processes(self, processes: int) -> None:
+        """Raises UsageError where so many processes cannot share this run's batches."""
+        if self.batch_size % processes:
+            raise UsageError(
+                f"--batch-size {self.batch_size} does not divide by {processes} processes: give a "
+                f"multiple of {processes}"
+            )
+        if processes > 1 and self.rule.needs_whole_batch:
+            raise UsageError(
+                f"--inverse-update {self.inverse_update} needs every batch whole: train in one "
+                "process, or with another --inverse-update"
+            )
+
     def resumed(self, given: dict, run: Path) -> TrainConfig:
         """The configuration with which `run` goes on: its own, changed by what is given now.
 

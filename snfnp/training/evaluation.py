@@ -25,12 +25,13 @@ class Evaluator:
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = config, trainer, clock
-        self._inspection = Inspection(trainer, clock.images_of)
+        self._inspection = Inspection(trainer, clock.whole_batch)
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.
 
-        Raises DivergedError where any of it is not finite, or the likelihood has exploded.
+        Raises DivergedError where any of it is not finite, or the likelihood has exploded. The
+        ranks share the images; the record is rank 0's, which alone looks at the layers.
         """
         likelihood = self._trainer.likelihood()
         found = self._evaluate(likelihood, images, self._inspection.watch(len(images)))
@@ -51,7 +52,10 @@ class Evaluator:
             if not math.isfinite(value):
                 what = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
                 raise DivergedError(f"the exact {what} after epoch {epoch} is not finite")
-        record |= self._inspection.figures(likelihood)
+        world = self._trainer.world
+        if world.rank == 0:
+            record |= self._inspection.figures(likelihood)
+        record = world.broadcast(record)
         self._anchor(likelihood, record)
         self._refuse_explosion(record, images)
         if self.best is None or found.nll < self.best["validation_nll_nats"]:
@@ -81,7 +85,7 @@ class Evaluator:
         if self.best is not None:
             limit = max(limit, _TOLERATED * self.best[key])
         elif bits > limit:
-            start = self._evaluate(self._trainer.start(self._clock.images_of(0)), images)
+            start = self._evaluate(self._trainer.start(self._clock.whole_batch(0)), images)
             limit = max(limit, _TOLERATED * start.bits_per_dimension)
         if bits > limit:
             raise DivergedError(
@@ -118,4 +122,7 @@ class Evaluator:
         # Where memory is short, people make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
         at_once = 10 * self._config.batch_size
-        return likelihood.evaluate(images, EVALUATION_SEED, at_once=at_once, watch=watch)
+        world = self._trainer.world
+        return likelihood.evaluate(
+            images, EVALUATION_SEED, at_once=at_once, watch=watch, world=world
+        )

@@ -19,6 +19,20 @@ from snfnp.ops import RandomKey
 from snfnp.training.trainer import Trainer
 
 
+class _Watch:
+    """Shows layers' inputs to those of {layer: SmallestVariance}."""
+
+    def __init__(self, variances: dict[str, SmallestVariance]):
+        self._variances = variances
+
+    def __call__(self, name: str, x) -> None:
+        if name in self._variances:
+            self._variances[name].add(x)
+
+    def wants_more(self) -> bool:
+        return any(each.wants_more for each in self._variances.values())
+
+
 class Inspection:
     """The monitors of a run's linear layers that learn their inverse.
 
@@ -39,11 +53,7 @@ class Inspection:
             if layer.rule.stable_above is not None
         }
 
-        def meets(name: str, x) -> None:
-            if name in self._variances:
-                self._variances[name].add(x)
-
-        return meets if self._variances else None
+        return _Watch(self._variances) if self._variances else None
 
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} where nothing is learned.

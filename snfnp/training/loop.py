@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from enum import IntFlag
 
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
+from snfnp.ops import ALONE, Communicator
 from snfnp.training.batches import Batches
 from snfnp.training.board import recording
 from snfnp.training.checkpoint import load_checkpoint
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.config import TrainConfig
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
-from snfnp.training.progress import Clock, ProgressLine
+from snfnp.training.progress import Clock, ProgressLine, Unseen
 from snfnp.training.run import RunFolder, describe_run
 from snfnp.training.signals import Requests
 from snfnp.training.trainer import Trainer
@@ -27,6 +30,7 @@ def train(
     resume: bool | str = False,
     report: Callable[[str], None] = print,
     line: Callable = ProgressLine,
+    world: Communicator = ALONE,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
@@ -34,32 +38,60 @@ def train(
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
     end reports the test images at it. resume: go on from the last checkpoint; "best": from
     the best one, or from the start where there is none yet. line: what shows the progress, made
-    and used as a `ProgressLine`.
+    and used as a `ProgressLine`. world: the ranks that train together, each of which calls this;
+    rank 0 alone reports and writes.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError where another program
     trains in the folder, DivergedError, with the options to go on with, where numbers are not
     finite or the likelihood explodes.
     """
-    with run.lock, Requests() as requests:
+    config.check_processes(world.size)
+    if world.rank:
+        report, line = _silent, Unseen
+    with run.lock if world.rank == 0 else nullcontext(), Requests() as requests:
         flow = config.build_flow(dataset.train.shape[1:])
-        batches = Batches(ops, dataset.train, config, flow.shape)
-        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report)
+        batches = Batches(ops, dataset.train, config, flow.shape, world)
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
         if resume:
             checkpoints.resume(resume == "best", report)
         else:
-            checkpoints.start(describe_run(config, flow, trainer.layout, dataset, ops))
+            about = describe_run(config, flow, trainer.layout, dataset, ops, world.size)
+            checkpoints.start(about)
         report(_introduction(config, flow, trainer, dataset, ops, run))
         try:
-            with recording(run, config.tensorboard) as keep:
+            with _recording(run, config, world) as keep:
                 _take_steps(dataset, batches, evaluator, checkpoints, requests, report, line, keep)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
+
+
+class Asked(IntFlag):
+    """What is to be done after a step, beside evaluations."""
+
+    STOP = 1
+    CHECKPOINT = 2
+    SAVE = 4
+    SHOW = 8
+
+
+def _silent(line: str) -> None:
+    """What a rank has to report, which rank 0 reports already."""
+
+
+@contextmanager
+def _recording(run, config, world):
+    """What keeps an evaluation's record (`board.recording`): nothing on other ranks than 0."""
+    if world.rank:
+        yield _silent
+        return
+    with recording(run, config.tensorboard) as keep:
+        yield keep
 
 
 def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show, keep) -> None:
@@ -71,7 +103,13 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))
             line.advance()
-            stop, wanted = requests.stop, requests.checkpoint  # one that comes later waits
+            # What one rank is asked for, or its clock says, all do. What comes later waits.
+            asked = Asked.STOP * requests.stop | Asked.CHECKPOINT * requests.checkpoint
+            asked |= Asked.SAVE * checkpoints.due() | Asked.SHOW * line.due()
+            asked = trainer.world.any(asked)
+            if asked & Asked.SHOW:
+                line.show()
+            stop, wanted = asked & Asked.STOP, asked & Asked.CHECKPOINT
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
                 line.clear()
@@ -85,7 +123,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show
                 for warning in evaluator.warnings(record):
                     report(warning)
                 clock.start()
-            elif checkpoints.due() or wanted or stop:
+            elif asked & Asked.SAVE or wanted or stop:
                 checkpoints.save(run.last)
             if wanted:
                 line.clear()
@@ -121,13 +159,8 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
 
 def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
     """The test likelihood at the best validation epoch, reported and in summary.json."""
-    best = evaluator.best
-    saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
-    if saved.step != best["step"]:
-        raise CheckpointError(
-            f"{run.best} is of step {saved.step}, but the best evaluation was at step "
-            f"{best['step']}: restore it, or start a new run"
-        )
+    best, world = evaluator.best, trainer.world
+    saved = world.first(lambda: _load_best(run, trainer, best))
     test = evaluator.test(saved.p, dataset.test)
     summary = {
         "best_epoch": best["epoch"],
@@ -138,7 +171,8 @@ def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
         "training_seconds": round(clock.seconds, 1),
         "milliseconds_per_step": round(1e3 * clock.seconds / trainer.step, 2),
     }
-    run.write_summary(summary)
+    if world.rank == 0:
+        run.write_summary(summary)
     report(
         f"best epoch {summary['best_epoch']}: exact validation NLL "
         f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats = "
@@ -148,3 +182,14 @@ def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
         f"{summary['milliseconds_per_step']:.2f} ms per step"
     )
     return summary
+
+
+def _load_best(run, trainer, best: dict):
+    """The checkpoint of the best evaluation."""
+    saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
+    if saved.step != best["step"]:
+        raise CheckpointError(
+            f"{run.best} is of step {saved.step}, but the best evaluation was at step "
+            f"{best['step']}: restore it, or start a new run"
+        )
+    return saved

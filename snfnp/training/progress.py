@@ -16,12 +16,14 @@ _SHOW_EVERY = 0.25  # seconds between updates of the figures
 class Clock:
     """Seconds spent on training steps alone: it runs from `start` to `stop`.
 
-    images_of(step): the images of step 0, 1, …
+    images_of(step): the images of step 0, 1, … that this rank sees; whole_batch(step): those of
+    all ranks.
     """
 
     def __init__(self, trainer: Trainer, images_of: Callable):
         self.seconds = 0.0
         self._trainer, self.images_of = trainer, images_of
+        self.whole_batch = getattr(images_of, "whole", images_of)
         self._counted: float | None = None  # up to when `seconds` is, while the clock runs
         self._since = (0, 0.0)  # step and seconds at the last start
 
@@ -75,22 +77,49 @@ class ProgressLine:
         self._bar.close()
 
     def advance(self) -> None:
-        """One more step. Its figures are shown now and then only: a look waits for the device."""
+        """One more step. Its figures are shown when they are `due`: a look waits for the device."""
         self._bar.update(self._batch)
-        if time.perf_counter() - self._shown >= _SHOW_EVERY:
-            self._clock.settle()
-            self._shown = time.perf_counter()
-            metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
-            estimate = self._trainer.estimated_nll()
-            shown = f"surrogate {metrics.surrogate:.1f}"
-            if estimate is not None:
-                shown = f"estimated NLL {estimate:.1f}"
-            lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
-            self._bar.set_postfix_str(
-                f"{shown}, recon {metrics.reconstruction:.2e}, "
-                f"{lam}|grad| {metrics.gradient_norm:.1f}"
-            )
+
+    def due(self) -> bool:
+        """Whether it is time to show the figures of a step."""
+        return time.perf_counter() - self._shown >= _SHOW_EVERY
+
+    def show(self) -> None:
+        """The figures of the last step. Waits for it; raises DivergedError where one failed."""
+        self._clock.settle()
+        self._shown = time.perf_counter()
+        metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
+        estimate = self._trainer.estimated_nll()
+        shown = f"surrogate {metrics.surrogate:.1f}"
+        if estimate is not None:
+            shown = f"estimated NLL {estimate:.1f}"
+        lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
+        self._bar.set_postfix_str(
+            f"{shown}, recon {metrics.reconstruction:.2e}, {lam}|grad| {metrics.gradient_norm:.1f}"
+        )
 
     def clear(self) -> None:
         """Make room for other lines."""
         self._bar.clear()
+
+
+class Unseen(ProgressLine):
+    """The same where another rank shows it: it waits when that one does."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
+        self._clock = clock
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def due(self) -> bool:
+        return False
+
+    def show(self) -> None:
+        self._clock.settle()
+
+    def clear(self) -> None:
+        pass

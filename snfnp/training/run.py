@@ -197,7 +197,7 @@ def _write_json(path: Path, record: dict) -> None:
     files.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
+def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
     """What config.json holds: everything that a repetition of the run needs to know."""
     return {
         "config": config.as_dict(),
@@ -223,6 +223,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops) -> dict:
             else "file order",
             "noise": "Philox 4x32-10 from (seed, stream, step)",
         },
+        "processes": processes,
         **environment(ops),
     }
 

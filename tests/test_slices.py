@@ -1,0 +1,288 @@
+"""A batch in slices: their gradients add up to the whole batch's, whoever computes them."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from support.ranks import on_ranks
+from support.trainers import at_step, host, make_trainer, small_config, small_dataset
+
+from snfnp.context import Slice
+from snfnp.errors import DivergedError, UsageError
+from snfnp.likelihood import Likelihood
+from snfnp.ops import ALONE, get_ops
+from snfnp.training import signals
+from snfnp.training.batches import Batches
+from snfnp.training.loop import train
+from snfnp.training.run import RunFolder
+from snfnp.training.slices import cut
+
+OPS, BATCH = get_ops("numpy"), 12
+# What a step of a layer may look like: every rule, and every option that adds to the step.
+STEPS = {
+    "fc": {"model": "fc"},
+    "forward": {"model": "fc", "objective": "forward"},
+    "exact": {"model": "fc", "gradient": "exact"},
+    "relative": {"model": "fc", "gradient": "relative", "relative_bias": "full"},
+    "probe": {"model": "fc", "gradient": "probe", "probes": 3},
+    "newton": {"model": "fc", "inverse_update": "newton"},
+    "Eq. 31": {"model": "conv", "jvp_weight": 0.3},
+    "variational": {"model": "conv", "objective": "variational", "sigma": 0.1, "noise_vectors": 5},
+    "conv": {"model": "conv"},
+    "5x5": {"model": "conv", "inverse_kernel": 5},
+    "chain": {"model": "conv", "inverse_depth": 2},
+    "conv exact": {"model": "conv", "gradient": "exact"},
+    "least squares": {"model": "conv", "recipe": "least-squares", "inverse_kernel": 3},
+    "emerging": {"model": "emerging"},
+    "exponential": {"model": "conv-exponential"},
+    "glow": {"model": "glow"},
+    "glow exact": {"model": "glow", "gradient": "exact"},
+    "controlled": {"model": "conv", "lambda_control": "mdmm"},
+    "one controller": {"model": "fc", "lambda_control": "geco", "lambda_sharing": "flow"},
+    "followed": {"model": "conv", "track_log_det": True},
+    "clipped": {"model": "fc", "clip_norm": 1.0},
+    "recomputed": {"model": "glow", "recompute": True},
+}
+# Sums of a few thousand terms, in another order, through some dozens of layers.
+ROUNDING = 1e-12
+
+
+def trainer_of(step, world=ALONE):
+    found = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
+    found.initialise_from_data(images_of(found, 0))
+    found.scalars.set(0, 1e-3, found.lam)
+    return found
+
+
+def images_of(trainer, step):
+    rng = np.random.default_rng((7, step))
+    return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
+
+
+def gradient_in_slices(trainer, images, parts):
+    total = np.zeros_like(trainer.gradient)
+    for part in parts:
+        slice_pass = trainer.new_pass(part)
+        trainer.gradient[...] = np.nan
+        _, made = slice_pass.forward(
+            trainer.params, images[part.first : part.first + part.count], 0
+        )
+        lam = trainer.multipliers.lam if trainer.multipliers else trainer.lam
+        slice_pass.backward(trainer.params, trainer.states, lam, made)
+        total += np.nan_to_num(trainer.gradient)  # gaps between parameters are nobody's
+    return total
+
+
+def assert_close(found, expected, tolerance=ROUNDING):
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+# ---------------------------------------------------------------- cutting
+
+
+@pytest.mark.parametrize(("total", "parts"), [*product((1, 5, 12, 100), (1, 2, 3, 4, 5))])
+def test_slices_cover_a_batch_in_order(total, parts):
+    found = cut(total, parts)
+    assert [part.index for part in found] == list(range(parts))
+    assert all((part.total, part.parts) == (total, parts) for part in found)
+    ends = [0, *(part.first + part.count for part in found)]
+    assert [part.first for part in found] == ends[:-1] and ends[-1] == total
+    counts = [part.count for part in found]
+    assert max(counts) - min(counts) <= 1
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_gradients_of_slices_add_up_to_the_batchs(step):
+    trainer = trainer_of(step)
+    images = images_of(trainer, 0)
+    trainer._compute_gradient(images)
+    expected = trainer.gradient.copy()
+    for parts in (2, 3, 5):
+        assert_close(gradient_in_slices(trainer, images, cut(BATCH, parts)), expected)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_slices_that_are_cut_wrongly_do_not(step):
+    """Noise from the start of the sequence in every slice; and log-determinants in all of them."""
+    trainer = trainer_of(step)
+    images = images_of(trainer, 0)
+    trainer._compute_gradient(images)
+    expected = trainer.gradient.copy()
+    first, second = cut(BATCH, 2)
+    twice = [second._replace(first=0)]
+    part = gradient_in_slices(trainer, images, [first])
+    same_noise = part + gradient_in_slices(trainer, np.roll(images, -second.first, axis=0), twice)
+    alone = [Slice(part.first, part.count, BATCH) for part in (first, second)]
+    everybody = gradient_in_slices(trainer, images, alone)
+    for wrong in (same_noise, everybody):
+        assert np.abs(wrong - expected).max() > 1e4 * ROUNDING * np.abs(expected).max()
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def steps_on_ranks(step, size, count):
+    """(p, m, state, the log) of every rank after some steps."""
+
+    def take(world):
+        trainer = trainer_of(step, world)
+        part = cut(BATCH, size)[world.rank]
+        for index in range(count):
+            images = images_of(trainer, index)
+            trainer.training_step(images[part.first : part.first + part.count])
+        metrics = [*vars(trainer.metrics()).values(), *vars(trainer.averages()).values()]
+        figures = [*metrics, *trainer.lam_figures().values()]
+        return host(trainer, "p"), host(trainer, "m"), host(trainer, "state"), np.array(figures)
+
+    return on_ranks(size, take)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_few_steps_on_ranks_are_those_of_one_process(step, size):
+    (expected,) = steps_on_ranks(step, 1, 4)
+    ranks = steps_on_ranks(step, size, 4)
+    for found in ranks:
+        for name, a, b in zip(("p", "m", "state", "log"), found, expected, strict=True):
+            if step == "least squares" and name == "log":
+                a, b = np.delete(a, [0, 1, 3, 4]), np.delete(b, [0, 1, 3, 4])  # other images
+            if b.size:  # a step divides by a square root of sums whose digits cancel
+                assert_close(a, b, 1e3 * ROUNDING), name
+        for a, b in zip(found, ranks[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("step", ["fc", "conv", "emerging", "exponential", "glow"])
+def test_fifty_steps_on_ranks_are_those_of_one_process(step):
+    (expected,) = steps_on_ranks(step, 1, 50)
+    # λ = 100 weighs an error whose digits cancel, and Adam divides by what is left of them
+    tolerance = 5 * ROUNDING if step == "glow" else ROUNDING
+    for size in (2, 4):
+        found = steps_on_ranks(step, size, 50)[0]
+        assert_close(found[0], expected[0], tolerance)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(autouse=True)
+def no_signals(monkeypatch):
+    """Python handles signals in the main thread alone."""
+    monkeypatch.setattr(signals, "_install", lambda handler, names: {})
+
+
+def run_on_ranks(path, size, resume=False, epochs=2, **changes):
+    """A small run on ranks: its folder and the summaries of all."""
+    config = small_config(backend="numpy", dtype="float64", epochs=epochs, **changes)
+    run, dataset, lines = RunFolder(path), small_dataset(), []
+    path.mkdir(exist_ok=True)
+
+    def take(world):
+        report = lines.append if world.rank == 0 else pytest.fail
+        return train(config, dataset, OPS, run, resume, report, world=world)
+
+    return run, on_ranks(size, take), lines
+
+
+def parameters_of(run):
+    from safetensors.numpy import load_file
+
+    return load_file(run.last)
+
+
+def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
+    one, (expected,), _ = run_on_ranks(tmp_path / "one", 1)
+    run, summaries, _ = run_on_ranks(tmp_path / "two", 2)
+    for summary in summaries:
+        for key in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
+            assert summary[key] == pytest.approx(expected[key], rel=1e-10)
+    a, b = parameters_of(run), parameters_of(one)
+    for name in b:
+        assert_close(a[name], b[name], 1e3 * ROUNDING)
+    for record, other in zip(run.read_metrics(), one.read_metrics(), strict=True):
+        assert record["layers"].keys() == other["layers"].keys()
+        for figure in ("validation_nll_nats", "surrogate", "gradient_norm", "lam"):
+            assert record[figure] == pytest.approx(other[figure], rel=1e-10)
+        for layer, figures in other["layers"].items():
+            assert record["layers"][layer] == pytest.approx(figures, rel=1e-6)  # power iterations
+    assert run.open(run.path)[1]["processes"] == 2
+
+
+def test_the_same_run_on_the_same_number_of_ranks_is_the_same_to_the_last_bit(tmp_path):
+    first, _, _ = run_on_ranks(tmp_path / "first", 2, jvp_weight=0.2, epochs=1)
+    second, _, _ = run_on_ranks(tmp_path / "second", 2, jvp_weight=0.2, epochs=1)
+    a, b = parameters_of(first), parameters_of(second)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    one, _, _ = run_on_ranks(tmp_path / "one", 1)
+    run, _, _ = run_on_ranks(tmp_path / "other", 4, epochs=1)
+    run_on_ranks(tmp_path / "other", 2, resume=True)
+    for name, expected in parameters_of(one).items():
+        assert_close(parameters_of(run)[name], expected, 1e3 * ROUNDING)
+    (event,) = run.open(run.path)[1]["history"]
+    assert event["changed"] == {"epochs": [1, 2], "processes": [4, 2]}
+    assert run.open(run.path)[1]["processes"] == 2
+
+
+def test_a_nan_in_one_ranks_slice_stops_all_and_names_the_layer(tmp_path, monkeypatch):
+    def spoil(trainer):
+        if trainer.world.rank == 1:  # as a fault of one machine would
+            trainer.params["dense2"]["b"][3] = np.nan
+
+    at_step(monkeypatch, 7, spoil)
+    with pytest.raises(DivergedError, match="diverged at step 8: the output of layer dense2 "):
+        run_on_ranks(tmp_path / "run", 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_ranks_share_an_evaluation(ranks):
+    trainer = trainer_of("fc")
+    likelihood = Likelihood(OPS, trainer.flow, trainer.layout, trainer.p)
+    images = np.concatenate([images_of(trainer, step) for step in range(4)])
+    seen = []
+
+    def take(world):
+        inputs = []
+
+        def watch(layer, x):
+            inputs.append((layer, len(x)))
+
+        watch.wants_more = lambda: len(inputs) < 9
+        found = likelihood.evaluate(images, 3, 11, 5, watch=watch, world=world)
+        seen.append((world.rank, inputs))
+        return found
+
+    for found in on_ranks(ranks, take):
+        expected = likelihood.evaluate(images, 3, 11, 5)
+        assert found.ledger == pytest.approx(expected.ledger, rel=1e-13)
+    # 13 parts of three layers: alone, all are watched; else rank 0 watches as many as are wanted
+    for rank, inputs in seen:
+        wanted = 3 * 13 if ranks == 1 else 9
+        assert len(inputs) == (wanted if rank == 0 else 0)
+
+
+def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
+    config = small_config(batch_size=20, augment=True)
+    images = small_dataset().train
+    (whole,) = on_ranks(1, lambda world: Batches(OPS, images, config, (25,), world)(3).copy())
+    slices = on_ranks(4, lambda world: Batches(OPS, images, config, (25,), world)(3).copy())
+    np.testing.assert_array_equal(np.concatenate(slices), whole)
+    everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
+    for found in everything:
+        np.testing.assert_array_equal(found, whole)
+
+
+# ---------------------------------------------------------------- wrong use
+
+
+def test_what_ranks_cannot_share_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="^--batch-size 20 does not divide by 3 processes: give"):
+        run_on_ranks(tmp_path / "three", 3)
+    with pytest.raises(UsageError, match="^--inverse-update projection needs every batch whole"):
+        run_on_ranks(tmp_path / "whole", 2, inverse_update="projection")
