@@ -11,13 +11,13 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS = ("fc", "sweep", "conv", "glow", "evaluation")
+CPU_PARTS = ("fc", "sweep", "conv", "glow", "evaluation", "scaling")
 DEVICE_PARTS = ("device", "sweep")
 
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
-    from benchmarks import convolutional, dense, device, evaluation, glow
+    from benchmarks import convolutional, dense, device, evaluation, glow, scaling
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
@@ -33,7 +33,8 @@ def main(argv):
         f"{', '.join(DEVICE_PARTS)} (default: device). fc: the training step of the fully "
         "connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
         "convolutional models; glow: 2L-16K, and the memory of 3L-32K; evaluation: exact "
-        "evaluations and their monitors; device: the steps of all "
+        "evaluations and their monitors; scaling: what all cores gain, as threads and as processes "
+        "of MPI; device: the steps of all "
         "three models on a GPU, eager and as CUDA graphs, beside what its hardware allows, and "
         "beside the same steps in PyTorch where that is installed",
     )
@@ -83,6 +84,8 @@ def main(argv):
             results[part], text = glow.report(ops, counts, args.quick)
         elif part == "evaluation":
             results[part], text = evaluation.report(ops, counts, args.quick)
+        elif part == "scaling":
+            results[part], text = scaling.report(ops, max(2, cores), args.quick)
         elif part == "conv":
             results[part], text = convolutional.report(ops, counts, args.quick)
         else:

@@ -64,6 +64,28 @@ def _has_openmp() -> bool:
     return True
 
 
+def cores() -> frozenset[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def share_cores(processes: int) -> None:
+    """Leave most cores to others: this is one of so many processes that compute on them at once.
+
+    BLAS and Numba then have as many threads as there are cores for each, or as few as the
+    environment says.
+    """
+    import numba
+    import threadpoolctl
+
+    own = max(1, len(cores()) // processes)
+    numba.set_num_threads(min(own, numba.get_num_threads()))
+    for pool in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
+        pool.set_num_threads(min(own, pool.get_num_threads()))
+
+
 def describe() -> dict:
     """What is in force, for a run's configuration: BLAS libraries, their threads, Numba's layer."""
     import threadpoolctl

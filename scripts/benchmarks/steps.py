@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from snfnp.context import BackwardContext
-from snfnp.ops import RandomKey
+from snfnp.ops import ALONE, Communicator, RandomKey
 from snfnp.training.config import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -17,7 +17,14 @@ BATCH, IMAGE = 100, (28, 28, 1)
 
 
 def make_trainer(
-    ops, model: str, gradient: str, shape=IMAGE, count=50_000, report=print, **settings
+    ops,
+    model: str,
+    gradient: str,
+    shape=IMAGE,
+    count=50_000,
+    report=print,
+    world: Communicator = ALONE,
+    **settings,
 ) -> Trainer:
     """A trainer of the preset at the paper's batch size, with a learning rate that moves little.
 
@@ -25,7 +32,8 @@ def make_trainer(
     """
     settings = {"lr": 1e-6, "batch_size": BATCH, "backend": ops.name} | settings
     config = TrainConfig(model=model, gradient=gradient, **settings).resolve(count)
-    return Trainer(ops, config.build_flow(shape), config, config.steps_per_epoch(count), report)
+    steps = config.steps_per_epoch(count)
+    return Trainer(ops, config.build_flow(shape), config, steps, report, world)
 
 
 def random_images(ops, trainer: Trainer):

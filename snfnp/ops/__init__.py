@@ -10,10 +10,11 @@ An ops object is passed explicitly to everything that computes; there is no curr
 
 from __future__ import annotations
 
+from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
 from snfnp.ops.communication import ALONE, Communicator, world
-from snfnp.ops.host import HostDevice
+from snfnp.ops.host import HostDevice, neighbours
 from snfnp.ops.random.philox import RandomKey
 
 BACKENDS = ("numba", "numpy", "cupy")
@@ -23,13 +24,15 @@ _COMPILES = "the first run on a machine compiles its kernels: up to a minute bef
 def get_ops(backend: str = "numba", tf32: bool = False, world: Communicator = ALONE) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    tf32, world: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. Raises BackendError, with one
-    line that says what is missing, where the backend cannot run.
+    tf32: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores it. world: the processes of a run: on a CPU
+    those of one machine share its cores, on GPUs each has one of its own. Raises BackendError, with
+    one line that says what is missing, where the backend cannot run.
     """
-    if backend == "numpy":
-        return assemble(HostDevice("numpy"), numpy_rooms())
-    if backend == "numba":
-        return assemble(HostDevice("numba", _COMPILES), numba_rooms())
+    if backend in ("numpy", "numba"):
+        rooms = numpy_rooms() if backend == "numpy" else numba_rooms()
+        if world.size > 1:
+            threads.share_cores(neighbours(world))
+        return assemble(HostDevice(backend, _COMPILES if backend == "numba" else ""), rooms)
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp import threads
 from snfnp.ops.communication import ALONE, Communicator
+
+
+def neighbours(world: Communicator) -> int:
+    """How many of the ranks may run on cores that this process may run on, itself included: all of
+    a machine's, but for launchers that give each cores of its own."""
+    here = socket.gethostname(), threads.cores()
+    return sum(host == here[0] and bool(cores & here[1]) for host, cores in world.gather(here))
 
 
 @dataclass(frozen=True)
