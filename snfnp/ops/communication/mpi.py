@@ -28,16 +28,23 @@ class Mpi(Communicator):
         machine.Free()
 
     def all_reduce(self, *arrays) -> None:
-        # Rank 0 adds and the others copy. MPI does not promise that Allreduce gives every rank the
-        # same bits (with three and more, it may add in another order on each), and parameters that
-        # differ by a rounding drift apart. The order in which Reduce adds is, by the standard's
-        # advice, the same for the same arguments.
+        # MPI does not promise that Allreduce gives every rank the same bits (with three and more,
+        # it may add in another order on each), and parameters that differ by a rounding drift
+        # apart. So each rank adds one part of the array, in the order of the ranks, and hands it
+        # round. The exchanges keep a core busy while they wait: not before all ranks are here.
+        _wait(self._comm.Ibarrier())
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise ValueError("an array that is summed over ranks must be C-contiguous")
-            sent, received = (array, None) if self.rank else (self._mpi.IN_PLACE, array)
-            _wait(self._comm.Ireduce(sent, received))
-            _wait(self._comm.Ibcast(array))
+            flat = array.reshape(-1)
+            starts = [rank * flat.size // self.size for rank in range(self.size + 1)]
+            counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+            parts, mine = (counts, starts[:-1]), counts[self.rank]
+            every = np.empty((self.size, mine), flat.dtype)
+            rows = ([mine] * self.size, [mine * rank for rank in range(self.size)])
+            self._comm.Alltoallv([flat, parts], [every, rows])
+            every.sum(axis=0, out=flat[starts[self.rank] :][:mine])
+            self._comm.Allgatherv(self._mpi.IN_PLACE, [flat, parts])
 
     def any(self, flags: int) -> int:
         both = np.array([flags], np.int64)
