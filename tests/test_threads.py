@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+from support.ranks import on_ranks
+
+from snfnp import threads
+from snfnp.ops.host import neighbours
 
 _PRINT = """
 {before}
@@ -105,3 +110,54 @@ def test_a_step_has_the_same_bits_whatever_the_number_of_threads():
     )
     one, two = done.stdout.split()
     assert one == two
+
+
+_SHARED = """
+import numba
+import snfnp
+from snfnp import threads
+from snfnp.ops import get_ops
+from support.ranks import on_ranks
+
+threads.cores = lambda: frozenset(range(4))
+
+
+def counts(world):
+    get_ops("numba", world=world)
+    blas = [each["num_threads"] for each in threads.describe()["blas"] if each["version"]]
+    return numba.get_num_threads(), *blas
+
+
+for found in on_ranks({ranks}, counts):
+    print(*found)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(1, 4), (2, 2), (4, 1)])
+def test_ranks_of_a_machine_share_its_cores(ranks, most):
+    names = {f"{name}_NUM_THREADS": "4" for name in ("OMP", "OPENBLAS", "NUMBA")}
+    done = subprocess.run(
+        [sys.executable, "-c", _SHARED.format(ranks=ranks)],
+        env={**os.environ, **names, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    lines = [[int(found) for found in line.split()] for line in done.stdout.splitlines()]
+    assert len(lines) == ranks
+    for numba, *blas in lines:  # OpenBLAS has no more than there are cores here
+        assert numba == most and blas and max(blas) <= most
+
+
+def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
+    own = {}
+
+    def count(world):
+        own[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
+        return neighbours(world)
+
+    monkeypatch.setattr(threads, "cores", lambda: own[threading.get_ident()])
+    assert on_ranks(3, count) == [1, 1, 1]
+    monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
+    assert on_ranks(3, neighbours) == [3, 3, 3]
