@@ -26,7 +26,6 @@ from snfnp.layers import (
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
-    SpatialFlip,
     SplitPrior,
     Squeeze,
 )
@@ -132,7 +131,7 @@ def _layers():
         ("split prior", SplitPrior(coupling), (3, 2, 4), coupling_point(coupling, (3, 2, 4))),
         ("squeeze", Squeeze(), (4, 2, 3), {}),
         ("causal conv", CausalConv2d(3), (3, 2, 3), {}),
-        ("spatial flip", SpatialFlip(), (3, 4, 2), {}),
+        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3), {}),
         ("conv exponential", ConvExponential(2, terms=(13, 13)), (3, 4, 2), {}),
         ("bias", Bias(), (3, 4, 2), {}),
     ]

@@ -5,7 +5,7 @@ from snfnp.layers.actnorm import ActNorm
 from snfnp.layers.base import Layer, Parameterless
 from snfnp.layers.conv_exponential import Bias, ConvExponential, exponential_layers
 from snfnp.layers.coupling import AffineCoupling
-from snfnp.layers.emerging import CausalConv2d, SpatialFlip, emerging_layers
+from snfnp.layers.emerging import CausalConv2d, emerging_layers
 from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.spline import RationalQuadraticSpline
@@ -24,7 +24,6 @@ __all__ = [
     "Preprocess",
     "RationalQuadraticSpline",
     "SmoothLeakyReLU",
-    "SpatialFlip",
     "SplitPrior",
     "Squeeze",
     "emerging_layers",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
-from snfnp.layers.base import Layer, Parameterless
+from snfnp.layers.base import Layer
 from snfnp.layers.linear import Linear
 from snfnp.maps import Conv2d
 from snfnp.rules import Exact
@@ -22,17 +22,15 @@ from snfnp.rules import Exact
 def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple[tuple[str, object], ...]:
     """The (name, layer) pairs of one emerging convolution on images of `channels` channels.
 
-    [1×1 convolution, causal 2×2 convolution, flip, causal 2×2 convolution, flip], with a bias after
-    each causal convolution. All of it starts at the identity plus Xavier normal noise of this gain,
+    [1×1 convolution, causal 2×2 convolution, the same in the opposite direction], with a bias after
+    each of the latter. All of it starts at the identity plus Xavier normal noise of this gain,
     as A.3 has it for all convolutional flows (the authors' code starts the 1×1 convolution at a
     random orthogonal matrix, and the noise of the causal kernels at a standard deviation of 1/2C).
     """
     return (
         (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
         (f"{name}_causal", CausalConv2d(channels, gain=gain)),
-        (f"{name}_flip", SpatialFlip()),
-        (f"{name}_anticausal", CausalConv2d(channels, gain=gain)),
-        (f"{name}_unflip", SpatialFlip()),
+        (f"{name}_anticausal", CausalConv2d(channels, gain=gain, reverse=True)),
     )
 
 
@@ -45,11 +43,15 @@ class CausalConv2d(Layer):
     holds elsewhere is ignored (gradient 0). So T(W) is triangular in raster order, with H W copies
     of W[1, 1]'s diagonal on its own.
     bias: whether there is a b (C,). W starts at the identity plus Xavier normal noise of this gain.
+    reverse: the opposite direction, the same between two turns of the image by 180 degrees: it sees
+    the pixels below and on the right, W[1, 1] is still the pixel itself, and T(W) is triangular in
+    the opposite order of pixels.
     """
 
     channels: int
     bias: bool = True
     gain: float = 0.01
+    reverse: bool = False
 
     def parameter_shapes(self, shape) -> dict:
         c = self.channels
@@ -67,10 +69,7 @@ class CausalConv2d(Layer):
 
     def forward(self, ops, p, x):
         """z = T(W) x + b, one convolution. ldj is 0: see `log_det`. O(N H W C²)."""
-        z = ops.conv.forward(x, self._kernel(ops, p))
-        if self.bias:
-            z += p["b"]
-        return z, 0, {"x": x}
+        return ops.causal.forward(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
 
     def inverse(self, ops, p, z):
         """Exact, pixel after pixel: the taps of pixels that are solved go to the other side.
@@ -78,34 +77,22 @@ class CausalConv2d(Layer):
         O(N H W C²). Rounding grows from pixel to pixel where other taps are large against W[1, 1].
         """
         self._diagonal(ops, p)
-        return ops.causal.inverse(z - p["b"] if self.bias else z, self._kernel(ops, p))
+        return ops.causal.inverse(z - p["b"] if self.bias else z, p["W"], self.reverse)
 
     def backward(self, ctx, p, cache, dz, grads):
-        """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z.
-
-        T(W)ᵀ is the causal convolution with swapped channels, between two flips.
-        """
+        """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
         ops, xp, x = ctx.ops, ctx.ops.xp, cache["x"]
-        ops.conv.weight_grad(dz, x, out=grads["W"])
+        ops.causal.weight_grad(dz, x, grads["W"], self.reverse)
         inverse_diagonal = 1 / self._diagonal(ops, p, wait=False)
-        own = grads["W"][1, 1]
-        own[...] = xp.triu(own) + xp.diag(
-            ctx.dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal
-        )
+        grads["W"][1, 1] += xp.diag(ctx.dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal)
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
-        swapped = xp.ascontiguousarray(self._kernel(ops, p).swapaxes(2, 3))
-        return _flip(ops, ops.conv.forward(_flip(ops, dz), swapped))
+        return ops.causal.adjoint(dz, p["W"], self.reverse)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|, in nats. O(C)."""
         logs = ops.xp.log(ops.xp.abs(self._diagonal(ops, p)))
         return shape[0] * shape[1] * float(logs.sum())
-
-    def _kernel(self, ops, p):
-        w = p["W"].copy()
-        w[1, 1] = ops.xp.triu(w[1, 1])
-        return w
 
     def _diagonal(self, ops, p, wait: bool = True):
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where
@@ -115,23 +102,3 @@ class CausalConv2d(Layer):
         if (bool(invertible) if wait else ops.peek(invertible)) is False:
             raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
         return diagonal
-
-
-@dataclass(frozen=True)
-class SpatialFlip(Parameterless):
-    """Images turned by 180 degrees: the last pixel becomes the first. Its own inverse. O(N D)."""
-
-    def forward(self, ops, p, x):
-        return _flip(ops, x), 0, {}
-
-    def inverse(self, ops, p, z):
-        return _flip(ops, z)
-
-    def backward(self, ctx, p, cache, dz, grads):
-        """A symmetric permutation: its transpose is itself."""
-        return _flip(ctx.ops, dz)
-
-
-def _flip(ops, images):
-    """Images (N, H, W, C) with rows and columns in the opposite order."""
-    return ops.xp.ascontiguousarray(images[:, ::-1, ::-1])

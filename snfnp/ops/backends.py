@@ -89,7 +89,7 @@ def assemble(device, rooms: dict[str, type]) -> Ops:
         channels=channels,
         spline=rooms["spline"](device),
         conv=conv,
-        causal=rooms["causal"](device, linalg),
+        causal=rooms["causal"](device, linalg, conv),
         coupling=rooms["coupling"](device, linalg, channels, conv),
         images=rooms["images"](device),
         step=rooms["step"](device, linalg),

@@ -358,18 +358,51 @@ def call_coupling_backward(rng, dtype, size):
     return Call((x, s, dz, dldj), bounds=(bound_dx, bound_dh), strided=(0, 1, 2, 3))
 
 
-def call_causal_inverse(rng, dtype, size):
-    z = convolution(rng, dtype, size)[0]
-    channels = z.shape[3]
-    k = (0.2 * rng.standard_normal((2, 2, channels, channels))).astype(dtype)
+def causal_arrays(rng, dtype, size):
+    """x (N, H, W, C), a causal kernel, a bias, and the direction."""
+    shape, _, outputs = convolution_shapes(rng, size)
+    if size in SIZES:  # also the channels that kernels for few of them are for
+        shape = (*shape[:3], outputs)
+    x, b = (rng.standard_normal(s).astype(dtype) for s in (shape, shape[3:]))
+    k = (0.2 * rng.standard_normal((2, 2, shape[3], shape[3]))).astype(dtype)
     k[1, 1] = np.triu(k[1, 1], 1) + np.diag(1 + abs(k[1, 1].diagonal()))
+    return x, k, b, bool(size[0] % 3)
+
+
+def call_causal_forward(rng, dtype, size):
+    x, k, b, reverse = causal_arrays(rng, dtype, size)
+    bound = 2 * (k[..., 0].size + 3) * eps_of(dtype)
+    bound = bound * DEFINITION.causal.forward(np.abs(x), np.abs(k), np.abs(b), reverse)
+    return Call((x, k, b, reverse), bounds=(bound,), strided=(0, 1, 2))
+
+
+def call_causal_adjoint(rng, dtype, size):
+    dz, k, _, reverse = causal_arrays(rng, dtype, size)
+    bound = 2 * (k[..., 0].size + 2) * eps_of(dtype)
+    bound = bound * DEFINITION.causal.adjoint(np.abs(dz), np.abs(k), reverse)
+    return Call((dz, k, reverse), bounds=(bound,), strided=(0, 1))
+
+
+def call_causal_weight_grad(rng, dtype, size):
+    x, k, _, reverse = causal_arrays(rng, dtype, size)
+    delta = rng.standard_normal(x.shape).astype(dtype)
+    bound = DEFINITION.causal.weight_grad(np.abs(delta), np.abs(x), np.empty_like(k), reverse)
+    bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
+    args = (delta, x, np.full_like(k, np.nan), reverse)
+    return Call(args, bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+
+
+def call_causal_inverse(rng, dtype, size):
+    z, k, _, reverse = causal_arrays(rng, dtype, size)
+    channels = z.shape[3]
     definition = DEFINITION.causal.inverse
-    x = definition(z, k)
+    x = definition(z, k, reverse)
     # substitution: |error| <= (products + 2) eps M⁻¹ |T| |x|, M: T's diagonal and -|T| elsewhere
     comparison = -np.abs(k)
     comparison[1, 1] += 2 * np.diag(k[1, 1].diagonal())
-    bound = definition(DEFINITION.conv.forward(np.abs(x), np.abs(k)), comparison)
-    return Call((z, k), bounds=(2 * (4 * channels + 2) * eps_of(dtype) * bound,), strided=(0, 1))
+    forward = DEFINITION.causal.forward(np.abs(x), np.abs(k), reverse=reverse)
+    bound = 2 * (4 * channels + 2) * eps_of(dtype) * definition(forward, comparison, reverse)
+    return Call((z, k, reverse), bounds=(bound,), strided=(0, 1))
 
 
 def spline_parameters(rng, dtype, size):

@@ -1,1 +1,1 @@
-"""The inverse of a causal convolution."""
+"""Causal convolutions."""

@@ -1,4 +1,5 @@
-"""The inverse of a causal 2×2 convolution on the CPU: raster order, samples in parallel.
+"""Causal 2×2 convolutions on the CPU, in both directions without turning an image: what is padded
+moves to the other two sides. Their inverse: raster order, samples in parallel.
 
 Derivation: derivations/11-emerging.md.
 """
@@ -9,14 +10,149 @@ import numpy as np
 from numba import prange
 
 from snfnp.ops.causal.definition import Causal
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.conv import cpu_tiles
+from snfnp.ops.jit import compiled, parallel, serial
+
+_TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
 
 
 class CpuCausal(Causal):
-    def inverse(self, z, k):
+    """Kernels of their own where channels fill a vector register, or where there is only one."""
+
+    def forward(self, x, k, b=None, reverse=False):
+        if not _direct(x.shape):
+            return super().forward(x, k, b, reverse)
+        return _convolve(x, _taps(np.ascontiguousarray(k), reverse, False), b, reverse)
+
+    def adjoint(self, dz, k, reverse=False):
+        if not _direct(dz.shape):
+            return super().adjoint(dz, k, reverse)
+        return _convolve(dz, _taps(np.ascontiguousarray(k), not reverse, True), None, not reverse)
+
+    def weight_grad(self, delta, x, out, reverse=False):
+        if not _direct(x.shape):
+            return super().weight_grad(delta, x, out, reverse)
+        before, gradient = _before(reverse), np.empty(out.shape, out.dtype)
+        if x.shape[3] == 1:
+            _plane_weight_grad(_planes(delta), _planes(x), before, gradient.reshape(4))
+        else:
+            cpu_tiles.weight_grad(delta, x, False, gradient, before)
+        turned = np.ascontiguousarray(gradient[::-1, ::-1]) if reverse else gradient
+        out[...] = _taps(turned, False, False)
+        return out
+
+    def inverse(self, z, k, reverse=False):
         x = np.empty(z.shape, z.dtype)
-        _inverse(np.ascontiguousarray(z), np.ascontiguousarray(k), x)
-        return x
+        turned = np.ascontiguousarray(self._turned(z, reverse))
+        _inverse(turned, np.ascontiguousarray(k), x)
+        return self._turned(x, reverse)
+
+
+def _direct(shape) -> bool:
+    channels = shape[3]
+    return channels == 1 or cpu_tiles.fits((2, 2, channels, channels), shape[2])
+
+
+def _before(turn: bool) -> tuple[int, int]:
+    """Rows of padding on top and columns on the left: where the neighbours are that a pixel sees.
+    The opposite direction has them below and on the right."""
+    return (0, 0) if turn else (1, 1)
+
+
+def _planes(images):
+    return np.ascontiguousarray(images).reshape(images.shape[:3])
+
+
+def _convolve(x, taps, b, turn):
+    z = np.empty(x.shape, x.dtype)
+    b = np.zeros(x.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
+    if x.shape[3] == 1:
+        _plane(_planes(x), taps.reshape(4), b, _before(turn), z.reshape(x.shape[:3]))
+    else:
+        cpu_tiles.forward(x, taps, z, _before(turn), b)
+    return z
+
+
+@compiled
+def _taps(k, turn, swap):
+    """A kernel k (2, 2, C, C) without what nobody reads, turned by 180 degrees and with its
+    channels swapped if asked to."""
+    taps = np.zeros_like(k)
+    channels = k.shape[2]
+    for h in range(2):
+        for w in range(2):
+            tap = taps[1 - h, 1 - w] if turn else taps[h, w]
+            for i in range(channels):
+                # of the pixel itself an output sees the channels up to its own
+                for o in range(i if h == w == 1 else 0, channels):
+                    if swap:
+                        tap[o, i] = k[h, w, i, o]
+                    else:
+                        tap[i, o] = k[h, w, i, o]
+    return taps
+
+
+@serial
+def _pad_plane(image, before, padded):
+    """image (H, W) into the flat `padded`, (H + 1, W + 1)."""
+    height, width = image.shape
+    for y in range(height):
+        first = (y + before[0]) * (width + 1) + before[1]
+        source, target = image[y], padded[first : first + width]
+        for j in range(width):
+            target[j] = source[j]
+
+
+@parallel
+def _plane(x, k, b, before, z):
+    """x (N, H, W), k (4,), b (1,) -> z (N, H, W)."""
+    samples, height, width = x.shape
+    row = width + 1
+    k0, k1, k2, k3, shift = k[0], k[1], k[2], k[3], b[0]
+    for task in prange((samples + _TASK - 1) // _TASK):
+        padded = np.zeros((height + 1) * row, x.dtype)
+        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+            _pad_plane(x[n], before, padded)
+            for y in range(height):
+                upper, lower = padded[y * row : (y + 1) * row], padded[(y + 1) * row :]
+                target = z[n, y]
+                for j in range(width):
+                    taps = k0 * upper[j] + k1 * upper[j + 1] + k2 * lower[j] + k3 * lower[j + 1]
+                    target[j] = taps + shift
+
+
+@parallel
+def _plane_weight_grad(delta, x, before, out):
+    """delta, x (N, H, W) -> out (4,); the sums of a column of a task's images are in x's precision,
+    all others in double."""
+    samples, height, width = x.shape
+    sums = np.zeros(((samples + _TASK - 1) // _TASK, 4))
+    row = width + 1
+    for task in prange(len(sums)):
+        padded = np.zeros((height + 1) * row, x.dtype)
+        columns = np.zeros((4, width), x.dtype)
+        c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
+        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+            _pad_plane(x[n], before, padded)
+            for y in range(height):
+                upper, lower = padded[y * row : (y + 1) * row], padded[(y + 1) * row :]
+                source = delta[n, y]
+                for j in range(width):
+                    d = source[j]
+                    c0[j] += d * upper[j]
+                    c1[j] += d * upper[j + 1]
+                    c2[j] += d * lower[j]
+                    c3[j] += d * lower[j + 1]
+        for tap in range(4):
+            total = 0.0
+            for j in range(width):
+                total += columns[tap, j]
+            sums[task, tap] = total
+    for tap in range(4):
+        total = 0.0
+        for task in range(len(sums)):
+            total += sums[task, tap]
+        out[tap] = total
 
 
 @parallel

@@ -1,7 +1,12 @@
-"""The inverse of a causal 2×2 convolution in array terms: substitution along anti-diagonals.
+"""Causal 2×2 convolutions in array terms, and their inverse: substitution along anti-diagonals.
 
-The convolution itself is `ops.conv.forward`: with a kernel of even size it pads kH // 2 rows on
-top and kW // 2 columns on the left, and nothing at the other two sides.
+A convolution itself is `ops.conv.forward`: with a kernel of even size it pads kH // 2 rows on top
+and kW // 2 columns on the left, and nothing at the other two sides. The opposite direction is the
+same convolution between two turns of the image by 180 degrees.
+
+Of a kernel k (2, 2, C, C) k[1, 1] is the pixel itself, and its output channel o sees the input
+channels i <= o alone: what stands below the diagonal is read by no one. `reverse`: the pixel sees
+those below and on the right of it instead.
 
 Derivation: derivations/11-emerging.md.
 """
@@ -12,19 +17,37 @@ from snfnp.ops.room import Room
 
 
 class Causal(Room):
-    def __init__(self, device, linalg):
+    def __init__(self, device, linalg, conv):
         super().__init__(device)
-        self.linalg = linalg
+        self.linalg, self.conv = linalg, conv
 
-    def inverse(self, z, k):
-        """The images x with conv.forward(x, k) = z, for a causal kernel k (2, 2, C, C).
+    def forward(self, x, k, b=None, reverse=False):
+        """T(k) x + b, x (N, H, W, C), b (C,) or None. O(N H W C²)."""
+        k = self._masked(k)
+        z = self._turned(self.conv.forward(self._turned(x, reverse), k), reverse)
+        if b is not None:
+            z += b
+        return z
 
-        k[1, 1] is upper triangular (I, O): output channel o of a pixel depends on its input
-        channels i <= o, and on all channels of the pixels above, on the left and above the left.
+    def adjoint(self, dz, k, reverse=False):
+        """T(k)ᵀ δ: the convolution in the other direction with swapped channels."""
+        swapped = self.xp.ascontiguousarray(self._masked(k).swapaxes(2, 3))
+        back = not reverse
+        return self._turned(self.conv.forward(self._turned(dz, back), swapped), back)
+
+    def weight_grad(self, delta, x, out, reverse=False):
+        """The gradient of ⟨δ, T(k) x⟩ with respect to k, into `out`: 0 where nobody reads k."""
+        self.conv.weight_grad(self._turned(delta, reverse), self._turned(x, reverse), out)
+        out[1, 1] = self.xp.triu(out[1, 1])
+        return out
+
+    def inverse(self, z, k, reverse=False):
+        """The images x with forward(x, k) = z. The diagonal of k[1, 1] has no zero.
+
         Pixels with equal y + x do not depend on each other: H + W - 1 steps of all samples.
-        z (N, H, W, C) -> x (N, H, W, C). O(N H W C²). The diagonal of k[1, 1] has no zero.
+        z (N, H, W, C) -> x (N, H, W, C). O(N H W C²).
         """
-        xp = self.xp
+        xp, k, z = self.xp, self._masked(k), self._turned(z, reverse)
         n, height, width, channels = z.shape
         # x with a row of zeros on top and a column of zeros on the left
         padded = xp.zeros((n, height + 1, width + 1, channels), z.dtype)
@@ -36,4 +59,13 @@ class Causal(Room):
             rest -= padded[:, row + 1, column] @ k[1, 0]
             pixels = self.linalg.solve(k[1, 1].T, rest.reshape(-1, channels))
             padded[:, row + 1, column + 1] = pixels.reshape(rest.shape)
-        return xp.ascontiguousarray(padded[:, 1:, 1:])
+        return xp.ascontiguousarray(self._turned(padded[:, 1:, 1:], reverse))
+
+    def _masked(self, k):
+        k = k.copy()
+        k[1, 1] = self.xp.triu(k[1, 1])
+        return k
+
+    def _turned(self, images, turn: bool):
+        """The images with rows and columns in the opposite order, if they are to be turned."""
+        return self.xp.ascontiguousarray(images[:, ::-1, ::-1]) if turn else images

@@ -10,12 +10,12 @@ from snfnp.ops.gpu import source
 
 
 class GpuCausal(Causal):
-    def inverse(self, z, k):
-        device = self.device
+    def inverse(self, z, k, reverse=False):
+        device, z = self.device, self._turned(z, reverse)
         samples, height, width, channels = z.shape
         x = device.empty(z.shape, z.dtype)
         widest = min(height, width) * channels  # values of the longest anti-diagonal
         threads = min(-(-widest // 32) * 32, source.THREADS)
         arguments = (device.contiguous(z), device.contiguous(k), x, *z.shape)
         device.launch("causal_conv_inverse", z.dtype, samples, *arguments, threads=threads)
-        return x
+        return self._turned(x, reverse)

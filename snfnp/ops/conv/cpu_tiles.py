@@ -39,20 +39,32 @@ def fits(kernel, width: int) -> bool:
     return kh * kw > 1 and fours and inputs * outputs <= _MOST
 
 
-def forward(x, k, z) -> None:
-    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
+def forward(x, k, z, before=None, b=None) -> None:
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,).
+
+    before: how many rows of zeros are on top, and columns on the left; None: (kH // 2, kW // 2).
+    """
+    size = k.shape[:2]
+    before = _centred(size) if before is None else before
+    b = np.empty(0, x.dtype) if b is None else b
     tile = cpu_tile_sizes.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
     flat = np.ascontiguousarray(k).reshape(-1)
-    _forward(np.ascontiguousarray(x), flat, *k.shape[:2], *tile, z)
+    _forward(np.ascontiguousarray(x), flat, size, before, b, *tile, z)
 
 
-def weight_grad(delta, x, add: bool, out) -> None:
+def weight_grad(delta, x, add: bool, out, before=None) -> None:
     """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
-    sums of single images, and of _IMAGES of them, are in x's precision, all others in double."""
+    sums of single images, and of _IMAGES of them, are in x's precision, all others in double.
+    before: as in `forward`."""
     kh, kw, inputs, outputs = out.shape
+    before = _centred((kh, kw)) if before is None else before
     tile = cpu_tile_sizes.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
-    _weight_grad(delta, x, kh, kw, *tile, add, out.reshape(kh, -1))
+    _weight_grad(delta, x, kw, before, *tile, add, out.reshape(kh, -1))
+
+
+def _centred(size) -> tuple[int, int]:
+    return size[0] // 2, size[1] // 2
 
 
 def inverse_series(r, w, nu, terms: int):
@@ -194,15 +206,21 @@ def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
 
 
 @parallel
-def _forward(x, k, kh, kw, pixels, lanes, z):
-    """x (N, H, W, I), k flat -> z (N, H, W, O)."""
+def _forward(x, k, size, before, b, pixels, lanes, z):
+    """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
-    shape, row = (height, width, inputs, z.shape[3]), (width + kw - 1) * inputs
+    (kh, kw), outputs = size, z.shape[3]
+    shape, row = (height, width, inputs, outputs), (width + kw - 1) * inputs
     for task in prange((samples + _IMAGES - 1) // _IMAGES):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            _pad(x[n], kh // 2, kw // 2, row, padded)
-            _convolve(padded, k, (kh, kw), shape, pixels, lanes, z[n].reshape(-1))
+            _pad(x[n], before[0], before[1], row, padded)
+            flat = z[n].reshape(-1)
+            _convolve(padded, k, size, shape, pixels, lanes, flat)
+            for first in range(0, flat.size if b.size else 0, outputs):
+                pixel = flat[first : first + outputs]
+                for o in range(outputs):
+                    pixel[o] += b[o]
 
 
 @parallel
@@ -239,16 +257,16 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
 
 
 @parallel
-def _weight_grad(delta, x, kh, kw, taps, lanes, add, out):
+def _weight_grad(delta, x, kw, before, taps, lanes, add, out):
     """delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW·I·O), or added to it."""
     samples, height, width, inputs = x.shape
-    outputs, run = delta.shape[3], kw * inputs
+    outputs, run, kh = delta.shape[3], kw * inputs, len(out)
     sums = np.zeros(((samples + _IMAGES - 1) // _IMAGES, kh, out.shape[1]), x.dtype)
     row = (width + kw - 1) * inputs
     for task in prange(len(sums)):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            _pad(x[n], kh // 2, kw // 2, row, padded)
+            _pad(x[n], before[0], before[1], row, padded)
             flat = delta[n].reshape(-1)
             for o in range(0, outputs, len(lanes)):
                 for h in range(kh):
