@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from snfnp.ops.channels.definition import Channels
-from snfnp.ops.jit import parallel, rows
+from snfnp.ops.jit import parallel, rows, serial
 
 _TASK = 10  # samples per task: their rows are added up first, in a buffer that stays in the cache
 
@@ -39,24 +39,37 @@ class CpuChannels(Channels):
 def _sum(x, out):
     """x (N, P C) -> out (C,): over _TASK samples in x's precision, in double from there on."""
     samples, length = x.shape
-    channels = out.size
     tasks = (samples + _TASK - 1) // _TASK
-    sums = np.zeros((tasks, channels))
+    sums = np.zeros((tasks, length))
     for task in prange(tasks):
-        row = x[task * _TASK].copy()
+        row, total = x[task * _TASK].copy(), sums[task]
         for n in range(task * _TASK + 1, min(samples, (task + 1) * _TASK)):
             source = x[n]
             for j in range(length):
                 row[j] += source[j]
-        pixels, total = row.reshape(-1, channels), sums[task]
-        for pixel in range(len(pixels)):
-            for c in range(channels):
-                total[c] += pixels[pixel, c]
-    for c in range(channels):
+        for j in range(length):
+            total[j] = row[j]
+        _fold(total, out.size)
+    for c in range(out.size):
         total_c = 0.0
         for task in range(tasks):
             total_c += sums[task, c]
         out[c] = total_c
+
+
+@serial
+def _fold(row, channels):
+    """The sums over pixels of a row (P C,) into its first C values: halves onto each other, as
+    long as there are two, and then pixel by pixel."""
+    pixels = row.size // channels
+    while pixels % 2 == 0 and pixels > 0:
+        pixels //= 2
+        lower, upper = row[: pixels * channels], row[pixels * channels : 2 * pixels * channels]
+        for j in range(lower.size):
+            lower[j] += upper[j]
+    for pixel in range(1, pixels):
+        for c in range(channels):
+            row[c] += row[pixel * channels + c]
 
 
 @parallel

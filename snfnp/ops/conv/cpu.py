@@ -11,7 +11,7 @@ from numba import prange
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.definition import Conv
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import parallel, rows
 
 _TASK = 10  # images per task: their buffer is allocated once
 
@@ -56,7 +56,7 @@ class CpuConv(Conv):
     def forward_and_bias(self, x, k, b):
         z = self.forward(x, k)
         shifted = np.empty_like(z)
-        _add_to_rows(z.reshape(*z.shape[:2], -1), b, shifted.reshape(*z.shape[:2], -1))
+        _add_to_rows(rows(z), b, rows(shifted))
         return z, shifted
 
     def inverse_series(self, r, w, nu, terms):
@@ -110,18 +110,17 @@ def _patches(x, kw, cols):
 
 @parallel
 def _add_to_rows(z, b, shifted):
-    """z (N, H, W·O) + b (O,) -> shifted (N, H, W·O)."""
-    samples, height, length = z.shape
+    """z (N, H W O) + b (O,) -> shifted (N, H W O)."""
+    samples, length = z.shape
     for task in prange((samples + _TASK - 1) // _TASK):
         row = np.empty(length, z.dtype)
         for first in range(0, length, b.size):
             for o in range(b.size):
                 row[first + o] = b[o]
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            for y in range(height):
-                source, target = z[n, y], shifted[n, y]
-                for j in range(length):
-                    target[j] = source[j] + row[j]
+            source, target = z[n], shifted[n]
+            for j in range(length):
+                target[j] = source[j] + row[j]
 
 
 @parallel

@@ -23,7 +23,7 @@ _SPD = {np.dtype(np.float32): sposv, np.dtype(np.float64): dposv}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
 _BLOCK = 4096  # values that a task takes of an array as large as a batch's: many even shares
-_LANES = 16  # independent partial sums, so that the compiler can use vector registers
+_LANES = 64  # independent partial sums: four vector registers or more, none waits for another
 _TILE = 32  # side of the tiles of a transposed copy
 
 

@@ -1,9 +1,10 @@
 """The rational-quadratic spline on the CPU: one fused pass each way, vectorised over pixels.
 
-A task takes LANES neighbouring pixels and loops over the samples; its knots (or, backwards, its
-sums) stay in the first-level cache and belong to it alone, so nothing is atomic and the result does
-not depend on the number of threads. The bin is found without branches: each inner knot that a value
-has passed selects the next bin's numbers.
+A task takes LANES neighbouring pixels and loops over some of the samples; its knots (or, backwards,
+its sums) stay in the first-level cache and belong to it alone, so nothing is atomic and the result
+does not depend on the number of threads. Tasks of the same samples follow each other: a core then
+finds in its cache what it computed in the layer before. The bin is found without branches: each
+inner knot that a value has passed selects the next bin's numbers.
 
 Derivation: derivations/09-splines.md.
 """
@@ -20,6 +21,7 @@ from snfnp.ops.spline.cpu_rows import LANES, at, backward_row, forward_row, inve
 from snfnp.ops.spline.definition import Spline, slope_shift
 
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
+_SAMPLES = 50  # per task
 _CHAINS = LANES // _FACTORS
 
 
@@ -153,15 +155,17 @@ def _forward(x, knots, bins, y, ldj):
     d = 1e4; beyond, should it leave it, ldj is infinite."""
     samples, pixels = x.shape
     blocks = (pixels + LANES - 1) // LANES
-    tables = np.empty((blocks, len(knots) * LANES), x.dtype)
+    parts = (samples + _SAMPLES - 1) // _SAMPLES
+    tables = np.empty((blocks * parts, len(knots) * LANES), x.dtype)
     partial = np.empty((blocks, samples))
-    for block in prange(blocks):
+    for task in prange(blocks * parts):
+        part, block = task // blocks, task % blocks
         first = block * LANES
         last = min(first + LANES, pixels)
-        table = tables[block]
+        table = tables[task]
         _load(knots, first, last, table)
         slopes = np.ones(LANES, x.dtype)
-        for n in range(samples):
+        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
             forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
             total = 0.0
             for chain in range(_CHAINS):
@@ -170,11 +174,12 @@ def _forward(x, knots, bins, y, ldj):
                     product *= np.float64(slopes[factor * _CHAINS + chain])
                 total += math.log(product)
             partial[block, n] = total
+    totals = np.zeros(samples)
+    for block in range(blocks):
+        for n in range(samples):
+            totals[n] += partial[block, n]
     for n in range(samples):
-        total = 0.0
-        for block in range(blocks):
-            total += partial[block, n]
-        ldj[n] = total
+        ldj[n] = totals[n]
 
 
 @parallel
@@ -182,13 +187,15 @@ def _inverse(y, knots, bins, x):
     """y, x (N, P)."""
     samples, pixels = y.shape
     blocks = (pixels + LANES - 1) // LANES
-    tables = np.empty((blocks, len(knots) * LANES), y.dtype)
-    for block in prange(blocks):
+    parts = (samples + _SAMPLES - 1) // _SAMPLES
+    tables = np.empty((parts * blocks, len(knots) * LANES), y.dtype)
+    for task in prange(parts * blocks):
+        part, block = task // blocks, task % blocks
         first = block * LANES
         last = min(first + LANES, pixels)
-        table = tables[block]
+        table = tables[task]
         _load(knots, first, last, table)
-        for n in range(samples):
+        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
             inverse_row(y[n, first:last], table, bins, x[n, first:last])
 
 
@@ -198,22 +205,32 @@ def _backward(x, knots, bins, factors, scale, dy, dldj, dx, g_widths, g_heights,
     samples, pixels = x.shape
     inner = len(bins) - 1
     blocks = (pixels + LANES - 1) // LANES
-    tables = np.empty((blocks, len(knots) * LANES), x.dtype)
-    for block in prange(blocks):
+    parts = (samples + _SAMPLES - 1) // _SAMPLES
+    tables = np.empty((parts * blocks, len(knots) * LANES), x.dtype)
+    sums = np.zeros((parts * blocks, 3 * inner * LANES), x.dtype)
+    for task in prange(parts * blocks):
+        part, block = task // blocks, task % blocks
         first = block * LANES
         last = min(first + LANES, pixels)
-        table = tables[block]
+        table = tables[task]
         _load(knots, first, last, table)
-        sums = np.zeros(3 * inner * LANES, x.dtype)
-        for n in range(samples):
+        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
             columns = slice(first, last)
-            backward_row(x[n, columns], table, bins, dy[n, columns], dldj[n], dx[n, columns], sums)
-        for i in range(last - first):
-            p = first + i
-            _raw_sizes(sums, 0, i, factors[: inner + 1, p], scale, g_widths[p])
-            _raw_sizes(sums, inner, i, factors[inner + 1 : 2 * inner + 2, p], scale, g_heights[p])
+            backward_row(
+                x[n, columns], table, bins, dy[n, columns], dldj[n], dx[n, columns], sums[task]
+            )
+    for block in prange(blocks):
+        total = np.zeros(3 * inner * LANES, x.dtype)
+        for part in range(parts):
+            partial = sums[part * blocks + block]
+            for j in range(len(total)):
+                total[j] += partial[j]
+        for i in range(min(LANES, pixels - block * LANES)):
+            p = block * LANES + i
+            _raw_sizes(total, 0, i, factors[: inner + 1, p], scale, g_widths[p])
+            _raw_sizes(total, inner, i, factors[inner + 1 : 2 * inner + 2, p], scale, g_heights[p])
             for k in range(inner):
-                slope = at(sums, 2 * inner + k, i)
+                slope = at(total, 2 * inner + k, i)
                 g_slopes[p, k] = slope * factors[2 * inner + 2 + k, p]
 
 
