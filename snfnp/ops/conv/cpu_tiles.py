@@ -25,7 +25,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from snfnp.ops.conv import cpu_tile_sizes
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import compiled, parallel, serial
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
 _MOST = 64 * 64  # I·O up to which products of patches are slower
@@ -223,11 +223,23 @@ def _forward(x, k, size, before, b, pixels, lanes, z):
                     pixel[o] += b[o]
 
 
+@compiled
+def _convolve_image(image, k, size, padded, pixels, lanes, z):
+    """An image (H, W, C) and a flat kernel (of `size`, C inputs and outputs) -> flat z."""
+    height, width, channels = image.shape
+    row = (width + size[1] - 1) * channels
+    shape = (height, width, channels, channels)
+    _pad(image, size[0] // 2, size[1] // 2, row, padded)
+    if channels == 1:
+        _convolve_plane(padded, k, size, shape, pixels, lanes, z)
+    else:
+        _convolve(padded, k, size, shape, pixels, lanes, z)
+
+
 @parallel
 def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
     """nu, tail (N, H, W, C), flat kernels r and w: an image stays in the first cache."""
     samples, height, width, channels = nu.shape
-    shape = (height, width, channels, channels)
     for n in prange(samples):
         rows = ((width + r_size[1] - 1) * channels, (width + w_size[1] - 1) * channels)
         before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
@@ -238,18 +250,10 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
         left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
         for term in range(terms + 1):
             if term > 0:
-                _pad(y, w_size[0] // 2, w_size[1] // 2, rows[1], before_w)
-                if channels == 1:
-                    _convolve_plane(before_w, w, w_size, shape, pixels, lanes, flat)
-                else:
-                    _convolve(before_w, w, w_size, shape, pixels, lanes, flat)
+                _convolve_image(y, w, w_size, before_w, pixels, lanes, flat)
                 for j in range(flat.size):
                     left_over[j] = start[j] - flat[j]
-            _pad(rest, r_size[0] // 2, r_size[1] // 2, rows[0], before_r)
-            if channels == 1:
-                _convolve_plane(before_r, r, r_size, shape, pixels, lanes, flat)
-            else:
-                _convolve(before_r, r, r_size, shape, pixels, lanes, flat)
+            _convolve_image(rest, r, r_size, before_r, pixels, lanes, flat)
             for j in range(flat.size):
                 approximation[j] += flat[j]
                 if term > 1:
