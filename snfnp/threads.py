@@ -12,6 +12,8 @@ step next to nothing where it went to sleep between kernels, and took a third of
 it spun for a few kernels' time first. Spinning for longer gained no more, and slowed down steps
 that wait for long products. GNU OpenMP, which Numba has on Linux, can be told how long; others
 sleep at once. Numba's work queue sleeps as well, but takes longer to start a kernel than OpenMP.
+
+Derivation: derivations/25-many-cores.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What processes that train one model together ask of each other, and the answers of one alone."""
+"""What processes that train one model together ask of each other, and the answers of one alone.
+
+Derivation: derivations/25-many-cores.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Processes that MPI started, and sums of arrays on the host."""
+"""Processes that MPI started, and sums of arrays on the host.
+
+Derivation: derivations/25-many-cores.md.
+"""
 
 from __future__ import annotations
 

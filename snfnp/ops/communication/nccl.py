@@ -1,4 +1,7 @@
-"""Sums of arrays on GPUs, one GPU to a process, through CuPy's wrapper of NCCL."""
+"""Sums of arrays on GPUs, one GPU to a process, through CuPy's wrapper of NCCL.
+
+Derivation: derivations/25-many-cores.md.
+"""
 
 from __future__ import annotations
 
