@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.trainers import host, make_trainer
 
 from gpu import standin as devices
 from snfnp.ops import ALONE, get_ops
@@ -78,6 +79,40 @@ def test_a_sum_is_recorded_with_the_step_around_it(ops, doubling, dtype, kind):
     stream = graph._stream.ptr
     sums = [(True, 5, kind, stream), (True, 2, kind, stream)]
     assert graph.recorded and doubling.calls == 3 * ["start", *sums, "end"]
+
+
+class Doubling(OneOfTwo):
+    """The same on the host."""
+
+    def all_reduce(self, *arrays):
+        for array in arrays:
+            array *= 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lambda_control": "mdmm"}, {"jvp_weight": 0.3, "inverse_kernel": 5}]
+)
+def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
+    """A rank of two, whose partner has the same part of the gradient: the same as on the host."""
+    trainers = [
+        make_trainer(backend, "conv", dtype="float64", batch_size=4, world=world, **changes)
+        for backend, world in ((ops, OneOfTwo()), (get_ops("numpy"), Doubling()))
+    ]
+    for step in range(5):
+        images = np.random.default_rng(step).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
+        for trainer in trainers:
+            trainer.training_step(trainer.ops.asarray(images))
+    found, expected = trainers
+    found.check(pytest.fail)
+    for name in ("p", "m", "state"):
+        a, b = host(found, name), host(expected, name)
+        assert a.size == 0 or np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
+    for a, b in zip(
+        vars(found.averages()).values(), vars(expected.averages()).values(), strict=True
+    ):
+        assert a == pytest.approx(b, rel=1e-10)
+    assert found._ascend.recorded
+    assert doubling.calls.count("start") == 3  # two plain calls and the recording
 
 
 def test_an_array_with_gaps_is_refused(ops, doubling):
