@@ -93,60 +93,76 @@ def _taps(k, turn, swap):
 
 
 @serial
-def _pad_plane(image, before, padded):
-    """image (H, W) into the flat `padded`, (H + 1, W + 1)."""
+def _spread(image, before, row, flat):
+    """image (H, W) into `flat`, whose rows are `row` values long."""
     height, width = image.shape
     for y in range(height):
-        first = (y + before[0]) * (width + 1) + before[1]
-        source, target = image[y], padded[first : first + width]
+        first = (y + before[0]) * row + before[1]
+        source, target = image[y], flat[first : first + width]
         for j in range(width):
             target[j] = source[j]
 
 
+@serial
+def _seen(padded, row, length):
+    """What the four taps see from a whole image with `row` values to a row: flat views."""
+    return (
+        padded[:length],
+        padded[1 : 1 + length],
+        padded[row : row + length],
+        padded[row + 1 : row + 1 + length],
+    )
+
+
 @parallel
 def _plane(x, k, b, before, z):
-    """x (N, H, W), k (4,), b (1,) -> z (N, H, W)."""
+    """x (N, H, W), k (4,), b (1,) -> z (N, H, W). The loop runs over a whole image: what it finds
+    for the last value of a row, which is padding, is dropped."""
     samples, height, width = x.shape
     row = width + 1
     k0, k1, k2, k3, shift = k[0], k[1], k[2], k[3], b[0]
     for task in prange((samples + _TASK - 1) // _TASK):
-        padded = np.zeros((height + 1) * row, x.dtype)
+        padded, sums = np.zeros((height + 1) * row + 1, x.dtype), np.empty(height * row, x.dtype)
+        x0, x1, x2, x3 = _seen(padded, row, sums.size)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _pad_plane(x[n], before, padded)
+            _spread(x[n], before, row, padded)
+            for j in range(sums.size):
+                sums[j] = k0 * x0[j] + k1 * x1[j] + k2 * x2[j] + k3 * x3[j] + shift
             for y in range(height):
-                upper, lower = padded[y * row : (y + 1) * row], padded[(y + 1) * row :]
-                target = z[n, y]
+                source, target = sums[y * row : y * row + width], z[n, y]
                 for j in range(width):
-                    taps = k0 * upper[j] + k1 * upper[j + 1] + k2 * lower[j] + k3 * lower[j + 1]
-                    target[j] = taps + shift
+                    target[j] = source[j]
 
 
 @parallel
 def _plane_weight_grad(delta, x, before, out):
-    """delta, x (N, H, W) -> out (4,); the sums of a column of a task's images are in x's precision,
-    all others in double."""
+    """delta, x (N, H, W) -> out (4,); the sums over a task's images are in x's precision, all
+    others in double. δ is 0 in the value that pads a row."""
     samples, height, width = x.shape
-    sums = np.zeros(((samples + _TASK - 1) // _TASK, 4))
     row = width + 1
+    sums = np.zeros(((samples + _TASK - 1) // _TASK, 4))
     for task in prange(len(sums)):
-        padded = np.zeros((height + 1) * row, x.dtype)
-        columns = np.zeros((4, width), x.dtype)
-        c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
+        padded, deltas = np.zeros((height + 1) * row + 1, x.dtype), np.zeros(height * row, x.dtype)
+        pixels = np.zeros((4, deltas.size), x.dtype)
+        s0, s1, s2, s3 = pixels[0], pixels[1], pixels[2], pixels[3]
+        x0, x1, x2, x3 = _seen(padded, row, deltas.size)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _pad_plane(x[n], before, padded)
-            for y in range(height):
-                upper, lower = padded[y * row : (y + 1) * row], padded[(y + 1) * row :]
-                source = delta[n, y]
-                for j in range(width):
-                    d = source[j]
-                    c0[j] += d * upper[j]
-                    c1[j] += d * upper[j + 1]
-                    c2[j] += d * lower[j]
-                    c3[j] += d * lower[j + 1]
-        for tap in range(4):
-            total = 0.0
-            for j in range(width):
-                total += columns[tap, j]
+            _spread(x[n], before, row, padded)
+            _spread(delta[n], (0, 0), row, deltas)
+            for j in range(deltas.size):
+                s0[j] += deltas[j] * x0[j]
+                s1[j] += deltas[j] * x1[j]
+            for j in range(deltas.size):
+                s2[j] += deltas[j] * x2[j]
+                s3[j] += deltas[j] * x3[j]
+        for tap in range(4):  # adding one by one would wait for each sum: rows first
+            columns, total = pixels[tap, :row], 0.0
+            for y in range(1, height):
+                source = pixels[tap, y * row : (y + 1) * row]
+                for j in range(row):
+                    columns[j] += source[j]
+            for j in range(row):
+                total += columns[j]
             sums[task, tap] = total
     for tap in range(4):
         total = 0.0

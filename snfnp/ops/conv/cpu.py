@@ -31,6 +31,8 @@ class CpuConv(Conv):
 
     def forward(self, x, k):
         kh, kw, inputs, outputs = k.shape
+        if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
+            return np.ascontiguousarray(x) * k.reshape(outputs)
         if cpu_tiles.fits(k.shape, x.shape[2]):
             z = np.empty((*x.shape[:3], outputs), x.dtype)
             cpu_tiles.forward(x, k, z)

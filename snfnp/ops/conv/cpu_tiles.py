@@ -213,14 +213,18 @@ def _forward(x, k, size, before, b, pixels, lanes, z):
     shape, row = (height, width, inputs, outputs), (width + kw - 1) * inputs
     for task in prange((samples + _IMAGES - 1) // _IMAGES):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
+        shift = np.zeros(width * outputs, x.dtype)  # b for a row of pixels
+        for j in range(shift.size if b.size else 0):
+            shift[j] = b[j % outputs]
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
             _pad(x[n], before[0], before[1], row, padded)
             flat = z[n].reshape(-1)
             _convolve(padded, k, size, shape, pixels, lanes, flat)
-            for first in range(0, flat.size if b.size else 0, outputs):
-                pixel = flat[first : first + outputs]
-                for o in range(outputs):
-                    pixel[o] += b[o]
+            if b.size:
+                for y in range(height):
+                    target = flat[y * len(shift) : (y + 1) * len(shift)]
+                    for j in range(len(shift)):
+                        target[j] += shift[j]
 
 
 @compiled
