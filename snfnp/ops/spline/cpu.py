@@ -17,7 +17,7 @@ import numpy as np
 from numba import prange
 
 from snfnp.ops.jit import parallel, serial
-from snfnp.ops.spline.cpu_rows import LANES, at, backward_row, forward_row, inverse_row
+from snfnp.ops.spline.cpu_rows import LANES, at, backward_row, forward_row, inverse_row, select
 from snfnp.ops.spline.definition import Spline, slope_shift
 
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
@@ -74,11 +74,12 @@ def _arguments(x, knots):
 
 
 @serial
-def _not_finite(raw, poison):
-    """poison (0 or NaN), NaN also where one of raw (K,) is not finite."""
-    for k in range(len(raw)):
-        poison += raw[k] - raw[k]
-    return poison
+def _take(raw, poison, values):
+    """values ← raw, some pixels' parameters; poison: 0, NaN where one of a pixel is not finite."""
+    for i in range(values.size):
+        value = raw[i]
+        values[i] = value
+        poison[i] += value - value
 
 
 @parallel
@@ -87,21 +88,30 @@ def _exponents(widths, heights, slopes, shift, knots, factors):
     to their sum or 1 + e, and raw slopes + c₀ where their knots are to be."""
     pixels, bins = widths.shape
     for block in prange((pixels + LANES - 1) // LANES):
-        for p in range(block * LANES, min(pixels, (block + 1) * LANES)):
-            poison = _not_finite(widths[p], shift - shift)
-            poison = _not_finite(heights[p], poison)
-            poison = _not_finite(slopes[p], poison)
-            for axis in range(2):
-                raw = widths[p] if axis == 0 else heights[p]
-                largest = raw[0]
-                for k in range(1, bins):
-                    largest = max(largest, raw[k])
-                for k in range(bins):
-                    factors[axis * bins + k, p] = raw[k] - largest + poison
+        first, last = block * LANES, min((block + 1) * LANES, pixels)
+        poison = np.zeros(last - first, knots.dtype)
+        for k in range(bins):
+            _take(widths[first:last, k], poison, factors[k, first:last])
+            _take(heights[first:last, k], poison, factors[bins + k, first:last])
+            if k > 0:
+                _take(slopes[first:last, k - 1], poison, knots[2 * (bins + 1) + k, first:last])
+        for axis in range(2):
+            largest = factors[axis * bins, first:last].copy()
             for k in range(1, bins):
-                raw_slope = slopes[p, k - 1] + poison + shift
-                knots[2 * (bins + 1) + k, p] = raw_slope
-                factors[2 * bins + k - 1, p] = -abs(raw_slope)
+                values = factors[axis * bins + k, first:last]
+                for i in range(largest.size):
+                    largest[i] = max(largest[i], values[i])
+            for k in range(bins):
+                values = factors[axis * bins + k, first:last]
+                for i in range(largest.size):
+                    values[i] += poison[i] - largest[i]
+        for k in range(1, bins):
+            values = knots[2 * (bins + 1) + k, first:last]
+            exponents = factors[2 * bins + k - 1, first:last]
+            for i in range(poison.size):
+                raw = values[i] + poison[i] + shift
+                values[i] = raw
+                exponents[i] = -abs(raw)
 
 
 @parallel
@@ -112,28 +122,36 @@ def _knots(bins, bound, eps, rest, knots, factors):
     one = knots.dtype.type(1)
     zero = one - one
     for block in prange((pixels + LANES - 1) // LANES):
-        for p in range(block * LANES, min(pixels, (block + 1) * LANES)):
-            row = 2 * (bins + 1)
-            knots[row, p] = one
-            knots[row + bins, p] = one
-            for k in range(1, bins):
-                raw, e = knots[row + k, p], factors[2 * bins + k - 1, p]
+        first, last = block * LANES, min((block + 1) * LANES, pixels)
+        row = 2 * (bins + 1)
+        knots[row, first:last] = one
+        knots[row + bins, first:last] = one
+        for k in range(1, bins):
+            values, log_1_e = knots[row + k, first:last], knots[k, first:last]
+            slopes = factors[2 * bins + k - 1, first:last]
+            for i in range(values.size):
+                raw, e = values[i], slopes[i]
                 inverse = one / (one + e)
-                knots[row + k, p] = eps + max(raw, zero) + knots[k, p]
-                factors[2 * bins + k - 1, p] = inverse if raw >= zero else e * inverse
-            for axis in range(2):
-                row, total = axis * (bins + 1), zero
-                for k in range(bins):
-                    total += factors[axis * bins + k, p]
-                share, end = one / total, total - total  # 0, or NaN
-                knots[row, p] = end - bound
-                knots[row + bins, p] = end + bound
-                position = zero
-                for k in range(bins):
-                    factors[axis * bins + k, p] *= share
-                    position += (bound + bound) * (eps + rest * factors[axis * bins + k, p])
-                    if k + 1 < bins:
-                        knots[row + k + 1, p] = position - bound
+                values[i] = eps + max(raw, zero) + log_1_e[i]
+                slopes[i] = select(raw >= zero, inverse, e * inverse)
+        total, position = np.empty(last - first, knots.dtype), np.empty(last - first, knots.dtype)
+        for axis in range(2):
+            total[:] = zero
+            for k in range(bins):
+                values = factors[axis * bins + k, first:last]
+                for i in range(total.size):
+                    total[i] += values[i]
+            for i in range(total.size):
+                position[i] = total[i] - total[i] - bound  # NaN where the pixel is to be
+            for k in range(bins):
+                shares, edges = factors[axis * bins + k, first:last], knots[axis * (bins + 1) + k]
+                for i in range(total.size):
+                    shares[i] /= total[i]
+                    edges[first + i] = position[i]
+                    position[i] += (bound + bound) * (eps + rest * shares[i])
+            edges = knots[axis * (bins + 1) + bins, first:last]
+            for i in range(total.size):
+                edges[i] = total[i] - total[i] + bound
 
 
 # ---------------------------------------------------------------- kernels

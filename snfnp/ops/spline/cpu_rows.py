@@ -5,7 +5,7 @@ What makes the compiler use vector registers:
 * the number of bins is known to it: a tuple with one entry per bin, whose length is part of its
   type, stands for K;
 * an index is unsigned: Numba's wrap-around of negative ones turns a load into a gather, and so
-  does a conditional expression, which is why there is `_select`;
+  does a conditional expression, which is why there is `select`;
 * a row of LANES pixels is a function of its own, with few enough arrays to check for overlap.
 """
 
@@ -23,7 +23,7 @@ LANES = 32  # pixels per task: two or more vector registers, and small enough to
 
 
 @intrinsic
-def _select(typing_context, condition, a, b):
+def select(typing_context, condition, a, b):
     """a where condition, else b, both evaluated: a select instruction, never a branch."""
 
     def code(context, builder, signature, arguments):
@@ -54,12 +54,12 @@ def _find(value, table, bins, axis, lane):
         next_x0, next_x1 = at(table, k, lane), at(table, k + 1, lane)
         next_y0, next_y1 = at(table, ys + k, lane), at(table, ys + k + 1, lane)
         next_d0, next_d1 = at(table, ds + k, lane), at(table, ds + k + 1, lane)
-        x0 = _select(passed, next_x0, x0)
-        x1 = _select(passed, next_x1, x1)
-        y0 = _select(passed, next_y0, y0)
-        y1 = _select(passed, next_y1, y1)
-        d0 = _select(passed, next_d0, d0)
-        d1 = _select(passed, next_d1, d1)
+        x0 = select(passed, next_x0, x0)
+        x1 = select(passed, next_x1, x1)
+        y0 = select(passed, next_y0, y0)
+        y1 = select(passed, next_y1, y1)
+        d0 = select(passed, next_d0, d0)
+        d1 = select(passed, next_d1, d1)
     low, high = at(table, start, lane), at(table, start + len(bins), lane)
     return (value <= low) | (value >= high), x0, x1, y0, y1, d0, d1
 
@@ -74,15 +74,15 @@ def forward_row(x_n, table, bins, y_n, slopes):
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
         h, inverse_w = y1 - y0, one / (x1 - x0)
         s = h * inverse_w
-        t = _select(outside, zero, (value - x0) * inverse_w)
+        t = select(outside, zero, (value - x0) * inverse_w)
         m = one - t
         u = t * m
         inverse_d = one / (s + (d0 + d1 - two * s) * u)
         inside_y = y0 + h * ((s * t * t + d0 * u) * inverse_d)
         ratio = s * inverse_d
         slope = ratio * ratio * (d1 * t * t + two * s * u + d0 * m * m)
-        y_n[i] = _select(outside, value, inside_y)
-        slopes[i] = _select(outside, one, slope)
+        y_n[i] = select(outside, value, inside_y)
+        slopes[i] = select(outside, one, slope)
 
 
 @compiled
@@ -95,22 +95,22 @@ def inverse_row(y_n, table, bins, x_n):
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 1, i)
         w, h = x1 - x0, y1 - y0
         s = h / w
-        r = _select(outside, zero, (value - y0) / h)
+        r = select(outside, zero, (value - y0) / h)
         difference = d0 * (one - r) - d1 * r
         linear = difference + two * s * r
         q = math.sqrt(difference * difference + two * two * s * s * r * (one - r))
         stable = linear >= zero
-        above = _select(stable, two * s * r, q - linear)
-        below = _select(stable, linear + q, two * (s - linear))
+        above = select(stable, two * s * r, q - linear)
+        below = select(stable, linear + q, two * (s - linear))
         inside_x = x0 + w * (above / below)
-        x_n[i] = _select(outside, value, inside_x)
+        x_n[i] = select(outside, value, inside_x)
 
 
 @serial
 def _add(sums, row, lane, here, left, last, right, zero):
     """Add a value's contribution to one knot: the left one of its bin, the right one, or none."""
-    other = _select(last, right, zero)
-    sums[np.uintp(row * LANES + lane)] += _select(here, left, other)
+    other = select(last, right, zero)
+    sums[np.uintp(row * LANES + lane)] += select(here, left, other)
 
 
 @compiled
@@ -122,12 +122,12 @@ def backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
     for i in range(len(x_n)):
         value, gy_n = x_n[i], dy_n[i]
         outside, x0, x1, y0, y1, d0, d1 = _find(value, table, bins, 0, i)
-        gy = _select(outside, zero, gy_n)
-        gl = _select(outside, zero, dldj_n)
+        gy = select(outside, zero, gy_n)
+        gl = select(outside, zero, dldj_n)
         w, h = x1 - x0, y1 - y0
         inverse_w, inverse_h = one / w, one / h
         s = h * inverse_w
-        t = _select(outside, zero, (value - x0) * inverse_w)
+        t = select(outside, zero, (value - x0) * inverse_w)
         m = one - t
         u, tilt = t * m, m - t
         bend = d0 + d1 - two * s
@@ -138,7 +138,7 @@ def backward_row(x_n, table, bins, dy_n, dldj_n, dx_n, sums):
         ratio, v = s * inverse_d, u * inverse_d
         log_slope_t = (d1 * t + s * tilt - d0 * m) * inverse_n - bend * tilt * inverse_d
         g = gy * (ratio * ratio * numerator) + gl * (two * inverse_w) * log_slope_t
-        dx_n[i] = _select(outside, gy_n, g)
+        dx_n[i] = select(outside, gy_n, g)
         gy_h_v = gy * h * v
         g_d0 = gy_h_v * (one - r) + gl * (m * m * inverse_n - two * v)
         g_d1 = gl * (t * t * inverse_n - two * v) - gy_h_v * r
