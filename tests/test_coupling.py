@@ -121,7 +121,7 @@ def test_blocks_change_nothing(ops, rows, monkeypatch):
         return {"z": z, "ldj": ldj, "x": layer.inverse(ops, p, z), "dx": dx, **g}
 
     expected = everything()
-    monkeypatch.setattr(Coupling, "network_rows", rows)
+    monkeypatch.setattr(Coupling, "network_values", rows * layer.width)
     for name, found in everything().items():
         atol = 100 * EPS * max(1, np.abs(expected[name]).max())
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=atol, err_msg=name)
@@ -243,7 +243,7 @@ def test_nan_is_never_zeroed(ops, dtype):
 def test_memory_is_one_hidden_activation_and_three_blocks():
     """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
 
-    The cache keeps a₂. Three blocks of about `network_rows` rows, patches (9 · 6 of 512 channels,
+    The cache keeps a₂. Three blocks of about `network_values`, patches (9 · 6 of 512 channels,
     0.11 activations) and arrays of C channels come on top, and parameters and products.
     """
     ops, samples, pixels, width = get_ops("numba"), 40, 14 * 14, 512
@@ -265,7 +265,7 @@ def test_memory_is_one_hidden_activation_and_three_blocks():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    blocks = 3 * ops.coupling.network_rows * width * 4
+    blocks = 3 * ops.coupling.network_values * 4
     assert kept < 1.05 * activation
     assert activation < peak < 1.3 * activation + blocks
 

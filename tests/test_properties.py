@@ -197,19 +197,19 @@ def test_the_smooth_leaky_relu_is_inverted_anywhere(ops, values, alpha):
 
 
 @cases(100)
-@given(st.integers(0, 300), st.integers(1, 3000), st.integers(1, 5000))
-def test_blocks_of_a_couplings_network_are_all_samples_once(samples, pixels, rows):
+@given(st.integers(0, 300), st.integers(1, 3000), st.integers(1, 600), st.integers(1, 10**6))
+def test_blocks_of_a_couplings_network_are_all_samples_once(samples, pixels, width, values):
     coupling = NUMPY.coupling
-    before, coupling.network_rows = coupling.network_rows, rows
+    before, coupling.network_values = coupling.network_values, values
     try:
-        blocks, most = coupling._blocks(samples, pixels)
+        blocks, most = coupling._blocks(samples, pixels, width)
     finally:
-        coupling.network_rows = before
+        coupling.network_values = before
     assert [n for block, _ in blocks for n in range(samples)[block]] == list(range(samples))
     for block, part in blocks:
         assert (part.start, part.stop) == (block.start * pixels, block.stop * pixels)
         assert part.stop - part.start <= most
-    assert most <= max(rows, pixels) or samples == 0
+    assert most * width <= max(values, pixels * width) or samples == 0
 
 
 @cases(50)

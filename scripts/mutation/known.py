@@ -49,7 +49,7 @@ PERFORMANCE = {
         "_blas_libraries": "finds BLAS",
     },
     "snfnp/ops/conv/definition.py": {"_MANY": "which of two equal ways to take"},
-    "snfnp/ops/coupling/definition.py": {"network_rows": "rows of the hidden layers at once"},
+    "snfnp/ops/coupling/definition.py": {"network_values": "how much of the hidden layers at once"},
 }
 
 # Mutants that compute the same: (file, line, mutated line) -> why.

@@ -1,4 +1,4 @@
-"""Sums over channels, and the permutation of a squeeze, on the CPU: one pass each.
+"""Sums over channels, actnorm, and the permutation of a squeeze, on the CPU: one pass each.
 
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from snfnp.ops.channels.definition import Channels
+from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.jit import parallel, rows, serial
 
 _TASK = 10  # samples per task: their rows are added up first, in a buffer that stays in the cache
@@ -19,6 +19,18 @@ class CpuChannels(Channels):
         out = np.empty(x.shape[-1], x.dtype) if out is None else out
         _sum(rows(x), out)
         return out
+
+    def actnorm(self, x, t, s):
+        z = np.empty(x.shape, x.dtype)
+        shift_and_scale(x, -t, np.exp(-s), z)
+        return z, np.zeros(len(x), x.dtype) - pixels(x) * s.sum()
+
+    def actnorm_backward(self, dz, z, s, dldj, out):
+        g_t, g_s = out
+        dx, sums = scale_backward(dz, z, np.exp(-s))
+        g_t[...] = -sums[0]
+        g_s[...] = -sums[1] - pixels(dz) * dldj.sum()
+        return dx
 
     def squeeze(self, x):
         n, height, width, channels = x.shape
@@ -33,6 +45,61 @@ class CpuChannels(Channels):
         cells = np.ascontiguousarray(z).reshape(n * height, width, channels // 4, 4)
         _unsqueeze(cells, x.reshape(n * height, 2, width, 2, channels // 4))
         return x
+
+
+def shift_and_scale(x, shift, factor, out) -> None:
+    """out = (x + shift) factor: x (N, ..., C), shift and factor (C,), out contiguous."""
+    _shift_and_scale(rows(x), shift, factor, rows(out))
+
+
+def scale_backward(delta, x, factor):
+    """δ factor, and Σ δ factor and Σ δ x over samples and pixels in one array (2, C), in double
+    precision: delta, x (N, ..., C), factor (C,)."""
+    scaled, sums = np.empty(delta.shape, delta.dtype), np.empty((2, delta.shape[-1]))
+    _scale_backward(rows(delta), rows(x), factor, rows(scaled), sums)
+    return scaled, sums
+
+
+@parallel
+def _shift_and_scale(x, shift, factor, out):
+    """x, out (N, P C), shift, factor (C,)."""
+    samples, length = x.shape
+    shifts, factors = np.empty(length, x.dtype), np.empty(length, x.dtype)
+    for j in range(length):
+        shifts[j], factors[j] = shift[j % shift.size], factor[j % factor.size]
+    for n in prange(samples):
+        source, target = x[n], out[n]
+        for j in range(length):
+            target[j] = (source[j] + shifts[j]) * factors[j]
+
+
+@parallel
+def _scale_backward(delta, x, factor, scaled, sums):
+    """delta, x, scaled (N, P C), factor (C,), sums (2, C): as in `_sum`."""
+    samples, length = delta.shape
+    channels = factor.size
+    factors = np.empty(length, delta.dtype)
+    for j in range(length):
+        factors[j] = factor[j % channels]
+    tasks = (samples + _TASK - 1) // _TASK
+    partial = np.zeros((tasks, 2, channels))
+    for task in prange(tasks):
+        first, second = np.zeros(length, delta.dtype), np.zeros(length, delta.dtype)
+        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+            deltas, others, target = delta[n], x[n], scaled[n]
+            for j in range(length):
+                target[j] = deltas[j] * factors[j]
+                first[j] += target[j]
+                second[j] += deltas[j] * others[j]
+        for j in range(length):
+            partial[task, 0, j % channels] += first[j]
+            partial[task, 1, j % channels] += second[j]
+    for which in range(2):
+        for c in range(channels):
+            total = 0.0
+            for task in range(tasks):
+                total += partial[task, which, c]
+            sums[which, c] = total
 
 
 @parallel

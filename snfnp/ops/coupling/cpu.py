@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
+from snfnp.ops.channels.cpu import scale_backward, shift_and_scale
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.jit import parallel
 
@@ -25,6 +26,16 @@ class CpuCoupling(Coupling):
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
         _bias_relu_backward(out, a, sums)
         return sums.sum(axis=0)
+
+    def bias_scale(self, v, b, k, logs, out):
+        shift_and_scale(v, b, np.exp(k * logs), out)
+        return out
+
+    def bias_scale_backward(self, dh, h, k, logs, out):
+        dv, sums = scale_backward(dh, h, np.exp(k * logs))
+        out[0][...] = sums[0]
+        out[1][...] = k * sums[1]
+        return dv
 
     def forward(self, x, h):
         z, s = np.empty(x.shape, x.dtype), np.empty((*h.shape[:3], h.shape[3] // 2), h.dtype)

@@ -19,9 +19,9 @@ from snfnp.ops.room import Room
 
 
 class Coupling(Room):
-    # Rows of its hidden layers that the network takes at once, so that a CPU's caches hold them.
-    # With fewer, starting threads takes longer than what the caches save.
-    network_rows = 2000
+    # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them:
+    # 2000 rows of 512. With fewer, starting threads takes longer than what the caches save.
+    network_values = 2000 * 512
 
     def __init__(self, device, linalg, channels, conv):
         super().__init__(device)
@@ -100,12 +100,12 @@ class Coupling(Room):
 
         p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW, width,
         C), b3 and logs (C,); scale: k. Reads x₁ alone. 2 N H W (width² + 1.5 kH kW C width)
-        operations; works in blocks of samples, see `network_rows`.
+        operations; works in blocks of samples, see `network_values`.
         """
         xp, linalg, width = self.xp, self.linalg, len(p["b1"])
         samples, height, columns, _ = x.shape
         h = xp.empty(x.shape, x.dtype)
-        blocks, most = self._blocks(samples, height * columns)
+        blocks, most = self._blocks(samples, height * columns, width)
         patches = self._patches(x, p)
         a1 = xp.empty((most, width), x.dtype)
         a2 = xp.empty((samples * height * columns if keep else most, width), x.dtype)
@@ -136,7 +136,7 @@ class Coupling(Room):
         patches_1, patches_3 = self._patches(x, p), self.conv.patches(dh, kernel)
         # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
         g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
-        blocks, most = self._blocks(samples, height * columns)
+        blocks, most = self._blocks(samples, height * columns, width)
         a1, d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(3))
         for block, rows in blocks:
             size, add = rows.stop - rows.start, block.start > 0  # the first block writes
@@ -157,12 +157,12 @@ class Coupling(Room):
         grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
         grads["w3"][...] = flip(g_w3.T.reshape(*kernel, channels, width))
 
-    def _blocks(self, samples, pixels):
+    def _blocks(self, samples, pixels, width):
         """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows.
 
         An empty batch is one empty block.
         """
-        most = max(1, self.network_rows // pixels)
+        most = max(1, self.network_values // (pixels * width))
         step = math.ceil(samples / max(1, math.ceil(samples / most)))
         starts = range(0, samples, step) if samples else [0]
         blocks = [slice(start, min(start + step, samples)) for start in starts]

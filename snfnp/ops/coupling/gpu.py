@@ -13,7 +13,7 @@ from snfnp.ops.coupling.definition import Coupling
 
 class GpuCoupling(Coupling):
     # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
-    network_rows = 1 << 17
+    network_values = (1 << 17) * 512
 
     def bias_relu(self, out, b):
         device = self.device
