@@ -71,7 +71,7 @@ def run(work: Callable[[], None]) -> int:
                 sys.stdout.flush()  # what was wrong with it is known here, not at exit
         return 0
     except BaseException as error:
-        status = _failed(error)
+        status = complain(error)
         if status is None:
             raise
         return status
@@ -79,16 +79,16 @@ def run(work: Callable[[], None]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def _failed(error: BaseException) -> int | None:
-    """The exit status after an exception, with a line on stderr; None where it is a mistake in the
-    program, or its intended end."""
+def complain(error: BaseException, who: str = "") -> int | None:
+    """The exit status after an exception, with a line on stderr, which begins with `who`; None
+    where it is a mistake in the program, or its intended end."""
     if isinstance(error, SnfnpError):
-        _complain(str(error))
+        _say(f"{who}{error}")
         return error.exit_status
     if isinstance(error, MemoryError):
         found = str(error).rstrip(".") or "nothing more is known"
-        _complain(
-            f"out of memory ({found}): ask for less at once, or see which other program has it"
+        _say(
+            f"{who}out of memory ({found}): ask for less at once, or see which other program has it"
         )
         return 1
     if isinstance(error, KeyboardInterrupt):
@@ -99,9 +99,20 @@ def _failed(error: BaseException) -> int | None:
         return CLOSED_PIPE
     if isinstance(error, OSError) and _output_fails():
         _abandon_output()
-        _complain(f"the output cannot be written ({error.strerror}): send it elsewhere")
+        _say(f"{who}the output cannot be written ({error.strerror}): send it elsewhere")
         return 1
     return None
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status after an exception, whatever it is, and nothing on stderr."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE
+    return error.exit_status if isinstance(error, SnfnpError) else 1
 
 
 def _interrupt(signum, frame):
@@ -115,7 +126,7 @@ def _interrupt(signum, frame):
     raise KeyboardInterrupt
 
 
-def _complain(line: str) -> None:
+def _say(line: str) -> None:
     try:
         print(f"error: {line}", file=sys.stderr)
     except OSError:  # nor can stderr: the exit status has to say it

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from snfnp.cli import processes
 from snfnp.cli.shared import Parser, within_memory
 from snfnp.data import Dataset, load_dataset
-from snfnp.errors import UsageError
-from snfnp.ops import get_ops
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops import Communicator, get_ops
 from snfnp.parameters import Layout
 from snfnp.training import board
 from snfnp.training.checkpoint import load_checkpoint
@@ -38,39 +39,67 @@ def main(
 
     what: is trained, for --help; defaults: the options that a script starts from differently.
     """
-    given = vars(_parser(prog, what, defaults).parse_args(argv))
+    with processes.together() as world:
+        given = vars(_parser(prog, what, defaults).parse_args(argv))
+        count = given.pop("processes", 1)
+        if count < 1:
+            raise UsageError(f"{processes.OPTION} is {count}: it must be at least 1")
+        if count > 1 and world.size > 1:
+            raise UsageError(
+                f"{processes.OPTION} starts processes, and mpiexec has started {world.size} "
+                "already: leave one of them out"
+            )
+        if count > 1:
+            processes.start(count, argv)
+        world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
+        _train(given, defaults, world)
+
+
+def _train(given: dict, defaults: dict, world: Communicator) -> None:
+    """Rank 0 decides what there is to do, and keeps the folder; all ranks train."""
     resume, rollback = given.pop("resume", None), given.pop("rollback", False)
     if resume == AUTO:
         if rollback:
             raise UsageError("--rollback with --resume auto would go back each time: choose one")
-        resume = _started(given)
+        resume = world.first(lambda: _started(given))
     goes_on = resume or rollback
     with ExitStack() as held:
-        if goes_on:
+        run = None
+
+        def opened() -> tuple[TrainConfig, dict]:
+            nonlocal run
             run, *_ = resumed(given)
             held.enter_context(run.lock)
-            _, config, record = resumed(given, rollback, resume == AUTO)  # it stays so from here
+            return resumed(given, rollback, resume == AUTO)[1:]  # it stays so from here
+
+        if goes_on:
+            config, record = world.first(opened)
         else:
             config = TrainConfig(**{**defaults, **given})
-        ops = get_ops(config.backend, tf32=config.tf32)
-        dataset = load_dataset(config.data, config.data_dir)
+        ops = get_ops(config.backend, config.tf32, world)
+        dataset = _load(config, world)
         config = config.resolve(len(dataset.train))
+        config.check_processes(world.size)
         if config.tensorboard:
             board.require()  # before there is a folder
 
         def layout() -> Layout:
             return config.build_flow(dataset.train.shape[1:]).layout
 
+        def created() -> Path:
+            nonlocal run
+            started = time.strftime("%Y%m%d-%H%M%S")
+            name = f"{config.data}-{config.model}-{config.gradient}-{started}"
+            run = RunFolder.create(config.out or Path("runs") / name)
+            held.enter_context(run.lock)
+            return run.path
+
+        if not goes_on:
+            layout()  # what a model refuses, it refuses before there is a folder
+            config = replace(config, out=world.first(created))
+        run = run or RunFolder(config.out)
         if goes_on:
             _refuse_other_images(dataset, *run.data(record), run)
-        else:
-            if config.out is None:
-                started = time.strftime("%Y%m%d-%H%M%S")
-                name = f"{config.data}-{config.model}-{config.gradient}-{started}"
-                config = replace(config, out=Path("runs") / name)
-            layout()  # what a model refuses, it refuses before there is a folder
-            run = RunFolder.create(config.out)
-            held.enter_context(run.lock)
         also = " in a new run" if goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
@@ -81,8 +110,22 @@ def main(
             return (4 + config.track_log_det) * layout().size * np.dtype(config.dtype).itemsize
 
         with within_memory(ops, "--batch-size", config.batch_size, fixed, also):
-            train(config, dataset, ops, run, "best" if rollback else bool(resume))
-        _draw(run, config, ops)
+            train(config, dataset, ops, run, "best" if rollback else bool(resume), world=world)
+        if world.rank == 0:
+            _draw(run, config, ops)
+
+
+def _load(config: TrainConfig, world: Communicator) -> Dataset:
+    """The images; on each machine one process is first, which may have to download them."""
+    dataset = error = None
+    if world.local_rank == 0:
+        try:
+            dataset = load_dataset(config.data, config.data_dir)
+        except SnfnpError as found:
+            error = found
+    for failed in filter(None, world.gather(error)):
+        raise failed
+    return dataset or load_dataset(config.data, config.data_dir)
 
 
 def _refuse_other_images(dataset: Dataset, counts: list[int], shape: tuple, run: RunFolder) -> None:
@@ -124,6 +167,13 @@ def _parser(prog: str | None, what: str, defaults: dict) -> Parser:
             settings = {"type": _KINDS[kind], "metavar": kind.upper()}
         help_text = help_text.replace("%", "%%")
         parser.add_argument(flag_of(entry), dest=entry.name, help=help_text, **settings)
+    parser.add_argument(
+        processes.OPTION,
+        type=int,
+        metavar="N",
+        help="train in so many processes, each with its share of every batch: on GPUs, one for "
+        'each (starts this command with mpiexec; needs pip install ".[mpi]")',
+    )
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -49,7 +49,7 @@ def train(
     config.check_processes(world.size)
     if world.rank:
         report, line = _silent, Unseen
-    with run.lock if world.rank == 0 else nullcontext(), Requests() as requests:
+    with run.lock if world.rank == 0 else nullcontext(), Requests(world.rank > 0) as requests:
         flow = config.build_flow(dataset.train.shape[1:])
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 class Requests:
     """stop: Ctrl-C or SIGTERM came; checkpoint: SIGUSR1 did, which batch systems can send ahead.
 
-    A context manager: while it is open, SIGUSR1 ends no process.
+    A context manager: while it is open, SIGUSR1 ends no process. quiet: another process says that
+    the run stops.
     """
 
-    def __init__(self):
+    def __init__(self, quiet: bool = False):
+        self._quiet = quiet
         self.stop = self.checkpoint = False
         self._handlers = {}
 
@@ -37,7 +39,8 @@ class Requests:
         if self.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop = True
-        print("\nstopping after this step …", file=sys.stderr)
+        if not self._quiet:
+            print("\nstopping after this step …", file=sys.stderr)
 
     def _checkpoint(self, number, frame) -> None:
         self.checkpoint = True

@@ -48,7 +48,7 @@ def environment(**changes) -> dict:
     return os.environ | one | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 
 
-def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, str]:
     """(exit status, standard output, standard error) of what `start` started."""
     try:
         output, errors = process.communicate(timeout=timeout)

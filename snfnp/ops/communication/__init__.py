@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
 from snfnp.errors import BackendError
@@ -27,8 +26,6 @@ def world() -> Communicator:
     if launch is None:
         return ALONE
     started = f"this was started as one of {launch.size} processes ({launch.by})"
-    # MPICH would say of its own when a rank ends the others, beside the line that says why.
-    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
     try:
         import mpi4py
 

@@ -1,0 +1,104 @@
+"""A command that several processes run together: how they start, which one speaks, how all end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+
+from snfnp.cli import terminal
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops import ALONE, Communicator, world
+from snfnp.ops.communication import launched
+
+OPTION = "--processes"
+_PATIENCE = 2.0  # seconds in which processes that fail alike have all failed
+_READ = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
+
+
+def start(count: int, argv: list[str]) -> None:
+    """Become an mpiexec that runs this program so many times; signals and the exit status are then
+    its own affair.
+
+    argv: the command's arguments, the last ones of this process, with `OPTION` among them.
+    """
+    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+    for missing, found in (
+        ("mpiexec", mpiexec),
+        ("mpi4py", importlib.util.find_spec("mpi4py")),
+    ):
+        if not found:
+            raise UsageError(f'{OPTION} needs {missing}, which is missing: pip install ".[mpi]"')
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
+    os.execv(mpiexec, command)
+
+
+def _without_option(argv: list[str]) -> list[str]:
+    rest, words = [], iter(argv)
+    for word in words:
+        if word == OPTION:
+            next(words)
+        elif not word.startswith(f"{OPTION}="):
+            rest.append(word)
+    return rest
+
+
+@contextmanager
+def together() -> Iterator[Communicator]:
+    """The processes that run this command, of which rank 0 alone prints.
+
+    An exception ends all of them, in bounded time. Where all fail alike, each of them gets here
+    soon, and the first one that failed says what it was; where only some fail, the others may
+    already wait for them, and are ended.
+    """
+    launch = launched()
+    if launch is None:
+        yield ALONE
+        return
+    try:
+        ranks = world()
+    except SnfnpError as error:
+        if launch.rank:
+            raise SystemExit(error.exit_status) from None
+        raise
+    try:
+        with ExitStack() as held:
+            if ranks.rank:
+                nowhere = held.enter_context(open(os.devnull, "w"))
+                held.enter_context(redirect_stdout(nowhere))
+            else:
+                sys.stdout.reconfigure(line_buffering=True)  # mpiexec hands it on, also to a screen
+            yield ranks
+    except BaseException as error:
+        _end(ranks, error)
+        raise
+    ranks.meet(0)
+
+
+def _end(ranks: Communicator, error: BaseException) -> None:
+    """Returns where the error is to be raised as if this process were alone."""
+    status = terminal.exit_status(error)
+    statuses = ranks.meet(status, _PATIENCE)
+    if statuses is not None:
+        speaker = next((rank for rank, each in enumerate(statuses) if each), 0)
+        if ranks.rank != speaker:
+            raise SystemExit(status) from None
+    if statuses is None or ranks.rank:
+        who = f"rank {ranks.rank}: " if ranks.rank else ""
+        if terminal.complain(error, who) is None and not isinstance(error, SystemExit):
+            print(f"rank {ranks.rank}:", file=sys.stderr)
+            traceback.print_exception(error)
+        sys.stderr.flush()
+        if statuses is None:
+            time.sleep(_READ)
+            ranks.abort(status)
+        raise SystemExit(status) from None

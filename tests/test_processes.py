@@ -1,0 +1,319 @@
+"""Training in several processes: the numbers of one, and how errors, signals and kills end all."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from support import processes
+from support.runs import assert_same_run, state
+from support.trainers import SMALL_GLOW
+
+from snfnp.cli import processes as starting
+from snfnp.errors import UsageError
+
+# The training script on 96 random images of 8 by 8; rank RANK does ACTION right before step STEP.
+COMMAND = """
+import os, signal, sys, time
+from pathlib import Path
+from snfnp.cli import run_script, train as command
+from snfnp.errors import SnfnpError
+from snfnp.ops import world
+from snfnp.training.trainer import Trainer
+from support.trainers import small_dataset
+
+command.load_dataset = lambda name, folder: small_dataset(images=96, side=8)
+command._draw = lambda *of: None
+original = Trainer.training_step
+
+def step(trainer, images):
+    if "PIDS" in os.environ:
+        Path(os.environ["PIDS"], str(world().rank)).write_text(f"{os.getpid()} {trainer.step}")
+    if world().rank == int(os.environ.get("RANK", -1)) and trainer.step == int(os.environ["STEP"]):
+        exec(os.environ["ACTION"])
+    time.sleep(float(os.environ.get("SLEEP", 0)))
+    return original(trainer, images)
+
+Trainer.training_step = step
+run_script(command.main)
+"""
+SMALL = ["--backend", "numpy", "--batch-size", "12", "--warmup-epochs", "1", "--lr", "1e-3"]
+GLOW = [word for name, value in SMALL_GLOW.items() for word in (f"--{name}", value)]
+LIMIT = 10  # seconds in which all processes have ended after one of them has
+TIGHT = 1e-12
+
+
+def train(size, path, *arguments, limit=180, **environment):
+    """(exit status, output, errors) of a small run in so many processes."""
+    process = launch(size, path, *arguments, **environment)
+    return processes.finish(process, limit)
+
+
+def launch(size, path, *arguments, **environment):
+    words = ["-c", COMMAND, *SMALL, "--out", path, *arguments]
+    return processes.start(size, words, **environment)
+
+
+def trained(size, path, *arguments, **environment):
+    status, output, errors = train(size, path, *arguments, **environment)
+    assert status == 0, errors[-2000:]
+    return output
+
+
+def assert_close(first, second):
+    """The same run, but for the order in which the samples' shares were added."""
+    a, b = state(first), state(second)
+    assert a.step == b.step
+    for name in ("p", "m", "v"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert np.abs(one - other).max() <= TIGHT * np.abs(one).max()
+
+
+# ---------------------------------------------------------------- the numbers of one process
+
+MODELS = {
+    "fc": ["--model", "fc"],
+    "fc exact": ["--model", "fc", "--gradient", "exact", "--clip-norm", "5"],
+    "conv": ["--model", "conv", "--epochs", "1"],
+    # Adam divides a gradient by its size: where its terms nearly cancel, what is left of their
+    # rounding moves a parameter by a share of the learning rate.
+    "glow": ["--model", "glow", *GLOW, "--epochs", "1", "--lr", "1e-5"],
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("model", MODELS)
+def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, model):
+    options = ["--dtype", "float64", "--epochs", "2", *MODELS[model]]
+    for size in (1, 2, 3):
+        trained(size, tmp_path / str(size), *options)
+    for size in (2, 3):
+        assert_close(tmp_path / "1", tmp_path / str(size))
+
+
+@pytest.mark.mpi
+def test_the_same_number_gives_the_same_bits_and_another_one_may_go_on(tmp_path):
+    """In single precision, where another order of a sum would show."""
+    for name in ("first", "second"):
+        output = trained(2, tmp_path / name, "--epochs", "2")
+        assert output.count("epoch    2/2") == output.count("run folder") == 1  # rank 0's
+    assert_same_run(tmp_path / "first", tmp_path / "second")
+    double = ["--dtype", "float64"]
+    trained(1, tmp_path / "whole", "--epochs", "2", *double)
+    trained(2, tmp_path / "part", "--epochs", "1", *double)
+    trained(3, tmp_path / "part", "--epochs", "2", "--resume")
+    assert_close(tmp_path / "whole", tmp_path / "part")
+
+
+# ---------------------------------------------------------------- how all of them end
+
+
+def pids(folder, size):
+    """(process, step) of each rank, once all take steps."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        texts = [(folder / str(rank)) for rank in range(size)]
+        found = [path.read_text().split() for path in texts if path.exists()]
+        if len(found) == size and all(len(words) == 2 for words in found):
+            return [int(process) for process, _ in found]
+        time.sleep(0.02)
+    raise AssertionError("the processes have not started")
+
+
+def gone(process):
+    """Whether a process has ended, or only waits for its parent to notice."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
+    """At random moments, as often as SNFNP_KILLS says; killed with no warning, as kill -9 does."""
+    kills, options = int(os.environ.get("SNFNP_KILLS", 2)), ["--epochs", "4"]
+    rng = np.random.default_rng(int(os.environ.get("SNFNP_SEED", 0)))
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    trained(2, whole, *options)
+    longest = 0.0
+    for _ in range(kills):
+        options = ["--epochs", "4", "--checkpoint-every", "2", "--resume", "auto"]
+        environment = {"PIDS": str(tmp_path), "SLEEP": "0.05"}
+        process = launch(2, part, *options, **environment)
+        ranks = pids(tmp_path, 2)
+        time.sleep(rng.uniform(0, 1))
+        victim = int(rng.integers(2))
+        os.kill(ranks[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        while not all(map(gone, ranks)):
+            assert time.monotonic() - killed < LIMIT
+            time.sleep(0.02)
+        longest = max(longest, time.monotonic() - killed)
+        status, *_ = processes.finish(process, LIMIT)
+        assert status != 0
+        for file in tmp_path.glob("[01]"):
+            file.unlink()
+    print(f"{kills} kills: the other process ended within {longest:.2f} s")
+    trained(2, part, "--epochs", "4", "--resume", "auto")
+    assert_same_run(whole, part)
+
+
+FAILURES = {
+    "an error": (
+        "raise SnfnpError('no room: make some')",
+        1,
+        "error: rank 1: no room: make some\n",
+    ),
+    "memory": (
+        "raise MemoryError('4 GiB')",
+        1,
+        "error: rank 1: out of memory: 4 GiB: choose a smaller --batch-size than 12\n",
+    ),
+    "interrupt": ("raise KeyboardInterrupt", 130, ""),
+    "mistake": ("1 / 0", 1, "rank 1:\nTraceback"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("failure", FAILURES)
+def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure):
+    """The other one waits for it in a sum. What was saved before is whole."""
+    action, status, said = FAILURES[failure]
+    environment = {"RANK": "1", "STEP": "9", "ACTION": action}
+    found, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
+    assert found == status and errors.startswith(said)
+    assert ("Traceback" in errors) == (failure == "mistake")
+    assert errors == said or failure == "mistake"
+    assert state(tmp_path / "run").step == 8
+    trained(2, tmp_path / "run", "--epochs", "2", "--resume")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
+    options = ["--epochs", "50", "--checkpoint-every", "1000"]
+    process = launch(2, tmp_path / "run", *options, PIDS=str(tmp_path), SLEEP="0.02")
+    pids(tmp_path, 2)
+    time.sleep(0.3)
+    process.send_signal(number)
+    status, output, errors = processes.finish(process, 30)
+    step = state(tmp_path / "run").step
+    assert status == 130 and f"interrupted at step {step}:" in output
+    assert errors == "\nstopping after this step …\n"
+
+
+@pytest.mark.mpi
+def test_divergence_is_told_once(tmp_path):
+    """All ranks find it in the same sum, whichever of them it came from."""
+    action = "trainer.p[:] = float('nan')"
+    environment = {"RANK": "1", "STEP": "9", "ACTION": action}
+    status, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
+    assert status == 1 and errors.count("training diverged at step 10") == 1
+    assert errors.count("error: ") == 1 and "Traceback" not in errors
+
+
+# ---------------------------------------------------------------- wrong use, one line each
+
+WRONG = {
+    "an unknown option": (2, ["--nonsense"], "unrecognized arguments: --nonsense"),
+    "a batch that does not divide": (
+        3,
+        ["--batch-size", "20"],
+        "--batch-size 20 does not divide by 3 processes: give a multiple of 3",
+    ),
+    "both ways to start": (
+        2,
+        ["--processes", "2"],
+        "--processes starts processes, and mpiexec has started 2 already: leave one of them out",
+    ),
+    "nothing to go on with": (2, ["--resume"], "is no run folder"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line(tmp_path, case):
+    size, arguments, said = WRONG[case]
+    status, output, errors = train(size, tmp_path / "run", *arguments)
+    assert status == 2 and not output.strip()
+    assert re.fullmatch(f"error: .*{re.escape(said)}.*\n", errors), errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.mpi
+def test_ranks_with_different_options_are_refused(tmp_path):
+    words = [sys.executable, "-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"), "--seed"]
+    done = subprocess.run(
+        [processes.mpiexec(), "-n", "1", *words, "1", ":", "-n", "1", *words, "2"],
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    line = "--seed is 1 for rank 0 and 2 for rank 1: give all processes the same"
+    assert done.stderr == f"error: {line}\n"
+
+
+@pytest.mark.mpi
+def test_without_mpi4py_one_process_says_so(tmp_path):
+    script = "import sys; sys.modules['mpi4py'] = None\n" + COMMAND
+    process = processes.start(2, ["-c", script, *SMALL, "--out", tmp_path / "run"])
+    status, output, errors = processes.finish(process, 30)
+    assert status == 2 and not output
+    assert errors.count("\n") == 1 and "but mpi4py is not installed: pip install" in errors
+
+
+# ---------------------------------------------------------------- --processes
+
+
+@pytest.mark.mpi
+def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
+    words = ["-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"), "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", *words, "--processes", "2"],
+        env=processes.environment(PIDS=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stdout.count("run folder") == 1, done.stderr
+    assert [(tmp_path / rank).exists() for rank in "012"] == [True, True, False]
+    done = subprocess.run(
+        [sys.executable, *words, "--processes=2"],
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and "choose another --out" in done.stderr
+
+
+@pytest.mark.parametrize("word", [["--processes", "3"], ["--processes=3"]])
+def test_the_command_that_mpiexec_gets(monkeypatch, word):
+    started = []
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-O", "train.py", "--lr", "1", *word, "-x"])
+    monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
+    monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
+    starting.start(3, ["--lr", "1", *word, "-x"])
+    command = ["bin/mpiexec", "-n", "3", sys.executable, "-O", "train.py", "--lr", "1", "-x"]
+    assert started == [("bin/mpiexec", command)]
+
+
+@pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])
+def test_what_processes_needs_and_is_missing(monkeypatch, missing):
+    monkeypatch.setattr(
+        starting.shutil, "which", lambda name, path=None: None if name == missing else name
+    )
+    monkeypatch.setattr(
+        starting.importlib.util, "find_spec", lambda name: None if name == missing else name
+    )
+    with pytest.raises(UsageError, match=rf'needs {missing}, .*: pip install "\.\[mpi\]"'):
+        starting.start(2, ["--processes", "2"])
