@@ -10,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 from support.operation_calls import (
@@ -33,6 +34,7 @@ from snfnp.ops.activation.definition import Activation
 from snfnp.ops.backends import assemble, cupy_rooms, numba_rooms, numpy_rooms
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
+from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.random import philox
 
 NUMBA = get_ops("numba")
@@ -171,6 +173,47 @@ def test_override_takes_strided_and_transposed_arguments(name, size, layout):
     assert call.strided
     for ops in (DEFINITION, NUMBA):
         assert_as_defined(ops, name, call, layout=layout)
+
+
+# (M, K, N): small arrays of one tile and several, and of columns that no register holds; then what
+# is for BLAS
+THIN = [(1024, 4, 8), (1500, 18, 16), (1601, 16, 36), (1030, 31, 24), (1200, 16, 18)]
+NOT_THIN = [(1023, 8, 8), (1500, 3, 8), (1500, 16, 68), (1500, 9, 9)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("sizes", [*THIN, *NOT_THIN], ids=str)
+def test_products_of_tall_arrays(sizes, dtype):
+    rows, inner, columns = sizes
+    rng = np.random.default_rng(4)
+    a, b, c = (
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((rows, inner), (inner, columns), (rows, columns))
+    )
+    assert cpu_thin.fits(a.T, c) == (sizes in THIN)
+    for left, right in ((a, b), (a, b.T.copy().T), (a.T, c), (c.T, a), (a[::2], b)):
+        out = np.full((len(left), right.shape[1]), np.nan, dtype)
+        assert NUMBA.linalg.matmul(left, right, out=out) is out
+        exact = left.astype(np.float64) @ right.astype(np.float64)
+        bound = np.abs(left).astype(np.float64) @ np.abs(right).astype(np.float64)
+        assert np.all(np.abs(out - exact) <= 2 * left.shape[1] * eps_of(dtype) * bound)
+        np.testing.assert_array_equal(NUMBA.linalg.matmul(left, right), out)
+
+
+def test_products_of_tall_arrays_do_not_depend_on_threads():
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    rng, before = np.random.default_rng(5), numba.get_num_threads()
+    a, c = (rng.standard_normal((3001, n)).astype(np.float32) for n in (18, 16))
+    results = []
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            results.append((NUMBA.linalg.matmul(a, c[:18]), NUMBA.linalg.matmul(a.T, c)))
+    finally:
+        numba.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

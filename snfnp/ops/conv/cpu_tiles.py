@@ -7,7 +7,7 @@ the taps, and every tap costs one load of a row of the kernel, which all pixels 
 The weight gradient is the same product with other strides: the sums of neighbouring taps stay in
 registers, and the loop runs over the pixels.
 
-Numba has no vectors, hence `_tile`, written for LLVM. It adds and multiplies in the order of the
+Numba has no vectors, hence `tile`, written for LLVM. It adds and multiplies in the order of the
 taps, as a plain loop would; the compiler may round once where it fuses the two.
 
 Derivation: derivations/07-convolutions.md.
@@ -84,9 +84,7 @@ def inverse_series(r, w, nu, terms: int):
 
 
 @intrinsic
-def _tile(
-    typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes
-):
+def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes):
     """out[o0 + p o_step + l] = or (add) += Σ_{a,b} x[x0 + a x_a + b x_b + p x_p] w[here + l],
     here = w0 + a w_a + b w_b,
 
@@ -180,7 +178,7 @@ def _convolve(padded, k, size, shape, pixels, lanes, z):
         for y in range(height):
             for left in range(0, width, len(pixels)):
                 first = min(left, width - len(pixels))
-                _tile(
+                tile(
                     *(padded, y * row + first * inputs, (row, 1, inputs)),
                     *(k, o, (run * outputs, outputs), (kh, run)),
                     *(z, (y * width + first) * outputs + o, outputs, False),
@@ -197,7 +195,7 @@ def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
     for y in range(height):
         for left in range(0, width, len(lanes)):
             first = min(left, width - len(lanes))
-            _tile(
+            tile(
                 *(k, 0, (kw, 1, 0)),
                 *(padded, y * row + first, (row, 1), (kh, kw)),
                 *(z, y * width + first, 0, False),
@@ -279,7 +277,7 @@ def _weight_grad(delta, x, kw, before, taps, lanes, add, out):
             for o in range(0, outputs, len(lanes)):
                 for h in range(kh):
                     for tap in range(0, run, len(taps)):
-                        _tile(
+                        tile(
                             *(padded, h * row + tap, (row, inputs, 1)),
                             *(flat, o, (width * outputs, outputs), (height, width)),
                             *(sums[task, h], tap * outputs + o, outputs, True),

@@ -12,6 +12,7 @@ from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, dposv, sgetrf, sgetri, s
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.jit import FLAT_BLOCK, compiled, parallel, serial
+from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 _GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
@@ -28,6 +29,14 @@ _TILE = 32  # side of the tiles of a transposed copy
 
 
 class CpuLinearAlgebra(LinearAlgebra):
+    def matmul(self, a, b, out=None):
+        thin = a.ndim == b.ndim == 2 and (out is None or out.flags.c_contiguous)
+        if thin and cpu_thin.fits(a, b):
+            out = np.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+            cpu_thin.product(a, b, out)
+            return out
+        return super().matmul(a, b, out)
+
     def matmul_add(self, a, b, out):
         # BLAS itself can add to its output (beta = 1), NumPy's matmul cannot. BLAS is column-major:
         # outᵀ += bᵀ aᵀ, and a C-contiguous array is the column-major array of its transpose.
