@@ -131,12 +131,12 @@ class ConvExponential(Layer):
         ops, w, powers, sigma = ctx.ops, p["W"], cache["powers"], cache["sigma"]
         scale = self._scale(ops, sigma)
         k, g_k = w / scale, grads["W"]
-        delta = dz
+        delta, of_term = dz, ops.xp.empty_like(g_k)
+        g_k.fill(0)
         for i in range(len(powers) - 1, 0, -1):
-            share = delta / i
-            self.map.weight_grad(ops, share, powers[i - 1], out=g_k, add=i < len(powers) - 1)
-            delta = self.map.adjoint(ops, k, share)
-            delta += dz
+            # 1/i goes to the small arrays
+            g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
+            delta = self.map.adjoint_axpby(ops, k / i, delta, 1.0, dz, 1.0)
         pixels = math.prod(dz.shape[1:3])
         self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
 
@@ -159,8 +159,7 @@ class ConvExponential(Layer):
         z, powers = x.copy(), [x]
         single, double = self.terms
         for i in range(1, (single if x.dtype == np.float32 else double) + 1):
-            powers.append(self.map.apply(ops, k / i, powers[-1]))
-            z += powers[-1]
+            powers.append(ops.conv.forward_into(powers[-1], k / i, 1.0, 1.0, z))
         return z, powers
 
     def _centre(self, w):
