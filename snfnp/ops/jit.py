@@ -1,7 +1,9 @@
 """What the CPU rooms share: how Numba compiles their kernels, and helpers of these.
 
 Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
-No `fastmath`: isnan must work. Work is split over samples or blocks with `prange`.
+No `fastmath`: isnan must work. Work is split with `prange` over samples, or blocks in the order of
+samples: every thread gets neighbouring tasks, and then finds in its core's cache what it computed
+of the same samples in the kernel before.
 
 Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
 alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
