@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class ConvExponential(Layer):
                 "at least one of each"
             )
 
-    @property
+    @cached_property
     def map(self) -> Conv2d:
         return Conv2d(self.kernel, self.channels)
 

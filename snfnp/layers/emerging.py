@@ -81,10 +81,10 @@ class CausalConv2d(Layer):
 
     def backward(self, ctx, p, cache, dz, grads):
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
-        ops, xp, x = ctx.ops, ctx.ops.xp, cache["x"]
-        ops.causal.weight_grad(dz, x, grads["W"], self.reverse)
-        inverse_diagonal = 1 / self._diagonal(ops, p, wait=False)
-        grads["W"][1, 1] += xp.diag(ctx.dldj.sum() * math.prod(x.shape[1:3]) * inverse_diagonal)
+        ops, x = ctx.ops, cache["x"]
+        self._diagonal(ops, p, wait=False)
+        volume = ctx.volume * math.prod(x.shape[1:3])
+        ops.causal.weight_grad(dz, x, p["W"], volume, grads["W"], self.reverse)
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])
         return ops.causal.adjoint(dz, p["W"], self.reverse)

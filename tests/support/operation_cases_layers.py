@@ -386,10 +386,11 @@ def call_causal_adjoint(rng, dtype, size):
 def call_causal_weight_grad(rng, dtype, size):
     x, k, _, reverse = causal_arrays(rng, dtype, size)
     delta = rng.standard_normal(x.shape).astype(dtype)
-    bound = DEFINITION.causal.weight_grad(np.abs(delta), np.abs(x), np.empty_like(k), reverse)
-    bound = 2 * (delta[..., 0].size + 2) * eps_of(dtype) * bound
-    args = (delta, x, np.full_like(k, np.nan), reverse)
-    return Call(args, bounds=(bound, bound), mutated=(2,), strided=(0, 1))
+    volume, sizes = 0.7, [np.abs(a) for a in (delta, x, k)]
+    bound = DEFINITION.causal.weight_grad(*sizes, volume, np.empty_like(k), reverse)
+    bound = 2 * (delta[..., 0].size + 4) * eps_of(dtype) * bound
+    args = (delta, x, k, number(volume, size), np.full_like(k, np.nan), reverse)
+    return Call(args, bounds=(bound, bound), mutated=(4,), strided=(0, 1, 2))
 
 
 def call_causal_inverse(rng, dtype, size):

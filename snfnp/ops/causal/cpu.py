@@ -29,16 +29,15 @@ class CpuCausal(Causal):
             return super().adjoint(dz, k, reverse)
         return _convolve(dz, _taps(np.ascontiguousarray(k), not reverse, True), None, not reverse)
 
-    def weight_grad(self, delta, x, out, reverse=False):
+    def weight_grad(self, delta, x, k, volume, out, reverse=False):
         if not _direct(x.shape):
-            return super().weight_grad(delta, x, out, reverse)
+            return super().weight_grad(delta, x, k, volume, out, reverse)
         before, gradient = _before(reverse), np.empty(out.shape, out.dtype)
         if x.shape[3] == 1:
             _plane_weight_grad(_planes(delta), _planes(x), before, gradient.reshape(4))
         else:
             cpu_tiles.weight_grad(delta, x, False, gradient, before)
-        turned = np.ascontiguousarray(gradient[::-1, ::-1]) if reverse else gradient
-        out[...] = _taps(turned, False, False)
+        _own_taps(gradient, k, float(volume), reverse, out)
         return out
 
     def inverse(self, z, k, reverse=False):
@@ -90,6 +89,22 @@ def _taps(k, turn, swap):
                     else:
                         tap[i, o] = k[h, w, i, o]
     return taps
+
+
+@compiled
+def _own_taps(gradient, k, volume, turn, out):
+    """The taps of a gradient (2, 2, C, C), turned by 180 degrees if asked to, 0 where nobody reads
+    k, and on the diagonal of the pixel itself + volume / k's."""
+    channels, zero = k.shape[2], out.dtype.type(0)
+    for h in range(2):
+        for w in range(2):
+            tap = gradient[1 - h, 1 - w] if turn else gradient[h, w]
+            for i in range(channels):
+                for o in range(channels):
+                    unread = h == w == 1 and o < i
+                    out[h, w, i, o] = zero if unread else tap[i, o]
+    for c in range(channels):
+        out[1, 1, c, c] += volume / k[1, 1, c, c]
 
 
 @serial

@@ -35,10 +35,12 @@ class Causal(Room):
         back = not reverse
         return self._turned(self.conv.forward(self._turned(dz, back), swapped), back)
 
-    def weight_grad(self, delta, x, out, reverse=False):
-        """The gradient of ⟨δ, T(k) x⟩ with respect to k, into `out`: 0 where nobody reads k."""
+    def weight_grad(self, delta, x, k, volume, out, reverse=False):
+        """The gradient of ⟨δ, T(k) x⟩ + volume · log|det k[1, 1]| with respect to k, into `out`: 0
+        where nobody reads k. volume: a number, or an array of shape ()."""
         self.conv.weight_grad(self._turned(delta, reverse), self._turned(x, reverse), out)
-        out[1, 1] = self.xp.triu(out[1, 1])
+        of_log_det = (volume / k[1, 1].diagonal()).astype(out.dtype)
+        out[1, 1] = self.xp.triu(out[1, 1]) + self.xp.diag(of_log_det)
         return out
 
     def inverse(self, z, k, reverse=False):

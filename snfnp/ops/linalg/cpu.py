@@ -73,6 +73,15 @@ class CpuLinearAlgebra(LinearAlgebra):
         squares = _residual(out.reshape(-1), np.ascontiguousarray(x).reshape(-1))
         return before + squares / len(x)
 
+    def inverse(self, w):
+        if not 0 < len(w) <= _SMALL:
+            return super().inverse(w)
+        getrf, getri, _ = _LU[w.dtype]  # without what NumPy does before and after
+        lu, pivots, status = getrf(w.T)
+        if status:
+            raise SingularMatrixError("the weight matrix is singular")
+        return getri(lu, pivots, overwrite_lu=1)[0].T
+
     def inverse_and_log_abs_det(self, a):
         # one factorisation for both, where NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
