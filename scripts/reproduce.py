@@ -27,6 +27,7 @@ def main(argv):
     from reproduction.targets import TARGETS
     from reproduction.training import Training
 
+    from snfnp.cli import processes
     from snfnp.cli.shared import Parser, check_range
     from snfnp.ops import BACKENDS, get_ops
 
@@ -64,6 +65,14 @@ def main(argv):
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
     )
+    parser.add_argument(
+        processes.OPTION,
+        type=int,
+        default=1,
+        metavar="N",
+        help="train every run in so many processes, which share its batches: mpiexec starts them "
+        "(default: 1)",
+    )
     parser.add_argument("--data-dir", type=Path, help="folder with the data sets' files")
     parser.add_argument(
         "--measure-again", action="store_true", help="also times that were measured before"
@@ -87,33 +96,40 @@ def main(argv):
     if args.epochs is not None:
         check_range(args, "--epochs", 1)
     _check_seeds(args.seeds)
+    with processes.together() as world:
+        processes.start(args.processes, argv, world)
+        ops = get_ops(args.backend, world=world)
+        options = (args.seeds, args.epochs, args.data_dir, args.measure_again, world)
+        setting = Setting(args.scale, args.runs, ops, *options)
+        _make(setting.folder)
+        setting.dataset("mnist")  # what is wrong with it is said before anything else
+        wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
+        runs = [run for target in wanted.values() for run in target.plan(setting)]
+        if args.rows:
+            _train_rows(args.rows, runs, setting)
+            return
+        with closing(Training(runs, setting)) as training:
+            for number, (name, target) in enumerate(wanted.items()):
+                found = training.results(target.plan(setting))
+                if world.rank:
+                    continue
+                record = target.collect(setting, found)
+                results.write(setting.folder / results.NAME, name, record, list(TARGETS))
+                picture = setting.folder / f"{name}{target.suffix}"
+                target.draw(record, picture, setting)
+                training.clear_line()
+                print(("\n" if number else "") + target.show(record))
+                if picture.exists():  # there are no samples where a run diverged
+                    print(f"* Picture: {picture}", flush=True)
 
-    ops = get_ops(args.backend)
-    setting = Setting(
-        args.scale, args.runs, ops, args.seeds, args.epochs, args.data_dir, args.measure_again
-    )
+
+def _make(folder: Path) -> None:
     try:
-        setting.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"cannot make {setting.folder} ({error.strerror}): choose another --runs"
+            f"cannot make {folder} ({error.strerror}): choose another --runs"
         ) from None
-    setting.dataset("mnist")  # what is wrong with it is said before anything else
-    wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
-    runs = [run for target in wanted.values() for run in target.plan(setting)]
-    if args.rows:
-        _train_rows(args.rows, runs, setting)
-        return
-    with closing(Training(runs, setting)) as training:
-        for number, (name, target) in enumerate(wanted.items()):
-            record = target.collect(setting, training.results(target.plan(setting)))
-            results.write(setting.folder / results.NAME, name, record, list(TARGETS))
-            picture = setting.folder / f"{name}{target.suffix}"
-            target.draw(record, picture, setting)
-            training.clear_line()
-            print(("\n" if number else "") + target.show(record))
-            if picture.exists():  # there are no samples where a run diverged
-                print(f"* Picture: {picture}", flush=True)
 
 
 def _train_rows(names: list[str], runs: list, setting) -> None:

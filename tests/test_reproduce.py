@@ -1,17 +1,21 @@
 """The paper's tables from one command: planned, killed, resumed, skipped, and shown."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reproduce
-from reproduction import results, runs
+from reproduction import provenance, results, runs
 from reproduction import setting as settings
 from reproduction.runs import Result, plan
 from reproduction.setting import SCALES, Setting
 from reproduction.tables import TABLES
 from reproduction.targets import TARGETS
+from support import processes
 from support.runs import Killed, kill
 from support.trainers import at_step
 
@@ -450,3 +454,30 @@ def test_a_damaged_note_of_the_commit_is_one_line(command, tmp_path):
     with pytest.raises(SnfnpError, match="made-with.json is damaged") as caught:
         command("table5")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.mpi
+def test_processes_train_a_row_together_and_one_of_them_speaks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
+    script = Path(reproduce.__file__)
+    where = ("table1", "--rows", "fc-snf", "--scale", "smoke", "--backend", "numpy")
+    found = {}
+    for count in (1, 2):
+        runs_of = tmp_path / str(count)
+        done = subprocess.run(
+            [sys.executable, script, *where, "--runs", runs_of, "--processes", str(count)],
+            env=processes.environment(),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("fc-snf-seed-0: test NLL ")
+        assert done.stderr.count("fc-snf-seed-0, to epoch 1; runs left: 1") == 1
+        folder = runs_of / "smoke" / "fc-snf-seed-0"
+        assert provenance.of_run(folder)["processes"] == count
+        found[count] = json.loads((folder / "summary.json").read_text())["test_nll_nats"]
+    assert found[2] == pytest.approx(found[1], rel=1e-4)  # float32

@@ -22,19 +22,20 @@ _EXACT_FC = 4.5
 class Progress:
     """The runs that are left, in the order in which they are trained."""
 
-    def __init__(self, left: list[Run], steps_of: dict[Run, int]):
-        """steps_of: the steps of each run, from its start."""
+    def __init__(self, left: list[Run], steps_of: dict[Run, int], shown: bool = True):
+        """steps_of: the steps of each run, from its start; shown: or kept for another process."""
         self._left = len(left)
         self._steps = steps_of
         self._work = {run: steps_of[run] * _cost(run) for run in left}
         self._ahead = sum(self._work.values())  # work of all that is not done
         self._done, self._start = 0.0, time.monotonic()
-        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False, dynamic_ncols=True)
+        self._shown, hidden = shown, None if shown else True  # None: where there is a terminal
+        self._bar = tqdm(bar_format="{desc}", disable=hidden, leave=False, dynamic_ncols=True)
 
     def start(self, run: Run) -> None:
         """The next one. Where there is no terminal, this is all that is said of it."""
         text = self._text(run)
-        if self._bar.disable:
+        if self._bar.disable and self._shown:
             print(text, file=sys.stderr, flush=True)
         self._bar.set_description_str(text)
 

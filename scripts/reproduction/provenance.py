@@ -70,7 +70,7 @@ def _noted(folder: Path) -> list[dict]:
 
 def of_run(folder: Path) -> dict:
     """commit and processor (several where a run was gone on with), platform, backend, device,
-    BLAS threads, versions."""
+    BLAS threads, processes, versions."""
     _, record = RunFolder.open(folder)
     noted = _noted(folder) or [{"commit": UNKNOWN, "processor": UNKNOWN}]
     joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
@@ -89,5 +89,6 @@ def _of(record: dict) -> dict:
         "backend": record["backend"],
         "device": record["device"],
         "threads": max(threads, default=None),
+        "processes": record.get("processes", 1),
         "versions": record["versions"],
     }

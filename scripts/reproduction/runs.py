@@ -12,6 +12,7 @@ from reproduction.rows import Row
 from reproduction.setting import Setting
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
+from snfnp.ops import ALONE, Communicator
 from snfnp.training import files
 from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
@@ -131,20 +132,33 @@ def _result(summary: dict, epochs: int) -> Result:
 
 
 def perform(
-    run: Run, dataset: Dataset, ops, report: Callable[[str], None], line=ProgressLine
+    run: Run,
+    dataset: Dataset,
+    ops,
+    report: Callable[[str], None],
+    line=ProgressLine,
+    world: Communicator = ALONE,
 ) -> Result:
-    """Train a run from where it is to its end, or to where it diverges. line: see `train`."""
+    """Train a run from where it is to its end, or to where it diverges. line, world: see
+    `train`."""
     config = run.config(len(dataset.train), ops.name)
-    goes_on = _is_started(run)
-    if goes_on:
-        folder, record = RunFolder.open(run.folder)
-        before = TrainConfig.from_dict(record["config"])
-        config = replace(config, epochs=max(config.epochs, before.epochs))
-    else:
-        folder = RunFolder.create(run.folder)
-    try:
+
+    def prepare() -> tuple[bool, int]:
+        """Whether the run goes on, and the epochs that it was asked for before."""
+        goes_on = _is_started(run)
+        if goes_on:
+            _, record = RunFolder.open(run.folder)
+            before = TrainConfig.from_dict(record["config"]).epochs
+        else:
+            RunFolder.create(run.folder)
+            before = 0
         provenance.note(run.folder)
-        summary = train(config, dataset, ops, folder, goes_on, report, line)
+        return goes_on, before
+
+    goes_on, before = world.first(prepare)
+    config, folder = replace(config, epochs=max(config.epochs, before)), RunFolder(run.folder)
+    try:
+        summary = train(config, dataset, ops, folder, goes_on, report, line, world)
     except (DivergedError, SingularMatrixError) as error:
         record = {
             "step": getattr(error, "step", None),
@@ -153,7 +167,8 @@ def perform(
             "config": config.as_dict(),
         }
         content = (json.dumps(record, indent=2) + "\n").encode()
-        files.write_atomically(run.outcome, content)
+        if world.rank == 0:
+            files.write_atomically(run.outcome, content)
         return Result(None, config.epochs, record["step"] or 0, before=record["before"])
     return _result(summary, config.epochs)
 

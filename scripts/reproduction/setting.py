@@ -11,6 +11,7 @@ import numpy as np
 from snfnp.data import Dataset, load_dataset
 from snfnp.data.files import print_to_stderr
 from snfnp.errors import SnfnpError
+from snfnp.ops import ALONE, Communicator
 
 SCALES = ("smoke", "hour", "paper")
 _SMOKE = {"train": 200, "validation": 100, "test": 100}  # images at the smoke scale
@@ -21,7 +22,8 @@ _SMOKE_SIDE = 8  # and their pixels: the middle of each image
 class Setting:
     """scale: one of `SCALES`; runs: the folder of all runs; ops: what computes; seeds, epochs: of
     every row, where they are not the table's; data_dir: where data sets are, where that was said;
-    again: whether times that are there are measured once more.
+    again: whether times that are there are measured once more. world: the processes that train
+    together; the first of them alone looks at folders, measures, draws and shows.
     """
 
     scale: str
@@ -31,6 +33,7 @@ class Setting:
     epochs: int | None = None
     data_dir: Path | None = None
     again: bool = False
+    world: Communicator = ALONE
 
     @property
     def folder(self) -> Path:
@@ -50,7 +53,8 @@ class Setting:
         except SnfnpError as error:
             if name == "mnist":
                 raise
-            print_to_stderr(f"no rows of {name}: {error}")
+            if self.world.rank == 0:
+                print_to_stderr(f"no rows of {name}: {error}")
             return True
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from reproduction.progress import Progress
@@ -23,13 +24,13 @@ class Training:
         steps = {}
         for run in runs:
             images = setting.dataset(run.row.data)
-            result = found(run, images, setting.ops.name)
+            result = setting.world.first(partial(found, run, images, setting.ops.name))
             if result is not None:
                 self._done[run.folder] = result
                 continue
             config = run.config(len(images.train), setting.ops.name)
             steps[run] = run.epochs * config.steps_per_epoch(len(images.train))
-        self._progress = Progress(list(steps), steps)
+        self._progress = Progress(list(steps), steps, shown=setting.world.rank == 0)
 
     def results(self, runs: list[Run]) -> dict[Path, Result]:
         """{folder: what became of it} of these runs, trained where that is not known yet."""
@@ -42,7 +43,8 @@ class Training:
         setting, progress = self._setting, self._progress
         progress.start(run)
         images = setting.dataset(run.row.data)
-        result = perform(run, images, setting.ops, _silent, progress.line(run))
+        line = progress.line(run)
+        result = perform(run, images, setting.ops, _silent, line, setting.world)
         progress.finish(run)
         self._done[run.folder] = result
 

@@ -22,12 +22,22 @@ _PATIENCE = 2.0  # seconds in which processes that fail alike have all failed
 _READ = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
 
 
-def start(count: int, argv: list[str]) -> None:
-    """Become an mpiexec that runs this program so many times; signals and the exit status are then
-    its own affair.
+def start(count: int, argv: list[str], world: Communicator) -> None:
+    """Become an mpiexec that runs this program `count` times; signals and the exit status are then
+    its own affair. Does nothing for one. Raises UsageError where the program is one of several
+    already.
 
     argv: the command's arguments, the last ones of this process, with `OPTION` among them.
     """
+    if count < 1:
+        raise UsageError(f"{OPTION} is {count}: it must be at least 1")
+    if count == 1:
+        return
+    if world.size > 1:
+        raise UsageError(
+            f"{OPTION} starts processes, and mpiexec has started {world.size} already: leave one "
+            "of them out"
+        )
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     for missing, found in (
         ("mpiexec", mpiexec),

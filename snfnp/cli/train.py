@@ -42,15 +42,7 @@ def main(
     with processes.together() as world:
         given = vars(_parser(prog, what, defaults).parse_args(argv))
         count = given.pop("processes", 1)
-        if count < 1:
-            raise UsageError(f"{processes.OPTION} is {count}: it must be at least 1")
-        if count > 1 and world.size > 1:
-            raise UsageError(
-                f"{processes.OPTION} starts processes, and mpiexec has started {world.size} "
-                "already: leave one of them out"
-            )
-        if count > 1:
-            processes.start(count, argv)
+        processes.start(count, argv, world)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         _train(given, defaults, world)
 
