@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from snfnp.cli import terminal
@@ -92,6 +92,16 @@ def together() -> Iterator[Communicator]:
         _end(ranks, error)
         raise
     ranks.meet(0)
+
+
+@contextmanager
+def quiet(ranks: Communicator) -> Iterator[None]:
+    """In here, rank 0 alone prints on stderr: what all of them find, and is no error."""
+    if not ranks.rank:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def _end(ranks: Communicator, error: BaseException) -> None:

@@ -110,14 +110,15 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
 def _load(config: TrainConfig, world: Communicator) -> Dataset:
     """The images; on each machine one process is first, which may have to download them."""
     dataset = error = None
-    if world.local_rank == 0:
-        try:
-            dataset = load_dataset(config.data, config.data_dir)
-        except SnfnpError as found:
-            error = found
-    for failed in filter(None, world.gather(error)):
-        raise failed
-    return dataset or load_dataset(config.data, config.data_dir)
+    with processes.quiet(world):
+        if world.local_rank == 0:
+            try:
+                dataset = load_dataset(config.data, config.data_dir)
+            except SnfnpError as found:
+                error = found
+        for failed in filter(None, world.gather(error)):
+            raise failed
+        return dataset or load_dataset(config.data, config.data_dir)
 
 
 def _refuse_other_images(dataset: Dataset, counts: list[int], shape: tuple, run: RunFolder) -> None:
