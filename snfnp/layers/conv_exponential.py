@@ -52,7 +52,7 @@ class Bias(Layer):
         return {"b": np.zeros(shape)}
 
     def forward(self, ops, p, x):
-        return x + p["b"], 0, {}
+        return ops.channels.shift(x, p["b"]), 0, {}
 
     def inverse(self, ops, p, z):
         return z - p["b"]

@@ -73,6 +73,12 @@ def call_channels_unsqueeze(rng, dtype, size):
     return Call((z,), bounds=(0,), strided=(0,))
 
 
+def call_channels_shift(rng, dtype, size):
+    x = channel_arrays(rng, dtype, size)[0]
+    b = rng.standard_normal(x.shape[1:]).astype(dtype)
+    return Call((x, b), bounds=(0,), strided=(0, 1))
+
+
 # A difference or sum, e^s (its argument s is exact) to 2 ulp, a product, and one more sum.
 ACTNORM_ROUNDINGS = 8
 

@@ -20,6 +20,11 @@ class CpuChannels(Channels):
         _sum(rows(x), out)
         return out
 
+    def shift(self, x, b):
+        z, b = np.empty(x.shape, x.dtype), np.ascontiguousarray(b).reshape(-1)
+        shift_and_scale(rows(x), b, np.ones_like(b), rows(z))
+        return z
+
     def actnorm(self, x, t, s):
         z = np.empty(x.shape, x.dtype)
         shift_and_scale(x, -t, np.exp(-s), z)

@@ -27,6 +27,10 @@ class Channels(Room):
         x = self.xp.ascontiguousarray(cells.transpose(0, 1, 4, 2, 5, 3))
         return x.reshape(n, 2 * height, 2 * width, channels // 4)
 
+    def shift(self, x, b):
+        """x + b with one b for every value of a sample: x (N, ...), b (...). O(N D)."""
+        return x + b
+
     def actnorm(self, x, t, s):
         """z = (x − t) e^{−s}: x (N, ..., C), t and s (C,) -> z, ldj (N,) = −H W Σ s. O(N D)."""
         xp = self.xp
