@@ -20,7 +20,8 @@ COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
 # Differences by what differs: an array's name, a metric's, a line of a report.
 Differences = dict[str, float]
 
-_ROLES = {"parameter": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
+# "state": what controllers and running sums keep from step to step.
+_ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
 _HEADER = ("step", "lam", "seed")
 # What a clock has a part in.
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}

@@ -61,6 +61,7 @@ def test_equal_results_are_equal_whatever_the_clock_says(tmp_path):
     [
         ({"arrays": arrays("parameter", np.eye(3) * (1 + 2**-52))}, "parameters", 2**-52),
         ({"arrays": arrays("adam_m", np.eye(3) + 0.25)}, "Adam m", 0.25),
+        ({"arrays": arrays("state", np.ones(2), "control.rows")}, "parameters", math.inf),
         ({"arrays": arrays("adam_v", np.eye(3, dtype=np.float32))}, "Adam v", math.inf),
         ({"arrays": arrays("adam_v", np.eye(2))}, "Adam v", math.inf),
         ({"arrays": arrays("parameter", np.zeros(1), "dense.b")}, "parameters", math.inf),

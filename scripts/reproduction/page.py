@@ -148,7 +148,9 @@ def _words(made_with: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
     where = made_with["device"].get("name") or made_with["processor"]
     platform = re.sub(r",.*", "", made_with["platform"])
+    together = made_with.get("processes", 1)
+    processes = f"{together} processes, " if together > 1 else ""
     return (
         f"Commit {made_with['commit']} on {where}, {platform}, {made_with['backend']} backend, "
-        f"threads: {made_with['threads']}, {versions}"
+        f"{processes}threads: {made_with['threads']}, {versions}"
     )
