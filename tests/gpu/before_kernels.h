@@ -3,6 +3,9 @@
 // The threads of a block are contexts there, and swapcontext asks the system for the signal mask,
 // twice per switch. Contexts that have begun are switched by jumps here, as in support/hostcuda.h.
 
+// Some compilers define this by themselves: a jump to another stack is then taken for an error.
+#undef _FORTIFY_SOURCE
+
 #include <setjmp.h>
 #include <ucontext.h>
 

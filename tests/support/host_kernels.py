@@ -32,6 +32,7 @@ from support.operation_cases import OVERRIDES
 HEADER = Path(__file__).with_name("hostcuda.h")
 # Contraction of a·b + c as on a GPU, where this CPU has the instruction.
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast")
+FLAGS += ("-D_FORTIFY_SOURCE=2",)  # everywhere, as some compilers define it by themselves
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")  # lines
 GUARD = 64  # bytes on both sides of an array
 # One of these is in all bytes of an array's guards: numbers from 12 to 1e16, or from 2e6 to 1e127.

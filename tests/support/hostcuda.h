@@ -10,6 +10,9 @@
 // Shared arrays are static ones (host_kernels.py rewrites their declarations) that are filled with
 // 0xff bytes, NaN, when a block first reaches them: on a GPU they may hold anything then.
 
+// Some compilers define this by themselves: a jump to another stack is then taken for an error.
+#undef _FORTIFY_SOURCE
+
 #include <math.h>  // with g++ this declares exp(float), … beside exp(double), as CUDA does
 #include <setjmp.h>
 #include <stdio.h>
