@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import device, evaluation, sweep, timing, work
+from benchmarks import device, evaluation, scaling, sweep, timing, work
 from benchmarks.device import SINGLE, TF32, Case, Plan
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
@@ -399,3 +399,18 @@ def test_evaluations_are_measured_with_and_without_their_monitors(monkeypatch):
     (row,) = evaluation.monitors(get_ops("numpy"), [1], images=40, repeats=1)
     assert row["model"] == "fc" and row["evaluation ms"] > 0
     assert row["monitors / evaluation"] == row["monitors ms"] / row["evaluation ms"]
+
+
+@pytest.mark.mpi
+def test_threads_and_processes_are_measured_beside_one_core():
+    (row,) = scaling.scaling(get_ops("numba"), 2, rounds=1, models=[("fc", "relative", {})])
+    count = len(scaling.cores())
+    assert row["gain"] == row["1 core ms"] / row[f"{count} threads ms"]
+    assert row["their gain"] == row["1 core ms"] / row["2 processes ms"]
+    assert 0 < row["sum ms"] == row["sum / step"] * row["2 processes ms"]
+
+
+@pytest.mark.mpi
+def test_processes_that_fail_say_why_in_one_line():
+    with pytest.raises(UsageError, match=r"^processes of mpiexec failed \(.*\): measure something"):
+        scaling._processes(2, "fc", "no gradient", 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import snfnp  # noqa: F401 (before NumPy: it settles the threads of BLAS)
 from benchmarks.steps import BATCH, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
+from snfnp.cli.processes import find_mpiexec
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops, world
 from snfnp.threads import cores
@@ -70,7 +70,16 @@ def _processes(processes: int, model: str, gradient: str, repeats: int) -> dict:
     here = Path(__file__)
     path = os.pathsep.join([str(here.parents[1]), str(here.parents[2])])
     done = subprocess.run(
-        [_mpiexec(), "-n", str(processes), sys.executable, here, model, gradient, str(repeats)],
+        [
+            find_mpiexec("scaling"),
+            "-n",
+            str(processes),
+            sys.executable,
+            here,
+            model,
+            gradient,
+            str(repeats),
+        ],
         env=os.environ | one | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -80,14 +89,6 @@ def _processes(processes: int, model: str, gradient: str, repeats: int) -> dict:
         last = (done.stderr.strip().splitlines() or ["nothing printed"])[-1]
         raise UsageError(f"processes of mpiexec failed ({last}): measure something else")
     return json.loads(done.stdout)
-
-
-def _mpiexec() -> str:
-    here = Path(sys.executable).parent
-    found = shutil.which("mpiexec", path=os.pathsep.join([str(here), os.environ.get("PATH", "")]))
-    if found is None:
-        raise UsageError('scaling needs mpiexec: pip install ".[mpi]"')
-    return found
 
 
 def _rank(model: str, gradient: str, repeats: str) -> None:

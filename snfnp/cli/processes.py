@@ -38,18 +38,25 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
             f"{OPTION} starts processes, and mpiexec has started {world.size} already: leave one "
             "of them out"
         )
+    mpiexec = find_mpiexec(OPTION)
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
+    os.execv(mpiexec, command)
+
+
+def find_mpiexec(what: str) -> str:
+    """The mpiexec of this environment, or one on the PATH. Raises UsageError where there is none,
+    or no mpi4py. what: needs it."""
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     for missing, found in (
         ("mpiexec", mpiexec),
         ("mpi4py", importlib.util.find_spec("mpi4py")),
     ):
         if not found:
-            raise UsageError(f'{OPTION} needs {missing}, which is missing: pip install ".[mpi]"')
-    program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
-    os.execv(mpiexec, command)
+            raise UsageError(f'{what} needs {missing}, which is missing: pip install ".[mpi]"')
+    return mpiexec
 
 
 def _without_option(argv: list[str]) -> list[str]:
