@@ -14,7 +14,7 @@ from snfnp.errors import UsageError
 from snfnp.training import files
 
 FOLDER = Path(__file__).resolve().parents[2] / "derivations"
-NAME = "25-the-paper-reproduced.md"
+NAME = "26-the-paper-reproduced.md"
 # Rows of Table 1 that differ in their gradient only: the claim of the paper is that they are alike.
 _PAIRS = (
     ("FC 2-layer", "fc-snf", "fc-exact"),
@@ -23,7 +23,7 @@ _PAIRS = (
 )
 
 _HEAD = """\
-# The paper, reproduced
+# 26 The paper, reproduced
 
 What came out where this code was run for the tables and figures of the paper, beside what is
 printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page from
