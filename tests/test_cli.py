@@ -62,27 +62,28 @@ def test_a_configuration_of_before_these_options_is_read():
 def test_tf32_reaches_the_backend(monkeypatch):
     asked = []
 
-    def gpu(tf32):
-        asked.append(tf32)
+    def gpu(tf32, world):
+        asked.append((tf32, world))
         return HostDevice("cupy")
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
     monkeypatch.setattr(ops, "cupy_rooms", numpy_rooms)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy")
-    assert asked == [True, False]
+    assert asked == [(True, ops.ALONE), (False, ops.ALONE)]
     assert ops.get_ops("numpy", tf32=True).name == "numpy"
 
 
 @pytest.mark.parametrize("options, tf32", [([], False), (["--tf32"], True)])
 def test_training_asks_for_its_backend_with_tf32(monkeypatch, options, tf32):
-    def refuse(backend, **settings):
-        raise SnfnpError(f"{backend} {settings}")
+    def refuse(backend, tf32, world):
+        assert world is ops.ALONE
+        raise SnfnpError(f"{backend} {tf32}")
 
     monkeypatch.setattr(train, "get_ops", refuse)
     with pytest.raises(SnfnpError) as caught:
         train.main(["--backend", "cupy", *options])
-    assert str(caught.value) == f"cupy {{'tf32': {tf32}}}"
+    assert str(caught.value) == f"cupy {tf32}"
 
 
 def test_config_json_records_the_device_and_both_options():
@@ -209,7 +210,7 @@ def test_training_counts_its_buffers_and_ends_in_one_line(
     fixed = 4 * 4 * Layout.of(config.build_flow((28, 28, 1)).parameter_shapes()).size
     image = 1000
 
-    def run_out(*arguments):
+    def run_out(*arguments, **settings):
         raise MemoryError(fixed + 100 * image, fixed + 30 * image)
 
     monkeypatch.setattr(train, "train", run_out)
@@ -280,7 +281,7 @@ def test_every_command_is_there_and_says_how_it_was_called(name, capsys):
 
 def test_every_module_of_a_command_is_listed():
     modules = {path.stem for path in (ROOT / "snfnp" / "cli").glob("*.py")}
-    assert modules - {"__init__", "shared", "terminal"} == set(COMMANDS)
+    assert modules - {"__init__", "processes", "shared", "terminal"} == set(COMMANDS)
 
 
 # ---------------------------------------------------------------- packaging

@@ -23,6 +23,7 @@ TESTS = {
     "snfnp/ops/activation/": ("layers", "ops"),
     "snfnp/ops/causal/": ("emerging", "ops"),
     "snfnp/ops/channels/": ("actnorm", "layers", "ops"),
+    "snfnp/ops/communication/": ("communication", "slices", "processes"),
     "snfnp/ops/conv/": ("maps", "conv", "rules", "emerging", "ops"),
     "snfnp/ops/coupling/": ("coupling", "layers", "ops"),
     "snfnp/ops/density/": ("flow", "likelihood", "ops"),
