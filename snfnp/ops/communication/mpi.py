@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.ops.communication.definition import Communicator
 
-_EAGER = 5e-5  # seconds of a wait in which it looks again at once
+_EAGER = 5e-4  # seconds of a wait in which it looks again at once: ranks are seldom further apart
 _NAP = 2e-5  # seconds between looks after that
 
 
