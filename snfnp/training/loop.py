@@ -147,9 +147,11 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         how += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
     elif config.gradient == "relative":
         how += f" (bias: {config.relative_bias})"
+    count = trainer.world.size
+    processes = f", {count} processes" if count > 1 else ""
     return (
         f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
-        f"{how} gradient, {ops.name} backend, {config.dtype}\n"
+        f"{how} gradient, {ops.name} backend, {config.dtype}{processes}\n"
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
         f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
