@@ -163,7 +163,7 @@ class Table3:
 def _cells(times: dict) -> list[str]:
     ours = share = paper = paper_share = "–"
     if "median" in times:
-        ours = f"{times['median']:.3g} ({times['minimum']:.3g})"
+        ours = f"{_digits(times['median'])} ({_digits(times['minimum'])})"
         share = f"{times['of_exact']:.2f}"
     if times["paper"]:
         paper = f"{times['paper']:.1f} ± {times['paper_spread']:.1f}"
@@ -197,3 +197,8 @@ def _times(family: tuple[Timed, ...], setting: Setting, repeats: int) -> dict:
             calls, ops.device.synchronise, bursts=max(3, math.ceil(repeats / 10)), seconds=0.5
         )
     return measure(calls, repeats, warmup=1)
+
+
+def _digits(milliseconds: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{milliseconds:.3g}" if milliseconds < 999.5 else f"{milliseconds:,.0f}"
