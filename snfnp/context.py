@@ -119,8 +119,8 @@ class BackwardContext:
 
     def of_batch(self, average):
         """An average that stands for the whole batch, as one over this slice."""
-        part = self.part
-        return average if part.parts == 1 else average * (part.total / part.count)
+        count, total = self.part.count, self.part.total
+        return average if count == total else average * (total / count)
 
     @property
     def volume(self):
@@ -130,9 +130,8 @@ class BackwardContext:
 
     @cached_property
     def _volume(self):
-        own = self.dldj.sum(dtype="float64")
-        count, total = self.part.count, self.part.total
-        return own if count == total else own * (total / count)
+        # the weights of the slice's samples are those of all: their sum over N is the average's
+        return self.of_batch(self.dldj.sum(dtype="float64"))
 
     @property
     def lam(self):

@@ -17,7 +17,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.ops import ALONE, Communicator, RandomKey
+from snfnp.ops import ALONE, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
@@ -99,8 +99,7 @@ class Likelihood:
             for index, start in enumerate(range(0, len(images), batch_size))
             for first in range(0, min(batch_size, len(images) - start), at_once)
         ]
-        ends = [rank * len(parts) // world.size for rank in range(world.size + 1)]
-        mine = range(ends[world.rank], ends[world.rank + 1])
+        mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
         for place, (index, start, part) in enumerate(parts):
             watching = watch

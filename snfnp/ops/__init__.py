@@ -13,7 +13,7 @@ from __future__ import annotations
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
-from snfnp.ops.communication import ALONE, Communicator, world
+from snfnp.ops.communication import ALONE, Communicator, shares, world
 from snfnp.ops.host import HostDevice, neighbours
 from snfnp.ops.random.philox import RandomKey
 
@@ -40,4 +40,4 @@ def get_ops(backend: str = "numba", tf32: bool = False, world: Communicator = AL
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["ALONE", "BACKENDS", "Communicator", "Ops", "RandomKey", "get_ops", "world"]
+__all__ = ["ALONE", "BACKENDS", "Communicator", "Ops", "RandomKey", "get_ops", "shares", "world"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext, Collected, Slice
 from snfnp.likelihood import TRAINING_NOISE
-from snfnp.ops import RandomKey
+from snfnp.ops import RandomKey, shares
 
 
 class Figure(IntEnum):
@@ -29,10 +29,9 @@ class Figure(IntEnum):
 
 def cut(total: int, parts: int) -> list[Slice]:
     """A batch of `total` samples in `parts` slices, as even as can be, in order."""
-    ends = [index * total // parts for index in range(parts + 1)]
     return [
-        Slice(first, last - first, total, index, parts)
-        for index, (first, last) in enumerate(zip(ends, ends[1:], strict=False))
+        Slice(share.start, len(share), total, index, parts)
+        for index, share in enumerate(shares(total, parts))
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication.definition import ALONE, Communicator
+from snfnp.ops.communication.definition import ALONE, Communicator, shares
 from snfnp.ops.communication.launch import launched
 
 _INSTALL = 'pip install ".[mpi]"'
@@ -47,4 +47,4 @@ def world() -> Communicator:
     return Mpi(MPI)
 
 
-__all__ = ["ALONE", "Communicator", "launched", "world"]
+__all__ = ["ALONE", "Communicator", "launched", "shares", "world"]

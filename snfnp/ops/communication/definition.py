@@ -12,6 +12,11 @@ from collections.abc import Callable
 from snfnp.errors import SnfnpError, UsageError
 
 
+def shares(count: int, parts: int) -> list[range]:
+    """`count` things in `parts` shares, as even as can be, in order."""
+    return [range(k * count // parts, (k + 1) * count // parts) for k in range(parts)]
+
+
 class Communicator:
     """The processes ("ranks") of a run. This one is a process by itself: it waits for nobody.
 

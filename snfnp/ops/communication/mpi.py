@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from snfnp.ops.communication.definition import Communicator
+from snfnp.ops.communication.definition import Communicator, shares
 
 _EAGER = 5e-4  # seconds of a wait in which it looks again at once: ranks are seldom further apart
 _NAP = 2e-5  # seconds between looks after that
@@ -41,13 +41,14 @@ class Mpi(Communicator):
             if not array.flags.c_contiguous:
                 raise ValueError("an array that is summed over ranks must be C-contiguous")
             flat = array.reshape(-1)
-            starts = [rank * flat.size // self.size for rank in range(self.size + 1)]
-            counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
-            parts, mine = (counts, starts[:-1]), counts[self.rank]
+            every_part = shares(flat.size, self.size)
+            own = every_part[self.rank]
+            parts = [len(part) for part in every_part], [part.start for part in every_part]
+            mine = len(own)
             every = np.empty((self.size, mine), flat.dtype)
             rows = ([mine] * self.size, [mine * rank for rank in range(self.size)])
             self._comm.Alltoallv([flat, parts], [every, rows])
-            every.sum(axis=0, out=flat[starts[self.rank] :][:mine])
+            every.sum(axis=0, out=flat[own.start : own.stop])
             self._comm.Allgatherv(self._mpi.IN_PLACE, [flat, parts])
 
     def any(self, flags: int) -> int:
