@@ -28,7 +28,8 @@ class Channels(Room):
         return x.reshape(n, 2 * height, 2 * width, channels // 4)
 
     def shift(self, x, b):
-        """x + b with one b for every value of a sample: x (N, ...), b (...). O(N D)."""
+        """x + b with one b for every value of a sample, or for every channel: x (N, ..., C), b
+        (..., C) or (C,). O(N D)."""
         return x + b
 
     def actnorm(self, x, t, s):

@@ -11,7 +11,7 @@ from numba import prange
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.definition import Conv
-from snfnp.ops.jit import parallel, rows
+from snfnp.ops.jit import parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
 _FAR_FEWER = 8  # times as many inputs as outputs: shifted products take less time than tiles
@@ -55,12 +55,6 @@ class CpuConv(Conv):
         if target is not out:
             out[...] = target
         return out
-
-    def forward_and_bias(self, x, k, b):
-        z = self.forward(x, k)
-        shifted = np.empty_like(z)
-        _add_to_rows(rows(z), b, rows(shifted))
-        return z, shifted
 
     def inverse_series(self, r, w, nu, terms):
         if nu.shape[2] < 4:
@@ -109,21 +103,6 @@ def _patches(x, kw, cols):
                         source, target = padded[first : first + run], cols[n, y, column, h]
                         for j in range(run):
                             target[j] = source[j]
-
-
-@parallel
-def _add_to_rows(z, b, shifted):
-    """z (N, H W O) + b (O,) -> shifted (N, H W O)."""
-    samples, length = z.shape
-    for task in prange((samples + _TASK - 1) // _TASK):
-        row = np.empty(length, z.dtype)
-        for first in range(0, length, b.size):
-            for o in range(b.size):
-                row[first + o] = b[o]
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            source, target = z[n], shifted[n]
-            for j in range(length):
-                target[j] = source[j] + row[j]
 
 
 @parallel

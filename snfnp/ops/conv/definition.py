@@ -137,7 +137,7 @@ class Conv(Room):
     def forward_and_bias(self, x, k, b):
         """z = forward(x, k), and z + b, b (O,): two arrays (N, H, W, O)."""
         z = self.forward(x, k)
-        return z, z + b
+        return z, self.channels.shift(z, b)
 
     def residual(self, z, k, x, before=0.0):
         """The error E = forward(z, k) − x, and `before` + ‖E‖²/N in double precision.
