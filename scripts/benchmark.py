@@ -1,7 +1,6 @@
 """Measure the speed of training steps: medians, minima, and ratios within one run."""
 
 import json
-import os
 import platform
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ def main(argv):
     from snfnp.ops import BACKENDS, get_ops
     from snfnp.training.files import write_atomically
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(threads.cores())
     parser = Parser(description=__doc__)
     parser.add_argument(
         "parts",

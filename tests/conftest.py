@@ -11,6 +11,7 @@ from support import nvrtc, processes
 from support.requirements_plugin import Requirements
 from support.runs import snfnp_train  # noqa: F401 (a fixture)
 
+from snfnp import threads
 from snfnp.ops import get_ops
 
 
@@ -23,7 +24,7 @@ def pytest_xdist_auto_num_workers(config):
     """
     files = [argument for argument in config.args if ".py" in argument]
     few = len(files) == len(config.args) < 3
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(threads.cores())
     return 0 if few or cores == 1 or standin.wanted() else min(cores, 8)
 
 

@@ -403,7 +403,7 @@ def test_evaluations_are_measured_with_and_without_their_monitors(monkeypatch):
 
 @pytest.mark.mpi
 def test_threads_and_processes_are_measured_beside_one_core():
-    (row,) = scaling.scaling(get_ops("numba"), 2, rounds=1, models=[("fc", "relative", {})])
+    (row,) = scaling.scaling(get_ops("numba"), 2, rounds=1, models=[("fc", "relative")])
     count = len(scaling.cores())
     assert row["gain"] == row["1 core ms"] / row[f"{count} threads ms"]
     assert row["their gain"] == row["1 core ms"] / row["2 processes ms"]

@@ -59,6 +59,14 @@ def images_of(trainer, step):
     return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
 
 
+def whole_gradient(step):
+    """A trainer, its images, and their gradient in one slice."""
+    trainer = trainer_of(step)
+    images = images_of(trainer, 0)
+    trainer._compute_gradient(images)
+    return trainer, images, trainer.gradient.copy()
+
+
 def gradient_in_slices(trainer, images, parts):
     total = np.zeros_like(trainer.gradient)
     for part in parts:
@@ -96,10 +104,7 @@ def test_slices_cover_a_batch_in_order(total, parts):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_gradients_of_slices_add_up_to_the_batchs(step):
-    trainer = trainer_of(step)
-    images = images_of(trainer, 0)
-    trainer._compute_gradient(images)
-    expected = trainer.gradient.copy()
+    trainer, images, expected = whole_gradient(step)
     for parts in (2, 3, 5):
         assert_close(gradient_in_slices(trainer, images, cut(BATCH, parts)), expected)
 
@@ -107,10 +112,7 @@ def test_gradients_of_slices_add_up_to_the_batchs(step):
 @pytest.mark.parametrize("step", STEPS)
 def test_slices_that_are_cut_wrongly_do_not(step):
     """Noise from the start of the sequence in every slice; and log-determinants in all of them."""
-    trainer = trainer_of(step)
-    images = images_of(trainer, 0)
-    trainer._compute_gradient(images)
-    expected = trainer.gradient.copy()
+    trainer, images, expected = whole_gradient(step)
     first, second = cut(BATCH, 2)
     twice = [second._replace(first=0)]
     part = gradient_in_slices(trainer, images, [first])

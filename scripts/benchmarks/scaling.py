@@ -21,12 +21,12 @@ from snfnp.ops import get_ops, world
 from snfnp.threads import cores
 
 MODELS = (
-    ("fc", "self-normalizing", {}),
-    ("conv", "self-normalizing", {}),
-    ("emerging", "exact", {}),
-    ("conv-exponential", "exact", {}),
-    ("glow-2l-4k", "self-normalizing", {}),
-    ("glow", "self-normalizing", {}),
+    ("fc", "self-normalizing"),
+    ("conv", "self-normalizing"),
+    ("emerging", "exact"),
+    ("conv-exponential", "exact"),
+    ("glow-2l-4k", "self-normalizing"),
+    ("glow", "self-normalizing"),
 )
 _SLOW = ("glow",)  # two seconds a step: fewer of them
 
@@ -35,8 +35,8 @@ def scaling(ops, processes: int, rounds: int, models=MODELS) -> list[dict]:
     """Milliseconds of a step on one core, on all cores of a process, and of processes of one core
     each that share the batch; ratios to the first. The rounds of all three take turns."""
     count, rows = len(cores()), []
-    for model, gradient, settings in models:
-        step = step_call(ops, model, gradient, **settings)
+    for model, gradient in models:
+        step = step_call(ops, model, gradient)
         repeats = 3 if model in _SLOW else 25
         times: dict[str, list[float]] = {"one": [], "threads": [], "processes": [], "sums": []}
         for _ in range(rounds):
@@ -69,17 +69,9 @@ def _processes(processes: int, model: str, gradient: str, repeats: int) -> dict:
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
     here = Path(__file__)
     path = os.pathsep.join([str(here.parents[1]), str(here.parents[2])])
+    command = (sys.executable, here, model, gradient, str(repeats))
     done = subprocess.run(
-        [
-            find_mpiexec("scaling"),
-            "-n",
-            str(processes),
-            sys.executable,
-            here,
-            model,
-            gradient,
-            str(repeats),
-        ],
+        [find_mpiexec("scaling"), "-n", str(processes), *command],
         env=os.environ | one | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
