@@ -3,10 +3,14 @@
     python scripts/reproduce.py                       # a list of what there is
     python scripts/reproduce.py table1 --scale hour   # a table, its runs, and a picture
     python scripts/reproduce.py all --scale smoke     # everything, with models of no use
-    python scripts/reproduce.py page                  # the derivations' page, of what is in --runs
+    python scripts/reproduce.py page                  # what is in --runs, to the derivations' page
 
 It can be stopped and started again at any time. Tables are printed; results.json, with all that is
 in them and how it was made, and the pictures are in the folder --runs.
+
+    python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer
+
+puts this row in the place of a shorter one, there and then on the page.
 """
 
 import argparse
@@ -22,6 +26,7 @@ ALL, PAGE = "all", "page"
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction import results
+    from reproduction.joining import joined
     from reproduction.page import publish
     from reproduction.setting import SCALES, Setting
     from reproduction.targets import TARGETS
@@ -59,8 +64,8 @@ def main(argv):
         "--rows",
         nargs="+",
         metavar="NAME",
-        help="train these rows of the target only, by the names of their folders (conv-snf), and "
-        "show no table: a way to train some of them longer than others",
+        help="these rows of the target only, by the names of their folders (conv-snf), with those "
+        "that are in results.json: a way to train some of them longer than others",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
@@ -99,22 +104,25 @@ def main(argv):
     with processes.together() as world:
         processes.start(args.processes, argv, world)
         ops = get_ops(args.backend, world=world)
-        options = (args.seeds, args.epochs, args.data_dir, args.measure_again, world)
+        rows = frozenset(args.rows) if args.rows else None
+        options = (args.seeds, args.epochs, args.data_dir, args.measure_again, rows, world)
         setting = Setting(args.scale, args.runs, ops, *options)
         _make(setting.folder)
         setting.dataset("mnist")  # what is wrong with it is said before anything else
         wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
+        if rows:
+            wanted = _with_rows(args.rows, wanted, setting)
         runs = [run for target in wanted.values() for run in target.plan(setting)]
-        if args.rows:
-            _train_rows(args.rows, runs, setting)
-            return
+        file = setting.folder / results.NAME
         with closing(Training(runs, setting)) as training:
             for number, (name, target) in enumerate(wanted.items()):
                 found = training.results(target.plan(setting))
                 if world.rank:
                     continue
                 record = target.collect(setting, found)
-                results.write(setting.folder / results.NAME, name, record, list(TARGETS))
+                if rows:
+                    record = joined(target, results.read(file).get(name), record)
+                results.write(file, {name: record}, list(TARGETS))
                 picture = setting.folder / f"{name}{target.suffix}"
                 target.draw(record, picture, setting)
                 training.clear_line()
@@ -132,24 +140,18 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _train_rows(names: list[str], runs: list, setting) -> None:
-    """Train those of the runs that are of these rows, and say what became of each."""
-    from reproduction.runs import united
-    from reproduction.training import Training
-
-    known = dict.fromkeys(run.row.name for run in runs)
+def _with_rows(names: list[str], targets: dict, setting) -> dict:
+    """Those of the targets that have any of these rows."""
+    known = dict.fromkeys(name for target in targets.values() for name in target.names(setting))
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no row {name} here: choose from {', '.join(known)}")
-    chosen = united(run for run in runs if run.row.name in names)
-    with closing(Training(chosen, setting)) as training:
-        for run in chosen:
-            (result,) = training.results([run]).values()
-            training.clear_line()
-            became = f"diverged at step {result.diverged_at}"
-            if result.nll is not None:
-                became = f"test NLL {result.nll:.1f} nats = {result.bits:.3f} bits/dim"
-            print(f"{run.folder.name}: {became}, epochs: {result.epochs}", flush=True)
+            there = f"choose from {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"there is no row {name} here: {there}")
+    return {
+        name: target
+        for name, target in targets.items()
+        if not set(names).isdisjoint(target.names(setting))
+    }
 
 
 def _check_seeds(seeds: list[int] | None) -> None:

@@ -278,10 +278,15 @@ def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp
 
 def test_single_rows_can_be_trained_longer_than_others(command, tmp_path):
     said = command("all", "--rows", "glow-1x1-geco", "fc-snf", "--epochs", "2")
-    names = [line.partition(":")[0] for line in said.splitlines()]
-    assert names == ["fc-snf-seed-0", "glow-1x1-geco-seed-0"]
-    summary = json.loads((tmp_path / "runs/smoke/fc-snf-seed-0/summary.json").read_text())
-    assert f"test NLL {summary['test_nll_nats']:.1f} nats" in said and "epochs: 2" in said
+    titles = [TARGETS[name].title for name in ("table1", "table4", "table5", "figure3", "figure5")]
+    shown = [line[2:].partition("**")[0] for line in said.splitlines() if line.startswith("**")]
+    assert shown == titles  # all that have such rows, and nothing else
+    assert [row[0] for row in table_rows(command("table5", "--rows", "glow-5x5-geco"))] == [
+        "SNF 1x1",  # is kept
+        "SNF 5x5",
+    ]
+    names = sorted(path.name for path in (tmp_path / "runs/smoke").glob("*-seed-0"))
+    assert names == ["fc-snf-seed-0", "glow-1x1-geco-seed-0", "glow-5x5-geco-seed-0"]
     epochs = [row[3] for row in table_rows(command("table5"))]
     assert epochs == ["1 / 250", "2 / 250", "1 / 250"]
 
@@ -313,11 +318,22 @@ def test_means_deviations_and_how_far(tmp_path, monkeypatch):
         five[1]: Result(None, 250, 12, before={}),
     }
     monkeypatch.setattr("reproduction.provenance.of_run", lambda folder: {"commit": "c0ffee"})
+    for folder, nll in ((exact[0], 700.0), (exact[1], 702.0)):
+        figures = {"step": 1, "seconds": 1.0, "reconstruction": 1.0}
+        lines = [
+            figures | {"epoch": n, "validation_nll_nats": nll - n} for n in (1, 5, 10, 11, 30, 60)
+        ]
+        folder.mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines[: 6 - (folder == exact[1])])
+        (folder / "metrics.jsonl").write_text(text)
     record = target.collect(setting, found)
     assert [row["made_with"] for row in record["rows"]] == [[{"commit": "c0ffee"}]] * 3
     config = record["rows"][2]["config"]
     assert (config["kernel"], config["lambda_rate"], config["lr"]) == (5, 1e-3, 1e-3)
-    assert table_rows(target.show(record)) == [
+    shown, _, learning = target.show(record).partition("Exact validation NLL in nats while")
+    assert table_rows(learning) == [["Glow 1x1", "691.0", "671.0"]]  # 10 and 30: both have them
+    assert "| epoch 10 | epoch 30 |" in learning
+    assert table_rows(shown) == [
         ["Glow 1x1", "682.0 ± 2.8", "0, 1", "250 / 250", "678.3 ± 2.0", "+3.7"],
         [
             "SNF 1x1",
@@ -474,8 +490,8 @@ def test_processes_train_a_row_together_and_one_of_them_speaks(tmp_path, monkeyp
             timeout=100,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        (line,) = done.stdout.splitlines()
-        assert line.startswith("fc-snf-seed-0: test NLL ")
+        assert [row[0] for row in table_rows(done.stdout)] == ["SNF FC 2-Layer"]
+        assert done.stdout.count("* Picture: ") == 1
         assert done.stderr.count("fc-snf-seed-0, to epoch 1; runs left: 1") == 1
         folder = runs_of / "smoke" / "fc-snf-seed-0"
         assert provenance.of_run(folder)["processes"] == count

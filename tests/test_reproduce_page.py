@@ -45,13 +45,12 @@ def records():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, records):
-    """Derivations without a page, and a --runs folder with results and a picture."""
+    """Derivations without a page, and a --runs folder with results."""
     monkeypatch.setattr(module, "FOLDER", tmp_path / "derivations")
     (tmp_path / "derivations/figures").mkdir(parents=True)
     runs = tmp_path / "runs"
     runs.mkdir()
-    results.write(runs / "results.json", "table1", records["table1"], list(TARGETS))
-    (runs / "table1.svg").write_text("<?xml a picture")
+    results.write(runs / "results.json", records, list(TARGETS))
     return tmp_path
 
 
@@ -93,13 +92,24 @@ def test_a_figure_that_changes_changes_the_page(records):
 
 def test_the_gap_is_between_rows_that_can_be_compared(records):
     (found,) = gaps(records)  # the convolutions are of a sample
-    assert found == ("FC 2-layer", pytest.approx(2.5), pytest.approx(-0.5))
+    assert found == ("FC 2-layer", pytest.approx(2.5), "test, 3 epochs", pytest.approx(-0.5))
     records["table1"]["rows"][1]["runs"] = [{"seed": 0, "epochs": 3, "diverged_at": 7}]
     assert gaps(records) == [] and gaps({}) == []
 
 
+def test_of_runs_of_different_length_the_gap_is_at_the_last_common_epoch(records):
+    exact, snf = records["table1"]["rows"][:2]
+    snf["runs"][0] |= {"epochs": 100, "validation": [[10, 990.0], [30, 970.0], [100, 940.0]]}
+    assert gaps(records) == []
+    for run, values in zip(exact["runs"], ((980.0, 961.0), (984.0, 963.0)), strict=True):
+        run["validation"] = [[10, values[0]], [30, values[1]]]
+    (found,) = gaps(records)
+    assert found == ("FC 2-layer", pytest.approx(8.0), "validation, epoch 30", pytest.approx(-0.5))
+    exact["runs"][1]["validation"].pop()  # then 10 is the last one that all have
+    assert gaps(records)[0][1:3] == (pytest.approx(8.0), "validation, epoch 10")
+
+
 def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
-    (folder / "derivations/figures/reproduced-table4.svg").write_text("of an older page")
     reproduce.main(["page", "--runs", str(folder / "runs")])
     written = capsys.readouterr().out.split()
     assert [path.rpartition("/")[2] for path in written] == [
@@ -113,7 +123,40 @@ def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     test = doctest.DocTestParser().get_doctest(text, {}, NAME, None, 0)
     found = doctest.DocTestRunner().run(test)
     assert (found.failed, found.attempted) == (0, 2)
-    assert "FC 2-layer: SNF minus exact +2.5 nats, in the paper -0.5\n" in text
+    assert "FC 2-layer: SNF minus exact +2.5 nats (test, 3 epochs), in the paper -0.5\n" in text
+
+
+def test_published_results_join_those_that_are_there(folder, records):
+    """Whoever trains one row, on another machine, adds it to the page and loses none."""
+    reproduce.main(["page", "--runs", str(folder / "runs")])
+    longer = row("fc-snf", 947.1, 948.0)
+    longer["runs"][0]["epochs"] = 6000
+    shorter = row("fc-exact", 947.6, 1.0)
+    shorter["runs"][0]["epochs"] = 1
+    own = {"table1": records["table1"] | {"rows": [longer, shorter]}}
+    own["figure2"] = {"title": TARGETS["figure2"].title, "scale": "hour", "rows": []}
+    results.write(folder / "runs/results.json", own, list(TARGETS))
+    picture = folder / "derivations/figures/reproduced-table1.svg"
+    before = picture.read_bytes()
+    with pytest.raises(UsageError, match=r"figure2.png: reproduce figure2 again"):
+        reproduce.main(["page", "--runs", str(folder / "runs")])
+    assert picture.read_bytes() == before
+    (folder / "runs/figure2.png").write_bytes(b"samples")
+    reproduce.main(["page", "--runs", str(folder / "runs")])
+    rows = committed()["table1"]["rows"]
+    assert [own["name"] for own in rows] == ["fc-exact", "fc-snf", "conv-exact", "conv-snf"]
+    assert rows[1] == longer and rows[0] == records["table1"]["rows"][0]
+    assert list(committed()) == ["table1", "figure2"]
+    assert picture.read_bytes() != before
+    assert (folder / "derivations/figures/reproduced-figure2.png").read_bytes() == b"samples"
+
+
+def test_without_results_it_is_one_line_and_nothing_is_written(folder):
+    (folder / "runs/results.json").unlink()
+    with pytest.raises(UsageError, match="reproduce something first") as caught:
+        reproduce.main(["page", "--runs", str(folder / "runs")])
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "derivations").rglob("*.*"))
 
 
 def test_every_record_of_a_smoke_run_has_its_section(tmp_path, monkeypatch):
@@ -127,18 +170,6 @@ def test_every_record_of_a_smoke_run_has_its_section(tmp_path, monkeypatch):
     shown = ("figure2", "figure3", "figure4")
     assert sections[:3] == [f"## {TARGETS[name].title}" for name in shown]
     assert " ".join(text.split()).count(": figure2, figure3, figure4. ") == 1
-
-
-@pytest.mark.parametrize(
-    "gone, said",
-    [("results.json", "reproduce something first"), ("table1.svg", "reproduce table1 again")],
-)
-def test_what_is_missing_is_one_line_and_nothing_is_written(folder, gone, said):
-    (folder / "runs" / gone).unlink()
-    with pytest.raises(UsageError, match=said) as caught:
-        reproduce.main(["page", "--runs", str(folder / "runs")])
-    assert "\n" not in str(caught.value)
-    assert not list((folder / "derivations").rglob("*.*"))
 
 
 @pytest.mark.parametrize(

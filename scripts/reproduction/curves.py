@@ -19,6 +19,28 @@ def one_seed(rows: Iterable[Row], setting: Setting, hour: int | None = None) -> 
     return [run for run in planned if run.seed == planned[0].seed]
 
 
+def names(rows: Iterable[Row], setting: Setting) -> list[str]:
+    """Of the rows, as they are at a scale."""
+    return [row.at(setting.scale).name for row in rows]
+
+
+class Curves:
+    """What Figs. 3 and 5 share: a record of curves, each of one run of a row, by its model."""
+
+    parts = "curves"
+    made_of_runs = False
+    rows: tuple[Row, ...]
+
+    def names(self, setting: Setting) -> list[str]:
+        return names(self.rows, setting)
+
+    def identities(self) -> list[str]:
+        return [row.cells[0] for row in self.rows]
+
+    def identity(self, curve: dict) -> str:
+        return curve["model"]
+
+
 def describe(run: Run, result: Result, setting: Setting) -> dict:
     """What a record says of a run: the model, how long it was trained, on what, and with what."""
     return {

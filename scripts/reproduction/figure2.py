@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reproduction.curves import describe, notes, one_seed, trained
+from reproduction.curves import describe, names, notes, one_seed, trained
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
 from reproduction.tables import TABLES
@@ -23,10 +23,16 @@ class Figure2:
 
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
     suffix = ".png"
+    parts = None
+    made_of_runs = True
+    rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
+
+    def names(self, setting: Setting) -> list[str]:
+        return names(self.rows, setting)
 
     def plan(self, setting: Setting) -> list[Run]:
         """One run of Table 1's and, where its images are there, of Table 2's."""
-        return one_seed([TABLES["table1"].rows[-1], TABLES["table2"].rows[1]], setting)
+        return one_seed(self.rows, setting)
 
     def collect(self, setting: Setting, results: dict[Path, Result]) -> dict:
         rows = []

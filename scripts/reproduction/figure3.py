@@ -6,28 +6,30 @@ import statistics
 from pathlib import Path
 
 from reproduction import pictures
-from reproduction.curves import describe, notes, one_seed, thinned, trained
+from reproduction.curves import Curves, describe, notes, one_seed, thinned, trained
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
 from reproduction.tables import TABLES
 from snfnp.training.run import RunFolder
 
-# (row of Table 1, what the caption says of it, the same as a figure in degrees)
-_ROWS = ((2, "close to 0.1", 0.1), (4, "less than 1", 1.0))
+# What the caption says of these rows of Table 1, and the same as a figure in degrees.
+_SAID = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
 
 
-class Figure3:
+class Figure3(Curves):
     """A target of `reproduce.py` (see `reproduction.targets`)."""
 
     title = "Fig. 3: angle in degrees between the learned and the exact gradient"
     suffix = ".svg"
+    rows = tuple(row for row in TABLES["table1"].rows if row.name in _SAID)
 
     def plan(self, setting: Setting) -> list[Run]:
-        return one_seed([TABLES["table1"].rows[number] for number, *_ in _ROWS], setting)
+        return one_seed(self.rows, setting)
 
     def collect(self, setting: Setting, results: dict[Path, Result]) -> dict:
         curves = []
-        for run, (_, words, degrees) in zip(self.plan(setting), _ROWS, strict=True):
+        for run in self.plan(setting):
+            words, degrees = _SAID[run.row.name]
             points = []
             for line in RunFolder(run.folder).read_metrics():
                 angles = [own["angle"] for own in line.get("layers", {}).values() if "angle" in own]

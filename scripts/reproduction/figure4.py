@@ -28,6 +28,11 @@ class Figure4:
 
     title = "Fig. 4: milliseconds of a layer's step over the dimension D, batch 128"
     suffix = ".svg"
+    parts = None
+    made_of_runs = False
+
+    def names(self, setting: Setting) -> list[str]:
+        return []
 
     def plan(self, setting: Setting) -> list:
         return []

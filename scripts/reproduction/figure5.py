@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reproduction.curves import describe, notes, one_seed, thinned, trained
+from reproduction.curves import Curves, describe, notes, one_seed, thinned, trained
 from reproduction.rows import FC_EPOCHS, Row
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
@@ -25,28 +25,28 @@ _RECIPE = Row(
 )
 # The paper's figure has the times of its Table 3: the share of the exact gradient's time.
 _EXACT, _, _SNF = (row.batch[0] for row in FAMILIES[0])
-_SHARES = (1.0, _SNF / _EXACT, None)
+_SHARES = {"fc-exact": 1.0, "fc-snf": _SNF / _EXACT}
 _SHOWN = 5  # epochs
 
 
-class Figure5:
+class Figure5(Curves):
     """A target of `reproduce.py` (see `reproduction.targets`)."""
 
     title = "Fig. 5: exact validation NLL in nats on MNIST, over time and over epochs"
     suffix = ".svg"
+    rows = (*(row for row in TABLES["table1"].rows if row.name in _SHARES), _RECIPE)
 
     def plan(self, setting: Setting) -> list[Run]:
-        exact, snf = TABLES["table1"].rows[1:3]
-        return one_seed([exact, snf, _RECIPE], setting, _HOUR)
+        return one_seed(self.rows, setting, _HOUR)
 
     def collect(self, setting: Setting, results: dict[Path, Result]) -> dict:
         curves = []
-        for run, share in zip(self.plan(setting), _SHARES, strict=True):
+        for run in self.plan(setting):
             lines = RunFolder(run.folder).read_metrics()
             curves.append(
                 {
                     **describe(run, results[run.folder], setting),
-                    "paper_share": share,
+                    "paper_share": _SHARES.get(run.row.name),
                     "points": thinned([[line[key] for key in COMPARED] for line in lines]),
                 }
             )
@@ -58,7 +58,8 @@ class Figure5:
         heads = ["model", "epochs: ours / paper", *(f"NLL at {epoch}" for epoch in epochs)]
         heads += ["s / epoch", "time / exact's: ours", "paper", "difference"]
         cells = [heads, ["---"] * len(heads)]
-        base = _seconds(curves[0])
+        exact = [curve for curve in curves if curve["paper_share"] == 1]
+        base = _seconds(exact[0]) if exact else None
         for curve in curves:
             nll = {epoch: value for epoch, _, value in curve["points"]}
             seconds = _seconds(curve)

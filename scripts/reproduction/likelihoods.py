@@ -6,22 +6,38 @@ import statistics
 from pathlib import Path
 
 from reproduction import pictures, provenance
+from reproduction.curves import names
 from reproduction.rows import Row, Table
 from reproduction.runs import Result, Run, plan
 from reproduction.setting import Setting
+from snfnp.training.run import RunFolder
 
 # Options that say how long a run is, which one of several, and where: each run has its own.
 _NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "checkpoint_every")
 _NOT_OF_A_ROW += ("tensorboard",)
+# The epochs of which the validation likelihood is kept, and those that are shown.
+_EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
+_SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
 
 
 class LikelihoodTable:
     """A target of `reproduce.py` (see `reproduction.targets`): one of `reproduction.tables`."""
 
     suffix = ".svg"
+    parts = "rows"
+    made_of_runs = False
 
     def __init__(self, table: Table):
         self.table, self.title = table, table.title
+
+    def names(self, setting: Setting) -> list[str]:
+        return names(self.table.rows, setting)
+
+    def identities(self) -> list[tuple[str, ...]]:
+        return [row.cells for row in self.table.rows]
+
+    def identity(self, row: dict) -> tuple[str, ...]:
+        return tuple(row["cells"])
 
     def plan(self, setting: Setting) -> list[Run]:
         return plan(self.table.rows, setting, self.table.seeds)
@@ -30,7 +46,7 @@ class LikelihoodTable:
         """results: by the run's folder."""
         runs = self.plan(setting)
         rows = []
-        for row in (row.at(setting.scale) for row in self.table.rows):
+        for row in filter(setting.wants, (row.at(setting.scale) for row in self.table.rows)):
             found = [(run, results[run.folder]) for run in runs if run.row == row]
             rows.append(_record(row, found, setting))
         return {
@@ -47,7 +63,8 @@ class LikelihoodTable:
         cells = [heads, ("---",) * len(heads)]
         cells += [(*_labels(row), *_figures(row)) for row in record["rows"]]
         lines += [f"| {' | '.join(own)} |" for own in cells]
-        return "\n".join([*lines, "", *(f"* {note}" for note in _notes(record))])
+        lines += ["", *(f"* {note}" for note in _notes(record)), *_learning(record)]
+        return "\n".join(lines)
 
     def draw(self, record: dict, path: Path, setting: Setting) -> None:
         rows = record["rows"]
@@ -95,11 +112,25 @@ def _record(row: Row, found: list[tuple[Run, Result]], setting: Setting) -> dict
 
 
 def _run_record(run: Run, result: Result, unit: str) -> dict:
-    common = {"seed": run.seed, "epochs": result.epochs}
+    common = {"seed": run.seed, "epochs": result.epochs, "validation": _curve(run, unit)}
     if result.nll is None:
         return common | {"diverged_at": result.diverged_at, "before": result.before}
     value = result.nll if unit == "nats" else result.bits
     return common | {"value": value, "best_epoch": result.best_epoch}
+
+
+def _curve(run: Run, unit: str) -> list[list]:
+    """[epoch, exact validation NLL] at some epochs, the same for all runs."""
+    key = "validation_nll_nats" if unit == "nats" else "validation_bits_per_dimension"
+    lines = [line for line in RunFolder(run.folder).read_metrics() if key in line]
+    return [[line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS]
+
+
+def curves(row: dict) -> dict[int, float]:
+    """{epoch: validation NLL}, the mean over the seeds, at the epochs that all of them have."""
+    found = [dict(run.get("validation", [])) for run in row.get("runs", [])]
+    common = set.intersection(*map(set, found)) if found else set()
+    return {epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)}
 
 
 # ---------------------------------------------------------------- the words of a row
@@ -187,6 +218,22 @@ def _diverged(run: dict, several: bool) -> str:
 def _number(row: dict, mean: float, spread: float | None) -> str:
     digits = 1 if row["unit"] == "nats" else 3
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def _learning(record: dict) -> list[str]:
+    """A second table: the likelihood over the epochs, of the rows that have more than one."""
+    found = [(row, curves(row)) for row in record["rows"]]
+    found = [(row, curve) for row, curve in found if len(curve) > 1]
+    epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in found)]
+    if not found:
+        return []
+    cells = [(*record["heads"], *(f"epoch {epoch:,}" for epoch in epochs))]
+    cells.append(("---",) * len(cells[0]))
+    for row, curve in found:
+        own = (_number(row, curve[epoch], None) if epoch in curve else "" for epoch in epochs)
+        cells.append((*_labels(row), *own))
+    said = f"Exact validation NLL in {found[0][0]['unit']} while training (mean over the seeds):"
+    return ["", said, "", *(f"| {' | '.join(own)} |" for own in cells)]
 
 
 def _notes(record: dict) -> list[str]:

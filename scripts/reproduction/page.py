@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 
 from reproduction import results
+from reproduction.joining import joined
+from reproduction.likelihoods import curves
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
 from snfnp.training import files
@@ -29,7 +31,9 @@ What came out where this code was run for the tables and figures of the paper, b
 printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page from
 `derivations/results.json`; a test fails where the two disagree. Every table says how long ours was
 trained and the paper's: where ours was not trained as long, the difference tells as much about that
-as about the method. What is not here was not run.
+as about the method. What is not here was not run. Rows can be from several machines, and be joined
+by yours: `python scripts/reproduce.py page` takes a row into the file where it was trained longer
+than the one that is there, or with other seeds.
 
 """
 _FOOT = """\
@@ -40,8 +44,8 @@ The same subtraction on both sides, from the figures in the file, where both wer
 
 ```pycon
 >>> from reproduction.page import committed, gaps
->>> for model, ours, paper in gaps(committed()):
-...     print(f"{model}: SNF minus exact {ours:+.1f} nats, in the paper {paper:+.1f}")
+>>> for model, ours, of, paper in gaps(committed()):
+...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}), in the paper {paper:+.1f}")
 """
 
 
@@ -50,10 +54,11 @@ def committed() -> dict[str, dict]:
     return results.read(FOLDER / results.NAME)
 
 
-def gaps(records: dict[str, dict]) -> list[tuple[str, float, float]]:
-    """(model, ours, the paper's) of Table 1: test NLL of SNF minus that of the exact gradient.
+def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, float]]:
+    """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient.
 
-    Of those pairs only where both are of the paper's model and of all images.
+    Of those pairs only where both are of the paper's model and of all images. It is the test NLL
+    where both were trained as long, else the validation NLL at the last epoch that both have.
     """
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
     found = []
@@ -62,9 +67,18 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, float]]:
         if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
             continue
         means = [[run["value"] for run in row["runs"] if "value" in run] for row in pair]
-        if all(means):
+        epochs = {run["epochs"] for row in pair for run in row["runs"]}
+        learning = [curves(row) for row in pair]
+        common = learning[0].keys() & learning[1].keys()
+        if all(means) and len(epochs) == 1:
             snf, exact = map(statistics.fmean, means)
-            found.append((model, snf - exact, pair[0]["paper"] - pair[1]["paper"]))
+            of = f"test, {epochs.pop():,} epochs"
+        elif common:
+            snf, exact = (curve[max(common)] for curve in learning)
+            of = f"validation, epoch {max(common):,}"
+        else:
+            continue
+        found.append((model, snf - exact, of, pair[0]["paper"] - pair[1]["paper"]))
     return found
 
 
@@ -78,37 +92,44 @@ def page(records: dict[str, dict]) -> str:
         picture = f"![{heading}: ours beside the paper's](figures/{picture_of(name)})"
         parts.append(
             f"## {record['title']}\n\n" + "\n".join(map(_wrapped, shown)) + f"\n\n{picture}\n\n"
-            f"*{heading} of the paper and of this code, scale: {record['scale']}.*\n\n"
+            f"*{heading} of the paper and of this code.*\n\n"
         )
     parts.append("## How they were made\n\n" + "\n".join(_origins(records)) + "\n\n")
     lines = [
-        f"{model}: SNF minus exact {ours:+.1f} nats, in the paper {paper:+.1f}"
-        for model, ours, paper in gaps(records)
+        f"{model}: SNF minus exact {ours:+.1f} nats ({of}), in the paper {paper:+.1f}"
+        for model, ours, of, paper in gaps(records)
     ]
     return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
 
 
 def publish(folder: Path) -> list[Path]:
-    """Take the results and pictures of a --runs folder into the derivations, and write the page.
+    """Join the results of a --runs folder with those of the derivations, and write the page.
 
     Returns what was written. Raises UsageError where there is nothing to show.
     """
     source = folder / results.NAME
-    records = results.read(source)
-    if not records:
+    new = results.read(source)
+    if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
-    pictures = {folder / f"{name}{TARGETS[name].suffix}": picture_of(name) for name in records}
-    for path in pictures:
-        if not path.exists():
-            raise UsageError(f"there is no {path}: reproduce {path.stem} again")
-    for old in (FOLDER / "figures").glob("reproduced-*"):
-        old.unlink()
-    written = [FOLDER / "figures" / name for name in pictures.values()]
-    for path, to in zip(pictures, written, strict=True):
-        shutil.copyfile(path, to)
-    files.write_atomically(FOLDER / results.NAME, source.read_bytes())
-    files.write_atomically(FOLDER / NAME, page(records).encode())
+    for name in new:
+        own = _picture_in(folder, name)
+        if TARGETS[name].made_of_runs and not own.exists():
+            raise UsageError(f"there is no {own}: reproduce {name} again")
+    known = committed()
+    records = {name: joined(TARGETS[name], known.get(name), record) for name, record in new.items()}
+    written = [FOLDER / "figures" / picture_of(name) for name in records]
+    for (name, record), path in zip(records.items(), written, strict=True):
+        if TARGETS[name].made_of_runs:
+            shutil.copyfile(_picture_in(folder, name), path)
+        else:
+            TARGETS[name].draw(record, path, None)
+    results.write(FOLDER / results.NAME, records, list(TARGETS))
+    files.write_atomically(FOLDER / NAME, page(committed()).encode())
     return [FOLDER / results.NAME, FOLDER / NAME, *written]
+
+
+def _picture_in(folder: Path, name: str) -> Path:
+    return folder / f"{name}{TARGETS[name].suffix}"
 
 
 def picture_of(name: str) -> str:

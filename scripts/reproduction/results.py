@@ -27,9 +27,9 @@ def read(path: Path) -> dict[str, dict]:
     return content["targets"]
 
 
-def write(path: Path, target: str, record: dict, order: list[str]) -> None:
-    """Put a record in the place of an older one of the target. order: of all targets."""
-    known = read(path) | {target: record}
+def write(path: Path, records: dict[str, dict], order: list[str]) -> None:
+    """Put records in the place of older ones of the same targets. order: of all targets."""
+    known = read(path) | records
     content = {"format": _FORMAT, "targets": {name: known[name] for name in order if name in known}}
     files.write_atomically(
         path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

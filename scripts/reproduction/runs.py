@@ -63,7 +63,8 @@ class Run:
 
 
 def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
-    """The runs of these rows whose images are there. seeds: how many at `--scale hour`."""
+    """The runs of those of these rows that are wanted and whose images are there. seeds: how many
+    at `--scale hour`."""
     if setting.seeds is not None:
         chosen = setting.seeds
     else:
@@ -71,7 +72,7 @@ def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
         chosen = range(counts[setting.scale])
     planned = []
     for row in (row.at(setting.scale) for row in rows):
-        if setting.missing(row.data):
+        if not setting.wants(row) or setting.missing(row.data):
             continue
         usual = {"smoke": 1, "hour": row.hour, "paper": row.epochs}[setting.scale]
         epochs = setting.epochs or usual

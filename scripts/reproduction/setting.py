@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reproduction.rows import Row
 from snfnp.data import Dataset, load_dataset
 from snfnp.data.files import print_to_stderr
 from snfnp.errors import SnfnpError
@@ -22,8 +23,9 @@ _SMOKE_SIDE = 8  # and their pixels: the middle of each image
 class Setting:
     """scale: one of `SCALES`; runs: the folder of all runs; ops: what computes; seeds, epochs: of
     every row, where they are not the table's; data_dir: where data sets are, where that was said;
-    again: whether times that are there are measured once more. world: the processes that train
-    together; the first of them alone looks at folders, measures, draws and shows.
+    again: whether times that are there are measured once more; rows: the names of those that are
+    wanted, where not all are. world: the processes that train together; the first of them alone
+    looks at folders, measures, draws and shows.
     """
 
     scale: str
@@ -33,12 +35,17 @@ class Setting:
     epochs: int | None = None
     data_dir: Path | None = None
     again: bool = False
+    rows: frozenset[str] | None = None
     world: Communicator = ALONE
 
     @property
     def folder(self) -> Path:
         """Of the runs: those of the smoke scale have one of their own."""
         return self.runs / self.scale if self.scale == "smoke" else self.runs
+
+    def wants(self, row: Row) -> bool:
+        """Whether a row, as it is at this scale, is one of those that are wanted."""
+        return self.rows is None or row.name in self.rows
 
     @cache  # noqa: B019 (one setting lives as long as the command)
     def dataset(self, name: str) -> Dataset:

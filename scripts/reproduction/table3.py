@@ -89,6 +89,11 @@ class Table3:
 
     title = "Table 3: milliseconds of a training step, and of one sample"
     suffix = ".svg"
+    parts = None
+    made_of_runs = False
+
+    def names(self, setting: Setting) -> list[str]:
+        return []
 
     def plan(self, setting: Setting) -> list:
         return []

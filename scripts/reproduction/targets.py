@@ -2,10 +2,15 @@
 
 A target has a `title`, the `suffix` of its picture, and
 
+* `names(setting)`: of its rows that can be wanted alone (`--rows`);
 * `plan(setting)`: the runs that it needs, of those whose images are there;
 * `collect(setting, results)`: its record in results.json, from the results by the runs' folders;
 * `show(record)`: its table in Markdown;
-* `draw(record, path, setting)`: its picture, in the style of the derivations' figures.
+* `draw(record, path, setting)`: its picture, in the style of the derivations' figures;
+* `made_of_runs`: whether the picture needs the runs, or is made of the record alone;
+* `parts`: the name of the list in its record whose parts can come from several commands and
+  machines (`reproduction.joining`), None where they cannot; with one, `identity(part)`, which is
+  that of one of the `identities()`, in the order in which they are shown.
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+"""Records of one target from several commands or machines as one record: part by part, the one that
+says most.
+
+A part is a row of a table, or a curve. Of two of the same model the one counts that was trained on
+all images, that is the paper's model and not a stand-in, and that was trained for more epochs, in
+that order. Rows that are alike in all this are joined seed by seed: so several people make the
+paper's three seeds.
+"""
+
+from __future__ import annotations
+
+
+def joined(target, known: dict | None, new: dict) -> dict:
+    """The record of a target with the parts of both: its other words are those of the new one.
+
+    known: None where there is none. A target without parts is what it is in the new record: its
+    figures are measured in one run.
+    """
+    if known is None or target.parts is None:
+        return new
+    parts = {target.identity(part): part for part in known[target.parts]}
+    for part in new[target.parts]:
+        identity = target.identity(part)
+        parts[identity] = _better(parts[identity], part) if identity in parts else part
+    order = target.identities()
+    last = len(order)
+    ordered = sorted(parts, key=lambda own: order.index(own) if own in order else last)
+    return new | {target.parts: [parts[identity] for identity in ordered]}
+
+
+def _better(known: dict, new: dict) -> dict:
+    before, now = _rank(known), _rank(new)
+    if before != now:
+        return max((known, new), key=_rank)
+    alike = all(known.get(key) == new.get(key) for key in ("name", "config", "data"))
+    return _united(known, new) if "runs" in new and alike else new
+
+
+def _rank(part: dict) -> tuple:
+    if part.get("missing"):
+        return (-1,)
+    sample = part["is_sample"] if "is_sample" in part else part["data"]["is_sample"]
+    epochs = max((run["epochs"] for run in part["runs"]), default=0) if "runs" in part else None
+    return 0, not sample, not part.get("stand_in"), part["epochs"] if epochs is None else epochs
+
+
+def _united(known: dict, new: dict) -> dict:
+    """A row with the seeds of both; of a seed that both have, the new run."""
+    runs = {run["seed"]: run for run in (*known["runs"], *new["runs"])}
+    if runs.keys() == {run["seed"] for run in new["runs"]}:
+        return new
+    origins = [*known["made_with"], *new["made_with"]]
+    return new | {
+        "runs": [runs[seed] for seed in sorted(runs)],
+        "made_with": [own for i, own in enumerate(origins) if own not in origins[:i]],
+    }
