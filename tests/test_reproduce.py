@@ -354,6 +354,34 @@ def test_means_deviations_and_how_far(tmp_path, monkeypatch):
     ]
 
 
+def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(tmp_path, monkeypatch):
+    """The test likelihood is that of the best epoch: without this, nobody would see it."""
+    target, nll = TARGETS["table4"], (900.0, 800.0, 890.0, 790.0, 870.0, 1200.0)
+    setting = FullSize("hour", tmp_path, get_ops("numpy"), rows=frozenset({"fc-lambda-0.05"}))
+    (run,) = target.plan(setting)
+    run.folder.mkdir()
+    lines = [
+        {"epoch": n, "step": 500 * n, "seconds": 1.0, "reconstruction": 1.0}
+        | {"validation_nll_nats": value, "layers": {"a": {"rho": n / 8, "margin": 0.1}}}
+        for n, value in enumerate(nll, start=1)
+    ]
+    monkeypatch.setattr("reproduction.provenance.of_run", lambda folder: {"commit": "c0ffee"})
+
+    def ours(count):
+        text = "".join(json.dumps(line) + "\n" for line in lines[:count])
+        (run.folder / "metrics.jsonl").write_text(text)
+        record = target.collect(setting, {run.folder: Result(786.0, 30, best_epoch=4)})
+        return table_rows(target.show(record))[0][2]
+
+    assert ours(4) == "786.0"  # what was lost in between came back
+    # 870 is more than a tenth above 790
+    assert ours(6) == (
+        "786.0; best at epoch 4, lost from step 2500 on, after epoch 4: ρ 0.5, λσ²_min 0.1"
+    )
+    lines[4]["validation_nll_nats"] = 868.0
+    assert ours(5) == "786.0" and "step 3000 on, after epoch 5: ρ 0.625" in ours(6)
+
+
 def test_a_row_without_its_images_is_a_line(command, capsys):
     shown = command("table2")
     assert [row[2] for row in table_rows(shown)] == ["no data"] * 4

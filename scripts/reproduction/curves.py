@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from reproduction import provenance
-from reproduction.rows import Row
+from reproduction.rows import Row, names
 from reproduction.runs import Result, Run, plan
 from reproduction.setting import Setting
 
@@ -19,11 +19,6 @@ def one_seed(rows: Iterable[Row], setting: Setting, hour: int | None = None) -> 
     return [run for run in planned if run.seed == planned[0].seed]
 
 
-def names(rows: Iterable[Row], setting: Setting) -> list[str]:
-    """Of the rows, as they are at a scale."""
-    return [row.at(setting.scale).name for row in rows]
-
-
 class Curves:
     """What Figs. 3 and 5 share: a record of curves, each of one run of a row, by its model."""
 
@@ -32,7 +27,7 @@ class Curves:
     rows: tuple[Row, ...]
 
     def names(self, setting: Setting) -> list[str]:
-        return names(self.rows, setting)
+        return names(self.rows, setting.scale)
 
     def identities(self) -> list[str]:
         return [row.cells[0] for row in self.rows]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reproduction.curves import describe, names, notes, one_seed, trained
+from reproduction.curves import describe, notes, one_seed, trained
+from reproduction.rows import names
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
 from reproduction.tables import TABLES
@@ -28,7 +29,7 @@ class Figure2:
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
     def names(self, setting: Setting) -> list[str]:
-        return names(self.rows, setting)
+        return names(self.rows, setting.scale)
 
     def plan(self, setting: Setting) -> list[Run]:
         """One run of Table 1's and, where its images are there, of Table 2's."""

@@ -6,9 +6,8 @@ import statistics
 from pathlib import Path
 
 from reproduction import pictures, provenance
-from reproduction.curves import names
-from reproduction.rows import Row, Table
-from reproduction.runs import Result, Run, plan
+from reproduction.rows import Row, Table, names
+from reproduction.runs import Result, Run, lost, plan
 from reproduction.setting import Setting
 from snfnp.training.run import RunFolder
 
@@ -31,7 +30,7 @@ class LikelihoodTable:
         self.table, self.title = table, table.title
 
     def names(self, setting: Setting) -> list[str]:
-        return names(self.table.rows, setting)
+        return names(self.table.rows, setting.scale)
 
     def identities(self) -> list[tuple[str, ...]]:
         return [row.cells for row in self.table.rows]
@@ -63,7 +62,7 @@ class LikelihoodTable:
         cells = [heads, ("---",) * len(heads)]
         cells += [(*_labels(row), *_figures(row)) for row in record["rows"]]
         lines += [f"| {' | '.join(own)} |" for own in cells]
-        lines += ["", *(f"* {note}" for note in _notes(record)), *_learning(record)]
+        lines += ["", *(f"* {note}" for note in _notes(record)), *_learning_table(record)]
         return "\n".join(lines)
 
     def draw(self, record: dict, path: Path, setting: Setting) -> None:
@@ -116,7 +115,7 @@ def _run_record(run: Run, result: Result, unit: str) -> dict:
     if result.nll is None:
         return common | {"diverged_at": result.diverged_at, "before": result.before}
     value = result.nll if unit == "nats" else result.bits
-    return common | {"value": value, "best_epoch": result.best_epoch}
+    return common | {"value": value, "best_epoch": result.best_epoch, "lost": lost(run.folder)}
 
 
 def _curve(run: Run, unit: str) -> list[list]:
@@ -126,7 +125,7 @@ def _curve(run: Run, unit: str) -> list[list]:
     return [[line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS]
 
 
-def curves(row: dict) -> dict[int, float]:
+def learning(row: dict) -> dict[int, float]:
     """{epoch: validation NLL}, the mean over the seeds, at the epochs that all of them have."""
     found = [dict(run.get("validation", [])) for run in row.get("runs", [])]
     common = set.intersection(*map(set, found)) if found else set()
@@ -175,11 +174,12 @@ def _figures(row: dict) -> tuple[str, ...]:
         deviation = statistics.stdev(values) if values[1:] else None
         ours.append(_number(row, statistics.fmean(values), deviation))
     ours += [_diverged(run, bool(runs[1:])) for run in runs if "value" not in run]
+    lost_runs = [_lost(run, bool(runs[1:])) for run in runs if run.get("lost")]
     epochs = sorted({run["epochs"] for run in runs})
     trained = "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
-        " and ".join(ours),
+        "; ".join([" and ".join(ours), *lost_runs]),
         seeds,
         f"{trained} / {row['paper_epochs']:,}",
         paper,
@@ -202,11 +202,20 @@ def _difference(row: dict, values: list[float], epochs: int) -> str:
     return " ".join(said)
 
 
+def _lost(run: dict, several: bool) -> str:
+    of = f"seed {run['seed']}: " if several else ""
+    said = f"{of}best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
+    return _with_monitors(said, run["lost"]["before"])
+
+
 def _diverged(run: dict, several: bool) -> str:
     said = f"diverged at step {run['diverged_at'] or 'unknown'}"
     if several:
         said += f" (seed {run['seed']})"
-    before = run["before"] or {}
+    return _with_monitors(said, run["before"] or {})
+
+
+def _with_monitors(said: str, before: dict) -> str:
     figures = [
         f"{symbol} {before[name]:.3g}"
         for name, symbol in (("rho", "ρ"), ("margin", "λσ²_min"))
@@ -220,9 +229,9 @@ def _number(row: dict, mean: float, spread: float | None) -> str:
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
-def _learning(record: dict) -> list[str]:
+def _learning_table(record: dict) -> list[str]:
     """A second table: the likelihood over the epochs, of the rows that have more than one."""
-    found = [(row, curves(row)) for row in record["rows"]]
+    found = [(row, learning(row)) for row in record["rows"]]
     found = [(row, curve) for row, curve in found if len(curve) > 1]
     epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in found)]
     if not found:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reproduction import results
 from reproduction.joining import joined
-from reproduction.likelihoods import curves
+from reproduction.likelihoods import learning
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
 from snfnp.training import files
@@ -68,13 +68,13 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, float]]:
             continue
         means = [[run["value"] for run in row["runs"] if "value" in run] for row in pair]
         epochs = {run["epochs"] for row in pair for run in row["runs"]}
-        learning = [curves(row) for row in pair]
-        common = learning[0].keys() & learning[1].keys()
+        curves = [learning(row) for row in pair]
+        common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
             snf, exact = map(statistics.fmean, means)
             of = f"test, {epochs.pop():,} epochs"
         elif common:
-            snf, exact = (curve[max(common)] for curve in learning)
+            snf, exact = (curve[max(common)] for curve in curves)
             of = f"validation, epoch {max(common):,}"
         else:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 DIVERGED, NOT_GIVEN = "–", "not given"  # the paper's sign, and ours for what it does not say
@@ -59,6 +60,11 @@ class Row:
             return self
         how = {"name": small.name, "options": small.options, "hour": small.hour}
         return replace(self, **how, stand_in=None, instead=small.label)
+
+
+def names(rows: Iterable[Row], scale: str) -> list[str]:
+    """Of the rows, as they are trained at a scale."""
+    return [row.at(scale).name for row in rows]
 
 
 @dataclass(frozen=True)

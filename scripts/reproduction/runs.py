@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from snfnp.training.progress import ProgressLine
 from snfnp.training.run import RunFolder
 
 _PAPER_SEEDS = 3
+_WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may go on with others, and is then not the paper's
 
 
@@ -174,12 +176,29 @@ def perform(
     return _result(summary, config.epochs)
 
 
+def lost(folder: Path) -> dict | None:
+    """Of a run whose validation NLL became worse than the best by more than a tenth, and stayed so
+    to the end: the step from which on, and what the monitors said before; else None."""
+    lines, best, first = RunFolder(folder).read_metrics(), math.inf, None
+    for number, line in enumerate(lines):
+        nll = line["validation_nll_nats"]
+        if nll <= _WORSE * best:
+            first = None
+        elif first is None:
+            first = number
+        best = min(best, nll)
+    return first and {"step": lines[first]["step"], "before": _monitors(lines[first - 1])}
+
+
 def _last_monitors(folder: RunFolder) -> dict:
     metrics = folder.read_metrics()
-    if not metrics:
-        return {}
-    layers = metrics[-1].get("layers", {}).values()
-    found = {"epoch": metrics[-1]["epoch"]}
+    return _monitors(metrics[-1]) if metrics else {}
+
+
+def _monitors(line: dict) -> dict:
+    """The epoch of an evaluation, the largest rho and the smallest margin."""
+    layers = line.get("layers", {}).values()
+    found = {"epoch": line["epoch"]}
     for figure, worst in (("rho", max), ("margin", min)):
         values = [layer[figure] for layer in layers if figure in layer]
         if values:
