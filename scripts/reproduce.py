@@ -10,7 +10,7 @@ in them and how it was made, and the pictures are in the folder --runs.
 
     python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer
 
-puts this row in the place of a shorter one, there and then on the page.
+puts this row in the place of a shorter one in results.json, and `page` on the derivations' page.
 """
 
 import argparse

@@ -9,6 +9,8 @@ paper's three seeds.
 
 from __future__ import annotations
 
+from reproduction import provenance
+
 
 def joined(target, known: dict | None, new: dict) -> dict:
     """The record of a target with the parts of both: its other words are those of the new one.
@@ -31,7 +33,7 @@ def joined(target, known: dict | None, new: dict) -> dict:
 def _better(known: dict, new: dict) -> dict:
     before, now = _rank(known), _rank(new)
     if before != now:
-        return max((known, new), key=_rank)
+        return known if before > now else new
     alike = all(known.get(key) == new.get(key) for key in ("name", "config", "data"))
     return _united(known, new) if "runs" in new and alike else new
 
@@ -40,8 +42,9 @@ def _rank(part: dict) -> tuple:
     if part.get("missing"):
         return (-1,)
     sample = part["is_sample"] if "is_sample" in part else part["data"]["is_sample"]
-    epochs = max((run["epochs"] for run in part["runs"]), default=0) if "runs" in part else None
-    return 0, not sample, not part.get("stand_in"), part["epochs"] if epochs is None else epochs
+    runs = part.get("runs", [part])  # a curve is of one run
+    epochs = max((run["epochs"] for run in runs), default=0)
+    return 0, not sample, not part.get("stand_in"), epochs
 
 
 def _united(known: dict, new: dict) -> dict:
@@ -49,8 +52,7 @@ def _united(known: dict, new: dict) -> dict:
     runs = {run["seed"]: run for run in (*known["runs"], *new["runs"])}
     if runs.keys() == {run["seed"] for run in new["runs"]}:
         return new
-    origins = [*known["made_with"], *new["made_with"]]
     return new | {
         "runs": [runs[seed] for seed in sorted(runs)],
-        "made_with": [own for i, own in enumerate(origins) if own not in origins[:i]],
+        "made_with": provenance.distinct([*known["made_with"], *new["made_with"]]),
     }

@@ -106,23 +106,27 @@ def _record(row: Row, found: list[tuple[Run, Result]], setting: Setting) -> dict
             "is_sample": dataset.is_sample or setting.scale == "smoke",
         },
         "runs": [_run_record(run, result, row.unit) for run, result in found],
-        "made_with": [own for i, own in enumerate(made_with) if own not in made_with[:i]],
+        "made_with": provenance.distinct(made_with),
     }
 
 
 def _run_record(run: Run, result: Result, unit: str) -> dict:
-    common = {"seed": run.seed, "epochs": result.epochs, "validation": _curve(run, unit)}
+    lines = RunFolder(run.folder).read_metrics()
+    common = {"seed": run.seed, "epochs": result.epochs, "validation": _curve(lines, unit)}
     if result.nll is None:
         return common | {"diverged_at": result.diverged_at, "before": result.before}
     value = result.nll if unit == "nats" else result.bits
-    return common | {"value": value, "best_epoch": result.best_epoch, "lost": lost(run.folder)}
+    return common | {"value": value, "best_epoch": result.best_epoch, "lost": lost(lines)}
 
 
-def _curve(run: Run, unit: str) -> list[list]:
-    """[epoch, exact validation NLL] at some epochs, the same for all runs."""
+def _curve(lines: list[dict], unit: str) -> list[list]:
+    """[epoch, exact validation NLL] at some epochs, the same for all runs.
+
+    lines: of the run's metrics.jsonl.
+    """
     key = "validation_nll_nats" if unit == "nats" else "validation_bits_per_dimension"
-    lines = [line for line in RunFolder(run.folder).read_metrics() if key in line]
-    return [[line["epoch"], line[key]] for line in lines if line["epoch"] in _EPOCHS]
+    kept = (line for line in lines if key in line and line["epoch"] in _EPOCHS)
+    return [[line["epoch"], line[key]] for line in kept]
 
 
 def learning(row: dict) -> dict[int, float]:

@@ -77,6 +77,11 @@ def of_run(folder: Path) -> dict:
     return joined | _of(record)
 
 
+def distinct(origins: list[dict]) -> list[dict]:
+    """Each of them once, in their order."""
+    return [own for i, own in enumerate(origins) if own not in origins[:i]]
+
+
 def of_now(ops) -> dict:
     """The same of this process."""
     return here() | _of(environment(ops))

@@ -176,10 +176,13 @@ def perform(
     return _result(summary, config.epochs)
 
 
-def lost(folder: Path) -> dict | None:
-    """Of a run whose validation NLL became worse than the best by more than a tenth, and stayed so
-    to the end: the step from which on, and what the monitors said before; else None."""
-    lines, best, first = RunFolder(folder).read_metrics(), math.inf, None
+def lost(lines: list[dict]) -> dict | None:
+    """Where a run's validation NLL became worse than the best by more than a tenth, and stayed so
+    to the end: the step from which on, and what the monitors said before; None where it did not.
+
+    lines: of the run's metrics.jsonl.
+    """
+    best, first = math.inf, None
     for number, line in enumerate(lines):
         nll = line["validation_nll_nats"]
         if nll <= _WORSE * best:
