@@ -65,6 +65,17 @@ def test_what_is_shown_is_in_results_json(smoke):
         assert target.show(records[name]) == tables[name].strip("\n")
 
 
+@pytest.mark.parametrize("name", [name for name, own in TARGETS.items() if not own.made_of_runs])
+def test_a_picture_is_the_same_for_the_same_record(smoke, tmp_path, name):
+    """Or every page would have new pictures of old results."""
+    record = results.read(smoke[0] / "results.json")[name]
+    drawn = []
+    for number in range(2):
+        TARGETS[name].draw(record, tmp_path / f"{number}.svg", None)
+        drawn.append((tmp_path / f"{number}.svg").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
 def test_nothing_in_results_json_is_of_this_machines_folders(smoke):
     folder, _ = smoke
     assert str(folder.parent) not in (folder / "results.json").read_text()

@@ -189,7 +189,9 @@ def save_lines(path: Path, x, lines: dict, x_label: str, y_label: str, title: st
 
 
 def _save(figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=_DPI)
+    content, kind = io.BytesIO(), path.suffix[1:].lower()
+    undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
+    with plt.rc_context({"svg.hashsalt": "snfnp"}):
+        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated)
     plt.close(figure)
     write_atomically(path, content.getvalue())
