@@ -64,8 +64,8 @@ def main(argv):
         "--rows",
         nargs="+",
         metavar="NAME",
-        help="these rows of the target only, by the names of their folders (conv-snf), with those "
-        "that are in results.json: a way to train some of them longer than others",
+        help="these rows of the target only, by the names of their folders (conv-snf), in this "
+        "order, with those that are in results.json: a way to train some of them longer",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
@@ -104,7 +104,7 @@ def main(argv):
     with processes.together() as world:
         processes.start(args.processes, argv, world)
         ops = get_ops(args.backend, world=world)
-        rows = frozenset(args.rows) if args.rows else None
+        rows = tuple(dict.fromkeys(args.rows)) if args.rows else None
         options = (args.seeds, args.epochs, args.data_dir, args.measure_again, rows, world)
         setting = Setting(args.scale, args.runs, ops, *options)
         _make(setting.folder)

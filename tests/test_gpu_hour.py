@@ -1,10 +1,16 @@
 """The script for the first hours on a GPU: its limits, and that it goes on where it stopped."""
 
+import contextlib
+import io
 import json
+import re
 import sys
+from pathlib import Path
 
+import benchmark
 import gpu_hour
 import pytest
+import reproduce
 from gpu_hour import PIECE, STEPS, TOTAL, Step
 
 
@@ -13,6 +19,22 @@ def test_all_steps_fit_into_the_time_that_a_session_is_lent():
     assert sum(step.limit for step in STEPS) <= TOTAL
     assert max(step.limit for step in STEPS) < PIECE
     assert len({step.name for step in STEPS}) == len(STEPS)
+
+
+SCRIPTS = {"scripts/benchmark.py": benchmark, "scripts/reproduce.py": reproduce}
+
+
+@pytest.mark.parametrize(
+    "path, step",
+    [(path, each) for each in STEPS for path in SCRIPTS if path in each.command(Path("out"))],
+)
+def test_a_step_on_a_gpu_gives_options_that_its_script_has(path, step):
+    """The dry run gives fewer, and a wrong one would cost the step its place in the hour."""
+    command, said = step.command(Path("out")), io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        SCRIPTS[path].main(["--help"])
+    options = {word for word in command[command.index(path) :] if word.startswith("--")}
+    assert options and options <= set(re.findall(r"--[\w-]+", said.getvalue()))
 
 
 def step(name, code, limit=20, **options):

@@ -65,8 +65,8 @@ class Run:
 
 
 def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
-    """The runs of those of these rows that are wanted and whose images are there. seeds: how many
-    at `--scale hour`."""
+    """The runs of those of these rows that are wanted and whose images are there, in the order in
+    which they are to be trained. seeds: how many at `--scale hour`."""
     if setting.seeds is not None:
         chosen = setting.seeds
     else:
@@ -81,6 +81,8 @@ def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
         planned += [
             Run(row, seed, epochs, setting.folder / f"{row.name}-seed-{seed}") for seed in chosen
         ]
+    if setting.rows:
+        planned.sort(key=lambda run: setting.rows.index(run.row.name))
     return planned
 
 

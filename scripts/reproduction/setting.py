@@ -24,8 +24,8 @@ class Setting:
     """scale: one of `SCALES`; runs: the folder of all runs; ops: what computes; seeds, epochs: of
     every row, where they are not the table's; data_dir: where data sets are, where that was said;
     again: whether times that are there are measured once more; rows: the names of those that are
-    wanted, where not all are. world: the processes that train together; the first of them alone
-    looks at folders, measures, draws and shows.
+    wanted, in the order in which they are to be trained, where not all are. world: the processes
+    that train together; the first of them alone looks at folders, measures, draws and shows.
     """
 
     scale: str
@@ -35,7 +35,7 @@ class Setting:
     epochs: int | None = None
     data_dir: Path | None = None
     again: bool = False
-    rows: frozenset[str] | None = None
+    rows: tuple[str, ...] | None = None
     world: Communicator = ALONE
 
     @property
