@@ -26,7 +26,7 @@ from snfnp.training.run import describe_run
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# ---------------------------------------------------------------- --graph and --tf32
+# ---------------------------------------------------------------- --graph, --tf32 and --overlap
 
 
 @pytest.mark.parametrize(
@@ -48,42 +48,45 @@ def test_what_only_the_gpu_knows_is_refused_elsewhere(changes, message):
 
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
     plain = TrainConfig(backend="cupy").resolve(1000)
-    assert (plain.graph, plain.tf32) == (True, False)
-    told = TrainConfig(backend="cupy", graph=False, tf32=True).resolve(1000)
+    assert (plain.graph, plain.tf32, plain.overlap) == (True, False, False)
+    told = TrainConfig(backend="cupy", graph=False, tf32=True, overlap=True).resolve(1000)
     assert TrainConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
 
 
 def test_a_configuration_of_before_these_options_is_read():
     saved = TrainConfig().as_dict()
-    del saved["graph"], saved["tf32"]
+    del saved["graph"], saved["tf32"], saved["overlap"]
     assert TrainConfig.from_dict(saved) == TrainConfig()
 
 
-def test_tf32_reaches_the_backend(monkeypatch):
+def test_tf32_and_overlap_reach_the_backend(monkeypatch):
     asked = []
 
-    def gpu(tf32, world):
-        asked.append((tf32, world))
+    def gpu(tf32, world, overlap):
+        asked.append((tf32, world, overlap))
         return HostDevice("cupy")
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
     monkeypatch.setattr(ops, "cupy_rooms", numpy_rooms)
     ops.get_ops("cupy", tf32=True)
-    ops.get_ops("cupy")
-    assert asked == [(True, ops.ALONE), (False, ops.ALONE)]
-    assert ops.get_ops("numpy", tf32=True).name == "numpy"
+    ops.get_ops("cupy", overlap=True)
+    assert asked == [(True, ops.ALONE, False), (False, ops.ALONE, True)]
+    assert ops.get_ops("numpy", tf32=True, overlap=True).name == "numpy"
 
 
-@pytest.mark.parametrize("options, tf32", [([], False), (["--tf32"], True)])
-def test_training_asks_for_its_backend_with_tf32(monkeypatch, options, tf32):
-    def refuse(backend, tf32, world):
+@pytest.mark.parametrize(
+    "options, asked",
+    [([], "False False"), (["--tf32"], "True False"), (["--overlap"], "False True")],
+)
+def test_training_asks_for_its_backend_with_its_options(monkeypatch, options, asked):
+    def refuse(backend, tf32, world, overlap):
         assert world is ops.ALONE
-        raise SnfnpError(f"{backend} {tf32}")
+        raise SnfnpError(f"{backend} {tf32} {overlap}")
 
     monkeypatch.setattr(train, "get_ops", refuse)
     with pytest.raises(SnfnpError) as caught:
         train.main(["--backend", "cupy", *options])
-    assert str(caught.value) == f"cupy {tf32}"
+    assert str(caught.value) == f"cupy {asked}"
 
 
 def test_config_json_records_the_device_and_both_options():

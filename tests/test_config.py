@@ -101,6 +101,7 @@ def test_a_resumed_run_may_change_what_says_so(entry):
     given = {entry.name: others[entry.type.removesuffix(" | None")]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
+    may_change |= {"overlap"}
     if entry.name in may_change:
         assert getattr(started.resumed(given, Path("run")), entry.name) == given[entry.name]
     else:

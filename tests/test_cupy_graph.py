@@ -1,5 +1,8 @@
-"""The order that a graph keeps between streams, on streams that only note who waits for whom."""
+"""The order that a graph and its second branch keep between streams, on streams that only note who
+waits for whom."""
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -8,16 +11,22 @@ import pytest
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import Communicator
+from snfnp.ops.gpu import branch as module
+from snfnp.ops.gpu.branch import Branch
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.home import Home
 
 
 class Stream:
-    """before: all operations that are done before whatever is started here next."""
+    """before: all operations that are done before whatever is started here next.
+
+    recording: what is recorded of this stream, and of those that wait for it meanwhile; before is
+    then of the recording's operations.
+    """
 
     def __init__(self, cuda=None, non_blocking=False):
         self.cuda, self.non_blocking = cuda, non_blocking
-        self.before, self.recorded = set(), None
+        self.before, self.recording, self.outside = set(), None, None
 
     def __enter__(self):
         self.outer, self.cuda.current = self.cuda.current, self
@@ -27,28 +36,40 @@ class Stream:
         self.cuda.current = self.outer
 
     def run(self, operation):
-        if self.recorded is not None:
-            self.recorded.append(operation)
-        else:
-            self.before.add(operation)
+        if self.recording is not None:
+            self.recording.operations[operation] = set(self.before)
+        self.before.add(operation)
 
     def wait_event(self, event):
-        assert self.recorded is None, "an event of another stream in a recording"
+        if self.recording is None and event.recording is not None:
+            self.join(event.recording)
+        assert self.recording is event.recording, "an event of another stream in a recording"
         self.before |= event.before
 
-    def begin_capture(self):
+    def join(self, recording):
         assert self.non_blocking
-        self.recorded = []
+        self.recording, self.outside, self.before = recording, self.before, set()
+        recording.streams.append(self)
+
+    def is_capturing(self):
+        return self.recording is not None
+
+    def begin_capture(self):
+        self.join(SimpleNamespace(operations={}, streams=[]))
 
     def end_capture(self):
-        operations, self.recorded = self.recorded, None
+        recording, before = self.recording, self.before
+        for stream in recording.streams:
+            stream.recording, stream.before = None, stream.outside
+        if before != set(recording.operations):
+            raise RuntimeError("cudaErrorStreamCaptureUnjoined")
 
         def launch(stream):
-            for operation in operations:
+            for operation in recording.operations:
                 self.cuda.work.append(f"{operation}'")
                 stream.run(f"{operation}'")
 
-        return SimpleNamespace(launch=launch)
+        return SimpleNamespace(launch=launch, operations=recording.operations)
 
     def synchronize(self):
         self.cuda.host |= self.before
@@ -56,10 +77,10 @@ class Stream:
 
 class Event:
     def __init__(self, cuda):
-        self.cuda, self.before = cuda, set()
+        self.cuda, self.before, self.recording = cuda, set(), None
 
     def record(self, stream):
-        self.before = set(stream.before)
+        self.before, self.recording = set(stream.before), stream.recording
 
     def synchronize(self):
         self.cuda.host |= self.before
@@ -110,6 +131,7 @@ def cupy():
     return SimpleNamespace(
         cuda=cuda,
         empty_like=lambda images: Array(cuda),
+        zeros=lambda *_: Array(cuda),
         get_default_memory_pool=lambda: default,
     )
 
@@ -198,7 +220,7 @@ def test_all_ranks_record_or_none_does(cupy, theirs, fails):
     said, rank = [], Rank(theirs)
 
     def step(images):
-        if fails and cupy.cuda.current.recorded is not None:
+        if fails and cupy.cuda.current.is_capturing():
             raise RuntimeError("no such call in a recording")
         cupy.cuda.do("step")
 
@@ -209,3 +231,122 @@ def test_all_ranks_record_or_none_does(cupy, theirs, fails):
     assert graph.recorded == (not fails and not theirs)
     why = "RuntimeError: no such call in a recording" if fails else "not by another process"
     assert [why in line for line in said] == [True] * (fails or theirs)
+
+
+# ---------------------------------------------------------------- a second branch
+
+
+@pytest.fixture
+def branch(cupy, monkeypatch):
+    monkeypatch.setattr(module, "Products", lambda cupy, tf32: "products of the branch")
+    made = Branch(cupy, tf32=False)
+    made.seen = {}  # {operation: what it came after}
+
+    def do(operation):
+        made.seen[operation] = set(cupy.cuda.current.before)
+        cupy.cuda.do(operation)
+
+    made.do = do
+    return made
+
+
+def backward(branch):
+    """Two layers, the gradients of their weights aside."""
+    for layer in (2, 1):
+        branch.do(f"delta {layer}")
+        branch.aside(branch.do, f"weights {layer}")
+
+
+def test_what_is_done_aside_comes_after_what_was_before_it_and_is_not_waited_for(branch):
+    with branch.joining():
+        backward(branch)
+    branch.do("adam")
+    assert branch.seen == {
+        "delta 2": set(),
+        "weights 2": {"delta 2"},
+        "delta 1": {"delta 2"},  # beside it
+        "weights 1": {"delta 2", "weights 2", "delta 1"},
+        "adam": {"delta 2", "weights 2", "delta 1", "weights 1"},
+    }
+    branch.aside(branch.do, "alone")  # outside, a call as any other
+    assert "adam" in branch.seen["alone"] and "alone" in branch._cupy.cuda.current.before
+
+
+def test_a_recording_has_two_branches(cupy, branch):
+    said = []
+
+    def step(images):
+        with branch.joining():
+            backward(branch)
+        branch.do("adam")
+
+    graph = Graph(cupy, step, said.append)
+    for call in range(4):
+        graph(images(str(call)))
+    assert graph.recorded and not said
+    assert graph._recording.graph.operations == {
+        "delta 2": set(),
+        "weights 2": {"delta 2"},
+        "delta 1": {"delta 2"},
+        "weights 1": {"delta 2", "weights 2", "delta 1"},
+        "adam": {"delta 2", "weights 2", "delta 1", "weights 1"},
+    }
+
+
+def test_a_branch_that_is_not_joined_cannot_be_recorded(cupy, branch, monkeypatch):
+    """Which is what the driver says, too: the join is not for its order alone."""
+    monkeypatch.setattr(branch, "joining", lambda: nullcontext())
+    monkeypatch.setattr(branch, "_joining", True)
+    said = []
+    graph = Graph(cupy, lambda images: backward(branch), said.append)
+    for call in range(3):
+        graph(images(str(call)))
+    assert not graph.recorded and "Unjoined" in said[0]
+
+
+def test_a_stream_that_takes_no_part_in_a_recording_is_found(cupy, branch, monkeypatch):
+    monkeypatch.setattr(Stream, "join", lambda self, recording: None)
+    monkeypatch.setattr(branch._stream, "wait_event", lambda event: None)
+    monkeypatch.setattr(cupy.cuda.current, "is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="does not take part"), branch.joining():
+        backward(branch)
+
+
+def test_what_it_reads_is_kept_until_the_join(branch):
+    """CuPy would hand its memory to the next array of the caller's stream."""
+
+    class Delta:
+        pass
+
+    with branch.joining():
+        delta = Delta()
+        alive = weakref.ref(delta)
+        branch.aside(lambda delta: None, delta)
+        del delta
+        gc.collect()
+        assert alive()
+    gc.collect()
+    assert not alive()
+
+
+def test_it_has_products_and_a_counter_of_its_own(branch):
+    seen = []
+    with branch.joining():
+        branch.aside(lambda: seen.append(branch.active))
+        seen.append(branch.active)
+    assert seen == [True, False]
+    assert branch.products == "products of the branch"
+
+
+def test_a_failure_leaves_nothing_behind(branch):
+    def fail():
+        branch.do("half of it")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), branch.joining():
+        branch.aside(fail)
+    assert not branch.active and not branch._held
+    assert "half of it" in branch._cupy.cuda.current.before
+    branch._cupy.cuda.device = 1
+    with pytest.raises(BackendError, match="made on GPU 0"), branch.joining():
+        backward(branch)

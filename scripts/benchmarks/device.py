@@ -20,6 +20,9 @@ from snfnp.training.batches import Batches
 from snfnp.training.trainer import Trainer
 
 SINGLE, TF32 = "float32", "TF32"
+# How a step is started: launch by launch, as a graph, as one with the weights' gradients beside the
+# rest (`--overlap`).
+EAGER, GRAPH, OVERLAP = "eager", "graph", "overlap"
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,14 @@ def report(
 ) -> dict:
     """Every figure of this module as data; as text to `show`, model by model.
 
-    ops_of(tf32) -> ops. comparison(trainer, images, tf32, graph) -> the same step in another
-    framework, as a call without arguments; what it cannot do may be left out by raising.
+    ops_of(tf32, overlap) -> ops. comparison(trainer, images, tf32, graph) -> the same step in
+    another framework, as a call without arguments; what it cannot do may be left out by raising.
     """
     precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
-    backends = {precision: ops_of(precision == TF32) for precision in precisions}
+    backends, beside = (
+        {each: ops_of(tf32=each == TF32, overlap=overlap) for each in precisions}
+        for overlap in (False, True)
+    )
     first = backends[precisions[0]]
     if not first.asynchronous:
         raise UsageError(f"the {first.name} backend has no device to measure")
@@ -86,7 +92,8 @@ def report(
     show(f"limits of {name}\n{_limits_text(limits)}\n")
     results = {"device": name, "limits": limits, "steps": []}
     for case in plan.cases:
-        rows, notes = _measure_case(backends, case, plan, limits, comparison)
+        ways = {EAGER: backends, GRAPH: backends, OVERLAP: beside}
+        rows, notes = _measure_case(ways, case, plan, limits, comparison)
         results["steps"] += rows
         lines = [
             f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}",
@@ -173,21 +180,24 @@ def _limits_text(limits: dict) -> str:
 
 
 def _measure_case(
-    backends: dict, case: Case, plan: Plan, limits, comparison
+    ways: dict, case: Case, plan: Plan, limits, comparison
 ) -> tuple[list[dict], list[str]]:
-    """The rows of a model, and what there is to be said about them."""
+    """The rows of a model, and what is to be said about them. ways: {how: {precision: ops}}."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
     rows, notes = [], []
     for precision in case.precisions:
-        ops = backends[precision]
-        runs = {how: _Run(ops, case, plan, images, precision, how) for how in ("eager", "graph")}
+        runs = {
+            how: _Run(ops[precision], case, plan, images, precision, how)
+            for how, ops in ways.items()
+        }
         calls = {how: run.step for how, run in runs.items()}
-        timings = measure_asynchronous(calls, ops.device.synchronise, plan.bursts, plan.seconds)
+        synchronise = ways[EAGER][precision].device.synchronise
+        timings = measure_asynchronous(calls, synchronise, plan.bursts, plan.seconds)
         for run in runs.values():
             run.finish()
         others = _compare(comparison, runs, images, precision, plan, notes)
-        eager = runs["eager"]
+        eager = runs[EAGER]
         floors = {
             "bytes": traffic(eager.trainer, eager.batches(0)),
             "operations": operations(eager.trainer.flow, plan.batch),
@@ -197,13 +207,13 @@ def _measure_case(
             rows.append(
                 {"step": case.title, "precision": precision, "how": how}
                 | _figures(timings[how], others.get(how))
-                | {"kernels": kernels if how == "eager" else None}
-                | {"kernels at most": case.kernels if how == "eager" else None}
+                | {"kernels": kernels if how == EAGER else None}
+                | {"kernels at most": case.kernels if how == EAGER else None}
                 | floors
                 | {
                     "floor: bytes ms": 1e3 * floors["bytes"] / limits["memory"],
                     "floor: operations ms": 1e3 * floors["operations"] / limits[precision],
-                    "bar ms": case.bars.get(precision) if how == "graph" else None,
+                    "bar ms": case.bars.get(precision) if how == GRAPH else None,
                     "1080 Ti ms": case.paper,
                 }
             )
@@ -236,7 +246,8 @@ class _Run:
 
     def __init__(self, ops, case: Case, plan: Plan, images, precision: str, how: str):
         self.notes: list[str] = []
-        settings = {"batch_size": plan.batch, "graph": how == "graph", "tf32": precision == TF32}
+        settings = {"batch_size": plan.batch, "graph": how != EAGER, "tf32": precision == TF32}
+        settings["overlap"] = how == OVERLAP
         self.trainer: Trainer = make_trainer(
             ops,
             case.model,
@@ -265,10 +276,11 @@ class _Run:
 def _compare(comparison, runs, images, precision, plan: Plan, notes) -> dict[str, Timing]:
     """The other framework's timings, after ours: what fails there must not cost our figures."""
     timings = {}
-    for how, run in runs.items() if comparison else ():
+    for how in (EAGER, GRAPH) if comparison else ():
+        run = runs[how]
         synchronise = run.trainer.ops.device.synchronise
         try:
-            step = comparison(run.trainer, images, tf32=precision == TF32, graph=how == "graph")
+            step = comparison(run.trainer, images, tf32=precision == TF32, graph=how == GRAPH)
             timings |= measure_asynchronous({how: step}, synchronise, plan.bursts, plan.seconds)
         except Exception as error:  # whatever it was
             reason = (str(error).splitlines() or [""])[0]

@@ -68,7 +68,7 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
             config, record = world.first(opened)
         else:
             config = TrainConfig(**{**defaults, **given})
-        ops = get_ops(config.backend, tf32=config.tf32, world=world)
+        ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
         dataset = _load(config, world)
         config = config.resolve(len(dataset.train))
         config.check_processes(world.size)

@@ -21,12 +21,17 @@ BACKENDS = ("numba", "numpy", "cupy")
 _COMPILES = "the first run on a machine compiles its kernels: up to a minute before it moves"
 
 
-def get_ops(backend: str = "numba", tf32: bool = False, world: Communicator = ALONE) -> Ops:
+def get_ops(
+    backend: str = "numba",
+    tf32: bool = False,
+    world: Communicator = ALONE,
+    overlap: bool = False,
+) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    tf32: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores it. world: the processes of a run: on a CPU
-    those of one machine share its cores, on GPUs each has one of its own. Raises BackendError, with
-    one line that says what is missing, where the backend cannot run.
+    tf32, overlap: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. world: the processes of a
+    run: on a CPU those of one machine share its cores, on GPUs each has one of its own. Raises
+    BackendError, with one line that says what is missing, where the backend cannot run.
     """
     if backend in ("numpy", "numba"):
         rooms = numpy_rooms() if backend == "numpy" else numba_rooms()
@@ -36,7 +41,7 @@ def get_ops(backend: str = "numba", tf32: bool = False, world: Communicator = AL
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        return assemble(Gpu(tf32, world), cupy_rooms())
+        return assemble(Gpu(tf32, world, overlap), cupy_rooms())
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 

@@ -75,6 +75,18 @@ class Ops:
         """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return self.device.peek(condition)
 
+    def aside(self, function, *arguments, **named) -> None:
+        """Call `function(*arguments, **named)`, for what it writes into arrays among them.
+
+        Inside `with ops.joining():` a device may do it beside all that follows, up to the end of
+        the block: until there nothing else may write what it reads, or touch what it writes.
+        """
+        self.device.aside(function, *arguments, **named)
+
+    def joining(self):
+        """A context at whose end all that was called `aside` in it is done before what follows."""
+        return self.device.joining()
+
 
 def assemble(device, rooms: dict[str, type]) -> Ops:
     """A backend from its device and the class of every room."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,14 @@ class HostDevice:
         ranks record, or none does.
         """
         return function
+
+    def aside(self, function, *arguments, **named) -> None:
+        """Call `function(*arguments, **named)`, perhaps beside what the host starts next."""
+        function(*arguments, **named)
+
+    def joining(self):
+        """A context at whose end all that was called `aside` in it is done before what follows."""
+        return nullcontext()
 
     def describe(self) -> dict:
         """The device and its libraries, for a run's configuration; {} where `threads` says it."""

@@ -111,7 +111,7 @@ class Probe(SelfNormalizing):
         linalg.scale_into(delta_w[n:], c_f / count, probes, 1, ctx.volume)
         linalg.axpby(-c_g, dx[:n], ctx.error_factor, delta_r[:n])
         linalg.scale_into(delta_r[n:], -c_g / count, dx[n:], 1, ctx.volume)
-        f.weight_grad(ops, delta_w, x_and_back, out=grads["W"])
-        g.weight_grad(ops, delta_r, z0, out=grads["R"])
-        bias_gradient(ops, dz, grads)
+        ops.aside(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
+        ops.aside(g.weight_grad, ops, delta_r, z0, out=grads["R"])
+        ops.aside(bias_gradient, ops, dz, grads)
         return dx[:n]

@@ -65,7 +65,7 @@ class SelfNormalizing(Rule):
         of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        f.weight_grads(ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
+        ops.aside(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
         return dx
 
     @property

@@ -84,13 +84,13 @@ class Variational(Rule):
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.leads:  # Sᵀ δ_z is of this slice's samples, E of none
-            f.weight_grad(ops, taken, nu, out=grads["W"], add=True)
+            ops.aside(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return dx
         error = g.apply(ops, r, moved)
         delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
-        f.weight_grad(ops, delta, nu, out=grads["W"], add=True)
+        ops.aside(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
         for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+            ops.aside(part.map.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
         return dx
 
 

@@ -19,6 +19,7 @@ from snfnp.training.control import ControlOptions
 from snfnp.training.method import MethodOptions
 from snfnp.training.options import (
     AT_LEAST_1,
+    HAS_LAMBDA,
     NOT_NEGATIVE,
     POSITIVE,
     by_preset,
@@ -113,6 +114,13 @@ class TrainConfig(TrackingOptions, ControlOptions, ProbeOptions, RecipeOptions, 
         "cupy only: let tensor cores round the factors of float32 products to 10 bits; faster, "
         "and no longer single precision",
         effect=(_ON_GPU, (lambda config: config.dtype == "float32", "--dtype float32")),
+    )
+    overlap: bool = option(
+        False,
+        "cupy only: compute the gradients of linear layers' weights on a second stream, beside the "
+        "pass from layer to layer",
+        effect=(_ON_GPU, *HAS_LAMBDA),
+        changeable=True,
     )
     eval_every: int = option(
         1,

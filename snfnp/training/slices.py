@@ -69,7 +69,8 @@ class Pass:
         ctx = BackwardContext(self.ops, weights, lam, states, key, self._collected, part)
         ctx.jacobian_error = jacobian_error
         dlatents = self.flow.latent_gradients(latents, part.total)
-        self.flow.backward(ctx, params, caches, dlatents, self.grads)
+        with self.ops.joining():
+            self.flow.backward(ctx, params, caches, dlatents, self.grads)
         return ctx
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import ALONE, Communicator
 from snfnp.ops.communication.nccl import Nccl
 from snfnp.ops.gpu import source
+from snfnp.ops.gpu.branch import Branch
 from snfnp.ops.gpu.cublas import Products
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import Launcher
@@ -28,7 +31,8 @@ class Gpu:
     BackendError with what is missing.
 
     launch(name, dtype, blocks, *arguments, threads=…): see `Launcher`. products: see `Products`.
-    tf32: let tensor cores round the factors of single-precision products to 10 bits.
+    tf32: let tensor cores round the factors of single-precision products to 10 bits. overlap: run
+    what is called `aside` on a second stream.
     world: the processes of this run, where it is more than one: each makes a device of its own
     the current one, as many as there are in turn, before anything is on any of them.
     """
@@ -37,12 +41,13 @@ class Gpu:
     start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
 
-    def __init__(self, tf32: bool = False, world: Communicator = ALONE):
+    def __init__(self, tf32: bool = False, world: Communicator = ALONE, overlap: bool = False):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
         try:
-            self.products = Products(self.xp, tf32)
+            self._products = Products(self.xp, tf32)
+            self._branch = Branch(self.xp, tf32) if overlap else None
         except Exception as error:
             shortage = self.shortage(error)
             if shortage is None:
@@ -67,6 +72,15 @@ class Gpu:
     def capture(self, function, report=print, communicator: Communicator = ALONE) -> Graph:
         return Graph(self.xp, function, report, communicator)
 
+    def aside(self, function, *arguments, **named) -> None:
+        if self._branch:
+            self._branch.aside(function, *arguments, **named)
+        else:
+            function(*arguments, **named)
+
+    def joining(self):
+        return self._branch.joining() if self._branch else nullcontext()
+
     def communicator(self, world: Communicator) -> Communicator:
         world.require_same({"--backend": self.name})
         return Nccl(self.xp, world) if world.size > 1 else world
@@ -77,7 +91,7 @@ class Gpu:
     # ---------------------------------------------------------------- what there is
 
     def describe(self) -> dict:
-        return describe(self.xp) | {"tf32": self.tf32}
+        return describe(self.xp) | {"tf32": self.tf32, "overlap": self._branch is not None}
 
     def shortage(self, error: Exception) -> Shortage | None:
         return explain_out_of_memory(error, self.xp)
@@ -105,9 +119,18 @@ class Gpu:
         """Launch a kernel that goes over so many items, one or more to a thread."""
         self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), *arguments)
 
+    @property
+    def products(self) -> Products:
+        """Those of the stream that is in use."""
+        return self._branch.products if self._aside else self._products
+
     def counter(self):
         """The counter of a reduction's `last_block`, 0 between launches."""
-        return self._counter
+        return self._branch.counter if self._aside else self._counter
+
+    @property
+    def _aside(self) -> bool:
+        return self._branch is not None and self._branch.active
 
     def scalar(self, number) -> tuple:
         """A number as the two arguments of a kernel's `value`: where it is, or what it is."""

@@ -1,0 +1,69 @@
+"""A second stream, for work that nothing waits for before the end of a pass.
+
+From layer to layer a backward pass hands on δ; the gradients of weights are wanted at its end. On a
+stream of their own they run beside that chain, and a recorded step has them as a second branch of
+its graph: events between streams become its edges.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.gpu.home import Home
+
+
+class Branch:
+    """aside(function, *arguments, **named) inside `with joining():`, on a stream of its own.
+
+    Such a call comes after all that was started before it on the caller's stream, and before all
+    that is started there after the block. In between nothing else may write what it reads, or touch
+    what it writes. Its arguments are kept until then: CuPy hands memory that is dropped to the next
+    array on the caller's stream, which knows nothing of this one.
+
+    products, counter: of this stream, since both streams use theirs at the same time.
+    """
+
+    def __init__(self, cupy, tf32: bool):
+        self._cupy, self._home = cupy, Home(cupy)
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        self.products, self.counter = Products(cupy, tf32), cupy.zeros(1, np.uint32)
+        cupy.cuda.get_current_stream().synchronize()  # the counter is 0, whoever uses it first
+        self._joining = self.active = False
+        self._held: list = []
+
+    def aside(self, function, *arguments, **named) -> None:
+        """Outside of `joining`, and inside of another call, it is a call as any other."""
+        if self.active or not self._joining:
+            function(*arguments, **named)
+            return
+        self._home.require()
+        caller = self._cupy.cuda.get_current_stream()
+        self._reached.record(caller)
+        self._stream.wait_event(self._reached)
+        if caller.is_capturing() and not self._stream.is_capturing():
+            # what it ran would be missing from every replay
+            raise RuntimeError("a second stream does not take part in a recording here")
+        self._held.append((function, arguments, named))
+        self.active = True
+        try:
+            with self._stream:
+                function(*arguments, **named)
+        finally:
+            self.active = False
+
+    @contextmanager
+    def joining(self):
+        caller = self._cupy.cuda.get_current_stream()
+        self._joining = True
+        try:
+            yield
+        finally:  # also where it fails: a recording ends with no stream left out
+            self._joining = False
+            if self._held:
+                self._done.record(self._stream)
+                caller.wait_event(self._done)
+                self._held.clear()

@@ -1,0 +1,113 @@
+"""Work that is called aside: a device may put it off to the end of the pass, and no number changes.
+
+A device that runs it beside the rest does it at any time between the call and the end of the block.
+The two ends of that span are checked here; what is written in between by one and read by the other
+would differ.
+"""
+
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+from support.trainers import BATCH, host, make_trainer
+
+from snfnp.errors import UsageError
+from snfnp.ops import get_ops
+from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.host import HostDevice
+from snfnp.training.config import TrainConfig
+
+
+class Late(HostDevice):
+    """Whatever is called aside is done at the end of the block, and not before."""
+
+    def __init__(self):
+        super().__init__("numpy")
+        self.waiting, self.put_off = None, 0
+
+    def aside(self, function, *arguments, **named):
+        call = partial(function, *arguments, **named)
+        if self.waiting is None:
+            call()
+        else:
+            self.waiting.append(call)
+
+    @contextmanager
+    def joining(self):
+        self.waiting = []
+        try:
+            yield
+        finally:
+            waiting, self.waiting = self.waiting, None
+            self.put_off += len(waiting)
+            for call in waiting:
+                call()
+
+
+@pytest.fixture
+def late():
+    return assemble(Late(), numpy_rooms())
+
+
+def after_steps(ops, model, **changes):
+    trainer = make_trainer(ops, model, **changes)
+    for step in range(3):
+        images = np.random.default_rng(step).integers(0, 256, (BATCH, *trainer.flow.shape))
+        images = images.astype(np.uint8)
+        if step == 0:
+            trainer.initialise_from_data(images)
+        trainer.training_step(images)
+    return {name: host(trainer, name) for name in ("p", "m", "v", "gradient", "state")}
+
+
+LEARNED = [
+    ("fc", {}),
+    ("fc", {"objective": "forward"}),
+    ("fc", {"objective": "variational"}),
+    ("fc", {"jvp_weight": 0.1}),
+    ("fc", {"gradient": "probe"}),
+    ("conv", {}),
+    ("conv", {"inverse_kernel": 5}),
+    ("conv", {"inverse_depth": 2}),
+    ("conv", {"objective": "variational"}),
+    ("conv", {"lambda_control": "geco"}),
+    ("conv", {"recompute": True, "clip_norm": 1.0}),
+    ("conv", {"gradient": "probe"}),
+    ("glow-2l-4k", {}),
+    ("glow-2l-4k", {"jvp_weight": 0.1, "recompute": True}),
+]
+ALONE = [("fc", {"gradient": "relative"}), ("conv", {"gradient": "exact"}), ("emerging", {})]
+
+
+@pytest.mark.parametrize("model, changes", LEARNED + ALONE)
+def test_early_or_late_the_numbers_are_the_same(late, model, changes):
+    expected, found = (after_steps(ops, model, **changes) for ops in (get_ops("numpy"), late))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert bool(late.device.put_off) == ((model, changes) in LEARNED)
+
+
+def test_what_may_not_be_done_in_between_shows(late):
+    """The control: something aside reads an array that is overwritten after it."""
+    for ops, expected in ((get_ops("numpy"), 1.0), (late, 5.0)):
+        source, target = np.ones(3), np.zeros(3)
+        with ops.joining():
+            ops.aside(np.copyto, target, source)
+            source[:] = 5
+        assert (target == expected).all()
+
+
+@pytest.mark.parametrize(
+    "changes, needed",
+    [
+        ({}, "--backend cupy"),
+        ({"backend": "cupy", "gradient": "exact"}, "--gradient self-normalizing"),
+        ({"backend": "cupy", "recipe": "least-squares"}, "--inverse-update gradient"),
+    ],
+)
+def test_where_it_has_no_effect_it_is_refused(changes, needed):
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(model="conv", overlap=True, **changes).resolve(1000)
+    assert str(caught.value).startswith("--overlap only has an effect with ")
+    assert needed in str(caught.value)
