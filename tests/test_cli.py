@@ -89,7 +89,7 @@ def test_training_asks_for_its_backend_with_its_options(monkeypatch, options, as
     assert str(caught.value) == f"cupy {asked}"
 
 
-def test_config_json_records_the_device_and_both_options():
+def test_config_json_records_the_device_and_its_options():
     """What a backend says of its device is passed on as it is."""
 
     class Described(HostDevice):
@@ -114,7 +114,7 @@ def resumed(folder, given, **started):
     return train.resumed({"out": folder, **given})[1]
 
 
-def test_a_resumed_run_may_change_backend_and_graph(tmp_path):
+def test_a_resumed_run_may_change_backend_graph_and_overlap(tmp_path):
     assert resumed(tmp_path, {"graph": False}, backend="cupy").graph is False
     assert resumed(tmp_path, {"graph": True}, backend="cupy", graph=False).graph is True
     assert resumed(tmp_path, {}, backend="cupy", graph=False).graph is False
@@ -122,6 +122,8 @@ def test_a_resumed_run_may_change_backend_and_graph(tmp_path):
     assert (moved.backend, moved.graph) == ("numba", True)
     kept = resumed(tmp_path, {"backend": "cupy"}, backend="numba")
     assert (kept.backend, kept.graph) == ("cupy", True)
+    moved = resumed(tmp_path, {"backend": "numba"}, backend="cupy", overlap=True).resolve(1000)
+    assert (moved.backend, moved.overlap) == ("numba", False)
     asked = resumed(tmp_path, {"backend": "numba", "graph": False}, backend="cupy")
     with pytest.raises(UsageError, match="--no-graph only has an effect with"):
         asked.resolve(1000)

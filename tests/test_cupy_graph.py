@@ -305,7 +305,6 @@ def test_a_branch_that_is_not_joined_cannot_be_recorded(cupy, branch, monkeypatc
 
 
 def test_a_stream_that_takes_no_part_in_a_recording_is_found(cupy, branch, monkeypatch):
-    monkeypatch.setattr(Stream, "join", lambda self, recording: None)
     monkeypatch.setattr(branch._stream, "wait_event", lambda event: None)
     monkeypatch.setattr(cupy.cuda.current, "is_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="does not take part"), branch.joining():
@@ -334,8 +333,8 @@ def test_it_has_products_and_a_counter_of_its_own(branch):
     with branch.joining():
         branch.aside(lambda: seen.append(branch.active))
         seen.append(branch.active)
-    assert seen == [True, False]
-    assert branch.products == "products of the branch"
+    assert seen == [True, False]  # what a device asks before it hands them out
+    assert branch.products == "products of the branch" and branch.counter is not None
 
 
 def test_a_failure_leaves_nothing_behind(branch):
@@ -350,3 +349,19 @@ def test_a_failure_leaves_nothing_behind(branch):
     branch._cupy.cuda.device = 1
     with pytest.raises(BackendError, match="made on GPU 0"), branch.joining():
         backward(branch)
+
+
+def test_what_was_wrong_first_is_heard_and_nothing_is_kept(branch, monkeypatch):
+    """A spoiled recording lets no event be recorded, and its memory is to be given back."""
+
+    def refuse(stream):
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+    with pytest.raises(ZeroDivisionError), branch.joining():
+        branch.aside(branch.do, "weights")
+        monkeypatch.setattr(branch._done, "record", refuse)
+        raise ZeroDivisionError
+    assert not branch._held
+    with pytest.raises(RuntimeError, match="Invalidated"), branch.joining():
+        branch.aside(branch.do, "weights")
+    assert not branch._held

@@ -12,12 +12,15 @@ import gpu_hour
 import pytest
 import reproduce
 from gpu_hour import PIECE, STEPS, TOTAL, Step
+from reproduction.tables import TABLES
 
 
 def test_all_steps_fit_into_the_time_that_a_session_is_lent():
     assert PIECE <= 9 * 60 and TOTAL <= 25 * 60
-    assert sum(step.limit for step in STEPS) <= TOTAL
-    assert max(step.limit for step in STEPS) < PIECE
+    *limited, last = STEPS  # which takes what the others leave
+    assert sum(step.limit for step in limited) <= TOTAL
+    assert max(step.limit for step in limited) < PIECE
+    assert last.limit is None and last.continues
     assert len({step.name for step in STEPS}) == len(STEPS)
 
 
@@ -35,6 +38,21 @@ def test_a_step_on_a_gpu_gives_options_that_its_script_has(path, step):
         SCRIPTS[path].main(["--help"])
     options = {word for word in command[command.index(path) :] if word.startswith("--")}
     assert options and options <= set(re.findall(r"--[\w-]+", said.getvalue()))
+
+
+def test_the_rows_of_table_1_are_trained_in_order_of_value():
+    rows = [row.name for row in TABLES["table1"].rows]
+    named = [*gpu_hour._FIRST, *gpu_hour._ROWS]
+    assert set(named) <= set(rows) and len(set(named)) == len(named)
+
+
+def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
+    assert "set SNFNP_DATA_DIR" in gpu_hour._no_mnist()
+    waiting = [step.name for step in STEPS if step.needs is gpu_hour._no_mnist]
+    assert waiting == ["table 1, convolution", "table 1"]
 
 
 def step(name, code, limit=20, **options):
@@ -102,6 +120,15 @@ def test_a_step_that_continues_is_stopped_and_run_again(run, monkeypatch):
     status, states, out = run(*steps)
     assert (status, states) == (0, {"table": "passed"})
     assert (out / "table").read_text() == "xx"
+
+
+def test_a_step_without_a_limit_takes_what_is_left(run, monkeypatch):
+    monkeypatch.setattr(gpu_hour, "_SHORTEST", 1)
+    monkeypatch.setattr(gpu_hour, "TOTAL", 3)
+    steps = (step("table", ONLY_FAST_AGAIN, limit=None, continues=True),)
+    status, states, out = run(*steps, options=("--seconds", "2"))
+    assert states == {"table": "stopped at its limit"}
+    assert gpu_hour._State(out / "state.json").open(steps[0])
 
 
 def test_a_step_whose_script_is_missing_is_skipped_with_a_line(run, capsys):

@@ -5,11 +5,9 @@ The two ends of that span are checked here; what is written in between by one an
 would differ.
 """
 
-from contextlib import contextmanager
-from functools import partial
-
 import numpy as np
 import pytest
+from support.late import PutOff
 from support.trainers import BATCH, host, make_trainer
 
 from snfnp.errors import UsageError
@@ -17,37 +15,16 @@ from snfnp.ops import get_ops
 from snfnp.ops.backends import assemble, numpy_rooms
 from snfnp.ops.host import HostDevice
 from snfnp.training.config import TrainConfig
-
-
-class Late(HostDevice):
-    """Whatever is called aside is done at the end of the block, and not before."""
-
-    def __init__(self):
-        super().__init__("numpy")
-        self.waiting, self.put_off = None, 0
-
-    def aside(self, function, *arguments, **named):
-        call = partial(function, *arguments, **named)
-        if self.waiting is None:
-            call()
-        else:
-            self.waiting.append(call)
-
-    @contextmanager
-    def joining(self):
-        self.waiting = []
-        try:
-            yield
-        finally:
-            waiting, self.waiting = self.waiting, None
-            self.put_off += len(waiting)
-            for call in waiting:
-                call()
+from snfnp.training.slices import cut
 
 
 @pytest.fixture
 def late():
-    return assemble(Late(), numpy_rooms())
+    """NumPy's operations, and what is called aside put off to the end of the pass."""
+    ops, put_off = assemble(HostDevice("numpy"), numpy_rooms()), PutOff()
+    ops.device.aside, ops.device.joining = put_off.aside, put_off.joining
+    ops.device.put_off = put_off
+    return ops
 
 
 def after_steps(ops, model, **changes):
@@ -85,7 +62,37 @@ def test_early_or_late_the_numbers_are_the_same(late, model, changes):
     expected, found = (after_steps(ops, model, **changes) for ops in (get_ops("numpy"), late))
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
-    assert bool(late.device.put_off) == ((model, changes) in LEARNED)
+    assert bool(late.device.put_off.done) == ((model, changes) in LEARNED)
+
+
+@pytest.mark.parametrize("model, changes", LEARNED)
+def test_so_are_those_of_slices(late, model, changes):
+    """Of which one leads at each layer, and the others have other terms."""
+    gradients = []
+    for ops in (get_ops("numpy"), late):
+        trainer = make_trainer(ops, model, **changes)
+        images = np.random.default_rng(0).integers(0, 256, (BATCH, *trainer.flow.shape))
+        images, lam = images.astype(np.uint8), trainer.lam
+        if trainer.multipliers:
+            lam = trainer.multipliers.lam
+        trainer.initialise_from_data(images)
+        own = []
+        for part in cut(BATCH, 2):
+            one = trainer.new_pass(part)
+            _, made = one.forward(trainer.params, images[part.first :][: part.count], step=0)
+            one.backward(trainer.params, trainer.states, lam, made)
+            own.append(trainer.gradient.copy())
+        gradients.append(own)
+    assert late.device.put_off.done
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("model, changes", LEARNED + ALONE)
+def test_the_option_is_for_the_rules_that_do_it(model, changes):
+    """Which are those that λ is for: the option's condition asks for that."""
+    config = TrainConfig(model=model, **changes).resolve(1000)
+    assert config.rule.has_lambda == ((model, changes) in LEARNED)
 
 
 def test_what_may_not_be_done_in_between_shows(late):

@@ -33,7 +33,8 @@ class Layer:
     * results have the dtype of x: constants are Python numbers, which do not widen float32.
     * `forward` changes none of its arguments. `backward` may overwrite neither dz nor the cache
       (another layer may hold the same array); it writes into the arrays of `grads`, all of them
-      completely, and never puts another array in their place.
+      completely, and never puts another array in their place. Gradients of weights may be
+      computed beside the pass (`ops.aside`): they are complete at its end, not before.
     * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
     """
 

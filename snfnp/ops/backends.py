@@ -79,7 +79,8 @@ class Ops:
         """Call `function(*arguments, **named)`, for what it writes into arrays among them.
 
         Inside `with ops.joining():` a device may do it beside all that follows, up to the end of
-        the block: until there nothing else may write what it reads, or touch what it writes.
+        the block: until there nothing else may write what it reads, or touch what it writes. It
+        keeps no array that it makes on the way.
         """
         self.device.aside(function, *arguments, **named)
 

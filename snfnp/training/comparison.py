@@ -13,8 +13,8 @@ from snfnp.training.options import flag_of, options_of
 from snfnp.training.run import RunFolder
 
 # Options that say how long a run is and what computes it: no name for what it does.
-_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "data_dir", "out")
-_UNNAMED += ("tensorboard",)
+_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "overlap")
+_UNNAMED += ("data_dir", "out", "tensorboard")
 
 
 @dataclass(frozen=True)

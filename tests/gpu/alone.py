@@ -23,6 +23,7 @@ def run_alone(script: str, *arguments: str) -> str:
         | {"SNFNP_DEVICE": standin.device().kind, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

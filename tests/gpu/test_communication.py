@@ -193,6 +193,5 @@ def test_two_processes_on_one_gpu(ops):
         pytest.skip(missing)
     assert devices.device().kind == devices.GPU
     lines = processes.run(2, TWO)
-    if lines[0].startswith("refused:"):
-        pytest.skip(f"two processes on one GPU, {lines[0]}")
-    assert lines == ["3.0 3.0"] * 2
+    print("two processes on one GPU:", *lines)
+    assert lines == ["3.0 3.0"] * 2 or all(line.startswith("refused: NCCL") for line in lines)

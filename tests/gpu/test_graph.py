@@ -171,6 +171,19 @@ def test_a_dropped_graph_returns_its_memory(ops, standin, model):
     assert live_bytes(ops) == before
 
 
+def test_a_graphs_pool_is_empty_when_its_trainer_goes(ops):
+    """Of the pool alone: on a GPU the driver has pools of its own, which stay as they are."""
+    trainer = take_steps(make_trainer(ops), range(4))
+    pool = trainer._ascend._recording.pool
+    assert pool.total_bytes() > 0
+    take_steps(trainer, range(4, 8), batch=BATCH - 2)
+    assert pool.total_bytes() == 0
+    pool = trainer._ascend._recording.pool
+    del trainer
+    gc.collect()
+    assert pool.total_bytes() == 0
+
+
 def test_a_failed_recording_returns_its_memory(ops, standin):
     reports = []
     warm = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(4))
@@ -200,10 +213,18 @@ def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkey
         with stream:
             products.gemm(a, a, ops.xp.empty((3, 3)))
     assert called == [streams[index].ptr for index in (0, 1, 0)]
+    destroyed, handle = [], products._handle.value
+
+    class Library:
+        def cublasDestroy_v2(self, handle):
+            destroyed.append((handle.value, ops.xp.cuda.runtime.getDevice()))
+
     finalizer = next(each for each in weakref.finalize._registry if each.peek()[0] is products)
-    assert finalizer.peek()[1].__name__ == "cublasDestroy_v2"
+    _, destroy, (device, library, of), _ = finalizer.detach()
+    weakref.finalize(products, destroy, device, Library(), of)
     del products
-    assert not finalizer.alive
+    assert destroyed == [(handle, 0)]
+    destroy(device, library, of)
 
 
 def test_a_backend_refuses_another_device(ops, monkeypatch):

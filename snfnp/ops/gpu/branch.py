@@ -7,7 +7,7 @@ its graph: events between streams become its edges.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Branch:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self.products, self.counter = Products(cupy, tf32), cupy.zeros(1, np.uint32)
-        cupy.cuda.get_current_stream().synchronize()  # the counter is 0, whoever uses it first
+        cupy.cuda.get_current_stream().synchronize()  # the counter is 0 from here on
         self._joining = self.active = False
         self._held: list = []
 
@@ -42,12 +42,12 @@ class Branch:
             return
         self._home.require()
         caller = self._cupy.cuda.get_current_stream()
+        self._held.append((function, arguments, named))
         self._reached.record(caller)
         self._stream.wait_event(self._reached)
         if caller.is_capturing() and not self._stream.is_capturing():
             # what it ran would be missing from every replay
             raise RuntimeError("a second stream does not take part in a recording here")
-        self._held.append((function, arguments, named))
         self.active = True
         try:
             with self._stream:
@@ -61,9 +61,18 @@ class Branch:
         self._joining = True
         try:
             yield
-        finally:  # also where it fails: a recording ends with no stream left out
-            self._joining = False
-            if self._held:
-                self._done.record(self._stream)
-                caller.wait_event(self._done)
-                self._held.clear()
+        except BaseException:
+            # A recording must end with no stream left out; where it is spoiled, or the device is,
+            # this fails too, and what was wrong first is to be heard.
+            with suppress(self._cupy.cuda.runtime.CUDARuntimeError):
+                self._join(caller)
+            raise
+        else:
+            self._join(caller)
+
+    def _join(self, caller) -> None:
+        self._joining = False
+        held, self._held = self._held, []
+        if held:
+            self._done.record(self._stream)
+            caller.wait_event(self._done)

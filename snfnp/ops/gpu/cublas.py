@@ -37,7 +37,9 @@ class Products:
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
         # It waits for the device, so the workspace outlives all products. Not at the end of the
         # process: CUDA may be gone by then.
-        destroy = weakref.finalize(self, self._library.cublasDestroy_v2, self._handle)
+        destroy = weakref.finalize(
+            self, _destroy, cupy.cuda.Device(self._home.id), self._library, self._handle
+        )
         destroy.atexit = False
         mode = _TF32_MATH if tf32 else _DEFAULT_MATH
         self._check(self._library.cublasSetMathMode(self._handle, ctypes.c_int(mode)))
@@ -112,6 +114,11 @@ class Products:
         if status:
             why = _STATUS.get(status, "see cublasStatus_t")
             raise SnfnpError(f"cuBLAS failed with status {status} ({why})")
+
+
+def _destroy(device, library, handle) -> None:
+    with device:
+        library.cublasDestroy_v2(handle)
 
 
 def _load(cupy):

@@ -56,6 +56,7 @@ class Gpu:
                 f"the GPU's memory is full ({shortage.found}): see with nvidia-smi what holds it"
             ) from None
         self._counter = self.xp.zeros(1, np.uint32)
+        self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
 
     # ---------------------------------------------------------------- host and device
@@ -122,14 +123,14 @@ class Gpu:
     @property
     def products(self) -> Products:
         """Those of the stream that is in use."""
-        return self._branch.products if self._aside else self._products
+        return self._branch.products if self._on_branch else self._products
 
     def counter(self):
         """The counter of a reduction's `last_block`, 0 between launches."""
-        return self._branch.counter if self._aside else self._counter
+        return self._branch.counter if self._on_branch else self._counter
 
     @property
-    def _aside(self) -> bool:
+    def _on_branch(self) -> bool:
         return self._branch is not None and self._branch.active
 
     def scalar(self, number) -> tuple:

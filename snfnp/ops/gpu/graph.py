@@ -106,7 +106,7 @@ class Graph:
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
         error = graph = None
-        with _no_collection():
+        with no_collection():
             self._stream.begin_capture()
             try:
                 self._function(recording.input)
@@ -168,7 +168,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _no_collection():
+def no_collection():
     """Python's garbage is collected now, and not before the end: what it frees of CUDA's while a
     stream is recorded could spoil the recording."""
     gc.collect()

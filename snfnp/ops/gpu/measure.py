@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ctypes
 
+from snfnp.ops.gpu.graph import no_collection
+
 _KERNEL = 0  # of CUgraphNodeType
 
 
 def count_kernels(cupy, function) -> int | None:
     """How many kernels `function()` starts; None where that cannot be known."""
     failed = False
-    with cupy.cuda.Stream(non_blocking=True) as stream:  # the default one cannot be captured
+    # the default stream cannot be captured
+    with no_collection(), cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
         try:
             function()
