@@ -88,10 +88,13 @@ class Event:
 
 class Pool:
     def __init__(self, cuda):
-        self.cuda, self.freed = cuda, False
+        self.cuda, self.freed, self.size = cuda, False, 0
         cuda.pools.append(self)
 
     malloc = None
+
+    def total_bytes(self):
+        return self.size
 
     def free_all_blocks(self):
         assert {each for each in self.cuda.work if "step" in each} <= self.cuda.host
@@ -188,6 +191,23 @@ def test_memory_is_given_back_after_the_last_use(cupy):
     assert [pool.freed for pool in cupy.cuda.pools] == [True, False]
     del graph
     assert [pool.freed for pool in cupy.cuda.pools] == [True, True]
+
+
+def test_a_recording_whose_memory_changed_is_not_used(cupy):
+    """Where memory runs out, CuPy gives free blocks back, and some of them were its own."""
+
+    def step(images):
+        cupy.cuda.do("step")
+        if cupy.cuda.current.is_capturing():
+            cupy.cuda.pools[0].size -= 512
+
+    said = []
+    graph = Graph(cupy, step, said.append)
+    for call in range(4):
+        graph(images(str(call)))
+    assert not graph.recorded and "the memory that it works in changed" in said[0]
+    assert "step'" not in cupy.cuda.work and cupy.cuda.work[-1] == "step"
+    assert cupy.cuda.pools[0].freed
 
 
 def test_what_belongs_to_a_device_refuses_another(cupy):

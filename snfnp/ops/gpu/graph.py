@@ -106,6 +106,7 @@ class Graph:
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
         error = graph = None
+        size = recording.pool.total_bytes()
         with no_collection():
             self._stream.begin_capture()
             try:
@@ -117,6 +118,10 @@ class Graph:
                     graph = self._stream.end_capture()
                 except Exception as failure:
                     error = error or _reason(failure)
+        if error is None and recording.pool.total_bytes() != size:
+            # Where memory runs out, a pool gives back its free blocks and asks again; of these the
+            # recording may have used some, and a replay would write to memory of others.
+            error = "the memory that it works in changed meanwhile"
         if self._communicator.any(error is not None) and error is None:
             error = "not by another process"
         recording.graph = None if error else graph
