@@ -1,11 +1,11 @@
 """Draw the figures of the derivations: `python scripts/figures.py [NAME …]` (default: all).
 
-    python scripts/figures.py spline glow-step              # two of them
-    python scripts/figures.py --collect likelihoods RUN …   # read runs' folders, then draw
+    python scripts/figures.py spline glow-step    # two of them
+    python scripts/figures.py --collect RUN …     # read runs' folders, then draw their curves
 
 Figures are SVG, legible on light and on dark pages, and drawn from the package's own code. The
-curves of training (angles, likelihoods) are drawn from scripts/drawings/*.json, which --collect
-writes.
+curves of training (likelihoods) are drawn from scripts/drawings/likelihoods.json, which --collect
+writes. Those of the paper's figures are scripts/reproduce.py's.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--collect",
         nargs="+",
-        metavar=("FIGURE", "RUN"),
-        help=f"read runs for a figure: {', '.join(data.FIGURES)}",
+        type=Path,
+        metavar="RUN",
+        help="read runs for the figure likelihoods",
     )
     args = parser.parse_args(argv)
     if args.collect:
-        figure, *runs = args.collect
-        if figure not in data.FIGURES or not runs:
-            parser.error(f"--collect needs one of {', '.join(data.FIGURES)}, and folders of runs")
-        print(data.collect(figure, [Path(run) for run in runs]))
-        args.names = [figure]
+        print(data.collect(args.collect))
+        args.names = ["likelihoods"]
     unknown = [name for name in args.names if name not in FIGURES]
     if unknown:
         parser.error(f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")

@@ -45,7 +45,8 @@ def main(argv):
         choices=SCALES,
         default="hour",
         help="smoke: one epoch of a few small images, to see that everything runs; hour: what two "
-        "cores do in about an hour; paper: the paper's epochs, three seeds (default: hour)",
+        "cores do in about an hour for each target; paper: the paper's epochs, three seeds "
+        "(default: hour)",
     )
     parser.add_argument(
         "--runs",
@@ -65,7 +66,7 @@ def main(argv):
         nargs="+",
         metavar="NAME",
         help="these rows of the target only, by the names of their folders (conv-snf), in this "
-        "order, with those that are in results.json: a way to train some of them longer",
+        "order in each target, with those that are in results.json: a way to train some longer",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"

@@ -46,20 +46,17 @@ def test_curves_are_collected_from_the_folders_of_runs(tmp_path, monkeypatch):
     config = {"model": "fc", "gradient": "exact", "seed": 2}
     record = {"config": config, "images": {"train": 10}}
     lines = [
-        {"epoch": 1, "validation_nll_nats": 2.00049, "layers": {"a": {"angle": 0.5}}},
-        {"epoch": 2, "validation_nll_nats": 1.5, "layers": {"a": {"rho": 0.1}}},
+        {"epoch": 1, "validation_nll_nats": 2.00049},
+        {"epoch": 2, "validation_nll_nats": 1.5},
     ]
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     monkeypatch.setattr(RunFolder, "open", lambda path: (run, record))
     monkeypatch.setattr(RunFolder, "read_metrics", lambda self: lines)
     monkeypatch.setattr(RunFolder, "data", lambda self, record: ([10, 1, 1], (28, 28, 1)))
-    data.collect("angles", [tmp_path / "run"])
-    (found,) = data.read("angles")
+    data.collect([tmp_path / "run"])
+    (found,) = data.read()
     assert (found["model"], found["seed"], found["images"]) == ("fc", 2, 10)
-    assert found["points"] == [
-        {"epoch": 1, "nll": 2.0, "angles": [0.5]},
-        {"epoch": 2, "nll": 1.5},
-    ]
+    assert found["points"] == [{"epoch": 1, "nll": 2.0}, {"epoch": 2, "nll": 1.5}]
 
 
 @pytest.mark.parametrize("name", FIGURES)

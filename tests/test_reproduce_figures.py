@@ -11,6 +11,7 @@ from reproduction.figure4 import Figure4
 from reproduction.setting import Setting
 from reproduction.table3 import FAMILIES, Table3
 from reproduction.targets import TARGETS
+from support.runs import Killed, kill
 from support.trainers import at_step
 
 from snfnp.ops import get_ops
@@ -63,6 +64,40 @@ def test_what_is_shown_is_in_results_json(smoke):
     records = results.read(folder / "results.json")
     for name, target in TARGETS.items():
         assert target.show(records[name]) == tables[name].strip("\n")
+
+
+def without_seconds(record):
+    """But for what a clock has a part in: Fig. 5's points are [epoch, seconds, NLL]."""
+    for curve in record.get("curves", []):
+        curve["points"] = [[point[0], point[-1]] for point in curve["points"]]
+    return record
+
+
+@pytest.mark.parametrize(
+    "target, model",
+    [("table1", "conv"), ("figure2", "glow-2l-4k"), ("figure3", "conv"), ("figure5", "fc")],
+)
+def test_killed_half_way_and_started_again_it_is_the_same(
+    smoke, monkeypatch, tmp_path, target, model
+):
+    folder, _ = smoke
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
+    killed = []
+
+    def once(trainer):
+        if trainer.config.model == model and not killed:
+            killed.append(trainer.step)
+            kill()
+
+    at_step(monkeypatch, 1, once)
+    with pytest.raises(Killed):
+        reproduce.main(command(tmp_path, target))
+    reproduce.main(command(tmp_path, target))
+    assert killed == [1]
+    found, whole = (results.read(each / "results.json") for each in (tmp_path / "smoke", folder))
+    assert without_seconds(found[target]) == without_seconds(whole[target])
 
 
 @pytest.mark.parametrize("name", [name for name, own in TARGETS.items() if not own.made_of_runs])
@@ -177,6 +212,7 @@ def test_what_a_scale_leaves_out_has_no_figure_of_ours(tmp_path, monkeypatch):
         "| Glow 2L-16K | MNIST | – | 583.4 ± 21.2 | – | 1.00 | – | 163.1 ± 21.8 | – | 1.00 |"
     )
     assert "are measured at --scale paper" in text
+    assert " a self-normalizing step takes " not in text  # the convolutions were not measured
 
 
 # ---------------------------------------------------------------- Figs. 2 to 5
@@ -211,9 +247,20 @@ def test_figure_3_is_the_mean_over_the_layers(smoke):
     assert (epoch, len(angles)) == (1, 9)
     assert mean == pytest.approx(np.mean(angles)) and spread == pytest.approx(np.std(angles))
     first, second = rows_of(tables["figure3"])
-    assert (first["paper"], second["paper"]) == ("close to 0.1°", "less than 1°")
+    papers = [row["paper, at the end"] for row in (first, second)]
+    assert papers == ["close to 0.1°", "less than 1°"]
+    assert second["below 1°"] == f"{int(mean < 1)} of 1 epochs"
     assert second["at the end"] == f"{mean:.2f}° ± {spread:.2f}°"
     assert second["difference"] == "other data" and fc["epochs"] == 1
+
+
+def test_the_largest_angle_is_in_the_picture():
+    """Of many points some are left out, but not that one, nor the ends."""
+    points = [[epoch, 0.0, 0.0] for epoch in range(1000)]
+    kept = curves.thinned(points, keep=(333,))
+    assert points[333] in kept and points[0] == kept[0] and points[-1] == kept[-1]
+    assert kept == sorted(kept) and len(kept) == 201
+    assert curves.thinned(points[:200], keep=(7,)) == points[:200]
 
 
 def test_figure_3_on_all_images_has_a_difference(smoke):
@@ -221,9 +268,13 @@ def test_figure_3_on_all_images_has_a_difference(smoke):
     record = results.read(folder / "results.json")["figure3"] | {"scale": "paper"}
     for curve in record["curves"]:
         curve.update(is_sample=False, points=[[1, 2.0, 0.5], [6000, 0.25, 0.125]], epochs=6000)
-        curve["largest"] = curve["points"][0]
-    fc, _ = rows_of(TARGETS["figure3"].show(record))
-    assert fc["largest"] == "2.00° at epoch 1" and fc["difference"] == "+0.15° at the end"
+        curve.update(largest=curve["points"][0], below=[5999, 6000])
+    fc, conv = rows_of(TARGETS["figure3"].show(record))
+    assert fc["largest"] == "2.00° at epoch 1" and fc["difference"] == "+0.15°"
+    assert fc["below 1°"] == "5,999 of 6,000 epochs"
+    assert conv["difference"] == "less as well"  # than a bound, from which nothing is subtracted
+    record["curves"][1]["points"][-1][1] = 1.0
+    assert rows_of(TARGETS["figure3"].show(record))[1]["difference"] == "more"
     assert fc["epochs: ours / paper"] == "6,000 / 6,000"
 
 
@@ -266,7 +317,7 @@ def test_figure_5_has_three_runs_and_the_share_of_the_time(smoke):
     shown = rows_of(TARGETS["figure5"].show(record | {"scale": "hour"}))
     assert [row["time / exact's: ours"] for row in shown] == ["1.00", "0.50", "0.75"]
     assert [row["paper"] for row in shown] == ["1.00", "0.42", "–"]
-    assert [row["difference"] for row in shown] == ["+0.00", "+0.08", ""]
+    assert [row["difference in time"] for row in shown] == ["+0.00", "+0.08", ""]
     assert shown[1]["NLL at 2"] == "990.0"
     assert "different machines" not in TARGETS["figure5"].show(record)
     snf["made_with"] = snf["made_with"] | {"processor": "another"}

@@ -1,6 +1,7 @@
 """The derivations' page of the results says what results.json says, and is made of it alone."""
 
 import doctest
+import json
 
 import pytest
 import reproduce
@@ -69,7 +70,10 @@ def test_the_page_has_every_table_picture_and_origin(records):
     table = TARGETS["table1"].show(records["table1"])
     assert all(line in text for line in table.splitlines() if line.startswith("|"))
     assert "![Table 1: ours beside the paper's](figures/reproduced-table1.svg)" in text
-    words = " ".join(text.split())
+    assert "*Table 1, ours beside the paper's.*" in text
+    words = " ".join(text.replace("\\\n", "").split())
+    assert "table1 --epochs 3 --seeds 0 --rows fc-snf conv-exact conv-snf python scripts" in words
+    assert "reproduce.py table1 --epochs 3 --seeds 0 1 --rows fc-exact ##" in words
     assert words.count("* Commit c0ffee on a processor, Linux-6, numba backend, threads: 2") == 1
     assert words.partition("numpy 2.4: ")[2].startswith("table1. ")
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
@@ -92,7 +96,7 @@ def test_a_figure_that_changes_changes_the_page(records):
 
 def test_the_gap_is_between_rows_that_can_be_compared(records):
     (found,) = gaps(records)  # the convolutions are of a sample
-    assert found == ("FC 2-layer", pytest.approx(2.5), "test, 3 epochs", pytest.approx(-0.5))
+    assert found == ("FC 2-layer", pytest.approx(2.5), "test, 3 epochs", "-0.5 (3 epochs)")
     records["table1"]["rows"][1]["runs"] = [{"seed": 0, "epochs": 3, "diverged_at": 7}]
     assert gaps(records) == [] and gaps({}) == []
 
@@ -104,7 +108,7 @@ def test_of_runs_of_different_length_the_gap_is_at_the_last_common_epoch(records
     for run, values in zip(exact["runs"], ((980.0, 961.0), (984.0, 963.0)), strict=True):
         run["validation"] = [[10, values[0]], [30, values[1]]]
     (found,) = gaps(records)
-    assert found == ("FC 2-layer", pytest.approx(8.0), "validation, epoch 30", pytest.approx(-0.5))
+    assert found == ("FC 2-layer", pytest.approx(8.0), "validation, epoch 30", "-0.5 (3 epochs)")
     exact["runs"][1]["validation"].pop()  # then 10 is the last one that all have
     assert gaps(records)[0][1:3] == (pytest.approx(8.0), "validation, epoch 10")
 
@@ -123,7 +127,10 @@ def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     test = doctest.DocTestParser().get_doctest(text, {}, NAME, None, 0)
     found = doctest.DocTestRunner().run(test)
     assert (found.failed, found.attempted) == (0, 2)
-    assert "FC 2-layer: SNF minus exact +2.5 nats (test, 3 epochs), in the paper -0.5\n" in text
+    assert (
+        "FC 2-layer: SNF minus exact +2.5 nats (test, 3 epochs); in the paper -0.5 (3 epochs)\n"
+        in text
+    )
 
 
 def test_published_results_join_those_that_are_there(folder, records):
@@ -149,6 +156,22 @@ def test_published_results_join_those_that_are_there(folder, records):
     assert list(committed()) == ["table1", "figure2"]
     assert picture.read_bytes() != before
     assert (folder / "derivations/figures/reproduced-figure2.png").read_bytes() == b"samples"
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        (lambda table: {"table1": table | {"scale": "smoke"}}, "of the smoke scale"),
+        (lambda table: {"table1": table, "table9": table}, "a target table9, which nothing here"),
+    ],
+)
+def test_results_that_belong_on_no_page_are_refused(folder, records, changed, said):
+    path, content = folder / "runs/results.json", changed(records["table1"])
+    path.write_text(json.dumps({"format": 1, "targets": content}))
+    with pytest.raises(UsageError, match=said) as caught:
+        reproduce.main(["page", "--runs", str(folder / "runs")])
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "derivations").rglob("*.*"))
 
 
 def test_without_results_it_is_one_line_and_nothing_is_written(folder):

@@ -13,6 +13,5 @@ FIGURES = {
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
     "probe-variance": probes.variance,
-    "angles": curves.angles,
     "likelihoods": curves.likelihoods,
 }

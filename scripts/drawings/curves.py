@@ -1,4 +1,4 @@
-"""The curves of training: the paper's Fig. 3 (angles) and Fig. 5 (likelihoods), of our runs."""
+"""The curves of training: validation likelihoods of runs with several seeds and rules."""
 
 from __future__ import annotations
 
@@ -12,24 +12,6 @@ TITLES = {
     "conv": "convolutional, 9 layers",
     "glow-2l-4k": "Glow, 2L-4K",
 }
-
-
-def angles():
-    """The mean over the layers, and one standard deviation around it (Fig. 3)."""
-    figure, axis = plt.subplots(figsize=(6.2, 3.4))
-    runs = read("angles")
-    for run, color in zip(runs, (BLUE, ORANGE, GREEN), strict=False):
-        epoch = [point["epoch"] for point in run["points"]]
-        found = np.array([point["angles"] for point in run["points"]])
-        mean, spread = found.mean(axis=1), found.std(axis=1)
-        axis.plot(epoch, mean, color=color, marker=".", label=TITLES[run["model"]])
-        low = np.maximum(mean - spread, 0)
-        axis.fill_between(epoch, low, mean + spread, color=color, alpha=0.2, linewidth=0)
-    axis.set(xlabel="epoch", ylabel="angle to the exact gradient (°)", ylim=(0, None))
-    axis.grid()
-    axis.legend()
-    figure.tight_layout()
-    return figure
 
 
 def _look(run: dict) -> tuple[str, str, str]:
@@ -46,7 +28,7 @@ def likelihoods():
 
     Below, how far every run is behind the exact gradient of the same seed.
     """
-    runs = read("likelihoods")
+    runs = read()
     models = list(dict.fromkeys(run["model"] for run in runs))
     figure, axes = plt.subplots(
         2,

@@ -8,33 +8,30 @@ from pathlib import Path
 from snfnp.training.run import RunFolder
 
 FOLDER = Path(__file__).parent
-FIGURES = ("angles", "likelihoods")
+NAME = "likelihoods.json"
 _ABOUT = ("data", "model", "gradient", "recipe", "bias_init", "seed")
 
 
-def collect(figure: str, folders: list[Path]) -> Path:
-    """Write figure.json: for every run its settings and "points", one for each evaluation.
+def collect(folders: list[Path]) -> Path:
+    """Write likelihoods.json: for every run its settings and "points", one for each evaluation.
 
-    nll: exact validation NLL in nats; angles: of the layers, in degrees (`--track-angle`).
+    nll: exact validation NLL in nats.
     """
     runs = []
     for path in folders:
         folder, record = RunFolder.open(path)
-        points = []
-        for line in folder.read_metrics():
-            point = {"epoch": line["epoch"], "nll": round(line["validation_nll_nats"], 3)}
-            angles = [found.get("angle") for found in line.get("layers", {}).values()]
-            if angles and None not in angles:
-                point["angles"] = [round(angle, 4) for angle in angles]
-            points.append(point)
+        points = [
+            {"epoch": line["epoch"], "nll": round(line["validation_nll_nats"], 3)}
+            for line in folder.read_metrics()
+        ]
         config = record["config"]
         about = {name: config.get(name) for name in _ABOUT}
         runs.append({**about, "images": folder.data(record)[0][0], "points": points})
-    path = FOLDER / f"{figure}.json"
+    path = FOLDER / NAME
     path.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n", encoding="utf-8")
     return path
 
 
-def read(figure: str) -> list[dict]:
-    """The runs of figure.json."""
-    return json.loads((FOLDER / f"{figure}.json").read_text(encoding="utf-8"))
+def read() -> list[dict]:
+    """The runs of likelihoods.json."""
+    return json.loads((FOLDER / NAME).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from reproduction import provenance
 from reproduction.rows import Row, names
-from reproduction.runs import Result, Run, plan
+from reproduction.runs import Result, Run, plan, settings
 from reproduction.setting import Setting
 
 
@@ -39,7 +39,9 @@ class Curves:
 def describe(run: Run, result: Result, setting: Setting) -> dict:
     """What a record says of a run: the model, how long it was trained, on what, and with what."""
     return {
+        "name": run.row.name,
         "model": run.row.instead or run.row.cells[0],
+        "config": settings(run, setting),
         "data": run.row.data,
         "is_sample": setting.dataset(run.row.data).is_sample or setting.scale == "smoke",
         "seed": run.seed,
@@ -58,11 +60,13 @@ def notes(record: dict, described: list[dict]) -> list[str]:
     return []
 
 
-def thinned(points: list, most: int = 200) -> list:
-    """At most so many of them, evenly spread, the first and the last among them."""
+def thinned(points: list, most: int = 200, keep=()) -> list:
+    """About so many of them, evenly spread, the first and the last among them, and the indices in
+    `keep`."""
     if len(points) <= most:
         return list(points)
-    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+    spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
+    return [points[index] for index in sorted(spread | set(keep))]
 
 
 def trained(record: dict) -> str:

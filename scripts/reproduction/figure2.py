@@ -24,6 +24,7 @@ class Figure2:
 
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
     suffix = ".png"
+    shows_paper = False
     parts = None
     made_of_runs = True
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])

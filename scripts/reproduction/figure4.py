@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.sweep import growth, sweep
 
 from reproduction import pictures
-from reproduction.measured import hardware, measured
+from reproduction.measured import digits, hardware, measured
 from reproduction.setting import Setting
 
 NAME = "figure4"
@@ -28,6 +28,7 @@ class Figure4:
 
     title = "Fig. 4: milliseconds of a layer's step over the dimension D, batch 128"
     suffix = ".svg"
+    shows_paper = False
     parts = None
     made_of_runs = False
 
@@ -65,7 +66,7 @@ class Figure4:
             shown = _spread(layer["rows"])
             for key, exponent in layer["growth"].items():
                 gradient = key.removesuffix(" ms")
-                times = ", ".join(f"{row['D']}: {row[key]:.3g}" for row in shown)
+                times = ", ".join(f"{row['D']}: {digits(row[key])}" for row in shown)
                 grows = "–" if exponent is None else f"D^{exponent:.1f}, D ≥ {layer['above']}"
                 dense = layer is record["layers"][0]
                 paper = _RULES[gradient] if dense else "not measured"

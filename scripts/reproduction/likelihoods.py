@@ -6,16 +6,20 @@ import statistics
 from pathlib import Path
 
 from reproduction import pictures, provenance
-from reproduction.rows import Row, Table, names
-from reproduction.runs import Result, Run, lost, plan
+from reproduction.rows import DIVERGED, Row, Table, names
+from reproduction.runs import Result, Run, lost, plan, settings
 from reproduction.setting import Setting
 from snfnp.training.run import RunFolder
 
-# Options that say how long a run is, which one of several, and where: each run has its own.
-_NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "checkpoint_every")
-_NOT_OF_A_ROW += ("tensorboard",)
 # The epochs of which the validation likelihood is kept, and those that are shown.
 _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
+_NAMES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
+_LOST = (
+    "Lost: the exact validation NLL went more than a tenth above its best and stayed there; the "
+    "figure is that of the best epoch. Beside it what the monitors said at the evaluation before "
+    "(derivations/23-monitors-and-certificates.md): ρ, the largest ‖I − RW‖₂ of a layer, and "
+    "λσ²_min, the smallest margin of one, which the update needs to be above 1/8."
+)
 _SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
 
 
@@ -23,6 +27,7 @@ class LikelihoodTable:
     """A target of `reproduce.py` (see `reproduction.targets`): one of `reproduction.tables`."""
 
     suffix = ".svg"
+    shows_paper = True
     parts = "rows"
     made_of_runs = False
 
@@ -69,7 +74,7 @@ class LikelihoodTable:
         rows = record["rows"]
         pictures.save_beside(
             path,
-            [_label(record["heads"], row) for row in rows],
+            [_in_picture(record["heads"], row) for row in rows],
             {
                 "ours": [_mean_and_deviation(row) for row in rows],
                 "the paper's": [_paper(row) for row in rows],
@@ -92,14 +97,9 @@ def _record(row: Row, found: list[tuple[Run, Result]], setting: Setting) -> dict
         return record | {"missing": True}
     dataset = setting.dataset(row.data)
     images = len(dataset.train)
-    config = Run(row, 0, row.epochs, setting.folder).config(images, setting.ops.name)
     made_with = [provenance.of_run(run.folder) for run, _ in found]
     return record | {
-        "config": {
-            name: value
-            for name, value in config.as_dict().items()
-            if value is not None and name not in _NOT_OF_A_ROW
-        },
+        "config": settings(Run(row, 0, row.epochs, setting.folder), setting),
         "data": {
             "name": row.data,
             "training_images": images,
@@ -144,10 +144,20 @@ def _labels(row: dict) -> list[str]:
     return [*others, f"{last} (stand-in: {row['stand_in']})" if row["stand_in"] else last]
 
 
-def _label(heads: list[str], row: dict) -> str:
-    """The row's in a picture, which has no heads."""
+def _in_picture(heads: list[str], row: dict) -> str:
+    """The row's label in a picture, which has no heads, how long it was trained, and whether its
+    point is that of a likelihood that did not last."""
     named = zip(heads, _labels(row), strict=True)
-    return ", ".join(f"λ = {cell}" if head == "λ" else cell for head, cell in named)
+    said = [f"λ = {cell}" if head == "λ" else cell for head, cell in named]
+    if "runs" in row:
+        said.append(f"{_epochs(row)} epochs")
+        said += ["then lost"] * any(run.get("lost") for run in row["runs"])
+    return ", ".join(said)
+
+
+def _epochs(row: dict) -> str:
+    epochs = sorted({run["epochs"] for run in row["runs"]})
+    return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
 def _values(row: dict) -> list[float]:
@@ -179,15 +189,13 @@ def _figures(row: dict) -> tuple[str, ...]:
         ours.append(_number(row, statistics.fmean(values), deviation))
     ours += [_diverged(run, bool(runs[1:])) for run in runs if "value" not in run]
     lost_runs = [_lost(run, bool(runs[1:])) for run in runs if run.get("lost")]
-    epochs = sorted({run["epochs"] for run in runs})
-    trained = "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
     seeds = ", ".join(str(run["seed"]) for run in runs)
     return (
         "; ".join([" and ".join(ours), *lost_runs]),
         seeds,
-        f"{trained} / {row['paper_epochs']:,}",
+        f"{_epochs(row)} / {row['paper_epochs']:,}",
         paper,
-        _difference(row, values, epochs[0]),
+        _difference(row, values, min(run["epochs"] for run in runs)),
     )
 
 
@@ -197,6 +205,10 @@ def _difference(row: dict, values: list[float], epochs: int) -> str:
         return "other data"
     if row["stand_in"]:
         return "another model"
+    if row["paper"] == DIVERGED and all(
+        "value" not in run or run.get("lost") for run in row["runs"]
+    ):
+        return "diverges here as well"
     said = []
     if values and not isinstance(row["paper"], str):
         digits = 1 if row["unit"] == "nats" else 3
@@ -259,9 +271,13 @@ def _notes(record: dict) -> list[str]:
             images[row["data"]["name"]] = row["data"]
     for name, data in images.items():
         sample = ", a sample of it" if data["is_sample"] else ""
-        notes.append(f"Ours: {data['training_images']:,} training images of {name}{sample}.")
+        notes.append(
+            f"Ours: {data['training_images']:,} training images of {_NAMES[name]}{sample}."
+        )
     if record["scale"] == "smoke":
         notes.append("These show that everything runs; their figures mean nothing.")
     elif any(data["is_sample"] for data in images.values()):
         notes.append("The paper's data are 50,000 images: the figures cannot be compared.")
+    if any(run.get("lost") for row in record["rows"] for run in row.get("runs", [])):
+        notes.append(_LOST)
     return [*notes, *record["notes"]]

@@ -26,3 +26,8 @@ def hardware(record: dict) -> str:
     name = made_with["device"].get("name") or made_with["processor"]
     threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
     return f"Measured on {name}{threads}, {made_with['backend']} backend, in one run."
+
+
+def digits(milliseconds: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{milliseconds:.3g}" if milliseconds < 999.5 else f"{milliseconds:,.0f}"

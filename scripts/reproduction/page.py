@@ -28,24 +28,27 @@ _HEAD = """\
 # 26 The paper, reproduced
 
 What came out where this code was run for the tables and figures of the paper, beside what is
-printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page from
-`derivations/results.json`; a test fails where the two disagree. Every table says how long ours was
-trained and the paper's: where ours was not trained as long, the difference tells as much about that
-as about the method. What is not here was not run. Rows can be from several machines, and be joined
-by yours: `python scripts/reproduce.py page` takes a row into the file where it was trained longer
-than the one that is there, or with other seeds.
+printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page
+from `derivations/results.json`; a test fails where the two disagree. Every table says for how many
+epochs ours were trained, and the paper's: where ours have fewer, the difference tells as much
+about that as about the method. What is not here was not run. Below each picture are the commands
+that make its rows as they are. Rows can come from several machines, and yours can join them:
+`python scripts/reproduce.py page` takes a row into the file where it was trained longer than the
+one that is there, or with other seeds. Where results and paper disagree, page
+[17](17-from-the-paper-to-here.md#where-it-disagrees) says what is known of the reason.
 
 """
 _FOOT = """\
 ## SNF against the exact gradient
 
 The paper's claim is about pairs of rows of its Table 1: the learned inverse takes nothing away.
-The same subtraction on both sides, from the figures in the file, where both were run:
+The same subtraction on both sides, of the pairs that were trained as long, or have an exact
+validation likelihood at the same epoch (a longer table of these is above):
 
 ```pycon
 >>> from reproduction.page import committed, gaps
 >>> for model, ours, of, paper in gaps(committed()):
-...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}), in the paper {paper:+.1f}")
+...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")
 """
 
 
@@ -54,7 +57,7 @@ def committed() -> dict[str, dict]:
     return results.read(FOLDER / results.NAME)
 
 
-def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, float]]:
+def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
     """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient.
 
     Of those pairs only where both are of the paper's model and of all images. It is the test NLL
@@ -78,7 +81,8 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, float]]:
             of = f"validation, epoch {max(common):,}"
         else:
             continue
-        found.append((model, snf - exact, of, pair[0]["paper"] - pair[1]["paper"]))
+        paper = pair[0]["paper"] - pair[1]["paper"]
+        found.append((model, snf - exact, of, f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)"))
     return found
 
 
@@ -89,14 +93,17 @@ def page(records: dict[str, dict]) -> str:
         target = TARGETS[name]
         heading, _, _ = record["title"].partition(":")
         shown = target.show(record).splitlines()[2:]  # without the title
-        picture = f"![{heading}: ours beside the paper's](figures/{picture_of(name)})"
+        beside = "ours beside the paper's" if target.shows_paper else "ours alone"
+        picture = f"![{heading}: {beside}](figures/{picture_of(name)})"
+        caption = f"*{heading}, {beside}.*"
+        commands = "\n".join(map(_code, _commands(name, record)))
         parts.append(
             f"## {record['title']}\n\n" + "\n".join(map(_wrapped, shown)) + f"\n\n{picture}\n\n"
-            f"*{heading} of the paper and of this code.*\n\n"
+            f"{caption}\n\n{commands}\n\n"
         )
     parts.append("## How they were made\n\n" + "\n".join(_origins(records)) + "\n\n")
     lines = [
-        f"{model}: SNF minus exact {ours:+.1f} nats ({of}), in the paper {paper:+.1f}"
+        f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}"
         for model, ours, of, paper in gaps(records)
     ]
     return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
@@ -111,7 +118,11 @@ def publish(folder: Path) -> list[Path]:
     new = results.read(source)
     if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
-    for name in new:
+    for name, record in new.items():
+        if name not in TARGETS:
+            raise UsageError(f"{source} has a target {name}, which nothing here makes")
+        if record["scale"] == "smoke":
+            raise UsageError(f"{source} is of the smoke scale, whose figures mean nothing")
         own = _picture_in(folder, name)
         if TARGETS[name].made_of_runs and not own.exists():
             raise UsageError(f"there is no {own}: reproduce {name} again")
@@ -132,6 +143,26 @@ def _picture_in(folder: Path, name: str) -> Path:
     return folder / f"{name}{TARGETS[name].suffix}"
 
 
+def _commands(name: str, record: dict) -> list[str]:
+    """What makes a record's runs as they are: one command for all rows of the same length and
+    seeds."""
+    parts = record.get("rows", []) + record.get("curves", [])
+    alike: dict[tuple, list[str]] = {}
+    for part in parts:
+        runs = part.get("runs", [part])
+        if "name" in part and "missing" not in part:
+            for epochs in dict.fromkeys(run["epochs"] for run in runs):
+                seeds = " ".join(str(run["seed"]) for run in runs if run["epochs"] == epochs)
+                alike.setdefault((epochs, seeds), []).append(part["name"])
+    if not alike:
+        return [f"python scripts/reproduce.py {name}"]
+    return [
+        f"python scripts/reproduce.py {name} --epochs {epochs} --seeds {seeds} --rows "
+        + " ".join(rows)
+        for (epochs, seeds), rows in sorted(alike.items())
+    ]
+
+
 def picture_of(name: str) -> str:
     return f"reproduced-{name}{TARGETS[name].suffix}"
 
@@ -141,6 +172,12 @@ def _wrapped(line: str) -> str:
     if not line.startswith("* "):
         return line
     return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
+
+
+def _code(command: str) -> str:
+    """A command as a block of code, continued where it is long."""
+    lines = textwrap.wrap(command, 94, subsequent_indent="    ", break_on_hyphens=False)
+    return "    " + " \\\n    ".join(lines)
 
 
 def _origins(records: dict[str, dict]) -> list[str]:

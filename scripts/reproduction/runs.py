@@ -22,6 +22,9 @@ from snfnp.training.run import RunFolder
 
 _PAPER_SEEDS = 3
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
+# Options that say how long a run is, which one of several, and where: each run has its own.
+_NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "checkpoint_every")
+_NOT_OF_A_ROW += ("tensorboard", "overlap")
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may go on with others, and is then not the paper's
 
 
@@ -84,6 +87,16 @@ def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
     if setting.rows:
         planned.sort(key=lambda run: setting.rows.index(run.row.name))
     return planned
+
+
+def settings(run: Run, setting: Setting) -> dict:
+    """The configuration of a row of which this is a run, as results.json keeps it."""
+    config = run.config(len(setting.dataset(run.row.data).train), setting.ops.name)
+    return {
+        name: value
+        for name, value in config.as_dict().items()
+        if value is not None and name not in _NOT_OF_A_ROW
+    }
 
 
 def united(runs: Iterable[Run]) -> list[Run]:

@@ -168,8 +168,8 @@ TABLES = {
         tuple(_table_4()),
         1,
         (
-            "The paper prints one column for all λ ≤ 0.1, and none for 0.3. For its 2L-16K Glow it "
-            "has figures for λ = 100 and 1000 only: with λ ≤ 10 it diverged.",
+            "The paper prints one column for all λ ≤ 0.1 (–: diverged), and none for 0.3. For its "
+            "2L-16K Glow it has figures for λ = 100 and 1000 only: with λ ≤ 10 it diverged.",
         ),
     ),
     "table5": Table(

@@ -7,6 +7,7 @@ A target has a `title`, the `suffix` of its picture, and
 * `collect(setting, results)`: its record in results.json, from the results by the runs' folders;
 * `show(record)`: its table in Markdown;
 * `draw(record, path, setting)`: its picture, in the style of the derivations' figures;
+* `shows_paper`: whether the picture has the paper's figures beside ours;
 * `made_of_runs`: whether the picture needs the runs, or is made of the record alone;
 * `parts`: the name of the list in its record whose parts can come from several commands and
   machines (`reproduction.joining`), None where they cannot; with one, `identity(part)`, which is
