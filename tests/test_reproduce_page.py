@@ -79,6 +79,13 @@ def test_the_page_has_every_table_picture_and_origin(records):
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
+def test_a_model_that_only_the_papers_scale_has_is_made_at_that_scale(records):
+    records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0))
+    text = page(records)
+    assert "reproduce.py table1 --scale paper --epochs 3 --seeds 0 --rows glow-exact\n" in text
+    assert text.count("--scale paper") == 1
+
+
 def test_rows_that_were_made_otherwise_are_named(records):
     rows = records["table1"]["rows"]
     rows[1]["made_with"] = [rows[1]["made_with"][0] | {"commit": "decade"}]

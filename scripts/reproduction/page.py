@@ -7,6 +7,7 @@ import shutil
 import statistics
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 from reproduction import results
 from reproduction.joining import joined
@@ -147,19 +148,21 @@ def _commands(name: str, record: dict) -> list[str]:
     """What makes a record's runs as they are: one command for all rows of the same length and
     seeds."""
     parts = record.get("rows", []) + record.get("curves", [])
+    usual = TARGETS[name].names(SimpleNamespace(scale="hour"))
     alike: dict[tuple, list[str]] = {}
     for part in parts:
         runs = part.get("runs", [part])
         if "name" in part and "missing" not in part:
             for epochs in dict.fromkeys(run["epochs"] for run in runs):
                 seeds = " ".join(str(run["seed"]) for run in runs if run["epochs"] == epochs)
-                alike.setdefault((epochs, seeds), []).append(part["name"])
+                scale = "" if part["name"] in usual else " --scale paper"
+                alike.setdefault((epochs, seeds, scale), []).append(part["name"])
     if not alike:
         return [f"python scripts/reproduce.py {name}"]
     return [
-        f"python scripts/reproduce.py {name} --epochs {epochs} --seeds {seeds} --rows "
+        f"python scripts/reproduce.py {name}{scale} --epochs {epochs} --seeds {seeds} --rows "
         + " ".join(rows)
-        for (epochs, seeds), rows in sorted(alike.items())
+        for (epochs, seeds, scale), rows in sorted(alike.items())
     ]
 
 
