@@ -185,7 +185,7 @@ class HostGpu(Gpu):
         self.xp = np
         self.tf32 = False
         self.launch = launcher
-        self.products = _Products()
+        self._products, self._branch = _Products(), None
         self._guard, self._blocks = guard, []
         self._counter = np.zeros(1, np.uint32)
 
