@@ -268,8 +268,13 @@ class _State:
         known = self.steps.get(step.name)
         if known is None or known["status"] == SKIPPED:  # what was missing may be there now
             return True
-        within = step.limit is None or known["seconds"] < step.limit
-        return known["status"] == STOPPED and step.continues and within
+        return known["status"] == STOPPED and step.continues and self.left(step) > 0
+
+    def left(self, step: Step) -> float:
+        """Seconds that a step may still take."""
+        if step.limit is None:
+            return TOTAL - self.used()
+        return step.limit - self.steps.get(step.name, {"seconds": 0.0})["seconds"]
 
     def note(self, step: Step, status: str, seconds: float, **more) -> None:
         before = self.steps.get(step.name, {"seconds": 0.0})["seconds"]
@@ -284,12 +289,12 @@ def _run_piece(state: _State, out: Path, seconds: float, dry: bool) -> int:
     left = []
     with open(out / "log.txt", "a") as log:
         for step in filter(state.open, STEPS):
-            missing = step.needs()
-            if missing and not dry:
+            missing = None if dry else step.needs()
+            if missing:
                 _say(f"{step.name}: {SKIPPED} ({missing})", log)
                 state.note(step, SKIPPED, 0.0, why=missing)
                 continue
-            limit, room = _left(step, state), end - time.monotonic()
+            limit, room = state.left(step), end - time.monotonic()
             if room < (min(limit, _SHORTEST) if step.continues else limit):
                 left.append(step.name)
                 continue
@@ -298,13 +303,6 @@ def _run_piece(state: _State, out: Path, seconds: float, dry: bool) -> int:
         _say(f"used {state.used():.0f} s of {TOTAL}; failed: {', '.join(failed) or 'none'}", log)
         _say(f"left: {', '.join(left)}: run it again" if left else "nothing is left", log)
     return _LEFT if left else _FAILED if failed else 0
-
-
-def _left(step: Step, state: _State) -> float:
-    """Seconds that a step may still take."""
-    if step.limit is None:
-        return TOTAL - state.used()
-    return step.limit - state.steps.get(step.name, {"seconds": 0.0})["seconds"]
 
 
 def _run_step(step: Step, state: _State, out: Path, limit: float, dry: bool, log) -> None:

@@ -143,7 +143,9 @@ def _make(folder: Path) -> None:
 
 def _with_rows(names: list[str], targets: dict, setting) -> dict:
     """Those of the targets that have any of these rows."""
-    known = dict.fromkeys(name for target in targets.values() for name in target.names(setting))
+    known = dict.fromkeys(
+        name for target in targets.values() for name in target.names(setting.scale)
+    )
     for name in names:
         if name not in known:
             there = f"choose from {', '.join(known)}" if known else "it has none"
@@ -151,7 +153,7 @@ def _with_rows(names: list[str], targets: dict, setting) -> dict:
     return {
         name: target
         for name, target in targets.items()
-        if not set(names).isdisjoint(target.names(setting))
+        if not set(names).isdisjoint(target.names(setting.scale))
     }
 
 

@@ -27,11 +27,15 @@ def late():
     return ops
 
 
+def images_of(step, trainer):
+    rng = np.random.default_rng(step)
+    return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
+
+
 def after_steps(ops, model, **changes):
     trainer = make_trainer(ops, model, **changes)
     for step in range(3):
-        images = np.random.default_rng(step).integers(0, 256, (BATCH, *trainer.flow.shape))
-        images = images.astype(np.uint8)
+        images = images_of(step, trainer)
         if step == 0:
             trainer.initialise_from_data(images)
         trainer.training_step(images)
@@ -71,10 +75,8 @@ def test_so_are_those_of_slices(late, model, changes):
     gradients = []
     for ops in (get_ops("numpy"), late):
         trainer = make_trainer(ops, model, **changes)
-        images = np.random.default_rng(0).integers(0, 256, (BATCH, *trainer.flow.shape))
-        images, lam = images.astype(np.uint8), trainer.lam
-        if trainer.multipliers:
-            lam = trainer.multipliers.lam
+        images = images_of(0, trainer)
+        lam = trainer.multipliers.lam if trainer.multipliers else trainer.lam
         trainer.initialise_from_data(images)
         own = []
         for part in cut(BATCH, 2):

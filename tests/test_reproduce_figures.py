@@ -257,10 +257,10 @@ def test_figure_3_is_the_mean_over_the_layers(smoke):
 def test_the_largest_angle_is_in_the_picture():
     """Of many points some are left out, but not that one, nor the ends."""
     points = [[epoch, 0.0, 0.0] for epoch in range(1000)]
-    kept = curves.thinned(points, keep=(333,))
+    kept = curves.thinned(points, keep=points[333])
     assert points[333] in kept and points[0] == kept[0] and points[-1] == kept[-1]
     assert kept == sorted(kept) and len(kept) == 201
-    assert curves.thinned(points[:200], keep=(7,)) == points[:200]
+    assert curves.thinned(points[:200], keep=points[7]) == points[:200]
 
 
 def test_figure_3_on_all_images_has_a_difference(smoke):

@@ -91,8 +91,8 @@ def report(
     limits = _limits(backends, plan)
     show(f"limits of {name}\n{_limits_text(limits)}\n")
     results = {"device": name, "limits": limits, "steps": []}
+    ways = {EAGER: backends, GRAPH: backends, OVERLAP: beside}
     for case in plan.cases:
-        ways = {EAGER: backends, GRAPH: backends, OVERLAP: beside}
         rows, notes = _measure_case(ways, case, plan, limits, comparison)
         results["steps"] += rows
         lines = [
@@ -246,8 +246,8 @@ class _Run:
 
     def __init__(self, ops, case: Case, plan: Plan, images, precision: str, how: str):
         self.notes: list[str] = []
-        settings = {"batch_size": plan.batch, "graph": how != EAGER, "tf32": precision == TF32}
-        settings["overlap"] = how == OVERLAP
+        settings = {"batch_size": plan.batch, "tf32": precision == TF32}
+        settings |= {"graph": how != EAGER, "overlap": how == OVERLAP}
         self.trainer: Trainer = make_trainer(
             ops,
             case.model,

@@ -26,8 +26,8 @@ class Curves:
     made_of_runs = False
     rows: tuple[Row, ...]
 
-    def names(self, setting: Setting) -> list[str]:
-        return names(self.rows, setting.scale)
+    def names(self, scale: str) -> list[str]:
+        return names(self.rows, scale)
 
     def identities(self) -> list[str]:
         return [row.cells[0] for row in self.rows]
@@ -60,13 +60,12 @@ def notes(record: dict, described: list[dict]) -> list[str]:
     return []
 
 
-def thinned(points: list, most: int = 200, keep=()) -> list:
-    """About so many of them, evenly spread, the first and the last among them, and the indices in
-    `keep`."""
+def thinned(points: list, most: int = 200, keep=None) -> list:
+    """So many of them, evenly spread, the first and the last among them; and the point `keep`."""
     if len(points) <= most:
         return list(points)
     spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
-    return [points[index] for index in sorted(spread | set(keep))]
+    return [own for index, own in enumerate(points) if index in spread or own == keep]
 
 
 def trained(record: dict) -> str:

@@ -29,8 +29,8 @@ class Figure2:
     made_of_runs = True
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
-    def names(self, setting: Setting) -> list[str]:
-        return names(self.rows, setting.scale)
+    def names(self, scale: str) -> list[str]:
+        return names(self.rows, scale)
 
     def plan(self, setting: Setting) -> list[Run]:
         """One run of Table 1's and, where its images are there, of Table 2's."""

@@ -37,15 +37,14 @@ class Figure3(Curves):
                 if angles:
                     mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
                     points.append([line["epoch"], mean, spread])
-            largest = max(range(len(points)), key=lambda n: points[n][1], default=None)
-            kept = () if largest is None else (largest,)
+            largest = max(points, key=lambda point: point[1], default=None)
             curves.append(
                 {
                     **describe(run, results[run.folder], setting),
                     "paper": words,
                     "paper_degrees": degrees,
-                    "points": thinned(points, keep=kept),
-                    "largest": None if largest is None else points[largest],
+                    "points": thinned(points, keep=largest),
+                    "largest": largest,
                     "below": [sum(mean < 1 for _, mean, _ in points), len(points)],
                 }
             )

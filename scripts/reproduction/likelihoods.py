@@ -6,21 +6,20 @@ import statistics
 from pathlib import Path
 
 from reproduction import pictures, provenance
-from reproduction.rows import DIVERGED, Row, Table, names
+from reproduction.rows import DIVERGED, TITLES, Row, Table, names
 from reproduction.runs import Result, Run, lost, plan, settings
 from reproduction.setting import Setting
 from snfnp.training.run import RunFolder
 
 # The epochs of which the validation likelihood is kept, and those that are shown.
 _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
-_NAMES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
+_SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
 _LOST = (
     "Lost: the exact validation NLL went more than a tenth above its best and stayed there; the "
     "figure is that of the best epoch. Beside it what the monitors said at the evaluation before "
     "(derivations/23-monitors-and-certificates.md): ρ, the largest ‖I − RW‖₂ of a layer, and "
     "λσ²_min, the smallest margin of one, which the update needs to be above 1/8."
 )
-_SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
 
 
 class LikelihoodTable:
@@ -34,8 +33,8 @@ class LikelihoodTable:
     def __init__(self, table: Table):
         self.table, self.title = table, table.title
 
-    def names(self, setting: Setting) -> list[str]:
-        return names(self.table.rows, setting.scale)
+    def names(self, scale: str) -> list[str]:
+        return names(self.table.rows, scale)
 
     def identities(self) -> list[tuple[str, ...]]:
         return [row.cells for row in self.table.rows]
@@ -195,11 +194,11 @@ def _figures(row: dict) -> tuple[str, ...]:
         seeds,
         f"{_epochs(row)} / {row['paper_epochs']:,}",
         paper,
-        _difference(row, values, min(run["epochs"] for run in runs)),
+        _difference(row, values),
     )
 
 
-def _difference(row: dict, values: list[float], epochs: int) -> str:
+def _difference(row: dict, values: list[float]) -> str:
     """Ours minus the paper's where that means anything, or why it does not."""
     if row["data"]["is_sample"]:
         return "other data"
@@ -213,7 +212,7 @@ def _difference(row: dict, values: list[float], epochs: int) -> str:
     if values and not isinstance(row["paper"], str):
         digits = 1 if row["unit"] == "nats" else 3
         said.append(f"{statistics.fmean(values) - row['paper']:+.{digits}f}")
-    if values and epochs < row["paper_epochs"]:
+    if values and min(run["epochs"] for run in row["runs"]) < row["paper_epochs"]:
         said.append("(not trained as long)")
     return " ".join(said)
 
@@ -272,7 +271,7 @@ def _notes(record: dict) -> list[str]:
     for name, data in images.items():
         sample = ", a sample of it" if data["is_sample"] else ""
         notes.append(
-            f"Ours: {data['training_images']:,} training images of {_NAMES[name]}{sample}."
+            f"Ours: {data['training_images']:,} training images of {TITLES[name]}{sample}."
         )
     if record["scale"] == "smoke":
         notes.append("These show that everything runs; their figures mean nothing.")

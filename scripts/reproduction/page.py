@@ -7,7 +7,6 @@ import shutil
 import statistics
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 from reproduction import results
 from reproduction.joining import joined
@@ -148,7 +147,7 @@ def _commands(name: str, record: dict) -> list[str]:
     """What makes a record's runs as they are: one command for all rows of the same length and
     seeds."""
     parts = record.get("rows", []) + record.get("curves", [])
-    usual = TARGETS[name].names(SimpleNamespace(scale="hour"))
+    usual = TARGETS[name].names("hour")
     alike: dict[tuple, list[str]] = {}
     for part in parts:
         runs = part.get("runs", [part])

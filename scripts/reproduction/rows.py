@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 DIVERGED, NOT_GIVEN = "–", "not given"  # the paper's sign, and ours for what it does not say
 FC_EPOCHS, CONV_EPOCHS, GLOW_EPOCHS = 6000, 1000, 250  # A.3
 CIFAR_EPOCHS, IMAGENET_EPOCHS = 1000, 15
+TITLES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
 
 
 @dataclass(frozen=True)

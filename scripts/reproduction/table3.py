@@ -93,7 +93,7 @@ class Table3:
     parts = None
     made_of_runs = False
 
-    def names(self, setting: Setting) -> list[str]:
+    def names(self, scale: str) -> list[str]:
         return []
 
     def plan(self, setting: Setting) -> list:

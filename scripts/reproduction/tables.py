@@ -14,6 +14,7 @@ from reproduction.rows import (
     GLOW_EPOCHS,
     IMAGENET_EPOCHS,
     NOT_GIVEN,
+    TITLES,
     Row,
     StandIn,
     Table,
@@ -80,7 +81,6 @@ def _table_2():
         ("cifar-10", "glow-3l-32k", 4, 3, CIFAR_EPOCHS, ((3.36, 0.002), (3.37, 0.004))),
         ("imagenet32", "glow-3l-48k", 1, 1, IMAGENET_EPOCHS, ((4.12, 0.002), (4.14, 0.007))),
     ):
-        title = {"cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}[data]
         for (label, how, rule), (bits, spread) in zip(
             (("Glow", "exact", EXACT), ("SNF Glow", "snf", {})), nats, strict=True
         ):
@@ -90,7 +90,7 @@ def _table_2():
                 f"{model}-{how}-small", f"3L-{depth}K of width 64", options | size, hour
             )
             yield Row(
-                *(f"{model}-{how}", (label, title), options, bits, hour, epochs, spread),
+                *(f"{model}-{how}", (label, TITLES[data]), options, bits, hour, epochs, spread),
                 stand_in=small,
             )
 

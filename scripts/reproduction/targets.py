@@ -2,7 +2,7 @@
 
 A target has a `title`, the `suffix` of its picture, and
 
-* `names(setting)`: of its rows that can be wanted alone (`--rows`);
+* `names(scale)`: of its rows that can be wanted alone (`--rows`);
 * `plan(setting)`: the runs that it needs, of those whose images are there;
 * `collect(setting, results)`: its record in results.json, from the results by the runs' folders;
 * `show(record)`: its table in Markdown;
