@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import subprocess
 import sys
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import device, evaluation, scaling, sweep, timing, work
-from benchmarks.device import SINGLE, TF32, Case, Plan
+from benchmarks import device, evaluation, scaling, work
+from benchmarks.device import SINGLE, TF32
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations, traffic
-from gpu import standin as devices
 
-from snfnp.errors import DivergedError, UsageError
+from snfnp.errors import UsageError
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.gpu import measure
@@ -209,96 +207,6 @@ def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
     monkeypatch.setattr(measure.ctypes, "CDLL", lambda name: object())
     assert measure.count_kernels(cupy, lambda: None) is None
     assert Stream.begun == Stream.ended == 5
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """A plan of two models that the stand-in can do in seconds."""
-    monkeypatch.setattr(timing, "_SHORTEST", 1)
-    return Plan(
-        cases=(
-            Case("tiny FC", "fc", 60, {SINGLE: 0.2}, 18.7, (SINGLE, TF32)),
-            Case("tiny Glow", "glow", None, {TF32: 10}, None, (TF32,), SMALL_GLOW | {"levels": 1}),
-        ),
-        shape=SHAPE,
-        images=COUNT,
-        batch=BATCH,
-        products=((16, 24, 8),),
-        copied=1 << 16,
-        bursts=1,
-        seconds=0.0,
-    )
-
-
-def cupy_ops(tf32, overlap=False):
-    return get_ops("cupy", tf32=tf32, overlap=overlap)
-
-
-@pytest.mark.device
-def test_the_device_part_runs_end_to_end(tiny):
-    said, compared = [], []
-
-    def comparison(trainer, images, tf32, graph):
-        if graph:
-            raise NotImplementedError("no graphs here\nat all")
-        compared.append((trainer.config.model, tf32, images.shape))
-        return lambda: None
-
-    results = device.report(cupy_ops, tiny, said.append, comparison)
-    json.dumps(results)
-    name = cupy_ops(False).device.describe()["name"]
-    assert results["device"] == name and all(name in text for text in said)
-    steps = results["steps"]
-    assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
-        (model, precision, how)
-        for model, precision in (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32))
-        for how in ("eager", "graph", "overlap")
-    ]
-    for row in steps:
-        assert 0 < row["min ms"] <= row["median ms"]
-        assert row["floor: bytes ms"] > 0 and row["floor: operations ms"] > 0
-        assert (row["how"] == "eager") == ("PyTorch median ms" in row)
-        if row["kernels"] is not None:  # the stand-in does not say
-            assert row["how"] == "eager" and row["kernels"] > 0
-    assert [row["bar ms"] for row in steps] == [None, 0.2, *[None] * 5, 10, None]
-    images = (COUNT, *SHAPE)
-    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
-    text = "\n".join(said)
-    assert text.count("no comparison with PyTorch (NotImplementedError: no graphs here)") == 3
-    # the stand-in records one stream only
-    unrecorded = 3 * (devices.device().kind == devices.STANDIN)
-    assert text.count(", overlap: the training step cannot be recorded") == unrecorded
-    assert text.count("cannot be recorded") == unrecorded
-
-
-@pytest.mark.device
-def test_the_sweep_runs_on_the_device(tiny):
-    rows = sweep.sweep(cupy_ops(False), [(8,), (16,)], batch=4, budget=0.0)
-    assert [row["D"] for row in rows] == [8, 16]
-    assert all(row["exact ms"] > 0 and row["self-normalizing ms"] > 0 for row in rows)
-
-
-@pytest.mark.device
-def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
-    """Else its row would pass eager figures off as a graph's."""
-    said = []
-
-    def waits(self, reconstruction, squares, lam, number, out):
-        self.device.to_host(out)
-
-    monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
-    case = Case("FC", "fc", None, {}, None, (SINGLE,))
-    device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), said.append)
-    assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
-
-
-@pytest.mark.device
-def test_a_run_that_diverges_is_not_reported(tiny):
-    """From the failure on a step leaves out the update: its time would be a lie."""
-    settings = {"lr": 1e30}
-    case = Case("FC", "fc", None, {}, None, (SINGLE,), settings)
-    with pytest.raises(DivergedError):
-        device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), lambda text: None)
 
 
 # ---------------------------------------------------------------- the script

@@ -46,6 +46,40 @@ def run(environment, name, *arguments, status=0):
     return out, err
 
 
+# Runs each of the commands on standard input as if it were alone, and tells what came of it.
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, runpy, sys
+
+results = []
+for path, *arguments in json.load(sys.stdin):
+    sys.argv, status = [path, *arguments], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as end:
+                status = end.code or 0
+    results.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def run_all(environment, commands):
+    """(exit status, output, errors) of each (script, arguments): all of them in one process, for
+    those that end before there is anything to do, and would take longest to start."""
+    folder = ROOT / "scripts"
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER],
+        input=json.dumps([[str(folder / name), *arguments] for name, arguments in commands]),
+        env={**environment, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="session")
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
@@ -225,8 +259,10 @@ def usage_cases(folder, tmp_path):
 
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
     folder, _, _ = finished
-    for name, arguments, status, message in usage_cases(folder, tmp_path):
-        out, err = run(environment, name, *arguments, status=status)
+    cases = usage_cases(folder, tmp_path)
+    results = run_all(environment, [case[:2] for case in cases])
+    for (name, arguments, expected, message), (status, _, err) in zip(cases, results, strict=True):
+        assert status == expected and "Traceback" not in err, f"{name} {arguments}: {err}"
         lines = [line for line in err.splitlines() if "error: " in line]
         assert len(lines) == 1 and message in lines[0], f"{name} {arguments}: {err}"
         assert len(err.splitlines()) <= 2, err  # training may say first which images it has
@@ -275,18 +311,19 @@ SCRIPTS = sorted(
 )
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_explains_every_option(environment, name):
-    out, _ = run(environment, name, "--help")
-    options = re.findall(r"^  (--[\w-]+)", out, re.M)
-    assert len(options) >= {"check_gradients.py": 3, "compare_runs.py": 2}.get(name, 4)
-    for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
-        assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
-    if name.startswith("train_"):
-        expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
-        --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume --eval-every
-        --dtype --data --graph --tf32"""
-        assert set(expected.split()) <= set(options)
+def test_help_explains_every_option(environment):
+    results = run_all(environment, [(name, ["--help"]) for name in SCRIPTS])
+    for name, (status, out, err) in zip(SCRIPTS, results, strict=True):
+        assert status == 0 and not err, f"{name}: {err}"
+        options = re.findall(r"^  (--[\w-]+)", out, re.M)
+        assert len(options) >= {"check_gradients.py": 3, "compare_runs.py": 2}.get(name, 4), name
+        for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
+            assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
+        if name.startswith("train_"):
+            expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
+            --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume
+            --eval-every --dtype --data --graph --tf32"""
+            assert set(expected.split()) <= set(options)
 
 
 def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):

@@ -1,0 +1,103 @@
+"""What the benchmark measures of a device: every part of it, with models that take seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from benchmarks import device, sweep, timing
+from benchmarks.device import SINGLE, TF32, Case, Plan
+
+from gpu import standin as devices
+from snfnp.errors import DivergedError
+from snfnp.ops import get_ops
+
+SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
+SMALL_GLOW = {"levels": 1, "depth": 1, "width": 8}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A plan of two models that the stand-in can do in seconds."""
+    monkeypatch.setattr(timing, "_SHORTEST", 1)
+    return Plan(
+        cases=(
+            Case("tiny FC", "fc", 60, {SINGLE: 0.2}, 18.7, (SINGLE, TF32)),
+            Case("tiny Glow", "glow", None, {TF32: 10}, None, (TF32,), SMALL_GLOW),
+        ),
+        shape=SHAPE,
+        images=COUNT,
+        batch=BATCH,
+        products=((16, 24, 8),),
+        copied=1 << 16,
+        bursts=1,
+        seconds=0.0,
+    )
+
+
+def cupy_ops(tf32, overlap=False):
+    return get_ops("cupy", tf32=tf32, overlap=overlap)
+
+
+def test_the_device_part_runs_end_to_end(tiny):
+    said, compared = [], []
+
+    def comparison(trainer, images, tf32, graph):
+        if graph:
+            raise NotImplementedError("no graphs here\nat all")
+        compared.append((trainer.config.model, tf32, images.shape))
+        return lambda: None
+
+    results = device.report(cupy_ops, tiny, said.append, comparison)
+    json.dumps(results)
+    name = cupy_ops(False).device.describe()["name"]
+    assert results["device"] == name and all(name in text for text in said)
+    steps = results["steps"]
+    assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
+        (model, precision, how)
+        for model, precision in (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32))
+        for how in ("eager", "graph", "overlap")
+    ]
+    for row in steps:
+        assert 0 < row["min ms"] <= row["median ms"]
+        assert row["floor: bytes ms"] > 0 and row["floor: operations ms"] > 0
+        assert (row["how"] == "eager") == ("PyTorch median ms" in row)
+        if row["kernels"] is not None:  # the stand-in does not say
+            assert row["how"] == "eager" and row["kernels"] > 0
+    assert [row["bar ms"] for row in steps] == [None, 0.2, *[None] * 5, 10, None]
+    images = (COUNT, *SHAPE)
+    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
+    text = "\n".join(said)
+    assert text.count("no comparison with PyTorch (NotImplementedError: no graphs here)") == 3
+    # the stand-in records one stream only
+    unrecorded = 3 * (devices.device().kind == devices.STANDIN)
+    assert text.count(", overlap: the training step cannot be recorded") == unrecorded
+    assert text.count("cannot be recorded") == unrecorded
+
+
+def test_the_sweep_runs_on_the_device(tiny):
+    rows = sweep.sweep(cupy_ops(False), [(8,), (16,)], batch=4, budget=0.0)
+    assert [row["D"] for row in rows] == [8, 16]
+    assert all(row["exact ms"] > 0 and row["self-normalizing ms"] > 0 for row in rows)
+
+
+def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
+    """Else its row would pass eager figures off as a graph's."""
+    said = []
+
+    def waits(self, reconstruction, squares, lam, number, out):
+        self.device.to_host(out)
+
+    monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
+    case = Case("FC", "fc", None, {}, None, (SINGLE,))
+    device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), said.append)
+    assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
+
+
+def test_a_run_that_diverges_is_not_reported(tiny):
+    """From the failure on a step leaves out the update: its time would be a lie."""
+    settings = {"lr": 1e30}
+    case = Case("FC", "fc", None, {}, None, (SINGLE,), settings)
+    with pytest.raises(DivergedError):
+        device.report(cupy_ops, Plan(**{**vars(tiny), "cases": (case,)}), lambda text: None)
