@@ -18,7 +18,7 @@ from snfnp.ops.host import HostDevice, neighbours
 from snfnp.ops.random.philox import RandomKey
 
 BACKENDS = ("numba", "numpy", "cupy")
-_COMPILES = "the first run on a machine compiles its kernels: up to a minute before it moves"
+_COMPILES = "the first run on a machine compiles its kernels: a minute or two before it moves"
 
 
 def get_ops(
