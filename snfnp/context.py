@@ -67,6 +67,9 @@ class BackwardContext:
     that is found from W) is the same for all of them: the slices take it in turn, layer by layer,
     and `leads` says whether it is this one's turn. Averages "over the batch" are then over the
     slice: whoever cut the batch weighs them.
+
+    volume: the sum of the whole batch's dldj, a float64 scalar, where the caller knows it: a device
+    then need not add it up; None: computed from dldj, when a layer asks for it.
     """
 
     def __init__(
@@ -78,9 +81,10 @@ class BackwardContext:
         key: RandomKey | None = None,
         collected: Collected | None = None,
         part: Slice | None = None,
+        volume=None,
     ):
         self.ops, self.dldj, self._lam = ops, dldj, lam
-        self._part = part
+        self._part, self._known_volume = part, volume
         self._state, self._key, self._collected = state or {}, key, collected
         self.layer, self._place = None, 0
         self._reconstruction, self._factors = 0.0, {}
@@ -130,6 +134,8 @@ class BackwardContext:
 
     @cached_property
     def _volume(self):
+        if self._known_volume is not None:
+            return self._known_volume
         # the weights of the slice's samples are those of all: their sum over N is the average's
         return self.of_batch(self.dldj.sum(dtype="float64"))
 

@@ -123,6 +123,27 @@ def test_slices_that_are_cut_wrongly_do_not(step):
         assert np.abs(wrong - expected).max() > 1e4 * ROUNDING * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_the_weight_of_log_determinants_is_the_sum_of_the_samples(dtype, parts):
+    """Of all samples of the batch, in every slice, without adding them up: a sum of a captured
+    step would cost it a launch or two. In double precision that of a float is exact."""
+    trainer = make_trainer(OPS, "fc", dtype=dtype, batch_size=BATCH)
+    images, weights = images_of(trainer, 0), np.full(BATCH, 1 / BATCH, dtype)
+    for part in cut(BATCH, parts):
+        slice_pass = trainer.new_pass(part)
+        own = images[part.first : part.first + part.count]
+        _, made = slice_pass.forward(trainer.params, own, 0)
+        ctx = slice_pass.backward(trainer.params, trainer.states, 1.0, made)
+        np.testing.assert_array_equal(ctx.dldj, weights[: part.count])
+        ctx.dldj = None  # nothing is added up
+        expected = weights.sum(dtype=np.float64) if part.index == 0 else 0.0
+        rounding = 0 if dtype == "float32" else BATCH * np.finfo(np.float64).eps
+        ctx.enter("dense1", 0)
+        assert isinstance(ctx.volume, np.float64 if part.index == 0 else float)
+        np.testing.assert_allclose(ctx.volume, expected, rtol=rounding, atol=0)
+
+
 # ---------------------------------------------------------------- ranks
 
 

@@ -65,8 +65,10 @@ class Pass:
         """The slice's part of the gradient of Eq. 3 into its buffer. Returns the pass's context,
         with the figures that layers added up; that of Eq. 31 starts at `jacobian_error`."""
         (latents, caches, key), part = made, self.part
-        weights = self.ops.xp.full(part.count, 1 / part.total, self.gradient.dtype)
-        ctx = BackwardContext(self.ops, weights, lam, states, key, self._collected, part)
+        weight = self.gradient.dtype.type(1 / part.total)
+        weights = self.ops.xp.full(part.count, weight, self.gradient.dtype)
+        volume = part.total * np.float64(weight)
+        ctx = BackwardContext(self.ops, weights, lam, states, key, self._collected, part, volume)
         ctx.jacobian_error = jacobian_error
         dlatents = self.flow.latent_gradients(latents, part.total)
         with self.ops.joining():
