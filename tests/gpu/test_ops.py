@@ -50,6 +50,17 @@ def test_operation_takes_no_samples(ops, name, size):
     assert_as_defined(ops, name, call, in_order(ops.asarray))
 
 
+def test_a_product_into_an_array_of_another_precision_is_cast(ops):
+    """cuBLAS is told one type for all three: it would read past the end of the factors."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (5, 4)))
+    for dtype in (np.float64, np.float32):
+        out = ops.asarray(np.full((3, 4), np.nan, dtype))
+        found = ops.linalg.matmul(ops.asarray(a), ops.asarray(b), out=out)
+        assert found is out
+        np.testing.assert_allclose(ops.to_host(out), a.astype(np.float64) @ b, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FACTORISING])

@@ -32,7 +32,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
             return super().matmul(a, b, out)
         product = out
-        if out is None or not out.flags.c_contiguous:
+        if out is None or not out.flags.c_contiguous or out.dtype != a.dtype:
             product = self.device.empty((len(a), b.shape[1]), a.dtype)
         self.device.products.gemm(a, b, product)
         if out is not None and product is not out:
