@@ -62,6 +62,15 @@ def main(argv):
         "--epochs", type=int, help="train every row so long (default: by scale and row)"
     )
     parser.add_argument(
+        "--eval-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="evaluate exactly after every N-th epoch, and after the last one: what is trained "
+        "then takes less time, has its best epoch among these, and its curve only their points "
+        "(default: 1)",
+    )
+    parser.add_argument(
         "--rows",
         nargs="+",
         metavar="NAME",
@@ -101,12 +110,14 @@ def main(argv):
         return
     if args.epochs is not None:
         check_range(args, "--epochs", 1)
+    check_range(args, "--eval-every", 1)
     _check_seeds(args.seeds)
     with processes.together() as world:
         processes.start(args.processes, argv, world)
         ops = get_ops(args.backend, world=world)
         rows = tuple(dict.fromkeys(args.rows)) if args.rows else None
         options = (args.seeds, args.epochs, args.data_dir, args.measure_again, rows, world)
+        options += (args.eval_every,)
         setting = Setting(args.scale, args.runs, ops, *options)
         _make(setting.folder)
         setting.dataset("mnist")  # what is wrong with it is said before anything else

@@ -4,7 +4,10 @@ import contextlib
 import io
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import benchmark
@@ -42,7 +45,8 @@ def test_a_step_on_a_gpu_gives_options_that_its_script_has(path, step):
 
 def test_the_rows_of_table_1_are_trained_in_order_of_value():
     rows = [row.name for row in TABLES["table1"].rows]
-    named = [*gpu_hour._FIRST, *gpu_hour._ROWS]
+    first, named = gpu_hour._FIRST, gpu_hour._ROWS
+    assert named[: len(first)] == first  # what its own step leaves is gone on with
     assert set(named) <= set(rows) and len(set(named)) == len(named)
 
 
@@ -67,11 +71,15 @@ NOTE = "import sys; open(sys.argv[1], 'a').write('x')"
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
+    """The script in this process, whose own way to end at SIGTERM it leaves alone."""
+    monkeypatch.setattr(gpu_hour.signal, "signal", lambda *of: None)
+
     def run(*steps, options=()):
         monkeypatch.setattr(gpu_hour, "STEPS", steps)
         status = gpu_hour.main(["--out", str(tmp_path / "out"), *options])
         state = json.loads((tmp_path / "out/state.json").read_text())
-        return status, {name: each["status"] for name, each in state.items()}, tmp_path / "out"
+        statuses = {name: each["status"] for name, each in state["steps"].items()}
+        return status, statuses, tmp_path / "out"
 
     return run
 
@@ -131,6 +139,53 @@ def test_a_step_without_a_limit_takes_what_is_left(run, monkeypatch):
     assert gpu_hour._State(out / "state.json").open(steps[0])
 
 
+def test_time_that_is_used_up_comes_back_with_a_new_session_only(run, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_hour, "_SHORTEST", 1)
+    monkeypatch.setattr(gpu_hour, "TOTAL", 3)
+    table = step("table", ONLY_FAST_AGAIN, limit=None, continues=True)
+    steps = (step("a", "import time; time.sleep(1.5)", 2), table)
+    run(*steps)
+    capsys.readouterr()
+    status, states, _ = run(*steps)
+    assert states == {"a": "passed", "table": "stopped at its limit"} and status == 1
+    status, *_ = run(*steps, options=("--again", "a"))  # that its seconds were spent remains so
+    assert status == 3 and "left: a" in capsys.readouterr().out
+    status, states, _ = run(*steps, options=("--new-session",))
+    assert (status, states) == (0, {"a": "passed", "table": "passed"})
+
+
+WAITS = """
+import os, sys, time
+with open(sys.argv[1], "a") as file:
+    print(os.getpid(), file=file)
+time.sleep(60 if len(open(sys.argv[1]).readlines()) < 2 else 0)
+"""
+ONE_STEP = """
+import sys
+sys.path[:0] = ["scripts", "tests"]
+import gpu_hour, test_gpu_hour
+gpu_hour.STEPS = (test_gpu_hour.step("a", test_gpu_hour.WAITS),)
+raise SystemExit(gpu_hour.main(["--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_stops_the_script_stops_its_step_which_is_done_again(run, tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", ONE_STEP, str(out)], cwd=root)
+    until = time.monotonic() + 60
+    while not (out / "a").exists() or not (out / "a").read_text().endswith("\n"):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not Path("/proc", (out / "a").read_text().strip()).exists()
+    state = json.loads((out / "state.json").read_text())
+    assert state["steps"]["a"]["status"] == "interrupted" and state["used"] > 0
+    assert run(step("a", WAITS))[:2] == (0, {"a": "passed"})
+
+
 def test_a_step_whose_script_is_missing_is_skipped_with_a_line(run, capsys):
     status, states, _ = run(step("a", NOTE, needs=lambda: "reproduce.py is not there yet"))
     assert (status, states) == (0, {"a": "skipped"})
@@ -143,7 +198,7 @@ def test_a_dry_run_on_the_stand_in(tmp_path):
     assert gpu_hour.main(["--out", str(tmp_path), "--dry-run"]) == 0, (
         tmp_path / "log.txt"
     ).read_text()
-    states = json.loads((tmp_path / "state.json").read_text())
+    states = json.loads((tmp_path / "state.json").read_text())["steps"]
     assert set(states) == {step.name for step in STEPS}
     assert {each["status"] for each in states.values()} <= {"passed", "skipped"}
     assert states["tests"]["status"] == states["memcheck"]["status"] == "passed"

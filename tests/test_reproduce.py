@@ -174,6 +174,14 @@ def test_single_rows_can_be_trained_longer_than_others(command, tmp_path):
     assert epochs == ["1 / 250", "2 / 250", "1 / 250"]
 
 
+def test_runs_can_be_evaluated_less_often(command, tmp_path):
+    command("table1", "--rows", "conv-snf", "--epochs", "5", "--eval-every", "2")
+    lines = (tmp_path / "runs/smoke/conv-snf-seed-0/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [2, 4, 5]
+    said = command("table1", "--rows", "conv-snf", "--epochs", "5")  # a finished run is the same
+    assert table_rows(said)[0][3] == "5 / 1,000"
+
+
 # ---------------------------------------------------------------- what is shown
 
 
@@ -300,6 +308,7 @@ def test_the_same_figure_for_the_same_record(command, tmp_path):
         (("table4", "--seeds", "1", "1"), "--seeds names a seed twice"),
         (("table5", "--rows", "fc-snf"), "there is no row fc-snf here: choose from glow-1x1-exact"),
         (("table4", "--epochs", "0"), "--epochs is 0: it must be at least 1"),
+        (("table4", "--eval-every", "0"), "--eval-every is 0: it must be at least 1"),
         (("table4", "--seeds", "x"), "invalid int value: 'x'"),
         (("table4", "--scale", "day"), "invalid choice: 'day'"),
         (("table4", "--data-dir", "/nowhere"), "/nowhere"),

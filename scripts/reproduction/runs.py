@@ -55,15 +55,15 @@ class Run:
     seed: int
     epochs: int
     folder: Path
+    eval_every: int = 1
 
     @property
     def outcome(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.diverged.json")
 
     def config(self, training_images: int, backend: str) -> TrainConfig:
-        wanted = TrainConfig(
-            **self.row.options, seed=self.seed, epochs=self.epochs, backend=backend
-        )
+        own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
+        wanted = TrainConfig(**self.row.options, **own, backend=backend)
         return wanted.resolve(training_images)
 
 
@@ -82,7 +82,8 @@ def plan(rows: Iterable[Row], setting: Setting, seeds: int = 1) -> list[Run]:
         usual = {"smoke": 1, "hour": row.hour, "paper": row.epochs}[setting.scale]
         epochs = setting.epochs or usual
         planned += [
-            Run(row, seed, epochs, setting.folder / f"{row.name}-seed-{seed}") for seed in chosen
+            Run(row, seed, epochs, setting.folder / f"{row.name}-seed-{seed}", setting.eval_every)
+            for seed in chosen
         ]
     if setting.rows:
         planned.sort(key=lambda run: setting.rows.index(run.row.name))
