@@ -1,4 +1,7 @@
-"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and how far apart."""
+"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and how far apart.
+
+With --plot FILE also a picture, over the epochs and over seconds.
+"""
 
 from snfnp.cli import command, run_script
 

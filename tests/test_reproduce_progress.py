@@ -46,6 +46,16 @@ def test_the_time_that_is_left_is_in_proportion_to_the_work(tmp_path, clock, cap
     ]
 
 
+def test_smaller_stand_ins_are_quicker_than_what_they_stand_for(tmp_path, clock):
+    def cost(**options):
+        return module._cost(make_run(tmp_path, "run", **options))
+
+    whole, deeper = cost(model="glow-3l-32k"), cost(model="glow-3l-48k")
+    assert whole < deeper
+    assert cost(model="glow-3l-32k", depth=4, width=64) == whole / 8 / 64
+    assert cost(model="glow-3l-32k", depth=4) == whole / 8
+
+
 def test_what_was_done_before_is_neither_left_nor_fast(tmp_path, clock, capsys):
     run = make_run(tmp_path, "run", model="fc")
     other = make_run(tmp_path, "other", model="fc")

@@ -9,12 +9,14 @@ from functools import partial
 from tqdm import tqdm
 
 from reproduction.runs import Run
+from snfnp.models import PRESETS
 from snfnp.training.config import TrainConfig
 
 _SHOW_EVERY = 0.25  # seconds
 # About how long a step takes, beside a self-normalizing one of the fully connected flow: the time
 # that is left is the time so far, in proportion to the work that is left in these units.
-_COSTS = {"fc": 1, "conv-exponential": 4, "glow-2l-4k": 8, "glow": 250, "glow-3l-32k": 1000}
+_COSTS = {"fc": 1, "conv-exponential": 4, "glow-2l-4k": 8, "glow": 250}
+_COSTS |= {"glow-3l-32k": 1000, "glow-3l-48k": 1500}
 _USUAL = 1.5
 _EXACT_FC = 4.5
 
@@ -111,5 +113,9 @@ class _Line:
 def _cost(run: Run) -> float:
     options = run.row.options
     cost = _COSTS.get(options["model"], _USUAL)
+    size = PRESETS[options["model"]].size
+    if "depth" in options:  # of a smaller one with as many levels
+        width = options.get("width", size.width)
+        cost *= options["depth"] / size.depth * (width / size.width) ** 2
     exact = options.get("gradient") == "exact" and options["model"] == "fc"
     return cost * _EXACT_FC if exact else cost
