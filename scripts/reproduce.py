@@ -96,9 +96,8 @@ def main(argv):
     if args.target is None:
         for name, target in TARGETS.items():
             print(f"{name}: {target.title}")
-        print(
-            f"{ALL}: all of these", f"{PAGE}: what is in --runs, to the derivations' page", sep="\n"
-        )
+        print(f"{ALL}: all of these")
+        print(f"{PAGE}: what is in --runs, to the derivations' page")
         return
     if args.target not in (*TARGETS, ALL, PAGE):
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"

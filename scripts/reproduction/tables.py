@@ -169,7 +169,8 @@ TABLES = {
         1,
         (
             "The paper prints one column for all λ ≤ 0.1 (–: diverged), and none for 0.3. For its "
-            "2L-16K Glow it has figures for λ = 100 and 1000 (574.8) only: with λ ≤ 10 it diverged.",
+            "2L-16K Glow it has figures for λ = 100 and, 574.8, for 1000 only: with λ ≤ 10 it "
+            "diverged.",
         ),
     ),
     "table5": Table(
