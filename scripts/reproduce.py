@@ -26,7 +26,7 @@ ALL, PAGE = "all", "page"
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction import results
-    from reproduction.joining import joined
+    from reproduction.joining import joined, kept
     from reproduction.page import publish
     from reproduction.setting import SCALES, Setting
     from reproduction.targets import TARGETS
@@ -134,12 +134,18 @@ def main(argv):
                 if world.rank:
                     continue
                 record = target.collect(setting, found)
-                if rows:
-                    record = joined(target, results.read(file).get(name), record)
-                results.write(file, {name: record}, list(TARGETS))
-                picture = setting.folder / f"{name}{target.suffix}"
-                target.draw(record, picture, setting)
                 training.clear_line()
+                if not results.parts(record):
+                    print(f"{name}: no row has its images, and nothing of it is written")
+                    continue
+                picture = setting.folder / f"{name}{target.suffix}"
+                known, new = results.read(file).get(name) if rows else None, record
+                record = joined(target, known, new)
+                if record is known:
+                    print(kept(name, known, new, file))
+                else:
+                    results.write(file, {name: record}, list(TARGETS))
+                    target.draw(record, picture, setting)
                 print(("\n" if number else "") + target.show(record))
                 if picture.exists():  # there are no samples where a run diverged
                     print(f"* Picture: {picture}", flush=True)

@@ -238,6 +238,28 @@ def test_figure_2_of_a_run_without_finite_samples_says_so(smoke, monkeypatch):
     assert rows_of(target.show(record))[0]["pixels within 1 level of 256"] == "no finite samples"
 
 
+def test_figure_2_of_less_than_is_there_changes_nothing(smoke, monkeypatch, capsys):
+    """Neither the record nor the picture, and it is said; nor does one without any images."""
+    folder, _ = smoke
+    file, picture = folder / "results.json", folder / "figure2.png"
+    whole = json.loads(file.read_text())
+    whole["targets"]["figure2"]["rows"][0]["epochs"] = 10
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+    before = file.read_bytes(), picture.read_bytes()
+    file.write_text(json.dumps(whole))
+    try:
+        for name, said in (
+            ("glow-2l-4k-lambda-100", "figure2 stays as it is in "),
+            ("glow-3l-32k-snf-small", "figure2: no row has its images"),
+        ):
+            reproduce.main(command(folder.parent, "figure2", "--rows", name))
+            assert said in capsys.readouterr().out
+            assert json.loads(file.read_text()) == whole and picture.read_bytes() == before[1]
+    finally:
+        file.write_bytes(before[0])
+
+
 def test_figure_3_is_the_mean_over_the_layers(smoke):
     folder, tables = smoke
     fc, conv = results.read(folder / "results.json")["figure3"]["curves"]

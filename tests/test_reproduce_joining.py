@@ -1,7 +1,7 @@
 """Records of one target from several machines are joined part by part."""
 
 import pytest
-from reproduction.joining import joined
+from reproduction.joining import joined, kept
 from reproduction.targets import TARGETS
 
 TABLE, CURVES = TARGETS["table1"], TARGETS["figure3"]
@@ -79,6 +79,28 @@ def test_what_is_measured_in_one_run_is_not_joined():
     new = {"scale": "hour", "rows": [1]}
     assert joined(TARGETS["table3"], {"scale": "hour", "rows": [2]}, new) == new
     assert joined(TABLE, None, new) == new
+
+
+def sampled(data="mnist", epochs=10, sample=False, name="glow-2l-4k-lambda-100"):
+    own = {"name": name, "model": "a Glow", "data": data, "is_sample": sample, "epochs": epochs}
+    return {"scale": "hour", "rows": [own]}
+
+
+def test_a_picture_made_of_runs_is_that_of_the_longer_ones_on_all_images():
+    """Its rows are in one picture: none of them may be worse in the record that counts."""
+    target = TARGETS["figure2"]
+    known, paper = sampled(), sampled(epochs=1, name="glow-lambda-100")
+    for more in (sampled(epochs=11), sampled(), paper):  # not a stand-in, as 10 epochs of one are
+        assert joined(target, known, more) is more
+    both = {"scale": "hour", "rows": [*sampled()["rows"], *sampled("cifar-10")["rows"]]}
+    other, none = sampled("cifar-10"), {"scale": "hour", "rows": []}
+    for less in (sampled(epochs=9), sampled(epochs=250, sample=True), other, none):
+        assert joined(target, known, less) is known
+    assert joined(target, known, both) is both and joined(target, both, sampled(epochs=11)) is both
+    assert kept("figure2", known, sampled(epochs=1, sample=True), "there") == (
+        "figure2 stays as it is in there (a Glow, mnist, epochs: 10): not every row is as good in "
+        "(a Glow, mnist (a sample), epochs: 1)"
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)

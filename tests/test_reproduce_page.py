@@ -140,6 +140,33 @@ def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     )
 
 
+def samples(epochs, sample=False):
+    """A record of Fig. 2."""
+    own = row("glow-2l-4k-lambda-100", None, sample=sample)
+    kept = {name: own[name] for name in ("name", "paper_epochs")}
+    kept |= {"made_with": own["made_with"][0], "model": "Glow", "data": "mnist", "seed": 0}
+    rows = [kept | {"is_sample": sample, "epochs": epochs}]
+    return {"title": TARGETS["figure2"].title, "scale": "hour", "rows": rows}
+
+
+def test_better_samples_stay_on_the_page_and_it_says_so(folder, capsys):
+    """Their picture, too; and a record without rows is none."""
+    source, picture = folder / "runs/results.json", folder / "runs/figure2.png"
+    published = folder / "derivations/figures/reproduced-figure2.png"
+    for record, image in (
+        (samples(epochs=10), b"long"),
+        (samples(epochs=1, sample=True), b"short"),
+        (samples(epochs=10) | {"rows": []}, b"none"),
+    ):
+        results.write(source, {"figure2": record}, list(TARGETS))
+        picture.write_bytes(image)
+        capsys.readouterr()
+        reproduce.main(["page", "--runs", str(folder / "runs")])
+        assert committed()["figure2"] == samples(epochs=10) and published.read_bytes() == b"long"
+        said = "figure2 stays as it is in " in capsys.readouterr().out
+        assert said == (image == b"short")
+
+
 def test_published_results_join_those_that_are_there(folder, records):
     """Whoever trains one row, on another machine, adds it to the page and loses none."""
     reproduce.main(["page", "--runs", str(folder / "runs")])
@@ -148,7 +175,7 @@ def test_published_results_join_those_that_are_there(folder, records):
     shorter = row("fc-exact", 947.6, 1.0)
     shorter["runs"][0]["epochs"] = 1
     own = {"table1": records["table1"] | {"rows": [longer, shorter]}}
-    own["figure2"] = {"title": TARGETS["figure2"].title, "scale": "hour", "rows": []}
+    own["figure2"] = samples(epochs=10)
     results.write(folder / "runs/results.json", own, list(TARGETS))
     picture = folder / "derivations/figures/reproduced-table1.svg"
     before = picture.read_bytes()

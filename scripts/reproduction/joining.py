@@ -5,9 +5,14 @@ A part is a row of a table, or a curve. Of two of the same model the one counts 
 all images, that is the paper's model and not a stand-in, and that was trained for more epochs, in
 that order. Rows that are alike in all this are joined seed by seed: so several people make the
 paper's three seeds.
+
+A target whose picture is made of its runs (`made_of_runs`) is one part: of its records one counts,
+and the new one only where it has every row of the other, each as good.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from reproduction import provenance
 
@@ -15,11 +20,13 @@ from reproduction import provenance
 def joined(target, known: dict | None, new: dict) -> dict:
     """The record of a target with the parts of both: its other words are those of the new one.
 
-    known: None where there is none. A target without parts is what it is in the new record: its
-    figures are measured in one run.
+    known: None where there is none. A target without parts is what it is in the new record, whose
+    figures are measured in one run, or made of runs and as good: else it is `known` itself.
     """
-    if known is None or target.parts is None:
+    if known is None:
         return new
+    if target.parts is None:
+        return known if target.made_of_runs and not _as_good(target, known, new) else new
     parts = {target.identity(part): part for part in known[target.parts]}
     for part in new[target.parts]:
         identity = target.identity(part)
@@ -28,6 +35,33 @@ def joined(target, known: dict | None, new: dict) -> dict:
     last = len(order)
     ordered = sorted(parts, key=lambda own: order.index(own) if own in order else last)
     return new | {target.parts: [parts[identity] for identity in ordered]}
+
+
+def kept(name: str, known: dict, new: dict, where: Path) -> str:
+    """Why the record of a target that is made of runs is the known one, which is in `where`."""
+    before, now = (_rows_in_words(record) for record in (known, new))
+    return f"{name} stays as it is in {where} ({before}): not every row is as good in ({now})"
+
+
+def _rows_in_words(record: dict) -> str:
+    rows = [
+        f"{row['model']}, {row['data']}{' (a sample)' * row['is_sample']}, epochs: {row['epochs']}"
+        for row in record["rows"]
+    ]
+    return "; ".join(rows)
+
+
+def _as_good(target, known: dict, new: dict) -> bool:
+    """Whether the new record has each row of the known one, by its data, or one that says more."""
+    before, now = (_ranks(target, record) for record in (known, new))
+    return all(data in now and now[data] >= rank for data, rank in before.items())
+
+
+def _ranks(target, record: dict) -> dict[str, tuple]:
+    models = target.names("paper")  # any other one is a stand-in
+    return {
+        row["data"]: _rank(row | {"stand_in": row["name"] not in models}) for row in record["rows"]
+    }
 
 
 def _better(known: dict, new: dict) -> dict:

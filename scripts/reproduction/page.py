@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from reproduction import results
-from reproduction.joining import joined
+from reproduction.joining import joined, kept
 from reproduction.likelihoods import learning
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
@@ -109,13 +109,14 @@ def page(records: dict[str, dict]) -> str:
     return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
 
 
-def publish(folder: Path) -> list[Path]:
+def publish(folder: Path) -> list[str]:
     """Join the results of a --runs folder with those of the derivations, and write the page.
 
-    Returns what was written. Raises UsageError where there is nothing to show.
+    Returns lines: what stays as it is, and what was written. Raises UsageError where there is
+    nothing to show.
     """
     source = folder / results.NAME
-    new = results.read(source)
+    new = {name: own for name, own in results.read(source).items() if results.parts(own)}
     if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
     for name, record in new.items():
@@ -128,15 +129,20 @@ def publish(folder: Path) -> list[Path]:
             raise UsageError(f"there is no {own}: reproduce {name} again")
     known = committed()
     records = {name: joined(TARGETS[name], known.get(name), record) for name, record in new.items()}
-    written = [FOLDER / "figures" / picture_of(name) for name in records]
-    for (name, record), path in zip(records.items(), written, strict=True):
+    said, written = [], []
+    for name, record in records.items():
+        if record is known.get(name):
+            said.append(kept(name, record, new[name], FOLDER / results.NAME))
+            continue
+        path = FOLDER / "figures" / picture_of(name)
         if TARGETS[name].made_of_runs:
             shutil.copyfile(_picture_in(folder, name), path)
         else:
             TARGETS[name].draw(record, path, None)
+        written.append(path)
     results.write(FOLDER / results.NAME, records, list(TARGETS))
     files.write_atomically(FOLDER / NAME, page(committed()).encode())
-    return [FOLDER / results.NAME, FOLDER / NAME, *written]
+    return [*said, *map(str, (FOLDER / results.NAME, FOLDER / NAME, *written))]
 
 
 def _picture_in(folder: Path, name: str) -> Path:

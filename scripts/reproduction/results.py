@@ -27,6 +27,11 @@ def read(path: Path) -> dict[str, dict]:
     return content["targets"]
 
 
+def parts(record: dict) -> list[dict]:
+    """The rows, curves or layers of a record: there is nothing to show where there are none."""
+    return [*record.get("rows", []), *record.get("curves", []), *record.get("layers", [])]
+
+
 def write(path: Path, records: dict[str, dict], order: list[str]) -> None:
     """Put records in the place of older ones of the same targets. order: of all targets."""
     known = read(path) | records
