@@ -145,6 +145,7 @@ def main(argv):
                     print(kept(name, known, new, file))
                 else:
                     results.write(file, {name: record}, list(TARGETS))
+                    picture.unlink(missing_ok=True)  # there may be nothing to draw any more
                     target.draw(record, picture, setting)
                 print(("\n" if number else "") + target.show(record))
                 if picture.exists():  # there are no samples where a run diverged

@@ -92,7 +92,8 @@ class Figure3(Curves):
             for curve in record["curves"]
             if curve["points"]
         }
-        pictures.save_angles(path, panels)
+        if panels:
+            pictures.save_angles(path, panels)
 
 
 def _difference(mean: float, curve: dict) -> str:

@@ -96,7 +96,8 @@ class Figure5(Curves):
             for curve in record["curves"]
             if curve["points"]
         }
-        plots.save_comparison(path, lines, "exact validation NLL (nats)")
+        if lines:
+            plots.save_comparison(path, lines, "exact validation NLL (nats)")
 
 
 def _seconds(curve: dict) -> float | None:
