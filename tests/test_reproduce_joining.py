@@ -57,8 +57,22 @@ def test_seeds_of_another_configuration_do_not_come_together():
     assert join(row(), other) == other
 
 
-def test_a_diverged_run_counts_as_long_as_it_was_asked_for():
-    diverged = row(epochs=30) | {"runs": [{"seed": 0, "epochs": 30, "diverged_at": 7}]}
+def test_a_diverged_run_counts_as_long_as_it_went():
+    """It takes no place of one that was trained, but is another seed of what it was asked for."""
+    runs = [{"seed": seed, "epochs": 5, "asked": 30, "diverged_at": 7} for seed in (0, 1)]
+    diverged, other = (row() | {"runs": [run]} for run in runs)
+    for epochs in (5, 20, 30, 60):
+        trained = row(epochs=epochs)
+        assert join(trained, diverged) == join(diverged, trained) == trained
+    for known, new in ((row(epochs=20), other), (other, row(epochs=20))):
+        assert join(known, new)["runs"] == [*row(epochs=20)["runs"], runs[1]]
+    assert join(row(epochs=31), other) == row(epochs=31)
+    assert join(row(epochs=4), other) == other
+    assert join(diverged, other)["runs"] == runs
+
+
+def test_a_diverged_run_of_an_older_file_counts_as_long_as_it_was_asked_for():
+    diverged = row() | {"runs": [{"seed": 0, "epochs": 30, "diverged_at": 7}]}
     assert join(row(epochs=20), diverged) == diverged
     assert join(row(epochs=60), diverged) == row(epochs=60)
 

@@ -38,6 +38,7 @@ class Curves:
 
 def describe(run: Run, result: Result, setting: Setting) -> dict:
     """What a record says of a run: the model, how long it was trained, on what, and with what."""
+    diverged = {"asked": result.asked, "diverged_at": result.diverged_at}
     return {
         "name": run.row.name,
         "model": run.row.instead or run.row.cells[0],
@@ -48,6 +49,7 @@ def describe(run: Run, result: Result, setting: Setting) -> dict:
         "epochs": result.epochs,
         "paper_epochs": run.row.epochs,
         "made_with": provenance.of_run(run.folder),
+        **(diverged if result.nll is None else {}),
     }
 
 
@@ -71,4 +73,5 @@ def thinned(points: list, most: int = 200, keep=None) -> list:
 def trained(record: dict) -> str:
     """Epochs of ours / of the paper, and a word where ours are fewer."""
     ours, paper = record["epochs"], record["paper_epochs"]
-    return f"{ours:,} / {paper:,}{'' if ours >= paper else ' (not trained as long)'}"
+    why = "diverged there" if "diverged_at" in record else "not trained as long"
+    return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"

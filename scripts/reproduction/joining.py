@@ -2,9 +2,9 @@
 says most.
 
 A part is a row of a table, or a curve. Of two of the same model the one counts that was trained on
-all images, that is the paper's model and not a stand-in, and that was trained for more epochs, in
-that order. Rows that are alike in all this are joined seed by seed: so several people make the
-paper's three seeds.
+all images, that is the paper's model and not a stand-in, and that was trained for more epochs (to
+where it diverged, if it did), in that order. Rows that are alike in all this are joined seed by
+seed: so several people make the paper's three seeds.
 
 A target whose picture is made of its runs (`made_of_runs`) is one part: of its records one counts,
 and the new one only where it has every row of the other, each as good.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reproduction import provenance
+from reproduction.likelihoods import finished
 
 
 def joined(target, known: dict | None, new: dict) -> dict:
@@ -65,27 +66,45 @@ def _ranks(target, record: dict) -> dict[str, tuple]:
 
 
 def _better(known: dict, new: dict) -> dict:
-    before, now = _rank(known), _rank(new)
-    if before != now:
-        return known if before > now else new
-    alike = all(known.get(key) == new.get(key) for key in ("name", "config", "data"))
-    return _united(known, new) if "runs" in new and alike else new
+    if _alike(known, new):
+        return _united(known, new)
+    return known if _rank(known) > _rank(new) else new
+
+
+def _alike(known: dict, new: dict) -> bool:
+    """Whether these are rows of one configuration that were trained as long."""
+    if not ("runs" in known and "runs" in new):
+        return False
+    (least, most), (low, high) = _span(known), _span(new)
+    same = all(known.get(key) == new.get(key) for key in ("name", "config", "data"))
+    return same and least <= high and low <= most
+
+
+def _span(row: dict) -> tuple[int, int]:
+    """The least and the most epochs for which it says what comes of them: where all runs diverged,
+    from there to those that they were to be trained."""
+    runs = finished(row) or row["runs"]
+    asked = max(run.get("asked") or run["epochs"] for run in runs)
+    return max(run["epochs"] for run in runs), asked
 
 
 def _rank(part: dict) -> tuple:
     if part.get("missing"):
         return (-1,)
     sample = part["is_sample"] if "is_sample" in part else part["data"]["is_sample"]
-    runs = part.get("runs", [part])  # a curve is of one run
+    runs = finished(part) or part.get("runs", [part])  # a curve is of one run
     epochs = max((run["epochs"] for run in runs), default=0)
     return 0, not sample, not part.get("stand_in"), epochs
 
 
 def _united(known: dict, new: dict) -> dict:
-    """A row with the seeds of both; of a seed that both have, the new run."""
-    runs = {run["seed"]: run for run in (*known["runs"], *new["runs"])}
-    if runs.keys() == {run["seed"] for run in new["runs"]}:
-        return new
+    """A row with the seeds of both; of a seed that both have, the new run, but none that diverged
+    for one that did not."""
+    last = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
+    runs = {run["seed"]: run for run in last}
+    for row in (new, known):
+        if all(run in row["runs"] for run in runs.values()):
+            return row
     return new | {
         "runs": [runs[seed] for seed in sorted(runs)],
         "made_with": provenance.distinct([*known["made_with"], *new["made_with"]]),

@@ -113,7 +113,8 @@ def _run_record(run: Run, result: Result, unit: str) -> dict:
     lines = RunFolder(run.folder).read_metrics()
     common = {"seed": run.seed, "epochs": result.epochs, "validation": _curve(lines, unit)}
     if result.nll is None:
-        return common | {"diverged_at": result.diverged_at, "before": result.before}
+        how = {"asked": result.asked, "diverged_at": result.diverged_at, "before": result.before}
+        return common | how
     value = result.nll if unit == "nats" else result.bits
     return common | {"value": value, "best_epoch": result.best_epoch, "lost": lost(lines)}
 
@@ -154,13 +155,19 @@ def _in_picture(heads: list[str], row: dict) -> str:
     return ", ".join(said)
 
 
+def finished(row: dict) -> list[dict]:
+    """The runs of a row that did not diverge."""
+    return [run for run in row.get("runs", []) if "value" in run]
+
+
 def _epochs(row: dict) -> str:
-    epochs = sorted({run["epochs"] for run in row["runs"]})
+    """Of the runs that did not diverge; where all did, the epochs in which they did."""
+    epochs = sorted({run["epochs"] for run in finished(row) or row["runs"]})
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
 def _values(row: dict) -> list[float]:
-    return [run["value"] for run in row.get("runs", []) if "value" in run]
+    return [run["value"] for run in finished(row)]
 
 
 def _mean_and_deviation(row: dict) -> tuple[float, float] | None:
@@ -212,7 +219,7 @@ def _difference(row: dict, values: list[float]) -> str:
     if values and not isinstance(row["paper"], str):
         digits = 1 if row["unit"] == "nats" else 3
         said.append(f"{statistics.fmean(values) - row['paper']:+.{digits}f}")
-    if values and min(run["epochs"] for run in row["runs"]) < row["paper_epochs"]:
+    if values and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
         said.append("(not trained as long)")
     return " ".join(said)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reproduction import results
 from reproduction.joining import joined, kept
-from reproduction.likelihoods import learning
+from reproduction.likelihoods import finished, learning
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
 from snfnp.training import files
@@ -69,8 +69,8 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
         pair = [rows.get(name) for name in names]
         if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
             continue
-        means = [[run["value"] for run in row["runs"] if "value" in run] for row in pair]
-        epochs = {run["epochs"] for row in pair for run in row["runs"]}
+        means = [[run["value"] for run in finished(row)] for row in pair]
+        epochs = {run["epochs"] for row in pair for run in finished(row)}
         curves = [learning(row) for row in pair]
         common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
@@ -158,8 +158,9 @@ def _commands(name: str, record: dict) -> list[str]:
     for part in parts:
         runs = part.get("runs", [part])
         if "name" in part and "missing" not in part:
-            for epochs in dict.fromkeys(run["epochs"] for run in runs):
-                seeds = " ".join(str(run["seed"]) for run in runs if run["epochs"] == epochs)
+            asked = [(run["seed"], run.get("asked") or run["epochs"]) for run in runs]
+            for epochs in dict.fromkeys(epochs for _, epochs in asked):
+                seeds = " ".join(str(seed) for seed, own in asked if own == epochs)
                 scale = "" if part["name"] in usual else " --scale paper"
                 alike.setdefault((epochs, seeds, scale), []).append(part["name"])
     if not alike:

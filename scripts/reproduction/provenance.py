@@ -13,6 +13,7 @@ from snfnp.training.run import RunFolder, environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "not known"
+_NOTED = ("commit", "processor")
 
 
 def commit() -> str:
@@ -63,17 +64,24 @@ def _noted(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        return json.loads(files.read_bytes(path, SnfnpError, f"{path} is gone"))
+        noted = json.loads(files.read_bytes(path, SnfnpError, f"{path} is gone"))
     except ValueError:
-        raise SnfnpError(f"{path} is damaged: delete it, and the commit is {UNKNOWN}") from None
+        noted = None
+    if not isinstance(noted, list) or not all(map(_is_note, noted)):
+        raise SnfnpError(f"{path} is damaged: delete it, and the commit is {UNKNOWN}")
+    return noted
+
+
+def _is_note(own: object) -> bool:
+    return isinstance(own, dict) and all(isinstance(own.get(name), str) for name in _NOTED)
 
 
 def of_run(folder: Path) -> dict:
     """commit and processor (several where a run was gone on with), platform, backend, device,
     BLAS threads, processes, versions."""
     _, record = RunFolder.open(folder)
-    noted = _noted(folder) or [{"commit": UNKNOWN, "processor": UNKNOWN}]
-    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
+    noted = _noted(folder) or [dict.fromkeys(_NOTED, UNKNOWN)]
+    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _NOTED}
     return joined | _of(record)
 
 

@@ -25,6 +25,9 @@ _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
 # Options that say how long a run is, which one of several, and where: each run has its own.
 _NOT_OF_A_ROW = ("epochs", "seed", "backend", "data_dir", "out", "eval_every", "checkpoint_every")
 _NOT_OF_A_ROW += ("tensorboard", "overlap")
+# What must be in a file of ours, by its name there.
+_SUMMARY = {"test_nll_nats": float, "test_bits_per_dimension": float, "best_epoch": int}
+_OUTCOME = {"config": dict, "step": int | None, "before": dict | None}
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may go on with others, and is then not the paper's
 
 
@@ -33,9 +36,10 @@ class Result:
     """What became of a run: its test NLL in nats and bits/dim at the best validation epoch, or the
     step at which it diverged (0: not known).
 
-    epochs: that it was trained, or asked for where it diverged; before: what the monitors said at
-    the last evaluation before a run diverged ({} where there was none): the epoch, the largest
-    rho and the smallest margin of its layers (`Inspection.figures`).
+    epochs: that it was trained; where it diverged, the one in which it did, and `asked`, those that
+    it was to be trained: however many it is asked for again, it ends there; before: what the
+    monitors said at the last evaluation before a run diverged ({} where there was none): the epoch,
+    the largest rho and the smallest margin of its layers (`Inspection.figures`).
     """
 
     nll: float | None
@@ -44,6 +48,7 @@ class Result:
     bits: float | None = None
     best_epoch: int | None = None
     before: dict | None = None
+    asked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +118,13 @@ def united(runs: Iterable[Run]) -> list[Run]:
 def found(run: Run, dataset: Dataset, backend: str) -> Result | None:
     """What is there of a run that is done; None where there is something left to do.
 
-    Raises UsageError where its folder holds another run, SnfnpError where it is damaged.
+    Raises UsageError where its folder holds another run, or cannot hold this one, SnfnpError where
+    it is damaged: before anything is trained.
     """
     wanted = run.config(len(dataset.train), backend)
-    if run.outcome.exists():
-        record = _read(run.outcome)
-        _refuse_another(run, wanted, TrainConfig.from_dict(record.get("config")))
-        step = int(record.get("step") or 0)
-        return Result(None, run.epochs, step, before=record.get("before") or {})
-    if not _is_started(run):
+    diverged = _outcome(run) if run.outcome.exists() else None
+    if diverged is None and not _is_started(run):
+        _check_place(run)
         return None
     folder, record = RunFolder.open(run.folder)
     config = TrainConfig.from_dict(record["config"])
@@ -133,12 +136,57 @@ def found(run: Run, dataset: Dataset, backend: str) -> Result | None:
             f"{run.folder} was trained on {images} images of {shape}, found {here} of "
             f"{tuple(dataset.train.shape[1:])}: give the same data, or choose another --runs"
         )
+    provenance.of_run(run.folder)
+    metrics = folder.read_metrics()
+    if diverged:
+        record, config = diverged
+        _refuse_another(run, wanted, config)
+        asked = max(config.epochs, run.epochs)
+        return _diverged(record, replace(config, epochs=asked), images[0])
     if config.epochs < run.epochs or not folder.summary_file.exists():
+        _check_place(run)
         return None
-    summary = _read(folder.summary_file)
-    if not isinstance(summary.get("test_nll_nats"), float):
-        raise SnfnpError(f"{folder.summary_file} is damaged: delete it to evaluate again")
+    summary = _read(folder.summary_file, _SUMMARY)
+    if not metrics:
+        raise SnfnpError(
+            f"{folder.metrics_file} has no evaluation, but the run is done: restore it, or move "
+            f"{run.folder} away to train again"
+        )
     return _result(summary, config.epochs)
+
+
+def _check_place(run: Run) -> None:
+    """Raises UsageError where a run cannot be trained, or gone on with, in its folder."""
+    folder, advice = RunFolder(run.folder), "move it away, or choose another --runs"
+    if not run.folder.exists():
+        return
+    if not run.folder.is_dir():
+        raise UsageError(f"{run.folder} is no folder: {advice}")
+    left = None if folder.last.exists() else folder.left_by_a_run()
+    if left:
+        raise UsageError(f"{run.folder} holds {left.name} and no {folder.last.name}: {advice}")
+    try:
+        with folder.lock:
+            pass
+    except UsageError as error:  # which names the option of the training scripts
+        found, _, advice = str(error).rpartition(": ")
+        raise UsageError(f"{found}: {advice.replace('--out', '--runs')}") from None
+
+
+def _outcome(run: Run) -> tuple[dict, TrainConfig]:
+    """The file of a run that diverged, and what it was trained with."""
+    record = _read(run.outcome, _OUTCOME)
+    try:
+        return record, TrainConfig.from_dict(record["config"])
+    except UsageError as error:
+        raise _damaged(run.outcome, error) from None
+
+
+def _diverged(record: dict, config: TrainConfig, images: int) -> Result:
+    """record: of an outcome's file; images: of training. The step is not always known."""
+    step, before = record.get("step") or 0, record.get("before") or {}
+    epoch = math.ceil(step / config.steps_per_epoch(images)) or before.get("epoch", 0)
+    return Result(None, epoch, step, before=before, asked=config.epochs)
 
 
 def _result(summary: dict, epochs: int) -> Result:
@@ -188,7 +236,7 @@ def perform(
         content = (json.dumps(record, indent=2) + "\n").encode()
         if world.rank == 0:
             files.write_atomically(run.outcome, content)
-        return Result(None, config.epochs, record["step"] or 0, before=record["before"])
+        return _diverged(record, config, len(dataset.train))
     return _result(summary, config.epochs)
 
 
@@ -242,11 +290,18 @@ def _refuse_another(run: Run, wanted: TrainConfig, config: TrainConfig) -> None:
         )
 
 
-def _read(path: Path) -> dict:
-    """A JSON file of ours."""
+def _read(path: Path, kinds: dict) -> dict:
+    """A JSON file of ours. kinds: what is in it, by its name."""
     try:
-        return files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
+        content = files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
     except ValueError as error:
-        raise SnfnpError(
-            f"{path} is damaged ({str(error)[:80]}): delete it to train or evaluate again"
-        ) from None
+        raise _damaged(path, error) from None
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise _damaged(path, f"its {name}")
+    return content
+
+
+def _damaged(path: Path, why: object) -> SnfnpError:
+    said = f"{path} is damaged ({str(why)[:80]}): delete it to train or evaluate again"
+    return SnfnpError(said)

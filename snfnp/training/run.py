@@ -68,13 +68,18 @@ class RunFolder:
 
     def refuse_started(self) -> None:
         """Raises UsageError where the folder holds more than a start that failed leaves."""
-        left = {self.config_file, self.path / "run.lock"}
-        for found in self.path.iterdir():
-            if found not in left and not files.is_partial(found):
-                raise UsageError(
-                    f"{self.path} exists and holds {found.name}: choose another --out, or add "
-                    "--resume to go on with that run"
-                )
+        found = self.left_by_a_run()
+        if found:
+            raise UsageError(
+                f"{self.path} exists and holds {found.name}: choose another --out, or add "
+                "--resume to go on with that run"
+            )
+
+    def left_by_a_run(self) -> Path | None:
+        """A file in the folder that a start that failed does not leave."""
+        failed = {self.config_file, self.path / "run.lock"}
+        others = (own for own in self.path.iterdir() if own not in failed)
+        return next((own for own in others if not files.is_partial(own)), None)
 
     def remove_partial(self) -> None:
         """What killed runs left half written; only with the lock."""
