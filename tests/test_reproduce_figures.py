@@ -269,7 +269,7 @@ def test_figure_3_is_the_mean_over_the_layers(smoke):
     assert (epoch, len(angles)) == (1, 9)
     assert mean == pytest.approx(np.mean(angles)) and spread == pytest.approx(np.std(angles))
     first, second = rows_of(tables["figure3"])
-    papers = [row["paper, at the end"] for row in (first, second)]
+    papers = [row["paper, throughout"] for row in (first, second)]
     assert papers == ["close to 0.1°", "less than 1°"]
     assert second["below 1°"] == f"{int(mean < 1)} of 1 epochs"
     assert second["at the end"] == f"{mean:.2f}° ± {spread:.2f}°"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from reproduction.curves import describe, notes, one_seed, trained
-from reproduction.rows import names
+from reproduction.rows import TITLES, names
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
 from reproduction.tables import TABLES
@@ -61,7 +61,8 @@ class Figure2:
             ours = ("no finite samples", "–")
             if "same_pixels" in row:
                 ours = (f"{row['same_pixels']:.1%}", f"{row['mean_difference']:.2f}")
-            cells = (row["data"], row["model"], trained(row), *ours, '"nearly exact", no figure')
+            model = (TITLES[row["data"]], row["model"], trained(row))
+            cells = (*model, *ours, '"nearly exact", no figure')
             lines.append(f"| {' | '.join(cells)} |")
         said = [f"{_IMAGES} samples, the same latents through both inverses."]
         said += notes(record, record["rows"])
@@ -71,7 +72,7 @@ class Figure2:
         panels = {}
         for run in self.plan(setting):
             for name, images in _samples(run).items():
-                panels[f"{run.row.data}, {name} inverse"] = images
+                panels[f"{TITLES[run.row.data]}, {name} inverse"] = images
         if panels:
             plots.save_samples(path, panels, "Samples, the same latents")
 

@@ -64,7 +64,8 @@ class Figure5(Curves):
         for curve in curves:
             nll = {epoch: value for epoch, _, value in curve["points"]}
             seconds = _seconds(curve)
-            own = [curve["model"], trained(curve)]
+            ours_alone = curve["paper_share"] is None
+            own = [curve["model"], f"{curve['epochs']:,} / –" if ours_alone else trained(curve)]
             own += [f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs]
             share = seconds / base if seconds and base else None
             paper = curve["paper_share"]
