@@ -27,7 +27,7 @@ def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction import results
     from reproduction.joining import joined, kept
-    from reproduction.page import publish
+    from reproduction.page import publish, read
     from reproduction.setting import SCALES, Setting
     from reproduction.targets import TARGETS
     from reproduction.training import Training
@@ -128,6 +128,7 @@ def main(argv):
             wanted = _with_rows(args.rows, wanted, setting)
         runs = [run for target in wanted.values() for run in target.plan(setting)]
         file = setting.folder / results.NAME
+        world.first(lambda: read(file))  # damage in it, too
         with closing(Training(runs, setting)) as training:
             for number, (name, target) in enumerate(wanted.items()):
                 found = training.results(target.plan(setting))
@@ -139,7 +140,7 @@ def main(argv):
                     print(f"{name}: no row has its images, and nothing of it is written")
                     continue
                 picture = setting.folder / f"{name}{target.suffix}"
-                known, new = results.read(file).get(name) if rows else None, record
+                known, new = read(file).get(name) if rows else None, record
                 record = joined(target, known, new)
                 if record is known:
                     print(kept(name, known, new, file))

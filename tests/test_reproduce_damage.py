@@ -146,3 +146,25 @@ def test_a_place_that_cannot_be_used(command, folder, refused):
     command()
     (folder / "last.safetensors").unlink()
     refused("and no last.safetensors: move it away", "table1", "--epochs", "2")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [],
+        {"table1": {}},
+        {"table1": []},
+        {"table3": {"scale": "hour"}},
+        {"figure4": {"scale": "hour", "made_with": {"backend": "numpy"}}},
+        {"table1": {"title": "t", "scale": "hour", "heads": ["model"], "rows": [1], "notes": []}},
+    ],
+)
+def test_damaged_results(folder, refused, targets):
+    """Of any target, for the page as well."""
+    folder.parent.mkdir(parents=True)
+    file = folder.with_name("results.json")
+    file.write_text(json.dumps({"format": 1, "targets": targets}))
+    refused("results.json is damaged .*: restore it, or delete it and give the command again")
+    with pytest.raises(SnfnpError, match="results.json is damaged .*: restore it") as caught:
+        reproduce.main(["page", "--runs", str(file.parent)])
+    assert "\n" not in str(caught.value)

@@ -54,7 +54,24 @@ validation likelihood at the same epoch (a longer table of these is above):
 
 def committed() -> dict[str, dict]:
     """The records behind the page."""
-    return results.read(FOLDER / results.NAME)
+    return read(FOLDER / results.NAME)
+
+
+def read(path: Path) -> dict[str, dict]:
+    """`results.read`, but for records without any rows. Raises SnfnpError where one of what is made
+    here is not such that a page can show it."""
+    records = results.read(path)
+    for name in TARGETS.keys() & records.keys():
+        try:
+            page({name: records[name]})
+        except Exception as error:  # whatever a damaged record makes of its own section
+            why = f"the record of {name}: {type(error).__name__} {error}".partition("\n")[0]
+            raise results.damaged(path, why) from None
+    return {
+        name: record
+        for name, record in records.items()
+        if name not in TARGETS or results.parts(record)
+    }
 
 
 def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
@@ -116,7 +133,7 @@ def publish(folder: Path) -> list[str]:
     nothing to show.
     """
     source = folder / results.NAME
-    new = {name: own for name, own in results.read(source).items() if results.parts(own)}
+    new = read(source)
     if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
     for name, record in new.items():

@@ -21,10 +21,14 @@ def read(path: Path) -> dict[str, dict]:
         if content.get("format") != _FORMAT or not isinstance(content.get("targets"), dict):
             raise ValueError(f"not of format {_FORMAT}")
     except ValueError as error:
-        raise SnfnpError(
-            f"{path} is damaged ({str(error)[:80]}): delete it, and give the command again"
-        ) from None
+        raise damaged(path, str(error)) from None
     return content["targets"]
+
+
+def damaged(path: Path, why: str) -> SnfnpError:
+    return SnfnpError(
+        f"{path} is damaged ({why[:80]}): restore it, or delete it and give the command again"
+    )
 
 
 def parts(record: dict) -> list[dict]:
