@@ -21,6 +21,12 @@ from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
 ALL, PAGE = "all", "page"
+# Options that have an effect on the page, on all targets, on those that are trained, and on those
+# that are measured.
+_OF_PAGE = {"target", "runs"}
+_OF_ALL = _OF_PAGE | {"scale", "backend"}
+_OF_TRAINED = {"seeds", "epochs", "rows", "processes", "data_dir"}
+_OF_MEASURED = {"measure_again"}
 
 
 def main(argv):
@@ -103,17 +109,18 @@ def main(argv):
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
         raise UsageError(f"there is no {args.target}: choose from {choices}")
     if args.target == PAGE:
-        for name, value in vars(args).items():
-            if name not in ("target", "runs") and value != parser.get_default(name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} has no effect on the page: leave it out"
-                )
+        _refuse_idle(args, parser, _OF_PAGE, "the page")
         print(*publish(args.runs), sep="\n")
         return
     if args.epochs is not None:
         check_range(args, "--epochs", 1)
     check_range(args, "--eval-every", 1)
     _check_seeds(args.seeds)
+    wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
+    _refuse_idle(args, parser, _effective(wanted, args.scale), args.target)
+    if args.rows:
+        wanted = _with_rows(args.rows, wanted, args.scale)
+        _refuse_idle(args, parser, _effective(wanted, args.scale), ", ".join(wanted))
     with processes.together() as world:
         processes.start(args.processes, argv, world)
         ops = get_ops(args.backend, world=world)
@@ -123,10 +130,8 @@ def main(argv):
         setting = Setting(args.scale, args.runs, ops, *options)
         _make(setting.folder)
         setting.dataset("mnist")  # what is wrong with it is said before anything else
-        wanted = TARGETS if args.target == ALL else {args.target: TARGETS[args.target]}
-        if rows:
-            wanted = _with_rows(args.rows, wanted, setting)
         runs = [run for target in wanted.values() for run in target.plan(setting)]
+        _refuse_idle_seeds(args, runs)
         file = setting.folder / results.NAME
         world.first(lambda: read(file))  # damage in it, too
         with closing(Training(runs, setting)) as training:
@@ -162,19 +167,37 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _with_rows(names: list[str], targets: dict, setting) -> dict:
+def _effective(targets: dict, scale: str) -> set[str]:
+    """The options that have an effect on any of these targets: what is measured has no rows."""
+    trained = [bool(target.names(scale)) for target in targets.values()]
+    effective = _OF_ALL | _OF_TRAINED if any(trained) else _OF_ALL
+    return effective if all(trained) else effective | _OF_MEASURED
+
+
+def _refuse_idle(args, parser, effective: set[str], on: str) -> None:
+    for name, value in vars(args).items():
+        if name not in effective and value != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect on {on}: leave it out")
+
+
+def _refuse_idle_seeds(args, runs: list) -> None:
+    """A figure is made of one run of each row."""
+    idle = set(args.seeds or ()) - {run.seed for run in runs}
+    if runs and idle:
+        raise UsageError(f"--seeds has seeds without effect on {args.target}: name one alone")
+
+
+def _with_rows(names: list[str], targets: dict, scale: str) -> dict:
     """Those of the targets that have any of these rows."""
-    known = dict.fromkeys(
-        name for target in targets.values() for name in target.names(setting.scale)
-    )
+    known = dict.fromkeys(name for target in targets.values() for name in target.names(scale))
     for name in names:
         if name not in known:
-            there = f"choose from {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"there is no row {name} here: {there}")
+            raise UsageError(f"there is no row {name} here: choose from {', '.join(known)}")
     return {
         name: target
         for name, target in targets.items()
-        if not set(names).isdisjoint(target.names(setting.scale))
+        if not set(names).isdisjoint(target.names(scale))
     }
 
 
