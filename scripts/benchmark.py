@@ -125,7 +125,6 @@ def _where(machine: dict) -> str:
     return ", ".join(
         f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
         for blas in machine["blas"]
-        if blas["version"]  # of OpenMP's library nothing is known
     )
 
 

@@ -109,7 +109,9 @@ def test_a_run_that_was_gone_on_with_has_both_commits(tmp_path, monkeypatch):
         )
         provenance.note(tmp_path / "run")
     record = {"platform": "Linux", "backend": "numpy", "device": {}, "versions": {}}
-    record["threads"] = {"blas": [{"num_threads": 1}, {"num_threads": 2}]}
+    numbers = (("openblas", 1), ("openblas", 2), ("openmp", 4))
+    pools = [{"internal_api": library, "num_threads": number} for library, number in numbers]
+    record["threads"] = {"blas": pools}
     monkeypatch.setattr(provenance.RunFolder, "open", lambda folder: (None, record))
     found = provenance.of_run(tmp_path / "run")
     assert (found["commit"], found["processor"], found["threads"]) == ("first, second", "p", 2)

@@ -124,7 +124,7 @@ threads.cores = lambda: frozenset(range(4))
 
 def counts(world):
     get_ops("numba", world=world)
-    blas = [each["num_threads"] for each in threads.describe()["blas"] if each["version"]]
+    blas = [each["num_threads"] for each in threads.describe()["blas"]]
     return numba.get_num_threads(), *blas
 
 
@@ -162,3 +162,17 @@ def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
     assert on_ranks(3, count) == [1, 1, 1]
     monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
     assert on_ranks(3, neighbours) == [3, 3, 3]
+
+
+def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):
+    """Numba's OpenMP library is loaded with its first kernel: what a process tells of BLAS would
+    depend on what it had computed before."""
+    pools = [
+        {"user_api": user, "internal_api": library, "version": version, "num_threads": number}
+        for user, library, version, number in (
+            ("openmp", "openmp", None, 4),
+            ("blas", "openblas", "0.3", 2),
+        )
+    ]
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
+    assert [pool["num_threads"] for pool in threads.describe()["blas"]] == [2]

@@ -96,7 +96,9 @@ def of_now(ops) -> dict:
 
 
 def _of(record: dict) -> dict:
-    threads = [pool["num_threads"] for pool in record.get("threads", {}).get("blas", [])]
+    pools = record.get("threads", {}).get("blas", [])
+    # older runs have Numba's OpenMP among these, if a kernel had run before they were started
+    threads = [own["num_threads"] for own in pools if own.get("internal_api") != "openmp"]
     return {
         "platform": record["platform"],
         "backend": record["backend"],
