@@ -301,8 +301,8 @@ class _State:
 
     def note(self, step: Step, status: str, seconds: float, **more) -> None:
         before = self.steps.get(step.name, {"seconds": 0.0})["seconds"]
-        self.used = round(self.used + seconds, 1)
-        self.steps[step.name] = {"status": status, "seconds": round(before + seconds, 1), **more}
+        self.used = round(self.used + seconds, 3)
+        self.steps[step.name] = {"status": status, "seconds": round(before + seconds, 3), **more}
         unfinished = self._path.with_suffix(".part")
         content = {"used": self.used, "steps": self.steps}
         unfinished.write_text(json.dumps(content, indent=2) + "\n")

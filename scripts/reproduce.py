@@ -25,7 +25,7 @@ ALL, PAGE = "all", "page"
 # that are measured.
 _OF_PAGE = {"target", "runs"}
 _OF_ALL = _OF_PAGE | {"scale", "backend"}
-_OF_TRAINED = {"seeds", "epochs", "rows", "processes", "data_dir"}
+_OF_TRAINED = {"seeds", "epochs", "eval_every", "rows", "processes", "data_dir"}
 _OF_MEASURED = {"measure_again"}
 
 

@@ -310,6 +310,7 @@ def test_the_same_figure_for_the_same_record(command, tmp_path):
         (("table3", "--rows", "x"), "--rows has no effect on table3: leave it out"),
         (("figure4", "--seeds", "5"), "--seeds has no effect on figure4: leave it out"),
         (("figure4", "--epochs", "7"), "--epochs has no effect on figure4: leave it out"),
+        (("figure4", "--eval-every", "7"), "--eval-every has no effect on figure4: leave it out"),
         (("table3", "--data-dir", "."), "--data-dir has no effect on table3: leave it out"),
         (("table1", "--measure-again"), "--measure-again has no effect on table1: leave it out"),
         (("figure3", "--seeds", "0", "1"), "--seeds has seeds without effect on figure3: name one"),

@@ -226,6 +226,9 @@ def test_figure_2_compares_both_inverses_of_one_run(smoke):
     apart = np.abs(exact - learned)
     assert row["mean_difference"] == pytest.approx(apart.mean(), rel=1e-12)
     assert row["same_pixels"] == np.mean(apart <= 1)
+    pixels = list(zip(exact.flat, learned.flat, strict=True))
+    near = [abs(one - other) <= 1 for one, other in pixels if max(one, other) > 1]
+    assert row["same_drawn"] == pytest.approx(np.mean(near), rel=1e-12)
     assert rows_of(tables["figure2"])[0]["paper"] == '"nearly exact", no figure'
 
 
