@@ -2,7 +2,9 @@
 
 import doctest
 import json
+import re
 
+import numpy as np
 import pytest
 import reproduce
 from reproduction import page as module
@@ -55,14 +57,50 @@ def folder(tmp_path, monkeypatch, records):
     return tmp_path
 
 
-def test_the_committed_page_is_that_of_the_committed_results():
+def drawn(picture):
+    """What an SVG file says, and where its points, lines and ticks are within each of its axes: all
+    but the margins and the legends, which every version of Matplotlib makes a little different."""
+    svg = picture.read_text(encoding="utf-8")
+    places = []
+    for axes in svg.split('<g id="axes_')[1:]:
+        axes = axes.partition('<g id="legend_')[0]
+        found = re.findall(r'<use [^>]*x="([1-9][\d.]*)" y="([\d.]+)"', axes)
+        for line in re.findall(r'<path d="([^"]*)" clip-path', axes):
+            found += re.findall(r"([\d.-]+) ([\d.-]+)", line)
+        at = np.array(found, float)
+        places.append((at - at.min(axis=0)) / np.ptp(at, axis=0))
+    return re.findall("<!-- (.*?) -->", svg), places
+
+
+def same_picture(one, other):
+    (texts, places), (others, where) = drawn(one), drawn(other)
+    shapes = [[own.shape for own in each] for each in (places, where)]
+    same = texts == others and shapes[0] == shapes[1]
+    return same and all(
+        np.allclose(*pair, rtol=0, atol=1e-4) for pair in zip(places, where, strict=True)
+    )
+
+
+def test_a_picture_of_other_figures_is_another(tmp_path, records):
+    first, second = tmp_path / "1.svg", tmp_path / "2.svg"
+    for path in (first, second):
+        TARGETS["table1"].draw(records["table1"], path, None)
+        records["table1"]["rows"][0]["runs"][0]["value"] += 0.5
+    assert same_picture(first, first) and not same_picture(first, second)
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     """Made by `python scripts/reproduce.py page`; neither is there without the other."""
     assert (FOLDER / NAME).exists() == (FOLDER / results.NAME).exists()
     if (FOLDER / NAME).exists():
         text = page(committed())
         assert (FOLDER / NAME).read_text(encoding="utf-8") == text
-        for name in committed():
-            assert (FOLDER / "figures" / module.picture_of(name)).exists()
+        for name, record in committed().items():
+            picture, again = FOLDER / "figures" / module.picture_of(name), tmp_path / f"{name}.svg"
+            assert picture.exists()
+            if not TARGETS[name].made_of_runs:
+                TARGETS[name].draw(record, again, None)
+                assert same_picture(picture, again), f"{picture} is of other results"
 
 
 def test_the_page_has_every_table_picture_and_origin(records):
