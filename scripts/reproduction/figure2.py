@@ -62,7 +62,7 @@ class Figure2:
         for row in record["rows"]:
             ours = ("no finite samples", "–", "–")
             if "same_pixels" in row:
-                drawn = row["same_drawn"]
+                drawn = row.get("same_drawn")  # older records do not have it
                 ours = (
                     f"{row['same_pixels']:.1%}",
                     "–" if drawn is None else f"{drawn:.1%}",

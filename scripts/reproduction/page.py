@@ -77,8 +77,9 @@ def read(path: Path) -> dict[str, dict]:
 def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
     """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient.
 
-    Of those pairs only where both are of the paper's model and of all images. It is the test NLL
-    where both were trained as long, else the validation NLL at the last epoch that both have.
+    Of those pairs only where both are of the paper's model and of all images, and of the seeds that
+    both have, which start alike. It is the test NLL where both were trained as long, else the
+    validation NLL at the last epoch that both have.
     """
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
     found = []
@@ -86,21 +87,31 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
         pair = [rows.get(name) for name in names]
         if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
             continue
+        seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
+        pair = [_of_seeds(row, seeds) for row in pair]
         means = [[run["value"] for run in finished(row)] for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
         curves = [learning(row) for row in pair]
         common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
             snf, exact = map(statistics.fmean, means)
-            of = f"test, {epochs.pop():,} epochs"
+            of = f"test, {epochs.pop():,} epochs{_told(seeds)}"
         elif common:
             snf, exact = (curve[max(common)] for curve in curves)
-            of = f"validation, epoch {max(common):,}"
+            of = f"validation, epoch {max(common):,}{_told(seeds)}"
         else:
             continue
         paper = pair[0]["paper"] - pair[1]["paper"]
         found.append((model, snf - exact, of, f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)"))
     return found
+
+
+def _of_seeds(row: dict, seeds: set[int]) -> dict:
+    return row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]}
+
+
+def _told(seeds: set[int]) -> str:
+    return f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def page(records: dict[str, dict]) -> str:
