@@ -132,18 +132,19 @@ def test_a_step_that_continues_is_stopped_and_run_again(run, monkeypatch):
 
 def test_a_step_without_a_limit_takes_what_is_left(run, monkeypatch):
     monkeypatch.setattr(gpu_hour, "_SHORTEST", 1)
-    monkeypatch.setattr(gpu_hour, "TOTAL", 3)
+    monkeypatch.setattr(gpu_hour, "TOTAL", 100)  # far more than it takes to stop a command
     steps = (step("table", ONLY_FAST_AGAIN, limit=None, continues=True),)
     status, states, out = run(*steps, options=("--seconds", "2"))
     assert states == {"table": "stopped at its limit"}
-    assert gpu_hour._State(out / "state.json").open(steps[0])
+    state = gpu_hour._State(out / "state.json")
+    assert state.open(steps[0]) and state.left(steps[0]) == 100 - state.used
 
 
 def test_time_that_is_used_up_comes_back_with_a_new_session_only(run, monkeypatch, capsys):
     monkeypatch.setattr(gpu_hour, "_SHORTEST", 1)
     monkeypatch.setattr(gpu_hour, "TOTAL", 3)
     table = step("table", ONLY_FAST_AGAIN, limit=None, continues=True)
-    steps = (step("a", "import time; time.sleep(1.5)", 2), table)
+    steps = (step("a", NOTE, 2), table)
     run(*steps)
     capsys.readouterr()
     status, states, _ = run(*steps)
