@@ -166,12 +166,12 @@ def _epochs(row: dict) -> str:
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
-def _values(row: dict) -> list[float]:
+def nlls(row: dict) -> list[float]:
     return [run["value"] for run in finished(row)]
 
 
 def _mean_and_deviation(row: dict) -> tuple[float, float] | None:
-    values = _values(row)
+    values = nlls(row)
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if values[1:] else 0.0
@@ -188,7 +188,7 @@ def _figures(row: dict) -> tuple[str, ...]:
         paper = _number(row, paper, row["paper_spread"])
     if "missing" in row:
         return "no data", "", f"0 / {row['paper_epochs']:,}", paper, ""
-    values, runs = _values(row), row["runs"]
+    values, runs = nlls(row), row["runs"]
     ours = []
     if values:
         deviation = statistics.stdev(values) if values[1:] else None

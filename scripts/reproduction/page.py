@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reproduction import results
 from reproduction.joining import joined, kept
-from reproduction.likelihoods import finished, learning
+from reproduction.likelihoods import finished, learning, nlls
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
 from snfnp.training import files
@@ -89,7 +89,7 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
             continue
         seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
         pair = [_of_seeds(row, seeds) for row in pair]
-        means = [[run["value"] for run in finished(row)] for row in pair]
+        means = [nlls(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
         curves = [learning(row) for row in pair]
         common = curves[0].keys() & curves[1].keys()

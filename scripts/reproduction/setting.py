@@ -24,9 +24,9 @@ class Setting:
     """scale: one of `SCALES`; runs: the folder of all runs; ops: what computes; seeds, epochs: of
     every row, where they are not the table's; data_dir: where data sets are, where that was said;
     again: whether times that are there are measured once more; rows: the names of those that are
-    wanted, in the order in which they are to be trained, where not all are; eval_every: epochs from
-    one evaluation to the next, where it is not every one. world: the processes
+    wanted, in the order in which they are to be trained, where not all are. world: the processes
     that train together; the first of them alone looks at folders, measures, draws and shows.
+    eval_every: epochs from one evaluation to the next.
     """
 
     scale: str
