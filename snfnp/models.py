@@ -11,6 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from snfnp.beyond.chain import Chain
+from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.newton import Newton
+from snfnp.beyond.probes import JacobianPenalty, Probe
+from snfnp.beyond.projection import Projection
+from snfnp.beyond.variational import Variational
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -24,19 +30,8 @@ from snfnp.layers import (
     emerging_layers,
     exponential_layers,
 )
-from snfnp.maps import Chain, Conv2d, Dense
-from snfnp.rules import (
-    Exact,
-    JacobianPenalty,
-    LeastSquares,
-    Newton,
-    Probe,
-    Projection,
-    Relative,
-    Rule,
-    SelfNormalizing,
-    Variational,
-)
+from snfnp.maps import Conv2d, Dense
+from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
 _RULES = {"projection": Projection, "least-squares": LeastSquares, "newton": Newton}

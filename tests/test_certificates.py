@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support.trainers import run_training, small_dataset
 
-from snfnp.diagnostics import Certificate, certificates, certify
+from snfnp.beyond.certificates import Certificate, certificates, certify
+from snfnp.beyond.chain import Chain
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
-from snfnp.maps import Chain, Conv2d, Dense
+from snfnp.maps import Conv2d, Dense
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from support.gradients import layer_backward
 
+from snfnp.beyond.chain import Chain
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix, check_gradient, check_layer
 from snfnp.layers import Linear
-from snfnp.maps import Chain, Conv2d
+from snfnp.maps import Conv2d
 from snfnp.rules import SelfNormalizing
 
 SHAPES = [(4, 5, 2), (2, 3, 1), (1, 4, 2)]  # of the last two no walk of five columns fits the rows

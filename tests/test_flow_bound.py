@@ -7,15 +7,16 @@ from support.strict_ops import strict_ops
 from test_rules import RTOL, log_normal, mean_log_likelihood, two_layers
 from test_variational import SIGMA, D, unwritten, variational_flow
 
+from snfnp.beyond.chain import Chain
+from snfnp.beyond.variational_bound import flow_bound
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix, check_gradient
 from snfnp.layers import ActNorm, Linear, RationalQuadraticSpline, Squeeze
-from snfnp.maps import Chain, Conv2d, Dense
+from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.config import TrainConfig
-from snfnp.variational import flow_bound
 
 
 @pytest.fixture

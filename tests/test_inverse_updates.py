@@ -13,13 +13,16 @@ from support.trainers import (
     without_time,
 )
 
+from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.newton import Newton
+from snfnp.beyond.projection import Projection
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
 from snfnp.gradcheck import check_layer
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import Exact, LeastSquares, Newton, Projection, SelfNormalizing
+from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
 

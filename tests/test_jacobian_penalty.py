@@ -7,10 +7,10 @@ from support.strict_ops import strict_ops
 from test_flow_bound import spline_flow
 from test_rules import two_layers
 
+from snfnp.beyond.jacobian_penalty import jacobian_penalty
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient
-from snfnp.jacobian_penalty import jacobian_penalty
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.ops import get_ops

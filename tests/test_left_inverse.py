@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.explicit import convolution_matrix
 
+from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.maps import Conv2d
-from snfnp.maps.left_inverse import LeftInverse
 from snfnp.ops import get_ops
 
 # (H, W, C), the kernel, its inverse's kernel. In images of two rows the outer taps of a 5×5 kernel

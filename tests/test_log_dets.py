@@ -6,11 +6,12 @@ from support.strict_arrays import no_waiting
 from support.strict_ops import strict_ops
 from support.trainers import BATCH, host, make_trainer, run_training, small_config, without_time
 
+from snfnp.beyond.chain import Chain
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
-from snfnp.maps import Chain, Conv2d, Dense
+from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.training import progress

@@ -14,16 +14,18 @@ import pytest
 from support.runs import assert_same_run
 from support.trainers import make_trainer, run_training, small_config
 
+from snfnp.beyond import probes as module
+from snfnp.beyond.chain import Chain
+from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.context import BackwardContext
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
 from snfnp.layers import Linear
-from snfnp.maps import Chain, Conv2d, Dense
+from snfnp.maps import Conv2d, Dense
 from snfnp.models import PRESETS, make_rule
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import JacobianPenalty, Probe, SelfNormalizing
-from snfnp.rules import probes as module
+from snfnp.rules import SelfNormalizing
 from snfnp.training.config import TrainConfig
 from snfnp.training.load import load_run
 

@@ -11,16 +11,16 @@ from support.gradients import layer_backward, moved
 from support.trainers import host, make_trainer, run_training, without_time
 from test_rules import RTOL, check_flow, log_normal, mean_log_likelihood, two_layers
 
+from snfnp.beyond.variational import Noise, Variational
+from snfnp.beyond.variational_bound import variational_bound
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, check_gradient, check_variational
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
-from snfnp.rules import SelfNormalizing, Variational
-from snfnp.rules.variational import Noise
+from snfnp.rules import SelfNormalizing
 from snfnp.training.config import TrainConfig
-from snfnp.variational import variational_bound
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)

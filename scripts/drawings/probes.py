@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, plt
+from snfnp.beyond.probes import Probe
 from snfnp.context import BackwardContext
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import Probe, SelfNormalizing
+from snfnp.rules import SelfNormalizing
 
 _DRAWS = 40
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, RED, plt
+from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.maps import Conv2d
-from snfnp.maps.left_inverse import LeftInverse
 from snfnp.ops import RandomKey, get_ops
 
 _SHAPE = (14, 14, 2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from snfnp.beyond.certificates import Certificate, certificates
 from snfnp.cli.shared import check_range, check_seed, open_run, run_parser, within_memory
 from snfnp.data import load_dataset
-from snfnp.diagnostics import Certificate, certificates
 
 
 def main(argv: list[str], prog: str | None = None) -> None:

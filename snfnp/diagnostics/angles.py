@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from snfnp.beyond.chain import Chain
 from snfnp.diagnostics.gradients import gradients
 from snfnp.diagnostics.reciprocal import ExactOfInverse, Reciprocal
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
-from snfnp.maps import Chain
 from snfnp.rules import Exact
 
 

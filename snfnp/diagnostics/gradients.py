@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from snfnp.beyond.probes import JacobianPenalty
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
 from snfnp.ops import RandomKey
-from snfnp.rules import JacobianPenalty, SelfNormalizing
+from snfnp.rules import SelfNormalizing
 
 
 def gradients(ops, flow: Flow, params, x, lams=(None,), state=None, key=None) -> list[dict]:

@@ -12,6 +12,12 @@ from functools import partial
 
 import numpy as np
 
+from snfnp.beyond.chain import Chain
+from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.newton import Newton
+from snfnp.beyond.probes import JacobianPenalty, Probe
+from snfnp.beyond.projection import Projection
+from snfnp.beyond.variational import Variational
 from snfnp.gradcheck.inverse_updates import check_inverse_update
 from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, check_layer
@@ -29,18 +35,8 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
-from snfnp.maps import Chain, Conv2d, Dense
-from snfnp.rules import (
-    Exact,
-    JacobianPenalty,
-    LeastSquares,
-    Newton,
-    Probe,
-    Projection,
-    Relative,
-    SelfNormalizing,
-    Variational,
-)
+from snfnp.maps import Conv2d, Dense
+from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.newton import Newton
+from snfnp.beyond.projection import Projection
 from snfnp.context import BackwardContext
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.gradcheck.layers import Report, as_matrix
 from snfnp.layers import Linear
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import LeastSquares, Newton, Projection
 
 
 def check_inverse_update(

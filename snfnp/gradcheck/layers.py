@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from snfnp.beyond.probes import JacobianPenalty, Probe, draw_probes
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules.probes import JacobianPenalty, Probe, draw_probes
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 

@@ -31,7 +31,7 @@ class Map:
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.
     inverts_in_kind: ClassVar[bool] = False
-    # Whether `snfnp.maps.left_inverse` finds the weight nearest to another one's inverse.
+    # Whether `snfnp.beyond.left_inverse` finds the weight nearest to another one's inverse.
     has_left_inverse: ClassVar[bool] = False
 
     def start(self, f, w):

@@ -2,23 +2,12 @@
 
 from snfnp.rules.base import Rule
 from snfnp.rules.exact import Exact
-from snfnp.rules.least_squares import LeastSquares
-from snfnp.rules.newton import Newton
-from snfnp.rules.probes import JacobianPenalty, Probe
-from snfnp.rules.projection import Projection
 from snfnp.rules.relative import Relative
 from snfnp.rules.self_normalizing import SelfNormalizing
-from snfnp.rules.variational import Variational
 
 __all__ = [
     "Exact",
-    "JacobianPenalty",
-    "LeastSquares",
-    "Newton",
-    "Probe",
-    "Projection",
     "Relative",
     "Rule",
     "SelfNormalizing",
-    "Variational",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from snfnp.beyond.variational import LARGEST, SMALLEST
 from snfnp.data import DATA_SETS
 from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset, make_rule
 from snfnp.rules import Rule
-from snfnp.rules.variational import LARGEST, SMALLEST
 from snfnp.training.options import (
     AT_LEAST_1,
     FREE_LAMBDA,

@@ -7,11 +7,11 @@ import pytest
 from support.trainers import host, make_trainer
 
 from gpu.test_training import images_of, spent_by_a_step, take_steps
+from snfnp.beyond.least_squares import LeastSquares
 from snfnp.flow import Flow
 from snfnp.layers import Linear, Squeeze
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
-from snfnp.rules import LeastSquares
 
 
 def _linear(channels: int) -> Linear:

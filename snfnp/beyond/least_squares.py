@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.errors import UsageError
-from snfnp.maps.left_inverse import LeftInverse
 from snfnp.rules.base import Rule, forward_gradient
 
 _LOGGED = 10  # images of a slice whose reconstruction error is logged: nothing is learned from it
