@@ -13,7 +13,6 @@ from functools import partial
 
 from snfnp.beyond.chain import Chain
 from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational
@@ -34,7 +33,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
-_RULES = {"projection": Projection, "least-squares": LeastSquares, "newton": Newton}
+_RULES = {"projection": Projection, "least-squares": LeastSquares}
 INVERSE_UPDATES = ("gradient", *_RULES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
@@ -231,7 +230,7 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 _GLOW = ("self-normalizing", "probe", "exact")
 _GLOW_INVERSE = {
-    "inverse_updates": ("gradient", "least-squares", "newton"),
+    "inverse_updates": ("gradient", "least-squares"),
     "recipe": {"inverse_update": "least-squares"},
 }
 
@@ -244,7 +243,7 @@ PRESETS = {
         paper_epochs=6000,
         has_recomputable_layers=False,
         has_bias_init=True,
-        inverse_updates=("gradient", "projection", "newton"),
+        inverse_updates=("gradient", "projection"),
         recipe={"inverse_update": "projection", "bias_init": "data"},
         lam_forward=0.1,
     ),

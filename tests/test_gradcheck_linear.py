@@ -10,7 +10,6 @@ from test_gradcheck import ForgetfulExact, WrongSelfNormalizing
 import snfnp.layers
 import snfnp.maps
 from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
 from snfnp.beyond.probes import JacobianPenalty
 from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational
@@ -314,8 +313,6 @@ def test_a_wrong_relative_rule_fails(ops, wrong):
     [
         (Projection(), Dense(D), (D,), "R", "^R is off by"),
         (Projection(), Dense(D), (D,), "W", "^W, direction"),
-        (Newton(), Dense(D), (D,), "R", "^R is off by"),
-        (Newton(), Dense(D), (D,), "b", "^b, direction"),
         (LeastSquares(), Conv2d((3, 3), 2), (3, 4, 2), "R", "^R is off by"),
         (LeastSquares(), Conv2d((3, 3), 2), (3, 4, 2), "W", "^W, direction"),
     ],
@@ -362,7 +359,7 @@ def test_the_catalogue_is_complete():
         snfnp.maps.WeightGradient,
     }
     rules = {SelfNormalizing, JacobianPenalty, Exact, Relative, Variational}
-    rules |= {Projection, Newton, LeastSquares}
+    rules |= {Projection, LeastSquares}
     assert checked == expected | rules
     names = [(check.kind, check.name) for check in catalogue()]
     assert len(set(names)) == len(names)

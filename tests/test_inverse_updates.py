@@ -1,4 +1,4 @@
-"""R found without a gradient: projected, by least squares, by Newton's iteration."""
+"""R found without a gradient: projected, or by least squares."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from support.trainers import (
 )
 
 from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
 from snfnp.beyond.projection import Projection
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, UsageError
@@ -83,7 +82,7 @@ def test_the_ridge_is_a_thousandth_of_the_mean_of_the_diagonal(ops):
     np.testing.assert_allclose(step.grads["R"], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [Projection(), Newton()], ids=str)
+@pytest.mark.parametrize("rule", [Projection()], ids=str)
 def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rule):
     step = Step(ops, Linear(Dense(6), rule), (6,), volume=0.7)
     expected = step.dz.T @ step.x + 0.7 * step.grads["R"].T
@@ -92,18 +91,6 @@ def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rul
     np.testing.assert_allclose(step.dx, step.dz @ step.p["W"], rtol=1e-12)
     error = step.x @ step.p["W"].T @ step.p["R"].T - step.x
     assert step.reconstruction == pytest.approx(np.sum(error**2) / ROWS, rel=1e-12)
-
-
-# ---------------------------------------------------------------- Newton's iteration
-
-
-@pytest.mark.parametrize("linear, shape", [(Dense(5), (5,)), (Conv2d((1, 1), 3), (2, 3, 3))])
-def test_newton_squares_the_error(ops, linear, shape):
-    step = Step(ops, Linear(linear, Newton()), shape)
-    w, r, refined = (a.reshape(a.shape[-2:]) for a in (step.p["W"], step.p["R"], step.grads["R"]))
-    error = np.eye(len(w)) - r @ w
-    np.testing.assert_allclose(np.eye(len(w)) - refined @ w, error @ error, atol=1e-13)
-    assert 0.01 < np.linalg.norm(error) < 1
 
 
 # ---------------------------------------------------------------- least squares
@@ -184,8 +171,6 @@ def test_w_is_pulled_where_the_error_is_above_the_tolerance(ops, kernel, inverse
     "linear, shape, rule",
     [
         (Conv2d((1, 1), 3), (2, 3, 3), LeastSquares()),
-        (Conv2d((1, 1), 3), (2, 3, 3), Newton()),
-        (Dense(5), (5,), Newton()),
         (Dense(5), (5,), Projection()),
     ],
     ids=str,
@@ -331,17 +316,16 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
     [
         ({"lam": 0.5, **RECIPE}, "--lambda only has an effect with --inverse-update gradient"),
         ({"objective": "forward", **RECIPE}, "--objective only has an effect with --inverse-up"),
-        ({"lambda_control": "geco", "inverse_update": "newton"}, "--lambda-control only has an"),
+        ({"lambda_control": "geco", "inverse_update": "projection"}, "--lambda-control only has an"),
         (
             {"model": "conv", "inverse_depth": 2, **RECIPE},
             "--inverse-depth only has an effect with",
         ),
         ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
-        ({"inverse_update": "newton", "model": "conv"}, "choose gradient or least-squares"),
-        ({"inverse_update": "least-squares"}, "choose gradient or projection or newton"),
-        ({"inverse_update": "newton", "model": "glow", "kernel": 5}, "needs --kernel 1"),
+        ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
+        ({"inverse_update": "least-squares"}, "choose gradient or projection"),
         ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
-        ({"gradient": "exact", "inverse_update": "newton"}, "--inverse-update only has an effect"),
+        ({"gradient": "exact", "inverse_update": "projection"}, "--inverse-update only has an effect"),
         ({"model": "emerging", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
     ],
 )
@@ -355,7 +339,6 @@ def test_what_does_not_go_together_is_refused_in_one_line(options, message):
     "linear, rule, message",
     [
         (Conv2d((1, 1), 2), Projection(), "needs a dense layer"),
-        (Conv2d((3, 3), 2), Newton(), "needs dense layers or 1x1"),
         (Dense(3), LeastSquares(), "needs single convolutions"),
     ],
 )

@@ -267,11 +267,11 @@ def test_off_by_default_it_is_the_plain_rule():
         ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
         ({"jvp_weight": 0.2, "gradient": "probe"}, "only has an effect with --gradient self-norm"),
         (
-            {"jvp_weight": 0.2, "inverse_update": "newton"},
+            {"jvp_weight": 0.2, "inverse_update": "projection"},
             "--jvp-weight only has an effect with --inverse-update gradient",
         ),
         (
-            {"gradient": "probe", "inverse_update": "newton"},
+            {"gradient": "probe", "inverse_update": "projection"},
             "--inverse-update only has an effect with --gradient self-normalizing",
         ),
         (
@@ -314,7 +314,7 @@ def test_every_model_that_learns_its_inverse_takes_probes():
 
 @pytest.mark.parametrize(
     "make",
-    [{"jvp_weight": 0.2, "lambda_control": "nu-pi"}, {"gradient": "probe", "probes": 2}],
+    [{"jvp_weight": 0.2, "lambda_control": "mdmm"}, {"gradient": "probe", "probes": 2}],
     ids=str,
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, make):

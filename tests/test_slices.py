@@ -25,7 +25,6 @@ STEPS = {
     "exact": {"model": "fc", "gradient": "exact"},
     "relative": {"model": "fc", "gradient": "relative", "relative_bias": "full"},
     "probe": {"model": "fc", "gradient": "probe", "probes": 3},
-    "newton": {"model": "fc", "inverse_update": "newton"},
     "Eq. 31": {"model": "conv", "jvp_weight": 0.3},
     "variational": {"model": "conv", "objective": "variational", "sigma": 0.1, "noise_vectors": 5},
     "conv": {"model": "conv"},
@@ -39,7 +38,6 @@ STEPS = {
     "glow exact": {"model": "glow", "gradient": "exact"},
     "controlled": {"model": "conv", "lambda_control": "mdmm"},
     "one controller": {"model": "fc", "lambda_control": "geco", "lambda_sharing": "flow"},
-    "followed": {"model": "conv", "track_log_det": True},
     "clipped": {"model": "fc", "clip_norm": 1.0},
     "recomputed": {"model": "glow", "recompute": True},
 }

@@ -88,8 +88,6 @@ LEARNING = (
             for model, preset in PRESETS.items()
             if preset.recipe
         ),
-        ("fc", "self-normalizing", {"inverse_update": "newton"}),
-        ("glow", "self-normalizing", {"inverse_update": "newton"}),
     ]
     + [
         ("conv", "self-normalizing", change)

@@ -5,7 +5,6 @@ from __future__ import annotations
 # File (or the start of its path) -> the tests that are to kill its mutants, the quickest first.
 TESTS = {
     "snfnp/beyond/least_squares.py": ("inverse_updates", "left_inverse", "gradcheck_linear"),
-    "snfnp/beyond/newton.py": ("inverse_updates",),
     "snfnp/beyond/probes.py": ("probes", "gradcheck_linear"),
     "snfnp/beyond/projection.py": ("inverse_updates",),
     "snfnp/beyond/variational.py": ("variational",),

@@ -97,9 +97,8 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
             also += ", or --recompute"
 
         def fixed() -> int:
-            """Bytes of the parameters, their gradients and Adam's two moments, and of the
-            parameters before a step where its log-determinants are followed."""
-            return (4 + config.track_log_det) * layout().size * np.dtype(config.dtype).itemsize
+            """Bytes of the parameters, their gradients and Adam's two moments."""
+            return 4 * layout().size * np.dtype(config.dtype).itemsize
 
         with within_memory(ops, "--batch-size", config.batch_size, fixed, also):
             train(config, dataset, ops, run, "best" if rollback else bool(resume), world=world)

@@ -14,7 +14,6 @@ import numpy as np
 
 from snfnp.beyond.chain import Chain
 from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational
@@ -183,8 +182,6 @@ def _inverse_updates():
     small = {"inverse_map": Conv2d((3, 5), 2)}
     cases = [
         ("projection, dense", Projection(), Dense(5), (5,), {}),
-        ("newton, dense", Newton(), Dense(5), (5,), {}),
-        ("newton, conv 1x1", Newton(), Conv2d((1, 1), 3), (2, 3, 3), {}),
         ("least squares, conv 1x1", LeastSquares(), Conv2d((1, 1), 3), (2, 3, 3), {}),
         ("least squares, conv 3x3", LeastSquares(), convolution, (3, 4, 2), {}),
         ("least squares, 5x5", LeastSquares(), convolution, (4, 3, 2), {"inverse_map": larger}),

@@ -38,6 +38,7 @@ from snfnp.training.tracking import TrackingOptions
 DTYPES = ("float32", "float64")
 _PLACES = ("data_dir", "out")  # where files are: no part of a run
 _OPTIMISER = ("lr", "lam", "clip_norm")
+_RETIRED = ("track_log_det", "lambda_integral", "lambda_proportional")  # of older runs, unused
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 # What some options need: a predicate of the configuration, and words for it.
 _ON_GPU = (lambda config: config.backend == "cupy", "--backend cupy")
@@ -301,6 +302,7 @@ class TrainConfig(TrackingOptions, ControlOptions, ProbeOptions, RecipeOptions, 
         """
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
+        values = {k: v for k, v in values.items() if k not in _RETIRED or v}
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")

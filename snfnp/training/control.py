@@ -56,8 +56,8 @@ class ControlOptions:
     lambda_control: str = option(
         "fixed",
         "what λ of Eq. 3 follows: nothing (fixed), or the constraint that the reconstruction error "
-        "stays below --tolerance: geco (Rezende & Viola 2018, the paper's A.5), mdmm (Platt & Barr "
-        "1988) or nu-pi (Sohrabi et al. 2024); --lambda is then where it starts",
+        "stays below --tolerance: geco (Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & "
+        "Barr 1988); --lambda is then where it starts",
         choices=("fixed", *CONTROLLERS),
         effect=FREE_LAMBDA,
     )
@@ -86,7 +86,7 @@ class ControlOptions:
     )
     lambda_rate: float | None = option(
         None,
-        "controllers only: η, how fast λ moves (default: 1 for geco, --lambda for the others; "
+        "controllers only: η, how fast λ moves (default: 1 for geco, --lambda for mdmm; "
         f"{1 / _USUAL_INPUT:g} times that for --constraint absolute)",
         must=POSITIVE,
         fill=_usual_rate,
@@ -94,11 +94,10 @@ class ControlOptions:
     )
     lambda_smoothing: float | None = option(
         None,
-        "geco and nu-pi only: what is kept of the constraint's average from step to step, α of "
-        "GECO and ν of νPI (default: 0.99)",
+        "geco only: α, what is kept of the constraint's average from step to step (default: 0.99)",
         must=_FRACTION,
-        fill=_where_controlled(0.99, "geco", "nu-pi"),
-        effect=(_with("geco", "nu-pi"),),
+        fill=_where_controlled(0.99, "geco"),
+        effect=(_with("geco"),),
     )
     lambda_damping: float | None = option(
         None,
@@ -107,20 +106,6 @@ class ControlOptions:
         must=NOT_NEGATIVE,
         fill=_usual_damping,
         effect=(_with("mdmm"),),
-    )
-    lambda_integral: float | None = option(
-        None,
-        "nu-pi only: K_I, the gain of C − κ (default: 1)",
-        must=POSITIVE,
-        fill=_where_controlled(1.0, "nu-pi"),
-        effect=(_with("nu-pi"),),
-    )
-    lambda_proportional: float | None = option(
-        None,
-        f"nu-pi only: K_P, the gain of the change of its average (default: {_DAMPING:g})",
-        must=NOT_NEGATIVE,
-        fill=_where_controlled(_DAMPING, "nu-pi"),
-        effect=(_with("nu-pi"),),
     )
     lambda_min: float | None = option(
         None,
@@ -172,8 +157,6 @@ class ControlOptions:
             self.lambda_rate,
             self.lambda_smoothing or 0.0,
             self.lambda_damping or 0.0,
-            1.0 if self.lambda_integral is None else self.lambda_integral,
-            self.lambda_proportional or 0.0,
             self.lambda_min,
             self.lambda_max,
         )

@@ -89,13 +89,10 @@ class ProgressLine:
         self._clock.settle()
         self._shown = time.perf_counter()
         metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
-        estimate = self._trainer.estimated_nll()
-        shown = f"surrogate {metrics.surrogate:.1f}"
-        if estimate is not None:
-            shown = f"estimated NLL {estimate:.1f}"
         lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
         self._bar.set_postfix_str(
-            f"{shown}, recon {metrics.reconstruction:.2e}, {lam}|grad| {metrics.gradient_norm:.1f}"
+            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+            f"{lam}|grad| {metrics.gradient_norm:.1f}"
         )
 
     def clear(self) -> None:

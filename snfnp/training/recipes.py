@@ -38,9 +38,8 @@ class RecipeOptions:
         None,
         "self-normalizing only: how R is found: it climbs its gradient (gradient, Eqs. 11, 16), or "
         "without λ, and W by the forward density alone: projected on every batch (projection, "
-        "fc), the best one for W of its kernel size (least-squares, conv and glow; with 1x1 "
-        "kernels that is the exact gradient), or by a step of Newton's iteration (newton, fc and "
-        "glow) (default: the recipe's)",
+        "fc), or the best one for W of its kernel size (least-squares, conv and glow; with "
+        "1x1 kernels that is the exact gradient) (default: the recipe's)",
         choices=INVERSE_UPDATES,
         fill=by_recipe("inverse_update", "gradient"),
         effect=(SELF_NORMALIZING,),
@@ -58,9 +57,4 @@ class RecipeOptions:
             raise UsageError(
                 f"--model {self.model} cannot be trained with --inverse-update {chosen}: choose "
                 f"{' or '.join(own)}"
-            )
-        if chosen == "newton" and self.kernel not in (None, 1):
-            raise UsageError(
-                "--inverse-update newton needs --kernel 1 (the inverse of a larger convolution is "
-                "no convolution): choose least-squares"
             )

@@ -14,13 +14,6 @@ from snfnp.training.options import AT_LEAST_1, LEARNS, option
 class TrackingOptions:
     """The part of a configuration (`TrainConfig`) that says what is followed during training."""
 
-    track_log_det: bool = option(
-        False,
-        "follow log|det W| from step to step through the learned inverse, so that the progress "
-        "line can show an estimate of the likelihood; how far it drifts between exact evaluations "
-        "is recorded",
-        effect=(LEARNS,),
-    )
     track_angle: int | None = option(
         None,
         "at every evaluation, record the angle between the learned and the exact gradient on so "

@@ -24,7 +24,6 @@ from snfnp.training.adam import Adam, warmed_up
 from snfnp.training.checkpoint import Checkpoint
 from snfnp.training.config import TrainConfig
 from snfnp.training.control import Multipliers
-from snfnp.training.log_dets import RunningLogDets
 from snfnp.training.probes import Tally
 from snfnp.training.slices import Pass, SharedBatch, WholeBatch, cut
 
@@ -49,8 +48,7 @@ class Trainer:
     themselves, `Layer.assigns`, whose next values are in gradient); params, grads: p and
     gradient by layer and name; state, states: what else layers keep from step to step, in double
     precision, flat and by layer and name; step: steps done; log: what they saw
-    (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from;
-    log_dets: the running log-determinants, or None.
+    (`snfnp.ops.step.log`); lam: λ, or where `multipliers` control it, what they started from.
     report: gets a line where the step cannot be recorded as a graph. world: the ranks that train
     together, each with a trainer of its own and a slice of every batch; communicator: what sums
     arrays of the device over them.
@@ -84,19 +82,15 @@ class Trainer:
         self.m, self.v = (ops.xp.zeros_like(self.p[self._climbing]) for _ in range(2))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
-        self.log_dets = RunningLogDets(ops, flow, self.layout) if config.track_log_det else None
         self.tally = Tally() if config.jvp_weight else None
         followed = [
-            each.state_shapes for each in (self.multipliers, self.log_dets, self.tally) if each
+            each.state_shapes for each in (self.multipliers, self.tally) if each
         ]
         self.state_layout = Layout.of(reduce(or_, followed, flow.state_shapes()))
         self.state = ops.xp.zeros(self.state_layout.size)
         self.states = self.state_layout.views(self.state)
         if self.multipliers:
             self.multipliers.attach(self.states)
-        if self.log_dets:
-            self.log_dets.attach(self.states, self.p)
-            self.log_dets.anchor(self.likelihood().log_dets)
         if self.tally:
             self.tally.attach(self.states)
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
@@ -151,8 +145,6 @@ class Trainer:
     def _ascend_once(self, images) -> None:
         scalars, log = self.scalars, self.log
         climbing, assigned = self._climbing, self._assigned
-        if self.log_dets:
-            self.log_dets.before(self.p)
         reconstruction = self._compute_gradient(images)
         failed = log.failed
         if self.layout.assigned:
@@ -170,8 +162,6 @@ class Trainer:
         if self.layout.assigned:
             squares = squares + unsound
             self.ops.step.assign(self.gradient[assigned], squares, failed, out=self.p[assigned])
-        if self.log_dets:
-            self.log_dets.after(self.params)
         lam = scalars.lam
         if self.multipliers:
             samples = len(images) * self.world.size
@@ -245,11 +235,6 @@ class Trainer:
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""
         return StepMetrics(*self.log.read().last)
-
-    def estimated_nll(self) -> float | None:
-        """An estimate of the negative log-likelihood of the last step's images in nats, no exact
-        one: with `log_dets`, which drift; None without them."""
-        return -(self.log.read().density + self.log_dets.total()) if self.log_dets else None
 
     def averages(self) -> StepMetrics:
         """The figures of all steps since this was last asked, averaged."""

@@ -14,7 +14,7 @@ FAST = {"tolerance": 1e-5, "lambda_rate": 20.0}
 
 @pytest.mark.parametrize(
     "kind, model, sharing",
-    [("geco", "fc", "flow"), ("mdmm", "fc", "layer"), ("nu-pi", "conv", "layer")],
+    [("geco", "fc", "flow"), ("mdmm", "fc", "layer"), ("mdmm", "conv", "layer")],
 )
 def test_controlled_steps_are_numpys(ops, kind, model, sharing):
     changes = {"lambda_control": kind, "lambda_sharing": sharing, "dtype": "float64", **FAST}
@@ -28,7 +28,7 @@ def test_controlled_steps_are_numpys(ops, kind, model, sharing):
     assert found.lam_figures()["lam"] != 1.0
 
 
-@pytest.mark.parametrize("kind, sharing", [("geco", "layer"), ("mdmm", "flow"), ("nu-pi", "layer")])
+@pytest.mark.parametrize("kind, sharing", [("geco", "layer"), ("mdmm", "flow")])
 def test_a_graph_controls_as_plain_steps_do(ops, kind, sharing):
     changes = {"lambda_control": kind, "lambda_sharing": sharing, **FAST}
     eager, graph = (
@@ -63,7 +63,7 @@ def test_a_controlled_step_neither_waits_nor_launches_much_more(ops, standin, co
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_step_that_fails_leaves_lambda_as_it_was(ops, graph):
-    trainer = take_steps(make_trainer(ops, graph=graph, lambda_control="nu-pi", **FAST), range(4))
+    trainer = take_steps(make_trainer(ops, graph=graph, lambda_control="mdmm", **FAST), range(4))
     before = host(trainer, "state")
     trainer.params["dense1"]["R"].reshape(-1)[:1] = np.inf
     for step in range(4, 7):

@@ -25,11 +25,10 @@ WAYS = pytest.mark.parametrize(
     "model, changes",
     [
         ("fc", {"recipe": "least-squares"}),
-        ("fc", {"inverse_update": "newton"}),
         ("conv", {"recipe": "least-squares", "flow": CONVOLUTIONS}),
         ("glow", {"recipe": "least-squares"}),
     ],
-    ids=("projection", "newton", "least-squares", "least-squares-1x1"),
+    ids=("projection", "least-squares", "least-squares-1x1"),
 )
 
 

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.trainers import host, make_trainer
+from support.trainers import make_trainer
 
-from gpu.test_training import images_of, take_steps
+from gpu.test_training import images_of
 from snfnp.ops import get_ops
 from snfnp.training.inspection import Inspection
-
-
-@pytest.mark.parametrize("model", ["fc", "conv"])
-def test_a_graph_follows_log_determinants_as_plain_steps_do(ops, model):
-    eager, graph = (
-        take_steps(make_trainer(ops, model, graph=flag, track_log_det=True), range(5))
-        for flag in (False, True)
-    )
-    assert graph._ascend.recorded
-    for name in ("p", "state"):
-        np.testing.assert_array_equal(host(graph, name), host(eager, name))
-    assert graph.estimated_nll() == eager.estimated_nll()
-    exact = graph.likelihood().log_dets
-    assert sum(map(abs, graph.log_dets.anchor(exact).values())) > 0
-    assert graph.log_dets.total() == pytest.approx(sum(exact.values()), rel=1e-12)
-
-
-def test_followed_log_determinants_are_numpys(ops):
-    found, expected = (
-        take_steps(make_trainer(each, "conv", track_log_det=True, dtype="float64"), range(2))
-        for each in (ops, get_ops("numpy"))
-    )
-    a, b = host(found, "state"), host(expected, "state")
-    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])

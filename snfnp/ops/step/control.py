@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import numpy as np
 
-CONTROLLERS = ("geco", "mdmm", "nu-pi")
+CONTROLLERS = ("geco", "mdmm")
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
 
@@ -46,8 +46,7 @@ class Controller:
     """How λ follows the constraint C ≤ κ; `Step.control` has the formulas.
 
     kind: of `CONTROLLERS`; relative: whether C is E/‖h‖² instead of E; tolerance: κ; rate: η;
-    smoothing: α of GECO, ν of νPI; damping: c of MDMM; integral, proportional: K_I and K_P of νPI;
-    lowest, highest: λ stays between them.
+    smoothing: α of GECO; damping: c of MDMM; lowest, highest: λ stays between them.
     """
 
     kind: str
@@ -56,8 +55,6 @@ class Controller:
     rate: float
     smoothing: float = 0.0
     damping: float = 0.0
-    integral: float = 1.0
-    proportional: float = 0.0
     lowest: float = 0.0
     highest: float = np.inf
 

@@ -103,11 +103,10 @@ class Step(Room):
         found (L, 2): of each layer its reconstruction error E, averaged over the batch, and Σ ‖h‖²
         over its samples. K = L: every layer has a λ of its own; K = 1: one λ is for all layers,
         and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² where the controller is `relative`,
-        e = C − κ, and ξ ← ν ξ + (1 − ν) e, which the first step starts at e:
+        e = C − κ, and ξ ← α ξ + (1 − α) e, which the first step starts at e:
 
-            geco   μ ← μ exp(η ξ),                        λ = μ
-            mdmm   μ ← μ + η e,                           λ = μ + c e
-            nu-pi  μ ← μ + η (K_I e + K_P (ξ − ξ_before)), λ = μ
+            geco   μ ← μ exp(η ξ),   λ = μ
+            mdmm   μ ← μ + η e,      λ = μ + c e
 
         μ and λ are kept between `lowest` and `highest`. A column whose C is not finite stays as it
         is, and so do all where `failed` is not 0 or Σ g² (`squares`) is not finite.
@@ -132,8 +131,7 @@ class Step(Room):
             exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
             moved = out[Row.MULTIPLIER] * xp.exp(exponent)
         else:
-            change = own.integral * error + own.proportional * (average - before)
-            moved = out[Row.MULTIPLIER] + own.rate * change
+            moved = out[Row.MULTIPLIER] + own.rate * error
         moved = xp.maximum(own.lowest, xp.minimum(moved, own.highest))
         lam = xp.maximum(own.lowest, xp.minimum(moved + own.damping * error, own.highest))
         after = {

@@ -63,8 +63,7 @@ class GpuStep(Step):
     def control(self, found, samples, controller, squares, failed, out):
         device, own = self.device, controller
         totals = device.empty(2, np.float64)
-        numbers = (own.tolerance, own.rate, own.smoothing, own.damping, own.integral)
-        numbers += (own.proportional, own.lowest, own.highest)
+        numbers = (own.tolerance, own.rate, own.smoothing, own.damping, own.lowest, own.highest)
         device.launch(
             "control",
             np.float64,

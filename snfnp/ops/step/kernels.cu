@@ -103,9 +103,9 @@ template <typename T>
 __global__ void control(T* __restrict__ state, const T* __restrict__ found, T* __restrict__ totals,
                         long long multipliers, long long layers, long long samples,
                         long long exponential, long long relative, double tolerance, double rate,
-                        double smoothing, double damping, double integral, double proportional,
-                        double lowest, double highest, const double* squares_at, double squares,
-                        const double* failed_at, double failed) {
+                        double smoothing, double damping, double lowest, double highest,
+                        const double* squares_at, double squares, const double* failed_at,
+                        double failed) {
   if (blockIdx.x > 0) return;
   const bool shared = multipliers == 1;
   double all_errors = 0.0, all_inputs = 0.0, weighted = 0.0;
@@ -139,7 +139,7 @@ __global__ void control(T* __restrict__ state, const T* __restrict__ found, T* _
     if (exponential)
       multiplier *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
     else
-      multiplier += rate * (integral * error + proportional * (average - before));
+      multiplier += rate * error;
     multiplier = between(lowest, multiplier, highest);
     column[LAM * multipliers] = T(between(lowest, multiplier + damping * error, highest));
     column[MULTIPLIER * multipliers] = T(multiplier);
