@@ -6,16 +6,15 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from snfnp.context import layer_key
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Linear, Preprocess
-from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 
 
@@ -108,11 +107,6 @@ class Flow:
         """Whether `inverse` exists in one pass: every linear layer learned an R."""
         return all(layer.has_inverse for _, layer in self.layers)
 
-    @property
-    def initialises_from_data(self) -> bool:
-        """Whether `init_from_data` changes anything."""
-        return any(layer.initialises_from_data for _, layer in self.layers)
-
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {parameter name: shape}}."""
         return {name: layer.parameter_shapes(shape) for name, layer, shape in self.with_shapes()}
@@ -120,13 +114,8 @@ class Flow:
     @property
     def layout(self) -> Layout:
         """Where each parameter lies in a flat buffer."""
-        assigned = {name: layer.assigns for name, layer in self.layers}
-        return Layout.of(self.parameter_shapes(), assigned)
-
-    def state_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """{layer name: {name: shape}} of what layers keep from step to step beside parameters."""
-        shapes = {name: layer.state_shapes(shape) for name, layer, shape in self.with_shapes()}
-        return {name: named for name, named in shapes.items() if named}
+        updates = {name: layer.rule.updates for name, (layer, _) in self.learned_inverses().items()}
+        return Layout.of(self.parameter_shapes(), updates)
 
     def init(self, seed: int) -> dict:
         """Initial parameters (float64, host), the same on every backend."""
@@ -163,11 +152,11 @@ class Flow:
         first, *rest = map(ops.density.gaussian_log_density, reversed(latents))
         return sum(rest, start=first)
 
-    def forward(self, ops, params, x, recompute: bool = False, key: RandomKey | None = None):
+    def forward(self, ops, params, x, recompute: bool = False, noise: Callable | None = None):
         """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
 
-        key: that of a training step, whose random numbers layers may use (`Layer.perturb`); its
-        `first` is the place of x[0] in the step's batch, where x is a part of that.
+        noise(place, z, cache): what a training step passes on in place of the place-th layer's
+        output z; what `backward` needs of it goes into that layer's cache.
 
         recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` then computes
         their inputs from their outputs, and the caches from those, layer by layer: about two more
@@ -178,9 +167,8 @@ class Flow:
         splits, latents, ldjs, caches = self._splits, [], [], []
         for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
-            if key is not None:
-                own = layer_key(key, place)
-                x = layer.perturb(ops, params[name], x, cache, own, key.first)
+            if noise is not None:
+                x = noise(place, x, cache)
             if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
                 ldjs.append(layer_ldj)
             if name in splits:
@@ -206,8 +194,9 @@ class Flow:
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             with _naming(name):
-                learned = layer.refined_inverse if refined else layer.inverse
-                invert = layer.exact_inverse if exact else learned
+                invert = layer.exact_inverse if exact else layer.inverse
+                if refined and layer.learns_inverse:
+                    invert = layer.refined_inverse
                 missing = (split_off.pop(),) if name in splits else ()
                 z = invert(ops, params[name], z, *missing)
         return z
@@ -224,19 +213,20 @@ class Flow:
         samples: N, where the latents are those of a part of the batch."""
         return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
 
-    def backward(self, ctx, params, caches, dlatents, grads):
-        """δ of all latents -> δ_x; every layer writes its parameters' gradients into `grads`.
+    def backward(self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None):
+        """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
+        the last to the first; every layer writes its parameters' gradients into `grads`.
 
-        Where `forward` dropped a cache, the layer's input is computed from its output, and the
-        cache from this input.
+        error_factors: {layer: −2λ/N} of layers with a λ of their own. Where `forward` dropped a
+        cache, the layer's input is computed from its output, and the cache from this input.
         """
         *split_off, delta = dlatents
-        splits = self._splits
+        splits, factors, measured = self._splits, error_factors or {}, {}
         x = None  # the previous layer's output, where the layer at hand computed its input again
         for place in reversed(range(len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):
-                ctx.enter(name, place)
+                own = ctx.at(place, factors.get(name, ctx.error_factor))
                 is_split = name in splits
                 if isinstance(cache, _Dropped):
                     z = x if cache.output is None else cache.output
@@ -244,8 +234,12 @@ class Flow:
                     x = layer.inverse(ctx.ops, params[name], z, *missing)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 dlatent = (split_off.pop(),) if is_split else ()
-                delta = layer.backward(ctx, params[name], cache, delta, grads[name], *dlatent)
-        return delta
+                result = layer.backward(own, params[name], cache, delta, grads[name], *dlatent)
+            if layer.learns_inverse:
+                delta, measured[name] = result
+            else:
+                delta = result
+        return delta, measured
 
     # ---------------------------------------------------------------- exact, and expensive
 

@@ -11,11 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from snfnp.beyond.chain import Chain
-from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.probes import JacobianPenalty, Probe
-from snfnp.beyond.projection import Projection
-from snfnp.beyond.variational import Variational
+from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -33,8 +29,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
-_RULES = {"projection": Projection, "least-squares": LeastSquares}
-INVERSE_UPDATES = ("gradient", *_RULES)
+INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 
@@ -115,15 +110,15 @@ def make_rule(
     """The rule behind a `--gradient` name, an `--inverse-update` and a `--jvp-weight`; sigma,
     noise_vectors: of the variational objective."""
     if gradient == "self-normalizing" and inverse_update != "gradient":
-        return _RULES[inverse_update]()
+        return registry.find(inverse_update)()
     if gradient == "self-normalizing" and objective == "variational":
-        return Variational(sigma, noise_vectors)
+        return registry.find("variational")(sigma, noise_vectors)
     if gradient == "self-normalizing" and jvp_weight > 0:
-        return JacobianPenalty(objective, jvp_weight, jvp_probes)
+        return registry.find("jacobian-penalty")(objective, jvp_weight, jvp_probes)
     if gradient == "self-normalizing":
         return SelfNormalizing(objective)
     if gradient == "probe":
-        return Probe(objective, probes)
+        return registry.find("probe")(objective, probes)
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
@@ -161,7 +156,7 @@ def _inverse_map(choices: Choices, channels: int):
     size = choices.inverse_kernel or 3
     inverse = Conv2d((size, size), channels)
     if choices.inverse_depth > 1:
-        return Chain(inverse, choices.inverse_depth)
+        return registry.find("chain")(inverse, choices.inverse_depth)
     return inverse if choices.inverse_kernel else None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snfnp.beyond.left_inverse import LeftInverse
+from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.rules.base import Rule, forward_gradient
 
@@ -34,27 +35,27 @@ class LeastSquares(Rule):
     tolerance: float = 0.04
     stiffness: float = 10.0
     learns_inverse: ClassVar[bool] = True
-    assigns: ClassVar[tuple[str, ...]] = ("R",)
+    updates: ClassVar[tuple[str, ...]] = ("R",)
 
-    def refuse(self, f, g) -> None:
+    def check_maps(self, f, g) -> None:
         if not (f.has_left_inverse and g.has_left_inverse):
             raise UsageError("a least-squares inverse needs single convolutions")
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, w, shape, r = ctx.ops, p["W"], x.shape[1:], grads["R"]
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        ops, w, x = ctx.ops, p["W"], cache["x"]
+        shape, part = x.shape[1:], ctx.part
         if not ctx.leads:
-            r[...] = 0
             forward_gradient(ctx, f=f, term=None, x=x, dz=dz, grads=grads)
-            return f.adjoint(ops, w, dz)
+            return f.adjoint(ops, w, dz), Measured(updates={"R": 0})
         best = LeftInverse(ops, f, g, w, shape)
-        r[...] = best.r
-        few = slice(0, _LOGGED)
-        _, error = g.residual(ops, r, z0[few], x[few], 0.0)
-        ctx.reconstruction = ctx.reconstruction + ctx.of_batch(error)
+        r, few = best.r.astype(w.dtype), slice(0, _LOGGED)
+        _, error = g.residual(ops, r, cache["z0"][few], x[few], 0.0)
+        if part.parts > 1:
+            error = error * (part.total / part.count)  # no other slice has any
 
         forward_gradient(ctx, f=f, term=best.neumann_term(), x=x, dz=dz, grads=grads, multiple=1)
         if not f.inverts_in_kind:
-            nu = ops.random.rademacher(ctx.key(), (self.probes, *shape), w.dtype)
+            nu = ops.random.rademacher(ctx.key, (self.probes, *shape), w.dtype)
             tail = best.rest_of_series(nu, self.terms)
             nu *= ctx.volume / self.probes
             f.weight_grad(ops, nu, tail, out=grads["W"], add=True)
@@ -62,4 +63,4 @@ class LeastSquares(Rule):
             if ops.peek(excess) is not False:  # a device is not waited for: there it may add 0
                 pull = -2 * self.stiffness * excess * best.error_grad()
                 grads["W"] += pull.astype(w.dtype)
-        return f.adjoint(ops, w, dz)
+        return f.adjoint(ops, w, dz), Measured(error, updates={"R": r})

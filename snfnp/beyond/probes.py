@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from snfnp.context import Measured
 from snfnp.errors import UsageError
+from snfnp.ops import RandomKey
 from snfnp.rules.base import bias_gradient
 from snfnp.rules.self_normalizing import SelfNormalizing
 
 
-def draw_probes(ctx, count: int, x):
-    """Probes (count, ...), each like a sample of the batch x (N, ...), of this layer and step."""
-    return ctx.ops.random.rademacher(ctx.key(), (count, *x.shape[1:]), x.dtype)
+def draw_probes(ops, key: RandomKey, count: int, x):
+    """Probes (count, ...), each like a sample of the batch x (N, ...); key: of a layer and step."""
+    return ops.random.rademacher(key, (count, *x.shape[1:]), x.dtype)
 
 
 def _check_count(count) -> None:
@@ -48,31 +50,32 @@ class JacobianPenalty(SelfNormalizing):
             )
 
     @property
-    def pull(self) -> float:
-        return self.weight
+    def without_penalty(self) -> SelfNormalizing:
+        return SelfNormalizing(self.objective)
 
-    def deltas(self, ctx, f, g, p, x, z0, dz):
+    def deltas(self, ctx, f, g, p, cache, dz):
         """As in the plain rule, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """
-        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
-        c_f, c_g = self.shares
         if not ctx.leads:
-            return super().deltas(ctx, f, g, p, x, z0, dz)
-        probes = draw_probes(ctx, self.probes, x)
-        z0 = ops.xp.concatenate((z0, f.apply(ops, w, probes)))
+            return super().deltas(ctx, f, g, p, cache, dz)
+        ops, linalg, w, r, (c_f, c_g) = ctx.ops, ctx.ops.linalg, p["W"], p["R"], self.shares
+        x, n = cache["x"], len(cache["x"])
+        probes = draw_probes(ops, ctx.key, self.probes, x)
+        z0 = ops.xp.concatenate((cache["z0"], f.apply(ops, w, probes)))
         delta_r = g.apply(ops, r, z0)
-        error, of_probes = delta_r[:n], delta_r[n:]
-        ctx.reconstruction = linalg.residual(error, x, ctx.reconstruction)
+        residual, of_probes = delta_r[:n], delta_r[n:]
+        error = linalg.residual(residual, x)
         # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
-        ctx.jacobian_error = linalg.residual(of_probes, probes, ctx.jacobian_error)
+        jacobian_error = linalg.residual(of_probes, probes)
         of_probes *= -2 * self.weight / self.probes
 
         delta_w = g.adjoint(ops, r, delta_r)
         linalg.axpby(c_f, dz, ctx.error_factor, delta_w[:n])
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
-        return dx, (delta_w, ops.xp.concatenate((x, probes))), (delta_r, z0)
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=residual)
+        x = ops.xp.concatenate((x, probes))
+        return (delta_w, x), (delta_r, z0), dx, Measured(error, jacobian_error)
 
 
 @dataclass(frozen=True)
@@ -90,21 +93,20 @@ class Probe(SelfNormalizing):
         super().__post_init__()
         _check_count(self.probes)
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """Δ_W and Δ_R as in the plain rule, and below them the rows of the probes:
 
         Δ_W = (c v/n) ν, beside T(R) ν        Δ_R = −(c' v/n) T(W)ᵀ ν, beside ν
         """
-        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
         if not ctx.leads:  # what the probes estimate has the weight 0
-            return super().backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
-        concatenate = ops.xp.concatenate
-        (c_f, c_g), count = self.shares, self.probes
-        probes = draw_probes(ctx, self.probes, x)
-        z0, delta_w = concatenate((z0, probes)), concatenate((dz, probes))
+            return super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        ops, linalg, w, r, concatenate = ctx.ops, ctx.ops.linalg, p["W"], p["R"], ctx.ops.xp.concatenate
+        x, n, (c_f, c_g), count = cache["x"], len(cache["x"]), self.shares, self.probes
+        probes = draw_probes(ops, ctx.key, self.probes, x)
+        z0, delta_w = concatenate((cache["z0"], probes)), concatenate((dz, probes))
         delta_r, dx = g.apply(ops, r, z0), f.adjoint(ops, w, delta_w)
         x_and_back = concatenate((x, delta_r[n:]))
-        ctx.reconstruction = linalg.residual(delta_r[:n], x, ctx.reconstruction)
+        error = linalg.residual(delta_r[:n], x)
         of_error = g.adjoint(ops, r, delta_r[:n])
 
         linalg.axpby(ctx.error_factor, of_error, c_f, delta_w[:n])
@@ -114,4 +116,4 @@ class Probe(SelfNormalizing):
         ops.aside(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
         ops.aside(g.weight_grad, ops, delta_r, z0, out=grads["R"])
         ops.aside(bias_gradient, ops, dz, grads)
-        return dx[:n]
+        return dx[:n], Measured(error)

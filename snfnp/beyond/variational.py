@@ -11,15 +11,16 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from snfnp.context import layer_key
 from snfnp.errors import UsageError
+from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules.base import Rule
 from snfnp.rules.self_normalizing import SelfNormalizing
 
-SMALLEST, LARGEST = 1e-6, 1e6  # of σ: λ = 1/(2σ²) stays far from what a float can hold
 _FORWARD = SelfNormalizing("forward")
 
 
-class Noise(NamedTuple):
+class Drawn(NamedTuple):
     """ν (P, ...), of which samples take shares, T(W) ν, and the place of the first sample in the
     batch that these samples are a part of: it decides which shares they take."""
 
@@ -36,7 +37,7 @@ class Variational(Rule):
 
         log p^f − Σ_n ‖T(R) T(W) x_n − x_n‖² / (2σ²N) − ½ ‖T(R) T(W)‖²_F
 
-    which is the `forward` objective at λ = 1/(2σ²) and one term more. ctx.lam is to be `lam`.
+    which is the `forward` objective at λ = 1/(2σ²) and one term more. λ is to be `lam`.
     vectors: P, how many ε are drawn in a step. Samples share them in turn, the first of each pair
     ε, the second −ε, so that the products with them cost P rows and not N; ½ ‖T(R) T(W) ν‖²,
     averaged over the same P, has the last term for its expectation.
@@ -49,9 +50,10 @@ class Variational(Rule):
     objective: ClassVar[str] = "variational"
 
     def __post_init__(self):
-        if not SMALLEST <= self.sigma <= LARGEST:
+        if not SMALLEST_SIGMA <= self.sigma <= LARGEST_SIGMA:
             raise UsageError(
-                f"sigma is {self.sigma:g}: it must be positive, from {SMALLEST:g} to {LARGEST:g}"
+                f"sigma is {self.sigma:g}: it must be positive, from {SMALLEST_SIGMA:g} to "
+                f"{LARGEST_SIGMA:g}"
             )
         if self.vectors < 1:
             raise UsageError(f"noise_vectors is {self.vectors}: it must be at least 1")
@@ -61,37 +63,53 @@ class Variational(Rule):
         """1/(2σ²): the weight of the reconstruction error."""
         return 1 / (2 * self.sigma**2)
 
-    def perturb(self, ops, *, f, p, x, z, key, first=0):
-        """z + σ T(W) ε, which is f(x + σε), and the noise."""
-        nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
-        moved = f.apply(ops, p["W"], nu)
-        shares = _shares(len(x), self.vectors, self.sigma, first)
-        step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
-        return z + step.reshape(z.shape), Noise(nu, moved, first)
-
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads, noise=None):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
 
             G_W += (Sᵀ δ_z − T(R)ᵀ E / P) ⋆ ν        G_R += −E / P ⋆ T(W) ν
 
         S are the shares: Sᵀ δ_z ⋆ ν = Σ_n δ_z,n ⋆ σε_n, what the noise in x adds to δ_z ⋆ x.
         """
-        dx = _FORWARD.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
-        if noise is None:
-            return dx
-        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], noise
+        result = _FORWARD.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        if "noise" not in cache:
+            return result
+        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], cache["noise"]
         each = -1 / self.vectors
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.leads:  # Sᵀ δ_z is of this slice's samples, E of none
             ops.aside(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
-            return dx
+            return result
         error = g.apply(ops, r, moved)
         delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
         ops.aside(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
         for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
             ops.aside(part.map.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
-        return dx
+        return result
+
+
+class Noise:
+    """What a training step passes on in place of the outputs of layers with this rule.
+
+    key: the step's random numbers, which all samples share; its `first` is the place of the first
+    sample in the batch that the samples are a part of.
+    """
+
+    def __init__(self, ops, flow, params, key):
+        self._ops, self._layers, self._params, self._key = ops, flow.layers, params, key
+
+    def __call__(self, place: int, z, cache):
+        """z + σ T(W) ε, which is f(x + σε), of the place-th layer; the noise goes into its cache."""
+        name, layer = self._layers[place]
+        if not (layer.learns_inverse and isinstance(layer.rule, Variational)):
+            return z
+        ops, rule, key, x = self._ops, layer.rule, layer_key(self._key, place), cache["x"]
+        nu = ops.random.normal(key, (rule.vectors, *x.shape[1:]), x.dtype)
+        moved = layer.map.apply(ops, self._params[name]["W"], nu)
+        cache["noise"] = Drawn(nu, moved, self._key.first)
+        shares = _shares(len(x), rule.vectors, rule.sigma, self._key.first)
+        step = ops.linalg.combine(shares, moved.reshape(rule.vectors, -1))
+        return z + step.reshape(z.shape)
 
 
 @cache

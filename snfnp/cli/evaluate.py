@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from snfnp.beyond.certificates import Certificate, certificates
+from snfnp import registry
 from snfnp.cli.shared import check_range, check_seed, open_run, run_parser, within_memory
 from snfnp.data import load_dataset
 
@@ -40,7 +40,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused
-    proved = certificates(run.ops, run.flow, run.params) if args.certify else []
+    proved = []
+    if args.certify:
+        proved = registry.find("certificates")(run.ops, run.flow, run.params)
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
     images, likelihood = getattr(dataset, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
@@ -61,7 +63,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         print("\n" + _proof(proved))
 
 
-def _proof(proved: list[Certificate]) -> str:
+def _proof(proved: list) -> str:
     """The certificates, a line for each layer, and what they say together."""
     lines = ["of E = I - RW at every learned inverse, without a determinant:"]
     lines.append(f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}")

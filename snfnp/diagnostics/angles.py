@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp.beyond.chain import Chain
 from snfnp.diagnostics.gradients import gradients
 from snfnp.diagnostics.reciprocal import ExactOfInverse, Reciprocal
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
-from snfnp.rules import Exact
+from snfnp.rules import Exact, Rule, SelfNormalizing
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class LayerGradients:
     inverse_angle: float | None = None
 
 
-def gradient_angles(ops, flow: Flow, params, x, lam, state=None, key=None) -> list[LayerGradients]:
+def gradient_angles(ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
     """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
 
     The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
@@ -47,7 +46,7 @@ def gradient_angles(ops, flow: Flow, params, x, lam, state=None, key=None) -> li
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
     exact = _replaced(flow, lambda layer: replace(layer, rule=Exact(), inverse_map=None))
-    without, whole = gradients(ops, flow, params, x, (None, lam), state, key)
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, exact, params, x)
     of_inverse = _of_inverse(ops, flow, params, x)
     found = []
@@ -67,6 +66,11 @@ def gradient_angles(ops, flow: Flow, params, x, lam, state=None, key=None) -> li
     return found
 
 
+def has_inverse_likelihood(rule: Rule) -> bool:
+    """Whether R ascends a likelihood of its own, that of g⁻¹, beside its reconstruction error."""
+    return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
+
+
 def _replaced(flow: Flow, other) -> Flow:
     """The flow with another layer for each that learns its inverse."""
     layers = (
@@ -80,8 +84,8 @@ def _of_inverse(ops, flow: Flow, params, x) -> dict | None:
     is a chain, or is singular."""
     learned = [layer for _, layer in flow.layers if layer.learns_inverse]
     for layer in learned:
-        climbs = isinstance(layer, Linear) and layer.rule.inverse_climbs
-        if not climbs or isinstance(layer.maps[1], Chain):
+        linear = isinstance(layer, Linear) and has_inverse_likelihood(layer.rule)
+        if not linear or not isinstance(layer.maps[1], type(layer.map)):  # a chain
             return None
 
     def inverted(layer):

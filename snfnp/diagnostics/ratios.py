@@ -11,13 +11,13 @@ from snfnp.diagnostics.gradients import gradients
 from snfnp.flow import Flow
 
 
-def gradient_ratios(ops, flow: Flow, params, x, lam, state=None, key=None) -> dict[str, float]:
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
     """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x.
 
     Of every layer that learns its inverse; 0 where λ is 0. The arguments are those of `gradients`.
     Costs two backward passes: O(N D²) for dense layers.
     """
-    without, whole = gradients(ops, flow, params, x, (None, lam), state, key)
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
     ratios = {}
     for name, layer in flow.layers:
         if layer.learns_inverse:

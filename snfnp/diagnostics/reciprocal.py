@@ -37,8 +37,8 @@ class ExactOfInverse(Rule):
     """The exact gradient of log p^g for a layer whose weight "W" is R, and whose map the
     `Reciprocal` of R's: G = −δ_x ⋆ z − ∂log|det T(R)|/∂R, the bracket of Eq. 9 for dense maps."""
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, r = ctx.ops, p["W"]
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        ops, r, x, z0 = ctx.ops, p["W"], cache["x"], cache["z0"]
         # the bracket of Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, with δ_x = R⁻ᵀ δ and z0 = R⁻¹ x
         dx = f.adjoint(ops, r, dz)
         log_det_grad = f.map.log_det_grad(ops, r, x.shape[1:])

@@ -25,7 +25,6 @@ class ActNorm(Layer):
     """
 
     cheap_exact_inverse = True
-    initialises_from_data = True
 
     def parameter_shapes(self, shape) -> dict:
         return {"t": shape[-1:], "s": shape[-1:]}
@@ -63,16 +62,3 @@ class ActNorm(Layer):
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
         out = (grads["t"], grads["s"])
         return ctx.ops.channels.actnorm_backward(dz, cache["z"], p["s"], ctx.dldj, out)
-
-    def jvp(self, ops, p, cache, dx):
-        """e^{−s} ẋ."""
-        return dx * ops.xp.exp(-p["s"])
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """0 and δ e^{−s}; G_s loses Σ δ e^{−s} ẋ."""
-        of_dx = delta * ops.xp.exp(-p["s"])
-        grads["s"] -= ops.channels.sum(of_dx * dx)
-        return 0, of_dx
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        return dz * ops.xp.exp(p["s"])

@@ -1,13 +1,11 @@
 """The contract of a layer: every member, its default, and the rules that backends rely on.
 
-Derivation: derivations/16-write-your-own-layer.md and 18-jacobian-vector-products.md.
+Derivation: derivations/16-write-your-own-layer.md.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
-
-from snfnp.errors import UsageError
 
 
 class Layer:
@@ -41,24 +39,15 @@ class Layer:
     # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
     # rule's (see `snfnp.rules`): the exact ones where R = W⁻¹, approximations elsewhere.
     learns_inverse: ClassVar[bool] = False
-    # The parameters whose next values, not gradients, `backward` writes into `grads`.
-    assigns: ClassVar[tuple[str, ...]] = ()
     # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
     has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then compute x again from z instead of keeping it.
     cheap_exact_inverse: ClassVar[bool] = False
-    # Whether `init_from_data` decides parameters from the first batch.
-    initialises_from_data: ClassVar[bool] = False
 
     def parameter_shapes(self, shape) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, in the order of `init`'s."""
         raise NotImplementedError
-
-    def state_shapes(self, shape) -> dict[str, tuple[int, ...]]:
-        """What the layer keeps from step to step beside parameters, by name: arrays in double
-        precision, zeros at the start, that `backward` finds in `ctx.state` and may overwrite."""
-        return {}
 
     def init(self, rng, shape) -> dict:
         """Initial parameters by name: float64 host arrays, from a NumPy generator."""
@@ -84,24 +73,12 @@ class Layer:
         """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
         raise NotImplementedError
 
-    def perturb(self, ops, p, z, cache, key, first=0):
-        """What a training step passes on in place of z, `forward`'s result: with noise, where the
-        layer's rule has some. What `backward` needs of it goes into the cache. key: of the random
-        numbers (`snfnp.ops.RandomKey`), which all samples share; first: the place of z[0] in the
-        batch that z is a part of."""
-        return z
-
     def inverse(self, ops, p, z):
         """z -> x: the learned inverse where there is one, the exact one elsewhere."""
         raise NotImplementedError
 
     def exact_inverse(self, ops, p, z, *latent):
         """z -> x, exact, whatever it costs."""
-        return self.inverse(ops, p, z, *latent)
-
-    def refined_inverse(self, ops, p, z, *latent):
-        """z -> x: the learned inverse, refined until nothing is left over; where there is none,
-        `inverse`."""
         return self.inverse(ops, p, z, *latent)
 
     def log_det(self, ops, p, shape) -> float | None:
@@ -113,43 +90,11 @@ class Layer:
         """δ_z (N, ...) -> δ_x; writes the gradient of every parameter into grads[name].
 
         ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
-        ctx.volume, its sum; what only layers that learn their inverse need.
+        ctx.volume, its sum; what only layers that learn their inverse need. Such a layer returns
+        (δ_x, what it measured), a `snfnp.context.Measured`; parameters that its rule finds by
+        itself have no place in `grads`.
         """
         raise NotImplementedError
-
-    def inverse_backward(self, ctx, p, x, z, delta, grads):
-        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z. What
-        belongs to parameters is *added* to the arrays of `grads`.
-
-        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
-        ctx: one whose dldj is 0. Costs a forward and a backward pass.
-        """
-        _, _, cache = self.forward(ctx.ops, p, x)
-        of_z = self.jvp_solve(ctx.ops, p, cache, delta, transposed=True)
-        own = {name: ctx.ops.xp.empty_like(array) for name, array in grads.items()}
-        self.backward(ctx, p, cache, -of_z, own)
-        for name, array in own.items():
-            grads[name] += array
-        return of_z
-
-    # ---------------------------------------------------------------- the Jacobian J = ∂z/∂x
-
-    def jvp(self, ops, p, cache, dx):
-        """J ẋ (N, ...) for the directions dx = ẋ (N, ...), one per sample, at the x that `forward`
-        made the cache of."""
-        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, that of ẋ, Jᵀ δ).
-
-        The former holds second derivatives, and is the number 0 where J does not depend on x.
-        What belongs to parameters is *added* to the arrays of `grads`.
-        """
-        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
-
-    def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
-        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. Where `inverse` is exact, it is its Jacobian."""
-        raise UsageError(f"{type(self).__name__} has no inverse Jacobian-vector products")
 
 
 class Parameterless(Layer):

@@ -6,7 +6,7 @@ Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,23 +51,15 @@ class Linear(Layer):
             raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
         if self.inverse_map is not None and not self.learns_inverse:
             raise UsageError("an inverse_map needs a rule that learns an inverse")
-        self.rule.refuse(*self.maps)
+        self.rule.check_maps(*self.maps)
 
     @property
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
     @property
-    def assigns(self) -> tuple[str, ...]:
-        return self.rule.assigns
-
-    @property
     def has_inverse(self) -> bool:
         return self.rule.learns_inverse
-
-    @property
-    def initialises_from_data(self) -> bool:
-        return self.bias_init == "data"
 
     @property
     def maps(self) -> tuple:
@@ -123,14 +115,6 @@ class Linear(Layer):
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
 
-    def perturb(self, ops, p, z, cache, key, first=0):
-        """z as the rule passes it on in training (`Rule.perturb`)."""
-        x = cache["x"]
-        z, noise = self.rule.perturb(ops, f=self.map, p=p, x=x, z=z, key=key, first=first)
-        if noise is not None:
-            cache["noise"] = noise
-        return z
-
     def inverse(self, ops, p, z):
         """x ≈ T(R)(z − b): the learned inverse, one pass."""
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
@@ -145,34 +129,14 @@ class Linear(Layer):
         return contraction.solve(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
-        """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into `grads`."""
+        """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
+        W, R and b into `grads`."""
         f, g = self.maps
-        x, z0 = cache["x"], cache["z0"]
-        if self.learns_inverse:
-            ctx.meets(x)
-        given = {"noise": cache["noise"]} if "noise" in cache else {}
-        return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads, **given)
-
-    def inverse_backward(self, ctx, p, x, z, delta, grads):
-        """T(R)ᵀ δ; G_R gains δ ⋆ (z − b) and G_b loses Σ T(R)ᵀ δ."""
-        ops, (f, g) = ctx.ops, self.maps
-        for part in g.gradients(
-            ops, f, p["W"], p["R"], delta, self._without_bias(p, z), 0.0, grads["R"]
-        ):
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
-        of_z = g.adjoint(ops, p["R"], delta)
-        if self.bias:
-            grads["b"] -= ops.channels.sum(of_z)
-        return of_z
-
-    def jvp(self, ops, p, cache, dx):
-        """T(W) ẋ: the Jacobian of a linear map is its matrix."""
-        return self.map.apply(ops, p["W"], dx)
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """0 and T(W)ᵀ δ; G_W gains δ ⋆ ẋ."""
-        self.map.weight_grad(ops, delta, dx, out=grads["W"], add=True)
-        return 0, self.map.adjoint(ops, p["W"], delta)
+        result = self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        if not self.learns_inverse:
+            return result
+        dx, measured = result
+        return dx, replace(measured, input=cache["x"])
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""

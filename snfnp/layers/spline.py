@@ -67,22 +67,5 @@ class RationalQuadraticSpline(Layer):
         spline = ctx.ops.spline
         return spline.backward(x, knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
 
-    def jvp(self, ops, p, cache, dx):
-        """dy/dx ẋ."""
-        return dx * ops.spline.slope(cache["x"], cache["knots"])
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """δ ẋ times the derivatives of dy/dx by x and all three parameters; and δ dy/dx."""
-        x, knots, factors = cache["x"], cache["knots"], cache["factors"]
-        names = ("widths", "heights", "slopes")
-        added = tuple(ops.xp.empty_like(grads[name]) for name in names)
-        of_x = ops.spline.slope_backward(x, knots, factors, self.bound, self.eps, delta * dx, added)
-        for name, gradient in zip(names, added, strict=True):
-            grads[name] += gradient
-        return of_x, delta * ops.spline.slope(x, knots)
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        return dz / ops.spline.slope(cache["x"], cache["knots"])
-
     def _knots(self, ops, p):
         return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

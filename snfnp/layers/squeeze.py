@@ -36,14 +36,3 @@ class Squeeze(Parameterless):
     def backward(self, ctx, p, cache, dz, grads):
         """The transpose of a permutation is its inverse."""
         return ctx.ops.channels.unsqueeze(dz)
-
-    def jvp(self, ops, p, cache, dx):
-        return ops.channels.squeeze(dx)
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        return 0, ops.channels.unsqueeze(delta)
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        """The inverse permutation; transposed, the permutation itself."""
-        channels = ops.channels
-        return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)

@@ -29,10 +29,10 @@ class Relative(Rule):
                 f"bias of the relative gradient is {self.bias!r}: choose plain, gresele or full"
             )
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         ops, linalg, w, b = ctx.ops, ctx.ops.linalg, p["W"], p.get("b")
         augmented = b is not None and self.bias != "plain"
-        z = z0 + b if augmented else z0
+        z = cache["z0"] + b if augmented else cache["z0"]
         linalg.scale_into(grads["W"], 1.0, w, 1, ctx.volume)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)
         if augmented:

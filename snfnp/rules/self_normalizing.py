@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.maps import WeightGradient
 from snfnp.rules.base import Rule
@@ -30,15 +31,7 @@ class SelfNormalizing(Rule):
         if self.objective not in ("mixture", "forward"):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
-    @property
-    def inverse_climbs(self) -> bool:
-        return self.objective == "mixture"
-
-    @property
-    def stable_above(self) -> float | None:
-        return 1 / 8 if self.objective == "mixture" else None
-
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """Six products instead of nine: the likelihood's and the reconstruction's deltas are
         merged before the weight-gradient products.
 
@@ -47,9 +40,9 @@ class SelfNormalizing(Rule):
 
         with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
         """
-        ops, shape, w, r = ctx.ops, x.shape[1:], p["W"], p["R"]
+        ops, shape, w, r = ctx.ops, cache["x"].shape[1:], p["W"], p["R"]
         c_f, c_g = self.shares
-        dx, (delta_w, x), (delta_r, z0) = self.deltas(ctx, f, g, p, x, z0, dz)
+        (delta_w, x), (delta_r, z0), dx, measured = self.deltas(ctx, f, g, p, cache, dz)
 
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
@@ -66,17 +59,24 @@ class SelfNormalizing(Rule):
 
         # both densities contain b: ½ + ½ = 1
         ops.aside(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
-        return dx
+        return dx, measured
 
     @property
     def shares(self) -> tuple[float, float]:
         """(c, c'): the weights of the forward and of the inverse density."""
         return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
-    def deltas(self, ctx, f, g, p, x, z0, dz):
-        """δ_x, (Δ_W, X) and (Δ_R, Z0); a rule with more terms appends their rows to the pairs."""
+    def deltas(self, ctx, f, g, p, cache, dz):
+        """(Δ_W, X), (Δ_R, Z0), δ_x and E; a rule with more terms appends their rows to the pairs."""
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
-        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
-        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
-        return dx, (delta_w, x), (error, z0)  # the array of E now holds Δ_R
+        x, z0 = cache["x"], cache["z0"]
+        residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
+        delta_w = g.adjoint_axpby(ops, r, residual, c_f, dz, ctx.error_factor)
+        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=residual)
+        # the residual's array now holds Δ_R
+        return (delta_w, x), (residual, z0), dx, Measured(error)
+
+    @property
+    def without_penalty(self) -> SelfNormalizing:
+        """The same rule of Eq. 3 alone, if this one adds to it."""
+        return self

@@ -8,7 +8,7 @@ from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import ALONE, Communicator, RandomKey
 from snfnp.training.config import TrainConfig
-from snfnp.training.slices import cut
+from snfnp.training.step import cut
 
 
 class Batches:

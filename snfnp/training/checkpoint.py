@@ -38,7 +38,7 @@ _NO_STATE = Layout.of({})
 @dataclass
 class Checkpoint:
     """p, m, v: flat host arrays in `layout`'s order, m and v as far as the optimiser moves it
-    (`Layout.climbing`). step: updates done. record: JSON values.
+    (`Layout.optimised`). step: updates done. record: JSON values.
 
     sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`). state: a flat host
     array in double precision in `state_layout`'s order.
@@ -123,7 +123,7 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
 
 def _layout_of(role: str, layout: Layout) -> Layout:
     """That of a flat array: the optimiser has moments of what it moves."""
-    return layout if role == "parameter" else layout.climbing
+    return layout if role == "parameter" else layout.optimised
 
 
 def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:

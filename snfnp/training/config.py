@@ -15,6 +15,7 @@ from pathlib import Path
 from snfnp.errors import UsageError
 from snfnp.models import Choices, GlowSize
 from snfnp.ops import BACKENDS
+from snfnp.registry import WHOLE_BATCH
 from snfnp.training.control import ControlOptions
 from snfnp.training.method import MethodOptions
 from snfnp.training.options import (
@@ -223,7 +224,7 @@ class TrainConfig(TrackingOptions, ControlOptions, ProbeOptions, RecipeOptions, 
                 f"--batch-size {self.batch_size} does not divide by {processes} processes: give a "
                 f"multiple of {processes}"
             )
-        if processes > 1 and self.rule.needs_whole_batch:
+        if processes > 1 and self.inverse_update in WHOLE_BATCH:
             raise UsageError(
                 f"--inverse-update {self.inverse_update} needs every batch whole: train in one "
                 "process, or with another --inverse-update"

@@ -12,11 +12,19 @@ from fractions import Fraction
 import numpy as np
 
 from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
+from snfnp.diagnostics.angles import has_inverse_likelihood
 from snfnp.errors import DivergedError
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import contraction
 from snfnp.ops import RandomKey
+from snfnp.rules import Rule
 from snfnp.training.trainer import Trainer
+
+
+def _stable_above(rule: Rule) -> float | None:
+    """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
+    smallest variance of the layer's input; None: it needs none."""
+    return 1 / 8 if has_inverse_likelihood(rule) else None
 
 
 class _Watch:
@@ -50,7 +58,7 @@ class Inspection:
         self._variances = {
             name: SmallestVariance(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
-            if layer.rule.stable_above is not None
+            if _stable_above(layer.rule) is not None
         }
 
         return _Watch(self._variances) if self._variances else None
@@ -58,9 +66,9 @@ class Inspection:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} where nothing is learned.
 
-        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and what
-        else holds R (`Rule.pull`), where the rule is stable above some value of it
-        (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
+        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and μ of
+        Eq. 31, which is added to it in every direction, if the rule is stable above some value of
+        it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
         the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), where λ
         is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R where it has one, on as many of the batches that follow as `--track-angle` says
@@ -68,7 +76,7 @@ class Inspection:
         """
         if not self._layers:
             return {}
-        ops, params, lam = self._trainer.ops, likelihood.params, self._lam()
+        ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
         ratios = self._ratios(params, lam)
         angles = self._angles(params, lam)
         found = {}
@@ -78,7 +86,7 @@ class Inspection:
             own = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
             variance = self._variances[name].value if name in self._variances else None
             if variance is not None:
-                own["margin"] = lam[name] * variance + layer.rule.pull
+                own["margin"] = lam[name] * variance + self._trainer.config.jvp_weight
             if lam[name]:
                 own["gradient_ratio"] = ratios[name]
             own |= angles.get(name, {})
@@ -102,7 +110,7 @@ class Inspection:
                     self._warned.add((name, cause))
                     new[name] = found
             if new:
-                limits = {self._layers[name][0].rule.stable_above for name in new}
+                limits = {_stable_above(self._layers[name][0].rule) for name in new}
                 what = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 where = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
                 lines.append(f"early warning, not a verdict: {what}: {where}")
@@ -112,14 +120,8 @@ class Inspection:
         return figures["rho"] if figures["rho"] >= 1 else None
 
     def _unstable(self, name: str, figures: dict) -> float | None:
-        limit, margin = self._layers[name][0].rule.stable_above, figures.get("margin")
+        limit, margin = _stable_above(self._layers[name][0].rule), figures.get("margin")
         return margin if margin is not None and margin <= limit else None
-
-    def _lam(self) -> dict[str, float]:
-        trainer = self._trainer
-        if trainer.multipliers:
-            return {layer: float(lam) for layer, lam in trainer.multipliers.lam.items()}
-        return dict.fromkeys(self._layers, float(trainer.lam))
 
     def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
         if not any(lam.values()):
@@ -148,4 +150,4 @@ class Inspection:
             x, _ = trainer.flow.encode(trainer.ops, self._images_of(step), noise, np.float64)
             parts.append(x)
         x, key = trainer.ops.xp.concatenate(parts), RandomKey(seed, 0, first)
-        return trainer.ops, trainer.flow, params, x, lam, trainer.states, key
+        return trainer.ops, trainer.flow, params, x, lam, key

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
 from snfnp.training.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.config import TrainConfig
-from snfnp.training.control import lam_at
 from snfnp.training.run import RunFolder
 
 
@@ -48,7 +48,9 @@ class LoadedRun:
     @property
     def lam(self) -> float | dict[str, float]:
         """λ of Eq. 3 at the checkpoint; {layer: λ} where it was controlled."""
-        return lam_at(self.checkpoint, self.flow)
+        if not self.config.controller:
+            return self.checkpoint.lam
+        return registry.find("controlled-lambda")(self.checkpoint, self.flow)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from snfnp.beyond.variational import LARGEST, SMALLEST
 from snfnp.data import DATA_SETS
 from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset, make_rule
+from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules import Rule
 from snfnp.training.options import (
     AT_LEAST_1,
@@ -83,7 +83,10 @@ class MethodOptions:
         None,
         "variational only: σ, the noise of encoder and decoder in every linear layer; λ is "
         "1/(2σ²) (default: the σ whose λ is the preset's)",
-        must=(lambda value: SMALLEST <= value <= LARGEST, f"from {SMALLEST:g} to {LARGEST:g}"),
+        must=(
+            lambda value: SMALLEST_SIGMA <= value <= LARGEST_SIGMA,
+            f"from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
+        ),
         fill=_where_variational(lambda config: 1 / math.sqrt(2 * config.preset.lam)),
         effect=(VARIATIONAL,),
     )

@@ -88,8 +88,10 @@ class ProgressLine:
         """The figures of the last step. Waits for it; raises DivergedError where one failed."""
         self._clock.settle()
         self._shown = time.perf_counter()
-        metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
-        lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
+        metrics, lam = self._trainer.metrics(), ""
+        if self._trainer.multipliers:
+            lams = self._trainer.lam_by_layer().values()
+            lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
         self._bar.set_postfix_str(
             f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
             f"{lam}|grad| {metrics.gradient_norm:.1f}"

@@ -1,0 +1,180 @@
+"""Products with the Jacobian J = ∂z/∂x of a layer, and their gradients, with second derivatives.
+
+The bounds and penalties of a whole chain of layers need them (`snfnp.beyond.jacobian_penalty`,
+`snfnp.beyond.variational_bound`). Training does not.
+
+Derivation: derivations/18-jacobian-vector-products.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from snfnp.errors import UsageError
+from snfnp.layers import (
+    ActNorm,
+    Layer,
+    Linear,
+    RationalQuadraticSpline,
+    SmoothLeakyReLU,
+    Squeeze,
+)
+from snfnp.rules import SelfNormalizing
+
+
+class Derivatives:
+    """The Jacobian of one layer. Arguments are those of `snfnp.layers.Layer`; cache: `forward`'s."""
+
+    def __init__(self, layer: Layer):
+        self.layer = layer
+
+    def jvp(self, ops, p, cache, dx):
+        """J ẋ (N, ...) for the directions dx = ẋ (N, ...), one per sample, at the x of `cache`."""
+        raise NotImplementedError
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, that of ẋ, Jᵀ δ).
+
+        The former holds second derivatives, and is the number 0 if J does not depend on x. The
+        gradients of parameters are *added* to the arrays of `grads`.
+        """
+        raise NotImplementedError
+
+    def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
+        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. Where `inverse` is exact, it is its Jacobian."""
+        raise UsageError(f"{type(self.layer).__name__} has no inverse Jacobian-vector products")
+
+    def inverse_backward(self, ctx, p, x, z, delta, grads):
+        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z. The
+        gradients of parameters are *added* to the arrays of `grads`.
+
+        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
+        ctx: one whose dldj is 0. Costs a forward and a backward pass.
+        """
+        _, _, cache = self.layer.forward(ctx.ops, p, x)
+        of_z = self.jvp_solve(ctx.ops, p, cache, delta, transposed=True)
+        self.backward_more(ctx, p, cache, -of_z, grads)
+        return of_z
+
+    def backward_more(self, ctx, p, cache, dz, grads):
+        """`Layer.backward` with a learned inverse as `forward` has it, whose gradients of
+        parameters are *added* to the arrays of `grads`."""
+        own = {name: ctx.ops.xp.empty_like(array) for name, array in grads.items()}
+        if self.layer.learns_inverse:
+            layer = replace(self.layer, rule=SelfNormalizing("forward"))
+            dx, _ = layer.backward(ctx, p, cache, dz, own)
+        else:
+            dx = self.layer.backward(ctx, p, cache, dz, own)
+        for name, array in own.items():
+            grads[name] += array
+        return dx
+
+
+class _OfLinear(Derivatives):
+    """The Jacobian of a linear map is its matrix; its inverse is the learned one, T(R)."""
+
+    def jvp(self, ops, p, cache, dx):
+        return self.layer.map.apply(ops, p["W"], dx)
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """0 and T(W)ᵀ δ; G_W gains δ ⋆ ẋ."""
+        self.layer.map.weight_grad(ops, delta, dx, out=grads["W"], add=True)
+        return 0, self.layer.map.adjoint(ops, p["W"], delta)
+
+    def inverse_backward(self, ctx, p, x, z, delta, grads):
+        """T(R)ᵀ δ; G_R gains δ ⋆ (z − b) and G_b loses Σ T(R)ᵀ δ."""
+        ops, (f, g) = ctx.ops, self.layer.maps
+        z = z - p["b"] if self.layer.bias else z
+        for part in g.gradients(ops, f, p["W"], p["R"], delta, z, 0.0, grads["R"]):
+            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+        of_z = g.adjoint(ops, p["R"], delta)
+        if self.layer.bias:
+            grads["b"] -= ops.channels.sum(of_z)
+        return of_z
+
+
+class _OfLeakyReLU(Derivatives):
+    """f' = α + (1-α)σ and f'' = (1-α)σ(1-σ)."""
+
+    def jvp(self, ops, p, cache, dx):
+        return dx * self._slope(cache)
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """δ f'' ẋ and δ f'."""
+        sigma = cache["sigma"]
+        curvature = (1 - self.layer.alpha) * sigma * (1 - sigma)
+        return delta * dx * curvature, delta * self._slope(cache)
+
+    def jvp_solve(self, ops, p, cache, dz, transposed=False):
+        return dz / self._slope(cache)
+
+    def _slope(self, cache):
+        return self.layer.alpha + (1 - self.layer.alpha) * cache["sigma"]
+
+
+class _OfActNorm(Derivatives):
+    """e^{−s} in every channel."""
+
+    def jvp(self, ops, p, cache, dx):
+        return dx * ops.xp.exp(-p["s"])
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """0 and δ e^{−s}; G_s loses Σ δ e^{−s} ẋ."""
+        of_dx = delta * ops.xp.exp(-p["s"])
+        grads["s"] -= ops.channels.sum(of_dx * dx)
+        return 0, of_dx
+
+    def jvp_solve(self, ops, p, cache, dz, transposed=False):
+        return dz * ops.xp.exp(p["s"])
+
+
+class _OfSpline(Derivatives):
+    """dy/dx of every value."""
+
+    def jvp(self, ops, p, cache, dx):
+        return dx * ops.spline.slope(cache["x"], cache["knots"])
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        """δ ẋ times the derivatives of dy/dx by x and all three parameters; and δ dy/dx."""
+        x, knots, names = cache["x"], cache["knots"], ("widths", "heights", "slopes")
+        added = tuple(ops.xp.empty_like(grads[name]) for name in names)
+        settings = (cache["factors"], self.layer.bound, self.layer.eps)
+        of_x = ops.spline.slope_backward(x, knots, *settings, delta * dx, added)
+        for name, gradient in zip(names, added, strict=True):
+            grads[name] += gradient
+        return of_x, delta * ops.spline.slope(x, knots)
+
+    def jvp_solve(self, ops, p, cache, dz, transposed=False):
+        return dz / ops.spline.slope(cache["x"], cache["knots"])
+
+
+class _OfSqueeze(Derivatives):
+    """A permutation of the values."""
+
+    def jvp(self, ops, p, cache, dx):
+        return ops.channels.squeeze(dx)
+
+    def jvp_backward(self, ops, p, cache, dx, delta, grads):
+        return 0, ops.channels.unsqueeze(delta)
+
+    def jvp_solve(self, ops, p, cache, dz, transposed=False):
+        """The inverse permutation; transposed, the permutation itself."""
+        channels = ops.channels
+        return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)
+
+
+_OF = {
+    Linear: _OfLinear,
+    SmoothLeakyReLU: _OfLeakyReLU,
+    ActNorm: _OfActNorm,
+    RationalQuadraticSpline: _OfSpline,
+    Squeeze: _OfSqueeze,
+}
+
+
+def derivatives(layer: Layer) -> Derivatives:
+    """What computes with a layer's Jacobian. Raises UsageError if nothing does."""
+    for kind, own in _OF.items():
+        if isinstance(layer, kind):
+            return own(layer)
+    raise UsageError(f"{type(layer).__name__} has no Jacobian-vector products")
