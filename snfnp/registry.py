@@ -31,6 +31,7 @@ _FACTORIES = {
     # what is proved and checked
     "certificates": "certificates:certificates",
     "checks": "checks:checks",
+    "frozen-bar-terms": "probes:frozen_bar_terms",
 }
 
 

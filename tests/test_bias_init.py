@@ -69,9 +69,7 @@ def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
 
 def test_by_default_biases_start_at_0():
     layer = Linear(Conv2d((3, 3), 2))
-    assert not layer.initialises_from_data
     assert layer.init_from_data(None, {}, None) == {}
-    assert not make_trainer(get_ops("numpy")).flow.initialises_from_data
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])

@@ -249,7 +249,7 @@ def test_memory_is_one_hidden_activation_and_three_blocks():
     ops, samples, pixels, width = get_ops("numba"), 40, 14 * 14, 512
     layer, p, x = case((14, 14, 4), width, samples, np.float32, noise=0.01)
     activation = samples * pixels * width * 4
-    ctx = BackwardContext(ops, np.ones(samples, np.float32))
+    ctx = BackwardContext.of(ops, np.ones(samples, np.float32))
     grads = {k: np.empty_like(v) for k, v in p.items()}
 
     def step():

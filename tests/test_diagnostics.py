@@ -5,6 +5,7 @@ import pytest
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_config, without_time
 
+from snfnp.context import Slice
 from snfnp.diagnostics import angles, gradient_angles
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -141,7 +142,8 @@ def test_the_batches_are_those_of_the_next_steps():
     inspection, params = Inspection(trainer, batches.__getitem__), trainer.params
     trainer.step = 1
     found = inspection._angles(params, {"dense1": 1.0, "dense2": 1.0})
-    x = np.concatenate([trainer._encode(batches[step], step)[0] for step in (1, 2)])
+    whole = Slice(0, 6, 6)
+    x = np.concatenate([trainer.encode(batches[step], step, whole)[0] for step in (1, 2)])
     for own in gradient_angles(trainer.ops, trainer.flow, params, x, 1.0):
         assert found[own.layer]["angle"] == pytest.approx(own.angle, rel=1e-9)
         assert found[own.layer]["inverse_angle"] == pytest.approx(own.inverse_angle, rel=1e-9)

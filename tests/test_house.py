@@ -2,29 +2,33 @@
 
 import ast
 import re
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from snfnp import registry
+from snfnp.context import BackwardContext
+from snfnp.layers import Layer
 from snfnp.ops.backends import numpy_rooms
+from snfnp.rules import Rule
 
 ROOT = Path(__file__).parents[1]
 # From the roof down. A module imports what stands on lower floors, or belongs to itself.
 FLOORS = (
     {"scripts", "__main__"},
     {"cli"},
+    {"beyond"},
     {"training"},
-    {
-        *("likelihood", "diagnostics", "gradcheck", "models", "data"),
-        *("variational", "jacobian_penalty"),
-    },
+    {"likelihood", "diagnostics", "gradcheck", "models", "data"},
     {"flow"},
     {"layers"},
     {"rules"},
     {"maps", "context", "parameters"},
     {"ops", "__init__"},
-    {"errors", "folders", "threads"},
+    {"errors", "folders", "threads", "registry"},
 )
 FLOOR = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
 # Outside ops, what may know of a backend's libraries, and why.
@@ -205,3 +209,44 @@ def test_a_flaw_would_be_found(rule, files, said, tmp_path):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_text(text)
     assert any(said in flaw for flaw in rule(tmp_path)), list(rule(tmp_path))
+
+
+# ---------------------------------------------------------------- the paper, and what goes beyond
+
+
+def beyond_the_registry(root):
+    """Imports of what goes beyond the paper, by other than its own files and scripts."""
+    for path, file, own in sources(root):
+        if own not in ("beyond", "scripts"):
+            for name in imports(path):
+                if re.match(r"snfnp\.beyond\b", name):
+                    yield f"{file} imports {name}"
+
+
+def test_the_paper_knows_what_goes_beyond_it_by_name_alone():
+    assert list(beyond_the_registry(ROOT)) == []
+    assert all(callable(registry.find(name)) for name in registry._FACTORIES)
+
+
+def test_an_import_past_the_registry_would_be_found(tmp_path):
+    for file in ("snfnp/beyond/a.py", "snfnp/models.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("from snfnp.beyond.chain import Chain")
+    (found,) = beyond_the_registry(tmp_path)
+    assert found == "snfnp/models.py imports snfnp.beyond.chain.Chain"
+
+
+def test_importing_the_package_imports_nothing_beyond_the_paper():
+    code = "import sys, snfnp, snfnp.training.trainer; print('snfnp.beyond' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_contracts_are_small():
+    def members(cls):
+        own = {**vars(cls), **vars(cls).get("__annotations__", {})}
+        return {name for name in own if not name.startswith("_")}
+
+    assert len(members(Layer)) <= 13
+    assert len(members(Rule)) <= 6
+    assert len(members(BackwardContext) - {"of", "at"}) <= 7

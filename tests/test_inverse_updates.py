@@ -15,7 +15,7 @@ from support.trainers import (
 
 from snfnp.beyond.least_squares import LeastSquares
 from snfnp.beyond.projection import Projection
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, Measured, layer_key
 from snfnp.errors import DivergedError, UsageError
 from snfnp.gradcheck import check_layer
 from snfnp.layers import Linear
@@ -43,13 +43,14 @@ class Step:
         self.x = rng.standard_normal((rows, *shape))
         self.dz = rng.standard_normal((rows, *layer.output_shape(shape)))
         self.volume = volume
-        ctx = BackwardContext(ops, np.full(rows, volume / rows), key=KEY)
-        ctx.enter("layer", 2)
-        self.key = ctx.key()
+        ctx = BackwardContext.of(ops, np.full(rows, volume / rows), key=layer_key(KEY, 2))
+        self.key = ctx.key
         _, _, cache = layer.forward(ops, self.p, self.x)
         self.grads = {name: np.full_like(value, np.nan) for name, value in self.p.items()}
-        self.dx = layer.backward(ctx, self.p, cache, self.dz, self.grads)
-        self.reconstruction = ctx.reconstruction
+        result = layer.backward(ctx, self.p, cache, self.dz, self.grads)
+        self.dx, measured = result if layer.learns_inverse else (result, Measured())
+        self.grads |= measured.updates
+        self.reconstruction = measured.error
 
 
 def exact(step, ops):
@@ -195,12 +196,16 @@ def test_at_the_inverse_the_gradient_is_the_exact_one(ops, linear, shape, rule):
 @RUNS
 def test_the_optimiser_has_no_moments_of_what_rules_find(model):
     trainer = make_trainer(get_ops("numpy"), model, **RECIPE)
-    found = sum(layer.assigns == ("R",) for _, layer in trainer.flow.layers)
+    found = sum(
+        layer.rule.updates == ("R",) for layer, _ in trainer.flow.learned_inverses().values()
+    )
     assert found > 1
     size = sum(e.stop - e.start for e in trainer.layout.entries if e.name == "R")
-    assert trainer.m.size == trainer.v.size == trainer.p.size - trainer.layout.assigned
-    assert size <= trainer.layout.assigned < size + 16 * found
-    assert {e.name for e in trainer.layout.climbing.entries} & {"R"} == set()
+    layout = trainer.layout
+    assert trainer.m.size == trainer.v.size == layout.split
+    assert size <= layout.size - layout.split < size + 16 * found
+    assert {e.name for e in layout.optimised.entries} & {"R"} == set()
+    assert {e.name for e in layout.updated.entries} == {"R"}
 
 
 def steps(trainer, numbers, side=8):
@@ -214,11 +219,11 @@ def steps(trainer, numbers, side=8):
 @RUNS
 def test_a_step_assigns_and_the_norm_is_of_the_rest(model):
     trainer = steps(make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE), range(2))
-    for name, layer in trainer.flow.layers:
-        if layer.assigns:
-            np.testing.assert_array_equal(trainer.params[name]["R"], trainer.grads[name]["R"])
-    climbing = trainer.gradient[: trainer.layout.climbing.size]
-    assert trainer.metrics().gradient_norm == pytest.approx(np.linalg.norm(climbing), rel=1e-12)
+    for name in trainer.flow.learned_inverses():
+        assert "R" not in trainer.grads[name]
+        np.testing.assert_array_equal(trainer.params[name]["R"], trainer.updates[name]["R"])
+    optimised = trainer.gradient[: trainer.layout.split]
+    assert trainer.metrics().gradient_norm == pytest.approx(np.linalg.norm(optimised), rel=1e-12)
 
 
 @RUNS
@@ -251,10 +256,10 @@ def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer)
     before = trainer.p.copy()
     backward = trainer.flow.backward
 
-    def spoiled(ctx, params, caches, deltas, grads):
-        result = backward(ctx, params, caches, deltas, grads)
-        grads[layer]["R"].reshape(-1)[3] = np.nan  # W's gradient is not spoiled with it
-        return result
+    def spoiled(*arguments):
+        dx, measured = backward(*arguments)
+        measured[layer].updates["R"].reshape(-1)[3] = np.nan  # W's gradient is not spoiled with it
+        return dx, measured
 
     object.__setattr__(trainer.flow, "backward", spoiled)
     with pytest.raises(DivergedError, match=f"step 2: the gradient of {layer}.R is not finite"):
@@ -268,11 +273,11 @@ def test_a_failed_step_assigns_nothing(model):
     steps(trainer, range(1))
     before = host(trainer, "p").copy()
     first = trainer.layout.entries[0]
-    assigned = trainer.p[trainer.layout.climbing.size :].copy()
+    assigned = trainer.p[trainer.layout.split :].copy()
     trainer.p[first.start] = np.nan
     with pytest.raises(DivergedError):
         steps(trainer, range(1, 2))
-    np.testing.assert_array_equal(trainer.p[trainer.layout.climbing.size :], assigned)
+    np.testing.assert_array_equal(trainer.p[trainer.layout.split :], assigned)
     np.testing.assert_array_equal(trainer.p[1:], before[1:])
 
 
@@ -316,7 +321,10 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
     [
         ({"lam": 0.5, **RECIPE}, "--lambda only has an effect with --inverse-update gradient"),
         ({"objective": "forward", **RECIPE}, "--objective only has an effect with --inverse-up"),
-        ({"lambda_control": "geco", "inverse_update": "projection"}, "--lambda-control only has an"),
+        (
+            {"lambda_control": "geco", "inverse_update": "projection"},
+            "--lambda-control only has an",
+        ),
         (
             {"model": "conv", "inverse_depth": 2, **RECIPE},
             "--inverse-depth only has an effect with",
@@ -325,7 +333,10 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
         ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
         ({"inverse_update": "least-squares"}, "choose gradient or projection"),
         ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
-        ({"gradient": "exact", "inverse_update": "projection"}, "--inverse-update only has an effect"),
+        (
+            {"gradient": "exact", "inverse_update": "projection"},
+            "--inverse-update only has an effect",
+        ),
         ({"model": "emerging", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
     ],
 )

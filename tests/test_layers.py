@@ -195,8 +195,7 @@ def test_a_layer_without_a_required_member_says_so(member):
 
 def test_the_defaults_of_a_layer():
     layer = Layer()
-    flags = ("learns_inverse", "cheap_exact_inverse", "initialises_from_data")
-    assert not any(getattr(layer, flag) for flag in flags)
+    assert not layer.learns_inverse and not layer.cheap_exact_inverse
     assert layer.has_inverse
     assert layer.output_shape((2, 3)) == (2, 3)
     assert layer.latent_shape((2, 3)) is None

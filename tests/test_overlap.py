@@ -8,14 +8,14 @@ would differ.
 import numpy as np
 import pytest
 from support.late import PutOff
-from support.trainers import BATCH, host, make_trainer
+from support.trainers import BATCH, gradient_of, host, make_trainer
 
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.ops.backends import assemble, numpy_rooms
 from snfnp.ops.host import HostDevice
 from snfnp.training.config import TrainConfig
-from snfnp.training.slices import cut
+from snfnp.training.step import cut
 
 
 @pytest.fixture
@@ -76,14 +76,10 @@ def test_so_are_those_of_slices(late, model, changes):
     for ops in (get_ops("numpy"), late):
         trainer = make_trainer(ops, model, **changes)
         images = images_of(0, trainer)
-        lam = trainer.multipliers.lam if trainer.multipliers else trainer.lam
         trainer.initialise_from_data(images)
-        own = []
-        for part in cut(BATCH, 2):
-            one = trainer.new_pass(part)
-            _, made = one.forward(trainer.params, images[part.first :][: part.count], step=0)
-            one.backward(trainer.params, trainer.states, lam, made)
-            own.append(trainer.gradient.copy())
+        trainer.scalars.set(0, 0.0, trainer.lam)
+        parts = cut(BATCH, 2)
+        own = [gradient_of(trainer, images[part.first :][: part.count], part) for part in parts]
         gradients.append(own)
     assert late.device.put_off.done
     for one, other in zip(*gradients, strict=True):

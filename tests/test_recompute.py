@@ -213,7 +213,7 @@ def peak(flow, ops, recompute) -> int:
 
     def step():
         latents, _, caches = flow.forward(ops, setup.params, setup.x, recompute)
-        ctx = BackwardContext(ops, weights, 1.0)
+        ctx = BackwardContext.of(ops, weights, 1.0)
         flow.backward(ctx, setup.params, caches, flow.latent_gradients(latents), grads)
 
     step()  # what is compiled or cached once

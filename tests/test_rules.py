@@ -4,13 +4,15 @@ The self-normalizing update is the exact gradient of Eq. 3 where R = W⁻¹ (tes
 elsewhere the exact gradient of the frozen-bar scalar (tested on that scalar).
 """
 
+import dataclasses
 import tracemalloc
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 from support.gradients import flow_backward, layer_backward, moved
 
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient, frozen_bar_scalar
@@ -196,7 +198,7 @@ def random_params(flow, rng):
 def test_reconstruction_errors_are_the_explicit_ones(ops, rng):
     flow = two_layers(SelfNormalizing())
     params, x = random_params(flow, rng), rng.standard_normal((N, D))
-    ctx = flow_backward(ops, flow, params, x, lam=1.0).ctx
+    measured = flow_backward(ops, flow, params, x, lam=1.0).measured
 
     def error(p, h):
         return np.mean([np.sum((p["R"] @ p["W"] @ row - row) ** 2) for row in h])
@@ -205,25 +207,31 @@ def test_reconstruction_errors_are_the_explicit_ones(ops, rng):
     a = x @ p1["W"].T + p1["b"]
     h = 0.3 * a + 0.7 * np.log(1 + np.exp(a))
     expected = [error(p2, h), error(p1, x)]
-    np.testing.assert_allclose(ctx.reconstruction, sum(expected), rtol=1e-12)
+    assert list(measured) == ["dense2", "dense1"]
+    np.testing.assert_allclose([own.error for own in measured.values()], expected, rtol=1e-12)
     assert min(expected) > 1e-3
 
 
-def test_reconstruction_of_a_flow_that_learns_no_inverse_is_zero(ops, rng):
+def test_a_flow_that_learns_no_inverse_measures_nothing(ops, rng):
     flow = two_layers(Exact())
     params, x = random_params(flow, rng), rng.standard_normal((N, D))
-    assert flow_backward(ops, flow, params, x, lam=1.0).ctx.reconstruction == 0.0
+    assert flow_backward(ops, flow, params, x, lam=1.0).measured == {}
 
 
 def test_the_context_weighs_a_step():
     """volume: Σ ∂𝓛/∂ldj in double precision, once; error_factor: −2λ/N of Eq. 3."""
     dldj = np.full(7, 1 / 7, np.float32)
-    ctx = BackwardContext(None, dldj, 3.0)
+    ctx = BackwardContext.of(None, dldj, 3.0)
     assert ctx.volume.dtype == np.float64
     np.testing.assert_allclose(ctx.volume, float(dldj[0]) * 7, rtol=1e-15)
-    assert ctx.volume is ctx.volume
     assert ctx.error_factor == 3.0 * (-2 / 7)
-    assert (BackwardContext(None, dldj).error_factor, ctx.reconstruction) == (0.0, 0.0)
+    assert BackwardContext.of(None, dldj).error_factor == 0.0
+    with pytest.raises(FrozenInstanceError):
+        ctx.volume = 1.0
+    second = dataclasses.replace(ctx, part=Slice(3, 4, 7, 1, 2))
+    assert [second.at(place, 0.0).leads for place in range(4)] == [False, True, False, True]
+    assert (second.at(0, 0.5).volume, second.at(0, 0.5).error_factor) == (0.0, 0.5)
+    assert second.at(1, 0.0).volume == ctx.volume
 
 
 # ---------------------------------------------------------------- a whole flow
@@ -361,7 +369,7 @@ def peak_of_one_step(ops, rule, features=512, batch=16):
 
     def step():
         z, _, cache = layer.forward(ops, params, x)
-        layer.backward(BackwardContext(ops, dldj, 1.0), params, cache, -z / batch, grads)
+        layer.backward(BackwardContext.of(ops, dldj, 1.0), params, cache, -z / batch, grads)
 
     step()  # compiles, and loads what is loaded once
     tracemalloc.start()

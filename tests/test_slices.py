@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from support.ranks import on_ranks
-from support.trainers import at_step, host, make_trainer, small_config, small_dataset
+from support.trainers import at_step, gradient_of, host, make_trainer, small_config, small_dataset
 
 from snfnp.context import Slice
 from snfnp.errors import DivergedError, UsageError
@@ -15,7 +15,7 @@ from snfnp.training import signals
 from snfnp.training.batches import Batches
 from snfnp.training.loop import train
 from snfnp.training.run import RunFolder
-from snfnp.training.slices import cut
+from snfnp.training.step import cut
 
 OPS, BATCH = get_ops("numpy"), 12
 # What a step of a layer may look like: every rule, and every option that adds to the step.
@@ -61,20 +61,14 @@ def whole_gradient(step):
     """A trainer, its images, and their gradient in one slice."""
     trainer = trainer_of(step)
     images = images_of(trainer, 0)
-    trainer._compute_gradient(images)
-    return trainer, images, trainer.gradient.copy()
+    return trainer, images, gradient_of(trainer, images)
 
 
 def gradient_in_slices(trainer, images, parts):
     total = np.zeros_like(trainer.gradient)
     for part in parts:
-        slice_pass = trainer.new_pass(part)
         trainer.gradient[...] = np.nan
-        _, made = slice_pass.forward(
-            trainer.params, images[part.first : part.first + part.count], 0
-        )
-        lam = trainer.multipliers.lam if trainer.multipliers else trainer.lam
-        slice_pass.backward(trainer.params, trainer.states, lam, made)
+        gradient_of(trainer, images[part.first : part.first + part.count], part)
         total += np.nan_to_num(trainer.gradient)  # gaps between parameters are nobody's
     return total
 
@@ -127,19 +121,20 @@ def test_the_weight_of_log_determinants_is_the_sum_of_the_samples(dtype, parts):
     """Of all samples of the batch, in every slice, without adding them up: a sum of a captured
     step would cost it a launch or two. In double precision that of a float is exact."""
     trainer = make_trainer(OPS, "fc", dtype=dtype, batch_size=BATCH)
-    images, weights = images_of(trainer, 0), np.full(BATCH, 1 / BATCH, dtype)
+    images, weights, seen = images_of(trainer, 0), np.full(BATCH, 1 / BATCH, dtype), []
+    backward = trainer.flow.backward
+    object.__setattr__(
+        trainer.flow, "backward", lambda ctx, *more: seen.append(ctx) or backward(ctx, *more)
+    )
     for part in cut(BATCH, parts):
-        slice_pass = trainer.new_pass(part)
-        own = images[part.first : part.first + part.count]
-        _, made = slice_pass.forward(trainer.params, own, 0)
-        ctx = slice_pass.backward(trainer.params, trainer.states, 1.0, made)
+        gradient_of(trainer, images[part.first : part.first + part.count], part)
+        ctx = seen.pop()
         np.testing.assert_array_equal(ctx.dldj, weights[: part.count])
-        ctx.dldj = None  # nothing is added up
         expected = weights.sum(dtype=np.float64) if part.index == 0 else 0.0
         rounding = 0 if dtype == "float32" else BATCH * np.finfo(np.float64).eps
-        ctx.enter("dense1", 0)
-        assert isinstance(ctx.volume, np.float64 if part.index == 0 else float)
-        np.testing.assert_allclose(ctx.volume, expected, rtol=rounding, atol=0)
+        own = ctx.at(0, 0.0)
+        assert isinstance(own.volume, np.float64 if part.index == 0 else float)
+        np.testing.assert_allclose(own.volume, expected, rtol=rounding, atol=0)
 
 
 # ---------------------------------------------------------------- ranks

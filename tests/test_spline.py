@@ -39,7 +39,7 @@ def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
     dldj = np.zeros(len(x), x.dtype) if dldj is None else dldj
     y, ldj, cache = layer.forward(ops, p, x)
     grads = {k: np.full_like(v, np.nan) for k, v in p.items()}
-    dx = layer.backward(BackwardContext(ops, dldj), p, cache, dy, grads)
+    dx = layer.backward(BackwardContext.of(ops, dldj), p, cache, dy, grads)
     return {"y": y, "ldj": ldj, "dx": dx, **grads, "inverse": layer.inverse(ops, p, y)}
 
 
@@ -438,7 +438,7 @@ def test_squeeze_inverts_and_transposes_exactly(ops, dtype):
     assert back.dtype == dtype
     np.testing.assert_array_equal(back, x)
     dz = rng.integers(-9, 9, z.shape).astype(dtype)
-    dx = Squeeze().backward(BackwardContext(ops, np.ones(2, dtype)), {}, cache, dz, {})
+    dx = Squeeze().backward(BackwardContext.of(ops, np.ones(2, dtype)), {}, cache, dz, {})
     whole = rng.integers(-9, 9, x.shape).astype(dtype)  # whole numbers: the sums are exact
     assert np.sum(Squeeze().forward(ops, {}, whole)[0] * dz) == np.sum(whole * dx)
 

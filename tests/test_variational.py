@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from support.gradients import layer_backward, moved
-from support.trainers import host, make_trainer, run_training, without_time
+from support.trainers import gradient_of, make_trainer, run_training, without_time
 from test_rules import RTOL, check_flow, log_normal, mean_log_likelihood, two_layers
 
-from snfnp.beyond.variational import Noise, Variational
+from snfnp.beyond.checks import check_variational
+from snfnp.beyond.variational import Drawn, Noise, Variational, perturbed
 from snfnp.beyond.variational_bound import variational_bound
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
-from snfnp.gradcheck import GradientError, check_gradient, check_variational
+from snfnp.gradcheck import GradientError, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
@@ -49,7 +50,7 @@ class EveryDirection(Variational):
         nu = np.sqrt(D) * np.eye(D)
         n = np.arange(len(x))
         signs = self.sigma * (-1.0) ** n
-        return z + signs[:, None] * (nu @ p["W"].T)[n // 2 % D], Noise(nu, nu @ p["W"].T)
+        return z + signs[:, None] * (nu @ p["W"].T)[n // 2 % D], Drawn(nu, nu @ p["W"].T)
 
 
 def expected_gradients(ops, p, x, sigma=SIGMA):
@@ -57,7 +58,7 @@ def expected_gradients(ops, p, x, sigma=SIGMA):
     layer = Linear(Dense(D), EveryDirection(sigma, D))
     every = np.repeat(x, 2 * D, axis=0)  # each row with every vector and either sign
     z, _, cache = layer.forward(ops, p, every)
-    z = layer.perturb(ops, p, z, cache, KEY)
+    z = perturbed(layer, ops, p, z, cache, KEY)
     dx, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
     return grads
 
@@ -101,7 +102,7 @@ def test_draws_have_these_expectations(ops, rng):
     draws = []
     for step in range(2000):
         z, _, cache = layer.forward(ops, p, x)
-        z = layer.perturb(ops, p, z, cache, KEY._replace(step=step))
+        z = perturbed(layer, ops, p, z, cache, KEY._replace(step=step))
         _, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
         draws.append(np.concatenate([grads[name].ravel() for name in p]))
     mean, deviation = np.mean(draws, axis=0), np.std(draws, axis=0) / np.sqrt(len(draws))
@@ -123,19 +124,22 @@ def add_noise_of_x(rule, ctx, f, dz, noise, out, sign=1):
 class WithoutItsTerm(Variational):
     """λ = 1/(2σ²) and noise, but no ½‖T(R)T(W)‖²."""
 
-    def backward(self, ctx, *, noise, **given):
-        dx = super().backward(ctx, **given)
-        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, given["grads"]["W"])
-        return dx
+    def backward(self, ctx, *, cache, **given):
+        silent = {name: array for name, array in cache.items() if name != "noise"}
+        result = super().backward(ctx, cache=silent, **given)
+        noise, out = cache["noise"], given["grads"]["W"]
+        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, out)
+        return result
 
 
 class WithoutTheNoiseOfX(Variational):
     """δ_z ⋆ x where δ_z ⋆ (x + σε) belongs."""
 
-    def backward(self, ctx, *, noise, **given):
-        dx = super().backward(ctx, noise=noise, **given)
-        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, given["grads"]["W"], -1)
-        return dx
+    def backward(self, ctx, *, cache, **given):
+        result = super().backward(ctx, cache=cache, **given)
+        noise, out = cache["noise"], given["grads"]["W"]
+        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, out, -1)
+        return result
 
 
 @pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), (Conv2d((3, 3), 2), (3, 4, 2))])
@@ -167,7 +171,7 @@ def test_noise_does_not_widen_single_precision(ops):
     layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
     p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
     z, _, cache = layer.forward(ops, p, x)
-    arrays = (layer.perturb(ops, p, z, cache, KEY), *cache["noise"][:2])
+    arrays = (perturbed(layer, ops, p, z, cache, KEY), *cache["noise"][:2])
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
@@ -180,7 +184,7 @@ def test_parts_of_a_batch_have_their_shares_of_its_noise(ops, rng, cut):
 
     def of(part, first):
         own = {name: array[part] for name, array in cache.items()}
-        noisy = layer.perturb(ops, p, z[part], own, KEY, first)
+        noisy = perturbed(layer, ops, p, z[part], own, KEY, first)
         return noisy, layer_backward(ops, layer, p, own, dz[part], lam=layer.rule.lam)[1]["W"]
 
     noisy, grad = of(slice(None), 0)
@@ -199,7 +203,8 @@ def test_a_flow_has_the_noise_of_the_whole_batch_in_a_part_of_it(ops, rng):
     x = rng.standard_normal((7, D))
 
     def outputs(part, first):
-        latents, ldj, caches = flow.forward(ops, params, x[part], key=KEY._replace(first=first))
+        noise = Noise(ops, flow, params, KEY._replace(first=first))
+        latents, ldj, caches = flow.forward(ops, params, x[part], noise=noise)
         return np.column_stack((*latents, ldj)), [caches[k]["noise"].nu for k in (0, 2)]
 
     whole, drawn = outputs(slice(None), 0)
@@ -250,10 +255,10 @@ def unwritten(params):
 
 def trained_gradients(ops, flow, params, x, lam):
     """What a training step computes for the rows x."""
-    latents, _, caches = flow.forward(ops, params, x, key=KEY)
+    latents, _, caches = flow.forward(ops, params, x, noise=Noise(ops, flow, params, KEY))
     grads = unwritten(params)
-    ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
-    dx = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+    ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
+    dx, _ = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
     return dx, grads
 
 
@@ -336,8 +341,7 @@ def test_every_step_has_noise_of_its_own(ops):
     gradients = []
     for step in (0, 0, 1):
         trainer.scalars.set(step, 0.0, trainer.lam)
-        trainer._compute_gradient(images)
-        gradients.append(host(trainer, "gradient").copy())
+        gradients.append(gradient_of(trainer, images))
     np.testing.assert_array_equal(gradients[0], gradients[1])
     assert np.abs(gradients[2] - gradients[0]).max() > 1e-3
 
@@ -349,8 +353,7 @@ def test_recomputed_inputs_have_the_same_noise(ops):
     for recompute in (False, True):
         trainer = make_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)
         trainer.initialise_from_data(images)
-        trainer._compute_gradient(images)
-        gradients.append(host(trainer, "gradient").copy())
+        gradients.append(gradient_of(trainer, images))
     scale = np.abs(gradients[0]).max()
     assert 0 < np.abs(gradients[1] - gradients[0]).max() < 1e-11 * scale
 

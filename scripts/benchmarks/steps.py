@@ -78,12 +78,13 @@ def profile(ops, model: str, gradient: str, repeats: int) -> list[dict]:
         latents.append(x)
         timed(spent, "base density", flow.log_density, ops, latents)
         *split_off, delta = flow.latent_gradients(latents)
-        ctx = BackwardContext(ops, weights, trainer.lam)
+        ctx = BackwardContext.of(ops, weights, trainer.lam)
         for (name, layer), cache in zip(reversed(flow.layers), reversed(caches), strict=True):
             part = f"{type(layer).__name__} backward"
             dlatent = (split_off.pop(),) if name in flow.latent_names else ()
             arguments = (ctx, params[name], cache, delta, grads[name], *dlatent)
-            delta = timed(spent, part, layer.backward, *arguments)
+            result = timed(spent, part, layer.backward, *arguments)
+            delta = result[0] if layer.learns_inverse else result
         update = partial(trainer.adam.update, out=(trainer.p, trainer.m, trainer.v))
         timed(spent, "Adam", update, ops, trainer.gradient, 1e-6, 10)
         for part, seconds in spent.items():

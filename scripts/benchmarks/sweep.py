@@ -63,7 +63,7 @@ def _layer_step(ops, gradient: str, x):
 
     def step():
         latents, _, caches = flow.forward(ops, params, x)
-        ctx = BackwardContext(ops, weights, lam=1.0)
+        ctx = BackwardContext.of(ops, weights, lam=1.0)
         flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
 
     return step

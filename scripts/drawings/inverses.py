@@ -26,7 +26,7 @@ def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
     def update(point):
         p = dict(zip("WR", point.reshape(2, 3, 3), strict=True))
         z, _, cache = layer.forward(ops, p, x)
-        ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
+        ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
         layer.backward(ctx, p, cache, -z / len(x), grads)
         return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
 

@@ -23,7 +23,7 @@ from snfnp.rules import SelfNormalizing
 
 
 class Derivatives:
-    """The Jacobian of one layer. Arguments are those of `snfnp.layers.Layer`; cache: `forward`'s."""
+    """The Jacobian of one layer. Arguments are those of `Layer`; cache: `forward`'s."""
 
     def __init__(self, layer: Layer):
         self.layer = layer

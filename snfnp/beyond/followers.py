@@ -1,4 +1,4 @@
-"""What goes beyond the paper and is followed from step to step: λ's controllers, the mean of Eq. 31.
+"""Followers beyond the paper: the controllers of λ, and the mean of Eq. 31.
 
 Derivation: derivations/20-lambda-controllers.md and 18-jacobian-vector-products.md.
 """

@@ -1,7 +1,7 @@
 """Eq. 31 for a whole chain of layers, non-linear ones among them, and its gradient by hand.
 
-Training has Eq. 31 for each linear layer by itself (`snfnp.beyond.probes.JacobianPenalty`). Here f and g
-are the flow and all its learned inverses, whose Jacobians depend on the point.
+Training has Eq. 31 for each linear layer by itself (`snfnp.beyond.probes.JacobianPenalty`). Here f
+and g are the flow and all its learned inverses, whose Jacobians depend on the point.
 
 Derivation: derivations/18-jacobian-vector-products.md.
 """

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from snfnp.context import Measured
+import numpy as np
+
+from snfnp.context import Measured, layer_key
 from snfnp.errors import UsageError
 from snfnp.ops import RandomKey
 from snfnp.rules.base import bias_gradient
@@ -100,7 +102,13 @@ class Probe(SelfNormalizing):
         """
         if not ctx.leads:  # what the probes estimate has the weight 0
             return super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
-        ops, linalg, w, r, concatenate = ctx.ops, ctx.ops.linalg, p["W"], p["R"], ctx.ops.xp.concatenate
+        ops, linalg, w, r, concatenate = (
+            ctx.ops,
+            ctx.ops.linalg,
+            p["W"],
+            p["R"],
+            ctx.ops.xp.concatenate,
+        )
         x, n, (c_f, c_g), count = cache["x"], len(cache["x"]), self.shares, self.probes
         probes = draw_probes(ops, ctx.key, self.probes, x)
         z0, delta_w = concatenate((cache["z0"], probes)), concatenate((dz, probes))
@@ -117,3 +125,22 @@ class Probe(SelfNormalizing):
         ops.aside(g.weight_grad, ops, delta_r, z0, out=grads["R"])
         ops.aside(bias_gradient, ops, dz, grads)
         return dx[:n], Measured(error)
+
+
+def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
+    """(P, the penalty or None) of a rule's frozen-bar scalar
+    (`snfnp.gradcheck.frozen_bar_scalar`), with the probes that it draws at `key` in a flow's first
+    layer.
+
+    P = Σ ννᵀ/n for `Probe`, else I; (μ/n) Σ ‖T(R) T(W) ν − ν‖² for `JacobianPenalty`, a function
+    of T(R) T(W).
+    """
+    probes = draw_probes(ops, layer_key(key, 0), rule.probes, ops.xp.empty((1, *shape)))
+    probes = ops.to_host(probes).reshape(rule.probes, -1)
+    if isinstance(rule, Probe):
+        return probes.T @ probes / len(probes), None
+
+    def penalty(product) -> float:
+        return rule.weight / len(probes) * np.sum((probes @ product.T - probes) ** 2)
+
+    return np.eye(probes.shape[1]), penalty

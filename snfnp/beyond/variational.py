@@ -63,6 +63,18 @@ class Variational(Rule):
         """1/(2σ²): the weight of the reconstruction error."""
         return 1 / (2 * self.sigma**2)
 
+    def perturb(self, ops, *, f, p, x, z, key, first=0):
+        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b, and the noise.
+
+        key: of the layer's random numbers in this step; first: the place of x[0] in the batch that
+        x is a part of.
+        """
+        nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
+        moved = f.apply(ops, p["W"], nu)
+        shares = _shares(len(x), self.vectors, self.sigma, first)
+        step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
+        return z + step.reshape(z.shape), Drawn(nu, moved, first)
+
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
 
@@ -88,6 +100,14 @@ class Variational(Rule):
         return result
 
 
+def perturbed(layer, ops, p, z, cache, key, first: int = 0):
+    """What a training step passes on in place of a linear layer's output z, by its rule; the noise
+    goes into the layer's cache. Arguments as in `Variational.perturb`."""
+    x = cache["x"]
+    z, cache["noise"] = layer.rule.perturb(ops, f=layer.map, p=p, x=x, z=z, key=key, first=first)
+    return z
+
+
 class Noise:
     """What a training step passes on in place of the outputs of layers with this rule.
 
@@ -99,17 +119,11 @@ class Noise:
         self._ops, self._layers, self._params, self._key = ops, flow.layers, params, key
 
     def __call__(self, place: int, z, cache):
-        """z + σ T(W) ε, which is f(x + σε), of the place-th layer; the noise goes into its cache."""
         name, layer = self._layers[place]
         if not (layer.learns_inverse and isinstance(layer.rule, Variational)):
             return z
-        ops, rule, key, x = self._ops, layer.rule, layer_key(self._key, place), cache["x"]
-        nu = ops.random.normal(key, (rule.vectors, *x.shape[1:]), x.dtype)
-        moved = layer.map.apply(ops, self._params[name]["W"], nu)
-        cache["noise"] = Drawn(nu, moved, self._key.first)
-        shares = _shares(len(x), rule.vectors, rule.sigma, self._key.first)
-        step = ops.linalg.combine(shares, moved.reshape(rule.vectors, -1))
-        return z + step.reshape(z.shape)
+        key, first = layer_key(self._key, place), self._key.first
+        return perturbed(layer, self._ops, self._params[name], z, cache, key, first)
 
 
 @cache

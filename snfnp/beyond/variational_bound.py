@@ -23,8 +23,8 @@ def variational_bound(ops, flow: Flow, params, x, key: RandomKey):
         log p_Z(z) + the log-determinants of all layers
         + Σ_k D/2 − ‖T(R) T(W) h − h‖²/(2σ²) − ½ ‖T(R) T(W) ν‖²
 
-    over the layers k whose rule is `snfnp.beyond.variational.Variational`; h is such a layer's input, z the
-    latents, both with the noise of all layers before. The last term is averaged over the vectors ν
+    over the layers k whose rule is `Variational`; h is such a layer's input, z the latents, both
+    with the noise of all layers before. The last term is averaged over the vectors ν
     that `key` draws. What training ascends is the mean over x, but for two things: h is held where
     it stands beside σ, and R stands in place of W⁻¹. Costs all exact determinants, O(D³) for a
     dense layer.

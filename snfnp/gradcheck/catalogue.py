@@ -12,16 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from snfnp.beyond.chain import Chain
-from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.probes import JacobianPenalty, Probe
-from snfnp.beyond.projection import Projection
-from snfnp.beyond.variational import Variational
-from snfnp.gradcheck.inverse_updates import check_inverse_update
-from snfnp.gradcheck.jacobians import check_jvp
+from snfnp import registry
 from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
-from snfnp.gradcheck.variational import check_variational
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
@@ -49,7 +42,11 @@ class Check:
 
 def catalogue() -> list[Check]:
     """All checks, layers first."""
-    return [*_layers(), *_jvps(), *_rules(), *_inverse_updates(), *_variational(), *_maps()]
+    beyond = {"layer": [], "jvp": [], "rule": []}
+    for check in registry.find("checks")():
+        beyond[check.kind].append(check)
+    rules = [*_rules(), *beyond["rule"]]
+    return [*_layers(), *beyond["layer"], *beyond["jvp"], *rules, *_maps()]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -89,31 +86,15 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
 def _layers():
     spline, coupling = RationalQuadraticSpline(bound=4.0), AffineCoupling(4, 8)
     mixture, exact = SelfNormalizing(), Exact()
-    penalty = JacobianPenalty(weight=0.4, probes=2)
     larger = Conv2d((5, 5), 2)
     cases = [
         ("dense", Linear(Dense(5), mixture), (5,), {}),
         ("dense, forward objective", Linear(Dense(5), SelfNormalizing("forward")), (5,), {}),
         ("dense, exact gradient", Linear(Dense(5), exact), (5,), {}),
-        ("dense, Eq. 31", Linear(Dense(5), penalty), (5,), {}),
-        ("dense, probes", Linear(Dense(5), Probe(probes=2)), (5,), {}),
         ("conv 3x3", Linear(Conv2d((3, 3), 2), mixture), (3, 3, 2), {}),
         (
             "conv 3x3, inverse 5x5",
             Linear(Conv2d((3, 3), 2), mixture, inverse_map=larger),
-            (3, 4, 2),
-            {},
-        ),
-        ("conv 3x3, Eq. 31", Linear(Conv2d((3, 3), 2), penalty), (3, 4, 2), {}),
-        (
-            "conv 3x3, probes, inverse 5x5",
-            Linear(Conv2d((3, 3), 2), Probe(probes=2), inverse_map=larger),
-            (3, 4, 2),
-            {},
-        ),
-        (
-            "conv 3x3, inverse of two 3x3",
-            Linear(Conv2d((3, 3), 2), mixture, inverse_map=Chain(Conv2d((3, 3), 2), 2)),
             (3, 4, 2),
             {},
         ),
@@ -136,27 +117,10 @@ def _layers():
     ]
 
 
-def _jvps():
-    spline = RationalQuadraticSpline(bound=4.0)
-    cases = [
-        ("dense, J ν", Linear(Dense(5)), (5,), {}),
-        ("conv 3x3, J ν", Linear(Conv2d((3, 3), 2)), (3, 4, 2), {}),
-        ("smooth leaky ReLU, J ν", SmoothLeakyReLU(), (6,), {}),
-        ("spline, J ν", spline, (2, 1, 2), {"x": spline_points(spline, (2, 1, 2))}),
-        ("actnorm, J ν", ActNorm(), (3, 2, 4), {}),
-        ("squeeze, J ν", Squeeze(), (4, 2, 3), {}),
-    ]
-    return [
-        Check("jvp", name, partial(check_jvp, layer, shape, **settings))
-        for name, layer, shape, settings in cases
-    ]
-
-
 def _rules():
     rules = [
         ("self-normalizing", SelfNormalizing()),
         ("self-normalizing, forward", SelfNormalizing("forward")),
-        ("self-normalizing, Eq. 31", JacobianPenalty()),
         ("exact", Exact()),
     ]
     dense = [
@@ -174,39 +138,6 @@ def _rules():
             )
             for name, rule in rules
         ),
-    ]
-
-
-def _inverse_updates():
-    convolution, larger = Conv2d((3, 3), 2), Conv2d((5, 5), 2)
-    small = {"inverse_map": Conv2d((3, 5), 2)}
-    cases = [
-        ("projection, dense", Projection(), Dense(5), (5,), {}),
-        ("least squares, conv 1x1", LeastSquares(), Conv2d((1, 1), 3), (2, 3, 3), {}),
-        ("least squares, conv 3x3", LeastSquares(), convolution, (3, 4, 2), {}),
-        ("least squares, 5x5", LeastSquares(), convolution, (4, 3, 2), {"inverse_map": larger}),
-        ("least squares, pulled", LeastSquares(tolerance=1e-4), convolution, (3, 4, 2), small),
-    ]
-    return [
-        Check("rule", name, partial(check_inverse_update, rule, each, shape, **more))
-        for name, rule, each, shape, more in cases
-    ]
-
-
-def _variational():
-    rule, larger = Variational(0.6, vectors=2), {"inverse_map": Conv2d((5, 5), 2)}
-    chain = {"inverse_map": Chain(Conv2d((3, 3), 2), 2)}
-    cases = [
-        ("dense", Dense(5), (5,), {}),
-        ("dense, R = W⁻¹", Dense(5), (5,), {"inverted": True}),
-        ("conv 1x1, R = W⁻¹", Conv2d((1, 1), 3), (2, 3, 3), {"inverted": True}),
-        ("conv 3x3", Conv2d((3, 3), 2), (4, 3, 2), {}),
-        ("conv 3x3, inverse 5x5", Conv2d((3, 3), 2), (3, 4, 2), larger),
-        ("conv 3x3, inverse of two 3x3", Conv2d((3, 3), 2), (3, 4, 2), chain),
-    ]
-    return [
-        Check("rule", f"variational, {name}", partial(check_variational, rule, each, shape, **more))
-        for name, each, shape, more in cases
     ]
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from snfnp.beyond.probes import JacobianPenalty, Probe, draw_probes
-from snfnp.context import BackwardContext
+from snfnp import registry
+from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import SelfNormalizing
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
@@ -67,10 +68,10 @@ def check_layer(
     1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
     Costs O(D) forward passes: keep D small.
     """
-    if layer.assigns:
+    if layer.learns_inverse and layer.rule.updates:
         raise UsageError(
-            f"{', '.join(layer.assigns)} of this layer has no gradient, its rule finds it: check "
-            "the rule with check_inverse_update"
+            f"{', '.join(layer.rule.updates)} of this layer has no gradient, its rule finds it: "
+            "check the rule with check_inverse_update"
         )
     ops = ops or get_ops("numpy")
     rng = np.random.default_rng(seed)
@@ -110,8 +111,8 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
         c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), P T(R̄)ᵀ⟩
         − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ P⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
 
-    with P = I. A rule of n probes ν has P = Σ ννᵀ/n (`Probe`), or − (μ/n) Σ ‖T(R) T(W) ν − ν‖²
-    (`JacobianPenalty`).
+    with P = I. Rules that look along probes have another P, or a term more
+    (`snfnp.beyond.probes.frozen_bar_terms`).
 
     Arrays are the host's. Returns f(x, params): only the parameters may vary (δ_x itself is passed
     on at full weight).
@@ -123,9 +124,9 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     volume = dldj.sum()
     w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
     z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
-    probes = _probes(layer.rule, ops, shape)
-    mixed = probes.T @ probes / len(probes) if isinstance(layer.rule, Probe) else np.eye(len(w_bar))
-    mu = layer.rule.weight if isinstance(layer.rule, JacobianPenalty) else 0.0
+    mixed, more = np.eye(len(w_bar)), None
+    if type(layer.rule) is not SelfNormalizing:
+        mixed, more = registry.find("frozen-bar-terms")(layer.rule, ops, shape, KEY)
 
     def scalar(x_, p) -> float:
         w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
@@ -135,20 +136,11 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
         forward = c_f * (np.sum(dz * z) + volume * np.sum(w * (mixed @ r_bar.T)))
         inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * (w_bar.T @ mixed)))
         penalty = lam / rows * np.sum(error * error)
-        if mu:
-            penalty += mu / len(probes) * np.sum((probes @ w.T @ r.T - probes) ** 2)
+        if more is not None:
+            penalty += more(r @ w)
         return float(bias + forward - inverse - penalty)
 
     return scalar
-
-
-def _probes(rule, ops, shape) -> np.ndarray | None:
-    """The probes (n, D) that a rule draws at `KEY`."""
-    if not isinstance(rule, JacobianPenalty | Probe):
-        return None
-    ctx = BackwardContext(ops, None, key=KEY)
-    like = ops.xp.empty((1, *shape))
-    return ops.to_host(draw_probes(ctx, rule.probes, like)).reshape(rule.probes, -1)
 
 
 def as_matrix(f, ops, w, shape) -> np.ndarray:
@@ -203,9 +195,11 @@ class _Case:
         dldj_, results = ops.asarray(dldj.copy()), []
         for _ in range(2):  # the second time from what the first left in the cache
             grads = self._on_device({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext(ops, dldj_, self.lam, key=KEY)
+            ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
+            if layer.learns_inverse:
+                dx, _ = dx
             results.append({name: ops.to_host(array) for name, array in (("", dx), *grads.items())})
         unchanged = [("x", x_, x), *((name, p[name], params[name]) for name in params)]
         unchanged += [("dz", d_, d) for d_, d in zip(deltas_, deltas, strict=True)]

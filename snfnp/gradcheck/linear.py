@@ -169,8 +169,10 @@ def check_rule(
         grads = {name: case.put(np.full_like(value, np.nan)) for name, value in params.items()}
         x, dz = case.put(case.x), case.put(case.dz)
         z0 = linear_map.apply(ops, p["W"], x)
-        ctx = BackwardContext(ops, case.put(dldj), lam, key=KEY)
-        dx = rule.backward(ctx, f=linear_map, g=linear_map, p=p, x=x, z0=z0, dz=dz, grads=grads)
+        ctx = BackwardContext.of(ops, case.put(dldj), lam, key=KEY)
+        maps, cache = {"f": linear_map, "g": linear_map}, {"x": x, "z0": z0}
+        dx = rule.backward(ctx, **maps, p=p, cache=cache, dz=dz, grads=grads)
+        dx = dx[0] if learns else dx
         return {name: ops.to_host(array) for name, array in {**grads, "x": dx}.items()}
 
     found, t = backward(params, lam), case.matrix(w)

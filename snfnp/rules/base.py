@@ -6,8 +6,9 @@ writes the gradients of W, R and b into `grads`, and returns δ_x = T(W)ᵀ δ_z
 returns what it measured of it (`snfnp.context.Measured`), its next value included if it finds R by
 itself:
 
-    f, g: the maps (`snfnp.maps`) that W and R are weights of    dz, cache: δ_z; X as "x", Z0 as "z0"
-    p, grads: the parameters and their gradients, by name        ctx: the step's BackwardContext
+    f, g: the maps (`snfnp.maps`) that W and R are weights of    dz: δ_z
+    p, grads: the parameters and their gradients, by name        cache: X as "x", Z0 as "z0"
+    ctx: the step's BackwardContext
 
 `ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training). A batch may come
 in slices, whose gradients are added: what does not depend on samples belongs to the one that leads

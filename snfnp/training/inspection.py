@@ -21,7 +21,7 @@ from snfnp.rules import Rule
 from snfnp.training.trainer import Trainer
 
 
-def _stable_above(rule: Rule) -> float | None:
+def stable_above(rule: Rule) -> float | None:
     """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
     smallest variance of the layer's input; None: it needs none."""
     return 1 / 8 if has_inverse_likelihood(rule) else None
@@ -58,7 +58,7 @@ class Inspection:
         self._variances = {
             name: SmallestVariance(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
-            if _stable_above(layer.rule) is not None
+            if stable_above(layer.rule) is not None
         }
 
         return _Watch(self._variances) if self._variances else None
@@ -110,7 +110,7 @@ class Inspection:
                     self._warned.add((name, cause))
                     new[name] = found
             if new:
-                limits = {_stable_above(self._layers[name][0].rule) for name in new}
+                limits = {stable_above(self._layers[name][0].rule) for name in new}
                 what = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 where = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
                 lines.append(f"early warning, not a verdict: {what}: {where}")
@@ -120,7 +120,7 @@ class Inspection:
         return figures["rho"] if figures["rho"] >= 1 else None
 
     def _unstable(self, name: str, figures: dict) -> float | None:
-        limit, margin = _stable_above(self._layers[name][0].rule), figures.get("margin")
+        limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
         return margin if margin is not None and margin <= limit else None
 
     def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:

@@ -121,7 +121,9 @@ class TrainingStep:
             weight = self.p.dtype.type(1 / samples)
             volume, factor = samples * np.float64(weight), scalars.lam * (-2 / samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
-            factors = {k: v for each in self.followers for k, v in each.error_factors(samples).items()}
+            factors = {}
+            for follower in self.followers:
+                factors |= follower.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
             with ops.joining():
                 _, measured = flow.backward(ctx, self.params, caches, deltas, self.grads, factors)

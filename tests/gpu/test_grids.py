@@ -40,7 +40,7 @@ def launches(ops, monkeypatch):
         noted.append((name, blocks, threads))
 
     images = ops.xp.zeros((BATCH, SIDE, SIDE, 1), np.uint8)
-    trainer._batch_of(BATCH)
+    trainer.slice_of(BATCH)
     monkeypatch.setattr(Launcher, "__call__", note)
     trainer.training_step(images)
     return noted

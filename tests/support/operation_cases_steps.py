@@ -208,10 +208,10 @@ def call_step_adam(rng, dtype, size):
 
 def call_step_control(rng, dtype, size):
     """Every kind, of each layer and of all; a layer whose input is 0, and a step that failed."""
-    kind = CONTROLLERS[size[0] % 3]
+    kind = CONTROLLERS[size[0] % 2]
     controller = Controller(
         kind,
-        *(len(size) == 2, 0.3, 0.2, 0.9, 1.5 * (kind == "mdmm"), 0.7, 2.0),
+        *(len(size) == 2, 0.3, 0.2, 0.9, 1.5 * (kind == "mdmm")),
         *(0.4, 1.2),
     )
     layers = max(1, size[0])

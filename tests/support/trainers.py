@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import PRESETS
 from snfnp.ops import ALONE, BACKENDS, get_ops
@@ -29,6 +30,20 @@ def make_trainer(
 def host(trainer, name):
     """A trainer's array of that name, on the host."""
     return trainer.ops.to_host(getattr(trainer, name))
+
+
+def gradient_of(trainer, images, part=None):
+    """The gradient of a step on these images, a slice `part` of a batch (None: all of it), with
+    all else as before."""
+    part = part or Slice(0, len(images), len(images))
+    kept = [(name, getattr(trainer, name).copy()) for name in ("p", "m", "v", "state")]
+    weights = trainer.ops.xp.full(part.count, 1 / part.total, trainer.p.dtype)
+    trainer.slice_of = lambda count: (part, weights)
+    trainer.ascend(images)
+    del trainer.slice_of
+    for name, array in kept:
+        getattr(trainer, name)[...] = array
+    return trainer.gradient.copy()
 
 
 # ---------------------------------------------------------------- small runs: 5 steps per epoch

@@ -9,7 +9,7 @@ import numpy as np
 
 from snfnp.beyond.least_squares import LeastSquares
 from snfnp.beyond.projection import Projection
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, layer_key
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.gradcheck.layers import Report, as_matrix
 from snfnp.layers import Linear
@@ -29,7 +29,7 @@ def check_inverse_update(
     rtol=None,
     dtype=np.float64,
 ) -> Report:
-    """Check a rule that finds R by itself (`Rule.assigns`). Raises GradientError.
+    """Check a rule that finds R by itself (`Rule.updates`). Raises GradientError.
 
     R must be what its definition says, written out with dense matrices. With it, and with the
     probes that the generator gives, M is the matrix in place of T(W)⁻¹, and
@@ -98,12 +98,12 @@ class _Case:
 
         p = {name: put(value) for name, value in self.params.items()}
         grads = {name: put(np.full_like(value, np.nan)) for name, value in self.params.items()}
-        ctx = BackwardContext(ops, put(self.dldj), key=key)
-        ctx.enter("layer", 0)
+        ctx = BackwardContext.of(ops, put(self.dldj), key=layer_key(key, 0))
         _, _, cache = layer.forward(ops, p, put(self.x))
-        dx = layer.backward(ctx, p, cache, put(self.dz), grads)
-        count = getattr(layer.rule, "probes", 0)
-        nu = ops.to_host(ops.random.rademacher(ctx.key(), (count, *self.shape), np.float64))
+        dx, measured = layer.backward(ctx, p, cache, put(self.dz), grads)
+        grads |= measured.updates
+        count = layer.rule.probes if isinstance(layer.rule, LeastSquares) else 0
+        nu = ops.to_host(ops.random.rademacher(ctx.key, (count, *self.shape), np.float64))
         found = {name: ops.to_host(array) for name, array in {**grads, "x": dx}.items()}
         return nu.reshape(count, self.x[0].size), found
 

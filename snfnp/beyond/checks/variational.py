@@ -1,4 +1,4 @@
-"""Checking the variational rule (`snfnp.rules.Variational`) in a linear layer, noise and all.
+"""Checking the variational rule (`snfnp.beyond.variational`) in a linear layer, noise and all.
 
 Derivation: derivations/19-variational.md.
 """
@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from snfnp.beyond.variational import perturbed
 from snfnp.context import BackwardContext
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.gradcheck.layers import Report, as_matrix
@@ -93,9 +94,9 @@ class _Case:
         p = {name: put(value) for name, value in self.params.items()}
         grads = {name: put(np.full_like(value, np.nan)) for name, value in self.params.items()}
         z, _, cache = layer.forward(ops, p, put(self.x))
-        z = layer.perturb(ops, p, z, cache, key)
-        ctx = BackwardContext(ops, put(self.dldj), layer.rule.lam)
-        dx = layer.backward(ctx, p, cache, put(self.dz), grads)
+        z = perturbed(layer, ops, p, z, cache, key)
+        ctx = BackwardContext.of(ops, put(self.dldj), layer.rule.lam)
+        dx, _ = layer.backward(ctx, p, cache, put(self.dz), grads)
         gradients = {name: ops.to_host(array) for name, array in {**grads, "x": dx}.items()}
         rows = [ops.to_host(array) for array in (z, cache["noise"].nu)]
         return *(row.reshape(len(row), -1).astype(np.float64) for row in rows), gradients

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from snfnp.beyond.differentiable import derivatives
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, measure_gradient, tolerance
 from snfnp.gradcheck.layers import Report
@@ -16,9 +17,19 @@ from snfnp.ops import get_ops
 
 
 def check_jvp(
-    layer, shape, *, ops=None, batch=3, seed=0, rtol=None, x=None, params=None, dtype=np.float64
+    layer,
+    shape,
+    *,
+    ops=None,
+    batch=3,
+    seed=0,
+    rtol=None,
+    x=None,
+    params=None,
+    dtype=np.float64,
+    of=None,
 ) -> Report:
-    """Check `jvp`, `jvp_backward` and `jvp_solve` at a random point. Raises GradientError.
+    """Check a layer's `derivatives` at a random point. Raises GradientError.
 
     * Jᵀ δ against central differences of ⟨δ, f(x)⟩, and J ẋ as the gradient of ⟨δ, J ẋ⟩ by δ;
     * the gradient of ⟨δ, J ẋ⟩ by x, ẋ and each parameter, against central differences of it: the
@@ -26,8 +37,9 @@ def check_jvp(
     * J⁻¹ J ẋ = ẋ and J⁻ᵀ Jᵀ δ = δ, where the layer has them.
 
     Arguments as in `check_layer`; `jvp_backward` computes in `dtype`, differences are of float64.
+    of: what computes with the Jacobian, by default the layer's `derivatives`.
     """
-    ops = ops or get_ops("numpy")
+    ops, of = ops or get_ops("numpy"), of or derivatives(layer)
     rng = np.random.default_rng(seed)
     if x is None:
         x = rng.standard_normal((batch, *shape))
@@ -46,7 +58,7 @@ def check_jvp(
     def value(x_, p_, dx_) -> float:
         """⟨δ, J ẋ⟩."""
         p, (_, _, cache) = at(x_, p_)
-        return float(np.sum(delta * ops.to_host(layer.jvp(ops, p, cache, ops.asarray(dx_)))))
+        return float(np.sum(delta * ops.to_host(of.jvp(ops, p, cache, ops.asarray(dx_)))))
 
     def output(x_) -> float:
         return float(np.sum(delta * ops.to_host(at(x_, params)[1][0])))
@@ -55,7 +67,7 @@ def check_jvp(
     before = {name: rng.standard_normal(v.shape).astype(dtype) for name, v in params.items()}
     grads = {name: ops.asarray(value.copy()) for name, value in before.items()}
     dx_, delta_ = (ops.asarray(each.astype(dtype)) for each in (dx, delta))
-    of_x, of_dx = layer.jvp_backward(ops, p, cache, dx_, delta_, grads)
+    of_x, of_dx = of.jvp_backward(ops, p, cache, dx_, delta_, grads)
     of_x = np.zeros(x.shape) if isinstance(of_x, int) else ops.to_host(of_x)
     found = {"x": of_x, "direction": ops.to_host(of_dx)}
     found |= {
@@ -74,8 +86,8 @@ def check_jvp(
     transposed = found["direction"]
     report.add("Jᵀ", measure_gradient(output, x, transposed, rng=rng, rtol=rtol, name="Jᵀ"))
     try:
-        back = layer.jvp_solve(ops, p, cache, layer.jvp(ops, p, cache, dx_))
-        delta_back = layer.jvp_solve(ops, p, cache, of_dx, transposed=True)
+        back = of.jvp_solve(ops, p, cache, of.jvp(ops, p, cache, dx_))
+        delta_back = of.jvp_solve(ops, p, cache, of_dx, transposed=True)
     except UsageError:
         return report
     for name, again, expected in (("J⁻¹", back, dx), ("J⁻ᵀ", delta_back, delta)):
