@@ -16,7 +16,7 @@ from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, shared, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
-from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice, Shortage
 from snfnp.parameters import Layout
@@ -67,7 +67,7 @@ def test_tf32_and_overlap_reach_the_backend(monkeypatch):
         return HostDevice("cupy")
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
-    monkeypatch.setattr(ops, "cupy_rooms", numpy_rooms)
+    monkeypatch.setattr(ops, "overrides", lambda kind: ops.DEFINITIONS)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy", overlap=True)
     assert asked == [(True, ops.ALONE, False), (False, ops.ALONE, True)]
@@ -101,7 +101,7 @@ def test_config_json_records_the_device_and_its_options():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
     layout = Layout.of(flow.parameter_shapes())
-    described = assemble(Described("numpy"), numpy_rooms())
+    described = assemble(Described("numpy"), DEFINITIONS)
     record = describe_run(config, flow, layout, dataset, described)
     assert record["device"] == {"name": "a card", "tf32": True}
     assert (record["config"]["tf32"], record["config"]["graph"]) == (True, False)
@@ -157,7 +157,7 @@ class Full(HostDevice):
         return Shortage("the card is full", *error.args) if type(error) is MemoryError else None
 
 
-FULL = assemble(Full("numpy"), numpy_rooms())
+FULL = assemble(Full("numpy"), DEFINITIONS)
 
 
 def advice(*amounts, option="--batch-size", count=64, **settings):

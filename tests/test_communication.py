@@ -12,7 +12,7 @@ from support import processes
 from snfnp.errors import BackendError
 from snfnp.ops import ALONE, get_ops
 from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.communication.nccl import Nccl
+from snfnp.ops.gpu.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snfnp.ops.backends import numpy_rooms
+from snfnp.ops.backends import DEFINITIONS
 
 ROOT = Path(__file__).parents[1]
 # From the roof down. A module imports what stands on lower floors, or belongs to itself.
@@ -155,7 +155,7 @@ def unlaunched(root):
 @pytest.mark.parametrize("rule", [upward, misplaced, apart, unlaunched])
 def test_the_house_is_as_planned(rule):
     assert list(rule(ROOT)) == []
-    assert {room.name for room in rooms(ROOT)} == numpy_rooms().keys()
+    assert {room.name for room in rooms(ROOT)} == DEFINITIONS.keys()
 
 
 GPU = "from snfnp.ops.conv.definition import Conv\nclass GpuConv(Conv):\n"

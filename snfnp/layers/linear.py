@@ -13,6 +13,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 from snfnp.maps import Map, contraction
+from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -118,7 +119,8 @@ class Linear(Layer):
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
         if self.bias:
-            z0, z = self.map.apply_with_bias(ops, p["W"], x, p["b"])
+            with_bias = Epilogue(bias=p["b"], keep=True)
+            z0, z, _ = self.map.apply_then(ops, p["W"], x, with_bias)
         else:
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
@@ -159,7 +161,7 @@ class Linear(Layer):
         for part in g.gradients(
             ops, f, p["W"], p["R"], delta, self._without_bias(p, z), 0.0, grads["R"]
         ):
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+            f.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
         of_z = g.adjoint(ops, p["R"], delta)
         if self.bias:
             grads["b"] -= ops.channels.sum(of_z)

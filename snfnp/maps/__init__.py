@@ -1,8 +1,8 @@
 """Structured linear maps T(w). `Map` (`snfnp.maps.base`) is their contract."""
 
-from snfnp.maps.base import Map, WeightGradient
+from snfnp.maps.base import Map
 from snfnp.maps.chain import Chain
 from snfnp.maps.conv import Conv2d
 from snfnp.maps.dense import Dense
 
-__all__ = ["Chain", "Conv2d", "Dense", "Map", "WeightGradient"]
+__all__ = ["Chain", "Conv2d", "Dense", "Map"]

@@ -70,7 +70,7 @@ class HostDevice:
         """A small host array that depends on shapes alone, in this precision, on the device."""
         return np.asarray(host, dtype)
 
-    def peek(self, condition) -> bool | None:
+    def known_on_host(self, condition) -> bool | None:
         """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return bool(condition)
 
@@ -93,12 +93,13 @@ class HostDevice:
         """
         return function
 
-    def aside(self, function, *arguments, **named) -> None:
+    def run_async(self, function, *arguments, **named) -> None:
         """Call `function(*arguments, **named)`, perhaps beside what the host starts next."""
         function(*arguments, **named)
 
-    def joining(self):
-        """A context at whose end all that was called `aside` in it is done before what follows."""
+    def side_stream(self):
+        """A context at whose end everything that `run_async` started in it is done before what
+        follows."""
         return nullcontext()
 
     def describe(self) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from snfnp.errors import UsageError
-from snfnp.maps import WeightGradient
+from snfnp.ops import Epilogue, WeightGradient
 from snfnp.rules.base import Rule
 
 
@@ -56,7 +56,7 @@ class SelfNormalizing(Rule):
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
         # and of r's centre where r is larger (Eq. 28).
         term, multiple = g.stand_in(ops, f, r, shape)
-        of_w = WeightGradient(f, delta_w, x, c_f, term, multiple, grads["W"])
+        of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
@@ -65,7 +65,7 @@ class SelfNormalizing(Rule):
         of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        ops.aside(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
+        ops.run_async(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
         return dx
 
     @property
@@ -77,6 +77,8 @@ class SelfNormalizing(Rule):
         """δ_x, (Δ_W, X) and (Δ_R, Z0); a rule with more terms appends their rows to the pairs."""
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
         error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
-        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
+        of_w = Epilogue(a=ctx.error_factor, y=dz, b=c_f)
+        of_r = Epilogue(a=-c_g, y=error, b=ctx.error_factor, out=error)
+        delta_w = g.adjoint_then(ops, r, error, of_w).out
+        dx = f.adjoint_then(ops, w, dz, of_r).z
         return dx, (delta_w, x), (error, z0)  # the array of E now holds Δ_R

@@ -71,7 +71,7 @@ class Pass:
         ctx = BackwardContext(self.ops, weights, lam, states, key, self._collected, part, volume)
         ctx.jacobian_error = jacobian_error
         dlatents = self.flow.latent_gradients(latents, part.total)
-        with self.ops.joining():
+        with self.ops.side_stream():
             self.flow.backward(ctx, params, caches, dlatents, self.grads)
         return ctx
 
@@ -91,7 +91,7 @@ class WholeBatch:
         scalars, tally, reconstruction = own.scalars, own.tally, 0.0
         density, made = self._pass.forward(own.params, images, scalars.step)
         own.log.density(density, scalars.number)
-        if not own.ops.peek(own.log.failed):
+        if not own.ops.known_on_host(own.log.failed):
             start = tally.sum if tally else 0.0
             ctx = self._pass.backward(own.params, own.states, lam, made, start)
             reconstruction = ctx.reconstruction
@@ -122,7 +122,7 @@ class SharedBatch:
         density, made = self._pass.forward(own.params, images, own.scalars.step)
         figures[Figure.DENSITY, ...] = density.sum(dtype=np.float64) / part.total
         # Where that is not finite the step has failed, and the sum will say so to all.
-        if ops.peek(ops.xp.isfinite(figures[Figure.DENSITY, ...])) is not False:
+        if ops.known_on_host(ops.xp.isfinite(figures[Figure.DENSITY, ...])) is not False:
             ctx = self._pass.backward(own.params, own.states, lam, made)
             figures[Figure.RECONSTRUCTION, ...] = ctx.reconstruction * share
             figures[Figure.JACOBIAN, ...] = ctx.jacobian_error

@@ -156,7 +156,7 @@ class Trainer:
         reconstruction = self._compute_gradient(images)
         failed = log.failed
         if self.layout.assigned:
-            unsound = self.ops.step.unsound(self.gradient[assigned])
+            unsound = self.ops.step.nonfinite_flag(self.gradient[assigned])
             failed = failed + unsound
         squares = self.adam.update(
             self.ops,

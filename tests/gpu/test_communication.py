@@ -9,7 +9,8 @@ from support.trainers import host, make_trainer
 
 from gpu import standin as devices
 from snfnp.ops import ALONE, get_ops
-from snfnp.ops.communication import Communicator, nccl
+from snfnp.ops.communication import Communicator
+from snfnp.ops.gpu import nccl
 
 
 class OneOfTwo(Communicator):
@@ -168,7 +169,7 @@ import sys
 import cupy
 import numpy as np
 from snfnp.ops import world
-from snfnp.ops.communication import nccl
+from snfnp.ops.gpu import nccl
 nccl._require_apart = lambda places: None  # NCCL is to say it
 w = world()
 try:

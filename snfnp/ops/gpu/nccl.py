@@ -12,7 +12,7 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication.definition import Communicator
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.launch import DeviceGuard
 
 
 class Nccl(Communicator):
@@ -30,7 +30,7 @@ class Nccl(Communicator):
         self._cupy, self._world = cupy, world
         self.rank, self.size = world.rank, world.size
         self.local_rank, self.local_size = world.local_rank, world.local_size
-        self._home = Home(cupy)
+        self._guard = DeviceGuard(cupy)
         nccl, missing = _load(cupy)
         _require_all(world.gather(missing))
         _require_apart(world.gather(_place(cupy)))
@@ -40,7 +40,7 @@ class Nccl(Communicator):
         self._nccl_communicator = nccl.NcclCommunicator(self.size, key, self.rank)
 
     def all_reduce(self, *arrays) -> None:
-        self._home.require()
+        self._guard.require()
         stream = self._cupy.cuda.get_current_stream().ptr
         for array in arrays:
             if not array.flags.c_contiguous:
