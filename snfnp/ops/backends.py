@@ -79,8 +79,8 @@ class Ops:
     def run_async(self, function, *arguments, **named) -> None:
         """Call `function(*arguments, **named)`, for what it writes into arrays among them.
 
-        Inside `with ops.side_stream():` a device may do it beside all that follows, up to the end of
-        the block: until there nothing else may write what it reads, or touch what it writes. It
+        Inside `with ops.side_stream():` a device may do it beside all that follows, up to the end
+        of the block: until there nothing else may write what it reads, or touch what it writes. It
         keeps no array that it makes on the way.
         """
         self.device.run_async(function, *arguments, **named)

@@ -15,7 +15,7 @@ from snfnp.ops.gpu import source
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
 # Of those that sum over rows: the last of their blocks adds up what the others found.
 _MOST_SUMMING = 128
-_MORE_TERMS = "abcdefgh"  # parameters of `total`: arrays that a launch adds to the first
+_MORE_TERMS = "abcdefgh"  # parameters of `sum_terms`: arrays that a launch adds to the first
 
 
 class GpuChannels(Channels):
@@ -57,7 +57,7 @@ class GpuChannels(Channels):
             some = {name: rest.pop(0) if rest else None for name in _MORE_TERMS}
             longer = device.empty(total.shape, total.dtype)
             device.each(
-                "total", total.dtype, total.size, first=total, sum=longer, n=total.size, **some
+                "sum_terms", total.dtype, total.size, first=total, sum=longer, n=total.size, **some
             )
             total = longer
         return total

@@ -109,9 +109,9 @@ __global__ void gaussian_log_density(const T* __restrict__ z, double constant,
 
 // sum (n,) = first + a + b + …, in this order; what is null is left out.
 template <typename T>
-__global__ void total(const T* __restrict__ first, const T* a, const T* b, const T* c, const T* d,
-                      const T* e, const T* f, const T* g, const T* h, T* __restrict__ sum,
-                      long long n) {
+__global__ void sum_terms(const T* __restrict__ first, const T* a, const T* b, const T* c,
+                          const T* d, const T* e, const T* f, const T* g, const T* h,
+                          T* __restrict__ sum, long long n) {
   for (long long i = first_item(); i < n; i += item_stride()) {
     T s = first[i];
     if (a) s += a[i];

@@ -16,7 +16,7 @@ from snfnp.ops.gpu.launch import DeviceGuard
 
 
 class SideStream:
-    """run_async(function, *arguments, **named) inside `with side_stream():`, on a stream of its own.
+    """A stream for calls of run_async(function, *arguments, **named) inside `with side_stream():`.
 
     Such a call comes after all that was started before it on the caller's stream, and before all
     that is started there after the block. In between nothing else may write what it reads, or touch
