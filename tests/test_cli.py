@@ -18,7 +18,7 @@ from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.gpu import requirements
-from snfnp.ops.host import HostDevice, Shortage
+from snfnp.ops.host import HostDevice, MemoryShortfall
 from snfnp.parameters import Layout
 from snfnp.training.config import TrainConfig
 from snfnp.training.run import describe_run
@@ -70,7 +70,7 @@ def test_tf32_and_overlap_reach_the_backend(monkeypatch):
     monkeypatch.setattr(ops, "overrides", lambda kind: ops.DEFINITIONS)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy", overlap=True)
-    assert asked == [(True, ops.ALONE, False), (False, ops.ALONE, True)]
+    assert asked == [(True, ops.SINGLE_PROCESS, False), (False, ops.SINGLE_PROCESS, True)]
     assert ops.get_ops("numpy", tf32=True, overlap=True).name == "numpy"
 
 
@@ -80,7 +80,7 @@ def test_tf32_and_overlap_reach_the_backend(monkeypatch):
 )
 def test_training_asks_for_its_backend_with_its_options(monkeypatch, options, asked):
     def refuse(backend, tf32, world, overlap):
-        assert world is ops.ALONE
+        assert world is ops.SINGLE_PROCESS
         raise SnfnpError(f"{backend} {tf32} {overlap}")
 
     monkeypatch.setattr(train, "get_ops", refuse)
@@ -153,8 +153,10 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, given, started, message):
 class Full(HostDevice):
     """A device that tells how much a MemoryError was about: its arguments."""
 
-    def shortage(self, error):
-        return Shortage("the card is full", *error.args) if type(error) is MemoryError else None
+    def shortfall(self, error):
+        return (
+            MemoryShortfall("the card is full", *error.args) if type(error) is MemoryError else None
+        )
 
 
 FULL = assemble(Full("numpy"), DEFINITIONS)
@@ -324,6 +326,5 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
         (requirement,) = extras[f"cuda{major}"]
         first, second = requirements._OLDEST_CUPY
         assert requirement == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
-        assert f"cupy-cuda{major}x" in requirements._DISTRIBUTIONS
         (nccl,) = extras[f"nccl{major}"]
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")

@@ -11,7 +11,7 @@ import pytest
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import Communicator
-from snfnp.ops.gpu import branch as module
+from snfnp.ops.gpu import side_stream as module
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import DeviceGuard
 from snfnp.ops.gpu.side_stream import SideStream

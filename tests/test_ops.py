@@ -4,7 +4,6 @@
 overrides by introspection, so that a kernel without a case cannot land.
 """
 
-import builtins
 import math
 import subprocess
 import sys
@@ -28,11 +27,10 @@ from support.operation_cases_layers import ALPHA
 from support.operation_cases_steps import call_linalg_matmul_add
 from support.operation_values import OperationValues
 
-from snfnp.errors import BackendError, SingularMatrixError, UsageError
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.ops import BACKENDS, RandomKey, get_ops
 from snfnp.ops.activation.definition import Activation
 from snfnp.ops.backends import DEFINITIONS, assemble, overrides
-from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
 from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.random import philox
@@ -389,24 +387,6 @@ def test_an_unknown_backend_is_a_usage_error():
     assert "'tpu'" in message
     assert all(name in message for name in BACKENDS)
     assert "\n" not in message
-
-
-def test_cupy_without_cupy_says_what_is_missing_in_one_line(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_cupy(name, *args, **kwargs):
-        if name.split(".")[0] == "cupy":
-            raise ModuleNotFoundError("No module named 'cupy'", name=name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_cupy)
-    monkeypatch.setattr(requirements, "_driver_cuda", lambda: None)
-    with pytest.raises(BackendError) as caught:
-        get_ops("cupy")
-    message = str(caught.value)
-    assert "pip install" in message
-    assert "\n" not in message
-    assert caught.value.exit_status == 2
 
 
 def test_a_multiple_made_on_the_host_goes_over_to_the_device():

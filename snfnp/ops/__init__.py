@@ -13,9 +13,9 @@ from __future__ import annotations
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import DEFINITIONS, Ops, assemble, overrides
-from snfnp.ops.communication import ALONE, Communicator, shares, world
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
 from snfnp.ops.epilogue import Epilogue, WeightGradient
-from snfnp.ops.host import HostDevice, neighbours
+from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.random.philox import RandomKey
 
 BACKENDS = ("numba", "numpy", "cupy")
@@ -25,7 +25,7 @@ _COMPILES = "the first run on a machine compiles its kernels: a minute or two be
 def get_ops(
     backend: str = "numba",
     tf32: bool = False,
-    world: Communicator = ALONE,
+    world: Communicator = SINGLE_PROCESS,
     overlap: bool = False,
 ) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
@@ -37,7 +37,7 @@ def get_ops(
     if backend in ("numpy", "numba"):
         groups = DEFINITIONS if backend == "numpy" else overrides("cpu")
         if world.size > 1:
-            threads.share_cores(neighbours(world))
+            threads.share_cores(ranks_on_shared_cores(world))
         return assemble(HostDevice(backend, _COMPILES if backend == "numba" else ""), groups)
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
@@ -47,7 +47,7 @@ def get_ops(
 
 
 __all__ = [
-    "ALONE",
+    "SINGLE_PROCESS",
     "BACKENDS",
     "Communicator",
     "Epilogue",

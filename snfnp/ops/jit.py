@@ -22,7 +22,7 @@ from numba import njit
 from snfnp import folders, threads
 from snfnp.ops import group
 
-threads.settle_numba()
+threads.configure_numba()
 
 
 def _find_cache() -> bool:

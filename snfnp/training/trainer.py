@@ -18,7 +18,7 @@ from snfnp.context import Slice
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam, warmed_up
 from snfnp.training.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ class Trainer:
         config: TrainConfig,
         steps_per_epoch: int,
         report: Callable[[str], None] = print,
-        world: Communicator = ALONE,
+        world: Communicator = SINGLE_PROCESS,
     ):
         self.ops, self.flow, self.config, self.world = ops, flow, config, world
         self.communicator = ops.device.communicator(self.world)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication import ALONE, Communicator
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import Graph
@@ -16,7 +16,7 @@ from snfnp.ops.gpu.measure import count_kernels
 from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
-from snfnp.ops.host import Shortage
+from snfnp.ops.host import MemoryShortfall
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
 
@@ -40,7 +40,9 @@ class Gpu:
     start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
 
-    def __init__(self, tf32: bool = False, world: Communicator = ALONE, overlap: bool = False):
+    def __init__(
+        self, tf32: bool = False, world: Communicator = SINGLE_PROCESS, overlap: bool = False
+    ):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
@@ -48,11 +50,11 @@ class Gpu:
             self._cublas = Cublas(self.xp, tf32)
             self._side = SideStream(self.xp, tf32) if overlap else None
         except Exception as error:
-            shortage = self.shortage(error)
-            if shortage is None:
+            shortfall = self.shortfall(error)
+            if shortfall is None:
                 raise
             raise BackendError(
-                f"the GPU's memory is full ({shortage.found}): see with nvidia-smi what holds it"
+                f"the GPU's memory is full ({shortfall.found}): see with nvidia-smi what holds it"
             ) from None
         self._counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
@@ -69,7 +71,7 @@ class Gpu:
     def known_on_host(self, condition) -> None:
         return None  # the host would have to wait for the answer
 
-    def capture(self, function, report=print, communicator: Communicator = ALONE) -> Graph:
+    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, communicator)
 
     def run_async(self, function, *arguments, **named) -> None:
@@ -93,7 +95,7 @@ class Gpu:
     def describe(self) -> dict:
         return describe(self.xp) | {"tf32": self.tf32, "overlap": self._side is not None}
 
-    def shortage(self, error: Exception) -> Shortage | None:
+    def shortfall(self, error: Exception) -> MemoryShortfall | None:
         return explain_out_of_memory(error, self.xp)
 
     def launches(self, function) -> int | None:

@@ -21,7 +21,7 @@ import gc
 import weakref
 from contextlib import contextmanager, suppress
 
-from snfnp.ops.communication import ALONE
+from snfnp.ops.communication import SINGLE_PROCESS
 from snfnp.ops.gpu.launch import DeviceGuard
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
@@ -37,7 +37,7 @@ class Graph:
     rank of the communicator fails, all do without.
     """
 
-    def __init__(self, cupy, function, report, communicator=ALONE):
+    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
         self._communicator = communicator
         self._guard = DeviceGuard(cupy)

@@ -36,7 +36,7 @@ class Nccl(Communicator):
         _require_apart(world.gather(_place(cupy)))
         self._nccl = nccl
         self._types = {np.dtype("f4"): nccl.NCCL_FLOAT32, np.dtype("f8"): nccl.NCCL_FLOAT64}
-        key = world.first(nccl.get_unique_id)
+        key = world.on_rank_zero(nccl.get_unique_id)
         self._nccl_communicator = nccl.NcclCommunicator(self.size, key, self.rank)
 
     def all_reduce(self, *arrays) -> None:
@@ -68,8 +68,8 @@ class Nccl(Communicator):
     def broadcast(self, value):
         return self._world.broadcast(value)
 
-    def meet(self, status: int, *seconds: float) -> list[int] | None:
-        return self._world.meet(status, *seconds)
+    def exchange_exit_status(self, status: int, *seconds: float) -> list[int] | None:
+        return self._world.exchange_exit_status(status, *seconds)
 
     def abort(self, status: int) -> None:
         self._world.abort(status)
