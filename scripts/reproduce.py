@@ -133,7 +133,7 @@ def main(argv):
         runs = [run for target in wanted.values() for run in target.plan(setting)]
         _refuse_idle_seeds(args, runs)
         file = setting.folder / results.NAME
-        world.first(lambda: read(file))  # damage in it, too
+        world.on_rank_zero(lambda: read(file))  # damage in it, too
         with closing(Training(runs, setting)) as training:
             for number, (name, target) in enumerate(wanted.items()):
                 found = training.results(target.plan(setting))

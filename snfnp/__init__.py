@@ -19,7 +19,7 @@ from importlib import import_module
 
 from snfnp import threads
 
-threads.settle_blas()
+threads.configure_blas()
 
 __version__ = "0.1.0"
 

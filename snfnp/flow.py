@@ -149,7 +149,7 @@ class Flow:
 
     def log_density(self, ops, latents):
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
-        first, *rest = map(ops.density.gaussian_log_density, reversed(latents))
+        first, *rest = map(ops.channels.gaussian_log_density, reversed(latents))
         return sum(rest, start=first)
 
     def forward(self, ops, params, x, recompute: bool = False, noise: Callable | None = None):
@@ -179,7 +179,7 @@ class Flow:
                 cache = _Dropped(x, latents[-1] if name in splits else None)
             caches.append(cache)
             del cache  # a dropped one must not live on beside the next layer's
-        return (*latents, x), ops.density.total(ldjs) if ldjs else 0, caches  # Eq. 6
+        return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the

@@ -17,7 +17,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.ops import ALONE, Communicator, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
@@ -83,7 +83,7 @@ class Likelihood:
         batch_size: int = 1000,
         at_once: int | None = None,
         watch: Callable | None = None,
-        world: Communicator = ALONE,
+        world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
         """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
 

@@ -29,7 +29,7 @@ _SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
 _in_force = {"blas_timeout_in_time": True}
 
 
-def settle_blas() -> None:
+def configure_blas() -> None:
     """Let idle OpenBLAS threads sleep at once (2**4 ticks). Too late once NumPy is loaded."""
     if _BLAS_TIMEOUT in os.environ:
         return
@@ -37,7 +37,7 @@ def settle_blas() -> None:
     os.environ[_BLAS_TIMEOUT] = "4"
 
 
-def settle_numba() -> None:
+def configure_numba() -> None:
     """Choose a threading layer whose idle threads soon sleep. Call before the first kernel runs.
 
     Passive OpenMP where it is there and nothing has loaded an OpenMP library before (which reads

@@ -16,9 +16,9 @@ from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, shared, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
-from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.gpu import requirements
-from snfnp.ops.host import HostDevice, Shortage
+from snfnp.ops.host import HostDevice, MemoryShortfall
 from snfnp.parameters import Layout
 from snfnp.training.config import TrainConfig
 from snfnp.training.run import describe_run
@@ -67,10 +67,10 @@ def test_tf32_and_overlap_reach_the_backend(monkeypatch):
         return HostDevice("cupy")
 
     monkeypatch.setitem(sys.modules, "snfnp.ops.gpu.device", SimpleNamespace(Gpu=gpu))
-    monkeypatch.setattr(ops, "cupy_rooms", numpy_rooms)
+    monkeypatch.setattr(ops, "overrides", lambda kind: ops.DEFINITIONS)
     ops.get_ops("cupy", tf32=True)
     ops.get_ops("cupy", overlap=True)
-    assert asked == [(True, ops.ALONE, False), (False, ops.ALONE, True)]
+    assert asked == [(True, ops.SINGLE_PROCESS, False), (False, ops.SINGLE_PROCESS, True)]
     assert ops.get_ops("numpy", tf32=True, overlap=True).name == "numpy"
 
 
@@ -80,7 +80,7 @@ def test_tf32_and_overlap_reach_the_backend(monkeypatch):
 )
 def test_training_asks_for_its_backend_with_its_options(monkeypatch, options, asked):
     def refuse(backend, tf32, world, overlap):
-        assert world is ops.ALONE
+        assert world is ops.SINGLE_PROCESS
         raise SnfnpError(f"{backend} {tf32} {overlap}")
 
     monkeypatch.setattr(train, "get_ops", refuse)
@@ -101,7 +101,7 @@ def test_config_json_records_the_device_and_its_options():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
     layout = Layout.of(flow.parameter_shapes())
-    described = assemble(Described("numpy"), numpy_rooms())
+    described = assemble(Described("numpy"), DEFINITIONS)
     record = describe_run(config, flow, layout, dataset, described)
     assert record["device"] == {"name": "a card", "tf32": True}
     assert (record["config"]["tf32"], record["config"]["graph"]) == (True, False)
@@ -153,11 +153,13 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, given, started, message):
 class Full(HostDevice):
     """A device that tells how much a MemoryError was about: its arguments."""
 
-    def shortage(self, error):
-        return Shortage("the card is full", *error.args) if type(error) is MemoryError else None
+    def shortfall(self, error):
+        return (
+            MemoryShortfall("the card is full", *error.args) if type(error) is MemoryError else None
+        )
 
 
-FULL = assemble(Full("numpy"), numpy_rooms())
+FULL = assemble(Full("numpy"), DEFINITIONS)
 
 
 def advice(*amounts, option="--batch-size", count=64, **settings):
@@ -324,6 +326,5 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
         (requirement,) = extras[f"cuda{major}"]
         first, second = requirements._OLDEST_CUPY
         assert requirement == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
-        assert f"cupy-cuda{major}x" in requirements._DISTRIBUTIONS
         (nccl,) = extras[f"nccl{major}"]
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")

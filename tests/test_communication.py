@@ -10,9 +10,9 @@ import pytest
 from support import processes
 
 from snfnp.errors import BackendError
-from snfnp.ops import ALONE, get_ops
+from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.communication.nccl import Nccl
+from snfnp.ops.gpu.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
@@ -52,17 +52,18 @@ def test_a_launcher_is_told_by_the_environment(environment, launcher):
 def test_one_process_needs_no_mpi(environment, monkeypatch, case):
     monkeypatch.setitem(sys.modules, "mpi4py", None)  # an import would fail
     environment(ONE[case])
-    assert launched() is None and world() is ALONE
+    assert launched() is None and world() is SINGLE_PROCESS
 
 
 def test_alone_everything_is_the_identity():
     array = np.arange(3.0)
-    ALONE.all_reduce(array)
+    SINGLE_PROCESS.all_reduce(array)
     assert array.tolist() == [0, 1, 2]
-    assert (ALONE.rank, ALONE.size, ALONE.local_rank, ALONE.local_size) == (0, 1, 0, 1)
-    assert ALONE.any(5) == 5 and ALONE.gather("a") == ["a"] and ALONE.broadcast("a") == "a"
-    assert ALONE.first(lambda: 7) == 7 and ALONE.meet(3, 0.0) == [3]
-    assert get_ops("numpy").device.communicator(ALONE) is ALONE
+    alone = SINGLE_PROCESS
+    assert (alone.rank, alone.size, alone.local_rank, alone.local_size) == (0, 1, 0, 1)
+    assert alone.any(5) == 5 and alone.gather("a") == ["a"] and alone.broadcast("a") == "a"
+    assert alone.on_rank_zero(lambda: 7) == 7 and alone.exchange_exit_status(3, 0.0) == [3]
+    assert get_ops("numpy").device.communicator(SINGLE_PROCESS) is SINGLE_PROCESS
 
 
 def test_without_mpi4py_the_line_says_what_to_install(environment, monkeypatch):
@@ -115,7 +116,7 @@ assert w.any(1 << w.rank | 1 << 40) == (1 << w.size) - 1 | 1 << 40
 assert w.gather(w.rank) == list(range(w.size)) == w.gather(w.local_rank)
 assert w.local_size == w.size
 assert (w.broadcast(np.full(3, w.rank)) == 0).all()
-print(f"{w.rank} {w.meet(10 + w.rank)}")
+print(f"{w.rank} {w.exchange_exit_status(10 + w.rank)}")
 """
 
 
@@ -135,12 +136,12 @@ def fail():
     assert w.rank == 0
     raise DivergedError("no good", 7)
 try:
-    w.first(fail)
+    w.on_rank_zero(fail)
 except DivergedError as error:
     assert (str(error), error.step) == ("no good", 7)
 else:
     raise AssertionError
-assert w.first(lambda: {"rank": w.rank}) == {"rank": 0}
+assert w.on_rank_zero(lambda: {"rank": w.rank}) == {"rank": 0}
 w.require_same({"--seed": 1})
 for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
     try:
@@ -173,7 +174,7 @@ w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes
 start = time.monotonic()
-assert w.meet(1, 0.5) is None
+assert w.exchange_exit_status(1, 0.5) is None
 print(time.monotonic() - start < 5, flush=True)
 w.abort(7)
 """
@@ -290,4 +291,4 @@ def test_the_host_decides_through_the_other_communicator(nccl):
     assert (communicator.rank, communicator.size) == (0, 2)
     assert communicator.gather("mine") == ["mine", "theirs"]
     assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
-    assert communicator.meet(0, 1.0) == [0]
+    assert communicator.exchange_exit_status(0, 1.0) == [0]

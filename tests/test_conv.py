@@ -16,8 +16,8 @@ from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import get_ops
-from snfnp.ops.conv import cpu, cpu_tile_sizes, cpu_tiles
+from snfnp.ops import get_ops, simd
+from snfnp.ops.conv import cpu, cpu_tiles
 from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
@@ -88,7 +88,7 @@ def by_scipy(kernel, image, channels, dtype):
 def test_conv_is_scipys_correlate(ops, kernel, image, channels, dtype):
     x, k, _ = arrays(kernel, image, channels, dtype)
     expected, _, size, _ = by_scipy(kernel, image, channels, dtype)
-    z = ops.conv.forward(x, k)
+    z = ops.conv.correlate(x, k)
     assert z.dtype == dtype
     assert_close(z, expected, k[..., 0].size, size)
 
@@ -134,7 +134,7 @@ def test_kernels_of_any_size_by_the_definition(ops, kernel, inputs, outputs):
             z[:, y, c] += x[:, row, column] @ k[h, w]
             gradient[h, w] += x[:, row, column].T @ delta[:, y, c]
     # sums of at most 96 products of normal numbers
-    np.testing.assert_allclose(ops.conv.forward(x, k), z, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ops.conv.correlate(x, k), z, rtol=0, atol=1e-12)
     found = ops.conv.weight_grad(delta, x, np.full_like(k, np.nan))
     np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-12)
     found = ops.conv.weight_grad(delta, x, gradient.copy(), add=True)
@@ -165,9 +165,9 @@ def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch, shape, dtype):
     x, k, delta = arrays(shape[:2], (9, 13), shape[2:], dtype)
     results = []
     for size in (1, 12 * 32, 28 * 64):
-        monkeypatch.setattr(cpu_tile_sizes, "register_bytes", lambda size=size: size)
+        monkeypatch.setattr(simd, "register_bytes", lambda size=size: size)
         gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
-        results.append((ops.conv.forward(x, k), gradient))
+        results.append((ops.conv.correlate(x, k), gradient))
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
@@ -189,7 +189,7 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
     for pixel in ((0, 0), (4, 7), (8, 7)):
         spoiled = x.copy()
         spoiled[3, *pixel, -1] = bad
-        z = ops.conv.forward(spoiled, k)
+        z = ops.conv.correlate(spoiled, k)
         rows, columns = (
             np.abs(np.arange(length) - at) <= taps // 2
             for length, at, taps in zip((9, 8), pixel, kernel, strict=True)
@@ -210,7 +210,7 @@ def test_the_number_of_threads_does_not_change_a_bit(channels):
         for count in (1, 2):
             numba.set_num_threads(count)
             gradient = ops.conv.weight_grad(delta, x, np.empty_like(k))
-            results.append([ops.conv.forward(x, k), gradient, ops.conv.patches(x, (3, 3))])
+            results.append([ops.conv.correlate(x, k), gradient, ops.conv.patches(x, (3, 3))])
     finally:
         numba.set_num_threads(before)
     for one, two in zip(*results, strict=True):
@@ -396,4 +396,4 @@ def test_the_weight_gradient_of_an_even_kernel_with_few_outputs(ops, kernel):
     x, delta = rng.standard_normal((2, 4, 5, 3)), rng.standard_normal((2, 4, 5, 1))
     v = rng.standard_normal((*kernel, 3, 1))
     found = np.sum(ops.conv.weight_grad(delta, x, np.empty_like(v)) * v)
-    np.testing.assert_allclose(found, np.sum(delta * ops.conv.forward(x, v)), rtol=1e-12)
+    np.testing.assert_allclose(found, np.sum(delta * ops.conv.correlate(x, v)), rtol=1e-12)

@@ -14,7 +14,7 @@ from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling
 from snfnp.ops import get_ops
-from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.host import HostDevice
@@ -160,9 +160,9 @@ def test_shift_and_add_is_a_convolution_with_few_outputs(shape, kernel, dtype):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, height, width, 4 * outputs)).astype(dtype)
     k = rng.standard_normal((*kernel, 4 * outputs, outputs)).astype(dtype)
-    without_patches = assemble(HostDevice("numpy"), numpy_rooms() | {"conv": WithoutPatches})
-    assert without_patches.conv.forward(x, k).shape == (3, height, width, outputs)
-    found, expected = (get_ops(name).conv.forward(x, k) for name in ("numba", "numpy"))
+    without_patches = assemble(HostDevice("numpy"), DEFINITIONS | {"conv": WithoutPatches})
+    assert without_patches.conv.correlate(x, k).shape == (3, height, width, outputs)
+    found, expected = (get_ops(name).conv.correlate(x, k) for name in ("numba", "numpy"))
     rounding = 2 * (k[..., 0].size + 2) * np.finfo(dtype).eps
     bound = rounding * convolution(np.abs(x).astype(float), np.abs(k).astype(float))
     for z in (found, expected):

@@ -11,10 +11,10 @@ import pytest
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import Communicator
-from snfnp.ops.gpu import branch as module
-from snfnp.ops.gpu.branch import Branch
+from snfnp.ops.gpu import side_stream as module
 from snfnp.ops.gpu.graph import Graph
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.launch import DeviceGuard
+from snfnp.ops.gpu.side_stream import SideStream
 
 
 class Stream:
@@ -211,7 +211,7 @@ def test_a_recording_whose_memory_changed_is_not_used(cupy):
 
 
 def test_what_belongs_to_a_device_refuses_another(cupy):
-    home, graph = Home(cupy), Graph(cupy, lambda images: None, print)
+    home, graph = DeviceGuard(cupy), Graph(cupy, lambda images: None, print)
     home.require()
     cupy.cuda.device = 1
     for use in (home.require, lambda: graph(images("0"))):
@@ -258,8 +258,8 @@ def test_all_ranks_record_or_none_does(cupy, theirs, fails):
 
 @pytest.fixture
 def branch(cupy, monkeypatch):
-    monkeypatch.setattr(module, "Products", lambda cupy, tf32: "products of the branch")
-    made = Branch(cupy, tf32=False)
+    monkeypatch.setattr(module, "Cublas", lambda cupy, tf32: "products of the branch")
+    made = SideStream(cupy, tf32=False)
     made.seen = {}  # {operation: what it came after}
 
     def do(operation):
@@ -274,11 +274,11 @@ def backward(branch):
     """Two layers, the gradients of their weights aside."""
     for layer in (2, 1):
         branch.do(f"delta {layer}")
-        branch.aside(branch.do, f"weights {layer}")
+        branch.run_async(branch.do, f"weights {layer}")
 
 
 def test_what_is_done_aside_comes_after_what_was_before_it_and_is_not_waited_for(branch):
-    with branch.joining():
+    with branch.side_stream():
         backward(branch)
     branch.do("adam")
     assert branch.seen == {
@@ -288,7 +288,7 @@ def test_what_is_done_aside_comes_after_what_was_before_it_and_is_not_waited_for
         "weights 1": {"delta 2", "weights 2", "delta 1"},
         "adam": {"delta 2", "weights 2", "delta 1", "weights 1"},
     }
-    branch.aside(branch.do, "alone")  # outside, a call as any other
+    branch.run_async(branch.do, "alone")  # outside, a call as any other
     assert "adam" in branch.seen["alone"] and "alone" in branch._cupy.cuda.current.before
 
 
@@ -296,7 +296,7 @@ def test_a_recording_has_two_branches(cupy, branch):
     said = []
 
     def step(images):
-        with branch.joining():
+        with branch.side_stream():
             backward(branch)
         branch.do("adam")
 
@@ -315,8 +315,8 @@ def test_a_recording_has_two_branches(cupy, branch):
 
 def test_a_branch_that_is_not_joined_cannot_be_recorded(cupy, branch, monkeypatch):
     """Which is what the driver says, too: the join is not for its order alone."""
-    monkeypatch.setattr(branch, "joining", lambda: nullcontext())
-    monkeypatch.setattr(branch, "_joining", True)
+    monkeypatch.setattr(branch, "side_stream", lambda: nullcontext())
+    monkeypatch.setattr(branch, "_open", True)
     said = []
     graph = Graph(cupy, lambda images: backward(branch), said.append)
     for call in range(3):
@@ -327,7 +327,7 @@ def test_a_branch_that_is_not_joined_cannot_be_recorded(cupy, branch, monkeypatc
 def test_a_stream_that_takes_no_part_in_a_recording_is_found(cupy, branch, monkeypatch):
     monkeypatch.setattr(branch._stream, "wait_event", lambda event: None)
     monkeypatch.setattr(cupy.cuda.current, "is_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="does not take part"), branch.joining():
+    with pytest.raises(RuntimeError, match="does not take part"), branch.side_stream():
         backward(branch)
 
 
@@ -337,10 +337,10 @@ def test_what_it_reads_is_kept_until_the_join(branch):
     class Delta:
         pass
 
-    with branch.joining():
+    with branch.side_stream():
         delta = Delta()
         alive = weakref.ref(delta)
-        branch.aside(lambda delta: None, delta)
+        branch.run_async(lambda delta: None, delta)
         del delta
         gc.collect()
         assert alive()
@@ -350,11 +350,11 @@ def test_what_it_reads_is_kept_until_the_join(branch):
 
 def test_it_has_products_and_a_counter_of_its_own(branch):
     seen = []
-    with branch.joining():
-        branch.aside(lambda: seen.append(branch.active))
+    with branch.side_stream():
+        branch.run_async(lambda: seen.append(branch.active))
         seen.append(branch.active)
     assert seen == [True, False]  # what a device asks before it hands them out
-    assert branch.products == "products of the branch" and branch.counter is not None
+    assert branch.cublas == "products of the branch" and branch.counter is not None
 
 
 def test_a_failure_leaves_nothing_behind(branch):
@@ -362,12 +362,12 @@ def test_a_failure_leaves_nothing_behind(branch):
         branch.do("half of it")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), branch.joining():
-        branch.aside(fail)
+    with pytest.raises(ZeroDivisionError), branch.side_stream():
+        branch.run_async(fail)
     assert not branch.active and not branch._held
     assert "half of it" in branch._cupy.cuda.current.before
     branch._cupy.cuda.device = 1
-    with pytest.raises(BackendError, match="made on GPU 0"), branch.joining():
+    with pytest.raises(BackendError, match="made on GPU 0"), branch.side_stream():
         backward(branch)
 
 
@@ -377,11 +377,11 @@ def test_what_was_wrong_first_is_heard_and_nothing_is_kept(branch, monkeypatch):
     def refuse(stream):
         raise RuntimeError("cudaErrorStreamCaptureInvalidated")
 
-    with pytest.raises(ZeroDivisionError), branch.joining():
-        branch.aside(branch.do, "weights")
+    with pytest.raises(ZeroDivisionError), branch.side_stream():
+        branch.run_async(branch.do, "weights")
         monkeypatch.setattr(branch._done, "record", refuse)
         raise ZeroDivisionError
     assert not branch._held
-    with pytest.raises(RuntimeError, match="Invalidated"), branch.joining():
-        branch.aside(branch.do, "weights")
+    with pytest.raises(RuntimeError, match="Invalidated"), branch.side_stream():
+        branch.run_async(branch.do, "weights")
     assert not branch._held

@@ -73,7 +73,7 @@ def log_p_g(ops, flow, params, x):
         else:
             h, ldj, _ = layer.forward(ops, {}, h)
             log_det = log_det + ldj
-    return float((ops.density.gaussian_log_density(h) + log_det).mean())
+    return float((ops.channels.gaussian_log_density(h) + log_det).mean())
 
 
 @pytest.mark.parametrize("kind", ["fc", "conv"])

@@ -206,7 +206,7 @@ class DenseSplit(SplitPrior):
 
     def forward(self, ops, p, x):
         z, ldj, cache = super().forward(ops, p, x)
-        return z, ldj + ops.density.gaussian_log_density(cache["latent"]), cache
+        return z, ldj + ops.channels.gaussian_log_density(cache["latent"]), cache
 
 
 class WideSplit(SplitPrior):

@@ -101,7 +101,7 @@ class MirroredOnly(Conv2d):
         return w[::-1, ::-1]
 
     def adjoint(self, ops, w, dz):
-        return ops.conv.forward(dz, Conv2d.flip(w))
+        return ops.conv.correlate(dz, Conv2d.flip(w))
 
 
 class SwappedOnly(MirroredOnly):

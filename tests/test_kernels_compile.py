@@ -129,7 +129,7 @@ def test_other_text_would_not(text):
 
 @pytest.mark.parametrize("name", source.kernels())
 def test_numbers_are_long_long_or_double(name):
-    scalars = {kind for kind in source.parameters(name) if not kind.endswith("*")}
+    scalars = {p.kind for p in source.parameters(name) if not p.kind.endswith("*")}
     assert scalars <= SCALARS
 
 

@@ -5,10 +5,8 @@ the inverse, ldj + log_det against the Jacobian, and central differences for x a
 parameter, with negative controls.
 """
 
-import ast
 import inspect
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,21 +167,6 @@ def test_every_exported_layer_has_a_case():
     classes = {layer for layer in exported if inspect.isclass(layer)}
     assert classes == set(CASES) | BASES | APART
     assert all(issubclass(layer, Layer) for layer in classes - APART)
-
-
-def test_nothing_asks_a_layer_what_it_has():
-    """`Layer` has a default for every member, so `hasattr` and `getattr` are not needed."""
-    package = Path(snfnp.__file__).parent
-    files = [file for room in ("layers", "rules", "maps") for file in (package / room).glob("*.py")]
-    files += [package / f"{name}.py" for name in ("flow", "likelihood", "context")]
-    assert len(files) > 20
-    found = [
-        f"{file.name}:{node.lineno}"
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Name) and node.id in ("hasattr", "getattr")
-    ]
-    assert not found
 
 
 @pytest.mark.parametrize("member", ["parameter_shapes", "init", "forward", "inverse", "backward"])

@@ -25,20 +25,6 @@ OPS = get_ops("numpy")
 # ---------------------------------------------------------------- the smallest variance
 
 
-CONVOLUTIONS = [((3, 3), (4, 5, 2)), ((1, 1), (3, 2, 4)), ((5, 3), (4, 4, 1))]
-
-
-@pytest.mark.parametrize("kernel, shape", CONVOLUTIONS)
-def test_rows_are_what_the_weights_of_an_output_meet(kernel, shape):
-    rng = np.random.default_rng(0)
-    f = Conv2d(kernel, shape[2])
-    w, x = rng.standard_normal(f.weight_shape), rng.standard_normal((3, *shape))
-    rows = f.rows(OPS, x)
-    product = (rows @ w.reshape(-1, shape[2])).reshape(3, *shape)
-    np.testing.assert_allclose(product, f.apply(OPS, w, x), rtol=0, atol=1e-12)
-    assert np.array_equal(Dense(4).rows(OPS, x.reshape(-1, 4)), x.reshape(-1, 4))
-
-
 def correlated(rng, count, size, smallest):
     """Gaussian rows with variances from `smallest` to 10 along random directions, far from 0."""
     scales = np.geomspace(smallest, 10, size) ** 0.5

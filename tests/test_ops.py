@@ -4,7 +4,6 @@
 overrides by introspection, so that a kernel without a case cannot land.
 """
 
-import builtins
 import math
 import subprocess
 import sys
@@ -28,11 +27,10 @@ from support.operation_cases_layers import ALPHA
 from support.operation_cases_steps import call_linalg_matmul_add
 from support.operation_values import OperationValues
 
-from snfnp.errors import BackendError, SingularMatrixError, UsageError
+from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.ops import BACKENDS, RandomKey, get_ops
 from snfnp.ops.activation.definition import Activation
-from snfnp.ops.backends import assemble, cupy_rooms, numba_rooms, numpy_rooms
-from snfnp.ops.gpu import requirements
+from snfnp.ops.backends import DEFINITIONS, assemble, overrides
 from snfnp.ops.host import HostDevice
 from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.random import philox
@@ -137,15 +135,15 @@ WITHOUT_CASE = {
 
 
 def test_every_override_has_a_definition_and_a_case():
-    assert overridden(numba_rooms()) <= set(OVERRIDES)
-    assert WITHOUT_CASE.keys() <= overridden(cupy_rooms())
-    cases = overridden(numba_rooms()) | overridden(cupy_rooms()) - WITHOUT_CASE.keys()
-    rooms = numpy_rooms()
+    assert overridden(overrides("cpu")) <= set(OVERRIDES)
+    assert WITHOUT_CASE.keys() <= overridden(overrides("gpu"))
+    cases = overridden(overrides("cpu")) | overridden(overrides("gpu")) - WITHOUT_CASE.keys()
+    rooms = DEFINITIONS
     assert all(hasattr(rooms[room], name) for room, name in (case.split(".") for case in cases))
     assert cases == set(OVERRIDES)
 
 
-@pytest.mark.parametrize("rooms", [numba_rooms(), cupy_rooms()], ids=["numba", "cupy"])
+@pytest.mark.parametrize("rooms", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"])
 def test_an_override_without_a_case_would_be_found(rooms, monkeypatch):
     monkeypatch.setattr(rooms["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
     assert "linalg.log_abs_det" in overridden(rooms) - set(OVERRIDES)
@@ -281,7 +279,7 @@ def test_gaussian_log_density(ops):
     z = np.random.default_rng(0).standard_normal((4, 2, 3))
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     expected = np.log(density.reshape(4, -1).prod(axis=1))
-    np.testing.assert_allclose(ops.density.gaussian_log_density(z), expected, rtol=1e-13)
+    np.testing.assert_allclose(ops.channels.gaussian_log_density(z), expected, rtol=1e-13)
 
 
 def test_host_and_device(ops):
@@ -351,7 +349,7 @@ def test_nan_is_never_zeroed(ops, dtype):
     )
     np.testing.assert_array_equal(np.isnan(dx).all(axis=1), [False, True, False])
     assert math.isnan(ops.linalg.sum_squares(x.reshape(-1)))
-    assert np.isnan(ops.density.gaussian_log_density(x)[1])
+    assert np.isnan(ops.channels.gaussian_log_density(x)[1])
     p, m, v = (np.zeros(15, dtype) for _ in range(3))
     squares = ops.step.adam(x.reshape(-1), 1e-3, 0.9, 0.999, 1e-8, 1, 1.0, 0.0, out=(p, m, v))
     assert math.isnan(squares)
@@ -391,24 +389,6 @@ def test_an_unknown_backend_is_a_usage_error():
     assert "\n" not in message
 
 
-def test_cupy_without_cupy_says_what_is_missing_in_one_line(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_cupy(name, *args, **kwargs):
-        if name.split(".")[0] == "cupy":
-            raise ModuleNotFoundError("No module named 'cupy'", name=name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_cupy)
-    monkeypatch.setattr(requirements, "_driver_cuda", lambda: None)
-    with pytest.raises(BackendError) as caught:
-        get_ops("cupy")
-    message = str(caught.value)
-    assert "pip install" in message
-    assert "\n" not in message
-    assert caught.value.exit_status == 2
-
-
 def test_a_multiple_made_on_the_host_goes_over_to_the_device():
     """The m of a convolution depends on shapes alone and is a host array."""
 
@@ -420,6 +400,6 @@ def test_a_multiple_made_on_the_host_goes_over_to_the_device():
             return super().asarray(host, dtype)
 
     device, multiple = Device("numpy"), np.full((3, 3, 1, 1), 2.0)
-    linalg, w = assemble(device, numpy_rooms()).linalg, np.ones((3, 3, 2, 2), np.float32)
+    linalg, w = assemble(device, DEFINITIONS).linalg, np.ones((3, 3, 2, 2), np.float32)
     out = linalg.scale_into(np.empty_like(w), 0.5, w, multiple)
     assert device.moved[0] is multiple and (out == 1).all() and out.dtype == np.float32

@@ -12,7 +12,7 @@ from support.trainers import BATCH, gradient_of, host, make_trainer
 
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
-from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.host import HostDevice
 from snfnp.training.config import TrainConfig
 from snfnp.training.step import cut
@@ -21,8 +21,8 @@ from snfnp.training.step import cut
 @pytest.fixture
 def late():
     """NumPy's operations, and what is called aside put off to the end of the pass."""
-    ops, put_off = assemble(HostDevice("numpy"), numpy_rooms()), PutOff()
-    ops.device.aside, ops.device.joining = put_off.aside, put_off.joining
+    ops, put_off = assemble(HostDevice("numpy"), DEFINITIONS), PutOff()
+    ops.device.run_async, ops.device.side_stream = put_off.run_async, put_off.side_stream
     ops.device.put_off = put_off
     return ops
 
@@ -97,8 +97,8 @@ def test_what_may_not_be_done_in_between_shows(late):
     """The control: something aside reads an array that is overwritten after it."""
     for ops, expected in ((get_ops("numpy"), 1.0), (late, 5.0)):
         source, target = np.ones(3), np.zeros(3)
-        with ops.joining():
-            ops.aside(np.copyto, target, source)
+        with ops.side_stream():
+            ops.run_async(np.copyto, target, source)
             source[:] = 5
         assert (target == expected).all()
 

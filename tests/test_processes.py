@@ -15,7 +15,7 @@ from support.trainers import SMALL_GLOW
 
 from snfnp.cli import processes as starting
 from snfnp.errors import UsageError
-from snfnp.ops import ALONE
+from snfnp.ops import SINGLE_PROCESS
 
 # The training script on 96 random images of 8 by 8; rank RANK does ACTION right before step STEP.
 COMMAND = """
@@ -310,7 +310,7 @@ def test_the_command_that_mpiexec_gets(monkeypatch, word):
     monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
-    starting.start(3, ["--lr", "1", *word, "-x"], ALONE)
+    starting.start(3, ["--lr", "1", *word, "-x"], SINGLE_PROCESS)
     command = ["bin/mpiexec", "-n", "3", sys.executable, "-O", "train.py", "--lr", "1", "-x"]
     assert started == [("bin/mpiexec", command)]
 
@@ -324,4 +324,4 @@ def test_what_processes_needs_and_is_missing(monkeypatch, missing):
         starting.importlib.util, "find_spec", lambda name: None if name == missing else name
     )
     with pytest.raises(UsageError, match=rf'needs {missing}, .*: pip install "\.\[mpi\]"'):
-        starting.start(2, ["--processes", "2"], ALONE)
+        starting.start(2, ["--processes", "2"], SINGLE_PROCESS)

@@ -56,7 +56,7 @@ def convolutions(draw):
 @given(convolutions(), st.booleans())
 def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     x, delta, k = case
-    close(ops.conv.forward(x, k), convolve(x, k))
+    close(ops.conv.correlate(x, k), convolve(x, k))
     out = np.ones(k.shape) if add else np.full(k.shape, np.nan)
     ops.conv.weight_grad(delta, x, out, add)
     close(out, add + convolve_weight_grad(delta, x, k.shape))
@@ -151,7 +151,7 @@ def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
     bound = arguments[3]
     knots, _ = ops.spline.knots(*arguments)
     x = np.sort(x, axis=0)
-    found, ldj = ops.spline.forward(x, knots)
+    found, ldj = ops.spline.evaluate(x, knots)
     slope = float(np.max(np.diff(knots[1], axis=0) / np.diff(knots[0], axis=0))) + knots[2].max()
     rounding = 1e-14 * bound * (1 + slope)
     assert np.all(np.diff(found, axis=0) >= -rounding)
@@ -159,7 +159,7 @@ def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
     np.testing.assert_array_equal(found[~inside], x[~inside])
     assert np.all(np.abs(found[inside]) <= bound + rounding)
     assert np.isfinite(ldj).all()
-    back, _ = ops.spline.forward(ops.spline.inverse(y, knots), knots)
+    back, _ = ops.spline.evaluate(ops.spline.inverse(y, knots), knots)
     np.testing.assert_allclose(back, y, rtol=0, atol=100 * rounding)
 
 
@@ -173,7 +173,7 @@ def test_splines_of_any_knots_agree_between_backends(case, seed):
     for ops in (NUMPY, get_ops("numba")):
         out = [np.full_like(raw, np.nan) for raw in arguments[:3]]
         dx = ops.spline.backward(x, knots, factors, *arguments[3:], dy, dldj, out)
-        made, forward = ops.spline.knots(*arguments), ops.spline.forward(x, knots)
+        made, forward = ops.spline.knots(*arguments), ops.spline.evaluate(x, knots)
         results.append([*made, *forward, ops.spline.inverse(y, knots), dx, *out])
     for defined, compiled in zip(*results, strict=True):
         scale = max(1.0, float(np.max(np.abs(defined))))

@@ -10,7 +10,7 @@ from support.trainers import at_step, gradient_of, host, make_trainer, small_con
 from snfnp.context import Slice
 from snfnp.errors import DivergedError, UsageError
 from snfnp.likelihood import Likelihood
-from snfnp.ops import ALONE, get_ops
+from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.training import signals
 from snfnp.training.batches import Batches
 from snfnp.training.loop import train
@@ -45,7 +45,7 @@ STEPS = {
 ROUNDING = 1e-12
 
 
-def trainer_of(step, world=ALONE):
+def trainer_of(step, world=SINGLE_PROCESS):
     found = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
     found.initialise_from_data(images_of(found, 0))
     found.scalars.set(0, 1e-3, found.lam)

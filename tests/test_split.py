@@ -93,7 +93,7 @@ def test_gradients(layer, ops):
 
     def objective(x, p):
         z, ldj, cache = layer.forward(ops, p, x)
-        density = ops.density.gaussian_log_density(cache["latent"])
+        density = ops.channels.gaussian_log_density(cache["latent"])
         return float(np.sum(c * z) + np.sum(a * (ldj + density)))
 
     dlatent = -a[:, None, None, None] * cache["latent"]

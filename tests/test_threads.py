@@ -9,7 +9,7 @@ import pytest
 from support.ranks import on_ranks
 
 from snfnp import threads
-from snfnp.ops.host import neighbours
+from snfnp.ops.host import ranks_on_shared_cores
 
 _PRINT = """
 {before}
@@ -156,12 +156,12 @@ def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
 
     def count(world):
         own[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
-        return neighbours(world)
+        return ranks_on_shared_cores(world)
 
     monkeypatch.setattr(threads, "cores", lambda: own[threading.get_ident()])
     assert on_ranks(3, count) == [1, 1, 1]
     monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
-    assert on_ranks(3, neighbours) == [3, 3, 3]
+    assert on_ranks(3, ranks_on_shared_cores) == [3, 3, 3]
 
 
 def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):

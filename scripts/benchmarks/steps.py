@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from snfnp.context import BackwardContext
-from snfnp.ops import ALONE, Communicator, RandomKey
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey
 from snfnp.training.config import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -23,7 +23,7 @@ def make_trainer(
     shape=IMAGE,
     count=50_000,
     report=print,
-    world: Communicator = ALONE,
+    world: Communicator = SINGLE_PROCESS,
     **settings,
 ) -> Trainer:
     """A trainer of the preset at the paper's batch size, with a learning rate that moves little.

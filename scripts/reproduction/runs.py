@@ -13,7 +13,7 @@ from reproduction.rows import Row
 from reproduction.setting import Setting
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training import files
 from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
@@ -204,7 +204,7 @@ def perform(
     ops,
     report: Callable[[str], None],
     line=ProgressLine,
-    world: Communicator = ALONE,
+    world: Communicator = SINGLE_PROCESS,
 ) -> Result:
     """Train a run from where it is to its end, or to where it diverges. line, world: see
     `train`."""
@@ -222,7 +222,7 @@ def perform(
         provenance.note(run.folder)
         return goes_on, before
 
-    goes_on, before = world.first(prepare)
+    goes_on, before = world.on_rank_zero(prepare)
     config, folder = replace(config, epochs=max(config.epochs, before)), RunFolder(run.folder)
     try:
         summary = train(config, dataset, ops, folder, goes_on, report, line, world)

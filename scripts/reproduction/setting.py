@@ -12,7 +12,7 @@ from reproduction.rows import Row
 from snfnp.data import Dataset, load_dataset
 from snfnp.data.files import print_to_stderr
 from snfnp.errors import SnfnpError
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator
 
 SCALES = ("smoke", "hour", "paper")
 _SMOKE = {"train": 200, "validation": 100, "test": 100}  # images at the smoke scale
@@ -37,7 +37,7 @@ class Setting:
     data_dir: Path | None = None
     again: bool = False
     rows: tuple[str, ...] | None = None
-    world: Communicator = ALONE
+    world: Communicator = SINGLE_PROCESS
     eval_every: int = 1
 
     @property

@@ -24,7 +24,7 @@ class Training:
         steps = {}
         for run in runs:
             images = setting.dataset(run.row.data)
-            result = setting.world.first(partial(found, run, images, setting.ops.name))
+            result = setting.world.on_rank_zero(partial(found, run, images, setting.ops.name))
             if result is not None:
                 self._done[run.folder] = result
                 continue

@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import contraction
+from snfnp.maps import Conv2d, contraction
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
 _SQUARINGS = 8
@@ -94,7 +94,7 @@ def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
 def _smallest(f, g, shape) -> tuple[tuple[int, ...], int]:
     """(the shape of the smallest sample that shows all of E, how often E is repeated in the
     layer's own): 1×1 convolutions do the same at every pixel."""
-    pointwise = all(getattr(m, "kernel", None) == (1, 1) for m in (f, g))
+    pointwise = all(isinstance(m, Conv2d) and m.kernel == (1, 1) for m in (f, g))
     return ((1, 1, shape[2]), shape[0] * shape[1]) if pointwise else (shape, 1)
 
 

@@ -11,8 +11,9 @@ from functools import cache
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.maps.base import Map, WeightGradient
+from snfnp.maps.base import Map
 from snfnp.maps.conv import Conv2d
+from snfnp.ops.epilogue import WeightGradient
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ class Chain(Map):
             dz = self.map.adjoint(ops, kernel, dz)
         return dz
 
-    def residual(self, ops, w, z, x, before):
+    def apply_then(self, ops, w, x, epilogue):
         *others, last = self._kernels(w)
-        return self.map.residual(ops, last, self._through(ops, others, z)[-1], x, before)
+        return self.map.apply_then(ops, last, self._through(ops, others, x)[-1], epilogue)
 
-    def adjoint_axpby(self, ops, w, dz, a, y, b):
+    def adjoint_then(self, ops, w, dz, epilogue):
         first, *others = self._kernels(w)
         for kernel in reversed(others):
             dz = self.map.adjoint(ops, kernel, dz)
-        return self.map.adjoint_axpby(ops, first, dz, a, y, b)
+        return self.map.adjoint_then(ops, first, dz, epilogue)
 
     def stand_in(self, ops, f, r, shape):
         """The sum of the entries of T(r)ᵀ over the positions of each of w's weights: ∂S/∂w of
@@ -81,7 +82,7 @@ class Chain(Map):
         for i in reversed(range(self.layers)):
             around = (*kernels[:i][::-1], w, *kernels[i + 1 :][::-1])
             term = _trace_gradient(ops, self.map, around, z.shape[1:])
-            parts.append(WeightGradient(self.map, delta, inputs[i], scale, term, 1, out[i]))
+            parts.append(WeightGradient(delta, inputs[i], scale, term, 1, out[i]))
             if i > 0:
                 delta = self.map.adjoint(ops, kernels[i], delta)
         return tuple(parts)

@@ -86,7 +86,7 @@ class _OfLinear(Derivatives):
         ops, (f, g) = ctx.ops, self.layer.maps
         z = z - p["b"] if self.layer.bias else z
         for part in g.gradients(ops, f, p["W"], p["R"], delta, z, 0.0, grads["R"]):
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+            f.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
         of_z = g.adjoint(ops, p["R"], delta)
         if self.layer.bias:
             grads["b"] -= ops.channels.sum(of_z)

@@ -97,7 +97,7 @@ class JacobianMean(Follower):
     def collect(self, measured, share) -> None:
         """Every layer's is measured in one slice alone."""
         errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
-        self._found[0] = self.ops.density.total(errors) if errors else 0.0
+        self._found[0] = self.ops.channels.total(errors) if errors else 0.0
 
     def update(self, figures, samples, squares, failed) -> tuple:
         self._mean[0] += self._found[0]

@@ -60,7 +60,8 @@ class LeastSquares(Rule):
             nu *= ctx.volume / self.probes
             f.weight_grad(ops, nu, tail, out=grads["W"], add=True)
             excess = ops.xp.maximum(best.error - self.tolerance, 0)
-            if ops.peek(excess) is not False:  # a device is not waited for: there it may add 0
+            # a device is not waited for: there it may add 0
+            if ops.known_on_host(excess) is not False:
                 pull = -2 * self.stiffness * excess * best.error_grad()
                 grads["W"] += pull.astype(w.dtype)
         return f.adjoint(ops, w, dz), Measured(error, updates={"R": r})

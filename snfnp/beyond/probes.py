@@ -15,7 +15,7 @@ import numpy as np
 
 from snfnp.context import Measured, layer_key
 from snfnp.errors import UsageError
-from snfnp.ops import RandomKey
+from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules.base import bias_gradient
 from snfnp.rules.self_normalizing import SelfNormalizing
 
@@ -75,7 +75,8 @@ class JacobianPenalty(SelfNormalizing):
 
         delta_w = g.adjoint(ops, r, delta_r)
         linalg.axpby(c_f, dz, ctx.error_factor, delta_w[:n])
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=residual)
+        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
+        dx = f.adjoint_then(ops, w, dz, of_r).z
         x = ops.xp.concatenate((x, probes))
         return (delta_w, x), (delta_r, z0), dx, Measured(error, jacobian_error)
 
@@ -121,9 +122,9 @@ class Probe(SelfNormalizing):
         linalg.scale_into(delta_w[n:], c_f / count, probes, 1, ctx.volume)
         linalg.axpby(-c_g, dx[:n], ctx.error_factor, delta_r[:n])
         linalg.scale_into(delta_r[n:], -c_g / count, dx[n:], 1, ctx.volume)
-        ops.aside(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
-        ops.aside(g.weight_grad, ops, delta_r, z0, out=grads["R"])
-        ops.aside(bias_gradient, ops, dz, grads)
+        ops.run_async(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
+        ops.run_async(g.weight_grad, ops, delta_r, z0, out=grads["R"])
+        ops.run_async(bias_gradient, ops, dz, grads)
         return dx[:n], Measured(error)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from snfnp.context import layer_key
 from snfnp.errors import UsageError
+from snfnp.ops import Epilogue
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules.base import Rule
 from snfnp.rules.self_normalizing import SelfNormalizing
@@ -90,13 +91,13 @@ class Variational(Rule):
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.leads:  # Sᵀ δ_z is of this slice's samples, E of none
-            ops.aside(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
+            ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return result
         error = g.apply(ops, r, moved)
-        delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
-        ops.aside(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
+        delta = g.adjoint_then(ops, r, error, Epilogue(a=each, y=taken)).out
+        ops.run_async(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
         for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
-            ops.aside(part.map.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
+            ops.run_async(f.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
         return result
 
 

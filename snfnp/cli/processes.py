@@ -14,7 +14,7 @@ from pathlib import Path
 
 from snfnp.cli import terminal
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.ops import ALONE, Communicator, world
+from snfnp.ops import SINGLE_PROCESS, Communicator, world
 from snfnp.ops.communication import launched
 
 OPTION = "--processes"
@@ -79,7 +79,7 @@ def together() -> Iterator[Communicator]:
     """
     launch = launched()
     if launch is None:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     try:
         ranks = world()
@@ -98,7 +98,7 @@ def together() -> Iterator[Communicator]:
     except BaseException as error:
         _end(ranks, error)
         raise
-    ranks.meet(0)
+    ranks.exchange_exit_status(0)
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def quiet(ranks: Communicator) -> Iterator[None]:
 def _end(ranks: Communicator, error: BaseException) -> None:
     """Returns where the error is to be raised as if this process were alone."""
     status = terminal.exit_status(error)
-    statuses = ranks.meet(status, _PATIENCE)
+    statuses = ranks.exchange_exit_status(status, _PATIENCE)
     if statuses is not None:
         speaker = next((rank for rank, each in enumerate(statuses) if each), 0)
         if ranks.rank != speaker:

@@ -100,10 +100,10 @@ def within_memory(
     except SnfnpError:
         raise
     except Exception as error:
-        shortage = ops.device.shortage(error)
-        if shortage is None:
+        shortfall = ops.device.shortfall(error)
+        if shortfall is None:
             raise
-        fits = shortage.fitting(count, fixed())
+        fits = shortfall.largest_fitting(count, fixed())
         if fits is None:
             advice = f"choose a smaller {option} than {count}"
         elif fits:
@@ -113,4 +113,4 @@ def within_memory(
             )
         else:
             advice = f"not even {option} 1 would fit here: use a device with more memory"
-        raise SnfnpError(f"out of memory: {shortage.found}: {advice}{also}") from None
+        raise SnfnpError(f"out of memory: {shortfall.found}: {advice}{also}") from None

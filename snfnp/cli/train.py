@@ -53,7 +53,7 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
     if resume == AUTO:
         if rollback:
             raise UsageError("--rollback with --resume auto would go back each time: choose one")
-        resume = world.first(lambda: _started(given))
+        resume = world.on_rank_zero(lambda: _started(given))
     goes_on = resume or rollback
     with ExitStack() as held:
         run = None
@@ -65,7 +65,7 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
             return resumed(given, rollback, resume == AUTO)[1:]  # it stays so from here
 
         if goes_on:
-            config, record = world.first(opened)
+            config, record = world.on_rank_zero(opened)
         else:
             config = TrainConfig(**{**defaults, **given})
         ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
@@ -88,7 +88,7 @@ def _train(given: dict, defaults: dict, world: Communicator) -> None:
 
         if not goes_on:
             layout()  # what a model refuses, it refuses before there is a folder
-            config = replace(config, out=world.first(created))
+            config = replace(config, out=world.on_rank_zero(created))
         run = run or RunFolder(config.out)
         if goes_on:
             _refuse_other_images(dataset, *run.data(record), run)

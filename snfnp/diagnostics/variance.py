@@ -10,13 +10,16 @@ import math
 import numpy as np
 import scipy.linalg
 
+from snfnp.maps import Conv2d
+
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are alike
 _DIRECTIONS = 8
 
 
 class SmallestVariance:
-    """σ²_min, the smallest eigenvalue of the covariance of what a map's weights meet (`Map.rows`).
+    """σ²_min, the smallest eigenvalue of the covariance of what the weights of one output of
+    a map see: samples of a dense map, receptive fields of a convolution.
 
     The smallest eigenvalue of a sample's covariance is far too small: among many directions there
     is one in which a sample happens to have little variance. So 8 directions are found on one part
@@ -38,7 +41,7 @@ class SmallestVariance:
     def add(self, x) -> None:
         """More inputs (N, ...) of the layer, on the device, in double precision."""
         if self._to_fit is None:
-            unknowns, per_image = self._map.rows(self._ops, x[:1]).shape[::-1]
+            unknowns, per_image = self._rows(x[:1]).shape[::-1]
             enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
             left = min(_FEWEST, self._images - self._images // 2)
             self._to_fit = min(enough, self._images - left)
@@ -74,11 +77,16 @@ class SmallestVariance:
         """Σ r rᵀ and Σ r over the rows of x, along directions where there are some, and how many
         rows these are; on the host."""
         ops = self._ops
-        rows = self._map.rows(ops, x)
+        rows = self._rows(x)
         if directions is not None:
             rows = ops.linalg.matmul(rows, directions)
         second, first = ops.linalg.matmul(rows.T, rows), rows.sum(axis=0)
         return ops.to_host(second), ops.to_host(first), len(rows)
+
+    def _rows(self, x):
+        """x (N, ...) as the rows that the weights of one output see."""
+        f = self._map
+        return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
     def _smallest(self):
         covariance = _covariance(self._fitted)

@@ -32,7 +32,7 @@ class Layer:
     * `forward` changes none of its arguments. `backward` may overwrite neither dz nor the cache
       (another layer may hold the same array); it writes into the arrays of `grads`, all of them
       completely, and never puts another array in their place. Gradients of weights may be
-      computed beside the pass (`ops.aside`): they are complete at its end, not before.
+      computed beside the pass (`ops.run_async`): they are complete at its end, not before.
     * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
     """
 

@@ -16,7 +16,7 @@ from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 from snfnp.layers.linear import Linear
 from snfnp.maps import Conv2d
-from snfnp.ops import RandomKey
+from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules import Exact
 
 _START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
@@ -137,14 +137,14 @@ class ConvExponential(Layer):
         for i in range(len(powers) - 1, 0, -1):
             # 1/i goes to the small arrays
             g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
-            delta = self.map.adjoint_axpby(ops, k / i, delta, 1.0, dz, 1.0)
+            delta = self.map.adjoint_then(ops, k / i, delta, Epilogue(y=dz)).out
         pixels = math.prod(dz.shape[1:3])
         self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
 
         # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
         g_k /= scale
         beyond = sigma > self.norm
-        if ops.peek(beyond) is not False:
+        if ops.known_on_host(beyond) is not False:
             slope = beyond * (g_k * w).sum() / (scale * self.norm)
             g_k -= slope * self._spectral_norm_grad(ops, w, sigma, cache["path"])
         return delta
@@ -160,7 +160,7 @@ class ConvExponential(Layer):
         z, powers = x.copy(), [x]
         single, double = self.terms
         for i in range(1, (single if x.dtype == np.float32 else double) + 1):
-            powers.append(ops.conv.forward_into(powers[-1], k / i, 1.0, 1.0, z))
+            powers.append(ops.conv.correlate_then(powers[-1], k / i, Epilogue(y=z, out=z)).z)
         return z, powers
 
     def _centre(self, w):

@@ -69,7 +69,7 @@ class CausalConv2d(Layer):
 
     def forward(self, ops, p, x):
         """z = T(W) x + b, one convolution. ldj is 0: see `log_det`. O(N H W C²)."""
-        return ops.causal.forward(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
+        return ops.causal.correlate(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
 
     def inverse(self, ops, p, z):
         """Exact, pixel after pixel: the taps of pixels that are solved go to the other side.
@@ -99,6 +99,6 @@ class CausalConv2d(Layer):
         the host need not wait for the device: a zero then becomes an infinite gradient."""
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()
-        if (bool(invertible) if wait else ops.peek(invertible)) is False:
+        if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:
             raise SingularMatrixError("a causal kernel has a zero or NaN on its diagonal")
         return diagonal

@@ -13,6 +13,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 from snfnp.maps import Map, contraction
+from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -110,7 +111,8 @@ class Linear(Layer):
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
         if self.bias:
-            z0, z = self.map.apply_with_bias(ops, p["W"], x, p["b"])
+            with_bias = Epilogue(bias=p["b"], keep=True)
+            z0, z, _ = self.map.apply_then(ops, p["W"], x, with_bias)
         else:
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}

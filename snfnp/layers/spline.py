@@ -52,7 +52,7 @@ class RationalQuadraticSpline(Layer):
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
         knots, factors = self._knots(ops, p)
-        y, ldj = ops.spline.forward(x, knots)
+        y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):

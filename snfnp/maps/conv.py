@@ -18,6 +18,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.maps import block_tridiagonal, explicit
 from snfnp.maps.base import Map
+from snfnp.ops.conv.definition import flip
 
 
 @dataclass(frozen=True)
@@ -66,47 +67,22 @@ class Conv2d(Map):
 
     def apply(self, ops, w, x):
         """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
-        return ops.conv.forward(x, w)
+        return ops.conv.correlate(x, w)
 
     def adjoint(self, ops, w, dz):
         """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
-        return ops.conv.forward(dz, self.flip(w))
+        return ops.conv.correlate(dz, self.flip(w))
 
     def weight_grad(self, ops, delta, x, out, add=False):
         """δ ⋆ x into `out`, or added to what `out` holds: the first term of Eq. 13, of Eq. 15 and
         (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
-    def apply_with_bias(self, ops, w, x, b):
-        return ops.conv.forward_and_bias(x, w, b)
+    def apply_then(self, ops, w, x, epilogue):
+        return ops.conv.correlate_then(x, w, epilogue)
 
-    def rows(self, ops, x):
-        """What every output pixel sees of x: (N H W, kH kW I), zeros outside the image."""
-        count, height, width, channels = x.shape
-        (kh, kw), xp = self.kernel, ops.xp
-        padded = xp.zeros((count, height + kh - 1, width + kw - 1, channels), x.dtype)
-        padded[:, kh // 2 : kh // 2 + height, kw // 2 : kw // 2 + width] = x
-        n, down, right, channel = padded.strides
-        windows = xp.lib.stride_tricks.as_strided(
-            padded,
-            (count, height, width, kh, kw, channels),
-            (n, down, right, down, right, channel),
-        )
-        return xp.ascontiguousarray(windows).reshape(count * height * width, -1)
-
-    def residual(self, ops, w, z, x, before):
-        return ops.conv.residual(z, w, x, before)
-
-    def adjoint_axpby(self, ops, w, dz, a, y, b):
-        return ops.conv.forward_axpby(dz, self.flip(w), a, y, b)
-
-    def adjoint_into(self, ops, w, dz, a, b, out):
-        return ops.conv.forward_into(dz, self.flip(w), a, b, out)
-
-    def weight_grads(self, ops, parts, volume, dz, db) -> None:
-        _, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=True)
-        dz, out = (None, out) if db is None else (dz, (*out, db))
-        ops.conv.weight_grads(deltas, xs, scales, terms, multiples, volume, dz, out)
+    def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
+        ops.conv.weight_grads(gradients, volume, dz, db)
 
     @staticmethod
     def flip(w):
@@ -114,7 +90,7 @@ class Conv2d(Map):
 
         Eq. 26, which counts from 1: channels swapped, height and width mirrored.
         """
-        return w[::-1, ::-1].swapaxes(2, 3)
+        return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
         """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1).

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp import threads
-from snfnp.ops.communication import ALONE, Communicator
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 
 
-def neighbours(world: Communicator) -> int:
+def ranks_on_shared_cores(world: Communicator) -> int:
     """How many of the ranks may run on cores that this process may run on, itself included: all of
     a machine's, but for launchers that give each cores of its own."""
     here = socket.gethostname(), threads.cores()
@@ -20,7 +20,7 @@ def neighbours(world: Communicator) -> int:
 
 
 @dataclass(frozen=True)
-class Shortage:
+class MemoryShortfall:
     """Memory that was not there.
 
     found: what was asked for and what there was, in words. needed, room: the bytes that this run
@@ -31,7 +31,7 @@ class Shortage:
     needed: int | None = None
     room: int | None = None
 
-    def fitting(self, count: int, fixed: int = 0) -> int | None:
+    def largest_fitting(self, count: int, fixed: int = 0) -> int | None:
         """How many items would fit instead of `count`: count // 2ᵏ for the smallest k >= 1.
 
         An estimate: it takes memory for `fixed` bytes plus a share for each item, and counts what
@@ -70,7 +70,7 @@ class HostDevice:
         """A small host array that depends on shapes alone, in this precision, on the device."""
         return np.asarray(host, dtype)
 
-    def peek(self, condition) -> bool | None:
+    def known_on_host(self, condition) -> bool | None:
         """Whether a condition or number of shape () is not 0; None where the host would wait."""
         return bool(condition)
 
@@ -83,7 +83,7 @@ class HostDevice:
         world.require_same({"--backend": self.name})
         return world
 
-    def capture(self, function, report=print, communicator: Communicator = ALONE):
+    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS):
         """`function(images)`, to be called again and again with arrays of the same shape.
 
         It must put its results into arrays that outlive it and launch the same operations every
@@ -93,23 +93,24 @@ class HostDevice:
         """
         return function
 
-    def aside(self, function, *arguments, **named) -> None:
+    def run_async(self, function, *arguments, **named) -> None:
         """Call `function(*arguments, **named)`, perhaps beside what the host starts next."""
         function(*arguments, **named)
 
-    def joining(self):
-        """A context at whose end all that was called `aside` in it is done before what follows."""
+    def side_stream(self):
+        """A context at whose end everything that `run_async` started in it is done before what
+        follows."""
         return nullcontext()
 
     def describe(self) -> dict:
         """The device and its libraries, for a run's configuration; {} where `threads` says it."""
         return {}
 
-    def shortage(self, error: Exception) -> Shortage | None:
+    def shortfall(self, error: Exception) -> MemoryShortfall | None:
         """What did not fit, where an exception is about memory; None where it is not."""
         if not isinstance(error, MemoryError):
             return None
-        return Shortage(str(error) or "nothing more is known")
+        return MemoryShortfall(str(error) or "nothing more is known")
 
     def synchronise(self) -> None:
         """Wait until everything on the device is done, whoever started it."""

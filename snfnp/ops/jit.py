@@ -20,9 +20,9 @@ import numpy as np
 from numba import njit
 
 from snfnp import folders, threads
-from snfnp.ops import room
+from snfnp.ops import group
 
-threads.settle_numba()
+threads.configure_numba()
 
 
 def _find_cache() -> bool:
@@ -64,4 +64,4 @@ FLAT_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, insi
 
 def rows(array):
     """(N, ...) as C-contiguous rows (N, D)."""
-    return room.rows(np.ascontiguousarray(array))
+    return group.rows(np.ascontiguousarray(array))

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.maps import WeightGradient
+from snfnp.ops import Epilogue, WeightGradient
 from snfnp.rules.base import Rule
 
 
@@ -49,7 +49,7 @@ class SelfNormalizing(Rule):
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
         # and of r's centre where r is larger (Eq. 28).
         term, multiple = g.stand_in(ops, f, r, shape)
-        of_w = WeightGradient(f, delta_w, x, c_f, term, multiple, grads["W"])
+        of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
@@ -58,7 +58,7 @@ class SelfNormalizing(Rule):
         of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        ops.aside(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
+        ops.run_async(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
         return dx, measured
 
     @property
@@ -72,8 +72,10 @@ class SelfNormalizing(Rule):
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
         x, z0 = cache["x"], cache["z0"]
         residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
-        delta_w = g.adjoint_axpby(ops, r, residual, c_f, dz, ctx.error_factor)
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=residual)
+        of_w = Epilogue(a=ctx.error_factor, y=dz, b=c_f)
+        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
+        delta_w = g.adjoint_then(ops, r, residual, of_w).out
+        dx = f.adjoint_then(ops, w, dz, of_r).z
         # the residual's array now holds Δ_R
         return (delta_w, x), (residual, z0), dx, Measured(error)
 

@@ -70,7 +70,7 @@ class Checkpointer:
             self.run.remove_partial()
             self._identity = uuid.uuid4().hex
 
-        self.trainer.world.first(folder)
+        self.trainer.world.on_rank_zero(folder)
         self.trainer.initialise_from_data(self.clock.whole_batch(0))
         if self.trainer.world.rank == 0:
             self.run.write_config({**description, "run": self._identity})
@@ -82,9 +82,9 @@ class Checkpointer:
         After a crash at any point in here, the same command repeats all of it.
         """
         world = self.trainer.world
-        described, saved = world.first(lambda: self._load(rollback))
+        described, saved = world.on_rank_zero(lambda: self._load(rollback))
         self._restore(saved)
-        world.first(lambda: self._go_on(rollback, described, saved, report))
+        world.on_rank_zero(lambda: self._go_on(rollback, described, saved, report))
         self.evaluator.best = world.broadcast(self.evaluator.best)
 
     def _load(self, rollback: bool) -> tuple:

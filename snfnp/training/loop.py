@@ -9,7 +9,7 @@ from enum import IntFlag
 
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training.batches import Batches
 from snfnp.training.board import recording
 from snfnp.training.checkpoint import load_checkpoint
@@ -30,7 +30,7 @@ def train(
     resume: bool | str = False,
     report: Callable[[str], None] = print,
     line: Callable = ProgressLine,
-    world: Communicator = ALONE,
+    world: Communicator = SINGLE_PROCESS,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
@@ -162,7 +162,7 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
 def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
     """The test likelihood at the best validation epoch, reported and in summary.json."""
     best, world = evaluator.best, trainer.world
-    saved = world.first(lambda: _load_best(run, trainer, best))
+    saved = world.on_rank_zero(lambda: _load_best(run, trainer, best))
     test = evaluator.test(saved.p, dataset.test)
     summary = {
         "best_epoch": best["epoch"],

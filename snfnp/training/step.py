@@ -18,7 +18,7 @@ from snfnp import registry
 from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE
-from snfnp.ops import ALONE, Communicator, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
 from snfnp.training.config import TrainConfig
@@ -47,7 +47,7 @@ class TrainingStep:
     what sums arrays of the device over them.
     """
 
-    def __init__(self, ops, flow: Flow, config: TrainConfig, world: Communicator = ALONE):
+    def __init__(self, ops, flow: Flow, config: TrainConfig, world: Communicator = SINGLE_PROCESS):
         self.ops, self.flow, self.config, self.world = ops, flow, config, world
         self.communicator = ops.device.communicator(world)
         self.adam = Adam()
@@ -117,7 +117,7 @@ class TrainingStep:
 
         # Backward: the gradients of Eq. 3, R's next value if a rule finds it, each layer's error.
         measured = {}
-        if not ops.peek(log.failed):
+        if not ops.known_on_host(log.failed):
             weight = self.p.dtype.type(1 / samples)
             volume, factor = samples * np.float64(weight), scalars.lam * (-2 / samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
@@ -125,13 +125,13 @@ class TrainingStep:
             for follower in self.followers:
                 factors |= follower.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
-            with ops.joining():
+            with ops.side_stream():
                 _, measured = flow.backward(ctx, self.params, caches, deltas, self.grads, factors)
             for layer, own in measured.items():
                 for name, value in own.updates.items():
                     self.updates[layer][name][...] = value
         errors = [own.error for own in measured.values() if own.error is not None]
-        reconstruction = ops.density.total(errors) if errors else 0.0  # Σ_k of Eq. 3
+        reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
         for follower in self.followers:
             follower.collect(measured, share)
 
@@ -147,7 +147,7 @@ class TrainingStep:
         optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
         failed, found = log.failed, self.layout.split < self.layout.size
         if found:
-            unsound = ops.step.unsound(self.gradient[updated])
+            unsound = ops.step.nonfinite_flag(self.gradient[updated])
             failed = failed + unsound
         squares = self.adam.update(
             ops,

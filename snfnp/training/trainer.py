@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training.adam import warmed_up
 from snfnp.training.checkpoint import Checkpoint
 from snfnp.training.config import TrainConfig
@@ -49,7 +49,7 @@ class Trainer(TrainingStep):
         config: TrainConfig,
         steps_per_epoch: int,
         report: Callable[[str], None] = print,
-        world: Communicator = ALONE,
+        world: Communicator = SINGLE_PROCESS,
     ):
         super().__init__(ops, flow, config, world)
         self.steps_per_epoch = steps_per_epoch

@@ -8,8 +8,9 @@ import pytest
 from support.trainers import host, make_trainer
 
 from gpu import standin as devices
-from snfnp.ops import ALONE, get_ops
-from snfnp.ops.communication import Communicator, nccl
+from snfnp.ops import SINGLE_PROCESS, get_ops
+from snfnp.ops.communication import Communicator
+from snfnp.ops.gpu import nccl
 
 
 class OneOfTwo(Communicator):
@@ -123,7 +124,7 @@ def test_an_array_with_gaps_is_refused(ops, doubling):
 
 
 def test_alone_there_is_no_nccl(ops):
-    assert ops.device.communicator(ALONE) is ALONE
+    assert ops.device.communicator(SINGLE_PROCESS) is SINGLE_PROCESS
 
 
 def test_each_process_of_a_machine_has_a_device_in_turn(ops):
@@ -147,7 +148,7 @@ def test_nccl_itself_adds_in_a_recorded_step(ops):
     found, missing = nccl._load(ops.xp)
     if missing:
         pytest.skip(missing)
-    communicator = nccl.Nccl(ops.xp, ALONE)
+    communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS)
     for dtype in (np.float32, np.float64):
         images, total = ops.xp.ones((3, 4), dtype), ops.xp.zeros(7, dtype)
 
@@ -168,7 +169,7 @@ import sys
 import cupy
 import numpy as np
 from snfnp.ops import world
-from snfnp.ops.communication import nccl
+from snfnp.ops.gpu import nccl
 nccl._require_apart = lambda places: None  # NCCL is to say it
 w = world()
 try:

@@ -12,7 +12,7 @@ from support.trainers import BATCH, host, make_trainer
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.errors import BackendError
 from snfnp.ops import RandomKey
-from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.gpu.cublas import Cublas
 
 
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
@@ -199,14 +199,14 @@ def test_a_failed_recording_returns_its_memory(ops, standin):
 
 def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
     """cublasSetStream would take the workspace away, and each call costs time."""
-    called, set_stream = [], Products._set_stream
+    called, set_stream = [], Cublas._set_stream
 
     def noted(products, stream):
         called.append(stream)
         set_stream(products, stream)
 
-    products = Products(ops.xp, tf32=False)
-    monkeypatch.setattr(Products, "_set_stream", noted)
+    products = Cublas(ops.xp, tf32=False)
+    monkeypatch.setattr(Cublas, "_set_stream", noted)
     a = ops.xp.ones((3, 3))
     streams = [ops.xp.cuda.Stream(non_blocking=True) for _ in range(2)]
     for stream in (streams[0], streams[0], streams[1], streams[0]):
@@ -229,8 +229,8 @@ def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkey
 
 def test_a_backend_refuses_another_device(ops, monkeypatch):
     a = ops.xp.ones((3, 3))
-    for part in (ops.device.launch, ops.device.products):
-        monkeypatch.setattr(part._home, "id", 1)
+    for part in (ops.device.launch, ops.device.cublas):
+        monkeypatch.setattr(part._guard, "id", 1)
     for use in (lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()), lambda: ops.linalg.matmul(a, a)):
         with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
             use()

@@ -59,8 +59,8 @@ def test_no_kernel_minds_when_they_are_computed(ops, monkeypatch, model, gradien
     """At the end of the pass as well as at once: the kernels that work in place are the GPU's."""
     expected = take_steps(make_trainer(ops, model, gradient, graph=False), [0])
     late = PutOff()
-    monkeypatch.setattr(ops.device, "aside", late.aside)
-    monkeypatch.setattr(ops.device, "joining", late.joining)
+    monkeypatch.setattr(ops.device, "run_async", late.run_async)
+    monkeypatch.setattr(ops.device, "side_stream", late.side_stream)
     found = take_steps(make_trainer(ops, model, gradient, graph=False), [0])
     assert late.done
     np.testing.assert_array_equal(host(found, "p"), host(expected, "p"))
@@ -81,7 +81,7 @@ def test_it_may_be_late_on_either_stream(ops, beside, monkeypatch, model, gradie
     """Half a millisecond before every gradient, or before all that they wait for: whatever is read
     or overwritten too early then is."""
     spin = ops.xp.RawKernel(_SPIN, "spin")
-    aside = beside.device.aside
+    run_async = beside.device.run_async
 
     def slowly(function, *arguments, **named):
         spin((1,), (1,), (np.int64(1_000_000),))
@@ -90,12 +90,12 @@ def test_it_may_be_late_on_either_stream(ops, beside, monkeypatch, model, gradie
     def called(function, *arguments, **named):
         if late == "the first":
             spin((1,), (1,), (np.int64(1_000_000),))
-            aside(function, *arguments, **named)
+            run_async(function, *arguments, **named)
         else:
-            aside(slowly, function, *arguments, **named)
+            run_async(slowly, function, *arguments, **named)
 
     expected = take_steps(make_trainer(ops, model, gradient, graph=False), range(6))
-    monkeypatch.setattr(beside.device, "aside", called)
+    monkeypatch.setattr(beside.device, "run_async", called)
     for graph in (False, True):
         found = make_trainer(beside, model, gradient, graph=graph, overlap=True)
         take_steps(found, range(6))
@@ -106,12 +106,12 @@ def test_what_is_aside_has_products_and_a_counter_of_its_own(beside):
     device, seen = beside.device, []
 
     def look():
-        seen.append((device.products, device.counter(), beside.xp.cuda.get_current_stream()))
+        seen.append((device.cublas, device.counter(), beside.xp.cuda.get_current_stream()))
 
-    with beside.joining():
-        beside.aside(look)
+    with beside.side_stream():
+        beside.run_async(look)
         look()
-    beside.aside(look)
+    beside.run_async(look)
     aside, plain, outside = seen
     assert all(one is not other for one, other in zip(aside, plain, strict=True))
     assert plain[:2] == outside[:2] and plain[2] == outside[2]

@@ -21,10 +21,9 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 
 from snfnp.ops import Ops, RandomKey, get_ops
-from snfnp.ops.backends import assemble, cupy_rooms
-from snfnp.ops.gpu import source
+from snfnp.ops.backends import assemble, overrides
+from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
-from snfnp.ops.gpu.launch import Strided
 from snfnp.ops.linalg.gpu import GpuLinearAlgebra
 from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
 from support.operation_cases import OVERRIDES
@@ -42,13 +41,12 @@ _GUARD_BYTES = range(0x41, 0x5B)
 _SHARED = re.compile(r"__shared__\s+([\w\s<>*]+?)\s*\b(\w+)((?:\[[^\]]*\])*);")
 
 
-class Launcher:
-    """launch(name, dtype, blocks, *arguments) as `snfnp.ops.gpu.launch.Launcher`, on NumPy arrays.
+class Launcher(launch.Launcher):
+    """`snfnp.ops.gpu.launch.Launcher` on NumPy arrays.
 
     folder: where libraries are kept; backwards: the order of threads and blocks; text_of: the text
-    of a room's kernels; launched: the names of the kernels that ran. What CuPy would accept is an
-    error here: an argument of another type than the kernel's, and arrays that overlap where a
-    kernel declares that they do not.
+    of a group's kernels; launched: the names of the kernels that ran. What CuPy would accept is an
+    error here: arrays that overlap where a kernel declares that they do not.
     """
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
@@ -57,23 +55,19 @@ class Launcher:
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
 
-    def __call__(self, name, dtype, blocks, *arguments, threads=source.THREADS):
+    def _start(self, kernel, dtype, blocks, threads, values) -> None:
         assert isinstance(blocks, int) and 0 <= blocks < 2**31, blocks
         assert threads in range(32, source.THREADS + 1, 32), threads
-        if not blocks:
-            return
-        function = getattr(self.library(source.kernels()[name]), _symbol(name, np.dtype(dtype)))
+        function = getattr(self.library(source.kernels()[kernel]), _symbol(kernel, dtype))
         function.restype = ctypes.c_char_p
-        types = source.parameters(name)
-        assert len(arguments) == len(types), f"{name} takes {len(types)} arguments"
+        _check_overlap(kernel, values)
         converted = [
-            _converted(f"{name}, argument {position}", argument, kind, dtype)
-            for position, (argument, kind) in enumerate(zip(arguments, types, strict=True))
+            _converted(value, parameter.kind)
+            for value, parameter in zip(values, source.parameters(kernel), strict=True)
         ]
-        _check_overlap(name, arguments, types)
-        self.launched.add(name)
+        self.launched.add(kernel)
         error = function(blocks, threads, int(self._backwards), *converted)
-        assert error is None, f"{name}: {error.decode()}"
+        assert error is None, f"{kernel}: {error.decode()}"
 
     def library(self, room: str) -> ctypes.CDLL:
         if room not in self._libraries:
@@ -123,7 +117,7 @@ def _symbol(name, dtype) -> str:
 def _entry_point(name, dtype) -> str:
     """A C function that launches a kernel for one type."""
     real = source.TYPES[dtype]
-    types = [re.sub(r"\bT\b", real, kind) for kind in source.parameters(name)]
+    types = [re.sub(r"\bT\b", real, p.kind) for p in source.parameters(name)]
     declarations = "".join(f", {kind} a{i}" for i, kind in enumerate(types))
     arguments = ", ".join(f"a{i}" for i in range(len(types)))
     return (
@@ -134,40 +128,28 @@ def _entry_point(name, dtype) -> str:
     )
 
 
-def _converted(where, argument, kind: str, dtype):
-    """An argument for ctypes; it must be of the very type that the kernel declares."""
-    if kind == "long long":
-        assert isinstance(argument, (bool, int, np.integer)), f"{where}: {argument!r} is no integer"
-        return ctypes.c_longlong(np.int64(argument))
-    if kind == "double":
-        assert isinstance(argument, (float, np.floating)), f"{where}: {argument!r} is not real"
-        return ctypes.c_double(argument)
-    if argument is None:
+def _converted(value, kind: str):
+    """A value for ctypes."""
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    if kind.endswith("*"):
         return ctypes.c_void_p()
-    array = argument.array if isinstance(argument, Strided) else argument
-    expected = np.dtype(dtype if source.POINTED[kind] == "T" else source.POINTED[kind])
-    assert isinstance(array, np.ndarray), f"{where}: {array!r} is no array"
-    assert array.dtype == expected, f"{where}: {array.dtype} instead of {expected}"
-    assert array is not argument or array.flags.c_contiguous, f"{where} is not contiguous"
-    return ctypes.c_void_p(array.ctypes.data)
+    return ctypes.c_double(value) if kind == "double" else ctypes.c_longlong(value)
 
 
-def _check_overlap(name, arguments, types) -> None:
+def _check_overlap(kernel, values) -> None:
     """`__restrict__` promises that nothing else leads to what is written."""
-    text = source.source(source.kernels()[name])
-    (declared,) = re.findall(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
-    restricted = ["__restrict__" in each for each in declared.split(",")]
-    arrays = [a.array if isinstance(a, Strided) else a for a in arguments]
-    pointers = [i for i, array in enumerate(arrays) if isinstance(array, np.ndarray)]
-    for i in pointers:
-        for j in pointers:
-            promised = restricted[i] and not types[i].startswith("const ")
-            if i != j and promised and np.may_share_memory(arrays[i], arrays[j]):
-                raise AssertionError(f"{name}: arguments {i} and {j} overlap")
+    parameters = zip(source.parameters(kernel), values, strict=True)
+    arrays = [(p, value) for p, value in parameters if isinstance(value, np.ndarray)]
+    for written, array in arrays:
+        promised = written.restrict and not written.kind.startswith("const ")
+        for other, another in arrays:
+            if promised and other != written and np.may_share_memory(array, another):
+                raise AssertionError(f"{kernel}: {written.name} and {other.name} overlap")
 
 
-class _Products:
-    """`snfnp.ops.gpu.cublas.Products` on NumPy arrays."""
+class _Cublas:
+    """`snfnp.ops.gpu.cublas.Cublas` on NumPy arrays."""
 
     def gemm(self, a, b, out, beta=0.0):
         assert a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
@@ -185,7 +167,7 @@ class HostGpu(Gpu):
         self.xp = np
         self.tf32 = False
         self.launch = launcher
-        self._products, self._branch = _Products(), None
+        self._cublas, self._side = _Cublas(), None
         self._guard, self._blocks = guard, []
         self._counter = np.zeros(1, np.uint32)
 
@@ -233,7 +215,7 @@ class _HostLinearAlgebra(GpuLinearAlgebra):
 
 def host_ops(launcher: Launcher, guard: int = GUARD) -> Ops:
     """The GPU's operations on a `HostGpu`."""
-    return assemble(HostGpu(launcher, guard), cupy_rooms() | {"linalg": _HostLinearAlgebra})
+    return assemble(HostGpu(launcher, guard), overrides("gpu") | {"linalg": _HostLinearAlgebra})
 
 
 def run_all(ops: Ops, sizes=SIZES) -> None:

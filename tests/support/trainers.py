@@ -5,7 +5,7 @@ import numpy as np
 from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import PRESETS
-from snfnp.ops import ALONE, BACKENDS, get_ops
+from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
 from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
 from snfnp.training.run import RunFolder
@@ -16,7 +16,15 @@ SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
 
 def make_trainer(
-    ops, model="fc", gradient=None, *, report=print, side=SIDE, flow=None, world=ALONE, **changes
+    ops,
+    model="fc",
+    gradient=None,
+    *,
+    report=print,
+    side=SIDE,
+    flow=None,
+    world=SINGLE_PROCESS,
+    **changes,
 ):
     """A trainer for images (side, side, 1); gradient None: the preset's."""
     size = SMALL_GLOW if PRESETS[model].size else {}

@@ -19,9 +19,9 @@ _TASK = 10  # images per task: their buffers are allocated once, their weight gr
 class CpuCausal(Causal):
     """Kernels of their own where channels fill a vector register, or where there is only one."""
 
-    def forward(self, x, k, b=None, reverse=False):
+    def correlate(self, x, k, b=None, reverse=False):
         if not _direct(x.shape):
-            return super().forward(x, k, b, reverse)
+            return super().correlate(x, k, b, reverse)
         return _convolve(x, _taps(np.ascontiguousarray(k), reverse, False), b, reverse)
 
     def adjoint(self, dz, k, reverse=False):
@@ -68,7 +68,7 @@ def _convolve(x, taps, b, turn):
     if x.shape[3] == 1:
         _plane(_planes(x), taps.reshape(4), b, _before(turn), z.reshape(x.shape[:3]))
     else:
-        cpu_tiles.forward(x, taps, z, _before(turn), b)
+        cpu_tiles.correlate(x, taps, z, _before(turn), b)
     return z
 
 

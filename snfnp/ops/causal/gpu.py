@@ -16,6 +16,17 @@ class GpuCausal(Causal):
         x = device.empty(z.shape, z.dtype)
         widest = min(height, width) * channels  # values of the longest anti-diagonal
         threads = min(-(-widest // 32) * 32, source.THREADS)
-        arguments = (device.contiguous(z), device.contiguous(k), x, *z.shape)
-        device.launch("causal_conv_inverse", z.dtype, samples, *arguments, threads=threads)
+        device.launch(
+            "causal_conv_inverse",
+            z.dtype,
+            samples,
+            threads=threads,
+            z=z,
+            k=k,
+            x=x,
+            samples=samples,
+            height=height,
+            width=width,
+            channels=channels,
+        )
         return self._turned(x, reverse)

@@ -1,4 +1,4 @@
-"""Sums over channels and actnorm on the GPU: one launch each.
+"""Sums over channels, actnorm and log-densities on the GPU: one launch each.
 
 The functions at the end serve the coupling as well.
 
@@ -7,12 +7,15 @@ Derivation: derivations/13-actnorm-and-1x1.md.
 
 from __future__ import annotations
 
+import math
+
 from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.gpu import source
 
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
 # Of those that sum over rows: the last of their blocks adds up what the others found.
 _MOST_SUMMING = 128
+_MORE_TERMS = "abcdefgh"  # parameters of `sum_terms`: arrays that a launch adds to the first
 
 
 class GpuChannels(Channels):
@@ -22,8 +25,8 @@ class GpuChannels(Channels):
         device, channels = self.device, x.shape[-1]
         out = device.empty(channels, x.dtype) if out is None else out
         blocks, partial = _partial_sums(device, x, 1)
-        arguments = (device.contiguous(x), out, partial, device.counter(), x.size, channels)
-        device.launch("channel_sum", x.dtype, blocks, *arguments)
+        sums = {"out": out, "partial": partial, "arrived": device.counter()}
+        device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
         return out
 
     def actnorm(self, x, t, s):
@@ -39,18 +42,48 @@ class GpuChannels(Channels):
     def actnorm_backward(self, dz, z, s, dldj, out):
         return shift_scale_backward(self.device, dz, z, -1.0, -1.0, s, dldj, out)
 
+    def gaussian_log_density(self, z):
+        device, dimension = self.device, math.prod(z.shape[1:])
+        density = device.empty(len(z), z.dtype)
+        numbers = {"constant": 0.5 * dimension * math.log(2 * math.pi), "dimension": dimension}
+        device.launch("gaussian_log_density", z.dtype, len(z), z=z, density=density, **numbers)
+        return density
+
+    def total(self, terms):
+        if len(terms) == 1 or len({(term.shape, term.dtype) for term in terms}) > 1:
+            return super().total(terms)
+        device, (total, *rest) = self.device, terms
+        while rest:
+            some = {name: rest.pop(0) if rest else None for name in _MORE_TERMS}
+            longer = device.empty(total.shape, total.dtype)
+            device.each(
+                "sum_terms", total.dtype, total.size, first=total, sum=longer, n=total.size, **some
+            )
+            total = longer
+        return total
+
 
 def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
     """y ← (x + sign · before) exp(factor · s) + after, per channel; None is zero.
 
     x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
     """
-    parameters = (None if a is None else device.contiguous(a) for a in (before, s, after))
-    before, s, after = parameters
     blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-    arguments = (device.contiguous(x), sign, before, factor, s, after, y, ldj)
-    sizes = (pixels(x), len(x), x.size, x.shape[-1])
-    device.launch("shift_scale", x.dtype, blocks, *arguments, *sizes)
+    device.launch(
+        "shift_scale",
+        x.dtype,
+        blocks,
+        x=x,
+        sign=sign,
+        before=before,
+        factor=factor,
+        s=s,
+        after=after,
+        y=y,
+        ldj=ldj,
+        samples=len(x),
+        **_sizes(x),
+    )
 
 
 def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
@@ -61,12 +94,31 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     """
     dx = device.empty(dy.shape, dy.dtype)
     blocks, partial = _partial_sums(device, dy, 2)
-    arrays = (device.contiguous(dy), device.contiguous(y), sign, factor, device.contiguous(s))
-    dldj, samples = (None, 0) if dldj is None else (device.contiguous(dldj), len(dy))
-    sizes = (pixels(dy), samples, dy.size, dy.shape[-1])
-    arguments = (*arrays, dldj, dx, *out, partial, device.counter(), *sizes)
-    device.launch("shift_scale_backward", dy.dtype, blocks, *arguments)
+    g_b, g_s = out
+    device.launch(
+        "shift_scale_backward",
+        dy.dtype,
+        blocks,
+        dy=dy,
+        y=y,
+        sign=sign,
+        factor=factor,
+        s=s,
+        dldj=dldj,
+        dx=dx,
+        g_b=g_b,
+        g_s=g_s,
+        partial=partial,
+        arrived=device.counter(),
+        samples=0 if dldj is None else len(dy),
+        **_sizes(dy),
+    )
     return dx
+
+
+def _sizes(x) -> dict[str, int]:
+    """The sizes of an array (N, ..., C), by the names of parameters."""
+    return {"pixels": pixels(x), "size": x.size, "channels": x.shape[-1]}
 
 
 def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication.definition import ALONE, Communicator, shares
+from snfnp.ops.communication.definition import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.communication.launch import launched
 
 _INSTALL = 'pip install ".[mpi]"'
@@ -24,7 +24,7 @@ def world() -> Communicator:
     """
     launch = launched()
     if launch is None:
-        return ALONE
+        return SINGLE_PROCESS
     started = f"this was started as one of {launch.size} processes ({launch.by})"
     try:
         import mpi4py
@@ -47,4 +47,4 @@ def world() -> Communicator:
     return Mpi(MPI)
 
 
-__all__ = ["ALONE", "Communicator", "launched", "shares", "world"]
+__all__ = ["SINGLE_PROCESS", "Communicator", "launched", "shares", "world"]

@@ -49,7 +49,7 @@ class Communicator:
         """The value of rank 0. value: anything that can be pickled."""
         return value
 
-    def meet(self, status: int, seconds: float = math.inf) -> list[int] | None:
+    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
         """The exit statuses of all ranks, or None where one has not called this for so long.
 
         The last call: what other calls a rank was in, or has still to make, does not matter.
@@ -62,7 +62,7 @@ class Communicator:
 
     # ---------------------------------------------------------------- made of these
 
-    def first(self, function: Callable):
+    def on_rank_zero(self, function: Callable):
         """What `function()` returns on rank 0, which alone calls it; or its SnfnpError, raised on
         every rank."""
         value = error = None
@@ -94,4 +94,4 @@ class Communicator:
                     )
 
 
-ALONE = Communicator()
+SINGLE_PROCESS = Communicator()

@@ -64,7 +64,7 @@ class Mpi(Communicator):
         _wait(self._comm.Ibarrier())
         return self._comm.bcast(value)
 
-    def meet(self, status: int, seconds: float = math.inf) -> list[int] | None:
+    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
         every = np.empty(self.size, np.int64)
         here = _wait(self._end.Iallgather(np.array([status], np.int64), every), seconds)
         return every.tolist() if here else None

@@ -30,18 +30,18 @@ class CpuConv(Conv):
         _patches(np.ascontiguousarray(x).reshape(n, height, width * channels), kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
-    def forward(self, x, k):
+    def correlate(self, x, k):
         kh, kw, inputs, outputs = k.shape
         if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
         if inputs < _FAR_FEWER * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
             z = np.empty((*x.shape[:3], outputs), x.dtype)
-            cpu_tiles.forward(x, k, z)
+            cpu_tiles.correlate(x, k, z)
             return z
         if not _few(k.shape, 64):
-            return super().forward(x, k)
+            return super().correlate(x, k)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        cpu_planes.forward(x, k, z)
+        cpu_planes.correlate(x, k, z)
         return z
 
     def weight_grad(self, delta, x, out, add=False):

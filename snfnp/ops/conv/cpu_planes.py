@@ -25,10 +25,10 @@ _TAPS = 3  # taps that one loop over an image takes (divides the taps of 3×3 ke
 _FOLD = 4  # parts of an image that share the accumulators of a weight gradient
 
 
-def forward(x, k, z) -> None:
+def correlate(x, k, z) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
     offsets = _offsets(*k.shape[:3], *x.shape[1:3])
-    _forward(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
+    _correlate_images(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
 
 
 def weight_grad(delta, x, add: bool, out) -> None:
@@ -53,7 +53,7 @@ def _offsets(kh, kw, inputs, height, width):
 
 
 @parallel
-def _forward(x, k, offsets, z):
+def _correlate_images(x, k, offsets, z):
     """x (N, H, W, I), k (kH, kW, I, O), offsets (taps,) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     kh, kw, _, outputs = k.shape

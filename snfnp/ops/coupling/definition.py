@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 
 from snfnp.ops.conv.definition import flip
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 
-class Coupling(Room):
+class Coupling(OperationGroup):
     # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them:
     # 2000 rows of 512. With fewer, starting threads takes longer than what the caches save.
     network_values = 2000 * 512
@@ -115,7 +115,7 @@ class Coupling(Room):
             self._first(patches[rows], p, out=a1_)
             linalg.matmul(a1_, p["w2"], out=a2_)
             self.bias_relu(a2_, p["b2"])
-            v = self.conv.forward(a2_.reshape(-1, height, columns, width), p["w3"])
+            v = self.conv.correlate(a2_.reshape(-1, height, columns, width), p["w3"])
             self.bias_scale(v, p["b3"], scale, p["logs"], out=h[block])
         return h, a2 if keep else None
 
@@ -153,7 +153,7 @@ class Coupling(Room):
 
             self._product(d1_.T, patches_1[rows], add, out=g_w1)
             images = d1_.reshape(-1, height, columns, width)
-            out[block][..., : channels // 2] += self.conv.forward(images, w1_adjoint)
+            out[block][..., : channels // 2] += self.conv.correlate(images, w1_adjoint)
         grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
         grads["w3"][...] = flip(g_w3.T.reshape(*kernel, channels, width))
 

@@ -19,8 +19,8 @@ class GpuCoupling(Coupling):
         device = self.device
         rows, channels = device.contiguous(out), out.shape[1]
         blocks, _ = channel_blocks(out.size, channels, 4)
-        arguments = (rows, device.contiguous(b), out.size, channels)
-        device.launch("bias_relu", out.dtype, blocks, *arguments)
+        sizes = {"size": out.size, "channels": channels}
+        device.launch("bias_relu", out.dtype, blocks, out=rows, b=b, **sizes)
         return _written(rows, out)
 
     def bias_relu_backward(self, out, a):
@@ -28,8 +28,8 @@ class GpuCoupling(Coupling):
         rows, channels = device.contiguous(out), out.shape[1]
         blocks, groups = channel_blocks(out.size, channels, 4)
         sums = device.empty((groups, channels), out.dtype)
-        arguments = (rows, device.contiguous(a), sums, out.size, channels)
-        device.launch("bias_relu_backward", out.dtype, blocks, *arguments)
+        sizes = {"size": out.size, "channels": channels}
+        device.launch("bias_relu_backward", out.dtype, blocks, out=rows, a=a, sums=sums, **sizes)
         _written(rows, out)
         return self.channels.sum(sums) if groups > 1 else sums[0]
 
@@ -44,22 +44,21 @@ class GpuCoupling(Coupling):
         device = self.device
         z, s = device.empty(x.shape, x.dtype), device.empty(_half(x.shape), x.dtype)
         ldj = device.empty(len(x), x.dtype)
-        arrays = (device.contiguous(x), device.contiguous(h), z, ldj, s)
-        device.launch("affine_coupling", x.dtype, len(x), *arrays, *_sizes(x))
+        arrays = {"x": x, "h": h, "z": z, "ldj": ldj, "s": s}
+        device.launch("affine_coupling", x.dtype, len(x), **arrays, **_sizes(x))
         return z, ldj, s
 
     def inverse(self, z, h):
         device = self.device
         x = device.empty(z.shape, z.dtype)
-        arrays = (device.contiguous(z), device.contiguous(h), x)
-        device.launch("affine_coupling_inverse", z.dtype, len(z), *arrays, *_sizes(z))
+        device.launch("affine_coupling_inverse", z.dtype, len(z), z=z, h=h, x=x, **_sizes(z))
         return x
 
     def backward(self, x, s, dz, dldj):
         device = self.device
         dx, dh = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
-        arrays = (device.contiguous(array) for array in (x, s, dz, dldj))
-        device.launch("affine_coupling_backward", x.dtype, len(x), *arrays, dx, dh, *_sizes(x))
+        arrays = {"x": x, "s": s, "dz": dz, "dldj": dldj, "dx": dx, "dh": dh}
+        device.launch("affine_coupling_backward", x.dtype, len(x), **arrays, **_sizes(x))
         return dx, dh
 
 
@@ -68,10 +67,11 @@ def _half(shape) -> tuple[int, ...]:
     return (*shape[:3], shape[3] // 2)
 
 
-def _sizes(x) -> tuple[int, int]:
-    """Half the channels of images (N, H, W, C), and how many values half a sample has."""
+def _sizes(x) -> dict[str, int]:
+    """Half the channels of images (N, H, W, C), and how many values half a sample has, by the names
+    of parameters."""
     half = _half(x.shape)
-    return half[3], math.prod(half[1:])
+    return {"half": half[3], "values": math.prod(half[1:])}
 
 
 def _written(rows, out):

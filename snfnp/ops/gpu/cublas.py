@@ -13,8 +13,7 @@ import weakref
 import numpy as np
 
 from snfnp.errors import BackendError, SnfnpError
-from snfnp.ops.gpu.home import Home
-from snfnp.ops.gpu.launch import strides
+from snfnp.ops.gpu.launch import DeviceGuard
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
@@ -23,7 +22,7 @@ _NO_MEMORY = 3
 _STATUS = {1: "not initialised", 7: "invalid value", 13: "execution failed"}
 
 
-class Products:
+class Cublas:
     """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream.
 
     Products on different streams at the same time would share the workspace: they need an instance
@@ -31,14 +30,14 @@ class Products:
     """
 
     def __init__(self, cupy, tf32: bool):
-        self._cupy, self._home = cupy, Home(cupy)
+        self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._library = _load(cupy)
         self._handle = ctypes.c_void_p()
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
         # It waits for the device, so the workspace outlives all products. Not at the end of the
         # process: CUDA may be gone by then.
         destroy = weakref.finalize(
-            self, _destroy, cupy.cuda.Device(self._home.id), self._library, self._handle
+            self, _destroy, cupy.cuda.Device(self._guard.id), self._library, self._handle
         )
         destroy.atexit = False
         mode = _TF32_MATH if tf32 else _DEFAULT_MATH
@@ -62,7 +61,7 @@ class Products:
         )
         a, a_operation, a_lead = self._matrix(a)
         b, b_operation, b_lead = self._matrix(b)
-        self._home.require()
+        self._guard.require()
         self._use_current_stream()
         self._check(
             call(
@@ -82,7 +81,7 @@ class Products:
     def _matrix(self, matrix):
         """(array, operation, leading dimension), copied where it is contiguous neither way."""
         rows, columns = matrix.shape
-        row_stride, column_stride = strides(matrix)
+        row_stride, column_stride = (step // matrix.itemsize for step in matrix.strides)
         # the stride along an axis of length 1 means nothing
         if (column_stride == 1 or columns == 1) and (row_stride >= columns or rows == 1):
             return matrix, _PLAIN, columns if rows == 1 else row_stride

@@ -12,7 +12,7 @@ What is here keeps an order between streams, and memory until it may be given ba
   does not free a pool's blocks when the pool is dropped: `_Recording.release` does.
 
 Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
-order, but a second captured function on a stream of its own needs a `Products` of its own.
+order, but a second captured function on a stream of its own needs a `Cublas` of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import gc
 import weakref
 from contextlib import contextmanager, suppress
 
-from snfnp.ops.communication import ALONE
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.communication import SINGLE_PROCESS
+from snfnp.ops.gpu.launch import DeviceGuard
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
 
@@ -37,10 +37,10 @@ class Graph:
     rank of the communicator fails, all do without.
     """
 
-    def __init__(self, cupy, function, report, communicator=ALONE):
+    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
         self._communicator = communicator
-        self._home = Home(cupy)
+        self._guard = DeviceGuard(cupy)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
@@ -48,7 +48,7 @@ class Graph:
         self._failed = False
 
     def __call__(self, images) -> None:
-        self._home.require()
+        self._guard.require()
         if self._failed:
             self._function(images)
             return
@@ -74,7 +74,7 @@ class Graph:
         self._release()
         # Memory that was dropped elsewhere is of no use to the new pool.
         self._cupy.get_default_memory_pool().free_all_blocks()
-        self._recording = _Recording(self._cupy, self._stream, self._done, self._home.id)
+        self._recording = _Recording(self._cupy, self._stream, self._done, self._guard.id)
         # Not __del__: a graph dies in a cycle with its trainer, and Python finalises the members of
         # a cycle in any order, the stream perhaps first.
         self._release = weakref.finalize(self, self._recording.release)

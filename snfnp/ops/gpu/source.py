@@ -4,9 +4,13 @@ A room's kernels are in its `kernels.cu`, what several rooms need is in `.cuh` f
 kernels keep to:
 
 * `template <typename T> __global__ void name(...)`, instantiated for float and double.
-* Integer arguments are `long long`, real ones `double`, whatever T is: offsets into large arrays
+* Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
   do not overflow, and a launch cannot choose a wrong width.
-* Arrays are C-contiguous and as the rooms' definitions describe them; every store is inside.
+* Launches name the parameters (`launch.py`), and two kinds of names belong together. A number `a`
+  that may be known on the device alone is the pair `a_at, a`: where it is, or null and what it is.
+  An array `k` that need not be contiguous is followed by its strides `k_stride_0, k_stride_1, …`,
+  in elements, one for each axis.
+* All other arrays are C-contiguous and as the definitions describe them; every store is inside.
 * Launched with any number of blocks of a multiple of 32 threads, at most 256 (`THREADS`): kernels
   over items take grid-sized strides, kernels over rows take one block per row.
 * Sums are taken in an order that depends on shapes alone: the same run gives the same numbers.
@@ -17,9 +21,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
-
-from snfnp.ops.step.control import cuda_rows
-from snfnp.ops.step.log import cuda_enum
+from typing import NamedTuple
 
 TYPES = {"float32": "float", "float64": "double"}
 # What a kernel's pointers point to, by NumPy's names; T is the type it is instantiated for.
@@ -41,8 +43,15 @@ OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 _FILE = "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
-# What stands before a room's kernels and is written down elsewhere.
-_BEFORE = {"step": lambda: cuda_enum() + cuda_rows()}
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel: its name, its C type ("const T*", "long long"), and whether it
+    promises that nothing else leads to what it points to."""
+
+    name: str
+    kind: str
+    restrict: bool
 
 
 def _folder():
@@ -58,9 +67,8 @@ def rooms() -> tuple[str, ...]:
 @cache
 def source(room: str) -> str:
     """The text of a room's kernels with the text of the headers in place of their includes."""
-    own = (_folder() / room / _FILE).read_text()
-    text = _INCLUDE.sub(lambda include: (_folder() / include[1]).read_text(), own)
-    return _BEFORE[room]() + text if room in _BEFORE else text
+    text = (_folder() / room / _FILE).read_text()
+    return _INCLUDE.sub(lambda include: (_folder() / include[1]).read_text(), text)
 
 
 @cache
@@ -70,11 +78,14 @@ def kernels() -> dict[str, str]:
 
 
 @cache
-def parameters(name: str) -> tuple[str, ...]:
-    """The C types of a kernel's parameters in order, such as "const T*" and "long long"."""
-    found = dict(_KERNEL.findall(source(kernels()[name])))[name]
-    declarations = (text.replace("__restrict__", " ").split() for text in found.split(","))
-    return tuple(" ".join(words[:-1]) for words in declarations)
+def parameters(kernel: str) -> tuple[Parameter, ...]:
+    """The parameters of a kernel, in order. KeyError for a kernel that does not exist."""
+    declarations = dict(_KERNEL.findall(source(kernels()[kernel])))[kernel].split(",")
+    split = (text.replace("__restrict__", " ").split() for text in declarations)
+    return tuple(
+        Parameter(words[-1], " ".join(words[:-1]), "__restrict__" in text)
+        for words, text in zip(split, declarations, strict=True)
+    )
 
 
 @cache

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.images.augment import augment
 from snfnp.ops.random import philox
 from snfnp.ops.random.philox import RandomKey
-from snfnp.ops.room import Room
 
 
 class ImageSource:
@@ -47,7 +47,7 @@ class HostImages(ImageSource):
         return self._device.asarray(images if key is None else augment(images, key))
 
 
-class Images(Room):
+class Images(OperationGroup):
     def source(self, images: np.ndarray) -> ImageSource:
         """A source of batches from host images (M, H, W, C), uint8."""
         return HostImages(self.device, images)

@@ -11,6 +11,7 @@ import numpy as np
 
 from snfnp.ops.images.augment import DRAWS
 from snfnp.ops.images.definition import Images, ImageSource
+from snfnp.ops.random.gpu import key_arguments
 from snfnp.ops.random.philox import RandomKey
 
 RESIDENT = 1 << 30  # bytes of images that may live on the device
@@ -26,12 +27,20 @@ class GpuImages(Images):
         if images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
         device = self.device
-        images = device.contiguous(images)
         x, ldj = device.empty(images.shape, dtype), device.empty(len(images), dtype)
-        constant = math.log1p(-2 * alpha) - math.log(levels)
-        numbers = (alpha, float(levels), constant, math.prod(images.shape[1:]))
-        arguments = (images, x, ldj, *device.key_words(key, images.shape), *numbers)
-        device.launch("preprocess", dtype, len(images), *arguments)
+        device.launch(
+            "preprocess",
+            dtype,
+            len(images),
+            images=images,
+            x=x,
+            ldj=ldj,
+            alpha=alpha,
+            levels=levels,
+            constant=math.log1p(-2 * alpha) - math.log(levels),
+            dimension=math.prod(images.shape[1:]),
+            **key_arguments(key, images.shape),
+        )
         return x, ldj
 
 
@@ -47,11 +56,22 @@ class _Gathering(ImageSource):
         device = self._device
         if self._taken is None or len(self._taken) != count:
             self._taken = device.empty((count, *self._shape), np.uint8)
-        change, words = 0, (None, 0, 0, 0, 0)
-        if key is not None:
-            change, words = 1, device.key_words(key, (count, DRAWS))
-        arguments = (images, order, first, self._taken, change, *words, *self._shape)
-        device.launch("gather", np.float32, count, *arguments)
+        words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
+        height, width, channels = self._shape
+        device.launch(
+            "gather",
+            np.float32,
+            count,
+            images=images,
+            order=order,
+            first=first,
+            out=self._taken,
+            change=key is not None,
+            height=height,
+            width=width,
+            channels=channels,
+            **words,
+        )
         return self._taken
 
 

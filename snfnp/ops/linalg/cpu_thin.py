@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from snfnp.ops.conv import cpu_tile_sizes
-from snfnp.ops.conv.cpu_tiles import tile
+from snfnp.ops import simd
 from snfnp.ops.jit import parallel
+from snfnp.ops.simd import tile
 
 _ROWS = 512  # of a task, at least
 _LANES = 8  # columns are a multiple of it: with fewer lanes a BLAS is faster
@@ -28,7 +28,7 @@ def fits(a, b) -> bool:
     few = min(a.shape)
     if a.dtype != b.dtype or a.dtype.kind != "f" or rows < 2 * _ROWS or few * columns > _MOST:
         return False
-    if min(few, columns) < min(cpu_tile_sizes.PIXELS):
+    if min(few, columns) < min(simd.PIXELS):
         return False
     if len(a) == rows:
         return a.flags.c_contiguous and columns % _LANES == 0
@@ -50,8 +50,8 @@ def product(a, b, out) -> None:
 
 def _tile_sizes(count, b):
     """For so many rows, or taps, and the columns of b."""
-    count = min(max(cpu_tile_sizes.PIXELS), count)
-    return cpu_tile_sizes.of_pixels(count, b.shape[1], b.dtype.itemsize)
+    count = min(max(simd.PIXELS), count)
+    return simd.of_pixels(count, b.shape[1], b.dtype.itemsize)
 
 
 @parallel

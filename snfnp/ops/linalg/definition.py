@@ -13,13 +13,13 @@ import numpy as np
 import threadpoolctl
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 _BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
-class LinearAlgebra(Room):
+class LinearAlgebra(OperationGroup):
     # ---------------------------------------------------------------- products and sums
 
     def matmul(self, a, b, out=None):

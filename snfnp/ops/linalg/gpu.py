@@ -16,7 +16,6 @@ from contextlib import nullcontext
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.gpu.launch import Strided, strides
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 # Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
@@ -34,7 +33,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         product = out
         if out is None or not out.flags.c_contiguous or out.dtype != a.dtype:
             product = self.device.empty((len(a), b.shape[1]), a.dtype)
-        self.device.products.gemm(a, b, product)
+        self.device.cublas.gemm(a, b, product)
         if out is not None and product is not out:
             out[...] = product
         return product if out is None else out
@@ -43,15 +42,13 @@ class GpuLinearAlgebra(LinearAlgebra):
         if not out.flags.c_contiguous or not a.dtype == b.dtype == out.dtype:
             out += self.matmul(a, b)
         else:
-            self.device.products.gemm(a, b, out, beta=1.0)
+            self.device.cublas.gemm(a, b, out, beta=1.0)
         return out
 
     def axpby(self, a, x, b, out):
         if not out.flags.c_contiguous:
             return super().axpby(a, x, b, out)
-        device = self.device
-        arguments = (*device.scalar(a), device.contiguous(x), *device.scalar(b), out, out.size)
-        device.each("axpby", out.dtype, out.size, *arguments)
+        self.device.each("axpby", out.dtype, out.size, a=a, x=x, b=b, out=out, n=out.size)
         return out
 
     def scale_into(self, out, scale, a, multiple, volume=1.0):
@@ -63,44 +60,54 @@ class GpuLinearAlgebra(LinearAlgebra):
             if a.ndim == 2 and a.T.flags.c_contiguous:
                 rows, columns = out.shape
                 tiles = -(-rows // 32) * -(-columns // 32)
-                arguments = (out, scale, *device.scalar(volume), a.T, rows, columns)
-                device.launch("scaled_transpose", out.dtype, tiles, *arguments)
+                factors = {"scale": scale, "volume": volume}
+                sizes = {"rows": rows, "columns": columns}
+                device.launch(
+                    "scaled_transpose", out.dtype, tiles, out=out, a=a.T, **factors, **sizes
+                )
                 return out
         if a.ndim != 4:
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else device.constant(multiple)
+        _, width, inputs, outputs = out.shape
         device.each(
             "scaled_kernel",
             out.dtype,
             out.size,
-            *(out, scale, *device.scalar(volume), Strided(a), *strides(a)),
-            *(constant, *out.shape[1:], out.size),
+            out=out,
+            scale=scale,
+            volume=volume,
+            a=a,
+            multiple=constant,
+            width=width,
+            inputs=inputs,
+            outputs=outputs,
+            n=out.size,
         )
         return out
 
     def sum_squares(self, x):
         """Σ x² (), float64, on the device."""
-        device, x = self.device, self.device.contiguous(x)
-        total = device.empty((), np.float64)
-        blocks, partial = self._partial_sums(x.size)
-        device.launch("sum_squares", x.dtype, blocks, x, partial, total, device.counter(), x.size)
+        total = self.device.empty((), np.float64)
+        blocks, sums = self._sums(x.size, total)
+        self.device.launch("sum_squares", x.dtype, blocks, g=x, n=x.size, **sums)
         return total
 
     def residual(self, out, x, before=0.0):
         device = self.device
         rows, total = device.contiguous(out), device.empty((), np.float64)
-        blocks, partial = self._partial_sums(out.size)
-        arguments = (rows, device.contiguous(x), *device.scalar(before), partial, total)
-        sizes = (len(x), out.size)
-        device.launch("residual", out.dtype, blocks, *arguments, device.counter(), *sizes)
+        blocks, sums = self._sums(out.size, total)
+        sums |= {"before": before, "samples": len(x), "n": out.size}
+        device.launch("residual", out.dtype, blocks, error=rows, x=x, **sums)
         if rows is not out:
             out[...] = rows
         return total
 
-    def _partial_sums(self, size):
-        """Blocks for a sum over so many numbers, and where each of them puts its own."""
+    def _sums(self, size, total):
+        """Blocks for a sum over so many numbers, and what a kernel needs to put it into `total`."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
-        return blocks, self.device.empty(blocks, np.float64)
+        partial = self.device.empty(blocks, np.float64)
+        return blocks, {"partial": partial, "total": total, "arrived": self.device.counter()}
 
     # ---------------------------------------------------------------- inverses and determinants
 
@@ -120,8 +127,8 @@ class GpuLinearAlgebra(LinearAlgebra):
         while len(rest):
             size = min(_DIAGONAL, len(rest))
             inverse = device.empty((size, size), rest.dtype)
-            settings = (rest, len(rest), inverse, size)
-            device.launch("cholesky_inverse", rest.dtype, 1, *settings, threads=_DIAGONAL)
+            arguments = {"a": rest, "stride": len(rest), "inverse": inverse, "size": size}
+            device.launch("cholesky_inverse", rest.dtype, 1, threads=_DIAGONAL, **arguments)
             minus_below = -matmul(rest[size:, :size], inverse.T)  # of L, under the block
             solved = matmul(inverse, y[:size])
             factors.append((inverse, minus_below, solved))

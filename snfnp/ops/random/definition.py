@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.random import philox
 from snfnp.ops.random.philox import RandomKey
-from snfnp.ops.room import Room
 
 
-class Random(Room):
+class Random(OperationGroup):
     """A key's `first` leaves rows out of an array, whatever the distribution: see `RandomKey`."""
 
     def uniform(self, key: RandomKey, shape, dtype):

@@ -40,7 +40,7 @@ class CpuSpline(Spline):
         _knots(bins, *map(dtype, (bound, eps, 1 - eps * bins)), knots, factors)
         return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         rows, table, bins = _arguments(x, knots)
         y, ldj = np.empty_like(rows), np.empty(len(rows), x.dtype)
         _forward(rows, table, bins, y, ldj)

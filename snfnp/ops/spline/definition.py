@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 
 def slope_shift(eps: float) -> float:
@@ -35,7 +35,7 @@ class _Bin(NamedTuple):
     d1: object
 
 
-class Spline(Room):
+class Spline(OperationGroup):
     def knots(self, widths, heights, slopes, bound, eps):
         """Raw parameters (*shape, K), (*shape, K), (*shape, K-1) -> knots and factors. O(P K).
 
@@ -67,7 +67,7 @@ class Spline(Room):
         factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
         return knots, factors
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp
         b = self._bin(x, knots, 0)
@@ -82,7 +82,7 @@ class Spline(Room):
         return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
     def inverse(self, y, knots):
-        """The x with forward(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
+        """The x with evaluate(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
 
         With r = (y - Y_k)/h, b = D_k (1-r) + (2s - D_{k+1}) r and
         q² = (D_k (1-r) - D_{k+1} r)² + 4 s² r(1-r), a sum of terms that are not negative:

@@ -23,44 +23,69 @@ class GpuSpline(Spline):
         bins, pixels = widths.shape[-1], math.prod(shape)
         knots = device.empty((3, bins + 1, *shape), dtype)
         factors = device.empty((3 * bins - 1, *shape), dtype)
-        raw = (device.contiguous(a) for a in (widths, heights, slopes))
-        numbers = (float(bound), eps, slope_shift(eps))  # a bound may be a whole number
-        # small blocks: there are few pixels for all of a GPU
-        arguments = (*raw, *numbers, knots, factors, pixels, bins)
-        device.launch("spline_knots", dtype, -(-3 * pixels // 32), *arguments, threads=32)
+        device.launch(
+            "spline_knots",
+            dtype,
+            -(-3 * pixels // 32),
+            threads=32,  # small blocks: there are few pixels for all of a GPU
+            widths=widths,
+            heights=heights,
+            slopes=slopes,
+            bound=bound,
+            eps=eps,
+            shift=slope_shift(eps),
+            knots=knots,
+            factors=factors,
+            pixels=pixels,
+            bins=bins,
+        )
         return knots, factors
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         device = self.device
         y, ldj = device.empty(x.shape, x.dtype), device.empty((len(x),), x.dtype)
-        arrays = (device.contiguous(x), device.contiguous(knots), y, ldj)
-        device.launch("spline", x.dtype, len(x), *arrays, *_sizes(x, knots))
+        arrays = {"x": x, "knots": knots, "y": y, "ldj": ldj}
+        device.launch("spline", x.dtype, len(x), **arrays, **_sizes(x, knots))
         return y, ldj
 
     def inverse(self, y, knots):
         device = self.device
         x = device.empty(y.shape, y.dtype)
-        arrays = (device.contiguous(y), device.contiguous(knots), x)
-        device.launch("spline_inverse", y.dtype, len(y), *arrays, *_sizes(y, knots))
+        device.launch("spline_inverse", y.dtype, len(y), y=y, knots=knots, x=x, **_sizes(y, knots))
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
-        device, (pixels, bins) = self.device, _sizes(x, knots)
+        device, sizes = self.device, _sizes(x, knots)
+        pixels, bins = sizes.values()
         threads = _backward_threads(bins)
         if not threads:
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         dx = device.empty(x.shape, x.dtype)
-        scale = 2 * bound * (1 - eps * bins)
-        arrays = (device.contiguous(a) for a in (x, knots, factors, dy, dldj))
-        blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
-        arguments = (*arrays, scale, dx, *out, len(x), pixels, bins)
-        device.launch("spline_backward", x.dtype, blocks, *arguments, threads=threads)
+        g_widths, g_heights, g_slopes = out
+        device.launch(
+            "spline_backward",
+            x.dtype,
+            -(-pixels // source.constant("spline", "SPLINE_PIXELS")),
+            threads=threads,
+            x=x,
+            knots=knots,
+            factors=factors,
+            dy=dy,
+            dldj=dldj,
+            scale=2 * bound * (1 - eps * bins),
+            dx=dx,
+            g_widths=g_widths,
+            g_heights=g_heights,
+            g_slopes=g_slopes,
+            samples=len(x),
+            **sizes,
+        )
         return dx
 
 
-def _sizes(x, knots) -> tuple[int, int]:
-    """P and K."""
-    return math.prod(x.shape[1:]), knots.shape[1] - 1
+def _sizes(x, knots) -> dict[str, int]:
+    """P and K, by the names of parameters."""
+    return {"pixels": math.prod(x.shape[1:]), "bins": knots.shape[1] - 1}
 
 
 def _backward_threads(bins: int) -> int:

@@ -15,7 +15,8 @@ LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision ho
 
 
 class Row(IntEnum):
-    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers.
+    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers;
+    `kernels.cu` has the same numbers.
 
     LAM: the λ that the next step uses; MULTIPLIER: the same without MDMM's damping; AVERAGE: ξ,
     the average of C − κ; CONSTRAINT: C of the last step; CONSTRAINT_SUM, COUNTED: its sum over the
@@ -32,13 +33,6 @@ class Row(IntEnum):
 
 
 ROWS = len(Row)
-
-
-def cuda_rows() -> str:
-    """The rows as a line of CUDA C++, for the kernel that overwrites them."""
-    rows = (f"{row.name} = {row.value}" for row in Row)
-    largest = f"constexpr double LARGEST_EXPONENT = {LARGEST_EXPONENT};"
-    return f"enum {{ {', '.join(rows)} }};\n{largest}\n"
 
 
 @dataclass(frozen=True)

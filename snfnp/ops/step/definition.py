@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.step.control import LARGEST_EXPONENT, Controller, Row
 from snfnp.ops.step.log import LAST, SUMS, Entry, StepLog
 
@@ -31,7 +31,7 @@ class StepScalars:
         self.step, self.number, self.lr, self.lam = step, step + 1.0, lr, lam
 
 
-class Step(Room):
+class Step(OperationGroup):
     def __init__(self, device, linalg):
         super().__init__(device)
         self.linalg = linalg
@@ -84,7 +84,7 @@ class Step(Room):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
-    def unsound(self, assigned):
+    def nonfinite_flag(self, assigned):
         """0 where all of a flat buffer is finite, NaN elsewhere: of shape (), in double precision.
 
         Added to a step's `failed` and to its Σ g², it stops the step and is found in the log.

@@ -1,7 +1,31 @@
 // What a training step needs beside its layers: scalars, the log, Adam, the control of λ.
-// log.py and control.py put enums with the log's entries and a controller's rows before this text.
 
 #include "../gpu/common.cuh"
+
+// The entries of the log: see log.py.
+enum {
+  SURROGATE = 0,
+  RECONSTRUCTION = 1,
+  NORM = 2,
+  SURROGATE_SUM = 3,
+  RECONSTRUCTION_SUM = 4,
+  NORM_SUM = 5,
+  COUNT = 6,
+  DENSITY = 7,
+  FAILED = 8
+};
+
+// The rows of a controller's state, and the largest exponent: see control.py.
+enum {
+  LAM = 0,
+  MULTIPLIER = 1,
+  AVERAGE = 2,
+  CONSTRAINT = 3,
+  CONSTRAINT_SUM = 4,
+  COUNTED = 5,
+  STARTED = 6
+};
+constexpr double LARGEST_EXPONENT = 700.0;
 
 // What the host tells a step: by value, so that no host memory has to outlive the call.
 template <typename T>

@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Entry(IntEnum):
-    """The log's entries, float64.
+    """The log's entries, float64; `kernels.cu` has the same numbers.
 
     Figures of the last step, their sums over COUNT steps, the last density, and what went wrong:
     FAILED is the number (1, 2, …) of the first step with anything that is not finite, else 0. From
@@ -36,11 +36,6 @@ SIZE = len(Entry)
 LAST = slice(Entry.SURROGATE, Entry.SURROGATE_SUM)
 SUMS = slice(Entry.SURROGATE_SUM, Entry.COUNT)
 SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
-
-
-def cuda_enum() -> str:
-    """The entries as a line of CUDA C++, for the kernels that write the log."""
-    return f"enum {{ {', '.join(f'{entry.name} = {entry.value}' for entry in Entry)} }};\n"
 
 
 @dataclass(frozen=True)

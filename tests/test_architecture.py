@@ -1,4 +1,4 @@
-"""The plan of the house: imports go one way, and no family of operations lives apart."""
+"""The architecture: imports go one way, in `ops` too, and every operation has a definition."""
 
 import ast
 import re
@@ -12,11 +12,11 @@ import pytest
 from snfnp import registry
 from snfnp.context import BackwardContext
 from snfnp.layers import Layer
-from snfnp.ops.backends import numpy_rooms
+from snfnp.ops.backends import DEFINITIONS
 from snfnp.rules import Rule
 
 ROOT = Path(__file__).parents[1]
-# From the roof down. A module imports what stands on lower floors, or belongs to itself.
+# From the top down. A module imports what stands on lower floors, or belongs to itself.
 FLOORS = (
     {"scripts", "__main__"},
     {"cli"},
@@ -30,13 +30,24 @@ FLOORS = (
     {"ops", "__init__"},
     {"errors", "folders", "threads", "registry"},
 )
-FLOOR = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
+# The same for the folders and files of `ops`.
+FLOORS_OF_OPS = (
+    {"__init__"},
+    {"backends"},
+    {"causal", "coupling"},
+    {"conv"},
+    {"channels", "images", "step"},
+    {"activation", "linalg", "random", "spline"},
+    {"gpu"},
+    {"host", "jit"},
+    {"communication", "epilogue", "group", "simd"},
+)
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
     "scripts/benchmarks/timing.py": "says how many threads a timing was taken on",
 }
-NUMBA = re.compile(r"numba\b|snfnp\.ops\.(jit\b|\w+\.cpu)")
+NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
 KERNEL = re.compile(r"__global__\s+void\s+(\w+)")
 
@@ -62,26 +73,50 @@ def sources(root):
         )
 
 
-def upward(root):
+def upward(root, package="snfnp", floors=FLOORS):
     """Imports that do not go down, and modules that stand on no floor."""
-    for path, file, own in sources(root):
-        if own not in FLOOR:
+    level = {name: -floor for floor, names in enumerate(floors) for name in names}
+    depth = package.count(".") + 1
+    for path, file, module in sources(root):
+        if package != "snfnp" and not file.startswith(f"{package.replace('.', '/')}/"):
+            continue
+        if module != "scripts":
+            module = path.relative_to(root).with_suffix("").parts[depth]
+        if module not in level:
             yield f"{file} stands on no floor"
             continue
         for name in imports(path):
-            package, _, rest = name.partition(".")
-            other = rest.partition(".")[0]
-            other = other if other in FLOOR else "__init__"  # a name of the package itself
-            if package == "snfnp" and other != own and FLOOR[other] >= FLOOR[own]:
+            if not f"{name}.".startswith(f"{package}."):
+                continue
+            other = (*name.split("."), "")[depth]
+            other = other if other in level else "__init__"  # a name of the package itself
+            if other != module and level[other] >= level[module]:
                 yield f"{file} imports {name}"
+
+
+def upward_in_ops(root):
+    """The same among the folders and files of `ops`."""
+    yield from upward(root, "snfnp.ops", FLOORS_OF_OPS)
+
+
+def asking(root):
+    """getattr and hasattr on layers, rules and maps, whose base classes have every member."""
+    for path, file, module in sources(root):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if module != "scripts" and node.func.id in ("getattr", "hasattr"):
+                asked = ast.unparse(node.args[0]).split(".")[-1]
+                if re.fullmatch(r"\w*(layer|rule|map)|[fgm]", asked):
+                    yield f"{file}:{node.lineno} asks a {asked}"
 
 
 def misplaced(root):
     """Imports of a backend, or of its libraries, by what does not belong to that backend."""
     for path, file, own in sources(root):
         assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
-        cpu = own == "ops" and (path.name.startswith("cpu") or path.name == "jit.py")
-        gpu = own == "ops" and (path.name in ("gpu.py", "nccl.py") or path.parent.name == "gpu")
+        cpu = own == "ops" and (path.name.startswith("cpu") or path.name in ("jit.py", "simd.py"))
+        gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
         for name in imports(path):
             if assembles and name.startswith("snfnp."):
                 continue
@@ -115,7 +150,7 @@ def inherited(name, known):
     return ancestors, methods
 
 
-def rooms(root):
+def groups(root):
     """The folders of ops, but what their GPU files share, and what is of processes."""
     folders = sorted(path for path in root.glob("snfnp/ops/*") if any(path.glob("*.*")))
     return [
@@ -125,18 +160,19 @@ def rooms(root):
 
 def apart(root):
     """Overrides that belong to no definition in their folder."""
-    for room in rooms(root):
-        if not (room / "definition.py").exists():
-            yield f"{room.name} has no definition.py"
+    for group in groups(root):
+        if not (group / "definition.py").exists():
+            yield f"{group.name} has no definition.py"
             continue
-        defined = classes(room / "definition.py")
-        for path in (path for path in (room / "cpu.py", room / "gpu.py") if path.exists()):
-            here, own = f"{room.name}/{path.name}", classes(path)
-            known = {n for n in defined if f"snfnp.ops.{room.name}.definition.{n}" in imports(path)}
+        defined = classes(group / "definition.py")
+        for path in (path for path in (group / "cpu.py", group / "gpu.py") if path.exists()):
+            here, own = f"{group.name}/{path.name}", classes(path)
+            module = f"snfnp.ops.{group.name}.definition"
+            known = {name for name in defined if f"{module}.{name}" in imports(path)}
             for name, (_, methods) in own.items():
                 bases = inherited(name, own)[0] & known
                 if not bases:
-                    yield f"{here}: {name} derives from no class of {room.name}/definition.py"
+                    yield f"{here}: {name} derives from no class of {group.name}/definition.py"
                 theirs = set().union(*(inherited(base, defined)[1] for base in bases))
                 yield from (f"{here}: {name}.{m} has no definition" for m in methods - theirs)
 
@@ -144,22 +180,24 @@ def apart(root):
 def unlaunched(root):
     """Kernels that the gpu.py of their folder does not name, or that of another folder does."""
     kernels, named = {}, {}
-    for room in rooms(root):
-        text, launches = room / "kernels.cu", room / "gpu.py"
-        kernels[room.name] = set(KERNEL.findall(text.read_text())) if text.exists() else set()
+    for group in groups(root):
+        text, launches = group / "kernels.cu", group / "gpu.py"
+        kernels[group.name] = set(KERNEL.findall(text.read_text())) if text.exists() else set()
         nodes = ast.walk(ast.parse(launches.read_text())) if launches.exists() else ()
-        named[room.name] = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        named[group.name] = {node.value for node in nodes if isinstance(node, ast.Constant)}
     everything = set().union(*kernels.values())
-    for room, own in kernels.items():
-        yield from (f"{room}/gpu.py does not launch {kernel}" for kernel in own - named[room])
-        foreign = named[room] & everything - own
-        yield from (f"{room}/gpu.py launches {kernel} of another room" for kernel in foreign)
+    for group, own in kernels.items():
+        yield from (f"{group}/gpu.py does not launch {kernel}" for kernel in own - named[group])
+        foreign = named[group] & everything - own
+        yield from (f"{group}/gpu.py launches {kernel} of another group" for kernel in foreign)
 
 
-@pytest.mark.parametrize("rule", [upward, misplaced, apart, unlaunched])
-def test_the_house_is_as_planned(rule):
+@pytest.mark.parametrize(
+    "rule", [upward, upward_in_ops, asking, misplaced, apart, unlaunched]
+)
+def test_the_architecture_is_as_planned(rule):
     assert list(rule(ROOT)) == []
-    assert {room.name for room in rooms(ROOT)} == numpy_rooms().keys()
+    assert {group.name for group in groups(ROOT)} == DEFINITIONS.keys()
 
 
 GPU = "from snfnp.ops.conv.definition import Conv\nclass GpuConv(Conv):\n"
@@ -183,6 +221,20 @@ SOUND = {
         (upward, {"snfnp/ops/a.py": "def f():\n    import snfnp.layers"}, "imports snfnp.layers"),
         (upward, {"snfnp/cli/a.py": "import snfnp.__main__"}, "imports snfnp.__main__"),
         (upward, {"snfnp/new.py": ""}, "snfnp/new.py stands on no floor"),
+        *(
+            (upward_in_ops, {f"snfnp/ops/{file}.py": f"from snfnp.ops.{name} import x"}, name)
+            for file, name in [
+                ("gpu/source", "step.log"),
+                ("communication/nccl", "gpu.launch"),
+                ("linalg/cpu_thin", "conv.cpu_tiles"),
+                ("host", "backends"),
+                ("causal/cpu", "coupling.cpu"),
+            ]
+        ),
+        (upward_in_ops, {"snfnp/ops/gpu/a.py": "from snfnp.ops import conv"}, "snfnp.ops.conv"),
+        (upward_in_ops, {"snfnp/ops/new/cpu.py": ""}, "snfnp/ops/new/cpu.py stands on no floor"),
+        (asking, {"snfnp/cli/a.py": "getattr(layer, 'rule', None)"}, "a.py:1 asks a layer"),
+        (asking, {"snfnp/ops/a.py": "x = hasattr(self.rule, 'x')"}, "a.py:1 asks a rule"),
         (misplaced, {"snfnp/flow.py": "from numba import njit"}, "imports numba.njit"),
         (misplaced, {"scripts/a.py": "from snfnp.ops.gpu import source"}, "imports snfnp.ops.gpu"),
         (misplaced, {"snfnp/ops/conv/definition.py": "import cupy"}, "imports cupy"),

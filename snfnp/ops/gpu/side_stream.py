@@ -11,36 +11,36 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from snfnp.ops.gpu.cublas import Products
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.cublas import Cublas
+from snfnp.ops.gpu.launch import DeviceGuard
 
 
-class Branch:
-    """aside(function, *arguments, **named) inside `with joining():`, on a stream of its own.
+class SideStream:
+    """A stream for calls of run_async(function, *arguments, **named) inside `with side_stream():`.
 
     Such a call comes after all that was started before it on the caller's stream, and before all
     that is started there after the block. In between nothing else may write what it reads, or touch
     what it writes. Its arguments are kept until then: CuPy hands memory that is dropped to the next
     array on the caller's stream, which knows nothing of this one.
 
-    products, counter: of this stream, since both streams use theirs at the same time.
+    cublas, counter: of this stream, since both streams use theirs at the same time.
     """
 
     def __init__(self, cupy, tf32: bool):
-        self._cupy, self._home = cupy, Home(cupy)
+        self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
-        self.products, self.counter = Products(cupy, tf32), cupy.zeros(1, np.uint32)
+        self.cublas, self.counter = Cublas(cupy, tf32), cupy.zeros(1, np.uint32)
         cupy.cuda.get_current_stream().synchronize()  # the counter is 0 from here on
-        self._joining = self.active = False
+        self._open = self.active = False
         self._held: list = []
 
-    def aside(self, function, *arguments, **named) -> None:
-        """Outside of `joining`, and inside of another call, it is a call as any other."""
-        if self.active or not self._joining:
+    def run_async(self, function, *arguments, **named) -> None:
+        """Outside of `side_stream`, and inside of another call, it is a call as any other."""
+        if self.active or not self._open:
             function(*arguments, **named)
             return
-        self._home.require()
+        self._guard.require()
         caller = self._cupy.cuda.get_current_stream()
         self._held.append((function, arguments, named))
         self._reached.record(caller)
@@ -56,9 +56,9 @@ class Branch:
             self.active = False
 
     @contextmanager
-    def joining(self):
+    def side_stream(self):
         caller = self._cupy.cuda.get_current_stream()
-        self._joining = True
+        self._open = True
         try:
             yield
         except BaseException:
@@ -71,7 +71,7 @@ class Branch:
             self._join(caller)
 
     def _join(self, caller) -> None:
-        self._joining = False
+        self._open = False
         held, self._held = self._held, []
         if held:
             self._done.record(self._stream)

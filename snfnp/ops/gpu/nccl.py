@@ -12,7 +12,7 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication.definition import Communicator
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.launch import DeviceGuard
 
 
 class Nccl(Communicator):
@@ -30,17 +30,17 @@ class Nccl(Communicator):
         self._cupy, self._world = cupy, world
         self.rank, self.size = world.rank, world.size
         self.local_rank, self.local_size = world.local_rank, world.local_size
-        self._home = Home(cupy)
+        self._guard = DeviceGuard(cupy)
         nccl, missing = _load(cupy)
         _require_all(world.gather(missing))
         _require_apart(world.gather(_place(cupy)))
         self._nccl = nccl
         self._types = {np.dtype("f4"): nccl.NCCL_FLOAT32, np.dtype("f8"): nccl.NCCL_FLOAT64}
-        key = world.first(nccl.get_unique_id)
+        key = world.on_rank_zero(nccl.get_unique_id)
         self._nccl_communicator = nccl.NcclCommunicator(self.size, key, self.rank)
 
     def all_reduce(self, *arrays) -> None:
-        self._home.require()
+        self._guard.require()
         stream = self._cupy.cuda.get_current_stream().ptr
         for array in arrays:
             if not array.flags.c_contiguous:
@@ -68,8 +68,8 @@ class Nccl(Communicator):
     def broadcast(self, value):
         return self._world.broadcast(value)
 
-    def meet(self, status: int, *seconds: float) -> list[int] | None:
-        return self._world.meet(status, *seconds)
+    def exchange_exit_status(self, status: int, *seconds: float) -> list[int] | None:
+        return self._world.exchange_exit_status(status, *seconds)
 
     def abort(self, status: int) -> None:
         self._world.abort(status)

@@ -1,4 +1,4 @@
-"""What all rooms share: the device, and what an operation may do with its arguments.
+"""The base of all groups of operations, and what an operation may do with its arguments.
 
 Arrays are C-contiguous, rows are samples. An operation allocates its results, unless an argument
 named `out` (an array, or a tuple of arrays) takes them; it changes no other argument.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 
-class Room:
-    """A family of operations on the arrays of one device."""
+class OperationGroup:
+    """Operations on the arrays of one device that belong together: one folder of `snfnp.ops`."""
 
     def __init__(self, device):
         self.device, self.xp = device, device.xp
