@@ -163,7 +163,7 @@ def test_a_run_records_the_drift_and_goes_on_alike(tmp_path):
 
 def test_it_goes_on_in_the_middle_of_an_epoch(tmp_path):
     """From a checkpoint: the values that were not anchored yet."""
-    from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
+    from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 
     whole, part = (make_trainer(OPS, "fc", track_log_det=True) for _ in range(2))
     take(whole, range(7))

@@ -45,10 +45,6 @@ def _reconstruction(record: dict) -> Point:
     return (record["reconstruction"],) if _learns(record) else None
 
 
-def _drift(record: dict) -> Point:
-    return (record["log_det_drift"],) if "log_det_drift" in record else None
-
-
 def _jacobian_error(record: dict) -> Point:
     return (record["jacobian_error"],) if "jacobian_error" in record else None
 
@@ -81,7 +77,6 @@ PANELS = (
     Panel("Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", _jacobian_error),
     Panel("λ: mean and range\nover the layers", _over_layers("lam")),
     Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
-    Panel("drift of the estimated\nΣ log|W| (nats)", _drift, log=False, limit=0.0),
     Panel("ρ = ‖I − RW‖₂: largest and\nrange over the layers", _of_layers("rho", max), limit=1.0),
     Panel(
         "angle of W's gradient to the\nexact one (°): largest and range", _of_layers("angle", max)

@@ -6,8 +6,8 @@ import math
 
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.config import TrainConfig
 from snfnp.training.inspection import Inspection
+from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 
@@ -56,21 +56,10 @@ class Evaluator:
         if world.rank == 0:
             record |= self._inspection.figures(likelihood)
         record = world.broadcast(record)
-        self._anchor(likelihood, record)
         self._refuse_explosion(record, images)
         if self.best is None or found.nll < self.best["validation_nll_nats"]:
             self.best = record
         return record
-
-    def _anchor(self, likelihood: Likelihood, record: dict) -> None:
-        """Note by how much the running log-determinants drifted since the evaluation before, and
-        go on from the exact ones."""
-        running = self._trainer.log_dets
-        if running:
-            drift = running.anchor(likelihood.log_dets)
-            record["log_det_drift"] = sum(drift.values())
-            for layer, off in drift.items():
-                record["layers"][layer]["log_det_drift"] = off
 
     def _refuse_explosion(self, record: dict, images) -> None:
         """Raises DivergedError where a likelihood is finite, but no model's that learns.

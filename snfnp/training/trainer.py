@@ -21,11 +21,11 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import ALONE, Communicator
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam, warmed_up
-from snfnp.training.checkpoint import Checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.control import Multipliers
 from snfnp.training.log_dets import RunningLogDets
+from snfnp.training.options import TrainConfig
 from snfnp.training.probes import Tally
+from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.slices import Pass, SharedBatch, WholeBatch, cut
 
 
@@ -84,7 +84,7 @@ class Trainer:
         self.m, self.v = (ops.xp.zeros_like(self.p[self._climbing]) for _ in range(2))
         self.params, self.grads = self.layout.views(self.p), self.layout.views(self.gradient)
         self.multipliers = Multipliers(ops, flow, config) if config.controller else None
-        self.log_dets = RunningLogDets(ops, flow, self.layout) if config.track_log_det else None
+        self.log_dets: RunningLogDets | None = None
         self.tally = Tally() if config.jvp_weight else None
         followed = [
             each.state_shapes for each in (self.multipliers, self.log_dets, self.tally) if each
