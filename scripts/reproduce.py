@@ -121,7 +121,7 @@ def main(argv):
     if args.rows:
         wanted = _with_rows(args.rows, wanted, args.scale)
         _refuse_idle(args, parser, _effective(wanted, args.scale), ", ".join(wanted))
-    with processes.together() as world:
+    with processes.process_group() as world:
         processes.start(args.processes, argv, world)
         ops = get_ops(args.backend, world=world)
         rows = tuple(dict.fromkeys(args.rows)) if args.rows else None

@@ -12,10 +12,10 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
 from snfnp.training.batches import epoch_order
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)

@@ -9,8 +9,8 @@ from support.trainers import run_training, small_dataset, without_time
 
 from snfnp.diagnostics import gradient_angles
 from snfnp.ops import RandomKey
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 CHAIN = {"model": "conv", "inverse_depth": 2}
 DATASET = small_dataset(side=8)

@@ -1,8 +1,9 @@
-"""Files of a run that are damaged, missing, another run's or of an older format: one line each."""
+"""Files of a run that are damaged, missing or another run's: one line each."""
 
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,18 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import save
+from snfnp.training.runs.resume import resumed_config
 from support.messages import assert_one_line
-from support.trainers import at_step, make_trainer, run_training, spoil, without_time
+from support.trainers import at_step, make_trainer, run_training, spoil
 
-from snfnp.cli import train as command
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.ops import get_ops
-from snfnp.training import checkpoint as checkpoints
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs import checkpoint as checkpoints
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
 NAMES = ("last.safetensors", "best.safetensors", "config.json", "metrics.jsonl", "summary.json")
@@ -133,7 +134,7 @@ NOISE = [
     save({"a": np.zeros(3)}),
     save({"a": np.zeros(3)}, metadata={"format": checkpoints.FORMAT}),
     save({"a": np.zeros(3)}, metadata={"format": checkpoints.FORMAT, "sha256": "0"}),
-    save({"a": np.zeros(3)}, metadata={"format": "snfnp checkpoint 1"}),
+    save({"a": np.zeros(3)}, metadata={"format": "snfnp checkpoint 1", "sha256": "0" * 64}),
     save({}, metadata={"format": checkpoints.FORMAT, "sha256": "0" * 64}),
 ]
 
@@ -323,15 +324,15 @@ def test_every_damage_is_one_line_or_does_no_harm(copy, monkeypatch, name, damag
 
 
 def test_what_cannot_be_read_is_one_line(copy, monkeypatch):
-    original = Path.read_bytes
+    original = os.open
     for name in ("config.json", "last.safetensors", "metrics.jsonl"):
 
-        def refuse(path, name=name):
-            if path.name == name:
+        def refuse(path, *args, name=name):
+            if Path(path).name == name:
                 raise PermissionError(13, "Permission denied", str(path))
-            return original(path)
+            return original(path, *args)
 
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(os, "open", refuse)
         with pytest.raises(SnfnpError, match=f"{name} .*Permission denied") as caught:
             run_training(copy, resume=True, backend="numpy")
         assert_one_line(caught.value)
@@ -371,7 +372,10 @@ def test_an_old_config_json_without_a_checksum_never_ends_in_a_traceback(copy, v
         before = inner.get(name)
         inner[name] = value
         (copy / "config.json").write_text(json.dumps(record))
-        for way in (lambda: load_run(copy), lambda: command.resumed({"out": copy}, rollback=True)):
+        for way in (
+            lambda: load_run(copy),
+            lambda: resumed_config(RunFolder(copy), {}, rollback=True),
+        ):
             try:
                 way()
             except SnfnpError as error:
@@ -428,86 +432,6 @@ def test_metrics_that_cannot_be_written_are_one_line(copy):
     assert_one_line(caught.value)
 
 
-# ---------------------------------------------------------------- format 1
-
-
-def as_format_1(path):
-    """The same checkpoint as it was written before."""
-    data = path.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    record = json.loads(header["record"])
-    config = {k: v for k, v in record["config"].items() if k != "checkpoint_every"}
-    record = {"seconds": record["seconds"], "best": record["best"], "config": config}
-    return {**header, "record": json.dumps(record), "format": "snfnp checkpoint 1"}, load(data)
-
-
-def write_format_1(path, header, tensors):
-    header = {name: text for name, text in header.items() if name != "sums"}
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
-    path.write_bytes(save(tensors, metadata={**header, "sha256": digest.hexdigest()}))
-
-
-@pytest.fixture
-def old(copy, tmp_path):
-    """A run of one epoch as it was left before: format 1, a config.json without a checksum."""
-    path = tmp_path / "old"
-    run_training(path, backend="numpy", epochs=1)
-    for name in ("last", "best"):
-        write_format_1(path / f"{name}.safetensors", *as_format_1(path / f"{name}.safetensors"))
-    record = json.loads((path / "config.json").read_text())
-    for name in ("sha256", "run"):
-        del record[name]
-    del record["config"]["checkpoint_every"]
-    (path / "config.json").write_text(json.dumps(record))
-    return path
-
-
-@pytest.mark.parametrize("how", [True, "best"])
-def test_a_run_of_format_1_is_opened_and_goes_on(old, finished, how):
-    assert load_run(old).checkpoint.step == load_run(old, "last").checkpoint.step == 5
-    run, _ = run_training(old, backend="numpy", resume=how)
-    assert without_time(run.read_metrics()) == without_time(RunFolder(finished).read_metrics())
-    found, expected = (load_run(path, "last").checkpoint for path in (old, finished))
-    for name in ("p", "m", "v"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-
-
-FORMAT_1_CHANGES = [
-    {"step": "-5"}, {"step": "five"}, {"step": "5.0"}, {"step": "1_0"}, {"step": " 5"},
-    {"step": "4"}, {"lam": "1.5"}, {"lam": "nan"}, {"lam": "inf"}, {"lam": "-1"},
-    {"seed": "1"}, {"seed": "x"}, {"seed": "9" * 30}, {"record": "{"}, {"record": "[]"},
-    {"record": "{}"}, {"record": '{"config": 3, "best": null, "seconds": 1}'},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", FORMAT_1_CHANGES, ids=str)
-def test_a_header_of_format_1_must_be_plausible(old, change):
-    header, tensors = as_format_1(old / "last.safetensors")
-    write_format_1(old / "last.safetensors", {**header, **change}, tensors)
-    with pytest.raises(CheckpointError, match="is damaged|another run") as caught:
-        load_run(old, "last")
-    assert_one_line(caught.value)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_nan_with_a_valid_checksum_of_format_1_is_refused(old, value):
-    header, tensors = as_format_1(old / "best.safetensors")
-    tensors = {name: array.copy() for name, array in tensors.items()}
-    tensors["parameter.dense1.W"].flat[3] = value
-    write_format_1(old / "best.safetensors", header, tensors)
-    with pytest.raises(CheckpointError, match="NaN, infinity"):
-        load_run(old)
-
-
-def test_arrays_of_format_1_under_another_type_are_refused(old):
-    path = old / "best.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"'))
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_run(old)
-
-
 # ---------------------------------------------------------------- the log
 
 
@@ -540,6 +464,6 @@ def test_options_of_a_run_are_not_changed_in_the_file(copy):
     file = copy / "config.json"
     file.write_text(file.read_text().replace('"lr": 0.001', '"lr": 0.002'))
     with pytest.raises(SnfnpError, match="options are changed by --resume, not in the file"):
-        command.resumed({"out": copy})
+        resumed_config(RunFolder(copy), {})
     with pytest.raises(UsageError, match="no JSON object"):
         TrainConfig.from_dict([])

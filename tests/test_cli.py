@@ -11,17 +11,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from snfnp.training.runs.description import describe_run
+from snfnp.training.runs.resume import resumed_config
 
 from snfnp import ops
-from snfnp.cli import COMMANDS, main, run_script, shared, train
+from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice, MemoryShortfall
 from snfnp.parameters import Layout
-from snfnp.training.config import TrainConfig
-from snfnp.training.run import describe_run
+from snfnp.training import session
+from snfnp.training.memory import within_memory
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,7 +87,7 @@ def test_training_asks_for_its_backend_with_its_options(monkeypatch, options, as
         assert world is ops.SINGLE_PROCESS
         raise SnfnpError(f"{backend} {tf32} {overlap}")
 
-    monkeypatch.setattr(train, "get_ops", refuse)
+    monkeypatch.setattr(session, "get_ops", refuse)
     with pytest.raises(SnfnpError) as caught:
         train.main(["--backend", "cupy", *options])
     assert str(caught.value) == f"cupy {asked}"
@@ -111,7 +115,7 @@ def resumed(folder, given, **started):
     """What --resume makes of a run that was started with some settings."""
     config = TrainConfig(**started)
     (folder / "config.json").write_text(json.dumps({"config": config.as_dict()}))
-    return train.resumed({"out": folder, **given})[1]
+    return resumed_config(RunFolder(folder), given)
 
 
 def test_a_resumed_run_may_change_backend_graph_and_overlap(tmp_path):
@@ -165,7 +169,7 @@ FULL = assemble(Full("numpy"), DEFINITIONS)
 def advice(*amounts, option="--batch-size", count=64, **settings):
     with (
         pytest.raises(SnfnpError) as caught,
-        shared.within_memory(FULL, option, count, **settings),
+        within_memory(FULL, option, count, **settings),
     ):
         raise MemoryError(*amounts)
     assert caught.value.exit_status == 1
@@ -197,11 +201,11 @@ def test_other_errors_pass_and_cost_nothing():
     for error in (DivergedError("NaN"), ValueError("shape"), KeyboardInterrupt()):
         with (
             pytest.raises(type(error)) as caught,
-            shared.within_memory(FULL, "--batch-size", 8, fixed),
+            within_memory(FULL, "--batch-size", 8, fixed),
         ):
             raise error
         assert caught.value is error
-    with shared.within_memory(FULL, "--batch-size", 8, fixed):
+    with within_memory(FULL, "--batch-size", 8, fixed):
         pass
 
 
@@ -220,11 +224,11 @@ def test_training_counts_its_buffers_and_ends_in_one_line(
     def run_out(*arguments, **settings):
         raise MemoryError(fixed + 100 * image, fixed + 30 * image)
 
-    monkeypatch.setattr(train, "train", run_out)
-    monkeypatch.setattr(train, "get_ops", lambda backend, **settings: FULL)
+    monkeypatch.setattr(session, "train", run_out)
+    monkeypatch.setattr(session, "get_ops", lambda backend, **settings: FULL)
     images = np.zeros((100, 28, 28, 1), np.uint8)
     dataset = SimpleNamespace(train=images, validation=images, test=images)
-    monkeypatch.setattr(train, "load_dataset", lambda *arguments: dataset)
+    monkeypatch.setattr(session, "load_dataset", lambda *arguments: dataset)
     options = ["--model", model, "--batch-size", "100", *more, "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["train.py", *options])
     with pytest.raises(SystemExit) as caught:

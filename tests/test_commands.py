@@ -14,7 +14,7 @@ from pages import DERIVATIONS, ROOT
 from snfnp.cli import train
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 PAGE = DERIVATIONS / "17-from-the-paper-to-here.md"
 COMMANDS = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))

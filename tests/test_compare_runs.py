@@ -1,13 +1,15 @@
 """Runs beside each other: `compare`, what its table says, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
+from support.messages import assert_one_line
 from support.trainers import run_training, small_dataset
 
 from snfnp.cli import compare
-from snfnp.errors import UsageError
-from snfnp.training import comparison
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.runs import comparison
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,12 @@ def test_a_run_without_an_evaluation_is_refused(runs, tmp_path):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UsageError, match="has no evaluation yet"):
         comparison.open_runs([tmp_path])
+
+
+@pytest.mark.parametrize("summary", ["", "[]", "null", "{", '{"test_nll_nats": "x"}', "{}"])
+def test_a_damaged_summary_is_one_line(runs, tmp_path, summary):
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    (copy / "summary.json").write_text(summary)
+    with pytest.raises(SnfnpError, match="summary.json is damaged") as caught:
+        compare.main([str(copy)])
+    assert_one_line(caught.value)

@@ -20,9 +20,9 @@ from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.ops.step.control import CONTROLLERS, Controller, Row
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.runs.load import load_run
 
 KINDS = pytest.mark.parametrize("kind", CONTROLLERS)
 SETTINGS = {"geco": {"smoothing": 0.9}, "mdmm": {"damping": 2.0}}
@@ -421,4 +421,4 @@ def test_defaults_follow_where_lambda_starts():
 def test_a_checkpoint_of_another_control_is_refused(tmp_path):
     run_training(tmp_path / "run", dataset=small_dataset(), epochs=1, lambda_control="geco")
     run, config = load_run(tmp_path / "run"), small_config(epochs=1)
-    assert "lambda_control" in run.config.unlike(config)
+    assert "lambda_control" in run.config.incompatible_options(config)

@@ -10,7 +10,7 @@ from drawings import FIGURES, data
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
 
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 FOLDER = DERIVATIONS / "figures"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")

@@ -16,7 +16,7 @@ from snfnp.layers import ActNorm, Linear, RationalQuadraticSpline, Squeeze
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 
 @pytest.fixture

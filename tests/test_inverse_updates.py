@@ -22,8 +22,8 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 
 ROWS = 4
 NOISE = 0.15

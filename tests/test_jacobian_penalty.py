@@ -15,7 +15,7 @@ from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 D, N = 4, 3
 FLOWS = {

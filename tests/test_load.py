@@ -13,10 +13,10 @@ from snfnp.errors import CheckpointError, UsageError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
 
@@ -63,7 +63,7 @@ def test_a_determinant_is_computed_when_it_is_asked_for(tmp_path, monkeypatch):
     trained(tmp_path / "run", "fc")
     made = []
     monkeypatch.setattr(
-        "snfnp.training.load.Likelihood", lambda *args: made.append(args) or Likelihood(*args)
+        "snfnp.training.runs.load.Likelihood", lambda *args: made.append(args) or Likelihood(*args)
     )
     run = snfnp.load_run(tmp_path / "run")
     assert run.params and not made

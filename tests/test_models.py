@@ -14,7 +14,7 @@ from snfnp.models import PRESETS, Choices, GlowSize
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -253,7 +253,7 @@ _PEAK = """
 import numpy as np
 import snfnp
 from snfnp.ops import get_ops
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 def memory(entry):

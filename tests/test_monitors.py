@@ -17,7 +17,7 @@ from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training.inspection import Inspection
-from snfnp.training.load import load_run
+from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
 

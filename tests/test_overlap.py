@@ -14,7 +14,7 @@ from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.host import HostDevice
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.step import cut
 
 

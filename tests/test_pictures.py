@@ -15,10 +15,10 @@ from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training import plots
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 MAGIC = {

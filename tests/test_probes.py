@@ -26,8 +26,8 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.models import PRESETS, make_rule
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.load import load_run
 
 N, MU, LAM = 3, 0.6, 0.7
 KEY = RandomKey(5, 0, 3)

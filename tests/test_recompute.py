@@ -24,7 +24,7 @@ from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse

@@ -23,7 +23,7 @@ from support.trainers import at_step
 from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 
 @pytest.fixture

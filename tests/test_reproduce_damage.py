@@ -10,7 +10,7 @@ from reproduction import setting as settings
 from support.trainers import at_step
 
 from snfnp.errors import SnfnpError
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from support.runs import Killed, kill
 from support.trainers import at_step
 
 from snfnp.ops import get_ops
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 MEASURED = ("table3", "figure4")
 

@@ -11,7 +11,7 @@ from reproduction.targets import TARGETS
 from support.reproduction import FullSize
 
 from snfnp.ops import get_ops
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 ROWS = [row for table in TABLES.values() for row in table.rows]
 EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]

@@ -16,10 +16,10 @@ from support.trainers import (
 )
 
 from snfnp.errors import CheckpointError, SnfnpError
-from snfnp.training import checkpointer
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.runs import checkpointer
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 
 def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsys):
@@ -27,7 +27,7 @@ def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsy
     snfnp_train(*START, "--epochs", 1, "--out", run)
     changes = ("--lr", 0.002, "--lambda", 3, "--clip-norm", 5)
     snfnp_train("--resume", "--out", run, "--epochs", 2, *changes)
-    changed = "from step 5 on: lam 3.0 (was 1.0), epochs 2 (was 1), lr 0.002 (was 0.0001)"
+    changed = "from step 5 on: lam 3.0 (was 1.0), lr 0.002 (was 0.0001), clip_norm 5.0 (was None)"
     assert changed in capsys.readouterr().out
     snfnp_train("--resume", "--out", run, "--epochs", 3)  # they stay
     loaded = load_run(run, "last")

@@ -18,9 +18,9 @@ from support.trainers import (
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.training import checkpointer
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.runs import checkpointer
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
 
 

@@ -21,11 +21,12 @@ from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.training import files
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.runs import lock
+from snfnp.training.runs.folder import RunFolder
 
 HOLDER = """
 import sys, time
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).lock:
     print("locked", flush=True)
     time.sleep(60)
@@ -119,7 +120,7 @@ def test_a_lock_that_is_given_back_is_never_held_twice(tmp_path):
     def work():
         while time.monotonic() < until:
             try:
-                with files.FolderLock(tmp_path / "run.lock"):
+                with lock.FolderLock(tmp_path / "run.lock"):
                     held.append(1)
                     assert len(held) == 1
                     taken.append(1)
@@ -133,8 +134,8 @@ def test_a_lock_that_is_given_back_is_never_held_twice(tmp_path):
 
 def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):
     """The holder gives it back between another's opening and locking of the file."""
-    path, original = tmp_path / "run.lock", files._lock
-    first, second = files.FolderLock(path), files.FolderLock(path)
+    path, original = tmp_path / "run.lock", lock._lock
+    first, second = lock.FolderLock(path), lock.FolderLock(path)
     first.__enter__()
 
     def lock_late(file):
@@ -142,8 +143,8 @@ def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):
             first.__exit__()
         original(file)
 
-    monkeypatch.setattr(files, "_lock", lock_late)
-    with second, pytest.raises(UsageError, match="is in use"), files.FolderLock(path):
+    monkeypatch.setattr(lock, "_lock", lock_late)
+    with second, pytest.raises(UsageError, match="is in use"), lock.FolderLock(path):
         pass
 
 
@@ -158,7 +159,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capsy
     def refuse(*args):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(files, "_lock", refuse)
+    monkeypatch.setattr(lock, "_lock", refuse)
     run_training(tmp_path / "run", epochs=1)
     assert "cannot be locked here (Function not implemented)" in capsys.readouterr().err
 

@@ -11,8 +11,8 @@ from support.trainers import (
     run_training,
 )
 
-from snfnp.training import checkpointer
-from snfnp.training.run import RunFolder
+from snfnp.training.runs import checkpointer
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 

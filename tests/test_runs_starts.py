@@ -11,8 +11,8 @@ from support.trainers import (
     small_dataset,
 )
 
-from snfnp.cli import train as command
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.training import session
 from snfnp.training.trainer import Trainer
 
 
@@ -89,6 +89,6 @@ def test_what_resume_needs_is_said(snfnp_train, options, message):
 def test_other_images_are_refused(snfnp_train, tmp_path, monkeypatch):
     snfnp_train(*START, "--out", tmp_path / "run")
     for other in (small_dataset(80), small_dataset(side=6)):
-        monkeypatch.setattr(command, "load_dataset", lambda name, folder, other=other: other)
+        monkeypatch.setattr(session, "load_dataset", lambda name, folder, other=other: other)
         with pytest.raises(UsageError, match="was trained on .* images .*found"):
             snfnp_train("--resume", "--out", tmp_path / "run")

@@ -14,7 +14,7 @@ from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.training import signals
 from snfnp.training.batches import Batches
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.step import cut
 
 OPS, BATCH = get_ops("numpy"), 12

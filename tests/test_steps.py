@@ -11,7 +11,7 @@ from snfnp.ops import RandomKey
 from snfnp.ops.images.augment import augment
 from snfnp.ops.step.log import SIZE, Entry, Reading, cuda_enum
 from snfnp.training.batches import Batches, epoch_order
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 

@@ -28,7 +28,7 @@ from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Relative
 from snfnp.training.batches import Batches
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 make_trainer = partial(make_trainer, dtype="float64")
 

@@ -11,9 +11,9 @@ from support.trainers import small_config as config
 
 from snfnp.errors import CheckpointError, DivergedError, UsageError
 from snfnp.ops import get_ops
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 

@@ -14,11 +14,11 @@ from snfnp.layers import Preprocess
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import philox
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.inspection import Inspection
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 OPS = get_ops("numpy")

@@ -21,7 +21,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
 from snfnp.rules import SelfNormalizing
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)

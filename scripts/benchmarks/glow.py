@@ -11,7 +11,7 @@ from benchmarks.steps import BATCH, PROFILE_COLUMNS, make_trainer, profile, rand
 from benchmarks.timing import measure, table, threads
 from benchmarks.work import operations
 from snfnp.ops import RandomKey
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 

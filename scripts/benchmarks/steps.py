@@ -10,7 +10,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 BATCH, IMAGE = 100, (28, 28, 1)

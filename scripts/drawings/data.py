@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 FOLDER = Path(__file__).parent
 NAME = "likelihoods.json"

@@ -13,7 +13,7 @@ from reproduction.setting import Setting
 from reproduction.tables import TABLES
 from snfnp.errors import DivergedError
 from snfnp.training import plots
-from snfnp.training.load import load_run
+from snfnp.training.runs.load import load_run
 
 _IMAGES = 64
 _PANELS = (("exact", True), ("learned", False))

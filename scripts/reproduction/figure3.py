@@ -10,7 +10,7 @@ from reproduction.curves import Curves, describe, notes, one_seed, thinned, trai
 from reproduction.runs import Result, Run
 from reproduction.setting import Setting
 from reproduction.tables import TABLES
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 _MOST = 1000  # points of a curve: every epoch of the convolution's
 # What the caption says of these rows of Table 1, for all of training, and that in degrees.

@@ -12,7 +12,7 @@ from reproduction.table3 import FAMILIES
 from reproduction.tables import TABLES
 from snfnp.training import plots
 from snfnp.training.plots import COMPARED
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 _HOUR = 60
 _RECIPE = Row(

@@ -9,7 +9,7 @@ from reproduction import pictures, provenance
 from reproduction.rows import DIVERGED, TITLES, Row, Table, names
 from reproduction.runs import Result, Run, lost, plan, settings
 from reproduction.setting import Setting
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 # The epochs of which the validation likelihood is kept, and those that are shown.
 _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from reproduction.runs import Run
 from snfnp.models import PRESETS
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 _SHOW_EVERY = 0.25  # seconds
 # About how long a step takes, beside a self-normalizing one of the fully connected flow: the time

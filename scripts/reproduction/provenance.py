@@ -7,9 +7,11 @@ import platform
 import subprocess
 from pathlib import Path
 
+from snfnp.training.runs.description import environment
+
 from snfnp.errors import SnfnpError
 from snfnp.training import files
-from snfnp.training.run import RunFolder, environment
+from snfnp.training.runs.folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "not known"

@@ -15,10 +15,10 @@ from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training import files
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
+from snfnp.training.options import TrainConfig
 from snfnp.training.progress import ProgressLine
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 _PAPER_SEEDS = 3
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
@@ -280,7 +280,7 @@ def _is_started(run: Run) -> bool:
 
 def _refuse_another(run: Run, wanted: TrainConfig, config: TrainConfig) -> None:
     decisive = (*run.row.options, *_DECISIVE)
-    different = set(wanted.unlike(config)) | {
+    different = set(wanted.incompatible_options(config)) | {
         name for name in decisive if getattr(wanted, name) != getattr(config, name)
     }
     if different:

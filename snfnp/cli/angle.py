@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_range, open_run, run_parser, within_memory
+from snfnp.cli.shared import check_range, open_run, run_parser
 from snfnp.data import load_dataset
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
+from snfnp.training.memory import within_memory
 
 
 def main(argv: list[str], prog: str | None = None) -> None:

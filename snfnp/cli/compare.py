@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from snfnp.cli.shared import Parser, check_file, check_range
-from snfnp.training import comparison
+from snfnp.training.runs import comparison
 
 _SHOWN = 8  # epochs that the table shows at most
 
@@ -45,28 +45,23 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def _table(runs, names, start) -> str:
     """A Markdown table, a row for each run."""
-    epochs = _thinned(comparison.common_epochs(runs))
+    common = comparison.common_epochs(runs)
+    count = min(_SHOWN, len(common))  # evenly spread, the last one among them
+    epochs = [common[(i + 1) * len(common) // count - 1] for i in range(count)]
     columns = ("largest gap", "best", "test", "s/epoch")
-    head = ["run", *(f"NLL at {epoch}" for epoch in epochs), *columns]
-    rows = [_row(run, name, runs[0], epochs, start) for run, name in zip(runs, names, strict=True)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = [["run", *(f"NLL at {epoch}" for epoch in epochs), *columns]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for run, name in zip(runs, names, strict=True):
+        gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
+        part = f"{gap[1] / runs[0].nll[gap[0]]:+.3%}" if gap else ""
+        lines.append(
+            [
+                f"`{name}`" if name else "the run",
+                *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
+                f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
+                f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
+                "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
+                f"{run.seconds_per_epoch:.1f}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _row(run, name, first, epochs, start) -> list[str]:
-    gap = comparison.largest_gap(run, first, start) if run is not first else None
-    test = run.test
-    return [
-        f"`{name}`" if name else "the run",
-        *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
-        f"{gap[1]:+.2f} nats = {gap[1] / first.nll[gap[0]]:+.3%} at {gap[0]}" if gap else "-",
-        f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
-        f"{test['test_nll_nats']:.2f}" if test else "not done",
-        f"{run.seconds_per_epoch:.1f}",
-    ]
-
-
-def _thinned(epochs: list[int]) -> list[int]:
-    """At most _SHOWN of the epochs, evenly spread, the last one among them."""
-    count = min(_SHOWN, len(epochs))
-    return [epochs[(i + 1) * len(epochs) // count - 1] for i in range(count)]

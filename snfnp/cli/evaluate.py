@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 from snfnp import registry
-from snfnp.cli.shared import check_range, check_seed, open_run, run_parser, within_memory
+from snfnp.cli.shared import check_range, check_seed, open_run, run_parser
 from snfnp.data import load_dataset
+from snfnp.training.memory import within_memory
 
 
 def main(argv: list[str], prog: str | None = None) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 from snfnp.cli import terminal
@@ -18,8 +18,8 @@ from snfnp.ops import SINGLE_PROCESS, Communicator, world
 from snfnp.ops.communication import launched
 
 OPTION = "--processes"
-_PATIENCE = 2.0  # seconds in which processes that fail alike have all failed
-_READ = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
+_FAIL_TIMEOUT = 2.0  # seconds in which processes that fail alike have all failed
+_READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
 
 
 def start(count: int, argv: list[str], world: Communicator) -> None:
@@ -70,7 +70,7 @@ def _without_option(argv: list[str]) -> list[str]:
 
 
 @contextmanager
-def together() -> Iterator[Communicator]:
+def process_group() -> Iterator[Communicator]:
     """The processes that run this command, of which rank 0 alone prints.
 
     An exception ends all of them, in bounded time. Where all fail alike, each of them gets here
@@ -101,31 +101,21 @@ def together() -> Iterator[Communicator]:
     ranks.exchange_exit_status(0)
 
 
-@contextmanager
-def quiet(ranks: Communicator) -> Iterator[None]:
-    """In here, rank 0 alone prints on stderr: what all of them find, and is no error."""
-    if not ranks.rank:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        yield
-
-
 def _end(ranks: Communicator, error: BaseException) -> None:
     """Returns where the error is to be raised as if this process were alone."""
     status = terminal.exit_status(error)
-    statuses = ranks.exchange_exit_status(status, _PATIENCE)
+    statuses = ranks.exchange_exit_status(status, _FAIL_TIMEOUT)
     if statuses is not None:
         speaker = next((rank for rank, each in enumerate(statuses) if each), 0)
         if ranks.rank != speaker:
             raise SystemExit(status) from None
     if statuses is None or ranks.rank:
         who = f"rank {ranks.rank}: " if ranks.rank else ""
-        if terminal.complain(error, who) is None and not isinstance(error, SystemExit):
+        if terminal.report_error(error, who) is None and not isinstance(error, SystemExit):
             print(f"rank {ranks.rank}:", file=sys.stderr)
             traceback.print_exception(error)
         sys.stderr.flush()
         if statuses is None:
-            time.sleep(_READ)
+            time.sleep(_READ_TIMEOUT)
             ranks.abort(status)
         raise SystemExit(status) from None

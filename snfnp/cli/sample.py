@@ -12,10 +12,10 @@ from snfnp.cli.shared import (
     check_seed,
     open_run,
     run_parser,
-    within_memory,
 )
 from snfnp.errors import UsageError
 from snfnp.training import plots
+from snfnp.training.memory import within_memory
 
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show

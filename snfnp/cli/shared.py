@@ -1,4 +1,4 @@
-"""What several commands need: options and their errors, files to write, advice on memory."""
+"""Options that several commands have, and the checks of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
-from snfnp.training.load import LoadedRun, load_run
+from snfnp.training.runs.load import LoadedRun, load_run
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,34 +82,3 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
         raise UsageError(
             f"cannot write {path} ({error.strerror}): choose another {option}"
         ) from None
-
-
-@contextmanager
-def within_memory(
-    ops, option: str, count: int, fixed: Callable[[], int] = lambda: 0, also: str = ""
-):
-    """Inside, running out of memory is a SnfnpError that says which `option` would fit.
-
-    option, count: what sets how many items are computed at once, and how many those are.
-    fixed(): bytes that are held however many items there are; asked for in a failure only.
-    also: what else would help.
-    """
-    try:
-        yield
-    except SnfnpError:
-        raise
-    except Exception as error:
-        shortfall = ops.device.shortfall(error)
-        if shortfall is None:
-            raise
-        fits = shortfall.largest_fitting(count, fixed())
-        if fits is None:
-            advice = f"choose a smaller {option} than {count}"
-        elif fits:
-            advice = (
-                f"try {option} {fits} or smaller (estimated in proportion: what {count} had taken "
-                "when it failed)"
-            )
-        else:
-            advice = f"not even {option} 1 would fit here: use a device with more memory"
-        raise SnfnpError(f"out of memory: {shortfall.found}: {advice}{also}") from None

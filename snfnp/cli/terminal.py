@@ -71,7 +71,7 @@ def run(work: Callable[[], None]) -> int:
                 sys.stdout.flush()  # what was wrong with it is known here, not at exit
         return 0
     except BaseException as error:
-        status = complain(error)
+        status = report_error(error)
         if status is None:
             raise
         return status
@@ -79,15 +79,15 @@ def run(work: Callable[[], None]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def complain(error: BaseException, who: str = "") -> int | None:
+def report_error(error: BaseException, who: str = "") -> int | None:
     """The exit status after an exception, with a line on stderr, which begins with `who`; None
     where it is a mistake in the program, or its intended end."""
     if isinstance(error, SnfnpError):
-        _say(f"{who}{error}")
+        _print_error(f"{who}{error}")
         return error.exit_status
     if isinstance(error, MemoryError):
         found = str(error).rstrip(".") or "nothing more is known"
-        _say(
+        _print_error(
             f"{who}out of memory ({found}): ask for less at once, or see which other program has it"
         )
         return 1
@@ -99,7 +99,7 @@ def complain(error: BaseException, who: str = "") -> int | None:
         return CLOSED_PIPE
     if isinstance(error, OSError) and _output_fails():
         _abandon_output()
-        _say(f"{who}the output cannot be written ({error.strerror}): send it elsewhere")
+        _print_error(f"{who}the output cannot be written ({error.strerror}): send it elsewhere")
         return 1
     return None
 
@@ -126,7 +126,7 @@ def _interrupt(signum, frame):
     raise KeyboardInterrupt
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     try:
         print(f"error: {line}", file=sys.stderr)
     except OSError:  # nor can stderr: the exit status has to say it

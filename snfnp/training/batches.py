@@ -7,7 +7,7 @@ import numpy as np
 from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.step import cut
 
 

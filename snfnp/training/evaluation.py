@@ -6,8 +6,8 @@ import math
 
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.config import TrainConfig
 from snfnp.training.inspection import Inspection
+from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 

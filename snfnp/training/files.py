@@ -1,25 +1,21 @@
-"""Files that a crash leaves whole, files that something else may have damaged, a folder's lock."""
+"""Files that a crash leaves whole, and files that something else may have damaged."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
-import socket
-import sys
-import time
+import stat
 from contextlib import suppress
 from pathlib import Path
 
-from snfnp.errors import SnfnpError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+from snfnp.errors import SnfnpError
 
 _PARTIAL = ".partial"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -35,12 +31,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        _remove(temporary)
+        remove(temporary)
         raise SnfnpError(
             f"cannot write {path} ({error.strerror}): free some space or choose another --out"
         ) from None
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     with suppress(OSError):  # not every file system lets a folder be made durable
         folder = os.open(path.parent, os.O_RDONLY)
@@ -51,24 +47,50 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """What crashes left over of `path`; only where nobody else may be writing it."""
-    for left in path.parent.glob(f"{path.name}.*{_PARTIAL}"):
-        _remove(left)
+    """Remove what crashes left of `path`; only if nobody else may be writing it."""
+    for partial in path.parent.glob(f"{path.name}.*{_PARTIAL}"):
+        remove(partial)
 
 
 def is_partial(path: Path) -> bool:
+    """Say whether a file is one that a crash left half written."""
     return path.name.endswith(_PARTIAL)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file if there is one and it can be removed."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
-    """A file's content. Raises `kind`: the line `missing` where there is no such file."""
+def open_regular(path: Path, flags: int, follow: bool = False) -> int:
+    """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
+
+    Whatever is put in the place of a run's file, nothing outside the folder is written, and
+    nothing waits for somebody at the other end of a pipe. Raises OSError.
+    """
+    flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        folder = os.strerror(errno.EISDIR)
+        raise OSError(
+            errno.EINVAL, folder if stat.S_ISDIR(mode) else "it is no regular file", str(path)
+        )
+    return descriptor
+
+
+def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
+    """A file's content. Raises `kind` with the line `missing` if there is no such file."""
+    try:
+        with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise kind(missing) from None
     except OSError as error:
@@ -93,81 +115,3 @@ def _finite(text: str) -> float:
 
 def _refuse(text: str):
     raise ValueError(f"{text} is no finite number")
-
-
-class FolderLock:
-    """A lock on a folder: the operating system's, so that it ends with the process, and advisory.
-
-    A context manager, which may be entered again while it is held. The file names its holder, and
-    is removed at the end.
-    """
-
-    def __init__(self, path: Path):
-        self._path, self._file, self._entered = path, None, 0
-
-    def __enter__(self) -> FolderLock:
-        if not self._entered:
-            self._acquire()
-        self._entered += 1
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._entered -= 1
-        if not self._entered:
-            if fcntl:  # while it is held: later, it may be another's
-                _remove(self._path)
-            self._file.close()
-            if not fcntl:
-                _remove(self._path)
-
-    def _acquire(self) -> None:
-        while True:
-            try:
-                self._file = open(self._path, "a+")  # noqa: SIM115
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write {self._path} ({error.strerror}): choose another --out"
-                ) from None
-            try:
-                _lock(self._file)
-            except (BlockingIOError, PermissionError):
-                self._refuse()
-            except OSError as error:
-                print(
-                    f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
-                    "that no second program trains in it",
-                    file=sys.stderr,
-                )
-            # The holder before may have removed the file after it was opened here.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
-                    break
-            self._file.close()
-        self._file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        self._file.flush()
-
-    def _refuse(self):
-        holder = ""
-        for _ in range(10):  # it may have been locked this instant, and not be written yet
-            self._file.seek(0)
-            with suppress(OSError, ValueError):
-                holder = self._file.readline(200).strip()
-            if holder:
-                break
-            time.sleep(0.02)
-        self._file.close()
-        raise UsageError(
-            f"{self._path.parent} is in use by {holder or 'another process'}: stop that one, or "
-            "choose another --out"
-        )
-
-
-def _lock(file) -> None:
-    """Raises BlockingIOError or PermissionError where another process holds the lock."""
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        file.seek(1 << 30)  # far behind the text, which must stay readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
@@ -32,7 +32,7 @@ class Clock:
         self._since = (self._trainer.step, self.seconds)
 
     def settle(self) -> None:
-        """Wait for all steps, count their time, and raise DivergedError where one failed."""
+        """Wait for all steps and count their time. Raises DivergedError if one failed."""
         self._trainer.check(self.images_of)
         if self._counted is not None:
             now = time.perf_counter()
@@ -40,7 +40,7 @@ class Clock:
             self._counted = now
 
     def skip(self) -> None:
-        """Do not count the time since `settle`."""
+        """Leave the time since `settle` out."""
         if self._counted is not None:
             self._counted = time.perf_counter()
 
@@ -50,7 +50,7 @@ class Clock:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the steps that were counted since the last start."""
+        """The speed of the steps that were counted since the last start."""
         step, seconds = self._since
         return (self._trainer.step - step) / (self.seconds - seconds)
 
@@ -77,15 +77,15 @@ class ProgressLine:
         self._bar.close()
 
     def advance(self) -> None:
-        """One more step. Its figures are shown when they are `due`: a look waits for the device."""
+        """Count a step. Its figures are shown when they are `due`: a look waits for the device."""
         self._bar.update(self._batch)
 
     def due(self) -> bool:
-        """Whether it is time to show the figures of a step."""
+        """Say whether it is time to show the figures of a step."""
         return time.perf_counter() - self._shown >= _SHOW_EVERY
 
     def show(self) -> None:
-        """The figures of the last step. Waits for it; raises DivergedError where one failed."""
+        """Show the figures of the last step. Waits for it; raises DivergedError if one failed."""
         self._clock.settle()
         self._shown = time.perf_counter()
         metrics, lam = self._trainer.metrics(), ""
@@ -102,8 +102,8 @@ class ProgressLine:
         self._bar.clear()
 
 
-class Unseen(ProgressLine):
-    """The same where another rank shows it: it waits when that one does."""
+class SilentProgress(ProgressLine):
+    """The progress of a rank that shows nothing: it waits when the one does that shows it."""
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
         self._clock = clock

@@ -7,11 +7,11 @@ import sys
 from contextlib import contextmanager
 
 
-class Requests:
-    """stop: Ctrl-C or SIGTERM came; checkpoint: SIGUSR1 did, which batch systems can send ahead.
+class Signals:
+    """The signals that came; a context manager, in which SIGUSR1 ends no process.
 
-    A context manager: while it is open, SIGUSR1 ends no process. quiet: another process says that
-    the run stops.
+    stop: Ctrl-C or SIGTERM came; checkpoint: SIGUSR1 did, which batch systems can send ahead;
+    quiet: another process says that the run stops.
     """
 
     def __init__(self, quiet: bool = False):
@@ -19,7 +19,7 @@ class Requests:
         self.stop = self.checkpoint = False
         self._handlers = {}
 
-    def __enter__(self) -> Requests:
+    def __enter__(self) -> Signals:
         self._handlers = _install(self._checkpoint, ("SIGUSR1",))
         return self
 
@@ -28,7 +28,7 @@ class Requests:
 
     @contextmanager
     def stops_between_steps(self):
-        """In here, Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does not."""
+        """Let Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does not."""
         handlers = _install(self._stop, ("SIGINT", "SIGTERM"))
         try:
             yield
@@ -47,7 +47,7 @@ class Requests:
 
 
 def _install(handler, names) -> dict:
-    """Handle the signals of these names, as far as the system knows them; what did it before."""
+    """Handle the signals of these names, as far as the system knows them; the handlers before."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return {number: signal.signal(number, handler) for number in numbers}
 

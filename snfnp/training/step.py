@@ -21,8 +21,8 @@ from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
-from snfnp.training.config import TrainConfig
 from snfnp.training.followers import make_followers
+from snfnp.training.options import TrainConfig
 
 _DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # in `sums`; what followers add up comes behind
 

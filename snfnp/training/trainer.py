@@ -13,8 +13,8 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training.adam import warmed_up
-from snfnp.training.checkpoint import Checkpoint
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
 
 

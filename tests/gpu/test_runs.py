@@ -8,8 +8,8 @@ from support.trainers import at_step, run_training, without_time
 
 from snfnp.errors import DivergedError
 from snfnp.training import progress
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.load import load_run
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.load import load_run
 
 
 class Killed(BaseException):

@@ -17,10 +17,10 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.images import gpu as gpu_images
 from snfnp.ops.images.augment import augment
 from snfnp.training.batches import Batches
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from snfnp.cli import train as command
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training import session
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 from support.trainers import (
     small_dataset,
     without_time,
@@ -42,7 +43,7 @@ def kill(*_, **__):
 @pytest.fixture
 def snfnp_train(monkeypatch):
     """The command on small images, in this process."""
-    monkeypatch.setattr(command, "load_dataset", lambda name, folder: small_dataset())
+    monkeypatch.setattr(session, "load_dataset", lambda name, folder: small_dataset())
     monkeypatch.setattr(command, "_draw", lambda *args: None)
 
     def run(*arguments):

@@ -6,9 +6,9 @@ from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from importlib import metadata
+import os
 from pathlib import Path
 
-import snfnp
-from snfnp import threads
+from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.layers import ActNorm
 from snfnp.training import files
-from snfnp.training.checkpoint import is_evaluation
-from snfnp.training.config import TrainConfig
-
-_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
+from snfnp.training.options import RetiredError, TrainConfig
+from snfnp.training.runs.checkpoint import is_evaluation
+from snfnp.training.runs.lock import FolderLock
 
 
 class RunFolder:
@@ -35,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.lock = files.FolderLock(self.path / "run.lock")
+        self.lock = FolderLock(self.path / "run.lock")
 
     config_file = property(lambda self: self.path / "config.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
@@ -44,7 +40,7 @@ class RunFolder:
     summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
-    board = property(lambda self: self.path / "tensorboard")
+    event_files = property(lambda self: self.path / "tensorboard")
 
     def checkpoint(self, name: str) -> Path:
         """The file of a checkpoint: "best" or "last"."""
@@ -57,32 +53,41 @@ class RunFolder:
     def create(cls, path: Path) -> RunFolder:
         """A new folder, or one in which a run was started and wrote no checkpoint yet."""
         run = cls(path)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.refuse_started()
-        except OSError as error:
-            raise UsageError(
-                f"cannot make {path} ({error.strerror}): choose another --out"
-            ) from None
+        run.make()
         return run
 
-    def refuse_started(self) -> None:
-        """Raises UsageError where the folder holds more than a start that failed leaves."""
-        found = self.left_by_a_run()
-        if found:
+    def make(self) -> None:
+        """Make the folder. Raises UsageError if that cannot be, or a run is in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.refuse_started()
+        except OSError as error:
             raise UsageError(
-                f"{self.path} exists and holds {found.name}: choose another --out, or add "
+                f"cannot make {self.path} ({error.strerror}): choose another --out"
+            ) from None
+
+    def refuse_started(self) -> None:
+        """Raises UsageError if the folder holds more than a start that failed leaves."""
+        file = self.first_foreign_file()
+        if file:
+            raise UsageError(
+                f"{self.path} exists and holds {file.name}: choose another --out, or add "
                 "--resume to go on with that run"
             )
 
-    def left_by_a_run(self) -> Path | None:
-        """A file in the folder that a start that failed does not leave."""
+    def first_foreign_file(self) -> Path | None:
+        """A file in the folder that a start that failed does not leave; None: there is none."""
         failed = {self.config_file, self.path / "run.lock"}
-        others = (own for own in self.path.iterdir() if own not in failed)
-        return next((own for own in others if not files.is_partial(own)), None)
+        others = (file for file in self.path.iterdir() if file not in failed)
+        return next((file for file in others if not files.is_partial(file)), None)
+
+    def has_checkpoint(self) -> bool:
+        """Say whether there is a checkpoint to go on from; no for a path that cannot be looked at,
+        as `create` then says."""
+        return os.path.exists(self.last) or os.path.exists(self.best)
 
     def remove_partial(self) -> None:
-        """What killed runs left half written; only with the lock."""
+        """Remove what killed runs left half written; only with the lock."""
         for path in (self.config_file, self.metrics_file, self.last, self.best, self.summary_file):
             files.remove_partial(path)
 
@@ -99,6 +104,8 @@ class RunFolder:
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
             TrainConfig.from_dict(record.get("config"))
+        except RetiredError as error:
+            raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             raise SnfnpError(
                 f"{run.config_file} is damaged ({str(error)[:100]}): restore it (options are "
@@ -107,14 +114,33 @@ class RunFolder:
         return run, record
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
-        """What a config.json says of the data: images per split, and their shape (H, W, C)."""
+        """The data by a config.json: images per split, and their shape (H, W, C)."""
         data = record.get("data")
-        found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
-        for numbers in found:
+        images, shape = (
+            data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")
+        )
+        for numbers in (images, shape):
             whole = isinstance(numbers, list) and len(numbers) == 3
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return found[0], tuple(found[1])
+        return images, tuple(shape)
+
+    def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
+        """Raises UsageError if a data set cannot be the one that the run was trained on.
+
+        record: the contents of config.json.
+        """
+        counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
+        images, shape = self.data(record)
+        for noun, here, then in (
+            ("images (train, validation, test)", counts, images),
+            ("images of shape", tuple(dataset.train.shape[1:]), shape),
+        ):
+            if here != then:
+                raise UsageError(
+                    f"{self.path} was trained on {then} {noun}, found {here}: give the same data "
+                    "with --data-dir"
+                )
 
     def write_config(self, record: dict) -> None:
         _write_json(self.config_file, {**record, "sha256": _digest(record)})
@@ -123,7 +149,7 @@ class RunFolder:
         _write_json(self.summary_file, record)
 
     def remove_summary(self) -> None:
-        """Where a run goes on, it will be another."""
+        """Remove the summary of a run that goes on: it will have another."""
         try:
             self.summary_file.unlink(missing_ok=True)
         except OSError as error:
@@ -132,36 +158,47 @@ class RunFolder:
             ) from None
 
     def append_metrics(self, record: dict) -> None:
-        """One more line; flushed, so that a crash keeps it."""
+        """Add a line; flushed, so that a crash keeps it."""
         line = json.dumps(record, allow_nan=False) + "\n"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         try:
-            with open(self.metrics_file, "a", encoding="utf-8") as file:
-                file.write(line)
+            with open(files.open_regular(self.metrics_file, flags), "ab") as file:
+                file.write(line.encode())
         except OSError as error:
             raise SnfnpError(
                 f"cannot write {self.metrics_file} ({error.strerror}): free some space"
             ) from None
 
     def read_metrics(self) -> list[dict]:
-        """All evaluations so far. Raises SnfnpError where a line is damaged."""
-        return [record for _, record in self._lines()]
+        """All evaluations so far. Raises SnfnpError if a line is damaged."""
+        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
+        return [self._evaluation(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _evaluation(self, number: int, line: bytes) -> dict:
+        try:
+            record = files.parse_json(line)
+            if not is_evaluation(record):
+                raise ValueError("no evaluation")
+        except ValueError as error:
+            raise SnfnpError(
+                f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore it, "
+                "or delete it to go on without"
+            ) from None
+        return record
 
     def metrics(self) -> bytes:
-        """The same as the file has it; nothing where there is no file."""
+        """The evaluations as the file has them; nothing if there is no file."""
         if not self.metrics_file.exists():
             return b""
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
-    def metrics_at(self, step: int, mark: list | None) -> bytes:
-        """The metrics without the lines after a step.
+    def metrics_at(self, step: int, digest: list) -> bytes:
+        """The metrics without the lines after a step; digest: `metrics_digest` at that step.
 
-        mark: `mark_of` the metrics at that step; None: not known, in a checkpoint of format 1.
-        Raises SnfnpError where they are not what they were.
+        Raises SnfnpError if they are not what they were.
         """
-        if mark is None:
-            return b"".join(line for line, record in self._lines() if record["step"] <= step)
-        content = self.metrics()[: mark[0]]
-        if mark_of(content) != mark:
+        content = self.metrics()[: digest[0]]
+        if metrics_digest(content) != digest:
             raise SnfnpError(
                 f"{self.metrics_file} is damaged (not what it was at step {step}): restore it, "
                 "or delete it to go on without"
@@ -171,24 +208,9 @@ class RunFolder:
     def write_metrics(self, content: bytes) -> None:
         files.write_atomically(self.metrics_file, content)
 
-    def _lines(self):
-        """(line, record) of every evaluation, but for a last line that a crash cut off."""
-        *lines, _ = self.metrics().split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = files.parse_json(line)
-                if not is_evaluation(record):
-                    raise ValueError("no evaluation")
-            except ValueError as error:
-                raise SnfnpError(
-                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
-                    "it, or delete it to go on without"
-                ) from None
-            yield line + b"\n", record
 
-
-def mark_of(metrics: bytes) -> list:
-    """[length, SHA-256]: what a checkpoint records of the metrics."""
+def metrics_digest(metrics: bytes) -> list:
+    """[length, SHA-256] of the metrics, which a checkpoint records."""
     return [len(metrics), hashlib.sha256(metrics).hexdigest()]
 
 
@@ -200,55 +222,3 @@ def _digest(record: dict) -> str:
 
 def _write_json(path: Path, record: dict) -> None:
     files.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
-    """What config.json holds: everything that a repetition of the run needs to know."""
-    return {
-        "config": config.as_dict(),
-        "data": {
-            "source": dataset.source,
-            "is_sample": dataset.is_sample,
-            "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
-            "shape": list(dataset.train.shape[1:]),
-        },
-        "model": {
-            "parameters": layout.count,
-            "layers": {name: repr(layer) for name, layer in flow.layers},
-            "preprocess": repr(flow.preprocess),
-            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-            + ("" if config.inverse_depth == 1 else ", then identities")
-            + ("; b = 0" if config.chosen("bias_init") == "zero" else "; b from the first batch")
-            + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
-        },
-        "randomness": {
-            "seed": config.seed,
-            "shuffle": "a new order per epoch, NumPy default_rng((seed, epoch))"
-            if config.shuffle
-            else "file order",
-            "noise": "Philox 4x32-10 from (seed, stream, step)",
-        },
-        "processes": processes,
-        **environment(ops),
-    }
-
-
-def environment(ops) -> dict:
-    """What computes: backend, device, threads, versions and platform."""
-    versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "backend": ops.name,
-        "device": ops.device.describe(),
-        "threads": threads.describe(),
-        "versions": versions,
-        "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",
-    }
-
-
-def _has_actnorm(flow) -> bool:
-    return any(isinstance(layer, ActNorm) for _, layer in flow.layers)

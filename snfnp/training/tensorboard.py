@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 _EVENTS = "events.out.tfevents.*"  # what TensorBoard's own files are called
 _AXES = ("epoch", "step", "seconds")
 
 
 def require():
-    """The package that writes TensorBoard's files. Raises UsageError where it is missing."""
+    """The package that writes TensorBoard's files. Raises UsageError if it is missing."""
     try:
         import tensorboardX
     except ImportError as error:
@@ -25,13 +25,14 @@ def require():
 
 
 @contextmanager
-def recording(run: RunFolder, with_board: bool) -> Iterator[Callable[[dict], None]]:
-    """What keeps the record of an evaluation: in metrics.jsonl and, if asked for, for TensorBoard.
+def recording(run: RunFolder, with_events: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that keeps an evaluation's record: in metrics.jsonl and, if asked for, for
+    TensorBoard.
 
     TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
     a point twice, and begin at the first epoch also where earlier parts were trained without it.
     """
-    if not with_board:
+    if not with_events:
         yield run.append_metrics
         return
     writer = _new_writer(run)
@@ -50,32 +51,34 @@ def recording(run: RunFolder, with_board: bool) -> Iterator[Callable[[dict], Non
 
 def scalars(record: dict) -> dict[str, float]:
     """{name of a curve: value} of a record; those of a layer are "figure/layer"."""
-    found = {
+    curves = {
         name: value
         for name, value in record.items()
         if name not in _AXES and isinstance(value, int | float)
     }
     for layer, figures in record.get("layers", {}).items():
-        found |= {f"{figure}/{layer}": value for figure, value in figures.items()}
-    return found
+        curves |= {f"{figure}/{layer}": value for figure, value in figures.items()}
+    return curves
 
 
 def _new_writer(run: RunFolder):
-    board = require()
+    package, folder = require(), run.event_files
     try:
-        run.board.mkdir(exist_ok=True)
-        for old in run.board.glob(_EVENTS):
+        if folder.is_symlink():
+            raise OSError(0, "it is a symbolic link")
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob(_EVENTS):
             old.unlink()
-        return board.SummaryWriter(str(run.board))
+        return package.SummaryWriter(str(folder))
     except OSError as error:
         raise SnfnpError(
-            f"cannot write {run.board} ({error.strerror}): remove it, or leave --tensorboard out"
+            f"cannot write {folder} ({error.strerror}): remove it, or leave --tensorboard out"
         ) from None
 
 
 def _write(writer, record: dict) -> None:
-    """A point of every curve. Its time is that of training, which makes TensorBoard's "relative"
-    axis the training time, also of a run that was resumed days later."""
+    """Add a point to every curve. Its time is that of training, which makes TensorBoard's
+    "relative" axis the training time, also of a run that was resumed days later."""
     for name, value in scalars(record).items():
         writer.add_scalar(name, value, record["step"], walltime=record["seconds"])
     writer.flush()

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from snfnp.errors import UsageError
-from snfnp.training.config import TrainConfig
+from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.files import parse_json, read_bytes
-from snfnp.training.options import flag_of, options_of
-from snfnp.training.run import RunFolder
+from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.runs.folder import RunFolder
 
 # Options that say how long a run is and what computes it: no name for what it does.
 _UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "overlap")
@@ -19,7 +18,7 @@ _UNNAMED += ("data_dir", "out", "tensorboard")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What a run folder tells without its checkpoints.
+    """A run as its folder describes it, without its checkpoints.
 
     folder: its files; record: its config.json; metrics: a record per exact evaluation.
     """
@@ -30,7 +29,7 @@ class ComparedRun:
 
     @classmethod
     def open(cls, path: Path) -> ComparedRun:
-        """Raises UsageError where there is no run, or none that was evaluated yet."""
+        """The run in a folder. Raises UsageError if there is none, or none evaluated yet."""
         folder, record = RunFolder.open(path)
         metrics = folder.read_metrics()
         if not metrics:
@@ -39,11 +38,12 @@ class ComparedRun:
 
     @cached_property
     def config(self) -> TrainConfig:
+        """Its configuration, with the defaults of its preset filled in."""
         return TrainConfig.from_dict(self.record["config"]).filled()
 
     @property
     def data(self) -> tuple:
-        """What two runs must have in common for their likelihoods to be compared."""
+        """The data that two runs must have in common for their likelihoods to be compared."""
         images, shape = self.folder.data(self.record)
         return self.config.data, tuple(images), shape
 
@@ -59,19 +59,23 @@ class ComparedRun:
 
     @property
     def seconds_per_epoch(self) -> float:
-        """Training alone, averaged over all epochs so far."""
+        """The seconds of training alone, averaged over all epochs so far."""
         return self.metrics[-1]["seconds"] / self.metrics[-1]["epoch"]
 
-    @property
-    def test(self) -> dict | None:
-        """The summary with the test likelihood at the best epoch; None: the run is not done."""
-        if not self.folder.summary_file.exists():
+    @cached_property
+    def test_nll(self) -> float | None:
+        """The test NLL at the best epoch; None: the run is not done."""
+        path = self.folder.summary_file
+        if not path.exists():
             return None
-        return parse_json(read_bytes(self.folder.summary_file, UsageError, "the summary is gone"))
+        try:
+            return float(parse_json(read_bytes(path, UsageError, f"{path} is gone"))["test_nll_nats"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise SnfnpError(f"{path} is damaged: restore it, or delete it") from None
 
 
 def open_runs(paths: list[Path]) -> list[ComparedRun]:
-    """The runs in these folders. Raises UsageError where they are not of the same images."""
+    """The runs in these folders. Raises UsageError if they are not of the same images."""
     runs = [ComparedRun.open(path) for path in paths]
     for run, path in zip(runs[1:], paths[1:], strict=True):
         if run.data != runs[0].data:
@@ -83,32 +87,28 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
 
 
 def labels(runs: list[ComparedRun]) -> list[str]:
-    """For each run the options by which it differs from others, as on the command line; of
-    different models without what each preset says.
+    """The options by which each run differs from others, as on the command line; of different
+    models without what each preset says.
 
     Runs that differ in nothing get the names of their folders.
     """
-    found = [[] for _ in runs]
+    names: list[list[str]] = [[] for _ in runs]
     models = {run.config.model for run in runs}
-    for entry, about in options_of(TrainConfig):
-        values = [getattr(run.config, entry.name) for run in runs]
-        if entry.name in _UNNAMED or len({repr(value) for value in values}) == 1:
+    for option in OPTIONS.values():
+        values = [getattr(run.config, option.name) for run in runs]
+        if option.name in _UNNAMED or len({repr(value) for value in values}) == 1:
             continue
-        for run, value, parts in zip(runs, values, found, strict=True):
-            of_preset = len(models) > 1 and value == about.fill(run.config)
-            if value is not None and not of_preset:
-                parts.append(_as_typed(entry, value))
-    found = [" ".join(parts) for parts in found]
-    if len(set(found)) < len(found):
+        for run, value, parts in zip(runs, values, names, strict=True):
+            of_preset = len(models) > 1 and value == run.config.usual(option.name)
+            if value is None or of_preset:
+                continue
+            flag = option.flag_for(value)
+            shown = f"{value:g}" if isinstance(value, float) else value
+            parts.append(flag if isinstance(value, bool) else f"{flag} {shown}")
+    joined = [" ".join(parts) for parts in names]
+    if len(set(joined)) < len(joined):
         return [str(run.folder.path) for run in runs]
-    return found
-
-
-def _as_typed(entry, value) -> str:
-    flag = flag_of(entry, value)
-    if isinstance(value, bool):
-        return flag
-    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+    return joined
 
 
 def common_epochs(runs: list[ComparedRun]) -> list[int]:
@@ -117,11 +117,8 @@ def common_epochs(runs: list[ComparedRun]) -> list[int]:
 
 
 def largest_gap(run: ComparedRun, first: ComparedRun, start: int) -> tuple[int, float] | None:
-    """(epoch, difference in nats from `first`) where the difference is largest in size, over
-    the evaluations of both from epoch `start` on; None: there are none."""
-    gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in common_epochs([run, first])}
-    later = [epoch for epoch in gaps if epoch >= start]
-    if not later:
-        return None
-    worst = max(later, key=lambda epoch: abs(gaps[epoch]))
-    return worst, gaps[worst]
+    """(epoch, difference in nats from `first`) of the largest difference in size, over the
+    evaluations of both from epoch `start` on; None: there are none."""
+    later = [epoch for epoch in common_epochs([run, first]) if epoch >= start]
+    gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in later}
+    return max(gaps.items(), key=lambda gap: abs(gap[1]), default=None)

@@ -13,9 +13,9 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
-from snfnp.training.checkpoint import Checkpoint, load_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LoadedRun:
 
     @property
     def lam(self) -> float | dict[str, float]:
-        """λ of Eq. 3 at the checkpoint; {layer: λ} where it was controlled."""
+        """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
         if not self.config.controller:
             return self.checkpoint.lam
         return registry.find("controlled-lambda")(self.checkpoint, self.flow)
@@ -68,9 +68,9 @@ def load_run(
     """The run in a folder.
 
     checkpoint: "best", the best validation epoch, or "last"; backend: what computes (default:
-    what the run was started with, without its --tf32); ops: the same, where it was made before.
-    Raises UsageError where `path` is no run's folder, CheckpointError where the checkpoint is
-    missing, damaged or another run's, SnfnpError where config.json is damaged.
+    what the run was started with, without its --tf32); ops: the same, if it was made before.
+    Raises UsageError if `path` is no run's folder, CheckpointError if the checkpoint is missing,
+    damaged or another run's, SnfnpError if config.json is damaged.
     """
     folder, record = RunFolder.open(Path(path))
     config = TrainConfig.from_dict(record["config"])
@@ -78,5 +78,5 @@ def load_run(
     flow = config.build_flow(folder.data(record)[1])
     layout = flow.layout
     saved = load_checkpoint(folder.checkpoint(checkpoint), layout, record)
-    config = config.as_at(saved.record["config"])
+    config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, layout, saved)

@@ -5,8 +5,6 @@ all by name. Its header has the step, λ, the seed (the random numbers are a fun
 step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
 file, in which its own place counts as zeros. It is written to a temporary file and renamed, so that
 a crash leaves the previous one.
-
-Format 1 is read, too: its checksum is of the arrays alone.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, UsageError
 from snfnp.parameters import Layout
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
+from snfnp.training.options.option import LARGEST
 from snfnp.training.files import parse_json, read_bytes, write_atomically
 
 FORMAT = "snfnp checkpoint 2"
-_FORMAT_1 = "snfnp checkpoint 1"
 _ROLES = ("parameter", "adam_m", "adam_v")
 _STATE = "state"
 _BLANK = "0" * hashlib.sha256().digest_size * 2
@@ -84,21 +82,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
-    """Read a checkpoint of a model with this layout.
+    """A checkpoint of a model with this layout.
 
-    run: the contents of the run's config.json, for its checkpoints to be compared with.
-    Raises CheckpointError where the file is missing, damaged, or of another model or run.
+    run: the contents of the run's config.json, with which it is compared.
+    Raises CheckpointError if the file is missing, damaged, or of another model or run.
     """
     header, tensors = _read(path)
     state_layout, state = _state(path, tensors)
     expected = {
         f"{role}.{e.key}": e.shape for role in _ROLES for e in _layout_of(role, layout).entries
     }
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected:
-        odd = min(set(found.items()) ^ set(expected.items()))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != expected:
+        name, shape = min(set(shapes.items()) ^ set(expected.items()))
         raise CheckpointError(
-            f"{path} belongs to another model ({odd[0]} of shape {odd[1]} is not in both): give "
+            f"{path} belongs to another model ({name} of shape {shape} is not in both): give "
             "the run that it was made by"
         )
     dtypes = {tensor.dtype for tensor in tensors.values()}
@@ -122,12 +120,13 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
 
 
 def _layout_of(role: str, layout: Layout) -> Layout:
-    """That of a flat array: the optimiser has moments of what it moves."""
+    """The layout of one role: the optimiser has moments of what it moves alone."""
     return layout if role == "parameter" else layout.optimised
 
 
 def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:
-    """Takes what layers keep beside parameters out of `tensors`: its layout, and the flat array."""
+    """Take the values that layers keep beside parameters out of `tensors`: their layout, and the
+    flat array."""
     named: dict[str, dict[str, np.ndarray]] = {}
     for key in sorted(key for key in tensors if key.startswith(f"{_STATE}.")):
         layer, _, name = key.removeprefix(f"{_STATE}.").rpartition(".")
@@ -145,14 +144,14 @@ def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarr
 
 
 def _numbers(path: Path, header: dict) -> dict:
-    """What the header says beside the arrays, checked."""
+    """The numbers of the header, checked."""
     try:
         texts = [header[name] for name in ("step", "lam", "seed")]
         if not all(re.fullmatch(r"[0-9.e+-]+", text) for text in texts):
             raise ValueError
         step, lam, seed = int(texts[0]), float(texts[1]), int(texts[2])
         record = parse_json(header["record"].encode())
-        sums = tuple(map(float, json.loads(header.get("sums", json.dumps(_NO_SUMS)))))
+        sums = tuple(map(float, json.loads(header["sums"])))
         if not (
             step >= 0
             and 0 <= lam < math.inf
@@ -167,19 +166,21 @@ def _numbers(path: Path, header: dict) -> dict:
 
 
 def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
-    """Raises CheckpointError where this is no checkpoint of the run that a config.json is of."""
+    """Raises CheckpointError unless this is a checkpoint of the run that a config.json is of."""
     record, config = checkpoint.record, TrainConfig.from_dict(run["config"])
     try:
         saved = TrainConfig.from_dict(record["config"])
-        best, seconds = record["best"], record["seconds"]
+        best, seconds, (length, digest) = record["best"], record["seconds"], record["metrics"]
         plausible = seconds >= 0 and checkpoint.lam == saved.lam
+        plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
-    except (KeyError, TypeError, UsageError):
+            plausible = plausible and best["validation_bits_per_dimension"] < LARGEST
+    except (KeyError, TypeError, ValueError, UsageError):
         plausible = False
     if not plausible:
         raise _damaged(path, "the run's record in its header")
-    differing = saved.unlike(config)
+    differing = saved.incompatible_options(config)
     if record.get("run") != run.get("run"):
         differing.append("run")
     if checkpoint.seed != config.seed:
@@ -194,12 +195,13 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
 
 
 def is_evaluation(record: dict) -> bool:
-    """Whether this is a line of metrics.jsonl, as far as others count on it."""
+    """Say whether this is a line of metrics.jsonl, as far as others count on it."""
     whole, real = ("epoch", "step"), ("seconds", "validation_nll_nats", "reconstruction")
     return (
         isinstance(record, dict)
-        and all(type(record.get(name)) is int and record[name] >= 0 for name in whole)
+        and all(type(record.get(name)) is int and record[name] >= 1 for name in whole)
         and all(type(record.get(name)) in (int, float) for name in real)
+        and all(abs(record[name]) < LARGEST for name in real)
     )
 
 
@@ -211,14 +213,14 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         tensors = load(content)
         form, checksum = header.get("format"), header.get("sha256")
-        if form not in (FORMAT, _FORMAT_1):
-            raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this program")
-        found = _digest(content) if form == FORMAT else _digest_1(tensors)
+        if form != FORMAT:
+            raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+        digest = _digest(content)
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
         raise _damaged(path, str(error).partition("\n")[0][:100]) from None
-    if checksum != found:
+    if checksum != digest:
         raise _damaged(path, "its checksum differs")
     return header, tensors
 
@@ -234,17 +236,9 @@ def _place_of_checksum(content) -> tuple[int, int]:
 
 
 def _digest(content) -> str:
-    """Of a whole file, its checksum's place as zeros."""
+    """The SHA-256 of a whole file, its own place as zeros."""
     start, stop = _place_of_checksum(content)
     whole, digest = memoryview(content), hashlib.sha256()
     for part in (whole[:start], _BLANK.encode(), whole[stop:]):
         digest.update(part)
-    return digest.hexdigest()
-
-
-def _digest_1(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
     return digest.hexdigest()

@@ -1,0 +1,297 @@
+"""A run's configuration: every choice that its numbers depend on, checked before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
+from snfnp.ops.step.control import Controller
+from snfnp.registry import WHOLE_BATCH
+from snfnp.rules import Rule
+from snfnp.training.options.option import Option, options_in
+from snfnp.training.options.parts import (
+    DeviceOptions,
+    GradientOptions,
+    ModelOptions,
+    MultiplierOptions,
+    OptimiserOptions,
+    RunOptions,
+)
+from snfnp.training.options.rules import CONFLICTS, RETIRED, RETIRED_VALUES, RULES, Need
+from snfnp.training.options.rules import Rule as OptionRule
+
+# {part: its class}, in the order of --help.
+PARTS = {
+    "architecture": ModelOptions,
+    "method": GradientOptions,
+    "multiplier": MultiplierOptions,
+    "optimiser": OptimiserOptions,
+    "run": RunOptions,
+    "device": DeviceOptions,
+}
+OPTIONS: dict[str, Option] = {}
+_PART_OF: dict[str, str] = {}
+for _part, _class in PARTS.items():
+    OPTIONS |= options_in(_class)
+    _PART_OF |= dict.fromkeys(options_in(_class), _part)
+
+PLACES = ("data_dir", "out")  # where files are: no part of a run
+_RULE = (  # what a rule is made of
+    *("gradient", "objective", "relative_bias", "inverse_update", "sigma", "noise_vectors"),
+    *("jvp_weight", "jvp_probes", "probes"),
+)
+
+
+class RetiredError(UsageError):
+    """A saved configuration with something that only earlier versions have."""
+
+
+@dataclass(frozen=True, init=False)
+class TrainConfig:
+    """Everything that decides a run, in parts.
+
+    An option has one name, flat, as a keyword here, on the command line, in config.json, and when
+    it is read: `TrainConfig(model="conv", epochs=5).epochs`. The parts are for those that want one
+    of them whole, `config.optimiser`, and may be given whole, too. None: filled in by `resolve`.
+    """
+
+    architecture: ModelOptions
+    method: GradientOptions
+    multiplier: MultiplierOptions
+    optimiser: OptimiserOptions
+    run: RunOptions
+    device: DeviceOptions
+
+    def __init__(self, **given):
+        values: dict[str, dict] = {part: {} for part in PARTS}
+        parts = {part: given.pop(part, None) or kind() for part, kind in PARTS.items()}
+        for name, value in given.items():
+            if name not in OPTIONS:
+                raise TypeError(f"no option of a run is called {name!r}")
+            if OPTIONS[name].kind == "Path" and isinstance(value, str):
+                value = Path(value)
+            values[_PART_OF[name]][name] = value
+        for part, own in parts.items():
+            object.__setattr__(self, part, replace(own, **values[part]))
+
+    def __getattr__(self, name: str) -> Any:
+        """An option of one of the parts."""
+        if name not in _PART_OF:
+            raise AttributeError(f"a configuration has no {name!r}")
+        return getattr(getattr(self, _PART_OF[name]), name)
+
+    # ---------------------------------------------------------------- what follows from it
+
+    @property
+    def preset(self) -> Preset:
+        """The model's preset, with its defaults."""
+        return PRESETS[self.model]
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of the linear layers."""
+        return make_rule(**{name: self.chosen(name) for name in _RULE})
+
+    @property
+    def controller(self) -> Controller | None:
+        """The control of λ; None: λ is fixed."""
+        return self.multiplier.controller
+
+    @property
+    def model_name(self) -> str:
+        """The model for people: its preset, or Glow's size."""
+        if self.levels is None:
+            return self.model
+        kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
+        return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
+
+    def usual(self, name: str):
+        """The value of an option that nobody gave."""
+        return _rule_of(name).fill(self)
+
+    def chosen(self, name: str):
+        """An option's value, filled in if nobody gave one."""
+        value = getattr(self, name)
+        return self.usual(name) if value is None else value
+
+    def steps_per_epoch(self, training_images: int) -> int:
+        return training_images // self.batch_size
+
+    def build_flow(self, image_shape):
+        """The flow that this configuration describes, for images (H, W, C)."""
+        choices = Choices(
+            rule=self.rule,
+            init=self.init,
+            bias_init=self.chosen("bias_init"),
+            exact="dense" if self.gradient == "exact-dense" else "block",
+            inverse_kernel=self.chosen("inverse_kernel"),
+            inverse_depth=self.inverse_depth,
+            size=GlowSize(self.levels, self.depth, self.width, self.kernel),
+        )
+        return self.preset.build(choices, tuple(image_shape))
+
+    # ---------------------------------------------------------------- filled in and checked
+
+    def filled(self) -> TrainConfig:
+        """The configuration with every option that was left out filled in, but for the epochs."""
+        config = self
+        for name in OPTIONS:
+            if getattr(config, name) is None:
+                config = replace(config, **{name: config.usual(name)})
+        return config
+
+    def resolve(self, training_images: int) -> TrainConfig:
+        """The configuration with everything filled in and checked. Raises UsageError, one line."""
+        for name, option in OPTIONS.items():
+            option.check(getattr(self, name))
+        config = self.filled()
+        for option, need in config._without_effect():
+            flag = option.flag_for(getattr(config, option.name))
+            raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
+        for is_wrong, words in CONFLICTS:
+            if is_wrong(config):
+                raise UsageError(words(config))
+        if config.batch_size > training_images:
+            raise UsageError(
+                f"--batch-size is {config.batch_size}, but there are only {training_images} "
+                "training images: choose a smaller one"
+            )
+        if config.epochs is None:
+            epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
+            config = replace(config, epochs=epochs)
+        return config
+
+    def check_processes(self, processes: int) -> None:
+        """Raises UsageError if so many processes cannot share this run's batches."""
+        if self.batch_size % processes:
+            raise UsageError(
+                f"--batch-size {self.batch_size} does not divide by {processes} processes: give a "
+                f"multiple of {processes}"
+            )
+        if processes > 1 and self.inverse_update in WHOLE_BATCH:
+            raise UsageError(
+                f"--inverse-update {self.inverse_update} needs every batch whole: train in one "
+                "process, or with another --inverse-update"
+            )
+
+    def _without_effect(self) -> Iterator[tuple[Option, Need]]:
+        """Every option that was given although it does not matter, with what it needs."""
+        for name, option in OPTIONS.items():
+            rule = _rule_of(name)
+            unmet = [need for need in rule.needs if not need.holds(self)]
+            if unmet and getattr(self, name) not in (option.default, rule.fill(self)):
+                yield option, unmet[0]
+
+    # ---------------------------------------------------------------- resumed and compared
+
+    def resumed(self, given: dict, run: Path) -> TrainConfig:
+        """The configuration with which `run` goes on: its own, changed by what is given now.
+
+        Raises UsageError if that would not be the same run.
+        """
+        unknown = sorted(set(given) - set(OPTIONS))
+        if unknown:
+            raise UsageError(f"no option of a run is called {unknown[0]}: see TrainConfig")
+        for name, option in OPTIONS.items():
+            before = getattr(self, name)
+            value = given.get(name, before)
+            if value != before and not option.changeable:
+                raise UsageError(
+                    f"{run} was started with {name} = {before}: it cannot go on with "
+                    f"{value}; leave that option out, or start a new run"
+                )
+        if self.lambda_control != "fixed" and given.get("lam", self.lam) != self.lam:
+            raise UsageError(
+                f"{run} was started with --lambda-control {self.lambda_control}: its λ goes on "
+                "from the checkpoint; leave --lambda out, or start a new run"
+            )
+        config = replace(self, **given)
+        for option, _ in config._without_effect():
+            if option.name in given:
+                continue  # `resolve` refuses it
+            if not option.changeable:
+                raise UsageError(
+                    f"{run} was started with {option.flag}, which --backend {config.backend} "
+                    "does not have: leave --backend out, or start a new run"
+                )
+            config = replace(config, **{option.name: option.default})
+        return config
+
+    def incompatible_options(self, other: TrainConfig) -> list[str]:
+        """The options by which a run with this configuration cannot be one with the other."""
+        ours, theirs = self.filled(), other.filled()
+        return [
+            name
+            for name, option in OPTIONS.items()
+            if not option.changeable and getattr(ours, name) != getattr(theirs, name)
+        ]
+
+    def changes_from(self, before: TrainConfig) -> dict[str, list]:
+        """{option: [before, now]} of all that differs but where files are."""
+        then, now = before.filled().as_dict(), self.as_dict()
+        return {
+            name: [then[name], value]
+            for name, value in now.items()
+            if value != then[name] and name not in PLACES
+        }
+
+    def with_optimiser_of(self, saved: dict) -> TrainConfig:
+        """The configuration with λ and the optimiser of the one that a checkpoint records."""
+        then = TrainConfig.from_dict(saved)
+        return replace(self, optimiser=then.optimiser, lam=then.lam)
+
+    # ---------------------------------------------------------------- in config.json
+
+    def as_dict(self) -> dict:
+        """{option: value}, flat, ready for JSON."""
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """The configuration from `as_dict`. Raises UsageError for values that no run has.
+
+        What is absent (in one of an older version) is as by default; unknown entries (of a newer
+        one) are an error.
+        """
+        if not isinstance(values, dict):
+            raise UsageError("the configuration is no JSON object")
+        unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
+        if unknown:
+            raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
+        gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
+        gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
+        if gone:
+            raise RetiredError(
+                f"it was trained with {gone[0]} = {values[gone[0]]}, which only earlier versions "
+                "have: use the one that trained it"
+            )
+        known = {name: value for name, value in values.items() if name in OPTIONS}
+        for name, value in known.items():
+            if OPTIONS[name].problem(value):
+                raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
+        return cls(**known)
+
+
+def _rule_of(name: str) -> OptionRule:
+    return RULES.get(name, OptionRule())
+
+
+def help_of(option: Option, default=None) -> str:
+    """An option's line of `--help`: its own, what it needs, and its default.
+
+    default: another one than the option's own, of a script.
+    """
+    rule, text = _rule_of(option.name), option.help
+    if rule.needs and option.name != "init":
+        needs = dict.fromkeys(need.words for need in rule.needs)
+        text += f"; needs {', '.join(needs)}"
+    if option.kind == "bool" and option.default is True:
+        return text
+    shown = rule.words if default is None else default
+    return f"{text} (default: {shown})" if shown not in ("", None) else text

@@ -1,0 +1,123 @@
+"""The description of one option of a run by itself; `rules` says what it needs of others."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS, Preset
+
+LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
+_WORDS = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a finite number",
+    "str": "text",
+    "Path": "a path",
+}
+_TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": (str, Path)}
+
+# Limits of a value: a predicate, and words for it.
+AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+POSITIVE = (lambda value: value > 0, "positive")
+NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+
+
+def odd(smallest: int) -> tuple[Callable, str]:
+    """The limits of an odd number."""
+    return lambda value: value >= smallest and value % 2, f"odd, {smallest} or larger"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of one of the parts of a configuration.
+
+    name: as keyword and in config.json; kind: "bool", "int", "float", "str" or "Path"; optional:
+    None is filled in by `rules`; default: as declared; help: for `--help`; flag: on the command
+    line; choices: the values it may have; must: the limits of its values; changeable: a resumed
+    run may have another value.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: object
+    help: str
+    flag: str
+    choices: tuple[str, ...] | None
+    must: tuple[Callable, str]
+    changeable: bool
+
+    def flag_for(self, value) -> str:
+        """The flag that sets a value: for False the one that switches the option off."""
+        return self.flag.replace("--", "--no-", 1) if value is False else self.flag
+
+    def problem(self, value) -> str | None:
+        """The words for what a value must be and is not; None: it is all that."""
+        if value is None:
+            return None if self.optional else _WORDS[self.kind]
+        if not isinstance(value, _TYPES[self.kind]) or isinstance(value, bool) != (
+            self.kind == "bool"
+        ):
+            return _WORDS[self.kind]
+        if self.choices and value not in self.choices:
+            return f"one of {', '.join(self.choices)}"
+        holds, words = self.must
+        if self.kind == "float":
+            finite = abs(value) < LARGEST
+            return None if finite and holds(value) else f"{words} and finite" if words else "finite"
+        return None if holds(value) else words
+
+    def check(self, value) -> None:
+        """Raises UsageError for a value that the option may not have."""
+        problem = self.problem(value)
+        if problem:
+            raise UsageError(f"{self.flag} is {str(value)[:40]}: it must be {problem}")
+
+
+def option(default, help: str, **about):
+    """A dataclass field with what `Option` says beside its name and type."""
+    usual = {"flag": "", "choices": None, "must": (lambda value: True, ""), "changeable": False}
+    return field(default=default, metadata={"help": help, **usual, **about})
+
+
+def options_in(part: type) -> dict[str, Option]:
+    """{name: option} of a part of the configuration."""
+    found = {}
+    for entry in fields(part):
+        kind = str(entry.type).removesuffix(" | None")
+        about = dict(entry.metadata)
+        about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
+        optional = kind != entry.type
+        found[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
+    return found
+
+
+def interval(text: str) -> tuple[float, float] | None:
+    """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
+    found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (float(part or math.inf) for part in found.groups()) if found else (0, 0)
+    return (steps, 60 * minutes) if steps and minutes else None
+
+
+def presets_with(has: Callable[[Preset], object]) -> str:
+    """The names of the presets that have a property: "conv, emerging or glow"."""
+    *names, last = (name for name, preset in PRESETS.items() if has(preset))
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+def by_preset(setting: str, none: str = "none") -> str:
+    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". none: the name of None;
+    "" leaves it out."""
+    models: dict[str, list[str]] = {}
+    for name, preset in PRESETS.items():
+        value = getattr(preset, setting)
+        models.setdefault(none if value is None else f"{value:g}", []).append(name)
+    models.pop("", None)
+    if len(models) == 1:
+        return next(iter(models))
+    return "; ".join(f"{value} for {', '.join(names)}" for value, names in models.items())
