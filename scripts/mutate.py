@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         for name in COPIED:  # with dates, so that compiled kernels stay valid
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, Path(folder, name))
-        for names in sorted({tests_of(mutant.path) for mutant in drawn}):
+        for names in sorted({guards_of(mutant.path) for mutant in drawn}):
             failed = _first_failure(names, Path(folder))
             if failed:
                 sys.exit(f"error: without any mutant, {failed}: repair that first")
@@ -119,7 +119,7 @@ def _name(path: str) -> str:
     return file.parent.name if file.stem == "definition" else file.stem
 
 
-def tests_of(path: str) -> tuple[str, ...]:
+def guards_of(path: str) -> tuple[str, ...]:
     """The tests that guard a file, by name."""
     name = _name(path)
     own = (name,) if (ROOT / f"tests/test_{name}.py").exists() else _USUAL
@@ -154,7 +154,7 @@ def _report(mutant: Mutant, source: str, folder: Path) -> str:
     """Print what became of a mutant, with its diff if it lives; "killed", "LIVES" or a reason."""
     began, file = time.monotonic(), folder / mutant.path
     file.write_text(mutant.apply(source))
-    failure = _first_failure(tests_of(mutant.path), folder)
+    failure = _first_failure(guards_of(mutant.path), folder)
     file.write_text(source)
     known = EQUIVALENT.get(mutant.mutated(source))
     fate = failure or (f"equivalent: {known}" if known else "LIVES")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mutants import mutants_of
-from mutate import files, tests_of
+from mutate import files, guards_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = '''"""1 + 1 of a docstring."""
@@ -89,7 +89,7 @@ def test_words_annotations_errors_and_performance_are_left_alone():
 
 @pytest.mark.parametrize("path", files())
 def test_every_file_has_tests_that_exist(path):
-    names = tests_of(path)
+    names = guards_of(path)
     assert names and all((ROOT / f"tests/test_{name}.py").exists() for name in names)
 
 
