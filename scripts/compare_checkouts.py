@@ -44,9 +44,9 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 _SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
 _PATCHES = "--data patches --depth 1 --width 8 --batch-size 1900 --epochs 1"
-# (model, options of all of its runs, a line for each run: its name, =: the model's, and options of its own). A run
-# "resume" is one of the other checkout, of an epoch, that both go on with to two epochs: which
-# proves that old run folders open.
+# (model, options of all of its runs, a line for each run: its name, = for the model's own, and its
+# options). A run "resume" is one of the other checkout, of an epoch, that both go on with to two
+# epochs: which proves that old run folders open.
 _RUNS = (
     ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
      """=

@@ -8,7 +8,6 @@ import numpy as np
 
 from benchmarks.steps import (
     BATCH,
-    PROFILE_COLUMNS,
     make_trainer,
     profile,
     random_images,
@@ -61,16 +60,6 @@ def steps(ops, thread_counts, repeats: int) -> list[dict]:
     return rows
 
 
-STEP_COLUMNS = {
-    "model": "",
-    "gradient": "",
-    "threads": "d",
-    "min ms": ".2f",
-    "median ms": ".2f",
-    "steps/s": ".1f",
-}
-
-
 def inference(ops, thread_counts, repeats: int) -> list[dict]:
     """Exact evaluation of 100 images, all nine determinants included, and one sample."""
     rows = []
@@ -98,9 +87,6 @@ def inference(ops, thread_counts, repeats: int) -> list[dict]:
                     }
                 )
     return rows
-
-
-INFERENCE_COLUMNS = {"what (float64)": "", "threads": "d", "min ms": ".2f", "median ms": ".2f"}
 
 
 def determinants(ops, repeats: int) -> list[dict]:
@@ -133,15 +119,6 @@ def determinants(ops, repeats: int) -> list[dict]:
     return rows
 
 
-DETERMINANT_COLUMNS = {
-    "(H, W, C)": "",
-    "what": "",
-    "block ms": ".2f",
-    "dense ms": ".1f",
-    "dense / block": ".1f",
-}
-
-
 def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """Every figure of this module as data and as text."""
     repeats = 10 if quick else 60
@@ -155,12 +132,12 @@ def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
         results["profile"] = profile(ops, "conv", "self-normalizing", repeats)
     text = (
         f"training step, 9-layer convolutional models, batch {BATCH}, float32\n"
-        f"{table(results['steps'], STEP_COLUMNS)}\n\n"
-        f"{table(results['inference'], INFERENCE_COLUMNS)}\n\n"
+        f"{table(results['steps'])}\n\n"
+        f"{table(results['inference'])}\n\n"
         f"exact determinants, float64, {most} threads, median\n"
-        f"{table(results['determinants'], DETERMINANT_COLUMNS)}\n\n"
+        f"{table(results['determinants'])}\n\n"
         f"where a self-normalizing step's time goes ({most} threads)\n"
-        f"{table(results['profile'], PROFILE_COLUMNS)}\n"
+        f"{table(results['profile'])}\n"
         f"sum of the parts {sum(part['min ms'] for part in results['profile']):.2f} ms"
     )
     return results, text

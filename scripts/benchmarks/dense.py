@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.steps import BATCH, IMAGE, step_call
-from benchmarks.sweep import COLUMNS as SWEEP_COLUMNS
+from benchmarks.steps import BATCH, IMAGE, profile, step_call
 from benchmarks.sweep import growth, sweep
 from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS
-from snfnp.ops import RandomKey
-from snfnp.training.adam import Adam
 
 # What is timed beside a step of every gradient: the settings, and how many products it has. Noise
 # takes five products with its 8 vectors.
@@ -64,19 +60,6 @@ def training_step(ops, thread_counts, repeats: int = 60) -> list[dict]:
     return rows
 
 
-STEP_COLUMNS = {
-    "gradient": "",
-    "threads": "d",
-    "min ms": ".2f",
-    "median ms": ".2f",
-    "steps/s": ".1f",
-    "GFLOP": ".2f",
-    "GFLOP/s": ".0f",
-    "sgemm GFLOP/s": ".0f",
-    "share": ".0%",
-}
-
-
 def _products(rng, dimension):
     """The three kinds of product of a step: X Wᵀ, δ W, δᵀ X, in single precision."""
     x, delta = (rng.standard_normal((BATCH, dimension), np.float32) for _ in range(2))
@@ -89,49 +72,6 @@ def _products(rng, dimension):
         np.matmul(delta.T, x, out=gradient)
 
     return run
-
-
-def where_the_time_goes(ops, repeats: int = 60) -> list[dict]:
-    """The parts of one self-normalizing FC step, timed one by one on the step's own shapes."""
-    rng = np.random.default_rng(0)
-    dimension = int(np.prod(IMAGE))
-    x, delta = (rng.standard_normal((BATCH, dimension), np.float32) for _ in range(2))
-    w = rng.standard_normal((dimension, dimension), np.float32)
-    images = rng.integers(0, 256, x.shape).astype(np.uint8)
-    weights = np.full(BATCH, 0.01, np.float32)
-    _, _, sigma = ops.activation.smooth_leaky_relu(x, 0.3)
-    out = np.empty_like(w)
-    gradient, *buffers = (np.abs(rng.standard_normal(4 * w.size, np.float32)) for _ in range(4))
-    adam = partial(Adam().update, ops, gradient, 1e-4, 10, out=buffers)
-    parts = {  # name: (how often a step does it, what)
-        "X Wᵀ": (4, lambda: ops.linalg.matmul(x, w.T)),
-        "δ W": (4, lambda: ops.linalg.matmul(delta, w)),
-        "G += δᵀ X": (4, lambda: ops.linalg.matmul_add(delta.T, x, out)),
-        "G = ½ Rᵀ": (4, lambda: ops.linalg.scale_into(out, 0.5, w.T, 1)),
-        "Adam": (1, adam),
-        "smooth leaky ReLU": (1, lambda: ops.activation.smooth_leaky_relu(x, 0.3)),
-        "its backward": (
-            1,
-            lambda: ops.activation.smooth_leaky_relu_backward(sigma, delta, weights, 0.3),
-        ),
-        "preprocess": (
-            1,
-            lambda: ops.images.preprocess(images, RandomKey(0, 0, 0), 1e-6, 256, np.float32),
-        ),
-    }
-    timings = measure({name: call for name, (_, call) in parts.items()}, repeats)
-    return [
-        {
-            "part": name,
-            "times": times,
-            "ms each": timings[name].median,
-            "ms": times * timings[name].median,
-        }
-        for name, (times, _) in parts.items()
-    ]
-
-
-PART_COLUMNS = {"part": "", "times": "d", "ms each": ".3f", "ms": ".2f"}
 
 
 def plot_sweep(rows: list[dict], path: Path, title: str) -> None:
@@ -150,13 +90,13 @@ def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """The FC step for each thread count, and where its time goes."""
     rows = training_step(ops, thread_counts, repeats=20 if quick else 100)
     with threads(max(thread_counts)):
-        parts = where_the_time_goes(ops, repeats=20 if quick else 100)
+        parts = profile(ops, "fc", "self-normalizing", repeats=20 if quick else 100)
     text = (
         f"training step, FC 2 x {int(np.prod(IMAGE))}, batch {BATCH}, float32\n"
-        f"{table(rows, STEP_COLUMNS)}\n\n"
+        f"{table(rows)}\n\n"
         f"where a self-normalizing step's time goes ({max(thread_counts)} threads)\n"
-        f"{table(parts, PART_COLUMNS)}\n"
-        f"sum of the parts {sum(part['ms'] for part in parts):.2f} ms"
+        f"{table(parts)}\n"
+        f"sum of the parts {sum(part['min ms'] for part in parts):.2f} ms"
     )
     return {"steps": rows, "parts": parts}, text
 
@@ -174,7 +114,7 @@ def report_sweep(ops, thread_counts, quick: bool, plot: Path | None) -> tuple[di
     exponents = {k: growth(rows, k, 1000) for k in ("self-normalizing ms", "exact ms")}
     text = (
         f"Fig. 4: one dense layer, batch 128, float32, {place}, median\n"
-        f"{table(rows, SWEEP_COLUMNS)}\n"
+        f"{table(rows)}\n"
         f"self-normalizing is slower than exact at D >= 300: {slower or 'nowhere'}\n"
         f"growth over D >= 1000: self-normalizing D^{exponents['self-normalizing ms']:.2f}, "
         f"exact D^{exponents['exact ms']:.2f}"

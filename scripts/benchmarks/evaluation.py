@@ -46,18 +46,9 @@ def monitors(ops, thread_counts, images: int, repeats: int) -> list[dict]:
     return rows
 
 
-COLUMNS = {
-    "model": "",
-    "threads": "d",
-    "evaluation ms": ".0f",
-    "monitors ms": ".0f",
-    "monitors / evaluation": ".2f",
-}
-
-
 def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """Exact evaluations of as many images as MNIST's validation set has, and their monitors."""
     images = 1000 if quick else 10_000
     rows = monitors(ops, thread_counts, images, repeats=3 if quick else 5)
-    text = f"exact evaluation of {images:,} images, float64\n{table(rows, COLUMNS)}"
+    text = f"exact evaluation of {images:,} images, float64\n{table(rows)}"
     return {"monitors": rows}, text

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.steps import BATCH, PROFILE_COLUMNS, make_trainer, profile, random_images
+from benchmarks.steps import BATCH, make_trainer, profile, random_images
 from benchmarks.timing import measure, table, threads
 from benchmarks.work import operations
 from snfnp.ops import RandomKey
@@ -47,18 +47,6 @@ def training_step(ops, thread_counts, repeats: int) -> list[dict]:
     return rows
 
 
-STEP_COLUMNS = {
-    "model": "",
-    "threads": "d",
-    "min s": ".2f",
-    "median s": ".2f",
-    "GFLOP": ".0f",
-    "GFLOP/s": ".0f",
-    "sgemm GFLOP/s": ".0f",
-    "share": ".0%",
-}
-
-
 def samples(ops, thread_counts, repeats: int) -> list[dict]:
     """One sample of MNIST 2L-16K through the learned inverses: in the precision of training, from
     given latents, and as `Likelihood.sample` draws it, in double precision."""
@@ -89,14 +77,6 @@ def samples(ops, thread_counts, repeats: int) -> list[dict]:
     return rows
 
 
-SAMPLE_COLUMNS = {
-    "one sample, learned inverse": "",
-    "threads": "d",
-    "min ms": ".2f",
-    "median ms": ".2f",
-}
-
-
 def recomputation(ops) -> list[dict]:
     """What the forward and backward pass of 3L-32K on 32×32×3 images hold at most, beyond the
     parameters' buffers, with and without recomputing layer inputs."""
@@ -120,9 +100,6 @@ def recomputation(ops) -> list[dict]:
     return rows
 
 
-MEMORY_COLUMNS = {"glow 3L-32K": "", "peak MB": ".0f", "s per step": ".1f"}
-
-
 def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """Every figure of this module as data and as text."""
     most = max(thread_counts)
@@ -135,11 +112,11 @@ def report(ops, thread_counts, quick: bool) -> tuple[dict, str]:
         results["recomputation"] = [] if quick else recomputation(ops)
     text = (
         f"training step, self-normalizing Glow, batch {BATCH}, float32\n"
-        f"{table(results['steps'], STEP_COLUMNS)}\n\n"
-        f"{table(results['samples'], SAMPLE_COLUMNS)}\n\n"
+        f"{table(results['steps'])}\n\n"
+        f"{table(results['samples'])}\n\n"
         f"where the step's time goes ({most} threads)\n"
-        f"{table(results['profile'], PROFILE_COLUMNS)}"
+        f"{table(results['profile'])}"
     )
     if results["recomputation"]:
-        text += f"\n\nmemory, batch {BATCH}\n{table(results['recomputation'], MEMORY_COLUMNS)}"
+        text += f"\n\nmemory, batch {BATCH}\n{table(results['recomputation'])}"
     return results, text

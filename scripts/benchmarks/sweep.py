@@ -42,14 +42,6 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     return rows
 
 
-COLUMNS = {
-    "D": "d",
-    "self-normalizing ms": ".3f",
-    "exact ms": ".3f",
-    "exact / learned": ".2f",
-}
-
-
 def _layer_step(ops, gradient: str, x):
     shape = x.shape[1:]
     exact = "dense" if gradient == "exact-dense" else "block"
