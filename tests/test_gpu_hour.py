@@ -15,7 +15,7 @@ import gpu_hour
 import pytest
 import reproduce
 from gpu_hour import PIECE, STEPS, TOTAL, Step
-from reproduction.tables import TABLES
+from reproduction.rows import TABLES
 
 
 def test_all_steps_fit_into_the_time_that_a_session_is_lent():
