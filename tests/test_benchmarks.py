@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import device, models, scaling, timing, work
-from benchmarks.device import SINGLE, TF32
+from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations, traffic

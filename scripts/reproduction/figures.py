@@ -22,11 +22,18 @@ from snfnp.training.run import RunFolder
 
 
 class _OneSeed(Target):
-    """A figure of one run of each row, with the first seed. hour: epochs at that scale, if not the
-    rows'; list_name: of the runs in its record."""
+    """A figure of one run of each row, with the first seed, by default curves by their models.
+    hour: epochs at that scale, if not the rows'; list_name: of the runs in its record."""
 
     hour: int | None = None
+    parts: str | None = "curves"
     list_name = "curves"
+
+    def identities(self) -> list[str]:
+        return [row.cells[0] for row in self.rows]
+
+    def identity(self, curve: dict) -> str:
+        return curve["model"]
 
     def plan(self, command: Command) -> list[Run]:
         rows = [replace(row, hour=self.hour or row.hour) for row in self.rows]
@@ -41,25 +48,12 @@ class _OneSeed(Target):
         return {"title": self.title, "scale": command.scale, self.list_name: described}
 
     def measure(self, run: Run) -> dict:
-        """What the record has of a run, beside how it was trained."""
+        """The figures of a run, beside how it was trained."""
         raise NotImplementedError
-
-
-class _Curves(_OneSeed):
-    """A record of curves, by their models."""
-
-    parts = "curves"
-
-    def identities(self) -> list[str]:
-        return [row.cells[0] for row in self.rows]
-
-    def identity(self, curve: dict) -> str:
-        return curve["model"]
 
 
 def _describe(run: Run, outcome: dict, command: Command) -> dict:
     """What a record says of a run: the model, how long it was trained, on what, and with what."""
-    diverged = {key: outcome[key] for key in ("asked", "diverged_at") if key in outcome}
     return {
         "name": run.row.name,
         "model": run.row.instead or run.row.cells[0],
@@ -70,7 +64,7 @@ def _describe(run: Run, outcome: dict, command: Command) -> dict:
         "epochs": outcome["epochs"],
         "paper_epochs": run.row.epochs,
         "made_with": provenance.of_run(run.folder),
-        **diverged,
+        **{key: outcome[key] for key in ("asked", "diverged_at") if key in outcome},
     }
 
 
@@ -110,7 +104,7 @@ class Figure2(_OneSeed):
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
     suffix = ".png"
     made_of_record = False
-    list_name = "rows"
+    parts, list_name = None, "rows"
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
@@ -174,7 +168,7 @@ _MOST = 1000  # points of a curve: every epoch of the convolution's
 _SAID = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
 
 
-class Figure3(_Curves):
+class Figure3(_OneSeed):
     """The angle between the learned and the exact gradient, over the epochs."""
 
     title = "Fig. 3: angle in degrees between the learned and the exact gradient"
@@ -257,7 +251,7 @@ _SHARES = {"fc-exact": 1.0, "fc-snf": _SNF / _EXACT}
 _SHOWN = 5  # epochs
 
 
-class Figure5(_Curves):
+class Figure5(_OneSeed):
     """The validation likelihood over time and over epochs, learned against exact gradients."""
 
     title = "Fig. 5: exact validation NLL in nats on MNIST, over time and over epochs"

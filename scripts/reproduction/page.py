@@ -179,7 +179,7 @@ def _wrapped(line: str) -> str:
 
 
 def _code(command: str) -> str:
-    """A command as a block of code, continued where it is long."""
+    """A command as a block of code, continued if it is long."""
     lines = textwrap.wrap(command, 94, subsequent_indent="    ", break_on_hyphens=False)
     return "    " + " \\\n    ".join(lines)
 

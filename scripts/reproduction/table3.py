@@ -30,62 +30,35 @@ class Timed(NamedTuple):
 
 
 _SNF = "self-normalizing"
-
-
 # Families that are compared with each other, the exact gradient first. In brackets: not the paper's
-FAMILIES = tuple(
-    tuple(Timed(label, data, *row) for label, *row in rows)
-    for data, rows in (
-        (
-            "MNIST",
-            (
-                ("Exact FC 2-Layer", "fc", "exact", (44.9, 4.4), (61.5, 5.8)),
-                ("Relative Gradient FC 2-Layer", "fc", "relative", (7.0, 0.4), (69.2, 5.6)),
-                ("Self Normalizing FC 2-Layer", "fc", _SNF, (18.7, 0.8), (38.6, 3.1)),
-            ),
-        ),
-        (
-            "MNIST",
-            (
-                ("Exact Conv. 9-Layer", "conv", "exact-dense", (372.2, 24.5), (241.6, 12.9)),
-                ("(Exact Conv. 9-Layer by block recursion)", "conv", "exact", None, None),
-                ("Emerging Conv. 9-Layer", "emerging", "exact", (305.0, 14.5), (71.7, 8.8)),
-                (
-                    *("Conv. Exponential 9-Layer", "conv-exponential", "exact"),
-                    *((304.4, 11.9), (84.2, 9.2)),
-                ),
-                ("Self Normalizing Conv. 9-Layer", "conv", _SNF, (212.5, 37.3), (29.9, 6.3)),
-            ),
-        ),
-        (
-            "MNIST",
-            (
-                ("Glow 2L-16K", "glow", "exact", (583.4, 21.2), (163.1, 21.8)),
-                ("Self Normalizing Glow 2L-16K", "glow", _SNF, (476.4, 16.7), (30.6, 2.2)),
-            ),
-        ),
-        (
-            "CIFAR-10",
-            (
-                ("Glow 3L-32K", "glow-3l-32k", "exact", (1841.3, 85.4), (126.3, 13.9)),
-                (
-                    *("Self Normalizing Glow 3L-32K", "glow-3l-32k", _SNF),
-                    *((1761.2, 104.5), (97.8, 12.9)),
-                ),
-            ),
-        ),
-        (
-            "ImageNet 32x32",
-            (
-                ("Glow 3L-48K", "glow-3l-48k", "exact", (2397.2, 204.0), (174.8, 16.7)),
-                (
-                    *("Self Normalizing Glow 3L-48K", "glow-3l-48k", _SNF),
-                    *((2047.9, 152.8), (150.7, 20.8)),
-                ),
-            ),
-        ),
-    )
-)
+# fmt: off
+FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for data, rows in (
+    ("MNIST", (
+        ("Exact FC 2-Layer", "fc", "exact", (44.9, 4.4), (61.5, 5.8)),
+        ("Relative Gradient FC 2-Layer", "fc", "relative", (7.0, 0.4), (69.2, 5.6)),
+        ("Self Normalizing FC 2-Layer", "fc", _SNF, (18.7, 0.8), (38.6, 3.1)),
+    )),
+    ("MNIST", (
+        ("Exact Conv. 9-Layer", "conv", "exact-dense", (372.2, 24.5), (241.6, 12.9)),
+        ("(Exact Conv. 9-Layer by block recursion)", "conv", "exact", None, None),
+        ("Emerging Conv. 9-Layer", "emerging", "exact", (305.0, 14.5), (71.7, 8.8)),
+        ("Conv. Exponential 9-Layer", "conv-exponential", "exact", (304.4, 11.9), (84.2, 9.2)),
+        ("Self Normalizing Conv. 9-Layer", "conv", _SNF, (212.5, 37.3), (29.9, 6.3)),
+    )),
+    ("MNIST", (
+        ("Glow 2L-16K", "glow", "exact", (583.4, 21.2), (163.1, 21.8)),
+        ("Self Normalizing Glow 2L-16K", "glow", _SNF, (476.4, 16.7), (30.6, 2.2)),
+    )),
+    ("CIFAR-10", (
+        ("Glow 3L-32K", "glow-3l-32k", "exact", (1841.3, 85.4), (126.3, 13.9)),
+        ("Self Normalizing Glow 3L-32K", "glow-3l-32k", _SNF, (1761.2, 104.5), (97.8, 12.9)),
+    )),
+    ("ImageNet 32x32", (
+        ("Glow 3L-48K", "glow-3l-48k", "exact", (2397.2, 204.0), (174.8, 16.7)),
+        ("Self Normalizing Glow 3L-48K", "glow-3l-48k", _SNF, (2047.9, 152.8), (150.7, 20.8)),
+    )),
+))
+# fmt: on
 _BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
 # Timed calls of each family. Colour images take minutes on a CPU: at the paper's scale only.
 _REPEATS = {"smoke": (2, 2, 2, 2, 2), "hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
@@ -105,19 +78,13 @@ class Table3(Target):
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
-                    paper = getattr(row, kind)
-                    own[kind] = {
-                        "paper": paper and paper[0],
-                        "paper_spread": paper and paper[1],
-                        "paper_of_exact": paper and paper[0] / getattr(exact, kind)[0],
-                    }
+                    mean, spread = getattr(row, kind) or (None, None)
+                    share = mean and mean / getattr(exact, kind)[0]
+                    own[kind] = {"paper": mean, "paper_spread": spread, "paper_of_exact": share}
                     if times:
                         found, base = times[row, kind], times[exact, kind]
-                        own[kind] |= {
-                            "median": found.median,
-                            "minimum": found.minimum,
-                            "of_exact": found.median / base.median,
-                        }
+                        own[kind] |= {"median": found.median, "minimum": found.minimum}
+                        own[kind]["of_exact"] = found.median / base.median
                 rows.append(own)
         record = {"title": self.title, "scale": command.scale, "rows": rows}
         return record | {"made_with": provenance.of_now(command.ops)}
@@ -180,12 +147,8 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
         if command.scale == "smoke":
             shape, count = (8, 8, shape[2]), 10
             settings = _SMALL if row.model.startswith("glow") else {}
-        trainer = make_trainer(
-            *(ops, row.model, row.gradient, shape),
-            report=lambda text: None,
-            batch_size=count,
-            **settings,
-        )
+        settings |= {"report": lambda text: None, "batch_size": count}
+        trainer = make_trainer(ops, row.model, row.gradient, shape, **settings)
         rng = np.random.default_rng(0)
         images = ops.asarray(rng.integers(0, 256, (count, *shape)).astype(np.uint8))
         trainer.initialise_from_data(images)
