@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
-from snfnp.training.runs.resume import resumed_config
 from support.messages import assert_one_line
 from support.trainers import at_step, make_trainer, run_training, spoil
 
@@ -23,6 +22,7 @@ from snfnp.training.runs import checkpoint as checkpoints
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
+from snfnp.training.runs.resume import resumed_config
 
 OPS = get_ops("numpy")
 NAMES = ("last.safetensors", "best.safetensors", "config.json", "metrics.jsonl", "summary.json")

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from snfnp.training.runs.description import describe_run
-from snfnp.training.runs.resume import resumed_config
 
 from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, train
@@ -25,7 +23,9 @@ from snfnp.parameters import Layout
 from snfnp.training import session
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.resume import resumed_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -240,7 +240,7 @@ def test_differences_between_runs_reach_into_layers():
     from pathlib import Path
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-    from run_differences import flat
+    from compare_checkouts import flat
 
     record = json.loads('{"epoch": 1, "layers": {"a": {"rho": 0.5}, "b": {"rho": 0.25}}}')
     assert dict(flat(record)) == {"epoch": 1, "layers a rho": 0.5, "layers b rho": 0.25}

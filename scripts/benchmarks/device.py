@@ -97,7 +97,7 @@ def report(
         results["steps"] += rows
         lines = [
             f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}",
-            table(rows, {key: form for key, form in STEP_COLUMNS.items() if _known(rows, key)}),
+            table(rows, [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]),
             *notes,
             *_verdict(rows),
         ]
@@ -161,13 +161,12 @@ def _dimensions(shape) -> str:
 
 def _limits_text(limits: dict) -> str:
     precisions = [precision for precision in (SINGLE, TF32) if precision in limits]
-    columns = {"product": ""} | {f"{precision} TFLOP/s": ".2f" for precision in precisions}
     rows = [
         {"product": row["product"]} | {f"{p} TFLOP/s": row[p] / 1e12 for p in precisions}
         for row in limits["products"]
     ]
     return (
-        f"{table(rows, columns)}\n"
+        f"{table(rows)}\n"
         f"memory {limits['memory'] / 1e9:.1f} GB/s as {limits['memory from']} says; a large copy "
         f"reads and writes {limits['copy'] / 1e9:.1f} GB/s\n"
         "floors: bytes of parameters, gradient, moments and activations at the memory's rate (what "
@@ -221,24 +220,9 @@ def _measure_case(
     return rows, notes
 
 
-STEP_COLUMNS = {
-    "precision": "",
-    "how": "",
-    "min ms": ".3f",
-    "median ms": ".3f",
-    "kernels": "d",
-    "kernels at most": "d",
-    "floor: bytes ms": ".4f",
-    "floor: operations ms": ".4f",
-    "bar ms": ".2f",
-    "PyTorch min ms": ".3f",
-    "PyTorch median ms": ".3f",
-    "1080 Ti ms": ".1f",
-}
-
-
-def _known(rows: list[dict], key: str) -> bool:
-    return any(row.get(key) is not None for row in rows)
+_COLUMNS = ("precision", "how", "min ms", "median ms", "kernels", "kernels at most")
+_COLUMNS += ("floor: bytes ms", "floor: operations ms", "bar ms")
+_COLUMNS += ("PyTorch min ms", "PyTorch median ms", "1080 Ti ms")
 
 
 class _Run:

@@ -110,11 +110,7 @@ def report(ops, processes: int, quick: bool) -> tuple[dict, str]:
     """All models; processes: how many share a batch, one core each."""
     models = MODELS[:4] if quick else MODELS
     rows = scaling(ops, processes, 3 if quick else 5, models)
-    columns = {
-        name: "" if name == "model" else ".2f" if "gain" in name or "/" in name else ".1f"
-        for name in rows[0]
-    }
-    text = f"training steps of {BATCH} images on several cores\n{table(rows, columns)}"
+    text = f"training steps of {BATCH} images on several cores\n{table(rows)}"
     return {"scaling": rows}, text
 
 

@@ -90,6 +90,3 @@ def profile(ops, model: str, gradient: str, repeats: int) -> list[dict]:
         for part, seconds in spent.items():
             best[part] = min(best.get(part, np.inf), 1e3 * seconds)
     return [{"part": part, "min ms": milliseconds} for part, milliseconds in best.items()]
-
-
-PROFILE_COLUMNS = {"part": "", "min ms": ".2f"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Hashable
 from pathlib import Path
 
 from reproduction import pictures, provenance
-from reproduction.rows import DIVERGED, TITLES, Row, Table, names
-from reproduction.runs import Result, Run, lost, plan, settings
-from reproduction.setting import Setting
+from reproduction.results import distinct, finished
+from reproduction.rows import DIVERGED, TITLES, Row, Table
+from reproduction.runs import Command, Run, lost, plan
+from reproduction.target import SMOKE, Target, markdown
 from snfnp.training.runs.folder import RunFolder
 
 # The epochs of which the validation likelihood is kept, and those that are shown.
@@ -22,54 +24,43 @@ _LOST = (
 )
 
 
-class LikelihoodTable:
-    """A target of `reproduce.py` (see `reproduction.targets`): one of `reproduction.tables`."""
+class LikelihoodTable(Target):
+    """One of the tables of `reproduction.rows`."""
 
-    suffix = ".svg"
     shows_paper = True
     parts = "rows"
-    made_of_runs = False
 
     def __init__(self, table: Table):
-        self.table, self.title = table, table.title
+        self.table, self.title, self.rows = table, table.title, table.rows
 
-    def names(self, scale: str) -> list[str]:
-        return names(self.table.rows, scale)
+    def identities(self) -> list[Hashable]:
+        return [row.cells for row in self.rows]
 
-    def identities(self) -> list[tuple[str, ...]]:
-        return [row.cells for row in self.table.rows]
-
-    def identity(self, row: dict) -> tuple[str, ...]:
+    def identity(self, row: dict) -> Hashable:
         return tuple(row["cells"])
 
-    def plan(self, setting: Setting) -> list[Run]:
-        return plan(self.table.rows, setting, self.table.seeds)
+    def plan(self, command: Command) -> list[Run]:
+        return plan(self.rows, command, self.table.seeds)
 
-    def collect(self, setting: Setting, results: dict[Path, Result]) -> dict:
-        """results: by the run's folder."""
-        runs = self.plan(setting)
-        rows = []
-        for row in filter(setting.wants, (row.at(setting.scale) for row in self.table.rows)):
-            found = [(run, results[run.folder]) for run in runs if run.row == row]
-            rows.append(_record(row, found, setting))
+    def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
+        runs, rows = self.plan(command), command.wanted(self.rows)
         return {
             "title": self.title,
-            "scale": setting.scale,
+            "scale": command.scale,
             "heads": list(self.table.heads),
-            "rows": rows,
+            "rows": [
+                _record(row, [run for run in runs if run.row == row], outcomes, command)
+                for row in rows
+            ],
             "notes": list(self.table.notes),
         }
 
     def show(self, record: dict) -> str:
         heads = (*record["heads"], "ours", "seeds", "epochs: ours / paper", "paper", "difference")
-        lines = [f"**{record['title']}** (scale: {record['scale']})", ""]
-        cells = [heads, ("---",) * len(heads)]
-        cells += [(*_labels(row), *_figures(row)) for row in record["rows"]]
-        lines += [f"| {' | '.join(own)} |" for own in cells]
-        lines += ["", *(f"* {note}" for note in _notes(record)), *_learning_table(record)]
-        return "\n".join(lines)
+        table = [heads, *((*_labels(row), *_figures(row)) for row in record["rows"])]
+        return markdown(record, table, _notes(record)) + _learning_table(record)
 
-    def draw(self, record: dict, path: Path, setting: Setting) -> None:
+    def draw(self, record: dict, path: Path) -> None:
         rows = record["rows"]
         pictures.save_beside(
             path,
@@ -82,7 +73,7 @@ class LikelihoodTable:
         )
 
 
-def _record(row: Row, found: list[tuple[Run, Result]], setting: Setting) -> dict:
+def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict:
     record = {
         "name": row.name,
         "cells": list(row.cells),
@@ -92,31 +83,23 @@ def _record(row: Row, found: list[tuple[Run, Result]], setting: Setting) -> dict
         "paper_spread": row.spread,
         "paper_epochs": row.epochs,
     }
-    if setting.missing(row.data):
+    if command.is_missing(row.data):
         return record | {"missing": True}
-    dataset = setting.dataset(row.data)
-    images = len(dataset.train)
-    made_with = [provenance.of_run(run.folder) for run, _ in found]
+    dataset, found = command.dataset(row.data), []
+    for run in runs:
+        lines, outcome = RunFolder(run.folder).read_metrics(), outcomes[run.folder]
+        own = {"seed": run.seed, "validation": _curve(lines, row.unit)} | outcome
+        found.append(own | ({"lost": lost(lines)} if "value" in own else {}))
     return record | {
-        "config": settings(Run(row, 0, row.epochs, setting.folder), setting),
+        "config": row.options,
         "data": {
             "name": row.data,
-            "training_images": images,
-            "is_sample": dataset.is_sample or setting.scale == "smoke",
+            "training_images": len(dataset.train),
+            "is_sample": dataset.is_sample,
         },
-        "runs": [_run_record(run, result, row.unit) for run, result in found],
-        "made_with": provenance.distinct(made_with),
+        "runs": found,
+        "made_with": distinct([provenance.of_run(run.folder) for run in runs]),
     }
-
-
-def _run_record(run: Run, result: Result, unit: str) -> dict:
-    lines = RunFolder(run.folder).read_metrics()
-    common = {"seed": run.seed, "epochs": result.epochs, "validation": _curve(lines, unit)}
-    if result.nll is None:
-        how = {"asked": result.asked, "diverged_at": result.diverged_at, "before": result.before}
-        return common | how
-    value = result.nll if unit == "nats" else result.bits
-    return common | {"value": value, "best_epoch": result.best_epoch, "lost": lost(lines)}
 
 
 def _curve(lines: list[dict], unit: str) -> list[list]:
@@ -136,6 +119,11 @@ def learning(row: dict) -> dict[int, float]:
     return {epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)}
 
 
+def nlls(row: dict) -> list[float]:
+    """The test NLLs of the runs that did not diverge."""
+    return [run["value"] for run in finished(row)]
+
+
 # ---------------------------------------------------------------- the words of a row
 
 
@@ -145,8 +133,8 @@ def _labels(row: dict) -> list[str]:
 
 
 def _in_picture(heads: list[str], row: dict) -> str:
-    """The row's label in a picture, which has no heads, how long it was trained, and whether its
-    point is that of a likelihood that did not last."""
+    """The row's label in a picture, which has no heads: with how long it was trained, and whether
+    its point is that of a likelihood that did not last."""
     named = zip(heads, _labels(row), strict=True)
     said = [f"λ = {cell}" if head == "λ" else cell for head, cell in named]
     if "runs" in row:
@@ -155,19 +143,10 @@ def _in_picture(heads: list[str], row: dict) -> str:
     return ", ".join(said)
 
 
-def finished(row: dict) -> list[dict]:
-    """The runs of a row that did not diverge."""
-    return [run for run in row.get("runs", []) if "value" in run]
-
-
 def _epochs(row: dict) -> str:
-    """Of the runs that did not diverge; where all did, the epochs in which they did."""
+    """Epochs of the runs that did not diverge; if all did, those in which they did."""
     epochs = sorted({run["epochs"] for run in finished(row) or row["runs"]})
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
-
-
-def nlls(row: dict) -> list[float]:
-    return [run["value"] for run in finished(row)]
 
 
 def _mean_and_deviation(row: dict) -> tuple[float, float] | None:
@@ -182,23 +161,22 @@ def _paper(row: dict) -> tuple[float, float] | None:
 
 
 def _figures(row: dict) -> tuple[str, ...]:
-    """ours, seeds, epochs, the paper's, difference."""
+    """Ours, seeds, epochs, the paper's, difference."""
     paper = row["paper"]
     if not isinstance(paper, str):
         paper = _number(row, paper, row["paper_spread"])
     if "missing" in row:
         return "no data", "", f"0 / {row['paper_epochs']:,}", paper, ""
     values, runs = nlls(row), row["runs"]
-    ours = []
+    several, ours = bool(runs[1:]), []
     if values:
         deviation = statistics.stdev(values) if values[1:] else None
         ours.append(_number(row, statistics.fmean(values), deviation))
-    ours += [_diverged(run, bool(runs[1:])) for run in runs if "value" not in run]
-    lost_runs = [_lost(run, bool(runs[1:])) for run in runs if run.get("lost")]
-    seeds = ", ".join(str(run["seed"]) for run in runs)
+    ours += [_diverged(run, several) for run in runs if "value" not in run]
+    lost_runs = [_lost(run, several) for run in runs if run.get("lost")]
     return (
         "; ".join([" and ".join(ours), *lost_runs]),
-        seeds,
+        ", ".join(str(run["seed"]) for run in runs),
         f"{_epochs(row)} / {row['paper_epochs']:,}",
         paper,
         _difference(row, values),
@@ -206,7 +184,7 @@ def _figures(row: dict) -> tuple[str, ...]:
 
 
 def _difference(row: dict, values: list[float]) -> str:
-    """Ours minus the paper's where that means anything, or why it does not."""
+    """Ours minus the paper's if that means anything, or why it does not."""
     if row["data"]["is_sample"]:
         return "other data"
     if row["stand_in"]:
@@ -246,30 +224,30 @@ def _with_monitors(said: str, before: dict) -> str:
     return f"{said}, after epoch {before['epoch']}: {', '.join(figures)}" if figures else said
 
 
-def _number(row: dict, mean: float, spread: float | None) -> str:
+def _number(row: dict, mean: float, spread: float | None = None) -> str:
     digits = 1 if row["unit"] == "nats" else 3
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
-def _learning_table(record: dict) -> list[str]:
+def _learning_table(record: dict) -> str:
     """A second table: the likelihood over the epochs, of the rows that have more than one."""
-    found = [(row, learning(row)) for row in record["rows"]]
-    found = [(row, curve) for row, curve in found if len(curve) > 1]
-    epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in found)]
-    if not found:
-        return []
+    curves = [(row, learning(row)) for row in record["rows"]]
+    curves = [(row, curve) for row, curve in curves if len(curve) > 1]
+    epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in curves)]
+    if not curves:
+        return ""
     cells = [(*record["heads"], *(f"epoch {epoch:,}" for epoch in epochs))]
     cells.append(("---",) * len(cells[0]))
-    for row, curve in found:
-        own = (_number(row, curve[epoch], None) if epoch in curve else "" for epoch in epochs)
+    for row, curve in curves:
+        own = (_number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs)
         cells.append((*_labels(row), *own))
-    said = f"Exact validation NLL in {found[0][0]['unit']} while training (mean over the seeds):"
-    return ["", said, "", *(f"| {' | '.join(own)} |" for own in cells)]
+    unit = curves[0][0]["unit"]
+    said = f"Exact validation NLL in {unit} while training (mean over the seeds):"
+    return "\n".join(["", "", said, "", *(f"| {' | '.join(own)} |" for own in cells)])
 
 
 def _notes(record: dict) -> list[str]:
-    notes = []
-    images = {}
+    notes, images = [], {}
     for row in record["rows"]:
         if "missing" in row:
             notes.append(f"Not trained, for want of images: {', '.join(row['cells'])}.")
@@ -277,11 +255,10 @@ def _notes(record: dict) -> list[str]:
             images[row["data"]["name"]] = row["data"]
     for name, data in images.items():
         sample = ", a sample of it" if data["is_sample"] else ""
-        notes.append(
-            f"Ours: {data['training_images']:,} training images of {TITLES[name]}{sample}."
-        )
+        count = data["training_images"]
+        notes.append(f"Ours: {count:,} training images of {TITLES[name]}{sample}.")
     if record["scale"] == "smoke":
-        notes.append("These show that everything runs; their figures mean nothing.")
+        notes.append(SMOKE)
     elif any(data["is_sample"] for data in images.values()):
         notes.append("The paper's data are 50,000 images: the figures cannot be compared.")
     if any(run.get("lost") for row in record["rows"] for run in row.get("runs", [])):

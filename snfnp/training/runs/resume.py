@@ -38,9 +38,9 @@ def go_on(checkpoints: Checkpointer, rollback: bool, report: Callable[[str], Non
     CheckpointError if there is nothing to go on from.
     """
     world = checkpoints.trainer.world
-    record, saved, checkpoints.identity = world.first(lambda: _load(checkpoints, rollback))
+    record, saved, checkpoints.identity = world.on_rank_zero(lambda: _load(checkpoints, rollback))
     _restore(checkpoints, saved)
-    world.first(lambda: _update_folder(checkpoints, rollback, record, saved, report))
+    world.on_rank_zero(lambda: _update_folder(checkpoints, rollback, record, saved, report))
     checkpoints.evaluator.best = world.broadcast(checkpoints.evaluator.best)
 
 

@@ -6,6 +6,7 @@ import ast
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 _BINARY = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
@@ -42,26 +43,21 @@ class Mutant:
     def line(self, source: str) -> int:
         return source.encode()[: self.start].count(b"\n") + 1
 
-    def key(self, source: str) -> tuple[str, str, str]:
-        """(path, the lines that change, what they become), without the lines' numbers."""
-        changed = {"-": [], "+": []}
-        for line in self.diff(source).splitlines()[2:]:
-            if line[0] in changed:
-                changed[line[0]].append(line[1:].strip())
-        return self.path, *(" ".join(lines) for lines in changed.values())
+    def mutated(self, source: str) -> str:
+        """The lines that change, as they become."""
+        lines = self.diff(source).splitlines()[2:]
+        return " ".join(line[1:].strip() for line in lines if line[0] == "+")
 
     def diff(self, source: str) -> str:
         lines = (text.splitlines() for text in (source, self.apply(source)))
         return "\n".join(difflib.unified_diff(*lines, self.path, "mutant", lineterm="", n=0))
 
 
-def mutants_of(path: str, source: str, performance: dict[str, str]) -> list[Mutant]:
+def mutants_of(path: str, source: str, performance: set[str]) -> list[Mutant]:
     """Every mutant of a file but those of docstrings, annotations, errors that are raised, and of
-    the constants and functions of that name in `performance` (name -> why)."""
+    the constants and functions whose names are in `performance`."""
     lines = source.encode().splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
+    starts = list(accumulate(map(len, lines), initial=0))
     found, seen = [], {source}
     for node, replacement, what in _Finder(performance).of(ast.parse(source)):
         first = starts[node.lineno - 1] + node.col_offset
@@ -103,9 +99,9 @@ class _Finder:
             return True
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            return any(self._names(target) & self._performance.keys() for target in targets)
+            return any(self._names(target) & self._performance for target in targets)
         if isinstance(node, ast.Compare | ast.BoolOp):
-            return bool(self._names(node) & self._performance.keys())
+            return bool(self._names(node) & self._performance)
         return False
 
     @staticmethod
