@@ -10,6 +10,8 @@ An ops object is passed explicitly to everything that computes; there is no curr
 
 from __future__ import annotations
 
+from typing import Any
+
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
@@ -17,6 +19,7 @@ from snfnp.ops.communication import ALONE, Communicator, shares, world
 from snfnp.ops.host import HostDevice, neighbours
 from snfnp.ops.random.philox import RandomKey
 
+Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = ("numba", "numpy", "cupy")
 _COMPILES = "the first run on a machine compiles its kernels: a minute or two before it moves"
 
@@ -45,4 +48,14 @@ def get_ops(
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["ALONE", "BACKENDS", "Communicator", "Ops", "RandomKey", "get_ops", "shares", "world"]
+__all__ = [
+    "ALONE",
+    "BACKENDS",
+    "Array",
+    "Communicator",
+    "Ops",
+    "RandomKey",
+    "get_ops",
+    "shares",
+    "world",
+]
