@@ -17,7 +17,7 @@ from support.operation_calls import FLOATS, assert_as_defined, every_second
 from support.operation_cases import OVERRIDES
 from support.strict_arrays import NotInAStep, no_waiting, traffic
 from support.strict_ops import strict_ops
-from support.trainers import BATCH, SIDE, host, make_trainer
+from support.trainers import BATCH, SIDE, host, images_of, make_trainer, take_steps
 
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, SingularMatrixError
@@ -43,22 +43,6 @@ def test_definitions_are_in_array_terms(name, dtype, layout):
 
 
 # ---------------------------------------------------------------- training steps
-
-
-def images_of(trainer, step):
-    """The images of a step, on the trainer's device."""
-    rng = np.random.default_rng(step)
-    images = rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
-    return trainer.ops.asarray(images)
-
-
-def take_steps(trainer, steps):
-    for step in steps:
-        images = images_of(trainer, step)
-        if step == 0:
-            trainer.initialise_from_data(images)
-        trainer.training_step(images)
-    return trainer
 
 
 def assert_same_steps(found, expected):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.trainers import host, make_trainer
+from support.trainers import host, images_of, make_trainer
 
-from gpu.test_training import assert_numpys, images_of, spent_by_a_step, take_steps
+from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear, Squeeze
@@ -110,9 +110,9 @@ def test_a_step_that_fails_leaves_all_as_it_was(ops, graph, changes):
     trainer.params["dense2"]["W"].reshape(-1)[:1] = np.nan
     before = [host(trainer, name) for name in ("p", "state")]
     for step in range(4, 7):
-        trainer.training_step(ops.asarray(images_of(step).reshape(-1, *trainer.flow.shape)))
+        trainer.training_step(images_of(trainer, step))
     with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
-        trainer.check(lambda step: ops.asarray(images_of(step).reshape(-1, *trainer.flow.shape)))
+        trainer.check(lambda step: images_of(trainer, step))
     for name, array in zip(("p", "state"), before, strict=True):
         np.testing.assert_array_equal(host(trainer, name), array)
 
@@ -122,9 +122,8 @@ def test_monitors_and_refined_samples_are_numpys(ops, model):
     figures, drawn = [], []
     for each in (ops, get_ops("numpy")):
         trainer = make_trainer(each, model, dtype="float64")
-        images = np.concatenate([images_of(step) for step in range(30)])
-        images = images.reshape(-1, *trainer.flow.shape)
-        batch = each.asarray(images[:6])
+        batch = images_of(trainer, 0)
+        images = np.concatenate([each.to_host(images_of(trainer, step)) for step in range(30)])
         inspection = Inspection(trainer, lambda step, batch=batch: batch)
         likelihood = trainer.likelihood()
         likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
