@@ -59,28 +59,18 @@ def assert_same_steps(found, expected):
         np.testing.assert_allclose(list(vars(a).values()), list(vars(b).values()), rtol=1e-10)
 
 
-LEARNING = (
-    [
-        (model, "self-normalizing", changes)
-        for model, preset in PRESETS.items()
-        if "self-normalizing" in preset.gradients
-        for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
-    ]
-    + [
-        *(
-            (model, "self-normalizing", {"recipe": "least-squares"})
-            for model, preset in PRESETS.items()
-            if preset.recipe
-        ),
-        ("fc", "self-normalizing", {"inverse_update": "newton"}),
-        ("glow", "self-normalizing", {"inverse_update": "newton"}),
-    ]
-    + [
-        ("conv", "self-normalizing", change)
-        for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
-    ]
-)
-LEARNING += [(model, "self-normalizing", {"objective": "variational"}) for model in ("fc", "conv")]
+LEARNING = [
+    (model, "self-normalizing", changes)
+    for model, preset in PRESETS.items()
+    if "self-normalizing" in preset.gradients
+    for changes in (
+        {},
+        {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5},
+        *[{"recipe": "least-squares"}] * bool(preset.recipe),
+        *[{"objective": "variational"}] * (model in ("fc", "conv")),
+        *[{"inverse_kernel": 5}, {"inverse_depth": 2}] * (model == "conv"),
+    )
+]
 PROBING = [
     (model, gradient, changes)
     for model in ("fc", "conv", "glow-2l-4k")
@@ -260,36 +250,27 @@ class Meddler(SmoothLeakyReLU):
 
 
 OFFENCES = {
-    "NumPy's function": (lambda ops, x: np.tanh(x), TypeError, "np.tanh met a device array"),
-    "a number read back": (
-        lambda ops, x: x / float(abs(x).max()),
-        NotInAStep,
-        r"float\(\) makes the host wait",
-    ),
-    "a host array": (
-        lambda ops, x: x * np.ones(x.shape[1:]),
-        TypeError,
-        r"\* met a host array",
-    ),
+    "NumPy's function": (lambda ops, x: np.tanh(x), "np.tanh met a device array"),
+    "a host array": (lambda ops, x: x * np.ones(x.shape[1:]), "mul met a host array"),
     "a host array on the left": (
         lambda ops, x: np.ones(x.shape[1:]) * x,
-        TypeError,
         "np.multiply met a device array",
+    ),
+    "a number read back": (
+        lambda ops, x: x / float(abs(x).max()),
+        r"float\(\) makes the host wait",
     ),
     "a decision on the host": (
         lambda ops, x: x if x.max() < 1e9 else 0 * x,
-        NotInAStep,
         r"bool\(\) makes the host wait",
     ),
     "an upload": (
         lambda ops, x: x + ops.asarray(np.ones(x.shape[1:])),
-        NotInAStep,
         r"asarray\(\) .* copies from the host",
     ),
     "a product of CuPy's": (
         lambda ops, x: x @ ops.xp.eye(x.shape[1]),
-        NotInAStep,
-        "@ cannot be captured in a graph",
+        "matmul cannot be captured in a graph",
     ),
 }
 
@@ -303,11 +284,11 @@ def trainer_with(ops, meddle, in_backward):
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize("offence", OFFENCES)
 def test_a_layer_that_breaks_a_rule_fails_the_step_by_name(offence, in_backward):
-    meddle, error, message = OFFENCES[offence]
+    meddle, message = OFFENCES[offence]
     take_steps(trainer_with(get_ops("numpy"), meddle, in_backward), [0])  # NumPy allows it
     trainer = trainer_with(strict_ops(), meddle, in_backward)
     images = images_of(trainer, 0)
-    with pytest.raises(error, match=message), no_waiting():
+    with pytest.raises((TypeError, NotInAStep), match=message), no_waiting():
         trainer.training_step(images)
 
 
