@@ -123,8 +123,8 @@ def test_what_a_step_may_do():
     assert total.shape == () and isinstance(total, xp.ndarray)
     np.testing.assert_allclose(scaled.get(), 2 * h + 1 - h / h.sum(), rtol=4e-15)
     np.testing.assert_array_equal(taken.get(), h[[2, 0], 1])
-    h[0, 0] = 5.0
     h[1, 1:] = np.where(h[1, 1:] > 1.5, h.sum(), 0.0)
+    h[0, 0] = 5.0
     h[0] *= 2
     np.testing.assert_array_equal(a.get(), h)
     np.testing.assert_array_equal(rows[0].get(), h[0])
