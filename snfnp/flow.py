@@ -15,6 +15,7 @@ import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Linear, Preprocess
+from snfnp.ops import Array
 from snfnp.parameters import Layout
 
 
@@ -32,8 +33,8 @@ class _Dropped:
     latent: what a split prior split off.
     """
 
-    output: object
-    latent: object
+    output: Array
+    latent: Array | None
 
 
 @contextmanager

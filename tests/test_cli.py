@@ -312,7 +312,9 @@ def test_every_file_of_the_kernels_is_packed():
 def test_the_source_distribution_has_what_its_tests_need():
     """Everything at the top of the checkout, but for what concerns the checkout alone."""
     lines = (ROOT / "MANIFEST.in").read_text().splitlines()
-    packed = {line.split()[1] for line in lines if line.split()[0] in ("graft", "include")}
+    words = [line.split() for line in lines]
+    packed = {name for first, *names in words if first in ("graft", "include") for name in names}
+    assert [name for name in packed if not (ROOT / name).exists()] == []
     assert {"tests", "derivations", "scripts", "requirements.txt"} <= packed
     always = {"snfnp", "README.md", "LICENSE", "pyproject.toml", "MANIFEST.in"}
     if (ROOT / ".git").exists() and shutil.which("git"):

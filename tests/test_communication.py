@@ -2,28 +2,24 @@
 
 import re
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from snfnp.ops.gpu.nccl import Nccl
 from support import processes
 
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.gpu.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
     "Open MPI": {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"},
     "srun": {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"},
 }
-ONE = {
-    "nothing": {},
-    "one process of hydra": {"PMI_SIZE": "1", "PMI_RANK": "0"},
-    "a job of Slurm's, without srun": {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
-}
+# Nothing, one process of hydra, and a job of Slurm's without srun.
+ONE = ({}, {"PMI_SIZE": "1", "PMI_RANK": "0"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +28,8 @@ def environment(monkeypatch):
         for name in names:
             monkeypatch.delenv(name, raising=False)
     world.cache_clear()
-    yield partial(_set, monkeypatch)
+    yield lambda variables: [monkeypatch.setenv(*variable) for variable in variables.items()]
     world.cache_clear()
-
-
-def _set(monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -51,19 +42,19 @@ def test_a_launcher_is_told_by_the_environment(environment, launcher):
 @pytest.mark.parametrize("case", ONE)
 def test_one_process_needs_no_mpi(environment, monkeypatch, case):
     monkeypatch.setitem(sys.modules, "mpi4py", None)  # an import would fail
-    environment(ONE[case])
+    environment(case)
     assert launched() is None and world() is SINGLE_PROCESS
 
 
 def test_alone_everything_is_the_identity():
-    array = np.arange(3.0)
-    SINGLE_PROCESS.all_reduce(array)
-    assert array.tolist() == [0, 1, 2]
     alone = SINGLE_PROCESS
+    array = np.arange(3.0)
+    alone.all_reduce(array)
+    assert array.tolist() == [0, 1, 2]
     assert (alone.rank, alone.size, alone.local_rank, alone.local_size) == (0, 1, 0, 1)
     assert alone.any(5) == 5 and alone.gather("a") == ["a"] and alone.broadcast("a") == "a"
     assert alone.on_rank_zero(lambda: 7) == 7 and alone.exchange_exit_status(3, 0.0) == [3]
-    assert get_ops("numpy").device.communicator(SINGLE_PROCESS) is SINGLE_PROCESS
+    assert get_ops("numpy").device.communicator(alone) is alone
 
 
 def test_without_mpi4py_the_line_says_what_to_install(environment, monkeypatch):
@@ -116,7 +107,7 @@ assert w.any(1 << w.rank | 1 << 40) == (1 << w.size) - 1 | 1 << 40
 assert w.gather(w.rank) == list(range(w.size)) == w.gather(w.local_rank)
 assert w.local_size == w.size
 assert (w.broadcast(np.full(3, w.rank)) == 0).all()
-print(f"{w.rank} {w.exchange_exit_status(10 + w.rank)}")
+print(f"{w.rank} {w.meet(10 + w.rank)}")
 """
 
 
@@ -136,12 +127,12 @@ def fail():
     assert w.rank == 0
     raise DivergedError("no good", 7)
 try:
-    w.on_rank_zero(fail)
+    w.first(fail)
 except DivergedError as error:
     assert (str(error), error.step) == ("no good", 7)
 else:
     raise AssertionError
-assert w.on_rank_zero(lambda: {"rank": w.rank}) == {"rank": 0}
+assert w.first(lambda: {"rank": w.rank}) == {"rank": 0}
 w.require_same({"--seed": 1})
 for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
     try:
@@ -174,7 +165,7 @@ w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes
 start = time.monotonic()
-assert w.exchange_exit_status(1, 0.5) is None
+assert w.meet(1, 0.5) is None
 print(time.monotonic() - start < 5, flush=True)
 w.abort(7)
 """
@@ -214,32 +205,26 @@ def fake_cupy(bus=1):
     return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream))
 
 
-class FakeNccl:
-    """Notes what is called."""
-
-    NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
-
-    def __init__(self, available=True):
-        self.available, self.calls = available, []
-
-    def get_unique_id(self):
-        return b"id"
-
-    def groupStart(self):
-        self.calls.append("start")
-
-    def groupEnd(self):
-        self.calls.append("end")
-
-    def NcclCommunicator(self, *arguments):
-        self.calls.append(arguments)
-        return SimpleNamespace(allReduce=lambda *of: self.calls.append(of))
-
-
 @pytest.fixture
 def nccl(monkeypatch):
-    """CuPy's module, and no CuPy."""
-    fake = FakeNccl()
+    """CuPy's module, which notes what is called, and no CuPy."""
+    calls = []
+
+    def communicator(*arguments):
+        calls.append(arguments)
+        return SimpleNamespace(allReduce=lambda *of: calls.append(of))
+
+    fake = SimpleNamespace(
+        available=True,
+        calls=calls,
+        NCCL_SUM=0,
+        NCCL_FLOAT32=7,
+        NCCL_FLOAT64=8,
+        get_unique_id=lambda: b"id",
+        groupStart=lambda: calls.append("start"),
+        groupEnd=lambda: calls.append("end"),
+        NcclCommunicator=communicator,
+    )
     cuda = SimpleNamespace(nccl=fake)
     for name, module in {"cupy": SimpleNamespace(cuda=cuda), "cupy.cuda": cuda}.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -291,4 +276,4 @@ def test_the_host_decides_through_the_other_communicator(nccl):
     assert (communicator.rank, communicator.size) == (0, 2)
     assert communicator.gather("mine") == ["mine", "theirs"]
     assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
-    assert communicator.exchange_exit_status(0, 1.0) == [0]
+    assert communicator.meet(0, 1.0) == [0]

@@ -8,7 +8,7 @@ would differ.
 import numpy as np
 import pytest
 from support.late import PutOff
-from support.trainers import BATCH, gradient_of, host, make_trainer
+from support.trainers import BATCH, gradient_of, host, images_of, make_trainer, take_steps
 
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
@@ -27,18 +27,8 @@ def late():
     return ops
 
 
-def images_of(step, trainer):
-    rng = np.random.default_rng(step)
-    return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
-
-
 def after_steps(ops, model, **changes):
-    trainer = make_trainer(ops, model, **changes)
-    for step in range(3):
-        images = images_of(step, trainer)
-        if step == 0:
-            trainer.initialise_from_data(images)
-        trainer.training_step(images)
+    trainer = take_steps(make_trainer(ops, model, **changes), range(3))
     return {name: host(trainer, name) for name in ("p", "m", "v", "gradient", "state")}
 
 
@@ -67,6 +57,10 @@ def test_early_or_late_the_numbers_are_the_same(late, model, changes):
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert bool(late.device.put_off.done) == ((model, changes) in LEARNED)
+    # whose rules are those that λ is for: the option's condition asks for that
+    assert TrainConfig(model=model, **changes).resolve(1000).rule.has_lambda == (
+        (model, changes) in LEARNED
+    )
 
 
 @pytest.mark.parametrize("model, changes", LEARNED)
@@ -75,22 +69,17 @@ def test_so_are_those_of_slices(late, model, changes):
     gradients = []
     for ops in (get_ops("numpy"), late):
         trainer = make_trainer(ops, model, **changes)
-        images = images_of(0, trainer)
+        images = images_of(trainer, 0)
         trainer.initialise_from_data(images)
-        trainer.scalars.set(0, 0.0, trainer.lam)
-        parts = cut(BATCH, 2)
-        own = [gradient_of(trainer, images[part.first :][: part.count], part) for part in parts]
-        gradients.append(own)
+        gradients.append(
+            [
+                gradient_of(trainer, images[part.first :][: part.count], part)
+                for part in cut(BATCH, 2)
+            ]
+        )
     assert late.device.put_off.done
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("model, changes", LEARNED + ALONE)
-def test_the_option_is_for_the_rules_that_do_it(model, changes):
-    """Which are those that λ is for: the option's condition asks for that."""
-    config = TrainConfig(model=model, **changes).resolve(1000)
-    assert config.rule.has_lambda == ((model, changes) in LEARNED)
 
 
 def test_what_may_not_be_done_in_between_shows(late):

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support.once import once
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,10 +83,8 @@ def run_all(environment, commands):
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
 
-    def train(folder):
-        return run(environment, "train_mnist.py", "--epochs", 2, "--out", folder / "run")
-
-    out, err = once(tmp_path_factory, "finished", train)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    out, err = run(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
     return Path(re.search("run folder (.*)", out).group(1)), out, err
 
 

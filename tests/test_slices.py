@@ -157,28 +157,27 @@ def steps_on_ranks(step, size, count):
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_few_steps_on_ranks_are_those_of_one_process(step, size):
+def test_a_few_steps_on_ranks_are_those_of_one_process(step):
     (expected,) = steps_on_ranks(step, 1, 4)
-    ranks = steps_on_ranks(step, size, 4)
-    for found in ranks:
-        for name, a, b in zip(("p", "m", "state", "log"), found, expected, strict=True):
+    for size in (2, 3):
+        ranks = steps_on_ranks(step, size, 4)
+        for name, a, b in zip(("p", "m", "state", "log"), ranks[0], expected, strict=True):
             if step == "least squares" and name == "log":
                 a, b = np.delete(a, [0, 1, 3, 4]), np.delete(b, [0, 1, 3, 4])  # other images
             if b.size:  # a step divides by a square root of sums whose digits cancel
                 assert_close(a, b, 1e3 * ROUNDING), name
-        for a, b in zip(found, ranks[0], strict=True):
-            np.testing.assert_array_equal(a, b)
+        for other in ranks[1:]:  # the same bits on all of them
+            for a, b in zip(other, ranks[0], strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("step", ["fc", "conv", "emerging", "exponential", "glow"])
-def test_fifty_steps_on_ranks_are_those_of_one_process(step):
-    (expected,) = steps_on_ranks(step, 1, 50)
+def test_thirty_steps_on_ranks_are_those_of_one_process(step):
+    (expected,) = steps_on_ranks(step, 1, 30)
     # λ = 100 weighs an error whose digits cancel, and Adam divides by what is left of them
     tolerance = 5 * ROUNDING if step == "glow" else ROUNDING
     for size in (2, 4):
-        found = steps_on_ranks(step, size, 50)[0]
-        assert_close(found[0], expected[0], tolerance)
+        assert_close(steps_on_ranks(step, size, 30)[0][0], expected[0], tolerance)
 
 
 # ---------------------------------------------------------------- whole runs
@@ -226,14 +225,6 @@ def test_a_run_on_ranks_is_that_of_one_process(tmp_path):
         for layer, figures in other["layers"].items():
             assert record["layers"][layer] == pytest.approx(figures, rel=1e-6)  # power iterations
     assert run.open(run.path)[1]["processes"] == 2
-
-
-def test_the_same_run_on_the_same_number_of_ranks_is_the_same_to_the_last_bit(tmp_path):
-    first, _, _ = run_on_ranks(tmp_path / "first", 2, jvp_weight=0.2, epochs=1)
-    second, _, _ = run_on_ranks(tmp_path / "second", 2, jvp_weight=0.2, epochs=1)
-    a, b = parameters_of(first), parameters_of(second)
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):

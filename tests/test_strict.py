@@ -17,7 +17,7 @@ from support.operation_calls import FLOATS, assert_as_defined, every_second
 from support.operation_cases import OVERRIDES
 from support.strict_arrays import NotInAStep, no_waiting, traffic
 from support.strict_ops import strict_ops
-from support.trainers import BATCH, SIDE, host, make_trainer
+from support.trainers import BATCH, SIDE, host, images_of, make_trainer, take_steps
 
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, SingularMatrixError
@@ -45,22 +45,6 @@ def test_definitions_are_in_array_terms(name, dtype, layout):
 # ---------------------------------------------------------------- training steps
 
 
-def images_of(trainer, step):
-    """The images of a step, on the trainer's device."""
-    rng = np.random.default_rng(step)
-    images = rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
-    return trainer.ops.asarray(images)
-
-
-def take_steps(trainer, steps):
-    for step in steps:
-        images = images_of(trainer, step)
-        if step == 0:
-            trainer.initialise_from_data(images)
-        trainer.training_step(images)
-    return trainer
-
-
 def assert_same_steps(found, expected):
     """A few steps that both have taken had the same results, in the parameters and in the log.
 
@@ -75,26 +59,18 @@ def assert_same_steps(found, expected):
         np.testing.assert_allclose(list(vars(a).values()), list(vars(b).values()), rtol=1e-10)
 
 
-LEARNING = (
-    [
-        (model, "self-normalizing", changes)
-        for model, preset in PRESETS.items()
-        if "self-normalizing" in preset.gradients
-        for changes in ({}, {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5})
-    ]
-    + [
-        *(
-            (model, "self-normalizing", {"recipe": "least-squares"})
-            for model, preset in PRESETS.items()
-            if preset.recipe
-        ),
-    ]
-    + [
-        ("conv", "self-normalizing", change)
-        for change in ({"inverse_kernel": 5}, {"inverse_depth": 2})
-    ]
-)
-LEARNING += [(model, "self-normalizing", {"objective": "variational"}) for model in ("fc", "conv")]
+LEARNING = [
+    (model, "self-normalizing", changes)
+    for model, preset in PRESETS.items()
+    if "self-normalizing" in preset.gradients
+    for changes in (
+        {},
+        {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5},
+        *[{"recipe": "least-squares"}] * bool(preset.recipe),
+        *[{"objective": "variational"}] * (model in ("fc", "conv")),
+        *[{"inverse_kernel": 5}, {"inverse_depth": 2}] * (model == "conv"),
+    )
+]
 PROBING = [
     (model, gradient, changes)
     for model in ("fc", "conv", "glow-2l-4k")
@@ -138,8 +114,8 @@ def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, ch
     x, ldj = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
     latents, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
     key = RandomKey(0, 0)
-    ctx = BackwardContext.of(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=key)
-    dx, _ = flow.backward(ctx, params, caches, latents, trainer.grads)
+    ctx = BackwardContext(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=key)
+    dx = flow.backward(ctx, params, caches, latents, trainer.grads)
     arrays = (x, ldj, *latents, flow_ldj, flow.log_density(ops, latents), dx)
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
@@ -165,7 +141,7 @@ def test_a_baselines_own_layer_does_not_wait(layer):
     for each in (get_ops("numpy"), strict_ops()):
         p = {name: each.asarray(array) for name, array in params.items()}
         grads = {name: each.xp.empty_like(array) for name, array in p.items()}
-        x_, ctx = each.asarray(x), BackwardContext.of(each, each.asarray(dldj))
+        x_, ctx = each.asarray(x), BackwardContext(each, each.asarray(dldj))
         layer.forward(each, p, x_)  # what depends on shapes alone goes over once
         with no_waiting():
             z, _, cache = layer.forward(each, p, x_)
@@ -274,36 +250,27 @@ class Meddler(SmoothLeakyReLU):
 
 
 OFFENCES = {
-    "NumPy's function": (lambda ops, x: np.tanh(x), TypeError, "np.tanh met a device array"),
-    "a number read back": (
-        lambda ops, x: x / float(abs(x).max()),
-        NotInAStep,
-        r"float\(\) makes the host wait",
-    ),
-    "a host array": (
-        lambda ops, x: x * np.ones(x.shape[1:]),
-        TypeError,
-        r"\* met a host array",
-    ),
+    "NumPy's function": (lambda ops, x: np.tanh(x), "np.tanh met a device array"),
+    "a host array": (lambda ops, x: x * np.ones(x.shape[1:]), "mul met a host array"),
     "a host array on the left": (
         lambda ops, x: np.ones(x.shape[1:]) * x,
-        TypeError,
         "np.multiply met a device array",
+    ),
+    "a number read back": (
+        lambda ops, x: x / float(abs(x).max()),
+        r"float\(\) makes the host wait",
     ),
     "a decision on the host": (
         lambda ops, x: x if x.max() < 1e9 else 0 * x,
-        NotInAStep,
         r"bool\(\) makes the host wait",
     ),
     "an upload": (
         lambda ops, x: x + ops.asarray(np.ones(x.shape[1:])),
-        NotInAStep,
         r"asarray\(\) .* copies from the host",
     ),
     "a product of CuPy's": (
         lambda ops, x: x @ ops.xp.eye(x.shape[1]),
-        NotInAStep,
-        "@ cannot be captured in a graph",
+        "matmul cannot be captured in a graph",
     ),
 }
 
@@ -317,11 +284,11 @@ def trainer_with(ops, meddle, in_backward):
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize("offence", OFFENCES)
 def test_a_layer_that_breaks_a_rule_fails_the_step_by_name(offence, in_backward):
-    meddle, error, message = OFFENCES[offence]
+    meddle, message = OFFENCES[offence]
     take_steps(trainer_with(get_ops("numpy"), meddle, in_backward), [0])  # NumPy allows it
     trainer = trainer_with(strict_ops(), meddle, in_backward)
     images = images_of(trainer, 0)
-    with pytest.raises(error, match=message), no_waiting():
+    with pytest.raises((TypeError, NotInAStep), match=message), no_waiting():
         trainer.training_step(images)
 
 

@@ -144,23 +144,21 @@ class Press:
                     raise
 sys.meta_path.insert(0, Press())
 """
-INTERRUPTED = [
-    ("evaluate.py", "numpy", "KeyboardInterrupt"),
-    ("evaluate.py", "numpy", "ImportError"),
-    ("evaluate.py", "numpy", "nothing"),
-    ("sample.py", "matplotlib", "KeyboardInterrupt"),
-    ("angle.py", "safetensors", "KeyboardInterrupt"),
-    ("benchmark.py", "numpy", "KeyboardInterrupt"),
-    ("check_gradients.py", "numpy", "KeyboardInterrupt"),
-    ("compare_runs.py", "safetensors", "KeyboardInterrupt"),
-    ("reproduce.py", "numpy", "KeyboardInterrupt"),
-    ("train_mnist.py", "tqdm", "KeyboardInterrupt"),
-    ("train_cifar10.py", "numpy", "KeyboardInterrupt"),
-    ("train_imagenet32.py", "numpy", "KeyboardInterrupt"),
-]
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(" in path.read_text()
+)
 
 
-@pytest.mark.parametrize("script, module, becomes", INTERRUPTED)
+@pytest.mark.parametrize(
+    "script, module, becomes",
+    [
+        *((script, "numpy", "KeyboardInterrupt") for script in SCRIPTS),
+        ("evaluate.py", "numpy", "ImportError"),
+        ("evaluate.py", "numpy", "nothing"),
+        ("sample.py", "matplotlib", "KeyboardInterrupt"),
+        ("angle.py", "safetensors", "KeyboardInterrupt"),
+    ],
+)
 def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module, becomes=becomes))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -168,30 +166,16 @@ def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
-def test_every_script_is_interrupted_above():
-    scripts = (ROOT / "scripts").glob("*.py")
-    own = {path.name for path in scripts if "run_script(" in path.read_text()}
-    assert {script for script, _, _ in INTERRUPTED} == own
-
-
-def test_an_ignored_ctrl_c_stays_ignored():
-    """As a shell has it for `command &`."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    seen = []
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_ctrl_c_is_left_as_it_was(before):
+    """Ignored, as a shell has it for `command &`, it stays ignored."""
+    outer = signal.signal(signal.SIGINT, before)
     try:
-        assert terminal.run(lambda: seen.append(signal.getsignal(signal.SIGINT))) == 0
+        status = terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert status == (0 if before is signal.SIG_IGN else 130)
+        assert signal.getsignal(signal.SIGINT) is before
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert seen == [signal.SIG_IGN]
-
-
-def test_ctrl_c_is_left_as_it_was():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, outer)
 
 
 # ---------------------------------------------------------------- options
@@ -203,21 +187,16 @@ OPTIONS = [
     ("sample", ["r", "--seed", str(10**23)], f"--seed is 1{'0' * 23}: it must be {WHOLE}"),
     ("sample", ["r", "--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
     ("sample", ["r", "--temperature", "inf"], "--temperature is inf: it must be at least 0 and"),
-    ("sample", ["r", "--temperature", "nan"], "--temperature is nan: it must be at least 0 and"),
     ("sample", ["r", "--temperature", "-1"], "--temperature is -1.0: it must be at least 0 and"),
     ("sample", ["r", "--count", "0"], "--count is 0: it must be at least 1"),
-    ("sample", ["r", "--count", "-3"], "--count is -3: it must be at least 1"),
     ("sample", ["r", "--count", f"-{'9' * 2000}"], "--count is -999999999… (2001 digits)"),
-    ("sample", ["r", "--count", "9" * 9000], "argument --count: invalid int value: '9999"),
     ("sample", ["r", "--columns", "0"], "--columns is 0: it must be from 1 to 64"),
-    ("angle", ["r", "--images", "0"], "--images is 0: it must be at least 1"),
     ("evaluate", ["r", "--batch-size", "-2"], "--batch-size is -2: it must be at least 1"),
     ("evaluate", [], "the following arguments are required: run"),
     ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),
     ("train", ["--bogus"], "unrecognized arguments: --bogus"),
     ("train", ["--lambda"], "argument --lambda: expected one argument"),
     ("train", ["--backend", "numpy", "--seed", "-1"], "--seed is -1"),
-    ("train", ["--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
 ]
 
 

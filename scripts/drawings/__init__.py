@@ -1,6 +1,6 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, curves, diagrams, inverses, probes, splines, updates
+from drawings import convolutions, curves, diagrams, floors, inverses, probes, splines, updates
 
 FIGURES = {
     "framework": diagrams.framework,
@@ -13,5 +13,6 @@ FIGURES = {
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
     "probe-variance": probes.variance,
+    "floors": floors.floors,
     "likelihoods": curves.likelihoods,
 }

@@ -5,8 +5,10 @@ Derivation: derivations/16-write-your-own-layer.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+from snfnp.ops import Array
 from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
 
 
@@ -29,6 +31,13 @@ class Map:
     a learned inverse R is a weight of, which a `Chain` answers in another way.
     """
 
+    # Of a map's own members those that the ones below call, for type checkers.
+    apply: ClassVar[Callable[..., Array]]
+    adjoint: ClassVar[Callable[..., Array]]
+    weight_grad: ClassVar[Callable[..., Array]]
+    flip: ClassVar[Callable[..., Array]]
+    fit: ClassVar[Callable[..., Array]]
+    multiple: ClassVar[Callable[..., Array]]
     # Whether T(w) is not w itself: an element of w stands in it more than once.
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.

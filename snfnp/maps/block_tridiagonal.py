@@ -20,6 +20,7 @@ import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.maps import explicit
+from snfnp.ops import Array, Ops
 
 _EPS = float(np.finfo(np.float64).eps)
 # The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts. What it computes is
@@ -107,10 +108,10 @@ class _BlockLU:
     H that p does not divide is the leading part of a full one.
     """
 
-    ops: object
+    ops: Ops
     kernel: tuple[int, ...]
     shape: tuple[int, ...]
-    lower: object
+    lower: Array
     inverses: list
     ratios: list
     converged: int
@@ -176,7 +177,7 @@ class _BlockLU:
                     k = self.lower @ inverse
                 part = len(g)  # less than `size` beside a smaller last block
                 right = self.ratios[i][:, :part] @ g
-                following = self.ops.linalg.matmul_add(right, k[:part], inverse.copy())
+                following = self.ops.linalg.matmul_add(right, k[:part], self.inverses[i].copy())
                 steps = 1
                 if i > self.converged and part == size:
                     change, norm = self.ops.linalg.norms(following - g, following)
@@ -211,11 +212,11 @@ class _BlockLU:
 class _DenseLU:
     """T written out and factorised with pivoting: where block elimination breaks down."""
 
-    ops: object
+    ops: Ops
     kernel: tuple[int, ...]
     shape: tuple[int, ...]
-    matrix: object
-    inverse: object
+    matrix: Array
+    inverse: Array
     log_det: float
 
     @classmethod
@@ -243,4 +244,5 @@ def _group(kernel_size: int) -> int:
 
 def _independent(kernel, shape) -> tuple[int, int]:
     """(H, W) of the part of an image that the kernel couples: a side of 1 where it is 1 wide."""
-    return tuple(1 if k == 1 else side for k, side in zip(kernel[:2], shape[:2], strict=True))
+    (height, width), (rows, columns) = kernel[:2], shape[:2]
+    return (1 if height == 1 else rows), (1 if width == 1 else columns)

@@ -69,7 +69,7 @@ def solve(ops, f, g, w, r, z):
             f"ρ = ‖I − RW‖₂ is {found:.3g}, and only below 1 can the learned inverse be refined: "
             "use the exact one (--inverse exact)"
         )
-    x = g.apply(ops, r, z)
+    x, residual, scale = g.apply(ops, r, z), math.nan, 1.0
     for _ in range(_MOST):
         left = z - f.apply(ops, w, x)
         residual, scale = ops.linalg.norms(left, z)

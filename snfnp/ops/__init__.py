@@ -10,6 +10,8 @@ An ops object is passed explicitly to everything that computes; there is no curr
 
 from __future__ import annotations
 
+from typing import Any
+
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import DEFINITIONS, Ops, assemble, overrides
@@ -18,6 +20,7 @@ from snfnp.ops.epilogue import Epilogue, WeightGradient
 from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.random.philox import RandomKey
 
+Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = ("numba", "numpy", "cupy")
 _COMPILES = "the first run on a machine compiles its kernels: a minute or two before it moves"
 
@@ -49,6 +52,7 @@ def get_ops(
 __all__ = [
     "SINGLE_PROCESS",
     "BACKENDS",
+    "Array",
     "Communicator",
     "Epilogue",
     "Ops",

@@ -35,6 +35,23 @@ def make_trainer(
     return Trainer(ops, flow or config.build_flow((side, side, 1)), config, 100, report, world)
 
 
+def images_of(trainer, step, batch=BATCH):
+    """The images of a step, on the trainer's device."""
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
+    return trainer.ops.asarray(images)
+
+
+def take_steps(trainer, steps, batch=BATCH):
+    """Steps with images of their own, the first one's data-dependent initialisation included."""
+    for step in steps:
+        images = images_of(trainer, step, batch)
+        if step == 0:
+            trainer.initialise_from_data(images)
+        trainer.training_step(images)
+    return trainer
+
+
 def host(trainer, name):
     """A trainer's array of that name, on the host."""
     return trainer.ops.to_host(getattr(trainer, name))

@@ -1,4 +1,4 @@
-"""Going on with a run: with which options, from which checkpoint, and what becomes of its folder."""
+"""Going on with a run: its options, its checkpoint, and the files that its folder keeps."""
 
 from __future__ import annotations
 
