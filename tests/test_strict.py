@@ -114,8 +114,8 @@ def test_numbers_on_the_device_do_not_widen_single_precision(model, gradient, ch
     x, ldj = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
     latents, flow_ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
     key = RandomKey(0, 0)
-    ctx = BackwardContext(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=key)
-    dx = flow.backward(ctx, params, caches, latents, trainer.grads)
+    ctx = BackwardContext.of(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=key)
+    dx, _ = flow.backward(ctx, params, caches, latents, trainer.grads)
     arrays = (x, ldj, *latents, flow_ldj, flow.log_density(ops, latents), dx)
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
@@ -141,7 +141,7 @@ def test_a_baselines_own_layer_does_not_wait(layer):
     for each in (get_ops("numpy"), strict_ops()):
         p = {name: each.asarray(array) for name, array in params.items()}
         grads = {name: each.xp.empty_like(array) for name, array in p.items()}
-        x_, ctx = each.asarray(x), BackwardContext(each, each.asarray(dldj))
+        x_, ctx = each.asarray(x), BackwardContext.of(each, each.asarray(dldj))
         layer.forward(each, p, x_)  # what depends on shapes alone goes over once
         with no_waiting():
             z, _, cache = layer.forward(each, p, x_)
