@@ -135,6 +135,9 @@ def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
     P = Σ ννᵀ/n for `Probe`, else I; (μ/n) Σ ‖T(R) T(W) ν − ν‖² for `JacobianPenalty`, a function
     of T(R) T(W).
     """
+    identity = np.eye(math.prod(shape))
+    if not isinstance(rule, JacobianPenalty | Probe):
+        return identity, None
     probes = draw_probes(ops, layer_key(key, 0), rule.probes, ops.xp.empty((1, *shape)))
     probes = ops.to_host(probes).reshape(rule.probes, -1)
     if isinstance(rule, Probe):
@@ -143,4 +146,4 @@ def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
     def penalty(product) -> float:
         return rule.weight / len(probes) * np.sum((probes @ product.T - probes) ** 2)
 
-    return np.eye(probes.shape[1]), penalty
+    return identity, penalty

@@ -73,6 +73,7 @@ class TrainingStep:
             start += each.sums
         self._noise = registry.find("noise") if config.objective == "variational" else None
         self._slices: dict[int, tuple[Slice, object]] = {}
+        self.slice_of(config.batch_size // world.size)
 
     def initial(self):
         """The parameters that the run starts from, flat."""
