@@ -48,9 +48,9 @@ class GlowSize:
 @dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation ("paper", "authors" or
-    "identity"), that of the biases ("zero" or "data"), how a convolution's exact determinant is found ("block"
-    or "dense"), the learned inverse's kernel size (None: the forward kernel's) and how many
-    convolutions it has one after the other, and for Glow its size."""
+    "identity"), that of the biases ("zero" or "data"), how a convolution's exact determinant is
+    found ("block" or "dense"), the learned inverse's kernel size (None: the forward kernel's) and
+    how many convolutions it has one after the other, and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
