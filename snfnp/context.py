@@ -1,4 +1,4 @@
-"""What a backward pass hands to each layer, and what layers that learn their inverse hand back.
+"""Records of a backward pass: what each layer gets, and what those with a learned inverse return.
 
 Derivation: derivations/03-self-normalizing.md.
 """
@@ -34,8 +34,8 @@ class Slice(NamedTuple):
     parts: int = 1
 
     def leads(self, place: int) -> bool:
-        """Whether what the parameters of the place-th layer alone decide is computed in this slice:
-        the slices take it in turn."""
+        """True if this slice computes what the parameters of the place-th layer alone decide: the
+        slices take it in turn."""
         return place % self.parts == self.index
 
 
@@ -46,8 +46,8 @@ class BackwardContext:
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
     over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
     every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
-    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: where the
-    layer reads the random numbers of this step, which all samples share.
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of
+    the random numbers that the layer draws in this step, which all samples share.
 
     part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
     What does not depend on samples (the terms of log-determinants, probes, an R that is found from
@@ -80,11 +80,11 @@ class BackwardContext:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a backward pass finds out about a layer that learns its inverse.
+    """Findings of a backward pass about a layer that learns its inverse.
 
     error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of Eq. 3
     without its λ), and jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None
-    where the rule does not compute them in this slice. input: h (N, ...). updates: {name: array},
+    if the rule does not compute them in this slice. input: h (N, ...). updates: {name: array},
     the next values of the parameters that the rule finds by itself (`Rule.updates`).
     """
 

@@ -27,9 +27,9 @@ def _require_shape(array, shape) -> None:
 
 @dataclass(frozen=True)
 class _Dropped:
-    """What is kept of a layer whose input and cache the backward pass computes again.
+    """Remains of a layer whose input and cache the backward pass computes again.
 
-    output: the layer's, or None where the next layer is such a layer too: its input is the output.
+    output: the layer's, or None if the next layer is such a layer too: its input is the output.
     latent: what a split prior split off.
     """
 
@@ -88,13 +88,13 @@ class Flow:
 
     @cached_property
     def _splits(self) -> dict[str, tuple[int, ...]]:
-        """The names of the layers where a latent leaves, and that latent's shape."""
+        """The names of the layers at which a latent leaves, and that latent's shape."""
         shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
         return {name: shape for name, shape in shapes.items() if shape is not None}
 
     @property
     def latent_names(self) -> tuple[str, ...]:
-        """What each latent is called: the split prior that it leaves at; the last one, z."""
+        """The name of each latent: the split prior that it leaves at; the last one, z."""
         return (*self._splits, "z")
 
     @property
@@ -105,7 +105,7 @@ class Flow:
 
     @property
     def has_learned_inverse(self) -> bool:
-        """Whether `inverse` exists in one pass: every linear layer learned an R."""
+        """Existence of an `inverse` in one pass: every linear layer learned an R."""
         return all(layer.has_inverse for _, layer in self.layers)
 
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -114,7 +114,7 @@ class Flow:
 
     @property
     def layout(self) -> Layout:
-        """Where each parameter lies in a flat buffer."""
+        """The place of each parameter in a flat buffer."""
         updates = {name: layer.rule.updates for name, (layer, _) in self.learned_inverses().items()}
         return Layout.of(self.parameter_shapes(), updates)
 
@@ -140,7 +140,7 @@ class Flow:
     def encode(self, ops, images, key, dtype):
         """Device images (N, ...), integers -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
-        key (`snfnp.ops.RandomKey`): where the dequantisation noise is read.
+        key (`snfnp.ops.RandomKey`): of the dequantisation noise.
         """
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
@@ -211,7 +211,7 @@ class Flow:
 
     def latent_gradients(self, latents, samples: int | None = None) -> tuple:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
-        samples: N, where the latents are those of a part of the batch."""
+        samples: N, if the latents are those of a part of the batch."""
         return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
 
     def backward(self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None):
@@ -223,7 +223,7 @@ class Flow:
         """
         *split_off, delta = dlatents
         splits, factors, measured = self._splits, error_factors or {}, {}
-        x = None  # the previous layer's output, where the layer at hand computed its input again
+        x = None  # the previous layer's output, if the layer at hand computed its input again
         for place in reversed(range(len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):

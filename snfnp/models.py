@@ -47,10 +47,10 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a preset leaves open: the rule, the initialisation ("paper", "authors" or "identity"),
-    that of the biases ("zero" or "data"), how a convolution's exact determinant is found ("block"
-    or "dense"), the learned inverse's kernel size (None: the forward kernel's) and how many
-    convolutions it has one after the other, and for Glow its size."""
+    """Choices that a preset leaves open: the rule, the initialisation ("paper", "authors" or
+    "identity"), that of the biases ("zero" or "data"), how a convolution's exact determinant is
+    found ("block" or "dense"), the learned inverse's kernel size (None: the forward kernel's) and
+    how many convolutions it has one after the other, and for Glow its size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
@@ -73,7 +73,7 @@ class Preset:
     may have a larger kernel than the layer (Eqs. 28-30), or several layers; `has_bias_init`:
     whether its biases may start from data (Glow's actnorm centres already);
     `inverse_updates`: how R may be found; `recipe`: the options that `--recipe least-squares` sets;
-    `lam_forward`: λ of the forward objective, where it was measured.
+    `lam_forward`: λ of the forward objective, if it was measured.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -152,7 +152,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 def _inverse_map(choices: Choices, channels: int):
-    """The map of the learned inverse of a 3×3 convolution, where it is another (A.4)."""
+    """The map of the learned inverse of a 3×3 convolution, if it is another (A.4)."""
     size = choices.inverse_kernel or 3
     inverse = Conv2d((size, size), channels)
     if choices.inverse_depth > 1:
@@ -161,12 +161,12 @@ def _inverse_map(choices: Choices, channels: int):
 
 
 def emerging(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The same flow of emerging convolutions (Hoogeboom et al. 2019): its gradient is exact."""
+    """The 9-layer flow of emerging convolutions (Hoogeboom et al. 2019): its gradient is exact."""
     return _nine_layers(partial(emerging_layers, gain=_gain(choices)), shape)
 
 
 def exponential(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The same flow of convolution exponentials (Hoogeboom et al. 2020): its gradient is exact."""
+    """The 9-layer flow of convolution exponentials (Hoogeboom et al. 2020), also exact."""
     return _nine_layers(partial(exponential_layers, gain=_gain(choices)), shape)
 
 
@@ -193,7 +193,7 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
     The mixing convolution is where the rule acts: 1×1, with a bias in the self-normalizing Glow and
     without one in the exact one (as in the authors' code). It starts at a random orthogonal matrix
-    of the channels; where its kernel is larger, at that matrix plus noise (the paper: "all
+    of the channels; with a larger kernel, at that matrix plus noise (the paper: "all
     convolutional weights"), or at the identity plus noise (the authors' code).
     """
     size, channels = choices.size, shape[2]

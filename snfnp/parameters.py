@@ -18,7 +18,7 @@ _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single preci
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: which layer's, its name, its shape, and where it starts in the buffer."""
+    """One parameter: which layer's, its name, its shape, and its start in the buffer."""
 
     layer: str
     name: str
@@ -36,8 +36,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies. `size` counts the padding, `count` does not. What an optimiser
-    moves comes first, up to `split`; what rules find by themselves lies behind it."""
+    """The places of parameters in a flat buffer. `size` counts the padding, `count` does not. What
+    an optimiser moves comes first, up to `split`; what rules find by themselves lies behind it."""
 
     entries: tuple[Entry, ...]
     layers: tuple[str, ...]

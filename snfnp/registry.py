@@ -1,4 +1,4 @@
-"""What goes beyond the paper's main experiments, by name: the only way from the paper to it.
+"""Methods beyond the paper's main experiments, by name: the only way from the paper to them.
 
 `snfnp.beyond` is imported when a name is asked for, and not before.
 """
@@ -12,7 +12,7 @@ INVERSE_UPDATES = ("projection", "least-squares")  # rules that find R without a
 WHOLE_BATCH = ("projection",)  # those of them that cannot learn from a slice of a batch
 SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
 
-# name: where its factory is, in `snfnp.beyond`
+# name: the place of its factory, in `snfnp.beyond`
 _FACTORIES = {
     # rules
     "projection": "projection:Projection",

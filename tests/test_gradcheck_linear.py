@@ -359,7 +359,6 @@ def test_the_catalogue_is_complete():
         Layer,
         Parameterless,
         Preprocess,
-        snfnp.maps.Chain,  # the map of an inverse alone, checked in its layer
         snfnp.maps.Map,
         snfnp.maps.WeightGradient,
     }

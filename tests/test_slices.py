@@ -67,9 +67,10 @@ def whole_gradient(step):
 def gradient_in_slices(trainer, images, parts):
     total = np.zeros_like(trainer.gradient)
     for part in parts:
-        trainer.gradient[...] = np.nan
-        gradient_of(trainer, images[part.first : part.first + part.count], part)
-        total += np.nan_to_num(trainer.gradient)  # gaps between parameters are nobody's
+        for named in trainer.layout.views(trainer.gradient).values():
+            for view in named.values():
+                view[...] = np.nan
+        total += gradient_of(trainer, images[part.first : part.first + part.count], part)
     return total
 
 

@@ -173,7 +173,7 @@ _OF = {
 
 
 def derivatives(layer: Layer) -> Derivatives:
-    """What computes with a layer's Jacobian. Raises UsageError if nothing does."""
+    """The `Derivatives` of a layer. Raises UsageError if it has none."""
     for kind, own in _OF.items():
         if isinstance(layer, kind):
             return own(layer)

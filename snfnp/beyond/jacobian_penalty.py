@@ -24,7 +24,7 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
 
     grads, arrays {layer: {name: array}} shaped like params: the gradient of the mean over x is
     written there, and (penalties, the gradient of x) is returned. To be subtracted μ times from
-    what training ascends. About four passes forward and five backward. Raises UsageError where a
+    what training ascends. About four passes forward and five backward. Raises UsageError if a
     layer has no learned inverse.
     """
     if flow.latent_names != ("z",) or not flow.has_learned_inverse:
@@ -62,7 +62,7 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
             of_directions = derivatives(_of_directions(layer))
             moved = of_directions.inverse_backward(silent, p, dx, dz, moved, named)
         else:
-            # ẋ = J⁻¹ ż: where x and θ move, so does −J⁻¹ (dJ) ẋ
+            # ẋ = J⁻¹ ż: if x and θ move, so does −J⁻¹ (dJ) ẋ
             moved = of.jvp_solve(ops, p, cache, moved, transposed=True)
             delta = delta + of.jvp_backward(ops, p, cache, dx, -moved, named)[0]
         delta = of.inverse_backward(silent, p, x_, z, delta, named)

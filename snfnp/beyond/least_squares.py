@@ -18,14 +18,14 @@ _LOGGED = 10  # images of a slice whose reconstruction error is logged: nothing 
 
 @dataclass(frozen=True)
 class LeastSquares(Rule):
-    """R = argmin ‖T(R) T(W) − I‖²_F (`LeftInverse`), W climbs the likelihood alone. No λ, no data.
+    """R = argmin ‖T(R) T(W) − I‖²_F (`LeftInverse`), W ascends the likelihood alone. No λ, no data.
 
     T(W)⁻¹ is the series Σ_k Eᵏ T(R) with E = I − T(R) T(W). In the gradient of W its first two
     terms stand exactly. Those after them, up to k = `terms`, are estimated with `probes` random
     images ν of ±1, since E[(S ν) νᵀ] = S for every matrix S; they are drawn anew at every step.
 
     Where ‖E‖²_F / D is above `tolerance`, W is moved down that error too, with the weight
-    `stiffness` times the excess: the series converges where E is small.
+    `stiffness` times the excess: the series converges if E is small.
 
     For 1×1 convolutions R is W⁻¹, and the gradient is exact.
     """

@@ -133,5 +133,5 @@ def _counts(which: str, taps: int, inverse_taps: int, length: int) -> np.ndarray
 
 
 def _common(length: int, *offsets: int) -> int:
-    """How many p of 0 … length − 1 have p + offset in that range for every offset."""
+    """The number of p in 0 … length − 1 whose p + offset is in that range for every offset."""
     return max(0, length - max(0, *offsets) + min(0, *offsets))

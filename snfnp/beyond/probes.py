@@ -56,7 +56,7 @@ class JacobianPenalty(SelfNormalizing):
         return SelfNormalizing(self.objective)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """As in the plain rule, and below them the rows of the probes:
+        """Deltas of the plain rule, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """
@@ -69,7 +69,7 @@ class JacobianPenalty(SelfNormalizing):
         delta_r = g.apply(ops, r, z0)
         residual, of_probes = delta_r[:n], delta_r[n:]
         error = linalg.residual(residual, x)
-        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
+        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
         jacobian_error = linalg.residual(of_probes, probes)
         of_probes *= -2 * self.weight / self.probes
 
@@ -136,6 +136,9 @@ def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
     P = Σ ννᵀ/n for `Probe`, else I; (μ/n) Σ ‖T(R) T(W) ν − ν‖² for `JacobianPenalty`, a function
     of T(R) T(W).
     """
+    identity = np.eye(math.prod(shape))
+    if not isinstance(rule, JacobianPenalty | Probe):
+        return identity, None
     probes = draw_probes(ops, layer_key(key, 0), rule.probes, ops.xp.empty((1, *shape)))
     probes = ops.to_host(probes).reshape(rule.probes, -1)
     if isinstance(rule, Probe):
@@ -144,4 +147,4 @@ def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
     def penalty(product) -> float:
         return rule.weight / len(probes) * np.sum((probes @ product.T - probes) ** 2)
 
-    return np.eye(probes.shape[1]), penalty
+    return identity, penalty

@@ -15,12 +15,12 @@ from snfnp.rules.base import Rule, forward_gradient
 
 @dataclass(frozen=True)
 class Projection(Rule):
-    """Dense layers: R is projected on every batch, W climbs the likelihood alone. No λ.
+    """Dense layers: R is projected on every batch, W ascends the likelihood alone. No λ.
 
     Block Kaczmarz: R ← R + (X − Z0 Rᵀ)ᵀ (Z0 Z0ᵀ + ε I)⁻¹ Z0 takes the batch's Z0 to its X, up to
     ε, and differs least from R. ε: `ridge` times the mean of Z0 Z0ᵀ's diagonal.
     It needs all samples of a step at once: no batch can be cut.
-    O(N D² + N² D + N³), two products of O(N D²) where the gradient's R takes three.
+    O(N D² + N² D + N³), two products of O(N D²); an R with a gradient takes three.
     """
 
     ridge: float = 1e-3

@@ -77,7 +77,7 @@ class Variational(Rule):
         return z + step.reshape(z.shape), Drawn(nu, moved, first)
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
-        """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
+        """The rule of `forward`, and, if the forward pass had noise, with E = T(R) T(W) ν:
 
             G_W += (Sᵀ δ_z − T(R)ᵀ E / P) ⋆ ν        G_R += −E / P ⋆ T(W) ν
 
@@ -102,15 +102,15 @@ class Variational(Rule):
 
 
 def perturbed(layer, ops, p, z, cache, key, first: int = 0):
-    """What a training step passes on in place of a linear layer's output z, by its rule; the noise
-    goes into the layer's cache. Arguments as in `Variational.perturb`."""
+    """Output of a linear layer with its rule's noise, in place of z; the noise goes into the cache.
+    Arguments as in `Variational.perturb`."""
     x = cache["x"]
     z, cache["noise"] = layer.rule.perturb(ops, f=layer.map, p=p, x=x, z=z, key=key, first=first)
     return z
 
 
 class Noise:
-    """What a training step passes on in place of the outputs of layers with this rule.
+    """Noise of a training step in the outputs of layers with this rule: noise(place, z, cache).
 
     key: the step's random numbers, which all samples share; its `first` is the place of the first
     sample in the batch that the samples are a part of.

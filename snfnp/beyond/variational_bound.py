@@ -53,7 +53,7 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
     grads, arrays {layer: {name: array}} shaped like params: the gradient of the mean over x is
     written there, end to end, with second derivatives of f; R stands in place of W⁻¹. Then (bound,
     the gradient of x) is returned. Costs the exact determinants, and with grads about four passes
-    forward and four backward. Raises UsageError where a layer has no learned inverse.
+    forward and four backward. Raises UsageError if a layer has no learned inverse.
     """
     if flow.latent_names != ("z",) or not flow.has_learned_inverse:
         raise UsageError("a bound of the whole flow needs learned inverses, and no split priors")

@@ -1,4 +1,4 @@
-"""How good the approximation is at a checkpoint: the angles of the paper's Fig. 3.
+"""Quality of the approximation at a checkpoint: the angles of the paper's Fig. 3.
 
 Derivation: derivations/03-self-normalizing.md.
 """
@@ -67,7 +67,7 @@ def gradient_angles(ops, flow: Flow, params, x, lam, key=None) -> list[LayerGrad
 
 
 def has_inverse_likelihood(rule: Rule) -> bool:
-    """Whether R ascends a likelihood of its own, that of g⁻¹, beside its reconstruction error."""
+    """True if R ascends a likelihood of its own, that of g⁻¹, beside its reconstruction error."""
     return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
 
 

@@ -37,7 +37,7 @@ def gradients(ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
 
 
 def _likelihood_alone(flow: Flow) -> Flow:
-    """The same with the plain rule where a layer has Eq. 31 beside it."""
+    """A flow whose layers have the plain rule in place of one with Eq. 31 beside it."""
     layers = []
     for name, layer in flow.layers:
         if layer.learns_inverse and isinstance(layer.rule, SelfNormalizing):

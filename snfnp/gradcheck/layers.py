@@ -15,7 +15,6 @@ from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import SelfNormalizing
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
@@ -124,9 +123,7 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     volume = dldj.sum()
     w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
     z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
-    mixed, more = np.eye(len(w_bar)), None
-    if type(layer.rule) is not SelfNormalizing:
-        mixed, more = registry.find("frozen-bar-terms")(layer.rule, ops, shape, KEY)
+    mixed, more = registry.find("frozen-bar-terms")(layer.rule, ops, shape, KEY)
 
     def scalar(x_, p) -> float:
         w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)

@@ -37,7 +37,7 @@ class Layer:
     """
 
     # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
-    # rule's (see `snfnp.rules`): the exact ones where R = W⁻¹, approximations elsewhere.
+    # rule's (see `snfnp.rules`): the exact ones at R = W⁻¹, approximations elsewhere.
     learns_inverse: ClassVar[bool] = False
     # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
     has_inverse: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class Layer:
         raise NotImplementedError
 
     def init_from_data(self, ops, p, x) -> dict:
-        """What parameters should be if x is the first batch; only those that depend on it."""
+        """Parameters for x as the first batch; only those that depend on it."""
         return {}
 
     def output_shape(self, shape) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class Layer:
         raise NotImplementedError
 
     def inverse(self, ops, p, z):
-        """z -> x: the learned inverse where there is one, the exact one elsewhere."""
+        """z -> x: the learned inverse if there is one, else the exact one."""
         raise NotImplementedError
 
     def exact_inverse(self, ops, p, z, *latent):
@@ -83,7 +83,7 @@ class Layer:
 
     def log_det(self, ops, p, shape) -> float | None:
         """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact, as
-        expensive as that is, and a number on the host. None where there is none."""
+        expensive as that is, and a number on the host. None if there is none."""
         return None
 
     def backward(self, ctx, p, cache, dz, grads):

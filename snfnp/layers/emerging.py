@@ -74,7 +74,7 @@ class CausalConv2d(Layer):
     def inverse(self, ops, p, z):
         """Exact, pixel after pixel: the taps of pixels that are solved go to the other side.
 
-        O(N H W C²). Rounding grows from pixel to pixel where other taps are large against W[1, 1].
+        O(N H W C²). Rounding grows from pixel to pixel if other taps are large against W[1, 1].
         """
         self._diagonal(ops, p)
         return ops.causal.inverse(z - p["b"] if self.bias else z, p["W"], self.reverse)
@@ -95,7 +95,7 @@ class CausalConv2d(Layer):
         return shape[0] * shape[1] * float(logs.sum())
 
     def _diagonal(self, ops, p, wait: bool = True):
-        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where
+        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only if
         the host need not wait for the device: a zero then becomes an infinite gradient."""
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()

@@ -25,12 +25,12 @@ class Linear(Layer):
     log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
-    same for all pixels (Glow), plus that noise where the kernel has more taps than this one.
-    inverse_map: the structure of R where it is not W's: a convolution with a larger kernel, or a
+    same for all pixels (Glow), plus that noise if the kernel has more taps than this one.
+    inverse_map: the structure of R if it is not W's: a convolution with a larger kernel, or a
     chain of them (A.4).
     bias_init: "zero" starts b at 0, "data" where the first batch comes out with mean 0
     (`init_from_data`).
-    Parameters: W, R (only where the rule learns an inverse; starts at flip(W), see `Map.start`), b.
+    Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
     """
 
     map: Map

@@ -54,7 +54,7 @@ class SplitPrior(Layer):
         return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
 
     def inverse(self, ops, p, z, latent):
-        """(z₁, z₂) -> x; exact where the coupling's inverse is."""
+        """(z₁, z₂) -> x; exact if the coupling's inverse is."""
         return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
 
     def backward(self, ctx, p, cache, dz, grads, dlatent):

@@ -12,7 +12,7 @@ itself:
 
 `ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training). A batch may come
 in slices, whose gradients are added: what does not depend on samples belongs to the one that leads
-(`ctx.leads`), where it would be more than a multiple of `ctx.volume`.
+(`ctx.leads`), if it would be more than a multiple of `ctx.volume`.
 Derivation: derivations/03-self-normalizing.md.
 """
 
@@ -22,7 +22,7 @@ from typing import ClassVar
 
 
 class Rule:
-    """How a linear layer learns. A rule is a frozen dataclass of settings."""
+    """The way in which a linear layer learns. A rule is a frozen dataclass of settings."""
 
     # Whether the layer has an R beside W.
     learns_inverse: ClassVar[bool] = False
@@ -41,8 +41,8 @@ class Rule:
 
 
 def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
-    """The gradients of W and b where W climbs log p^f alone: G_W = δ_z ⋆ X + v · term ⊙ m with
-    `term` in place of the inverse, and G_b. multiple: m, where it is not the map's; term: None in
+    """The gradients of W and b if W ascends log p^f alone: G_W = δ_z ⋆ X + v · term ⊙ m with
+    `term` in place of the inverse, and G_b. multiple: m, if it is not the map's; term: None in
     slices that do not lead."""
     ops = ctx.ops
     if term is not None:
@@ -53,6 +53,6 @@ def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
 
 
 def bias_gradient(ops, dz, grads) -> None:
-    """G_b = Σ δ_z over samples and pixels, where the layer has a bias."""
+    """G_b = Σ δ_z over samples and pixels, if the layer has a bias."""
     if "b" in grads:
         ops.channels.sum(dz, out=grads["b"])

@@ -20,7 +20,7 @@ class SelfNormalizing(Rule):
     """R (for convolutions flip(r) ⊙ m) in place of the inverse. O(N D²).
 
     objective: "mixture" is the paper's Eq. 3, ½ log p^f + ½ log p^g − λ Σ E;
-    "forward" is log p^f − λ Σ E, where R learns from its reconstruction error alone.
+    "forward" is log p^f − λ Σ E: R learns from its reconstruction error alone.
     """
 
     objective: str = "mixture"
@@ -47,13 +47,13 @@ class SelfNormalizing(Rule):
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
-        # and of r's centre where r is larger (Eq. 28).
+        # and of r's centre if r is larger (Eq. 28).
         term, multiple = g.stand_in(ops, f, r, shape)
         of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
-        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger
+        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros if r is larger
         # (Eq. 29). z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
         of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
@@ -81,5 +81,5 @@ class SelfNormalizing(Rule):
 
     @property
     def without_penalty(self) -> SelfNormalizing:
-        """The same rule of Eq. 3 alone, if this one adds to it."""
+        """This rule with Eq. 3 alone, if it adds something to that."""
         return self

@@ -1,4 +1,4 @@
-"""What is followed from step to step beside the parameters: the contract, and who follows what.
+"""Followers: what moves from step to step beside the parameters.
 
 Derivation: derivations/20-lambda-controllers.md and 18-jacobian-vector-products.md.
 """

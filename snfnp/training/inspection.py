@@ -1,4 +1,4 @@
-"""What is looked at in every evaluation beside the likelihood: how the learned inverses are.
+"""Monitors of the learned inverses, in every evaluation.
 
 Derivation: derivations/23-monitors-and-certificates.md.
 """
@@ -54,7 +54,7 @@ class Inspection:
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
-        """What `Likelihood.evaluate` reports of every layer's input; images: how many it gets."""
+        """A watcher of layers' inputs for `Likelihood.evaluate`; images: how many that gets."""
         self._variances = {
             name: SmallestVariance(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()

@@ -39,7 +39,7 @@ class TrainingStep:
     """The arrays of a run on one device, all of them at fixed addresses, and the step itself.
 
     p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`: m and v as
-    far as the optimiser moves p, and where it does not, next values in place of the gradient);
+    far as the optimiser moves p; in place of the rest's gradient, its next values);
     params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
     number, learning rate and λ; log: what steps saw (`snfnp.ops.step.log`); multipliers: λ's
     controllers, or None; followers: all that is followed (`snfnp.training.followers`); state,
@@ -72,7 +72,8 @@ class TrainingStep:
             each.attach(self.states, self.sums[start : start + each.sums])
             start += each.sums
         self._noise = registry.find("noise") if config.objective == "variational" else None
-        self._slices: dict[int, tuple[Slice, object]] = {}
+        self._part = self._weights = None
+        self.slice_of(config.batch_size // world.size)
 
     def initial(self):
         """The parameters that the run starts from, flat."""
@@ -84,11 +85,10 @@ class TrainingStep:
 
         Asked for before a step is recorded: what is kept is not to lie in a graph's memory.
         """
-        if samples not in self._slices:
-            part = cut(samples * self.world.size, self.world.size)[self.world.rank]
-            weights = self.ops.xp.full(samples, 1 / part.total, self.p.dtype)
-            self._slices[samples] = part, weights
-        return self._slices[samples]
+        if self._part is None or self._part.count != samples:
+            self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
+            self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
+        return self._part, self._weights
 
     def encode(self, images, step, part: Slice):
         """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
@@ -99,7 +99,7 @@ class TrainingStep:
         """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
 
         If the density is not finite the step has failed: the log keeps its number, and nothing
-        moves any more. The host looks where that costs no wait.
+        moves any more. The host looks if that costs no wait.
         """
         ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
         part, weights = self.slice_of(len(images))

@@ -20,7 +20,7 @@ from snfnp.training.step import TrainingStep, cut
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What steps saw (before their updates), averaged over the batch.
+    """Figures of steps (before their updates), averaged over the batch.
 
     surrogate: nats, no likelihood (see `snfnp.training.step`); reconstruction: Σ_k of Eq. 3;
     gradient_norm: before clipping.
@@ -34,7 +34,7 @@ class StepMetrics:
 class Trainer(TrainingStep):
     """The training of a run on one device: its arrays (`TrainingStep`), step counter and λ.
 
-    step: steps done; lam: λ, or where `multipliers` control it, what they started from. report:
+    step: steps done; lam: λ, or if `multipliers` control it, what they started from. report:
     gets a line if the step cannot be recorded as a graph. world: the ranks that train together,
     each with a trainer of its own and a slice of every batch.
 

@@ -38,7 +38,7 @@ def check_inverse_update(
 
     (the last term: least squares only) is differentiated numerically with respect to x, W and b;
     barred quantities are held. noise: how far W and R are from where a layer starts; inverse_map:
-    R's where it is not W's; ops, rtol, dtype: as in `check_layer`. O(D³ + D² kH kW C²).
+    R's if it is not W's; ops, rtol, dtype: as in `check_layer`. O(D³ + D² kH kW C²).
     """
     ops = ops or get_ops("numpy")
     rtol = tolerance(dtype) if rtol is None else rtol

@@ -34,7 +34,7 @@ def check_jvp(
     * Jᵀ δ against central differences of ⟨δ, f(x)⟩, and J ẋ as the gradient of ⟨δ, J ẋ⟩ by δ;
     * the gradient of ⟨δ, J ẋ⟩ by x, ẋ and each parameter, against central differences of it: the
       second derivatives of f;
-    * J⁻¹ J ẋ = ẋ and J⁻ᵀ Jᵀ δ = δ, where the layer has them.
+    * J⁻¹ J ẋ = ẋ and J⁻ᵀ Jᵀ δ = δ, if the layer has them.
 
     Arguments as in `check_layer`; `jvp_backward` computes in `dtype`, differences are of float64.
     of: what computes with the Jacobian, by default the layer's `derivatives`.
@@ -81,7 +81,7 @@ def check_jvp(
     for name, (scalar, point) in scalars.items():
         measured = measure_gradient(scalar, point, found[name], rng=rng, rtol=rtol, name=name)
         report.errors[name] = measured.error
-        if not math.isnan(measured.control):  # where nothing depends on it there is none
+        if not math.isnan(measured.control):  # if nothing depends on it there is none
             report.controls[name] = measured.control
     transposed = found["direction"]
     report.add("Jᵀ", measure_gradient(output, x, transposed, rng=rng, rtol=rtol, name="Jᵀ"))

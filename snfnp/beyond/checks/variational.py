@@ -40,7 +40,7 @@ def check_variational(
 
     is differentiated numerically with respect to x̃, W, R and b. l(W) is ⟨T(W), T(R̄)ᵀ⟩ with R̄ held
     as it is; inverted: R = W⁻¹ (a dense map, or a 1×1 kernel), and l(W) is log|det T(W)|, so that
-    nothing is left of the approximation. Also that z is T(W) x̃ + b. inverse_map: R's where it is
+    nothing is left of the approximation. Also that z is T(W) x̃ + b. inverse_map: R's if it is
     not W's; ops, rtol, dtype: as in `check_layer`. O(D³).
     """
     ops = ops or get_ops("numpy")
@@ -114,7 +114,7 @@ class _Case:
         return rows @ w.T + np.broadcast_to(p["b"], self.shape).reshape(-1)
 
     def scalar(self, nu, noisy, name, value) -> float:
-        """What `check_variational` differentiates, with one of x̃, W, R and b at another value."""
+        """The scalar of `check_variational`, with one of x̃, W, R and b at another value."""
         p, rule, rows = {**self.params, name: value}, self.layer.rule, self.x.reshape(noisy.shape)
         f, g = self.layer.maps
         w, r = (
