@@ -114,14 +114,3 @@ class HostDevice:
 
     def synchronise(self) -> None:
         """Wait until everything on the device is done, whoever started it."""
-
-    def launches(self, function) -> int | None:
-        """How many kernels a call of `function()` starts, found without running them.
-
-        None where that cannot be known. `function` must have run before with the same shapes.
-        """
-        return None
-
-    def memory_rate(self) -> float | None:
-        """Bytes per second of the device's memory as its driver states them, or None."""
-        return None

@@ -12,7 +12,6 @@ from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.gpu.measure import count_kernels
 from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
@@ -97,16 +96,6 @@ class Gpu:
 
     def shortfall(self, error: Exception) -> MemoryShortfall | None:
         return explain_out_of_memory(error, self.xp)
-
-    def launches(self, function) -> int | None:
-        return count_kernels(self.xp, function)
-
-    def memory_rate(self) -> float | None:
-        attributes = self.xp.cuda.Device().attributes
-        clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
-        if not clock or not bits:  # newer drivers do not report the clock
-            return None
-        return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
 
     # ---------------------------------------------------------------- what kernels need
 
