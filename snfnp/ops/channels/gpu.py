@@ -69,21 +69,9 @@ def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
     x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
     """
     blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-    device.launch(
-        "shift_scale",
-        x.dtype,
-        blocks,
-        x=x,
-        sign=sign,
-        before=before,
-        factor=factor,
-        s=s,
-        after=after,
-        y=y,
-        ldj=ldj,
-        samples=len(x),
-        **_sizes(x),
-    )
+    arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+    numbers = {"sign": sign, "factor": factor, "samples": len(x)}
+    device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
 
 
 def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
@@ -94,25 +82,11 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     """
     dx = device.empty(dy.shape, dy.dtype)
     blocks, partial = _partial_sums(device, dy, 2)
-    g_b, g_s = out
-    device.launch(
-        "shift_scale_backward",
-        dy.dtype,
-        blocks,
-        dy=dy,
-        y=y,
-        sign=sign,
-        factor=factor,
-        s=s,
-        dldj=dldj,
-        dx=dx,
-        g_b=g_b,
-        g_s=g_s,
-        partial=partial,
-        arrived=device.counter(),
-        samples=0 if dldj is None else len(dy),
-        **_sizes(dy),
-    )
+    arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
+    numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
+    sums = {"partial": partial, "arrived": device.counter()}
+    arguments = arrays | numbers | sums | _sizes(dy)
+    device.launch("shift_scale_backward", dy.dtype, blocks, **arguments)
     return dx
 
 

@@ -70,20 +70,9 @@ class GpuLinearAlgebra(LinearAlgebra):
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else device.constant(multiple)
         _, width, inputs, outputs = out.shape
-        device.each(
-            "scaled_kernel",
-            out.dtype,
-            out.size,
-            out=out,
-            scale=scale,
-            volume=volume,
-            a=a,
-            multiple=constant,
-            width=width,
-            inputs=inputs,
-            outputs=outputs,
-            n=out.size,
-        )
+        arguments = {"out": out, "scale": scale, "volume": volume, "a": a, "multiple": constant}
+        sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
+        device.each("scaled_kernel", out.dtype, out.size, **arguments, **sizes)
         return out
 
     def sum_squares(self, x):

@@ -5,6 +5,8 @@ Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
 from snfnp.ops.gpu import source
@@ -44,49 +46,20 @@ class GpuStep(Step):
     def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
         device, (p, m, v) = self.device, out
         squares = self.linalg.sum_squares(g)
-        device.launch(
-            "adam",
-            p.dtype,
-            min(-(-p.size // source.THREADS), _MOST_BLOCKS),
-            p=p,
-            g=g,
-            m=m,
-            v=v,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            step=step,
-            scale=scale,
-            failed=failed,
-            squares=squares,
-            n=p.size,
-        )
+        blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
+        arrays = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
+        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
+        numbers |= {"scale": scale, "failed": failed}
+        device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
     def control(self, found, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
-        self.device.launch(
-            "control",
-            np.float64,
-            1,
-            state=out,
-            found=found,
-            totals=totals,
-            multipliers=out.shape[1],
-            layers=len(found),
-            samples=samples,
-            exponential=controller.kind == "geco",
-            relative=controller.relative,
-            tolerance=controller.tolerance,
-            rate=controller.rate,
-            smoothing=controller.smoothing,
-            damping=controller.damping,
-            integral=controller.integral,
-            proportional=controller.proportional,
-            lowest=controller.lowest,
-            highest=controller.highest,
-            squares=squares,
-            failed=failed,
-        )
+        settings = asdict(controller)
+        exponential = settings.pop("kind") == "geco"
+        arrays = {"state": out, "found": found, "totals": totals}
+        sizes = {"multipliers": out.shape[1], "layers": len(found), "samples": samples}
+        numbers = {"exponential": exponential, "squares": squares, "failed": failed}
+        arguments = arrays | sizes | numbers | settings
+        self.device.launch("control", np.float64, 1, **arguments)
         return totals[0, ...], totals[1, ...]
