@@ -10,6 +10,7 @@ from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix, check_gradient, check_layer
 from snfnp.layers import Linear
 from snfnp.maps import Chain, Conv2d
+from snfnp.ops import Epilogue
 from snfnp.rules import SelfNormalizing
 
 SHAPES = [(4, 5, 2), (2, 3, 1), (1, 4, 2)]  # of the last two no walk of five columns fits the rows
@@ -72,7 +73,8 @@ def test_the_map_is_the_product_of_its_convolutions(ops, shape, layers):
     error, total = point.g.residual(ops, point.r, point.x, 2 * point.x, 3.0)
     close(error.reshape(4, -1), rows @ point.chain.T - 2 * rows)
     np.testing.assert_allclose(total, 3 + np.sum(error * error) / 4, rtol=1e-13)
-    found = point.g.adjoint_axpby(ops, point.r, point.x, 0.5, point.x**2, -3.0)
+    epilogue = Epilogue(a=-3.0, y=point.x**2, b=0.5)
+    found = point.g.adjoint_then(ops, point.r, point.x, epilogue).out
     close(found.reshape(4, -1), 0.5 * rows**2 - 3 * rows @ point.chain)
 
 

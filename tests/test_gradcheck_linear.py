@@ -363,7 +363,6 @@ def test_the_catalogue_is_complete():
         Preprocess,
         snfnp.maps.Chain,  # the map of an inverse alone, checked in its layer
         snfnp.maps.Map,
-        snfnp.maps.WeightGradient,
     }
     rules = {SelfNormalizing, JacobianPenalty, Exact, Relative, Variational}
     rules |= {Projection, Newton, LeastSquares}
