@@ -95,23 +95,23 @@ def _sizes(x) -> dict[str, int]:
     return {"pixels": pixels(x), "size": x.size, "channels": x.shape[-1]}
 
 
-def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
-    """How many blocks rows of channels take, and how many of these share the rows of a tile.
+def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]:
+    """The number of blocks for rows of channels, and how many of them share the rows of a tile.
 
-    A thread takes `each` values, or more where that would make more than `most` blocks; every
-    tile has a block. See rows.cuh.
+    A thread takes `values` values, or more if that would make more than `most` blocks; every tile
+    has a block. See rows.cuh.
     """
     tiles = _tiles(channels)
     lanes = source.THREADS // -(-channels // tiles)
-    groups = max(1, min(-(-size // (channels * lanes * each)), most // tiles))
+    groups = max(1, min(-(-size // (channels * lanes * values)), most // tiles))
     return tiles * groups, groups
 
 
 def _partial_sums(device, x, sums):
     """Blocks for so many sums over all rows of x, and where each block puts its own."""
     channels = x.shape[-1]
-    each = 4 * _tiles(channels)  # the last block takes one tile after the other
-    blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
+    values = 4 * _tiles(channels)  # the last block takes one tile after the other
+    blocks, groups = channel_blocks(x.size, channels, values, _MOST_SUMMING)
     return blocks, device.empty((groups, sums, channels), x.dtype)
 
 

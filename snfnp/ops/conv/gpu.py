@@ -161,12 +161,12 @@ _NO_GRADIENT = WeightGradient(None, None, 0.0, None, 1, None)
 
 
 def _direct(kernel) -> bool:
-    """Whether a direct kernel is to be used for a convolution: a 1×1 kernel is a product."""
+    """True if a convolution takes a direct kernel: a 1×1 kernel is a product."""
     return kernel[0] * kernel[1] > 1 and _few(kernel)
 
 
 def _few(kernel) -> bool:
-    """Whether direct kernels are to be used for a kernel of this shape: where all of its weights
-    fit in 9 kB of shared memory, 18 in double precision."""
+    """True if direct kernels are used for a kernel of this shape: all of its weights fit in 9 kB of
+    shared memory, 18 in double precision."""
     kh, kw, inputs, outputs = kernel
     return kh * kw * inputs * -(-outputs // 4) <= source.constant("conv", "MOST_TAPS")

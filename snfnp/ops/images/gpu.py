@@ -1,4 +1,4 @@
-"""Training images on the GPU: whole where they fit, through pinned memory where they do not.
+"""Training images on the GPU: all of them if they fit, else a batch at a time in pinned memory.
 
 Derivation: derivations/02-change-of-variables.md.
 """

@@ -164,7 +164,7 @@ class GpuLinearAlgebra(LinearAlgebra):
     def _read(self, pivots, *matrices) -> tuple[float, list[float]]:
         """log|det| from an LU's pivots, and the Frobenius norms of matrices: one transfer.
 
-        Raises SingularMatrixError where a pivot is 0, as LAPACK does; NaN is none.
+        Raises SingularMatrixError if a pivot is 0, as LAPACK does; a NaN is not.
         """
         xp = self.xp
         squares = [xp.vdot(a, a).reshape(1) for a in matrices]

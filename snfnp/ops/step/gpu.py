@@ -1,4 +1,4 @@
-"""What a training step needs beside its layers, on the GPU.
+"""The rest of a training step, beside its layers, on the GPU.
 
 Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
@@ -30,7 +30,7 @@ class GpuStepScalars(StepScalars):
 
 
 class GpuStep(Step):
-    """Where Σ g² is not finite, `adam` leaves its buffers as they are."""
+    """The step's operations as kernels; `adam` changes nothing if Σ g² is not finite."""
 
     def scalars(self) -> GpuStepScalars:
         return GpuStepScalars(self.device)
@@ -53,12 +53,12 @@ class GpuStep(Step):
         device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
-    def control(self, found, samples, controller, squares, failed, out):
+    def control(self, measured, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
         settings = asdict(controller)
         exponential = settings.pop("kind") == "geco"
-        arrays = {"state": out, "found": found, "totals": totals}
-        sizes = {"multipliers": out.shape[1], "layers": len(found), "samples": samples}
+        arrays = {"state": out, "measured": measured, "totals": totals}
+        sizes = {"multipliers": out.shape[1], "layers": len(measured), "samples": samples}
         numbers = {"exponential": exponential, "squares": squares, "failed": failed}
         arguments = arrays | sizes | numbers | settings
         self.device.launch("control", np.float64, 1, **arguments)
