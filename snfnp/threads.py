@@ -8,7 +8,7 @@ force.
 
 Soon, not at once: to wake a thread takes about as long as a small kernel runs, and a convolutional
 step starts more than a hundred of them, one after the other. Measured, a second thread gained that
-step next to nothing where it went to sleep between kernels, and took a third of the time away where
+step next to nothing if it went to sleep between kernels, and took a third of the time away if
 it spun for a few kernels' time first. Spinning for longer gained no more, and slowed down steps
 that wait for long products. GNU OpenMP, which Numba has on Linux, can be told how long; others
 sleep at once. Numba's work queue sleeps as well, but takes longer to start a kernel than OpenMP.
@@ -40,8 +40,8 @@ def configure_blas() -> None:
 def configure_numba() -> None:
     """Choose a threading layer whose idle threads soon sleep. Call before the first kernel runs.
 
-    Passive OpenMP where it is there and nothing has loaded an OpenMP library before (which reads
-    its settings once, then); else the work queue. A waiting policy that the environment states
+    Passive OpenMP if it is there and nothing has loaded an OpenMP library before (which reads its
+    settings once, then); else the work queue. A waiting policy that the environment states
     means what it says: no spinning is added to it.
     """
     if _NUMBA_LAYER in os.environ:
@@ -58,7 +58,7 @@ def configure_numba() -> None:
 
 
 def _has_openmp() -> bool:
-    """Whether this build of Numba has an OpenMP layer and the system the library behind it."""
+    """True if this build of Numba has an OpenMP layer and the system has its library."""
     try:
         import numba.np.ufunc.omppool  # noqa: F401
     except ImportError:
@@ -82,14 +82,14 @@ def share_cores(processes: int) -> None:
     import numba
     import threadpoolctl
 
-    own = max(1, len(cores()) // processes)
-    numba.set_num_threads(min(own, numba.get_num_threads()))
+    share = max(1, len(cores()) // processes)
+    numba.set_num_threads(min(share, numba.get_num_threads()))
     for pool in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
-        pool.set_num_threads(min(own, pool.get_num_threads()))
+        pool.set_num_threads(min(share, pool.get_num_threads()))
 
 
 def describe() -> dict:
-    """What is in force, for a run's configuration: BLAS libraries, their threads, Numba's layer."""
+    """The settings in force, for a run's configuration: BLAS libraries, threads, Numba's layer."""
     import threadpoolctl
 
     pools = [

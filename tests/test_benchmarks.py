@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import device, models, scaling, timing, work
+from benchmarks import device, launches, models, scaling, timing, work
 from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
@@ -20,7 +20,6 @@ from benchmarks.work import operations, traffic
 from snfnp.errors import UsageError
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey, get_ops
-from snfnp.ops.gpu import measure
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
@@ -218,11 +217,11 @@ def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
         raise ValueError("nothing to record")
 
     for types, status, expected in (([0, 1, 0, 2, 0], 0, 3), ([], 0, 0), ([0], 1, None)):
-        monkeypatch.setattr(measure.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s))
-        assert measure.count_kernels(cupy, lambda: None) == expected
-    assert measure.count_kernels(cupy, fail) is None
-    monkeypatch.setattr(measure.ctypes, "CDLL", lambda name: object())
-    assert measure.count_kernels(cupy, lambda: None) is None
+        monkeypatch.setattr(launches.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s))
+        assert launches.count_kernels(cupy, lambda: None) == expected
+    assert launches.count_kernels(cupy, fail) is None
+    monkeypatch.setattr(launches.ctypes, "CDLL", lambda name: object())
+    assert launches.count_kernels(cupy, lambda: None) is None
     assert Stream.begun == Stream.ended == 5
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from snfnp.ops.gpu.nccl import Nccl
 from support import processes
 
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, launched, world
+from snfnp.ops.gpu.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},

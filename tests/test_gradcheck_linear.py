@@ -360,7 +360,6 @@ def test_the_catalogue_is_complete():
         Parameterless,
         Preprocess,
         snfnp.maps.Map,
-        snfnp.maps.WeightGradient,
     }
     rules = {SelfNormalizing, JacobianPenalty, Exact, Relative, Variational}
     rules |= {Projection, LeastSquares}

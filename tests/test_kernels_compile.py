@@ -38,10 +38,10 @@ def complaints(usage) -> list[str]:
 
 @pytest.mark.nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("room", source.rooms())
-def test_kernels_compile_and_do_not_spill(room, arch):
-    names = [name for name, place in source.kernels().items() if place == room]
-    usage = compiled(source.source(room), names, arch)
+@pytest.mark.parametrize("group", source.groups())
+def test_kernels_compile_and_do_not_spill(group, arch):
+    names = [name for name, place in source.kernels().items() if place == group]
+    usage = compiled(source.source(group), names, arch)
     assert len(usage) == 2 * len(names)
     assert complaints(usage) == []
 
@@ -103,15 +103,15 @@ FORBIDDEN = {
 SCALARS = {"long long", "double"}
 
 
-def code_of(room):
-    """The text of a room's kernels without comments."""
-    return re.sub(r"//.*|/\*.*?\*/", "", source.source(room))
+def code_of(group):
+    """The text of a group's kernels without comments."""
+    return re.sub(r"//.*|/\*.*?\*/", "", source.source(group))
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
-@pytest.mark.parametrize("room", source.rooms())
-def test_no_kernel_has(room, pattern):
-    assert re.search(pattern, code_of(room)) is None
+@pytest.mark.parametrize("group", source.groups())
+def test_no_kernel_has(group, pattern):
+    assert re.search(pattern, code_of(group)) is None
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_numbers_are_long_long_or_double(name):
 
 def test_every_global_function_is_found():
     """One that is declared in another way would be missing from every test."""
-    for room in source.rooms():
-        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(room))
-        assert code_of(room).count("__global__") == len(names)
-        assert {name: room for name in names}.items() <= source.kernels().items()
+    for group in source.groups():
+        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(group))
+        assert code_of(group).count("__global__") == len(names)
+        assert {name: group for name in names}.items() <= source.kernels().items()

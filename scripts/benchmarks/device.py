@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.launches import count_kernels, memory_rate
 from benchmarks.steps import BATCH, IMAGE, make_trainer
 from benchmarks.timing import Timing, measure_asynchronous, table
 from benchmarks.work import operations, traffic
@@ -111,7 +112,7 @@ def report(
 def _limits(backends: dict, plan: Plan) -> dict:
     """Bytes per second of the device's memory; operations per second of products, by precision."""
     ops = next(iter(backends.values()))
-    stated, copy = ops.device.memory_rate(), _copy_rate(ops, plan)
+    stated, copy = memory_rate(ops.xp), _copy_rate(ops, plan)
     products = [
         {"product": _dimensions(shape)}
         | {precision: _product_rate(ops, shape, plan) for precision, ops in backends.items()}
@@ -250,7 +251,8 @@ class _Run:
     def kernels(self) -> int | None:
         """How many kernels a step launches, the gathering of its batch included."""
         self.batches(0)  # in this epoch's order there is nothing to be uploaded while recording
-        return self.trainer.ops.device.launches(lambda: self.trainer.training_step(self.batches(0)))
+        xp = self.trainer.ops.xp
+        return count_kernels(xp, lambda: self.trainer.training_step(self.batches(0)))
 
     def finish(self) -> None:
         """Raises DivergedError: from the step that failed on, steps do less than they should."""

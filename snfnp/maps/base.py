@@ -26,9 +26,9 @@ class Map:
         fit(w)                              another map's weight at this one's size (Eq. 30)
         log_det, log_det_grad, solve        exact, and as expensive as that is
 
-    The members below are made of these. They name what a linear layer computes together, so that a
-    map whose backend can do it in one pass may override them; and what is asked of the map g that
-    a learned inverse R is a weight of, which a `Chain` answers in another way.
+    The members below are made of these. `apply_then` and `weight_grads` are what a linear layer
+    computes together: a map whose backend can do it in one pass overrides them. The others are for
+    the map g that a learned inverse R is a weight of; a `Chain` has its own.
     """
 
     # Of a map's own members those that the ones below call, for type checkers.
@@ -54,15 +54,15 @@ class Map:
 
         The sum of the entries of T(r)ᵀ, which stands in place of T_f(w)⁻ᵀ, over the positions of
         each weight: flip(r) ⊙ m (Eq. 15, the second term of Eq. 10 for a dense map), of r's centre
-        where r is larger (Eq. 28).
+        if r is larger (Eq. 28).
         """
         return f.flip(f.fit(r, ops.xp)), f.multiple(shape)
 
     def gradients(self, ops, f, w, r, delta, z, scale, out) -> tuple[WeightGradient, ...]:
-        """What makes the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
-        where T_f(w) stands in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
+        """The terms of the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
+        with T_f(w) in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
 
-        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros where r
+        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros if r
         is larger (Eq. 29).
         """
         term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])

@@ -35,7 +35,7 @@ def get_ops(
 
     tf32, overlap: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. world: the processes of a
     run: on a CPU those of one machine share its cores, on GPUs each has one of its own. Raises
-    BackendError, with one line that says what is missing, where the backend cannot run.
+    BackendError, with one line that says what is missing, if the backend cannot run.
     """
     if backend in ("numpy", "numba"):
         groups = DEFINITIONS if backend == "numpy" else overrides("cpu")

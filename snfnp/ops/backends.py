@@ -51,16 +51,16 @@ class Ops:
 
     @property
     def start_note(self) -> str:
-        """Why a first run is slow to start, for its user; "" where it is not."""
+        """A line for the user of a first run that is slow to start, or ""."""
         return self.device.start_note
 
     @property
     def asynchronous(self) -> bool:
-        """Whether operations may return before they are done."""
+        """True if operations may return before they are done."""
         return self.device.asynchronous
 
     def asarray(self, host, dtype=None):
-        """A host array as a C-contiguous array on the device, cast where `dtype` is given."""
+        """A host array as a C-contiguous array on the device, cast if `dtype` is given."""
         return self.device.asarray(host, dtype)
 
     def constant(self, host):
@@ -73,21 +73,21 @@ class Ops:
         return self.device.to_host(array)
 
     def known_on_host(self, condition) -> bool | None:
-        """Whether a condition or number of shape () is not 0; None where the host would wait."""
+        """True if a condition or number of shape () is not 0, False if it is 0; None if the host
+        would have to wait for the answer."""
         return self.device.known_on_host(condition)
 
     def run_async(self, function, *arguments, **named) -> None:
-        """Call `function(*arguments, **named)`, for what it writes into arrays among them.
+        """Call `function(*arguments, **named)`, for its writes to arrays among them.
 
-        Inside `with ops.side_stream():` a device may do it beside all that follows, up to the end
-        of the block: until there nothing else may write what it reads, or touch what it writes. It
-        keeps no array that it makes on the way.
+        Inside `with ops.side_stream():` a device may do it at the same time as all that follows,
+        up to the end of the block: until then nothing else may write what it reads, or touch what
+        it writes. It keeps no array that it makes on the way.
         """
         self.device.run_async(function, *arguments, **named)
 
     def side_stream(self):
-        """A context at whose end everything that `run_async` started in it is done before what
-        follows."""
+        """A context that waits, at its end, for everything that `run_async` started in it."""
         return self.device.side_stream()
 
 

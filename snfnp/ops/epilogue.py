@@ -53,7 +53,7 @@ class Epilogue(NamedTuple):
 
     @property
     def _is_error(self) -> bool:
-        """Whether a total is wanted of z − y: one pass does both."""
+        """True if a total is wanted of z − y: one pass does both."""
         known = isinstance(self.a, float) and isinstance(self.b, float)
         wanted = self.before is not None and self.bias is None
         return wanted and known and (self.a, self.b) == (1.0, -1.0)

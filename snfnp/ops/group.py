@@ -17,5 +17,5 @@ class OperationGroup:
 
 
 def rows(x):
-    """(N, ...) as rows (N, D), also where N = 0."""
+    """(N, ...) as rows (N, D), also if N = 0."""
     return x.reshape(len(x), math.prod(x.shape[1:]))

@@ -1,4 +1,4 @@
-"""What the CPU rooms share: how Numba compiles their kernels, and helpers of these.
+"""Numba's compilers for the kernels of the CPU, and helpers of these.
 
 Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
 No `fastmath`: isnan must work. Work is split with `prange` over samples, or blocks in the order of
@@ -8,7 +8,7 @@ of the same samples in the kernel before.
 Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
 alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
 NUMBA_CACHE_DIR names another place. Where neither can be written, nor the user's cache, it is a
-folder of the system's temporary one, and where that is impossible too, nothing is kept.
+folder of the system's temporary one, and if that is impossible too, nothing is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ threads.configure_numba()
 
 
 def _find_cache() -> bool:
-    """Let Numba keep its kernels where it can; whether it can at all."""
+    """Let Numba keep its kernels in the first folder that can be written; False if none can."""
 
     def anything():
         return None

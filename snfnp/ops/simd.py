@@ -36,14 +36,15 @@ def of_taps(run: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
 
 
 def of_a_plane(width: int, itemsize: int) -> tuple[tuple, tuple]:
-    """The same for one channel, where neighbouring pixels of an image of this width are lanes."""
+    """(pixels, lanes) for one channel: the lanes are neighbouring pixels of an image of this
+    width."""
     return (1,), (1,) * _lanes(1 << width.bit_length() - 1, itemsize, register_bytes())
 
 
 @cache
 def register_bytes() -> int:
-    """What the vector registers hold that a tile may take: 28 of AVX-512's 32, or what 12 of AVX's
-    16 hold (and about so many of other processors)."""
+    """The bytes of the vector registers that a tile may take: 28 of AVX-512's 32 registers, or 12
+    of AVX's 16 (and about so many of other processors)."""
     return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 
@@ -70,9 +71,9 @@ def _lanes(outputs, itemsize, room) -> int:
     return lanes
 
 
-def _in_registers(sizes: tuple[int, ...], each, room) -> tuple[int, ...]:
-    """The sizes at which sums of `each` bytes stay in registers; the smallest in any case."""
-    return tuple(n for n in sizes if n * each <= room or n == min(sizes))
+def _in_registers(sizes: tuple[int, ...], size_of_sum, room) -> tuple[int, ...]:
+    """The sizes at which sums of that many bytes stay in registers; the smallest in any case."""
+    return tuple(n for n in sizes if n * size_of_sum <= room or n == min(sizes))
 
 
 @intrinsic

@@ -1,6 +1,6 @@
-"""Running the CUDA kernels on the CPU: the GPU's rooms on NumPy arrays, through g++.
+"""Running the CUDA kernels on the CPU: the GPU's groups on NumPy arrays, through g++.
 
-Every room's kernels are compiled after `hostcuda.h`, once for both types, into a library that is
+Every group's kernels are compiled after `hostcuda.h`, once for both types, into a library that is
 kept under a name made of its content.
 """
 
@@ -69,31 +69,31 @@ class Launcher(launch.Launcher):
         error = function(blocks, threads, int(self._backwards), *converted)
         assert error is None, f"{kernel}: {error.decode()}"
 
-    def library(self, room: str) -> ctypes.CDLL:
-        if room not in self._libraries:
-            path = compile_room(room, self._text_of(room), self._folder, self._flags)
-            self._libraries[room] = ctypes.CDLL(str(path))
-        return self._libraries[room]
+    def library(self, group: str) -> ctypes.CDLL:
+        if group not in self._libraries:
+            path = compile_group(group, self._text_of(group), self._folder, self._flags)
+            self._libraries[group] = ctypes.CDLL(str(path))
+        return self._libraries[group]
 
 
 def compile_all(folder: Path, flags=()) -> None:
-    """Compile what is not in the folder yet, two rooms at a time."""
+    """Compile what is not in the folder yet, two groups at a time."""
     with ThreadPoolExecutor(2) as pool:
         compiled = pool.map(
-            lambda room: compile_room(room, source.source(room), folder, flags), source.rooms()
+            lambda group: compile_group(group, source.source(group), folder, flags), source.groups()
         )
         list(compiled)
 
 
-def compile_room(room: str, text: str, folder: Path, flags=()) -> Path:
-    """The library with all kernels of a room, of this text."""
-    names = [name for name, place in source.kernels().items() if place == room]
+def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
+    """The library with all kernels of a group, of this text."""
+    names = [name for name, place in source.kernels().items() if place == group]
     text = f"#include {str(HEADER)!r}\n".replace("'", '"') + _with_static_arrays(text)
     text += "".join(_entry_point(name, dtype) for name in names for dtype in source.TYPES)
     command = ["g++", *FLAGS, *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
     # the name of the machine: libraries are for its processor
     content = (text, HEADER.read_text(), *command, platform.node())
-    name = f"{room}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+    name = f"{group}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
     library = Path(folder, f"{name}.so")
     if not library.exists():
         code = library.with_suffix(".cpp")
@@ -253,14 +253,14 @@ def hold_images(ops: Ops) -> None:
         ops.device.check("images")
 
 
-def patched(room: str, old: str, new: str):
-    """source.source with a change to one room's kernels: what the tests must notice."""
+def patched(group: str, old: str, new: str):
+    """source.source with a change to one group's kernels: what the tests must notice."""
 
     def text_of(name):
         text = source.source(name)
-        if name != room:
+        if name != group:
             return text
-        assert old in text, f"{room} has no {old!r}"
+        assert old in text, f"{group} has no {old!r}"
         return text.replace(old, new)
 
     return text_of

@@ -128,7 +128,9 @@ def in_order(put):
     def put_any(array):
         order = np.argsort([-stride for stride in array.strides], kind="stable")
         moved = put(array.transpose(order))
-        return moved.transpose(tuple(map(int, np.argsort(order)))) if array.ndim else moved
+        if not array.ndim:  # np.ascontiguousarray gives an array of shape () an axis
+            return moved.reshape(())
+        return moved.transpose(tuple(map(int, np.argsort(order))))
 
     return put_any
 

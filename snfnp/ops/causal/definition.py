@@ -5,7 +5,7 @@ and kW // 2 columns on the left, and nothing at the other two sides. The opposit
 same convolution between two turns of the image by 180 degrees.
 
 Of a kernel k (2, 2, C, C) k[1, 1] is the pixel itself, and its output channel o sees the input
-channels i <= o alone: what stands below the diagonal is read by no one. `reverse`: the pixel sees
+channels i <= o alone: the values below the diagonal are never read. `reverse`: the pixel sees
 those below and on the right of it instead.
 
 Derivation: derivations/11-emerging.md.
@@ -37,7 +37,7 @@ class Causal(OperationGroup):
 
     def weight_grad(self, delta, x, k, volume, out, reverse=False):
         """The gradient of ⟨δ, T(k) x⟩ + volume · log|det k[1, 1]| with respect to k, into `out`: 0
-        where nobody reads k. volume: a number, or an array of shape ()."""
+        for what is never read of k. volume: a number, or an array of shape ()."""
         self.conv.weight_grad(self._turned(delta, reverse), self._turned(x, reverse), out)
         of_log_det = (volume / k[1, 1].diagonal()).astype(out.dtype)
         out[1, 1] = self.xp.triu(out[1, 1]) + self.xp.diag(of_log_det)

@@ -16,17 +16,7 @@ class GpuCausal(Causal):
         x = device.empty(z.shape, z.dtype)
         widest = min(height, width) * channels  # values of the longest anti-diagonal
         threads = min(-(-widest // 32) * 32, source.THREADS)
-        device.launch(
-            "causal_conv_inverse",
-            z.dtype,
-            samples,
-            threads=threads,
-            z=z,
-            k=k,
-            x=x,
-            samples=samples,
-            height=height,
-            width=width,
-            channels=channels,
-        )
+        sizes = {"samples": samples, "height": height, "width": width, "channels": channels}
+        arguments = {"z": z, "k": k, "x": x, **sizes}
+        device.launch("causal_conv_inverse", z.dtype, samples, threads=threads, **arguments)
         return self._turned(x, reverse)

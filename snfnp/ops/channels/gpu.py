@@ -69,21 +69,9 @@ def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
     x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
     """
     blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-    device.launch(
-        "shift_scale",
-        x.dtype,
-        blocks,
-        x=x,
-        sign=sign,
-        before=before,
-        factor=factor,
-        s=s,
-        after=after,
-        y=y,
-        ldj=ldj,
-        samples=len(x),
-        **_sizes(x),
-    )
+    arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+    numbers = {"sign": sign, "factor": factor, "samples": len(x)}
+    device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
 
 
 def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
@@ -94,25 +82,11 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     """
     dx = device.empty(dy.shape, dy.dtype)
     blocks, partial = _partial_sums(device, dy, 2)
-    g_b, g_s = out
-    device.launch(
-        "shift_scale_backward",
-        dy.dtype,
-        blocks,
-        dy=dy,
-        y=y,
-        sign=sign,
-        factor=factor,
-        s=s,
-        dldj=dldj,
-        dx=dx,
-        g_b=g_b,
-        g_s=g_s,
-        partial=partial,
-        arrived=device.counter(),
-        samples=0 if dldj is None else len(dy),
-        **_sizes(dy),
-    )
+    arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
+    numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
+    sums = {"partial": partial, "arrived": device.counter()}
+    arguments = arrays | numbers | sums | _sizes(dy)
+    device.launch("shift_scale_backward", dy.dtype, blocks, **arguments)
     return dx
 
 
@@ -121,23 +95,23 @@ def _sizes(x) -> dict[str, int]:
     return {"pixels": pixels(x), "size": x.size, "channels": x.shape[-1]}
 
 
-def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
-    """How many blocks rows of channels take, and how many of these share the rows of a tile.
+def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]:
+    """The number of blocks for rows of channels, and how many of them share the rows of a tile.
 
-    A thread takes `each` values, or more where that would make more than `most` blocks; every
-    tile has a block. See rows.cuh.
+    A thread takes `values` values, or more if that would make more than `most` blocks; every tile
+    has a block. See rows.cuh.
     """
     tiles = _tiles(channels)
     lanes = source.THREADS // -(-channels // tiles)
-    groups = max(1, min(-(-size // (channels * lanes * each)), most // tiles))
+    groups = max(1, min(-(-size // (channels * lanes * values)), most // tiles))
     return tiles * groups, groups
 
 
 def _partial_sums(device, x, sums):
     """Blocks for so many sums over all rows of x, and where each block puts its own."""
     channels = x.shape[-1]
-    each = 4 * _tiles(channels)  # the last block takes one tile after the other
-    blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
+    values = 4 * _tiles(channels)  # the last block takes one tile after the other
+    blocks, groups = channel_blocks(x.size, channels, values, _MOST_SUMMING)
     return blocks, device.empty((groups, sums, channels), x.dtype)
 
 

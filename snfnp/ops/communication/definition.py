@@ -1,4 +1,4 @@
-"""What processes that train one model together ask of each other, and the answers of one alone.
+"""The communicator of processes that train one model together, and the one of a single process.
 
 Derivation: derivations/25-many-cores.md.
 """
@@ -50,7 +50,7 @@ class Communicator:
         return value
 
     def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
-        """The exit statuses of all ranks, or None where one has not called this for so long.
+        """The exit statuses of all ranks, or None if one has not called this for so long.
 
         The last call: what other calls a rank was in, or has still to make, does not matter.
         """
@@ -63,30 +63,28 @@ class Communicator:
     # ---------------------------------------------------------------- made of these
 
     def on_rank_zero(self, function: Callable):
-        """What `function()` returns on rank 0, which alone calls it; or its SnfnpError, raised on
-        every rank."""
+        """The result of `function()`, which rank 0 alone calls; its SnfnpError is raised on every
+        rank."""
         value = error = None
         if self.rank == 0:
             try:
                 value = function()
-            except SnfnpError as found:
-                error = found
+            except SnfnpError as raised:
+                error = raised
         value, error = self.broadcast((value, error))
         if error is not None:
             raise error
         return value
 
     def require_same(self, values: dict[str, object]) -> None:
-        """Raises UsageError, on every rank, where the ranks have different values.
+        """Raises UsageError, on every rank, if the ranks have different values.
 
         values: by what they are called; a name that only some ranks have is a difference as well.
         """
         every = self.gather(values)
         for rank, theirs in enumerate(every):
             for name in every[0] | theirs:
-                here, there = (
-                    str(each[name]) if name in each else "not given" for each in (every[0], theirs)
-                )
+                here, there = (str(given.get(name, "not given")) for given in (every[0], theirs))
                 if here != there:
                     raise UsageError(
                         f"{name} is {here} for rank 0 and {there} for rank {rank}: give all "

@@ -14,7 +14,7 @@ import numpy as np
 from snfnp.ops.communication.definition import Communicator, shares
 
 _EAGER = 5e-4  # seconds of a wait in which it looks again at once: ranks are seldom further apart
-_NAP = 2e-5  # seconds between looks after that
+_POLL_INTERVAL = 2e-5  # seconds between looks after that
 
 
 class Mpi(Communicator):
@@ -42,13 +42,13 @@ class Mpi(Communicator):
                 raise ValueError("an array that is summed over ranks must be C-contiguous")
             flat = array.reshape(-1)
             every_part = shares(flat.size, self.size)
-            own = every_part[self.rank]
+            share = every_part[self.rank]
             parts = [len(part) for part in every_part], [part.start for part in every_part]
-            mine = len(own)
+            mine = len(share)
             every = np.empty((self.size, mine), flat.dtype)
             rows = ([mine] * self.size, [mine * rank for rank in range(self.size)])
             self._comm.Alltoallv([flat, parts], [every, rows])
-            every.sum(axis=0, out=flat[own.start : own.stop])
+            every.sum(axis=0, out=flat[share.start : share.stop])
             self._comm.Allgatherv(self._mpi.IN_PLACE, [flat, parts])
 
     def any(self, flags: int) -> int:
@@ -87,5 +87,5 @@ def _wait(request, seconds: float = math.inf) -> bool:
         if waited > seconds:
             return False
         if waited > _EAGER:
-            time.sleep(_NAP)
+            time.sleep(_POLL_INTERVAL)
     return True

@@ -79,7 +79,7 @@ class CpuConv(Conv):
 
 
 def _few(kernel, most) -> bool:
-    """Whether a direct kernel is to be used. Many outputs make the product wide and fast."""
+    """True if a direct kernel is used. Many outputs make the product wide and fast."""
     kh, kw, inputs, outputs = kernel
     return kh * kw > 1 and outputs <= 8 and inputs * outputs <= most
 

@@ -27,7 +27,7 @@ _MOST = 64 * 64  # I·O up to which products of patches are slower
 
 @cache
 def fits(kernel, width: int) -> bool:
-    """Whether the kernel (kH, kW, I, O) is one for tiles on images of this width."""
+    """True if tiles are for the kernel (kH, kW, I, O) on images of this width."""
     kh, kw, inputs, outputs = kernel
     fours = inputs % 4 == outputs % 4 == 0 and width >= min(simd.PIXELS)
     return kh * kw > 1 and fours and inputs * outputs <= _MOST
@@ -168,8 +168,8 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
         before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
         before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
         rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
-        found = np.empty(nu.shape[1:], nu.dtype)
-        flat, sums = found.reshape(-1), tail[n].reshape(-1)
+        term_image = np.empty(nu.shape[1:], nu.dtype)
+        flat, sums = term_image.reshape(-1), tail[n].reshape(-1)
         left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
         for term in range(terms + 1):
             if term > 0:

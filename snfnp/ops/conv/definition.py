@@ -48,7 +48,7 @@ class Conv(OperationGroup):
         """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
 
         -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
-        where patches of many inputs would be far larger than the result, of all pixels and all
+        if patches of many inputs would be far larger than the result, of all pixels and all
         taps, shifted and added.
         """
         kh, kw, inputs, outputs = k.shape
@@ -82,7 +82,7 @@ class Conv(OperationGroup):
         """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
-        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) where
+        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) if
         both sizes of the kernel are odd.
         """
         kh, kw, inputs, outputs = out.shape

@@ -65,28 +65,12 @@ class GpuConv(Conv):
         partial = total = None
         if before is not None:
             partial, total = device.empty(blocks, np.float64), device.empty((), np.float64)
-        device.launch(
-            "conv",
-            x.dtype,
-            blocks,
-            threads=splits * _CONV_ITEMS,
-            x=x,
-            k=k,
-            z=z,
-            out=out,
-            a=a,
-            y=y,
-            b=b,
-            bias=bias,
-            before=0.0 if before is None else before,
-            partial=partial,
-            total=total,
-            arrived=device.counter(),
-            splits=splits,
-            inputs=inputs,
-            outputs=outputs,
-            **_sizes(x, (kh, kw)),
-        )
+        arrays = {"x": x, "k": k, "z": z, "out": out, "y": y, "bias": bias}
+        numbers = {"a": a, "b": b, "before": 0.0 if before is None else before}
+        sums = {"partial": partial, "total": total, "arrived": device.counter()}
+        sizes = _sizes(x, (kh, kw)) | {"inputs": inputs, "outputs": outputs, "splits": splits}
+        arguments = arrays | numbers | sums | sizes
+        device.launch("conv", x.dtype, blocks, threads=splits * _CONV_ITEMS, **arguments)
         return Finished(z, out, total)
 
     def shift_and_add(self, products):
@@ -142,55 +126,29 @@ class GpuConv(Conv):
         channels = 0 if db is None else outputs
         parts = device.empty((chunks, len(gradients) * size + channels), dtype)
         roles = len(gradients) * item_blocks + (db is not None)
-        device.launch(
-            "conv_weight_grad",
-            dtype,
-            chunks * roles,
-            threads=-(-items_each * slices // 32) * 32,
-            delta=first.delta,
-            x=first.x,
-            delta_2=second.delta,
-            x_2=second.x,
-            dz=None if db is None else dz,
-            parts=parts,
-            chunk=chunk,
-            items_each=items_each,
-            slices=slices,
-            inputs=inputs,
-            outputs=outputs,
-            **_sizes(first.x, (kh, kw)),
-        )
-        scale, multiple = self._factors(first)
-        scale_2, multiple_2 = self._factors(second)
-        device.launch(
-            "conv_weight_grad_sum",
-            dtype,
-            -(-parts.shape[1] // 32),
-            parts=parts,
-            count=chunks,
-            out=first.out,
-            out_2=second.out,
-            db=db,
-            size=size,
-            channels=channels,
-            add=add,
-            volume=volume,
-            scale=scale,
-            term=first.term,
-            multiple=multiple,
-            scale_2=scale_2,
-            term_2=second.term,
-            multiple_2=multiple_2,
-            width=kw,
-            inputs=inputs,
-            outputs=outputs,
-        )
+        arrays = {"delta": first.delta, "x": first.x, "delta_2": second.delta, "x_2": second.x}
+        arrays |= {"dz": None if db is None else dz, "parts": parts}
+        sizes = _sizes(first.x, (kh, kw)) | {"inputs": inputs, "outputs": outputs}
+        work = {"chunk": chunk, "items_each": items_each, "slices": slices}
+        threads = -(-items_each * slices // 32) * 32
+        blocks, arguments = chunks * roles, arrays | sizes | work
+        device.launch("conv_weight_grad", dtype, blocks, threads=threads, **arguments)
+        arrays = {"out": first.out, "out_2": second.out, "db": db, "parts": parts, "count": chunks}
+        terms = self._term(first, "") | self._term(second, "_2")
+        sizes = {"size": size, "channels": channels, "width": kw}
+        arguments = arrays | terms | sizes | {"inputs": inputs, "outputs": outputs}
+        blocks = -(-parts.shape[1] // 32)
+        device.launch("conv_weight_grad_sum", dtype, blocks, add=add, volume=volume, **arguments)
 
-    def _factors(self, gradient):
-        """scale · multiple as a number and an array, or None for the array."""
-        if isinstance(gradient.multiple, int):
-            return float(gradient.scale * gradient.multiple), None
-        return float(gradient.scale), self.device.constant(gradient.multiple)
+    def _term(self, gradient, suffix: str) -> dict:
+        """What is added to a gradient's sum, by the names of parameters with this suffix."""
+        scale, multiple = gradient.scale, gradient.multiple
+        if isinstance(multiple, int):
+            scale, multiple = scale * multiple, None
+        else:
+            multiple = self.device.constant(multiple)
+        term = {"scale": float(scale), "term": gradient.term, "multiple": multiple}
+        return {f"{name}{suffix}": value for name, value in term.items()}
 
 
 def _sizes(images, kernel) -> dict[str, int]:
@@ -203,12 +161,12 @@ _NO_GRADIENT = WeightGradient(None, None, 0.0, None, 1, None)
 
 
 def _direct(kernel) -> bool:
-    """Whether a direct kernel is to be used for a convolution: a 1×1 kernel is a product."""
+    """True if a convolution takes a direct kernel: a 1×1 kernel is a product."""
     return kernel[0] * kernel[1] > 1 and _few(kernel)
 
 
 def _few(kernel) -> bool:
-    """Whether direct kernels are to be used for a kernel of this shape: where all of its weights
-    fit in 9 kB of shared memory, 18 in double precision."""
+    """True if direct kernels are used for a kernel of this shape: all of its weights fit in 9 kB of
+    shared memory, 18 in double precision."""
     kh, kw, inputs, outputs = kernel
     return kh * kw * inputs * -(-outputs // 4) <= source.constant("conv", "MOST_TAPS")

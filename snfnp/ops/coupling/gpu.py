@@ -75,7 +75,7 @@ def _sizes(x) -> dict[str, int]:
 
 
 def _written(rows, out):
-    """`out`, after a kernel has written a copy of it where it is not contiguous."""
+    """`out`, after a kernel has written to a copy if it is not contiguous."""
     if rows is not out:
         out[...] = rows
     return out

@@ -79,7 +79,7 @@ class Cublas:
         )
 
     def _matrix(self, matrix):
-        """(array, operation, leading dimension), copied where it is contiguous neither way."""
+        """(array, operation, leading dimension), copied if it is contiguous neither way."""
         rows, columns = matrix.shape
         row_stride, column_stride = (step // matrix.itemsize for step in matrix.strides)
         # the stride along an axis of length 1 means nothing
@@ -90,9 +90,9 @@ class Cublas:
         return self._cupy.ascontiguousarray(matrix), _PLAIN, columns
 
     def _use_current_stream(self) -> None:
-        current, found = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
-        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(found)))
-        if current != (found.value or 0):  # a null pointer's value is None
+        current, stream = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
+        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
+        if current != (stream.value or 0):  # a null pointer's value is None
             self._set_stream(current)
 
     def _set_stream(self, stream: int) -> None:

@@ -12,7 +12,6 @@ from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.gpu.measure import count_kernels
 from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
@@ -32,8 +31,8 @@ class Gpu:
     launch(kernel, dtype, blocks, **arguments): see `Launcher`. products: see `Cublas`.
     tf32: let tensor cores round the factors of single-precision products to 10 bits. overlap: do
     what is called with `run_async` on a second stream.
-    world: the processes of this run, where it is more than one: each makes a device of its own
-    the current one, as many as there are in turn, before anything is on any of them.
+    world: the processes of this run; if there are several, each makes a device of its own the
+    current one, as many as there are in turn, before anything is on any of them.
     """
 
     name = "cupy"
@@ -97,16 +96,6 @@ class Gpu:
 
     def shortfall(self, error: Exception) -> MemoryShortfall | None:
         return explain_out_of_memory(error, self.xp)
-
-    def launches(self, function) -> int | None:
-        return count_kernels(self.xp, function)
-
-    def memory_rate(self) -> float | None:
-        attributes = self.xp.cuda.Device().attributes
-        clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
-        if not clock or not bits:  # newer drivers do not report the clock
-            return None
-        return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
 
     # ---------------------------------------------------------------- what kernels need
 

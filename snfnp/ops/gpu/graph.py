@@ -32,9 +32,9 @@ class Graph:
 
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. An array of another shape or type is captured
-    anew. Where the capture fails, `report` gets one line that says why, and every call is a plain
-    one. A recorded call and a plain one would wait for each other's sums for ever, so where one
-    rank of the communicator fails, all do without.
+    anew. If the capture fails, `report` gets one line that says why, and every call is a plain one.
+    A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
+    communicator fails, none records.
     """
 
     def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
@@ -88,12 +88,12 @@ class Graph:
         try:
             with self._stream:
                 yield
-        finally:  # also where it fails: what was started still runs
+        finally:  # even after a failure: what was started still runs
             self._done.record(self._stream)
             caller.wait_event(self._done)
 
     def _warm_up(self, recording, images) -> bool:
-        """One of the plain calls before the recording; False where there were enough."""
+        """One of the plain calls before the recording; False if there were enough."""
         if recording.calls == _WARM_UP:
             return False
         if recording.input is None:
@@ -129,7 +129,7 @@ class Graph:
 
     @property
     def recorded(self) -> bool:
-        """Whether the next call with the same shape is a replay."""
+        """True if the next call with the same shape is a replay."""
         return self._recording is not None and self._recording.graph is not None
 
     def _give_up(self, error: str) -> None:
@@ -143,7 +143,7 @@ class Graph:
 
 
 class _Recording:
-    """What belongs to images of one shape: their place, the graph, and the memory it works in."""
+    """The state for images of one shape: their place, the graph, and the memory it works in."""
 
     def __init__(self, cupy, stream, done, device: int):
         self._cupy, self._stream, self._done, self._device = cupy, stream, done, device

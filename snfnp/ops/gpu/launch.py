@@ -118,7 +118,7 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
 
 
 def _is_known(number) -> bool:
-    """Whether the host knows a number, which may be an array of shape () on the device."""
+    """True if the host knows a number: else it is an array of shape () on the device."""
     return isinstance(number, (int, float, np.generic))
 
 

@@ -23,7 +23,7 @@ class Nccl(Communicator):
     the host has to know or decide goes through `world`.
 
     cupy: the module, whose current device is this process's. All ranks make this together; raises
-    BackendError, on all of them, where NCCL is missing on one or two have the same GPU.
+    BackendError, on all of them, if one lacks NCCL or two have the same GPU.
     """
 
     def __init__(self, cupy, world: Communicator):
@@ -89,22 +89,22 @@ def _load(cupy):
 def _place(cupy) -> tuple[str, str]:
     """The machine and the GPU that this process has there."""
     runtime = cupy.cuda.runtime
-    found = runtime.getDeviceProperties(runtime.getDevice())
-    numbers = (found[f"pci{part}ID"] for part in ("Domain", "Bus", "Device"))
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    numbers = (properties[f"pci{part}ID"] for part in ("Domain", "Bus", "Device"))
     return socket.gethostname(), "{:08X}:{:02X}:{:02X}".format(*numbers)
 
 
 def _require_all(missing: list[str | None]) -> None:
-    for rank, found in enumerate(missing):
-        if found:
-            raise BackendError(f"several processes on GPUs need NCCL, and for rank {rank} {found}")
+    for rank, reason in enumerate(missing):
+        if reason:
+            raise BackendError(f"several processes on GPUs need NCCL, and for rank {rank} {reason}")
 
 
 def _require_apart(places: list[tuple[str, str]]) -> None:
     for rank, place in enumerate(places):
         first = places.index(place)
         if first != rank:
-            here = [each for each in places if each[0] == place[0]]
+            here = [other for other in places if other[0] == place[0]]
             raise BackendError(
                 f"{len(here)} processes on {place[0]} are more than its {len(set(here))} GPU(s): "
                 f"ranks {first} and {rank} both have {place[1]}; start one process for each GPU"

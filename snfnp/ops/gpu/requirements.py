@@ -51,24 +51,24 @@ def require_cupy(turn: int | None = None):
         oldest = ".".join(map(str, _OLDEST_CUPY))
         raise _unusable(f"{called} is older than {oldest}", f"pip uninstall it, then {_INSTALL}")
     try:
-        what, remedy = "find a GPU", _LOOK
+        task, remedy = "find a GPU", _LOOK
         count = cupy.cuda.runtime.getDeviceCount()
         if not count:
             raise RuntimeError("there is none")
         if turn is not None:
             cupy.cuda.Device(turn % count).use()
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-        what, remedy = "load CUDA's libraries", f'pip install ".[cuda{major}]" brings them along'
+        task, remedy = "load CUDA's libraries", f'pip install ".[cuda{major}]" brings them along'
         cupy.cuda.nvrtc.getVersion()
         # as attributes: CuPy then also looks where pip puts the libraries
         _ = cupy.cuda.cublas, cupy.cuda.cusolver
-        what = "run a first kernel"
+        task = "run a first kernel"
         remedy = f"the GPU may be too old for CUDA {major}, or not free: see scripts/gpu.md"
         int((cupy.zeros(1) + 1)[0])
     except Exception as error:
         if _is_shortfall(error):
             raise _unusable(f"the GPU's memory is full ({_line(error)})", _FULL) from None
-        raise _unusable(f"{called} cannot {what} ({_line(error)})", remedy) from None
+        raise _unusable(f"{called} cannot {task} ({_line(error)})", remedy) from None
     return cupy
 
 
@@ -94,7 +94,7 @@ def describe(cupy) -> dict:
 
 
 def explain_out_of_memory(error: Exception, cupy) -> MemoryShortfall | None:
-    """What did not fit on the device, or on the host; None if the error is about neither.
+    """A report of what did not fit on the device or the host; None for any other error.
 
     Call it while the error's traceback still holds the arrays.
     """
@@ -121,7 +121,7 @@ def explain_out_of_memory(error: Exception, cupy) -> MemoryShortfall | None:
 
 
 def _is_shortfall(error: Exception) -> bool:
-    """Whether an error is about memory: CuPy's pool raises MemoryError, CUDA's libraries do not."""
+    """True if an error is about memory: CuPy's pool raises MemoryError, CUDA's libraries do not."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
     )

@@ -36,7 +36,8 @@ class SideStream:
         self._held: list = []
 
     def run_async(self, function, *arguments, **named) -> None:
-        """Outside of `side_stream`, and inside of another call, it is a call as any other."""
+        """Call the function on the stream; outside of `side_stream`, or inside of another call, on
+        the current one."""
         if self.active or not self._open:
             function(*arguments, **named)
             return
@@ -62,7 +63,7 @@ class SideStream:
         try:
             yield
         except BaseException:
-            # A recording must end with no stream left out; where it is spoiled, or the device is,
+            # A recording must end with no stream left out; if it is spoiled, or the device is,
             # this fails too, and what was wrong first is to be heard.
             with suppress(self._cupy.cuda.runtime.CUDARuntimeError):
                 self._join(caller)

@@ -1,7 +1,7 @@
 """All CUDA C++ of the package, as text: compilers, tests and people read it without CuPy.
 
-A room's kernels are in its `kernels.cu`, what several rooms need is in `.cuh` files. What all
-kernels keep to:
+The kernels of a group are in its `kernels.cu`, shared parts in `.cuh` files. The conventions of all
+kernels:
 
 * `template <typename T> __global__ void name(...)`, instantiated for float and double.
 * Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
@@ -59,22 +59,22 @@ def _folder():
 
 
 @cache
-def rooms() -> tuple[str, ...]:
-    """The rooms that have kernels."""
-    return tuple(sorted(room.name for room in _folder().iterdir() if (room / _FILE).is_file()))
+def groups() -> tuple[str, ...]:
+    """The groups that have kernels."""
+    return tuple(sorted(group.name for group in _folder().iterdir() if (group / _FILE).is_file()))
 
 
 @cache
-def source(room: str) -> str:
-    """The text of a room's kernels with the text of the headers in place of their includes."""
-    text = (_folder() / room / _FILE).read_text()
+def source(group: str) -> str:
+    """The text of a group's kernels with the text of the headers in place of their includes."""
+    text = (_folder() / group / _FILE).read_text()
     return _INCLUDE.sub(lambda include: (_folder() / include[1]).read_text(), text)
 
 
 @cache
 def kernels() -> dict[str, str]:
-    """Every kernel's name and the room that it is in."""
-    return {name: room for room in rooms() for name, _ in _KERNEL.findall(source(room))}
+    """Every kernel's name and the group that it is in."""
+    return {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
 
 
 @cache
@@ -89,11 +89,11 @@ def parameters(kernel: str) -> tuple[Parameter, ...]:
 
 
 @cache
-def constant(room: str, name: str) -> int:
-    """A constant of a room's kernels that a launch has to know; it is written down with them."""
-    return int(re.search(rf"const(?:expr)? int {name} = (\d+)\b", source(room))[1])
+def constant(group: str, name: str) -> int:
+    """A constant of a group's kernels that a launch has to know."""
+    return int(re.search(rf"const(?:expr)? int {name} = (\d+)\b", source(group))[1])
 
 
 def expression(name: str, dtype: str) -> str:
-    """How C++ names a kernel for arrays of a NumPy type: "adam<float>"."""
+    """The C++ name of a kernel for arrays of a NumPy type: "adam<float>"."""
     return f"{name}<{TYPES[str(dtype)]}>"

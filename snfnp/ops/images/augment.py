@@ -18,14 +18,10 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     padding; for one pixel the same as reflection). Zeros would put a black line there, which no
     test image has and on which a density model would spend likelihood.
 
-    Args:
-        images: (N, H, W, C) of any type, on the host; not changed.
-        key: where the random numbers are read; the same key gives the same result, so a resumed
-            run sees the same images. Give each step its own key. With key.first the images are
-            those of a larger batch from that one on, and are changed as they would be in it.
-
-    Returns:
-        A new array of the same shape and type. O(N H W C).
+    images (N, H, W, C), of any type, on the host -> a new array of the same shape and type.
+    key: of the random numbers; the same key gives the same result, so a resumed run sees the same
+    images. Give each step its own key. With key.first the images are those of a larger batch from
+    that one on, and are changed as they would be in it. O(N H W C).
     """
     count, height, width, _ = images.shape
     u = uniform(np, key, (count, DRAWS))

@@ -19,7 +19,7 @@ class ImageSource:
     """Images (M, H, W, C), uint8, in an order that changes with the epoch."""
 
     def reorder(self, order: np.ndarray) -> None:
-        """From now on image i is `images[order[i]]`."""
+        """Change the order: from now on image i is `images[order[i]]`."""
         raise NotImplementedError
 
     def take(self, first: int, count: int, key: RandomKey | None = None):

@@ -1,4 +1,4 @@
-"""Training images on the GPU: whole where they fit, through pinned memory where they do not.
+"""Training images on the GPU: all of them if they fit, else a batch at a time in pinned memory.
 
 Derivation: derivations/02-change-of-variables.md.
 """
@@ -28,19 +28,11 @@ class GpuImages(Images):
             return super().preprocess(images, key, alpha, levels, dtype)
         device = self.device
         x, ldj = device.empty(images.shape, dtype), device.empty(len(images), dtype)
-        device.launch(
-            "preprocess",
-            dtype,
-            len(images),
-            images=images,
-            x=x,
-            ldj=ldj,
-            alpha=alpha,
-            levels=levels,
-            constant=math.log1p(-2 * alpha) - math.log(levels),
-            dimension=math.prod(images.shape[1:]),
-            **key_arguments(key, images.shape),
-        )
+        constant = math.log1p(-2 * alpha) - math.log(levels)
+        numbers = {"alpha": alpha, "levels": levels, "constant": constant}
+        numbers |= {"dimension": math.prod(images.shape[1:])}
+        arguments = {"images": images, "x": x, "ldj": ldj, **key_arguments(key, images.shape)}
+        device.launch("preprocess", dtype, len(images), **arguments, **numbers)
         return x, ldj
 
 
@@ -57,21 +49,10 @@ class _Gathering(ImageSource):
         if self._taken is None or len(self._taken) != count:
             self._taken = device.empty((count, *self._shape), np.uint8)
         words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
-        height, width, channels = self._shape
-        device.launch(
-            "gather",
-            np.float32,
-            count,
-            images=images,
-            order=order,
-            first=first,
-            out=self._taken,
-            change=key is not None,
-            height=height,
-            width=width,
-            channels=channels,
-            **words,
-        )
+        arrays = {"images": images, "order": order, "first": first, "out": self._taken}
+        sizes = dict(zip(("height", "width", "channels"), self._shape, strict=True))
+        arguments = arrays | words | sizes
+        device.launch("gather", np.float32, count, change=key is not None, **arguments)
         return self._taken
 
 

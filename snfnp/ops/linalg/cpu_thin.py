@@ -22,7 +22,7 @@ _MOST = 32 * 32  # values of the small array; with more a BLAS is faster
 
 
 def fits(a, b) -> bool:
-    """Whether these kernels are for a b: `a` (M, K) tall and b (K, N) small, or `a` (K, M) the
+    """True if these kernels are for a b: `a` (M, K) tall and b (K, N) small, or `a` (K, M) the
     transpose of a tall array and b (M, N) another one."""
     rows, columns = max(a.shape), b.shape[1]
     few = min(a.shape)
@@ -37,7 +37,7 @@ def fits(a, b) -> bool:
 
 
 def product(a, b, out) -> None:
-    """out = a b where `fits` says so, out contiguous."""
+    """out = a b for factors that `fits` accepts, out contiguous."""
     if len(a) > len(b):
         _product(a, np.ascontiguousarray(b).reshape(-1), *_tile_sizes(len(a), b), out)
     elif b.shape[1] % _LANES == 0:

@@ -15,7 +15,7 @@ import threadpoolctl
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.group import OperationGroup
 
-_BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
+_BLOCK = 64  # rows handled at once if a full-size temporary would not fit the memory promise
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
@@ -33,8 +33,8 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def combine(self, weights, a):
-        """weights a, shapes (M, K) and (K, N), where the small host array `weights` depends on
-        shapes alone. O(M K N)."""
+        """weights a, shapes (M, K) and (K, N); the small host array `weights` depends on shapes
+        alone. O(M K N)."""
         return self.matmul(self.device.constant(weights, a.dtype), a)
 
     def axpby(self, a, x, b, out):
@@ -44,7 +44,7 @@ class LinearAlgebra(OperationGroup):
         return out
 
     def scale_into(self, out, scale, a, multiple, volume=1.0):
-        """out = scale * volume * a * multiple, where `multiple` broadcasts to a's shape.
+        """out = scale * volume * a * multiple; `multiple` broadcasts to a's shape.
 
         With a = flip(R) and multiple = m this is the term that stands in for the inverse
         (the second summand of Eq. 10 and of Eq. 15, and m_i p_i of Eq. 25). volume: a number, or
@@ -99,7 +99,7 @@ class LinearAlgebra(OperationGroup):
         """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
 
         overwrite: `a` is not needed any more, and its memory may be used.
-        All NaN where a is not positive definite or not finite: nothing is raised, so that the host
+        All NaN if a is not positive definite or not finite: nothing is raised, so that the host
         need not wait for a device.
         """
         xp = self.xp

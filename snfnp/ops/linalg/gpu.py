@@ -70,20 +70,9 @@ class GpuLinearAlgebra(LinearAlgebra):
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else device.constant(multiple)
         _, width, inputs, outputs = out.shape
-        device.each(
-            "scaled_kernel",
-            out.dtype,
-            out.size,
-            out=out,
-            scale=scale,
-            volume=volume,
-            a=a,
-            multiple=constant,
-            width=width,
-            inputs=inputs,
-            outputs=outputs,
-            n=out.size,
-        )
+        arguments = {"out": out, "scale": scale, "volume": volume, "a": a, "multiple": constant}
+        sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
+        device.each("scaled_kernel", out.dtype, out.size, **arguments, **sizes)
         return out
 
     def sum_squares(self, x):
@@ -175,7 +164,7 @@ class GpuLinearAlgebra(LinearAlgebra):
     def _read(self, pivots, *matrices) -> tuple[float, list[float]]:
         """log|det| from an LU's pivots, and the Frobenius norms of matrices: one transfer.
 
-        Raises SingularMatrixError where a pivot is 0, as LAPACK does; NaN is none.
+        Raises SingularMatrixError if a pivot is 0, as LAPACK does; a NaN is not.
         """
         xp = self.xp
         squares = [xp.vdot(a, a).reshape(1) for a in matrices]

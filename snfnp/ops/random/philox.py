@@ -27,7 +27,7 @@ _MASK = 0xFFFFFFFF
 
 
 class RandomKey(NamedTuple):
-    """Where in the sequence to read: the run's seed, the purpose (stream) and the step.
+    """A place in the sequence: the run's seed, the purpose (stream) and the step.
 
     The step may be an array of shape (), uint64, on an asynchronous device. first: how many rows
     (samples) of an array are left out before those that are drawn: a draw of shape (n, ...) is rows
@@ -40,7 +40,7 @@ class RandomKey(NamedTuple):
     first: int = 0
 
     def start(self, shape: tuple[int, ...]) -> int:
-        """How many elements come before those of an array (n, ...) of this shape: O(1)."""
+        """The number of elements before those of an array (n, ...) of this shape. O(1)."""
         return self.first * math.prod(shape[1:])
 
     @property

@@ -23,22 +23,12 @@ class GpuSpline(Spline):
         bins, pixels = widths.shape[-1], math.prod(shape)
         knots = device.empty((3, bins + 1, *shape), dtype)
         factors = device.empty((3 * bins - 1, *shape), dtype)
-        device.launch(
-            "spline_knots",
-            dtype,
-            -(-3 * pixels // 32),
-            threads=32,  # small blocks: there are few pixels for all of a GPU
-            widths=widths,
-            heights=heights,
-            slopes=slopes,
-            bound=bound,
-            eps=eps,
-            shift=slope_shift(eps),
-            knots=knots,
-            factors=factors,
-            pixels=pixels,
-            bins=bins,
-        )
+        arrays = {"widths": widths, "heights": heights, "slopes": slopes}
+        arrays |= {"knots": knots, "factors": factors}
+        numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
+        arguments = arrays | numbers | {"pixels": pixels, "bins": bins}
+        # small blocks: there are few pixels for all of a GPU
+        device.launch("spline_knots", dtype, -(-3 * pixels // 32), threads=32, **arguments)
         return knots, factors
 
     def evaluate(self, x, knots):
@@ -61,25 +51,12 @@ class GpuSpline(Spline):
         if not threads:
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         dx = device.empty(x.shape, x.dtype)
-        g_widths, g_heights, g_slopes = out
-        device.launch(
-            "spline_backward",
-            x.dtype,
-            -(-pixels // source.constant("spline", "SPLINE_PIXELS")),
-            threads=threads,
-            x=x,
-            knots=knots,
-            factors=factors,
-            dy=dy,
-            dldj=dldj,
-            scale=2 * bound * (1 - eps * bins),
-            dx=dx,
-            g_widths=g_widths,
-            g_heights=g_heights,
-            g_slopes=g_slopes,
-            samples=len(x),
-            **sizes,
-        )
+        arrays = {"x": x, "knots": knots, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
+        arrays |= dict(zip(("g_widths", "g_heights", "g_slopes"), out, strict=True))
+        numbers = {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
+        blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
+        arguments = arrays | numbers | sizes
+        device.launch("spline_backward", x.dtype, blocks, threads=threads, **arguments)
         return dx
 
 

@@ -1,4 +1,4 @@
-"""What controls λ: its settings, and the rows of the array in which it keeps its state.
+"""Controllers of λ: their settings, and the rows of the array in which they keep their state.
 
 Derivation: derivations/20-lambda-controllers.md.
 """
@@ -37,9 +37,9 @@ ROWS = len(Row)
 
 @dataclass(frozen=True)
 class Controller:
-    """How λ follows the constraint C ≤ κ; `Step.control` has the formulas.
+    """Settings by which λ follows the constraint C ≤ κ; `Step.control` has the formulas.
 
-    kind: of `CONTROLLERS`; relative: whether C is E/‖h‖² instead of E; tolerance: κ; rate: η;
+    kind: of `CONTROLLERS`; relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η;
     smoothing: α of GECO; damping: c of MDMM; lowest, highest: λ stays between them.
     """
 

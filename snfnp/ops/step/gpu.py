@@ -1,9 +1,11 @@
-"""What a training step needs beside its layers, on the GPU.
+"""The rest of a training step, beside its layers, on the GPU.
 
 Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 import numpy as np
 
@@ -28,7 +30,7 @@ class GpuStepScalars(StepScalars):
 
 
 class GpuStep(Step):
-    """Where Σ g² is not finite, `adam` leaves its buffers as they are."""
+    """The step's operations as kernels; `adam` changes nothing if Σ g² is not finite."""
 
     def scalars(self) -> GpuStepScalars:
         return GpuStepScalars(self.device)
@@ -44,47 +46,20 @@ class GpuStep(Step):
     def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
         device, (p, m, v) = self.device, out
         squares = self.linalg.sum_squares(g)
-        device.launch(
-            "adam",
-            p.dtype,
-            min(-(-p.size // source.THREADS), _MOST_BLOCKS),
-            p=p,
-            g=g,
-            m=m,
-            v=v,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            step=step,
-            scale=scale,
-            failed=failed,
-            squares=squares,
-            n=p.size,
-        )
+        blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
+        arrays = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
+        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
+        numbers |= {"scale": scale, "failed": failed}
+        device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
-    def control(self, found, samples, controller, squares, failed, out):
+    def control(self, measured, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
-        self.device.launch(
-            "control",
-            np.float64,
-            1,
-            state=out,
-            found=found,
-            totals=totals,
-            multipliers=out.shape[1],
-            layers=len(found),
-            samples=samples,
-            exponential=controller.kind == "geco",
-            relative=controller.relative,
-            tolerance=controller.tolerance,
-            rate=controller.rate,
-            smoothing=controller.smoothing,
-            damping=controller.damping,
-            lowest=controller.lowest,
-            highest=controller.highest,
-            squares=squares,
-            failed=failed,
-        )
+        settings = asdict(controller)
+        exponential = settings.pop("kind") == "geco"
+        arrays = {"state": out, "measured": measured, "totals": totals}
+        sizes = {"multipliers": out.shape[1], "layers": len(measured), "samples": samples}
+        numbers = {"exponential": exponential, "squares": squares, "failed": failed}
+        arguments = arrays | sizes | numbers | settings
+        self.device.launch("control", np.float64, 1, **arguments)
         return totals[0, ...], totals[1, ...]

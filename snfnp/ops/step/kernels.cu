@@ -122,21 +122,21 @@ __device__ inline double between(double lowest, double x, double highest) {
   return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
 }
 
-// λ for the next step: state (rows, multipliers), found (layers, 2), totals (2,). One block.
+// λ for the next step: state (rows, multipliers), measured (layers, 2), totals (2,). One block.
 template <typename T>
-__global__ void control(T* __restrict__ state, const T* __restrict__ found, T* __restrict__ totals,
-                        long long multipliers, long long layers, long long samples,
-                        long long exponential, long long relative, double tolerance, double rate,
-                        double smoothing, double damping, double lowest, double highest,
-                        const double* squares_at, double squares, const double* failed_at,
-                        double failed) {
+__global__ void control(T* __restrict__ state, const T* __restrict__ measured,
+                        T* __restrict__ totals, long long multipliers, long long layers,
+                        long long samples, long long exponential, long long relative,
+                        double tolerance, double rate, double smoothing, double damping,
+                        double lowest, double highest, const double* squares_at, double squares,
+                        const double* failed_at, double failed) {
   if (blockIdx.x > 0) return;
   const bool shared = multipliers == 1;
   double all_errors = 0.0, all_inputs = 0.0, weighted = 0.0;
   for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
-    const double error = found[2 * k];
+    const double error = measured[2 * k];
     all_errors += error;
-    all_inputs += found[2 * k + 1];
+    all_inputs += measured[2 * k + 1];
     weighted += state[LAM * multipliers + (shared ? 0 : k)] * error;
   }
   all_errors = block_sum(all_errors);
@@ -149,9 +149,9 @@ __global__ void control(T* __restrict__ state, const T* __restrict__ found, T* _
   if (value(failed_at, failed) != 0.0 || !isfinite(value(squares_at, squares))) return;
   for (long long k = threadIdx.x; k < multipliers; k += blockDim.x) {
     T* column = state + k;
-    double constraint = shared ? all_errors : double(found[2 * k]);
+    double constraint = shared ? all_errors : double(measured[2 * k]);
     if (relative) {
-      const double inputs = shared ? all_inputs : double(found[2 * k + 1]);
+      const double inputs = shared ? all_inputs : double(measured[2 * k + 1]);
       if (!(inputs > 0.0)) continue;
       constraint = constraint * double(samples) / inputs;
     }

@@ -1,4 +1,4 @@
-"""Counting the kernels of a call, from a captured graph that never runs.
+"""The kernels of a call, from a captured graph that never runs; the rate of a GPU's memory.
 
 CuPy does not list the nodes of a graph. The driver does, and takes the runtime's graphs as its own.
 """
@@ -12,8 +12,20 @@ from snfnp.ops.gpu.graph import no_collection
 _KERNEL = 0  # of CUgraphNodeType
 
 
+def memory_rate(cupy) -> float | None:
+    """Bytes per second of the current device's memory as its driver states them, or None."""
+    attributes = cupy.cuda.Device().attributes
+    clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
+    if not clock or not bits:  # newer drivers do not report the clock
+        return None
+    return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
+
+
 def count_kernels(cupy, function) -> int | None:
-    """How many kernels `function()` starts; None where that cannot be known."""
+    """The number of kernels that `function()` starts, None if that cannot be known.
+
+    `function` must have run before with the same shapes.
+    """
     failed = False
     # the default stream cannot be captured
     with no_collection(), cupy.cuda.Stream(non_blocking=True) as stream:
