@@ -162,7 +162,7 @@ def _check_place(run: Run) -> None:
         return
     if not run.folder.is_dir():
         raise UsageError(f"{run.folder} is no folder: {advice}")
-    left = None if folder.last.exists() else folder.left_by_a_run()
+    left = None if folder.last.exists() else folder.first_foreign_file()
     if left:
         raise UsageError(f"{run.folder} holds {left.name} and no {folder.last.name}: {advice}")
     try:

@@ -21,9 +21,9 @@ from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, UsageError
 from snfnp.parameters import Layout
+from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.option import LARGEST
-from snfnp.training.files import parse_json, read_bytes, write_atomically
 
 FORMAT = "snfnp checkpoint 2"
 _ROLES = ("parameter", "adam_m", "adam_v")

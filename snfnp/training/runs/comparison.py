@@ -69,7 +69,8 @@ class ComparedRun:
         if not path.exists():
             return None
         try:
-            return float(parse_json(read_bytes(path, UsageError, f"{path} is gone"))["test_nll_nats"])
+            summary = parse_json(read_bytes(path, UsageError, f"{path} is gone"))
+            return float(summary["test_nll_nats"])
         except (KeyError, TypeError, ValueError, OverflowError):
             raise SnfnpError(f"{path} is damaged: restore it, or delete it") from None
 

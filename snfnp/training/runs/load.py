@@ -12,9 +12,9 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
-from snfnp.training.options import TrainConfig
 from snfnp.training.control import lam_at
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
 

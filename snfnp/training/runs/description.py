@@ -1,0 +1,65 @@
+"""What config.json says of a run: everything that a repetition of it needs to know."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import snfnp
+from snfnp import threads
+from snfnp.layers import ActNorm
+from snfnp.training.options import TrainConfig
+
+_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
+
+
+def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
+    """The contents of config.json."""
+    return {
+        "config": config.as_dict(),
+        "data": {
+            "source": dataset.source,
+            "is_sample": dataset.is_sample,
+            "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
+            "shape": list(dataset.train.shape[1:]),
+        },
+        "model": {
+            "parameters": layout.count,
+            "layers": {name: repr(layer) for name, layer in flow.layers},
+            "preprocess": repr(flow.preprocess),
+            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
+            + ("" if config.inverse_depth == 1 else ", then identities")
+            + ("; b = 0" if config.chosen("bias_init") == "zero" else "; b from the first batch")
+            + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
+        },
+        "randomness": {
+            "seed": config.seed,
+            "shuffle": "a new order per epoch, NumPy default_rng((seed, epoch))"
+            if config.shuffle
+            else "file order",
+            "noise": "Philox 4x32-10 from (seed, stream, step)",
+        },
+        "processes": processes,
+        **environment(ops),
+    }
+
+
+def environment(ops) -> dict:
+    """The backend, device, threads, versions and platform that compute."""
+    versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "backend": ops.name,
+        "device": ops.device.describe(),
+        "threads": threads.describe(),
+        "versions": versions,
+        "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",
+    }
+
+
+def _has_actnorm(flow) -> bool:
+    return any(isinstance(layer, ActNorm) for _, layer in flow.layers)
