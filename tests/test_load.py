@@ -1,11 +1,16 @@
 """A run opened again, and the names that `import snfnp` offers."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support.messages import assert_one_line
+from support.runs import assert_same_run
+from support.trainers import small_dataset
 
 import snfnp
 from snfnp.data import Dataset
@@ -97,3 +102,47 @@ def test_importing_the_package_loads_nothing_large():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- resumed in a notebook
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_run_goes_on_from_a_notebook_as_from_the_command_line(tmp_path, rollback):
+    """To the last bit, with changes, and the same summary as `train` returns."""
+    dataset, config, _ = trained(tmp_path / "api", "fc")
+    shutil.copytree(tmp_path / "api", tmp_path / "loop")
+    said = []
+    summary = snfnp.resume(
+        tmp_path / "api", rollback=rollback, dataset=dataset, report=said.append, epochs=4, lr=1e-4
+    )
+    longer = dataclasses.replace(config, epochs=4, lr=1e-4)
+    run = RunFolder(tmp_path / "loop")
+    how = "best" if rollback else True
+    expected = train(longer, dataset, get_ops("numpy"), run, how, report=lambda line: None)
+    without = {"training_seconds", "milliseconds_per_step"}
+    assert {k: v for k, v in summary.items() if k not in without} == {
+        k: v for k, v in expected.items() if k not in without
+    }
+    assert_same_run(tmp_path / "api", tmp_path / "loop")
+    assert any("lr 0.0001 (was 0.001), epochs 4 (was 2)" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": 3}, "was started with seed = 0: it cannot go on with 3"),
+        ({"colour": 3}, "no option of a run is called colour"),
+        ({"lr": "fast"}, "--lr is fast: it must be a finite number"),
+        ({"epochs": 1}, "is at step 4, past --epochs 1"),
+        ({"dataset": small_dataset()}, "was trained on .* images .*, found"),
+    ],
+)
+def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path, changes, message):
+    dataset, *_ = trained(tmp_path / "run", "fc")
+    with pytest.raises(UsageError, match=message) as caught:
+        snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
+    assert_one_line(caught.value)
+    with pytest.raises(UsageError, match="is no run folder"):
+        snfnp.resume(tmp_path)
+    assert not (tmp_path / "run.lock").exists()

@@ -174,7 +174,7 @@ def outcome(run: Run, command: Command) -> dict | None:
     if diverged:
         config = TrainConfig.from_dict(diverged["config"])
     wanted = run.config(len(dataset.train), command.ops.name)
-    different = set(wanted.unlike(config)) | {
+    different = set(wanted.incompatible_options(config)) | {
         name
         for name in (*run.row.options, *_DECISIVE)
         if getattr(wanted, name) != getattr(config, name)

@@ -70,12 +70,13 @@ def open_regular(path: Path, flags: int, follow: bool = False) -> int:
     nothing waits for somebody at the other end of a pipe. Raises OSError.
     """
     flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
+    linked = OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    if not follow and os.path.islink(path):  # a system may have no flag for it
+        raise linked
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
-        raise
+        raise linked if error.errno == errno.ELOOP else error from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Going on with a run: its options, its checkpoint, and the files that its folder keeps."""
+"""Going on with a run: its options, the checkpoint it goes on from, and its folder."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def _load(checkpoints: Checkpointer, rollback: bool) -> tuple:
     folder.remove_partial()
     if rollback and not folder.best.exists():
         if folder.read_metrics():
-            raise CheckpointError(
-                f"there is no checkpoint {folder.best}: restore it, or --resume"
-            )
+            raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or --resume")
         return record, None, record.get("run")
     if not folder.has_checkpoint():
         raise CheckpointError(
