@@ -173,17 +173,13 @@ _ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"
 _NCCL = ("tests/gpu/test_communication.py", "-m", "real_gpu", "-rs")
 
 
+def _reproduce(out: Path, *arguments) -> list[str]:
+    return _script(_REPRODUCE, *arguments, "--backend", "cupy", "--runs", out / "reproduction")
+
+
 def _table_1(out: Path, scale: str, rows: tuple[str, ...]) -> list[str]:
-    options = ("--scale", scale, "--backend", "cupy", "--runs", out / "reproduction")
-    options += ("--seeds", 0, "--eval-every", _EVAL_EVERY)
-    return _script(_REPRODUCE, "table1", *options, "--rows", *rows)
-
-
-def _benchmark(*parts: str, out: Path, name: str, plot: bool = False) -> list[str]:
-    options = ("--backend", "cupy", "--json", out / f"{name}.json")
-    return _script(
-        *(_BENCHMARK, *parts, *options), *(("--plot", out / f"{name}.png") if plot else ())
-    )
+    options = ("--scale", scale, "--seeds", 0, "--eval-every", _EVAL_EVERY, "--rows", *rows)
+    return _reproduce(out, "table1", *options)
 
 
 def _help(path: str) -> Callable[[Path], list[str]]:
@@ -197,7 +193,8 @@ STEPS = (
     ),
     Step("tests", 360, lambda out: _pytest("tests/gpu"), lambda out: _pytest(_ONE_TEST)),
     Step(
-        *("benchmark", 240, lambda out: _benchmark(out=out, name="benchmark")),
+        *("benchmark", 240),
+        lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
         _help(_BENCHMARK),
     ),
     Step(
@@ -206,9 +203,8 @@ STEPS = (
     ),
     _sanitised("memcheck", 150),
     Step(
-        *("sweep", 70),
-        lambda out: _benchmark("sweep", "--quick", out=out, name="sweep", plot=True),
-        _help(_BENCHMARK),
+        *("sweep", 110, lambda out: _reproduce(out, "figure4")),
+        _help(_REPRODUCE),
     ),
     Step(
         *("samples", 40, lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv", "glow")),
