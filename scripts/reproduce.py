@@ -111,9 +111,8 @@ def _parser(targets: dict):
         "--scale",
         choices=SCALES,
         default="hour",
-        help="smoke: one epoch of a few small images, to see that everything runs; hour: what two "
-        "cores do in about an hour for each target; paper: the paper's epochs, three seeds "
-        "(default: hour)",
+        help="smoke: one epoch of a few small images; hour: what two cores do in about an hour for "
+        "each target; paper: the paper's epochs, three seeds (default: hour)",
     )
     add(
         "--runs",
@@ -130,9 +129,8 @@ def _parser(targets: dict):
         type=int,
         default=1,
         metavar="N",
-        help="evaluate exactly after every N-th epoch, and after the last one: what is trained "
-        "then takes less time, has its best epoch among these, and its curve only their points "
-        "(default: 1)",
+        help="evaluate exactly after every N-th epoch and the last one, which takes less time: the "
+        "best epoch, and the points of curves, are among these (default: 1)",
     )
     add(
         "--rows",
