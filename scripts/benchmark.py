@@ -10,13 +10,12 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS = ("fc", "sweep", "conv", "glow", "scaling")
-DEVICE_PARTS = ("device", "sweep")
+CPU_PARTS = ("fc", "conv", "glow", "scaling")
 
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
-    from benchmarks import device, models, scaling, sweep
+    from benchmarks import device, models, scaling
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
@@ -30,10 +29,9 @@ def main(argv):
         nargs="*",
         metavar="PART",
         help=f"what to measure: {', '.join(CPU_PARTS)} (default: all) or, with --backend cupy, "
-        f"{', '.join(DEVICE_PARTS)} (default: device). fc: the training step of the fully "
-        "connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
+        "device. fc: the training step of the fully connected model; conv: the 9-layer "
         "convolutional models; glow: 2L-16K, and the memory of 3L-32K; scaling: what all cores "
-        "gain, as threads and as processes of MPI; device: the steps of all three models on a GPU, "
+        "gain, as threads and as processes of MPI; device: those of three models on a GPU, "
         "eager and as CUDA graphs, beside what its hardware allows, and beside the same steps in "
         "PyTorch where that is installed",
     )
@@ -41,18 +39,11 @@ def main(argv):
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, help="write every figure to this file")
-    add("--plot", type=Path, help="write the sweep's plot to this file (PNG)")
     args = parser.parse_args(argv)
     on_gpu = args.backend == "cupy"
     parts = _parts(args.parts, on_gpu)
     if on_gpu and args.threads:
         raise UsageError("--threads has no effect with --backend cupy: leave it out")
-    if args.plot:
-        from snfnp.training.plots import SUFFIXES  # needs Matplotlib, measuring does not
-
-        if "sweep" not in parts:
-            raise UsageError(f"--plot is for the sweep, not for {', '.join(parts)}: leave it out")
-        check_file(args.plot, "--plot", SUFFIXES)
     if args.json:
         check_file(args.json, "--json")
     counts = _thread_counts(args.threads or "1,2", cores)
@@ -71,7 +62,6 @@ def main(argv):
     plan = device.QUICK if args.quick else device.Plan()
     measures = {
         "fc": lambda: models.fully_connected(ops, counts, args.quick),
-        "sweep": lambda: sweep.report(ops, counts, args.quick, args.plot),
         "conv": lambda: models.convolutional(ops, counts, args.quick),
         "glow": lambda: models.glow(ops, counts, args.quick),
         "scaling": lambda: scaling.report(ops, max(2, cores), args.quick),
@@ -89,13 +79,13 @@ def main(argv):
 
 
 def _parts(given: list[str], on_gpu: bool) -> list[str]:
-    known, other = (DEVICE_PARTS, CPU_PARTS) if on_gpu else (CPU_PARTS, DEVICE_PARTS)
+    known = ("device",) if on_gpu else CPU_PARTS
     for part in sorted(set(given) - set(known)):
-        if part in other:
+        if part in (*CPU_PARTS, "device"):
             where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
             raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
         raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
-    return given or (["device"] if on_gpu else list(CPU_PARTS))
+    return given or list(known)
 
 
 def _thread_counts(given: str, cores: int) -> list[int]:

@@ -173,55 +173,40 @@ _ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"
 _NCCL = ("tests/gpu/test_communication.py", "-m", "real_gpu", "-rs")
 
 
+def _reproduce(out: Path, *arguments) -> list[str]:
+    return _script(_REPRODUCE, *arguments, "--backend", "cupy", "--runs", out / "reproduction")
+
+
 def _table_1(out: Path, scale: str, rows: tuple[str, ...]) -> list[str]:
-    options = ("--scale", scale, "--backend", "cupy", "--runs", out / "reproduction")
-    options += ("--seeds", 0, "--eval-every", _EVAL_EVERY)
-    return _script(_REPRODUCE, "table1", *options, "--rows", *rows)
-
-
-def _benchmark(*parts: str, out: Path, name: str, plot: bool = False) -> list[str]:
-    options = ("--backend", "cupy", "--json", out / f"{name}.json")
-    return _script(
-        *(_BENCHMARK, *parts, *options), *(("--plot", out / f"{name}.png") if plot else ())
-    )
+    options = ("--scale", scale, "--seeds", 0, "--eval-every", _EVAL_EVERY, "--rows", *rows)
+    return _reproduce(out, "table1", *options)
 
 
 def _help(path: str) -> Callable[[Path], list[str]]:
     return lambda out: _script(path, "--help")
 
 
+# fmt: off
 STEPS = (
-    Step(
-        *("environment", 20, lambda out: ["nvidia-smi"]),
-        lambda out: _python("-c", "print('no nvidia-smi on the stand-in')"),
-    ),
+    Step("environment", 20, lambda out: ["nvidia-smi"],
+         lambda out: _python("-c", "print('no nvidia-smi on the stand-in')")),
     Step("tests", 360, lambda out: _pytest("tests/gpu"), lambda out: _pytest(_ONE_TEST)),
-    Step(
-        *("benchmark", 240, lambda out: _benchmark(out=out, name="benchmark")),
-        _help(_BENCHMARK),
-    ),
-    Step(
-        *("table 1, convolution", 320, lambda out: _table_1(out, "paper", _FIRST)),
-        *(_help(_REPRODUCE), _no_mnist, True),
-    ),
+    Step("benchmark", 240,
+         lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
+         _help(_BENCHMARK)),
+    Step("table 1, convolution", 320, lambda out: _table_1(out, "paper", _FIRST),
+         _help(_REPRODUCE), _no_mnist, continues=True),
     _sanitised("memcheck", 150),
-    Step(
-        *("sweep", 70),
-        lambda out: _benchmark("sweep", "--quick", out=out, name="sweep", plot=True),
-        _help(_BENCHMARK),
-    ),
-    Step(
-        *("samples", 40, lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv", "glow")),
-        lambda out: _python("-c", _SAMPLES, 2, "fc"),
-    ),
+    Step("sweep", 110, lambda out: _reproduce(out, "figure4"), _help(_REPRODUCE)),
+    Step("samples", 40, lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv", "glow"),
+         lambda out: _python("-c", _SAMPLES, 2, "fc")),
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
     Step("nccl", 40, lambda out: _pytest(*_NCCL), lambda out: _pytest(*_NCCL, "--collect-only")),
-    Step(
-        *("table 1", None, lambda out: _table_1(out, "paper", _ROWS)),
-        *(lambda out: _table_1(out, "smoke", _ROWS[:1]), _no_mnist, True),
-    ),
+    Step("table 1", None, lambda out: _table_1(out, "paper", _ROWS),
+         lambda out: _table_1(out, "smoke", _ROWS[:1]), _no_mnist, continues=True),
 )
+# fmt: on
 
 
 def main(argv=None) -> int:
@@ -254,7 +239,14 @@ def main(argv=None) -> int:
             elif room < (min(limit, _SHORTEST) if step.continues else limit):
                 left.append(step.name)
             else:
-                _run_step(step, state, out, min(limit, room), args.dry_run, log)
+                _say(f"== {step.name}, at most {min(limit, room):.0f} s", log)
+                began, status = time.monotonic(), INTERRUPTED
+                command = (step.dry if args.dry_run else step.command)(out)
+                try:
+                    status = _run(command, min(limit, room), args.dry_run, log)
+                finally:
+                    state.note(step, status, time.monotonic() - began)
+                _say(f"== {step.name}: {status} after {time.monotonic() - began:.0f} s", log)
         failed = [name for name, step in state.steps.items() if step["status"] in (FAILED, STOPPED)]
         _say(f"used {state.used:.0f} s of {TOTAL}; failed: {', '.join(failed) or 'none'}", log)
         _say(f"left: {', '.join(left)}: run it again" if left else "nothing is left", log)
@@ -282,31 +274,17 @@ class State:
 
     def left(self, step: Step) -> float:
         """Seconds that a step may still take."""
-        if step.limit is None:
-            return TOTAL - self.used
-        known = self.steps.get(step.name)
-        return step.limit - (known["seconds"] if known and step.continues else 0.0)
+        before = self.steps.get(step.name, {}).get("seconds", 0.0) if step.continues else 0.0
+        return TOTAL - self.used if step.limit is None else step.limit - before
 
     def note(self, step: Step, status: str, seconds: float) -> None:
-        seconds = round(seconds, 3)
-        before = self.steps.get(step.name, {"seconds": 0.0})["seconds"]
+        """Write what became of a step, and count its seconds."""
+        before = self.steps.get(step.name, {}).get("seconds", 0.0)
         self.used += seconds
         self.steps[step.name] = {"status": status, "seconds": before + seconds}
         unfinished = self._path.with_suffix(".part")
-        content = {"used": self.used, "steps": self.steps}
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.write_text(json.dumps({"used": self.used, "steps": self.steps}, indent=2))
         unfinished.replace(self._path)
-
-
-def _run_step(step: Step, state: State, out: Path, limit: float, dry: bool, log) -> None:
-    _say(f"== {step.name}, at most {limit:.0f} s", log)
-    start, status = time.monotonic(), INTERRUPTED
-    try:
-        status = _run((step.dry if dry else step.command)(out), limit, dry, log)
-    finally:
-        seconds = time.monotonic() - start
-        state.note(step, status, seconds)
-    _say(f"== {step.name}: {status} after {seconds:.0f} s", log)
 
 
 def _run(command: list[str], limit: float, dry: bool, log) -> str:

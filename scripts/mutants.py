@@ -118,8 +118,12 @@ class _Finder:
 
     def _changes(self, node):
         match node:
-            case ast.BinOp():
-                yield from self._binary(node)
+            case ast.BinOp(op=ast.MatMult(), left=left, right=right):
+                if ast.unparse(left) != ast.unparse(right):
+                    yield node, _text(_with(node, left=right, right=left)), "factors swapped"
+            case ast.BinOp(left=left, right=right):
+                if not any(isinstance(side, ast.List | ast.Tuple) for side in (left, right)):
+                    yield node, _text(_with(node, op=_BINARY[type(node.op)]())), "operator swapped"
             case ast.UnaryOp(op=ast.USub() | ast.Invert() | ast.Not()):
                 yield node, _text(node.operand), "sign or negation dropped"
             case ast.Constant(value=bool(value)):
@@ -152,16 +156,6 @@ class _Finder:
             yield value, f"(-({ast.unparse(value)}))", "sign flipped"
 
     @staticmethod
-    def _binary(node):
-        if isinstance(node.op, ast.MatMult):
-            if ast.unparse(node.left) == ast.unparse(node.right):
-                return
-            yield node, _text(_with(node, left=node.right, right=node.left)), "factors swapped"
-        elif not any(isinstance(side, ast.List | ast.Tuple) for side in (node.left, node.right)):
-            other = _BINARY[type(node.op)]
-            yield node, _text(_with(node, op=other())), "operator swapped"
-
-    @staticmethod
     def _call(node):
         function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         name = function or getattr(node.func, "id", "")
@@ -177,11 +171,14 @@ class _Finder:
     @staticmethod
     def _slice(node):
         for part in ast.walk(node):
-            if not isinstance(part, ast.Slice):
-                continue
-            for side in ("lower", "upper", "step"):
+            for side in ("lower", "upper", "step") if isinstance(part, ast.Slice) else ():
                 if getattr(part, side) is not None:
-                    yield part, _slice_text(_with(part, **{side: None})), "slice opened"
+                    sides = {"lower": part.lower, "upper": part.upper, "step": part.step}
+                    kept = {key: other for key, other in sides.items() if key != side}
+                    texts = {key: ast.unparse(other) for key, other in kept.items() if other}
+                    text = f"{texts.get('lower', '')}:{texts.get('upper', '')}"
+                    text += f":{texts['step']}" if "step" in texts else ""
+                    yield part, text, "slice opened"
 
 
 def _with(node, **fields):
@@ -195,10 +192,3 @@ def _text(node) -> str:
     text = ast.unparse(node)
     negative = isinstance(node, ast.Constant) and text.startswith("-")
     return text if isinstance(node, safe) and not negative else f"({text})"
-
-
-def _slice_text(node) -> str:
-    lower, upper, step = (
-        "" if part is None else ast.unparse(part) for part in (node.lower, node.upper, node.step)
-    )
-    return f"{lower}:{upper}" + (f":{step}" if step else "")

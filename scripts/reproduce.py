@@ -28,9 +28,7 @@ def main(argv):
     from reproduction.page import publish
     from reproduction.targets import TARGETS
 
-    from snfnp.cli import processes
-
-    parser = _parser(TARGETS, processes.OPTION)
+    parser = _parser(TARGETS)
     args = parser.parse_args(argv)
     if args.target is None:
         for name, target in TARGETS.items():
@@ -58,22 +56,18 @@ def main(argv):
     if not any(target.rows for target in wanted.values()):
         _refuse_idle(args, parser, _OF_ALL)
     _check(args)
-    with processes.together() as world:
-        processes.start(args.processes, argv, world)
-        _reproduce(args, wanted, list(TARGETS), world)
+    _reproduce(args, wanted, list(TARGETS))
 
 
-def _reproduce(args, wanted: dict, order: list[str], world) -> None:
+def _reproduce(args, wanted: dict, order: list[str]) -> None:
     from reproduction import results
     from reproduction.runs import Command, Training
 
     from snfnp.ops import get_ops
 
-    ops, rows = get_ops(args.backend, world=world), args.rows and tuple(dict.fromkeys(args.rows))
-    command = Command(
-        *(args.scale, args.runs, ops, args.seeds, args.epochs, args.data_dir, rows),
-        *(args.eval_every, world),
-    )
+    rows = args.rows and tuple(dict.fromkeys(args.rows))
+    options = (args.seeds, args.epochs, args.data_dir, rows, args.eval_every)
+    command = Command(args.scale, args.runs, get_ops(args.backend), *options)
     try:
         command.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,12 +79,10 @@ def _reproduce(args, wanted: dict, order: list[str], world) -> None:
     if runs and set(args.seeds or ()) - {run.seed for run in runs}:  # a figure is of one run
         raise UsageError(f"--seeds has seeds without effect on {args.target}: name one alone")
     file = command.folder / results.NAME
-    world.on_rank_zero(lambda: results.read(file))  # damage in it, too, is said before
+    results.read(file)  # damage in it, too, is said before
     training = Training(runs, command)
     for number, (name, target) in enumerate(wanted.items()):
         outcomes = training.outcomes(target.plan(command))
-        if world.rank:
-            continue
         record = target.collect(command, outcomes)
         if not results.parts(record):
             print(f"{name}: no row has its images, and nothing of it is written")
@@ -106,7 +98,7 @@ def _reproduce(args, wanted: dict, order: list[str], world) -> None:
             print(f"* Picture: {picture}", flush=True)
 
 
-def _parser(targets: dict, processes_option: str):
+def _parser(targets: dict):
     from reproduction.runs import SCALES
 
     from snfnp.cli.shared import Parser
@@ -119,9 +111,8 @@ def _parser(targets: dict, processes_option: str):
         "--scale",
         choices=SCALES,
         default="hour",
-        help="smoke: one epoch of a few small images, to see that everything runs; hour: what two "
-        "cores do in about an hour for each target; paper: the paper's epochs, three seeds "
-        "(default: hour)",
+        help="smoke: one epoch of a few small images; hour: what two cores do in about an hour for "
+        "each target; paper: the paper's epochs, three seeds (default: hour)",
     )
     add(
         "--runs",
@@ -138,9 +129,8 @@ def _parser(targets: dict, processes_option: str):
         type=int,
         default=1,
         metavar="N",
-        help="evaluate exactly after every N-th epoch, and after the last one: what is trained "
-        "then takes less time, has its best epoch among these, and its curve only their points "
-        "(default: 1)",
+        help="evaluate exactly after every N-th epoch and the last one, which takes less time: the "
+        "best epoch, and the points of curves, are among these (default: 1)",
     )
     add(
         "--rows",
@@ -150,14 +140,6 @@ def _parser(targets: dict, processes_option: str):
         "order in each target, with those that are in results.json: a way to train some longer",
     )
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
-    add(
-        processes_option,
-        type=int,
-        default=1,
-        metavar="N",
-        help="train every run in so many processes, which share its batches: mpiexec starts them "
-        "(default: 1)",
-    )
     add("--data-dir", type=Path, help="folder with the data sets' files")
     return parser
 

@@ -103,10 +103,6 @@ def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["sweep", "--plot", "/no/such/a.png"], "cannot write /no/such/a.png (No such file or"),
-        (["sweep", "--plot", "a.txt"], "--plot is a.txt: its name must end in one of .png, "),
-        (["sweep", "--plot", "/tmp/"], "--plot is /tmp: its name must end in one of .png, "),
-        (["fc", "--plot", "a.png"], "--plot is for the sweep, not for fc: leave it out"),
         (["fc", "--json", "/no/such/a.json"], "cannot write /no/such/a.json (No such file or"),
         (["fc", "--json", "/tmp"], "--json is /tmp, which is a folder: give the name of a file"),
         (["fc", "--threads"], "argument --threads: expected one argument: see "),

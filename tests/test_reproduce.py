@@ -2,8 +2,6 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from benchmarks import sweep
 from reproduction import figures, provenance, results, runs
 from reproduction.rows import TABLES
 from reproduction.targets import TARGETS
-from support import processes
 from support.reproduction import FullSize, rows_of
 from support.runs import Killed, kill
 from support.trainers import at_step
@@ -186,30 +183,6 @@ def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp
     shown = capsys.readouterr().out
     assert all(TABLES[name].title in shown for name in ("table1", "table4"))
     assert list(results.read(tmp_path / "runs/smoke/results.json")) == list(TARGETS)[:4]
-
-
-@pytest.mark.mpi
-@pytest.mark.slow
-def test_processes_train_a_row_together_and_one_of_them_speaks(offline, tmp_path):
-    where = ("table1", "--rows", "fc-snf", "--scale", "smoke", "--backend", "numpy")
-    found = {}
-    for count in (1, 2):
-        folder = tmp_path / str(count)
-        command = [sys.executable, Path(reproduce.__file__), *where, "--runs", folder]
-        done = subprocess.run(
-            [*command, "--processes", str(count)],
-            env=processes.environment(),
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("| SNF FC 2-Layer |") == done.stdout.count("* Picture: ") == 1
-        assert done.stderr.count("fc-snf-seed-0, to epoch 1; runs left: 1") == 1
-        run = folder / "smoke" / "fc-snf-seed-0"
-        assert provenance.of_run(run)["processes"] == count
-        found[count] = json.loads((run / "summary.json").read_text())["test_nll_nats"]
-    assert found[2] == pytest.approx(found[1], rel=1e-4)  # float32
 
 
 # ---------------------------------------------------------------- what is shown

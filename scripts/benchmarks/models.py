@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.steps import BATCH, IMAGE, make_trainer, profile, random_images, step_call
+from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS, operations
 from snfnp.likelihood import Likelihood
@@ -83,15 +83,6 @@ def _products(rows: int, inner: int, columns: int) -> Callable[[], None]:
     return run
 
 
-def _where_the_time_goes(ops, model: str, thread_counts, repeats: int) -> tuple[list, str]:
-    most = max(thread_counts)
-    with threads(most):
-        parts = profile(ops, model, _SNF, repeats)
-    total = sum(part["min ms"] for part in parts)
-    head = f"where a self-normalizing step's time goes ({most} threads)"
-    return parts, f"{head}\n{table(parts)}\nsum of the parts {total:.2f} ms"
-
-
 def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """Whole steps (forward, backward, reconstruction, Adam) of the 2-layer flow, D = 784, beside
     the same matrix products alone, on the same shapes in the same run."""
@@ -100,9 +91,7 @@ def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls |= {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
     work = {name: 2 * products * unit for name, (*_, products) in _FC.items()}
     rows = _rates(_timed(thread_counts, calls, repeats, "step"), {"products": 3 * unit}, work)
-    parts, text = _where_the_time_goes(ops, "fc", thread_counts, repeats)
-    head = f"training step, FC 2 x {_D}, batch {BATCH}, float32"
-    return {"steps": rows, "parts": parts}, f"{head}\n{table(rows)}\n\n{text}"
+    return {"steps": rows}, f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
 
 
 def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
@@ -127,12 +116,10 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     inference = _timed(thread_counts, calls, repeats, "what (float64)")
     with threads(most):
         exact = determinants(ops, repeats)
-    parts, text = _where_the_time_goes(ops, "conv", thread_counts, repeats)
-    results = {"steps": steps, "inference": inference, "determinants": exact, "profile": parts}
-    return results, (
+    return {"steps": steps, "inference": inference, "determinants": exact}, (
         f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n\n"
         f"{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
-        f"{table(exact)}\n\n{text}"
+        f"{table(exact)}"
     )
 
 
@@ -164,14 +151,12 @@ def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     rows = _timed(thread_counts, calls, 2 if quick else 5, "step")
     work = {"2L-16K": operations(trainer.flow, BATCH)}
     rows = _rates(rows, {"products": 6 * pixels * width**2}, work)
-    parts, text = _where_the_time_goes(ops, "glow", thread_counts, 1 if quick else 3)
     with threads(max(thread_counts)):
         memory = [] if quick else recomputation(ops)
-    head = f"training step, self-normalizing Glow, batch {BATCH}, float32"
-    text = f"{head}\n{table(rows)}\n\n{text}"
+    text = f"training step, self-normalizing Glow, batch {BATCH}, float32\n{table(rows)}"
     if memory:
         text += f"\n\nmemory, batch {BATCH}\n{table(memory)}"
-    return {"steps": rows, "profile": parts, "recomputation": memory}, text
+    return {"steps": rows, "recomputation": memory}, text
 
 
 def recomputation(ops) -> list[dict]:

@@ -46,9 +46,7 @@ def scaling(ops, processes: int, rounds: int, models=MODELS) -> list[dict]:
             found = _processes(processes, model, gradient, repeats)
             times["processes"].append(found["step"])
             times["sums"].append(found["sum"])
-        one, of_threads, of_processes, sums = (
-            statistics.median(times[name]) for name in ("one", "threads", "processes", "sums")
-        )
+        one, of_threads, of_processes, sums = map(statistics.median, times.values())
         rows.append(
             {
                 "model": model,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.timing import measure, measure_asynchronous, table, threads
+from benchmarks.timing import measure, measure_asynchronous
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
 from snfnp.layers import Linear
@@ -69,29 +68,3 @@ def growth(rows: list[dict], key: str, above: int) -> float | None:
         return None
     dimension, time = np.log(np.array(points)).T
     return float(np.polyfit(dimension, time, 1)[0])
-
-
-def report(ops, thread_counts, quick: bool, plot: Path | None) -> tuple[dict, str]:
-    """Fig. 4 of a dense layer at the largest thread count, or on a device."""
-    most = max(thread_counts)
-    shapes = [(dimension,) for dimension in range(32, 4065, 576 if quick else 288)]
-    with threads(most):
-        rows = sweep(ops, shapes, budget=0.5 if quick else 2.0)
-    place = ops.device.describe()["name"] if ops.asynchronous else f"{most} threads"
-    slower = [row["D"] for row in rows if row["D"] >= 300 and row["exact / learned"] <= 1]
-    exponents = {key: growth(rows, key, 1000) for key in ("self-normalizing ms", "exact ms")}
-    learned, exact = exponents.values()
-    text = (
-        f"Fig. 4: one dense layer, batch 128, float32, {place}, median\n{table(rows)}\n"
-        f"self-normalizing is slower than exact at D >= 300: {slower or 'nowhere'}\n"
-        f"growth over D >= 1000: self-normalizing D^{learned:.2f}, exact D^{exact:.2f}"
-    )
-    if plot:
-        from snfnp.training.plots import save_lines
-
-        x = [row["D"] for row in rows]
-        lines = {key.removesuffix(" ms"): [row[key] for row in rows] for key in exponents}
-        labels = ("dimension D", "time per batch of 128 (ms)")
-        save_lines(plot, x, lines, *labels, "One dense layer, forward and backward")
-        text += f"\nplot: {plot}"
-    return {"rows": rows, "growth": exponents}, text

@@ -62,15 +62,15 @@ class LikelihoodTable(Target):
 
     def draw(self, record: dict, path: Path) -> None:
         rows = record["rows"]
-        pictures.save_beside(
-            path,
-            [_in_picture(record["heads"], row) for row in rows],
-            {
-                "ours": [_mean_and_deviation(row) for row in rows],
-                "the paper's": [_paper(row) for row in rows],
-            },
-            f"test NLL ({rows[0]['unit']})",
-        )
+        labels = [_in_picture(record["heads"], row) for row in rows]
+        figures = {
+            "ours": [_mean(nlls(row)) for row in rows],
+            "the paper's": [
+                (None if isinstance(row["paper"], str) else row["paper"], row["paper_spread"])
+                for row in rows
+            ],
+        }
+        pictures.save_beside(path, labels, figures, f"test NLL ({rows[0]['unit']})")
 
 
 def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict:
@@ -149,15 +149,10 @@ def _epochs(row: dict) -> str:
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
-def _mean_and_deviation(row: dict) -> tuple[float, float] | None:
-    values = nlls(row)
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if values[1:] else 0.0
-
-
-def _paper(row: dict) -> tuple[float, float] | None:
-    return None if isinstance(row["paper"], str) else (row["paper"], row["paper_spread"] or 0.0)
+def _mean(values: list[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation, as far as there are."""
+    deviation = statistics.stdev(values) if values[1:] else None
+    return statistics.fmean(values) if values else None, deviation
 
 
 def _figures(row: dict) -> tuple[str, ...]:
@@ -170,10 +165,17 @@ def _figures(row: dict) -> tuple[str, ...]:
     values, runs = nlls(row), row["runs"]
     several, ours = bool(runs[1:]), []
     if values:
-        deviation = statistics.stdev(values) if values[1:] else None
-        ours.append(_number(row, statistics.fmean(values), deviation))
-    ours += [_diverged(run, several) for run in runs if "value" not in run]
-    lost_runs = [_lost(run, several) for run in runs if run.get("lost")]
+        ours.append(_number(row, *_mean(values)))
+    lost_runs = []
+    for run in runs:
+        if "value" not in run:
+            said = f"diverged at step {run['diverged_at'] or 'unknown'}"
+            said += f" (seed {run['seed']})" * several
+            ours.append(_with_monitors(said, run["before"] or {}))
+        elif run.get("lost"):
+            said = f"seed {run['seed']}: " * several + f"best at epoch {run['best_epoch']}, "
+            said += f"lost from step {run['lost']['step']} on"
+            lost_runs.append(_with_monitors(said, run["lost"]["before"]))
     return (
         "; ".join([" and ".join(ours), *lost_runs]),
         ", ".join(str(run["seed"]) for run in runs),
@@ -200,19 +202,6 @@ def _difference(row: dict, values: list[float]) -> str:
     if values and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
         said.append("(not trained as long)")
     return " ".join(said)
-
-
-def _lost(run: dict, several: bool) -> str:
-    of = f"seed {run['seed']}: " if several else ""
-    said = f"{of}best at epoch {run['best_epoch']}, lost from step {run['lost']['step']} on"
-    return _with_monitors(said, run["lost"]["before"])
-
-
-def _diverged(run: dict, several: bool) -> str:
-    said = f"diverged at step {run['diverged_at'] or 'unknown'}"
-    if several:
-        said += f" (seed {run['seed']})"
-    return _with_monitors(said, run["before"] or {})
 
 
 def _with_monitors(said: str, before: dict) -> str:

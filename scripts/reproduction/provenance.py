@@ -40,26 +40,23 @@ def here() -> dict:
     return {"commit": commit(), "processor": name}
 
 
-def note(folder: Path) -> None:
-    """Add the present commit and processor to those that trained the run in a folder."""
-    known, now = _noted(folder), here()
-    if now not in known:
-        content = json.dumps([*known, now], indent=2) + "\n"
-        files.write_atomically(_file(folder), content.encode())
-
-
 def _file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.made-with.json")
 
 
-def _noted(folder: Path) -> list[dict]:
-    return json.loads(_file(folder).read_bytes()) if _file(folder).exists() else []
+def note(folder: Path) -> None:
+    """Add the present commit and processor to those that trained the run in a folder."""
+    file, now = _file(folder), here()
+    known = json.loads(file.read_bytes()) if file.exists() else []
+    if now not in known:
+        files.write_atomically(file, (json.dumps([*known, now], indent=2) + "\n").encode())
 
 
 def of_run(folder: Path) -> dict:
     """commit and processor (several if a run was gone on with), platform, backend, device, BLAS
     threads, processes, versions."""
-    noted = _noted(folder) or [{"commit": UNKNOWN, "processor": UNKNOWN}]
+    file, unknown = _file(folder), [{"commit": UNKNOWN, "processor": UNKNOWN}]
+    noted = json.loads(file.read_bytes()) if file.exists() else unknown
     joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
     return joined | _of(RunFolder.open(folder)[1])
 

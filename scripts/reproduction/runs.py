@@ -16,7 +16,6 @@ from reproduction import provenance
 from reproduction.rows import Row
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
-from snfnp.ops import SINGLE_PROCESS, Communicator
 from snfnp.training import files
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
@@ -37,8 +36,7 @@ class Command:
     scale: one of `SCALES`; runs: the folder of all runs; ops: the operations that compute; seeds,
     epochs: of every row, None: the table's; data_dir: where data sets are, if that was said; rows:
     the names of the wanted ones in the order in which they are to be trained, None: all;
-    eval_every: epochs from one evaluation to the next; world: the processes that train together, of
-    which the first alone looks at folders, measures and shows.
+    eval_every: epochs from one evaluation to the next.
     """
 
     scale: str
@@ -49,7 +47,6 @@ class Command:
     data_dir: Path | None = None
     rows: tuple[str, ...] | None = None
     eval_every: int = 1
-    world: Communicator = SINGLE_PROCESS
 
     @property
     def folder(self) -> Path:
@@ -79,8 +76,7 @@ class Command:
         except SnfnpError as error:
             if name == "mnist":
                 raise
-            if self.world.rank == 0:
-                print(f"no rows of {name}: {error}", file=sys.stderr)
+            print(f"no rows of {name}: {error}", file=sys.stderr)
             return True
         return False
 
@@ -139,10 +135,7 @@ class Training:
             known = self._runs.setdefault(run.folder, run)
             if run.epochs > known.epochs:
                 self._runs[run.folder] = run
-        found = {
-            folder: command.world.on_rank_zero(lambda own=run: outcome(own, command))
-            for folder, run in self._runs.items()
-        }
+        found = {folder: outcome(run, command) for folder, run in self._runs.items()}
         self._outcomes = {folder: own for folder, own in found.items() if own is not None}
 
     def outcomes(self, runs: list[Run]) -> dict[Path, dict]:
@@ -150,9 +143,8 @@ class Training:
         for folder in (run.folder for run in runs):
             if folder not in self._outcomes:
                 run, left = self._runs[folder], len(self._runs) - len(self._outcomes)
-                if self._command.world.rank == 0:
-                    text = f"{folder.name}, to epoch {run.epochs:,}; runs left: {left}"
-                    print(text, file=sys.stderr, flush=True)
+                text = f"{folder.name}, to epoch {run.epochs:,}; runs left: {left}"
+                print(text, file=sys.stderr, flush=True)
                 self._outcomes[folder] = perform(run, self._command)
         return {run.folder: self._outcomes[run.folder] for run in runs}
 
@@ -198,21 +190,15 @@ def outcome(run: Run, command: Command) -> dict | None:
 def perform(run: Run, command: Command) -> dict:
     """Train a run from where it is to its end, or to where it diverges; returns its `outcome`."""
     dataset, folder = command.dataset(run.row.data), RunFolder(run.folder)
-    config = run.config(len(dataset.train), command.ops.name)
-
-    def prepare() -> tuple[bool, int]:
-        """Make the folder; returns whether the run goes on, and the epochs asked for before."""
-        goes_on = _is_started(run)
-        if not goes_on:
+    config, goes_on = run.config(len(dataset.train), command.ops.name), _is_started(run)
+    try:
+        if goes_on:
+            before = TrainConfig.from_dict(RunFolder.open(run.folder)[1]["config"]).epochs
+            config = replace(config, epochs=max(config.epochs, before))
+        else:
             RunFolder.create(run.folder)
         provenance.note(run.folder)
-        record = RunFolder.open(run.folder)[1] if goes_on else {}
-        return goes_on, TrainConfig.from_dict(record["config"]).epochs if goes_on else 0
-
-    try:
-        goes_on, before = command.world.on_rank_zero(prepare)
-        config = replace(config, epochs=max(config.epochs, before))
-        summary = train(config, dataset, command.ops, folder, goes_on, _silent, world=command.world)
+        summary = train(config, dataset, command.ops, folder, goes_on, _silent)
     except (DivergedError, SingularMatrixError) as error:
         metrics = folder.read_metrics()
         record = {
@@ -221,8 +207,7 @@ def perform(run: Run, command: Command) -> dict:
             "before": _monitors(metrics[-1]) if metrics else {},
             "config": config.as_dict(),
         }
-        if command.world.rank == 0:
-            files.write_atomically(run.divergence, (json.dumps(record, indent=2) + "\n").encode())
+        files.write_atomically(run.divergence, (json.dumps(record, indent=2) + "\n").encode())
         return _diverged(record, config, len(dataset.train))
     except UsageError as error:  # which names the option of the training scripts
         raise UsageError(str(error).replace("--out", "--runs")) from None

@@ -120,7 +120,7 @@ class Table3(Target):
             path,
             [f"{row['label']}, {row['data']}" for row in rows],
             {
-                name: [(row["batch"][key], 0.0) if row["batch"].get(key) else None for row in rows]
+                name: [(row["batch"].get(key), None) for row in rows]
                 for name, key in (("ours", "of_exact"), ("the paper's", "paper_of_exact"))
             },
             "time of a training step / that with the exact gradient",
