@@ -25,14 +25,14 @@ SLOW = (
 
 
 def missing_compiler() -> str | None:
-    """Why the kernels cannot be compiled for the CPU, or None."""
+    """The reason why the kernels cannot be compiled for the CPU, or None."""
     if sys.platform != "linux":
         return f"support/hostcuda.h is for Linux, not for {sys.platform}"
     return None if shutil.which("g++") else "g++ is not installed"
 
 
 def missing_docs() -> str | None:
-    """Which of the packages that build the site is not installed, or None."""
+    """The packages that build the site and are not installed, or None."""
     names = ("sphinx", "furo", "myst_parser", "latex2mathml")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)}: not installed" if missing else None
