@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from gpu import standin
@@ -13,16 +14,25 @@ from support.runs import snfnp_train  # noqa: F401 (a fixture)
 from snfnp import threads
 from snfnp.ops import get_ops
 
+# Files (or the starts of their paths from this folder) that are no part of the quick tier: they
+# train in processes of their own, go through many states of a file, or need a compiler or a device.
+SLOW = (
+    *("gpu/", "test_benchmarks", "test_communication", "test_compare_", "test_gpu_hour"),
+    *("test_kernels_", "test_mutate", "test_processes", "test_read_only", "test_reproduce"),
+    *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
+    *("test_threads",),
+)
+
 
 def missing_compiler() -> str | None:
-    """Why the kernels cannot be compiled for the CPU, or None."""
+    """The reason why the kernels cannot be compiled for the CPU, or None."""
     if sys.platform != "linux":
         return f"support/hostcuda.h is for Linux, not for {sys.platform}"
     return None if shutil.which("g++") else "g++ is not installed"
 
 
 def missing_docs() -> str | None:
-    """Which of the packages that build the site is not installed, or None."""
+    """The packages that build the site and are not installed, or None."""
     names = ("sphinx", "furo", "myst_parser", "latex2mathml")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)}: not installed" if missing else None
@@ -64,6 +74,15 @@ def pytest_configure(config):
             raise pytest.UsageError(f"SNFNP_REQUIRE names {name}: choose of {', '.join(NEEDS)}")
         if why := NEEDS[name]():
             raise pytest.UsageError(f"SNFNP_REQUIRE names {name}, but: {why}")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow: the files above, and what runs on Numba's kernels."""
+    here = Path(__file__).parent
+    for item in items:
+        file = os.path.relpath(item.path, here).replace(os.sep, "/")
+        if file.startswith(SLOW) or "numba" in item.name:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

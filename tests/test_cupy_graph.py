@@ -160,7 +160,7 @@ def test_memory_is_given_back_after_the_last_use(cupy):
 
 
 def test_a_recording_whose_memory_changed_is_not_used(cupy):
-    """Where memory runs out, CuPy gives free blocks back, and some of them were its own."""
+    """If memory runs out, CuPy gives free blocks back, and some of them were its own."""
 
     def step(images):
         cupy.cuda.do("step")
@@ -216,7 +216,7 @@ def branch(cupy, monkeypatch):
 
 
 def test_what_is_aside_is_beside_the_rest_and_before_what_comes_after_the_block(cupy, branch):
-    """As two branches of a recording, which lists what each operation came after."""
+    """Two branches of a recording, which lists what each operation came after."""
     said = []
 
     def step(images):

@@ -65,7 +65,7 @@ def test_early_or_late_the_numbers_are_the_same(late, model, changes):
 
 @pytest.mark.parametrize("model, changes", LEARNED)
 def test_so_are_those_of_slices(late, model, changes):
-    """Of which one leads at each layer, and the others have other terms."""
+    """One of them leads at each layer, and the others have other terms."""
     gradients = []
     for ops in (get_ops("numpy"), late):
         trainer = make_trainer(ops, model, **changes)

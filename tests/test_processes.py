@@ -71,7 +71,7 @@ def trained(size, path, *arguments, **environment):
 
 
 def assert_close(first, second):
-    """The same run, but for the order in which the samples' shares were added."""
+    """Compare runs that differ in the order alone in which the samples' shares were added."""
     a, b = state(first), state(second)
     assert a.step == b.step
     for name in ("p", "m", "v"):
@@ -132,7 +132,7 @@ def pids(folder, size):
 
 
 def gone(process):
-    """Whether a process has ended, or only waits for its parent to notice."""
+    """True once a process has ended, or only waits for its parent to notice."""
     try:
         with open(f"/proc/{process}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"

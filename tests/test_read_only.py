@@ -1,4 +1,4 @@
-"""Where neither the package nor the home folder can be written: containers, and shared machines.
+"""Machines on which neither the package nor the home folder can be written: containers.
 
 A regular file stands where a folder would have to be made, which stops root as well.
 """

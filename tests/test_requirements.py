@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import SLOW
 
 MISSING = "nvidia-cuda-nvrtc is nowhere"
 CHECK = f"""
@@ -59,3 +61,9 @@ def test_how_many_processes(request, monkeypatch, arguments, cores, device, proc
     monkeypatch.setenv("SNFNP_DEVICE", device)
     config = SimpleNamespace(args=arguments)
     assert request.config.hook.pytest_xdist_auto_num_workers(config=config) == processes
+
+
+def test_every_slow_file_is_there():
+    here = Path(__file__).parent
+    files = [path.relative_to(here).as_posix() for path in here.rglob("*.py")]
+    assert [start for start in SLOW if not any(map(str.startswith, files, repeat(start)))] == []

@@ -119,7 +119,7 @@ def test_slices_that_are_cut_wrongly_do_not(step):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_the_weight_of_log_determinants_is_the_sum_of_the_samples(dtype, parts):
-    """Of all samples of the batch, in every slice, without adding them up: a sum of a captured
+    """The sum is that of the whole batch, in every slice, without adding up: a sum of a captured
     step would cost it a launch or two. In double precision that of a float is exact."""
     trainer = make_trainer(OPS, "fc", dtype=dtype, batch_size=BATCH)
     images, weights, seen = images_of(trainer, 0), np.full(BATCH, 1 / BATCH, dtype), []

@@ -1,4 +1,4 @@
-"""What strict arrays (`support.strict_arrays`) refuse and count, and that NumPy accepts it all.
+"""Statements that strict arrays (`support.strict_arrays`) refuse or count, and NumPy accepts.
 
 Each statement runs with a namespace xp, an array `a` of it, and `h`, the same on the host.
 """

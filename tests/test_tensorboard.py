@@ -32,7 +32,7 @@ def events(run):
 
 
 def expected(run):
-    """The same from metrics.jsonl; TensorBoard's files hold single precision."""
+    """Events as metrics.jsonl has them; TensorBoard's files hold single precision."""
     return [
         (record["step"], record["seconds"], name, pytest.approx(value, rel=1e-7))
         for record in run.read_metrics()

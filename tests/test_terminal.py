@@ -1,4 +1,4 @@
-"""Where output goes and what may go wrong with it, Ctrl-C during imports, errors in options."""
+"""Output and what may go wrong with it, Ctrl-C during imports, errors in options."""
 
 import os
 import signal

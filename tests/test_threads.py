@@ -1,4 +1,4 @@
-"""How the package settles the thread pools: in a process of its own, since it happens once."""
+"""The package settles the thread pools: in a process of its own, since it happens once."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def settled(before="", **environment):
 
 
 def printed(script, **environment):
-    """What a script prints in a process of its own; "": this one's variable is left out."""
+    """The output of a script in a process of its own; a variable that is "" is left out."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
     done = subprocess.run(
         [sys.executable, "-c", script],

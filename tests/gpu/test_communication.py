@@ -55,7 +55,7 @@ def doubling(ops, monkeypatch):
 
 
 class Doubling(OneOfTwo):
-    """The same on the host."""
+    """Rank 0 of two on the host, with the same partner."""
 
     def all_reduce(self, *arrays):
         for array in arrays:

@@ -89,7 +89,7 @@ def live_bytes(ops):
 
 
 def test_nothing_is_collected_while_a_step_is_recorded(ops):
-    """What Python's collector frees of CUDA's could spoil the recording."""
+    """CUDA objects that Python's collector frees could spoil the recording."""
     collected = []
 
     def note(phase, info):
@@ -156,7 +156,7 @@ def test_a_dropped_graph_returns_its_memory(ops, standin, model):
 
 
 def test_a_graphs_pool_is_empty_when_its_trainer_goes(ops):
-    """Of the pool alone: on a GPU the driver has pools of its own, which stay as they are."""
+    """The pool's own count: on a GPU the driver has pools of its own, which stay as they are."""
     trainer = take_steps(make_trainer(ops), range(4))
     pool = trainer._ascend._recording.pool
     assert pool.total_bytes() > 0

@@ -1,4 +1,4 @@
-"""How many blocks the kernels of the 9-layer flow are given: a large GPU has room for more.
+"""Blocks that the kernels of the 9-layer flow are given: a large GPU has room for more.
 
 Nothing is computed: launches are noted, with what they would be given, at the paper's sizes.
 """
@@ -47,7 +47,7 @@ def launches(ops, monkeypatch):
 
 
 def test_a_step_fills_a_large_gpu(launches):
-    """Which one of these kernels with fewer blocks would leave idle, at every image size."""
+    """With fewer blocks, one of these kernels would leave it idle, at every image size."""
     names = {name for name, _, _ in launches}
     assert names == LEAST.keys() | SMALL
     for name, blocks, threads in launches:

@@ -91,7 +91,7 @@ def assert_alike(found, expected):
 
 @each_way
 def test_a_step_neither_waits_nor_launches_much_more(ops, standin, way):
-    """What depends on shapes alone was copied by the first step."""
+    """Arrays that depend on shapes alone were copied by the first step."""
     changes, most = WAYS[way]
     plain = {"model": changes["model"]}
     launches = []

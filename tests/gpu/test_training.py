@@ -32,7 +32,7 @@ def take_steps(trainer, steps, batch=BATCH):
 
 
 def spent_by_a_step(trainer, standin) -> dict[str, int]:
-    """What the third step of a trainer costs: launches, waits, copies."""
+    """Count the launches, waits and copies of a trainer's third step."""
     images = images_of(trainer, 2)
     gc.collect()  # a trainer of an earlier test waits for its graph when it goes
     before = standin.counts()

@@ -26,7 +26,7 @@ class CompileError(Exception):
 
 
 class Usage(NamedTuple):
-    """What one kernel takes: registers per thread, and bytes of local memory per thread."""
+    """The resources of one kernel: registers per thread, and bytes of local memory per thread."""
 
     registers: int
     stack: int
@@ -81,7 +81,7 @@ def compile_kernels(text: str, expressions: list[str], arch: str, options=()) ->
 
 
 def missing() -> str | None:
-    """Why this module cannot be used, or None."""
+    """The reason why this module cannot be used, or None."""
     if _find() is None:
         return "libnvrtc is not installed (pip install 'nvidia-cuda-nvrtc==13.0.*')"
     return None

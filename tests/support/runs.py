@@ -33,7 +33,7 @@ def assert_same_metrics(first, second):
 
 
 class Killed(BaseException):
-    """As sudden as kill -9: nothing of the program's catches it."""
+    """An end as sudden as kill -9: nothing of the program's catches it."""
 
 
 def kill(*_, **__):

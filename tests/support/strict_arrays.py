@@ -48,7 +48,7 @@ class NotInAStep(RuntimeError):
 
 
 class Traffic:
-    """How often the host waited for the device, and how often it copied to it."""
+    """A count of how often the host waited for the device, and how often it copied to it."""
 
     def __init__(self):
         self.waits = self.uploads = 0
@@ -118,7 +118,7 @@ def _argument(what: str, value):
 
 
 def _on_device(result):
-    """What NumPy returned, as arrays of the device: a scalar becomes one of shape ()."""
+    """A result of NumPy as arrays of the device: a scalar becomes one of shape ()."""
     if isinstance(result, (np.ndarray, np.generic, bool)):
         return ndarray(np.asarray(result))
     if isinstance(result, (tuple, list)):
