@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from snfnp.context import Measured, layer_key
+from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules.base import bias_gradient
@@ -126,22 +124,3 @@ class Probe(SelfNormalizing):
         ops.run_async(g.weight_grad, ops, delta_r, z0, out=grads["R"])
         ops.run_async(bias_gradient, ops, dz, grads)
         return dx[:n], Measured(error)
-
-
-def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
-    """(P, the penalty or None) of a rule's frozen-bar scalar
-    (`snfnp.gradcheck.frozen_bar_scalar`), with the probes that it draws at `key` in a flow's first
-    layer.
-
-    P = Σ ννᵀ/n for `Probe`, else I; (μ/n) Σ ‖T(R) T(W) ν − ν‖² for `JacobianPenalty`, a function
-    of T(R) T(W).
-    """
-    probes = draw_probes(ops, layer_key(key, 0), rule.probes, ops.xp.empty((1, *shape)))
-    probes = ops.to_host(probes).reshape(rule.probes, -1)
-    if isinstance(rule, Probe):
-        return probes.T @ probes / len(probes), None
-
-    def penalty(product) -> float:
-        return rule.weight / len(probes) * np.sum((probes @ product.T - probes) ** 2)
-
-    return np.eye(probes.shape[1]), penalty
