@@ -31,7 +31,6 @@ _FACTORIES = {
     # what is proved and checked
     "certificates": "certificates:certificates",
     "checks": "checks:checks",
-    "frozen-bar-terms": "probes:frozen_bar_terms",
 }
 
 

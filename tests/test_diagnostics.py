@@ -86,13 +86,13 @@ def test_the_exact_gradient_of_r_by_central_differences(kind):
         flow = Flow((3, 4, 2), (("dense1", linear), ("dense2", linear)))
     params = moved(flow.init(0), rng, 0.05)
     x = rng.standard_normal((5, *flow.shape))
-    exact = angles._of_inverse(ops, flow, params, x)
+    exact = angles._exact_of_r(ops, flow, params, x)
     for name in ("dense1", "dense2"):
 
         def of_r(r, name=name):
             return log_p_g(ops, flow, {**params, name: {**params[name], "R": r}}, x)
 
-        found = exact[name]["W"]
+        found = exact[name]["R"]
         assert check_gradient(of_r, params[name]["R"], found, rng=rng) < 1e-8
         with pytest.raises(GradientError):
             check_gradient(of_r, params[name]["R"], 1.01 * found, rng=rng)

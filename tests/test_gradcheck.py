@@ -133,9 +133,9 @@ NUMBERS = r"{}, direction \d: analytic -?[\d.e+-]+, numeric -?[\d.e+-]+, relativ
         ("single precision", "z has dtype float32, x has float64"),
         ("parameter shape", r"parameter_shapes says .*\(5,\).*, init makes .*\(4,\)"),
         ("order of parameters", "parameter_shapes says .*, init makes"),
-        ("widened z", "^z is float64 where all arguments are float32"),
-        ("widened ldj", "^ldj is float64 where all arguments are float32"),
-        ("widened dx", "^dx is float64 where all arguments are float32"),
+        ("widened z", "^z is float64, but all arguments are float32"),
+        ("widened ldj", "^ldj is float64, but all arguments are float32"),
+        ("widened dx", "^dx is float64, but all arguments are float32"),
         ("x overwritten", "^the layer changed its argument x$"),
         ("dz overwritten", "^the layer changed its argument dz$"),
         ("dldj overwritten", "^the layer changed its argument dldj$"),
@@ -174,7 +174,7 @@ def test_a_wrong_self_normalizing_rule_fails():
 
 
 class ForgetfulExact(Exact):
-    """Without the gradient of the log-determinant."""
+    """An exact rule without the gradient of the log-determinant."""
 
     def backward(self, ctx, **given):
         return super().backward(dataclasses.replace(ctx, volume=0.0), **given)
@@ -195,14 +195,14 @@ def test_given_points_and_parameters_are_used():
 
 
 class ForgetfulSplit(SplitPrior):
-    """Without the gradient that comes from the latent."""
+    """A split without the gradient that comes from the latent."""
 
     def backward(self, ctx, p, cache, dz, grads, dlatent):
         return super().backward(ctx, p, cache, dz, grads, 0 * dlatent)
 
 
 class DenseSplit(SplitPrior):
-    """With the latent's density in ldj, where the flow counts it again."""
+    """A split with the latent's density in ldj; the flow counts it again."""
 
     def forward(self, ops, p, x):
         z, ldj, cache = super().forward(ops, p, x)
@@ -210,7 +210,7 @@ class DenseSplit(SplitPrior):
 
 
 class WideSplit(SplitPrior):
-    """With a latent that is always in double precision."""
+    """A split with a latent that is always in double precision."""
 
     def forward(self, ops, p, x):
         z, ldj, cache = super().forward(ops, p, x)

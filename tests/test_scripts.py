@@ -292,7 +292,7 @@ def test_a_small_glow_on_patches(environment, tmp_path):
     out, err = run(
         environment, "train_cifar10.py", "--data", "patches", *size, "--out", folder
     )  # fmt: skip
-    assert "STAND-IN" in err and "glow 3L-1K width 8" in out
+    assert "NOT A PUBLISHED DATA SET" in err and "glow 3L-1K width 8" in out
     ledger, _ = run(environment, "evaluate.py", folder)
     assert "split1 base density" in ledger and "split2 base density" in ledger
     record = json.loads((folder / "config.json").read_text())

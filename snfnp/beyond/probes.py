@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from snfnp.context import Measured, layer_key
+from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules.base import bias_gradient
@@ -56,7 +54,7 @@ class JacobianPenalty(SelfNormalizing):
         return SelfNormalizing(self.objective)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """Deltas of the plain rule, and below them the rows of the probes:
+        """As in the plain rule, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """
@@ -69,7 +67,7 @@ class JacobianPenalty(SelfNormalizing):
         delta_r = g.apply(ops, r, z0)
         residual, of_probes = delta_r[:n], delta_r[n:]
         error = linalg.residual(residual, x)
-        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
+        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
         jacobian_error = linalg.residual(of_probes, probes)
         of_probes *= -2 * self.weight / self.probes
 
@@ -126,25 +124,3 @@ class Probe(SelfNormalizing):
         ops.run_async(g.weight_grad, ops, delta_r, z0, out=grads["R"])
         ops.run_async(bias_gradient, ops, dz, grads)
         return dx[:n], Measured(error)
-
-
-def frozen_bar_terms(rule, ops, shape, key: RandomKey) -> tuple:
-    """(P, the penalty or None) of a rule's frozen-bar scalar
-    (`snfnp.gradcheck.frozen_bar_scalar`), with the probes that it draws at `key` in a flow's first
-    layer.
-
-    P = Σ ννᵀ/n for `Probe`, else I; (μ/n) Σ ‖T(R) T(W) ν − ν‖² for `JacobianPenalty`, a function
-    of T(R) T(W).
-    """
-    identity = np.eye(math.prod(shape))
-    if not isinstance(rule, JacobianPenalty | Probe):
-        return identity, None
-    probes = draw_probes(ops, layer_key(key, 0), rule.probes, ops.xp.empty((1, *shape)))
-    probes = ops.to_host(probes).reshape(rule.probes, -1)
-    if isinstance(rule, Probe):
-        return probes.T @ probes / len(probes), None
-
-    def penalty(product) -> float:
-        return rule.weight / len(probes) * np.sum((probes @ product.T - probes) ** 2)
-
-    return identity, penalty

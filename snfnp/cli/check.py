@@ -47,7 +47,8 @@ def main(argv, prog=None) -> None:
     print(
         f"{ops.name} backend, {args.dtype}: a relative error of {tolerance(dtype):.0e} is allowed"
     )
-    print(f"{'':<7}{'':<34}{'worst error':>12}{'control':>10}{'seconds':>9}")
+    width = max(len(check.name) for check in checks)
+    print(f"{'':<7}{'':<{width}}{'worst error':>13}{'control':>10}{'seconds':>9}")
     failed = []
     for check in checks:
         start = time.perf_counter()
@@ -55,11 +56,11 @@ def main(argv, prog=None) -> None:
             report = check.run(ops=ops, dtype=dtype)
         except GradientError as error:
             failed.append(check.name)
-            print(f"{check.kind:<7}{check.name:<34}FAILED: {error}")
+            print(f"{check.kind:<7}{check.name:<{width}} FAILED: {error}")
             continue
         controls = [value for value in report.controls.values() if not math.isnan(value)]
         print(
-            f"{check.kind:<7}{check.name:<34}{max(report.errors.values()):>12.1e}"
+            f"{check.kind:<7}{check.name:<{width}}{max(report.errors.values()):>13.1e}"
             f"{min(controls):>10.1e}{time.perf_counter() - start:>9.2f}",
             flush=True,
         )

@@ -5,137 +5,77 @@ byte for the number of dimensions, each dimension as a big-endian 32-bit integer
 elements in C order. Only the element type 0x08 (unsigned byte) is supported.
 """
 
+from __future__ import annotations
+
 import gzip
 import io
 import math
 import os
 import struct
-import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from snfnp.data.files import GZIP_MAGIC
-from snfnp.errors import SnfnpError
+from snfnp.data.reading import damaged, opened, read_at_most
 
-_UNSIGNED_BYTE = 0x08
-_MAX_DIMENSIONS = 255
+_MAGIC = b"\0\0\x08"  # of unsigned bytes
+_MAX_DIMENSIONS = 32  # what every version of NumPy allows
 _TOO_LARGE = 2**60  # bytes
 
 
-def _bad_file(path: str | os.PathLike[str], found: str) -> SnfnpError:
-    return SnfnpError(f"{path}: {found}; replace it with a fresh copy of the IDX file")
+def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzip-compressed or not.
 
-
-def read_content(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a file, uncompressed if they start with the gzip magic 1f 8b.
-
-    The file's name plays no part, because servers and browsers uncompress files without
-    renaming them.
-
-    Raises:
-        SnfnpError: the file cannot be read, is empty, or holds damaged gzip data.
+    Returns a read-only uint8 array of the shape in the header, for images (N, rows, columns). If
+    that is not `shape`, no more than the header is read. Raises SnfnpError, in one line, if the
+    file cannot be read or is not exactly one such array.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise _bad_file(path, f"cannot be read ({error.strerror})") from error
-    if not raw:
-        raise _bad_file(path, "the file is empty")
-    if not raw.startswith(GZIP_MAGIC):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except EOFError as error:
-        raise _bad_file(path, "the gzip data is truncated") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise _bad_file(path, "the gzip data is corrupt") from error
+    with opened(path) as stream:
+        return _parse(stream, path, shape)
 
 
 def parse_idx(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the array in the uncompressed IDX bytes `content`.
-
-    Args:
-        content: a whole IDX file, uncompressed.
-        path: where the bytes came from, for messages.
-
-    Returns:
-        A read-only uint8 array (it shares memory with `content`) of the shape in the header.
-
-    Raises:
-        SnfnpError: `content` is not exactly one IDX array of unsigned bytes.
-    """
-    if len(content) < 4:
-        raise _bad_file(path, f"only {len(content)} bytes, too short for an IDX header")
-    if content[:2] != b"\0\0":
-        raise _bad_file(path, f"not an IDX file (starts with {content[:4].hex(' ')})")
-    element_type, ndim = content[2], content[3]
-    if element_type != _UNSIGNED_BYTE:
-        raise _bad_file(
-            path, f"IDX element type 0x{element_type:02x}, only 0x08 (unsigned byte) is supported"
-        )
-    if ndim == 0:
-        raise _bad_file(path, "the IDX header declares no dimensions")
-    start = 4 + 4 * ndim
-    if len(content) < start:
-        raise _bad_file(path, f"the IDX header is truncated ({len(content)} of {start} bytes)")
-    shape = struct.unpack(f">{ndim}I", content[4:start])
-    if math.prod(shape) >= _TOO_LARGE:
-        raise _bad_file(
-            path, "the data is truncated: the IDX header declares more than a file can hold"
-        )
-    expected = start + math.prod(shape)
-    if len(content) != expected:
-        problem = "truncated" if len(content) < expected else "followed by trailing bytes"
-        size = " x ".join(map(str, shape)) if ndim <= 8 else f"{ndim} dimensions"
-        raise _bad_file(
-            path, f"the data is {problem} ({len(content)} bytes, {expected} expected for {size})"
-        )
-    try:
-        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-    except ValueError as error:
-        # NumPy allows at most 64 dimensions and, with a zero among them, limits the others.
-        raise _bad_file(path, "the IDX header declares an impossible shape") from error
+    """The array in uncompressed IDX bytes; path names them in messages. Otherwise as `read_idx`."""
+    return _parse(io.BytesIO(content), path, None)
 
 
-def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzip-compressed or not.
-
-    Returns:
-        A read-only uint8 array of the shape in the header, for images (N, rows, columns).
-
-    Raises:
-        SnfnpError: the file is missing, empty, damaged, or not an IDX file of unsigned bytes.
-    """
-    return parse_idx(read_content(path), path)
+def idx_header(shape: tuple[int, ...]) -> bytes:
+    """The bytes of an IDX file that stand before an array of this shape."""
+    return _MAGIC + struct.pack(f">B{len(shape)}I", len(shape), *shape)
 
 
 def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Write `array` as an IDX file, gzip-compressed at level 9 if the name ends in ".gz".
 
-    The same array always gives the same bytes (with the same zlib), because no time and no
-    name are stored.
-
-    Args:
-        path: the file to write; an existing one is replaced.
-        array: uint8, any shape with 1 to 255 dimensions, each below 2**32.
-
-    Raises:
-        TypeError: `array` is not uint8.
-        ValueError: `array` has no dimensions.
+    array: uint8, of 1 to 32 dimensions, each below 2**32; ValueError for any other. The same array
+    always gives the same bytes (with the same zlib): no time and no name are stored.
     """
-    if array.dtype != np.uint8:
-        raise TypeError(f"IDX files are written from uint8 arrays, not {array.dtype}")
-    if not 1 <= array.ndim <= _MAX_DIMENSIONS:
-        raise ValueError(f"an IDX array has 1 to {_MAX_DIMENSIONS} dimensions, not {array.ndim}")
-    header = bytes([0, 0, _UNSIGNED_BYTE, array.ndim]) + struct.pack(
-        f">{array.ndim}I", *array.shape
-    )
-    content = header + array.tobytes()
+    if array.dtype != np.uint8 or not 1 <= array.ndim <= _MAX_DIMENSIONS:
+        raise ValueError(f"no IDX file holds {array.ndim} dimensions of {array.dtype}")
+    content = idx_header(array.shape) + array.tobytes()
     if os.fspath(path).endswith(".gz"):
-        buffer = io.BytesIO()
-        # gzip.compress lets zlib write the header, whose operating-system byte then varies.
-        with gzip.GzipFile("", "wb", compresslevel=9, fileobj=buffer, mtime=0) as stream:
-            stream.write(content)
-        content = buffer.getvalue()
+        content = gzip.compress(content, compresslevel=9, mtime=0)
     Path(path).write_bytes(content)
+
+
+def _parse(stream: BinaryIO, path, shape: tuple[int, ...] | None) -> np.ndarray:
+    start = read_at_most(stream, 4)
+    if start[:3] != _MAGIC or not 1 <= int.from_bytes(start[3:]) <= _MAX_DIMENSIONS:
+        raise damaged(path, f"no IDX file of unsigned bytes (starts with {start.hex(' ') or '-'})")
+    sizes = read_at_most(stream, 4 * start[3])
+    if len(sizes) < 4 * start[3]:
+        raise damaged(path, f"the IDX header is truncated ({4 + len(sizes)} bytes)")
+    declared = struct.unpack(f">{start[3]}I", sizes)
+    if shape is not None and declared != shape:
+        words = (" x ".join(map(str, sizes[:8])) for sizes in (declared, shape))
+        raise damaged(path, "holds an array of {}, not {}".format(*words))
+    expected = math.prod(declared)
+    if math.prod(filter(None, declared)) >= _TOO_LARGE:
+        raise damaged(path, "the IDX header declares more than a file can hold")
+    # One byte more than is right, and with it the end of the file and its checksum.
+    data = read_at_most(stream, expected + 1)
+    if len(data) != expected:
+        problem = "truncated" if len(data) < expected else "followed by trailing bytes"
+        raise damaged(path, f"the data is {problem} ({expected} bytes expected)")
+    return np.frombuffer(data, np.uint8).reshape(declared)

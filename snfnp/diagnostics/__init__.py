@@ -1,7 +1,7 @@
-"""How good the learned inverses of a flow are, at parameters that are given."""
+"""Measures of the learned inverses of a flow, at parameters that are given."""
 
 from snfnp.diagnostics.angles import LayerGradients, gradient_angles
-from snfnp.diagnostics.ratios import gradient_ratios
+from snfnp.diagnostics.gradients import gradient_ratios
 from snfnp.diagnostics.variance import SmallestVariance
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Quality of the approximation at a checkpoint: the angles of the paper's Fig. 3.
+"""The angles between approximate and exact gradients at a checkpoint (Fig. 3).
 
-Derivation: derivations/03-self-normalizing.md.
+Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp.diagnostics.gradients import gradients
-from snfnp.diagnostics.reciprocal import ExactOfInverse, Reciprocal
+from snfnp.diagnostics.gradients import gradients, with_layers
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Linear
+from snfnp.layers import Layer
+from snfnp.maps import Map
 from snfnp.rules import Exact, Rule, SelfNormalizing
 
 
@@ -24,7 +24,7 @@ class LayerGradients:
 
     angle: degrees between the self-normalizing and the exact gradient of the likelihood of W,
     without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
-    that of g⁻¹, or None where the rule has no such gradient or R no exact one; likelihood,
+    that of g⁻¹, or None if the rule has no such gradient or R no exact one; likelihood,
     reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W, Eq. 31
     among the latter. A rule of probes: those of one step.
     """
@@ -40,30 +40,56 @@ def gradient_angles(ops, flow: Flow, params, x, lam, key=None) -> list[LayerGrad
     """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
 
     The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
-    UsageError where no layer learned an inverse.
+    UsageError if no layer learned an inverse.
     """
-    learned = [name for name, layer in flow.layers if layer.learns_inverse]
+    learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = _replaced(flow, lambda layer: replace(layer, rule=Exact(), inverse_map=None))
+    exact = with_layers(
+        flow,
+        {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()},
+    )
     without, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, exact, params, x)
-    of_inverse = _of_inverse(ops, flow, params, x)
-    found = []
+    exact_of_r = _exact_of_r(ops, flow, params, x)
+    layers = []
     for name in learned:
-        w, r = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
-        error = ops.to_host(whole[name]["W"]) - w
-        own = None if of_inverse is None else ops.to_host(of_inverse[name]["W"])
-        found.append(
-            LayerGradients(
-                name,
-                _angle(w, r),
-                float(np.linalg.norm(w)),
-                float(np.linalg.norm(error)),
-                None if own is None else _angle(ops.to_host(without[name]["R"]), own),
-            )
-        )
-    return found
+        w, exact_w = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
+        reconstruction = ops.to_host(whole[name]["W"]) - w
+        inverse_angle = None
+        if exact_of_r is not None:
+            r, exact_r = (ops.to_host(grads[name]["R"]) for grads in (without, exact_of_r))
+            inverse_angle = _angle(r, exact_r)
+        norms = (float(np.linalg.norm(part)) for part in (w, reconstruction))
+        layers.append(LayerGradients(name, _angle(w, exact_w), *norms, inverse_angle))
+    return layers
+
+
+@dataclass(frozen=True)
+class _Generated(Layer):
+    """T(R)⁻¹ x + b: a layer of g⁻¹, whose likelihood is log p^g. Every pass costs a solve."""
+
+    map: Map
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"R": self.map.weight_shape}
+
+    def output_shape(self, shape):
+        return self.map.output_shape(shape)
+
+    def forward(self, ops, p, x):
+        z0 = self.map.solve(ops, p["R"], x)
+        return z0 + p["b"] if "b" in p else z0, 0, {"z0": z0, "shape": x.shape[1:]}
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R: with z0 = R⁻¹ x the bracket of
+        Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, for a dense map."""
+        ops, r = ctx.ops, p["R"]
+        dx = self.map.solve(ops, self.map.flip(r), dz)
+        log_det_grad = self.map.log_det_grad(ops, r, cache["shape"])
+        ops.linalg.scale_into(grads["R"], -1.0, log_det_grad, 1, ctx.volume)
+        self.map.weight_grad(ops, -dx, cache["z0"], out=grads["R"], add=True)
+        return dx
 
 
 def has_inverse_likelihood(rule: Rule) -> bool:
@@ -71,39 +97,21 @@ def has_inverse_likelihood(rule: Rule) -> bool:
     return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
 
 
-def _replaced(flow: Flow, other) -> Flow:
-    """The flow with another layer for each that learns its inverse."""
-    layers = (
-        (name, other(layer) if layer.learns_inverse else layer) for name, layer in flow.layers
-    )
-    return replace(flow, layers=tuple(layers))
+def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
+    """The exact gradients of log p^g; None if R ascends no likelihood, or has none.
 
-
-def _of_inverse(ops, flow: Flow, params, x) -> dict | None:
-    """The exact gradients of log p^g, R's under "W"; None where R has no gradient of a likelihood,
-    is a chain, or is singular."""
-    learned = [layer for _, layer in flow.layers if layer.learns_inverse]
-    for layer in learned:
-        linear = isinstance(layer, Linear) and has_inverse_likelihood(layer.rule)
-        if not linear or not isinstance(layer.maps[1], type(layer.map)):  # a chain
+    It has none if T(R) is singular, or not of W's kind: the product of a chain.
+    """
+    replaced = {}
+    for name, (layer, _) in flow.learned_inverses().items():
+        f, g = layer.maps
+        if not (has_inverse_likelihood(layer.rule) and isinstance(g, type(f))):
             return None
-
-    def inverted(layer):
-        return replace(
-            layer, map=Reciprocal(layer.maps[1]), rule=ExactOfInverse(), inverse_map=None
-        )
-
-    own = {
-        name: {"W" if key == "R" else key: value for key, value in p.items() if key != "W"}
-        if "R" in p
-        else p
-        for name, p in params.items()
-    }
+        replaced[name] = _Generated(g)
     try:
-        (found,) = gradients(ops, _replaced(flow, inverted), own, x)
+        return gradients(ops, with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:
         return None
-    return found
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:

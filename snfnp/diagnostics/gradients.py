@@ -1,14 +1,16 @@
-"""The gradients of a whole flow at given parameters, outside of training.
+"""The gradients of a whole flow at given parameters, outside of training, and their ratio.
 
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
+from snfnp.layers import Layer
 from snfnp.ops import RandomKey
 from snfnp.rules import SelfNormalizing
 
@@ -22,7 +24,7 @@ def gradients(ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
-    ctx, found = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0)), []
+    ctx, passes = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0)), []
     for lam in lams:
         grads = {
             layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
@@ -32,15 +34,37 @@ def gradients(ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
         factors = {layer: own * (-2 / len(x)) for layer, own in by_layer.items()}
         part = _likelihood_alone(flow) if lam is None else flow
         part.backward(ctx, params, caches, flow.latent_gradients(latents), grads, factors)
-        found.append(grads)
-    return found
+        passes.append(grads)
+    return passes
+
+
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
+    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x.
+
+    Of every layer that learns its inverse; 0 if λ is 0. The arguments are those of `gradients`.
+    Costs two backward passes: O(N D²) for dense layers.
+    """
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    ratios = {}
+    for name in flow.learned_inverses():
+        likelihood, both = without[name]["W"], whole[name]["W"]
+        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
+        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
+    return ratios
 
 
 def _likelihood_alone(flow: Flow) -> Flow:
-    """A flow whose layers have the plain rule in place of one with Eq. 31 beside it."""
-    layers = []
-    for name, layer in flow.layers:
-        if layer.learns_inverse and isinstance(layer.rule, SelfNormalizing):
-            layer = replace(layer, rule=layer.rule.without_penalty)
-        layers.append((name, layer))
-    return replace(flow, layers=tuple(layers))
+    """The flow with the plain rule in place of one that adds a term of its own (Eq. 31)."""
+    plain = {
+        name: replace(layer, rule=layer.rule.without_penalty)
+        for name, (layer, _) in flow.learned_inverses().items()
+        if isinstance(layer.rule, SelfNormalizing)
+    }
+    return with_layers(flow, plain)
+
+
+def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
+    """The flow with other layers in the places of those names."""
+    return replace(
+        flow, layers=tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
+    )

@@ -1,19 +1,19 @@
-"""Every layer, rule and map of the package in small, ready to be checked (`python -m snfnp check`).
+"""Small examples of all layers, rules and maps, ready to be checked (`python -m snfnp check`).
 
-Central differences are wrong across a kink: where a layer has kinks, the points keep away from
-them.
+Central differences are wrong across a kink: the points keep away from those that a layer has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from snfnp import registry
-from snfnp.gradcheck.layers import Report, check_layer
+from snfnp.gradcheck.case import Report
+from snfnp.gradcheck.layers import check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
     ActNorm,
@@ -21,6 +21,7 @@ from snfnp.layers import (
     Bias,
     CausalConv2d,
     ConvExponential,
+    Layer,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -40,13 +41,137 @@ class Check:
     run: Callable[..., Report]
 
 
+@dataclass(frozen=True)
+class LayerCase:
+    """A layer and one sample's shape.
+
+    curved: the names of what z or ldj + log_det depends on neither linearly nor quadratically ("x"
+    or a parameter with an exact gradient): there the error of a difference quotient falls with h².
+    settings: further arguments of `check_layer`. roundings: how many of float32 a pass may be off
+    by; inputs are rounded once, and products of length < 20 and condition numbers up to 10 follow.
+    """
+
+    name: str
+    layer: Layer
+    shape: tuple[int, ...]
+    curved: tuple[str, ...] = ()
+    settings: dict = field(default_factory=dict)
+    roundings: int = 100
+
+
 def catalogue() -> list[Check]:
     """All checks, layers first."""
-    beyond = {"layer": [], "jvp": [], "rule": []}
-    for check in registry.find("checks")():
-        beyond[check.kind].append(check)
-    rules = [*_rules(), *beyond["rule"]]
-    return [*_layers(), *beyond["layer"], *beyond["jvp"], *rules, *_maps()]
+    layers = [
+        Check("layer", case.name, partial(check_layer, case.layer, case.shape, **case.settings))
+        for case in layer_cases()
+    ]
+    return [*layers, *_rules(), *_maps(), *registry.find("checks")()]
+
+
+def layer_cases() -> list[LayerCase]:
+    """Examples of every layer, with every rule that has a gradient and in shapes that differ."""
+    return [*_linear(), *_elementwise(), *_couplings(), *_convolutions()]
+
+
+def _linear() -> list[LayerCase]:
+    snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
+    plain, turned = {"bias": False}, {"init_kind": "orthogonal"}
+
+    def dense(name, features, rule, **options):
+        layer = Linear(Dense(features), rule, **options)
+        return LayerCase(f"dense{name}", layer, (features,), ("W",) * (rule == exact))
+
+    def conv(name, kernel, shape, rule, **options):
+        layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
+        name = f"conv {kernel[0]}x{kernel[1]}{name}"
+        return LayerCase(name, layer, shape, ("W",) * (rule == exact))
+
+    return [
+        dense("", 5, snf),
+        dense(", one feature", 1, snf),
+        dense(", without bias", 5, snf, **plain),
+        dense(", from the identity", 4, snf, init_kind="identity"),
+        dense(", from a rotation", 4, snf, **turned),
+        dense(", forward objective", 5, forward),
+        dense(", forward objective, without bias", 4, forward, **plain),
+        dense(", exact gradient", 5, exact),
+        dense(", exact gradient, without bias", 5, exact, **plain),
+        conv("", (3, 3), (3, 3, 2), snf),
+        conv(", one channel", (3, 3), (4, 3, 1), snf),
+        conv(", forward objective", (3, 3), (3, 3, 2), forward, **plain),
+        conv(", exact gradient", (3, 3), (3, 3, 2), exact),
+        conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
+        conv(", inverse 7x7", (3, 3), (4, 3, 1), snf, inverse_map=Conv2d((7, 7), 1)),
+        conv(", inverse 5x3", (3, 5), (3, 3, 2), snf, inverse_map=Conv2d((5, 3), 2)),
+        conv("", (1, 1), (2, 3, 3), snf),
+        conv(", exact gradient", (1, 1), (2, 2, 3), exact),
+        # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
+        conv(", exact gradient, from a rotation", (1, 1), (2, 3, 4), exact, **plain, **turned),
+        conv(", from a rotation", (1, 1), (2, 3, 4), snf, **turned),
+        conv(", from a rotation", (5, 5), (3, 4, 2), snf, **turned),
+    ]
+
+
+def _elementwise() -> list[LayerCase]:
+    def spline(name, shape, **options):
+        # 5 bins each: Numba compiles its kernels anew for every other number
+        layer = RationalQuadraticSpline(5, **options)
+        settings = {"x": spline_points(layer, shape)}
+        return LayerCase(name, layer, shape, ("x", "widths", "heights", "slopes"), settings, 400)
+
+    return [
+        LayerCase("smooth leaky ReLU", SmoothLeakyReLU(), (6,), ("x",)),
+        LayerCase("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,), ("x",)),
+        LayerCase("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,), ("x",)),
+        LayerCase("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2), ("x",)),
+        spline("spline", (2, 1, 2), bound=4.0),
+        spline("spline, features", (3,), bound=10.0),
+        spline("spline, one feature", (1,), bound=2.0),
+        spline("spline, larger bins", (2, 1, 2), bound=4.0, eps=0.01),
+        LayerCase("actnorm", ActNorm(), (3, 2, 4), ("s",)),
+        LayerCase("actnorm, features", ActNorm(), (5,), ("s",)),
+        LayerCase("actnorm, one channel", ActNorm(), (1, 2, 1), ("s",)),
+        LayerCase("bias", Bias(), (3, 4, 2)),
+        LayerCase("bias, features", Bias(), (5,)),
+        LayerCase("squeeze", Squeeze(), (4, 2, 3)),
+        LayerCase("squeeze, one channel", Squeeze(), (2, 2, 1)),
+    ]
+
+
+def _couplings() -> list[LayerCase]:
+    def coupling(name, layer, shape, channels, width):
+        settings = coupling_point(AffineCoupling(channels, width), shape)
+        return LayerCase(name, layer, shape, ("w3", "b3", "logs"), settings, 200)
+
+    four, two = AffineCoupling(4, 8), AffineCoupling(2, 8)
+    return [
+        coupling("coupling", four, (3, 2, 4), 4, 8),
+        coupling("coupling, 2 channels", two, (2, 3, 2), 2, 8),
+        coupling("coupling, 6 channels", AffineCoupling(6, 5), (1, 2, 6), 6, 5),
+        coupling("split prior", SplitPrior(four), (3, 2, 4), 4, 8),
+        coupling("split prior, 2 channels", SplitPrior(two), (2, 3, 2), 2, 8),
+        LayerCase("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4), ("s",)),
+        LayerCase("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
+        LayerCase("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2), ("x",)),
+    ]
+
+
+def _convolutions() -> list[LayerCase]:
+    cases = [
+        ("causal conv", CausalConv2d(3), (3, 2, 3)),
+        ("causal conv, one channel", CausalConv2d(1), (5, 4, 1)),
+        ("causal conv, without bias", CausalConv2d(2, bias=False), (1, 5, 2)),
+        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
+        ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
+        # beyond the bound the norm's gradient counts
+        ("conv exponential", ConvExponential(2, gain=4, terms=(13, 13)), (3, 4, 2)),
+        (
+            "conv exponential 1x3",
+            ConvExponential(3, (1, 3), gain=2, terms=(13, 13), iterations=1),
+            (2, 2, 3),
+        ),
+    ]
+    return [LayerCase(name, layer, shape, ("W",)) for name, layer, shape in cases]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -64,8 +189,8 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
 
     x₁ is about ±2 and w1 mostly its centre tap, so that the first layer is ±(1 to 2) and some
     noise; w2 is mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2. The stencils move
-    by 0.03 along random directions, what a ReLU sees by less than its distance; a crossed kink
-    would be an error of about 1e-4, and could not hide.
+    by 0.03 along random directions, which changes a ReLU's input by less than its distance from
+    the kink; a crossed kink would be an error of about 1e-4, and could not hide.
     """
     rng = np.random.default_rng(14)
     width, half = layer.width, layer.channels // 2
@@ -83,70 +208,41 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     return {"x": x, "params": p}
 
 
-def _layers():
-    spline, coupling = RationalQuadraticSpline(bound=4.0), AffineCoupling(4, 8)
-    mixture, exact = SelfNormalizing(), Exact()
-    larger = Conv2d((5, 5), 2)
-    cases = [
-        ("dense", Linear(Dense(5), mixture), (5,), {}),
-        ("dense, forward objective", Linear(Dense(5), SelfNormalizing("forward")), (5,), {}),
-        ("dense, exact gradient", Linear(Dense(5), exact), (5,), {}),
-        ("conv 3x3", Linear(Conv2d((3, 3), 2), mixture), (3, 3, 2), {}),
-        (
-            "conv 3x3, inverse 5x5",
-            Linear(Conv2d((3, 3), 2), mixture, inverse_map=larger),
-            (3, 4, 2),
-            {},
-        ),
-        ("conv 3x3, exact gradient", Linear(Conv2d((3, 3), 2), exact), (3, 3, 2), {}),
-        ("conv 1x1", Linear(Conv2d((1, 1), 3), mixture), (2, 2, 3), {}),
-        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,), {}),
-        ("spline", spline, (2, 1, 2), {"x": spline_points(spline, (2, 1, 2))}),
-        ("actnorm", ActNorm(), (3, 2, 4), {}),
-        ("coupling", coupling, (3, 2, 4), coupling_point(coupling, (3, 2, 4))),
-        ("split prior", SplitPrior(coupling), (3, 2, 4), coupling_point(coupling, (3, 2, 4))),
-        ("squeeze", Squeeze(), (4, 2, 3), {}),
-        ("causal conv", CausalConv2d(3), (3, 2, 3), {}),
-        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3), {}),
-        ("conv exponential", ConvExponential(2, terms=(13, 13)), (3, 4, 2), {}),
-        ("bias", Bias(), (3, 4, 2), {}),
+def _rules() -> list[Check]:
+    rules = {
+        "self-normalizing": SelfNormalizing(),
+        "self-normalizing, forward": SelfNormalizing("forward"),
+        "exact": Exact(),
+    }
+    relative = {f"relative, {bias}": Relative(bias) for bias in ("plain", "full", "gresele")}
+    maps = {
+        "dense": (Dense(5), (5,)),
+        "one feature": (Dense(1), (1,)),
+        "conv 1x1": (Conv2d((1, 1), 3), (2, 3, 3)),
+        "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
+    }
+    # the relative gradient is for dense maps
+    pairs = [(r, m) for r in rules for m in maps] + [
+        (r, m) for r in relative for m in ("dense", "one feature")
     ]
-    return [
-        Check("layer", name, partial(check_layer, layer, shape, **settings))
-        for name, layer, shape, settings in cases
-    ]
+    rules |= relative
+    cases = [(f"{r}, {m}", rules[r], *maps[m]) for r, m in pairs]
+    cases.append(("exact, conv 3x3", Exact(), Conv2d((3, 3), 2), (3, 4, 2)))
+    return [Check("rule", name, partial(check_rule, *arguments)) for name, *arguments in cases]
 
 
-def _rules():
-    rules = [
-        ("self-normalizing", SelfNormalizing()),
-        ("self-normalizing, forward", SelfNormalizing("forward")),
-        ("exact", Exact()),
-    ]
-    dense = [
-        *rules,
-        *((f"relative, {bias}", Relative(bias)) for bias in ("plain", "full", "gresele")),
-    ]
-    return [
-        *(
-            Check("rule", f"{name}, dense", partial(check_rule, rule, Dense(5), (5,)))
-            for name, rule in dense
-        ),
-        *(
-            Check(
-                "rule", f"{name}, conv 1x1", partial(check_rule, rule, Conv2d((1, 1), 3), (2, 3, 3))
-            )
-            for name, rule in rules
-        ),
-    ]
-
-
-def _maps():
+def _maps() -> list[Check]:
     maps = [
         ("dense", Dense(5), (5,)),
-        ("conv 3x3", Conv2d((3, 3), 2), (4, 3, 2)),
-        ("conv 5x3", Conv2d((5, 3), 2), (3, 4, 2)),
-        ("conv 1x1", Conv2d((1, 1), 3), (2, 2, 3)),
-        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (4, 3, 2)),
+        ("dense, one feature", Dense(1), (1,)),
+        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
+        ("conv 3x5", Conv2d((3, 5), 2), (4, 3, 2)),
+        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
+        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
+        ("conv 1x1, one channel", Conv2d((1, 1), 1), (2, 2, 1)),
+        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+        ("conv 3x3, 2 to 3 channels", Conv2d((3, 3), 2, 3), (3, 4, 2)),
+        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
+        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
     ]
     return [Check("map", name, partial(check_map, each, shape)) for name, each, shape in maps]

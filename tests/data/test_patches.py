@@ -1,4 +1,4 @@
-"""Patches of photographs, the stand-in for a data set."""
+"""Patches of photographs."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.data_files import (
-    colour_images,
-)
+from support.data_files import colour_images
 from support.messages import assert_one_line, no_announcement
 
 from snfnp.data import load_dataset, patches
@@ -66,7 +64,7 @@ def test_patches_take_no_folder(tmp_path: Path) -> None:
 
 
 class _Package:
-    """As much of an installed scikit-image as the patches look at."""
+    """The part of an installed scikit-image that the patches look at."""
 
     def __init__(self, folder: Path):
         self.submodule_search_locations = [str(folder)]
@@ -85,16 +83,21 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_patches_are_announced_as_a_stand_in(package: Path) -> None:
+def test_patches_are_announced_as_no_published_data_set(package: Path) -> None:
     lines: list[str] = []
     dataset = load_dataset("patches", report=lines.append)
     (line,) = lines
     assert "\n" not in line
-    for part in ("STAND-IN", "scikit-image", str(len(dataset.train)), "not comparable"):
+    for part in (
+        "NOT A PUBLISHED DATA SET",
+        "scikit-image",
+        str(len(dataset.train)),
+        "not comparable",
+    ):
         assert part in line
     assert dataset.is_sample
     assert dataset.name == "patches"
-    assert "1.2.3" in dataset.source and "stand-in" in dataset.source
+    assert "patches of astronaut" in dataset.source and "1.2.3" in dataset.source
     for images in (dataset.train, dataset.validation, dataset.test):
         assert not images.flags.writeable
     again = load_dataset("patches", report=lambda line: None)
@@ -118,10 +121,3 @@ def test_patches_of_the_photographs() -> None:
     assert len(dataset.train) >= 4000
     assert len(dataset.validation) >= 500
     assert len(dataset.test) >= 500
-
-
-@pytest.mark.parametrize("name", ["imagenet", "cifar"])
-def test_unknown_name_lists_all(name: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        load_dataset(name)
-    assert_one_line(caught.value, "mnist, fashion-mnist, cifar-10, imagenet32, patches")

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from snfnp.data.mnist import cache_folder, find_images
+from snfnp.data.files import cache_folder
+from snfnp.data.mnist import find_images
 
 
 def find_full_mnist() -> Path | None:
