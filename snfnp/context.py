@@ -46,8 +46,8 @@ class BackwardContext:
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
     over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
     every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
-    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of
-    the random numbers that the layer draws in this step, which all samples share.
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the random
+    numbers that the layer draws in this step, which all samples share.
 
     part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
     What does not depend on samples (the terms of log-determinants, probes, an R that is found from
@@ -68,7 +68,7 @@ class BackwardContext:
         """The context of a whole batch, outside of a training step; lam: λ of Eq. 3."""
         count = len(dldj)
         volume, part = dldj.sum(dtype="float64"), Slice(0, count, count)
-        return cls(ops, dldj, volume, lam * (-2 / count), key, part)
+        return cls(ops, dldj, volume, lam * (-2 / max(count, 1)), key, part)
 
     def at(self, place: int, error_factor) -> BackwardContext:
         """The step as the place-th layer of a flow sees it, from that of the flow."""

@@ -422,3 +422,12 @@ def test_a_checkpoint_of_another_control_is_refused(tmp_path):
     run_training(tmp_path / "run", dataset=small_dataset(), epochs=1, lambda_control="geco")
     run, config = load_run(tmp_path / "run"), small_config(epochs=1)
     assert "lambda_control" in run.config.unlike(config)
+
+
+def test_options_that_are_gone_matter_only_where_they_had_an_effect():
+    """A run of before opens; one that used them is refused in one line."""
+    own = small_config().as_dict()
+    gone = {"track_log_det": False, "lambda_integral": None, "lambda_proportional": None}
+    assert TrainConfig.from_dict(own | gone) == small_config()
+    with pytest.raises(UsageError, match="unknown entries: track_log_det$"):
+        TrainConfig.from_dict(own | gone | {"track_log_det": True})
