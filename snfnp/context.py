@@ -46,8 +46,8 @@ class BackwardContext:
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
     over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
     every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
-    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the random
-    numbers that the layer draws in this step, which all samples share.
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the
+    random numbers that the layer draws in this step, which all samples share.
 
     part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
     What does not depend on samples (the terms of log-determinants, probes, an R that is found from
