@@ -139,7 +139,7 @@ def test_second_derivatives_matter(monkeypatch, ops, rng):
         def jvp_backward(self, ops, p, cache, dx, delta, grads):
             return 0, super().jvp_backward(ops, p, cache, dx, delta, grads)[1]
 
-    monkeypatch.setitem(differentiable._OF, SmoothLeakyReLU, Forgetful)
+    monkeypatch.setitem(differentiable.DERIVATIVES, SmoothLeakyReLU, Forgetful)
     with pytest.raises(GradientError):
         check_all(ops, FLOWS["fc"], *point(FLOWS["fc"], rng), rng)
 

@@ -27,7 +27,6 @@ def check_jvp(
     x=None,
     params=None,
     dtype=np.float64,
-    of=None,
 ) -> Report:
     """Check a layer's `derivatives` at a random point. Raises GradientError.
 
@@ -37,9 +36,8 @@ def check_jvp(
     * J⁻¹ J ẋ = ẋ and J⁻ᵀ Jᵀ δ = δ, if the layer has them.
 
     Arguments as in `check_layer`; `jvp_backward` computes in `dtype`, differences are of float64.
-    of: what computes with the Jacobian, by default the layer's `derivatives`.
     """
-    ops, of = ops or get_ops("numpy"), of or derivatives(layer)
+    ops, of = ops or get_ops("numpy"), derivatives(layer)
     rng = np.random.default_rng(seed)
     if x is None:
         x = rng.standard_normal((batch, *shape))
