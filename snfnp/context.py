@@ -6,9 +6,9 @@ Derivation: derivations/03-self-normalizing.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from snfnp.ops import RandomKey
+from snfnp.ops import Ops, RandomKey
 
 # The first of the random generator's streams that layers read, and how many each of them has.
 # Those before are for what there is once in a step (`snfnp.likelihood`).
@@ -55,10 +55,10 @@ class BackwardContext:
     is 0. Averages "over the batch" are then over the slice: whoever cut the batch weighs them.
     """
 
-    ops: object
-    dldj: object
-    volume: object
-    error_factor: object
+    ops: Ops
+    dldj: Any
+    volume: Any
+    error_factor: Any
     key: RandomKey | None
     part: Slice
     leads: bool = True
@@ -88,7 +88,7 @@ class Measured:
     the next values of the parameters that the rule finds by itself (`Rule.updates`).
     """
 
-    error: object = None
-    jacobian_error: object = None
-    input: object = None
+    error: Any = None
+    jacobian_error: Any = None
+    input: Any = None
     updates: dict = field(default_factory=dict)

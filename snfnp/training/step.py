@@ -145,7 +145,7 @@ class TrainingStep:
 
         # Adam, and the next values of what no optimiser moves.
         optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
-        failed, found = log.failed, self.layout.split < self.layout.size
+        failed, unsound, found = log.failed, 0.0, self.layout.split < self.layout.size
         if found:
             unsound = ops.step.unsound(self.gradient[updated])
             failed = failed + unsound
