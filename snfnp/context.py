@@ -6,9 +6,9 @@ Derivation: derivations/03-self-normalizing.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from snfnp.ops import RandomKey
+from snfnp.ops import Ops, RandomKey
 
 # The first of the random generator's streams that layers read, and how many each of them has.
 # Those before are for what there is once in a step (`snfnp.likelihood`).
@@ -46,8 +46,8 @@ class BackwardContext:
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
     over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
     every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
-    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of
-    the random numbers that the layer draws in this step, which all samples share.
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the
+    random numbers that the layer draws in this step, which all samples share.
 
     part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
     What does not depend on samples (the terms of log-determinants, probes, an R that is found from
@@ -55,10 +55,10 @@ class BackwardContext:
     is 0. Averages "over the batch" are then over the slice: whoever cut the batch weighs them.
     """
 
-    ops: object
-    dldj: object
-    volume: object
-    error_factor: object
+    ops: Ops
+    dldj: Any
+    volume: Any
+    error_factor: Any
     key: RandomKey | None
     part: Slice
     leads: bool = True
@@ -68,7 +68,7 @@ class BackwardContext:
         """The context of a whole batch, outside of a training step; lam: λ of Eq. 3."""
         count = len(dldj)
         volume, part = dldj.sum(dtype="float64"), Slice(0, count, count)
-        return cls(ops, dldj, volume, lam * (-2 / count), key, part)
+        return cls(ops, dldj, volume, lam * (-2 / max(count, 1)), key, part)
 
     def at(self, place: int, error_factor) -> BackwardContext:
         """The step as the place-th layer of a flow sees it, from that of the flow."""
@@ -88,7 +88,7 @@ class Measured:
     the next values of the parameters that the rule finds by itself (`Rule.updates`).
     """
 
-    error: object = None
-    jacobian_error: object = None
-    input: object = None
+    error: Any = None
+    jacobian_error: Any = None
+    input: Any = None
     updates: dict = field(default_factory=dict)

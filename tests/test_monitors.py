@@ -16,7 +16,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.inspection import Inspection
+from snfnp.training.inspection import Inspection, stable_above
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
@@ -145,9 +145,9 @@ def test_what_a_rule_does_not_have_is_left_out(tmp_path):
 
 
 def test_where_rules_are_stable():
-    assert SelfNormalizing("mixture").stable_above == 0.125  # derivations/04: λσ² > 1/8
+    assert stable_above(SelfNormalizing("mixture")) == 0.125  # derivations/04: λσ² > 1/8
     for rule in (SelfNormalizing("forward"), Exact(), Relative()):
-        assert rule.stable_above is None
+        assert stable_above(rule) is None
 
 
 def inspected(trainer):

@@ -135,6 +135,11 @@ def test_single_precision_stays_single(layer, ops):
     assert {array.dtype for array in found} == {np.dtype(np.float32)}
 
 
+def test_a_coupling_that_learns_its_inverse_is_refused():
+    with pytest.raises(UsageError, match="learns its inverse: put it before the split$"):
+        SplitPrior(Linear(Conv2d((1, 1), 2)))
+
+
 def test_an_odd_number_of_channels_cannot_be_halved():
     with pytest.raises(UsageError, match="halves the channels: 3 is an odd number"):
         SplitPrior(ActNorm()).output_shape((2, 2, 3))

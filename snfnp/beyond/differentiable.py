@@ -163,7 +163,8 @@ class _OfSqueeze(Derivatives):
         return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)
 
 
-_OF = {
+# What computes with the Jacobian of a kind of layer: add a class for a layer of your own.
+DERIVATIVES: dict[type[Layer], type[Derivatives]] = {
     Linear: _OfLinear,
     SmoothLeakyReLU: _OfLeakyReLU,
     ActNorm: _OfActNorm,
@@ -174,7 +175,28 @@ _OF = {
 
 def derivatives(layer: Layer) -> Derivatives:
     """The `Derivatives` of a layer. Raises UsageError if it has none."""
-    for kind, own in _OF.items():
-        if isinstance(layer, kind):
-            return own(layer)
+    for kind in type(layer).__mro__:
+        if kind in DERIVATIVES:
+            return DERIVATIVES[kind](layer)
     raise UsageError(f"{type(layer).__name__} has no Jacobian-vector products")
+
+
+def forward(ops, flow, params, x, directions) -> tuple:
+    """z, J_f ẋ, ldj, and what `backward` needs, at x (N, *flow.shape) with directions ẋ."""
+    passes, ldj = [], 0.0
+    for name, layer in flow.layers:
+        z, own, cache = layer.forward(ops, params[name], x)
+        passes.append((cache, directions))
+        x, directions = z, derivatives(layer).jvp(ops, params[name], cache, directions)
+        ldj = ldj + own
+    return x, directions, ldj, passes
+
+
+def backward(ctx, flow, params, passes, delta, moved, grads):
+    """The gradient by x of a scalar whose gradients by z and J_f ẋ are `delta` and `moved`, with
+    second derivatives of f. The gradients of parameters are *added* to the arrays of `grads`."""
+    for (name, layer), (cache, directions) in zip(flow.layers[::-1], passes[::-1], strict=True):
+        p, named, of = params[name], grads[name], derivatives(layer)
+        second, before = of.jvp_backward(ctx.ops, p, cache, directions, moved, named)
+        delta, moved = of.backward_more(ctx, p, cache, delta, named) + second, before
+    return delta

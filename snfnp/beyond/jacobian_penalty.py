@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from snfnp.beyond.differentiable import derivatives
+from snfnp.beyond.differentiable import backward, derivatives, forward
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -29,11 +29,7 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
     """
     if flow.latent_names != ("z",) or not flow.has_learned_inverse:
         raise UsageError("J_g of a flow needs learned inverses, and no split priors")
-    passes, h, direction = [], x, probes
-    for name, layer in flow.layers:
-        z, _, cache = layer.forward(ops, params[name], h)
-        passes.append((cache, direction))
-        h, direction = z, derivatives(layer).jvp(ops, params[name], cache, direction)
+    h, direction, _, passes = forward(ops, flow, params, x, probes)
     returns = []
     for name, layer in reversed(flow.layers):
         p, before = params[name], (h, direction)
@@ -66,12 +62,8 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
             moved = of.jvp_solve(ops, p, cache, moved, transposed=True)
             delta = delta + of.jvp_backward(ops, p, cache, dx, -moved, named)[0]
         delta = of.inverse_backward(silent, p, x_, z, delta, named)
-    for (name, layer), (cache, direction) in zip(reversed(flow.layers), passes[::-1], strict=True):
-        p, named, of = params[name], grads[name], derivatives(layer)
-        second, before = of.jvp_backward(ops, p, cache, direction, moved, named)
-        # with dldj = 0 and λ = 0, the gradient of z = T(W) x + b alone
-        delta, moved = of.backward_more(silent, p, cache, delta, named) + second, before
-    return penalties, delta
+    # with dldj = 0 and λ = 0, the gradients of z = T(W) x + b alone
+    return penalties, backward(silent, flow, params, passes, delta, moved, grads)
 
 
 def _of_directions(layer):

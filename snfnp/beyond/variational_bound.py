@@ -9,7 +9,7 @@ Derivation: derivations/19-variational.md.
 
 from __future__ import annotations
 
-from snfnp.beyond.differentiable import derivatives
+from snfnp.beyond.differentiable import backward, derivatives, forward
 from snfnp.beyond.variational import Noise
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
@@ -57,14 +57,9 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
     """
     if flow.latent_names != ("z",) or not flow.has_learned_inverse:
         raise UsageError("a bound of the whole flow needs learned inverses, and no split priors")
-    count, passes, ldj = len(x), [], 0.0
-    h, direction = x, sigma * noise
-    for name, layer in flow.layers:
-        z, own, cache = layer.forward(ops, params[name], h)
-        passes.append((cache, direction))
-        h, direction = z, derivatives(layer).jvp(ops, params[name], cache, direction)
-        ldj = ldj + own
-    decoded = [h + direction]
+    count = len(x)
+    z, direction, ldj, passes = forward(ops, flow, params, x, sigma * noise)
+    decoded = [z + direction]
     for name, layer in reversed(flow.layers):
         decoded.append(layer.inverse(ops, params[name], decoded[-1]))
     error = decoded[-1] - x
@@ -86,9 +81,4 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
         of = derivatives(layer)
         delta = of.inverse_backward(silent, params[name], back, coded, delta, grads[name])
     delta = delta + flow.latent_gradients(decoded[:1])[0]
-    moved = delta
-    for (name, layer), (cache, direction) in zip(reversed(flow.layers), passes[::-1], strict=True):
-        p, named, of = params[name], grads[name], derivatives(layer)
-        second, moved_before = of.jvp_backward(ops, p, cache, direction, moved, named)
-        delta, moved = of.backward_more(ctx, p, cache, delta, named) + second, moved_before
-    return bound, delta + of_x
+    return bound, of_x + backward(ctx, flow, params, passes, delta, delta, grads)

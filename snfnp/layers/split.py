@@ -25,6 +25,10 @@ class SplitPrior(Layer):
 
     coupling: Layer
 
+    def __post_init__(self):
+        if self.coupling.learns_inverse:
+            raise UsageError("a split prior's coupling learns its inverse: put it before the split")
+
     @property
     def cheap_exact_inverse(self) -> bool:
         return self.coupling.cheap_exact_inverse

@@ -1,6 +1,6 @@
 """Followers: what moves from step to step beside the parameters.
 
-Derivation: derivations/20-lambda-controllers.md and 18-jacobian-vector-products.md.
+Derivation: derivations/20-lambda-controllers.md.
 """
 
 from __future__ import annotations

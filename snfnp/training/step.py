@@ -60,8 +60,8 @@ class TrainingStep:
         self.updates = layout.updated.views(self.gradient)
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
 
-        self.multipliers, self.jacobian_mean = make_followers(ops, flow, config)
-        self.followers = [each for each in (self.multipliers, self.jacobian_mean) if each]
+        self.multipliers, jacobian_mean = make_followers(ops, flow, config)
+        self.followers = [each for each in (self.multipliers, jacobian_mean) if each]
         shapes = {name: own for each in self.followers for name, own in each.state_shapes.items()}
         self.state_layout = Layout.of(shapes)
         self.state = ops.xp.zeros(self.state_layout.size)
@@ -145,7 +145,7 @@ class TrainingStep:
 
         # Adam, and the next values of what no optimiser moves.
         optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
-        failed, found = log.failed, self.layout.split < self.layout.size
+        failed, unsound, found = log.failed, 0.0, self.layout.split < self.layout.size
         if found:
             unsound = ops.step.nonfinite_flag(self.gradient[updated])
             failed = failed + unsound

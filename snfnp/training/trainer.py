@@ -1,6 +1,6 @@
 """A run's training: its steps, its state in checkpoints, and what becomes of a step that fails.
 
-Derivation: derivations/06-adam.md.
+Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
 from __future__ import annotations
