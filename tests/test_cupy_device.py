@@ -172,29 +172,19 @@ def test_a_full_pool_tells_what_was_asked_and_what_there_is():
     )
 
 
-def test_a_captured_steps_own_pool_counts_as_well():
-    cupy = fake_cupy(pool=5 * GIB)
+@pytest.mark.parametrize("default_pool, beside", [(40, 0), (5, 5)])
+def test_a_captured_steps_pool_counts_and_a_limit_holds_for_each(default_pool, beside):
+    cupy = fake_cupy(pool=default_pool * GIB)
     found = requirements.explain_out_of_memory(pool_error(32 * GIB, 40 * GIB), cupy)
-    assert (found.needed, found.room) == (77 * GIB, 75 * GIB)
-
-
-@pytest.mark.parametrize("default_pool", [40, 5])
-def test_a_limit_holds_for_each_pool(default_pool):
+    assert (found.needed, found.room) == ((72 + beside) * GIB, (70 + beside) * GIB)
     error = pool_error(32 * GIB, 40 * GIB, f", limit set to: {50 * GIB:,} bytes")
-    found = requirements.explain_out_of_memory(error, fake_cupy(pool=default_pool * GIB))
-    beside = 0 if default_pool == 40 else 5
+    found = requirements.explain_out_of_memory(error, cupy)
     assert (found.needed, found.room) == ((72 + beside) * GIB, (50 + beside) * GIB)
     assert found.found.endswith("are free, and CUPY_GPU_MEMORY_LIMIT allows each pool 50.0 GiB")
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "cudaErrorMemoryAllocation: out of memory",
-        "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUSOLVER_STATUS_ALLOC_FAILED",
-    ],
+    "text", ["cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"]
 )
 def test_a_library_without_memory_tells_no_amount(text):
     found = requirements.explain_out_of_memory(RuntimeError(text), fake_cupy())
@@ -202,16 +192,16 @@ def test_a_library_without_memory_tells_no_amount(text):
     assert (found.needed, found.room, found.largest_fitting(64)) == (None, None, None)
 
 
-def test_the_hosts_memory_is_told_apart():
+def test_the_hosts_memory_and_other_errors_are_told_apart():
     error = MemoryError("Unable to allocate 7.45 GiB for an array")
     found = requirements.explain_out_of_memory(error, fake_cupy())
     assert found == MemoryShortfall("on the host: Unable to allocate 7.45 GiB for an array")
-
-
-def test_another_error_is_no_shortfall():
+    host = HostDevice("numpy")
+    assert host.shortfall(MemoryError("Unable")) == MemoryShortfall("Unable")
+    assert host.shortfall(MemoryError()) == MemoryShortfall("nothing more is known")
     for error in (ValueError("cudaErrorMemoryAllocation"), RuntimeError("cudaErrorLaunchFailure")):
         assert requirements.explain_out_of_memory(error, fake_cupy()) is None
-        assert HostDevice("numpy").shortfall(error) is None
+        assert host.shortfall(error) is None
 
 
 def test_cupys_own_words_are_understood():
@@ -222,26 +212,16 @@ def test_cupys_own_words_are_understood():
     assert issubclass(memory.OutOfMemoryError, MemoryError)
 
 
-def test_on_the_cpu_numpys_words_are_passed_on():
-    assert HostDevice("numpy").shortfall(MemoryError("Unable")) == MemoryShortfall("Unable")
-    assert HostDevice("numpy").shortfall(MemoryError()) == MemoryShortfall("nothing more is known")
-    assert HostDevice("numpy").describe() == {}
-
-
 @pytest.mark.parametrize(
     "count, fixed, needed, room, fits",
     [
         (100, 0, 110, 100, 50),
         (100, 0, 240, 100, 25),  # 100 // 4: half of it would still need 120
-        (100, 20, 220, 100, 25),  # shares of 2: 20 + 100 would not fit, 20 + 50 does
         (100, 20, 180, 100, 50),  # exactly full
         (100, 90, 290, 100, 3),  # 90 + 2 · 3; in proportion to all of it, 25 would seem to fit
         (3, 0, 300, 100, 1),
-        (3, 0, 303, 100, 0),
         (64, 101, 200, 100, 0),  # the fixed part alone is too much
-        (1, 0, 110, 100, 0),
         (8, 0, 90, 100, 4),  # failed although it should have fitted: half of it all the same
-        (8, 50, 40, 100, 4),
     ],
 )
 def test_what_would_fit_in_proportion(count, fixed, needed, room, fits):

@@ -1,6 +1,6 @@
 """The CUDA kernels on a CPU, against the definitions: parity, stores outside, order of threads.
 
-The GPU's rooms run here on NumPy arrays, with their kernels compiled by g++
+The GPU's groups run here on NumPy arrays, with their kernels compiled by g++
 (`support.host_kernels`). What differs on a GPU is left to `tests/gpu`: the rounding of mathematical
 functions, and CuPy.
 """

@@ -1,6 +1,6 @@
 """Operations: random numbers, every override against its definition, and extreme inputs.
 
-`OVERRIDES` needs one case per operation that a room of Numba or CuPy overrides; a test finds the
+`OVERRIDES` needs one case per operation that Numba or CuPy overrides; a test finds the
 overrides by introspection, so that a kernel without a case cannot land.
 """
 
@@ -125,7 +125,7 @@ def test_moments(ops, distribution, mean, variance, fourth):
 
 # ---------------------------------------------------------------- overrides and definitions
 
-# What rooms of CuPy define and the table of cases cannot hold, and why.
+# What groups of CuPy define and the table of cases cannot hold, and why.
 NO_RESULT = "gives no arrays to compare: see test_steps.py and gpu/test_training.py"
 WITHOUT_CASE = {
     "images.source": NO_RESULT,
@@ -138,15 +138,15 @@ def test_every_override_has_a_definition_and_a_case():
     assert overridden(overrides("cpu")) <= set(OVERRIDES)
     assert WITHOUT_CASE.keys() <= overridden(overrides("gpu"))
     cases = overridden(overrides("cpu")) | overridden(overrides("gpu")) - WITHOUT_CASE.keys()
-    rooms = DEFINITIONS
-    assert all(hasattr(rooms[room], name) for room, name in (case.split(".") for case in cases))
+    names = (case.split(".") for case in cases)
+    assert all(hasattr(DEFINITIONS[group], name) for group, name in names)
     assert cases == set(OVERRIDES)
 
 
-@pytest.mark.parametrize("rooms", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"])
-def test_an_override_without_a_case_would_be_found(rooms, monkeypatch):
-    monkeypatch.setattr(rooms["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
-    assert "linalg.log_abs_det" in overridden(rooms) - set(OVERRIDES)
+@pytest.mark.parametrize("groups", [overrides("cpu"), overrides("gpu")], ids=["numba", "cupy"])
+def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
+    monkeypatch.setattr(groups["linalg"], "log_abs_det", lambda self, w: 0.0, raising=False)
+    assert "linalg.log_abs_det" in overridden(groups) - set(OVERRIDES)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

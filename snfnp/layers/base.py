@@ -24,7 +24,7 @@ class Layer:
     Rules, so that the same code runs on every backend and inside a recorded training step:
 
     * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
-      rooms of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
+      groups of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
       record the former alone.
     * nothing in `forward` and `backward` reads a value back to the host: no `float()`, `bool()`,
       `if` or iteration on arrays. Numbers that depend on shapes alone are the host's.
