@@ -22,7 +22,7 @@ class Multipliers:
 
     def __init__(self, ops, flow, config):
         self.ops, self.controller, self._start = ops, config.controller, config.lam
-        self.layers = learning(flow)
+        self.layers = tuple(flow.learned_inverses())
         count = 1 if config.lambda_sharing == "flow" else len(self.layers)
         self.state_shapes = {STATE: {"rows": (ROWS, count)}}
         self._found = ops.xp.zeros((len(self.layers), 2))
@@ -72,11 +72,6 @@ class Multipliers:
         return float(lam.min()), float(lam.max())
 
 
-def learning(flow) -> tuple[str, ...]:
-    """The names of the layers that learn their inverse."""
-    return tuple(name for name, layer in flow.layers if layer.learns_inverse)
-
-
 def by_layer(layers: tuple[str, ...], lam) -> dict:
     """{layer: its entry, of shape ()} of λ (K,): one for each layer, or one for all of them."""
     return {layer: lam[k if len(lam) == len(layers) else 0, ...] for k, layer in enumerate(layers)}
@@ -87,5 +82,5 @@ def lam_at(checkpoint, flow) -> float | dict[str, float]:
     states = checkpoint.state_layout.views(checkpoint.state)
     if STATE not in states:
         return checkpoint.lam
-    found = by_layer(learning(flow), states[STATE]["rows"][Row.LAM])
+    found = by_layer(tuple(flow.learned_inverses()), states[STATE]["rows"][Row.LAM])
     return {layer: float(lam) for layer, lam in found.items()}

@@ -231,7 +231,7 @@ class TrainConfig:
         ]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differs but where files are."""
+        """{option: [before, now]} of all that differs, but for the places of files."""
         then, now = before.filled().as_dict(), self.as_dict()
         return {
             name: [then[name], value]

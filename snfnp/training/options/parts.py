@@ -289,7 +289,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What computes, and in which precision."""
+    """The device and the precision."""
 
     backend: str = option(
         "numba",

@@ -2,7 +2,7 @@
 
 The configuration checks them (`TrainConfig.resolve`), fills in from them what a run folder or a
 person left out, and `--help` prints them.
-Derivations: derivations/20-lambda-controllers.md, derivations/21-learning-the-inverse.md.
+Derivation: derivations/21-learning-the-inverse.md.
 """
 
 from __future__ import annotations
