@@ -23,10 +23,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
     )
     parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=1000,
-        help="images at once (default: 1000)",
+        "--batch-size", type=int, default=1000, help="images at once (default: 1000)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
     parser.add_argument(

@@ -50,10 +50,7 @@ def find_mpiexec(what: str) -> str:
     """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
     or no mpi4py. what: needs it."""
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    for missing, found in (
-        ("mpiexec", mpiexec),
-        ("mpi4py", importlib.util.find_spec("mpi4py")),
-    ):
+    for missing, found in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
         if not found:
             raise UsageError(f'{what} needs {missing}, which is missing: pip install ".[mpi]"')
     return mpiexec

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import (
-    check_file,
-    check_range,
-    check_seed,
-    open_run,
-    run_parser,
-)
+from snfnp.cli.shared import check_file, check_range, check_seed, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.memory import within_memory
