@@ -46,13 +46,13 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
     os.execv(mpiexec, command)
 
 
-def find_mpiexec(what: str) -> str:
+def find_mpiexec(feature: str) -> str:
     """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
-    or no mpi4py. what: needs it."""
+    or no mpi4py. feature: needs it."""
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    for missing, found in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
-        if not found:
-            raise UsageError(f'{what} needs {missing}, which is missing: pip install ".[mpi]"')
+    for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
+        if not place:
+            raise UsageError(f'{feature} needs {missing}, which is missing: pip install ".[mpi]"')
     return mpiexec
 
 
@@ -103,7 +103,7 @@ def _end(ranks: Communicator, error: BaseException) -> None:
     status = terminal.exit_status(error)
     statuses = ranks.meet(status, _FAIL_TIMEOUT)
     if statuses is not None:
-        reporting = next((rank for rank, each in enumerate(statuses) if each), 0)
+        reporting = next((rank for rank, code in enumerate(statuses) if code), 0)
         if ranks.rank != reporting:
             raise SystemExit(status) from None
     if statuses is None or ranks.rank:

@@ -75,8 +75,8 @@ class TrainConfig:
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
             values[_PART_OF[name]][name] = value
-        for part, own in parts.items():
-            object.__setattr__(self, part, replace(own, **values[part]))
+        for part, options in parts.items():
+            object.__setattr__(self, part, replace(options, **values[part]))
 
     def __getattr__(self, name: str) -> Any:
         """An option of one of the parts."""
@@ -284,7 +284,7 @@ def _rule_of(name: str) -> OptionRule:
 def help_of(option: Option, default=None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default.
 
-    default: another one than the option's own, of a script.
+    default: of a script, if it has one of its own.
     """
     rule, text = _rule_of(option.name), option.help
     if rule.needs and option.name != "init":

@@ -85,20 +85,20 @@ def option(default, help: str, must=(lambda value: True, ""), **about):
 
 def options_in(part: type) -> dict[str, Option]:
     """{name: option} of a part of the configuration."""
-    found = {}
+    options = {}
     for entry in fields(part):
         kind = str(entry.type).removesuffix(" | None")
         about = dict(entry.metadata)
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
         optional = kind != entry.type
-        found[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
-    return found
+        options[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
+    return options
 
 
 def interval(text: str) -> tuple[float, float] | None:
     """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
-    found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (float(part or math.inf) for part in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (float(part or math.inf) for part in match.groups()) if match else (0, 0)
     return (steps, 60 * minutes) if steps and minutes else None
 
 
