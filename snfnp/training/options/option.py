@@ -65,9 +65,8 @@ class Option:
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
         holds, words = self.must
-        if self.kind == "float":
-            words = f"{words} and finite" if words else "finite"
-            return None if abs(value) < LARGEST and holds(value) else words
+        if self.kind == "float" and not abs(value) < LARGEST:
+            return f"{words} and finite" if words else "finite"
         return None if holds(value) else words
 
     def check(self, value) -> None:

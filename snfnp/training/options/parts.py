@@ -84,7 +84,7 @@ class GradientOptions:
         "σ, the noise of encoder and decoder in every linear layer; λ is 1/(2σ²)",
         (
             lambda value: SMALLEST_SIGMA <= value <= LARGEST_SIGMA,
-            f"from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
+            f"positive, from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
         ),
     )
     noise_vectors: int | None = option(
