@@ -27,8 +27,8 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
     script, *argv = shlex.split(command)
     made = []
 
-    def main(argv, prog=None, what="", **defaults):
-        given = vars(train._parser(prog, what, defaults).parse_args(argv))
+    def main(argv, prog=None, subject="", **defaults):
+        given = vars(train._parser(prog, subject, defaults).parse_args(argv))
         made.append(TrainConfig(**{**defaults, **given}))
 
     monkeypatch.setattr(train, "main", main)

@@ -84,7 +84,7 @@ def test_help_is_made_from_the_presets():
         assert f"{name}, {preset.summary}" in help_texts["model"]
     assert "0.0001 for fc; 0.001 for conv" in help_texts["lr"]
     assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
-    assert "6000 for fc; 1000 for conv; 250 for glow)" in help_texts["epochs"]
+    assert "6000 for fc; 1000 for conv; 250 for glow" in help_texts["epochs"]
 
 
 def test_flags_are_made_from_names():

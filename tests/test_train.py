@@ -6,7 +6,8 @@ import signal
 
 import numpy as np
 import pytest
-from support.trainers import run_training, without_time
+from support.runs import assert_same_run, state
+from support.trainers import at_step, run_training
 from support.trainers import small_config as config
 
 from snfnp.errors import CheckpointError, DivergedError, UsageError
@@ -15,21 +16,6 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
-
-
-def final_parameters(run, **changes):
-    """Everything that decides how the run would go on."""
-    trainer = Trainer(
-        get_ops("numpy"), config(**changes).build_flow((5, 5, 1)), config(**changes), 5
-    )
-    checkpoint = load_checkpoint(run.last, trainer.layout)
-    return checkpoint
-
-
-def assert_same_state(first, second):
-    for name in ("p", "m", "v"):
-        assert np.array_equal(getattr(first, name), getattr(second, name)), name
-    assert (first.step, first.lam, first.seed) == (second.step, second.lam, second.seed)
 
 
 @pytest.mark.parametrize("gradient", ["self-normalizing", "exact", "relative"])
@@ -44,62 +30,50 @@ def test_the_surrogate_and_the_likelihood_improve(tmp_path, gradient):
 
 
 def test_same_seed_same_numbers_and_another_seed_others(tmp_path):
-    first, second, other = (
-        final_parameters(run_training(tmp_path / name, seed=seed)[0])
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
-    assert_same_state(first, second)
-    assert not np.array_equal(first.p, other.p)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_training(tmp_path / name, seed=seed)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert not np.array_equal(state(tmp_path / "a").p, state(tmp_path / "c").p)
 
 
 def test_backends_agree_in_double_precision(tmp_path):
-    states = [
-        final_parameters(
-            run_training(tmp_path / backend, backend=backend, dtype="float64")[0], dtype="float64"
-        )
-        for backend in ("numpy", "numba")
-    ]
+    for backend in ("numpy", "numba"):
+        run_training(tmp_path / backend, backend=backend, dtype="float64")
     # 15 steps; Adam divides by sqrt(v), which amplifies rounding near zero gradients
-    assert np.allclose(states[0].p, states[1].p, rtol=0, atol=1e-9)
+    first, second = (state(tmp_path / backend).p for backend in ("numpy", "numba"))
+    assert np.allclose(first, second, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("clip_norm", [None, 5.0])
-def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, clip_norm):
-    whole, _ = run_training(tmp_path / "whole", clip_norm=clip_norm)
-    part, _ = run_training(tmp_path / "part", clip_norm=clip_norm, epochs=1)
-    resumed, _ = run_training(tmp_path / "part", resume=True, clip_norm=clip_norm)
-    assert_same_state(final_parameters(whole), final_parameters(resumed))
-    assert without_time(whole.read_metrics()) == without_time(resumed.read_metrics())
+RESUMED = {
+    "plain": {},
+    "clipped": {"clip_norm": 5.0},
+    "exact": {"gradient": "exact"},
+    "projection": {"recipe": "least-squares"},
+    "geco": {"lambda_control": "geco", "tolerance": 0.1},
+    "penalty": {"jvp_weight": 0.1},
+    "variational": {"objective": "variational"},
+}
 
 
-class StopAt:
-    """Sends this process a signal in the middle of a given step, as a terminal would."""
-
-    def __init__(self, monkeypatch, step, number=signal.SIGINT):
-        original = Trainer.training_step
-
-        def step_with_signal(trainer, images):
-            if trainer.step == step:
-                os.kill(os.getpid(), number)
-            return original(trainer, images)
-
-        monkeypatch.setattr(Trainer, "training_step", step_with_signal)
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
+def test_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, changes):
+    run_training(tmp_path / "whole", **changes)
+    run_training(tmp_path / "part", epochs=1, **changes)
+    run_training(tmp_path / "part", resume=True, **changes)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, number):
-    whole, _ = run_training(tmp_path / "whole")
+    run_training(tmp_path / "whole")
     said = []
-    with monkeypatch.context() as patched:
-        StopAt(patched, step=7, number=number)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(tmp_path / "part", report=said.append)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        at_step(patched, 7, lambda trainer: os.kill(os.getpid(), number))
+        run_training(tmp_path / "part", report=said.append)
     assert "--resume" in said[-1] and str(tmp_path / "part") in said[-1]
-    part = RunFolder(tmp_path / "part")
-    assert final_parameters(part).step == 8  # the step in progress was finished
+    assert state(tmp_path / "part").step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
-    assert_same_state(final_parameters(whole), final_parameters(part))
-    assert without_time(whole.read_metrics()) == without_time(part.read_metrics())
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
 def test_metrics_past_the_checkpoint_are_written_anew_on_resume(tmp_path):
@@ -115,45 +89,29 @@ def test_metrics_past_the_checkpoint_are_written_anew_on_resume(tmp_path):
     assert records[1]["validation_nll_nats"] > 1
 
 
+def poison(monkeypatch, step, layer, parameter, value):
+    """Spoil a parameter right before a step."""
+    at_step(monkeypatch, step, lambda t: t.params[layer][parameter].flat.__setitem__(0, value))
+
+
 @pytest.mark.parametrize("layer, parameter", [("dense1", "W"), ("dense2", "b")])
 def test_a_nan_stops_the_run_and_names_layer_and_step(tmp_path, monkeypatch, layer, parameter):
-    original = Trainer.training_step
-
-    def poisoned(trainer, images):
-        if trainer.step == 6:
-            trainer.params[layer][parameter].flat[0] = np.nan
-        return original(trainer, images)
-
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    poison(monkeypatch, 6, layer, parameter, np.nan)
     with pytest.raises(DivergedError, match=f"step 7: the output of layer {layer} is not finite"):
         run_training(tmp_path / "run")
-    checkpoint = final_parameters(RunFolder(tmp_path / "run"))
+    checkpoint = state(tmp_path / "run")
     assert checkpoint.step == 5 and np.isfinite(checkpoint.p).all()
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_norm):
-    original = Trainer.training_step
-
-    def poisoned(trainer, images):
-        if trainer.step == 3:
-            trainer.params["dense1"]["R"].flat[0] = np.inf  # R is not in the forward pass
-        return original(trainer, images)
-
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    poison(monkeypatch, 3, "dense1", "R", np.inf)  # R is not in the forward pass
     with pytest.raises(DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"):
         run_training(tmp_path / "run", clip_norm=clip_norm)
 
 
 def test_a_singular_weight_in_exact_training_names_the_layer(tmp_path, monkeypatch):
-    original = Trainer.training_step
-
-    def poisoned(trainer, images):
-        if trainer.step == 2:
-            trainer.params["dense2"]["W"][...] = 0
-        return original(trainer, images)
-
-    monkeypatch.setattr(Trainer, "training_step", poisoned)
+    at_step(monkeypatch, 2, lambda trainer: trainer.params["dense2"]["W"].fill(0))
     with pytest.raises(Exception, match="layer dense2: the weight matrix is singular"):
         run_training(tmp_path / "run", gradient="exact")
 
@@ -179,25 +137,6 @@ def test_a_checkpoint_brings_everything_back(saved):
         assert np.array_equal(views[entry.layer][entry.name], expected[entry.layer][entry.name])
     assert np.array_equal(read.p, trainer.p)
     assert (read.step, read.lam, read.seed, read.record) == (41, 1.0, 0, {"note": [1, None]})
-
-
-@pytest.mark.parametrize("position", [20, 300, 5000, -1])
-def test_a_flipped_bit_anywhere_is_found(saved, position):
-    path, trainer = saved
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x10
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, trainer.layout)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", [0, 5, 100, 4000, -1])
-def test_a_truncated_checkpoint_is_found(saved, keep):
-    path, trainer = saved
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_checkpoint(path, trainer.layout)
 
 
 @pytest.mark.parametrize("changes, shape", [({"gradient": "exact"}, (5, 5, 1)), ({}, (4, 4, 1))])

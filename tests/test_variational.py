@@ -292,11 +292,11 @@ def test_the_bound_comes_to_the_likelihood_with_sigma(ops, rng):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sigma": 0.0}, "sigma is 0: it must be positive"),
-        ({"sigma": -1.0}, "sigma is -1: it must be positive"),
+        ({"sigma": 0.0}, "sigma is 0.0: it must be positive"),
+        ({"sigma": -1.0}, "sigma is -1.0: it must be positive"),
         ({"sigma": float("nan")}, "sigma is nan: it must be positive"),
         ({"sigma": 1e-9}, "sigma is 1e-09: it must be positive, from 1e-06 to 1e"),
-        ({"noise_vectors": 0}, "noise_vectors is 0: it must be at least 1"),
+        ({"noise_vectors": 0}, "noise-vectors is 0: it must be at least 1"),
         ({"lam": 3.0}, "--lambda only has an effect with --objective mixture or forward"),
         ({"lambda_control": "geco"}, "--lambda-control only has an effect with --objective mixt"),
         ({"gradient": "exact"}, "--objective only has an effect with --gradient self-norm"),

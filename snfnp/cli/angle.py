@@ -30,14 +30,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    what = ", ".join(of) or f"{lam:g}"
-    print(f"{len(images):,} training images from {dataset.source}, λ = {what}")
+    shown = ", ".join(of) or f"{lam:g}"
+    print(f"{len(images):,} training images from {dataset.source}, λ = {shown}")
     print(
         f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
     )
-    for found in rows:
-        of_r = "-" if found.inverse_angle is None else f"{found.inverse_angle:.3f}°"
+    for row in rows:
+        of_r = "-" if row.inverse_angle is None else f"{row.inverse_angle:.3f}°"
         print(
-            f"{found.layer:<12}{found.angle:>11.3f}°{of_r:>10}{found.likelihood:>16.4g}"
-            f"{found.reconstruction:>18.4g}"
+            f"{row.layer:<12}{row.angle:>11.3f}°{of_r:>10}{row.likelihood:>16.4g}"
+            f"{row.reconstruction:>18.4g}"
         )

@@ -1,4 +1,4 @@
-"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and how far apart."""
+"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and largest gaps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         "--from-epoch",
         type=int,
         default=1,
-        help="where the search for the largest gap begins (default: 1)",
+        help="the first epoch at which the largest gap is looked for (default: 1)",
     )
     args = parser.parse_args(argv)
     check_range(args, "--from-epoch", 1)

@@ -23,10 +23,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
     )
     parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=1000,
-        help="images at once (default: 1000)",
+        "--batch-size", type=int, default=1000, help="images at once (default: 1000)"
     )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
     parser.add_argument(
@@ -68,13 +65,13 @@ def _proof(proved: list) -> str:
     """The certificates, a line for each layer, and what they say together."""
     lines = ["of E = I - RW at every learned inverse, without a determinant:"]
     lines.append(f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}")
-    for found in proved:
-        difference = found.difference
+    for certificate in proved:
+        difference = certificate.difference
         says = "none" if difference is None else f"{difference:.4g} nats"
         lines.append(
-            f"{found.layer:<12}{found.lower:>12.4g}{found.upper:>12.4g}{found.trace:>12.4g}{says:>14}"
+            f"{certificate.layer:<12}{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}{says:>14}"
         )
-    sure = [found.difference for found in proved if found.holds]
+    sure = [certificate.difference for certificate in proved if certificate.holds]
     lines.append(
         f"proved for {len(sure)} of {len(proved)} layers: W and R are invertible, and at the same "
         "z the two log-densities of Eq. 3 differ by at most as many nats"

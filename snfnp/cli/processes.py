@@ -1,4 +1,4 @@
-"""A command that several processes run together: how they start, which one speaks, how all end."""
+"""A command that several processes run together: their start, their output, their end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not re
 
 def start(count: int, argv: list[str], world: Communicator) -> None:
     """Become an mpiexec that runs this program `count` times; signals and the exit status are then
-    its own affair. Does nothing for one. Raises UsageError where the program is one of several
+    its own affair. Does nothing for one. Raises UsageError if the program is one of several
     already.
 
     argv: the command's arguments, the last ones of this process, with `OPTION` among them.
@@ -46,16 +46,13 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
     os.execv(mpiexec, command)
 
 
-def find_mpiexec(what: str) -> str:
-    """The mpiexec of this environment, or one on the PATH. Raises UsageError where there is none,
-    or no mpi4py. what: needs it."""
+def find_mpiexec(feature: str) -> str:
+    """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
+    or no mpi4py. feature: needs it."""
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    for missing, found in (
-        ("mpiexec", mpiexec),
-        ("mpi4py", importlib.util.find_spec("mpi4py")),
-    ):
-        if not found:
-            raise UsageError(f'{what} needs {missing}, which is missing: pip install ".[mpi]"')
+    for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
+        if not place:
+            raise UsageError(f'{feature} needs {missing}, which is missing: pip install ".[mpi]"')
     return mpiexec
 
 
@@ -73,9 +70,9 @@ def _without_option(argv: list[str]) -> list[str]:
 def process_group() -> Iterator[Communicator]:
     """The processes that run this command, of which rank 0 alone prints.
 
-    An exception ends all of them, in bounded time. Where all fail alike, each of them gets here
-    soon, and the first one that failed says what it was; where only some fail, the others may
-    already wait for them, and are ended.
+    An exception ends all of them, in bounded time. If all fail alike, each of them gets here soon,
+    and the first one that failed says what it was; if only some fail, the others may already wait
+    for them, and are ended.
     """
     launch = launched()
     if launch is None:
@@ -102,12 +99,12 @@ def process_group() -> Iterator[Communicator]:
 
 
 def _end(ranks: Communicator, error: BaseException) -> None:
-    """Returns where the error is to be raised as if this process were alone."""
+    """End all ranks; returns if the error is to be raised as if this process were alone."""
     status = terminal.exit_status(error)
     statuses = ranks.exchange_exit_status(status, _FAIL_TIMEOUT)
     if statuses is not None:
-        speaker = next((rank for rank, each in enumerate(statuses) if each), 0)
-        if ranks.rank != speaker:
+        reporting = next((rank for rank, code in enumerate(statuses) if code), 0)
+        if ranks.rank != reporting:
             raise SystemExit(status) from None
     if statuses is None or ranks.rank:
         who = f"rank {ranks.rank}: " if ranks.rank else ""

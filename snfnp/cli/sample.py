@@ -6,13 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import (
-    check_file,
-    check_range,
-    check_seed,
-    open_run,
-    run_parser,
-)
+from snfnp.cli.shared import check_file, check_range, check_seed, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.memory import within_memory
@@ -57,8 +51,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     for part, first in enumerate(range(0, args.count, _AT_ONCE)):
         count = min(_AT_ONCE, args.count - first)
         with within_memory(run.ops, "--count", count):
-            how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
-            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **how)
+            inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **inverse)
         images[first : first + count] = drawn.reshape(count, *run.image_shape)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     title = f"{run.config.data}, {run.config.model_name}"

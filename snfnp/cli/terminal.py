@@ -1,4 +1,4 @@
-"""How a command ends where it cannot go on: in one line, or silently, never with a traceback."""
+"""The end of a command that cannot go on: one line, or nothing, never a traceback."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(work: Callable[[], None]) -> int:
     """Do a command's work; the exit status, 0 for success.
 
     2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C and
-    141 where nobody reads the output any more. An exception that no user can cause passes.
+    141 if nobody reads the output any more. An exception that no user can cause passes.
     """
     codecs.register_error("snfnp.plain", _plain)
     for stream in (sys.stdout, sys.stderr):
@@ -81,14 +81,15 @@ def run(work: Callable[[], None]) -> int:
 
 def report_error(error: BaseException, who: str = "") -> int | None:
     """The exit status after an exception, with a line on stderr, which begins with `who`; None
-    where it is a mistake in the program, or its intended end."""
+    if it is a mistake in the program, or its intended end."""
     if isinstance(error, SnfnpError):
         _print_error(f"{who}{error}")
         return error.exit_status
     if isinstance(error, MemoryError):
-        found = str(error).rstrip(".") or "nothing more is known"
+        reason = str(error).rstrip(".") or "nothing more is known"
         _print_error(
-            f"{who}out of memory ({found}): ask for less at once, or see which other program has it"
+            f"{who}out of memory ({reason}): ask for less at once, or see which other program "
+            "has it"
         )
         return 1
     if isinstance(error, KeyboardInterrupt):
@@ -134,7 +135,7 @@ def _print_error(line: str) -> None:
 
 
 def _output_fails() -> bool:
-    """Whether standard output takes nothing: what is still in its buffer, or one more line."""
+    """Say whether standard output takes neither what is still in its buffer nor one more line."""
     try:
         print(flush=True)
     except OSError:

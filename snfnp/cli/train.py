@@ -23,15 +23,15 @@ _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 def main(
     argv: list[str],
     prog: str | None = None,
-    what: str = "a self-normalizing flow (Keller et al. 2021) or one of its baselines on MNIST",
+    subject: str = "a self-normalizing flow (Keller et al. 2021) or one of its baselines on MNIST",
     **defaults,
 ) -> None:
     """Parse, train, draw.
 
-    what: is trained, for --help; defaults: the options that a script starts from differently.
+    subject: of the training, for --help; defaults: the options that a script sets otherwise.
     """
     with processes.process_group() as world:
-        given = vars(_parser(prog, what, defaults).parse_args(argv))
+        given = vars(_parser(prog, subject, defaults).parse_args(argv))
         processes.start(given.pop("processes", 1), argv, world)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
@@ -53,15 +53,15 @@ def main(
                 _draw(session.folder, session.config, session.ops)
 
 
-def _parser(prog: str | None, what: str, defaults: dict) -> Parser:
+def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     """A parser with every option of TrainConfig, and --resume.
 
-    Options that are not given are absent from the result: defaults live in TrainConfig, and what
-    a script sets otherwise in `defaults`, which the help texts show.
+    Options that are not given are absent from the result: defaults live in TrainConfig, and those
+    of a script in `defaults`, which the help texts show.
     """
     parser = Parser(
         prog=prog,
-        description=f"Train {what}. Writes a run folder with the configuration, metrics, "
+        description=f"Train {subject}. Writes a run folder with the configuration, metrics, "
         "checkpoints, samples and curves.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -1,40 +1,12 @@
-"""The curves of a run: what its metrics say, evaluation by evaluation (curves.png)."""
+"""The curves of a run: its metrics, evaluation by evaluation (curves.png)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from snfnp.training import plots
-
-# What is drawn at one evaluation: a figure, and where there is a band, its lower and upper end.
-Point = tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A row of the picture. point(record): what a line of the metrics has for it; None: nothing.
-
-    The row is left out where no record has anything. log, limit: see `plots.Row`.
-    """
-
-    label: str
-    point: Callable[[dict], Point]
-    log: bool = True
-    limit: float | None = None
-
-    def row(self, records: list[dict]) -> plots.Row | None:
-        points = [self.point(record) for record in records]
-        size = max((len(point) for point in points if point), default=0)
-        if not size:
-            return None
-        absent = (math.nan,) * size
-        # a figure that has no band has one of no width beside others that have one
-        whole = [absent if not p else p if len(p) == size else p * size for p in points]
-        lines = map(list, zip(*whole, strict=True))
-        return plots.Row(self.label, *lines, log=self.log, limit=self.limit)
+from snfnp.training.plots import Point, Row
 
 
 def _learns(record: dict) -> bool:
@@ -45,8 +17,9 @@ def _reconstruction(record: dict) -> Point:
     return (record["reconstruction"],) if _learns(record) else None
 
 
-def _jacobian_error(record: dict) -> Point:
-    return (record["jacobian_error"],) if "jacobian_error" in record else None
+def _figure(name: str) -> Callable[[dict], Point]:
+    """A figure that some records have."""
+    return lambda record: (record[name],) if name in record else None
 
 
 def _over_layers(name: str) -> Callable[[dict], Point]:
@@ -65,34 +38,46 @@ def _of_layers(figure: str, worst: Callable) -> Callable[[dict], Point]:
     """The worst of a monitor's figures over the layers, and a band over all of them."""
 
     def point(record: dict) -> Point:
-        values = [own[figure] for own in record.get("layers", {}).values() if figure in own]
+        layers = record.get("layers", {}).values()
+        values = [figures[figure] for figures in layers if figure in figures]
         return (worst(values), min(values), max(values)) if values else None
 
     return point
 
 
-PANELS = (
-    Panel("exact validation NLL (nats)", lambda r: (r["validation_nll_nats"],), log=False),
-    Panel("reconstruction error\nΣ ‖g(f(h)) − h‖² per image", _reconstruction),
-    Panel("Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", _jacobian_error),
-    Panel("λ: mean and range\nover the layers", _over_layers("lam")),
-    Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
-    Panel("ρ = ‖I − RW‖₂: largest and\nrange over the layers", _of_layers("rho", max), limit=1.0),
-    Panel(
-        "angle of W's gradient to the\nexact one (°): largest and range", _of_layers("angle", max)
+# {label of a row: (its point of a record, how it is drawn)}
+ROWS: dict[str, tuple[Callable[[dict], Point], dict]] = {
+    "exact validation NLL (nats)": (_figure("validation_nll_nats"), {"log": False}),
+    "reconstruction error\nΣ ‖g(f(h)) − h‖² per image": (_reconstruction, {}),
+    "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe": (_figure("jacobian_error"), {}),
+    "λ: mean and range\nover the layers": (_over_layers("lam"), {}),
+    "constraint C: mean and\nrange over the layers": (_over_layers("constraint"), {}),
+    "ρ = ‖I − RW‖₂: largest and\nrange over the layers": (_of_layers("rho", max), {"limit": 1.0}),
+    "angle of W's gradient to the\nexact one (°): largest and range": (
+        _of_layers("angle", max),
+        {},
     ),
-    Panel(
-        "angle of R's gradient to the\nexact one (°): largest and range",
+    "angle of R's gradient to the\nexact one (°): largest and range": (
         _of_layers("inverse_angle", max),
+        {},
     ),
-)
+}
+
+
+def rows(records: list[dict]) -> list[Row]:
+    """The rows that some record has a figure for."""
+    drawn = []
+    for label, (point, style) in ROWS.items():
+        points = [point(record) for record in records]
+        if any(points):
+            drawn.append(Row(label, points, **style))
+    return drawn
 
 
 def save_curves(path: Path, records: list[dict], title: str) -> None:
-    """All panels that a run has figures for, against epochs and training seconds."""
+    """Draw all rows that a run has figures for, against epochs and training seconds."""
     columns = {
         label: [record[key] for record in records]
         for label, key in (("epoch", "epoch"), ("training seconds", "seconds"))
     }
-    rows = [row for row in (panel.row(records) for panel in PANELS) if row]
-    plots.save_rows(path, columns, rows, title)
+    plots.save_rows(path, columns, rows(records), title)

@@ -1,4 +1,4 @@
-"""Monitors of the learned inverses, in every evaluation.
+"""The monitors of the learned inverses, at every evaluation.
 
 Derivation: derivations/23-monitors-and-certificates.md.
 """
@@ -54,7 +54,8 @@ class Inspection:
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
-        """A watcher of layers' inputs for `Likelihood.evaluate`; images: how many that gets."""
+        """A function that `Likelihood.evaluate` calls with every layer's input; images: how many it
+        gets. None: no layer asks for it."""
         self._variances = {
             name: SmallestVariance(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
@@ -64,37 +65,37 @@ class Inspection:
         return _Watch(self._variances) if self._variances else None
 
     def figures(self, likelihood: Likelihood) -> dict:
-        """{"layers": {layer: its figures}} for a line of metrics; {} where nothing is learned.
+        """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
 
         rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and μ of
         Eq. 31, which is added to it in every direction, if the rule is stable above some value of
         it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
-        the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), where λ
+        the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
         is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
-        of R where it has one, on as many of the batches that follow as `--track-angle` says
-        (`gradient_angles`). Raises DivergedError where one of them is not finite.
+        of R if it has one, on as many of the batches that follow as `--track-angle` says
+        (`gradient_angles`). Raises DivergedError if one of them is not finite.
         """
         if not self._layers:
             return {}
         ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
         ratios = self._ratios(params, lam)
         angles = self._angles(params, lam)
-        found = {}
+        layers = {}
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
             p = params[name]
-            own = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
             variance = self._variances[name].value if name in self._variances else None
             if variance is not None:
-                own["margin"] = lam[name] * variance + self._trainer.config.jvp_weight
+                figures["margin"] = lam[name] * variance + self._trainer.config.jvp_weight
             if lam[name]:
-                own["gradient_ratio"] = ratios[name]
-            own |= angles.get(name, {})
-            for figure, value in own.items():
+                figures["gradient_ratio"] = ratios[name]
+            figures |= angles.get(name, {})
+            for figure, value in figures.items():
                 if not math.isfinite(value):
                     raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
-            found[name] = own
-        return {"layers": found}
+            layers[name] = figures
+        return {"layers": layers}
 
     def warnings(self, record: dict) -> list[str]:
         """A line for each cause that there is to worry about, once for each layer."""
@@ -105,15 +106,15 @@ class Inspection:
         ):
             new = {}
             for name, figures in record.get("layers", {}).items():
-                found = crossed(name, figures)
-                if found is not None and (name, cause) not in self._warned:
+                value = crossed(name, figures)
+                if value is not None and (name, cause) not in self._warned:
                     self._warned.add((name, cause))
-                    new[name] = found
+                    new[name] = value
             if new:
                 limits = {stable_above(self._layers[name][0].rule) for name in new}
-                what = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
-                where = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
-                lines.append(f"early warning, not a verdict: {what}: {where}")
+                words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
+                layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
+                lines.append(f"early warning, not a verdict: {words}: {layers}")
         return lines
 
     def _far(self, name: str, figures: dict) -> float | None:
@@ -132,13 +133,13 @@ class Inspection:
         batches = self._trainer.config.track_angle
         if batches is None:
             return {}
-        found = gradient_angles(*self._on_batches(batches, params, lam))
-        names = ("angle", "inverse_angle")
+        rows = gradient_angles(*self._on_batches(batches, params, lam))
+        figures = (
+            (row.layer, {"angle": row.angle, "inverse_angle": row.inverse_angle}) for row in rows
+        )
         return {
-            own.layer: {
-                name: getattr(own, name) for name in names if getattr(own, name) is not None
-            }
-            for own in found
+            layer: {name: value for name, value in angles.items() if value is not None}
+            for layer, angles in figures
         }
 
     def _on_batches(self, count: int, params, lam) -> tuple:

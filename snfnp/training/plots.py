@@ -24,8 +24,8 @@ _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _LARGEST_PANEL = 2000
 
 
-def _settle_matplotlib() -> None:
-    """Give Matplotlib a folder for its cache of fonts where its own cannot be written."""
+def _configure_matplotlib() -> None:
+    """Give Matplotlib a folder for its cache of fonts if its own cannot be written."""
     home = Path(os.path.expanduser("~"))
     usual = (
         Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config"),
@@ -38,7 +38,7 @@ def _settle_matplotlib() -> None:
         os.environ["MPLCONFIGDIR"] = str(folder)
 
 
-_settle_matplotlib()
+_configure_matplotlib()
 import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")  # files only: works without a display
@@ -46,7 +46,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 def default_columns(count: int) -> int:
-    """How many images make a row, so that the picture is about as wide as high."""
+    """The images in a row with which a picture is about as wide as high."""
     return max(1, math.isqrt(count - 1) + 1)
 
 
@@ -56,7 +56,7 @@ def grid_size(count: int, columns: int, shape: tuple[int, ...]) -> tuple[int, in
 
 
 def is_large(height: int, width: int) -> bool:
-    """Whether a grid gets a picture of its own, pixel by pixel, instead of a place in a figure."""
+    """Say whether a grid gets a picture of its own, pixel by pixel, and no place in a figure."""
     return max(height, width) > _LARGEST_PANEL
 
 
@@ -101,19 +101,30 @@ def save_samples(
     _save(figure, path)
 
 
+# A record's place on a row of curves: a value, and the ends of a band around it if there is one.
+Point = tuple[float, ...] | None
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of curves, one point per record: its label, a line, and around it a band where there is
-    one (`low`, `high`); NaN where a record has no such figure. log: a logarithmic axis, where all
-    is positive; limit: a level that is marked.
+    """A row of curves: its label, and a point per record, None for one without such a figure.
+
+    log: a logarithmic axis, if all is positive; limit: a level that is marked.
     """
 
     label: str
-    line: list[float]
-    low: list[float] | None = None
-    high: list[float] | None = None
+    points: list[Point]
     log: bool = True
     limit: float | None = None
+
+    @property
+    def lines(self) -> np.ndarray:
+        """The line, and below it the ends of its band, if any point has one: (1 or 3, records);
+        NaN for a record without a point."""
+        size = max(len(point) for point in self.points if point)
+        # a point without a band has one of no width beside others that have one
+        whole = [(point or (math.nan,)) for point in self.points]
+        return np.array([point if len(point) == size else point * size for point in whole]).T
 
 
 def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
@@ -137,13 +148,14 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
 
 
 def _draw_row(axis, x, row: Row, color: str) -> None:
-    axis.plot(x, row.line, marker="." if len(x) < 50 else None, color=color)
-    if row.low is not None:
-        axis.fill_between(x, row.low, row.high, color=color, alpha=0.2, linewidth=0)
+    lines = row.lines
+    axis.plot(x, lines[0], marker="." if len(x) < 50 else None, color=color)
+    if len(lines) > 1:
+        axis.fill_between(x, lines[1], lines[2], color=color, alpha=0.2, linewidth=0)
     if row.limit is not None:
         axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
     axis.grid(alpha=0.3, which="both")
-    if row.log and not any(y <= 0 for y in row.low or row.line):
+    if row.log and not (lines <= 0).any():
         axis.set_yscale("log")
 
 
@@ -154,7 +166,7 @@ COMPARED = ("epoch", "seconds", "validation_nll_nats")
 def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
     """Runs in one picture, by name, against epochs and against training seconds.
 
-    The first evaluations, far above all others, are left out where they would flatten the rest.
+    The first evaluations, far above all others, are left out if they would flatten the rest.
     """
     *columns, y = COMPARED
     figure, axes = plt.subplots(1, len(columns), figsize=(11, 4.6), sharey=True)

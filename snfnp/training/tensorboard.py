@@ -30,7 +30,7 @@ def recording(run: RunFolder, with_events: bool) -> Iterator[Callable[[dict], No
     TensorBoard.
 
     TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
-    a point twice, and begin at the first epoch also where earlier parts were trained without it.
+    a point twice, and begin at the first epoch, even if earlier parts were trained without it.
     """
     if not with_events:
         yield run.append_metrics

@@ -12,7 +12,7 @@ from support.trainers import (
     without_time,
 )
 
-STATE = ("p", "m", "v")
+STATE = ("p", "m", "v", "state")
 
 
 def state(path, name="last"):

@@ -76,8 +76,8 @@ class TrainConfig:
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
             values[_PART_OF[name]][name] = value
-        for part, own in parts.items():
-            object.__setattr__(self, part, replace(own, **values[part]))
+        for part, options in parts.items():
+            object.__setattr__(self, part, replace(options, **values[part]))
 
     def __getattr__(self, name: str) -> Any:
         """An option of one of the parts."""
@@ -232,7 +232,7 @@ class TrainConfig:
         ]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differs but where files are."""
+        """{option: [before, now]} of all that differs, but for the places of files."""
         then, now = before.filled().as_dict(), self.as_dict()
         return {
             name: [then[name], value]
@@ -285,7 +285,7 @@ def _rule_of(name: str) -> OptionRule:
 def help_of(option: Option, default=None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default.
 
-    default: another one than the option's own, of a script.
+    default: of a script, if it has one of its own.
     """
     rule, text = _rule_of(option.name), option.help
     if rule.needs and option.name != "init":

@@ -12,14 +12,13 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset
 
 LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
-_WORDS = {
-    "bool": "True or False",
-    "int": "a whole number",
-    "float": "a finite number",
-    "str": "text",
-    "Path": "a path",
+_KINDS = {  # {kind: (the types of its values, words for them)}
+    "bool": (bool, "True or False"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "str": (str, "text"),
+    "Path": ((str, Path), "a path"),
 }
-_TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str, "Path": (str, Path)}
 
 # Limits of a value: a predicate, and words for it.
 AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
@@ -58,18 +57,16 @@ class Option:
 
     def problem(self, value) -> str | None:
         """The words for what a value must be and is not; None: it is all that."""
-        if value is None:
-            return None if self.optional else _WORDS[self.kind]
-        if not isinstance(value, _TYPES[self.kind]) or isinstance(value, bool) != (
-            self.kind == "bool"
-        ):
-            return _WORDS[self.kind]
+        types, words = _KINDS[self.kind]
+        if value is None and self.optional:
+            return None
+        if not isinstance(value, types) or isinstance(value, bool) != (self.kind == "bool"):
+            return words
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
         holds, words = self.must
-        if self.kind == "float":
-            finite = abs(value) < LARGEST
-            return None if finite and holds(value) else f"{words} and finite" if words else "finite"
+        if self.kind == "float" and not abs(value) < LARGEST:
+            return f"{words} and finite" if words else "finite"
         return None if holds(value) else words
 
     def check(self, value) -> None:
@@ -79,28 +76,28 @@ class Option:
             raise UsageError(f"{self.flag} is {str(value)[:40]}: it must be {problem}")
 
 
-def option(default, help: str, **about):
+def option(default, help: str, must=(lambda value: True, ""), **about):
     """A dataclass field with what `Option` says beside its name and type."""
-    usual = {"flag": "", "choices": None, "must": (lambda value: True, ""), "changeable": False}
-    return field(default=default, metadata={"help": help, **usual, **about})
+    usual = {"flag": "", "choices": None, "changeable": False}
+    return field(default=default, metadata={"help": help, "must": must, **usual, **about})
 
 
 def options_in(part: type) -> dict[str, Option]:
     """{name: option} of a part of the configuration."""
-    found = {}
+    options = {}
     for entry in fields(part):
         kind = str(entry.type).removesuffix(" | None")
         about = dict(entry.metadata)
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
         optional = kind != entry.type
-        found[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
-    return found
+        options[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
+    return options
 
 
 def interval(text: str) -> tuple[float, float] | None:
     """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
-    found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
-    steps, minutes = (float(part or math.inf) for part in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (float(part or math.inf) for part in match.groups()) if match else (0, 0)
     return (steps, 60 * minutes) if steps and minutes else None
 
 

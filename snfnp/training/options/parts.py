@@ -33,40 +33,29 @@ class ModelOptions:
         f"the model: {'; '.join(f'{name}, {p.summary}' for name, p in PRESETS.items())}",
         choices=tuple(PRESETS),
     )
-    levels: int | None = option(None, "L of Glow, blocks between squeezes", must=AT_LEAST_1)
-    depth: int | None = option(None, "K of Glow, steps of flow per block", must=AT_LEAST_1)
-    width: int | None = option(
-        None, "channels inside the networks of Glow's couplings", must=AT_LEAST_1
-    )
-    kernel: int | None = option(
-        None,
-        "size of Glow's mixing convolutions, odd (1 in Glow, 5 in Table 5)",
-        must=odd(1),
-    )
+    levels: int | None = option(None, "L of Glow, blocks between squeezes", AT_LEAST_1)
+    depth: int | None = option(None, "K of Glow, steps of flow per block", AT_LEAST_1)
+    width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
+    kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", odd(1))
     inverse_kernel: int | None = option(
-        None,
-        "kernel size of the learned inverse of convolutions, 3 or larger (Eqs. 28-30)",
-        must=odd(3),
+        None, "kernel size of the learned inverse (Eqs. 28-30)", odd(3)
     )
     inverse_depth: int = option(
         1,
-        "how many convolutions the learned inverse of a convolution has one after the other (A.4; "
-        "1 to 3: two of 3x3 reach as far as one of 5x5)",
-        must=(lambda value: 1 <= value <= 3, "1, 2 or 3"),
+        "how many convolutions a learned inverse is made of (A.4): 1 to 3",
+        (lambda value: 1 <= value <= 3, "1, 2 or 3"),
     )
     init: str = option(
         "paper",
-        "where weights start. paper, as in A.3: the identity plus Xavier noise of gain 0.01, in "
-        "Glow a random orthogonal matrix of the channels (with that noise if --kernel is above "
-        "1). authors, as in their code, which differs in two places: fc starts at exactly the "
-        "identity, and Glow with a --kernel above 1 at the identity plus noise. identity: every "
-        "weight starts at exactly the identity, the authors' start for fc and no other model's",
+        "the start of weights. paper, as in A.3: the identity plus Xavier noise of gain 0.01, in "
+        "Glow an orthogonal matrix (plus that noise if --kernel is above 1). authors, as in their "
+        "code: fc at exactly the identity, Glow with a --kernel above 1 at the identity plus "
+        "noise. identity: exactly the identity",
         choices=INITS,
     )
     bias_init: str | None = option(
         None,
-        "biases start at 0 (zero), or such that every layer's output on the first batch has mean 0 "
-        "(data)",
+        "biases at 0 (zero), or such that outputs on the first batch have mean 0 (data)",
         choices=BIAS_INITS,
     )
 
@@ -77,37 +66,32 @@ class GradientOptions:
 
     gradient: str | None = option(
         None,
-        "where the gradient of log|det W| comes from: the learned inverse (self-normalizing, "
-        "Eqs. 10, 11, 15, 16), the same by random probes (probe), an exact inverse (exact, Eq. 2; "
-        "for convolutions by block recursion, or exact-dense through the whole matrix, the paper's "
-        "baseline), or the relative gradient of Gresele et al. 2020 (relative, "
-        f"{presets_with(lambda preset: 'relative' in preset.gradients)} only)",
+        "the gradient of log|det W|: by the learned inverse (self-normalizing, Eqs. 10, 11, 15, "
+        "16), the same by random probes (probe), by an exact inverse (exact, Eq. 2; by block "
+        "recursion, or exact-dense through the whole matrix, the paper's baseline), or "
+        f"relative (Gresele et al. 2020; {presets_with(lambda p: 'relative' in p.gradients)} only)",
         choices=GRADIENTS,
     )
     objective: str = option(
         "mixture",
-        "the paper's mixture of both densities (Eq. 3), or the forward density alone, in which R "
-        "learns from the reconstruction error only, or the variational bound of A.4, in which x "
-        "and its code are a --sigma apart",
+        "the paper's mixture of both densities (Eq. 3); the forward density alone, R learning from "
+        "the reconstruction error; or the variational bound of A.4, with noise --sigma",
         choices=("mixture", "forward", "variational"),
     )
     sigma: float | None = option(
         None,
         "σ, the noise of encoder and decoder in every linear layer; λ is 1/(2σ²)",
-        must=(
+        (
             lambda value: SMALLEST_SIGMA <= value <= LARGEST_SIGMA,
-            f"from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
+            f"positive, from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}",
         ),
     )
     noise_vectors: int | None = option(
-        None,
-        "how many noise vectors a layer draws in a step; the images of a batch share them",
-        must=AT_LEAST_1,
+        None, "how many noise vectors a layer draws in a step", AT_LEAST_1
     )
     relative_bias: str = option(
         "plain",
-        "treat the bias on its own (plain), inside an augmented matrix (full), or as in Gresele's "
-        "code (gresele)",
+        "the bias on its own (plain), in an augmented matrix (full), or as in Gresele's code",
         choices=("plain", "gresele", "full"),
     )
     recipe: str = option(
@@ -120,26 +104,18 @@ class GradientOptions:
     )
     inverse_update: str | None = option(
         None,
-        "how R is found: by its gradient (gradient, Eqs. 11, 16), or without λ, and W by the "
-        "forward density alone: projected on every batch (projection, fc), or the best one for W "
-        "of its kernel size (least-squares, conv and glow; with 1x1 kernels that is the exact "
-        "gradient)",
+        "how R is found: by its gradient (Eqs. 11, 16), or without λ, and W by the forward density "
+        "alone: projected on every batch (projection, fc), or the best one for W of its kernel "
+        "size (least-squares, conv and glow; of 1x1 kernels that is the exact gradient)",
         choices=INVERSE_UPDATES,
     )
     jvp_weight: float = option(
         0.0,
         "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖² of every linear layer (0: off)",
-        must=NOT_NEGATIVE,
+        NOT_NEGATIVE,
     )
-    jvp_probes: int = option(
-        4, "how many directions ν of Eq. 31 a step looks along", must=AT_LEAST_1
-    )
-    probes: int = option(
-        1,
-        "how many directions take the place of flip(R) ⊙ m; its variance falls as one over this "
-        "number",
-        must=AT_LEAST_1,
-    )
+    jvp_probes: int = option(4, "how many directions ν of Eq. 31 a step looks along", AT_LEAST_1)
+    probes: int = option(1, "how many directions take the place of flip(R) ⊙ m", AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -149,15 +125,14 @@ class MultiplierOptions:
     lam: float | None = option(
         None,
         "λ of Eq. 3, the weight of the reconstruction error",
+        NOT_NEGATIVE,
         flag="--lambda",
-        must=NOT_NEGATIVE,
         changeable=True,
     )
     lambda_control: str = option(
         "fixed",
-        "what λ follows: nothing (fixed), or the constraint that the reconstruction error stays "
-        "below --tolerance: geco (Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & Barr "
-        "1988); --lambda is then where it starts",
+        "λ stays (fixed), or starts at --lambda and keeps the error below --tolerance: "
+        "geco (Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & Barr 1988)",
         choices=("fixed", *CONTROLLERS),
     )
     lambda_sharing: str = option(
@@ -167,32 +142,25 @@ class MultiplierOptions:
     )
     constraint: str = option(
         "relative",
-        "what is compared with --tolerance, a layer's reconstruction error as a part of its input, "
-        "E/‖h‖² (relative), or E itself (absolute)",
+        "what stays below --tolerance: a layer's reconstruction error E/‖h‖² (relative), or E",
         choices=("relative", "absolute"),
     )
     tolerance: float | None = option(
-        None,
-        "κ, the reconstruction error that is allowed; 0, geco only: λ never falls, as in the "
-        "paper's A.5",
-        must=NOT_NEGATIVE,
+        None, "κ, the error that is allowed; 0 (geco): λ never falls, as in A.5", NOT_NEGATIVE
     )
-    lambda_rate: float | None = option(None, "η, how fast λ moves", must=POSITIVE)
+    lambda_rate: float | None = option(None, "η, how fast λ moves", POSITIVE)
     lambda_smoothing: float | None = option(
         None,
-        "α, what is kept of the constraint's average from step to step",
-        must=(lambda value: 0 <= value < 1, "from 0 up to, but not, 1"),
+        "α, the part of the constraint's average that a step keeps",
+        (lambda value: 0 <= value < 1, "from 0 up to, but not, 1"),
     )
     lambda_damping: float | None = option(
-        None, "c; λ + c (C − κ) takes the place of λ", must=NOT_NEGATIVE
+        None, "c; λ + c (C − κ) takes the place of λ", NOT_NEGATIVE
     )
     lambda_min: float | None = option(
-        None,
-        "λ never falls below this (for the mixture a λ that is too small breaks a run whose error "
-        "is small)",
-        must=NOT_NEGATIVE,
+        None, "λ never falls below this: for the mixture too small a λ breaks a run", NOT_NEGATIVE
     )
-    lambda_max: float | None = option(None, "λ never rises above this", must=POSITIVE)
+    lambda_max: float | None = option(None, "λ never rises above this", POSITIVE)
 
     @property
     def controller(self) -> Controller | None:
@@ -216,21 +184,14 @@ class OptimiserOptions:
     """Adam, and the batches that it sees."""
 
     batch_size: int | None = option(
-        None,
-        "images per step; a rest that fills no batch is left out of the epoch",
-        must=AT_LEAST_1,
+        None, "images per step; an epoch leaves out what fills no batch", AT_LEAST_1
     )
-    lr: float | None = option(
-        None, "Adam's learning rate after warm-up", must=POSITIVE, changeable=True
-    )
+    lr: float | None = option(None, "Adam's learning rate after warm-up", POSITIVE, changeable=True)
     warmup_epochs: float | None = option(
-        None, "epochs over which the learning rate rises linearly from 0", must=NOT_NEGATIVE
+        None, "epochs over which the learning rate rises linearly from 0", NOT_NEGATIVE
     )
     clip_norm: float | None = option(
-        None,
-        "scale a gradient of larger global norm down to this one",
-        must=POSITIVE,
-        changeable=True,
+        None, "scale a gradient of larger global norm down to this one", POSITIVE, changeable=True
     )
 
 
@@ -247,36 +208,29 @@ class RunOptions:
     seed: int = option(
         0,
         "seed of initialisation, shuffle and dequantisation noise",
-        must=(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1"),
+        (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1"),
     )
     epochs: int | None = option(
-        None, "passes over the training images", must=AT_LEAST_1, changeable=True
+        None, "passes over the training images", AT_LEAST_1, changeable=True
     )
     eval_every: int = option(
-        1,
-        "epochs between exact evaluations on the validation images",
-        must=AT_LEAST_1,
-        changeable=True,
+        1, "epochs between exact evaluations on the validation images", AT_LEAST_1, changeable=True
     )
     checkpoint_every: str = option(
         "10m",
-        "between evaluations, write a checkpoint after this many steps (500) or minutes (10m): "
-        "what a crash can cost",
-        must=(lambda value: interval(value) is not None, "steps, as 500, or minutes, as 10m"),
+        "steps (500) or minutes (10m) between checkpoints: what a crash can cost",
+        (lambda value: interval(value) is not None, "steps, as 500, or minutes, as 10m"),
         changeable=True,
     )
     track_angle: int | None = option(
         None,
-        "at every evaluation, record the angle between the learned and the exact gradient on so "
-        "many batches, for W, and for R if it has one (Fig. 3 as a curve); costs exact gradients",
-        must=AT_LEAST_1,
+        "record the angles to the exact gradients of W and R on so many batches at every "
+        "evaluation (Fig. 3 as a curve)",
+        AT_LEAST_1,
         changeable=True,
     )
     tensorboard: bool = option(
-        False,
-        "also write the metrics for TensorBoard, in the run folder's tensorboard; needs "
-        "tensorboardX",
-        changeable=True,
+        False, "also write the metrics for TensorBoard; needs tensorboardX", changeable=True
     )
     out: Path | None = option(None, "run folder to make", changeable=True)
 
@@ -288,7 +242,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What computes, and in which precision."""
+    """The device and the precision."""
 
     backend: str = option(
         "numba",
@@ -301,7 +255,7 @@ class DeviceOptions:
     )
     recompute: bool = option(
         False,
-        "recompute layer inputs in the backward pass through exact inverses, to save memory",
+        "save memory: find layer inputs in the backward pass by exact inverses",
         changeable=True,
     )
     graph: bool = option(
@@ -311,13 +265,8 @@ class DeviceOptions:
     )
     # Not changeable: a precision of its own, as dtype is.
     tf32: bool = option(
-        False,
-        "let tensor cores round the factors of float32 products to 10 bits; faster, and no longer "
-        "single precision",
+        False, "round factors of float32 products to 10 bits: faster, no longer single precision"
     )
     overlap: bool = option(
-        False,
-        "compute the gradients of linear layers' weights on a second stream, beside the pass from "
-        "layer to layer",
-        changeable=True,
+        False, "compute gradients of linear layers' weights on a second stream", changeable=True
     )

@@ -2,7 +2,7 @@
 
 The configuration checks them (`TrainConfig.resolve`), fills in from them what a run folder or a
 person left out, and `--help` prints them.
-Derivations: derivations/20-lambda-controllers.md, derivations/21-learning-the-inverse.md.
+Derivation: derivations/21-learning-the-inverse.md.
 """
 
 from __future__ import annotations
@@ -37,65 +37,59 @@ class Rule(NamedTuple):
 
 
 def _preset_needs(has: Callable) -> Need:
-    return Need(lambda config: has(config.preset), f"--model {presets_with(has)}")
+    return Need(lambda c: has(c.preset), f"--model {presets_with(has)}")
 
 
-def _by_preset(setting: str) -> dict:
-    return {"fill": lambda config: getattr(config.preset, setting), "words": by_preset(setting)}
-
-
-def _control_needs(*kinds: str) -> tuple[Need, ...]:
-    words = f"--lambda-control {' or '.join(kinds)}"
-    return (Need(lambda config: config.lambda_control in kinds, words),)
-
-
-LEARNS = Need(lambda config: config.rule.learns_inverse, "--gradient self-normalizing")
-SELF_NORMALIZING = Need(
-    lambda config: config.gradient == "self-normalizing", "--gradient self-normalizing"
+LEARNS = Need(lambda c: c.rule.learns_inverse, "--gradient self-normalizing")
+SELF_NORMALIZING = Need(lambda c: c.gradient == "self-normalizing", LEARNS.words)
+HAS_LAMBDA = (LEARNS, Need(lambda c: c.rule.has_lambda, "--inverse-update gradient"))
+_NOT_VARIATIONAL = Need(lambda c: c.objective != "variational", "--objective mixture or forward")
+_SIGMA_DECIDES = f"{_NOT_VARIATIONAL.words} (in the variational one σ decides λ)"
+FREE_LAMBDA = (*HAS_LAMBDA, Need(_NOT_VARIATIONAL.holds, _SIGMA_DECIDES))
+_VARIATIONAL = Need(lambda c: c.objective == "variational", "--objective variational")
+_RELATIVE = Need(lambda c: c.gradient == "relative", "--gradient relative")
+_PROBE = Need(lambda c: c.gradient == "probe", "--gradient probe")
+_PENALTY = Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight")
+_CONTROLLED = Need(
+    lambda c: c.lambda_control != "fixed", f"--lambda-control {' or '.join(CONTROLLERS)}"
 )
-HAS_LAMBDA = (LEARNS, Need(lambda config: config.rule.has_lambda, "--inverse-update gradient"))
-FREE_LAMBDA = (
-    *HAS_LAMBDA,
-    Need(
-        lambda config: config.objective != "variational",
-        "--objective mixture or forward (in the variational one σ decides λ)",
-    ),
-)
-_VARIATIONAL = Need(lambda config: config.objective == "variational", "--objective variational")
-_CONTROLLED = _control_needs(*CONTROLLERS)
-_ON_GPU = Need(lambda config: config.backend == "cupy", "--backend cupy")
+_GECO = Need(lambda c: c.lambda_control == "geco", "--lambda-control geco")
+_MDMM = Need(lambda c: c.lambda_control == "mdmm", "--lambda-control mdmm")
+_GPU = Need(lambda c: c.backend == "cupy", "--backend cupy")
+_SINGLE = Need(lambda c: c.dtype == "float32", "--dtype float32")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
+_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
+_RECOMPUTABLE = _preset_needs(lambda preset: preset.has_recomputable_layers)
 _OTHER_INIT = Need(
-    lambda config: (
-        config.init != "authors" or config.model == "fc" or config.chosen("kernel") not in (None, 1)
-    ),
+    lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
     "--model fc or a --kernel above 1, where authors is not the same as paper",
 )
 
 
-def _if(need: Need, fill: Callable) -> Callable:
-    return lambda config: fill(config) if need.holds(config) else None
+def _only(need: Need, fill: Callable, words: str) -> Rule:
+    """The rule of an option that has no value without what it needs."""
+    return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
 def _size(setting: str) -> Rule:
-    return Rule((_GLOW,), lambda config: getattr(config.preset.size, setting, None))
+    return Rule((_GLOW,), lambda c: getattr(c.preset.size, setting, None))
+
+
+def _preset(setting: str) -> Rule:
+    return Rule((), lambda c: getattr(c.preset, setting), by_preset(setting))
 
 
 def _recipe(name: str, otherwise=None) -> Callable:
     """The setting of a recipe, whose name stands for those of several options."""
-    return lambda config: (
-        otherwise if config.recipe == "paper" else config.preset.recipe.get(name, otherwise)
-    )
+    return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
 
 
 def _lam(config) -> float:
     """The preset's λ, for the objective that has it, or σ's; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
-    if not rule.has_lambda:
-        return 0.0
-    if _VARIATIONAL.holds(config):
-        return rule.lam
+    if not rule.has_lambda or _VARIATIONAL.holds(config):
+        return rule.lam if rule.has_lambda else 0.0
     forward = rule.objective == "forward" and preset.lam_forward is not None
     return preset.lam_forward if forward else preset.lam
 
@@ -111,117 +105,73 @@ def _rate(config) -> float:
     return scale if config.lambda_control == "geco" else scale * (config.chosen("lam") or 1.0)
 
 
+_EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
+_EPOCHS += by_preset("paper_epochs", none="")
+_LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
+_RATE = "1 for geco, --lambda for the others; "
+_RATE += f"{1 / _USUAL_INPUT:g} times that for --constraint absolute"
+_GRADIENT = "self-normalizing; exact for "
+_GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
+_DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
+_KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
+
 RULES: dict[str, Rule] = {
     # the model
-    "levels": _size("levels"),
-    "depth": _size("depth"),
-    "width": _size("width"),
-    "kernel": _size("kernel"),
-    "inverse_kernel": Rule(
-        (_LARGE_INVERSE, LEARNS),
-        _recipe("inverse_kernel"),
-        "the forward kernel's, 3; 5 with --recipe least-squares",
-    ),
+    **{setting: _size(setting) for setting in ("levels", "depth", "width", "kernel")},
+    "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
     "bias_init": Rule(
-        (_preset_needs(lambda preset: preset.has_bias_init),),
-        _recipe("bias_init", "zero"),
-        "zero; data with --recipe least-squares",
+        (_BIAS_INIT,), _recipe("bias_init", "zero"), "zero; data with --recipe least-squares"
     ),
     # its gradient
-    "gradient": Rule(
-        (),
-        lambda config: config.preset.gradients[0],
-        "self-normalizing; exact for "
-        + presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and "),
-    ),
+    "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
     "objective": Rule(HAS_LAMBDA),
-    "sigma": Rule(
-        (_VARIATIONAL,),
-        _if(_VARIATIONAL, lambda config: 1 / math.sqrt(2 * config.preset.lam)),
-        "the σ whose λ is the preset's",
+    "sigma": _only(
+        _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
     ),
-    "noise_vectors": Rule((_VARIATIONAL,), _if(_VARIATIONAL, lambda config: 8), "8"),
-    "relative_bias": Rule(
-        (Need(lambda config: config.gradient == "relative", "--gradient relative"),)
-    ),
+    "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
+    "relative_bias": Rule((_RELATIVE,)),
     "recipe": Rule((SELF_NORMALIZING,)),
     "inverse_update": Rule(
         (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
     ),
-    "jvp_weight": Rule(
-        (
-            SELF_NORMALIZING,
-            *HAS_LAMBDA,
-            Need(
-                lambda config: config.objective != "variational", "--objective mixture or forward"
-            ),
-        )
-    ),
-    "jvp_probes": Rule((Need(lambda config: config.jvp_weight > 0, "a positive --jvp-weight"),)),
-    "probes": Rule((Need(lambda config: config.gradient == "probe", "--gradient probe"),)),
+    "jvp_weight": Rule((SELF_NORMALIZING, *HAS_LAMBDA, _NOT_VARIATIONAL)),
+    "jvp_probes": Rule((_PENALTY,)),
+    "probes": Rule((_PROBE,)),
     # λ
-    "lam": Rule(
-        FREE_LAMBDA,
-        _lam,
-        f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}",
-    ),
+    "lam": Rule(FREE_LAMBDA, _lam, _LAM),
     "lambda_control": Rule(FREE_LAMBDA),
-    "lambda_sharing": Rule(_CONTROLLED),
-    "constraint": Rule(_CONTROLLED),
-    "tolerance": Rule(
+    "lambda_sharing": Rule((_CONTROLLED,)),
+    "constraint": Rule((_CONTROLLED,)),
+    "tolerance": _only(
         _CONTROLLED,
-        _if(
-            _CONTROLLED[0],
-            lambda config: _TOLERANCE if config.constraint == "relative" else None,
-        ),
+        lambda c: _TOLERANCE if c.constraint == "relative" else None,
         f"{_TOLERANCE:g}; none for --constraint absolute",
     ),
-    "lambda_rate": Rule(
-        _CONTROLLED,
-        _if(_CONTROLLED[0], _rate),
-        "1 for geco, --lambda for the others; "
-        f"{1 / _USUAL_INPUT:g} times that for --constraint absolute",
+    "lambda_rate": _only(_CONTROLLED, _rate, _RATE),
+    "lambda_smoothing": _only(_GECO, lambda c: 0.99, "0.99"),
+    "lambda_damping": _only(
+        _MDMM, lambda c: _DAMPING * c.chosen("lambda_rate"), f"{_DAMPING:g} times --lambda-rate"
     ),
-    "lambda_smoothing": Rule(
-        _control_needs("geco"), _if(_control_needs("geco")[0], lambda config: 0.99), "0.99"
-    ),
-    "lambda_damping": Rule(
-        _control_needs("mdmm"),
-        _if(_control_needs("mdmm")[0], lambda config: _DAMPING * config.chosen("lambda_rate")),
-        f"{_DAMPING:g} times --lambda-rate",
-    ),
-    "lambda_min": Rule(
-        _CONTROLLED, _if(_CONTROLLED[0], lambda config: config.chosen("lam")), "--lambda"
-    ),
-    "lambda_max": Rule(_CONTROLLED, _if(_CONTROLLED[0], lambda config: 1e4), "10000"),
+    "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
+    "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
     # the optimiser
-    "epochs": Rule(
-        words=f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
-        + by_preset("paper_epochs", none="")
-    ),
-    "batch_size": Rule(**_by_preset("batch_size")),
-    "lr": Rule(**_by_preset("lr")),
-    "warmup_epochs": Rule(**_by_preset("warmup_epochs")),
+    "batch_size": _preset("batch_size"),
+    "lr": _preset("lr"),
+    "warmup_epochs": _preset("warmup_epochs"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     # the run
-    "data_dir": Rule(
-        words="$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample that "
-        "ships with the package"
-    ),
-    "augment": Rule(
-        (),
-        lambda config: config.data in _AUGMENTED,
-        f"for {', '.join(_AUGMENTED)} only, as in the paper",
-    ),
+    "data_dir": Rule(words=_DATA),
+    "augment": Rule((), lambda c: c.data in _AUGMENTED, f"for {', '.join(_AUGMENTED)} only"),
+    "epochs": Rule(words=_EPOCHS),
     "track_angle": Rule((LEARNS,)),
     "out": Rule(words="runs/<data>-<model>-<gradient>-<time>"),
-    # what computes
-    "recompute": Rule((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
-    "graph": Rule((_ON_GPU,)),
-    "tf32": Rule((_ON_GPU, Need(lambda config: config.dtype == "float32", "--dtype float32"))),
-    "overlap": Rule((_ON_GPU, *HAS_LAMBDA)),
+    # the device
+    "recompute": Rule((_RECOMPUTABLE,)),
+    "graph": Rule((_GPU,)),
+    "tf32": Rule((_GPU, _SINGLE)),
+    "overlap": Rule((_GPU, *HAS_LAMBDA)),
 }
 
 # What a whole configuration must not be, and the line that says so.

@@ -1,4 +1,4 @@
-"""What config.json says of a run: everything that a repetition of it needs to know."""
+"""The description of a run in config.json: everything that a repetition of it needs to know."""
 
 from __future__ import annotations
 

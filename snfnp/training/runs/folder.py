@@ -3,7 +3,7 @@
 config.json              every choice, versions, data source, device, threads; under "history" what
                          was changed by `--resume`, and at which step; with a SHA-256 of it all
 metrics.jsonl            one line per exact evaluation
-last.safetensors         where `--resume` goes on
+last.safetensors         the checkpoint from which `--resume` goes on
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png
