@@ -22,18 +22,11 @@ from snfnp.training.run import RunFolder
 
 
 class _OneSeed(Target):
-    """A figure of one run of each row, with the first seed, by default curves by their models.
+    """A figure of one run of each row, with the first seed, by default a curve each.
     hour: epochs at that scale, if not the rows'; list_name: of the runs in its record."""
 
     hour: int | None = None
-    parts: str | None = "curves"
     list_name = "curves"
-
-    def identities(self) -> list[str]:
-        return [row.cells[0] for row in self.rows]
-
-    def identity(self, curve: dict) -> str:
-        return curve["model"]
 
     def plan(self, command: Command) -> list[Run]:
         rows = [replace(row, hour=self.hour or row.hour) for row in self.rows]
@@ -104,7 +97,7 @@ class Figure2(_OneSeed):
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
     suffix = ".png"
     made_of_record = False
-    parts, list_name = None, "rows"
+    list_name = "rows"
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
