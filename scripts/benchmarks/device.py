@@ -53,7 +53,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, on what sizes, how often.
+    """A measurement: cases, sizes and repeats.
 
     products: (M, K, N) of the products whose rates are measured, large ones and the cases' own;
     copied: bytes of the copy that measures the memory, many times the size of any cache.
@@ -225,7 +225,7 @@ class _Run:
         self.trainer.training_step(self.batches(self.trainer.step))
 
     def kernels(self) -> int | None:
-        """How many kernels a step launches, the gathering of its batch included."""
+        """Count the kernels that a step launches, the gathering of its batch included."""
         self.batches(0)  # in this epoch's order there is nothing to be uploaded while recording
         return self.trainer.ops.device.launches(lambda: self.trainer.training_step(self.batches(0)))
 

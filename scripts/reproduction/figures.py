@@ -46,7 +46,7 @@ class _OneSeed(Target):
 
 
 def _describe(run: Run, outcome: dict, command: Command) -> dict:
-    """What a record says of a run: the model, how long it was trained, on what, and with what."""
+    """A run in a record: the model, how long it was trained, on what, and with what."""
     return {
         "name": run.row.name,
         "model": run.row.instead or run.row.cells[0],
@@ -62,7 +62,7 @@ def _describe(run: Run, outcome: dict, command: Command) -> dict:
 
 
 def _notes(record: dict, described: list[dict]) -> list[str]:
-    """What has to be said of runs on other images than the paper's."""
+    """Notes on runs on other images than the paper's."""
     if record["scale"] == "smoke":
         return [SMOKE]
     if any(own["is_sample"] for own in described):
@@ -78,7 +78,7 @@ def _trained(record: dict) -> str:
 
 
 def thinned(points: list, most: int = 200, keep=None) -> list:
-    """At most `most` points, evenly spread, the first and the last among them; and `keep`."""
+    """Thin points out to `most`, evenly spread, the first and the last among them; and `keep`."""
     if len(points) <= most:
         return list(points)
     spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
@@ -299,14 +299,14 @@ class Figure5(_OneSeed):
 
 
 def _seconds(curve: dict) -> float | None:
-    """Seconds of an epoch."""
+    """The seconds of an epoch, None without any."""
     epoch, seconds, _ = curve["points"][-1] if curve["points"] else (1, None, None)
     return seconds and seconds / epoch
 
 
 def _common(curves: list[dict]) -> Iterable[int]:
-    """At most `_SHOWN` of the epochs that all curves have (but those without any), the last one
-    among them."""
+    """Choose at most `_SHOWN` of the epochs that all curves have (but those without any), with the
+    last one."""
     epochs = [{point[0] for point in curve["points"]} for curve in curves if curve["points"]]
     common = sorted(set.intersection(*epochs)) if epochs else []
     count = min(_SHOWN, len(common))

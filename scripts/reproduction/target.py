@@ -54,7 +54,7 @@ def markdown(record: dict, table: Iterable[Iterable[str]], notes: Iterable[str])
 
 
 def hardware(record: dict) -> str:
-    """Where a record's times were measured, in a line."""
+    """A line that says what a record's times were measured on."""
     made_with = record["made_with"]
     name = made_with["device"].get("name") or made_with["processor"]
     threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
