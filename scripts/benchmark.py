@@ -33,7 +33,7 @@ def main(argv):
         "convolutional models; glow: 2L-16K, and the memory of 3L-32K; scaling: what all cores "
         "gain, as threads and as processes of MPI; device: those of three models on a GPU, "
         "eager and as CUDA graphs, beside what its hardware allows, and beside the same steps in "
-        "PyTorch where that is installed",
+        "PyTorch if that is installed",
     )
     add("--threads", help="thread counts on a CPU (default: 1,2)")
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
@@ -99,7 +99,7 @@ def _thread_counts(given: str, cores: int) -> list[int]:
 
 
 def _where(machine: dict) -> str:
-    """What computes: the GPU and its libraries, or the CPU's BLAS."""
+    """The hardware in words: the GPU and its libraries, or the CPU's BLAS."""
     gpu = machine["device"]
     if gpu:
         return (
@@ -113,7 +113,7 @@ def _where(machine: dict) -> str:
 
 
 def _pytorch(show):
-    """The same steps in PyTorch, or None, and a line, where it cannot run them.
+    """PyTorch's training steps, or None, and a line, if it cannot run them.
 
     This is the only place that imports it: the package never does.
     """

@@ -18,7 +18,7 @@ _COMPARISONS = {
     ast.GtE: (ast.Gt, ast.LtE), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,),
     ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
 }  # fmt: skip
-# Functions whose first two arguments may be swapped, or where that is no mathematics.
+# Functions whose first two arguments may be swapped, or in which that is no mathematics.
 _COMMUTE = {
     "maximum", "minimum", "max", "min", "multiply", "add", "swapaxes", "isinstance", "getattr",
     "slice",

@@ -54,7 +54,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, on what sizes, how often.
+    """A measurement: cases, sizes and repeats.
 
     products: (M, K, N) of the products whose rates are measured, large ones and the cases' own;
     copied: bytes of the copy that measures the memory, many times the size of any cache.
@@ -226,7 +226,7 @@ class _Run:
         self.trainer.training_step(self.batches(self.trainer.step))
 
     def kernels(self) -> int | None:
-        """How many kernels a step launches, the gathering of its batch included."""
+        """Count the kernels that a step launches, the gathering of its batch included."""
         self.batches(0)  # in this epoch's order there is nothing to be uploaded while recording
         step = self.trainer.training_step
         return count_kernels(self.trainer.ops.xp, lambda: step(self.batches(0)))

@@ -1,4 +1,4 @@
-"""What a second core gains, as threads of one process and as processes, in one run.
+"""The gain of a second core, as threads of one process and as processes, in one run.
 
 Run by itself under mpiexec, this file is one of the processes (`_rank`).
 """

@@ -55,7 +55,7 @@ def measure_asynchronous(
     seconds: float,
     warmup: int = 5,
 ) -> dict[str, Timing]:
-    """The same for calls that return before the device is done: `bursts` times each, in turn.
+    """Time calls that return before the device is done: `bursts` times each, in turn.
 
     A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
     device, so that the host lines up calls as it does in training. Its time per call counts once.

@@ -1,4 +1,4 @@
-"""What the curves of training are drawn from: a few numbers of every epoch, from runs' folders."""
+"""Data of the curves of training: a few numbers of every epoch, from runs' folders."""
 
 from __future__ import annotations
 

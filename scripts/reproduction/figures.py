@@ -22,18 +22,11 @@ from snfnp.training.runs.load import load_run
 
 
 class _OneSeed(Target):
-    """A figure of one run of each row, with the first seed, by default curves by their models.
+    """A figure of one run of each row, with the first seed, by default a curve each.
     hour: epochs at that scale, if not the rows'; list_name: of the runs in its record."""
 
     hour: int | None = None
-    parts: str | None = "curves"
     list_name = "curves"
-
-    def identities(self) -> list[str]:
-        return [row.cells[0] for row in self.rows]
-
-    def identity(self, curve: dict) -> str:
-        return curve["model"]
 
     def plan(self, command: Command) -> list[Run]:
         rows = [replace(row, hour=self.hour or row.hour) for row in self.rows]
@@ -53,7 +46,7 @@ class _OneSeed(Target):
 
 
 def _describe(run: Run, outcome: dict, command: Command) -> dict:
-    """What a record says of a run: the model, how long it was trained, on what, and with what."""
+    """A run in a record: the model, how long it was trained, on what, and with what."""
     return {
         "name": run.row.name,
         "model": run.row.instead or run.row.cells[0],
@@ -69,7 +62,7 @@ def _describe(run: Run, outcome: dict, command: Command) -> dict:
 
 
 def _notes(record: dict, described: list[dict]) -> list[str]:
-    """What has to be said of runs on other images than the paper's."""
+    """Notes on runs on other images than the paper's."""
     if record["scale"] == "smoke":
         return [SMOKE]
     if any(own["is_sample"] for own in described):
@@ -85,7 +78,7 @@ def _trained(record: dict) -> str:
 
 
 def thinned(points: list, most: int = 200, keep=None) -> list:
-    """At most `most` points, evenly spread, the first and the last among them; and `keep`."""
+    """Thin points out to `most`, evenly spread, the first and the last among them; and `keep`."""
     if len(points) <= most:
         return list(points)
     spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
@@ -104,7 +97,7 @@ class Figure2(_OneSeed):
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
     suffix = ".png"
     made_of_record = False
-    parts, list_name = None, "rows"
+    list_name = "rows"
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
@@ -306,14 +299,14 @@ class Figure5(_OneSeed):
 
 
 def _seconds(curve: dict) -> float | None:
-    """Seconds of an epoch."""
+    """The seconds of an epoch, None without any."""
     epoch, seconds, _ = curve["points"][-1] if curve["points"] else (1, None, None)
     return seconds and seconds / epoch
 
 
 def _common(curves: list[dict]) -> Iterable[int]:
-    """At most `_SHOWN` of the epochs that all curves have (but those without any), the last one
-    among them."""
+    """Choose at most `_SHOWN` of the epochs that all curves have (but those without any), with the
+    last one."""
     epochs = [{point[0] for point in curve["points"]} for curve in curves if curve["points"]]
     common = sorted(set.intersection(*epochs)) if epochs else []
     count = min(_SHOWN, len(common))

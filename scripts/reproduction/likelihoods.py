@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable
 from pathlib import Path
 
 from reproduction import pictures, provenance
@@ -28,16 +27,9 @@ class LikelihoodTable(Target):
     """One of the tables of `reproduction.rows`."""
 
     shows_paper = True
-    parts = "rows"
 
     def __init__(self, table: Table):
         self.table, self.title, self.rows = table, table.title, table.rows
-
-    def identities(self) -> list[Hashable]:
-        return [row.cells for row in self.rows]
-
-    def identity(self, row: dict) -> Hashable:
-        return tuple(row["cells"])
 
     def plan(self, command: Command) -> list[Run]:
         return plan(self.rows, command, self.table.seeds)

@@ -62,7 +62,7 @@ def of_run(folder: Path) -> dict:
 
 
 def of_now(ops) -> dict:
-    """The same of this process."""
+    """The commit, hardware and versions of this process, as `of_run` has them."""
     return here() | _of(environment(ops))
 
 

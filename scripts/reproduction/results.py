@@ -56,21 +56,26 @@ def merged(target, known: dict | None, new: dict) -> dict:
 
     Of two of the same model the one counts that was trained on all images, that is the paper's
     model and not a stand-in, and that was trained longer; rows that are alike in all this are
-    joined seed by seed, and of curves the new one counts. A target without such parts is what it
-    is in the new record.
+    joined seed by seed, and of curves the new one counts. What is measured, and what is not drawn
+    from its record, is what it is in the new one.
     """
-    if known is None or target.parts is None:
+    if known is None or not target.rows or not target.made_of_record:
         return new
-    found = {target.identity(part): part for part in known[target.parts]}
-    for part in new[target.parts]:
-        identity = target.identity(part)
-        before = found.get(identity, {"missing": True})
+    name = "curves" if "curves" in new else "rows"
+    found = {_model(part): part for part in known[name]}
+    for part in new[name]:
+        before = found.get(_model(part), {"missing": True})
         if _rank(part) >= _rank(before):
             alike = "runs" in part and _rank(part) == _rank(before)
-            found[identity] = _united(before, part) if alike else part
-    order = {identity: place for place, identity in enumerate(target.identities())}
-    ordered = sorted(found, key=lambda identity: order.get(identity, len(order)))
-    return new | {target.parts: [found[identity] for identity in ordered]}
+            found[_model(part)] = _united(before, part) if alike else part
+    order = [row.cells for row in target.rows]
+    place = {model: order.index(model) if model in order else len(order) for model in found}
+    return new | {name: [found[model] for model in sorted(found, key=place.get)]}
+
+
+def _model(part: dict) -> tuple[str, ...]:
+    """The cells of a row, the same for its stand-in."""
+    return tuple(part.get("cells") or [part["model"]])
 
 
 def _rank(part: dict) -> tuple:

@@ -81,7 +81,7 @@ class Command:
         return False
 
     def wanted(self, rows: Iterable[Row]) -> list[Row]:
-        """Those of the rows that are wanted, as they are trained at this scale."""
+        """The rows that are wanted, as they are trained at this scale."""
         chosen = (row.at(self.scale) for row in rows)
         return [row for row in chosen if self.rows is None or row.name in self.rows]
 
@@ -150,7 +150,7 @@ class Training:
 
 
 def outcome(run: Run, command: Command) -> dict | None:
-    """What became of a run, None if it is not done: in results.json's words its `epochs` and
+    """The end of a run, None if it is not done: in results.json's words its `epochs` and
 
     value, best_epoch             the test NLL, in the row's unit, at the best validation epoch
     diverged_at, asked, before    the step at which it diverged (0: not known), the epochs that it

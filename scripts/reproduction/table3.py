@@ -163,7 +163,7 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
 
 
 def _against_blocks(record: dict) -> str:
-    """What the learned inverse saves against the exact convolution that is not the paper's."""
+    """A sentence on the exact convolution that is not the paper's, if it was measured."""
     times = {row["label"]: row["batch"] for row in record["rows"]}
     rows = FAMILIES[1]
     snf, blocks = (times[row.label] for row in (rows[-1], rows[1]))

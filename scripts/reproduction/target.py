@@ -15,17 +15,12 @@ class Target:
     """title: heads its table; suffix: of its picture; shows_paper: whether the picture has the
     paper's figures beside ours; made_of_record: whether it is drawn from the record alone; rows:
     those that it trains, none if it is measured.
-
-    parts: the name of the list in its record whose parts can come from several commands
-    (`results.merged`), None if they cannot; identity(part): one of `identities()`, which are in the
-    order in which they are shown.
     """
 
     title: str
     suffix = ".svg"
     shows_paper = False
     made_of_record = True
-    parts: str | None = None
     rows: tuple[Row, ...] = ()
 
     def names(self, scale: str) -> list[str]:
@@ -59,7 +54,7 @@ def markdown(record: dict, table: Iterable[Iterable[str]], notes: Iterable[str])
 
 
 def hardware(record: dict) -> str:
-    """Where a record's times were measured, in a line."""
+    """A line that says what a record's times were measured on."""
     made_with = record["made_with"]
     name = made_with["device"].get("name") or made_with["processor"]
     threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
