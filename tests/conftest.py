@@ -14,13 +14,19 @@ from support.runs import snfnp_train  # noqa: F401 (a fixture)
 from snfnp import threads
 from snfnp.ops import get_ops
 
-# Files (or the starts of their paths from this folder) that are no part of the quick tier: they
-# train in processes of their own, go through many states of a file, or need a compiler or a device.
+# Tests (by the starts of their names) outside the quick tier: they train in processes of their own,
+# go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
-    *("gpu/", "test_benchmarks", "test_communication", "test_compare_", "test_gpu_hour"),
-    *("test_kernels_", "test_mutate", "test_processes", "test_read_only", "test_reproduce"),
+    *("gpu/", "test_benchmarks", "test_bias_init", "test_chain_runs", "test_communication"),
+    *("test_compare_", "test_gpu_hour", "test_kernels_", "test_mutate", "test_pictures"),
+    *("test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
-    *("test_threads",),
+    *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
+    *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
+    *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
+    *("test_models.py::test_whole_models", "test_models.py::test_a_convolutional_step"),
+    *("test_recompute.py::test_depth_costs", "test_recompute.py::test_steps_of_glow_cost"),
+    "test_cupy_device.py::test_the_gpu_needs",
 )
 
 
@@ -77,11 +83,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow: the files above, and what runs on Numba's kernels."""
+    """Mark what is slow: the tests above, and what runs on Numba's kernels."""
     here = Path(__file__).parent
     for item in items:
         file = os.path.relpath(item.path, here).replace(os.sep, "/")
-        if file.startswith(SLOW) or "numba" in item.name:
+        if f"{file}::{item.name}".startswith(SLOW) or "numba" in item.name:
             item.add_marker("slow")
 
 
