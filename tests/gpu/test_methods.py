@@ -7,12 +7,12 @@ import pytest
 from support.trainers import host, images_of, make_trainer
 
 from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
+from snfnp.beyond.least_squares import LeastSquares
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear, Squeeze
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
-from snfnp.rules import LeastSquares
 from snfnp.training.inspection import Inspection
 
 
