@@ -93,15 +93,19 @@ class JacobianMean(Follower):
 
     def attach(self, states, sums) -> None:
         self._mean, self._found = states[_JACOBIAN]["sum_and_count"], sums
+        self._sum, self._count = self._mean[:1], self._mean[1:]
 
     def collect(self, measured, share) -> None:
         """Every layer's is measured in one slice alone."""
         errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
-        self._found[0] = self.ops.channels.total(errors) if errors else 0.0
+        self._step = self.ops.channels.total(errors) if errors else 0.0
+        if share != 1:
+            self._found[...] = self._step
+            self._step = self._found
 
     def update(self, figures, samples, squares, failed) -> tuple:
-        self._mean[0] += self._found[0]
-        self._mean[1] += 1
+        self._sum += self._step
+        self._count += 1
         return figures
 
     def figures(self) -> dict[str, float]:
