@@ -245,8 +245,8 @@ def test_off_by_default_it_is_the_plain_rule():
     [
         ({"jvp_weight": -1.0}, "--jvp-weight is -1.0: it must be 0 or more"),
         ({"jvp_weight": float("nan")}, "--jvp-weight is nan: it must be 0 or more"),
-        ({"jvp_weight": float("inf")}, "the Jacobian's penalty is inf: it must be 0 or more"),
-        ({"jvp_weight": 0.2, "jvp_probes": 0}, "probes is 0: at least 1 is needed"),
+        ({"jvp_weight": float("inf")}, "--jvp-weight is inf: it must be 0 or more and finite"),
+        ({"jvp_weight": 0.2, "jvp_probes": 0}, "--jvp-probes is 0: it must be at least 1"),
         ({"jvp_probes": 2}, "--jvp-probes only has an effect with a positive --jvp-weight"),
         ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
         ({"jvp_weight": 0.2, "gradient": "probe"}, "only has an effect with --gradient self-norm"),
@@ -267,7 +267,7 @@ def test_off_by_default_it_is_the_plain_rule():
             "--jvp-weight only has an effect with --objective mixture or forward",
         ),
         ({"gradient": "probe", "objective": "variational"}, "choose mixture or forward"),
-        ({"gradient": "probe", "probes": 0}, "probes is 0: at least 1 is needed"),
+        ({"gradient": "probe", "probes": 0}, "--probes is 0: it must be at least 1"),
         ({"probes": 2}, "--probes only has an effect with --gradient probe"),
         ({"gradient": "probe", "model": "emerging"}, "emerging cannot be trained with --gradient"),
         (

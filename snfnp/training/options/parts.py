@@ -1,4 +1,7 @@
-"""The options of a run, in six parts. A part knows nothing of the others: `rules` does."""
+"""The options of a run, in six parts. A part knows nothing of the others: `rules` does.
+
+Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
+"""
 
 from __future__ import annotations
 
