@@ -26,7 +26,7 @@ class Rule:
     # Whether R climbs a likelihood of its own, that of g⁻¹, and not its reconstruction error alone.
     inverse_climbs: bool = False
     # The λσ²_min that the update needs to be stable near its optimum, with σ²_min the smallest
-    # variance of the layer's input; None: it needs none.
+    # second moment of the layer's input; None: it needs none.
     stable_above: float | None = None
     # What the rule adds to λσ²_min in every direction: μ of Eq. 31.
     pull: float = 0.0
