@@ -25,6 +25,7 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.config import TrainConfig
+from snfnp.training.slices import cut
 
 ROWS = 4
 NOISE = 0.15
@@ -107,6 +108,31 @@ def test_newton_squares_the_error(ops, linear, shape):
 
 
 # ---------------------------------------------------------------- least squares
+
+
+@pytest.mark.parametrize("batch", [8, 24])  # fewer images than are logged, and more
+def test_the_logged_error_is_that_of_the_batch_however_it_is_cut(batch):
+    trainer = make_trainer(
+        get_ops("numpy"), "conv", **RECIPE, inverse_kernel=3, dtype="float64", batch_size=batch
+    )
+    images = RNG(3).integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
+    trainer.initialise_from_data(images)
+    for value in (named["R"] for named in trainer.params.values() if "R" in named):
+        value *= 0.9  # an error, with a part in every image
+
+    def logged(parts):
+        total = 0.0
+        for part in cut(batch, parts):
+            own = trainer.new_pass(part)
+            _, made = own.forward(trainer.params, images[part.first :][: part.count], 0)
+            found = own.backward(trainer.params, trainer.states, 0.0, made).reconstruction
+            total += found * part.count / batch
+        return total
+
+    expected = logged(1)
+    assert expected > 1e-3
+    assert [logged(parts) for parts in (2, 3, 8)] == pytest.approx([expected] * 3, rel=1e-12)
+
 
 CONVOLUTIONS = pytest.mark.parametrize(
     "kernel, inverse_kernel, shape",

@@ -31,8 +31,9 @@ class Row:
     name: of its runs' folders; cells: what the table says of it before the figures; options: of
     the training run (`TrainConfig`) that are not the preset's; paper: its test NLL, or what stands
     there instead; spread: its standard deviation, where the paper has one; hour: epochs at
-    `--scale hour`; epochs: the paper's; stand_in: what is trained below the paper's scale, where
-    that is another model; instead: its label, in a row that has been replaced by it (`at`).
+    `--scale hour`; epochs: the paper's, or what is taken for them where it gives none
+    (`epochs_given`); stand_in: what is trained below the paper's scale, where that is another
+    model; instead: its label, in a row that has been replaced by it (`at`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     spread: float | None = None
     stand_in: StandIn | None = None
     instead: str | None = None
+    epochs_given: bool = True
 
     @property
     def data(self) -> str:

@@ -38,8 +38,8 @@ class Result:
 
     epochs: that it was trained; where it diverged, the one in which it did, and `asked`, those that
     it was to be trained: however many it is asked for again, it ends there; before: what the
-    monitors said at the last evaluation before a run diverged ({} where there was none): the epoch,
-    the largest rho and the smallest margin of its layers (`Inspection.figures`).
+    monitors said at the last evaluation before a run diverged ({} where there was none): the epoch
+    and the largest rho of its layers (`Inspection.figures`).
     """
 
     nll: float | None
@@ -263,14 +263,9 @@ def _last_monitors(folder: RunFolder) -> dict:
 
 
 def _monitors(line: dict) -> dict:
-    """The epoch of an evaluation, the largest rho and the smallest margin."""
-    layers = line.get("layers", {}).values()
-    found = {"epoch": line["epoch"]}
-    for figure, worst in (("rho", max), ("margin", min)):
-        values = [layer[figure] for layer in layers if figure in layer]
-        if values:
-            found[figure] = worst(values)
-    return found
+    """The epoch of an evaluation, and the largest rho."""
+    values = [layer["rho"] for layer in line.get("layers", {}).values() if "rho" in layer]
+    return {"epoch": line["epoch"]} | ({"rho": max(values)} if values else {})
 
 
 def _is_started(run: Run) -> bool:

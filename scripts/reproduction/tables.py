@@ -141,7 +141,7 @@ def _table_5():
             2.8,
         ),
     ):
-        yield Row(name, (label,), glow | options, nats, 10, GLOW_EPOCHS, spread)
+        yield Row(name, (label,), glow | options, nats, 10, GLOW_EPOCHS, spread, epochs_given=False)
 
 
 TABLES = {

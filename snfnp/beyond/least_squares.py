@@ -12,7 +12,7 @@ from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.errors import UsageError
 from snfnp.rules.base import Rule, forward_gradient
 
-_LOGGED = 10  # images of a slice whose reconstruction error is logged: nothing is learned from it
+_LOGGED = 10  # images of a batch whose reconstruction error is logged: nothing is learned from it
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,18 @@ class LeastSquares(Rule):
 
     def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
         ops, w, shape, r = ctx.ops, p["W"], x.shape[1:], grads["R"]
+        # of the R that the parameters hold, which every slice has: the same however a batch is cut
+        few = min(max(_LOGGED - ctx.part.first, 0), len(x))
+        if few:
+            _, error = g.residual(ops, p["R"], z0[:few], x[:few], 0.0)
+            error = error * (few / min(_LOGGED, ctx.part.total))
+            ctx.reconstruction = ctx.reconstruction + ctx.of_batch(error)
         if not ctx.leads:
             r[...] = 0
             forward_gradient(ctx, f=f, term=None, x=x, dz=dz, grads=grads)
             return f.adjoint(ops, w, dz)
         best = LeftInverse(ops, f, g, w, shape)
         r[...] = best.r
-        few = slice(0, _LOGGED)
-        _, error = g.residual(ops, r, z0[few], x[few], 0.0)
-        ctx.reconstruction = ctx.reconstruction + ctx.of_batch(error)
 
         forward_gradient(ctx, f=f, term=best.neumann_term(), x=x, dz=dz, grads=grads, multiple=1)
         if not f.inverts_in_kind:

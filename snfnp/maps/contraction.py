@@ -80,8 +80,8 @@ def solve(ops, f, g, w, r, z):
     found = rho(ops, f, g, w, r, z.shape[1:])
     if not found < 1:
         raise UsageError(
-            f"ρ = ‖I − RW‖₂ is {found:.3g}, and only below 1 can the learned inverse be refined: "
-            "use the exact one (--inverse exact)"
+            f"ρ = ‖I − RW‖₂ is at least {found:.3g}, and only below 1 can the learned inverse be "
+            "refined: use the exact one (--inverse exact)"
         )
     x = g.apply(ops, r, z)
     for _ in range(_MOST):
@@ -92,5 +92,5 @@ def solve(ops, f, g, w, r, z):
         x = x + g.apply(ops, r, left)
     raise SnfnpError(
         f"after {_MOST} refinements of the learned inverse, {residual / scale:.1e} of z is still "
-        f"left (ρ = {found:.5f}): use the exact one (--inverse exact)"
+        f"left (ρ ≥ {found:.5f}): use the exact one (--inverse exact)"
     )

@@ -82,7 +82,7 @@ PANELS = (
     Panel("λ: mean and range\nover the layers", _over_layers("lam")),
     Panel("constraint C: mean and\nrange over the layers", _over_layers("constraint")),
     Panel("drift of the estimated\nΣ log|W| (nats)", _drift, log=False, limit=0.0),
-    Panel("ρ = ‖I − RW‖₂: largest and\nrange over the layers", _of_layers("rho", max), limit=1.0),
+    Panel("ρ = ‖I − RW‖₂, from below:\nlargest and range", _of_layers("rho", max), limit=1.0),
     Panel(
         "angle of W's gradient to the\nexact one (°): largest and range", _of_layers("angle", max)
     ),
