@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +199,21 @@ def test_it_survives_the_worst_error_that_rounding_may_make(monkeypatch, f, g, s
     assert abs(sum_of_log_dets(t_w, t_r) + found.trace) <= found.slack
     if worst == "trace":  # all of it is needed
         assert abs(found.trace - np.trace(e)) > 0.99 * found.rounding
+
+
+def test_powers_survive_the_worst_rounding_of_a_product(monkeypatch):
+    """Every product loses all that it may of its largest eigenvalue, with units of 1e-4."""
+    monkeypatch.setattr(module, "_UNIT", 1e-4)
+
+    def matmul(a, b):
+        product = a @ b
+        values, vectors = np.linalg.eigh(product)
+        lost = len(a) * 1e-4 * np.linalg.norm(b) ** 2
+        return product - min(lost, values[-1]) * np.outer(vectors[:, -1], vectors[:, -1])
+
+    linalg = SimpleNamespace(norms=OPS.linalg.norms, matmul=matmul)
+    e = np.diag([0.9, 0.3, 0.2, 0.1])
+    assert 0.9 <= module._above(SimpleNamespace(linalg=linalg), e, 1e-3) < 0.91
 
 
 def test_rounding_counts_every_product():
