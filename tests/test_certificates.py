@@ -213,20 +213,16 @@ def log_densities(flow, params, x):
     """log p^f(x), and log p^g at g(f(x)) by running g⁻¹, with determinants: two flows of their own,
     in which nothing of a certificate is used."""
     latents, ldj, _ = flow.forward(OPS, params, x)
-    of_f = flow.log_density(OPS, latents) + ldj + sum(flow.log_dets(OPS, params).values())
-    learned = flow.learned_inverses()
+    log_dets, learned = flow.log_dets(OPS, params), flow.learned_inverses()
+    of_f = flow.log_density(OPS, latents) + ldj + sum(log_dets.values())
     back = with_layers(flow, {name: _Generated(own.maps[1]) for name, (own, _) in learned.items()})
     again, ldj, _ = back.forward(OPS, params, flow.inverse(OPS, params, latents))
     for one, other in zip(latents, again, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-7)
-    of_r = 0.0
-    for name, layer, shape in flow.with_shapes():
-        if layer.learns_inverse:
-            g = layer.maps[1]
-            of_r -= np.linalg.slogdet(as_matrix(g, OPS, params[name]["R"], shape))[1]
-        elif (log_det := layer.log_det(OPS, params[name], shape)) is not None:
-            of_r += log_det
-    return of_f, back.log_density(OPS, again) + ldj + of_r
+    for name, (layer, shape) in learned.items():
+        t_r = as_matrix(layer.maps[1], OPS, params[name]["R"], shape)
+        log_dets[name] = -np.linalg.slogdet(t_r)[1]
+    return of_f, back.log_density(OPS, again) + ldj + sum(log_dets.values())
 
 
 def bounds(flow, params, x):

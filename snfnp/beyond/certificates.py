@@ -39,13 +39,13 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether ρ < 1 is proved: W and R are then invertible."""
+        """True if ρ < 1 is proved: W and R are then invertible."""
         return self.upper < 1
 
     @property
     def slack(self) -> float | None:
         """The bound on |log|W| + log|R| + tr E|: ‖E‖²_F (−ln(1 − ρ) − ρ)/ρ², and rounding. None
-        where ρ < 1 is not proved."""
+        if ρ < 1 is not proved."""
         if not self.holds:
             return None
         return self.frobenius**2 * _series(self.upper) * _SURE + self.rounding
@@ -53,7 +53,7 @@ class Certificate:
     @property
     def difference(self) -> float | None:
         """The bound on |log|W| + log|R||, in nats: what W's part of log p^f and R's part of log p^g
-        can differ by, whatever x is. None where ρ < 1 is not proved."""
+        can differ by, whatever x is. None if ρ < 1 is not proved."""
         return abs(self.trace) + self.slack if self.holds else None
 
 
@@ -69,7 +69,7 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
     """Of every linear layer that learned its inverse, at float64 parameters.
 
     Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until ρ is known
-    well enough. Raises UsageError where no layer learned an inverse.
+    well enough. Raises UsageError if no layer learned an inverse.
     """
     learned = flow.learned_inverses()
     if not learned:
@@ -153,7 +153,7 @@ def _rounding(ops, f, g, w, r, shape) -> float:
 
 
 def _above(ops, e, lower: float) -> float:
-    """A bound on ‖E‖₂ from above, for E as it is written out; inf where that is not finite.
+    """A bound on ‖E‖₂ from above, for E as it is written out; inf if that is not finite.
 
     With S_0 = E and S_{j+1} = S_jᵀ S_j, ‖S_j‖₂² = ‖S_{j+1}‖₂, and the last one's norm is at most
     ‖S_j‖_F: as the largest singular value outgrows the others, they come together. A product of

@@ -32,7 +32,7 @@ class SmallestSecondMoment:
     That of a sample is far too small: among many directions there is one in which a sample happens
     to be small. So 8 directions are found on one part of the images, and their second moments are
     measured on others, which had no part in the choice: the smallest eigenvalue is not below
-    σ²_min but for the chance of an 8 × 8 matrix. It is above where the directions found are not
+    σ²_min but for the chance of an 8 × 8 matrix. It is above if the directions found are not
     the best ones.
 
     images: how many will come. `add` costs O(n D²) for the first n of them, which find the
@@ -67,12 +67,12 @@ class SmallestSecondMoment:
 
     @property
     def wants_more(self) -> bool:
-        """Whether more inputs would be looked at."""
+        """True if more inputs would be looked at."""
         return self._to_fit is None or self._to_fit + self._to_hold > 0
 
     @property
     def value(self) -> float | None:
-        """σ²_min; NaN where inputs are not finite, None where too few came: on no more rows than
+        """σ²_min; NaN if inputs are not finite, None if too few came: on no more rows than
         unknowns there are directions that hardly occur, and any of them would be as good."""
         if self._held is None or self._fitted[1] <= len(self._fitted[0]):
             return None
@@ -82,7 +82,7 @@ class SmallestSecondMoment:
         return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
 
     def _sums(self, x, directions) -> tuple:
-        """Σ r rᵀ over the rows of x, along directions where there are some, on the host, and how
+        """Σ r rᵀ over the rows of x, along directions if they are given, on the host, and how
         many rows these are."""
         ops = self._ops
         rows = self._rows(x)

@@ -34,9 +34,9 @@ def rho(ops, f, g, w, r, shape) -> float:
 
     f, g: the maps of w and r; shape: one sample's. The space is spanned by 8 directions and what
     EᵀE makes of them in 1 to 10 steps (block Lanczos, every block made orthogonal to all before):
-    88 dimensions, or all where there are no more. An estimate, never above ρ but for rounding;
-    where 200 gains lie evenly between ρ and 0 it is within 2e-5 of it. A function of w and r alone:
-    the directions are the same random ones every time. NaN where E is not finite.
+    88 dimensions, or all if there are no more. An estimate, never above ρ but for rounding;
+    if 200 gains lie evenly between ρ and 0 it is within 2e-5 of it. A function of w and r alone:
+    the directions are the same random ones every time. NaN if E is not finite.
     Costs 42 products with 8 vectors: O(D²) for a dense layer.
     """
     size, most = math.prod(shape), _BLOCK * (_STEPS + 1)
@@ -73,8 +73,8 @@ def _rows(ops, block, shape, dtype):
 def solve(ops, f, g, w, r, z):
     """T(w)⁻¹ z for a batch z (N, ...), in double precision, by refining T(r) z.
 
-    x ← x + T(r)(z − T(w) x) multiplies the error by E, so it is refused (UsageError) where ρ is not
-    below 1. It stops where ‖z − T(w) x‖ is 1e-10 of ‖z‖. Raises SnfnpError where that takes more
+    x ← x + T(r)(z − T(w) x) multiplies the error by E, so it is refused (UsageError) if ρ is not
+    below 1. It stops when ‖z − T(w) x‖ is 1e-10 of ‖z‖. Raises SnfnpError if that takes more
     than 1000 refinements. Each costs two products: O(N D²) for a dense layer.
     """
     found = rho(ops, f, g, w, r, z.shape[1:])

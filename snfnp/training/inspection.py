@@ -96,7 +96,7 @@ class Inspection:
         """A line for each cause that there is to worry about, once for each layer, with what can be
         done about it and the page that says why.
 
-        A margin that is crossed is reported where ρ has grown to ½ as well: it says that errors of
+        A margin that is crossed is reported if ρ has grown to ½ as well: it says that errors of
         R may grow, and training on few images may cross it at its start and go well.
         """
         lines = []
