@@ -121,6 +121,7 @@ MAPS = [
     (Conv2d((3, 3), 2), Conv2d((3, 3), 2), (4, 5, 2)),
     (Conv2d((3, 3), 2), Conv2d((5, 5), 2), (4, 5, 2)),
     (Conv2d((3, 3), 2), Chain(Conv2d((3, 3), 2), 2), (4, 5, 2)),
+    (Conv2d((1, 1), 2), Conv2d((3, 3), 2), (4, 5, 2)),  # one of them sees more than a pixel
 ]
 
 
