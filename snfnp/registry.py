@@ -30,6 +30,7 @@ _FACTORIES = {
     "controlled-lambda": "followers:controlled_lambda",
     # what is proved and checked
     "certificates": "certificates:certificates",
+    "activations-part": "certificates:activations_part",
     "checks": "checks:checks",
 }
 

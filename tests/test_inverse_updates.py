@@ -5,6 +5,7 @@ import pytest
 from support.explicit import convolution_matrix
 from support.gradients import moved
 from support.trainers import (
+    gradient_of,
     host,
     make_trainer,
     run_training,
@@ -24,6 +25,7 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.step import cut
 
 ROWS = 4
 NOISE = 0.15
@@ -95,6 +97,29 @@ def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rul
 
 
 # ---------------------------------------------------------------- least squares
+
+
+@pytest.mark.parametrize("batch", [8, 24])  # fewer images than are logged, and more
+def test_the_logged_error_is_that_of_the_batch_however_it_is_cut(batch):
+    trainer = make_trainer(
+        get_ops("numpy"), "conv", **RECIPE, inverse_kernel=3, dtype="float64", batch_size=batch
+    )
+    images = RNG(3).integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
+    trainer.initialise_from_data(images)
+    for value in (named["R"] for named in trainer.params.values() if "R" in named):
+        value *= 0.9  # an error, with a part in every image
+
+    def logged(parts):
+        total = 0.0
+        for part in cut(batch, parts):
+            gradient_of(trainer, images[part.first :][: part.count], part)
+            total += trainer.log.read().last[1] * part.count / batch
+        return total
+
+    expected = logged(1)
+    assert expected > 1e-3
+    assert [logged(parts) for parts in (2, 3, 8)] == pytest.approx([expected] * 3, rel=1e-12)
+
 
 CONVOLUTIONS = pytest.mark.parametrize(
     "kernel, inverse_kernel, shape",

@@ -224,10 +224,11 @@ class Figure3(_OneSeed):
 
 
 def _difference(mean: float, curve: dict) -> str:
-    """The last angle minus the paper's, of which one is a bound and no figure."""
+    """The last angle minus the paper's, of which one is a bound, and the other has one digit."""
     if curve["paper"].startswith("less than"):
         return "less as well" if mean < curve["paper_degrees"] else "more"
-    return f"{mean - curve['paper_degrees']:+.2f}°"
+    apart = round(mean, 1) - curve["paper_degrees"]
+    return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
 
 
 # ---------------------------------------------------------------- Fig. 5

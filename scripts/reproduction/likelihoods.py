@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reproduction import pictures, provenance
 from reproduction.results import distinct, finished
-from reproduction.rows import DIVERGED, TITLES, Row, Table
+from reproduction.rows import DIVERGED, NOT_GIVEN, TITLES, Row, Table
 from reproduction.runs import Command, Run, lost, plan
 from reproduction.target import SMOKE, Target, markdown
 from snfnp.training.runs.folder import RunFolder
@@ -17,9 +17,8 @@ _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
 _SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
 _LOST = (
     "Lost: the exact validation NLL went more than a tenth above its best and stayed there; the "
-    "figure is that of the best epoch. Beside it what the monitors said at the evaluation before "
-    "(derivations/23-monitors-and-certificates.md): ρ, the largest ‖I − RW‖₂ of a layer, and "
-    "λσ²_min, the smallest margin of one, which the update needs to be above 1/8."
+    "figure is that of the best epoch. Beside it the largest ρ = ‖I − RW‖₂ of a layer at the "
+    "evaluation before, from below: an early warning (derivations/23-monitors-and-certificates.md)."
 )
 
 
@@ -75,6 +74,8 @@ def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict
         "paper_spread": row.spread,
         "paper_epochs": row.epochs,
     }
+    if not row.epochs_given:
+        record["paper_epochs_given"] = False
     if command.is_missing(row.data):
         return record | {"missing": True}
     dataset, found = command.dataset(row.data), []
@@ -141,6 +142,10 @@ def _epochs(row: dict) -> str:
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
 
+def _paper_epochs(row: dict) -> str:
+    return f"{row['paper_epochs']:,}" if row.get("paper_epochs_given", True) else NOT_GIVEN
+
+
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
     """Mean and standard deviation, as far as there are."""
     deviation = statistics.stdev(values) if values[1:] else None
@@ -153,7 +158,7 @@ def _figures(row: dict) -> tuple[str, ...]:
     if not isinstance(paper, str):
         paper = _number(row, paper, row["paper_spread"])
     if "missing" in row:
-        return "no data", "", f"0 / {row['paper_epochs']:,}", paper, ""
+        return "no data", "", f"0 / {_paper_epochs(row)}", paper, ""
     values, runs = nlls(row), row["runs"]
     several, ours = bool(runs[1:]), []
     if values:
@@ -171,7 +176,7 @@ def _figures(row: dict) -> tuple[str, ...]:
     return (
         "; ".join([" and ".join(ours), *lost_runs]),
         ", ".join(str(run["seed"]) for run in runs),
-        f"{_epochs(row)} / {row['paper_epochs']:,}",
+        f"{_epochs(row)} / {_paper_epochs(row)}",
         paper,
         _difference(row, values),
     )
@@ -191,18 +196,17 @@ def _difference(row: dict, values: list[float]) -> str:
     if values and not isinstance(row["paper"], str):
         digits = 1 if row["unit"] == "nats" else 3
         said.append(f"{statistics.fmean(values) - row['paper']:+.{digits}f}")
-    if values and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
-        said.append("(not trained as long)")
+    given = row.get("paper_epochs_given", True)
+    if values and given and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
+        better = not isinstance(row["paper"], str) and statistics.fmean(values) < row["paper"]
+        said.append("(although not trained as long)" if better else "(not trained as long)")
     return " ".join(said)
 
 
 def _with_monitors(said: str, before: dict) -> str:
-    figures = [
-        f"{symbol} {before[name]:.3g}"
-        for name, symbol in (("rho", "ρ"), ("margin", "λσ²_min"))
-        if name in before
-    ]
-    return f"{said}, after epoch {before['epoch']}: {', '.join(figures)}" if figures else said
+    if "rho" not in before:
+        return said
+    return f"{said}, after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
 
 
 def _number(row: dict, mean: float, spread: float | None = None) -> str:

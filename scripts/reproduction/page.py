@@ -29,10 +29,10 @@ _HEAD = """\
 
 What came out where this code was run for the tables and figures of the paper, beside what is
 printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page
-from `derivations/results.json`; a test fails where the two disagree. Every table says for how many
-epochs ours were trained, and the paper's: where ours have fewer, the difference tells as much
-about that as about the method. What is not here was not run. Below each picture are the commands
-that make its rows as they are. Rows can come from several machines, and yours can join them:
+from `derivations/results.json`; a test fails where the two disagree. Each table gives our epochs
+beside the paper's; with fewer, a difference says as much about training time as about the method.
+Anything missing was not run. Below each picture are the commands that make its rows as they are.
+Rows can come from several machines, and yours can join them:
 `python scripts/reproduce.py page` takes a row into the file where it was trained longer than the
 one that is there, or with other seeds. Where results and paper disagree, page
 [17](17-from-the-paper-to-here.md#where-it-disagrees) says what is known of the reason.

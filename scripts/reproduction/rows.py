@@ -33,9 +33,10 @@ class Row:
 
     name: of its runs' folders; cells: what the table says of it before the figures; options: of
     the training run (`TrainConfig`) that are not the preset's; paper: its test NLL, or a sign in
-    its place; hour, epochs: those at `--scale hour`, and the paper's; spread: the paper's standard
-    deviation, if it has one; stand_in: trained below the paper's scale; instead: the label of the
-    stand-in that has replaced the model (`at`).
+    its place; hour, epochs: those at `--scale hour`, and the paper's, or what is taken for them if
+    it gives none (`epochs_given`); spread: the paper's standard deviation, if it has one; stand_in:
+    trained below the paper's scale; instead: the label of the stand-in that has replaced the model
+    (`at`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Row:
     spread: float | None = None
     stand_in: StandIn | None = field(default=None, hash=False)
     instead: str | None = None
+    epochs_given: bool = True
 
     @property
     def data(self) -> str:
@@ -161,7 +163,8 @@ def _table_5() -> Iterator[Row]:
         ("glow-1x1-geco", "SNF 1x1", _GECO, 678.3, 9.7),
         ("glow-5x5-geco", "SNF 5x5", large, 669.9, 2.8),
     ):
-        yield Row(name, (label,), {"model": "glow-2l-4k"} | options, nats, 10, GLOW_EPOCHS, spread)
+        own = {"model": "glow-2l-4k"} | options
+        yield Row(name, (label,), own, nats, 10, GLOW_EPOCHS, spread, epochs_given=False)
 
 
 TABLES = {

@@ -245,13 +245,9 @@ def lost(lines: list[dict]) -> dict | None:
 
 
 def _monitors(line: dict) -> dict:
-    """The epoch of an evaluation, and its layers' largest rho and smallest margin."""
-    layers, found = line.get("layers", {}).values(), {"epoch": line["epoch"]}
-    for figure, worst in (("rho", max), ("margin", min)):
-        values = [layer[figure] for layer in layers if figure in layer]
-        if values:
-            found[figure] = worst(values)
-    return found
+    """The epoch of an evaluation, and its layers' largest rho."""
+    values = [layer["rho"] for layer in line.get("layers", {}).values() if "rho" in layer]
+    return {"epoch": line["epoch"]} | ({"rho": max(values)} if values else {})
 
 
 def _is_started(run: Run) -> bool:

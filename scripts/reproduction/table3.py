@@ -171,6 +171,6 @@ def _against_blocks(record: dict) -> str:
         return ""
     return (
         f" Against them a self-normalizing step takes {snf['median'] / blocks['median']:.2f} of "
-        "the time; against the whole matrix far less than in the paper, whose step has the cost of "
-        "its convolutions beside that of the matrix, and ours hardly any."
+        "the time; against the whole matrix far less than in the paper, because there the "
+        "convolutions themselves take most of a step, and here almost nothing."
     )

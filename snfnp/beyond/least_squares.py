@@ -13,7 +13,7 @@ from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.rules.base import Rule, forward_gradient
 
-_LOGGED = 10  # images of a slice whose reconstruction error is logged: nothing is learned from it
+_LOGGED = 10  # images of a batch whose reconstruction error is logged: nothing is learned from it
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,17 @@ class LeastSquares(Rule):
             raise UsageError("a least-squares inverse needs single convolutions")
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
-        ops, w, x = ctx.ops, p["W"], cache["x"]
-        shape, part = x.shape[1:], ctx.part
+        ops, w, x, part = ctx.ops, p["W"], cache["x"], ctx.part
+        shape, error = x.shape[1:], None
+        # of the R that the parameters hold, which every slice has: the same however a batch is cut
+        few = min(max(_LOGGED - part.first, 0), len(x))
+        if few:
+            _, error = g.residual(ops, p["R"], cache["z0"][:few], x[:few], 0.0)
+            error = error * (few / min(_LOGGED, part.total) * part.total / part.count)
         if not ctx.leads:
             forward_gradient(ctx, f=f, term=None, x=x, dz=dz, grads=grads)
-            return f.adjoint(ops, w, dz), Measured(updates={"R": 0})
+            return f.adjoint(ops, w, dz), Measured(error, updates={"R": 0})
         best = LeftInverse(ops, f, g, w, shape)
-        r, few = best.r.astype(w.dtype), slice(0, _LOGGED)
-        _, error = g.residual(ops, r, cache["z0"][few], x[few], 0.0)
-        if part.parts > 1:
-            error = error * (part.total / part.count)  # no other slice has any
 
         forward_gradient(ctx, f=f, term=best.neumann_term(), x=x, dz=dz, grads=grads, multiple=1)
         if not f.inverts_in_kind:
@@ -64,4 +65,4 @@ class LeastSquares(Rule):
             if ops.known_on_host(excess) is not False:
                 pull = -2 * self.stiffness * excess * best.error_grad()
                 grads["W"] += pull.astype(w.dtype)
-        return f.adjoint(ops, w, dz), Measured(error, updates={"R": r})
+        return f.adjoint(ops, w, dz), Measured(error, updates={"R": best.r.astype(w.dtype)})

@@ -2,11 +2,11 @@
 
 from snfnp.diagnostics.angles import LayerGradients, gradient_angles
 from snfnp.diagnostics.gradients import gradient_ratios
-from snfnp.diagnostics.variance import SmallestVariance
+from snfnp.diagnostics.second_moment import SmallestSecondMoment
 
 __all__ = [
     "LayerGradients",
-    "SmallestVariance",
+    "SmallestSecondMoment",
     "gradient_angles",
     "gradient_ratios",
 ]

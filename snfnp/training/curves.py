@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[Callable[[dict], Point], dict]] = {
     "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe": (_figure("jacobian_error"), {}),
     "λ: mean and range\nover the layers": (_over_layers("lam"), {}),
     "constraint C: mean and\nrange over the layers": (_over_layers("constraint"), {}),
-    "ρ = ‖I − RW‖₂: largest and\nrange over the layers": (_of_layers("rho", max), {"limit": 1.0}),
+    "ρ = ‖I − RW‖₂, from below:\nlargest and range": (_of_layers("rho", max), {"limit": 1.0}),
     "angle of W's gradient to the\nexact one (°): largest and range": (
         _of_layers("angle", max),
         {},

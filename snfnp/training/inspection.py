@@ -11,34 +11,29 @@ from fractions import Fraction
 
 import numpy as np
 
-from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
-from snfnp.diagnostics.angles import has_inverse_likelihood
+from snfnp.diagnostics import SmallestSecondMoment, gradient_angles, gradient_ratios
+from snfnp.diagnostics.second_moment import stable_above
 from snfnp.errors import DivergedError
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import contraction
 from snfnp.ops import RandomKey
-from snfnp.rules import Rule
 from snfnp.training.trainer import Trainer
 
-
-def stable_above(rule: Rule) -> float | None:
-    """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
-    smallest variance of the layer's input; None: it needs none."""
-    return 1 / 8 if has_inverse_likelihood(rule) else None
+_GROWN = 0.5  # ρ from which on a margin that is crossed is reported
 
 
 class _Watch:
-    """Shows layers' inputs to those of {layer: SmallestVariance}."""
+    """Shows layers' inputs to those of {layer: SmallestSecondMoment}."""
 
-    def __init__(self, variances: dict[str, SmallestVariance]):
-        self._variances = variances
+    def __init__(self, moments: dict[str, SmallestSecondMoment]):
+        self._moments = moments
 
     def __call__(self, name: str, x) -> None:
-        if name in self._variances:
-            self._variances[name].add(x)
+        if name in self._moments:
+            self._moments[name].add(x)
 
     def wants_more(self) -> bool:
-        return any(each.wants_more for each in self._variances.values())
+        return any(each.wants_more for each in self._moments.values())
 
 
 class Inspection:
@@ -50,26 +45,26 @@ class Inspection:
     def __init__(self, trainer: Trainer, images_of: Callable):
         self._trainer, self._images_of = trainer, images_of
         self._layers = trainer.flow.learned_inverses()
-        self._variances: dict[str, SmallestVariance] = {}
+        self._moments: dict[str, SmallestSecondMoment] = {}
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
         """A function that `Likelihood.evaluate` calls with every layer's input; images: how many it
         gets. None: no layer asks for it."""
-        self._variances = {
-            name: SmallestVariance(self._trainer.ops, layer.map, images)
+        self._moments = {
+            name: SmallestSecondMoment(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
             if stable_above(layer.rule) is not None
         }
 
-        return _Watch(self._variances) if self._variances else None
+        return _Watch(self._moments) if self._moments else None
 
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
 
-        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and μ of
-        Eq. 31, which is added to it in every direction, if the rule is stable above some value of
-        it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
+        rho: ‖I − R W‖₂ or less, an estimate from below (`contraction.rho`). margin: λσ²_min, and
+        μ of Eq. 31, which is added to it in every direction, if the rule is stable above some value
+        of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of −λE to
         the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
         is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R if it has one, on as many of the batches that follow as `--track-angle` says
@@ -85,9 +80,9 @@ class Inspection:
             f, g = layer.maps
             p = params[name]
             figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
-            variance = self._variances[name].value if name in self._variances else None
-            if variance is not None:
-                figures["margin"] = lam[name] * variance + self._trainer.config.jvp_weight
+            smallest = self._moments[name].value if name in self._moments else None
+            if smallest is not None:
+                figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
             if lam[name]:
                 figures["gradient_ratio"] = ratios[name]
             figures |= angles.get(name, {})
@@ -98,11 +93,20 @@ class Inspection:
         return {"layers": layers}
 
     def warnings(self, record: dict) -> list[str]:
-        """A line for each cause that there is to worry about, once for each layer."""
+        """A line for each cause that there is to worry about, once for each layer, with what can be
+        done about it and the page that says why.
+
+        A margin that is crossed is reported if ρ has grown to ½ as well: it says that errors of
+        R may grow, and training on few images may cross it at its start and go well.
+        """
         lines = []
-        for cause, crossed in (
-            ("ρ = ‖I − RW‖₂ has reached 1", self._far),
-            ("λσ²_min is not above {}, where the update is stable", self._unstable),
+        for cause, page, crossed in (
+            ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far),
+            (
+                "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2",
+                "24-stability.md",
+                self._unstable,
+            ),
         ):
             new = {}
             for name, figures in record.get("layers", {}).items():
@@ -111,10 +115,16 @@ class Inspection:
                     self._warned.add((name, cause))
                     new[name] = value
             if new:
-                limits = {stable_above(self._layers[name][0].rule) for name in new}
+                rules = [self._layers[name][0].rule for name in new]
+                limits = {stable_above(rule) for rule in rules}
                 words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
-                lines.append(f"early warning, not a verdict: {words}: {layers}")
+                weighed = any(rule.has_lambda for rule in rules)
+                do = "raise --lambda" if weighed else "sample with --inverse exact"
+                lines.append(
+                    f"early warning, not a verdict: {words}: {layers}; "
+                    f"if the likelihood suffers, {do} (derivations/{page})"
+                )
         return lines
 
     def _far(self, name: str, figures: dict) -> float | None:
@@ -122,7 +132,8 @@ class Inspection:
 
     def _unstable(self, name: str, figures: dict) -> float | None:
         limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
-        return margin if margin is not None and margin <= limit else None
+        crossed = margin is not None and margin <= limit and figures["rho"] >= _GROWN
+        return margin if crossed else None
 
     def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
         if not any(lam.values()):
