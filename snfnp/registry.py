@@ -28,9 +28,8 @@ _FACTORIES = {
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
     "controlled-lambda": "followers:controlled_lambda",
-    # what is proved and checked
+    # what is proved
     "certificates": "certificates:certificates",
-    "checks": "checks:checks",
 }
 
 
