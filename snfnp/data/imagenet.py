@@ -7,8 +7,8 @@ name, in npz files (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet"
 50,000 images), was downsampled differently, so that likelihoods cannot be compared, and is not
 read.
 
-Training images need 3.9 GB. They are copied once into uncompressed .npy files in the user's
-cache, block by block, and mapped into memory from there.
+The archives are copied once into uncompressed .npy files in the user's cache (4.1 GB, minutes), and
+mapped into memory from there.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ _COPY, _RECORD = "png", "record.json"
 class ImageNet32(Published):
     """ImageNet32, which is given to registered users only: two archives, or the copy of them.
 
-    The archives are copied once into the user's cache (4.1 GB, minutes), and may be deleted after
-    that if they too were in the cache. The official validation images are the test split, 20,000
-    random training images (VALIDATION_SEED) those for validation, the rest for training, in the
-    order of the archive; all three are read-only `numpy.memmap`s.
+    Archives in the cache may be deleted once they are copied. The official validation images are
+    the test split, 20,000 random training images (VALIDATION_SEED) those for validation, the rest
+    for training, in the order of the archive; all three are read-only `numpy.memmap`s.
     """
 
     def find(self, folder: Path) -> dict[str, Path]:

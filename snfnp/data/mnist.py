@@ -16,8 +16,8 @@ from snfnp.data.reading import idx_header, read_idx
 from snfnp.errors import SnfnpError
 
 IMAGE_SIZE = (28, 28)
-TRAIN_STEM = "train-images"
-TEST_STEM = "t10k-images"
+TRAIN_STEM, TEST_STEM = "train-images", "t10k-images"
+NAMES = {stem: f"{stem}-idx3-ubyte.gz" for stem in (TRAIN_STEM, TEST_STEM)}
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,13 @@ class MnistSpec(Published):
     cannot be downloaded gives the sample that the package ships, split 5,000 / 1,000 / 1,000.
 
     sha256: of the uncompressed IDX files, by stem. counts: the images for training, validation (the
-    last of the training file) and test. has_sample: true if the package ships a sample.
+    last of the training file) and test.
     """
 
-    names: dict[str, str] = field(
-        default_factory=lambda: {stem: f"{stem}-idx3-ubyte.gz" for stem in (TRAIN_STEM, TEST_STEM)}
-    )
+    names: dict[str, str] = field(default_factory=NAMES.copy)
     sha256: dict[str, str] = field(default_factory=dict)
     # The split of Keller et al. 2021, "Self Normalizing Flows", appendix A.3.
     counts: tuple[int, int, int] = (50_000, 10_000, 10_000)
-    has_sample: bool = False
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The files in a folder by stem (TRAIN_STEM, TEST_STEM), under any of their names."""
@@ -61,10 +58,9 @@ class MnistSpec(Published):
         for stem, path in files.items():
             other = others.get(_digest(images[stem]), self)
             if other.name != self.name:
-                raise SnfnpError(
-                    f"{path}: is a file of {other.title}, not of {self.title}; choose the data set "
-                    f"{other.name} or give another folder"
-                )
+                remedy = f"choose the data set {other.name} or give another folder"
+                found = f"is a file of {other.title}, not of {self.title}"
+                raise SnfnpError(f"{path}: {found}; {remedy}")
         train, validation = np.split(images[TRAIN_STEM][..., None], [self.counts[0]])
         test = images[TEST_STEM][..., None]
         return Dataset(self.name, train, validation, test, source, is_sample=False)
@@ -74,7 +70,7 @@ class MnistSpec(Published):
         return (train + validation if stem == TRAIN_STEM else test, *IMAGE_SIZE)
 
     def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
-        if not self.has_sample:
+        if self.name != "mnist":
             return super().without_download(error, report)
         folder, splits = resources.files("snfnp.data").joinpath("sample"), []
         for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
@@ -102,7 +98,6 @@ SPECS = {
             TRAIN_STEM: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             TEST_STEM: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         },
-        has_sample=True,
     ),
     "fashion-mnist": MnistSpec(
         name="fashion-mnist",
@@ -121,6 +116,4 @@ SPECS = {
 
 def _digest(images: np.ndarray) -> str:
     """The SHA-256 of the uncompressed IDX file that holds `images` (N, rows, columns)."""
-    digest = hashlib.sha256(idx_header(images.shape))
-    digest.update(images)
-    return digest.hexdigest()
+    return hashlib.sha256(idx_header(images.shape) + images.tobytes()).hexdigest()

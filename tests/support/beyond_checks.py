@@ -86,7 +86,8 @@ def check_inverse_update(
     """
     layer = Linear(linear_map, rule, inverse_map=inverse_map)
     case = Case(layer, shape, noise=noise, **settings)
-    grads, expected = case.gradients(), _EXPECTED[_kind(rule)](case)
+    grads = case.gradients()
+    expected = _projected(case) if isinstance(rule, Projection) else _nearest(case)
     case.compare("R", grads["R"], expected)
     inverse, excess = _in_place_of_the_inverse(case, expected)
     target, (dz,), volume = case.matrix(layer.maps[1], expected), case.c, case.a.sum()
@@ -136,14 +137,6 @@ def _nearest(case: Case) -> np.ndarray:
     columns = [(case.matrix(g, indicator) @ w).ravel() for indicator in indicators]
     identity = np.eye(len(w)).ravel()
     return np.linalg.lstsq(np.array(columns).T, identity, rcond=None)[0].reshape(shape)
-
-
-# The next R by its definition, by rule.
-_EXPECTED = {Projection: _projected, LeastSquares: _nearest}
-
-
-def _kind(rule) -> type:
-    return next(kind for kind in _EXPECTED if isinstance(rule, kind))
 
 
 @dataclass(frozen=True)
