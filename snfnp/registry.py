@@ -28,10 +28,9 @@ _FACTORIES = {
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
     "controlled-lambda": "followers:controlled_lambda",
-    # what is proved and checked
+    # what is proved
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
-    "checks": "checks:checks",
 }
 
 

@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
+from support.beyond_checks import beyond, check_jvp
 from support.strict_ops import strict_ops
 
-from snfnp.beyond.checks import check_jvp
 from snfnp.beyond.differentiable import DERIVATIVES, derivatives
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError
-from snfnp.gradcheck.catalogue import catalogue, spline_points
+from snfnp.gradcheck.catalogue import spline_points
 from snfnp.layers import ActNorm, AffineCoupling, Linear, RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.maps import Dense
 
-JVPS = {check.name: check for check in catalogue() if check.kind == "jvp"}
+JVPS = {check.name: check for check in beyond() if check.kind == "jvp"}
 
 
 # ---------------------------------------------------------------- members of layers

@@ -1,4 +1,4 @@
-"""Layers on every backend, beyond `snfnp.gradcheck.check_layer`: orders of errors, precision.
+"""Layers on every backend, beyond `snfnp.gradcheck.check_layer`: single precision, starts.
 
 A new layer needs one line in `snfnp.gradcheck.catalogue`; `test_gradcheck_linear.py` runs it.
 """
@@ -9,36 +9,25 @@ import numpy as np
 import pytest
 from support.gradients import layer_backward, moved
 
-import snfnp.layers
 from snfnp.errors import UsageError
-from snfnp.gradcheck import convergence
-from snfnp.gradcheck.catalogue import LayerCase, layer_cases
+from snfnp.gradcheck.catalogue import catalogue
 from snfnp.layers import (
+    AffineCoupling,
     Layer,
     Linear,
     Parameterless,
-    Preprocess,
+    RationalQuadraticSpline,
     SmoothLeakyReLU,
+    SplitPrior,
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
-RTOL = 1e-8
-BASES = {Layer, Parameterless}
-APART = {Preprocess}  # no layer: it takes images and a key
-EVERY_CASE = [pytest.param(case, id=case.name) for case in layer_cases()]
-EVERY_CURVE = [
-    pytest.param(case, name, id=f"{case.name}-{name}")
-    for case in layer_cases()
-    for name in case.curved
+EVERY_LAYER = [
+    pytest.param(*check.run.args, check.run.keywords, id=check.name)
+    for check in catalogue()
+    if check.kind == "layer"
 ]
-
-
-def test_every_exported_layer_has_a_case():
-    exported = {getattr(snfnp.layers, name) for name in snfnp.layers.__all__}
-    classes = {layer for layer in exported if inspect.isclass(layer)}
-    assert classes == {type(case.layer) for case in layer_cases()} | BASES | APART
-    assert all(issubclass(layer, Layer) for layer in classes - APART)
 
 
 @pytest.mark.parametrize("member", ["parameter_shapes", "init", "forward", "inverse", "backward"])
@@ -59,58 +48,22 @@ def test_the_defaults_of_a_layer():
     assert (Parameterless().init(None, (2,)), Parameterless().parameter_shapes((2,))) == ({}, {})
 
 
-def moved_parameters(case, seed=1):
-    """Initial parameters, each moved by noise: no gradient is checked at a special point."""
-    rng = np.random.default_rng(seed)
-    return moved(case.layer.init(rng, case.shape), rng)
+def roundings(layer) -> int:
+    """How many of float32 a pass may be off by: inputs are rounded once, and products of length
+    < 20, condition numbers up to 10 and, in splines, quotients of small widths follow."""
+    layer = layer.coupling if isinstance(layer, SplitPrior) else layer
+    return {RationalQuadraticSpline: 400, AffineCoupling: 200}.get(type(layer), 100)
 
 
-def outputs(case, z, cache):
-    """The arrays that leave a layer: z, and the latent that a split prior splits off."""
-    return [z] if case.layer.latent_shape(case.shape) is None else [z, cache["latent"]]
-
-
-@pytest.mark.parametrize("case, name", EVERY_CURVE)
-def test_error_falls_with_the_square_of_h(case, name, ops):
-    """A second-order quotient is 4 times nearer at half the step, if the gradient is right."""
-    layer, params = case.layer, moved_parameters(case)
-    rng = np.random.default_rng(2)
-    x = case.settings.get("x", rng.standard_normal((3, *case.shape)))
-    z, ldj, cache = layer.forward(ops, params, x)
-    c = [rng.standard_normal(output.shape) for output in outputs(case, z, cache)]
-    a = rng.standard_normal(len(x))
-
-    def objective(value):
-        x_, p = (value, params) if name == "x" else (x, {**params, name: value})
-        z, ldj, cache = layer.forward(ops, p, x_)
-        volume = ldj + (layer.log_det(ops, p, case.shape) or 0.0)
-        total = sum(np.sum(c_ * o) for c_, o in zip(c, outputs(case, z, cache), strict=True))
-        return float(total + np.sum(a * volume))
-
-    dx, grads, _ = layer_backward(ops, layer, params, cache, *c, dldj=a, lam=0.7)
-    point, gradient = (x, dx) if name == "x" else (params[name], grads[name])
-    ratios, wrong = [], []
-    for _ in range(5):
-        u = rng.standard_normal(point.shape)
-        u /= np.linalg.norm(u)
-        ratios.append(convergence(objective, point, gradient, u))
-        wrong.append(convergence(objective, point, 1.01 * gradient, u))
-    # 4 + O(h²) with h = 0.05, away from the directions where the third derivative vanishes
-    assert abs(np.median(ratios) - 4) < 0.2, ratios
-    assert np.median(wrong) < 2, wrong
-
-
-# ---------------------------------------------------------------- single precision
-
-
-@pytest.mark.parametrize("case", EVERY_CASE)
-def test_single_precision(case, ops):
+@pytest.mark.parametrize("layer, shape, settings", EVERY_LAYER)
+def test_single_precision(layer, shape, settings, ops):
     """float32 in, float32 out, as close to float64 as a few dozen roundings allow."""
-    layer, params = case.layer, moved_parameters(case)
+    rng = np.random.default_rng(1)
+    params = moved(layer.init(rng, shape), rng)
     rng = np.random.default_rng(3)
-    x = case.settings.get("x", rng.standard_normal((5, *case.shape)))
-    shapes = [layer.output_shape(case.shape), layer.latent_shape(case.shape)]
-    c = [rng.standard_normal((len(x), *shape)) for shape in shapes if shape is not None]
+    x = settings.get("x", rng.standard_normal((5, *shape)))
+    shapes = [layer.output_shape(shape), layer.latent_shape(shape)]
+    c = [rng.standard_normal((len(x), *each)) for each in shapes if each is not None]
     dldj = rng.standard_normal(len(x))
 
     def everything(dtype):
@@ -120,7 +73,7 @@ def test_single_precision(case, ops):
         dx, grads, _ = layer_backward(
             ops, layer, p, cache, *deltas, dldj=dldj.astype(dtype), lam=0.7
         )
-        latents = outputs(case, z, cache)
+        latents = [z, cache["latent"]] if len(c) == 2 else [z]
         found = {"z": z, "dx": dx, **grads, "latent": latents[-1]}
         if np.ndim(ldj):
             found["ldj"] = ldj
@@ -135,7 +88,7 @@ def test_single_precision(case, ops):
         assert np.asarray(single[name]).dtype == np.float32, name
         scale = max(1.0, np.max(np.abs(expected)))
         error = np.max(np.abs(single[name] - expected)) / scale
-        assert error <= case.roundings * np.finfo(np.float32).eps, (name, error)
+        assert error <= roundings(layer) * np.finfo(np.float32).eps, (name, error)
         assert np.any(single[name] != expected), f"{name} was not computed in single precision"
 
 
@@ -145,7 +98,8 @@ def test_single_precision(case, ops):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_learned_inverse_inverts_where_r_is_the_inverse_of_w(ops, bias):
     layer = Linear(Dense(6), SelfNormalizing(), bias=bias)
-    params = moved_parameters(LayerCase("", layer, (6,)))
+    rng = np.random.default_rng(1)
+    params = moved(layer.init(rng, (6,)), rng)
     params["R"] = np.linalg.inv(params["W"])
     x = np.random.default_rng(0).standard_normal((4, 6))
     z, _, _ = layer.forward(ops, params, x)

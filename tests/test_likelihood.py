@@ -11,8 +11,7 @@ from scipy.stats import norm
 from support.fullmnist import find_full_mnist
 from support.gradients import moved
 
-from snfnp.data.idx import read_idx
-from snfnp.data.mnist import TEST_STEM, TRAIN_STEM, find_images
+from snfnp.data import load_dataset
 from snfnp.errors import DivergedError, SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference
@@ -318,11 +317,10 @@ def test_preprocessing_log_jacobians_on_mnist():
     272.5 for the test images, 272.7 for the validation images and 272.1 for the training images;
     one draw of noise moves the mean of 10,000 images by 0.25 (one standard deviation).
     """
-    files = find_images(FULL_MNIST)
-    train, test = (read_idx(files[stem]) for stem in (TRAIN_STEM, TEST_STEM))
+    full = load_dataset("mnist", FULL_MNIST)
     mean, variance = mean_and_variance_of_log_jacobian()
     expected = {}
-    for split, images in (("train", train[:50_000]), ("val", train[50_000:]), ("test", test)):
+    for split, images in (("train", full.train), ("val", full.validation), ("test", full.test)):
         levels = np.bincount(images.ravel(), minlength=256) / len(images)
         expected[split] = float(levels @ mean)
         total = 0.0

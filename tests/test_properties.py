@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 from support.explicit import convolution_matrix, convolve, convolve_weight_grad
 from support.properties import cases
 
-from snfnp.data.idx import parse_idx
-from snfnp.errors import SnfnpError
 from snfnp.layers import Squeeze
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
@@ -250,24 +248,3 @@ def test_a_squeeze_of_any_shape_only_moves_values(samples, height, width, channe
     assert ldj == 0 and z.shape == (samples, height, width, 4 * channels)
     np.testing.assert_array_equal(np.sort(z, axis=None), x.ravel())
     np.testing.assert_array_equal(Squeeze().inverse(NUMPY, {}, z), x)
-
-
-# ---------------------------------------------------------------- damaged files
-
-
-@cases(200)
-@given(st.data())
-def test_a_damaged_idx_file_is_one_line(data):
-    """A few bytes of a header or of a file that are others, or missing, or too many."""
-    whole = b"\0\0\x08\x03" + bytes([0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 2]) + bytes(range(12))
-    content = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 3))):
-        position = data.draw(st.integers(0, max(0, len(content) - 1)))
-        new = data.draw(st.binary(max_size=3))
-        content[position : position + data.draw(st.integers(0, 3))] = new
-    try:
-        found = parse_idx(bytes(content), "x.idx")
-    except SnfnpError as error:
-        assert "x.idx" in str(error) and "\n" not in str(error)
-    else:
-        assert found.size == len(content) - 4 - 4 * found.ndim

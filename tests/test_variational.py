@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from support.beyond_checks import check_variational
 from support.gradients import layer_backward, moved
 from support.trainers import gradient_of, make_trainer, run_training, without_time
 from test_rules import RTOL, check_flow, log_normal, mean_log_likelihood, two_layers
 
-from snfnp.beyond.checks import check_variational
 from snfnp.beyond.variational import Drawn, Noise, Variational, perturbed
 from snfnp.beyond.variational_bound import variational_bound
 from snfnp.context import BackwardContext

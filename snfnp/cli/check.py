@@ -15,12 +15,8 @@ from snfnp.gradcheck.differences import tolerance
 from snfnp.ops import BACKENDS, get_ops
 
 
-class ChecksFailed(SnfnpError):
-    """Some checks failed."""
-
-
 def main(argv, prog=None) -> None:
-    """The command: `--backend`, `--layer`, `--dtype`. Raises ChecksFailed (exit status 1)."""
+    """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
@@ -28,8 +24,7 @@ def main(argv, prog=None) -> None:
     parser.add_argument(
         "--layer",
         metavar="NAME",
-        help="only those whose name contains NAME, of layers, Jacobian-vector products, rules "
-        "and maps (default: all)",
+        help="only layers, rules and maps whose name contains NAME (default: all)",
     )
     parser.add_argument(
         "--dtype",
@@ -65,7 +60,7 @@ def main(argv, prog=None) -> None:
             flush=True,
         )
     if failed:
-        raise ChecksFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise SnfnpError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
     print(
         f"{len(checks)} checks passed; control: the smallest error of a gradient that is wrong by "
         "1%, which each check must catch"

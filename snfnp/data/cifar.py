@@ -26,12 +26,7 @@ BATCH_COUNT = 10_000  # images in a batch
 # Keller et al. 2021, appendix A.3: "the first 40,000 training images were used for training and
 # the last 10,000 were used as a held out validation set".
 VALIDATION_COUNT = 10_000
-
-_PLANES = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32  # bytes
-_CLASSES = 10
-# How to tell the python version: its archive, its folder, or a batch of it.
-_PYTHON_VERSION = ("cifar-10-python.tar.gz", "cifar-10-batches-py", "data_batch_1")
 
 
 class Cifar(Published):
@@ -43,8 +38,8 @@ class Cifar(Published):
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The archive in a folder, else the folder of its batches."""
-        if os.path.isfile(folder / ARCHIVE):
-            return {"archive": folder / ARCHIVE}
+        if archive := super().find(folder):
+            return archive
         for place in (folder / FOLDER, folder):
             # One batch is the folder that was meant: looking on would hide what it lacks.
             if any(os.path.isfile(place / batch) for batch in BATCHES):
@@ -62,8 +57,7 @@ class Cifar(Published):
             raise damaged(path, f"lacks {', '.join(missing)}")
         *train, test = (images[batch] for batch in BATCHES)
         train, validation = np.split(np.concatenate(train), [-VALIDATION_COUNT])
-        source = f"{source}, {path.name}"
-        return Dataset(self.name, train, validation, test, source, is_sample=False)
+        return Dataset(self.name, train, validation, test, f"{source}, {path.name}", False)
 
 
 CIFAR = Cifar(
@@ -71,9 +65,8 @@ CIFAR = Cifar(
     title="CIFAR-10",
     mirrors=("https://www.cs.toronto.edu/~kriz/",),
     names={"archive": ARCHIVE},
-    unread=(_PYTHON_VERSION, "the python version of CIFAR-10, which is not read"),
-    advice=f"get {ARCHIVE} (or {FOLDER}, the folder that it unpacks to) from "
-    "https://www.cs.toronto.edu/~kriz/",
+    advice=f"get {ARCHIVE}, the binary version (the python version is pickled, and not read), or "
+    f"{FOLDER}, the folder that it unpacks to, from https://www.cs.toronto.edu/~kriz/",
 )
 
 
@@ -87,10 +80,9 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
         for member, content in read_tar(path, lambda m: PurePosixPath(m).name in BATCHES, size):
             yield PurePosixPath(member).name, content
         return
-    for batch in BATCHES:
-        if os.path.isfile(path / batch):
-            with opened(path / batch) as stream:
-                yield batch, read_at_most(stream, size + 1)
+    for batch in filter(lambda batch: os.path.isfile(path / batch), BATCHES):
+        with opened(path / batch) as stream:
+            yield batch, read_at_most(stream, size + 1)
 
 
 def _images(path: Path, batch: str, content: bytes) -> np.ndarray:
@@ -98,11 +90,9 @@ def _images(path: Path, batch: str, content: bytes) -> np.ndarray:
     size = BATCH_COUNT * _RECORD
     if len(content) != size:
         count = f"more than {size}" if len(content) > size else len(content)
-        raise damaged(
-            path, f"{batch} has {count} bytes, not those of {BATCH_COUNT} records of {_RECORD}"
-        )
+        raise damaged(path, f"{batch} has {count} bytes, not {BATCH_COUNT} records of {_RECORD}")
     records = np.frombuffer(content, np.uint8).reshape(BATCH_COUNT, _RECORD)
-    if records[:, 0].max() >= _CLASSES:
+    if records[:, 0].max() >= 10:
         raise damaged(path, f"{batch} has a label {records[:, 0].max()}, so it is not CIFAR-10")
     # The three planes of each image become the last axis.
-    return np.ascontiguousarray(records[:, 1:].reshape(-1, *_PLANES).transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

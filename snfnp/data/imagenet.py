@@ -7,8 +7,8 @@ name, in npz files (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet"
 50,000 images), was downsampled differently, so that likelihoods cannot be compared, and is not
 read.
 
-Training images need 3.9 GB. They are copied once into uncompressed .npy files in the user's
-cache, block by block, and mapped into memory from there.
+The archives are copied once into uncompressed .npy files in the user's cache (4.1 GB, minutes), and
+mapped into memory from there.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from snfnp.data.files import Dataset, Published, cache_folder, file_digest
-from snfnp.data.reading import damaged, one_line, read_at_most, read_tar
+from snfnp.data.files import SPLITS, Dataset, Published, cache_folder, file_digest
+from snfnp.data.reading import damaged, one_line, opened, read_at_most, read_tar
 from snfnp.errors import SnfnpError
 from snfnp.ops.random.philox import RandomKey, words
 
@@ -41,102 +42,43 @@ VALIDATION_COUNT = 20_000  # Keller et al. 2021, appendix A.3
 VALIDATION_SEED = 0  # of the random choice of those images; changing it changes every result
 
 _SHAPE = (32, 32, 3)
-_BYTES = 32 * 32 * 3
-_PNG_BYTES = 1 << 16  # at most: the pixels alone have 3072
+_MOST = 1 << 16  # bytes of a PNG file, whose pixels alone have 3072, and of a record
 _COPY, _RECORD = "png", "record.json"
-_RECORD_BYTES = 1 << 16  # at most
-# How to tell the npz files: their archives, a batch of them, or a copy made by an older snfnp.
-_NPZ_ARCHIVES = ("Imagenet32_train_npz.zip", "Imagenet32_val_npz.zip")
-_NPZ_FILES = (*_NPZ_ARCHIVES, "train_data_batch_1.npz", "val_data.npz", "npz")
 
 
 class ImageNet32(Published):
     """ImageNet32, which is given to registered users only: two archives, or the copy of them.
 
-    The archives are copied once into the user's cache (4.1 GB, minutes), and may be deleted after
-    that if they too were in the cache. The official validation images are the test split, 20,000
-    random training images (VALIDATION_SEED) those for validation, the rest for training, in the
-    order of the archive; all three are read-only `numpy.memmap`s.
+    Archives in the cache may be deleted once they are copied. The official validation images are
+    the test split, 20,000 random training images (VALIDATION_SEED) those for validation, the rest
+    for training, in the order of the archive; all three are read-only `numpy.memmap`s.
     """
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The archives in a folder; the copy in it is enough, should one of them be gone."""
         archives, copy = super().find(folder), folder / _COPY
-        if len(archives) < 2 and _read_record(copy) is not None:
+        if len(archives) < 2 and _read_record(copy):
             return {"train": copy, "test": copy}
         return archives
 
     def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
-        copy = files["train"]
+        copy, splits = files["train"], {}
         if not copy.is_dir():
             copy = cache_folder(self.name) / _COPY
             sizes = {path.name: path.stat().st_size for path in files.values()}
-            if (_read_record(copy) or {}).get("files") != sizes:
-                self._make_copy(copy, files, sizes, report)
+            if _read_record(copy).get("files") != sizes:
+                _make_copy(copy, files, sizes, report)
             source = f"{source}, through the copy in {copy}"
-        return self._open(copy, f"{self.title}, {VERSION}, {source}")
-
-    def _make_copy(self, folder: Path, files: dict, sizes: dict, report: Callable) -> None:
-        """Write the uncompressed copy of the archives.
-
-        It appears under its name only when it is whole, so an interruption at any time leaves none.
-        """
-        needed = (TRAIN_COUNT + TEST_COUNT) * _BYTES
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder.parent).free
-            if free < needed:
-                raise SnfnpError(
-                    f"{folder.parent}: the uncompressed copy of {self.title} needs "
-                    f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room there"
-                )
-            report(
-                f"copying {self.title}, {VERSION}, once into {folder} ({needed / 1e9:.1f} GB "
-                "uncompressed); this takes minutes"
-            )
-            with tempfile.TemporaryDirectory(prefix=".copy-", dir=folder.parent) as temporary:
-                part = Path(temporary) / folder.name
-                part.mkdir()
-                _write_splits(files, part)
-                record = {
-                    "version": VERSION,
-                    "files": sizes,
-                    "validation_count": VALIDATION_COUNT,
-                    "validation_seed": VALIDATION_SEED,
-                    "sha256": {
-                        path.stem: file_digest(path, "sha256") for path in sorted(part.iterdir())
-                    },
-                }
-                (part / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-                if folder.exists():
-                    os.replace(folder, Path(temporary) / "outdated")
-                os.replace(part, folder)
-        except OSError as error:
-            raise SnfnpError(
-                f"{folder}: the uncompressed copy of {self.title} cannot be written "
-                f"({error.strerror})"
-            ) from error
-
-    def _open(self, copy: Path, source: str) -> Dataset:
-        """Map the copy into memory, after its checksums were compared: some seconds."""
-        train = TRAIN_COUNT - VALIDATION_COUNT
-        counts = {"train": train, "validation": VALIDATION_COUNT, "test": TEST_COUNT}
-        splits, record = {}, _read_record(copy)
-        for split, count in counts.items():
+        for split, digest in _read_record(copy)["sha256"].items():  # some seconds
             path = copy / f"{split}.npy"
             try:
-                # copies by older versions have no checksum
-                if "sha256" in record and record["sha256"][split] != file_digest(path, "sha256"):
+                if file_digest(path, "sha256") != digest:
                     raise ValueError("wrong checksum")
                 splits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
-                if splits[split].shape != (count, *_SHAPE):
-                    raise ValueError("wrong shape")
-            # NumPy raises many kinds of exceptions for a damaged header or too little data.
-            except Exception as error:
-                raise SnfnpError(
-                    f"{path}: the copy is damaged ({one_line(error)}); delete {copy} to have it "
-                    "made again"
-                ) from error
+            except (OSError, ValueError) as error:
+                problem = f"the copy is damaged ({one_line(error)})"
+                raise SnfnpError(f"{path}: {problem}; delete {copy} to make it again") from error
+        source = f"{self.title}, {VERSION}, {source}"
         return Dataset(self.name, **splits, source=source, is_sample=False)
 
 
@@ -144,17 +86,12 @@ IMAGENET32 = ImageNet32(
     name="imagenet32",
     title="ImageNet32",
     mirrors=(),
-    unread=(
-        _NPZ_FILES,
-        "the npz version of ImageNet32 (Chrabaszcz et al. 2017), which gives other likelihoods and "
-        "is not read",
-    ),
     names={"train": TRAIN_ARCHIVE, "test": TEST_ARCHIVE},
     # image-net.org no longer has the PNG version; the thread compares the two data sets and says
     # where copies of it are.
     advice=f"register at https://image-net.org, get {TRAIN_ARCHIVE} and {TEST_ARCHIVE}, the "
     f"{VERSION}, which the paper used (https://github.com/tensorflow/datasets/issues/4662 says "
-    "where)",
+    "where; the npz version gives other likelihoods, and is not read),",
 )
 
 
@@ -170,42 +107,65 @@ def validation_mask(count: int) -> np.ndarray:
     return mask
 
 
-def _read_record(folder: Path) -> dict | None:
-    """The record of the copy in a folder; None if there is no copy with the present split."""
+def _read_record(folder: Path) -> dict:
+    """The record of the copy in a folder; empty if there is no copy with the present split."""
     try:
-        with open(folder / _RECORD, "rb") as file:
-            record = json.loads(read_at_most(file, _RECORD_BYTES))
-        split = record["validation_count"], record["validation_seed"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return record if split == (VALIDATION_COUNT, VALIDATION_SEED) else None
+        with opened(folder / _RECORD) as file:
+            record = json.loads(read_at_most(file, _MOST))
+        split = record["validation_count"], record["validation_seed"], set(record["sha256"])
+    except (SnfnpError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return record if split == (VALIDATION_COUNT, VALIDATION_SEED, set(SPLITS)) else {}
+
+
+def _make_copy(folder: Path, files: dict[str, Path], sizes: dict, report: Callable) -> None:
+    """Write the uncompressed copy of the archives.
+
+    It appears under its name only when it is whole, so an interruption at any time leaves none.
+    """
+    needed, parent = (TRAIN_COUNT + TEST_COUNT) * int(np.prod(_SHAPE)), folder.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(parent).free < needed:
+            raise OSError(0, f"it takes {needed / 1e9:.1f} GB: make room there")
+        report(f"copying ImageNet32, {VERSION}, once into {folder}; this takes minutes")
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=parent) as temporary:
+            part = Path(temporary) / folder.name
+            part.mkdir()
+            _write_splits(files, part)
+            record = {
+                "version": VERSION,
+                "files": sizes,
+                "validation_count": VALIDATION_COUNT,
+                "validation_seed": VALIDATION_SEED,
+                "sha256": {split: file_digest(part / f"{split}.npy", "sha256") for split in SPLITS},
+            }
+            (part / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, Path(temporary) / "outdated")
+            os.replace(part, folder)
+    except OSError as error:
+        problem = f"the copy of ImageNet32 cannot be written ({error.strerror})"
+        raise SnfnpError(f"{folder}: {problem}") from error
 
 
 def _write_splits(files: dict[str, Path], folder: Path) -> None:
-    held_out = validation_mask(TRAIN_COUNT)
-    with (
-        tqdm(total=TRAIN_COUNT + TEST_COUNT, unit="img", unit_scale=True, disable=None) as bar,
-        _create(folder / "train.npy", TRAIN_COUNT - VALIDATION_COUNT) as train,
-        _create(folder / "validation.npy", VALIDATION_COUNT) as validation,
-        _create(folder / "test.npy", TEST_COUNT) as test,
-    ):
-        for index, pixels in enumerate(_images(files["train"], TRAIN_COUNT)):
-            (validation if held_out[index] else train).write(pixels.tobytes())
-            bar.update()
-        for pixels in _images(files["test"], TEST_COUNT):
-            test.write(pixels.tobytes())
-            bar.update()
-
-
-def _create(path: Path, count: int) -> BinaryIO:
-    """Start an .npy file of `count` images, which are to be written as plain bytes.
+    """Write the splits as .npy files, the pixels as plain bytes.
 
     Not through a memory map: a disk that runs full would then end the process by a signal.
     """
-    file = open(path, "wb")  # noqa: SIM115, the caller closes it
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *_SHAPE)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
+    counts = (TRAIN_COUNT - VALIDATION_COUNT, VALIDATION_COUNT, TEST_COUNT)
+    images = chain(_images(files["train"], TRAIN_COUNT), _images(files["test"], TEST_COUNT))
+    places = chain(validation_mask(TRAIN_COUNT).astype(int), repeat(2))  # of each, in SPLITS
+    with ExitStack() as stack:
+        splits = []
+        for split, count in zip(SPLITS, counts, strict=True):
+            splits.append(stack.enter_context(open(folder / f"{split}.npy", "wb")))
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *_SHAPE)}
+            np.lib.format.write_array_header_1_0(splits[-1], header)
+        total = TRAIN_COUNT + TEST_COUNT
+        for pixels in tqdm(images, total=total, unit="img", unit_scale=True, disable=None):
+            splits[next(places)].write(pixels.tobytes())
 
 
 def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
@@ -214,25 +174,22 @@ def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
     Raises SnfnpError if there are more or fewer, or one is damaged, of another size or type.
     """
     read = 0
-    for member, content in read_tar(archive, lambda name: name.endswith(".png"), _PNG_BYTES):
+    for member, content in read_tar(archive, lambda name: name.endswith(".png"), _MOST):
         read += 1
         if read > count:
             break
-        yield _decode_png(content, archive, member)
+        try:
+            # Before the decoder takes memory: the size stands in these bytes of every PNG file.
+            if len(content) > _MOST or content[16:24] != struct.pack(">2I", *_SHAPE[:2]):
+                raise ValueError("too long, or of another size")
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                mode, pixels = image.mode, np.asarray(image)
+        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+            problem = f"{member} is damaged or no PNG file of 32 x 32 pixels"
+            raise damaged(archive, problem) from error
+        if mode != "RGB":
+            raise damaged(archive, f"{member} is of type {mode}, not RGB")
+        yield pixels
     if read != count:
         there = f"more than {count:,}" if read > count else f"{read:,}"
         raise damaged(archive, f"{there} images, not the {count:,} of the {VERSION}")
-
-
-def _decode_png(content: bytes, archive: Path, member: str) -> np.ndarray:
-    try:
-        # Before the decoder takes memory: the size stands in these bytes of every PNG file.
-        if len(content) > _PNG_BYTES or content[16:24] != struct.pack(">2I", *_SHAPE[:2]):
-            raise ValueError("too long, or of another size")
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
-        raise damaged(archive, f"{member} is damaged or no PNG file of 32 x 32 pixels") from error
-    if mode != "RGB":
-        raise damaged(archive, f"{member} is of type {mode}, not RGB")
-    return pixels

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.data.files import Dataset, NoDownloadError, Published
-from snfnp.data.idx import idx_header, read_idx
+from snfnp.data.files import SPLITS, Dataset, NoDownloadError, Published
+from snfnp.data.reading import idx_header, read_idx
 from snfnp.errors import SnfnpError
 
 IMAGE_SIZE = (28, 28)
-TRAIN_STEM = "train-images"
-TEST_STEM = "t10k-images"
+TRAIN_STEM, TEST_STEM = "train-images", "t10k-images"
+NAMES = {stem: f"{stem}-idx3-ubyte.gz" for stem in (TRAIN_STEM, TEST_STEM)}
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class MnistSpec(Published):
     cannot be downloaded gives the sample that the package ships, split 5,000 / 1,000 / 1,000.
 
     sha256: of the uncompressed IDX files, by stem. counts: the images for training, validation (the
-    last of the training file) and test. has_sample: true if the package ships a sample.
+    last of the training file) and test.
     """
 
-    names: dict[str, str] = field(
-        default_factory=lambda: {stem: f"{stem}-idx3-ubyte.gz" for stem in (TRAIN_STEM, TEST_STEM)}
-    )
+    names: dict[str, str] = field(default_factory=NAMES.copy)
     sha256: dict[str, str] = field(default_factory=dict)
     # The split of Keller et al. 2021, "Self Normalizing Flows", appendix A.3.
     counts: tuple[int, int, int] = (50_000, 10_000, 10_000)
-    has_sample: bool = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        return find_images(folder)
+        """The files in a folder by stem (TRAIN_STEM, TEST_STEM), under any of their names."""
+        ends = [f"{mark}idx3-ubyte{end}" for mark in ".-" for end in (".gz", "")]
+        paths = {stem: [folder / f"{stem}{end}" for end in ends] for stem in self.names}
+        return {key: path for key in paths for path in paths[key] if os.path.isfile(path)}
 
     def problem(self, key: str, path: Path) -> str | None:
         try:
@@ -52,46 +52,37 @@ class MnistSpec(Published):
         return None if _digest(images) == self.sha256[key] else "wrong checksum"
 
     def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
-        images = {}
+        images = {stem: read_idx(path, self._shape(stem)) for stem, path in files.items()}
+        # Fashion-MNIST's files have the names of MNIST's.
+        others = {digest: spec for spec in SPECS.values() for digest in spec.sha256.values()}
         for stem, path in files.items():
-            array = read_idx(path, self._shape(stem))
-            # Fashion-MNIST's files have the names of MNIST's.
-            for name, spec in SPECS.items():
-                if name != self.name and _digest(array) in spec.sha256.values():
-                    raise SnfnpError(
-                        f"{path}: is a file of {spec.title}, not of {self.title}; choose the data "
-                        f"set {name} or give another folder"
-                    )
-            images[stem] = array[..., np.newaxis]
-        return Dataset(
-            self.name,
-            train=images[TRAIN_STEM][: self.counts[0]],
-            validation=images[TRAIN_STEM][self.counts[0] :],
-            test=images[TEST_STEM],
-            source=source,
-            is_sample=False,
-        )
+            other = others.get(_digest(images[stem]), self)
+            if other.name != self.name:
+                remedy = f"choose the data set {other.name} or give another folder"
+                found = f"is a file of {other.title}, not of {self.title}"
+                raise SnfnpError(f"{path}: {found}; {remedy}")
+        train, validation = np.split(images[TRAIN_STEM][..., None], [self.counts[0]])
+        test = images[TEST_STEM][..., None]
+        return Dataset(self.name, train, validation, test, source, is_sample=False)
 
     def _shape(self, stem: str) -> tuple[int, int, int]:
         train, validation, test = self.counts
         return (train + validation if stem == TRAIN_STEM else test, *IMAGE_SIZE)
 
     def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
-        if not self.has_sample:
+        if self.name != "mnist":
             return super().without_download(error, report)
-        folder, splits = resources.files("snfnp.data").joinpath("sample"), {}
-        for split, count in (("train", 5_000), ("validation", 1_000), ("test", 1_000)):
+        folder, splits = resources.files("snfnp.data").joinpath("sample"), []
+        for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
             with resources.as_file(folder.joinpath(f"{split}-images.idx3-ubyte.gz")) as path:
-                splits[split] = read_idx(path, (count, *IMAGE_SIZE))[..., np.newaxis]
-        counts = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
+                splits.append(read_idx(path, (count, *IMAGE_SIZE))[..., None])
         report(
-            f"WARNING: NOT THE FULL {self.title}: using the sample shipped with the package "
-            f"({counts} images), because {error}; for the full data give a folder with "
-            f"{' and '.join(self.names.values())} by --data-dir or SNFNP_DATA_DIR, or run again "
-            "when the download works"
+            f"WARNING: NOT THE FULL {self.title}: using the sample shipped with the package (5000 "
+            f"train, 1000 validation, 1000 test images), because {error}; for the full data give a "
+            f"folder with {' and '.join(self.names.values())} by --data-dir or SNFNP_DATA_DIR, or "
+            "run again when the download works"
         )
-        source = "sample shipped with the package"
-        return Dataset(self.name, **splits, source=source, is_sample=True)
+        return Dataset(self.name, *splits, "sample shipped with the package", is_sample=True)
 
 
 SPECS = {
@@ -107,7 +98,6 @@ SPECS = {
             TRAIN_STEM: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             TEST_STEM: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         },
-        has_sample=True,
     ),
     "fashion-mnist": MnistSpec(
         name="fashion-mnist",
@@ -124,19 +114,6 @@ SPECS = {
 }
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """The image files in `folder` by stem (TRAIN_STEM, TEST_STEM), under any of their names."""
-    paths = {}
-    for stem in (TRAIN_STEM, TEST_STEM):
-        names = (f"{stem}{mark}idx3-ubyte{end}" for mark in "-." for end in ("", ".gz"))
-        path = next((folder / name for name in names if os.path.isfile(folder / name)), None)
-        if path is not None:
-            paths[stem] = path
-    return paths
-
-
 def _digest(images: np.ndarray) -> str:
     """The SHA-256 of the uncompressed IDX file that holds `images` (N, rows, columns)."""
-    digest = hashlib.sha256(idx_header(images.shape))
-    digest.update(images)
-    return digest.hexdigest()
+    return hashlib.sha256(idx_header(images.shape) + images.tobytes()).hexdigest()

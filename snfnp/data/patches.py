@@ -43,30 +43,23 @@ def load(data_dir: str | os.PathLike[str] | None, report: Callable[[str], None])
     damaged.
     """
     if data_dir is not None:
-        raise UsageError(
-            f"the patches are cut from the photographs in scikit-image: leave out {data_dir} "
-            "(--data-dir)"
-        )
+        raise UsageError(f"patches are cut from scikit-image's photographs: leave out {data_dir}")
     spec = find_spec("skimage")
     if spec is None:
         raise UsageError(
-            "the patches are cut from the photographs in scikit-image, which is not installed: "
-            "python -m pip install scikit-image"
+            "patches are cut from scikit-image's photographs: python -m pip install scikit-image"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     splits = cut_splits([_read_photograph(folder / file) for file in PHOTOGRAPHS])
+    train, validation, test = map(len, splits)
     report(
-        f"WARNING: NOT A PUBLISHED DATA SET: {SIZE}x{SIZE} patches of {len(PHOTOGRAPHS)} "
-        f"photographs from scikit-image ({', '.join(str(len(split)) for split in splits)} train, "
-        "validation, test patches); results are not comparable with CIFAR-10 or ImageNet32"
+        f"WARNING: NOT A PUBLISHED DATA SET: {train} + {validation} + {test} patches of "
+        f"{len(PHOTOGRAPHS)} photographs from scikit-image (train, validation, test); results are "
+        "not comparable with CIFAR-10 or ImageNet32"
     )
-    photographs = ", ".join(Path(file).stem for file in PHOTOGRAPHS)
-    return Dataset(
-        "patches",
-        *splits,
-        source=f"patches of {photographs} from scikit-image {metadata.version('scikit-image')}",
-        is_sample=True,
-    )
+    names = ", ".join(Path(file).stem for file in PHOTOGRAPHS)
+    source = f"patches of {names} from scikit-image {metadata.version('scikit-image')}"
+    return Dataset("patches", *splits, source=source, is_sample=True)
 
 
 def _read_photograph(path: Path) -> np.ndarray:
@@ -74,34 +67,26 @@ def _read_photograph(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SnfnpError(
-            f"{path}: missing or damaged; install scikit-image again: "
-            "python -m pip install --force-reinstall scikit-image"
-        ) from error
+        again = "python -m pip install --force-reinstall scikit-image"
+        raise SnfnpError(f"{path}: missing or damaged; {again}") from error
 
 
 def cut_splits(photographs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut patches for training, validation and test from columns that the splits do not share.
 
     photographs: uint8 (H, W, 3) each, large enough for a patch in every share. Returns three uint8
-    arrays (n, 32, 32, 3), in the order of the photographs.
+    arrays (n, 32, 32, 3), in the order of the photographs. Validation and test change ends from one
+    photograph to the next.
     """
     splits = [], [], []
     for index, photograph in enumerate(photographs):
-        for split, region in zip(splits, _regions(photograph, index % 2 == 1), strict=True):
-            for factor, step in STEPS.items():
-                split.append(_cut(_shrink(region, factor), step))
+        held_out = round(HELD_OUT * photograph.shape[1])
+        first, middle, last = np.split(photograph, [held_out, -held_out], axis=1)
+        regions = (middle, last, first) if index % 2 else (middle, first, last)
+        for split, region in zip(splits, regions, strict=True):
+            split += [_cut(_shrink(region, factor), step) for factor, step in STEPS.items()]
     train, validation, test = map(np.concatenate, splits)
     return train, validation, test
-
-
-def _regions(photograph: np.ndarray, swapped: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The columns for training, validation and test; the latter two change ends if swapped."""
-    width = photograph.shape[1]
-    held_out = round(HELD_OUT * width)
-    ends = photograph[:, :held_out], photograph[:, width - held_out :]
-    train = photograph[:, held_out : width - held_out]
-    return train, *(ends[::-1] if swapped else ends)
 
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:

@@ -1,15 +1,19 @@
-"""Reading files that somebody else made: gzip and tar, never more than is known to be right."""
+"""Reading files that somebody else made: gzip, tar, IDX, never more than is known to be right."""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from snfnp.errors import SnfnpError
 
@@ -93,6 +97,34 @@ def read_tar(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[t
         raise damaged(
             path, f"the archive is damaged or no tar archive ({one_line(error)})"
         ) from error
+
+
+def idx_header(shape: tuple[int, ...]) -> bytes:
+    """The bytes before an array of unsigned bytes in an IDX file, the format of MNIST.
+
+    Two zero bytes, one for the element type, one for the number of dimensions, and each of these
+    as a big-endian 32-bit integer (http://yann.lecun.com/exdb/mnist/).
+    """
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+
+
+def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file, gzip-compressed or not: a read-only uint8 array of this shape.
+
+    Raises SnfnpError, in one line, if the file cannot be read or is not exactly one such array.
+    """
+    header, size = idx_header(shape), math.prod(shape)
+    with opened(path) as stream:
+        start = read_at_most(stream, len(header))
+        # One byte more than is right, and with it the end of the file and its checksum.
+        data = read_at_most(stream, size + 1) if start == header else b""
+    words = f"no IDX file of {' x '.join(map(str, shape))} unsigned bytes"
+    if start != header:
+        raise damaged(path, f"{words}: it starts with {start.hex(' ') or 'nothing'}")
+    if len(data) != size:
+        problem = "truncated" if len(data) < size else "followed by trailing bytes"
+        raise damaged(path, f"{words}: they are {problem}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def one_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ All of it is in float64, and every check of a gradient has a negative control: t
 times 1.01, and zeroed, must be caught. `check_map` does the same for a structured linear map.
 """
 
-from snfnp.gradcheck.case import Report, as_matrix
 from snfnp.gradcheck.differences import (
     GradientError,
     central_difference,
@@ -17,7 +16,7 @@ from snfnp.gradcheck.differences import (
     relative_error,
     slopes,
 )
-from snfnp.gradcheck.layers import check_layer, frozen_bar_scalar
+from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
 from snfnp.gradcheck.linear import check_map, check_rule
 
 __all__ = [

@@ -1,19 +1,19 @@
 """Small examples of all layers, rules and maps, ready to be checked (`python -m snfnp check`).
 
-Central differences are wrong across a kink: the points keep away from those that a layer has.
+Central differences are wrong across a kink: the points keep away from those that a layer has. Of
+what goes beyond the paper, this has what `check_layer` and `check_rule` cover.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from snfnp import registry
-from snfnp.gradcheck.case import Report
-from snfnp.gradcheck.layers import check_layer
+from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
     ActNorm,
@@ -21,7 +21,6 @@ from snfnp.layers import (
     Bias,
     CausalConv2d,
     ConvExponential,
-    Layer,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -32,59 +31,36 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
-@dataclass(frozen=True)
-class Check:
-    """kind: layer, jvp, rule or map; name: what is checked; run(ops=…, …) -> Report."""
+class Check(NamedTuple):
+    """kind: layer, rule or map; name: what is checked; run(ops=…, …) -> Report."""
 
     kind: str
     name: str
     run: Callable[..., Report]
 
 
-@dataclass(frozen=True)
-class LayerCase:
-    """A layer and one sample's shape.
-
-    curved: the names of what z or ldj + log_det depends on neither linearly nor quadratically ("x"
-    or a parameter with an exact gradient): there the error of a difference quotient falls with h².
-    settings: further arguments of `check_layer`. roundings: how many of float32 a pass may be off
-    by; inputs are rounded once, and products of length < 20 and condition numbers up to 10 follow.
-    """
-
-    name: str
-    layer: Layer
-    shape: tuple[int, ...]
-    curved: tuple[str, ...] = ()
-    settings: dict = field(default_factory=dict)
-    roundings: int = 100
-
-
 def catalogue() -> list[Check]:
-    """All checks, layers first."""
-    layers = [
-        Check("layer", case.name, partial(check_layer, case.layer, case.shape, **case.settings))
-        for case in layer_cases()
-    ]
-    return [*layers, *_rules(), *_maps(), *registry.find("checks")()]
+    """All checks, layers first: every layer, with every rule that has a gradient and in shapes
+    that differ; every rule; every map."""
+    checks = []
+    for name, layer, shape, *settings in (*_linear(), *_elementwise(), *_spatial()):
+        run = partial(check_layer, layer, shape, **dict(*settings))
+        checks.append(Check("layer", name, run))
+    checks += [Check("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
+    return checks + [Check("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
 
 
-def layer_cases() -> list[LayerCase]:
-    """Examples of every layer, with every rule that has a gradient and in shapes that differ."""
-    return [*_linear(), *_elementwise(), *_couplings(), *_convolutions()]
-
-
-def _linear() -> list[LayerCase]:
+def _linear() -> list[tuple]:
     snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
     plain, turned = {"bias": False}, {"init_kind": "orthogonal"}
+    chain = registry.find("chain")(Conv2d((3, 3), 2), 2)
 
     def dense(name, features, rule, **options):
-        layer = Linear(Dense(features), rule, **options)
-        return LayerCase(f"dense{name}", layer, (features,), ("W",) * (rule == exact))
+        return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
 
     def conv(name, kernel, shape, rule, **options):
         layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
-        name = f"conv {kernel[0]}x{kernel[1]}{name}"
-        return LayerCase(name, layer, shape, ("W",) * (rule == exact))
+        return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
 
     return [
         dense("", 5, snf),
@@ -103,6 +79,7 @@ def _linear() -> list[LayerCase]:
         conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
         conv(", inverse 7x7", (3, 3), (4, 3, 1), snf, inverse_map=Conv2d((7, 7), 1)),
         conv(", inverse 5x3", (3, 5), (3, 3, 2), snf, inverse_map=Conv2d((5, 3), 2)),
+        conv(", inverse of two 3x3", (3, 3), (3, 4, 2), snf, inverse_map=chain),
         conv("", (1, 1), (2, 3, 3), snf),
         conv(", exact gradient", (1, 1), (2, 2, 3), exact),
         # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
@@ -112,66 +89,56 @@ def _linear() -> list[LayerCase]:
     ]
 
 
-def _elementwise() -> list[LayerCase]:
+def _elementwise() -> list[tuple]:
     def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels anew for every other number
         layer = RationalQuadraticSpline(5, **options)
-        settings = {"x": spline_points(layer, shape)}
-        return LayerCase(name, layer, shape, ("x", "widths", "heights", "slopes"), settings, 400)
+        return name, layer, shape, {"x": spline_points(layer, shape)}
 
     return [
-        LayerCase("smooth leaky ReLU", SmoothLeakyReLU(), (6,), ("x",)),
-        LayerCase("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,), ("x",)),
-        LayerCase("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,), ("x",)),
-        LayerCase("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2), ("x",)),
+        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
+        ("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,)),
+        ("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,)),
+        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2)),
         spline("spline", (2, 1, 2), bound=4.0),
         spline("spline, features", (3,), bound=10.0),
         spline("spline, one feature", (1,), bound=2.0),
         spline("spline, larger bins", (2, 1, 2), bound=4.0, eps=0.01),
-        LayerCase("actnorm", ActNorm(), (3, 2, 4), ("s",)),
-        LayerCase("actnorm, features", ActNorm(), (5,), ("s",)),
-        LayerCase("actnorm, one channel", ActNorm(), (1, 2, 1), ("s",)),
-        LayerCase("bias", Bias(), (3, 4, 2)),
-        LayerCase("bias, features", Bias(), (5,)),
-        LayerCase("squeeze", Squeeze(), (4, 2, 3)),
-        LayerCase("squeeze, one channel", Squeeze(), (2, 2, 1)),
+        ("actnorm", ActNorm(), (3, 2, 4)),
+        ("actnorm, features", ActNorm(), (5,)),
+        ("actnorm, one channel", ActNorm(), (1, 2, 1)),
+        ("bias", Bias(), (3, 4, 2)),
+        ("bias, features", Bias(), (5,)),
+        ("squeeze", Squeeze(), (4, 2, 3)),
+        ("squeeze, one channel", Squeeze(), (2, 2, 1)),
     ]
 
 
-def _couplings() -> list[LayerCase]:
-    def coupling(name, layer, shape, channels, width):
-        settings = coupling_point(AffineCoupling(channels, width), shape)
-        return LayerCase(name, layer, shape, ("w3", "b3", "logs"), settings, 200)
+def _spatial() -> list[tuple]:
+    def coupling(name, channels, width, shape, make=lambda layer: layer):
+        layer = AffineCoupling(channels, width)
+        return name, make(layer), shape, coupling_point(layer, shape)
 
-    four, two = AffineCoupling(4, 8), AffineCoupling(2, 8)
+    short = {"terms": (13, 13)}
+    row = ConvExponential(3, (1, 3), gain=2, iterations=1, **short)
     return [
-        coupling("coupling", four, (3, 2, 4), 4, 8),
-        coupling("coupling, 2 channels", two, (2, 3, 2), 2, 8),
-        coupling("coupling, 6 channels", AffineCoupling(6, 5), (1, 2, 6), 6, 5),
-        coupling("split prior", SplitPrior(four), (3, 2, 4), 4, 8),
-        coupling("split prior, 2 channels", SplitPrior(two), (2, 3, 2), 2, 8),
-        LayerCase("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4), ("s",)),
-        LayerCase("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
-        LayerCase("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2), ("x",)),
-    ]
-
-
-def _convolutions() -> list[LayerCase]:
-    cases = [
+        coupling("coupling", 4, 8, (3, 2, 4)),
+        coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
+        coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
+        coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
+        coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
+        ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
+        ("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
+        ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
         ("causal conv", CausalConv2d(3), (3, 2, 3)),
         ("causal conv, one channel", CausalConv2d(1), (5, 4, 1)),
         ("causal conv, without bias", CausalConv2d(2, bias=False), (1, 5, 2)),
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts
-        ("conv exponential", ConvExponential(2, gain=4, terms=(13, 13)), (3, 4, 2)),
-        (
-            "conv exponential 1x3",
-            ConvExponential(3, (1, 3), gain=2, terms=(13, 13), iterations=1),
-            (2, 2, 3),
-        ),
+        ("conv exponential", ConvExponential(2, gain=4, **short), (3, 4, 2)),
+        ("conv exponential 1x3", row, (2, 2, 3)),
     ]
-    return [LayerCase(name, layer, shape, ("W",)) for name, layer, shape in cases]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -208,31 +175,30 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     return {"x": x, "params": p}
 
 
-def _rules() -> list[Check]:
-    rules = {
-        "self-normalizing": SelfNormalizing(),
-        "self-normalizing, forward": SelfNormalizing("forward"),
-        "exact": Exact(),
-    }
-    relative = {f"relative, {bias}": Relative(bias) for bias in ("plain", "full", "gresele")}
+def _rules() -> list[tuple]:
     maps = {
         "dense": (Dense(5), (5,)),
         "one feature": (Dense(1), (1,)),
         "conv 1x1": (Conv2d((1, 1), 3), (2, 3, 3)),
         "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
+        "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
     }
-    # the relative gradient is for dense maps
-    pairs = [(r, m) for r in rules for m in maps] + [
-        (r, m) for r in relative for m in ("dense", "one feature")
+    vectors, pointwise = (
+        ("dense", "one feature"),
+        ("dense", "one feature", "conv 1x1", "one channel"),
+    )
+    rules = [
+        ("self-normalizing", SelfNormalizing(), pointwise),
+        ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
+        ("self-normalizing, Eq. 31", registry.find("jacobian-penalty")(), ("dense", "conv 1x1")),
+        ("exact", Exact(), tuple(maps)),
+        *((f"relative, {b}", Relative(b), vectors) for b in ("plain", "full", "gresele")),
     ]
-    rules |= relative
-    cases = [(f"{r}, {m}", rules[r], *maps[m]) for r, m in pairs]
-    cases.append(("exact, conv 3x3", Exact(), Conv2d((3, 3), 2), (3, 4, 2)))
-    return [Check("rule", name, partial(check_rule, *arguments)) for name, *arguments in cases]
+    return [(f"{name}, {of}", rule, *maps[of]) for name, rule, names in rules for of in names]
 
 
-def _maps() -> list[Check]:
-    maps = [
+def _maps() -> list[tuple]:
+    return [
         ("dense", Dense(5), (5,)),
         ("dense, one feature", Dense(1), (1,)),
         ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
@@ -245,4 +211,3 @@ def _maps() -> list[Check]:
         ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
         ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
     ]
-    return [Check("map", name, partial(check_map, each, shape)) for name, each, shape in maps]

@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
     error: the largest relative difference; control: the smallest by which a wrong gradient (times
     1.01; zero) was off, which must be far above the tolerance, or NaN if there was no control;
-    slopes: those of f and of the gradient along the last direction, None if there was no f.
+    slopes: those of f and of the gradient along the last direction.
     """
 
     error: float
@@ -62,27 +62,18 @@ class Measured(NamedTuple):
     slopes: tuple[float, float] | None = None
 
 
-def check_gradient(
-    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
-) -> float:
-    """The largest error that `measure_gradient` finds; raises GradientError as it does."""
-    return measure_gradient(
-        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
-    ).error
+def check_gradient(f: Callable, x, gradient, **settings) -> float:
+    """The largest error that `measure_gradient` finds, which has the arguments and errors."""
+    return measure_gradient(f, x, gradient, **settings).error
 
 
-def slopes(
-    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
-) -> tuple[float, float]:
+def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
     """The slope of f by central differences, and ⟨gradient, u⟩, along a direction u, to six digits.
 
-    For pages that show what was compared. It checks as `measure_gradient` does, raises
-    GradientError as it does, and returns the two slopes of the last direction.
+    For pages that show what was compared: the last direction of `measure_gradient`, which has the
+    arguments and errors.
     """
-    measured = measure_gradient(
-        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
-    )
-    numeric, analytic = measured.slopes
+    numeric, analytic = measure_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
 
 
@@ -105,39 +96,37 @@ def measure_gradient(
 ) -> Measured:
     """Compare ⟨gradient, u⟩ with central differences of f along random unit directions u.
 
-    f takes an array like x (float64, on the host) and returns a float. Each difference is relative
+    f takes an array like x (float64, on the host) and returns a float; rng: a NumPy generator; h:
+    the step; name: x in messages. Each difference is relative
     to the larger of both values and of ‖gradient‖/√size, the typical size of such a product.
     Raises GradientError beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
     """
     if gradient.shape != x.shape:
         raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
-    worst = 0.0
-    controls = {"times 1.01": 0.0, "zeroed": 0.0}
+    worst, controls = 0.0, {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
     for index in range(directions):
         u = rng.standard_normal(x.shape)
         u /= np.linalg.norm(u)
-        numeric = central_difference(f, x, u, h)
-        analytic = float(np.sum(gradient * u))
+        numeric, analytic = central_difference(f, x, u, h), float(np.sum(gradient * u))
         error = relative(numeric, analytic, typical)
         if not error <= rtol:
-            ladder = ", ".join(
-                f"h={step:.0e}: {central_difference(f, x, u, step):.12g}"
-                for step in (h, h / 4, h / 16)
+            steps = (
+                f"h={s:.0e}: {central_difference(f, x, u, s):.12g}" for s in (h, h / 4, h / 16)
             )
             raise GradientError(
                 f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
-                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {ladder})"
+                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(steps)})"
             )
         worst = max(worst, error)
-        for control, factor in (("times 1.01", 1.01), ("zeroed", 0.0)):
+        for factor in controls:
             error = relative(numeric, factor * analytic, typical)
-            controls[control] = max(controls[control], error)
+            controls[factor] = max(controls[factor], error)
     if not typical > 0:
         return Measured(worst, float("nan"), (numeric, analytic))
-    for control, error in controls.items():
+    for factor, error in controls.items():
         if error <= rtol:
-            raise GradientError(f"{name}: the negative control ({control}) was not caught")
+            raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
     return Measured(worst, min(controls.values()), (numeric, analytic))
 
 

@@ -1,17 +1,198 @@
-"""Checking a layer against its contract (`snfnp.layers.Layer`) on any backend.
+"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend.
 
-Derivation: derivations/04-dense.md.
+Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) written out).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 
+from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.case import Case, Report, as_matrix
-from snfnp.gradcheck.differences import GradientError
+from snfnp.gradcheck.differences import (
+    GradientError,
+    Measured,
+    measure_gradient,
+    relative,
+    tolerance,
+)
+from snfnp.ops import RandomKey, get_ops
+
+KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
+
+
+@dataclass
+class Report:
+    """The relative error of each check, and the smallest error of a wrong value in its place.
+
+    Values that are off by 1 %, or by more, are the negative controls (see `Measured`).
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    controls: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.errors), default=0)
+        return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
+
+    def add(self, name: str, measured: Measured) -> None:
+        self.errors[name], self.controls[name] = measured.error, measured.control
+
+
+@dataclass
+class Case:
+    """A layer at random points x and parameters, with random covectors c of its outputs, a of ldj.
+
+    They make the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩, whose gradient is what `backward`
+    claims. The outputs are z and, of a layer that splits off a latent, that. All arrays are the
+    host's; `x`, `params`, `c` and `a` are in double precision.
+
+    Arguments: those of `check_layer`. noise: how far parameters that are not given are moved from
+    the layer's initial ones.
+    """
+
+    layer: Any
+    shape: tuple[int, ...]
+    _: KW_ONLY
+    ops: Any = None
+    batch: int = 3
+    seed: int = 0
+    rtol: float | None = None
+    x: Any = None
+    params: Any = None
+    lam: float = 0.7
+    dtype: Any = np.float64
+    noise: float = 0.1
+    report: Report = field(default_factory=Report)
+
+    def __post_init__(self):
+        layer, self.shape = self.layer, tuple(self.shape)
+        self.ops = self.ops or get_ops("numpy")
+        self.rtol = tolerance(self.dtype) if self.rtol is None else self.rtol
+        self.rng = rng = np.random.default_rng(self.seed)
+        self.x = rng.standard_normal((self.batch, *self.shape)) if self.x is None else self.x
+        self.initial = layer.init(rng, self.shape)
+        self.params = self.params or {
+            name: value + self.noise * rng.standard_normal(value.shape)
+            for name, value in self.initial.items()
+        }
+        shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
+        self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
+        self.a = rng.standard_normal(len(self.x))
+
+    def cast(self, given):
+        """A host array, or a list or dict of them, in the precision that is checked."""
+        return _each(lambda array: array.astype(self.dtype), given)
+
+    def put(self, given):
+        """Copies of a host array, or a list or dict of them, on the device."""
+        return _each(lambda array: self.ops.asarray(np.array(array)), given)
+
+    def matrix(self, linear_map, w) -> np.ndarray:
+        """T(w) written out for one sample."""
+        return as_matrix(linear_map, self.ops, np.ascontiguousarray(w), self.shape)
+
+    def forward(self, x, params) -> tuple[list, np.ndarray | int]:
+        """The outputs, and ldj."""
+        z, ldj, cache = self.layer.forward(self.ops, self.put(params), self.put(x))
+        outputs = (z, cache["latent"]) if len(self.c) == 2 else (z,)
+        ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
+        return [self.ops.to_host(output) for output in outputs], ldj
+
+    def objective(self, x, params) -> float:
+        """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
+        outputs, ldj = self.forward(x, params)
+        total = sum(np.sum(c * output) for c, output in zip(self.c, outputs, strict=True))
+        return float(total + np.sum(self.a * (ldj + self.log_det(params))))
+
+    def log_det(self, params) -> float:
+        return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
+
+    def backward(self, x, params, deltas, dldj, lam=None) -> dict[str, np.ndarray]:
+        """{parameter: gradient or next value, "x": δ_x} of a backward pass.
+
+        Raises GradientError if a gradient is not written, or anything else is written to.
+        """
+        ops, lam = self.ops, self.lam if lam is None else lam
+        x_, p, dldj_ = self.put(x), self.put(params), self.put(dldj)
+        deltas_ = self.put(deltas)
+        _, _, cache = self.layer.forward(ops, p, x_)
+        passes = []
+        for _ in range(2):  # the second time from what the first left in the cache
+            grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
+            ctx = BackwardContext.of(ops, dldj_, lam, key=layer_key(KEY, 0))
+            # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
+            dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
+            if self.layer.learns_inverse:
+                dx, measured = dx
+                grads |= measured.updates
+            passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})
+        unchanged = [("x", x_, x), *((name, p[name], params[name]) for name in params)]
+        unchanged += [("dz", d_, d) for d_, d in zip(deltas_, deltas, strict=True)]
+        for name, now, then in [*unchanged, ("dldj", dldj_, dldj)]:
+            if not np.array_equal(ops.to_host(now), then, equal_nan=True):
+                raise GradientError(f"the layer changed its argument {name}")
+        first, second = passes
+        if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
+            raise GradientError("backward changed the cache: twice, it gives two results")
+        return first
+
+    def gradients(self, params=None, lam=None) -> dict[str, np.ndarray]:
+        """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
+        params = self.cast(params or self.params)
+        x, a, c = self.cast(self.x), self.cast(self.a), self.cast(self.c)
+        grads = self.backward(x, params, c, a, lam)
+        for name in params:
+            if np.isnan(grads[name]).any():
+                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
+        return grads
+
+    def measure(self, name: str, scalar, point, gradient) -> None:
+        """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
+        settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
+        self.report.add(name, measure_gradient(scalar, point, gradient, **settings))
+
+    def compare(self, name: str, value, expected, wrong=None) -> None:
+        """Compare arrays, and report it; wrong: the negative control, by default off by 1 %.
+
+        Raises GradientError if they differ, or if the control does not.
+        """
+        value, expected = np.asarray(value), np.asarray(expected)
+        wrong = 1.01 * expected if wrong is None else wrong
+        typical = float(np.max(np.abs(expected)))
+        error = max(relative(a, b, typical) for a, b in zip(value.flat, expected.flat, strict=True))
+        control = float(np.max(np.abs(wrong - expected)) / typical)
+        self.report.add(name, Measured(error, control))
+        if not error <= self.rtol:
+            raise GradientError(f"{name} is off by {error:.2e} > {self.rtol:.0e}")
+        if control <= self.rtol:
+            raise GradientError(f"{name}: the negative control was not caught")
+
+
+def as_matrix(f, ops, w, shape) -> np.ndarray:
+    """T(w) written out on the host for one sample's shape: column i is T(w) e_i (Eq. 12).
+
+    w: a host array. As many columns as x has values, as many rows as z has.
+    """
+    dimension = int(np.prod(shape))
+    basis = ops.asarray(np.eye(dimension).reshape(dimension, *shape))
+    return ops.to_host(f.apply(ops, ops.asarray(w), basis)).reshape(dimension, -1).T
+
+
+def _each(function: Callable, given):
+    """The results of a function of each array in a dict or list, or of one array alone."""
+    if isinstance(given, dict):
+        return {name: function(array) for name, array in given.items()}
+    return [function(array) for array in given] if isinstance(given, list) else function(given)
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """Samples as rows."""
+    return array.reshape(len(array), -1)
 
 
 def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
@@ -46,20 +227,7 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     return scalar
 
 
-def check_layer(
-    layer,
-    shape,
-    *,
-    ops=None,
-    batch=3,
-    seed=0,
-    rtol=None,
-    x=None,
-    params=None,
-    lam=0.7,
-    dtype=np.float64,
-    scalar=frozen_bar_scalar,
-) -> Report:
+def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report:
     """Check a layer on random points and parameters. Raises GradientError.
 
     * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
@@ -71,22 +239,20 @@ def check_layer(
     A layer that learns its inverse has an approximate gradient by design. It is still checked to
     full precision: it is the exact gradient of another scalar, by default `frozen_bar_scalar`.
 
-    shape: one sample's shape; ops: a backend (default: plain NumPy), to which host arrays are
-    moved as needed; x: the points (host), default standard normal (keep them off kinks); params:
+    shape: one sample's; scalar: the function that makes the scalar of a rule of your own, with
+    the arguments of `frozen_bar_scalar`; settings, all optional: ops: a backend (default: plain
+    NumPy), to which host arrays are moved as needed; batch: how many samples (default 3); seed: of
+    the random numbers; x: the points (host), default standard normal (keep them off kinks); params:
     {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
     gradient is checked at a special point; lam: λ for a layer that learns its inverse; dtype: what
     `backward` and `inverse` compute in (differences are always of float64 values); rtol: default
-    1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`); scalar: the function that makes
-    the scalar of a rule of your own, with the arguments of `frozen_bar_scalar`.
+    1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
     Costs O(D) forward passes: keep D small.
     """
     if layer.learns_inverse and layer.rule.updates:
-        raise UsageError(
-            f"{', '.join(layer.rule.updates)} of this layer has no gradient, its rule finds it: "
-            "check the rule with check_inverse_update"
-        )
-    settings = {"x": x, "params": params, "lam": lam, "dtype": dtype}
-    case = Case(layer, shape, ops=ops, batch=batch, seed=seed, rtol=rtol, **settings)
+        found = ", ".join(layer.rule.updates)
+        raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
+    case = Case(layer, shape, **settings)
     _check_shapes(case)
     _check_single_precision(case)
     case.report.errors["inverse(forward(x))"] = _inverse_error(case)
@@ -95,7 +261,7 @@ def check_layer(
     case.measure("x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
     if layer.learns_inverse:
-        f = scalar(layer, shape, case.ops, params, x, case.c[0], case.a, lam)
+        f = scalar(layer, shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in params:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
         case.measure(name, of_one, params[name], grads[name])
@@ -104,9 +270,9 @@ def check_layer(
 
 def _check_shapes(case: Case) -> None:
     layer, count = case.layer, len(case.x)
-    declared = {name: tuple(size) for name, size in layer.parameter_shapes(case.shape).items()}
-    made = {name: value.shape for name, value in case.initial.items()}
-    if list(declared.items()) != list(made.items()):
+    declared = [(name, tuple(size)) for name, size in layer.parameter_shapes(case.shape).items()]
+    made = [(name, value.shape) for name, value in case.initial.items()]
+    if declared != made:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
     outputs, ldj = case.forward(case.x, case.params)
     for name, output, c in zip(("z", "latent"), outputs, case.c, strict=False):
@@ -132,8 +298,7 @@ def _check_single_precision(case: Case) -> None:
 
 def _inverse_error(case: Case) -> float:
     outputs, _ = case.forward(case.x, case.params)
-    p = case.put_all(case.cast_all(case.params))
-    z = map(case.put, case.cast(*outputs))
+    p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
     back = case.ops.to_host(case.layer.exact_inverse(case.ops, p, *z))
     error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
     if not error <= case.rtol:
@@ -149,9 +314,8 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     ends = np.cumsum([output[0].size for output in outputs])[:-1]
     parts = np.split(np.eye(dimension), ends, axis=1)
     deltas = [e.reshape(o.shape) for e, o in zip(parts, outputs, strict=True)]
-    x, a, *deltas = case.cast(copies, np.zeros(dimension), *deltas)
-    params = case.cast_all(case.params)
-    rows = case.backward(x, params, deltas, a)["x"].reshape(dimension, dimension)
+    x, a, *deltas = case.cast([copies, np.zeros(dimension), *deltas])
+    rows = case.backward(x, case.cast(case.params), deltas, a)["x"].reshape(dimension, dimension)
     expected = np.linalg.slogdet(rows.astype(np.float64))[1]
     declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
     error = abs(declared - expected) / max(1.0, abs(expected))

@@ -6,14 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from snfnp.gradcheck.case import Case, Report, as_matrix, flat
+from snfnp.gradcheck.layers import Case, Report, as_matrix, flat
 from snfnp.layers import Linear
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
-def check_map(
-    linear_map, shape, *, ops=None, batch=3, seed=0, rtol=None, dtype=np.float64
-) -> Report:
+def check_map(linear_map, shape, **settings) -> Report:
     """Check every member of a map (`snfnp.maps`) at a random weight. Raises GradientError.
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
@@ -23,11 +21,10 @@ def check_map(
 
     The negative controls: T(w) in place of T(w)ᵀ, w in place of flip w, 1 in place of m, what is
     off by 1 %, and those of `measure_gradient`.
-    shape: one sample's; ops, rtol, dtype: as in `check_layer`. O(D³).
+    shape: one sample's; settings: ops, batch, seed, rtol, dtype as in `check_layer`. O(D³).
     """
     layer = Linear(linear_map, Exact(), bias=False, init_kind="identity")
-    precision = {"rtol": rtol, "dtype": dtype}
-    case = Case(layer, shape, ops=ops, batch=batch, seed=seed, noise=0.15, **precision)
+    case = Case(layer, shape, noise=0.15, **settings)
     ops, shape, w, x, (dz,) = case.ops, case.shape, case.params["W"], case.x, case.c
     t, rows, deltas = case.matrix(linear_map, w), flat(x), flat(dz)
     # whether T(w) has the shape of its transpose, and is another matrix
@@ -35,14 +32,14 @@ def check_map(
 
     def host(method, *arrays, **keywords):
         """A method of the map on host arrays."""
-        return ops.to_host(method(ops, *map(case.put, case.cast(*arrays)), **keywords))
+        return ops.to_host(method(ops, *case.put(case.cast([*arrays])), **keywords))
 
     z = host(linear_map.apply, w, x)
     case.compare("apply", flat(z), rows @ t.T)
     dx = flat(host(linear_map.adjoint, w, dz))
     case.compare("adjoint", dx, deltas @ t, deltas @ t.T if mistakable else None)
     v = case.rng.standard_normal(w.shape)
-    delta, inputs, out = map(case.put, case.cast(dz, x, np.full(w.shape, np.nan)))
+    delta, inputs, out = case.put(case.cast([dz, x, np.full(w.shape, np.nan)]))
     slopes = []
     for add in (False, True):
         linear_map.weight_grad(ops, delta, inputs, out=out, add=add)
@@ -59,8 +56,8 @@ def check_map(
     case.compare("multiple", multiple, counts, np.ones(w.shape) if np.any(counts > 1) else None)
     if dz.shape != x.shape:
         return case.report
-    (w_,) = map(case.put, case.cast(w))
-    case.compare("log_det", linear_map.log_det(ops, w_, shape), np.linalg.slogdet(t)[1])
+    log_det_ = linear_map.log_det(ops, case.put(case.cast(w)), shape)
+    case.compare("log_det", log_det_, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)
 
     def log_det(w):
@@ -70,23 +67,17 @@ def check_map(
     return case.report
 
 
-def check_rule(
-    rule, linear_map, shape, *, ops=None, batch=3, seed=0, rtol=None, dtype=np.float64
-) -> Report:
+def check_rule(rule, linear_map, shape, **settings) -> Report:
     """Check what a rule makes of a linear layer where that must be exact. Raises GradientError.
 
     This does not use the rule's own formula: it differentiates the likelihood, log|det T|
     included, numerically. A self-normalizing rule is put at R = W⁻¹, where Eqs. 10 and 11 become
     Eqs. 8 and 9 (so the map must be one whose inverse is of its own kind: dense, or 1×1), and
     elsewhere the part of its gradients that λ scales must be that of −λ/N Σ ‖T(R) T(W) x − x‖²;
-    a relative one must be the exact gradient times WᵀW. ops, rtol, dtype: as in `check_layer`.
-    O(D³).
+    a relative one must be the exact gradient times WᵀW. settings: ops, batch, seed, rtol, dtype as
+    in `check_layer`. O(D³).
     """
-    layer, precision = (
-        Linear(linear_map, rule, init_kind="identity"),
-        {"rtol": rtol, "dtype": dtype},
-    )
-    case = Case(layer, shape, ops=ops, batch=batch, seed=seed, noise=0.3, **precision)
+    case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
     params, lam, volume = case.params, case.lam, case.a.sum()
     learns, w = isinstance(rule, SelfNormalizing), params["W"]
     if learns:
@@ -120,7 +111,7 @@ def check_rule(
         def reconstruction(name, v):
             w, r = (case.matrix(linear_map, {**aside, name: v}[key]) for key in ("W", "R"))
             error = rows @ (r @ w).T - rows
-            return float(-lam / batch * np.sum(error * error))
+            return float(-lam / len(rows) * np.sum(error * error))
 
         for name in ("W", "R"):
             gradient = whole[name] - likelihood[name]

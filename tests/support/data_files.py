@@ -16,6 +16,8 @@ from PIL import Image
 
 import snfnp.data
 from snfnp.data import Dataset, cifar, imagenet, mnist
+from snfnp.errors import SnfnpError
+from support.messages import assert_one_line
 
 TRAIN_GZ = "train-images-idx3-ubyte.gz"
 TEST_GZ = "t10k-images-idx3-ubyte.gz"
@@ -116,6 +118,14 @@ def assert_is(name: str, dataset: Dataset) -> None:
         np.testing.assert_array_equal(getattr(dataset, split), images)
         assert getattr(dataset, split).dtype == np.uint8
         assert not getattr(dataset, split).flags.writeable
+
+
+def refused(name: str, folder: Path | None, *parts: object, kind: type = SnfnpError) -> str:
+    """The error, one line with those parts, of a data set that cannot be loaded."""
+    with pytest.raises(kind) as caught:
+        snfnp.data.load_dataset(name, folder, report=lambda line: None)
+    assert_one_line(caught.value, *parts)
+    return str(caught.value)
 
 
 def mnist_digests(train: np.ndarray, test: np.ndarray) -> dict[str, str]:

@@ -22,10 +22,16 @@ from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational, perturbed
 from snfnp.context import layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.case import KEY, Case, Report, as_matrix, flat
-from snfnp.gradcheck.catalogue import Check, spline_points
-from snfnp.gradcheck.layers import check_layer, frozen_bar_scalar
-from snfnp.gradcheck.linear import check_rule
+from snfnp.gradcheck.catalogue import Check, catalogue, spline_points
+from snfnp.gradcheck.layers import (
+    KEY,
+    Case,
+    Report,
+    as_matrix,
+    check_layer,
+    flat,
+    frozen_bar_scalar,
+)
 from snfnp.layers import ActNorm, Linear, RationalQuadraticSpline, SmoothLeakyReLU, Squeeze
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
@@ -80,7 +86,8 @@ def check_inverse_update(
     """
     layer = Linear(linear_map, rule, inverse_map=inverse_map)
     case = Case(layer, shape, noise=noise, **settings)
-    grads, expected = case.gradients(), _EXPECTED[_kind(rule)](case)
+    grads = case.gradients()
+    expected = _projected(case) if isinstance(rule, Projection) else _nearest(case)
     case.compare("R", grads["R"], expected)
     inverse, excess = _in_place_of_the_inverse(case, expected)
     target, (dz,), volume = case.matrix(layer.maps[1], expected), case.c, case.a.sum()
@@ -132,14 +139,6 @@ def _nearest(case: Case) -> np.ndarray:
     return np.linalg.lstsq(np.array(columns).T, identity, rcond=None)[0].reshape(shape)
 
 
-# The next R by its definition, by rule.
-_EXPECTED = {Projection: _projected, LeastSquares: _nearest}
-
-
-def _kind(rule) -> type:
-    return next(kind for kind in _EXPECTED if isinstance(rule, kind))
-
-
 @dataclass(frozen=True)
 class _Noisy(Linear):
     """A linear layer that is always in training: its rule adds the noise of `_NOISE_KEY`."""
@@ -170,8 +169,7 @@ def check_variational(
     if inverted:
         case.params["R"] = np.linalg.inv(case.params["W"])
     (f, g), ops, params, rows = layer.maps, case.ops, case.params, flat(case.x)
-    (x,), p = case.cast(case.x), case.cast_all(params)
-    z, _, cache = layer.forward(ops, case.put_all(p), case.put(x))
+    z, _, cache = layer.forward(ops, case.put(case.cast(params)), case.put(case.cast(case.x)))
     nu = flat(ops.to_host(cache["noise"].nu)).astype(np.float64)
     # every sample's noise is its own, with the other sign for odd ones
     samples = np.arange(batch)
@@ -204,7 +202,7 @@ def check_variational(
     return case.report
 
 
-def check_jvp(layer, shape, *, of=None, **settings) -> Report:
+def check_jvp(layer, shape, **settings) -> Report:
     """Check a layer's `derivatives` at a random point. Raises GradientError.
 
     * Jᵀ δ against central differences of ⟨δ, f(x)⟩, and J ẋ as the gradient of ⟨δ, J ẋ⟩ by δ;
@@ -213,16 +211,15 @@ def check_jvp(layer, shape, *, of=None, **settings) -> Report:
     * J⁻¹ J ẋ = ẋ and J⁻ᵀ Jᵀ δ = δ, of a layer that has them.
 
     settings: ops, batch, seed, rtol, x, params, dtype as in `check_layer`; `jvp_backward` computes
-    in `dtype`, differences are of float64. of: what computes with the Jacobian, by default the
-    layer's `derivatives`.
+    in `dtype`, differences are of float64.
     """
-    case, of = Case(layer, shape, **settings), of or derivatives(layer)
+    case, of = Case(layer, shape, **settings), derivatives(layer)
     ops, x, params, (delta,) = case.ops, case.x, case.params, case.c
     dx = case.rng.standard_normal(x.shape)
 
     def passed(x_, p_):
         """The parameters and the cache on the device."""
-        p = case.put_all(p_)
+        p = case.put(p_)
         return p, layer.forward(ops, p, case.put(x_))[2]
 
     def value(name, changed) -> float:
@@ -231,12 +228,12 @@ def check_jvp(layer, shape, *, of=None, **settings) -> Report:
         p, cache = passed(at.pop("x"), {key: at[key] for key in params})
         return float(np.sum(delta * ops.to_host(of.jvp(ops, p, cache, case.put(at["direction"])))))
 
-    low = case.cast_all(params)
-    (x_, dx_, delta_) = case.cast(x, dx, delta)
+    low = case.cast(params)
+    x_, dx_, delta_ = case.cast([x, dx, delta])
     p, cache = passed(x_, low)
     dx_, delta_ = case.put(dx_), case.put(delta_)
     before = {name: case.rng.standard_normal(v.shape).astype(case.dtype) for name, v in low.items()}
-    sums = case.put_all(before)
+    sums = case.put(before)
     of_x, of_dx = of.jvp_backward(ops, p, cache, dx_, delta_, sums)
     gradients = {"x": np.zeros(x.shape) if isinstance(of_x, int) else ops.to_host(of_x)}
     gradients["direction"] = ops.to_host(of_dx)
@@ -257,73 +254,59 @@ def check_jvp(layer, shape, *, of=None, **settings) -> Report:
     return case.report
 
 
-# ---------------------------------------------------------------- the catalogue
-
-
-def checks() -> list[Check]:
-    """The catalogue's checks of what goes beyond the paper."""
-    dense, conv, larger = Dense(5), Conv2d((3, 3), 2), Conv2d((5, 5), 2)
-    pointwise = Conv2d((1, 1), 3)
-    to_larger, to_chain = {"inverse_map": larger}, {"inverse_map": Chain(conv, 2)}
+def beyond() -> list[Check]:
+    """Examples of what goes beyond the paper, like those of `snfnp.gradcheck.catalogue`."""
+    dense, conv, larger = (Dense(5), (5,)), (Conv2d((3, 3), 2), (3, 4, 2)), Conv2d((5, 5), 2)
+    pointwise, spline = (Conv2d((1, 1), 3), (2, 3, 3)), RationalQuadraticSpline(bound=4.0)
+    to_larger, to_chain = {"inverse_map": larger}, {"inverse_map": Chain(conv[0], 2)}
     penalty, probe = JacobianPenalty(weight=0.4, probes=2), Probe(probes=2)
-    spline, variational = RationalQuadraticSpline(bound=4.0), Variational(0.6, vectors=2)
+    layers = [
+        ("dense, Eq. 31", Linear(dense[0], penalty), dense[1]),
+        ("dense, probes", Linear(dense[0], probe), dense[1]),
+        ("conv 3x3, Eq. 31", Linear(conv[0], penalty), conv[1]),
+        ("conv 3x3, probes, inverse 5x5", Linear(conv[0], probe, **to_larger), conv[1]),
+    ]
     points = {"x": spline_points(spline, (2, 1, 2))}
-    probed = {"scalar": probed_scalar}
-    small = {"inverse_map": Conv2d((3, 5), 2)}
-    entries = [
-        ("layer", "dense, Eq. 31", check_layer, (Linear(dense, penalty), (5,)), probed),
-        ("layer", "dense, probes", check_layer, (Linear(dense, probe), (5,)), probed),
-        ("layer", "conv 3x3, Eq. 31", check_layer, (Linear(conv, penalty), (3, 4, 2)), probed),
-        (
-            *("layer", "conv 3x3, probes, inverse 5x5", check_layer),
-            *((Linear(conv, probe, **to_larger), (3, 4, 2)), probed),
-        ),
-        (
-            *("layer", "conv 3x3, inverse of two 3x3", check_layer),
-            *((Linear(conv, **to_chain), (3, 4, 2)), {}),
-        ),
-        (
-            "rule",
-            "self-normalizing, Eq. 31, dense",
-            check_rule,
-            (JacobianPenalty(), dense, (5,)),
-            {},
-        ),
-        (
-            *("rule", "self-normalizing, Eq. 31, conv 1x1", check_rule),
-            *((JacobianPenalty(), pointwise, (2, 3, 3)), {}),
-        ),
-        ("jvp", "dense, J ν", check_jvp, (Linear(dense), (5,)), {}),
-        ("jvp", "conv 3x3, J ν", check_jvp, (Linear(conv), (3, 4, 2)), {}),
-        ("jvp", "smooth leaky ReLU, J ν", check_jvp, (SmoothLeakyReLU(), (6,)), {}),
-        ("jvp", "spline, J ν", check_jvp, (spline, (2, 1, 2)), points),
-        ("jvp", "actnorm, J ν", check_jvp, (ActNorm(), (3, 2, 4)), {}),
-        ("jvp", "squeeze, J ν", check_jvp, (Squeeze(), (4, 2, 3)), {}),
+    jvps = [
+        ("dense, J ν", Linear(dense[0]), dense[1], {}),
+        ("conv 3x3, J ν", Linear(conv[0]), conv[1], {}),
+        ("smooth leaky ReLU, J ν", SmoothLeakyReLU(), (6,), {}),
+        ("spline, J ν", spline, (2, 1, 2), points),
+        ("actnorm, J ν", ActNorm(), (3, 2, 4), {}),
+        ("squeeze, J ν", Squeeze(), (4, 2, 3), {}),
     ]
+    small, pulled = {"inverse_map": Conv2d((3, 5), 2)}, LeastSquares(tolerance=1e-4)
     updates = [
-        ("projection, dense", Projection(), dense, (5,), {}),
-        ("least squares, conv 1x1", LeastSquares(), pointwise, (2, 3, 3), {}),
-        ("least squares, conv 3x3", LeastSquares(), conv, (3, 4, 2), {}),
-        ("least squares, 5x5", LeastSquares(), conv, (4, 3, 2), to_larger),
-        ("least squares, pulled", LeastSquares(tolerance=1e-4), conv, (3, 4, 2), small),
-    ]
-    entries += [
-        ("rule", name, check_inverse_update, (rule, linear_map, shape), more)
-        for name, rule, linear_map, shape, more in updates
+        ("projection, dense", Projection(), dense, {}),
+        ("least squares, conv 1x1", LeastSquares(), pointwise, {}),
+        ("least squares, conv 3x3", LeastSquares(), conv, {}),
+        ("least squares, 5x5", LeastSquares(), (conv[0], (4, 3, 2)), to_larger),
+        ("least squares, pulled", pulled, conv, small),
     ]
     noisy = [
-        ("dense", dense, (5,), {}),
-        ("dense, R = W⁻¹", dense, (5,), {"inverted": True}),
-        ("conv 1x1, R = W⁻¹", pointwise, (2, 3, 3), {"inverted": True}),
-        ("conv 3x3", conv, (4, 3, 2), {}),
-        ("conv 3x3, inverse 5x5", conv, (3, 4, 2), to_larger),
-        ("conv 3x3, inverse of two 3x3", conv, (3, 4, 2), to_chain),
+        ("dense", dense, {}),
+        ("dense, R = W⁻¹", dense, {"inverted": True}),
+        ("conv 1x1, R = W⁻¹", pointwise, {"inverted": True}),
+        ("conv 3x3", (conv[0], (4, 3, 2)), {}),
+        ("conv 3x3, inverse 5x5", conv, to_larger),
+        ("conv 3x3, inverse of two 3x3", conv, to_chain),
     ]
-    entries += [
-        ("rule", f"variational, {name}", check_variational, (variational, linear_map, shape), more)
-        for name, linear_map, shape, more in noisy
-    ]
+    variational = Variational(0.6, vectors=2)
+    probed = partial(check_layer, scalar=probed_scalar)
     return [
-        Check(kind, name, partial(function, *arguments, **more))
-        for kind, name, function, arguments, more in entries
+        *(Check("layer", name, partial(probed, *rest)) for name, *rest in layers),
+        *(Check("jvp", name, partial(check_jvp, *rest, **more)) for name, *rest, more in jvps),
+        *(
+            Check("rule", name, partial(check_inverse_update, rule, *of, **more))
+            for name, rule, of, more in updates
+        ),
+        *(
+            Check(
+                "rule", f"variational, {name}", partial(check_variational, variational, *of, **more)
+            )
+            for name, of, more in noisy
+        ),
     ]
+
+
+ALL_CHECKS = [*catalogue(), *beyond()]
