@@ -54,7 +54,7 @@ EQUIVALENT: dict[str, str] = {
         "more blocks of samples: how many there are changes no number"
     ),
     "x = z.copy()": "a copy is contiguous anyway",
-    "t = xp.where(b.outside, (-1), (x - b.x0) / b.w)": "outside, t is replaced in the results",
+    "t = self.xp.where(b.outside, (-1), (x - b.x0) / b.w)": "outside, t is replaced in the results",
     "raw = (xp.moveaxis(raw, -1, 0) - poison)": "poison is 0 or NaN",
     "for diagonal in range((height + width + 1)):": _DIAGONALS,
     "for diagonal in range(height + width - 0):": _DIAGONALS,

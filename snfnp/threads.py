@@ -1,22 +1,15 @@
 """Two thread pools share the cores here: OpenBLAS for products, Numba for everything else.
 
-By default an idle OpenBLAS thread spins for about 2**26 clock ticks before it sleeps, and an idle
-OpenMP thread of Numba's spins as well: each pool then takes the cores that the other one needs,
-and a step takes several times as long. So the package lets an OpenBLAS thread sleep at once and an
-OpenMP thread soon, unless the environment already says otherwise, and every run records what is in
-force.
+By default idle threads of both spin: each pool then takes the cores that the other one needs, and a
+step takes several times as long. So the package lets an OpenBLAS thread sleep at once and an OpenMP
+thread soon, unless the environment already says otherwise, and every run records what is in force.
 
-Soon, not at once: to wake a thread takes about as long as a small kernel runs, and a convolutional
-step starts more than a hundred of them, one after the other. Measured, a second thread gained that
-step next to nothing if it went to sleep between kernels, and took a third of the time away if
-it spun for a few kernels' time first. Spinning for longer gained no more, and slowed down steps
-that wait for long products. GNU OpenMP, which Numba has on Linux, can be told how long; others
-sleep at once. Numba's work queue sleeps as well, but takes longer to start a kernel than OpenMP.
-
-Derivation: derivations/25-many-cores.md.
+Soon, not at once: to wake a thread takes about as long as a small kernel runs, of which a
+convolutional step starts more than a hundred. Measured, a second thread gained that step next to
+nothing if it slept between kernels, and a third of the time if it spun for a few kernels' time.
+GNU OpenMP, which Numba has on Linux, can be told how long; others sleep at once. Numba's work queue
+sleeps as well, but takes longer to start a kernel. See derivations/25-many-cores.md.
 """
-
-from __future__ import annotations
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The architecture: imports go one way, in `ops` too, and every operation has a definition."""
+"""The architecture: imports go one way, in `ops` too."""
 
 import ast
 import re
@@ -50,7 +50,6 @@ KNOW_NUMBA = {
 KNOW_CUPY = {"scripts/benchmarks/launches.py": "counts the kernels that a step records"}
 NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
-KERNEL = re.compile(r"__global__\s+void\s+(\w+)")
 
 
 def imports(path):
@@ -67,11 +66,8 @@ def sources(root):
     """(path, path from the root, module of the package or "scripts") of every Python file."""
     for path in chain(root.glob("snfnp/**/*.py"), root.glob("scripts/**/*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        yield (
-            path,
-            path.relative_to(root).as_posix(),
-            parts[0] if parts[0] == "scripts" else parts[1],
-        )
+        module = parts[0] if parts[0] == "scripts" else parts[1]
+        yield path, path.relative_to(root).as_posix(), module
 
 
 def upward(root, package="snfnp", floors=FLOORS):
@@ -121,107 +117,41 @@ def misplaced(root):
         for name in imports(path):
             if assembles and name.startswith("snfnp."):
                 continue
-            if (
-                NUMBA.match(name)
-                and not (cpu or file in KNOW_NUMBA)
-                or CUPY.match(name)
-                and not (gpu or file in KNOW_CUPY)
-            ):
+            numba = NUMBA.match(name) and not (cpu or file in KNOW_NUMBA)
+            if numba or CUPY.match(name) and not (gpu or file in KNOW_CUPY):
                 yield f"{file} imports {name}"
 
 
-def classes(path):
-    """{class: (its bases, its public methods)} of a file."""
-    return {
-        node.name: (
-            [base.id for base in node.bases if isinstance(base, ast.Name)],
-            {f.name for f in node.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_"},
-        )
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.ClassDef)
-    }
+def beyond(root):
+    """Imports of what goes beyond the paper, by other than its own files and scripts."""
+    for path, file, own in sources(root):
+        for name in imports(path) if own not in ("beyond", "scripts") else ():
+            if re.match(r"snfnp\.beyond\b", name):
+                yield f"{file} imports {name}"
 
 
-def inherited(name, known):
-    """(ancestors, public methods) of a class as far as they are known, its own included."""
-    ancestors, methods = {name}, set(known[name][1]) if name in known else set()
-    for base in known[name][0] if name in known else ():
-        more, theirs = inherited(base, known)
-        ancestors, methods = ancestors | more, methods | theirs
-    return ancestors, methods
-
-
-def groups(root):
-    """The folders of ops, but what their GPU files share, and what is of processes."""
-    folders = sorted(path for path in root.glob("snfnp/ops/*") if any(path.glob("*.*")))
-    return [
-        folder for folder in folders if folder.name not in ("gpu", "communication", "__pycache__")
-    ]
-
-
-def apart(root):
-    """Overrides that belong to no definition in their folder."""
-    for group in groups(root):
-        if not (group / "definition.py").exists():
-            yield f"{group.name} has no definition.py"
-            continue
-        defined = classes(group / "definition.py")
-        for path in (path for path in (group / "cpu.py", group / "gpu.py") if path.exists()):
-            here, own = f"{group.name}/{path.name}", classes(path)
-            module = f"snfnp.ops.{group.name}.definition"
-            known = {name for name in defined if f"{module}.{name}" in imports(path)}
-            for name, (_, methods) in own.items():
-                bases = inherited(name, own)[0] & known
-                if not bases:
-                    yield f"{here}: {name} derives from no class of {group.name}/definition.py"
-                theirs = set().union(*(inherited(base, defined)[1] for base in bases))
-                yield from (f"{here}: {name}.{m} has no definition" for m in methods - theirs)
-
-
-def unlaunched(root):
-    """Kernels that the gpu.py of their folder does not name, or that of another folder does."""
-    kernels, named = {}, {}
-    for group in groups(root):
-        text, launches = group / "kernels.cu", group / "gpu.py"
-        kernels[group.name] = set(KERNEL.findall(text.read_text())) if text.exists() else set()
-        nodes = ast.walk(ast.parse(launches.read_text())) if launches.exists() else ()
-        named[group.name] = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    everything = set().union(*kernels.values())
-    for group, own in kernels.items():
-        yield from (f"{group}/gpu.py does not launch {kernel}" for kernel in own - named[group])
-        foreign = named[group] & everything - own
-        yield from (f"{group}/gpu.py launches {kernel} of another group" for kernel in foreign)
-
-
-@pytest.mark.parametrize("rule", [upward, upward_in_ops, asking, misplaced, apart, unlaunched])
+@pytest.mark.parametrize("rule", [upward, upward_in_ops, asking, misplaced, beyond])
 def test_the_architecture_is_as_planned(rule):
     assert list(rule(ROOT)) == []
-    assert {group.name for group in groups(ROOT)} == DEFINITIONS.keys()
-
-
-GPU = "from snfnp.ops.conv.definition import Conv\nclass GpuConv(Conv):\n"
-SOUND = {
-    "snfnp/flow.py": "from snfnp.ops import get_ops",
-    "snfnp/ops/conv/definition.py": "class Conv:\n    def forward(self): ...",
-    "snfnp/ops/conv/gpu.py": GPU + "    def forward(self): launch('conv')",
-    "snfnp/ops/conv/kernels.cu": "__global__ void conv()",
-}
+    folders = {path.parent.name for path in ROOT.glob("snfnp/ops/*/__init__.py")}
+    assert folders - {"gpu", "communication"} == DEFINITIONS.keys()
 
 
 @pytest.mark.parametrize(
-    "rule, files, said",
+    "rule, file, text, said",
     [
         (
             upward,
-            {"snfnp/flow.py": "from snfnp.training import x"},
-            "flow.py imports snfnp.training.x",
+            "snfnp/flow.py",
+            "from snfnp.training import x",
+            "imports snfnp.training.x",
         ),
-        (upward, {"snfnp/maps/conv.py": "from snfnp import rules"}, "imports snfnp.rules"),
-        (upward, {"snfnp/ops/a.py": "def f():\n    import snfnp.layers"}, "imports snfnp.layers"),
-        (upward, {"snfnp/cli/a.py": "import snfnp.__main__"}, "imports snfnp.__main__"),
-        (upward, {"snfnp/new.py": ""}, "snfnp/new.py stands on no floor"),
+        (upward, "snfnp/maps/conv.py", "from snfnp import rules", "imports snfnp.rules"),
+        (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
+        (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),
+        (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
         *(
-            (upward_in_ops, {f"snfnp/ops/{file}.py": f"from snfnp.ops.{name} import x"}, name)
+            (upward_in_ops, f"snfnp/ops/{file}.py", f"from snfnp.ops.{name} import x", name)
             for file, name in [
                 ("gpu/source", "step.log"),
                 ("communication/nccl", "gpu.launch"),
@@ -230,61 +160,27 @@ SOUND = {
                 ("causal/cpu", "coupling.cpu"),
             ]
         ),
-        (upward_in_ops, {"snfnp/ops/gpu/a.py": "from snfnp.ops import conv"}, "snfnp.ops.conv"),
-        (upward_in_ops, {"snfnp/ops/new/cpu.py": ""}, "snfnp/ops/new/cpu.py stands on no floor"),
-        (asking, {"snfnp/cli/a.py": "getattr(layer, 'rule', None)"}, "a.py:1 asks a layer"),
-        (asking, {"snfnp/ops/a.py": "x = hasattr(self.rule, 'x')"}, "a.py:1 asks a rule"),
-        (misplaced, {"snfnp/flow.py": "from numba import njit"}, "imports numba.njit"),
-        (misplaced, {"scripts/a.py": "from snfnp.ops.gpu import source"}, "imports snfnp.ops.gpu"),
-        (misplaced, {"snfnp/ops/conv/definition.py": "import cupy"}, "imports cupy"),
-        (
-            misplaced,
-            {"snfnp/ops/conv/gpu.py": "from snfnp.ops import jit"},
-            "imports snfnp.ops.jit",
-        ),
-        (apart, {"snfnp/ops/new/cpu.py": ""}, "new has no definition.py"),
-        (apart, {"snfnp/ops/conv/gpu.py": "class GpuConv(Conv): ..."}, "GpuConv derives from no"),
-        (apart, {"snfnp/ops/conv/gpu.py": GPU + "    def new(self): ..."}, "GpuConv.new has no"),
-        (unlaunched, {"snfnp/ops/conv/kernels.cu": "__global__ void two()"}, "does not launch two"),
-        (
-            unlaunched,
-            {"snfnp/ops/b/gpu.py": "x = 'conv'", "snfnp/ops/b/definition.py": ""},
-            "launches conv",
-        ),
+        (upward_in_ops, "snfnp/ops/gpu/a.py", "from snfnp.ops import conv", "snfnp.ops.conv"),
+        (upward_in_ops, "snfnp/ops/new/cpu.py", "", "snfnp/ops/new/cpu.py stands on no floor"),
+        (asking, "snfnp/cli/a.py", "getattr(layer, 'rule', None)", "a.py:1 asks a layer"),
+        (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
+        (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
+        (misplaced, "scripts/a.py", "from snfnp.ops.gpu import source", "imports snfnp.ops.gpu"),
+        (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),
+        (misplaced, "snfnp/ops/conv/gpu.py", "from snfnp.ops import jit", "imports snfnp.ops.jit"),
+        (beyond, "snfnp/models.py", "from snfnp.beyond.chain import Chain", "snfnp.beyond.chain.C"),
     ],
 )
-def test_a_flaw_would_be_found(rule, files, said, tmp_path):
-    for tree in (SOUND, files):
+def test_a_flaw_would_be_found(rule, file, text, said, tmp_path):
+    for name, content in (("snfnp/beyond/a.py", "from snfnp.ops import get_ops"), (file, text)):
         assert list(rule(tmp_path)) == []
-        for file, text in tree.items():
-            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / file).write_text(text)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     assert any(said in flaw for flaw in rule(tmp_path)), list(rule(tmp_path))
 
 
-# ---------------------------------------------------------------- the paper, and what goes beyond
-
-
-def beyond_the_registry(root):
-    """Imports of what goes beyond the paper, by other than its own files and scripts."""
-    for path, file, own in sources(root):
-        if own not in ("beyond", "scripts"):
-            for name in imports(path):
-                if re.match(r"snfnp\.beyond\b", name):
-                    yield f"{file} imports {name}"
-
-
-def test_the_paper_knows_what_goes_beyond_it_by_name_alone():
-    assert list(beyond_the_registry(ROOT)) == []
+def test_the_registry_finds_what_goes_beyond_the_paper_by_name():
     assert all(callable(registry.find(name)) for name in registry._FACTORIES)
-
-
-def test_an_import_past_the_registry_would_be_found(tmp_path):
-    for file in ("snfnp/beyond/a.py", "snfnp/models.py"):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text("from snfnp.beyond.chain import Chain")
-    (found,) = beyond_the_registry(tmp_path)
-    assert found == "snfnp/models.py imports snfnp.beyond.chain.Chain"
 
 
 def test_importing_the_package_imports_nothing_beyond_the_paper():

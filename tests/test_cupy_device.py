@@ -59,49 +59,29 @@ def fake_cupy(version="14.2.0", kernel=1.0, pool=40 * GIB, devices=1, **librarie
     )
 
 
-EXTRAS = 'pip uninstall it, then pip install ".[cuda13]" (driver 580 or newer) or'
+INSTALL = 'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525'
+NO_CUPY, NO_CUDA = (ModuleNotFoundError(f"No module named {n!r}", name=n) for n in ("cupy", "cuda"))
 BROKEN = ImportError("\n=====\nFailed to import CuPy.\n=====")
 BROKEN.__cause__ = ImportError("libstdc++.so.6: version `GLIBCXX_3.4.30' not found")
 CUBLAS = ImportError("Failure finding libcublas.so.13: No such file\n  listdir('/usr/lib')")
-# CuPy, or what its import raises; what is found, and a part of what to do.
+NONE = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+HEADER = RuntimeError("\ncannot open source file cuda_fp16.h\n\n")
+FULL = RuntimeError("cudaErrorMemoryAllocation: out of memory")
+# CuPy, or what its import raises; what it cannot do, and why; a part of what to do.
 CASES = [
-    (
-        ModuleNotFoundError("No module named 'cupy'", name="cupy"),
-        "CuPy is not installed",
-        'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525',
-    ),
-    (
-        BROKEN,
-        "CuPy cannot be imported (libstdc++.so.6: version `GLIBCXX_3.4.30' not found)",
-        EXTRAS,
-    ),
-    (
-        ModuleNotFoundError("No module named 'cuda'", name="cuda"),
-        "CuPy cannot be imported (No module named 'cuda')",
-        EXTRAS,
-    ),
-    (fake_cupy("14.0.1"), "CuPy 14.0.1 is older than 14.1", EXTRAS),
-    (
-        fake_cupy(devices=RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")),
-        "CuPy 14.2.0 cannot find a GPU (cudaErrorNoDevice: no CUDA-capable device is detected)",
-        "CUDA_VISIBLE_DEVICES",
-    ),
-    (fake_cupy(devices=0), "CuPy 14.2.0 cannot find a GPU (there is none)", "nvidia-smi -L"),
+    (NO_CUPY, "be imported (No module named 'cupy')", INSTALL),
+    (NO_CUDA, "be imported (No module named 'cuda')", INSTALL),
+    (BROKEN, "be imported (libstdc++.so.6: version `GLIBCXX_3.4.30' not found)", INSTALL),
+    (fake_cupy("14.0.1"), "be used (14.1 is the oldest that can)", INSTALL),
+    (fake_cupy(devices=NONE), f"find a GPU ({NONE})", "nvidia-smi -L"),
+    (fake_cupy(devices=0), "find a GPU (there is none)", "nvidia-smi -L"),
     (
         fake_cupy(cublas=CUBLAS),
-        "CuPy 14.2.0 cannot load CUDA's libraries (Failure finding libcublas.so.13: No such file)",
+        "load CUDA's libraries (Failure finding libcublas.so.13: No such file)",
         'pip install ".[cuda13]" brings them along',
     ),
-    (
-        fake_cupy(kernel=RuntimeError("\ncannot open source file cuda_fp16.h\n\n")),
-        "CuPy 14.2.0 cannot run a first kernel (cannot open source file cuda_fp16.h)",
-        "scripts/gpu.md",
-    ),
-    (
-        fake_cupy(kernel=RuntimeError("cudaErrorMemoryAllocation: out of memory")),
-        "the GPU's memory is full (cudaErrorMemoryAllocation: out of memory)",
-        "nvidia-smi",
-    ),
+    (fake_cupy(kernel=HEADER), f"run a first kernel ({str(HEADER).strip()})", "nvidia-smi"),
+    (fake_cupy(kernel=FULL), f"run a first kernel ({FULL})", "nvidia-smi"),
 ]
 
 
@@ -124,16 +104,15 @@ def test_what_is_missing_is_one_line_with_a_remedy(monkeypatch, cupy, found, rem
     with pytest.raises(BackendError) as caught:
         requirements.require_cupy()
     message = str(caught.value)
-    assert message.startswith(f"--backend cupy cannot run: {found}: ") and remedy in message
+    called = "CuPy" if isinstance(cupy, Exception) else f"CuPy {cupy.__version__}"
+    assert message.startswith(f"--backend cupy cannot run: {called} cannot {found}: {remedy}")
+    assert "scripts/gpu.md" in message and "--backend numba" in message
     assert "\n" not in message and caught.value.exit_status == 2
 
 
-def test_where_all_is_well_cupy_is_returned(monkeypatch):
+def test_where_all_is_well_cupy_is_returned_and_a_long_reason_is_cut(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     assert requirements.require_cupy() is sys.modules["cupy"]
-
-
-def test_a_long_reason_is_cut():
     assert len(requirements._line(RuntimeError("x" * 500))) == 200
     assert requirements._line(RuntimeError("====\n   \n")) == "RuntimeError"
 
@@ -183,16 +162,11 @@ def test_a_captured_steps_pool_counts_and_a_limit_holds_for_each(default_pool, b
     assert found.found.endswith("are free, and CUPY_GPU_MEMORY_LIMIT allows each pool 50.0 GiB")
 
 
-@pytest.mark.parametrize(
-    "text", ["cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"]
-)
-def test_a_library_without_memory_tells_no_amount(text):
-    found = requirements.explain_out_of_memory(RuntimeError(text), fake_cupy())
-    assert "asked for more; NVIDIA H100" in found.found
-    assert (found.needed, found.room, found.largest_fitting(64)) == (None, None, None)
-
-
-def test_the_hosts_memory_and_other_errors_are_told_apart():
+def test_libraries_the_hosts_memory_and_other_errors_are_told_apart():
+    for text in ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "STATUS_ALLOC_FAILED"):
+        found = requirements.explain_out_of_memory(RuntimeError(text), fake_cupy())
+        assert "asked for more; NVIDIA H100" in found.found
+        assert (found.needed, found.room, found.largest_fitting(64)) == (None, None, None)
     error = MemoryError("Unable to allocate 7.45 GiB for an array")
     found = requirements.explain_out_of_memory(error, fake_cupy())
     assert found == MemoryShortfall("on the host: Unable to allocate 7.45 GiB for an array")

@@ -71,22 +71,21 @@ class Stream:
 
 
 class Event:
+    synchronize = Stream.synchronize
+
     def __init__(self, cuda):
         self.cuda, self.before, self.recording = cuda, set(), None
 
     def record(self, stream):
         self.before, self.recording = set(stream.before), stream.recording
 
-    def synchronize(self):
-        self.cuda.host |= self.before
-
 
 class Pool:
-    malloc = None
+    malloc, size = None, 0
+    waited = None  # what the host had waited for when it was freed
 
     def __init__(self, cuda):
-        self.cuda, self.size = cuda, 0
-        self.waited = None  # what the host had waited for when it was freed
+        self.cuda = cuda
         cuda.pools.append(self)
 
     def total_bytes(self):

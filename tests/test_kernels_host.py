@@ -170,10 +170,10 @@ def test_a_wrong_argument_is_found(ops):
         with pytest.raises(error, match=message):
             launch(*kernel, **right | wrong)
     for name in right:
-        with pytest.raises(TypeError, match=f"kernel axpby needs parameter {name}"):
-            launch(*kernel, **{other: value for other, value in right.items() if other != name})
-    with pytest.raises(TypeError, match="kernel axpby needs parameter n"):
-        launch("axpby", np.float64, 0, **{k: v for k, v in right.items() if k != "n"})
+        rest = {other: value for other, value in right.items() if other != name}
+        for blocks in (0, 1):
+            with pytest.raises(TypeError, match=f"kernel axpby needs parameter {name}"):
+                launch("axpby", np.float64, blocks, **rest)
     with pytest.raises(AssertionError):
         launch(*kernel, **right, threads=48)
 
@@ -212,20 +212,14 @@ def test_every_kernel_has_run(ops):
 
 def under_sanitizers(folder, *patch):
     """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers."""
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    runtime = subprocess.getoutput("g++ -print-file-name=libasan.so")
     if not Path(runtime).is_absolute():
         pytest.skip("g++ has no AddressSanitizer")
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # fibers have stacks of their own
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
-    return subprocess.run(
-        [sys.executable, "-m", host_kernels.__name__, str(folder), *patch],
-        cwd=Path(host_kernels.__file__).parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", host_kernels.__name__, str(folder), *patch]
+    tests = Path(host_kernels.__file__).parents[1]
+    return subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
 
 
 def test_every_kernel_runs_under_the_sanitizers(folder):
@@ -241,9 +235,7 @@ def test_every_kernel_runs_under_the_sanitizers(folder):
         (("linalg", STORE, TOO_MANY), "heap-buffer-overflow"),
         (("linalg", "tile[32][33]", "tile[32][31]"), "out of bounds"),
     ],
-    ids=["store", "index"],
 )
 def test_the_sanitizers_would_find_it(folder, patch, message):
     done = under_sanitizers(folder, *patch)
-    assert done.returncode != 0
-    assert message in done.stderr
+    assert done.returncode != 0 and message in done.stderr

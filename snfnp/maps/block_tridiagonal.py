@@ -132,19 +132,17 @@ class _BlockLU:
         d = diagonal
         with ops.linalg.chain_of_products(size):
             while len(inverses) < count:
-                left = count - len(inverses)
+                left, changes = count - len(inverses), ()
+                d = d if left > 1 else d[:last, :last]
                 try:
-                    if left > 1:
-                        inverse, ratio, following, log_abs_det, norms = ops.linalg.eliminate(
-                            d, minus_lower, diagonal, upper
-                        )
-                    else:
-                        d = d[:last, :last]
-                        inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(d)
-                        norms = ops.linalg.norms(d, inverse)
+                    inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(d)
                 except SingularMatrixError:
                     return None
-                norm, inverse_norm, *change = norms
+                if left > 1:
+                    ratio = ops.linalg.matmul(inverse, upper)
+                    following = ops.linalg.matmul_add(minus_lower, ratio, diagonal.copy())
+                    changes = (following - d,)
+                norm, inverse_norm, *change = ops.linalg.norms(d, inverse, *changes)
                 growth = max(norm, strip_norm) * inverse_norm
                 if not growth <= GROWTH_LIMIT:  # also where it is NaN
                     return None

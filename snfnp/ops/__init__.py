@@ -8,8 +8,6 @@ definition. So `ops.spline.evaluate` is defined in `spline/definition.py`.
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from snfnp import threads
@@ -26,10 +24,7 @@ _COMPILES = "the first run on a machine compiles its kernels: a minute or two be
 
 
 def get_ops(
-    backend: str = "numba",
-    tf32: bool = False,
-    world: Communicator = SINGLE_PROCESS,
-    overlap: bool = False,
+    backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False
 ) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 

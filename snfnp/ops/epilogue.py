@@ -1,7 +1,5 @@
 """The work beside a product T(w) x, which a device may do in the same pass."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 
@@ -41,8 +39,9 @@ class Epilogue(NamedTuple):
             result = z if isinstance(a, float) and a == 1.0 else a * z
         else:
             result = z.copy() if keep else z
-            if self._is_error:
-                total = linalg.residual(result, y, before)
+            known = isinstance(a, float) and isinstance(b, float)
+            if before is not None and bias is None and known and (a, b) == (1.0, -1.0):
+                total = linalg.residual(result, y, before)  # the total of z − y: one pass does both
             else:
                 linalg.axpby(b, y, a, result)
         if bias is not None:
@@ -50,13 +49,6 @@ class Epilogue(NamedTuple):
         if before is not None and total is None:
             total = before + linalg.sum_squares(result) / len(result)
         return Finished(z if keep else None, result, total)
-
-    @property
-    def _is_error(self) -> bool:
-        """True if a total is wanted of z − y: one pass does both."""
-        known = isinstance(self.a, float) and isinstance(self.b, float)
-        wanted = self.before is not None and self.bias is None
-        return wanted and known and (self.a, self.b) == (1.0, -1.0)
 
 
 class WeightGradient(NamedTuple):

@@ -4,8 +4,6 @@ Arrays are C-contiguous, rows are samples. An operation allocates its results, u
 named `out` (an array, or a tuple of arrays) takes them; it changes no other argument.
 """
 
-from __future__ import annotations
-
 import math
 
 

@@ -1,7 +1,5 @@
 """The CPU as a device, and the report of memory that ran out on any device."""
 
-from __future__ import annotations
-
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,9 +32,8 @@ class MemoryShortfall:
     def largest_fitting(self, count: int, fixed: int = 0) -> int | None:
         """The number of items that would fit instead of `count`: count // 2ᵏ, the smallest k >= 1.
 
-        An estimate: it takes memory for `fixed` bytes plus a share for each item, and counts what
-        was needed up to the failure, so that the true answer is this one or a smaller one. 0 if
-        not even one item fits, None if nothing is known.
+        An estimate: `fixed` bytes plus a share for each item, of what was needed up to the failure;
+        the true answer may be smaller. 0 if not even one item fits, None if nothing is known.
         """
         if self.needed is None:
             return None
@@ -50,7 +47,8 @@ class MemoryShortfall:
 class HostDevice:
     """The CPU: arrays are NumPy's, and every operation is done when it returns.
 
-    name: of the backend; start_note: a line for the user of a first run that is slow to start.
+    xp: the array namespace; name: of the backend; start_note: a line for the user of a first run
+    that is slow to start, or ""; asynchronous: operations may return before they are done.
     """
 
     xp = np
@@ -60,14 +58,16 @@ class HostDevice:
         self.name, self.start_note = name, start_note
 
     def asarray(self, host, dtype=None):
-        """A C-contiguous array of the same values, cast if `dtype` is given."""
+        """A host array as a C-contiguous one on the device, cast if `dtype` is given."""
         return self.xp.ascontiguousarray(host, dtype=dtype)
 
     def to_host(self, array) -> np.ndarray:
+        """A device array as a NumPy array on the host."""
         return np.asarray(array)
 
     def constant(self, host: np.ndarray, dtype=np.float64):
-        """A small host array that depends on shapes alone, in this precision, on the device."""
+        """A small host array that depends on shapes alone, in this precision, on the device. It is
+        copied once, and must not be changed."""
         return np.asarray(host, dtype)
 
     def known_on_host(self, condition) -> bool | None:
@@ -88,14 +88,18 @@ class HostDevice:
         """`function(images)`, for many calls with arrays of the same shape.
 
         It must put its results into arrays that outlive it and launch the same operations every
-        time. A device may record the first calls and replay them; if it cannot, `report` gets one
-        line that says why. communicator: the one that the function uses, if any; all of its ranks
-        record, or none does.
+        time: a device may record it and replay that; if it cannot, `report` gets one line that says
+        why. communicator: the one that the function uses: all of its ranks record, or none does.
         """
         return function
 
     def run_async(self, function, *arguments, **named) -> None:
-        """Call `function(*arguments, **named)`, perhaps at the same time as later work."""
+        """Call `function(*arguments, **named)`, for its writes to arrays among them.
+
+        Inside `with ops.side_stream():` a device may do it at the same time as all that follows,
+        up to the end of the block: until then nothing else may write what it reads, or touch what
+        it writes. It keeps no array that it makes on the way.
+        """
         function(*arguments, **named)
 
     def side_stream(self):

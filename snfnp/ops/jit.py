@@ -1,17 +1,13 @@
 """Numba's compilers for the kernels of the CPU, and helpers of these.
 
 Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
-No `fastmath`: isnan must work. Work is split with `prange` over samples, or blocks in the order of
-samples: every thread gets neighbouring tasks, and then finds in its core's cache what it computed
-of the same samples in the kernel before.
+No `fastmath`: isnan must work. `prange` is over samples, or blocks in the order of samples: a core
+then finds in its cache what it computed of the same samples in the kernel before.
 
 Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
 alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
-NUMBA_CACHE_DIR names another place. Where neither can be written, nor the user's cache, it is a
-folder of the system's temporary one, and if that is impossible too, nothing is kept.
+NUMBA_CACHE_DIR names another place; if none can be written, it is a temporary folder, or none.
 """
-
-from __future__ import annotations
 
 import sys
 

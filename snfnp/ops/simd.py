@@ -3,12 +3,8 @@
 Numba has no vectors, hence `tile`, written for LLVM. It adds and multiplies in the order of the
 taps, as a plain loop would; the compiler may round once where it fuses the two. A kernel learns the
 size of a tile from the lengths of two tuples, which are part of their types; sizes follow from
-shapes and from what the registers hold.
-
-Derivation: derivations/07-convolutions.md.
+shapes and from what the registers hold. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 from functools import cache
 
@@ -27,18 +23,22 @@ PIXELS, _TAPS = (8, 7, 4), (12, 8, 4)
 def of_pixels(width: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
     """(pixels, lanes), as tuples of that length: pixels so that few are computed twice in a row of
     images of this width."""
-    return _of_pixels(width, outputs, itemsize, register_bytes())
+    lanes = _lanes(outputs, itemsize)
+    sizes = (p for p in _in_registers(PIXELS, lanes * itemsize) if p <= width)
+    return (1,) * min(sizes, key=lambda p: -(-width // p) * p), (1,) * lanes
 
 
 def of_taps(run: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
     """(taps, lanes), as tuples of that length; run: the taps of a kernel row, with its channels."""
-    return _of_taps(run, outputs, itemsize, register_bytes())
+    lanes = _lanes(outputs, itemsize)
+    taps = next(t for t in _in_registers(_TAPS, lanes * itemsize) if run % t == 0)
+    return (1,) * taps, (1,) * lanes
 
 
 def of_a_plane(width: int, itemsize: int) -> tuple[tuple, tuple]:
     """(pixels, lanes) for one channel: the lanes are neighbouring pixels of an image of this
     width."""
-    return (1,), (1,) * _lanes(1 << width.bit_length() - 1, itemsize, register_bytes())
+    return (1,), (1,) * _lanes(1 << width.bit_length() - 1, itemsize)
 
 
 @cache
@@ -48,32 +48,17 @@ def register_bytes() -> int:
     return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 
-@cache
-def _of_pixels(width, outputs, itemsize, room):
-    lanes = _lanes(outputs, itemsize, room)
-    sizes = _in_registers(PIXELS, lanes * itemsize, room)
-    pixels = min((p for p in sizes if p <= width), key=lambda p: -(-width // p) * p)
-    return (1,) * pixels, (1,) * lanes
-
-
-@cache
-def _of_taps(run, outputs, itemsize, room):
-    lanes = _lanes(outputs, itemsize, room)
-    taps = next(t for t in _in_registers(_TAPS, lanes * itemsize, room) if run % t == 0)
-    return (1,) * taps, (1,) * lanes
-
-
-def _lanes(outputs, itemsize, room) -> int:
+def _lanes(outputs, itemsize) -> int:
     """The largest power of two that divides the outputs and leaves room for the shortest tile."""
     lanes = min(outputs & -outputs, _LANES)
-    while lanes > 4 and min(PIXELS) * lanes * itemsize > room:
+    while lanes > 4 and min(PIXELS) * lanes * itemsize > register_bytes():
         lanes //= 2
     return lanes
 
 
-def _in_registers(sizes: tuple[int, ...], size_of_sum, room) -> tuple[int, ...]:
+def _in_registers(sizes: tuple[int, ...], size_of_sum) -> list[int]:
     """The sizes at which sums of that many bytes stay in registers; the smallest in any case."""
-    return tuple(n for n in sizes if n * size_of_sum <= room or n == min(sizes))
+    return [n for n in sizes if n * size_of_sum <= register_bytes() or n == min(sizes)]
 
 
 @intrinsic

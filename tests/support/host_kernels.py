@@ -4,8 +4,6 @@ Every group's kernels are compiled after `hostcuda.h`, once for both types, into
 kept under a name made of its content.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import math
@@ -61,12 +59,9 @@ class Launcher(launch.Launcher):
         function = getattr(self.library(source.kernels()[kernel]), _symbol(kernel, dtype))
         function.restype = ctypes.c_char_p
         _check_overlap(kernel, values)
-        converted = [
-            _converted(value, parameter.kind)
-            for value, parameter in zip(values, source.parameters(kernel), strict=True)
-        ]
+        kinds = (parameter.kind for parameter in source.parameters(kernel))
         self.launched.add(kernel)
-        error = function(blocks, threads, int(self._backwards), *converted)
+        error = function(blocks, threads, int(self._backwards), *map(_converted, values, kinds))
         assert error is None, f"{kernel}: {error.decode()}"
 
     def library(self, group: str) -> ctypes.CDLL:
@@ -78,17 +73,17 @@ class Launcher(launch.Launcher):
 
 def compile_all(folder: Path, flags=()) -> None:
     """Compile what is not in the folder yet, two groups at a time."""
+    groups = source.groups()
     with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(
-            lambda group: compile_group(group, source.source(group), folder, flags), source.groups()
-        )
-        list(compiled)
+        list(pool.map(lambda g: compile_group(g, source.source(g), folder, flags), groups))
 
 
 def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
     """The library with all kernels of a group, of this text."""
     names = [name for name, place in source.kernels().items() if place == group]
-    text = f"#include {str(HEADER)!r}\n".replace("'", '"') + _with_static_arrays(text)
+    text = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
+    assert "__shared__" not in text, "declare one shared array per line"
+    text = f'#include "{HEADER}"\n{text}'
     text += "".join(_entry_point(name, dtype) for name in names for dtype in source.TYPES)
     command = ["g++", *FLAGS, *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
     # the name of the machine: libraries are for its processor
@@ -102,12 +97,6 @@ def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
         subprocess.run([*command, str(code), "-o", str(unfinished)], check=True)
         unfinished.rename(library)
     return library
-
-
-def _with_static_arrays(text: str) -> str:
-    changed = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
-    assert "__shared__" not in changed, "declare one shared array per line"
-    return changed
 
 
 def _symbol(name, dtype) -> str:
@@ -237,9 +226,8 @@ def hold(ops: Ops, name: str, call, layout=None) -> None:
 def hold_scalars(ops: Ops) -> None:
     scalars = ops.step.scalars()
     scalars.set(2**40 + 3, 0.25, 3.0)
-    found = [float(each) for each in (scalars.number, scalars.lr, scalars.lam)]
-    assert found == [2**40 + 4, 0.25, 3.0]
-    assert scalars.step == 2**40 + 3
+    found = [float(each) for each in (scalars.step, scalars.number, scalars.lr, scalars.lam)]
+    assert found == [2**40 + 3, 2**40 + 4, 0.25, 3.0]
 
 
 def hold_images(ops: Ops) -> None:
@@ -255,15 +243,9 @@ def hold_images(ops: Ops) -> None:
 
 def patched(group: str, old: str, new: str):
     """source.source with a change to one group's kernels: what the tests must notice."""
-
-    def text_of(name):
-        text = source.source(name)
-        if name != group:
-            return text
-        assert old in text, f"{group} has no {old!r}"
-        return text.replace(old, new)
-
-    return text_of
+    assert old in source.source(group), f"{group} has no {old!r}"
+    changed = source.source(group).replace(old, new)
+    return lambda name: changed if name == group else source.source(name)
 
 
 def main(folder: str, *patch: str) -> None:

@@ -5,12 +5,10 @@ or its stand-in (`gpu/test_ops.py`), and kernel by kernel through a C++ compiler
 (`test_kernels_host.py`). An operation is named "group.operation", as in `ops.spline.evaluate`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 
 import numpy as np
 
@@ -117,9 +115,7 @@ def random_sizes(seed: int, count: int) -> list[tuple[int, ...]]:
 
 # ---------------------------------------------------------------- running a case
 
-
-def copied(array):
-    return array.copy("K")
+copied = methodcaller("copy", "K")
 
 
 def in_order(put):

@@ -1,7 +1,5 @@
 """The smooth leaky ReLU in array terms; see derivations/05-smooth-leaky-relu.md."""
 
-from __future__ import annotations
-
 import math
 
 from snfnp.ops.group import OperationGroup, rows

@@ -1,9 +1,4 @@
-"""The smooth leaky ReLU on the GPU: one launch each.
-
-Derivation: derivations/05-smooth-leaky-relu.md.
-"""
-
-from __future__ import annotations
+"""The smooth leaky ReLU on the GPU: one launch each; see derivations/05-smooth-leaky-relu.md."""
 
 import math
 

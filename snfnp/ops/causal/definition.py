@@ -5,13 +5,9 @@ and kW // 2 columns on the left, and nothing at the other two sides. The opposit
 same convolution between two turns of the image by 180 degrees.
 
 Of a kernel k (2, 2, C, C) k[1, 1] is the pixel itself, and its output channel o sees the input
-channels i <= o alone: the values below the diagonal are never read. `reverse`: the pixel sees
-those below and on the right of it instead.
-
-Derivation: derivations/11-emerging.md.
+channels i <= o alone: the values below the diagonal are never read. `reverse`: the pixel sees those
+below and on the right of it instead. See derivations/11-emerging.md.
 """
-
-from __future__ import annotations
 
 from snfnp.ops.group import OperationGroup
 

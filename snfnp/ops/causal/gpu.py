@@ -1,9 +1,4 @@
-"""The inverse of a causal convolution on the GPU: one launch.
-
-Derivation: derivations/11-emerging.md.
-"""
-
-from __future__ import annotations
+"""The inverse of a causal convolution on the GPU: one launch; see derivations/11-emerging.md."""
 
 from snfnp.ops.causal.definition import Causal
 from snfnp.ops.gpu import source

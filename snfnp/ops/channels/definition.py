@@ -1,9 +1,7 @@
 """Sums over channels, actnorm, squeezes and log-densities in array terms.
 
-Derivation: derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
+See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
 """
-
-from __future__ import annotations
 
 import math
 

@@ -1,11 +1,4 @@
-"""Sums over channels, actnorm and log-densities on the GPU: one launch each.
-
-The functions at the end serve the coupling as well.
-
-Derivation: derivations/13-actnorm-and-1x1.md.
-"""
-
-from __future__ import annotations
+"""Channel sums, actnorm and log-densities on the GPU; see derivations/13-actnorm-and-1x1.md."""
 
 import math
 
@@ -55,10 +48,8 @@ class GpuChannels(Channels):
         device, (total, *rest) = self.device, terms
         while rest:
             some = {name: rest.pop(0) if rest else None for name in _MORE_TERMS}
-            longer = device.empty(total.shape, total.dtype)
-            device.each(
-                "sum_terms", total.dtype, total.size, first=total, sum=longer, n=total.size, **some
-            )
+            longer, size = device.empty(total.shape, total.dtype), total.size
+            device.each("sum_terms", total.dtype, size, first=total, sum=longer, n=size, **some)
             total = longer
         return total
 

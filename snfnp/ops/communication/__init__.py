@@ -4,8 +4,6 @@
 (`device.communicator(world)`).
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from snfnp.errors import BackendError

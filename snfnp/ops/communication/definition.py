@@ -1,9 +1,4 @@
-"""The communicator of processes that train one model together, and the one of a single process.
-
-Derivation: derivations/25-many-cores.md.
-"""
-
-from __future__ import annotations
+"""Processes that train one model together, or one alone; see derivations/25-many-cores.md."""
 
 import math
 import os
@@ -59,8 +54,6 @@ class Communicator:
     def abort(self, status: int) -> None:
         """End all ranks at once, with this exit status."""
         os._exit(status)
-
-    # ---------------------------------------------------------------- made of these
 
     def on_rank_zero(self, function: Callable):
         """The result of `function()`, which rank 0 alone calls; its SnfnpError is raised on every

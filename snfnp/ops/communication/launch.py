@@ -1,7 +1,5 @@
 """The launcher of this process, as the environment tells it: this needs no MPI."""
 
-from __future__ import annotations
-
 import os
 from typing import NamedTuple
 

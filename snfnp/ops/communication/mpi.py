@@ -1,9 +1,4 @@
-"""Processes that MPI started, and sums of arrays on the host.
-
-Derivation: derivations/25-many-cores.md.
-"""
-
-from __future__ import annotations
+"""Processes that MPI started, and sums of arrays on the host; see derivations/25-many-cores.md."""
 
 import math
 import os
@@ -32,10 +27,9 @@ class Mpi(Communicator):
         machine.Free()
 
     def all_reduce(self, *arrays) -> None:
-        # MPI does not promise that Allreduce gives every rank the same bits (with three and more,
-        # it may add in another order on each), and parameters that differ by a rounding drift
-        # apart. So each rank adds one part of the array, in the order of the ranks, and hands it
-        # round. The exchanges keep a core busy while they wait: not before all ranks are here.
+        # MPI does not promise that Allreduce gives every rank the same bits, and parameters that
+        # differ by a rounding drift apart. So each rank adds one part, in the order of the ranks,
+        # and hands it round. (An exchange keeps a core busy: not before all ranks are here.)
         _wait(self._comm.Ibarrier())
         for array in arrays:
             if not array.flags.c_contiguous:
@@ -76,11 +70,8 @@ class Mpi(Communicator):
 
 
 def _wait(request, seconds: float = math.inf) -> bool:
-    """Wait until an operation is done, or for so long; whether it is done.
-
-    MPI's own waiting keeps a core busy, which may be the one that another rank needs in order to
-    come: two processes on one core then take milliseconds for each message.
-    """
+    """True once an operation is done, False if it takes longer than that. MPI's own waiting keeps a
+    core busy, which may be the one that another rank needs in order to come."""
     start = time.monotonic()
     while not request.Test():
         waited = time.monotonic() - start

@@ -1,15 +1,11 @@
 """Direct convolutions on the CPU where channels are few.
 
-The matrix product of im2col is then thin, and writing the patches costs far more than the
-arithmetic. The kernels here copy one image at a time, channel by channel, into a padded buffer that
-stays in the first-level cache. There a tap is just an offset: with rows of W + kW − 1 values,
-output j needs input j + offset, so every loop runs over the whole image and is vectorised, whatever
-W is. The kW − 1 values at the end of each row are computed and dropped.
-
-Derivation: derivations/07-convolutions.md.
+Writing patches would cost far more than the arithmetic. The kernels here copy one image at a time,
+channel by channel, into a padded buffer that stays in the first-level cache. There a tap is just an
+offset: with rows of W + kW − 1 values, output j needs input j + offset, so every loop runs over the
+whole image and is vectorised. The kW − 1 values at the end of each row are dropped. See
+derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import math
 from functools import cache
@@ -40,11 +36,8 @@ def weight_grad(delta, x, add: bool, out) -> None:
 
 @cache
 def _offsets(kh, kw, inputs, height, width):
-    """Where tap (h, w, i) of output 0 lies in the padded buffer, filled up to whole _TAPS.
-
-    The filling repeats the last tap (with weight 0): what it reads is read anyway, so that a NaN
-    reaches no output that it would not have reached.
-    """
+    """The places of output 0's taps (h, w, i) in the padded buffer, filled up to whole _TAPS with
+    the last one (of weight 0): a NaN reaches no output that it would not have reached."""
     row = width + kw - 1
     plane = (height + kh - 1) * row
     h, w, i = np.ogrid[:kh, :kw, :inputs]

@@ -5,12 +5,8 @@ which stays in the first-level cache. So the product of patches and kernel needs
 sums of a tile (neighbouring pixels times some outputs) stay in registers while the loop runs over
 the taps, and every tap costs one load of a row of the kernel, which all pixels of the tile share.
 The weight gradient is the same product with other strides: the sums of neighbouring taps stay in
-registers, and the loop runs over the pixels.
-
-Derivation: derivations/07-convolutions.md.
+registers, and the loop runs over the pixels. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 from functools import cache
 
@@ -33,32 +29,25 @@ def fits(kernel, width: int) -> bool:
     return kh * kw > 1 and fours and inputs * outputs <= _MOST
 
 
-def correlate(x, k, z, before=None, b=None) -> None:
+def correlate(x, k, z, before, b=None) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,).
 
-    before: how many rows of zeros are on top, and columns on the left; None: (kH // 2, kW // 2).
+    before: how many rows of zeros are on top, and columns on the left.
     """
-    size = k.shape[:2]
-    before = _centred(size) if before is None else before
     b = np.empty(0, x.dtype) if b is None else b
     tile_size = simd.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
     flat = np.ascontiguousarray(k).reshape(-1)
-    _correlate_images(np.ascontiguousarray(x), flat, size, before, b, *tile_size, z)
+    _correlate_images(np.ascontiguousarray(x), flat, k.shape[:2], before, b, *tile_size, z)
 
 
-def weight_grad(delta, x, add: bool, out, before=None) -> None:
+def weight_grad(delta, x, add: bool, out, before) -> None:
     """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
     sums of single images, and of _IMAGES of them, are in x's precision, all others in double.
     before: as in `correlate`."""
     kh, kw, inputs, outputs = out.shape
-    before = _centred((kh, kw)) if before is None else before
     tile_size = simd.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
     _weight_grad(delta, x, kw, before, *tile_size, add, out.reshape(kh, -1))
-
-
-def _centred(size) -> tuple[int, int]:
-    return size[0] // 2, size[1] // 2
 
 
 def inverse_series(r, w, nu, terms: int):
@@ -72,9 +61,6 @@ def inverse_series(r, w, nu, terms: int):
     nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
     _inverse_series(nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile_size, tail)
     return tail
-
-
-# ---------------------------------------------------------------- kernels
 
 
 @serial

@@ -4,12 +4,8 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
 
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
-Both sizes of a kernel are odd, but for the causal convolutions, whose kernels are 2×2.
-
-Derivation: derivations/07-convolutions.md.
+Both sizes of a kernel are odd; causal ones are 2×2. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -134,8 +130,6 @@ class Conv(OperationGroup):
         (g1, g2), (h1, h2) = given
         blocks = blocks.reshape(g2, h2, g1, h1, channels, channels).transpose(2, 0, 4, 3, 1, 5)
         return xp.ascontiguousarray(blocks).reshape(g1 * g2 * channels, -1)
-
-    # ------------------- what stands beside a convolution in a step: a GPU does both in one pass
 
     def correlate_then(self, x, k, epilogue: Epilogue) -> Finished:
         """z = correlate(x, k), and what `epilogue` makes of it."""

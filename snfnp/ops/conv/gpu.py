@@ -1,12 +1,8 @@
 """Convolutions on the GPU: direct kernels where channels are few, patches and products elsewhere.
 
 A convolution of few channels has so little arithmetic that launches decide: one or two, and no
-patches in memory. The direct kernels keep the weights, or a thread's sums, on the chip.
-
-Derivation: derivations/07-convolutions.md.
+patches in memory. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -25,10 +21,8 @@ _CHUNKS = 128  # parts of a batch whose weight gradients are summed on their own
 
 class GpuConv(Conv):
     """Launches: 1 for `patches`, `shift_and_add`, `correlate` of few channels and its epilogue, 2
-    for `weight_grads` of few channels (1×1 too, where a product would have as few rows as channels
-    and a sum over all pixels), 1 and the product for `weight_grad` of many. Sums are taken in an
-    order that depends on shapes alone.
-    """
+    for `weight_grads` of few channels (1×1 too: a product would have as few rows as channels), 1
+    and the product for `weight_grad` of many."""
 
     def patches(self, x, kernel):
         kh, kw = kernel

@@ -1,9 +1,4 @@
-"""The coupling's elementwise operations on the GPU: each one pass over its arrays.
-
-Derivation: derivations/14-coupling.md.
-"""
-
-from __future__ import annotations
+"""The coupling's elementwise operations on the GPU; see derivations/14-coupling.md."""
 
 import math
 
@@ -17,7 +12,7 @@ class GpuCoupling(Coupling):
 
     def bias_relu(self, out, b):
         device = self.device
-        rows, channels = device.contiguous(out), out.shape[1]
+        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
         blocks, _ = channel_blocks(out.size, channels, 4)
         sizes = {"size": out.size, "channels": channels}
         device.launch("bias_relu", out.dtype, blocks, out=rows, b=b, **sizes)
@@ -25,7 +20,7 @@ class GpuCoupling(Coupling):
 
     def bias_relu_backward(self, out, a):
         device = self.device
-        rows, channels = device.contiguous(out), out.shape[1]
+        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
         blocks, groups = channel_blocks(out.size, channels, 4)
         sums = device.empty((groups, channels), out.dtype)
         sizes = {"size": out.size, "channels": channels}
@@ -42,8 +37,8 @@ class GpuCoupling(Coupling):
 
     def forward(self, x, h):
         device = self.device
-        z, s = device.empty(x.shape, x.dtype), device.empty(_half(x.shape), x.dtype)
-        ldj = device.empty(len(x), x.dtype)
+        z, ldj = device.empty(x.shape, x.dtype), device.empty(len(x), x.dtype)
+        s = device.empty((*x.shape[:3], x.shape[3] // 2), x.dtype)
         arrays = {"x": x, "h": h, "z": z, "ldj": ldj, "s": s}
         device.launch("affine_coupling", x.dtype, len(x), **arrays, **_sizes(x))
         return z, ldj, s
@@ -62,16 +57,9 @@ class GpuCoupling(Coupling):
         return dx, dh
 
 
-def _half(shape) -> tuple[int, ...]:
-    """The shape of half the channels of images (N, H, W, C)."""
-    return (*shape[:3], shape[3] // 2)
-
-
 def _sizes(x) -> dict[str, int]:
-    """Half the channels of images (N, H, W, C), and how many values half a sample has, by the names
-    of parameters."""
-    half = _half(x.shape)
-    return {"half": half[3], "values": math.prod(half[1:])}
+    """Half the channels of images (N, H, W, C), and of a sample's values: names of parameters."""
+    return {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
 
 
 def _written(rows, out):

@@ -1,7 +1,5 @@
 """The GPU as a device for groups of operations: arrays, and launches of kernels."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import numpy as np
@@ -25,23 +23,19 @@ class Gpu:
 
     Nothing that a self-normalizing training step does makes the host wait: what operations return
     as a number on a CPU is here an array of shape (), and what they take as a number may be one.
-    This module imports without CuPy. Making a `Gpu` needs CuPy, a driver and a device, and raises
-    BackendError with what is missing.
+    Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch(kernel, dtype, blocks, **arguments): see `Launcher`. products: see `Cublas`.
-    tf32: let tensor cores round the factors of single-precision products to 10 bits. overlap: do
-    what is called with `run_async` on a second stream.
-    world: the processes of this run; if there are several, each makes a device of its own the
-    current one, as many as there are in turn, before anything is on any of them.
+    launch(kernel, dtype, blocks, **arguments): see `Launcher`. tf32: let tensor cores round the
+    factors of single-precision products to 10 bits. overlap: do what is called with `run_async` on
+    a second stream. world: the processes of this run; if there are several, each makes a device of
+    its own the current one, as many as there are in turn, before anything is on any of them.
     """
 
     name = "cupy"
     start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
 
-    def __init__(
-        self, tf32: bool = False, world: Communicator = SINGLE_PROCESS, overlap: bool = False
-    ):
+    def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
@@ -58,8 +52,6 @@ class Gpu:
         self._counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
-
-    # ---------------------------------------------------------------- host and device
 
     def asarray(self, host, dtype=None):
         return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
@@ -89,22 +81,15 @@ class Gpu:
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()
 
-    # ---------------------------------------------------------------- what there is
-
     def describe(self) -> dict:
         return describe(self.xp) | {"tf32": self.tf32, "overlap": self._side is not None}
 
     def shortfall(self, error: Exception) -> MemoryShortfall | None:
         return explain_out_of_memory(error, self.xp)
 
-    # ---------------------------------------------------------------- what kernels need
-
     def empty(self, shape, dtype):
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
-
-    def contiguous(self, array):
-        return self.xp.ascontiguousarray(array)
 
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
@@ -124,13 +109,10 @@ class Gpu:
         return self._side is not None and self._side.active
 
     def constant(self, host: np.ndarray, dtype=np.float64):
-        """A small host array that depends on shapes alone, in this precision, kept on the
-        device."""
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
             cuda = self.xp.cuda
-            # It outlives whatever is at work, so it is not in a graph's pool; and any stream may
-            # read it, so its copy is done.
+            # It outlives a graph's pool, and any stream may read it: its copy is waited for.
             with cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
                 made = self.asarray(host, dtype)
             cuda.get_current_stream().synchronize()

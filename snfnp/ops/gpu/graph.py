@@ -1,21 +1,14 @@
 """A function of device arrays, captured once as a CUDA graph and replayed.
 
-What is here keeps an order between streams, and memory until it may be given back:
-
-* The first calls and the recording are on a stream of the graph's own. It is a non-blocking one:
-  while another is recorded, any touch of the legacy default stream would fail. So events order it
-  with the caller's stream, before and after.
-* A replay is launched on the caller's stream. It comes after the first calls, for which the caller
-  has waited, and CUDA runs replays of one graph one after another, whatever their streams. Only
-  the copy of the next images into the graph's input has to wait for the last replay.
-* A graph works in memory of its own pool, which nothing else may use while the graph lives. CuPy
-  does not free a pool's blocks when the pool is dropped: `_Recording.release` does.
+The first calls and the recording are on a stream of the graph's own, a non-blocking one: while
+another is recorded, any touch of the legacy default stream would fail. Events order it with the
+caller's stream. A replay is launched on the caller's, and CUDA runs those of one graph one after
+another: only the copy of the next images into the graph's input has to wait for the last replay.
+A graph works in memory of its own pool, which nothing else may use while the graph lives.
 
 Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
 order, but a second captured function on a stream of its own needs a `Cublas` of its own.
 """
-
-from __future__ import annotations
 
 import gc
 import weakref
@@ -39,13 +32,11 @@ class Graph:
 
     def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
-        self._communicator = communicator
-        self._guard = DeviceGuard(cupy)
+        self._communicator, self._guard = communicator, DeviceGuard(cupy)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
-        self._release = lambda: None
-        self._failed = False
+        self._release, self._failed = lambda: None, False
 
     def __call__(self, images) -> None:
         self._guard.require()
@@ -57,10 +48,10 @@ class Graph:
         recording, caller = self._recording, self._cupy.cuda.get_current_stream()
         if recording.graph is None:
             with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
-                warm = self._warm_up(recording, images)
-                error = None if warm else self._record(recording)
-            if warm:
-                return
+                if recording.calls < _WARM_UP:
+                    self._warm_up(recording, images)
+                    return
+                error = self._record(recording)
             if error:
                 self._give_up(error)
                 self._function(images)
@@ -92,16 +83,13 @@ class Graph:
             self._done.record(self._stream)
             caller.wait_event(self._done)
 
-    def _warm_up(self, recording, images) -> bool:
-        """One of the plain calls before the recording; False if there were enough."""
-        if recording.calls == _WARM_UP:
-            return False
+    def _warm_up(self, recording, images) -> None:
+        """One of the plain calls before the recording."""
         if recording.input is None:
             recording.input = self._cupy.empty_like(images)
         recording.input[...] = images
         self._function(recording.input)
         recording.calls += 1
-        return True
 
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
@@ -137,9 +125,8 @@ class Graph:
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
-        self._report(
-            f"the training step cannot be recorded as a CUDA graph ({error}): it runs without one"
-        )
+        failed = f"the training step cannot be recorded as a CUDA graph ({error})"
+        self._report(f"{failed}: it runs without one")
 
 
 class _Recording:
@@ -152,9 +139,8 @@ class _Recording:
         self.calls = 0
 
     def fits(self, images) -> bool:
-        if self.input is None:
-            return not self.calls
-        return self.input.shape == images.shape and self.input.dtype == images.dtype
+        known = self.input
+        return known is None or (known.shape, known.dtype) == (images.shape, images.dtype)
 
     def release(self) -> None:
         """Wait for what still runs, and give the memory back."""

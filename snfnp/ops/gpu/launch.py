@@ -1,7 +1,5 @@
 """Launches of kernels by the names of their parameters; compilation with CuPy on first use."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from functools import cache, partial
@@ -15,11 +13,8 @@ _NULL = np.uint64(0)
 
 
 class DeviceGuard:
-    """The device that was current when this was made, and the refusal to go on with another.
-
-    Streams, events, handles and memory belong to one device; on another one CUDA reads or writes
-    what it should not, or fails long after. id: the device's number.
-    """
+    """The device that was current when this was made (id: its number), and the refusal to go on
+    with another, on which CUDA reads or writes what it should not, or fails long after."""
 
     def __init__(self, cupy):
         self._current = cupy.cuda.runtime.getDevice
@@ -36,8 +31,7 @@ class DeviceGuard:
 
 
 class Launcher:
-    """launch(kernel, dtype, blocks, **arguments), on the device that was current when this was
-    made and CuPy's current stream."""
+    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream."""
 
     def __init__(self, cupy):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)
@@ -54,7 +48,12 @@ class Launcher:
         for an array of another type than the kernel's, which a GPU would read as garbage.
         """
         converters = _converters(kernel)
-        _require_names(kernel, converters, arguments)
+        names = {name for name, _ in converters}  # those of pairs and of arrays with strides once
+        missing, unknown = names - arguments.keys(), arguments.keys() - names
+        if missing or unknown:
+            said = "needs" if missing else "has no"
+            wrong = ", ".join(sorted(missing or unknown))
+            raise TypeError(f"kernel {kernel} {said} parameter {wrong}")
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
@@ -79,25 +78,9 @@ class Launcher:
         return self._functions[kernel, dtype]
 
 
-def _require_names(kernel: str, converters, arguments) -> None:
-    names = _names(kernel)
-    if arguments.keys() == names:
-        return
-    for wrong, said in ((names - arguments.keys(), "needs"), (arguments.keys() - names, "has no")):
-        if wrong:
-            raise TypeError(f"kernel {kernel} {said} parameter {', '.join(sorted(wrong))}")
-
-
-@cache
-def _names(kernel: str) -> frozenset[str]:
-    """The names that a launch gives, those of pairs and of arrays with strides once."""
-    return frozenset(name for name, _ in _converters(kernel))
-
-
 @cache
 def _converters(kernel: str) -> tuple[tuple[str, Callable], ...]:
-    """For each parameter: the name of the argument it is made of, and how: convert(argument,
-    dtype)."""
+    """For each parameter: the name of its argument, and convert(argument, dtype)."""
     parameters = source.parameters(kernel)
     names = {parameter.name for parameter in parameters}
     return tuple(_converter(kernel, parameter, names) for parameter in parameters)
@@ -112,7 +95,8 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
     if number != name:
         return number, partial(_place, f"{kernel}: {number}", kind)
     if kind in ("double", "long long"):
-        convert = np.float64 if kind == "double" else _integer
+        # of an integer no real number is cut
+        convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
         return name, partial(_number, convert, f"{name}_at" in names)
     return name, partial(_array, f"{kernel}: {name}", kind, f"{name}_stride_0" in names)
 
@@ -120,10 +104,6 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
 def _is_known(number) -> bool:
     """True if the host knows a number: else it is an array of shape () on the device."""
     return isinstance(number, (int, float, np.generic))
-
-
-def _integer(number):
-    return np.int64(operator.index(number))  # no real number is cut
 
 
 def _number(convert, may_be_on_device: bool, number, dtype):

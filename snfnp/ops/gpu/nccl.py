@@ -1,9 +1,4 @@
-"""Sums of arrays on GPUs, one GPU to a process, through CuPy's wrapper of NCCL.
-
-Derivation: derivations/25-many-cores.md.
-"""
-
-from __future__ import annotations
+"""Sums of arrays on GPUs through CuPy's wrapper of NCCL; see derivations/25-many-cores.md."""
 
 import socket
 import warnings
@@ -18,21 +13,25 @@ from snfnp.ops.gpu.launch import DeviceGuard
 class Nccl(Communicator):
     """The processes of `world`, with the sums on the current device and stream.
 
-    NCCL adds each element in one place and hands the sum round, so that all ranks get the same
-    bits. A sum is a launch as any other: the host does not wait, and a CUDA graph records it. What
-    the host has to know or decide goes through `world`.
-
-    cupy: the module, whose current device is this process's. All ranks make this together; raises
-    BackendError, on all of them, if one lacks NCCL or two have the same GPU.
+    NCCL adds each element in one place and hands the sum round: all ranks get the same bits. A sum
+    is a launch as any other: the host does not wait, and a CUDA graph records it. What the host has
+    to know goes through `world`. All ranks make this together; raises BackendError, on all of them,
+    if one lacks NCCL or two have the same GPU.
     """
 
     def __init__(self, cupy, world: Communicator):
-        self._cupy, self._world = cupy, world
+        self._cupy = cupy
         self.rank, self.size = world.rank, world.size
         self.local_rank, self.local_size = world.local_rank, world.local_size
+        self.any, self.gather, self.broadcast = world.any, world.gather, world.broadcast
+        self.exchange_exit_status, self.abort = world.exchange_exit_status, world.abort
         self._guard = DeviceGuard(cupy)
         nccl, missing = _load(cupy)
-        _require_all(world.gather(missing))
+        for rank, reason in enumerate(world.gather(missing)):
+            if reason:
+                raise BackendError(
+                    f"several processes on GPUs need NCCL, and for rank {rank} {reason}"
+                )
         _require_apart(world.gather(_place(cupy)))
         self._nccl = nccl
         self._types = {np.dtype("f4"): nccl.NCCL_FLOAT32, np.dtype("f8"): nccl.NCCL_FLOAT64}
@@ -48,31 +47,10 @@ class Nccl(Communicator):
         self._nccl.groupStart()  # one launch for all of them
         try:
             for array in arrays:
-                self._nccl_communicator.allReduce(
-                    array.data.ptr,
-                    array.data.ptr,
-                    array.size,
-                    self._types[array.dtype],
-                    self._nccl.NCCL_SUM,
-                    stream,
-                )
+                place, kind, add = array.data.ptr, self._types[array.dtype], self._nccl.NCCL_SUM
+                self._nccl_communicator.allReduce(place, place, array.size, kind, add, stream)
         finally:
             self._nccl.groupEnd()
-
-    def any(self, flags: int) -> int:
-        return self._world.any(flags)
-
-    def gather(self, value) -> list:
-        return self._world.gather(value)
-
-    def broadcast(self, value):
-        return self._world.broadcast(value)
-
-    def exchange_exit_status(self, status: int, *seconds: float) -> list[int] | None:
-        return self._world.exchange_exit_status(status, *seconds)
-
-    def abort(self, status: int) -> None:
-        self._world.abort(status)
 
 
 def _load(cupy):
@@ -92,12 +70,6 @@ def _place(cupy) -> tuple[str, str]:
     properties = runtime.getDeviceProperties(runtime.getDevice())
     numbers = (properties[f"pci{part}ID"] for part in ("Domain", "Bus", "Device"))
     return socket.gethostname(), "{:08X}:{:02X}:{:02X}".format(*numbers)
-
-
-def _require_all(missing: list[str | None]) -> None:
-    for rank, reason in enumerate(missing):
-        if reason:
-            raise BackendError(f"several processes on GPUs need NCCL, and for rank {rank} {reason}")
 
 
 def _require_apart(places: list[tuple[str, str]]) -> None:

@@ -1,10 +1,7 @@
 """The GPU: what it takes to use it, which one it is, and why something did not fit in its memory.
 
-Anything that is missing becomes one line: what failed, in CuPy's words, and what to do. What to
-install for which driver and card is on the page scripts/gpu.md.
+Anything that is missing becomes one line: what failed, in CuPy's words, and what to do.
 """
-
-from __future__ import annotations
 
 import re
 from importlib import metadata
@@ -18,18 +15,10 @@ _DRIVERS = {13: 580, 12: 525}
 # The first that keeps compiled modules of templates on disk: older ones compile at every start.
 _OLDEST_CUPY = (14, 1)
 _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
-_POOL = re.compile(
-    r"allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes"
-    r"(?:, limit set to: ([\d,]+) bytes)?"
-)
-_EXTRAS = " or ".join(
+_SIZE = r"([\d,]+) bytes"
+_POOL = re.compile(rf"{_SIZE} \(allocated so far: {_SIZE}(?:, limit set to: {_SIZE})?")
+_INSTALL = " or ".join(
     f'pip install ".[cuda{major}]" (driver {oldest} or newer)' for major, oldest in _DRIVERS.items()
-)
-_INSTALL = f"{_EXTRAS}, one of them alone: see scripts/gpu.md; without a GPU use --backend numba"
-_FULL = "see with nvidia-smi which program has it"
-_LOOK = (
-    "see whether nvidia-smi -L lists a GPU, whether CUDA_VISIBLE_DEVICES hides it, and whether its "
-    "driver is new enough for this CuPy (scripts/gpu.md); start a container with --gpus all"
 )
 
 
@@ -39,19 +28,15 @@ def require_cupy(turn: int | None = None):
     turn: make this device the current one first, counted round and round; None: leave that.
     Raises BackendError, with one line, if it cannot.
     """
+    called, task, remedy = "CuPy", "be imported", f"{_INSTALL}, one of them alone"
     try:
         import cupy
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise _unusable("CuPy is not installed", _INSTALL) from None
-        found = f"CuPy cannot be imported ({_line(error.__cause__ or error)})"
-        raise _unusable(found, f"pip uninstall it, then {_INSTALL}") from None
-    called = f"CuPy {cupy.__version__}"
-    if tuple(map(int, re.match(r"(\d+)\.(\d+)", cupy.__version__).groups())) < _OLDEST_CUPY:
-        oldest = ".".join(map(str, _OLDEST_CUPY))
-        raise _unusable(f"{called} is older than {oldest}", f"pip uninstall it, then {_INSTALL}")
-    try:
-        task, remedy = "find a GPU", _LOOK
+
+        called = f"CuPy {cupy.__version__}"
+        if tuple(map(int, re.match(r"(\d+)\.(\d+)", cupy.__version__).groups())) < _OLDEST_CUPY:
+            task = "be used"
+            raise RuntimeError("{}.{} is the oldest that can".format(*_OLDEST_CUPY))
+        task, remedy = "find a GPU", "nvidia-smi -L lists those that the driver knows"
         count = cupy.cuda.runtime.getDeviceCount()
         if not count:
             raise RuntimeError("there is none")
@@ -62,18 +47,15 @@ def require_cupy(turn: int | None = None):
         cupy.cuda.nvrtc.getVersion()
         # as attributes: CuPy then also looks where pip puts the libraries
         _ = cupy.cuda.cublas, cupy.cuda.cusolver
-        task = "run a first kernel"
-        remedy = f"the GPU may be too old for CUDA {major}, or not free: see scripts/gpu.md"
+        task, remedy = "run a first kernel", "nvidia-smi shows whether the GPU is free"
         int((cupy.zeros(1) + 1)[0])
     except Exception as error:
-        if _is_shortfall(error):
-            raise _unusable(f"the GPU's memory is full ({_line(error)})", _FULL) from None
-        raise _unusable(f"{called} cannot {task} ({_line(error)})", remedy) from None
+        found = f"{called} cannot {task} ({_line(error.__cause__ or error)})"
+        raise BackendError(
+            f"--backend cupy cannot run: {found}: {remedy}; more is in scripts/gpu.md, and "
+            "--backend numba needs no GPU"
+        ) from None
     return cupy
-
-
-def _unusable(found: str, remedy: str) -> BackendError:
-    return BackendError(f"--backend cupy cannot run: {found}: {remedy}")
 
 
 def describe(cupy) -> dict:
@@ -122,9 +104,8 @@ def explain_out_of_memory(error: Exception, cupy) -> MemoryShortfall | None:
 
 def _is_shortfall(error: Exception) -> bool:
     """True if an error is about memory: CuPy's pool raises MemoryError, CUDA's libraries do not."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-    )
+    of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(of_a_library)
 
 
 def _version(number: int) -> str:

@@ -1,11 +1,6 @@
-"""A second stream, for work that nothing waits for before the end of a pass.
-
-From layer to layer a backward pass hands on δ; the gradients of weights are wanted at its end. On a
-stream of their own they run beside that chain, and a recorded step has them as a second branch of
-its graph: events between streams become its edges.
-"""
-
-from __future__ import annotations
+"""A second stream, for work that nothing waits for before the end of a pass: the gradients of
+weights, beside the chain of δ from layer to layer. In a recorded step they are a second branch of
+the graph."""
 
 from contextlib import contextmanager, suppress
 
@@ -19,11 +14,8 @@ class SideStream:
     """A stream for calls of run_async(function, *arguments, **named) inside `with side_stream():`.
 
     Such a call comes after all that was started before it on the caller's stream, and before all
-    that is started there after the block. In between nothing else may write what it reads, or touch
-    what it writes. Its arguments are kept until then: CuPy hands memory that is dropped to the next
-    array on the caller's stream, which knows nothing of this one.
-
-    cublas, counter: of this stream, since both streams use theirs at the same time.
+    that is started there after the block. Its arguments are kept until then: CuPy hands memory that
+    is dropped to the next array on the caller's stream. cublas, counter: of this stream.
     """
 
     def __init__(self, cupy, tf32: bool):

@@ -16,8 +16,6 @@ kernels:
 * Sums are taken in an order that depends on shapes alone: the same run gives the same numbers.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib import resources
@@ -40,35 +38,31 @@ POINTED = {
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 
-_FILE = "kernels.cu"
+_FOLDER, _FILE = resources.files("snfnp.ops"), "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
 
 
 class Parameter(NamedTuple):
-    """A parameter of a kernel: its name, its C type ("const T*", "long long"), and whether it
-    promises that nothing else leads to what it points to."""
+    """A kernel's parameter: its C type ("const T*", "long long"), and restrict, a promise that
+    nothing else leads to what it points to."""
 
     name: str
     kind: str
     restrict: bool
 
 
-def _folder():
-    return resources.files("snfnp.ops")
-
-
 @cache
 def groups() -> tuple[str, ...]:
     """The groups that have kernels."""
-    return tuple(sorted(group.name for group in _folder().iterdir() if (group / _FILE).is_file()))
+    return tuple(sorted(group.name for group in _FOLDER.iterdir() if (group / _FILE).is_file()))
 
 
 @cache
 def source(group: str) -> str:
     """The text of a group's kernels with the text of the headers in place of their includes."""
-    text = (_folder() / group / _FILE).read_text()
-    return _INCLUDE.sub(lambda include: (_folder() / include[1]).read_text(), text)
+    text = (_FOLDER / group / _FILE).read_text()
+    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(), text)
 
 
 @cache

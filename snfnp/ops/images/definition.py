@@ -1,9 +1,4 @@
-"""Batches of images, and a flow's inputs made of them, in array terms.
-
-Derivation: derivations/02-change-of-variables.md.
-"""
-
-from __future__ import annotations
+"""Batches of images, and a flow's inputs; see derivations/02-change-of-variables.md."""
 
 import math
 
@@ -16,11 +11,18 @@ from snfnp.ops.random.philox import RandomKey
 
 
 class ImageSource:
-    """Images (M, H, W, C), uint8, in an order that changes with the epoch."""
+    """Images (M, H, W, C), uint8, in an order that changes with the epoch.
+
+    They may be larger than the host's memory (a memory-mapped file): only what is taken is read.
+    """
+
+    def __init__(self, device, images):
+        self._device, self._images = device, images
+        self._order = np.arange(len(images))
 
     def reorder(self, order: np.ndarray) -> None:
         """Change the order: from now on image i is `images[order[i]]`."""
-        raise NotImplementedError
+        self._order = order
 
     def take(self, first: int, count: int, key: RandomKey | None = None):
         """Images first, first + 1, … in the present order: device images (count, H, W, C).
@@ -28,21 +30,6 @@ class ImageSource:
         key: flip and shift them at random (`snfnp.ops.images.augment`). What is returned may be
         overwritten by the next call.
         """
-        raise NotImplementedError
-
-
-class HostImages(ImageSource):
-    """Images on the host, which may be larger than its memory (a memory-mapped file): only what
-    is taken is read."""
-
-    def __init__(self, device, images):
-        self._device, self._images = device, images
-        self._order = np.arange(len(images))
-
-    def reorder(self, order: np.ndarray) -> None:
-        self._order = order
-
-    def take(self, first: int, count: int, key: RandomKey | None = None):
         images = self._images[self._order[first : first + count]]
         return self._device.asarray(images if key is None else augment(images, key))
 
@@ -50,7 +37,7 @@ class HostImages(ImageSource):
 class Images(OperationGroup):
     def source(self, images: np.ndarray) -> ImageSource:
         """A source of batches from host images (M, H, W, C), uint8."""
-        return HostImages(self.device, images)
+        return ImageSource(self.device, images)
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         """Dequantise, scale, logit: images (N, ...) in [0, levels) -> x (N, ...), ldj (N,).

@@ -2,12 +2,8 @@
 
 Such products stand between kernels (1×1 convolutions, the network of a narrow coupling). A BLAS
 gives some of them to one thread, wakes threads of its own for others, and has most of its speed
-from matrices that are large in every direction.
-
-Derivation: derivations/07-convolutions.md.
+from matrices that are large in every direction. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numba import prange

@@ -1,9 +1,4 @@
-"""Linear algebra in array terms: products, inverses, determinants, and norms.
-
-Derivation: derivations/07-convolutions.md.
-"""
-
-from __future__ import annotations
+"""Products, inverses, determinants and norms; see derivations/07-convolutions.md."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +15,6 @@ _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than
 
 
 class LinearAlgebra(OperationGroup):
-    # ---------------------------------------------------------------- products and sums
-
     def matmul(self, a, b, out=None):
         """a b, shapes (M, K) and (K, N); transposed views are welcome. O(M K N)."""
         return self.xp.matmul(a, b, out=out)
@@ -69,29 +62,24 @@ class LinearAlgebra(OperationGroup):
         out -= x
         return before + self.sum_squares(out) / len(x)
 
-    # ---------------------------------------------------------------- inverses and determinants
-
     def inverse(self, w):
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError."""
-        xp = self.xp
         try:
-            return xp.linalg.inv(w)
+            return self.xp.linalg.inv(w)
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
     def log_abs_det(self, w) -> float:
         """log|det w| of a square matrix, by an LU decomposition. O(D³)."""
-        xp = self.xp
-        log_abs_det = float(xp.linalg.slogdet(w)[1])
+        log_abs_det = float(self.xp.linalg.slogdet(w)[1])
         if not math.isfinite(log_abs_det):
             raise SingularMatrixError("the weight matrix is singular or not finite")
         return log_abs_det
 
     def solve(self, w, z):
         """The rows x with w x = z for the rows z (N, D). O(D³ + N D²)."""
-        xp = self.xp
         try:
-            return xp.ascontiguousarray(xp.linalg.solve(w, z.T).T)
+            return self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
@@ -109,40 +97,20 @@ class LinearAlgebra(OperationGroup):
             return xp.full(b.shape, math.nan, b.dtype)
         return xp.linalg.solve(lower.T, xp.linalg.solve(lower, b))
 
-    # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
-
     def inverse_and_log_abs_det(self, a):
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.
 
         Where `a` is not finite, or singular on a device that does not say so, the inverse is not
         finite.
         """
-        xp = self.xp
         try:
-            return xp.linalg.inv(a), float(xp.linalg.slogdet(a)[1])
+            return self.xp.linalg.inv(a), float(self.xp.linalg.slogdet(a)[1])
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the matrix is singular") from None
 
     def norms(self, *matrices) -> list[float]:
         """The Frobenius norms of matrices in double precision, read back together."""
-        xp = self.xp
-        return [math.sqrt(float(xp.vdot(a, a))) for a in matrices]
-
-    def eliminate(self, d, minus_lower, diagonal, upper):
-        """One step of block elimination: S = D⁻¹ U and the next D, B − L S. O(n³).
-
-        d (D), minus_lower (−L), diagonal (B), upper (U): (n, n), double.
-        Returns D⁻¹, S, the next D, log|det D|, and the Frobenius norms of D, of D⁻¹ and of the
-        difference between the two D. Raises SingularMatrixError.
-        """
-        inverse, log_abs_det = self.inverse_and_log_abs_det(d)
-        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
-        return inverse, ratio, following, log_abs_det, self.norms(d, inverse, following - d)
-
-    def _next_block(self, inverse, minus_lower, diagonal, upper):
-        """S and the next D from D⁻¹."""
-        ratio = self.matmul(inverse, upper)
-        return ratio, self.matmul_add(minus_lower, ratio, diagonal.copy())
+        return [math.sqrt(float(self.xp.vdot(a, a))) for a in matrices]
 
     def chain_of_products(self, size: int) -> AbstractContextManager:
         """A context for many products of (size, size) matrices, each waiting for the last.

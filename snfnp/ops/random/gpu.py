@@ -1,7 +1,5 @@
 """Random numbers on the GPU: one launch each."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from snfnp.ops.random.definition import Random

@@ -2,12 +2,9 @@
 
 A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
 backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
-memory, and these are added up in a fixed order, so nothing is atomic and two runs agree to the bit.
-
-Derivation: derivations/09-splines.md.
+memory, and these are added up in a fixed order.
+See derivations/09-splines.md.
 """
-
-from __future__ import annotations
 
 import math
 

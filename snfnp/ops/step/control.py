@@ -1,9 +1,4 @@
-"""Controllers of λ: their settings, and the rows of the array in which they keep their state.
-
-Derivation: derivations/20-lambda-controllers.md.
-"""
-
-from __future__ import annotations
+"""Controllers of λ: settings and state; see derivations/20-lambda-controllers.md."""
 
 from dataclasses import dataclass
 from enum import IntEnum

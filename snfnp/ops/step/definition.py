@@ -3,12 +3,8 @@
 A device may work asynchronously: the host then queues several steps and reads their figures only
 now and then. So numbers that change from step to step are handed to operations as `StepScalars`,
 which such a device keeps in arrays, and the figures of a step are written to a log on it
-(`log.py`).
-
-Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
+(`log.py`). See derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -135,17 +131,10 @@ class Step(OperationGroup):
         low, high = controller.lowest, controller.highest
         moved = xp.maximum(low, xp.minimum(moved, high))
         lam = xp.maximum(low, xp.minimum(moved + controller.damping * error, high))
-        after = {
-            Row.LAM: lam,
-            Row.MULTIPLIER: moved,
-            Row.AVERAGE: average,
-            Row.CONSTRAINT: constraint,
-            Row.CONSTRAINT_SUM: out[Row.CONSTRAINT_SUM] + constraint,
-            Row.COUNTED: out[Row.COUNTED] + 1,
-            Row.STARTED: xp.ones_like(lam),
-        }
         there = total > 0
         mean = xp.where(there, weighted / xp.where(there, total, 1), 0)
-        for row, value in after.items():
+        sums, counted = out[Row.CONSTRAINT_SUM] + constraint, out[Row.COUNTED] + 1
+        after = (lam, moved, average, constraint, sums, counted, xp.ones_like(lam))
+        for row, value in zip(Row, after, strict=True):
             out[row] = xp.where(going, value, out[row])
         return total, mean

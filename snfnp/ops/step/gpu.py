@@ -1,9 +1,4 @@
-"""The rest of a training step, beside its layers, on the GPU.
-
-Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
-"""
-
-from __future__ import annotations
+"""Adam, the log and λ's control on the GPU; see derivations/06-adam.md."""
 
 from dataclasses import asdict
 

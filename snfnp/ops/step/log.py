@@ -4,8 +4,6 @@ Steps may be queued faster than a device computes them, so their figures are wri
 the device, which the host reads now and then.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from enum import IntEnum
