@@ -184,7 +184,7 @@ class Flow:
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
-        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
+        learned ones `refined` until they are exact (`snfnp.beyond.contraction`)."""
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use the exact one (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits

@@ -22,8 +22,6 @@ from snfnp.layers import (
     SmoothLeakyReLU,
     SplitPrior,
     Squeeze,
-    emerging_layers,
-    exponential_layers,
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
@@ -160,14 +158,11 @@ def _inverse_map(choices: Choices, channels: int):
     return inverse if choices.inverse_kernel else None
 
 
-def emerging(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow of emerging convolutions (Hoogeboom et al. 2019): its gradient is exact."""
-    return _nine_layers(partial(emerging_layers, gain=_gain(choices)), shape)
-
-
-def exponential(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow of convolution exponentials (Hoogeboom et al. 2020), also exact."""
-    return _nine_layers(partial(exponential_layers, gain=_gain(choices)), shape)
+def other_convolutional(convolution: str, choices: Choices, shape: tuple[int, ...]) -> Flow:
+    """The 9-layer flow of another paper's convolutions, "emerging" (Hoogeboom et al. 2019) or
+    "conv-exponential" (Hoogeboom et al. 2020): its gradient is exact."""
+    gain = 0.0 if choices.init == "identity" else 0.01
+    return _nine_layers(partial(registry.find(convolution), gain=gain), shape)
 
 
 def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
@@ -181,10 +176,6 @@ def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4
     return Flow(shape, tuple(layers[:-2]))
-
-
-def _gain(choices: Choices) -> float:
-    return 0.0 if choices.init == "identity" else 0.01
 
 
 def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -255,10 +246,16 @@ PRESETS = {
         lam_forward=1.0,
     ),
     "emerging": Preset(
-        emerging, "the same flow of emerging convolutions (Table 1)", ("exact",), lr=1e-3
+        partial(other_convolutional, "emerging"),
+        "the same flow of emerging convolutions (Table 1)",
+        ("exact",),
+        lr=1e-3,
     ),
     "conv-exponential": Preset(
-        exponential, "the same flow of convolution exponentials (Table 1)", ("exact",), lr=1e-3
+        partial(other_convolutional, "conv-exponential"),
+        "the same flow of convolution exponentials (Table 1)",
+        ("exact",),
+        lr=1e-3,
     ),
     "glow": Preset(
         glow,

@@ -276,7 +276,7 @@ def beyond_the_registry(root):
 
 def test_the_paper_knows_what_goes_beyond_it_by_name_alone():
     assert list(beyond_the_registry(ROOT)) == []
-    assert all(callable(registry.find(name)) for name in registry._FACTORIES)
+    assert all(registry.find(name) is not None for name in registry._FACTORIES)
 
 
 def test_an_import_past_the_registry_would_be_found(tmp_path):

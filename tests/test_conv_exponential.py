@@ -11,10 +11,11 @@ import pytest
 from scipy.linalg import expm
 from support.gradients import layer_backward
 
+from snfnp.beyond.conv_exponential import Bias, ConvExponential, exponential_layers
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient, check_layer
-from snfnp.layers import Bias, ConvExponential, Linear, exponential_layers
+from snfnp.layers import Linear
 from snfnp.ops import get_ops
 
 SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]

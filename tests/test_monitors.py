@@ -9,11 +9,12 @@ from support.gradients import moved
 from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_dataset, without_time
 
+from snfnp.beyond import contraction
 from snfnp.diagnostics import SmallestVariance, gradient_ratios
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
-from snfnp.maps import Conv2d, Dense, contraction
+from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training.inspection import Inspection, stable_above

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from support.gradients import flow_backward, moved
 
+from snfnp.beyond.conv_exponential import Bias
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Bias,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,

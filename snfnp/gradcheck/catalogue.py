@@ -18,9 +18,6 @@ from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Bias,
-    CausalConv2d,
-    ConvExponential,
     Layer,
     Linear,
     RationalQuadraticSpline,
@@ -70,7 +67,7 @@ def catalogue() -> list[Check]:
 
 def layer_cases() -> list[LayerCase]:
     """Examples of every layer, with every rule that has a gradient and in shapes that differ."""
-    return [*_linear(), *_elementwise(), *_couplings(), *_convolutions()]
+    return [*_linear(), *_elementwise(), *_couplings(), *_other_papers()]
 
 
 def _linear() -> list[LayerCase]:
@@ -131,8 +128,6 @@ def _elementwise() -> list[LayerCase]:
         LayerCase("actnorm", ActNorm(), (3, 2, 4), ("s",)),
         LayerCase("actnorm, features", ActNorm(), (5,), ("s",)),
         LayerCase("actnorm, one channel", ActNorm(), (1, 2, 1), ("s",)),
-        LayerCase("bias", Bias(), (3, 4, 2)),
-        LayerCase("bias, features", Bias(), (5,)),
         LayerCase("squeeze", Squeeze(), (4, 2, 3)),
         LayerCase("squeeze, one channel", Squeeze(), (2, 2, 1)),
     ]
@@ -156,22 +151,27 @@ def _couplings() -> list[LayerCase]:
     ]
 
 
-def _convolutions() -> list[LayerCase]:
+def _other_papers() -> list[LayerCase]:
+    causal, exponential, bias = map(
+        registry.find, ("causal-layer", "exponential-layer", "bias-layer")
+    )
+    long = {"terms": (13, 13)}
     cases = [
-        ("causal conv", CausalConv2d(3), (3, 2, 3)),
-        ("causal conv, one channel", CausalConv2d(1), (5, 4, 1)),
-        ("causal conv, without bias", CausalConv2d(2, bias=False), (1, 5, 2)),
-        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
-        ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
+        ("bias", bias(), (3, 4, 2)),
+        ("bias, features", bias(), (5,)),
+        ("causal conv", causal(3), (3, 2, 3)),
+        ("causal conv, one channel", causal(1), (5, 4, 1)),
+        ("causal conv, without bias", causal(2, bias=False), (1, 5, 2)),
+        ("anticausal conv", causal(3, reverse=True), (3, 2, 3)),
+        ("conv exponential, one channel", exponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts
-        ("conv exponential", ConvExponential(2, gain=4, terms=(13, 13)), (3, 4, 2)),
-        (
-            "conv exponential 1x3",
-            ConvExponential(3, (1, 3), gain=2, terms=(13, 13), iterations=1),
-            (2, 2, 3),
-        ),
+        ("conv exponential", exponential(2, gain=4, **long), (3, 4, 2)),
+        ("conv exponential 1x3", exponential(3, (1, 3), gain=2, iterations=1, **long), (2, 2, 3)),
     ]
-    return [LayerCase(name, layer, shape, ("W",)) for name, layer, shape in cases]
+    return [
+        LayerCase(name, layer, shape, () if isinstance(layer, bias) else ("W",))
+        for name, layer, shape in cases
+    ]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:

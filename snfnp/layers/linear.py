@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map, contraction
+from snfnp.maps import Map
 from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
@@ -76,9 +77,6 @@ class Linear(Layer):
             shapes["b"] = self.output_shape(shape)[-1:]
         return shapes
 
-    def state_shapes(self, shape) -> dict:
-        return self.rule.state_shapes(*self.maps, shape)
-
     def init(self, rng, shape) -> dict:
         """Initial parameters (float64, host) from a NumPy generator."""
         f, g = self.maps
@@ -126,9 +124,10 @@ class Linear(Layer):
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def refined_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
+        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
         f, g = self.maps
-        return contraction.solve(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
+        refined = registry.find("refined-inverse")
+        return refined(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
-from snfnp.maps import block_tridiagonal, explicit
+from snfnp.maps import explicit
 from snfnp.maps.base import Map
 from snfnp.ops.conv.definition import flip
 
@@ -140,7 +141,7 @@ class Conv2d(Map):
     @property
     def _exactly(self):
         """The module with log_det, log_det_grad and solve for T(w) in blocks, or written out."""
-        return block_tridiagonal if self.exact == "block" else explicit
+        return registry.find("block") if self.exact == "block" else explicit
 
     @property
     def inverts_in_kind(self) -> bool:

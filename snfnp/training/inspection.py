@@ -11,11 +11,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
 from snfnp.diagnostics.angles import has_inverse_likelihood
 from snfnp.errors import DivergedError
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
-from snfnp.maps import contraction
 from snfnp.ops import RandomKey
 from snfnp.rules import Rule
 from snfnp.training.trainer import Trainer
@@ -67,7 +67,7 @@ class Inspection:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
 
-        rho: ‖I − R W‖₂, from below (`contraction.rho`). margin: λσ²_min, and μ of
+        rho: ‖I − R W‖₂, from below (`snfnp.beyond.contraction.rho`). margin: λσ²_min, and μ of
         Eq. 31, which is added to it in every direction, if the rule is stable above some value of
         it (`SmallestVariance`). gradient_ratio: that of the gradient of −λE to
         the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
@@ -84,7 +84,7 @@ class Inspection:
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
             p = params[name]
-            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            figures = {"rho": registry.find("rho")(ops, f, g, p["W"], p["R"], shape)}
             variance = self._variances[name].value if name in self._variances else None
             if variance is not None:
                 figures["margin"] = lam[name] * variance + self._trainer.config.jvp_weight
