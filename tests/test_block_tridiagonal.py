@@ -12,7 +12,6 @@ import threadpoolctl
 
 from snfnp.beyond import block_tridiagonal as by_blocks
 from snfnp.errors import SingularMatrixError
-from snfnp.gradcheck import GradientError, check_gradient
 from snfnp.maps import Conv2d, explicit
 
 EPS = float(np.finfo(np.float64).eps)
@@ -60,22 +59,6 @@ def in_blocks(ops, w, shape):
 # ---------------------------------------------------------------- T(w) written out
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 3), (1, 3), (7, 5)])
-@pytest.mark.parametrize("shape", [(4, 3, 2), (1, 1, 3), (2, 5, 1)])
-def test_dense_matrix_is_the_convolution(ops, size, shape):
-    """Against the definition, one product at a time."""
-    height, width, channels = shape
-    w = np.random.default_rng(0).standard_normal((*size, channels, channels))
-    x = images(shape, count=1)[0]
-    z = np.zeros(shape)
-    for y, column, h, v in np.ndindex(height, width, *size):
-        from_y, from_column = y + h - size[0] // 2, column + v - size[1] // 2
-        if 0 <= from_y < height and 0 <= from_column < width:
-            z[y, column] += x[from_y, from_column] @ w[h, v]
-    found = explicit.matrix(ops, w, shape) @ x.ravel()
-    np.testing.assert_allclose(found, z.ravel(), rtol=0, atol=1e-13)
-
-
 # ---------------------------------------------------------------- blocks against dense
 
 
@@ -116,38 +99,6 @@ def test_independent_rows_and_columns_are_factorised_once(ops):
 
 
 # ---------------------------------------------------------------- the gradient
-
-
-@pytest.mark.parametrize("size", [(3, 3), (5, 3), (3, 5), (1, 1)])
-@pytest.mark.parametrize("shape", [(4, 3, 2), (5, 4, 1), (1, 2, 2), (9, 2, 1)], ids=str)
-def test_gradient_against_central_differences(ops, shape, size):
-    w = kernel(size, shape[2], LARGER)
-    gradient = by_blocks.log_det_grad(ops, w, shape)
-
-    def log_det(v):
-        return by_blocks.log_det(ops, v, shape)
-
-    # check_gradient has negative controls of its own: times 1.01, and zeroed
-    check_gradient(log_det, w, gradient, rng=np.random.default_rng(2), rtol=1e-8)
-
-
-def test_the_gradient_of_the_transposed_map_would_be_caught(ops):
-    """T⁻¹ instead of T⁻ᵀ: right at the centre's diagonal, wrong beside it."""
-    w, shape = kernel((3, 3), 2, LARGER), (4, 3, 2)
-    wrong = by_blocks.log_det_grad(ops, w, shape)[::-1, ::-1].swapaxes(2, 3).copy()
-    with pytest.raises(GradientError):
-        check_gradient(
-            lambda v: by_blocks.log_det(ops, v, shape), w, wrong, rng=np.random.default_rng(2)
-        )
-
-
-@pytest.mark.parametrize("shape", PAPER_SHAPES, ids=str)
-def test_gradient_times_kernel_is_the_dimension(ops, shape):
-    """log|det T(c w)| = log|det T(w)| + HWC log c: Euler's identity at c = 1."""
-    w = kernel((3, 3), shape[2], LARGER)
-    dimension = math.prod(shape)
-    product = np.vdot(w, by_blocks.log_det_grad(ops, w, shape))
-    assert abs(product - dimension) <= 1e-12 * dimension
 
 
 # ---------------------------------------------------------------- stopping early

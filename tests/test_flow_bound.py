@@ -111,7 +111,7 @@ def test_a_flow_without_what_its_bound_needs_is_refused_in_one_line(ops):
     glow = TrainConfig(model="glow-2l-4k").resolve(1000).build_flow((8, 8, 1))
     for flow in (exact, glow):
         x = np.zeros((2, *flow.shape))
-        with pytest.raises(UsageError, match="needs learned inverses, and no split priors"):
+        with pytest.raises(UsageError, match="need learned inverses, and no split priors"):
             flow_bound(ops, flow, flow.init(0), x, SIGMA, x)
 
 

@@ -27,10 +27,8 @@ class Linear(Layer):
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
     same for all pixels (Glow), plus that noise if the kernel has more taps than this one.
-    inverse_map: the structure of R if it is not W's: a convolution with a larger kernel, or a
-    chain of them (A.4).
-    bias_init: "zero" starts b at 0, "data" where the first batch comes out with mean 0
-    (`init_from_data`).
+    inverse_map: the structure of R if it is not W's: a larger kernel, or a chain of them (A.4).
+    bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
     Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
     """
 
@@ -59,9 +57,7 @@ class Linear(Layer):
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
-    @property
-    def has_inverse(self) -> bool:
-        return self.rule.learns_inverse
+    has_inverse = learns_inverse
 
     @property
     def maps(self) -> tuple:
@@ -78,7 +74,6 @@ class Linear(Layer):
         return shapes
 
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         f, g = self.maps
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
@@ -94,9 +89,9 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and, for images,
-        all pixels, so that z starts with mean 0 per feature or channel. One product, its mean in
-        double precision; the model is the same."""
+        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and all pixels, so
+        that z starts with mean 0 per feature or channel. One product, its mean in double precision.
+        """
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
@@ -109,8 +104,7 @@ class Linear(Layer):
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
         if self.bias:
-            with_bias = Epilogue(bias=p["b"], keep=True)
-            z0, z, _ = self.map.apply_then(ops, p["W"], x, with_bias)
+            z0, z, _ = self.map.apply_then(ops, p["W"], x, Epilogue(bias=p["b"], keep=True))
         else:
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}

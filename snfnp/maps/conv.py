@@ -94,11 +94,8 @@ class Conv2d(Map):
         return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
-        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1).
-
-        Element (h, w) reaches an input pixel from every output pixel that is not within its
-        offset of the border. It depends on shapes alone, never on values.
-        """
+        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1): for (h, w) the
+        output pixels that are not within its offset of the border. Shapes alone decide."""
         return _multiple(self.kernel, shape[:2])
 
     def multiple_by_definition(self, ops, shape):
