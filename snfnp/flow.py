@@ -3,8 +3,6 @@
 Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import contextmanager

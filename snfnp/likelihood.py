@@ -6,8 +6,6 @@ data-independent log-determinants once (section 3.3, Eq. 7): after a training st
 Derivation: derivations/02-change-of-variables.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

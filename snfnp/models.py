@@ -5,8 +5,6 @@ field of `Choices`, never another model.
 Derivation: derivations/17-from-the-paper-to-here.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial

@@ -3,8 +3,6 @@
 `snfnp.beyond` is imported when a name is asked for, and not before.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

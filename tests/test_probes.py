@@ -182,26 +182,17 @@ def test_probes_are_merged_into_the_products_that_there_are(monkeypatch, rng, ru
 
 
 def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step():
+    """Whatever part of the batch a key is for."""
     drawn = []
-    for ops in map(get_ops, ("numpy", "numba")):
+    for ops, first in ((get_ops("numpy"), 0), (get_ops("numba"), 5)):
         for place, step in ((0, 0), (1, 0), (0, 1)):
-            key = layer_key(RandomKey(3, 0, step), place)
+            key = layer_key(RandomKey(3, 0, step, first), place)
             drawn.append(module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32)))
     for a, b in zip(drawn[:3], drawn[3:], strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a.shape, a.dtype) == ((2, 4, 3), np.float32)
         assert set(a.flat) == {1.0, -1.0}
     assert len({a.tobytes() for a in drawn}) == 3
-
-
-def test_probes_are_the_steps_whatever_part_of_the_batch_a_key_is_for():
-    ops, drawn = get_ops("numpy"), []
-    for first in (0, 5):
-        key = layer_key(KEY._replace(first=first), 2)
-        drawn.append(module.draw_probes(ops, key, 7, np.empty((5, 4, 3))))
-    np.testing.assert_array_equal(*drawn)
-    shifted = ops.random.rademacher(key._replace(first=5), (7, 4, 3), np.float64)
-    assert (shifted != drawn[0]).any()  # what a draw for each sample would be
 
 
 def test_the_angle_is_the_likelihoods_alone(rng):
@@ -233,8 +224,8 @@ def test_off_by_default_it_is_the_plain_rule():
     [
         ({"jvp_weight": -1.0}, "--jvp-weight is -1.0: it must be 0 or more"),
         ({"jvp_weight": float("nan")}, "--jvp-weight is nan: it must be 0 or more"),
-        ({"jvp_weight": float("inf")}, "the Jacobian's penalty is inf: it must be 0 or more"),
-        ({"jvp_weight": 0.2, "jvp_probes": 0}, "probes is 0: at least 1 is needed"),
+        ({"jvp_weight": float("inf")}, "--jvp-weight is inf: it must be 0 or more"),
+        ({"jvp_weight": 0.2, "jvp_probes": 0}, "--jvp-probes is 0: it must be at least 1"),
         ({"jvp_probes": 2}, "--jvp-probes only has an effect with a positive --jvp-weight"),
         ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
         ({"jvp_weight": 0.2, "gradient": "probe"}, "only has an effect with --gradient self-norm"),
@@ -255,7 +246,7 @@ def test_off_by_default_it_is_the_plain_rule():
             "--jvp-weight only has an effect with --objective mixture or forward",
         ),
         ({"gradient": "probe", "objective": "variational"}, "choose mixture or forward"),
-        ({"gradient": "probe", "probes": 0}, "probes is 0: at least 1 is needed"),
+        ({"gradient": "probe", "probes": 0}, "--probes is 0: it must be at least 1"),
         ({"probes": 2}, "--probes only has an effect with --gradient probe"),
         ({"gradient": "probe", "model": "emerging"}, "emerging cannot be trained with --gradient"),
         (
@@ -269,6 +260,14 @@ def test_what_has_no_effect_is_refused(changes, message):
     with pytest.raises(UsageError, match=message) as found:
         TrainConfig(**changes).resolve(1000)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [partial(JacobianPenalty, weight=-1), partial(Probe, probes=0), partial(Probe, "all")]
+)
+def test_a_rule_is_checked(wrong):
+    with pytest.raises(UsageError):
+        wrong()
 
 
 def test_every_model_that_learns_its_inverse_takes_probes():

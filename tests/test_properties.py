@@ -230,7 +230,11 @@ def test_parameters_of_any_shapes_are_packed_and_found_again(shapes):
             numbers[layer][name] = np.arange(count, count + size, dtype=float).reshape(shape) + 1
             count += size
     assert layout.count == count
+    keys = {f"{layer}.{name}" for layer, named in shapes.items() for name in named}
+    assert {entry.key for entry in layout.entries} == keys
     flat = layout.pack(numbers, np.float64)
+    single = layout.pack(numbers, np.float32)  # whole numbers: nothing is rounded
+    assert single.dtype == np.float32 and np.array_equal(single, flat)
     assert flat.size == layout.size and flat.sum() == count * (count + 1) / 2  # padding is 0
     for layer, named in layout.views(flat).items():
         assert list(named) == list(shapes[layer])

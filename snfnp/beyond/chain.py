@@ -3,8 +3,6 @@
 Derivation: derivations/22-inverse-of-several-layers.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

@@ -6,8 +6,6 @@ T(W)⁻¹ z: it is a contraction.
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

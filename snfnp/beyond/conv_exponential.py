@@ -4,8 +4,6 @@ exp(T(K)) x = Σ_i T(K)^i x / i! is invertible for every kernel K: its inverse i
 its log-determinant is the trace of T(K). Derivation: derivations/12-convolution-exponential.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ The bounds and penalties of a whole chain of layers need them (`snfnp.beyond.jac
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from snfnp.errors import UsageError

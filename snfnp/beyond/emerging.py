@@ -5,8 +5,6 @@ Two of them in opposite directions see the whole neighbourhood of a pixel, as a 
 does; a 1×1 convolution before them mixes the channels. Derivation: derivations/11-emerging.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

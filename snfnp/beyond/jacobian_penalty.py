@@ -6,8 +6,6 @@ g are the flow and all its learned inverses, whose Jacobians depend on the point
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from snfnp.beyond.differentiable import backward, derivatives, forward, start

@@ -14,8 +14,6 @@ is in double precision whatever w's, since normal equations square the condition
 Derivation: derivations/21-learning-the-inverse.md.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from itertools import product

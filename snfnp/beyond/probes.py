@@ -6,8 +6,6 @@ batch's rows, so that one product takes both.
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

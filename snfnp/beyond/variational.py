@@ -3,8 +3,6 @@
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, NamedTuple

@@ -7,8 +7,6 @@ through the learned inverses, with noise.
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
 from snfnp.beyond.differentiable import backward, derivatives, forward, start
 from snfnp.beyond.variational import Noise
 from snfnp.context import BackwardContext

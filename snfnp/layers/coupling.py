@@ -3,8 +3,6 @@
 Derivation: derivations/14-coupling.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

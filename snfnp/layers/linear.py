@@ -3,8 +3,6 @@
 Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

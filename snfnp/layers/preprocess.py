@@ -6,8 +6,6 @@ with α = 1e-6 as in the authors' code.
 Derivation: derivations/02-change-of-variables.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

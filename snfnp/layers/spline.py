@@ -3,8 +3,6 @@
 Derivation: derivations/09-splines.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

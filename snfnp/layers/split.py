@@ -3,8 +3,6 @@
 Derivation: derivations/15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError

@@ -7,8 +7,6 @@ and "same" zero padding, so that T(w) is square for I = O.
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar

@@ -6,8 +6,6 @@ double precision: gradients come back in w's, solutions in z's.
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -15,8 +15,6 @@ in slices, whose gradients are added: what does not depend on samples belongs to
 Derivation: derivations/03-self-normalizing.md.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 
