@@ -14,7 +14,6 @@ from support.properties import cases
 
 from snfnp.data.idx import parse_idx
 from snfnp.errors import SnfnpError
-from snfnp.layers import Squeeze
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
@@ -162,36 +161,6 @@ def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
     np.testing.assert_allclose(back, y, rtol=0, atol=100 * rounding)
 
 
-@cases(60)
-@given(splines(), SEEDS)
-def test_splines_of_any_knots_agree_between_backends(case, seed):
-    arguments, x, y = case
-    rng, results = np.random.default_rng(seed), []
-    dy, dldj = rng.standard_normal(x.shape), rng.standard_normal(len(x))
-    knots, factors = NUMPY.spline.knots(*arguments)  # one rounding off, a point changes its bin
-    for ops in (NUMPY, get_ops("numba")):
-        out = [np.full_like(raw, np.nan) for raw in arguments[:3]]
-        dx = ops.spline.backward(x, knots, factors, *arguments[3:], dy, dldj, out)
-        made, forward = ops.spline.knots(*arguments), ops.spline.evaluate(x, knots)
-        results.append([*made, *forward, ops.spline.inverse(y, knots), dx, *out])
-    for defined, compiled in zip(*results, strict=True):
-        scale = max(1.0, float(np.max(np.abs(defined))))
-        np.testing.assert_allclose(compiled, defined, rtol=1e-7, atol=1e-7 * scale)
-
-
-@cases(80)
-@given(
-    st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=20),
-    st.floats(0.01, 0.99),
-)
-def test_the_smooth_leaky_relu_is_inverted_anywhere(ops, values, alpha):
-    x = np.array(values)[:, None]
-    y, ldj, _ = ops.activation.smooth_leaky_relu(x, alpha)
-    back = ops.activation.smooth_leaky_relu_inverse(y, alpha)
-    np.testing.assert_allclose(back, x, rtol=1e-13, atol=1e-14 / alpha)
-    assert np.all(np.log(alpha) - 1e-15 <= ldj) and np.all(ldj <= 0)
-
-
 # ---------------------------------------------------------------- how things are cut and stored
 
 
@@ -242,17 +211,6 @@ def test_parameters_of_any_shapes_are_packed_and_found_again(shapes):
             np.testing.assert_array_equal(view, numbers[layer][name])
             assert np.shares_memory(view, flat) or view.size == 0
     assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
-
-
-@cases(30)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
-def test_a_squeeze_of_any_shape_only_moves_values(samples, height, width, channels):
-    x = np.arange(samples * 4 * height * width * channels, dtype=float)
-    x = x.reshape(samples, 2 * height, 2 * width, channels)
-    z, ldj, _ = Squeeze().forward(NUMPY, {}, x)
-    assert ldj == 0 and z.shape == (samples, height, width, 4 * channels)
-    np.testing.assert_array_equal(np.sort(z, axis=None), x.ravel())
-    np.testing.assert_array_equal(Squeeze().inverse(NUMPY, {}, z), x)
 
 
 # ---------------------------------------------------------------- damaged files
