@@ -11,6 +11,8 @@ from test_gradcheck import ForgetfulExact, WrongSelfNormalizing
 import snfnp.layers
 import snfnp.maps
 from snfnp.beyond.checks import check_inverse_update, probed_scalar
+from snfnp.beyond.conv_exponential import Bias, ConvExponential
+from snfnp.beyond.emerging import CausalConv2d
 from snfnp.beyond.least_squares import LeastSquares
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.beyond.projection import Projection
@@ -42,8 +44,16 @@ def test_the_catalogue_is_complete():
         Preprocess,
         snfnp.maps.Map,
     }
-    rules = {SelfNormalizing, JacobianPenalty, Exact, Relative, Variational}
-    assert checked == expected | rules | {Projection, LeastSquares}
+    rules = {
+        SelfNormalizing,
+        JacobianPenalty,
+        Exact,
+        Relative,
+        Variational,
+        Projection,
+        LeastSquares,
+    }
+    assert checked == expected | rules | {Bias, CausalConv2d, ConvExponential}
     names = [(check.kind, check.name) for check in catalogue()]
     assert len(set(names)) == len(names)
 
