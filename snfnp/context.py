@@ -16,11 +16,8 @@ _FIRST_STREAM, _STREAMS = 16, 16
 
 
 def layer_key(key: RandomKey, place: int) -> RandomKey:
-    """The start of the random numbers of the place-th layer of a flow.
-
-    They are the step's, and all samples share them: no matter which samples of the batch the key
-    is for (key.first), a layer reads from the start.
-    """
+    """The start of the random numbers of the place-th layer of a flow: all samples share them,
+    whichever samples of the batch the key is for (key.first)."""
     return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
 
 
@@ -34,8 +31,8 @@ class Slice(NamedTuple):
     parts: int = 1
 
     def leads(self, place: int) -> bool:
-        """True if this slice computes what the parameters of the place-th layer alone decide: the
-        slices take it in turn."""
+        """True if this slice is the one of all to compute what the parameters of the place-th
+        layer alone decide."""
         return place % self.parts == self.index
 
 
@@ -51,8 +48,8 @@ class BackwardContext:
 
     part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
     What does not depend on samples (the terms of log-determinants, probes, an R that is found from
-    W) is the same for all of them: it is computed in the slice that `leads`; in the others `volume`
-    is 0. Averages "over the batch" are then over the slice: whoever cut the batch weighs them.
+    W) is computed in the slice that `leads`; in the others `volume` is 0. Averages are then over
+    the slice: whoever cut the batch weighs them.
     """
 
     ops: Ops

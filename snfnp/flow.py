@@ -3,8 +3,6 @@
 Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -20,18 +18,15 @@ from snfnp.parameters import Layout
 
 
 def _require_shape(array, shape) -> None:
-    """Kernels trust their shapes, so these are checked once, where arrays enter the flow."""
+    """Kernels trust their shapes: these are checked where arrays enter the flow."""
     if array.shape[1:] != shape:
         raise ValueError(f"expected (N, {', '.join(map(str, shape))}), found {array.shape}")
 
 
 @dataclass(frozen=True)
 class _Dropped:
-    """Remains of a layer whose input and cache the backward pass computes again.
-
-    output: the layer's, or None if the next layer is such a layer too: its input is the output.
-    latent: what a split prior split off.
-    """
+    """Remains of a layer whose input and cache the backward pass computes again: its output (None
+    if the next layer is such a layer too: its input is the output), and what a split split off."""
 
     output: Array
     latent: Array | None
@@ -56,8 +51,7 @@ class Flow:
     {layer name: {parameter name: array}}.
 
     The latents of a batch are a tuple: one per split prior, in the order in which x meets them,
-    then z, the output of the last layer. All are standard Gaussian under the model. A flow
-    without split priors has z alone.
+    then z, the output of the last layer. All are standard Gaussian under the model.
     """
 
     shape: tuple[int, ...]
@@ -124,11 +118,8 @@ class Flow:
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
     def init_from_data(self, ops, params, x) -> None:
-        """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's).
-
-        Every such layer gets the batch as the layers before it, already decided, hand it on; its
-        arrays in `params` are overwritten. One forward pass.
-        """
+        """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's): one
+        forward pass, in which every layer's are overwritten before the next one meets the batch."""
         _require_shape(x, self.shape)
         for name, layer in self.layers:
             for parameter, value in layer.init_from_data(ops, params[name], x).items():
@@ -159,10 +150,10 @@ class Flow:
         noise(place, z, cache): what a training step passes on in place of the place-th layer's
         output z; what `backward` needs of it goes into that layer's cache.
 
-        recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` then computes
-        their inputs from their outputs, and the caches from those, layer by layer: about two more
-        passes through these layers, and no memory for them. Layers that keep their caches (linear
-        ones do) end a chain of inverses, so that rounding errors do not pile up with depth.
+        recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` computes their
+        inputs from their outputs, and the caches from those: about two more passes through these
+        layers, and no memory for them. Layers that keep their caches (linear ones do) end a chain
+        of inverses, so that rounding errors do not pile up with depth.
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
@@ -184,7 +175,7 @@ class Flow:
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
-        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
+        learned ones `refined` until they are exact (`snfnp.beyond.contraction`)."""
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use the exact one (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits

@@ -24,8 +24,7 @@ SLOW = (
     *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
     *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
     *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
-    *("test_models.py::test_whole_models", "test_models.py::test_a_convolutional_step"),
-    *("test_recompute.py::test_depth_costs", "test_recompute.py::test_steps_of_glow_cost"),
+    *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
     "test_cupy_device.py::test_the_gpu_needs",
 )
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from support.runs import assert_same_run
-from support.trainers import run_training, small_dataset, without_time
+from support.trainers import run_training, small_dataset
 
 from snfnp.diagnostics import gradient_angles
 from snfnp.ops import RandomKey
@@ -52,15 +52,3 @@ def test_an_opened_run_inverts_samples_and_measures(finished):
     x, _ = run.flow.encode(run.ops, DATASET.train[:50], key, np.float64)
     angles = gradient_angles(run.ops, run.flow, run.params, x, run.lam)
     assert len(angles) == 9 and all(0 < found.angle < 30 for found in angles)
-
-
-def test_the_controllers_and_the_forward_objective(tmp_path):
-    """λ for each layer on top of a chain, and a chain that learns by reconstruction alone."""
-    for name, changes in (
-        ("geco", {"lambda_control": "geco", "tolerance": 1e-4}),
-        ("forward", {"objective": "forward"}),
-    ):
-        run, _ = run_training(tmp_path / name, DATASET, **CHAIN, **changes)
-        first, *_, last = without_time(run.read_metrics())
-        assert last["validation_nll_nats"] < first["validation_nll_nats"]
-        assert last["reconstruction"] > 0

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from support.strict_arrays import no_waiting
-from support.strict_ops import strict_ops
 from support.trainers import (
     BATCH,
     host,
+    images_of,
     make_trainer,
     run_training,
     small_config,
     small_dataset,
+    take_steps,
     without_time,
 )
 
@@ -117,14 +117,6 @@ def test_a_wrong_formula_would_be_seen(ops, kind):
         assert np.abs(lams[:, 0] - late).max() > 1e-3
 
 
-def test_mdmm_without_damping_is_plain_ascent(ops):
-    found = np.random.default_rng(5).uniform(0, 0.6, (STEPS, 2, 2))
-    own = controller("mdmm", damping=0.0, highest=math.inf)
-    lams, _, _ = run_control(ops, own, found, shared=False, lam=3.0)
-    plain = 3.0 + 0.1 * np.cumsum(found[:, :, 0] - 0.3, axis=0)
-    np.testing.assert_allclose(lams, plain, rtol=1e-12)
-
-
 @KINDS
 def test_bounds_are_kept(ops, kind):
     for size, bound in ((1e300, 5.0), (0.0, 1e-3)):
@@ -191,52 +183,7 @@ def test_the_known_multiplier_is_found(ops, kind):
     assert error == pytest.approx(KAPPA, rel=1e-8)
 
 
-@KINDS
-def test_a_constraint_that_holds_anyway_gets_the_smallest_lambda(ops, kind):
-    own = controller(kind, tolerance=50.0, highest=1e3, **CLOSED[kind])
-    lam, error, _ = solve(ops, own, 4000)
-    assert lam == own.lowest and error < 50
-
-
-def test_the_other_sign_runs_away(ops):
-    """Negative control: with a λ that falls where E is too large, it ends at its bound."""
-    own = controller("mdmm", tolerance=KAPPA, **CLOSED["mdmm"])
-    lam, error, _ = solve(ops, own, 4000, seen=lambda error: 2 * KAPPA - error)
-    assert lam in (own.lowest, own.highest)
-    assert abs(error - KAPPA) > 0.1
-
-
-def test_damping_ends_the_swinging(ops):
-    """Where the objective is flat, the undamped pair is an oscillator that decays slowly."""
-    swings = []
-    for damping in (0.0, 1.0):
-        own = controller("mdmm", tolerance=KAPPA, lowest=-9.0, damping=damping, rate=2.0)
-        _, _, path = solve(ops, own, 1000, 0.03, a=1e-2 * np.ones(2), at=5 * np.ones(2))
-        swings.append(np.ptp(path[500:]))
-    assert swings[0] > 0.1 and swings[1] < 1e-3 * swings[0]
-
-
-def test_geco_without_a_tolerance_only_grows(ops):
-    own = controller("geco", tolerance=0.0, highest=1e6, **CLOSED["geco"])
-    lams, errors = zip(*(solve(ops, own, steps)[:2] for steps in (100, 200, 400)), strict=True)
-    assert 0.2 < lams[0] < lams[1] < lams[2] and errors[0] > errors[1] > errors[2]
-
-
 # ---------------------------------------------------------------- in a step
-
-
-def images_of(trainer, step):
-    rng = np.random.default_rng(step)
-    images = rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
-    return trainer.ops.asarray(images)
-
-
-def take_steps(trainer, steps):
-    for step in steps:
-        if step == 0:
-            trainer.initialise_from_data(images_of(trainer, 0))
-        trainer.training_step(images_of(trainer, step))
-    return trainer
 
 
 def rows(trainer):
@@ -311,24 +258,6 @@ def test_the_surrogate_has_every_layers_lambda(ops):
     density = trainer.log.array[7]
     assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
     assert metrics.surrogate == pytest.approx(density - (used * errors).sum(), rel=1e-12)
-
-
-@KINDS
-@pytest.mark.parametrize("model, sharing", [("fc", "layer"), ("conv", "flow")])
-def test_a_controlled_step_neither_mixes_nor_waits(kind, model, sharing):
-    changes = {"lambda_control": kind, "lambda_sharing": sharing, "tolerance": 1e-6}
-    found, expected = (
-        make_trainer(ops, model, dtype="float64", **changes, **FAST)
-        for ops in (strict_ops(), get_ops("numpy"))
-    )
-    images = [images_of(found, step) for step in range(3)]
-    take_steps(expected, range(3))
-    found.training_step(images[0])  # puts constants on the device
-    with no_waiting():
-        for each in images[1:]:
-            found.training_step(each)
-    np.testing.assert_allclose(rows(found), rows(expected), rtol=1e-9)
-    np.testing.assert_allclose(host(found, "p"), host(expected, "p"), rtol=1e-9, atol=1e-12)
 
 
 # ---------------------------------------------------------------- in a run

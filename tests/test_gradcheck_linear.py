@@ -11,6 +11,8 @@ from test_gradcheck import ForgetfulExact, WrongSelfNormalizing
 
 import snfnp.layers
 import snfnp.maps
+from snfnp.beyond.conv_exponential import Bias, ConvExponential
+from snfnp.beyond.emerging import CausalConv2d
 from snfnp.beyond.least_squares import LeastSquares
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.beyond.projection import Projection
@@ -36,6 +38,7 @@ def test_the_catalogue_is_complete():
         if inspect.isclass(member)
     }
     expected = exported - {Layer, Parameterless, Preprocess, snfnp.maps.Map}
+    expected |= {Bias, CausalConv2d, ConvExponential}
     rules = {SelfNormalizing, JacobianPenalty, Exact, Relative, Variational}
     assert checked == expected | rules | {Projection, LeastSquares}
     names = [(check.kind, check.name) for check in ALL_CHECKS]

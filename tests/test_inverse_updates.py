@@ -76,26 +76,6 @@ def test_projection_is_the_nearest_matrix_that_takes_z_back_to_x(ops):
     assert np.abs(change).max() > 0.01
 
 
-def test_the_ridge_is_a_thousandth_of_the_mean_of_the_diagonal(ops):
-    step = Step(ops, Linear(Dense(7), Projection()), (7,))
-    r, z = step.p["R"], step.x @ step.p["W"].T
-    gram = z @ z.T
-    gram += 1e-3 * np.trace(gram) / ROWS * np.eye(ROWS)
-    expected = r + (step.x - z @ r.T).T @ np.linalg.solve(gram, z)
-    np.testing.assert_allclose(step.grads["R"], expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("rule", [Projection()], ids=str)
-def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rule):
-    step = Step(ops, Linear(Dense(6), rule), (6,), volume=0.7)
-    expected = step.dz.T @ step.x + 0.7 * step.grads["R"].T
-    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(step.grads["b"], step.dz.sum(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(step.dx, step.dz @ step.p["W"], rtol=1e-12)
-    error = step.x @ step.p["W"].T @ step.p["R"].T - step.x
-    assert step.reconstruction == pytest.approx(np.sum(error**2) / ROWS, rel=1e-12)
-
-
 # ---------------------------------------------------------------- least squares
 
 
@@ -121,46 +101,10 @@ def test_the_logged_error_is_that_of_the_batch_however_it_is_cut(batch):
     assert [logged(parts) for parts in (2, 3, 8)] == pytest.approx([expected] * 3, rel=1e-12)
 
 
-CONVOLUTIONS = pytest.mark.parametrize(
-    "kernel, inverse_kernel, shape",
-    [((3, 3), (5, 5), (4, 3, 2)), ((3, 3), (3, 3), (3, 5, 1)), ((1, 3), (3, 1), (2, 4, 2))],
-)
-
 
 def convolution(kernel, inverse_kernel, channels, rule):
     inverse = Conv2d(inverse_kernel, channels)
     return Linear(Conv2d(kernel, channels), rule, inverse_map=inverse)
-
-
-def on_taps(matrix, shape, image):
-    summed = np.zeros(shape)
-    for index in np.ndindex(shape):
-        indicator = np.zeros(shape)
-        indicator[index] = 1
-        summed[index] = np.sum(convolution_matrix(indicator, image) * matrix)
-    return summed
-
-
-@CONVOLUTIONS
-@pytest.mark.parametrize("probes, terms", [(4, 6), (2, 3), (3, 1)])
-def test_the_series_of_least_squares_against_matrices(
-    ops, kernel, inverse_kernel, shape, probes, terms
-):
-    """Two terms exactly, the others through the probes that the generator gives."""
-    rule = LeastSquares(probes, terms, tolerance=1.0)
-    step = Step(ops, convolution(kernel, inverse_kernel, shape[2], rule), shape, volume=0.7)
-    w, r = (convolution_matrix(k, shape) for k in (step.p["W"], step.grads["R"]))
-    error = np.eye(len(w)) - r @ w
-    two = r + error @ r
-    rest = sum((np.linalg.matrix_power(error, k) @ r for k in range(2, terms + 1)), 0 * w)
-    nu = ops.random.rademacher(step.key, (probes, *shape), np.float64).reshape(probes, -1)
-    assert set(np.unique(nu)) == {-1.0, 1.0}
-    inverse = two + rest @ (nu.T @ nu) / probes
-    rows, deltas = step.x.reshape(ROWS, -1), step.dz.reshape(ROWS, -1)
-    expected = on_taps(deltas.T @ rows + 0.7 * inverse.T, step.p["W"].shape, shape)
-    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-10, atol=1e-11)
-    if terms > 1:
-        assert np.abs(on_taps(rest.T, step.p["W"].shape, shape)).max() > 1e-3
 
 
 def test_over_all_probes_the_mean_is_the_series(monkeypatch):
@@ -175,22 +119,6 @@ def test_over_all_probes_the_mean_is_the_series(monkeypatch):
     error = np.eye(8) - convolution_matrix(step.grads["R"], shape) @ w
     assert 1e-3 < np.linalg.norm(error, 2) < 0.7
     np.testing.assert_allclose(step.grads["W"], exact(step, ops)["W"], rtol=1e-9, atol=1e-10)
-
-
-@CONVOLUTIONS
-def test_w_is_pulled_where_the_error_is_above_the_tolerance(ops, kernel, inverse_kernel, shape):
-    at_rest, pulled = (
-        Step(ops, convolution(kernel, inverse_kernel, shape[2], LeastSquares(tolerance=t)), shape)
-        for t in (1.0, 1e-4)
-    )
-    w, r = (convolution_matrix(k, shape) for k in (at_rest.p["W"], at_rest.grads["R"]))
-    error = r @ w - np.eye(len(w))
-    relative = np.sum(error**2) / len(w)
-    assert relative > 1e-3
-    down = -2 * on_taps(r.T @ error, at_rest.p["W"].shape, shape)
-    expected = 10 * (relative - 1e-4) * down
-    found = pulled.grads["W"] - at_rest.grads["W"]
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from support.strict_arrays import NotInAStep, no_waiting, traffic
 from support.strict_ops import strict_ops
 from support.trainers import BATCH, SIDE, host, images_of, make_trainer, take_steps
 
+from snfnp.beyond.conv_exponential import ConvExponential
+from snfnp.beyond.emerging import CausalConv2d
 from snfnp.context import BackwardContext
 from snfnp.errors import DivergedError, SingularMatrixError
 from snfnp.flow import Flow
-from snfnp.layers import CausalConv2d, ConvExponential, Linear, SmoothLeakyReLU
+from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops

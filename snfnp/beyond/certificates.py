@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp.beyond import contraction
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import Conv2d, contraction
+from snfnp.maps import Conv2d
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
 _POWERS = 9  # EᵀE and 8 squarings

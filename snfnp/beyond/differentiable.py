@@ -6,8 +6,6 @@ The bounds and penalties of a whole chain of layers need them (`snfnp.beyond.jac
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from snfnp.errors import UsageError
@@ -33,11 +31,9 @@ class Derivatives:
         raise NotImplementedError
 
     def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, that of ẋ, Jᵀ δ).
-
-        The former holds second derivatives, and is the number 0 if J does not depend on x. The
-        gradients of parameters are *added* to the arrays of `grads`.
-        """
+        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, with second derivatives,
+        or the number 0 if J does not depend on x; that of ẋ, Jᵀ δ). The gradients of parameters
+        are *added* to the arrays of `grads`, here and below."""
         raise NotImplementedError
 
     def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
@@ -45,8 +41,7 @@ class Derivatives:
         raise UsageError(f"{type(self.layer).__name__} has no inverse Jacobian-vector products")
 
     def inverse_backward(self, ctx, p, x, z, delta, grads):
-        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z. The
-        gradients of parameters are *added* to the arrays of `grads`.
+        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z.
 
         For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
         ctx: one whose dldj is 0. Costs a forward and a backward pass.
@@ -57,14 +52,12 @@ class Derivatives:
         return of_z
 
     def backward_more(self, ctx, p, cache, dz, grads):
-        """`Layer.backward` with a learned inverse as `forward` has it, whose gradients of
-        parameters are *added* to the arrays of `grads`."""
-        own = {name: ctx.ops.xp.empty_like(array) for name, array in grads.items()}
-        if self.layer.learns_inverse:
-            layer = replace(self.layer, rule=SelfNormalizing("forward"))
-            dx, _ = layer.backward(ctx, p, cache, dz, own)
+        """`Layer.backward`, with a learned inverse by the rule of the forward objective."""
+        own, layer = {n: ctx.ops.xp.empty_like(a) for n, a in grads.items()}, self.layer
+        if layer.learns_inverse:
+            dx, _ = replace(layer, rule=SelfNormalizing("forward")).backward(ctx, p, cache, dz, own)
         else:
-            dx = self.layer.backward(ctx, p, cache, dz, own)
+            dx = layer.backward(ctx, p, cache, dz, own)
         for name, array in own.items():
             grads[name] += array
         return dx
@@ -179,6 +172,16 @@ def derivatives(layer: Layer) -> Derivatives:
         if kind in DERIVATIVES:
             return DERIVATIVES[kind](layer)
     raise UsageError(f"{type(layer).__name__} has no Jacobian-vector products")
+
+
+def start(flow, grads) -> None:
+    """Sums of gradients at 0, if there are any. Raises UsageError, in one line, for a flow that
+    did not learn all its inverses, or has split priors."""
+    if flow.latent_names != ("z",) or not flow.has_learned_inverse:
+        raise UsageError("Jacobians of a flow need learned inverses, and no split priors")
+    for named in (grads or {}).values():
+        for array in named.values():
+            array[...] = 0
 
 
 def forward(ops, flow, params, x, directions) -> tuple:

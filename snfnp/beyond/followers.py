@@ -3,8 +3,6 @@
 Derivation: derivations/20-lambda-controllers.md and 18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from snfnp.ops.step.control import ROWS, Row

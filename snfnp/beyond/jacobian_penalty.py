@@ -1,18 +1,15 @@
 """Eq. 31 for a whole chain of layers, non-linear ones among them, and its gradient by hand.
 
-Training has Eq. 31 for each linear layer by itself (`snfnp.beyond.probes.JacobianPenalty`). Here f
-and g are the flow and all its learned inverses, whose Jacobians depend on the point.
+Training has it for each linear layer by itself (`snfnp.beyond.probes.JacobianPenalty`). Here f and
+g are the flow and all its learned inverses, whose Jacobians depend on the point.
 
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
-from snfnp.beyond.differentiable import backward, derivatives, forward
+from snfnp.beyond.differentiable import backward, derivatives, forward, start
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 
 
@@ -27,8 +24,7 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
     what training ascends. About four passes forward and five backward. Raises UsageError if a
     layer has no learned inverse.
     """
-    if flow.latent_names != ("z",) or not flow.has_learned_inverse:
-        raise UsageError("J_g of a flow needs learned inverses, and no split priors")
+    start(flow, grads)
     h, direction, _, passes = forward(ops, flow, params, x, probes)
     returns = []
     for name, layer in reversed(flow.layers):
@@ -45,9 +41,6 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
     if grads is None:
         return penalties
 
-    for named in grads.values():
-        for array in named.values():
-            array[...] = 0
     silent = BackwardContext.of(ops, ops.xp.zeros(len(x), x.dtype))
     # of the penalty by a point, and by the direction there: first back through g, then through f
     delta, moved = 0 * error, error * (2 / len(x))

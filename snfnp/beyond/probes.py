@@ -6,8 +6,6 @@ batch's rows, so that one product takes both.
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -32,10 +30,9 @@ def _check_count(count) -> None:
 class JacobianPenalty(SelfNormalizing):
     """The self-normalizing rule, and Eq. 31 times `weight` (μ), over `probes` (n) probes.
 
-    For a linear layer both Jacobians are matrices, so that the penalty is that of directions
-    instead of data: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the expectation −μ ‖T(R) T(W) − I‖²_F.
-    One product of n rows more than the plain rule has, and n rows more in four of its six.
-    O((N + n) D²).
+    For a linear layer both Jacobians are matrices: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the
+    expectation −μ ‖T(R) T(W) − I‖²_F. One product of n rows more than the plain rule has, and n
+    rows more in four of its six. O((N + n) D²).
     """
 
     weight: float = 0.2
@@ -45,9 +42,7 @@ class JacobianPenalty(SelfNormalizing):
         super().__post_init__()
         _check_count(self.probes)
         if not 0 <= self.weight < math.inf:
-            raise UsageError(
-                f"weight of the Jacobian's penalty is {self.weight}: it must be 0 or more"
-            )
+            raise UsageError(f"the Jacobian's penalty is {self.weight}: it must be 0 or more")
 
     @property
     def without_penalty(self) -> SelfNormalizing:
@@ -101,14 +96,9 @@ class Probe(SelfNormalizing):
         """
         if not ctx.leads:  # what the probes estimate has the weight 0
             return super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
-        ops, linalg, w, r, concatenate = (
-            ctx.ops,
-            ctx.ops.linalg,
-            p["W"],
-            p["R"],
-            ctx.ops.xp.concatenate,
-        )
-        x, n, (c_f, c_g), count = cache["x"], len(cache["x"]), self.shares, self.probes
+        ops, linalg, concatenate = ctx.ops, ctx.ops.linalg, ctx.ops.xp.concatenate
+        w, r, (c_f, c_g), count = p["W"], p["R"], self.shares, self.probes
+        x, n = cache["x"], len(cache["x"])
         probes = draw_probes(ops, ctx.key, self.probes, x)
         z0, delta_w = concatenate((cache["z0"], probes)), concatenate((dz, probes))
         delta_r, dx = g.apply(ops, r, z0), f.adjoint(ops, w, delta_w)

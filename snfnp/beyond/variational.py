@@ -3,8 +3,6 @@
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, NamedTuple
@@ -22,8 +20,8 @@ _FORWARD = SelfNormalizing("forward")
 
 
 class Drawn(NamedTuple):
-    """ν (P, ...), of which samples take shares, T(W) ν, and the place of the first sample in the
-    batch that these samples are a part of: it decides which shares they take."""
+    """ν (P, ...), of which samples take shares, T(W) ν, and the place in the batch of the first of
+    these samples: it decides which shares they take."""
 
     nu: object
     moved: object
@@ -52,10 +50,8 @@ class Variational(Rule):
 
     def __post_init__(self):
         if not SMALLEST_SIGMA <= self.sigma <= LARGEST_SIGMA:
-            raise UsageError(
-                f"sigma is {self.sigma:g}: it must be positive, from {SMALLEST_SIGMA:g} to "
-                f"{LARGEST_SIGMA:g}"
-            )
+            bounds = f"from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}"
+            raise UsageError(f"sigma is {self.sigma:g}: it must be positive, {bounds}")
         if self.vectors < 1:
             raise UsageError(f"noise_vectors is {self.vectors}: it must be at least 1")
 
@@ -65,11 +61,8 @@ class Variational(Rule):
         return 1 / (2 * self.sigma**2)
 
     def perturb(self, ops, *, f, p, x, z, key, first=0):
-        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b, and the noise.
-
-        key: of the layer's random numbers in this step; first: the place of x[0] in the batch that
-        x is a part of.
-        """
+        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b, and the noise. key: of the
+        layer's random numbers in this step; first: the place of x[0] in the batch."""
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
         shares = _shares(len(x), self.vectors, self.sigma, first)
@@ -112,8 +105,7 @@ def perturbed(layer, ops, p, z, cache, key, first: int = 0):
 class Noise:
     """Noise of a training step in the outputs of layers with this rule: noise(place, z, cache).
 
-    key: the step's random numbers, which all samples share; its `first` is the place of the first
-    sample in the batch that the samples are a part of.
+    key: the step's random numbers; its `first` is the place in the batch of the first sample.
     """
 
     def __init__(self, ops, flow, params, key):

@@ -1,18 +1,15 @@
 """Variational bounds (paper, A.4), estimated with exact determinants: of a flow of noisy layers,
 and of a flow as a whole.
 
-They are lower bounds on the log-density of another model than the flow, in which latents are
-decoded through the learned inverses with noise. `snfnp.likelihood` is about the flow.
+They are lower bounds on the log-density of another model than the flow: one that decodes latents
+through the learned inverses, with noise.
 
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
-from snfnp.beyond.differentiable import backward, derivatives, forward
+from snfnp.beyond.differentiable import backward, derivatives, forward, start
 from snfnp.beyond.variational import Noise
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.ops import RandomKey
 
@@ -55,8 +52,7 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
     the gradient of x) is returned. Costs the exact determinants, and with grads about four passes
     forward and four backward. Raises UsageError if a layer has no learned inverse.
     """
-    if flow.latent_names != ("z",) or not flow.has_learned_inverse:
-        raise UsageError("a bound of the whole flow needs learned inverses, and no split priors")
+    start(flow, grads)
     count = len(x)
     z, direction, ldj, passes = forward(ops, flow, params, x, sigma * noise)
     decoded = [z + direction]
@@ -71,9 +67,6 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
 
     weights = ops.xp.full(count, 1 / count, x.dtype)
     silent, ctx = BackwardContext.of(ops, 0 * weights), BackwardContext.of(ops, weights)
-    for named in grads.values():
-        for array in named.values():
-            array[...] = 0
     delta = error * (-1 / (sigma**2 * count))
     of_x = -delta
     for k, (name, layer) in enumerate(flow.layers):

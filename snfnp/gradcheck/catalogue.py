@@ -18,9 +18,6 @@ from snfnp.gradcheck.linear import check_map, check_rule
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Bias,
-    CausalConv2d,
-    ConvExponential,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -43,7 +40,8 @@ def catalogue() -> list[Check]:
     """All checks, layers first: every layer, with every rule that has a gradient and in shapes
     that differ; every rule; every map."""
     checks = []
-    for name, layer, shape, *settings in (*_linear(), *_elementwise(), *_spatial()):
+    layers = [*_linear(), *_elementwise(), *_spatial(), *_other_papers()]
+    for name, layer, shape, *settings in layers:
         run = partial(check_layer, layer, shape, **dict(*settings))
         checks.append(Check("layer", name, run))
     checks += [Check("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
@@ -107,8 +105,6 @@ def _elementwise() -> list[tuple]:
         ("actnorm", ActNorm(), (3, 2, 4)),
         ("actnorm, features", ActNorm(), (5,)),
         ("actnorm, one channel", ActNorm(), (1, 2, 1)),
-        ("bias", Bias(), (3, 4, 2)),
-        ("bias, features", Bias(), (5,)),
         ("squeeze", Squeeze(), (4, 2, 3)),
         ("squeeze, one channel", Squeeze(), (2, 2, 1)),
     ]
@@ -119,8 +115,6 @@ def _spatial() -> list[tuple]:
         layer = AffineCoupling(channels, width)
         return name, make(layer), shape, coupling_point(layer, shape)
 
-    short = {"terms": (13, 13)}
-    row = ConvExponential(3, (1, 3), gain=2, iterations=1, **short)
     return [
         coupling("coupling", 4, 8, (3, 2, 4)),
         coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
@@ -130,14 +124,24 @@ def _spatial() -> list[tuple]:
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
         ("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
-        ("causal conv", CausalConv2d(3), (3, 2, 3)),
-        ("causal conv, one channel", CausalConv2d(1), (5, 4, 1)),
-        ("causal conv, without bias", CausalConv2d(2, bias=False), (1, 5, 2)),
-        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
-        ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
+    ]
+
+
+def _other_papers() -> list[tuple]:
+    names = ("bias-layer", "causal-layer", "exponential-layer")
+    bias, causal, exponential = map(registry.find, names)
+    short = {"terms": (13, 13)}
+    return [
+        ("bias", bias(), (3, 4, 2)),
+        ("bias, features", bias(), (5,)),
+        ("causal conv", causal(3), (3, 2, 3)),
+        ("causal conv, one channel", causal(1), (5, 4, 1)),
+        ("causal conv, without bias", causal(2, bias=False), (1, 5, 2)),
+        ("anticausal conv", causal(3, reverse=True), (3, 2, 3)),
+        ("conv exponential, one channel", exponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts
-        ("conv exponential", ConvExponential(2, gain=4, **short), (3, 4, 2)),
-        ("conv exponential 1x3", row, (2, 2, 3)),
+        ("conv exponential", exponential(2, gain=4, **short), (3, 4, 2)),
+        ("conv exponential 1x3", exponential(3, (1, 3), gain=2, iterations=1, **short), (2, 2, 3)),
     ]
 
 

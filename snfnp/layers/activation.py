@@ -3,8 +3,6 @@
 Derivation: derivations/05-smooth-leaky-relu.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError

@@ -3,8 +3,6 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +33,9 @@ class ActNorm(Layer):
     def init_from_data(self, ops, p, x) -> dict:
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
 
-        A channel whose std is at the level of rounding (16 eps of its root mean square or less;
-        also one that is 0) keeps s = 0: it says nothing about its scale, and 1/std would turn its
-        rounding errors, and whatever it carries later, into the largest values of the flow. NaN
-        stays NaN. Computed in double precision, returned like `p`; `p` itself is not changed.
+        A channel whose std is at the level of rounding (16 eps of its root mean square or less)
+        keeps s = 0: 1/std would turn its rounding errors, and whatever it carries later, into the
+        largest values of the flow. NaN stays NaN. In double precision, returned like `p`.
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)

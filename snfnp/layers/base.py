@@ -3,8 +3,6 @@
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 

@@ -3,16 +3,15 @@
 Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map, contraction
+from snfnp.maps import Map
 from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
@@ -26,10 +25,8 @@ class Linear(Layer):
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
     same for all pixels (Glow), plus that noise if the kernel has more taps than this one.
-    inverse_map: the structure of R if it is not W's: a convolution with a larger kernel, or a
-    chain of them (A.4).
-    bias_init: "zero" starts b at 0, "data" where the first batch comes out with mean 0
-    (`init_from_data`).
+    inverse_map: the structure of R if it is not W's: a larger kernel, or a chain of them (A.4).
+    bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
     Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
     """
 
@@ -58,9 +55,7 @@ class Linear(Layer):
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
-    @property
-    def has_inverse(self) -> bool:
-        return self.rule.learns_inverse
+    has_inverse = learns_inverse
 
     @property
     def maps(self) -> tuple:
@@ -76,11 +71,7 @@ class Linear(Layer):
             shapes["b"] = self.output_shape(shape)[-1:]
         return shapes
 
-    def state_shapes(self, shape) -> dict:
-        return self.rule.state_shapes(*self.maps, shape)
-
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         f, g = self.maps
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
@@ -96,9 +87,9 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and, for images,
-        all pixels, so that z starts with mean 0 per feature or channel. One product, its mean in
-        double precision; the model is the same."""
+        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and all pixels, so
+        that z starts with mean 0 per feature or channel. One product, its mean in double precision.
+        """
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
@@ -111,8 +102,7 @@ class Linear(Layer):
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
         if self.bias:
-            with_bias = Epilogue(bias=p["b"], keep=True)
-            z0, z, _ = self.map.apply_then(ops, p["W"], x, with_bias)
+            z0, z, _ = self.map.apply_then(ops, p["W"], x, Epilogue(bias=p["b"], keep=True))
         else:
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
@@ -126,9 +116,10 @@ class Linear(Layer):
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def refined_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
+        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
         f, g = self.maps
-        return contraction.solve(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
+        refined = registry.find("refined-inverse")
+        return refined(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of

@@ -3,8 +3,6 @@
 Derivation: derivations/09-splines.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -45,7 +43,7 @@ class RationalQuadraticSpline(Layer):
         return {name: (*shape, size) for name, size in sizes.items()}
 
     def init(self, rng, shape) -> dict:
-        """Raw parameters from N(0, gain²) (float64, host), from a NumPy generator."""
+        """Raw parameters from N(0, gain²)."""
         shapes = self.parameter_shapes(shape)
         return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
 
@@ -63,9 +61,8 @@ class RationalQuadraticSpline(Layer):
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
         out = (grads["widths"], grads["heights"], grads["slopes"])
-        x, knots, factors = cache["x"], cache["knots"], cache["factors"]
-        spline = ctx.ops.spline
-        return spline.backward(x, knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
+        given = (cache["x"], cache["knots"], cache["factors"], self.bound, self.eps)
+        return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
 
     def _knots(self, ops, p):
         return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

@@ -3,8 +3,6 @@
 Derivation: derivations/15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
@@ -45,9 +43,7 @@ class SplitPrior(Layer):
             raise UsageError(f"a split prior halves the channels: {channels} is an odd number")
         return (*pixels, channels // 2)
 
-    def latent_shape(self, shape):
-        """The shape of one sample's z₂, for one sample's x of this shape."""
-        return self.output_shape(shape)
+    latent_shape = output_shape  # halves are alike
 
     def forward(self, ops, p, x):
         """x (N, ..., C) -> z₁ (N, ..., C/2), the coupling's ldj (N,)."""

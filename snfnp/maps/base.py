@@ -3,8 +3,6 @@
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -26,9 +24,8 @@ class Map:
         fit(w)                              another map's weight at this one's size (Eq. 30)
         log_det, log_det_grad, solve        exact, and as expensive as that is
 
-    The members below are made of these. `apply_then` and `weight_grads` are what a linear layer
-    computes together: a map whose backend can do it in one pass overrides them. The others are for
-    the map g that a learned inverse R is a weight of; a `Chain` has its own.
+    The members below are made of these. `apply_then` and `weight_grads` are for backends that do in
+    one pass what a linear layer computes together; the others, for the map g of a learned inverse.
     """
 
     # Of a map's own members those that the ones below call, for type checkers.

@@ -7,16 +7,15 @@ and "same" zero padding, so that T(w) is square for I = O.
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
-from snfnp.maps import block_tridiagonal, explicit
+from snfnp.maps import explicit
 from snfnp.maps.base import Map
 from snfnp.ops.conv.definition import flip
 
@@ -93,11 +92,8 @@ class Conv2d(Map):
         return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
-        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1).
-
-        Element (h, w) reaches an input pixel from every output pixel that is not within its
-        offset of the border. It depends on shapes alone, never on values.
-        """
+        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1): for (h, w) the
+        output pixels that are not within its offset of the border. Shapes alone decide."""
         return _multiple(self.kernel, shape[:2])
 
     def multiple_by_definition(self, ops, shape):
@@ -140,7 +136,7 @@ class Conv2d(Map):
     @property
     def _exactly(self):
         """The module with log_det, log_det_grad and solve for T(w) in blocks, or written out."""
-        return block_tridiagonal if self.exact == "block" else explicit
+        return registry.find("block") if self.exact == "block" else explicit
 
     @property
     def inverts_in_kind(self) -> bool:

@@ -3,8 +3,7 @@
 Gradients are of the objective that training ascends, averaged over the batch. A linear layer has
 computed Z0 = T(W) X in its forward pass, without the bias. A rule's `backward` gets δ_z = ∂𝓛/∂z,
 writes the gradients of W, R and b into `grads`, and returns δ_x = T(W)ᵀ δ_z; a rule with an R also
-returns what it measured of it (`snfnp.context.Measured`), its next value included if it finds R by
-itself:
+returns what it measured of it (`snfnp.context.Measured`):
 
     f, g: the maps (`snfnp.maps`) that W and R are weights of    dz: δ_z
     p, grads: the parameters and their gradients, by name        cache: X as "x", Z0 as "z0"
@@ -15,8 +14,6 @@ in slices, whose gradients are added: what does not depend on samples belongs to
 (`ctx.leads`), if it would be more than a multiple of `ctx.volume`.
 Derivation: derivations/03-self-normalizing.md.
 """
-
-from __future__ import annotations
 
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Derivation: derivations/02-change-of-variables.md and 07-convolutions.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.rules.base import Rule, forward_gradient

@@ -67,8 +67,7 @@ class SelfNormalizing(Rule):
         return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """(Δ_W, X), (Δ_R, Z0), δ_x, and what was measured; a rule with more terms appends their
-        rows to the pairs."""
+        """(Δ_W, X), (Δ_R, Z0), δ_x, and what was measured; a rule may append rows to the pairs."""
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
         x, z0 = cache["x"], cache["z0"]
         residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3

@@ -11,11 +11,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.diagnostics import SmallestSecondMoment, gradient_angles, gradient_ratios
 from snfnp.diagnostics.second_moment import stable_above
 from snfnp.errors import DivergedError
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
-from snfnp.maps import contraction
 from snfnp.ops import RandomKey
 from snfnp.training.trainer import Trainer
 
@@ -62,10 +62,10 @@ class Inspection:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
 
-        rho: ‖I − R W‖₂ or less, an estimate from below (`contraction.rho`). margin: λσ²_min, and
-        μ of Eq. 31, which is added to it in every direction, if the rule is stable above some value
-        of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of −λE to
-        the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
+        rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.beyond.contraction.rho`). margin:
+        λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
+        above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
+        −λE to the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
         is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R if it has one, on as many of the batches that follow as `--track-angle` says
         (`gradient_angles`). Raises DivergedError if one of them is not finite.
@@ -79,7 +79,7 @@ class Inspection:
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
             p = params[name]
-            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            figures = {"rho": registry.find("rho")(ops, f, g, p["W"], p["R"], shape)}
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight

@@ -97,6 +97,8 @@ class LinearAlgebra(OperationGroup):
             return xp.full(b.shape, math.nan, b.dtype)
         return xp.linalg.solve(lower.T, xp.linalg.solve(lower, b))
 
+    # ------------------------------------------ for `snfnp.beyond.block_tridiagonal`'s recursion
+
     def inverse_and_log_abs_det(self, a):
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.
 

@@ -6,8 +6,6 @@ T(W)⁻¹ z: it is a contraction.
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -46,7 +44,8 @@ def rho(ops, f, g, w, r, shape) -> float:
         new = np.linalg.qr(np.random.default_rng(0).standard_normal((size, _BLOCK)))[0]
     basis, images = new, np.empty((size, 0))
     while True:
-        image = error(ops, f, g, w, r, _rows(ops, new, shape, w.dtype))
+        rows = np.ascontiguousarray(new.T).reshape(-1, *shape)
+        image = error(ops, f, g, w, r, ops.asarray(rows, w.dtype))
         images = np.hstack([images, _columns(ops, image)])
         if not np.isfinite(images).all():
             return math.nan
@@ -63,11 +62,6 @@ def rho(ops, f, g, w, r, shape) -> float:
 def _columns(ops, batch):
     """A batch (k, ...) as the columns of a host array (D, k), in double precision."""
     return ops.to_host(batch).reshape(len(batch), -1).T.astype(np.float64)
-
-
-def _rows(ops, block, shape, dtype):
-    """The columns of a host array (D, k) as a batch (k, *shape)."""
-    return ops.asarray(np.ascontiguousarray(block.T).reshape(-1, *shape), dtype)
 
 
 def solve(ops, f, g, w, r, z):

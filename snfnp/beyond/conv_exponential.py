@@ -4,8 +4,6 @@ exp(T(K)) x = Σ_i T(K)^i x / i! is invertible for every kernel K: its inverse i
 its log-determinant is the trace of T(K). Derivation: derivations/12-convolution-exponential.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,15 +21,12 @@ _START = RandomKey(0, 0)  # of the power iteration: any direction, always the sa
 _MARGIN = 1e-5  # keeps the published S away from the bound
 
 
-def exponential_layers(
-    name: str, channels: int, gain: float = 0.01
-) -> tuple[tuple[str, object], ...]:
+def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
     """The (name, layer) pairs of one convolution exponential on images of `channels` channels.
 
-    [bias, 1×1 convolution, exponential of a 3×3 convolution, bias]. All of it starts at the
-    identity plus Xavier normal noise of this gain, as A.3 has it for all convolutional flows (the
-    authors' code starts the 1×1 convolution at a random orthogonal matrix, and the 3×3 kernel at
-    noise of standard deviation 1/9C).
+    [bias, 1×1 convolution, exponential of a 3×3 convolution, bias], at the identity plus Xavier
+    normal noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random
+    orthogonal matrix, and the 3×3 kernel at noise of standard deviation 1/9C).
     """
     return (
         (f"{name}_pre", Bias()),
@@ -69,13 +64,12 @@ class ConvExponential(Layer):
 
     S = max(1, σ/c) + 1e-5, so that the norm of T(K) stays at about c. σ is an estimate of the
     norm of T(W) from below, by `iterations` steps of the power method from a fixed direction:
-    a function of W alone, with an exact gradient, and no state. (The authors' code takes one step
-    per training step from the direction where the last one ended.)
+    a function of W alone, with an exact gradient. (The authors' code takes one step per training
+    step from the direction where the last one ended.)
 
-    terms: where the series ends, in single and in double precision. The paper's authors end it
-    at 6 in training and at 13 in evaluation; here training is in single precision and the
-    likelihood in double. The remainder is at most eᵏ kⁿ⁺¹/(n+1)! for a norm k: for 0.9, 2e-4 and
-    6e-12. The log-determinant is that of the whole series.
+    terms: at which the series ends in single and in double precision, the authors' in training and
+    in evaluation. The remainder is at most eᵏ kⁿ⁺¹/(n+1)! for a norm k: for 0.9, 2e-4 and 6e-12.
+    The log-determinant is that of the whole series.
     W (kH, kW, C, C) as in `snfnp.maps.conv`; it starts at Xavier normal noise of this gain.
     Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1 of one image.
     """
@@ -105,7 +99,6 @@ class ConvExponential(Layer):
         return {"W": self.map.weight_shape}
 
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         scale = self.gain * math.sqrt(2 / sum(self.map.fans))
         return {"W": rng.normal(scale=scale, size=self.map.weight_shape)}
 
@@ -204,7 +197,5 @@ class ConvExponential(Layer):
             deltas += [u, u_bar]
             inputs += [following_bar, v]
             v_bar = self.map.adjoint(ops, w, u_bar)
-        xp = ops.xp
-        return self.map.weight_grad(
-            ops, xp.concatenate(deltas), xp.concatenate(inputs), out=xp.empty_like(w)
-        )
+        deltas, inputs = map(ops.xp.concatenate, (deltas, inputs))
+        return self.map.weight_grad(ops, deltas, inputs, out=ops.xp.empty_like(w))

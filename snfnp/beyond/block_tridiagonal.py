@@ -1,14 +1,9 @@
 """Exact log|det T(w)|, its gradient and T(w)⁻¹ for a zero-padded convolution, by image rows.
 
 T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so none of the three needs it written
-out: O(H/p (pWC)³) for kernels of height 2p + 1 instead of O((HWC)³). The derivation and the error
-analysis are in derivations/10-block-tridiagonal.md. `snfnp.maps.explicit` has the paper's exact
-baseline, the whole matrix: the reference for tests, and what is used where elimination by blocks
-breaks down.
-
-Kernels w are (kH, kW, C, C) in the order (kH, kW, I, O), both sizes odd; shape is an image's
-(H, W, C). All arithmetic is in double precision whatever w's: LAPACK is hardly faster in single
-precision on blocks of this size. Gradients come back in w's precision, solutions in z's.
+out: O(H/p (pWC)³) for kernels of height 2p + 1 instead of O((HWC)³). `snfnp.maps.explicit` has the
+whole matrix, which is used if elimination by blocks breaks down, and what w and shape are: here
+too, all arithmetic is in double precision. Derivation: derivations/10-block-tridiagonal.md.
 """
 
 from __future__ import annotations
@@ -48,12 +43,9 @@ def solve(ops, w, z):
 
 
 def factor(ops, w, shape) -> Factors:
-    """The factorisation behind `log_det`, `log_det_grad` and `solve`, for sharing it.
-
-    Elimination goes along the side of the image that makes the smaller blocks. Rows (columns)
-    that a kernel of height (width) 1 leaves independent are factorised once.
-    Raises SingularMatrixError where T(w) is singular to double precision, or not finite.
-    """
+    """The factorisation behind the other three, along the side of the image that makes the smaller
+    blocks. Rows (columns) that a kernel of height (width) 1 leaves independent are factorised once.
+    Raises SingularMatrixError if T(w) is singular to double precision, or not finite."""
     wide = w.astype(np.float64)
     sides = _independent(wide.shape, shape)
     turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
@@ -91,8 +83,7 @@ class Factors:
         samples, height, width, channels = wide.shape
         h, w, _ = self.block.shape
         split = (samples, height // h, h, width // w, w, channels)
-        # independent rows or columns become samples of their own
-        order = (0, 1, 3, 2, 4, 5)
+        order = (0, 1, 3, 2, 4, 5)  # independent rows or columns become samples of their own
         parts = wide.reshape(split).transpose(order)
         x = self.block.solve(parts.reshape(-1, h * w * channels)).reshape(parts.shape)
         x = x.transpose(order).reshape(wide.shape)  # the order is its own inverse

@@ -5,8 +5,6 @@ Two of them in opposite directions see the whole neighbourhood of a pixel, as a 
 does; a 1×1 convolution before them mixes the channels. Derivation: derivations/11-emerging.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -19,13 +17,13 @@ from snfnp.maps import Conv2d
 from snfnp.rules import Exact
 
 
-def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple[tuple[str, object], ...]:
+def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
     """The (name, layer) pairs of one emerging convolution on images of `channels` channels.
 
     [1×1 convolution, causal 2×2 convolution, the same in the opposite direction], with a bias after
-    each of the latter. All of it starts at the identity plus Xavier normal noise of this gain,
-    as A.3 has it for all convolutional flows (the authors' code starts the 1×1 convolution at a
-    random orthogonal matrix, and the noise of the causal kernels at a standard deviation of 1/2C).
+    each of the latter, at the identity plus Xavier normal noise of this gain (A.3; the authors'
+    code starts the 1×1 convolution at a random orthogonal matrix, and the noise of the causal
+    kernels at a standard deviation of 1/2C).
     """
     return (
         (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
@@ -58,7 +56,6 @@ class CausalConv2d(Layer):
         return {"W": (2, 2, c, c), "b": (c,)} if self.bias else {"W": (2, 2, c, c)}
 
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         c = self.channels
         w = rng.normal(scale=self.gain * math.sqrt(2 / (8 * c)), size=(2, 2, c, c))
         w[1, 1] = np.triu(w[1, 1]) + np.eye(c)
