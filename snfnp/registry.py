@@ -28,7 +28,8 @@ _FACTORIES = {
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
     "controlled-lambda": "followers:controlled_lambda",
-    # what is proved and checked
+    # what is watched, proved and checked
+    "monitors": "monitors:Inspection",
     "certificates": "certificates:certificates",
     "checks": "checks:checks",
 }

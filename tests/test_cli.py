@@ -292,7 +292,7 @@ def test_every_command_is_there_and_says_how_it_was_called(name, capsys):
 
 def test_every_module_of_a_command_is_listed():
     modules = {path.stem for path in (ROOT / "snfnp" / "cli").glob("*.py")}
-    assert modules - {"__init__", "processes", "shared", "terminal"} == set(COMMANDS)
+    assert modules - {"__init__", "shared"} == set(COMMANDS)
 
 
 # ---------------------------------------------------------------- packaging

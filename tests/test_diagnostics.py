@@ -5,8 +5,10 @@ import pytest
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_config, without_time
 
+from snfnp import diagnostics
+from snfnp.beyond.monitors import Inspection
 from snfnp.context import Slice
-from snfnp.diagnostics import angles, gradient_angles
+from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
@@ -15,7 +17,6 @@ from snfnp.maps import Conv2d
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.inspection import Inspection
 
 
 def setting(model="fc", rule=None):
@@ -86,7 +87,7 @@ def test_the_exact_gradient_of_r_by_central_differences(kind):
         flow = Flow((3, 4, 2), (("dense1", linear), ("dense2", linear)))
     params = moved(flow.init(0), rng, 0.05)
     x = rng.standard_normal((5, *flow.shape))
-    exact = angles._exact_of_r(ops, flow, params, x)
+    exact = diagnostics._exact_of_r(ops, flow, params, x)
     for name in ("dense1", "dense2"):
 
         def of_r(r, name=name):

@@ -9,14 +9,14 @@ from support.gradients import moved
 from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_dataset, without_time
 
-from snfnp.diagnostics import SmallestVariance, gradient_ratios
+from snfnp.beyond.monitors import Inspection, gradient_ratios, stable_above
+from snfnp.beyond.variance import SmallestVariance
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.inspection import Inspection, stable_above
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")

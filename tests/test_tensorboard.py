@@ -8,7 +8,7 @@ from support.runs import Killed, kill
 from support.trainers import run_training, small_dataset
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training import board
+from snfnp.training import tensorboard
 from snfnp.training.options import TrainConfig
 
 
@@ -18,7 +18,7 @@ def events(run):
     from tensorboardX.proto import event_pb2
 
     found = []
-    for path in sorted(run.board.glob("*")):
+    for path in sorted(run.event_files.glob("*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
@@ -36,7 +36,7 @@ def expected(run):
     return [
         (record["step"], record["seconds"], name, pytest.approx(value, rel=1e-7))
         for record in run.read_metrics()
-        for name, value in board.scalars(record).items()
+        for name, value in tensorboard.scalars(record).items()
     ]
 
 
@@ -61,7 +61,7 @@ def test_without_the_option_there_is_nothing_and_training_is_the_same(tmp_path):
     (run, without), (_, found) = (
         run_training(tmp_path / str(on), backend="numpy", tensorboard=on) for on in (False, True)
     )
-    assert not run.board.exists()
+    assert not run.event_files.exists()
     assert without["validation_nll_nats"] == found["validation_nll_nats"]
 
 
@@ -71,7 +71,7 @@ def test_a_resumed_run_has_its_whole_curves_and_no_point_twice(tmp_path, before)
     run, _ = run_training(tmp_path / "run", resume=True, epochs=4, **ON)
     found = events(run)
     assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15, 20}
-    assert len(list(run.board.iterdir())) == 1
+    assert len(list(run.event_files.iterdir())) == 1
 
 
 def test_a_rollback_takes_points_back(tmp_path):
@@ -84,17 +84,17 @@ def test_a_rollback_takes_points_back(tmp_path):
 
 
 def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
-    original = board._write
+    original = tensorboard._write
 
     def once(writer, record):
         original(writer, record)
         if record["epoch"] == 2:
             kill()
 
-    monkeypatch.setattr(board, "_write", once)
+    monkeypatch.setattr(tensorboard, "_write", once)
     with pytest.raises(Killed):
         run_training(tmp_path / "run", **ON)
-    run = board.RunFolder(tmp_path / "run")
+    run = tensorboard.RunFolder(tmp_path / "run")
     assert events(run) == expected(run) and {step for step, *_ in events(run)} == {5, 10}
 
 

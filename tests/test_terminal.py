@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snfnp.cli import COMMANDS, main, terminal
+from snfnp import terminal
+from snfnp.cli import COMMANDS, main
 from snfnp.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]

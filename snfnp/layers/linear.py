@@ -76,9 +76,6 @@ class Linear(Layer):
             shapes["b"] = self.output_shape(shape)[-1:]
         return shapes
 
-    def state_shapes(self, shape) -> dict:
-        return self.rule.state_shapes(*self.maps, shape)
-
     def init(self, rng, shape) -> dict:
         """Initial parameters (float64, host) from a NumPy generator."""
         f, g = self.maps

@@ -11,9 +11,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from snfnp.diagnostics import SmallestVariance, gradient_angles, gradient_ratios
-from snfnp.diagnostics.angles import has_inverse_likelihood
+from snfnp.beyond.variance import SmallestVariance
+from snfnp.diagnostics import gradient_angles, gradients, has_inverse_likelihood
 from snfnp.errors import DivergedError
+from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import contraction
 from snfnp.ops import RandomKey
@@ -25,6 +26,21 @@ def stable_above(rule: Rule) -> float | None:
     """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
     smallest variance of the layer's input; None: it needs none."""
     return 1 / 8 if has_inverse_likelihood(rule) else None
+
+
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
+    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x.
+
+    Of every layer that learns its inverse; 0 if λ is 0. The arguments are those of `gradients`.
+    Costs two backward passes: O(N D²) for dense layers.
+    """
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    ratios = {}
+    for name in flow.learned_inverses():
+        likelihood, both = without[name]["W"], whole[name]["W"]
+        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
+        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
+    return ratios
 
 
 class _Watch:
@@ -133,13 +149,10 @@ class Inspection:
         batches = self._trainer.config.track_angle
         if batches is None:
             return {}
-        rows = gradient_angles(*self._on_batches(batches, params, lam))
-        figures = (
-            (row.layer, {"angle": row.angle, "inverse_angle": row.inverse_angle}) for row in rows
-        )
         return {
-            layer: {name: value for name, value in angles.items() if value is not None}
-            for layer, angles in figures
+            row.layer: {"angle": row.angle}
+            | ({} if row.inverse_angle is None else {"inverse_angle": row.inverse_angle})
+            for row in gradient_angles(*self._on_batches(batches, params, lam))
         }
 
     def _on_batches(self, count: int, params, lam) -> tuple:
