@@ -71,7 +71,7 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
 
 
 def test_the_picture_of_the_floors_is_up_to_date():
-    """With what `FLOORS` of tests/test_house.py says now."""
+    """With what `FLOORS` of tests/test_architecture.py says now."""
     svg = (FOLDER / "floors.svg").read_text(encoding="utf-8")
     names = [name for floor in floors.rows() for name in floor]
     assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
