@@ -187,7 +187,7 @@ class Flow:
         for name, layer in reversed(self.layers):
             with _naming(name):
                 invert = layer.exact_inverse if exact else layer.inverse
-                if refined and layer.learns_inverse:
+                if refined and isinstance(layer, Linear) and layer.learns_inverse:
                     invert = layer.refined_inverse
                 missing = (split_off.pop(),) if name in splits else ()
                 z = invert(ops, params[name], z, *missing)

@@ -37,7 +37,8 @@ _FACTORIES = {
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
     "controlled-lambda": "followers:controlled_lambda",
-    # what is proved
+    # what is watched and proved
+    "monitors": "monitors:Inspection",
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
 }

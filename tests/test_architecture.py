@@ -26,8 +26,8 @@ FLOORS = (
     {"flow"},
     {"layers"},
     {"rules"},
-    {"maps", "context", "parameters"},
-    {"ops", "__init__"},
+    {"maps", "context", "parameters", "processes"},
+    {"ops", "__init__", "terminal"},
     {"errors", "folders", "threads", "registry"},
 )
 # The same for the folders and files of `ops`.

@@ -44,16 +44,9 @@ def test_a_command_of_the_tables_can_be_trained(command, monkeypatch):
     assert config.build_flow(shape).layers
 
 
-def test_every_model_has_a_command(monkeypatch):
+def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
     models = {configuration(command, monkeypatch).model for command in TRAINING}
     assert models == set(PRESETS)
-
-
-def test_what_cannot_be_trained_is_found(monkeypatch):
-    with pytest.raises(UsageError):
+    assert COMMANDS and all((ROOT / command.split()[0]).is_file() for command in COMMANDS)
+    with pytest.raises(UsageError):  # what cannot be trained would be found
         configuration("scripts/train_mnist.py --model emerging --kernel 5", monkeypatch)
-
-
-@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
-def test_the_scripts_exist(script):
-    assert (ROOT / script).is_file()

@@ -12,16 +12,15 @@ from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_dataset, without_time
 
 from snfnp.beyond import contraction
+from snfnp.beyond.monitors import Inspection, gradient_ratios
+from snfnp.beyond.second_moment import SmallestSecondMoment, stable_above
 from snfnp.data.mnist import SPECS
-from snfnp.diagnostics import SmallestSecondMoment, gradient_ratios
-from snfnp.diagnostics.second_moment import stable_above
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
-from snfnp.training.inspection import Inspection
 from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")

@@ -13,7 +13,7 @@ from support import processes
 from support.runs import assert_same_run, state
 from support.trainers import SMALL_GLOW
 
-from snfnp.cli import processes as starting
+from snfnp import processes as starting
 from snfnp.errors import UsageError
 from snfnp.ops import SINGLE_PROCESS
 

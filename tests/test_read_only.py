@@ -44,16 +44,19 @@ def machine(package, tmp_path):
 
 
 def run(machine, code, **variables):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**machine, **variables},
-        cwd=machine["PYTHONPATH"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    settings = {"env": {**machine, **variables}, "cwd": machine["PYTHONPATH"], "timeout": 200}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
+
+
+def place_of(machine, *names):
+    return Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", *names)
+
+
+KEPT = "compiled kernels cannot be kept beside the package or in the home folder: they are {} "
+KEPT += "(NUMBA_CACHE_DIR names another place)\n"
 
 
 def kernels(folder):
@@ -62,40 +65,28 @@ def kernels(folder):
 
 def test_compiled_kernels_go_to_a_temporary_folder(machine):
     out, err = run(machine, KERNEL)
-    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "numba")
-    assert err == (
-        "compiled kernels cannot be kept beside the package or in the home folder: they are kept "
-        f"in {place} (NUMBA_CACHE_DIR names another place)\n"
-    )
+    place = place_of(machine, "numba")
+    assert err == KEPT.format(f"kept in {place}")
     first = kernels(place)
     assert first and place.parent.stat().st_mode & 0o077 == 0
     assert run(machine, KERNEL) == (out, err)
     assert kernels(place) == first  # the second run compiles nothing
 
 
-def test_where_that_is_not_ours_nothing_is_kept(machine):
+def test_where_that_is_not_ours_nothing_is_kept(machine, tmp_path):
     """Somebody else's folder of that name could hold anything, and it would be executed."""
-    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}")
-    place.mkdir()
-    place.chmod(0o777)
-    _, err = run(machine, KERNEL)
-    assert err == (
-        "compiled kernels cannot be kept beside the package or in the home folder: they are "
-        "compiled again in every run (NUMBA_CACHE_DIR names another place)\n"
-    )
-    assert not list(place.iterdir())
-
-
-def test_numba_cache_dir_is_respected(machine, tmp_path):
+    place_of(machine).mkdir()
+    place_of(machine).chmod(0o777)
+    assert run(machine, KERNEL)[1] == KEPT.format("compiled again in every run")
+    assert not list(place_of(machine).iterdir())
     _, err = run(machine, KERNEL, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
     assert err == "" and kernels(tmp_path / "kernels")
-    assert not list(Path(machine["TMPDIR"]).iterdir())
 
 
 def test_matplotlib_goes_to_a_temporary_folder_where_it_must(machine, tmp_path):
     code = "import snfnp.training.plots, matplotlib as m; print(m.get_configdir())"
     out, err = run(machine, code)
-    assert out.strip() == str(Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "matplotlib"))
+    assert out.strip() == str(place_of(machine, "matplotlib"))
     # Matplotlib may say that it takes a while to look for fonts.
     assert err.count("\n") <= 1 and "not a writable directory" not in err
     own, home = tmp_path / "own", tmp_path / "home"

@@ -24,10 +24,8 @@ def events(run):
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-            found += [
-                (event.step, event.wall_time, value.tag, value.simple_value)
-                for value in event.summary.value
-            ]
+            for value in event.summary.value:
+                found.append((event.step, event.wall_time, value.tag, value.simple_value))
             at += 16 + length
     return found
 
@@ -59,9 +57,8 @@ ON = {"backend": "numpy", "tensorboard": True}
 
 
 def test_without_the_option_there_is_nothing_and_training_is_the_same(tmp_path):
-    (run, without), (_, found) = (
-        run_training(tmp_path / str(on), backend="numpy", tensorboard=on) for on in (False, True)
-    )
+    run, without = run_training(tmp_path / "off", backend="numpy")
+    _, found = run_training(tmp_path / "on", **ON)
     assert not run.event_files.exists()
     assert without["validation_nll_nats"] == found["validation_nll_nats"]
 
@@ -104,22 +101,16 @@ def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    place = tmp_path / "run"
-    with pytest.raises(
-        UsageError, match="--tensorboard needs tensorboardX .*pip install"
-    ) as caught:
+    place, said = tmp_path / "run", "--tensorboard needs tensorboardX .*pip install"
+    with pytest.raises(UsageError, match=said) as caught:
         snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
     assert "\n" not in str(caught.value) and not place.exists()
 
 
 def test_a_file_in_its_place_is_one_line(tmp_path):
-    run_training(tmp_path / "run", epochs=1, backend="numpy")
+    run_training(tmp_path / "run", epochs=1, **ON | {"tensorboard": False})
     (tmp_path / "run/tensorboard").write_text("")
     with pytest.raises(SnfnpError, match="cannot write .*tensorboard .*remove it") as caught:
-        run_training(tmp_path / "run", resume=True, epochs=2, backend="numpy", tensorboard=True)
+        run_training(tmp_path / "run", resume=True, epochs=2, **ON)
     assert "\n" not in str(caught.value)
-
-
-def test_it_may_be_switched_on_at_a_resume():
-    before = TrainConfig().resolve(100)
-    assert before.resumed({"tensorboard": True}, "run").tensorboard
+    assert TrainConfig().resolve(100).resumed({"tensorboard": True}, "run").tensorboard

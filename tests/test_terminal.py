@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snfnp.cli import COMMANDS, main, terminal
+from snfnp import terminal
+from snfnp.cli import COMMANDS, main
 from snfnp.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,21 +44,23 @@ run_script(every)
 """
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+PRINTED = {
+    "utf-8": "λ = 1, 3° − ∂ × ‖g‖² …",
+    "ascii": "lambda = 1, 3 deg - d x ||g||^2 ...",
+    "latin-1": "lambda = 1, 3° - d × ||g||² ...",
+    "cp1252": "lambda = 1, 3° - d × ||g||² …",
+}
+
+
+@pytest.mark.parametrize("encoding", PRINTED)
 def test_an_output_without_greek_gets_words(encoding):
     done = python("-c", EVERY_HELP, PYTHONIOENCODING=encoding)
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
     assert done.returncode == 2, err
-    assert out.count("usage: ") == len(COMMANDS)
-    assert "\\u" not in out and "\\x" not in out
-    line = out.splitlines()[-1]
-    if encoding == "utf-8":
-        assert (line, err) == ("λ = 1, 3° − ∂ × ‖g‖² …", "error: λ is −1\n")
-    elif encoding == "ascii":
-        assert line == "lambda = 1, 3 deg - d x ||g||^2 ..."
-        assert "lambda of Eq. 3" in out and err == "error: lambda is -1\n"
-    else:
-        assert line.startswith("lambda = 1, 3° - d × ||g||² ")
+    assert out.count("usage: ") == len(COMMANDS) and "\\u" not in out and "\\x" not in out
+    assert out.splitlines()[-1] == PRINTED[encoding]
+    minus, lam = ("−", "λ") if encoding == "utf-8" else ("-", "lambda")
+    assert err == f"error: {lam} is {minus}1\n" and f"{lam} of Eq. 3" in out
 
 
 def test_a_character_nobody_thought_of_is_escaped():
@@ -85,11 +88,17 @@ def closed_pipe():
     return writer
 
 
+NO_SPACE = "error: the output cannot be written (No space left on device): send it elsewhere\n"
+
+
 @BUFFERING
 @pytest.mark.parametrize("command", [HELP, LISTING])
-def test_a_closed_pipe_is_quiet(command, unbuffered):
+def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(command, unbuffered):
     found = into(closed_pipe(), *command, PYTHONUNBUFFERED=unbuffered)
     assert found == (128 + signal.SIGPIPE, "")
+    if Path("/dev/full").exists():
+        full = os.open("/dev/full", os.O_WRONLY)
+        assert into(full, *command, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
 
 
 def test_a_closed_pipe_for_errors_keeps_the_status():
@@ -100,17 +109,6 @@ def test_a_closed_pipe_for_errors_keeps_the_status():
         os.close(writer)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@BUFFERING
-@pytest.mark.parametrize("command", [HELP, LISTING])
-def test_a_full_disk_for_the_output_is_one_line(command, unbuffered):
-    status, err = into(os.open("/dev/full", os.O_WRONLY), *command, PYTHONUNBUFFERED=unbuffered)
-    assert status == 1
-    assert err == (
-        "error: the output cannot be written (No space left on device): send it elsewhere\n"
-    )
-
-
 def test_without_an_output_there_is_no_error():
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = python("-c", code, *LISTING)
@@ -119,10 +117,9 @@ def test_without_an_output_there_is_no_error():
 
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     code = "from snfnp.cli import run_script; run_script(lambda argv: open('/no/such/file'))"
-    done = python("-c", code)
+    done, last = python("-c", code), b"FileNotFoundError: [Errno 2] No such file or directory: "
     assert done.returncode == 1 and b"Traceback" in done.stderr
-    assert done.stderr.endswith(b"FileNotFoundError: [Errno 2] No such file or directory: "
-                                b"'/no/such/file'\n")  # fmt: skip
+    assert done.stderr.endswith(last + b"'/no/such/file'\n")
 
 
 # ---------------------------------------------------------------- Ctrl-C

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 
+from snfnp.beyond.monitors import Inspection
 from snfnp.cli import evaluate
 from snfnp.data import Dataset
 from snfnp.layers import Preprocess
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import philox
-from snfnp.training.inspection import Inspection
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint

@@ -15,9 +15,9 @@ from pathlib import Path
 import snfnp  # noqa: F401 (before NumPy: it settles the threads of BLAS)
 from benchmarks.steps import BATCH, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
-from snfnp.cli.processes import find_mpiexec
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops, world
+from snfnp.processes import find_mpiexec
 from snfnp.threads import cores
 
 MODELS = (

@@ -26,22 +26,17 @@ def main(argv, prog=None) -> None:
         metavar="NAME",
         help="only layers, rules and maps whose name contains NAME (default: all)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float64", "float32"),
-        default="float64",
-        help="what gradients are computed in; differences are in float64 (default: float64)",
-    )
+    precision = "what gradients are computed in; differences are in float64 (default: float64)"
+    types = ("float64", "float32")
+    parser.add_argument("--dtype", choices=types, default="float64", help=precision)
     args = parser.parse_args(argv)
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:
         names = ", ".join(dict.fromkeys(check.name for check in catalogue()))
         raise UsageError(f"no layer, rule or map has {args.layer!r} in its name: {names}")
-    ops = get_ops(args.backend)
-    dtype = np.dtype(args.dtype).type
-    print(
-        f"{ops.name} backend, {args.dtype}: a relative error of {tolerance(dtype):.0e} is allowed"
-    )
+    ops, dtype = get_ops(args.backend), np.dtype(args.dtype).type
+    allowed = f"a relative error of {tolerance(dtype):.0e} is allowed"
+    print(f"{ops.name} backend, {args.dtype}: {allowed}")
     width = max(len(check.name) for check in checks)
     print(f"{'':<7}{'':<{width}}{'worst error':>13}{'control':>10}{'seconds':>9}")
     failed = []

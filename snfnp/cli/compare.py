@@ -12,18 +12,10 @@ _SHOWN = 8  # epochs that the table shows at most
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; gaps are from the first one"
-    )
-    parser.add_argument(
-        "--plot", type=Path, help="draw NLL against epochs and seconds in this file"
-    )
-    parser.add_argument(
-        "--from-epoch",
-        type=int,
-        default=1,
-        help="the first epoch at which the largest gap is looked for (default: 1)",
-    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are from the first")
+    parser.add_argument("--plot", type=Path, help="a picture of NLL against epochs and seconds")
+    first = "the first epoch at which the largest gap is looked for (default: 1)"
+    parser.add_argument("--from-epoch", type=int, default=1, help=first)
     args = parser.parse_args(argv)
     check_range(args, "--from-epoch", 1)
     if args.plot:
@@ -49,19 +41,18 @@ def _table(runs, names, start) -> str:
     count = min(_SHOWN, len(common))  # evenly spread, the last one among them
     epochs = [common[(i + 1) * len(common) // count - 1] for i in range(count)]
     columns = ("largest gap", "best", "test", "s/epoch")
-    lines = [["run", *(f"NLL at {epoch}" for epoch in epochs), *columns]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    head = ("run", *(f"NLL at {epoch}" for epoch in epochs), *columns)
+    lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for run, name in zip(runs, names, strict=True):
         gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
         part = f"{gap[1] / runs[0].nll[gap[0]]:+.3%}" if gap else ""
-        lines.append(
-            [
-                f"`{name}`" if name else "the run",
-                *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
-                f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
-                f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
-                "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
-                f"{run.seconds_per_epoch:.1f}",
-            ]
+        cells = (
+            f"`{name}`" if name else "the run",
+            *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
+            f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
+            f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
+            "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
+            f"{run.seconds_per_epoch:.1f}",
         )
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -17,18 +17,12 @@ from snfnp.training.memory import within_memory
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    parser.add_argument(
-        "--split",
-        choices=("train", "validation", "test"),
-        default="test",
-        help="which images (default: test)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the dequantisation noise (default: 0)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=1000, help="images at once (default: 1000)"
-    )
+    splits = ("train", "validation", "test")
+    parser.add_argument("--split", choices=splits, default="test", help="images (default: test)")
+    seed = "seed of the dequantisation noise (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, help=seed)
+    at_once = "images at once (default: 1000)"
+    parser.add_argument("--batch-size", type=int, default=1000, help=at_once)
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
     parser.add_argument(
         "--certify",

@@ -30,12 +30,8 @@ def run_parser(prog: str | None, description: str) -> Parser:
     """A parser for commands that read a finished run, with what `open_run` needs."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="a run folder of a training script")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the best validation epoch or the last step (default: best)",
-    )
+    which = "the best validation epoch or the last step (default: best)"
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
     parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     return parser
 
@@ -79,6 +75,5 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}): choose another {option}"
-        ) from None
+        message = f"cannot write {path} ({error.strerror}): choose another {option}"
+        raise UsageError(message) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from snfnp.cli import processes
+from snfnp import processes
 from snfnp.cli.shared import Parser
 from snfnp.errors import UsageError
 from snfnp.training import session as training
@@ -69,14 +69,13 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     for part in PARTS.values():
         group = parser.add_argument_group(part.__doc__.partition("\n")[0].rstrip("."))
         for option in options_in(part).values():
-            text = help_of(option, defaults.get(option.name, option.default))
+            text = help_of(option, defaults.get(option.name, option.default)).replace("%", "%%")
             if option.kind == "bool":
                 settings = {"action": argparse.BooleanOptionalAction}
             elif option.choices:
                 settings = {"choices": option.choices}
             else:
                 settings = {"type": _KINDS[option.kind], "metavar": option.kind.upper()}
-            text = text.replace("%", "%%")
             group.add_argument(option.flag, dest=option.name, help=text, **settings)
     group = parser.add_argument_group("How it starts")
     group.add_argument(
@@ -109,18 +108,15 @@ def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
     from snfnp.training import curves, plots
 
     records = folder.read_metrics()
-    title = (
-        f"{config.data}, {config.model_name}, {config.gradient} gradient, {config.epochs} epochs"
-    )
+    title = f"{config.data}, {config.model_name}, {config.gradient} gradient"
+    title += f", {config.epochs} epochs"
     if records:  # they may have been lost
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
     inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
-    panels = {
-        name: run.likelihood.sample(_SAMPLES, config.seed, exact=exact).reshape(
-            -1, *run.image_shape
-        )
-        for name, exact in {**inverses, "exact inverse": True}.items()
-    }
+    panels = {}
+    for name, exact in {**inverses, "exact inverse": True}.items():
+        images = run.likelihood.sample(_SAMPLES, config.seed, exact=exact)
+        panels[name] = images.reshape(-1, *run.image_shape)
     plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
     print(f"pictures: {folder.samples}, {folder.curves}")

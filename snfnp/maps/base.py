@@ -35,6 +35,9 @@ class Map:
     flip: ClassVar[Callable[..., Array]]
     fit: ClassVar[Callable[..., Array]]
     multiple: ClassVar[Callable[..., Array]]
+    solve: ClassVar[Callable[..., Array]]
+    log_det: ClassVar[Callable[..., float]]
+    output_shape: ClassVar[Callable[..., tuple[int, ...]]]
     # Whether T(w) is not w itself: an element of w stands in it more than once.
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.

@@ -2,73 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from snfnp.training import plots
 from snfnp.training.plots import Point, Row
 
-
-def _learns(record: dict) -> bool:
-    return record["reconstruction"] > 0
-
-
-def _reconstruction(record: dict) -> Point:
-    return (record["reconstruction"],) if _learns(record) else None
-
-
-def _figure(name: str) -> Callable[[dict], Point]:
-    """A figure that some records have."""
-    return lambda record: (record[name],) if name in record else None
-
-
-def _over_layers(name: str) -> Callable[[dict], Point]:
-    """A figure's mean over the layers, and between its smallest and its largest a band, as
-    controllers of λ record them; or the figure alone."""
-
-    def point(record: dict) -> Point:
-        if name not in record or not _learns(record):
-            return None
-        return tuple(record[key] for key in (name, f"{name}_min", f"{name}_max") if key in record)
-
-    return point
+# (figure of a record or of its layers, label of its row, how it is drawn)
+ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("validation_nll_nats", "exact validation NLL (nats)", {"log": False}),
+    ("reconstruction", "reconstruction error\nΣ ‖g(f(h)) − h‖² per image", {}),
+    ("jacobian_error", "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", {}),
+    ("lam", "λ: mean and range\nover the layers", {}),
+    ("constraint", "constraint C: mean and\nrange over the layers", {}),
+    ("rho", "ρ = ‖I − RW‖₂, from below:\nlargest and range", {"limit": 1.0}),
+    ("angle", "angle of W's gradient to the\nexact one (°): largest and range", {}),
+    ("inverse_angle", "angle of R's gradient to the\nexact one (°): largest and range", {}),
+)
+_OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs that learn none
 
 
-def _of_layers(figure: str, worst: Callable) -> Callable[[dict], Point]:
-    """The worst of a monitor's figures over the layers, and a band over all of them."""
-
-    def point(record: dict) -> Point:
-        layers = record.get("layers", {}).values()
-        values = [figures[figure] for figures in layers if figure in figures]
-        return (worst(values), min(values), max(values)) if values else None
-
-    return point
-
-
-# {label of a row: (its point of a record, how it is drawn)}
-ROWS: dict[str, tuple[Callable[[dict], Point], dict]] = {
-    "exact validation NLL (nats)": (_figure("validation_nll_nats"), {"log": False}),
-    "reconstruction error\nΣ ‖g(f(h)) − h‖² per image": (_reconstruction, {}),
-    "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe": (_figure("jacobian_error"), {}),
-    "λ: mean and range\nover the layers": (_over_layers("lam"), {}),
-    "constraint C: mean and\nrange over the layers": (_over_layers("constraint"), {}),
-    "ρ = ‖I − RW‖₂, from below:\nlargest and range": (_of_layers("rho", max), {"limit": 1.0}),
-    "angle of W's gradient to the\nexact one (°): largest and range": (
-        _of_layers("angle", max),
-        {},
-    ),
-    "angle of R's gradient to the\nexact one (°): largest and range": (
-        _of_layers("inverse_angle", max),
-        {},
-    ),
-}
+def _point(record: dict, figure: str) -> Point:
+    """A figure and the ends of its band, as controllers of λ record them; of the layers' figures
+    the largest, and a band over all of them."""
+    if figure in record:
+        absent = figure in _OF_INVERSES and not record["reconstruction"] > 0
+        keys = (figure, f"{figure}_min", f"{figure}_max")
+        return None if absent else tuple(record[key] for key in keys if key in record)
+    values = [own[figure] for own in record.get("layers", {}).values() if figure in own]
+    return (max(values), min(values), max(values)) if values else None
 
 
 def rows(records: list[dict]) -> list[Row]:
     """The rows that some record has a figure for."""
     drawn = []
-    for label, (point, style) in ROWS.items():
-        points = [point(record) for record in records]
+    for figure, label, style in ROWS:
+        points = [_point(record, figure) for record in records]
         if any(points):
             drawn.append(Row(label, points, **style))
     return drawn
@@ -76,8 +45,6 @@ def rows(records: list[dict]) -> list[Row]:
 
 def save_curves(path: Path, records: list[dict], title: str) -> None:
     """Draw all rows that a run has figures for, against epochs and training seconds."""
-    columns = {
-        label: [record[key] for record in records]
-        for label, key in (("epoch", "epoch"), ("training seconds", "seconds"))
-    }
+    axes = {"epoch": "epoch", "training seconds": "seconds"}
+    columns = {label: [record[key] for record in records] for label, key in axes.items()}
     plots.save_rows(path, columns, rows(records), title)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from snfnp import registry
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.inspection import Inspection
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
@@ -19,13 +19,15 @@ _TOLERATED = 2.0  # times the bits that count as the worst of a run that learns
 class Evaluator:
     """Evaluates the trainer's parameters, and keeps the best epoch so far.
 
-    best: that epoch's record (see `validate`), or None.
+    best: that epoch's record (see `validate`), or None; warnings(record): the lines that the
+    monitors have to say about one.
     """
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = config, trainer, clock
-        self._inspection = Inspection(trainer, clock.whole_batch)
+        self._monitors = registry.find("monitors")(trainer, clock.whole_batch)
+        self.warnings = self._monitors.warnings
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.
@@ -34,7 +36,7 @@ class Evaluator:
         ranks share the images; the record is rank 0's, which alone looks at the layers.
         """
         likelihood = self._trainer.likelihood()
-        evaluation = self._evaluate(likelihood, images, self._inspection.watch(len(images)))
+        evaluation = self._evaluate(likelihood, images, self._monitors.watch(len(images)))
         metrics, speed = self._trainer.averages(), self._clock.steps_per_second
         record = {
             "epoch": epoch,
@@ -54,7 +56,7 @@ class Evaluator:
                 raise DivergedError(f"the exact {figure} after epoch {epoch} is not finite")
         world = self._trainer.world
         if world.rank == 0:
-            record |= self._inspection.figures(likelihood)
+            record |= self._monitors.figures(likelihood)
         record = world.broadcast(record)
         self._refuse_explosion(record, images)
         if self.best is None or evaluation.nll < self.best["validation_nll_nats"]:
@@ -93,16 +95,10 @@ class Evaluator:
             f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
         )
 
-    def warnings(self, record: dict) -> list[str]:
-        """The lines that the monitors have to say about a record."""
-        return self._inspection.warnings(record)
-
     def test(self, p, images) -> Evaluation:
         """The evaluation of test images at parameters p, a flat host array."""
-        trainer = self._trainer
-        flat = trainer.ops.asarray(p)
-        likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, flat)
-        evaluation = self._evaluate(likelihood, images)
+        ops, flow, layout = self._trainer.ops, self._trainer.flow, self._trainer.layout
+        evaluation = self._evaluate(Likelihood(ops, flow, layout, ops.asarray(p)), images)
         if not math.isfinite(evaluation.nll):
             raise DivergedError("the exact test likelihood at the best epoch is not finite")
         return evaluation
@@ -110,8 +106,7 @@ class Evaluator:
     def _evaluate(self, likelihood: Likelihood, images, watch=None) -> Evaluation:
         # People whose memory is short make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
-        at_once = 10 * self._config.batch_size
-        world = self._trainer.world
+        at_once, world = 10 * self._config.batch_size, self._trainer.world
         return likelihood.evaluate(
             images, EVALUATION_SEED, at_once=at_once, watch=watch, world=world
         )

@@ -24,21 +24,16 @@ _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _LARGEST_PANEL = 2000
 
 
-def _configure_matplotlib() -> None:
-    """Give Matplotlib a folder for its cache of fonts if its own cannot be written."""
-    home = Path(os.path.expanduser("~"))
-    usual = (
-        Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config"),
-        Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"),
-    )
-    if "MPLCONFIGDIR" in os.environ or all(map(folders.is_writable, usual)):
-        return
-    folder = folders.private_folder("matplotlib")
-    if folder:
-        os.environ["MPLCONFIGDIR"] = str(folder)
+# Matplotlib gets a folder for its cache of fonts if its own cannot be written.
+_home = Path(os.path.expanduser("~"))
+_usual = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+if "MPLCONFIGDIR" not in os.environ and not all(
+    folders.is_writable(Path(os.environ.get(name) or _home / usual)) for name, usual in _usual
+):
+    _folder = folders.private_folder("matplotlib")
+    if _folder:
+        os.environ["MPLCONFIGDIR"] = str(_folder)
 
-
-_configure_matplotlib()
 import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")  # files only: works without a display
@@ -63,12 +58,11 @@ def is_large(height: int, width: int) -> bool:
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Images (N, H, W, C) as one picture, row by row, with a line of white between them."""
     count, height, width, channels = images.shape
-    grid = np.full((*grid_size(count, columns, images.shape[1:]), channels), 255, np.uint8)
-    for index, image in enumerate(images):
-        y, x = divmod(index, columns)
-        top, left = y * (height + 1), x * (width + 1)
-        grid[top : top + height, left : left + width] = image
-    return grid
+    rows = -(-count // columns)
+    padding = (0, rows * columns - count), (0, 1), (0, 1), (0, 0)
+    tiles = np.pad(images, padding, constant_values=255)
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
 def save_samples(
@@ -85,8 +79,8 @@ def save_samples(
     }
     height, width = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
     if len(grids) == 1 and is_large(height, width):
-        content = io.BytesIO()
-        Image.fromarray(*grids.values()).save(content, format="PNG")
+        (grid,), content = grids.values(), io.BytesIO()
+        Image.fromarray(grid).save(content, format="PNG")
         write_atomically(path, content.getvalue())
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
@@ -149,7 +143,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
 
 def _draw_row(axis, x, row: Row, color: str) -> None:
     lines = row.lines
-    axis.plot(x, lines[0], marker="." if len(x) < 50 else None, color=color)
+    axis.plot(x, lines[0], marker=_marker(x), color=color)
     if len(lines) > 1:
         axis.fill_between(x, lines[1], lines[2], color=color, alpha=0.2, linewidth=0)
     if row.limit is not None:
@@ -172,8 +166,7 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     figure, axes = plt.subplots(1, len(columns), figsize=(11, 4.6), sharey=True)
     for axis, x in zip(axes, columns, strict=True):
         for name, figures in lines.items():
-            few = len(figures[x]) < 50
-            axis.plot(figures[x], figures[y], marker="." if few else None, label=name, linewidth=1)
+            axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
         axis.grid(alpha=0.3)
     lowest = min(min(figures[y]) for figures in lines.values())
@@ -186,18 +179,9 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     _save(figure, path)
 
 
-def save_lines(path: Path, x, lines: dict, x_label: str, y_label: str, title: str) -> None:
-    """Several lines over the same x, in double-logarithmic axes."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4))
-    for name, y in lines.items():
-        axis.loglog(x, y, marker=".", label=name)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
-    axis.set_title(title)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    figure.tight_layout()
-    _save(figure, path)
+def _marker(x) -> str | None:
+    """A point on every value of a line that has few."""
+    return "." if len(x) < 50 else None
 
 
 def _save(figure, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -56,25 +57,20 @@ class Clock:
 
 
 class ProgressLine:
-    """The progress bar, in units of images, with the last step's figures. A context manager."""
+    """The progress bar, in units of images, with the last step's figures: on rank 0 alone."""
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
         self._trainer, self._clock, self._batch = trainer, clock, config.batch_size
+        silent = trainer.world.rank > 0
         self._bar = tqdm(
             total=steps * config.batch_size,
             initial=trainer.step * config.batch_size,
             unit="img",
             unit_scale=True,
-            disable=None,  # no bar where the output is not a terminal
+            disable=silent or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,
         )
-        self._shown = time.perf_counter()
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bar.close()
+        self._shown = math.inf if silent else time.perf_counter()
 
     def advance(self) -> None:
         """Count a step. Its figures are shown when they are `due`: a look waits for the device."""
@@ -85,8 +81,11 @@ class ProgressLine:
         return time.perf_counter() - self._shown >= _SHOW_EVERY
 
     def show(self) -> None:
-        """Show the figures of the last step. Waits for it; raises DivergedError if one failed."""
+        """Show the figures of the last step. All ranks wait for it; raises DivergedError if it
+        failed."""
         self._clock.settle()
+        if self._trainer.world.rank:
+            return
         self._shown = time.perf_counter()
         metrics, lam = self._trainer.metrics(), ""
         if self._trainer.multipliers:
@@ -101,24 +100,5 @@ class ProgressLine:
         """Make room for other lines."""
         self._bar.clear()
 
-
-class SilentProgress(ProgressLine):
-    """The progress of a rank that shows nothing: it waits when the one does that shows it."""
-
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
-        self._clock = clock
-
-    def __exit__(self, *error) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def due(self) -> bool:
-        return False
-
-    def show(self) -> None:
-        self._clock.settle()
-
-    def clear(self) -> None:
-        pass
+    def close(self) -> None:
+        self._bar.close()

@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import SnfnpError
-from snfnp.ops import SINGLE_PROCESS, Communicator, get_ops
+from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.parameters import Layout
 from snfnp.training import tensorboard
 from snfnp.training.loop import train
@@ -33,7 +33,7 @@ class Session:
 
     config: TrainConfig
     dataset: Dataset
-    ops: object
+    ops: Ops
     folder: RunFolder
     goes_on: bool | str
     world: Communicator
@@ -127,7 +127,7 @@ def resume(
 
 def _prepare(
     config: TrainConfig, dataset: Dataset | None, world: Communicator
-) -> tuple[TrainConfig, Dataset, object]:
+) -> tuple[TrainConfig, Dataset, Ops]:
     """The configuration resolved, the images, and the operations."""
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training.runs.folder import RunFolder
 
-_EVENTS = "events.out.tfevents.*"  # what TensorBoard's own files are called
 _AXES = ("epoch", "step", "seconds")
 
 
@@ -35,27 +34,21 @@ def recording(run: RunFolder, with_events: bool) -> Iterator[Callable[[dict], No
     if not with_events:
         yield run.append_metrics
         return
-    writer = _new_writer(run)
+    with closing(_new_writer(run)) as writer:
 
-    def keep(record: dict) -> None:
-        run.append_metrics(record)
-        _write(writer, record)
+        def keep(record: dict) -> None:
+            run.append_metrics(record)
+            _write(writer, record)
 
-    try:
         for record in run.read_metrics():
             _write(writer, record)
         yield keep
-    finally:
-        writer.close()
 
 
 def scalars(record: dict) -> dict[str, float]:
     """{name of a curve: value} of a record; those of a layer are "figure/layer"."""
-    curves = {
-        name: value
-        for name, value in record.items()
-        if name not in _AXES and isinstance(value, int | float)
-    }
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    curves: dict[str, float] = {name: numbers[name] for name in numbers if name not in _AXES}
     for layer, figures in record.get("layers", {}).items():
         curves |= {f"{figure}/{layer}": value for figure, value in figures.items()}
     return curves
@@ -67,7 +60,7 @@ def _new_writer(run: RunFolder):
         if folder.is_symlink():
             raise OSError(0, "it is a symbolic link")
         folder.mkdir(exist_ok=True)
-        for old in folder.glob(_EVENTS):
+        for old in folder.glob("events.out.tfevents.*"):  # TensorBoard's own names
             old.unlink()
         return package.SummaryWriter(str(folder))
     except OSError as error:

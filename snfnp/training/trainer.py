@@ -161,28 +161,23 @@ class Trainer(TrainingStep):
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state on the host."""
         p, m, v, state = map(self.ops.to_host, (self.p, self.m, self.v, self.state))
-        return Checkpoint(
-            *(self.layout, p, m, v, self.step, self.lam, self.config.seed, record, self.log.sums),
-            *(self.state_layout, state),
-        )
+        log = (record, self.log.sums, self.state_layout, state)
+        return Checkpoint(self.layout, p, m, v, self.step, self.lam, self.config.seed, *log)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same model, in the middle of an epoch too."""
-        for buffer, saved in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
-            buffer[...] = self.ops.asarray(getattr(checkpoint, saved), buffer.dtype)
-        self._restore_state(checkpoint)
-        self.step, self.lam = checkpoint.step, checkpoint.lam
-        self.log.restore(checkpoint.sums)
-
-    def _restore_state(self, checkpoint: Checkpoint) -> None:
-        saved = {entry.key: entry for entry in checkpoint.state_layout.entries}
-        own = self.state_layout.entries
-        shapes = ({entry.key: entry.shape for entry in each} for each in (saved.values(), own))
-        if len({tuple(sorted(each.items())) for each in shapes}) > 1:
+        saved, own = checkpoint.state_layout, self.state_layout
+        then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
+        if then != kept:
             raise CheckpointError(
                 "the checkpoint is of a run with other options (its layers keep other values from "
                 "step to step): give the run that it was made by"
             )
-        for entry in own:
-            then = checkpoint.state[saved[entry.key].start : saved[entry.key].stop]
-            self.state[entry.start : entry.stop] = self.ops.asarray(then)
+        for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
+            buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
+        views = saved.views(checkpoint.state)
+        for entry in own.entries:
+            value = self.ops.asarray(views[entry.layer][entry.name])
+            self.states[entry.layer][entry.name][...] = value
+        self.step, self.lam = checkpoint.step, checkpoint.lam
+        self.log.restore(checkpoint.sums)

@@ -8,12 +8,12 @@ from support.trainers import host, images_of, make_trainer
 
 from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
 from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.monitors import Inspection
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear, Squeeze
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
-from snfnp.training.inspection import Inspection
 
 
 def _linear(channels: int) -> Linear:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
 
@@ -40,7 +41,7 @@ class Communicator:
         """The values of all ranks, in their order. value: anything that can be pickled."""
         return [value]
 
-    def broadcast(self, value):
+    def broadcast(self, value) -> Any:
         """The value of rank 0. value: anything that can be pickled."""
         return value
 
@@ -55,7 +56,7 @@ class Communicator:
         """End all ranks at once, with this exit status."""
         os._exit(status)
 
-    def on_rank_zero(self, function: Callable):
+    def on_rank_zero(self, function: Callable) -> Any:
         """The result of `function()`, which rank 0 alone calls; its SnfnpError is raised on every
         rank."""
         value = error = None

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import scipy.linalg
 
-from snfnp.diagnostics.angles import has_inverse_likelihood
+from snfnp.diagnostics import has_inverse_likelihood
 from snfnp.maps import Conv2d
 from snfnp.rules import Rule
 

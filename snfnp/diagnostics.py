@@ -1,4 +1,5 @@
-"""The angles between approximate and exact gradients at a checkpoint (Fig. 3).
+"""The gradients of a whole flow at given parameters, and the angles between approximate and exact
+ones (Fig. 3).
 
 Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
 """
@@ -10,12 +11,52 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp.diagnostics.gradients import gradients, with_layers
+from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Layer
 from snfnp.maps import Map
+from snfnp.ops import Ops, RandomKey
 from snfnp.rules import Exact, Rule, SelfNormalizing
+
+
+def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
+    """{layer: {parameter: gradient}} on the device, of the mean over x, for each λ of `lams`.
+
+    x: preprocessed inputs (N, *shape). lams: numbers or {layer: number}, and None for the
+    likelihood's gradient alone, without Eq. 31 either; key: the step's random numbers. One forward
+    pass, and a backward pass for each λ. Parameters that a rule finds by itself have none.
+    """
+    latents, _, caches = flow.forward(ops, params, x)
+    weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
+    ctx, passes = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0)), []
+    for lam in lams:
+        grads = {
+            layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
+            for layer, named in params.items()
+        }
+        by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
+        factors = {layer: own * (-2 / len(x)) for layer, own in by_layer.items()}
+        part = _likelihood_alone(flow) if lam is None else flow
+        part.backward(ctx, params, caches, flow.latent_gradients(latents), grads, factors)
+        passes.append(grads)
+    return passes
+
+
+def _likelihood_alone(flow: Flow) -> Flow:
+    """The flow with the plain rule in place of one that adds a term of its own (Eq. 31)."""
+    plain = {
+        name: replace(layer, rule=layer.rule.without_penalty)
+        for name, (layer, _) in flow.learned_inverses().items()
+        if isinstance(layer.rule, SelfNormalizing)
+    }
+    return _with_layers(flow, plain)
+
+
+def _with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
+    """The flow with other layers in the places of those names."""
+    replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
+    return replace(flow, layers=replaced)
 
 
 @dataclass(frozen=True)
@@ -36,7 +77,7 @@ class LayerGradients:
     inverse_angle: float | None = None
 
 
-def gradient_angles(ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
+def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
     """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
 
     The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
@@ -45,7 +86,7 @@ def gradient_angles(ops, flow: Flow, params, x, lam, key=None) -> list[LayerGrad
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = with_layers(
+    exact = _with_layers(
         flow,
         {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()},
     )
@@ -109,7 +150,7 @@ def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
             return None
         replaced[name] = _Generated(g)
     try:
-        return gradients(ops, with_layers(flow, replaced), params, x)[0]
+        return gradients(ops, _with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:
         return None
 

@@ -12,30 +12,9 @@ from collections.abc import Callable
 from snfnp.errors import SnfnpError
 
 # What the package prints that an output's encoding may not have; the rest becomes \u….
-PLAIN = {
-    "λ": "lambda",
-    "°": " deg",
-    "−": "-",
-    "×": "x",
-    "…": "...",
-    "·": "*",
-    "²": "^2",
-    "³": "^3",
-    "‖": "||",
-    "Σ": "sum ",
-    "∂": "d",
-    "ᵀ": "^T",
-    "⁻": "^-",
-    "¹": "1",
-    "⊙": "*",
-    "α": "alpha",
-    "κ": "kappa",
-    "ν": "nu",
-    "η": "eta",
-    "μ": "mu",
-    "ρ": "rho",
-    "σ": "sigma",
-}
+PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
+PLAIN |= {"σ": "sigma", "Σ": "sum ", "∂": "d", "°": " deg", "…": "...", "×": "x", "−": "-"}
+PLAIN |= {"·": "*", "⊙": "*", "‖": "||", "²": "^2", "³": "^3", "⁻": "^-", "¹": "1", "ᵀ": "^T"}
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"
 
@@ -43,10 +22,9 @@ _IMPORTING = "<frozen importlib._bootstrap>"
 def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    characters = error.object[error.start : error.end]
-    return "".join(
-        PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in characters
-    ), error.end
+    failed = error.object[error.start : error.end]
+    words = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in failed)
+    return "".join(words), error.end
 
 
 def run(work: Callable[[], None]) -> int:
@@ -82,27 +60,24 @@ def run(work: Callable[[], None]) -> int:
 def report_error(error: BaseException, who: str = "") -> int | None:
     """The exit status after an exception, with a line on stderr, which begins with `who`; None
     if it is a mistake in the program, or its intended end."""
+    if isinstance(error, KeyboardInterrupt | BrokenPipeError):
+        _abandon_output()
+        return exit_status(error)
     if isinstance(error, SnfnpError):
-        _print_error(f"{who}{error}")
-        return error.exit_status
-    if isinstance(error, MemoryError):
+        line = str(error)
+    elif isinstance(error, MemoryError):
         reason = str(error).rstrip(".") or "nothing more is known"
-        _print_error(
-            f"{who}out of memory ({reason}): ask for less at once, or see which other program "
-            "has it"
-        )
-        return 1
-    if isinstance(error, KeyboardInterrupt):
+        line = f"out of memory ({reason}): ask for less at once, or see which other program has it"
+    elif isinstance(error, OSError) and _output_fails():
         _abandon_output()
-        return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
+        line = f"the output cannot be written ({error.strerror}): send it elsewhere"
+    else:
+        return None
+    try:
+        print(f"error: {who}{line}", file=sys.stderr)
+    except OSError:  # nor can stderr: the exit status has to say it
         _abandon_output()
-        return CLOSED_PIPE
-    if isinstance(error, OSError) and _output_fails():
-        _abandon_output()
-        _print_error(f"{who}the output cannot be written ({error.strerror}): send it elsewhere")
-        return 1
-    return None
+    return exit_status(error)
 
 
 def exit_status(error: BaseException) -> int:
@@ -125,13 +100,6 @@ def _interrupt(signum, frame):
             os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
-
-
-def _print_error(line: str) -> None:
-    try:
-        print(f"error: {line}", file=sys.stderr)
-    except OSError:  # nor can stderr: the exit status has to say it
-        _abandon_output()
 
 
 def _output_fails() -> bool:

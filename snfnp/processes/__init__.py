@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from snfnp.cli import terminal
+from snfnp import terminal
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, world
 from snfnp.ops.communication import launched
@@ -34,14 +35,11 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
     if count == 1:
         return
     if world.size > 1:
-        raise UsageError(
-            f"{OPTION} starts processes, and mpiexec has started {world.size} already: leave one "
-            "of them out"
-        )
+        already = f"mpiexec has started {world.size} already: leave one of them out"
+        raise UsageError(f"{OPTION} starts processes, and {already}")
     mpiexec = find_mpiexec(OPTION)
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    sys.stdout.flush()
     command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
     os.execv(mpiexec, command)
 
@@ -85,12 +83,9 @@ def process_group() -> Iterator[Communicator]:
             raise SystemExit(error.exit_status) from None
         raise
     try:
-        with ExitStack() as held:
-            if ranks.rank:
-                nowhere = held.enter_context(open(os.devnull, "w"))
-                held.enter_context(redirect_stdout(nowhere))
-            else:
-                sys.stdout.reconfigure(line_buffering=True)  # mpiexec hands it on, also to a screen
+        if isinstance(out := sys.stdout, io.TextIOWrapper):
+            out.reconfigure(line_buffering=True)  # mpiexec hands it on, also to a screen
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if ranks.rank else out):
             yield ranks
     except BaseException as error:
         _end(ranks, error)

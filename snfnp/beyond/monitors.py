@@ -11,15 +11,31 @@ from fractions import Fraction
 
 import numpy as np
 
-from snfnp import registry
-from snfnp.diagnostics import SmallestSecondMoment, gradient_angles, gradient_ratios
-from snfnp.diagnostics.second_moment import stable_above
+from snfnp.beyond import contraction
+from snfnp.beyond.second_moment import SmallestSecondMoment, stable_above
+from snfnp.diagnostics import gradient_angles, gradients
 from snfnp.errors import DivergedError
+from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.ops import RandomKey
 from snfnp.training.trainer import Trainer
 
 _GROWN = 0.5  # ρ from which on a margin that is crossed is reported
+
+
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
+    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x.
+
+    Of every layer that learns its inverse; 0 if λ is 0. The arguments are those of `gradients`.
+    Costs two backward passes: O(N D²) for dense layers.
+    """
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    ratios = {}
+    for name in flow.learned_inverses():
+        likelihood, both = without[name]["W"], whole[name]["W"]
+        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
+        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
+    return ratios
 
 
 class _Watch:
@@ -65,8 +81,8 @@ class Inspection:
         rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.beyond.contraction.rho`). margin:
         λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
         above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
-        −λE to the likelihood's, of W, on the batch of the step that follows (`gradient_ratios`), if λ
-        is not 0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
+        −λE to the likelihood's, of W, on the batch of the next step (`gradient_ratios`), if λ is not
+        0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R if it has one, on as many of the batches that follow as `--track-angle` says
         (`gradient_angles`). Raises DivergedError if one of them is not finite.
         """
@@ -79,7 +95,7 @@ class Inspection:
         for name, (layer, shape) in self._layers.items():
             f, g = layer.maps
             p = params[name]
-            figures = {"rho": registry.find("rho")(ops, f, g, p["W"], p["R"], shape)}
+            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
             smallest = self._moments[name].value if name in self._moments else None
             if smallest is not None:
                 figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
@@ -144,13 +160,10 @@ class Inspection:
         batches = self._trainer.config.track_angle
         if batches is None:
             return {}
-        rows = gradient_angles(*self._on_batches(batches, params, lam))
-        figures = (
-            (row.layer, {"angle": row.angle, "inverse_angle": row.inverse_angle}) for row in rows
-        )
         return {
-            layer: {name: value for name, value in angles.items() if value is not None}
-            for layer, angles in figures
+            row.layer: {"angle": row.angle}
+            | ({} if row.inverse_angle is None else {"inverse_angle": row.inverse_angle})
+            for row in gradient_angles(*self._on_batches(batches, params, lam))
         }
 
     def _on_batches(self, count: int, params, lam) -> tuple:
