@@ -12,6 +12,7 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset, fully_connected
 from snfnp.training.options import OPTIONS, RetiredError, TrainConfig
 from snfnp.training.options.config import PARTS, help_of
+from snfnp.training.options.option import interval
 from snfnp.training.options.rules import RETIRED, RULES
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -126,11 +127,11 @@ def test_only_the_papers_data_set_is_augmented_unless_asked():
 
 
 @pytest.mark.parametrize(
-    "text, interval",
+    "text, expected",
     [("500", (500, math.inf)), ("10m", (math.inf, 600)), ("0.5m", (math.inf, 30))],
 )
-def test_checkpoints_are_steps_or_minutes_apart(text, interval):
-    assert TrainConfig(checkpoint_every=text).resolve(1000).run.checkpoint_interval == interval
+def test_checkpoints_are_steps_or_minutes_apart(text, expected):
+    assert interval(TrainConfig(checkpoint_every=text).resolve(1000).checkpoint_every) == expected
 
 
 @pytest.mark.parametrize("text", ["0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"])

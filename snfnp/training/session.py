@@ -40,20 +40,17 @@ class Session:
 
     def train(self, report: Callable[[str], None] = print) -> dict:
         """Train to the end; the summary, as `snfnp.train` returns it."""
-        config = self.config
+        config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
 
-        def buffers() -> int:
-            """Bytes of the parameters, their gradients and Adam's two moments."""
-            return 4 * _layout(config, self.dataset).size * np.dtype(config.dtype).itemsize
+        def buffers() -> int:  # bytes of the parameters, their gradients and Adam's two moments
+            return 4 * _layout(config, dataset).size * np.dtype(config.dtype).itemsize
 
         with within_memory(self.ops, "--batch-size", config.batch_size, buffers, also):
-            return train(
-                *(config, self.dataset, self.ops, self.folder, self.goes_on, report),
-                world=self.world,
-            )
+            how = (self.folder, self.goes_on, report)
+            return train(config, dataset, self.ops, *how, world=self.world)
 
 
 @contextmanager
@@ -70,7 +67,7 @@ def started(
     with ExitStack() as held:
 
         def claim() -> None:
-            folder.make()
+            folder.create(path)
             held.enter_context(folder.lock)
 
         world.on_rank_zero(claim)

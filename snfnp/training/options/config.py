@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from snfnp.training.options.parts import (
     OptimiserOptions,
     RunOptions,
 )
-from snfnp.training.options.rules import CONFLICTS, RETIRED, RETIRED_VALUES, RULES, Need
-from snfnp.training.options.rules import Rule as OptionRule
+from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
 
 # {part: its class}, in the order of --help.
 PARTS = {
@@ -34,17 +34,10 @@ PARTS = {
     "run": RunOptions,
     "device": DeviceOptions,
 }
-OPTIONS: dict[str, Option] = {}
-_PART_OF: dict[str, str] = {}
-for _part, _class in PARTS.items():
-    OPTIONS |= options_in(_class)
-    _PART_OF |= dict.fromkeys(options_in(_class), _part)
+OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
+_PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
 
-PLACES = ("data_dir", "out")  # where files are: no part of a run
-_RULE = (  # what a rule is made of
-    *("gradient", "objective", "relative_bias", "inverse_update", "sigma", "noise_vectors"),
-    *("jvp_weight", "jvp_probes", "probes"),
-)
+_RULE = tuple(signature(make_rule).parameters)  # the options that make a rule
 
 
 class RetiredError(UsageError):
@@ -68,24 +61,21 @@ class TrainConfig:
     device: DeviceOptions
 
     def __init__(self, **given):
-        values: dict[str, dict] = {part: {} for part in PARTS}
-        parts = {part: given.pop(part, None) or kind() for part, kind in PARTS.items()}
+        for part, kind in PARTS.items():
+            object.__setattr__(self, part, given.pop(part, None) or kind())
         for name, value in given.items():
             if name not in OPTIONS:
                 raise TypeError(f"no option of a run is called {name!r}")
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
-            values[_PART_OF[name]][name] = value
-        for part, options in parts.items():
-            object.__setattr__(self, part, replace(options, **values[part]))
+            part = _PART_OF[name]
+            object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
 
     def __getattr__(self, name: str) -> Any:
         """An option of one of the parts."""
         if name not in _PART_OF:
             raise AttributeError(f"a configuration has no {name!r}")
         return getattr(getattr(self, _PART_OF[name]), name)
-
-    # ---------------------------------------------------------------- what follows from it
 
     @property
     def preset(self) -> Preset:
@@ -99,8 +89,19 @@ class TrainConfig:
 
     @property
     def controller(self) -> Controller | None:
-        """The control of λ; None: λ is fixed."""
-        return self.multiplier.controller
+        """The settings by which λ is controlled, once they are filled in; None: λ is fixed."""
+        if self.lambda_control == "fixed":
+            return None
+        return Controller(
+            kind=self.lambda_control,
+            relative=self.constraint == "relative",
+            tolerance=self.tolerance,
+            rate=self.lambda_rate,
+            smoothing=self.lambda_smoothing or 0.0,
+            damping=self.lambda_damping or 0.0,
+            lowest=self.lambda_min,
+            highest=self.lambda_max,
+        )
 
     @property
     def model_name(self) -> str:
@@ -112,7 +113,7 @@ class TrainConfig:
 
     def usual(self, name: str):
         """The value of an option that nobody gave."""
-        return _rule_of(name).fill(self)
+        return RULES[name].fill(self)
 
     def chosen(self, name: str):
         """An option's value, filled in if nobody gave one."""
@@ -135,8 +136,6 @@ class TrainConfig:
         )
         return self.preset.build(choices, tuple(image_shape))
 
-    # ---------------------------------------------------------------- filled in and checked
-
     def filled(self) -> TrainConfig:
         """The configuration with every option that was left out filled in, but for the epochs."""
         config = self
@@ -148,14 +147,15 @@ class TrainConfig:
     def resolve(self, training_images: int) -> TrainConfig:
         """The configuration with everything filled in and checked. Raises UsageError, one line."""
         for name, option in OPTIONS.items():
-            option.check(getattr(self, name))
+            value = getattr(self, name)
+            if problem := option.problem(value):
+                raise UsageError(f"{option.flag} is {str(value)[:40]}: it must be {problem}")
         config = self.filled()
         for option, need in config._without_effect():
             flag = option.flag_for(getattr(config, option.name))
             raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
-        for is_wrong, words in CONFLICTS:
-            if is_wrong(config):
-                raise UsageError(words(config))
+        for conflict in conflicts(config):
+            raise UsageError(conflict)
         if config.batch_size > training_images:
             raise UsageError(
                 f"--batch-size is {config.batch_size}, but there are only {training_images} "
@@ -182,12 +182,10 @@ class TrainConfig:
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it does not matter, with what it needs."""
         for name, option in OPTIONS.items():
-            rule = _rule_of(name)
+            rule = RULES[name]
             unmet = [need for need in rule.needs if not need.holds(self)]
             if unmet and getattr(self, name) not in (option.default, rule.fill(self)):
                 yield option, unmet[0]
-
-    # ---------------------------------------------------------------- resumed and compared
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
         """The configuration with which `run` goes on: its own, changed by what is given now.
@@ -202,14 +200,14 @@ class TrainConfig:
             value = given.get(name, before)
             if value != before and not option.changeable:
                 raise UsageError(
-                    f"{run} was started with {name} = {before}: it cannot go on with "
-                    f"{value}; leave that option out, or start a new run"
+                    f"{run} was started with {name} = {before}: it cannot go on with {value}; "
+                    "leave that option out, or start a new run"
                 )
-        if self.lambda_control != "fixed" and given.get("lam", self.lam) != self.lam:
-            raise UsageError(
-                f"{run} was started with --lambda-control {self.lambda_control}: its λ goes on "
-                "from the checkpoint; leave --lambda out, or start a new run"
-            )
+            if value != before and name == "lam" and self.controller:
+                raise UsageError(
+                    f"{run} was started with --lambda-control {self.lambda_control}: its λ goes "
+                    "on from the checkpoint; leave --lambda out, or start a new run"
+                )
         config = replace(self, **given)
         for option, _ in config._without_effect():
             if option.name in given:
@@ -224,28 +222,18 @@ class TrainConfig:
 
     def incompatible_options(self, other: TrainConfig) -> list[str]:
         """The options by which a run with this configuration cannot be one with the other."""
-        ours, theirs = self.filled(), other.filled()
-        return [
-            name
-            for name, option in OPTIONS.items()
-            if not option.changeable and getattr(ours, name) != getattr(theirs, name)
-        ]
+        return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differs, but for the places of files."""
-        then, now = before.filled().as_dict(), self.as_dict()
-        return {
-            name: [then[name], value]
-            for name, value in now.items()
-            if value != then[name] and name not in PLACES
-        }
+        """{option: [before, now]} of all that differs, but for where files are."""
+        then, now = before.filled().as_dict(), self.filled().as_dict()
+        decisive = [name for name, option in OPTIONS.items() if option.kind != "Path"]
+        return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
 
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
         """The configuration with λ and the optimiser of the one that a checkpoint records."""
         then = TrainConfig.from_dict(saved)
         return replace(self, optimiser=then.optimiser, lam=then.lam)
-
-    # ---------------------------------------------------------------- in config.json
 
     def as_dict(self) -> dict:
         """{option: value}, flat, ready for JSON."""
@@ -278,16 +266,12 @@ class TrainConfig:
         return cls(**known)
 
 
-def _rule_of(name: str) -> OptionRule:
-    return RULES.get(name, OptionRule())
-
-
 def help_of(option: Option, default=None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default.
 
     default: of a script, if it has one of its own.
     """
-    rule, text = _rule_of(option.name), option.help
+    rule, text = RULES[option.name], option.help
     if rule.needs and option.name != "init":
         needs = dict.fromkeys(need.words for need in rule.needs)
         text += f"; needs {', '.join(needs)}"

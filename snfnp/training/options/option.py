@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset
 
 LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
-_KINDS = {  # {kind: (the types of its values, words for them)}
+_KINDS: dict[str, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
     "bool": (bool, "True or False"),
     "int": (int, "a whole number"),
     "float": ((int, float), "a finite number"),
@@ -21,12 +22,13 @@ _KINDS = {  # {kind: (the types of its values, words for them)}
 }
 
 # Limits of a value: a predicate, and words for it.
-AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
-POSITIVE = (lambda value: value > 0, "positive")
-NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+Limits = tuple[Callable[[Any], object], str]
+AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
+POSITIVE: Limits = (lambda value: value > 0, "positive")
+NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
 
 
-def odd(smallest: int) -> tuple[Callable, str]:
+def odd(smallest: int) -> Limits:
     """The limits of an odd number."""
     return lambda value: value >= smallest and value % 2, f"odd, {smallest} or larger"
 
@@ -36,9 +38,9 @@ class Option:
     """A field of one of the parts of a configuration.
 
     name: as keyword and in config.json; kind: "bool", "int", "float", "str" or "Path"; optional:
-    None is filled in by `rules`; default: as declared; help: for `--help`; flag: on the command
-    line; choices: the values it may have; must: the limits of its values; changeable: a resumed
-    run may have another value.
+    None is filled in by `rules`; default: as declared; help: for `--help`; must: the limits of its
+    values; choices: the values it may have; flag: on the command line; changeable: a resumed run
+    may have another value.
     """
 
     name: str
@@ -46,16 +48,16 @@ class Option:
     optional: bool
     default: object
     help: str
+    must: Limits
+    choices: tuple[str, ...]
     flag: str
-    choices: tuple[str, ...] | None
-    must: tuple[Callable, str]
     changeable: bool
 
     def flag_for(self, value) -> str:
         """The flag that sets a value: for False the one that switches the option off."""
         return self.flag.replace("--", "--no-", 1) if value is False else self.flag
 
-    def problem(self, value) -> str | None:
+    def problem(self, value: Any) -> str | None:
         """The words for what a value must be and is not; None: it is all that."""
         types, words = _KINDS[self.kind]
         if value is None and self.optional:
@@ -66,31 +68,27 @@ class Option:
             return f"one of {', '.join(self.choices)}"
         holds, words = self.must
         if self.kind == "float" and not abs(value) < LARGEST:
-            return f"{words} and finite" if words else "finite"
+            return f"{words} and finite"
         return None if holds(value) else words
 
-    def check(self, value) -> None:
-        """Raises UsageError for a value that the option may not have."""
-        problem = self.problem(value)
-        if problem:
-            raise UsageError(f"{self.flag} is {str(value)[:40]}: it must be {problem}")
 
-
-def option(default, help: str, must=(lambda value: True, ""), **about):
+def option(default, help: str, must=(lambda value: True, ""), **about) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
-    usual = {"flag": "", "choices": None, "changeable": False}
+    usual = {"choices": (), "flag": "", "changeable": False}
     return field(default=default, metadata={"help": help, "must": must, **usual, **about})
+
+
+changeable = partial(option, changeable=True)
 
 
 def options_in(part: type) -> dict[str, Option]:
     """{name: option} of a part of the configuration."""
     options = {}
     for entry in fields(part):
-        kind = str(entry.type).removesuffix(" | None")
-        about = dict(entry.metadata)
+        kind, _, none = str(entry.type).partition(" | ")
+        about = {**entry.metadata}
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
-        optional = kind != entry.type
-        options[entry.name] = Option(entry.name, kind, optional, entry.default, **about)
+        options[entry.name] = Option(entry.name, kind, bool(none), entry.default, **about)
     return options
 
 

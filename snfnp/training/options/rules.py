@@ -8,8 +8,9 @@ Derivation: derivations/21-learning-the-inverse.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.training.options.option import by_preset, presets_with
@@ -23,7 +24,7 @@ _USUAL_INPUT = 1e4  # ‖h‖² of images of 784 pixels as they come to their fi
 class Need(NamedTuple):
     """A condition on a whole configuration, and words for it: the options that make it true."""
 
-    holds: Callable
+    holds: Callable[[Any], object]
     words: str
 
 
@@ -32,7 +33,7 @@ class Rule(NamedTuple):
     gave one, and words for that."""
 
     needs: tuple[Need, ...] = ()
-    fill: Callable = lambda config: None
+    fill: Callable[[Any], Any] = lambda config: None
     words: str = ""
 
 
@@ -49,7 +50,6 @@ FREE_LAMBDA = (*HAS_LAMBDA, Need(_NOT_VARIATIONAL.holds, _SIGMA_DECIDES))
 _VARIATIONAL = Need(lambda c: c.objective == "variational", "--objective variational")
 _RELATIVE = Need(lambda c: c.gradient == "relative", "--gradient relative")
 _PROBE = Need(lambda c: c.gradient == "probe", "--gradient probe")
-_PENALTY = Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight")
 _CONTROLLED = Need(
     lambda c: c.lambda_control != "fixed", f"--lambda-control {' or '.join(CONTROLLERS)}"
 )
@@ -59,8 +59,6 @@ _GPU = Need(lambda c: c.backend == "cupy", "--backend cupy")
 _SINGLE = Need(lambda c: c.dtype == "float32", "--dtype float32")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
-_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
-_RECOMPUTABLE = _preset_needs(lambda preset: preset.has_recomputable_layers)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
     "--model fc or a --kernel above 1, where authors is not the same as paper",
@@ -85,7 +83,7 @@ def _recipe(name: str, otherwise=None) -> Callable:
     return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
 
 
-def _lam(config) -> float:
+def _lam(config: Any) -> float:
     """The preset's λ, for the objective that has it, or σ's; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
     if not rule.has_lambda or _VARIATIONAL.holds(config):
@@ -115,14 +113,16 @@ _GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 _KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
 
-RULES: dict[str, Rule] = {
+_RULES = {
     # the model
     **{setting: _size(setting) for setting in ("levels", "depth", "width", "kernel")},
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
     "bias_init": Rule(
-        (_BIAS_INIT,), _recipe("bias_init", "zero"), "zero; data with --recipe least-squares"
+        (_preset_needs(lambda preset: preset.has_bias_init),),
+        _recipe("bias_init", "zero"),
+        "zero; data with --recipe least-squares",
     ),
     # its gradient
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
         (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
     ),
     "jvp_weight": Rule((SELF_NORMALIZING, *HAS_LAMBDA, _NOT_VARIATIONAL)),
-    "jvp_probes": Rule((_PENALTY,)),
+    "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
     "probes": Rule((_PROBE,)),
     # λ
     "lam": Rule(FREE_LAMBDA, _lam, _LAM),
@@ -168,53 +168,40 @@ RULES: dict[str, Rule] = {
     "track_angle": Rule((LEARNS,)),
     "out": Rule(words="runs/<data>-<model>-<gradient>-<time>"),
     # the device
-    "recompute": Rule((_RECOMPUTABLE,)),
+    "recompute": Rule((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
     "graph": Rule((_GPU,)),
     "tf32": Rule((_GPU, _SINGLE)),
     "overlap": Rule((_GPU, *HAS_LAMBDA)),
 }
+RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one needs nothing
 
-# What a whole configuration must not be, and the line that says so.
-CONFLICTS: tuple[tuple[Callable, Callable], ...] = (
-    (
-        lambda c: c.gradient not in c.preset.gradients,
-        lambda c: (
-            f"--model {c.model} cannot be trained with --gradient {c.gradient}: choose "
-            f"{' or '.join(c.preset.gradients)}"
-        ),
-    ),
-    (
-        lambda c: c.inverse_update not in ("gradient", *c.preset.inverse_updates),
-        lambda c: (
-            f"--model {c.model} cannot be trained with --inverse-update {c.inverse_update}: "
-            f"choose {' or '.join(c.preset.inverse_updates)}"
-        ),
-    ),
-    (
-        lambda c: c.controller and c.tolerance is None,
-        lambda c: (
-            "--constraint absolute needs --tolerance: give the error per image that is allowed"
-        ),
-    ),
-    (
-        lambda c: c.controller and c.tolerance == 0 and c.lambda_control != "geco",
-        lambda c: (
-            f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one (no "
-            "error is ever below 0)"
-        ),
-    ),
-    (
-        lambda c: c.lambda_control == "geco" and c.lambda_min == 0,
-        lambda c: "--lambda-min is 0: geco multiplies λ, and needs a positive one",
-    ),
-    (
-        lambda c: c.controller and not c.lambda_min <= c.lam <= c.lambda_max,
-        lambda c: (
+
+def conflicts(c) -> Iterator[str]:
+    """The lines that say what a whole configuration must not be."""
+    for flag, value, possible in (
+        ("--gradient", c.gradient, c.preset.gradients),
+        ("--inverse-update", c.inverse_update, c.preset.inverse_updates),
+    ):
+        if value not in possible:
+            choices = " or ".join(possible)
+            yield f"--model {c.model} cannot be trained with {flag} {value}: choose {choices}"
+    if not c.controller:
+        return
+    if c.tolerance is None:
+        yield "--constraint absolute needs --tolerance: give the error per image that is allowed"
+    if c.tolerance == 0 and c.lambda_control != "geco":
+        yield (
+            f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one (no error "
+            "is ever below 0)"
+        )
+    if c.lambda_control == "geco" and c.lambda_min == 0:
+        yield "--lambda-min is 0: geco multiplies λ, and needs a positive one"
+    if not c.lambda_min <= c.lam <= c.lambda_max:
+        yield (
             f"--lambda is {c.lam:g}, where it starts: it must be between --lambda-min "
             f"({c.lambda_min:g}) and --lambda-max ({c.lambda_max:g})"
-        ),
-    ),
-)
+        )
+
 
 # Options of earlier versions, and the value with which they did nothing: what a config.json may
 # still say. And values that options no longer have.

@@ -7,8 +7,9 @@ import time
 import uuid
 from pathlib import Path
 
-from snfnp.training.evaluation import Evaluator
+from snfnp.errors import DivergedError
 from snfnp.training.options import TrainConfig
+from snfnp.training.options.option import interval
 from snfnp.training.options.rules import FREE_LAMBDA
 from snfnp.training.progress import Clock
 from snfnp.training.runs.checkpoint import save_checkpoint
@@ -21,12 +22,7 @@ class Checkpointer:
     its checkpoints."""
 
     def __init__(
-        self,
-        folder: RunFolder,
-        config: TrainConfig,
-        trainer: Trainer,
-        clock: Clock,
-        evaluator: Evaluator,
+        self, folder: RunFolder, config: TrainConfig, trainer: Trainer, clock: Clock, evaluator
     ):
         self.folder, self.config, self.trainer = folder, config, trainer
         self.clock, self.evaluator = clock, evaluator
@@ -35,27 +31,31 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Say whether `--checkpoint-every` asks for one now."""
-        steps, seconds = self.config.run.checkpoint_interval
+        steps, seconds = interval(self.config.checkpoint_every)
         step, then = self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
     def save(self, path: Path, metrics: bytes | None = None) -> None:
-        """Write a checkpoint. Waits for all steps; raises DivergedError if one failed.
+        """Write a checkpoint. Waits for all steps; raises DivergedError if one failed, or if they
+        left what could not be loaded: the square of a finite gradient may overflow in Adam's v.
 
         metrics: those that belong to it, if they are not those of now.
         """
         self.clock.settle()  # a failed step is not to be saved
+        checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
+        if not checkpoint.is_sound():  # on all ranks alike
+            what = "a parameter, a moment of Adam's or what layers keep is not finite"
+            raise DivergedError(f"training diverged by step {step}: {what}", step)
         if self.trainer.world.rank == 0:
-            metrics = self.folder.metrics() if metrics is None else metrics
-            record = {
+            checkpoint.record = {
                 "seconds": self.clock.seconds,
                 "best": self.evaluator.best,
                 "config": self.config.as_dict(),
                 "run": self.identity,
-                "metrics": metrics_digest(metrics),
+                "metrics": metrics_digest(self.folder.metrics() if metrics is None else metrics),
             }
-            save_checkpoint(path, self.trainer.checkpoint(record))
-        self._saved = (self.trainer.step, time.monotonic())
+            save_checkpoint(path, checkpoint)
+        self._saved = (step, time.monotonic())
         self.clock.skip()
 
     def start(self, description: dict) -> None:

@@ -42,44 +42,27 @@ class RunFolder:
     curves = property(lambda self: self.path / "curves.png")
     event_files = property(lambda self: self.path / "tensorboard")
 
-    def checkpoint(self, name: str) -> Path:
-        """The file of a checkpoint: "best" or "last"."""
-        known = {"best": self.best, "last": self.last}
-        if name not in known:
-            raise UsageError(f"checkpoint is {name!r}: choose one of {', '.join(known)}")
-        return known[name]
-
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new folder, or one in which a run was started and wrote no checkpoint yet."""
-        run = cls(path)
-        run.make()
-        return run
+        """A new folder, or one in which a run was started and wrote no checkpoint yet.
 
-    def make(self) -> None:
-        """Make the folder. Raises UsageError if that cannot be, or a run is in it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.refuse_started()
-        except OSError as error:
-            raise UsageError(
-                f"cannot make {self.path} ({error.strerror}): choose another --out"
-            ) from None
+        Raises UsageError if it cannot be made, or a run is in it.
+        """
+        run = cls(path)
+        with files.explained(f"make {path}", "choose another --out", UsageError):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.refuse_started()
+        return run
 
     def refuse_started(self) -> None:
         """Raises UsageError if the folder holds more than a start that failed leaves."""
-        file = self.first_foreign_file()
-        if file:
-            raise UsageError(
-                f"{self.path} exists and holds {file.name}: choose another --out, or add "
-                "--resume to go on with that run"
-            )
-
-    def first_foreign_file(self) -> Path | None:
-        """A file in the folder that a start that failed does not leave; None: there is none."""
-        failed = {self.config_file, self.path / "run.lock"}
-        others = (file for file in self.path.iterdir() if file not in failed)
-        return next((file for file in others if not files.is_partial(file)), None)
+        failed = {"config.json", "run.lock"}
+        for name in {file.name for file in self.path.iterdir()} - failed:
+            if not name.endswith(files.PARTIAL):
+                raise UsageError(
+                    f"{self.path} exists and holds {name}: choose another --out, or add --resume "
+                    "to go on with that run"
+                )
 
     def has_checkpoint(self) -> bool:
         """Say whether there is a checkpoint to go on from; no for a path that cannot be looked at,
@@ -89,7 +72,8 @@ class RunFolder:
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
         for path in (self.config_file, self.metrics_file, self.last, self.best, self.summary_file):
-            files.remove_partial(path)
+            for partial in self.path.glob(f"{path.name}.*{files.PARTIAL}"):
+                files.remove(partial)
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, dict]:
@@ -116,14 +100,12 @@ class RunFolder:
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: images per split, and their shape (H, W, C)."""
         data = record.get("data")
-        images, shape = (
-            data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")
-        )
-        for numbers in (images, shape):
+        found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
+        for numbers in found:
             whole = isinstance(numbers, list) and len(numbers) == 3
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return images, tuple(shape)
+        return found[0], tuple(found[1])
 
     def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
         """Raises UsageError if a data set cannot be the one that the run was trained on.
@@ -150,41 +132,21 @@ class RunFolder:
 
     def remove_summary(self) -> None:
         """Remove the summary of a run that goes on: it will have another."""
-        try:
+        with files.explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise SnfnpError(
-                f"cannot remove {self.summary_file} ({error.strerror}): remove it"
-            ) from None
 
     def append_metrics(self, record: dict) -> None:
         """Add a line; flushed, so that a crash keeps it."""
         line = json.dumps(record, allow_nan=False) + "\n"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        try:
-            with open(files.open_regular(self.metrics_file, flags), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise SnfnpError(
-                f"cannot write {self.metrics_file} ({error.strerror}): free some space"
-            ) from None
+        with (
+            files.explained(f"write {self.metrics_file}", "free some space"),
+            open(files.open_regular(self.metrics_file, flags), "ab") as file,
+        ):
+            file.write(line.encode())
 
-    def read_metrics(self) -> list[dict]:
-        """All evaluations so far. Raises SnfnpError if a line is damaged."""
-        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
-        return [self._evaluation(number, line) for number, line in enumerate(lines, start=1)]
-
-    def _evaluation(self, number: int, line: bytes) -> dict:
-        try:
-            record = files.parse_json(line)
-            if not is_evaluation(record):
-                raise ValueError("no evaluation")
-        except ValueError as error:
-            raise SnfnpError(
-                f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore it, "
-                "or delete it to go on without"
-            ) from None
-        return record
+    def write_metrics(self, content: bytes) -> None:
+        files.write_atomically(self.metrics_file, content)
 
     def metrics(self) -> bytes:
         """The evaluations as the file has them; nothing if there is no file."""
@@ -192,21 +154,21 @@ class RunFolder:
             return b""
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
-    def metrics_at(self, step: int, digest: list) -> bytes:
-        """The metrics without the lines after a step; digest: `metrics_digest` at that step.
-
-        Raises SnfnpError if they are not what they were.
-        """
-        content = self.metrics()[: digest[0]]
-        if metrics_digest(content) != digest:
-            raise SnfnpError(
-                f"{self.metrics_file} is damaged (not what it was at step {step}): restore it, "
-                "or delete it to go on without"
-            )
-        return content
-
-    def write_metrics(self, content: bytes) -> None:
-        files.write_atomically(self.metrics_file, content)
+    def read_metrics(self) -> list[dict]:
+        """All evaluations so far. Raises SnfnpError if a line is damaged."""
+        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(files.parse_json(line))
+                if not is_evaluation(records[-1]):
+                    raise ValueError("no evaluation")
+            except ValueError as error:
+                raise SnfnpError(
+                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
+                    "it, or delete it to go on without"
+                ) from None
+        return records
 
 
 def metrics_digest(metrics: bytes) -> list:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp import registry
+from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
@@ -73,10 +74,13 @@ def load_run(
     damaged or another run's, SnfnpError if config.json is damaged.
     """
     folder, record = RunFolder.open(Path(path))
+    files = {"best": folder.best, "last": folder.last}
+    if checkpoint not in files:
+        raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1])
     layout = flow.layout
-    saved = load_checkpoint(folder.checkpoint(checkpoint), layout, record)
+    saved = load_checkpoint(files[checkpoint], layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, layout, saved)

@@ -50,17 +50,18 @@ class FolderLock:
 
     def _acquire(self) -> None:
         while True:
-            try:
+            with files.explained(f"write {self._path}", "choose another --out", UsageError):
                 descriptor = files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write {self._path} ({error.strerror}): choose another --out"
-                ) from None
             self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
             try:
                 _lock(self._file)
             except (BlockingIOError, PermissionError):
-                self._refuse()
+                holder = self._holder()
+                self._file.close()
+                raise UsageError(
+                    f"{self._path.parent} is in use by {holder or 'another process'}: stop that "
+                    "one, or choose another --out"
+                ) from None
             except OSError as error:
                 print(
                     f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
@@ -78,20 +79,16 @@ class FolderLock:
             self._file.truncate(0)
             self._file.write(name.encode())
 
-    def _refuse(self):
-        holder = ""
+    def _holder(self) -> str:
+        """The name in the file; "": nothing can be read."""
         for _ in range(10):  # it may have been locked this instant, and not be written yet
             self._file.seek(0)
             with suppress(OSError, ValueError):
                 holder = self._file.read(200).decode().partition("\n")[0].strip()
-            if holder:
-                break
+                if holder:
+                    return holder
             time.sleep(0.02)
-        self._file.close()
-        raise UsageError(
-            f"{self._path.parent} is in use by {holder or 'another process'}: stop that one, or "
-            "choose another --out"
-        )
+        return ""
 
 
 def _lock(file) -> None:

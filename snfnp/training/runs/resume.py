@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.training.options import TrainConfig
@@ -37,33 +38,9 @@ def go_on(checkpoints: Checkpointer, rollback: bool, report: Callable[[str], Non
     After a crash at any point in here, the same command repeats all of it. Raises
     CheckpointError if there is nothing to go on from.
     """
-    world = checkpoints.trainer.world
-    record, saved, checkpoints.identity = world.on_rank_zero(lambda: _load(checkpoints, rollback))
-    _restore(checkpoints, saved)
-    world.on_rank_zero(lambda: _update_folder(checkpoints, rollback, record, saved, report))
-    checkpoints.evaluator.best = world.broadcast(checkpoints.evaluator.best)
-
-
-def _load(checkpoints: Checkpointer, rollback: bool) -> tuple:
-    """config.json, the checkpoint to go on from (None: from the start), and the run's identity."""
-    folder = checkpoints.folder
-    _, record = folder.open(folder.path)
-    folder.remove_partial()
-    if rollback and not folder.best.exists():
-        if folder.read_metrics():
-            raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or --resume")
-        return record, None, record.get("run")
-    if not folder.has_checkpoint():
-        raise CheckpointError(
-            f"there is no checkpoint {folder.last}: start the run again, without --resume"
-        )
-    path = folder.best if rollback else folder.last
-    return record, load_checkpoint(path, checkpoints.trainer.layout, record), record.get("run")
-
-
-def _restore(checkpoints: Checkpointer, saved: Checkpoint | None) -> None:
-    """Set everything back on this rank."""
     trainer, clock = checkpoints.trainer, checkpoints.clock
+    record, saved = trainer.world.on_rank_zero(lambda: _load(checkpoints, rollback))
+    checkpoints.identity = record.get("run")
     if saved is None:
         trainer.initialise_from_data(clock.whole_batch(0))
     else:
@@ -71,21 +48,40 @@ def _restore(checkpoints: Checkpointer, saved: Checkpoint | None) -> None:
         clock.seconds = saved.record["seconds"]
         checkpoints.evaluator.best = saved.record["best"]
     trainer.lam = checkpoints.config.lam
+    trainer.world.on_rank_zero(lambda: _update(checkpoints, rollback, record, saved, report))
+    checkpoints.evaluator.best = trainer.world.broadcast(checkpoints.evaluator.best)
 
 
-def _update_folder(
-    checkpoints: Checkpointer, rollback: bool, record: dict, saved: Checkpoint | None, report
-) -> None:
+def _load(checkpoints: Checkpointer, rollback: bool) -> tuple[dict, Checkpoint | None]:
+    """config.json, and the checkpoint to go on from; None: from the start."""
+    folder = checkpoints.folder
+    _, record = folder.open(folder.path)
+    folder.remove_partial()
+    if rollback and not folder.best.exists():
+        if folder.read_metrics():
+            raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or --resume")
+        return record, None
+    if not folder.has_checkpoint():
+        raise CheckpointError(
+            f"there is no checkpoint {folder.last}: start the run again, without --resume"
+        )
+    path = folder.best if rollback else folder.last
+    return record, load_checkpoint(path, checkpoints.trainer.layout, record)
+
+
+def _update(checkpoints: Checkpointer, rollback: bool, record: dict, saved, report) -> None:
     """Make the folder one of a run that goes on from here."""
     folder, trainer, config = checkpoints.folder, checkpoints.trainer, checkpoints.config
-    evaluator, best = checkpoints.evaluator, checkpoints.evaluator.best
     step, steps = trainer.step, config.epochs * trainer.steps_per_epoch
+    best, kept = checkpoints.evaluator.best, None
     if step > steps:
         raise UsageError(
             f"{folder.path} is at step {step}, past --epochs {config.epochs} ({steps} steps): "
             "give more epochs"
         )
-    lost = best is not None and not _is_best(checkpoints, best["step"], record)
+    with suppress(SnfnpError):  # it may be damaged, or another run's
+        kept = load_checkpoint(folder.best, trainer.layout, record).step
+    lost = best is not None and kept != best["step"]
     if step == steps and (best is None or lost and best["step"] < step):
         raise CheckpointError(
             f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or give "
@@ -93,13 +89,29 @@ def _update_folder(
         )
     if lost and best["step"] < step:
         report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
-        evaluator.best = None
-    metrics = _metrics_at(folder, step, saved, report)
+        checkpoints.evaluator.best = None
+    length, digest = saved.record["metrics"] if saved else metrics_digest(b"")
+    if length and not folder.metrics_file.exists():
+        report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
+        length, digest = metrics_digest(b"")
+    metrics = folder.metrics()[:length]
+    if metrics_digest(metrics) != [length, digest]:
+        raise SnfnpError(
+            f"{folder.metrics_file} is damaged (not what it was at step {step}): restore it, or "
+            "delete it to go on without"
+        )
     checkpoints.save(folder.last, metrics)
     if metrics != folder.metrics():
         folder.write_metrics(metrics)
     changed = config.changes_from(TrainConfig.from_dict(record["config"]))
-    _record_changes(folder, record, changed, step, rollback, trainer.world.size)
+    before, now = record.get("processes", 1), trainer.world.size
+    if changed or rollback or before != now:
+        more = {"processes": [before, now]} if before != now else {}
+        event = {"step": step, "rollback": rollback, "changed": changed | more}
+        record["processes"] = now
+        record["history"] = [*record.get("history", []), event]
+        record["config"] |= {name: value for name, (_, value) in changed.items()}
+        folder.write_config(record)
     if lost and best["step"] == step:
         checkpoints.save(folder.best)  # a crash came between the two files
     if step < steps:
@@ -109,36 +121,3 @@ def _update_folder(
     if changed:
         words = ", ".join(f"{name} {now} (was {old})" for name, (old, now) in changed.items())
         report(f"from step {step} on: {words}")
-
-
-def _metrics_at(folder: RunFolder, step: int, saved: Checkpoint | None, report) -> bytes:
-    """The metrics up to the step of a checkpoint, as it records them."""
-    digest = saved.record["metrics"] if saved else metrics_digest(b"")
-    if digest[0] and not folder.metrics_file.exists():
-        report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
-        return b""
-    return folder.metrics_at(step, digest)
-
-
-def _record_changes(
-    folder: RunFolder, record: dict, changed: dict, step: int, rollback: bool, processes: int
-) -> None:
-    """Note in config.json's history how the run goes on, if other than before."""
-    before = record.get("processes", 1)
-    if not (changed or rollback or processes != before):
-        return
-    more = {"processes": [before, processes]} if processes != before else {}
-    event = {"step": step, "rollback": rollback, "changed": changed | more}
-    record["processes"] = processes
-    record["history"] = [*record.get("history", []), event]
-    record["config"] |= {name: now for name, (_, now) in changed.items()}
-    folder.write_config(record)
-
-
-def _is_best(checkpoints: Checkpointer, step: int, record: dict) -> bool:
-    """Say whether best.safetensors is whole, this run's, and of this step."""
-    path, layout = checkpoints.folder.best, checkpoints.trainer.layout
-    try:
-        return load_checkpoint(path, layout, record).step == step
-    except SnfnpError:
-        return False
