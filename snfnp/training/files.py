@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and files that something else may have damaged."""
+"""Files that a crash leaves whole, that something else may have damaged, or that lock a folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import json
 import math
 import os
 import secrets
+import socket
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from snfnp.errors import SnfnpError
+from snfnp.errors import SnfnpError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -103,3 +113,82 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is no finite number")
     return value
+
+
+class FolderLock:
+    """A lock of the operating system, which ends with the process that holds it, and is advisory.
+
+    A context manager, which may be entered again while it is held. The file names its holder, and
+    is removed at the end. (The package `filelock` names no holder, takes a pipe for a lock, and
+    where there are no locks leaves a file that keeps everybody out after a crash.)
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._entered = path, 0
+        self._file: Any = None
+
+    def __enter__(self) -> FolderLock:
+        if not self._entered:
+            self._acquire()
+        self._entered += 1
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._entered -= 1
+        if not self._entered:
+            remove(self._path)  # while it is held: later, it may be another's
+            self._file.close()
+            if not fcntl:  # Windows removes no open file
+                remove(self._path)
+
+    def _acquire(self) -> None:
+        while True:
+            with explained(f"write {self._path}", "choose another --out", UsageError):
+                descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
+            self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+            try:
+                _lock(self._file)
+            except (BlockingIOError, PermissionError):
+                holder = self._holder()
+                self._file.close()
+                raise UsageError(
+                    f"{self._path.parent} is in use by {holder or 'another process'}: stop that "
+                    "one, or choose another --out"
+                ) from None
+            except OSError as error:
+                print(
+                    f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
+                    "that no second program trains in it",
+                    file=sys.stderr,
+                )
+            # The holder before may have removed the file after it was opened here.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
+                    break
+            self._file.close()
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        name = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        with suppress(OSError):  # a full disk: the lock holds without the name
+            self._file.truncate(0)
+            self._file.write(name.encode())
+
+    def _holder(self) -> str:
+        """The name in the file; "": nothing can be read."""
+        for _ in range(10):  # it may have been locked this instant, and not be written yet
+            self._file.seek(0)
+            with suppress(OSError, ValueError):
+                holder = self._file.read(200).decode().partition("\n")[0].strip()
+                if holder:
+                    return holder
+            time.sleep(0.02)
+        return ""
+
+
+def _lock(file) -> None:
+    """Raises BlockingIOError or PermissionError if another process holds the lock."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        file.seek(1 << 30)  # far behind the text, which must stay readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
+        file.seek(0)

@@ -14,29 +14,21 @@ from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.registry import WHOLE_BATCH
 from snfnp.rules import Rule
-from snfnp.training.options.option import Option, options_in
-from snfnp.training.options.parts import (
-    DeviceOptions,
-    GradientOptions,
-    ModelOptions,
-    MultiplierOptions,
-    OptimiserOptions,
-    RunOptions,
-)
+from snfnp.training.options import parts
+from snfnp.training.options.parts import Option, options_in
 from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
 
 # {part: its class}, in the order of --help.
 PARTS = {
-    "architecture": ModelOptions,
-    "method": GradientOptions,
-    "multiplier": MultiplierOptions,
-    "optimiser": OptimiserOptions,
-    "run": RunOptions,
-    "device": DeviceOptions,
+    "architecture": parts.ModelOptions,
+    "method": parts.GradientOptions,
+    "multiplier": parts.MultiplierOptions,
+    "optimiser": parts.OptimiserOptions,
+    "run": parts.RunOptions,
+    "device": parts.DeviceOptions,
 }
 OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
 _PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
-
 _RULE = tuple(signature(make_rule).parameters)  # the options that make a rule
 
 
@@ -53,12 +45,12 @@ class TrainConfig:
     of them whole, `config.optimiser`, and may be given whole, too. None: filled in by `resolve`.
     """
 
-    architecture: ModelOptions
-    method: GradientOptions
-    multiplier: MultiplierOptions
-    optimiser: OptimiserOptions
-    run: RunOptions
-    device: DeviceOptions
+    architecture: parts.ModelOptions
+    method: parts.GradientOptions
+    multiplier: parts.MultiplierOptions
+    optimiser: parts.OptimiserOptions
+    run: parts.RunOptions
+    device: parts.DeviceOptions
 
     def __init__(self, **given):
         for part, kind in PARTS.items():
@@ -125,15 +117,11 @@ class TrainConfig:
 
     def build_flow(self, image_shape):
         """The flow that this configuration describes, for images (H, W, C)."""
-        choices = Choices(
-            rule=self.rule,
-            init=self.init,
-            bias_init=self.chosen("bias_init"),
-            exact="dense" if self.gradient == "exact-dense" else "block",
-            inverse_kernel=self.chosen("inverse_kernel"),
-            inverse_depth=self.inverse_depth,
-            size=GlowSize(self.levels, self.depth, self.width, self.kernel),
-        )
+        names = ("init", "bias_init", "inverse_kernel", "inverse_depth")
+        chosen = {name: self.chosen(name) for name in names}
+        exact = "dense" if self.gradient == "exact-dense" else "block"
+        size = GlowSize(self.levels, self.depth, self.width, self.kernel)
+        choices = Choices(self.rule, exact=exact, size=size, **chosen)
         return self.preset.build(choices, tuple(image_shape))
 
     def filled(self) -> TrainConfig:
@@ -188,13 +176,8 @@ class TrainConfig:
                 yield option, unmet[0]
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
-        """The configuration with which `run` goes on: its own, changed by what is given now.
-
-        Raises UsageError if that would not be the same run.
-        """
-        unknown = sorted(set(given) - set(OPTIONS))
-        if unknown:
-            raise UsageError(f"no option of a run is called {unknown[0]}: see TrainConfig")
+        """The configuration with which `run` goes on: its own, changed by what is given now. Raises
+        UsageError if that would not be the same run."""
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
@@ -241,12 +224,9 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> TrainConfig:
-        """The configuration from `as_dict`. Raises UsageError for values that no run has.
-
-        What is absent (in one of an older version) is as by default; unknown entries (of a newer
-        one) are an error.
-        """
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """The configuration from `as_dict`. What is absent (in one of an older version) is as by
+        default. Raises UsageError for values that no run has, and unknown entries (of a newer)."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
@@ -259,18 +239,14 @@ class TrainConfig:
                 f"it was trained with {gone[0]} = {values[gone[0]]}, which only earlier versions "
                 "have: use the one that trained it"
             )
-        known = {name: value for name, value in values.items() if name in OPTIONS}
-        for name, value in known.items():
-            if OPTIONS[name].problem(value):
+        for name, value in values.items():
+            if name in OPTIONS and OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
-        return cls(**known)
+        return cls(**{name: values[name] for name in values if name in OPTIONS})
 
 
 def help_of(option: Option, default=None) -> str:
-    """An option's line of `--help`: its own, what it needs, and its default.
-
-    default: of a script, if it has one of its own.
-    """
+    """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
     rule, text = RULES[option.name], option.help
     if rule.needs and option.name != "init":
         needs = dict.fromkeys(need.words for need in rule.needs)

@@ -1,29 +1,37 @@
-"""The options of a run, in six parts. A part knows nothing of the others: `rules` does."""
+"""The options of a run, in six parts. An option knows nothing of the others: `rules` does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from snfnp.data import DATA_SETS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
-from snfnp.training.options.option import (
-    AT_LEAST_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Limits,
-    changeable,
-    interval,
-    odd,
-    option,
-    presets_with,
-)
 
-_MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
-_RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
+LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
+_KINDS: dict[str, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
+    "bool": (bool, "True or False"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a finite number"),
+    "str": (str, "text"),
+    "Path": ((str, Path), "a path"),
+}
+
+# Limits of a value: a predicate, and words for it.
+Limits = tuple[Callable[[Any], object], str]
+AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
+POSITIVE: Limits = (lambda value: value > 0, "positive")
+NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
+_ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
+_ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _UP_TO_3: Limits = (lambda value: 1 <= value <= 3, "1, 2 or 3")
 _SMOOTHING: Limits = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
@@ -35,6 +43,95 @@ _SIGMA: Limits = (
 
 
 @dataclass(frozen=True)
+class Option:
+    """A field of one of the parts of a configuration.
+
+    name: as keyword and in config.json; kind: "bool", "int", "float", "str" or "Path"; optional:
+    None is filled in by `rules`; default: as declared; help: for `--help`; must: the limits of its
+    values; choices: the values it may have; flag: on the command line; changeable: a resumed run
+    may have another value.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: object
+    help: str
+    must: Limits
+    choices: tuple[str, ...]
+    flag: str
+    changeable: bool
+
+    def flag_for(self, value) -> str:
+        """The flag that sets a value: for False the one that switches the option off."""
+        return self.flag.replace("--", "--no-", 1) if value is False else self.flag
+
+    def problem(self, value: Any) -> str | None:
+        """The words for what a value must be and is not; None: it is all that."""
+        types, words = _KINDS[self.kind]
+        if value is None:
+            return None if self.optional else words
+        if not isinstance(value, types) or isinstance(value, bool) != (self.kind == "bool"):
+            return words
+        if self.choices and value not in self.choices:
+            return f"one of {', '.join(self.choices)}"
+        holds, words = self.must
+        if self.kind == "float" and not abs(value) < LARGEST:
+            return f"{words} and finite"
+        return None if holds(value) else words
+
+
+def option(default, help: str, must=(lambda value: True, ""), **about) -> Any:
+    """A dataclass field with what `Option` says beside its name and type."""
+    usual = {"choices": (), "flag": "", "changeable": False}
+    return field(default=default, metadata={"help": help, "must": must, **usual, **about})
+
+
+changeable = partial(option, changeable=True)
+
+
+def options_in(part: type) -> dict[str, Option]:
+    """{name: option} of a part of the configuration."""
+    options = {}
+    for entry in fields(part):
+        kind, _, none = str(entry.type).partition(" | ")
+        about = {**entry.metadata}
+        about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
+        options[entry.name] = Option(entry.name, kind, bool(none), entry.default, **about)
+    return options
+
+
+def interval(text: str) -> tuple[float, float] | None:
+    """(steps, seconds) that "500" or "10m" stands for, one of them infinite; None: neither."""
+    match = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,9}(?:\.[0-9]{1,9})?)m", text)
+    steps, minutes = (float(part or math.inf) for part in match.groups()) if match else (0, 0)
+    return (steps, 60 * minutes) if steps and minutes else None
+
+
+def presets_with(has: Callable[[Preset], object]) -> str:
+    """The names of the presets that have a property: "conv, emerging or glow"."""
+    *names, last = (name for name, preset in PRESETS.items() if has(preset))
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+def by_preset(setting: str, none: str = "none") -> str:
+    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". none: the name of None;
+    "" leaves it out."""
+    models: dict[str, list[str]] = {}
+    for name, preset in PRESETS.items():
+        value = getattr(preset, setting)
+        models.setdefault(none if value is None else f"{value:g}", []).append(name)
+    models.pop("", None)
+    if len(models) == 1:
+        return next(iter(models))
+    return "; ".join(f"{value} for {', '.join(names)}" for value, names in models.items())
+
+
+_MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
+_RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """The flow and where its weights start."""
 
@@ -42,15 +139,14 @@ class ModelOptions:
     levels: int | None = option(None, "L of Glow, blocks between squeezes", AT_LEAST_1)
     depth: int | None = option(None, "K of Glow, steps of flow per block", AT_LEAST_1)
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
-    kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", odd(1))
-    inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", odd(3))
+    kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", _ODD)
+    inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
     inverse_depth: int = option(1, "convolutions in a learned inverse (A.4): 1 to 3", _UP_TO_3)
     init: str = option(
         "paper",
-        "the start of weights. paper, as in A.3: the identity plus Xavier noise of gain 0.01, in "
-        "Glow an orthogonal matrix (plus that noise if --kernel is above 1). authors, as in their "
-        "code: fc at exactly the identity, Glow with a --kernel above 1 at the identity plus "
-        "noise. identity: exactly the identity",
+        "the start of weights. paper (A.3): the identity plus Xavier noise of gain 0.01, in Glow "
+        "an orthogonal matrix (plus that noise if --kernel is above 1). authors, their code: fc "
+        "the identity, Glow with --kernel above 1 that plus noise. identity: exactly that",
         choices=INITS,
     )
     bias_init: str | None = option(
@@ -114,8 +210,8 @@ class MultiplierOptions:
     )
     lambda_control: str = option(
         "fixed",
-        "λ stays (fixed), or starts at --lambda and keeps the error below --tolerance: "
-        "geco (Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & Barr 1988)",
+        "λ stays (fixed), or starts at --lambda and keeps the error below --tolerance: geco "
+        "(Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & Barr 1988)",
         choices=("fixed", *CONTROLLERS),
     )
     lambda_sharing: str = option(
@@ -163,9 +259,7 @@ class RunOptions:
         "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
     )
     track_angle: int | None = changeable(
-        None,
-        "batches of each evaluation on which angles to exact gradients are measured (Fig. 3)",
-        AT_LEAST_1,
+        None, "record the angles to exact gradients on so many batches (Fig. 3)", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard; needs tensorboardX")
     out: Path | None = changeable(None, "run folder to make")

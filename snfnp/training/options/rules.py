@@ -1,7 +1,6 @@
 """The rules between options: what each needs, what fills it in, and what does not go together.
 
-The configuration checks them (`TrainConfig.resolve`), fills in from them what a run folder or a
-person left out, and `--help` prints them.
+`TrainConfig.resolve` checks them and fills in from them what was left out; `--help` prints them.
 Derivation: derivations/21-learning-the-inverse.md.
 """
 
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from snfnp.ops.step.control import CONTROLLERS
-from snfnp.training.options.option import by_preset, presets_with
+from snfnp.training.options.parts import by_preset, presets_with
 
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 _TOLERANCE = 1e-3
@@ -37,27 +36,24 @@ class Rule(NamedTuple):
     words: str = ""
 
 
+def _is(name: str, *values: str) -> Need:
+    words = f"--{name.replace('_', '-')} {' or '.join(values)}"
+    return Need(lambda c: getattr(c, name) in values, words)
+
+
 def _preset_needs(has: Callable) -> Need:
     return Need(lambda c: has(c.preset), f"--model {presets_with(has)}")
 
 
 LEARNS = Need(lambda c: c.rule.learns_inverse, "--gradient self-normalizing")
-SELF_NORMALIZING = Need(lambda c: c.gradient == "self-normalizing", LEARNS.words)
+SELF_NORMALIZING = _is("gradient", "self-normalizing")
 HAS_LAMBDA = (LEARNS, Need(lambda c: c.rule.has_lambda, "--inverse-update gradient"))
-_NOT_VARIATIONAL = Need(lambda c: c.objective != "variational", "--objective mixture or forward")
-_SIGMA_DECIDES = f"{_NOT_VARIATIONAL.words} (in the variational one σ decides λ)"
-FREE_LAMBDA = (*HAS_LAMBDA, Need(_NOT_VARIATIONAL.holds, _SIGMA_DECIDES))
-_VARIATIONAL = Need(lambda c: c.objective == "variational", "--objective variational")
-_RELATIVE = Need(lambda c: c.gradient == "relative", "--gradient relative")
-_PROBE = Need(lambda c: c.gradient == "probe", "--gradient probe")
-_CONTROLLED = Need(
-    lambda c: c.lambda_control != "fixed", f"--lambda-control {' or '.join(CONTROLLERS)}"
-)
-_GECO = Need(lambda c: c.lambda_control == "geco", "--lambda-control geco")
-_MDMM = Need(lambda c: c.lambda_control == "mdmm", "--lambda-control mdmm")
-_GPU = Need(lambda c: c.backend == "cupy", "--backend cupy")
-_SINGLE = Need(lambda c: c.dtype == "float32", "--dtype float32")
+FREE_LAMBDA = (*HAS_LAMBDA, _is("objective", "mixture", "forward"))  # else σ decides λ
+_VARIATIONAL = _is("objective", "variational")
+_CONTROLLED = _is("lambda_control", *CONTROLLERS)
+_GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
+_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
@@ -70,14 +66,6 @@ def _only(need: Need, fill: Callable, words: str) -> Rule:
     return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
-def _size(setting: str) -> Rule:
-    return Rule((_GLOW,), lambda c: getattr(c.preset.size, setting, None))
-
-
-def _preset(setting: str) -> Rule:
-    return Rule((), lambda c: getattr(c.preset, setting), by_preset(setting))
-
-
 def _recipe(name: str, otherwise=None) -> Callable:
     """The setting of a recipe, whose name stands for those of several options."""
     return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
@@ -86,10 +74,12 @@ def _recipe(name: str, otherwise=None) -> Callable:
 def _lam(config: Any) -> float:
     """The preset's λ, for the objective that has it, or σ's; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
-    if not rule.has_lambda or _VARIATIONAL.holds(config):
-        return rule.lam if rule.has_lambda else 0.0
-    forward = rule.objective == "forward" and preset.lam_forward is not None
-    return preset.lam_forward if forward else preset.lam
+    if not rule.has_lambda:
+        return 0.0
+    if _VARIATIONAL.holds(config):
+        return rule.lam
+    usual = preset.lam_forward if rule.objective == "forward" else None
+    return preset.lam if usual is None else usual
 
 
 def _clip_norm(config) -> float | None:
@@ -106,6 +96,7 @@ def _rate(config) -> float:
 _EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
 _EPOCHS += by_preset("paper_epochs", none="")
 _LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
+_ZERO = "zero; data with --recipe least-squares"
 _RATE = "1 for geco, --lambda for the others; "
 _RATE += f"{1 / _USUAL_INPUT:g} times that for --constraint absolute"
 _GRADIENT = "self-normalizing; exact for "
@@ -114,32 +105,28 @@ _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small s
 _KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
 
 _RULES = {
-    # the model
-    **{setting: _size(setting) for setting in ("levels", "depth", "width", "kernel")},
+    **{
+        name: Rule((_GLOW,), lambda c, name=name: getattr(c.preset.size, name, None))
+        for name in ("levels", "depth", "width", "kernel")
+    },
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
-    "bias_init": Rule(
-        (_preset_needs(lambda preset: preset.has_bias_init),),
-        _recipe("bias_init", "zero"),
-        "zero; data with --recipe least-squares",
-    ),
-    # its gradient
+    "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), _ZERO),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
     "objective": Rule(HAS_LAMBDA),
     "sigma": _only(
         _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
     ),
     "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
-    "relative_bias": Rule((_RELATIVE,)),
+    "relative_bias": Rule((_is("gradient", "relative"),)),
     "recipe": Rule((SELF_NORMALIZING,)),
     "inverse_update": Rule(
         (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
     ),
-    "jvp_weight": Rule((SELF_NORMALIZING, *HAS_LAMBDA, _NOT_VARIATIONAL)),
+    "jvp_weight": Rule((SELF_NORMALIZING, *FREE_LAMBDA)),
     "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
-    "probes": Rule((_PROBE,)),
-    # λ
+    "probes": Rule((_is("gradient", "probe"),)),
     "lam": Rule(FREE_LAMBDA, _lam, _LAM),
     "lambda_control": Rule(FREE_LAMBDA),
     "lambda_sharing": Rule((_CONTROLLED,)),
@@ -150,27 +137,27 @@ _RULES = {
         f"{_TOLERANCE:g}; none for --constraint absolute",
     ),
     "lambda_rate": _only(_CONTROLLED, _rate, _RATE),
-    "lambda_smoothing": _only(_GECO, lambda c: 0.99, "0.99"),
+    "lambda_smoothing": _only(_is("lambda_control", "geco"), lambda c: 0.99, "0.99"),
     "lambda_damping": _only(
-        _MDMM, lambda c: _DAMPING * c.chosen("lambda_rate"), f"{_DAMPING:g} times --lambda-rate"
+        _is("lambda_control", "mdmm"),
+        lambda c: _DAMPING * c.chosen("lambda_rate"),
+        f"{_DAMPING:g} times --lambda-rate",
     ),
     "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
     "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
-    # the optimiser
-    "batch_size": _preset("batch_size"),
-    "lr": _preset("lr"),
-    "warmup_epochs": _preset("warmup_epochs"),
+    **{
+        name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
+        for name in ("batch_size", "lr", "warmup_epochs")
+    },
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
-    # the run
     "data_dir": Rule(words=_DATA),
     "augment": Rule((), lambda c: c.data in _AUGMENTED, f"for {', '.join(_AUGMENTED)} only"),
     "epochs": Rule(words=_EPOCHS),
     "track_angle": Rule((LEARNS,)),
     "out": Rule(words="runs/<data>-<model>-<gradient>-<time>"),
-    # the device
     "recompute": Rule((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
     "graph": Rule((_GPU,)),
-    "tf32": Rule((_GPU, _SINGLE)),
+    "tf32": Rule((_GPU, _is("dtype", "float32"))),
     "overlap": Rule((_GPU, *HAS_LAMBDA)),
 }
 RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one needs nothing

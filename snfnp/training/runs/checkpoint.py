@@ -3,8 +3,7 @@
 The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
 all by name. Its header has the step, λ, the seed (the random numbers are a function of seed and
 step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
-file, in which its own place counts as zeros. It is written to a temporary file and renamed, so that
-a crash leaves the previous one.
+file, in which its own place counts as zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from snfnp.errors import CheckpointError, UsageError
 from snfnp.parameters import Entry, Layout
 from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.option import LARGEST
+from snfnp.training.options.parts import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
@@ -52,8 +51,8 @@ class Checkpoint:
     state: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def is_sound(self) -> bool:
-        """Say whether it holds what training leaves: no NaN, no infinity, no negative v. Only then
-        it is loaded, and so only then saved by a run."""
+        """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run
+        nor loaded."""
         numbers = (self.p, self.m, self.v, self.state, self.lam, self.sums)
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
@@ -118,7 +117,7 @@ def _places(layout: Layout, state_layout: Layout) -> dict[str, tuple[str, Entry]
     """{name in the file: (array of the checkpoint, place in it)}."""
     moved = layout.optimised  # the optimiser has moments of what it moves alone
     parts = {"parameter": ("p", layout), "adam_m": ("m", moved), "adam_v": ("v", moved)}
-    parts["state"] = ("state", state_layout)
+    parts |= {"state": ("state", state_layout)}
     return {f"{role}.{e.key}": (name, e) for role, (name, of) in parts.items() for e in of.entries}
 
 
@@ -170,7 +169,7 @@ def is_evaluation(record: dict) -> bool:
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name."""
-    missing = f"there is no checkpoint {path}: is this the run's folder, and was it evaluated yet?"
+    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
     content = read_bytes(path, CheckpointError, missing)
     try:
         size = int.from_bytes(content[:8], "little")
@@ -206,7 +205,6 @@ def _place_of_checksum(content) -> tuple[int, int]:
 def _digest(content) -> str:
     """The SHA-256 of a whole file, its own place as zeros."""
     start, stop = _place_of_checksum(content)
-    whole, digest = memoryview(content), hashlib.sha256()
-    for part in (whole[:start], _BLANK.encode(), whole[stop:]):
-        digest.update(part)
+    digest = hashlib.sha256(content[:start] + _BLANK.encode())
+    digest.update(memoryview(content)[stop:])  # the rest is long: no copy
     return digest.hexdigest()

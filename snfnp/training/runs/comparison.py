@@ -39,18 +39,14 @@ def _open(path: Path) -> ComparedRun:
         raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
     config = TrainConfig.from_dict(record["config"]).filled()
     nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
-    data = (config.data, folder.data(record))
-    return ComparedRun(path, config, data, metrics, nll, _test_nll(folder.summary_file))
-
-
-def _test_nll(summary: Path) -> float | None:
-    if not summary.exists():
-        return None
-    try:
+    summary, test = folder.summary_file, None
+    if summary.exists():
         content = read_bytes(summary, UsageError, f"{summary} is gone")
-        return float(parse_json(content)["test_nll_nats"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise SnfnpError(f"{summary} is damaged: restore it, or delete it") from None
+        try:
+            test = float(parse_json(content)["test_nll_nats"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise SnfnpError(f"{summary} is damaged: restore it, or delete it") from None
+    return ComparedRun(path, config, (config.data, folder.data(record)), metrics, nll, test)
 
 
 def open_runs(paths: list[Path]) -> list[ComparedRun]:
@@ -68,9 +64,7 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
 
 def labels(runs: list[ComparedRun]) -> list[str]:
     """The options by which each run differs from others, as on the command line; of different
-    models without what each preset says.
-
-    Runs that differ in nothing get the names of their folders.
+    models without what each preset says. Runs that differ in nothing: the names of their folders.
     """
     names: list[list[str]] = [[] for _ in runs]
     models = {run.config.model for run in runs}

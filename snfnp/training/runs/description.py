@@ -16,7 +16,12 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
-    actnorm = any(isinstance(layer, ActNorm) for _, layer in flow.layers)
+    initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
+    initialisation += "" if config.inverse_depth == 1 else ", then identities"
+    zero, first = config.chosen("bias_init") == "zero", "from the first batch"
+    initialisation += "; b = 0" if zero else f"; b {first}"
+    if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
+        initialisation += f"; actnorm {first}"
     order = "a new order per epoch, NumPy default_rng((seed, epoch))"
     return {
         "config": config.as_dict(),
@@ -30,10 +35,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
             "parameters": layout.count,
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
-            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-            + ("" if config.inverse_depth == 1 else ", then identities")
-            + ("; b = 0" if config.chosen("bias_init") == "zero" else "; b from the first batch")
-            + ("; actnorm from the first batch" if actnorm else ""),
+            "initialisation": initialisation,
         },
         "randomness": {
             "seed": config.seed,

@@ -17,13 +17,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
-from snfnp.training.runs.checkpoint import is_evaluation
-from snfnp.training.runs.lock import FolderLock
+from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
 
 
 class RunFolder:
@@ -31,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.lock = FolderLock(self.path / "run.lock")
+        self.lock = files.FolderLock(self.path / "run.lock")
 
     config_file = property(lambda self: self.path / "config.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
@@ -44,10 +44,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new folder, or one in which a run was started and wrote no checkpoint yet.
-
-        Raises UsageError if it cannot be made, or a run is in it.
-        """
+        """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
+        UsageError if it cannot be made, or a run is in it."""
         run = cls(path)
         with files.explained(f"make {path}", "choose another --out", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
@@ -65,8 +63,7 @@ class RunFolder:
                 )
 
     def has_checkpoint(self) -> bool:
-        """Say whether there is a checkpoint to go on from; no for a path that cannot be looked at,
-        as `create` then says."""
+        """Say whether there is one to go on from; no for a path that cannot be looked at."""
         return os.path.exists(self.last) or os.path.exists(self.best)
 
     def remove_partial(self) -> None:
@@ -99,7 +96,7 @@ class RunFolder:
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: images per split, and their shape (H, W, C)."""
-        data = record.get("data")
+        data: Any = record.get("data")
         found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
         for numbers in found:
             whole = isinstance(numbers, list) and len(numbers) == 3
@@ -108,21 +105,31 @@ class RunFolder:
         return found[0], tuple(found[1])
 
     def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
-        """Raises UsageError if a data set cannot be the one that the run was trained on.
-
-        record: the contents of config.json.
-        """
+        """Raises UsageError if a data set cannot be the one that a config.json is of."""
         counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
-        images, shape = self.data(record)
-        for noun, here, then in (
-            ("images (train, validation, test)", counts, images),
-            ("images of shape", tuple(dataset.train.shape[1:]), shape),
-        ):
-            if here != then:
-                raise UsageError(
-                    f"{self.path} was trained on {then} {noun}, found {here}: give the same data "
-                    "with --data-dir"
-                )
+        found, then = (counts, tuple(dataset.train.shape[1:])), self.data(record)
+        if found != then:
+            raise UsageError(
+                f"{self.path} was trained on {then[0]} images (train, validation, test) of shape "
+                f"{then[1]}, found {found[0]} of {found[1]}: give the same data with --data-dir"
+            )
+
+    def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
+        """The configuration with which a run goes on.
+
+        changes: options that are others from now on; rollback: with the optimiser's settings of the
+        best checkpoint, if there is one; keep_longer: fewer epochs than the run was extended to
+        since are not asked for. Raises UsageError if that would not be the same run.
+        """
+        _, record = self.open(self.path)
+        config = TrainConfig.from_dict(record["config"])
+        if rollback and self.best.exists():
+            layout = config.build_flow(self.data(record)[1]).layout
+            best = load_checkpoint(self.best, layout, record)
+            config = config.with_optimiser_of(best.record["config"])
+        if keep_longer and "epochs" in changes:
+            changes = {**changes, "epochs": max(changes["epochs"], config.epochs or 0)}
+        return config.resumed(changes, self.path)
 
     def write_config(self, record: dict) -> None:
         _write_json(self.config_file, {**record, "sha256": _digest(record)})

@@ -21,12 +21,9 @@ from snfnp.training.runs.folder import RunFolder
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run at a checkpoint.
-
-    folder: its files; record: its config.json; config: how it was trained, with the optimiser's
-    settings as they were at the checkpoint; ops: what computes now; flow, layout: its model and
-    where each parameter lies; checkpoint: the state, on the host.
-    """
+    """A run at a checkpoint: its files, its config.json, how it was trained (the optimiser's
+    settings are those of the checkpoint), what computes now, its model, the places of its
+    parameters, and its state on the host."""
 
     folder: RunFolder
     record: dict
@@ -49,9 +46,9 @@ class LoadedRun:
     @property
     def lam(self) -> float | dict[str, float]:
         """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
-        if not self.config.controller:
-            return self.checkpoint.lam
-        return registry.find("controlled-lambda")(self.checkpoint, self.flow)
+        if self.config.controller:
+            return registry.find("controlled-lambda")(self.checkpoint, self.flow)
+        return self.checkpoint.lam
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -60,11 +57,7 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path,
-    checkpoint: str = "best",
-    backend: str | None = None,
-    *,
-    ops: Ops | None = None,
+    path: str | Path, checkpoint: str = "best", backend: str | None = None, ops: Ops | None = None
 ) -> LoadedRun:
     """The run in a folder.
 
