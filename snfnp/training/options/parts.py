@@ -1,4 +1,7 @@
-"""The options of a run, in six parts. An option knows nothing of the others: `rules` does."""
+"""The options of a run, in six parts. A part knows nothing of the others: `rules` does.
+
+Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,10 @@ _SIGMA: Limits = (
 
 @dataclass(frozen=True)
 class Option:
-    """A field of one of the parts of a configuration.
+    """A field of one of the parts of a configuration, by a name that is also in config.json.
 
-    name: as keyword and in config.json; kind: "bool", "int", "float", "str" or "Path"; optional:
-    None is filled in by `rules`; default: as declared; help: for `--help`; must: the limits of its
-    values; choices: the values it may have; flag: on the command line; changeable: a resumed run
-    may have another value.
+    kind: "bool", "int", "float", "str" or "Path"; optional: None is filled in by `rules`; must: the
+    limits of its values; changeable: a resumed run may have another value.
     """
 
     name: str

@@ -73,7 +73,6 @@ def load_run(
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1])
-    layout = flow.layout
-    saved = load_checkpoint(files[checkpoint], layout, record)
+    saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
-    return LoadedRun(folder, record, config, ops, flow, layout, saved)
+    return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
