@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gpu import standin
 from support import nvrtc, processes
-from support.runs import snfnp_train  # noqa: F401 (a fixture)
+from support.runs import copy, finished, snfnp_train  # noqa: F401 (fixtures)
 
 from snfnp import threads
 from snfnp.ops import get_ops

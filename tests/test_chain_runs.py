@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from support.runs import assert_same_run
 from support.trainers import run_training, small_dataset
 
 from snfnp.diagnostics import gradient_angles
@@ -22,17 +21,10 @@ def finished(tmp_path_factory):
     return run_training(folder, DATASET, **CHAIN)[0].path
 
 
-def test_a_resumed_run_is_the_same(finished, tmp_path):
-    path = tmp_path / "part"
-    run_training(path, DATASET, epochs=1, **CHAIN)
-    run_training(path, DATASET, resume=True, **CHAIN)
-    assert_same_run(path, finished)
-    for record in RunFolder(path).read_metrics():
+def test_what_a_run_records(finished):
+    for record in RunFolder(finished).read_metrics():
         figures = record["layers"].values()
         assert len(figures) == 9 and all(0 < each["rho"] < 1 for each in figures)
-
-
-def test_what_a_run_records(finished):
     record = json.loads((finished / "config.json").read_text())
     assert record["config"]["inverse_depth"] == 2
     assert "R = flip(W), then identities; b = 0" in record["model"]["initialisation"]

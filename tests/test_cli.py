@@ -24,7 +24,6 @@ from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.runs.resume import resumed_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +98,7 @@ def resumed(folder, given, **started):
     """What --resume makes of a run that was started with some settings."""
     config = TrainConfig(**{"backend": "cupy", **started})
     (folder / "config.json").write_text(json.dumps({"config": config.as_dict()}))
-    return resumed_config(RunFolder(folder), given)
+    return RunFolder(folder).resumed_config(given)
 
 
 NUMBA = {"backend": "numba"}

@@ -12,6 +12,7 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset, fully_connected
 from snfnp.training.options import OPTIONS, RetiredError, TrainConfig
 from snfnp.training.options.config import PARTS, help_of
+from snfnp.training.options.parts import interval
 from snfnp.training.options.rules import RETIRED, RULES
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -46,19 +47,10 @@ def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
     models = dataclasses.replace(OPTIONS["model"], choices=tuple(PRESETS))
     monkeypatch.setitem(OPTIONS, "model", models)
     resolved = TrainConfig(model="new").resolve(1000)
-    assert (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs) == (
-        "exact",
-        0.5,
-        0.0,
-        500,
-    )
+    found = (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs)
+    assert found == ("exact", 0.5, 0.0, 500)
     assert len(resolved.build_flow(SHAPE).layers) == 3
-    for changes in (
-        {"recompute": True},
-        {"inverse_kernel": 5},
-        {"inverse_depth": 2},
-        {"depth": 2},
-    ):
+    for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"inverse_depth": 2}, {"depth": 2}):
         with pytest.raises(UsageError, match="only has an effect with --model"):
             TrainConfig(model="new", **changes).resolve(1000)
 
@@ -78,19 +70,15 @@ def test_presets_have_the_properties_that_they_state(model, gradient):
             assert matters == preset.has_inverse_kernel
 
 
-def test_help_is_made_from_the_presets():
+def test_help_is_made_from_the_presets_and_the_rules():
     help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
     for name, preset in PRESETS.items():
         assert f"{name}, {preset.summary}" in help_texts["model"]
     assert "0.0001 for fc; 0.001 for conv" in help_texts["lr"]
     assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
     assert "6000 for fc; 1000 for conv; 250 for glow" in help_texts["epochs"]
-
-
-def test_flags_are_made_from_names():
-    flags = {name: option.flag for name, option in OPTIONS.items()}
-    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
-    assert len(set(flags.values())) == len(flags)
+    for name, rule in RULES.items():
+        assert name == "init" or all(need.words in help_texts[name] for need in rule.needs)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -125,18 +113,13 @@ def test_only_the_papers_data_set_is_augmented_unless_asked():
     assert TrainConfig(data="cifar-10", augment=False).resolve(1000).augment is False
 
 
-@pytest.mark.parametrize(
-    "text, interval",
-    [("500", (500, math.inf)), ("10m", (math.inf, 600)), ("0.5m", (math.inf, 30))],
-)
-def test_checkpoints_are_steps_or_minutes_apart(text, interval):
-    assert TrainConfig(checkpoint_every=text).resolve(1000).run.checkpoint_interval == interval
-
-
-@pytest.mark.parametrize("text", ["0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"])
-def test_other_intervals_are_refused(text):
-    with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500, or"):
+def test_checkpoints_are_steps_or_minutes_apart():
+    for text, steps, seconds in (("500", 500, math.inf), ("0.5m", math.inf, 30)):
         TrainConfig(checkpoint_every=text).resolve(1000)
+        assert interval(text) == (steps, seconds)
+    for text in ("0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"):
+        with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500"):
+            TrainConfig(checkpoint_every=text).resolve(1000)
 
 
 WRONG = {
@@ -172,9 +155,6 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
         assert_one_line(caught.value)
 
 
-# ---------------------------------------------------------------- parts and rules
-
-
 def test_an_option_is_in_one_part_and_has_one_flat_name():
     config = TrainConfig(model="conv", lr=0.5)
     assert config.optimiser.lr == config.lr == 0.5 and config.architecture.model == "conv"
@@ -183,16 +163,13 @@ def test_an_option_is_in_one_part_and_has_one_flat_name():
     assert pickle.loads(pickle.dumps(config)) == config
     assert sum(len(dataclasses.fields(part)) for part in PARTS.values()) == len(OPTIONS)
     assert set(RULES) <= set(OPTIONS)
+    flags = {name: option.flag for name, option in OPTIONS.items()}
+    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
+    assert len(set(flags.values())) == len(flags)
     with pytest.raises(AttributeError, match="a configuration has no 'colour'"):
         config.colour  # noqa: B018
     with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
         TrainConfig(colour=3)
-
-
-def test_an_option_says_in_its_help_what_it_needs():
-    for name, rule in RULES.items():
-        text = help_of(OPTIONS[name])
-        assert name == "init" or all(need.words in text for need in rule.needs)
 
 
 def test_options_that_are_gone_are_read_if_they_did_nothing():
@@ -200,8 +177,10 @@ def test_options_that_are_gone_are_read_if_they_did_nothing():
     assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
     for gone in ({"track_log_det": True}, {"lambda_integral": 2.0}, {"inverse_update": "newton"}):
         (name,) = gone
-        with pytest.raises(
-            RetiredError, match=f"trained with {name} = .*earlier versions"
-        ) as error:
+        with pytest.raises(RetiredError, match=f"with {name} = .*earlier versions") as error:
             TrainConfig.from_dict(saved | gone)
         assert_one_line(error.value)
+    with pytest.raises(UsageError, match="unknown entries: colour"):
+        TrainConfig.from_dict(saved | {"colour": 3})
+    with pytest.raises(UsageError, match="no JSON object"):
+        TrainConfig.from_dict([])

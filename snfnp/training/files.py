@@ -1,40 +1,57 @@
-"""Files that a crash leaves whole, and files that something else may have damaged."""
+"""Files that a crash leaves whole, that something else may have damaged, or that lock a folder."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
+import socket
 import stat
-from contextlib import suppress
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from snfnp.errors import SnfnpError
+from snfnp.errors import SnfnpError, UsageError
 
-_PARTIAL = ".partial"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+@contextmanager
+def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> Iterator[None]:
+    """Raise `kind` for an OSError: a line that says what cannot be done, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot {action} ({error.strerror}): {advice}") from None
+
+
+def write_atomically(path: Path, content: bytes | bytearray) -> None:
     """Write a whole file beside its place, make it durable, and rename it into place.
 
     The name beside is unique: two writers never share a file. After a crash it may be left over.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        remove(temporary)
-        raise SnfnpError(
-            f"cannot write {path} ({error.strerror}): free some space or choose another --out"
-        ) from None
+        with explained(f"write {path}", "free some space or choose another --out"):
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         remove(temporary)
         raise
@@ -44,17 +61,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def remove_partial(path: Path) -> None:
-    """Remove what crashes left of `path`; only if nobody else may be writing it."""
-    for partial in path.parent.glob(f"{path.name}.*{_PARTIAL}"):
-        remove(partial)
-
-
-def is_partial(path: Path) -> bool:
-    """Say whether a file is one that a crash left half written."""
-    return path.name.endswith(_PARTIAL)
 
 
 def remove(path: Path) -> None:
@@ -69,39 +75,32 @@ def open_regular(path: Path, flags: int, follow: bool = False) -> int:
     Whatever is put in the place of a run's file, nothing outside the folder is written, and
     nothing waits for somebody at the other end of a pipe. Raises OSError.
     """
-    flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
-    linked = OSError(errno.ELOOP, "it is a symbolic link", str(path))
     if not follow and os.path.islink(path):  # a system may have no flag for it
-        raise linked
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise linked if error.errno == errno.ELOOP else error from None
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
+    descriptor = os.open(path, flags, 0o666)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        folder = os.strerror(errno.EISDIR)
-        raise OSError(
-            errno.EINVAL, folder if stat.S_ISDIR(mode) else "it is no regular file", str(path)
-        )
+        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
+        raise OSError(errno.EINVAL, why, str(path))
     return descriptor
 
 
 def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
     """A file's content. Raises `kind` with the line `missing` if there is no such file."""
-    try:
-        with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise kind(missing) from None
-    except OSError as error:
-        raise SnfnpError(f"cannot read {path} ({error.strerror}): restore it") from None
+    with explained(f"read {path}", "restore it"):
+        try:
+            with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            raise kind(missing) from None
 
 
 def parse_json(content: bytes) -> dict:
     """A JSON object of finite numbers. Raises ValueError, with a short reason, for all else."""
     try:
-        value = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("too deep") from None
     if not isinstance(value, dict):
@@ -111,8 +110,85 @@ def parse_json(content: bytes) -> dict:
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if abs(value) < float("inf") else _refuse(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
-def _refuse(text: str):
-    raise ValueError(f"{text} is no finite number")
+class FolderLock:
+    """A lock of the operating system, which ends with the process that holds it, and is advisory.
+
+    A context manager, which may be entered again while it is held. The file names its holder, and
+    is removed at the end. (The package `filelock` names no holder, takes a pipe for a lock, and
+    where there are no locks leaves a file that keeps everybody out after a crash.)
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._entered = path, 0
+        self._file: Any = None
+
+    def __enter__(self) -> FolderLock:
+        if not self._entered:
+            self._acquire()
+        self._entered += 1
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._entered -= 1
+        if not self._entered:
+            remove(self._path)  # while it is held: later, it may be another's
+            self._file.close()
+            if not fcntl:  # Windows removes no open file
+                remove(self._path)
+
+    def _acquire(self) -> None:
+        while True:
+            with explained(f"write {self._path}", "choose another --out", UsageError):
+                descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
+            self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+            try:
+                _lock(self._file)
+            except (BlockingIOError, PermissionError):
+                holder = self._holder()
+                self._file.close()
+                raise UsageError(
+                    f"{self._path.parent} is in use by {holder or 'another process'}: stop that "
+                    "one, or choose another --out"
+                ) from None
+            except OSError as error:
+                print(
+                    f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
+                    "that no second program trains in it",
+                    file=sys.stderr,
+                )
+            # The holder before may have removed the file after it was opened here.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
+                    break
+            self._file.close()
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        name = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        with suppress(OSError):  # a full disk: the lock holds without the name
+            self._file.truncate(0)
+            self._file.write(name.encode())
+
+    def _holder(self) -> str:
+        """The name in the file; "": nothing can be read."""
+        for _ in range(10):  # it may have been locked this instant, and not be written yet
+            self._file.seek(0)
+            with suppress(OSError, ValueError):
+                holder = self._file.read(200).decode().partition("\n")[0].strip()
+                if holder:
+                    return holder
+            time.sleep(0.02)
+        return ""
+
+
+def _lock(file) -> None:
+    """Raises BlockingIOError or PermissionError if another process holds the lock."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        file.seek(1 << 30)  # far behind the text, which must stay readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
+        file.seek(0)

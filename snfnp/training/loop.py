@@ -17,7 +17,6 @@ from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.runs.resume import go_on
 from snfnp.training.signals import Signals
 from snfnp.training.tensorboard import recording
 from snfnp.training.trainer import Trainer
@@ -60,7 +59,7 @@ def train(
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
         if resume:
-            go_on(checkpoints, resume == "best", report)
+            checkpoints.go_on(resume == "best", report)
         else:
             layout = trainer.layout
             checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))

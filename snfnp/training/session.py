@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.runs.resume import resumed_config
 
 
 @dataclass(frozen=True)
@@ -40,27 +39,24 @@ class Session:
 
     def train(self, report: Callable[[str], None] = print) -> dict:
         """Train to the end; the summary, as `snfnp.train` returns it."""
-        config = self.config
+        config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
 
-        def buffers() -> int:
-            """Bytes of the parameters, their gradients and Adam's two moments."""
-            return 4 * _layout(config, self.dataset).size * np.dtype(config.dtype).itemsize
+        def buffers() -> int:  # bytes of the parameters, their gradients and Adam's two moments
+            return 4 * _layout(config, dataset).size * np.dtype(config.dtype).itemsize
 
         with within_memory(self.ops, "--batch-size", config.batch_size, buffers, also):
-            return train(
-                *(config, self.dataset, self.ops, self.folder, self.goes_on, report),
-                world=self.world,
-            )
+            how = (self.folder, self.goes_on, report)
+            return train(config, dataset, self.ops, *how, world=self.world)
 
 
 @contextmanager
 def started(
     config: TrainConfig, dataset: Dataset | None = None, world: Communicator = SINGLE_PROCESS
 ) -> Iterator[Session]:
-    """A new run in `config.out`, or in a folder named after its options; dataset: see `resumed`."""
+    """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
     _layout(config, dataset)  # what a model refuses, it refuses before there is a folder
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -70,7 +66,7 @@ def started(
     with ExitStack() as held:
 
         def claim() -> None:
-            folder.make()
+            folder.create(path)
             held.enter_context(folder.lock)
 
         world.on_rank_zero(claim)
@@ -86,18 +82,15 @@ def resumed(
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Session]:
-    """The run in a folder, which goes on; see `resume`.
-
-    keep_longer: fewer epochs than the run was extended to since are not asked for; dataset: its
-    images, if it was not trained on those that `load_dataset` finds.
-    """
+    """The run in a folder, which goes on; see `resume`. keep_longer: fewer epochs than the run was
+    extended to since are not asked for."""
     folder = RunFolder(path)
     with ExitStack() as held:
 
         def opened() -> TrainConfig:
             folder.open(path)  # before there is a lock in what is no run's folder
             held.enter_context(folder.lock)
-            return resumed_config(folder, {**changes, "out": path}, rollback, keep_longer)
+            return folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
 
         config, dataset, ops = _prepare(world.on_rank_zero(opened), dataset, world)
         yield Session(config, dataset, ops, folder, "best" if rollback else True, world)
@@ -146,10 +139,8 @@ def _layout(config: TrainConfig, dataset: Dataset) -> Layout:
 def _load(config: TrainConfig, world: Communicator) -> Dataset:
     """The images; on each machine one process is first, which may have to download them."""
     dataset = error = None
-    with ExitStack() as held:
-        if world.rank:  # rank 0 says for all of them what is found, and is no error
-            nowhere = held.enter_context(open(os.devnull, "w"))
-            held.enter_context(redirect_stderr(nowhere))
+    # Rank 0 says for all of them what is found, and is no error.
+    with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
         if world.local_rank == 0:
             try:
                 dataset = load_dataset(config.data, config.data_dir)

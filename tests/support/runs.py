@@ -1,5 +1,7 @@
 """Runs that tests stop, kill and compare."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,21 @@ from snfnp.cli import train as command
 from snfnp.training import session
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
-from support.trainers import (
-    small_dataset,
-    without_time,
-)
+from support.trainers import run_training, small_dataset, without_time
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run. Not to be changed: see `copy`."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    run_training(path, backend="numpy")
+    return path
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
 
 STATE = ("p", "m", "v", "state")
 
@@ -38,6 +51,21 @@ class Killed(BaseException):
 
 def kill(*_, **__):
     raise Killed
+
+
+def around(monkeypatch, owner, name, before=kill, after=None):
+    """Do something right before, or instead right after, every call; it gets the arguments."""
+    original = getattr(owner, name)
+
+    def changed(*args):
+        if after is None:
+            before(*args)
+        result = original(*args)
+        if after is not None:
+            after(*args)
+        return result
+
+    monkeypatch.setattr(owner, name, changed)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,22 @@ from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.registry import WHOLE_BATCH
 from snfnp.rules import Rule
-from snfnp.training.options.option import Option, options_in
-from snfnp.training.options.parts import (
-    DeviceOptions,
-    GradientOptions,
-    ModelOptions,
-    MultiplierOptions,
-    OptimiserOptions,
-    RunOptions,
-)
-from snfnp.training.options.rules import CONFLICTS, RETIRED, RETIRED_VALUES, RULES, Need
-from snfnp.training.options.rules import Rule as OptionRule
+from snfnp.training.options import parts
+from snfnp.training.options.parts import Option, options_in
+from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
 
 # {part: its class}, in the order of --help.
 PARTS = {
-    "architecture": ModelOptions,
-    "method": GradientOptions,
-    "multiplier": MultiplierOptions,
-    "optimiser": OptimiserOptions,
-    "run": RunOptions,
-    "device": DeviceOptions,
+    "architecture": parts.ModelOptions,
+    "method": parts.GradientOptions,
+    "multiplier": parts.MultiplierOptions,
+    "optimiser": parts.OptimiserOptions,
+    "run": parts.RunOptions,
+    "device": parts.DeviceOptions,
 }
-OPTIONS: dict[str, Option] = {}
-_PART_OF: dict[str, str] = {}
-for _part, _class in PARTS.items():
-    OPTIONS |= options_in(_class)
-    _PART_OF |= dict.fromkeys(options_in(_class), _part)
-
-PLACES = ("data_dir", "out")  # where files are: no part of a run
-_RULE = (  # what a rule is made of
-    *("gradient", "objective", "relative_bias", "inverse_update", "sigma", "noise_vectors"),
-    *("jvp_weight", "jvp_probes", "probes"),
-)
+OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
+_PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
+_RULE = tuple(signature(make_rule).parameters)  # the options that make a rule
 
 
 class RetiredError(UsageError):
@@ -60,32 +45,29 @@ class TrainConfig:
     of them whole, `config.optimiser`, and may be given whole, too. None: filled in by `resolve`.
     """
 
-    architecture: ModelOptions
-    method: GradientOptions
-    multiplier: MultiplierOptions
-    optimiser: OptimiserOptions
-    run: RunOptions
-    device: DeviceOptions
+    architecture: parts.ModelOptions
+    method: parts.GradientOptions
+    multiplier: parts.MultiplierOptions
+    optimiser: parts.OptimiserOptions
+    run: parts.RunOptions
+    device: parts.DeviceOptions
 
     def __init__(self, **given):
-        values: dict[str, dict] = {part: {} for part in PARTS}
-        parts = {part: given.pop(part, None) or kind() for part, kind in PARTS.items()}
+        for part, kind in PARTS.items():
+            object.__setattr__(self, part, given.pop(part, None) or kind())
         for name, value in given.items():
             if name not in OPTIONS:
                 raise TypeError(f"no option of a run is called {name!r}")
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
-            values[_PART_OF[name]][name] = value
-        for part, options in parts.items():
-            object.__setattr__(self, part, replace(options, **values[part]))
+            part = _PART_OF[name]
+            object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
 
     def __getattr__(self, name: str) -> Any:
         """An option of one of the parts."""
         if name not in _PART_OF:
             raise AttributeError(f"a configuration has no {name!r}")
         return getattr(getattr(self, _PART_OF[name]), name)
-
-    # ---------------------------------------------------------------- what follows from it
 
     @property
     def preset(self) -> Preset:
@@ -99,8 +81,19 @@ class TrainConfig:
 
     @property
     def controller(self) -> Controller | None:
-        """The control of λ; None: λ is fixed."""
-        return self.multiplier.controller
+        """The settings by which λ is controlled, once they are filled in; None: λ is fixed."""
+        if self.lambda_control == "fixed":
+            return None
+        return Controller(
+            kind=self.lambda_control,
+            relative=self.constraint == "relative",
+            tolerance=self.tolerance,
+            rate=self.lambda_rate,
+            smoothing=self.lambda_smoothing or 0.0,
+            damping=self.lambda_damping or 0.0,
+            lowest=self.lambda_min,
+            highest=self.lambda_max,
+        )
 
     @property
     def model_name(self) -> str:
@@ -112,7 +105,7 @@ class TrainConfig:
 
     def usual(self, name: str):
         """The value of an option that nobody gave."""
-        return _rule_of(name).fill(self)
+        return RULES[name].fill(self)
 
     def chosen(self, name: str):
         """An option's value, filled in if nobody gave one."""
@@ -124,18 +117,12 @@ class TrainConfig:
 
     def build_flow(self, image_shape):
         """The flow that this configuration describes, for images (H, W, C)."""
-        choices = Choices(
-            rule=self.rule,
-            init=self.init,
-            bias_init=self.chosen("bias_init"),
-            exact="dense" if self.gradient == "exact-dense" else "block",
-            inverse_kernel=self.chosen("inverse_kernel"),
-            inverse_depth=self.inverse_depth,
-            size=GlowSize(self.levels, self.depth, self.width, self.kernel),
-        )
+        names = ("init", "bias_init", "inverse_kernel", "inverse_depth")
+        chosen = {name: self.chosen(name) for name in names}
+        exact = "dense" if self.gradient == "exact-dense" else "block"
+        size = GlowSize(self.levels, self.depth, self.width, self.kernel)
+        choices = Choices(self.rule, exact=exact, size=size, **chosen)
         return self.preset.build(choices, tuple(image_shape))
-
-    # ---------------------------------------------------------------- filled in and checked
 
     def filled(self) -> TrainConfig:
         """The configuration with every option that was left out filled in, but for the epochs."""
@@ -148,14 +135,15 @@ class TrainConfig:
     def resolve(self, training_images: int) -> TrainConfig:
         """The configuration with everything filled in and checked. Raises UsageError, one line."""
         for name, option in OPTIONS.items():
-            option.check(getattr(self, name))
+            value = getattr(self, name)
+            if problem := option.problem(value):
+                raise UsageError(f"{option.flag} is {str(value)[:40]}: it must be {problem}")
         config = self.filled()
         for option, need in config._without_effect():
             flag = option.flag_for(getattr(config, option.name))
             raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
-        for is_wrong, words in CONFLICTS:
-            if is_wrong(config):
-                raise UsageError(words(config))
+        for conflict in conflicts(config):
+            raise UsageError(conflict)
         if config.batch_size > training_images:
             raise UsageError(
                 f"--batch-size is {config.batch_size}, but there are only {training_images} "
@@ -182,34 +170,27 @@ class TrainConfig:
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it does not matter, with what it needs."""
         for name, option in OPTIONS.items():
-            rule = _rule_of(name)
+            rule = RULES[name]
             unmet = [need for need in rule.needs if not need.holds(self)]
             if unmet and getattr(self, name) not in (option.default, rule.fill(self)):
                 yield option, unmet[0]
 
-    # ---------------------------------------------------------------- resumed and compared
-
     def resumed(self, given: dict, run: Path) -> TrainConfig:
-        """The configuration with which `run` goes on: its own, changed by what is given now.
-
-        Raises UsageError if that would not be the same run.
-        """
-        unknown = sorted(set(given) - set(OPTIONS))
-        if unknown:
-            raise UsageError(f"no option of a run is called {unknown[0]}: see TrainConfig")
+        """The configuration with which `run` goes on: its own, changed by what is given now. Raises
+        UsageError if that would not be the same run."""
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
             if value != before and not option.changeable:
                 raise UsageError(
-                    f"{run} was started with {name} = {before}: it cannot go on with "
-                    f"{value}; leave that option out, or start a new run"
+                    f"{run} was started with {name} = {before}: it cannot go on with {value}; "
+                    "leave that option out, or start a new run"
                 )
-        if self.lambda_control != "fixed" and given.get("lam", self.lam) != self.lam:
-            raise UsageError(
-                f"{run} was started with --lambda-control {self.lambda_control}: its λ goes on "
-                "from the checkpoint; leave --lambda out, or start a new run"
-            )
+            if value != before and name == "lam" and self.controller:
+                raise UsageError(
+                    f"{run} was started with --lambda-control {self.lambda_control}: its λ goes "
+                    "on from the checkpoint; leave --lambda out, or start a new run"
+                )
         config = replace(self, **given)
         for option, _ in config._without_effect():
             if option.name in given:
@@ -224,28 +205,18 @@ class TrainConfig:
 
     def incompatible_options(self, other: TrainConfig) -> list[str]:
         """The options by which a run with this configuration cannot be one with the other."""
-        ours, theirs = self.filled(), other.filled()
-        return [
-            name
-            for name, option in OPTIONS.items()
-            if not option.changeable and getattr(ours, name) != getattr(theirs, name)
-        ]
+        return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differs, but for the places of files."""
-        then, now = before.filled().as_dict(), self.as_dict()
-        return {
-            name: [then[name], value]
-            for name, value in now.items()
-            if value != then[name] and name not in PLACES
-        }
+        """{option: [before, now]} of all that differs, but for where files are."""
+        then, now = before.filled().as_dict(), self.filled().as_dict()
+        decisive = [name for name, option in OPTIONS.items() if option.kind != "Path"]
+        return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
 
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
         """The configuration with λ and the optimiser of the one that a checkpoint records."""
         then = TrainConfig.from_dict(saved)
         return replace(self, optimiser=then.optimiser, lam=then.lam)
-
-    # ---------------------------------------------------------------- in config.json
 
     def as_dict(self) -> dict:
         """{option: value}, flat, ready for JSON."""
@@ -253,12 +224,9 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> TrainConfig:
-        """The configuration from `as_dict`. Raises UsageError for values that no run has.
-
-        What is absent (in one of an older version) is as by default; unknown entries (of a newer
-        one) are an error.
-        """
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """The configuration from `as_dict`. What is absent (in one of an older version) is as by
+        default. Raises UsageError for values that no run has, and unknown entries (of a newer)."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
@@ -271,23 +239,15 @@ class TrainConfig:
                 f"it was trained with {gone[0]} = {values[gone[0]]}, which only earlier versions "
                 "have: use the one that trained it"
             )
-        known = {name: value for name, value in values.items() if name in OPTIONS}
-        for name, value in known.items():
-            if OPTIONS[name].problem(value):
+        for name, value in values.items():
+            if name in OPTIONS and OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
-        return cls(**known)
-
-
-def _rule_of(name: str) -> OptionRule:
-    return RULES.get(name, OptionRule())
+        return cls(**{name: values[name] for name in values if name in OPTIONS})
 
 
 def help_of(option: Option, default=None) -> str:
-    """An option's line of `--help`: its own, what it needs, and its default.
-
-    default: of a script, if it has one of its own.
-    """
-    rule, text = _rule_of(option.name), option.help
+    """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
+    rule, text = RULES[option.name], option.help
     if rule.needs and option.name != "init":
         needs = dict.fromkeys(need.words for need in rule.needs)
         text += f"; needs {', '.join(needs)}"

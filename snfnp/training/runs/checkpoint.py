@@ -3,16 +3,13 @@
 The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
 all by name. Its header has the step, λ, the seed (the random numbers are a function of seed and
 step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
-file, in which its own place counts as zeros. It is written to a temporary file and renamed, so that
-a crash leaves the previous one.
+file, in which its own place counts as zeros.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +17,13 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from snfnp.errors import CheckpointError, UsageError
-from snfnp.parameters import Layout
+from snfnp.parameters import Entry, Layout
 from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.option import LARGEST
+from snfnp.training.options.parts import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
-_ROLES = ("parameter", "adam_m", "adam_v")
-_STATE = "state"
+_STATE = "state."
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 _NO_STATE = Layout.of({})
@@ -54,18 +50,19 @@ class Checkpoint:
     state_layout: Layout = _NO_STATE
     state: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
+    def is_sound(self) -> bool:
+        """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run
+        nor loaded."""
+        numbers = (self.p, self.m, self.v, self.state, self.lam, self.sums)
+        return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole."""
-    tensors = {}
-    for role, flat in zip(_ROLES, (checkpoint.p, checkpoint.m, checkpoint.v), strict=True):
-        layout = _layout_of(role, checkpoint.layout)
-        views = layout.views(flat)
-        for entry in layout.entries:
-            tensors[f"{role}.{entry.key}"] = views[entry.layer][entry.name]
-    states = checkpoint.state_layout.views(checkpoint.state)
-    for entry in checkpoint.state_layout.entries:
-        tensors[f"{_STATE}.{entry.key}"] = states[entry.layer][entry.name]
+    tensors = {
+        key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
+        for key, (name, entry) in _places(checkpoint.layout, checkpoint.state_layout).items()
+    }
     header = {
         "format": FORMAT,
         "sha256": _BLANK,
@@ -87,82 +84,50 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     run: the contents of the run's config.json, with which it is compared.
     Raises CheckpointError if the file is missing, damaged, or of another model or run.
     """
-    header, tensors = _read(path)
-    state_layout, state = _state(path, tensors)
-    expected = {
-        f"{role}.{e.key}": e.shape for role in _ROLES for e in _layout_of(role, layout).entries
-    }
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes != expected:
+    values, tensors = _read(path)
+    state_layout = _state_layout(tensors)
+    places = _places(layout, state_layout)
+    expected = {key: entry.shape for key, (_, entry) in places.items()}
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if shapes != expected:  # before anything is allocated
         name, shape = min(set(shapes.items()) ^ set(expected.items()))
         raise CheckpointError(
             f"{path} belongs to another model ({name} of shape {shape} is not in both): give "
             "the run that it was made by"
         )
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise _damaged(path, f"its arrays are of {' and '.join(sorted(map(str, dtypes)))}")
-    flats = []
-    for role in _ROLES:
-        part = _layout_of(role, layout)
-        flat = np.zeros(part.size, dtypes.copy().pop())
-        views = part.views(flat)
-        for e in part.entries:
-            views[e.layer][e.name][...] = tensors[f"{role}.{e.key}"]
-        flats.append(flat)
-    if not all(np.isfinite(flat).all() for flat in flats) or (flats[2] < 0).any():
+    states = {key for key in tensors if key.startswith(_STATE)}
+    dtypes = {str(tensors[key].dtype) for key in tensors.keys() - states}
+    of_state = {str(tensors[key].dtype) for key in states}
+    if dtypes not in ({"float32"}, {"float64"}) or not of_state <= {"float64"}:
+        raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | of_state))}")
+    (dtype,), moved = dtypes, layout.optimised.size
+    p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
+    values |= {"state_layout": state_layout, "state": np.zeros(state_layout.size)}
+    checkpoint = Checkpoint(layout, p, m, v, **values)
+    for key, (name, entry) in places.items():
+        getattr(checkpoint, name)[entry.start : entry.stop] = tensors[key].reshape(-1)
+    if not checkpoint.is_sound():
         raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
-    numbers = _numbers(path, header)
-    checkpoint = Checkpoint(layout, *flats, **numbers, state_layout=state_layout, state=state)
     if run is not None:
         _compare(path, checkpoint, run)
     return checkpoint
 
 
-def _layout_of(role: str, layout: Layout) -> Layout:
-    """The layout of one role: the optimiser has moments of what it moves alone."""
-    return layout if role == "parameter" else layout.optimised
+def _places(layout: Layout, state_layout: Layout) -> dict[str, tuple[str, Entry]]:
+    """{name in the file: (array of the checkpoint, place in it)}."""
+    moved = layout.optimised  # the optimiser has moments of what it moves alone
+    parts = {"parameter": ("p", layout), "adam_m": ("m", moved), "adam_v": ("v", moved)}
+    parts |= {"state": ("state", state_layout)}
+    return {f"{role}.{e.key}": (name, e) for role, (name, of) in parts.items() for e in of.entries}
 
 
-def _state(path: Path, tensors: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:
-    """Take the values that layers keep beside parameters out of `tensors`: their layout, and the
-    flat array."""
-    named: dict[str, dict[str, np.ndarray]] = {}
-    for key in sorted(key for key in tensors if key.startswith(f"{_STATE}.")):
-        layer, _, name = key.removeprefix(f"{_STATE}.").rpartition(".")
-        named.setdefault(layer, {})[name] = tensors.pop(key)
-    arrays = [array for entries in named.values() for array in entries.values()]
-    if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays):
-        raise _damaged(path, "what layers keep beside parameters is no finite float64")
-    layout = Layout.of(
-        {
-            layer: {name: array.shape for name, array in entries.items()}
-            for layer, entries in named.items()
-        }
-    )
-    return layout, layout.pack(named, np.float64)
-
-
-def _numbers(path: Path, header: dict) -> dict:
-    """The numbers of the header, checked."""
-    try:
-        texts = [header[name] for name in ("step", "lam", "seed")]
-        if not all(re.fullmatch(r"[0-9.e+-]+", text) for text in texts):
-            raise ValueError
-        step, lam, seed = int(texts[0]), float(texts[1]), int(texts[2])
-        record = parse_json(header["record"].encode())
-        sums = tuple(map(float, json.loads(header["sums"])))
-        if not (
-            step >= 0
-            and 0 <= lam < math.inf
-            and 0 <= seed < 2**63
-            and len(sums) == len(_NO_SUMS)
-            and all(map(math.isfinite, sums))
-        ):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise _damaged(path, "step, λ, seed or record in its header") from None
-    return {"step": step, "lam": lam, "seed": seed, "record": record, "sums": sums}
+def _state_layout(tensors: dict[str, np.ndarray]) -> Layout:
+    """The layout of what layers keep beside parameters."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key in sorted(key for key in tensors if key.startswith(_STATE)):
+        layer, _, name = key.removeprefix(_STATE).rpartition(".")
+        shapes.setdefault(layer, {})[name] = tensors[key].shape
+    return Layout.of(shapes)
 
 
 def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
@@ -170,8 +135,8 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     record, config = checkpoint.record, TrainConfig.from_dict(run["config"])
     try:
         saved = TrainConfig.from_dict(record["config"])
-        best, seconds, (length, digest) = record["best"], record["seconds"], record["metrics"]
-        plausible = seconds >= 0 and checkpoint.lam == saved.lam
+        best, (length, digest) = record["best"], record["metrics"]
+        plausible = record["seconds"] >= 0 and checkpoint.lam == saved.lam
         plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
@@ -181,12 +146,9 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     if not plausible:
         raise _damaged(path, "the run's record in its header")
     differing = saved.incompatible_options(config)
-    if record.get("run") != run.get("run"):
-        differing.append("run")
-    if checkpoint.seed != config.seed:
-        differing.append("seed")
-    if checkpoint.p.dtype != config.dtype:
-        differing.append("dtype")
+    differing += ["run"] * (record.get("run") != run.get("run"))
+    differing += ["seed"] * (checkpoint.seed != config.seed)
+    differing += ["dtype"] * (checkpoint.p.dtype != config.dtype)
     if differing:
         raise CheckpointError(
             f"{path} belongs to another run than the config.json beside it (another "
@@ -206,23 +168,28 @@ def is_evaluation(record: dict) -> bool:
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    missing = f"there is no checkpoint {path}: is this the run's folder, and was it evaluated yet?"
+    """The values of a file's header, and its arrays by name."""
+    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
     content = read_bytes(path, CheckpointError, missing)
     try:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        tensors = load(content)
-        form, checksum = header.get("format"), header.get("sha256")
-        if form != FORMAT:
+        if header.get("format") != FORMAT:
             raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
-        digest = _digest(content)
+        tensors = load(content)
+        if header.get("sha256") != _digest(content):
+            raise ValueError("its checksum differs")
+        values = {"step": int(header["step"]), "lam": float(header["lam"])}
+        values |= {"seed": int(header["seed"]), "record": parse_json(header["record"].encode())}
+        values["sums"] = tuple(map(float, json.loads(header["sums"])))
+        in_range = values["step"] >= 0 <= values["lam"] and 0 <= values["seed"] < 2**63
+        if not in_range or len(values["sums"]) != len(_NO_SUMS):
+            raise ValueError("step, λ, seed or sums in its header")
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
         raise _damaged(path, str(error).partition("\n")[0][:100]) from None
-    if checksum != digest:
-        raise _damaged(path, "its checksum differs")
-    return header, tensors
+    return values, tensors
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
@@ -238,7 +205,6 @@ def _place_of_checksum(content) -> tuple[int, int]:
 def _digest(content) -> str:
     """The SHA-256 of a whole file, its own place as zeros."""
     start, stop = _place_of_checksum(content)
-    whole, digest = memoryview(content), hashlib.sha256()
-    for part in (whole[:start], _BLANK.encode(), whole[stop:]):
-        digest.update(part)
+    digest = hashlib.sha256(content[:start] + _BLANK.encode())
+    digest.update(memoryview(content)[stop:])  # the rest is long: no copy
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from snfnp.errors import SnfnpError, UsageError
@@ -20,96 +19,67 @@ _UNNAMED += ("data_dir", "out", "tensorboard")
 class ComparedRun:
     """A run as its folder describes it, without its checkpoints.
 
-    folder: its files; record: its config.json; metrics: a record per exact evaluation.
+    config: its options, filled in; data: what two runs must have in common for their likelihoods
+    to be compared; metrics: a record per exact evaluation; nll: {epoch: exact validation NLL in
+    nats}; test_nll: the test NLL at the best epoch, None: the run is not done.
     """
 
-    folder: RunFolder
-    record: dict
+    path: Path
+    config: TrainConfig
+    data: tuple
     metrics: list[dict]
+    nll: dict[int, float]
+    test_nll: float | None
 
-    @classmethod
-    def open(cls, path: Path) -> ComparedRun:
-        """The run in a folder. Raises UsageError if there is none, or none evaluated yet."""
-        folder, record = RunFolder.open(path)
-        metrics = folder.read_metrics()
-        if not metrics:
-            raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
-        return cls(folder, record, metrics)
 
-    @cached_property
-    def config(self) -> TrainConfig:
-        """Its configuration, with the defaults of its preset filled in."""
-        return TrainConfig.from_dict(self.record["config"]).filled()
-
-    @property
-    def data(self) -> tuple:
-        """The data that two runs must have in common for their likelihoods to be compared."""
-        images, shape = self.folder.data(self.record)
-        return self.config.data, tuple(images), shape
-
-    @cached_property
-    def nll(self) -> dict[int, float]:
-        """{epoch: exact validation NLL in nats}."""
-        return {record["epoch"]: record["validation_nll_nats"] for record in self.metrics}
-
-    @property
-    def best(self) -> dict:
-        """The record of the best evaluation."""
-        return min(self.metrics, key=lambda record: record["validation_nll_nats"])
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        """The seconds of training alone, averaged over all epochs so far."""
-        return self.metrics[-1]["seconds"] / self.metrics[-1]["epoch"]
-
-    @cached_property
-    def test_nll(self) -> float | None:
-        """The test NLL at the best epoch; None: the run is not done."""
-        path = self.folder.summary_file
-        if not path.exists():
-            return None
+def _open(path: Path) -> ComparedRun:
+    folder, record = RunFolder.open(path)
+    metrics = folder.read_metrics()
+    if not metrics:
+        raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
+    config = TrainConfig.from_dict(record["config"]).filled()
+    nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
+    summary, test = folder.summary_file, None
+    if summary.exists():
+        content = read_bytes(summary, UsageError, f"{summary} is gone")
         try:
-            summary = parse_json(read_bytes(path, UsageError, f"{path} is gone"))
-            return float(summary["test_nll_nats"])
+            test = float(parse_json(content)["test_nll_nats"])
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise SnfnpError(f"{path} is damaged: restore it, or delete it") from None
+            raise SnfnpError(f"{summary} is damaged: restore it, or delete it") from None
+    return ComparedRun(path, config, (config.data, folder.data(record)), metrics, nll, test)
 
 
 def open_runs(paths: list[Path]) -> list[ComparedRun]:
-    """The runs in these folders. Raises UsageError if they are not of the same images."""
-    runs = [ComparedRun.open(path) for path in paths]
-    for run, path in zip(runs[1:], paths[1:], strict=True):
-        if run.data != runs[0].data:
+    """The runs in these folders. Raises UsageError for one that is none, or none evaluated yet, or
+    if they are not of the same images."""
+    first, *others = runs = [_open(path) for path in paths]
+    for run in others:
+        if run.data != first.data:
             raise UsageError(
-                f"{path} was trained on other images than {paths[0]}: their likelihoods cannot be "
-                "compared"
+                f"{run.path} was trained on other images than {first.path}: their likelihoods "
+                "cannot be compared"
             )
     return runs
 
 
 def labels(runs: list[ComparedRun]) -> list[str]:
     """The options by which each run differs from others, as on the command line; of different
-    models without what each preset says.
-
-    Runs that differ in nothing get the names of their folders.
+    models without what each preset says. Runs that differ in nothing: the names of their folders.
     """
     names: list[list[str]] = [[] for _ in runs]
     models = {run.config.model for run in runs}
     for option in OPTIONS.values():
         values = [getattr(run.config, option.name) for run in runs]
-        if option.name in _UNNAMED or len({repr(value) for value in values}) == 1:
+        if option.name in _UNNAMED or len(set(map(repr, values))) == 1:
             continue
         for run, value, parts in zip(runs, values, names, strict=True):
-            of_preset = len(models) > 1 and value == run.config.usual(option.name)
-            if value is None or of_preset:
+            if value is None or len(models) > 1 and value == run.config.usual(option.name):
                 continue
             flag = option.flag_for(value)
             shown = f"{value:g}" if isinstance(value, float) else value
             parts.append(flag if isinstance(value, bool) else f"{flag} {shown}")
     joined = [" ".join(parts) for parts in names]
-    if len(set(joined)) < len(joined):
-        return [str(run.folder.path) for run in runs]
-    return joined
+    return joined if len(set(joined)) == len(joined) else [str(run.path) for run in runs]
 
 
 def common_epochs(runs: list[ComparedRun]) -> list[int]:

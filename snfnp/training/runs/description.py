@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib import metadata
 
 import snfnp
@@ -15,6 +16,13 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
+    initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
+    initialisation += "" if config.inverse_depth == 1 else ", then identities"
+    zero, first = config.chosen("bias_init") == "zero", "from the first batch"
+    initialisation += "; b = 0" if zero else f"; b {first}"
+    if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
+        initialisation += f"; actnorm {first}"
+    order = "a new order per epoch, NumPy default_rng((seed, epoch))"
     return {
         "config": config.as_dict(),
         "data": {
@@ -27,16 +35,11 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
             "parameters": layout.count,
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
-            "initialisation": f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-            + ("" if config.inverse_depth == 1 else ", then identities")
-            + ("; b = 0" if config.chosen("bias_init") == "zero" else "; b from the first batch")
-            + ("; actnorm from the first batch" if _has_actnorm(flow) else ""),
+            "initialisation": initialisation,
         },
         "randomness": {
             "seed": config.seed,
-            "shuffle": "a new order per epoch, NumPy default_rng((seed, epoch))"
-            if config.shuffle
-            else "file order",
+            "shuffle": order if config.shuffle else "file order",
             "noise": "Philox 4x32-10 from (seed, stream, step)",
         },
         "processes": processes,
@@ -48,10 +51,8 @@ def environment(ops) -> dict:
     """The backend, device, threads, versions and platform that compute."""
     versions = {"snfnp": snfnp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "backend": ops.name,
         "device": ops.device.describe(),
@@ -59,7 +60,3 @@ def environment(ops) -> dict:
         "versions": versions,
         "platform": f"{platform.platform()}, {platform.processor() or platform.machine()}",
     }
-
-
-def _has_actnorm(flow) -> bool:
-    return any(isinstance(layer, ActNorm) for _, layer in flow.layers)

@@ -17,13 +17,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
-from snfnp.training.runs.checkpoint import is_evaluation
-from snfnp.training.runs.lock import FolderLock
+from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
 
 
 class RunFolder:
@@ -31,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.lock = FolderLock(self.path / "run.lock")
+        self.lock = files.FolderLock(self.path / "run.lock")
 
     config_file = property(lambda self: self.path / "config.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
@@ -42,54 +42,35 @@ class RunFolder:
     curves = property(lambda self: self.path / "curves.png")
     event_files = property(lambda self: self.path / "tensorboard")
 
-    def checkpoint(self, name: str) -> Path:
-        """The file of a checkpoint: "best" or "last"."""
-        known = {"best": self.best, "last": self.last}
-        if name not in known:
-            raise UsageError(f"checkpoint is {name!r}: choose one of {', '.join(known)}")
-        return known[name]
-
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new folder, or one in which a run was started and wrote no checkpoint yet."""
+        """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
+        UsageError if it cannot be made, or a run is in it."""
         run = cls(path)
-        run.make()
+        with files.explained(f"make {path}", "choose another --out", UsageError):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.refuse_started()
         return run
-
-    def make(self) -> None:
-        """Make the folder. Raises UsageError if that cannot be, or a run is in it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.refuse_started()
-        except OSError as error:
-            raise UsageError(
-                f"cannot make {self.path} ({error.strerror}): choose another --out"
-            ) from None
 
     def refuse_started(self) -> None:
         """Raises UsageError if the folder holds more than a start that failed leaves."""
-        file = self.first_foreign_file()
-        if file:
-            raise UsageError(
-                f"{self.path} exists and holds {file.name}: choose another --out, or add "
-                "--resume to go on with that run"
-            )
-
-    def first_foreign_file(self) -> Path | None:
-        """A file in the folder that a start that failed does not leave; None: there is none."""
-        failed = {self.config_file, self.path / "run.lock"}
-        others = (file for file in self.path.iterdir() if file not in failed)
-        return next((file for file in others if not files.is_partial(file)), None)
+        failed = {"config.json", "run.lock"}
+        for name in {file.name for file in self.path.iterdir()} - failed:
+            if not name.endswith(files.PARTIAL):
+                raise UsageError(
+                    f"{self.path} exists and holds {name}: choose another --out, or add --resume "
+                    "to go on with that run"
+                )
 
     def has_checkpoint(self) -> bool:
-        """Say whether there is a checkpoint to go on from; no for a path that cannot be looked at,
-        as `create` then says."""
+        """Say whether there is one to go on from; no for a path that cannot be looked at."""
         return os.path.exists(self.last) or os.path.exists(self.best)
 
     def remove_partial(self) -> None:
         """Remove what killed runs left half written; only with the lock."""
         for path in (self.config_file, self.metrics_file, self.last, self.best, self.summary_file):
-            files.remove_partial(path)
+            for partial in self.path.glob(f"{path.name}.*{files.PARTIAL}"):
+                files.remove(partial)
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, dict]:
@@ -115,32 +96,40 @@ class RunFolder:
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: images per split, and their shape (H, W, C)."""
-        data = record.get("data")
-        images, shape = (
-            data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")
-        )
-        for numbers in (images, shape):
+        data: Any = record.get("data")
+        found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
+        for numbers in found:
             whole = isinstance(numbers, list) and len(numbers) == 3
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return images, tuple(shape)
+        return found[0], tuple(found[1])
 
     def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
-        """Raises UsageError if a data set cannot be the one that the run was trained on.
-
-        record: the contents of config.json.
-        """
+        """Raises UsageError if a data set cannot be the one that a config.json is of."""
         counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
-        images, shape = self.data(record)
-        for noun, here, then in (
-            ("images (train, validation, test)", counts, images),
-            ("images of shape", tuple(dataset.train.shape[1:]), shape),
-        ):
-            if here != then:
-                raise UsageError(
-                    f"{self.path} was trained on {then} {noun}, found {here}: give the same data "
-                    "with --data-dir"
-                )
+        found, then = (counts, tuple(dataset.train.shape[1:])), self.data(record)
+        if found != then:
+            raise UsageError(
+                f"{self.path} was trained on {then[0]} images (train, validation, test) of shape "
+                f"{then[1]}, found {found[0]} of {found[1]}: give the same data with --data-dir"
+            )
+
+    def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
+        """The configuration with which a run goes on.
+
+        changes: options that are others from now on; rollback: with the optimiser's settings of the
+        best checkpoint, if there is one; keep_longer: fewer epochs than the run was extended to
+        since are not asked for. Raises UsageError if that would not be the same run.
+        """
+        _, record = self.open(self.path)
+        config = TrainConfig.from_dict(record["config"])
+        if rollback and self.best.exists():
+            layout = config.build_flow(self.data(record)[1]).layout
+            best = load_checkpoint(self.best, layout, record)
+            config = config.with_optimiser_of(best.record["config"])
+        if keep_longer and "epochs" in changes:
+            changes = {**changes, "epochs": max(changes["epochs"], config.epochs or 0)}
+        return config.resumed(changes, self.path)
 
     def write_config(self, record: dict) -> None:
         _write_json(self.config_file, {**record, "sha256": _digest(record)})
@@ -150,41 +139,21 @@ class RunFolder:
 
     def remove_summary(self) -> None:
         """Remove the summary of a run that goes on: it will have another."""
-        try:
+        with files.explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise SnfnpError(
-                f"cannot remove {self.summary_file} ({error.strerror}): remove it"
-            ) from None
 
     def append_metrics(self, record: dict) -> None:
         """Add a line; flushed, so that a crash keeps it."""
         line = json.dumps(record, allow_nan=False) + "\n"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        try:
-            with open(files.open_regular(self.metrics_file, flags), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise SnfnpError(
-                f"cannot write {self.metrics_file} ({error.strerror}): free some space"
-            ) from None
+        with (
+            files.explained(f"write {self.metrics_file}", "free some space"),
+            open(files.open_regular(self.metrics_file, flags), "ab") as file,
+        ):
+            file.write(line.encode())
 
-    def read_metrics(self) -> list[dict]:
-        """All evaluations so far. Raises SnfnpError if a line is damaged."""
-        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
-        return [self._evaluation(number, line) for number, line in enumerate(lines, start=1)]
-
-    def _evaluation(self, number: int, line: bytes) -> dict:
-        try:
-            record = files.parse_json(line)
-            if not is_evaluation(record):
-                raise ValueError("no evaluation")
-        except ValueError as error:
-            raise SnfnpError(
-                f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore it, "
-                "or delete it to go on without"
-            ) from None
-        return record
+    def write_metrics(self, content: bytes) -> None:
+        files.write_atomically(self.metrics_file, content)
 
     def metrics(self) -> bytes:
         """The evaluations as the file has them; nothing if there is no file."""
@@ -192,21 +161,21 @@ class RunFolder:
             return b""
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
-    def metrics_at(self, step: int, digest: list) -> bytes:
-        """The metrics without the lines after a step; digest: `metrics_digest` at that step.
-
-        Raises SnfnpError if they are not what they were.
-        """
-        content = self.metrics()[: digest[0]]
-        if metrics_digest(content) != digest:
-            raise SnfnpError(
-                f"{self.metrics_file} is damaged (not what it was at step {step}): restore it, "
-                "or delete it to go on without"
-            )
-        return content
-
-    def write_metrics(self, content: bytes) -> None:
-        files.write_atomically(self.metrics_file, content)
+    def read_metrics(self) -> list[dict]:
+        """All evaluations so far. Raises SnfnpError if a line is damaged."""
+        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(files.parse_json(line))
+                if not is_evaluation(records[-1]):
+                    raise ValueError("no evaluation")
+            except ValueError as error:
+                raise SnfnpError(
+                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
+                    "it, or delete it to go on without"
+                ) from None
+        return records
 
 
 def metrics_digest(metrics: bytes) -> list:

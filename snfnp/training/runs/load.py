@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp import registry
+from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
@@ -20,12 +21,9 @@ from snfnp.training.runs.folder import RunFolder
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run at a checkpoint.
-
-    folder: its files; record: its config.json; config: how it was trained, with the optimiser's
-    settings as they were at the checkpoint; ops: what computes now; flow, layout: its model and
-    where each parameter lies; checkpoint: the state, on the host.
-    """
+    """A run at a checkpoint: its files, its config.json, how it was trained (the optimiser's
+    settings are those of the checkpoint), what computes now, its model, the places of its
+    parameters, and its state on the host."""
 
     folder: RunFolder
     record: dict
@@ -48,9 +46,9 @@ class LoadedRun:
     @property
     def lam(self) -> float | dict[str, float]:
         """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
-        if not self.config.controller:
-            return self.checkpoint.lam
-        return registry.find("controlled-lambda")(self.checkpoint, self.flow)
+        if self.config.controller:
+            return registry.find("controlled-lambda")(self.checkpoint, self.flow)
+        return self.checkpoint.lam
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -59,11 +57,7 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path,
-    checkpoint: str = "best",
-    backend: str | None = None,
-    *,
-    ops: Ops | None = None,
+    path: str | Path, checkpoint: str = "best", backend: str | None = None, ops: Ops | None = None
 ) -> LoadedRun:
     """The run in a folder.
 
@@ -73,10 +67,12 @@ def load_run(
     damaged or another run's, SnfnpError if config.json is damaged.
     """
     folder, record = RunFolder.open(Path(path))
+    files = {"best": folder.best, "last": folder.last}
+    if checkpoint not in files:
+        raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1])
-    layout = flow.layout
-    saved = load_checkpoint(folder.checkpoint(checkpoint), layout, record)
+    saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
-    return LoadedRun(folder, record, config, ops, flow, layout, saved)
+    return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
