@@ -25,6 +25,7 @@ from snfnp.layers import (
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
+RTOL = 1e-8
 BASES = {Layer, Parameterless}
 OTHERS = {Bias, CausalConv2d, ConvExponential}  # of other papers
 APART = {Preprocess}  # no layer: it takes images and a key
