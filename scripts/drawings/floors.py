@@ -1,13 +1,11 @@
 """The floors of the package: what imports what, from the test that holds the imports to it."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, arrow, box, canvas
 
-TEST = Path(__file__).parents[2] / "tests" / "test_house.py"
+TEST = Path(__file__).parents[2] / "tests" / "test_architecture.py"
 HEIGHT, GAP, SIDE, LETTER = 0.42, 0.16, 0.5, 0.088  # inches
 
 
