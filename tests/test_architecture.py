@@ -47,7 +47,6 @@ KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
     "scripts/benchmarks/timing.py": "says how many threads a timing was taken on",
 }
-KNOW_CUPY = {"scripts/benchmarks/launches.py": "counts the kernels that a step records"}
 NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
 CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
 KERNEL = re.compile(r"__global__\s+void\s+(\w+)")
@@ -125,7 +124,7 @@ def misplaced(root):
                 NUMBA.match(name)
                 and not (cpu or file in KNOW_NUMBA)
                 or CUPY.match(name)
-                and not (gpu or file in KNOW_CUPY)
+                and not gpu
             ):
                 yield f"{file} imports {name}"
 
