@@ -46,6 +46,8 @@ TESTS = {
     "left_inverse": ("left_inverse", "inverse_updates"),
     "explicit": ("maps", "block_tridiagonal", "conv"),
     "block_tridiagonal": ("maps", "block_tridiagonal"),
+    "emerging": ("emerging", "gradcheck_linear"),
+    "conv_exponential": ("conv_exponential", "gradcheck_linear"),
     "differentiable": ("jacobian_penalty", "flow_bound"),
     "variational_bound": ("flow_bound", "variational"),
     "followers": ("control", "probes"),
