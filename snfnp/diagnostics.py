@@ -4,8 +4,6 @@ ones (Fig. 3).
 Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
