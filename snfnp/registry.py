@@ -41,6 +41,10 @@ _FACTORIES = {
     "monitors": "monitors:Inspection",
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
+    # photographs that no paper has, and curves for another program
+    "patches": "patches:load",
+    "event-files": "tensorboard:recording",
+    "event-files-package": "tensorboard:require",
 }
 
 

@@ -27,7 +27,7 @@ FLOORS = (
     {"layers"},
     {"rules"},
     {"maps", "context", "parameters", "processes"},
-    {"ops", "__init__", "terminal"},
+    {"ops", "__init__"},
     {"errors", "folders", "threads", "registry"},
 )
 # The same for the folders and files of `ops`.
@@ -112,7 +112,7 @@ def misplaced(root):
     for path, file, own in sources(root):
         assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
         cpu = own == "ops" and (path.name.startswith("cpu") or path.name in ("jit.py", "simd.py"))
-        gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
+        gpu = own == "ops" and (path.name in ("gpu.py", "nccl.py") or path.parent.name == "gpu")
         for name in imports(path):
             if assembles and name.startswith("snfnp."):
                 continue

@@ -11,7 +11,7 @@ from support import processes
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.gpu.nccl import Nccl
+from snfnp.ops.communication.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
@@ -107,7 +107,7 @@ assert w.any(1 << w.rank | 1 << 40) == (1 << w.size) - 1 | 1 << 40
 assert w.gather(w.rank) == list(range(w.size)) == w.gather(w.local_rank)
 assert w.local_size == w.size
 assert (w.broadcast(np.full(3, w.rank)) == 0).all()
-print(f"{w.rank} {w.meet(10 + w.rank)}")
+print(f"{w.rank} {w.exchange_exit_status(10 + w.rank)}")
 """
 
 
@@ -127,12 +127,12 @@ def fail():
     assert w.rank == 0
     raise DivergedError("no good", 7)
 try:
-    w.first(fail)
+    w.on_rank_zero(fail)
 except DivergedError as error:
     assert (str(error), error.step) == ("no good", 7)
 else:
     raise AssertionError
-assert w.first(lambda: {"rank": w.rank}) == {"rank": 0}
+assert w.on_rank_zero(lambda: {"rank": w.rank}) == {"rank": 0}
 w.require_same({"--seed": 1})
 for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
     try:
@@ -165,7 +165,7 @@ w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes
 start = time.monotonic()
-assert w.meet(1, 0.5) is None
+assert w.exchange_exit_status(1, 0.5) is None
 print(time.monotonic() - start < 5, flush=True)
 w.abort(7)
 """
@@ -236,7 +236,7 @@ def elsewhere(name="another machine"):
 
 
 def test_a_sum_is_one_group_in_place_on_the_current_stream(nccl):
-    communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()))
+    communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()), lambda: None)
     arrays = [
         SimpleNamespace(
             data=SimpleNamespace(ptr=ptr),
@@ -258,7 +258,7 @@ def test_two_processes_on_one_gpu_are_refused(nccl):
     here = elsewhere(socket.gethostname())
     for rank in (0, 1):
         with pytest.raises(BackendError, match="2 processes on .* its 1 GPU.*ranks 0 and 1 both"):
-            Nccl(fake_cupy(), Scripted(rank, None, here))
+            Nccl(fake_cupy(), Scripted(rank, None, here), lambda: None)
     assert not nccl.calls
 
 
@@ -267,13 +267,13 @@ def test_without_nccl_all_ranks_say_which_lacks_it(nccl, here):
     nccl.available = here
     line = 'NCCL is not installed: pip install ".[nccl13]"'
     with pytest.raises(BackendError, match=re.escape(f"for rank {1 if here else 0} {line}")):
-        Nccl(fake_cupy(), Scripted(0, line if here else None))
+        Nccl(fake_cupy(), Scripted(0, line if here else None), lambda: None)
 
 
 def test_the_host_decides_through_the_other_communicator(nccl):
     other = Scripted(0, None, elsewhere(), "theirs")
-    communicator = Nccl(fake_cupy(), other)
+    communicator = Nccl(fake_cupy(), other, lambda: None)
     assert (communicator.rank, communicator.size) == (0, 2)
     assert communicator.gather("mine") == ["mine", "theirs"]
     assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
-    assert communicator.meet(0, 1.0) == [0]
+    assert communicator.exchange_exit_status(0, 1.0) == [0]

@@ -13,9 +13,9 @@ from support import processes
 from support.runs import assert_same_run, state
 from support.trainers import SMALL_GLOW
 
-from snfnp import processes as starting
 from snfnp.errors import UsageError
 from snfnp.ops import SINGLE_PROCESS
+from snfnp.processes import launching as starting
 
 # The training script on 96 random images of 8 by 8; rank RANK does ACTION right before step STEP.
 COMMAND = """

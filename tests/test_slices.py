@@ -20,7 +20,7 @@ from snfnp.context import Slice
 from snfnp.errors import DivergedError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
-from snfnp.training import signals
+from snfnp.processes import signals
 from snfnp.training.batches import Batches
 from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder

@@ -7,8 +7,8 @@ import pytest
 from support.runs import Killed, kill
 from support.trainers import run_training, small_dataset
 
+from snfnp.beyond import tensorboard
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training import tensorboard
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 

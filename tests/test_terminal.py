@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from snfnp import terminal
 from snfnp.cli import COMMANDS, main
 from snfnp.errors import UsageError
+from snfnp.processes import terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -16,7 +16,7 @@ from benchmarks.steps import BATCH, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops, world
-from snfnp.processes import find_mpiexec
+from snfnp.processes.launching import find_mpiexec
 from snfnp.threads import cores
 
 _SNF = "self-normalizing"

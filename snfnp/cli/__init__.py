@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from snfnp import terminal
 from snfnp.errors import UsageError
+from snfnp.processes import terminal
 
 COMMANDS = {
     "train": "train a flow, or go on with a run",

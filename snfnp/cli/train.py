@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from snfnp import processes
 from snfnp.cli.shared import Parser
 from snfnp.errors import UsageError
+from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
@@ -28,9 +28,9 @@ def main(
 
     subject: of the training, for --help; defaults: the options that a script sets otherwise.
     """
-    with processes.process_group() as world:
+    with launching.process_group() as world:
         given = vars(_parser(prog, subject, defaults).parse_args(argv))
-        processes.start(given.pop("processes", 1), argv, world)
+        launching.start(given.pop("processes", 1), argv, world)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
         if resume == AUTO and rollback:
@@ -77,7 +77,7 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
             group.add_argument(option.flag, dest=option.name, help=text, **settings)
     group = parser.add_argument_group("How it starts")
     group.add_argument(
-        processes.OPTION,
+        launching.OPTION,
         type=int,
         metavar="N",
         help="train in so many processes, each with its share of every batch: on GPUs, one for "

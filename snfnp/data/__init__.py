@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable
 
-from snfnp.data import cifar, imagenet, mnist, patches
+from snfnp import registry
+from snfnp.data import cifar, imagenet, mnist
 from snfnp.data.files import Dataset, print_to_stderr
 from snfnp.errors import UsageError
 
@@ -12,7 +13,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     **{name: spec.load for name, spec in mnist.SPECS.items()},
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
-    "patches": patches.load,
+    "patches": lambda *arguments: registry.find("patches")(*arguments),
 }
 DATA_SETS = tuple(LOADERS)
 
@@ -32,7 +33,7 @@ def load_dataset(
     SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
     A given folder is the only place that is searched: its subfolder `name` first, then the folder
     itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
-    downloaded), `patches.load` (always from the scikit-image package).
+    downloaded), `snfnp.beyond.patches.load` (always from the scikit-image package).
 
     `report` is called with one line if a sample takes the place of the full data, and before work
     that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist

@@ -4,9 +4,11 @@ import shlex
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 
+from snfnp import registry
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
+from snfnp.processes.signals import Signals
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
@@ -15,8 +17,6 @@ from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.signals import Signals
-from snfnp.training.tensorboard import recording
 from snfnp.training.trainer import Trainer
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # what ranks ask for after a step
@@ -63,7 +63,10 @@ def train(
             checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         report(_introduction(config, flow, trainer, dataset, ops, run))
         try:
-            with recording(run, config.tensorboard) if first else nullcontext(_silent) as keep:
+            record = nullcontext(run.append_metrics if first else _silent)
+            if first and config.tensorboard:
+                record = registry.find("event-files")(run)
+            with record as keep:
                 _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:

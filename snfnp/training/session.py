@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.parameters import Layout
-from snfnp.training import tensorboard
 from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
@@ -126,7 +126,7 @@ def _prepare(
     config = config.resolve(len(dataset.train))
     config.check_processes(world.size)
     if config.tensorboard:
-        tensorboard.require()  # before there is a folder
+        registry.find("event-files-package")()  # before there is a folder
     return config, dataset, ops
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from support.data_files import colour_images, refused
 
-from snfnp.data import load_dataset, patches
+from snfnp.beyond import patches
+from snfnp.data import load_dataset
 from snfnp.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from support.trainers import host, make_trainer
 
 from gpu import standin as devices
 from snfnp.ops import SINGLE_PROCESS, get_ops
-from snfnp.ops.communication import Communicator
-from snfnp.ops.gpu import nccl
+from snfnp.ops.communication import Communicator, nccl
+from snfnp.ops.gpu.launch import DeviceGuard
 
 
 class OneOfTwo(Communicator):
@@ -123,7 +123,7 @@ def test_nccl_itself_adds_in_a_recorded_step(ops):
     found, missing = nccl._load(ops.xp)
     if missing:
         pytest.skip(missing)
-    communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS)
+    communicator = nccl.Nccl(ops.xp, SINGLE_PROCESS, DeviceGuard(ops.xp).require)
     for dtype in (np.float32, np.float64):
         images, total = ops.xp.ones((3, 4), dtype), ops.xp.zeros(7, dtype)
 
@@ -144,11 +144,12 @@ import sys
 import cupy
 import numpy as np
 from snfnp.ops import world
-from snfnp.ops.gpu import nccl
+from snfnp.ops.communication import nccl
+from snfnp.ops.gpu.launch import DeviceGuard
 nccl._require_apart = lambda places: None  # NCCL is to say it
 w = world()
 try:
-    communicator = nccl.Nccl(cupy, w)
+    communicator = nccl.Nccl(cupy, w, DeviceGuard(cupy).require)
 except Exception as error:
     print("refused:", error, flush=True)
     sys.exit()

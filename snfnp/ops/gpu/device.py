@@ -6,11 +6,11 @@ import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator
+from snfnp.ops.communication.nccl import Nccl
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import Graph
-from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.gpu.nccl import Nccl
+from snfnp.ops.gpu.launch import DeviceGuard, Launcher
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
 from snfnp.ops.host import MemoryShortfall
@@ -76,7 +76,7 @@ class Gpu:
 
     def communicator(self, world: Communicator) -> Communicator:
         world.require_same({"--backend": self.name})
-        return Nccl(self.xp, world) if world.size > 1 else world
+        return Nccl(self.xp, world, DeviceGuard(self.xp).require) if world.size > 1 else world
 
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()

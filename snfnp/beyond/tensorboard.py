@@ -22,16 +22,12 @@ def require():
 
 
 @contextmanager
-def recording(run: RunFolder, with_events: bool) -> Iterator[Callable[[dict], None]]:
-    """A function that keeps an evaluation's record: in metrics.jsonl and, if asked for, for
-    TensorBoard.
+def recording(run: RunFolder) -> Iterator[Callable[[dict], None]]:
+    """A function that keeps an evaluation's record, in metrics.jsonl and for TensorBoard.
 
     TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
     a point twice, and begin at the first epoch, even if earlier parts were trained without it.
     """
-    if not with_events:
-        yield run.append_metrics
-        return
     with closing(_new_writer(run)) as writer:
 
         def keep(record: dict) -> None:

@@ -2,12 +2,12 @@
 
 import socket
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication.definition import Communicator
-from snfnp.ops.gpu.launch import DeviceGuard
 
 
 class Nccl(Communicator):
@@ -16,16 +16,16 @@ class Nccl(Communicator):
     NCCL adds each element in one place and hands the sum round: all ranks get the same bits. A sum
     is a launch as any other: the host does not wait, and a CUDA graph records it. What the host has
     to know goes through `world`. All ranks make this together; raises BackendError, on all of them,
-    if one lacks NCCL or two have the same GPU.
+    if one lacks NCCL or two have the same GPU. require_device(): raises BackendError unless the
+    current device is the one that this was made on.
     """
 
-    def __init__(self, cupy, world: Communicator):
-        self._cupy = cupy
+    def __init__(self, cupy, world: Communicator, require_device: Callable[[], None]):
+        self._cupy, self._require_device = cupy, require_device
         self.rank, self.size = world.rank, world.size
         self.local_rank, self.local_size = world.local_rank, world.local_size
         self.any, self.gather, self.broadcast = world.any, world.gather, world.broadcast
         self.exchange_exit_status, self.abort = world.exchange_exit_status, world.abort
-        self._guard = DeviceGuard(cupy)
         nccl, missing = _load(cupy)
         for rank, reason in enumerate(world.gather(missing)):
             if reason:
@@ -39,7 +39,7 @@ class Nccl(Communicator):
         self._nccl_communicator = nccl.NcclCommunicator(self.size, key, self.rank)
 
     def all_reduce(self, *arrays) -> None:
-        self._guard.require()
+        self._require_device()
         stream = self._cupy.cuda.get_current_stream().ptr
         for array in arrays:
             if not array.flags.c_contiguous:
