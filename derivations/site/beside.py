@@ -15,7 +15,18 @@ import re
 
 import sources
 from docutils import nodes
-from pages import CODE, PAGE_NAME, README, ROOT, TEST, docstring, equation_pages, lines_of
+from pages import (
+    CITATION,
+    CODE,
+    PAGE_NAME,
+    README,
+    ROOT,
+    TEST,
+    docstring,
+    equation_pages,
+    lines_of,
+    reading_order,
+)
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -70,9 +81,45 @@ def show_code(app, doctree, docname):
                 paragraph.parent.insert(_after(paragraph), page.block(file, pointer[2], lines))
             target = f"#{page.shown[file, pointer[2]]}"
         literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=target))
+    link_equations(doctree, page)
     if with_code:
         _list_citing_lines(page, doctree)
         _list_modules(page, doctree)
+
+
+def link_equations(doctree, page: _Page) -> None:
+    """Every "Eq. 15" of a page's prose is a link to where it is derived."""
+    for text in list(doctree.findall(nodes.Text)):
+        skipped = nodes.literal | nodes.literal_block | nodes.reference | nodes.title | nodes.math
+        if _within(text, skipped) or not CITATION.search(text):
+            continue
+        parts: list[nodes.Node] = []
+        for part, linked in _citations(str(text)):
+            target = linked and sources.equation_target(linked)
+            parts.append(
+                nodes.reference("", part, refuri=page.link(target), classes=["eq"])
+                if target
+                else nodes.Text(part)
+            )
+        text.parent.replace(text, parts)
+
+
+def _citations(text: str):
+    """(part of a text, the equation that it is a link to, or None): "Eq. 3", and lists' numbers."""
+    at = 0
+    for match in CITATION.finditer(text):
+        if match[1]:
+            yield text[at : match.start()], None
+            yield match[0], int(match[1])
+        else:
+            yield text[at : match.start(2)], None
+            before = match.start(2)
+            for number in re.finditer(r"\d+", text[before : match.end()]):
+                yield text[before : match.start(2) + number.start()], None
+                yield number[0], int(number[0])
+                before = match.start(2) + number.end()
+        at = match.end()
+    yield text[at:], None
 
 
 def _within(node, kind) -> bool:
@@ -154,11 +201,21 @@ def source_pages(app):
 
 
 def add_contents(app, docname, source):
-    """The start page's hidden table of contents: all pages, in the order of their numbers."""
-    if docname == app.config.root_doc:
-        pages = sorted(p.stem for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name))
-        entries = "\n".join([*pages, "site/api"])
-        source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
+    """The start page's hidden tables of contents: its groups, in the order in which to read them.
+
+    Pages that its tables do not have come last, and then the API.
+    """
+    if docname != app.config.root_doc:
+        return
+    groups = reading_order(source[0])
+    listed = {page for pages in groups.values() for page in pages}
+    others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
+    rest = [*sorted(set(others) - listed), "site/api.md"]
+    *_, last = groups or {"Pages": []}
+    groups[last] = [*groups.get(last, []), *rest]
+    for name, pages in groups.items():
+        entries = "\n".join(page.removesuffix(".md") for page in pages)
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n{entries}\n```\n"
 
 
 def start_page(app, exception):

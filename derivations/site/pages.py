@@ -104,6 +104,15 @@ def equation_pages(index: str) -> dict[int, str]:
     return {int(n): target for n, target in rows}
 
 
+def reading_order(index: str) -> dict[str, list[str]]:
+    """Group -> names of pages ("04-dense.md"), as the tables of README.md (its text) have them."""
+    groups: dict[str, list[str]] = {}
+    for text in re.split(r"^### ", index, flags=re.M)[1:]:
+        found = re.findall(r"^\| \[\d\d [^|]*\]\(([^)]+)\) \|", text, flags=re.M)
+        groups |= {text.splitlines()[0]: found} if found else {}
+    return groups
+
+
 def numbered_pages() -> dict[str, str]:
     """Name -> text of every page but README.md."""
     files = sorted(DERIVATIONS.glob("*.md"))

@@ -1,8 +1,9 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, curves, diagrams, inverses, probes, splines, updates
+from drawings import convolutions, curves, diagrams, inverses, method, probes, splines, updates
 
 FIGURES = {
+    "method-plane": method.plane,
     "framework": diagrams.framework,
     "glow-step": diagrams.glow_step,
     "multi-scale": diagrams.multi_scale,
