@@ -36,6 +36,15 @@ _FILE = re.compile(r"(?:snfnp|tests|scripts)/[\w/]+\.(?:py|cu|cuh)")
 # ---------------------------------------------------------------- pages -> code
 
 
+class Html(nodes.General, nodes.Element):
+    """A piece of a page that the search does not read: what it shows has a page of its own."""
+
+
+def _visit_html(self, node):
+    self.body.append(node["html"])
+    raise nodes.SkipNode
+
+
 class _Page:
     """One page in the making: which code it has shown already."""
 
@@ -46,7 +55,7 @@ class _Page:
     def link(self, target: str) -> str:
         return sources.relative(self.name, target)
 
-    def block(self, file: str, name: str, lines: tuple[int, int]) -> nodes.raw:
+    def block(self, file: str, name: str, lines: tuple[int, int]) -> Html:
         """The source of a name, folded, to stand after the paragraph that points at it."""
         block_id = self.shown[file, name] = f"code-{len(self.shown) + 1}"
         code = sources.code_html(file, *lines, top=sources.to_top(self.name), ids=f"{block_id}-L")
@@ -57,13 +66,14 @@ class _Page:
             f'<p class="whole"><a href="{whole}">lines {lines[0]}–{lines[1]}</a></p>'
             f"{code}</details></aside>"
         )
-        return nodes.raw("", text, format="html")
+        return Html(html=text)
 
 
 def show_code(app, doctree, docname):
     """Link every pointer; after the paragraph where a page's first one stands, show the code."""
     page = _Page(docname)
     with_code = PAGE_NAME.fullmatch(f"{docname}.md") is not None
+    _keep_together(doctree)
     for literal in list(doctree.findall(nodes.literal)):
         text = f"`{literal.astext()}`"
         pointer = CODE.fullmatch(text) or TEST.fullmatch(text)
@@ -97,7 +107,7 @@ def link_equations(doctree, page: _Page) -> None:
         for part, linked in _citations(str(text)):
             target = linked and sources.equation_target(linked)
             parts.append(
-                nodes.reference("", part, refuri=page.link(target), classes=["eq"])
+                nodes.reference("", part, internal=True, refuri=page.link(target), classes=["eq"])
                 if target
                 else nodes.Text(part)
             )
@@ -122,6 +132,24 @@ def _citations(text: str):
     yield text[at:], None
 
 
+def _keep_together(doctree) -> None:
+    """An option is not broken at its hyphens, nor a formula before the comma that follows it; and a
+    block of code ends with its last line."""
+    for literal in doctree.findall(nodes.literal):
+        if len(literal.astext()) <= 28:
+            literal["classes"].append("short")
+    for formula in doctree.findall(nodes.math):
+        index = formula.parent.index(formula) + 1
+        after = formula.parent[index] if index < len(formula.parent) else None
+        if isinstance(after, nodes.Text) and after[:1] in tuple(".,:;)"):
+            formula.parent.replace(after, nodes.Text(f"\u2060{after}"))
+    for block in doctree.findall(nodes.literal_block):
+        text = block.astext().rstrip("\n")
+        block.rawsource = text
+        block.children = [nodes.Text(text)]
+        block.children[0].parent = block
+
+
 def _within(node, kind) -> bool:
     while node is not None and not isinstance(node, kind):
         node = node.parent
@@ -138,7 +166,7 @@ def _paragraph(node) -> nodes.Element:
 def _after(block) -> int:
     """Where a node goes that follows a block and the code that already follows it."""
     index = block.parent.index(block) + 1
-    while index < len(block.parent) and isinstance(block.parent[index], nodes.raw):
+    while index < len(block.parent) and isinstance(block.parent[index], Html):
         index += 1
     return index
 
@@ -164,7 +192,7 @@ def _list_citing_lines(page: _Page, doctree) -> None:
                 rows.append(f"<li>Eq. {n} in the code: {links}</li>")
         if rows:
             text = f'<ul class="citing">{"".join(rows)}</ul>'
-            section.insert(1, nodes.raw("", text, format="html"))
+            section.insert(1, Html(html=text))
 
 
 def _list_modules(page: _Page, doctree) -> None:
@@ -176,7 +204,7 @@ def _list_modules(page: _Page, doctree) -> None:
     ]
     if links:
         text = f'<p class="modules">Modules of this page: {", ".join(links)}</p>'
-        next(iter(doctree.findall(nodes.section))).append(nodes.raw("", text, format="html"))
+        next(iter(doctree.findall(nodes.section))).append(Html(html=text))
 
 
 # ---------------------------------------------------------------- code -> pages
@@ -226,6 +254,7 @@ def start_page(app, exception):
 
 
 def setup(app):
+    app.add_node(Html, html=(_visit_html, None))
     app.connect("source-read", add_contents)
     app.connect("doctree-resolved", show_code)
     app.connect("html-collect-pages", source_pages)
