@@ -138,11 +138,13 @@ def _keep_together(doctree) -> None:
     for literal in doctree.findall(nodes.literal):
         if len(literal.astext()) <= 28:
             literal["classes"].append("short")
-    for formula in doctree.findall(nodes.math):
-        index = formula.parent.index(formula) + 1
-        after = formula.parent[index] if index < len(formula.parent) else None
+    for formula in list(doctree.findall(nodes.math)):
+        parent, index = formula.parent, formula.parent.index(formula) + 1
+        after = parent[index] if index < len(parent) else None
         if isinstance(after, nodes.Text) and after[:1] in tuple(".,:;)"):
-            formula.parent.replace(after, nodes.Text(f"\u2060{after}"))
+            parent.replace(after, nodes.Text(str(after)[1:]))
+            parent.replace(formula, whole := nodes.inline(classes=["whole"]))
+            whole += [formula, nodes.Text(after[:1])]
     for block in doctree.findall(nodes.literal_block):
         text = block.astext().rstrip("\n")
         block.rawsource = text

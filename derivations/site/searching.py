@@ -19,9 +19,10 @@ FILE = "excerpts.js"
 
 
 def text_of(markdown: str) -> str:
-    """A page's words, one line: without the marks of Markdown, its formulas as they are typed."""
+    """A page's words, one line: without the marks of Markdown, with … for formulas."""
     text = re.sub(r"^(```|\|? ?---).*$|</?\w+>", "", markdown, flags=re.M)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\\[^$]*\$", "…", text, flags=re.S)
     return " ".join(re.sub(r"[`*#|$]|^>>> ", " ", text, flags=re.M).split())
 
 
