@@ -176,6 +176,7 @@ class TestWithSphinx:
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
+        assert re.search(r'<p class="reading">\d+ minutes, builds on <a [^>]*>03 The self', page)
         first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
         assert page.count('<aside class="beside"') == 1
         assert page.index("First") < page.index('<aside class="beside"') < page.index("Again")
@@ -217,6 +218,7 @@ class TestWithSphinx:
         found = mathml(r"\mathrm{d} \log p(-x^\top)", "inline")
         assert "<mtext>d</mtext>" in found and '<mo form="prefix">' in found
         assert "<mi>&#x022A4;</mi>" in found and "\\" not in found
+        assert "<mo movablelimits" not in mathml(r"\log\lvert\det W\rvert", "inline")
 
     def test_a_formula_breaks_at_spaces_and_signs_outside_of_brackets(self):
         from mathml import pieces, with_breaks
@@ -272,14 +274,15 @@ SHAPES = """<meta name="color-scheme" content="light dark"><body style="backgrou
 WIDE = '<div style="width: 350px">a</div>'
 
 
+@pytest.fixture(scope="module")
+def page():
+    with Browser(found()) as page:
+        page.screen(390, 900, dark=False)
+        yield page
+
+
 @pytest.mark.browser
 class TestInABrowser:
-    @pytest.fixture(scope="class")
-    def page(self):
-        with Browser(found()) as page:
-            page.screen(390, 900, dark=False)
-            yield page
-
     @pytest.mark.parametrize(
         ("html", "problem"),
         [

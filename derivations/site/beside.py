@@ -25,6 +25,8 @@ from pages import (
     docstring,
     equation_pages,
     lines_of,
+    numbered_pages,
+    reading_of,
     reading_order,
 )
 from sphinx.util import logging
@@ -93,6 +95,7 @@ def show_code(app, doctree, docname):
         literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=target))
     link_equations(doctree, page)
     if with_code:
+        _tell_the_reading(page, doctree)
         _list_citing_lines(page, doctree)
         _list_modules(page, doctree)
 
@@ -171,6 +174,22 @@ def _after(block) -> int:
     while index < len(block.parent) and isinstance(block.parent[index], Html):
         index += 1
     return index
+
+
+def _tell_the_reading(page: _Page, doctree) -> None:
+    """Under a page's title: how many minutes it takes, and what it builds on."""
+    index = README.read_text(encoding="utf-8")
+    if f"{page.name}.md" not in reading_of(index):
+        return
+    minutes, on = reading_of(index)[f"{page.name}.md"]
+    links = ", ".join(
+        f'<a href="{page.link(name.replace(".md", ".html"))}">{text.splitlines()[0][2:]}</a>'
+        for name, text in numbered_pages().items()
+        if name[:2] in on
+    )
+    text = f"{minutes} minutes" + (f", builds on {links}" if links else "")
+    section = next(iter(doctree.findall(nodes.section)))
+    section.insert(1, Html(html=f'<p class="reading">{text}</p>'))
 
 
 def _list_citing_lines(page: _Page, doctree) -> None:

@@ -17,6 +17,7 @@ _DELIMITERS = dict.fromkeys(("lvert", "rvert", "vert"), "|")
 _DELIMITERS |= dict.fromkeys(("lVert", "rVert", "Vert"), "‖") | {"langle": "⟨", "rangle": "⟩"}
 _BIG = re.compile(rf"(\\[bB]igg?[lr]?)\s*\\({'|'.join(_DELIMITERS)})\b")
 _TYPESETTING = [
+    ('<mo movablelimits="true">det</mo>', "<mi>det</mi>"),
     ("<mo>&#x022A4;</mo>", "<mi>&#x022A4;</mi>"),
     (r"<mo>(&#x0007C;|&#x02016;)</mo>", r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>'),
     (r'(<mo minsize="[^>]*)>([|‖])', r'\1 lspace="0" rspace="0">\2'),

@@ -113,6 +113,13 @@ def reading_order(index: str) -> dict[str, list[str]]:
     return groups
 
 
+def reading_of(index: str) -> dict[str, tuple[int, list[str]]]:
+    """Page -> the minutes that it takes and the numbers of what it builds on (README.md's text)."""
+    row = r"^\| \[\d\d [^|]*\]\(([^)]+)\) \|[^|]*\| (\d+) \|([^|]*)\|$"
+    found = re.findall(row, index, flags=re.M)
+    return {page: (int(minutes), re.findall(r"\d\d", on)) for page, minutes, on in found}
+
+
 def numbered_pages() -> dict[str, str]:
     """Name -> text of every page but README.md."""
     files = sorted(DERIVATIONS.glob("*.md"))

@@ -21,6 +21,8 @@
     if (picture.complete && !picture.naturalWidth) problems.push(`no picture: ${picture.src}`);
   if (document.querySelector("math") && !document.fonts.check('16px "STIX Two Math"', "x"))
     problems.push("the mathematical font is not there");
+  for (const place of document.querySelectorAll(".play"))
+    if (!place.querySelector("path[d]")) problems.push(`nothing to play with: ${place.dataset.play}`);
   let end = -Infinity;
   for (const block of document.querySelectorAll("aside.beside")) {
     const box = block.getBoundingClientRect();
