@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 
-import browser
 import pytest
 from gpu import standin
 from support import nvrtc, processes
@@ -41,7 +40,6 @@ def pytest_configure(config):
         "real_gpu": lambda: standin.device().missing_gpu,
         "mpi": processes.missing,
         "docs": missing_docs,
-        "browser": lambda: None if browser.found() else "Chromium is not installed",
     }
     config.pluginmanager.register(Requirements(missing))
 

@@ -281,7 +281,7 @@ def page():
         yield page
 
 
-@pytest.mark.browser
+@pytest.mark.skipif(found() is None, reason="Chromium is not installed")
 class TestInABrowser:
     @pytest.mark.parametrize(
         ("html", "problem"),

@@ -83,7 +83,7 @@ def noise_bound():
 
 
 def controllers():
-    """Paths of (θ, λ) on page 20's problem: a plain multiplier, MDMM, νPI and GECO."""
+    """Paths of (θ, λ) on page 20's problem: a plain multiplier, MDMM and GECO."""
     ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
@@ -92,13 +92,6 @@ def controllers():
     kinds = (
         ("plain", INK, Controller("mdmm", rate=rate * dt, damping=0.0, lowest=-9.0, **steady)),
         ("MDMM", BLUE, Controller("mdmm", rate=rate * dt, damping=1.5, lowest=-9.0, **steady)),
-        (
-            "νPI",
-            ORANGE,
-            Controller(
-                "nu-pi", rate=rate * dt, integral=1.0, proportional=94.0, lowest=-9.0, **steady
-            ),
-        ),
         ("GECO", GREEN, Controller("geco", rate=2 * dt, smoothing=0.9, lowest=1e-3, **steady)),
     )
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))

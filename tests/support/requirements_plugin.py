@@ -20,7 +20,6 @@ NEEDS = {
     "real_gpu": "a GPU",
     "mpi": "mpiexec and mpi4py (pip install '.[mpi]')",
     "docs": "what builds the site (pip install '.[docs]')",
-    "browser": "Chromium, headless (apt-get install chromium)",
 }
 VARIABLE = "SNFNP_REQUIRE"
 _LACKS = pytest.StashKey[str]()  # what a test was skipped for
