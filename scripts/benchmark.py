@@ -10,13 +10,12 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS = ("fc", "sweep", "conv", "glow", "evaluation", "scaling")
-DEVICE_PARTS = ("device", "sweep")
+CPU_PARTS = ("fc", "conv", "glow", "scaling")
 
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
-    from benchmarks import convolutional, dense, device, evaluation, glow, scaling
+    from benchmarks import device, models, scaling
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
@@ -24,37 +23,27 @@ def main(argv):
 
     cores = len(threads.cores())
     parser = Parser(description=__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "parts",
         nargs="*",
         metavar="PART",
         help=f"what to measure: {', '.join(CPU_PARTS)} (default: all) or, with --backend cupy, "
-        f"{', '.join(DEVICE_PARTS)} (default: device). fc: the training step of the fully "
-        "connected model; sweep: the paper's Fig. 4 over the dimension; conv: the 9-layer "
-        "convolutional models; glow: 2L-16K, and the memory of 3L-32K; evaluation: exact "
-        "evaluations and their monitors; scaling: what all cores gain, as threads and as processes "
-        "of MPI; device: the steps of all "
-        "three models on a GPU, eager and as CUDA graphs, beside what its hardware allows, and "
-        "beside the same steps in PyTorch where that is installed",
+        "device. fc: the training step of the fully connected model; conv: the 9-layer "
+        "convolutional models; glow: 2L-16K, and the memory of 3L-32K; scaling: what all cores "
+        "gain, as threads and as processes of MPI; device: those of three models on a GPU, "
+        "eager and as CUDA graphs, beside what its hardware allows, and beside the same steps in "
+        "PyTorch if that is installed",
     )
-    parser.add_argument("--threads", help="thread counts on a CPU (default: 1,2)")
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and sizes")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--plot", type=Path, help="write the sweep's plot to this file (PNG)")
+    add("--threads", help="thread counts on a CPU (default: 1,2)")
+    add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
+    add("--quick", action="store_true", help="fewer repeats and sizes")
+    add("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(argv)
     on_gpu = args.backend == "cupy"
     parts = _parts(args.parts, on_gpu)
     if on_gpu and args.threads:
         raise UsageError("--threads has no effect with --backend cupy: leave it out")
-    if args.plot:
-        from snfnp.training.plots import SUFFIXES  # needs Matplotlib, measuring does not
-
-        if "sweep" not in parts:
-            raise UsageError(f"--plot is for the sweep, not for {', '.join(parts)}: leave it out")
-        check_file(args.plot, "--plot", SUFFIXES)
     if args.json:
         check_file(args.json, "--json")
     counts = _thread_counts(args.threads or "1,2", cores)
@@ -69,39 +58,34 @@ def main(argv):
         **threads.describe(),
     }
     print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
-    results = {"machine": machine}
-    show = partial(print, flush=True)
+    results, show = {"machine": machine}, partial(print, flush=True)
+    plan = device.QUICK if args.quick else device.Plan()
+    measures = {
+        "fc": lambda: models.fully_connected(ops, counts, args.quick),
+        "conv": lambda: models.convolutional(ops, counts, args.quick),
+        "glow": lambda: models.glow(ops, counts, args.quick),
+        "scaling": lambda: scaling.report(ops, max(2, cores), args.quick),
+        "device": lambda: (
+            device.report(partial(get_ops, "cupy"), plan, show, _pytorch(show)),
+            None,
+        ),
+    }
     for part in parts:
-        if part == "device":
-            plan = device.QUICK if args.quick else device.Plan()
-            gpu = partial(get_ops, "cupy")
-            results[part] = device.report(gpu, plan, show, _pytorch(show))
-            continue
-        if part == "fc":
-            results[part], text = dense.report(ops, counts, args.quick)
-        elif part == "glow":
-            results[part], text = glow.report(ops, counts, args.quick)
-        elif part == "evaluation":
-            results[part], text = evaluation.report(ops, counts, args.quick)
-        elif part == "scaling":
-            results[part], text = scaling.report(ops, max(2, cores), args.quick)
-        elif part == "conv":
-            results[part], text = convolutional.report(ops, counts, args.quick)
-        else:
-            results[part], text = dense.report_sweep(ops, counts, args.quick, args.plot)
-        show(text + "\n")
+        results[part], text = measures[part]()
+        if text:  # a device's is shown model by model
+            show(text + "\n")
     if args.json:
         write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def _parts(given: list[str], on_gpu: bool) -> list[str]:
-    known, other = (DEVICE_PARTS, CPU_PARTS) if on_gpu else (CPU_PARTS, DEVICE_PARTS)
+    known = ("device",) if on_gpu else CPU_PARTS
     for part in sorted(set(given) - set(known)):
-        if part in other:
+        if part in (*CPU_PARTS, "device"):
             where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
             raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
         raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
-    return given or (["device"] if on_gpu else list(CPU_PARTS))
+    return given or list(known)
 
 
 def _thread_counts(given: str, cores: int) -> list[int]:
@@ -115,7 +99,7 @@ def _thread_counts(given: str, cores: int) -> list[int]:
 
 
 def _where(machine: dict) -> str:
-    """What computes: the GPU and its libraries, or the CPU's BLAS."""
+    """The hardware in words: the GPU and its libraries, or the CPU's BLAS."""
     gpu = machine["device"]
     if gpu:
         return (
@@ -129,7 +113,7 @@ def _where(machine: dict) -> str:
 
 
 def _pytorch(show):
-    """The same steps in PyTorch, or None, and a line, where it cannot run them.
+    """PyTorch's training steps, or None, and a line, if it cannot run them.
 
     This is the only place that imports it: the package never does.
     """

@@ -6,106 +6,105 @@ enters the arithmetic runs in this checkout and in another one, by their own com
 
 parameters, Adam m, Adam v   of the best and the last checkpoint; the moments contain the gradients
 metrics                      metrics.jsonl, summary.json and the checkpoints' step, λ and seed
-reports                      the exact ledger by evaluate.py, and the angles by angle.py
+reports                      the numbers of the exact ledger by evaluate.py, and of angle.py
 samples                      the picture of samples through the learned and the exact inverses
 
 "=" is bit-equal. Otherwise a cell holds the largest difference, relative to the largest entry of
-the array (of the number, in metrics and reports); "inf" is a shape, a name or a word that differs.
-Exit status 1 where anything differs, or differs by more than --rtol.
+the array (of the number, in metrics and reports); "inf" is a shape or a name that differs.
+Exit status 1 if anything differs, or differs by more than --rtol.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from run_differences import COLUMNS, compare_runs
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
-_NAME_WIDTH, _CELL_WIDTH = 26, 12
+COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
+# "state": what controllers and running sums keep from step to step.
+_ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
+_HEADER = ("step", "lam", "seed")
+# What a clock has a part in.
+_TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
-
-@dataclass(frozen=True)
-class Configuration:
-    """One run: a training script, its options, and what is done with the run afterwards.
-
-    resume: the other checkout's run of `--epochs 1` is continued to two epochs by each checkout,
-    which proves that old run folders open. angle: whether angle.py has something to report.
-    """
-
-    name: str
-    options: str
-    script: str = "train_mnist.py"
-    resume: bool = False
-    angle: bool = False
-
-
-def _configurations() -> tuple[Configuration, ...]:
-    fc = "--model fc --batch-size 1000 --epochs 2 --warmup-epochs 1"
-    conv = "--model conv --batch-size 1667 --epochs 1 --warmup-epochs 1"
-    nine = "--batch-size 1667 --epochs 1 --warmup-epochs 1 --model"
-    glow = "--model glow --depth 2 --width 8 --batch-size 1667 --epochs 1 --warmup-epochs 1"
-    small = "--data patches --depth 1 --width 8 --batch-size 1900 --epochs 1"
-    exact, relative = "--gradient exact", "--gradient relative --relative-bias"
-    cifar, imagenet = "train_cifar10.py", "train_imagenet32.py"
-    return (
-        Configuration("fc", fc, angle=True),
-        Configuration("fc-forward", f"{fc} --objective forward"),
-        Configuration("fc-probe", f"{fc} --gradient probe"),
-        Configuration("fc-recipe", f"{fc} --recipe least-squares"),
-        Configuration("fc-variational", f"{fc} --objective variational"),
-        Configuration("fc-jvp", f"{fc} --jvp-weight 0.2"),
-        Configuration("fc-control", f"{fc} --lambda-control geco"),
-        Configuration("fc-exact", f"{fc} {exact}"),
-        Configuration("fc-relative-plain", f"{fc} {relative} plain"),
-        Configuration("fc-relative-gresele", f"{fc} {relative} gresele"),
-        Configuration("fc-relative-full", f"{fc} {relative} full"),
-        Configuration("fc-lambda", f"{fc} --lambda 30 --lr 0.001 --seed 5"),
-        Configuration("fc-clip-norm", f"{fc} --clip-norm 10"),
-        Configuration("fc-identity", f"{fc} --init identity"),
-        Configuration("fc-float64", f"{fc} --dtype float64"),
-        Configuration("fc-no-shuffle", f"{fc} --no-shuffle"),
-        Configuration("fc-augment", f"{fc} --augment"),
-        Configuration("fc-resume", fc, resume=True),
-        Configuration("conv", conv, angle=True),
-        Configuration("conv-forward", f"{conv} --objective forward"),
-        Configuration("conv-probe", f"{conv} --gradient probe"),
-        Configuration("conv-recipe", f"{conv} --recipe least-squares"),
-        Configuration("conv-exact", f"{conv} {exact}"),
-        Configuration("conv-exact-dense", f"{conv} {exact}-dense"),
-        Configuration("conv-inverse-kernel", f"{conv} --inverse-kernel 5", angle=True),
-        Configuration("conv-inverse-depth", f"{conv} --inverse-depth 2", angle=True),
-        Configuration("conv-recompute", f"{conv} --recompute"),
-        Configuration("conv-identity", f"{conv} --init identity"),
-        Configuration("conv-float64", f"{conv} --dtype float64 --clip-norm 100"),
-        Configuration("emerging", f"{nine} emerging"),
-        Configuration("emerging-recompute", f"{nine} emerging --recompute --init identity"),
-        Configuration("conv-exponential", f"{nine} conv-exponential"),
-        Configuration("glow", glow, angle=True),
-        Configuration("glow-forward", f"{glow} --objective forward"),
-        Configuration("glow-exact", f"{glow} {exact}"),
-        Configuration("glow-recompute", f"{glow} --recompute"),
-        Configuration("glow-identity", f"{glow} --init identity"),
-        Configuration("glow-kernel-5", f"{glow} --kernel 5 --levels 1"),
-        Configuration("glow-float64", f"{glow} --dtype float64"),
-        Configuration("glow-recompute-float64", f"{glow} --recompute --dtype float64"),
-        Configuration("glow-resume", glow, resume=True),
-        Configuration("glow-2l-4k", f"--model glow-2l-4k {small}", cifar),
-        Configuration("glow-3l-32k", f"--model glow-3l-32k {small} --augment", cifar),
-        Configuration("glow-3l-32k-exact", f"--model glow-3l-32k {small} {exact}", cifar),
-        Configuration("glow-3l-48k", f"--model glow-3l-48k {small} --clip-norm 100", imagenet),
-    )
-
-
-CONFIGURATIONS = _configurations()
+_SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
+_PATCHES = "--data patches --depth 1 --width 8 --batch-size 1900 --epochs 1"
+# (model, options of all of its runs, a line for each run: its name, = for the model's own, and its
+# options). A run "resume" is one of the other checkout, of an epoch, that both go on with to two
+# epochs: which proves that old run folders open.
+_RUNS = (
+    ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
+     """=
+        forward           --objective forward
+        probe             --gradient probe
+        recipe            --recipe least-squares
+        variational       --objective variational
+        jvp               --jvp-weight 0.2
+        control           --lambda-control geco
+        exact             --gradient exact
+        relative-plain    --gradient relative --relative-bias plain
+        relative-gresele  --gradient relative --relative-bias gresele
+        relative-full     --gradient relative --relative-bias full
+        lambda            --lambda 30 --lr 0.001 --seed 5
+        clip-norm         --clip-norm 10
+        identity          --init identity
+        float64           --dtype float64
+        no-shuffle        --no-shuffle
+        augment           --augment
+        resume"""),
+    ("conv", _SHORT,
+     """=
+        forward           --objective forward
+        probe             --gradient probe
+        recipe            --recipe least-squares
+        exact             --gradient exact
+        exact-dense       --gradient exact-dense
+        inverse-kernel    --inverse-kernel 5
+        inverse-depth     --inverse-depth 2
+        recompute         --recompute
+        identity          --init identity
+        float64           --dtype float64 --clip-norm 100"""),
+    ("emerging", _SHORT,
+     """=
+        recompute         --recompute --init identity"""),
+    ("conv-exponential", _SHORT, "="),
+    ("glow", f"{_SHORT} --depth 2 --width 8",
+     """=
+        forward           --objective forward
+        exact             --gradient exact
+        recompute         --recompute
+        identity          --init identity
+        kernel-5          --kernel 5 --levels 1
+        float64           --dtype float64
+        recompute-float64 --recompute --dtype float64
+        resume"""),
+    ("glow-2l-4k", _PATCHES, "="),
+    ("glow-3l-32k", _PATCHES,
+     """=                 --augment
+        exact             --gradient exact"""),
+    ("glow-3l-48k", _PATCHES, "= --clip-norm 100"),
+)  # fmt: skip
+CONFIGURATIONS = {
+    f"{model}-{name}".removesuffix("-="): f"--model {model} {options} {' '.join(own)}".strip()
+    for model, options, lines in _RUNS
+    for name, *own in map(str.split, lines.splitlines())
+}
+_ANGLES = ("fc", "conv", "conv-inverse-kernel", "conv-inverse-depth", "glow")  # angle.py reports
 
 
 class FailedError(Exception):
@@ -116,150 +115,195 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("other", type=Path, help="the checkout to compare with this one")
-    parser.add_argument(
-        "--backend", default="numpy,numba", help="one or several (default: numpy,numba)"
-    )
-    parser.add_argument(
-        "--only",
-        default="*",
-        metavar="NAME",
-        help="configurations: names or patterns, separated by commas (default: all): "
-        + ", ".join(entry.name for entry in CONFIGURATIONS),
-    )
-    parser.add_argument(
-        "--rtol", type=float, default=0.0, help="difference that is allowed (default: 0, bit-equal)"
-    )
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="FOLDER",
-        help="keep the other checkout's runs here and use those that are here already: right "
-        "as long as that checkout does not change",
-    )
+    add = parser.add_argument
+    add("other", type=Path, help="the checkout to compare with this one")
+    add("--backend", default="numpy,numba", help="one or several (default: numpy,numba)")
+    names = "configurations: names or patterns, separated by commas (default: all): "
+    add("--only", default="*", metavar="NAME", help=names + ", ".join(CONFIGURATIONS))
+    allowed = "difference that is allowed (default: 0, bit-equal)"
+    add("--rtol", type=float, default=0.0, help=allowed)
+    keep = "keep the other checkout's runs here and use those that are here already: right as long "
+    keep += "as that checkout does not change"
+    add("--keep", type=Path, metavar="FOLDER", help=keep)
     args = parser.parse_args(argv)
-    chosen = choose(args.only)
+    chosen, checkouts = choose(args.only), (ROOT, args.other.resolve())
     if not chosen:
         parser.error(f"--only {args.only} is no configuration")
-    checkouts = ROOT, args.other.resolve()
-    for checkout in checkouts:
-        _check(parser, checkout)
+    for checkout in checkouts:  # whose own code is to run
+        code = "import pathlib, snfnp; print(pathlib.Path(snfnp.__file__).resolve().parents[1])"
+        try:
+            found = _run(checkout, "-c", code).strip()
+        except (FailedError, OSError) as error:
+            parser.error(f"{checkout} is no checkout of snfnp ({error})")
+        if found != str(checkout):
+            parser.error(f"in {checkout} the package comes from {found}")
 
-    backends = args.backend.split(",")
     print(
         f"this checkout {ROOT}\nother checkout {checkouts[1]}\n\n{_row('', '', COLUMNS)}  seconds"
     )
-    different = []
-    for entry in chosen:
-        for backend in backends:
-            if not _compare(entry, backend, checkouts, args.rtol, args.keep):
-                different.append(f"{entry.name} ({backend})")
-    count = len(chosen) * len(backends)
+    cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
+    different = [
+        f"{name} ({backend})"
+        for name, backend in cases
+        if not _compare(name, backend, checkouts, args.rtol, args.keep)
+    ]
     allowed = f"equal to {args.rtol:g}" if args.rtol else "bit-equal"
-    print(f"\n{count - len(different)} of {count} {allowed}", end="")
+    print(f"\n{len(cases) - len(different)} of {len(cases)} {allowed}", end="")
     print(f"; different: {', '.join(different)}" if different else "")
     return 1 if different else 0
 
 
-def choose(only: str) -> list[Configuration]:
+def choose(only: str) -> list[str]:
     """The configurations that one of the patterns names, in their order."""
-    patterns = only.split(",")
-    return [e for e in CONFIGURATIONS if any(fnmatchcase(e.name, p) for p in patterns)]
+    return [name for name in CONFIGURATIONS if any(fnmatchcase(name, p) for p in only.split(","))]
 
 
-def _check(parser, checkout: Path) -> None:
-    """Refuse a folder whose own code would not be what runs."""
-    code = "import pathlib, snfnp; print(pathlib.Path(snfnp.__file__).resolve().parents[1])"
-    try:
-        found = _run(checkout, "-c", code).strip()
-    except (FailedError, OSError) as error:
-        parser.error(f"{checkout} is no checkout of snfnp ({error})")
-    if found != str(checkout):
-        parser.error(f"in {checkout} the package comes from {found}")
-
-
-def _compare(entry: Configuration, backend: str, checkouts, rtol: float, keep: Path | None) -> bool:
-    """Run one configuration in both checkouts, print its row; whether nothing differs."""
+def _compare(name: str, backend: str, checkouts, rtol: float, keep: Path | None) -> bool:
+    """Run one configuration in both checkouts, and print its row; True if nothing differs."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         this, other = Path(temporary, "this"), Path(temporary, "other")
         if keep:
-            other = keep.resolve() / f"{entry.name}-{backend}"
+            other = keep.resolve() / f"{name}-{backend}"
+        done = other / "done"
         try:
-            done = other / "done"
-            if not (done.exists() and done.read_text() == repr(entry)):
+            if not (done.exists() and done.read_text() == CONFIGURATIONS[name]):
                 shutil.rmtree(other, ignore_errors=True)
-                _train(checkouts[1], entry, backend, other)
-                done.write_text(repr(entry))
-            _train(checkouts[0], entry, backend, this, other / "begun")
+                _train(checkouts[1], name, backend, other)
+                done.write_text(CONFIGURATIONS[name])
+            _train(checkouts[0], name, backend, this, other / "begun")
         except FailedError as error:
-            print(f"{_row(entry.name, backend, ())} failed: {error}", flush=True)
+            print(f"{_row(name, backend, ())} failed: {error}", flush=True)
             return False
-        found = compare_runs(this, other, loose=rtol > 0)
+        found = compare_runs(this, other)
     worst = {column: max(found[column].values(), default=0.0) for column in COLUMNS}
     cells = ["=" if value == 0 else f"{value:.1e}" for value in worst.values()]
-    print(f"{_row(entry.name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True)
+    print(f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True)
     for column, value in worst.items():
         if value > rtol:
-            name = max(found[column], key=found[column].get)
-            print(f"    {column}: {value:.1e} in {name}", flush=True)
+            what = max(found[column], key=found[column].get)
+            print(f"    {column}: {value:.1e} in {what}", flush=True)
     return all(value <= rtol for value in worst.values())
 
 
 def _row(name: str, backend: str, cells) -> str:
-    values = "".join(cell.rjust(_CELL_WIDTH) for cell in cells)
-    return f"{name:<{_NAME_WIDTH}}{backend:<6}{values}"
+    return f"{name:<26}{backend:<6}" + "".join(cell.rjust(12) for cell in cells)
 
 
 # ---------------------------------------------------------------- running a checkout
 
 
-def _train(
-    checkout: Path, entry: Configuration, backend: str, folder: Path, begun: Path | None = None
-) -> None:
+def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None):
     """Train, and write the reports, into `folder`: run/ and *.txt.
 
     A run to be resumed is trained for one epoch into `folder`/begun, unless `begun` is given, the
     other checkout's.
     """
     folder.mkdir(parents=True)
-    run, script = folder / "run", f"scripts/{entry.script}"
-    options = [*entry.options.split(), "--backend", backend]
-    if entry.resume:
+    run, options = folder / "run", [*CONFIGURATIONS[name].split(), "--backend", backend]
+    train = "scripts/train_mnist.py"
+    if name.endswith("-resume"):
         if begun is None:
             begun = folder / "begun"
-            _run(checkout, script, *options, "--epochs", "1", "--out", str(begun))
+            _run(checkout, train, *options, "--epochs", "1", "--out", str(begun))
         shutil.copytree(begun, run)
         options = ["--resume", "--epochs", "2", "--backend", backend]
-    _run(checkout, script, *options, "--out", str(run))
-    _report(checkout, folder, "evaluate", "--split", "validation", "--seed", "1")
-    if entry.angle:
-        _report(checkout, folder, "angle", "--images", "500")
-
-
-def _report(checkout: Path, folder: Path, name: str, *options: str) -> None:
-    text = _run(checkout, f"scripts/{name}.py", str(folder / "run"), *options)
-    (folder / f"{name}.txt").write_text(text)
+    _run(checkout, train, *options, "--out", str(run))
+    report = _run(checkout, "scripts/evaluate.py", str(run), "--split", "validation", "--seed", "1")
+    (folder / "evaluate.txt").write_text(report)
+    if name in _ANGLES:
+        report = _run(checkout, "scripts/angle.py", str(run), "--images", "500")
+        (folder / "angle.txt").write_text(report)
 
 
 def _run(checkout: Path, *arguments: str) -> str:
     """Standard output of Python in a checkout, offline: MNIST is the sample that ships."""
     kept = {name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"}
     with tempfile.TemporaryDirectory() as empty:
-        environment = {
-            **kept,
-            "PYTHONPATH": str(checkout),
-            "SNFNP_OFFLINE": "1",
-            "XDG_CACHE_HOME": empty,
-        }
-        command = [sys.executable, *arguments]
+        own = {"PYTHONPATH": str(checkout), "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": empty}
         done = subprocess.run(
-            command, cwd=checkout, env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=checkout,
+            env=kept | own,
+            capture_output=True,
+            text=True,
         )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise FailedError(f"{checkout}: {lines[-1]}")
     return done.stdout
+
+
+# ---------------------------------------------------------------- what differs
+
+
+def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
+    """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
+    ours, theirs = _read(this), _read(other)
+    return {
+        column: {
+            name: difference(ours[column][name], theirs[column][name])
+            if name in ours[column] and name in theirs[column]
+            else math.inf
+            for name in ours[column] | theirs[column]
+        }
+        for column in COLUMNS
+    }
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max |ours - theirs| / max |theirs|; 0 only if every bit is the same.
+
+    inf: other shapes or types, words, or a NaN or an infinity in one only. The smallest number
+    there is: equal as numbers, in other bits (-0 and 0).
+    """
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return math.inf
+    if ours.tobytes() == theirs.tobytes():
+        return 0.0
+    if ours.dtype.kind not in "biuf":
+        return math.inf
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    if same.all():
+        return math.ulp(0.0)
+    largest, scale = np.abs(ours[~same] - theirs[~same]).max(), np.abs(theirs).max()
+    if not np.isfinite([largest, scale]).all() or scale == 0:
+        return math.inf
+    return max(float(largest / scale), math.ulp(0.0))
+
+
+def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """{column: {name: array}} of a finished run "run" and the reports on it, *.txt."""
+    found: dict[str, dict[str, np.ndarray]] = {column: {} for column in COLUMNS}
+    for checkpoint in ("best.safetensors", "last.safetensors"):
+        with safe_open(folder / "run" / checkpoint, framework="numpy") as file:
+            header = file.metadata()
+            for name in file.keys():  # noqa: SIM118
+                column = _ROLES[name.partition(".")[0]]
+                found[column][f"{checkpoint} {name}"] = file.get_tensor(name)
+        for name in _HEADER:
+            found["metrics"][f"{checkpoint} {name}"] = np.array(float(header[name]))
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    for index, text in enumerate([*lines, (folder / "run" / "summary.json").read_text()]):
+        for name, value in flat(json.loads(text)):
+            if name.rpartition(" ")[2] not in _TIMED:
+                found["metrics"][f"{index} {name}"] = np.array(value)
+    for path in folder.glob("*.txt"):
+        numbers = _NUMBER.findall(path.read_text())
+        found["reports"][path.name] = np.array([float(text.replace(",", "")) for text in numbers])
+    with Image.open(folder / "run" / "samples.png") as image:
+        found["samples"]["samples.png"] = np.asarray(image)
+    return found
+
+
+def flat(record: dict, above: str = ""):
+    """(name, value) of everything in a record, also in records inside it: "layers dense1 rho"."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name} ")
+        else:
+            yield above + name, value
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 """Everything that is to be seen on a real GPU, in order of value, in pieces of a few minutes.
 
 Run it again with the same --out until it says that nothing is left: steps that are done are not
-repeated, and a step is started only where its time limit fits into the piece. All output is in
+repeated, and a step is started only if its time limit fits into the piece. All output is in
 that one folder: log.txt (of all steps), state.json (what is done), and what the steps write.
 
     python -m pip install --no-deps "nvidia-cuda-sanitizer-api==13.0.*"  # if there is none
     SNFNP_DATA_DIR=mnist python scripts/gpu_hour.py --out runs/gpu-hour    # MNIST's files
 
-Where the time of all pieces is used up and the device is lent once more, --new-session counts from
-0 and goes on with what was left. Where a machine keeps no files, take the folder with you as one
-archive, and unpack it there before the next piece. A newer compute-sanitizer may need a newer
-driver than CUDA 13.0 does.
-
---dry-run takes the same way with short commands on the CPU stand-in for a GPU (tests/gpu).
+When the time of all pieces is used up and the device is lent once more, --new-session counts from
+0 and goes on with what was left. A newer compute-sanitizer may need a newer driver than CUDA 13.0
+does. --dry-run takes the same way with short commands on the CPU stand-in for a GPU (tests/gpu).
 Exit status: 0 all done, 1 a step failed, 3 steps are left for another piece.
 """
 
@@ -28,14 +25,13 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECE, TOTAL = 9 * 60, 25 * 60  # seconds of a piece, and of all pieces together
 PASSED, FAILED, STOPPED, SKIPPED = "passed", "failed", "stopped at its limit", "skipped"
 INTERRUPTED = "interrupted"  # with this script: done again, or gone on with
-_FAILED, _LEFT = 1, 3  # exit statuses
 _SHORTEST = 30  # seconds that a step which continues is started for
 
 # Runs its first argument, a script, where `import cupy` finds a GPU or the stand-in.
@@ -101,9 +97,8 @@ for model in sys.argv[2:]:
 """
 
 
-@dataclass(frozen=True)
-class Step:
-    """command, dry: lists of arguments, made from the folder of the output, with and without a GPU.
+class Step(NamedTuple):
+    """command, dry: the arguments with and without a GPU, made from the folder of the output.
 
     limit: seconds; None: all that the other steps leave. needs: says why the step cannot run, or
     None. continues: it may be stopped and run again, and then goes on, until its limit is used up
@@ -122,8 +117,8 @@ def _python(*arguments) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
-def _script(*arguments) -> list[str]:
-    return _python("-c", _ON_DEVICE, *arguments)
+def _script(path: str, *arguments) -> list[str]:
+    return _python("-c", _ON_DEVICE, path, *arguments)
 
 
 def _pytest(*arguments) -> list[str]:
@@ -132,7 +127,7 @@ def _pytest(*arguments) -> list[str]:
 
 
 def compute_sanitizer() -> str | None:
-    """Where compute-sanitizer is: on the path, or where its wheel puts it."""
+    """The path of compute-sanitizer, from the PATH or from its wheel."""
     folders = [Path(path) for path in (sysconfig.get_path("purelib"), *sys.path) if path]
     wheels = (found for folder in folders for found in folder.glob("nvidia/*/bin"))
     return shutil.which("compute-sanitizer") or shutil.which(
@@ -140,16 +135,16 @@ def compute_sanitizer() -> str | None:
     )
 
 
-def _sanitised(tool: str) -> Callable[[Path], list[str]]:
+def _sanitised(tool: str, limit: int) -> Step:
+    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+
     def command(out: Path) -> list[str]:
-        options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
         return [str(compute_sanitizer()), *options, *_python("-c", _KERNELS, 1000)]
 
-    return command
+    def missing() -> str | None:
+        return None if compute_sanitizer() else "no compute-sanitizer: see the head of this script"
 
-
-def _no_sanitizer() -> str | None:
-    return None if compute_sanitizer() else "no compute-sanitizer: see the head of this script"
+    return Step(tool, limit, command, lambda out: _python("-c", _KERNELS, 3), missing)
 
 
 def _no_mnist() -> str | None:
@@ -165,14 +160,6 @@ def _no_mnist() -> str | None:
     return "no MNIST but the package's sample: set SNFNP_DATA_DIR" if found.is_sample else None
 
 
-def _few_kernels(out: Path) -> list[str]:
-    return _python("-c", _KERNELS, 3)
-
-
-def _help(path: str) -> Callable[[Path], list[str]]:
-    return lambda out: _script(path, "--help")
-
-
 _BENCHMARK, _REPRODUCE = "scripts/benchmark.py", "scripts/reproduce.py"
 # Of Table 1, in order of value. An exact evaluation with its monitors and checkpoints takes as long
 # as the steps of an epoch, or of several: so one in 20 epochs. At 0.5 ms a step the convolution's
@@ -182,69 +169,44 @@ _EVAL_EVERY = 20
 _FIRST = ("conv-snf",)
 _ROWS = (*_FIRST, "fc-snf", "conv-exact", "fc-exact", "glow-lambda-100", "glow-exact")
 _ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"
+# One rank, and two on one GPU if that is allowed; the log says why a test was skipped.
+_NCCL = ("tests/gpu/test_communication.py", "-m", "real_gpu", "-rs")
+
+
+def _reproduce(out: Path, *arguments) -> list[str]:
+    return _script(_REPRODUCE, *arguments, "--backend", "cupy", "--runs", out / "reproduction")
 
 
 def _table_1(out: Path, scale: str, rows: tuple[str, ...]) -> list[str]:
-    options = ("--scale", scale, "--backend", "cupy", "--runs", out / "reproduction")
-    options += ("--seeds", 0, "--eval-every", _EVAL_EVERY)
-    return _script(_REPRODUCE, "table1", *options, "--rows", *rows)
+    options = ("--scale", scale, "--seeds", 0, "--eval-every", _EVAL_EVERY, "--rows", *rows)
+    return _reproduce(out, "table1", *options)
 
 
-def _nccl(*more: str) -> Callable[[Path], list[str]]:
-    """One rank, and two on one GPU if that is allowed; the log says why a test was skipped."""
-    return lambda out: _pytest("tests/gpu/test_communication.py", "-m", "real_gpu", "-rs", *more)
+def _help(path: str) -> Callable[[Path], list[str]]:
+    return lambda out: _script(path, "--help")
 
 
+# fmt: off
 STEPS = (
-    Step(
-        "environment",
-        20,
-        lambda out: ["nvidia-smi"],
-        lambda out: _python("-c", "print('no nvidia-smi on the stand-in')"),
-    ),
+    Step("environment", 20, lambda out: ["nvidia-smi"],
+         lambda out: _python("-c", "print('no nvidia-smi on the stand-in')")),
     Step("tests", 360, lambda out: _pytest("tests/gpu"), lambda out: _pytest(_ONE_TEST)),
-    Step(
-        "benchmark",
-        240,
-        lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
-        _help(_BENCHMARK),
-    ),
-    Step(
-        "table 1, convolution",
-        320,
-        lambda out: _table_1(out, "paper", _FIRST),
-        _help(_REPRODUCE),
-        _no_mnist,
-        continues=True,
-    ),
-    Step("memcheck", 150, _sanitised("memcheck"), _few_kernels, _no_sanitizer),
-    Step(
-        "sweep",
-        70,
-        lambda out: _script(
-            *(_BENCHMARK, "sweep", "--backend", "cupy", "--quick"),
-            *("--json", out / "sweep.json", "--plot", out / "sweep.png"),
-        ),
-        _help(_BENCHMARK),
-    ),
-    Step(
-        "samples",
-        40,
-        lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv", "glow"),
-        lambda out: _python("-c", _SAMPLES, 2, "fc"),
-    ),
-    Step("racecheck", 110, _sanitised("racecheck"), _few_kernels, _no_sanitizer),
-    Step("initcheck", 110, _sanitised("initcheck"), _few_kernels, _no_sanitizer),
-    Step("nccl", 40, _nccl(), _nccl("--collect-only")),
-    Step(
-        "table 1",
-        None,
-        lambda out: _table_1(out, "paper", _ROWS),
-        lambda out: _table_1(out, "smoke", _ROWS[:1]),
-        _no_mnist,
-        continues=True,
-    ),
+    Step("benchmark", 240,
+         lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
+         _help(_BENCHMARK)),
+    Step("table 1, convolution", 320, lambda out: _table_1(out, "paper", _FIRST),
+         _help(_REPRODUCE), _no_mnist, continues=True),
+    _sanitised("memcheck", 150),
+    Step("sweep", 110, lambda out: _reproduce(out, "figure4"), _help(_REPRODUCE)),
+    Step("samples", 40, lambda out: _python("-c", _SAMPLES, 1000, "fc", "conv", "glow"),
+         lambda out: _python("-c", _SAMPLES, 2, "fc")),
+    _sanitised("racecheck", 110),
+    _sanitised("initcheck", 110),
+    Step("nccl", 40, lambda out: _pytest(*_NCCL), lambda out: _pytest(*_NCCL, "--collect-only")),
+    Step("table 1", None, lambda out: _table_1(out, "paper", _ROWS),
+         lambda out: _table_1(out, "smoke", _ROWS[:1]), _no_mnist, continues=True),
 )
+# fmt: on
 
 
 def main(argv=None) -> int:
@@ -259,13 +221,36 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    state = _State(out / "state.json")
+    state = State(out / "state.json")
     if args.new_session:
         state.used = 0.0
     for name in args.again:
         state.steps.pop(name, None)
     signal.signal(signal.SIGTERM, _stop)
-    return _run_piece(state, out, min(args.seconds, TOTAL - state.used), args.dry_run)
+    end = time.monotonic() + min(args.seconds, TOTAL - state.used)
+    left = []
+    with open(out / "log.txt", "a") as log:
+        for step in filter(state.is_open, STEPS):
+            missing = None if args.dry_run else step.needs()
+            limit, room = state.left(step), end - time.monotonic()
+            if missing:
+                _say(f"{step.name}: {SKIPPED} ({missing})", log)
+                state.note(step, SKIPPED, 0.0)
+            elif room < (min(limit, _SHORTEST) if step.continues else limit):
+                left.append(step.name)
+            else:
+                _say(f"== {step.name}, at most {min(limit, room):.0f} s", log)
+                began, status = time.monotonic(), INTERRUPTED
+                command = (step.dry if args.dry_run else step.command)(out)
+                try:
+                    status = _run(command, min(limit, room), args.dry_run, log)
+                finally:
+                    state.note(step, status, time.monotonic() - began)
+                _say(f"== {step.name}: {status} after {time.monotonic() - began:.0f} s", log)
+        failed = [name for name, step in state.steps.items() if step["status"] in (FAILED, STOPPED)]
+        _say(f"used {state.used:.0f} s of {TOTAL}; failed: {', '.join(failed) or 'none'}", log)
+        _say(f"left: {', '.join(left)}: run it again" if left else "nothing is left", log)
+    return 3 if left else 1 if failed else 0
 
 
 def _stop(number, frame):
@@ -273,77 +258,37 @@ def _stop(number, frame):
     raise SystemExit(128 + number)
 
 
-class _State:
-    """What is done, kept in a file. steps: {step: {"status", "seconds", …}}; used: seconds of this
+class State:
+    """The file that says what is done. steps: {step: {"status", "seconds"}}; used: seconds of this
     session, which no step gives back."""
 
     def __init__(self, path: Path):
-        self._path = path
         known = json.loads(path.read_text()) if path.exists() else {"used": 0.0, "steps": {}}
-        self.used: float = known["used"]
-        self.steps: dict = known["steps"]
+        self._path, self.used, self.steps = path, known["used"], known["steps"]
 
-    def open(self, step: Step) -> bool:
-        """Whether the step is still to be done."""
-        known = self.steps.get(step.name)
-        if known is None or known["status"] == SKIPPED:  # what was missing may be there now
-            return True
-        if known["status"] not in (STOPPED, INTERRUPTED):
-            return False
-        return self.left(step) > 0 if step.continues else known["status"] == INTERRUPTED
+    def is_open(self, step: Step) -> bool:
+        """True if the step is still to be done; what was missing may be there now."""
+        status = self.steps.get(step.name, {}).get("status", SKIPPED)
+        again = status == STOPPED and step.continues and self.left(step) > 0
+        return status in (SKIPPED, INTERRUPTED) or again
 
     def left(self, step: Step) -> float:
         """Seconds that a step may still take."""
-        if step.limit is None:
-            return TOTAL - self.used
-        known = self.steps.get(step.name)
-        return step.limit - (known["seconds"] if known and step.continues else 0.0)
+        before = self.steps.get(step.name, {}).get("seconds", 0.0) if step.continues else 0.0
+        return TOTAL - self.used if step.limit is None else step.limit - before
 
-    def note(self, step: Step, status: str, seconds: float, **more) -> None:
-        before = self.steps.get(step.name, {"seconds": 0.0})["seconds"]
-        self.used = round(self.used + seconds, 3)
-        self.steps[step.name] = {"status": status, "seconds": round(before + seconds, 3), **more}
+    def note(self, step: Step, status: str, seconds: float) -> None:
+        """Write what became of a step, and count its seconds."""
+        before = self.steps.get(step.name, {}).get("seconds", 0.0)
+        self.used += seconds
+        self.steps[step.name] = {"status": status, "seconds": before + seconds}
         unfinished = self._path.with_suffix(".part")
-        content = {"used": self.used, "steps": self.steps}
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.write_text(json.dumps({"used": self.used, "steps": self.steps}, indent=2))
         unfinished.replace(self._path)
 
 
-def _run_piece(state: _State, out: Path, seconds: float, dry: bool) -> int:
-    end = time.monotonic() + seconds
-    left = []
-    with open(out / "log.txt", "a") as log:
-        for step in filter(state.open, STEPS):
-            missing = None if dry else step.needs()
-            if missing:
-                _say(f"{step.name}: {SKIPPED} ({missing})", log)
-                state.note(step, SKIPPED, 0.0, why=missing)
-                continue
-            limit, room = state.left(step), end - time.monotonic()
-            if room < (min(limit, _SHORTEST) if step.continues else limit):
-                left.append(step.name)
-                continue
-            _run_step(step, state, out, min(limit, room), dry, log)
-        failed = [name for name, step in state.steps.items() if step["status"] in (FAILED, STOPPED)]
-        _say(f"used {state.used:.0f} s of {TOTAL}; failed: {', '.join(failed) or 'none'}", log)
-        _say(f"left: {', '.join(left)}: run it again" if left else "nothing is left", log)
-    return _LEFT if left else _FAILED if failed else 0
-
-
-def _run_step(step: Step, state: _State, out: Path, limit: float, dry: bool, log) -> None:
-    command = (step.dry if dry else step.command)(out)
-    _say(f"== {step.name}, at most {limit:.0f} s", log)
-    start, status, code = time.monotonic(), INTERRUPTED, None
-    try:
-        status, code = _run(command, limit, dry, log)
-    finally:
-        seconds = time.monotonic() - start
-        state.note(step, status, seconds, exit_status=code)
-    _say(f"== {step.name}: {status} after {seconds:.0f} s", log)
-
-
-def _run(command: list[str], limit: float, dry: bool, log) -> tuple[str, int | None]:
-    """Status and exit status of a command that is stopped, with what it started, at its limit."""
+def _run(command: list[str], limit: float, dry: bool, log) -> str:
+    """The status of a command, which is stopped, with what it started, at its limit."""
     # the package need not be installed, and on a GPU no test may be skipped for want of one
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -357,9 +302,9 @@ def _run(command: list[str], limit: float, dry: bool, log) -> tuple[str, int | N
         )
     except OSError as error:
         _say(f"{command[0]}: {error.strerror}", log)
-        return FAILED, None
+        return FAILED
     try:
-        code = process.wait(limit)
+        return FAILED if process.wait(limit) else PASSED
     except BaseException as stop:  # an interrupt too: nothing may run on
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             try:
@@ -372,8 +317,7 @@ def _run(command: list[str], limit: float, dry: bool, log) -> tuple[str, int | N
                 continue
         if not isinstance(stop, subprocess.TimeoutExpired):
             raise
-        return STOPPED, None
-    return (FAILED if code else PASSED), code
+        return STOPPED
 
 
 def _say(line: str, log) -> None:

@@ -3,7 +3,7 @@
 A sample of mutants of the rules, maps, definitions of operations and the flow is drawn; each is
 written into a copy of the checkout, where the tests that guard its file run until one fails. What
 no test notices is printed as a diff, and either a test is missing or the change changes nothing
-(scripts/mutation/known.py knows those). Some seconds per mutant.
+(scripts/equivalents.py knows those). Some seconds per mutant.
 """
 
 import argparse
@@ -16,12 +16,60 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutation.known import EQUIVALENT, FILES, PERFORMANCE, TESTS
-from mutation.mutants import Mutant, mutants_of
+from equivalents import EQUIVALENT
+from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("snfnp", "tests", "scripts", "derivations", "pyproject.toml", "README.md")
 SLOWEST = 90  # seconds for one mutant's tests: one that does not end is noticed too
+FILES = (
+    "snfnp/**/rules/[a-z]*.py",
+    "snfnp/context.py",
+    "snfnp/flow.py",
+    "snfnp/**/maps/[a-z]*.py",
+    "snfnp/ops/*/definition.py",
+    "snfnp/beyond/[a-z]*.py",
+)
+_USUAL = ("rules", "gradcheck_linear", "layers", "whole_step")
+# The name of a file, or of the folder of a definition -> the tests that are to kill its mutants,
+# the quickest first. Of a file that is not here: those of its name, or the usual ones.
+TESTS = {
+    "least_squares": ("inverse_updates", "left_inverse", "gradcheck_linear"),
+    "newton": ("inverse_updates",),
+    "probes": ("probes", "gradcheck_linear"),
+    "projection": ("inverse_updates", "gradcheck_linear"),
+    "context": ("rules", "flow", "whole_step"),
+    "flow": ("flow", "split", "recompute", "likelihood", "whole_step", "actnorm"),
+    "dense": ("maps", "layers"),
+    "base": _USUAL,
+    "chain": ("chain", "maps", "chain_runs"),
+    "left_inverse": ("left_inverse", "inverse_updates"),
+    "explicit": ("maps", "block_tridiagonal", "conv"),
+    "block_tridiagonal": ("maps", "block_tridiagonal"),
+    "differentiable": ("jacobian_penalty", "flow_bound"),
+    "variational_bound": ("flow_bound", "variational"),
+    "followers": ("control", "probes"),
+    "maps/conv": ("maps", "conv", "rules"),
+    "activation": ("layers", "ops"),
+    "causal": ("emerging", "ops", "gradcheck_linear"),
+    "channels": ("actnorm", "layers", "ops"),
+    "communication": ("communication", "slices", "processes"),
+    "conv": ("maps", "conv", "rules", "emerging", "ops"),
+    "coupling": ("coupling", "layers", "ops", "gradcheck_linear"),
+    "density": ("flow", "likelihood", "ops"),
+    "images": ("preprocess", "steps", "ops"),
+    "linalg": ("rules", "maps", "layers", "block_tridiagonal", "ops"),
+    "random": ("ops", "likelihood"),
+    "spline": ("spline", "ops", "properties"),
+    "step": ("steps", "optim", "ops", "whole_step"),
+}
+# Constants and functions that decide speed or memory alone, by the same name: not mutated.
+PERFORMANCE = {
+    # rows of a product at once; where BLAS is found, and held to one thread
+    "linalg": {"_BLOCK", "_ONE_THREAD", "chain_of_products", "_blas_libraries"},
+    "conv": {"_MANY"},  # which of two equal ways to take
+    "coupling": {"network_values"},  # how much of the hidden layers at once
+}
 
 
 def main(argv: list[str]) -> int:
@@ -34,11 +82,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     args = parser.parse_args(argv)
 
-    sources = {path: (ROOT / path).read_text() for path in _files() if args.only in path}
+    sources = {path: (ROOT / path).read_text() for path in files() if args.only in path}
     everything = [
         mutant
         for path, source in sources.items()
-        for mutant in mutants_of(path, source, PERFORMANCE.get(path, {}))
+        for mutant in mutants_of(path, source, PERFORMANCE.get(_name(path), set()))
     ]
     drawn = random.Random(args.seed).sample(everything, min(args.count, len(everything)))
     drawn.sort(key=everything.index)
@@ -48,97 +96,77 @@ def main(argv: list[str]) -> int:
             print(mutant.what, mutant.diff(sources[mutant.path]), sep="\n")
         return 0
     with tempfile.TemporaryDirectory(prefix="snfnp-mutants-") as folder:
-        copy = Copy(Path(folder))
-        copy.require_success({_tests(mutant.path) for mutant in drawn})
-        lived = [mutant for mutant in drawn if not _report(copy, mutant, sources[mutant.path])]
-    return _summary(drawn, lived, sources)
-
-
-class Copy:
-    """A copy of the checkout, in which mutants live."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        for name in COPIED:
+        for name in COPIED:  # with dates, so that compiled kernels stay valid
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-            copy(ROOT / name, folder / name)  # with dates, so that compiled kernels stay valid
-
-    def require_success(self, tests: set[tuple[str, ...]]) -> None:
-        """The tests must pass where nothing was changed."""
-        for names in sorted(tests):
-            failed = self._first_failure(names)
+            copy(ROOT / name, Path(folder, name))
+        for names in sorted({guards_of(mutant.path) for mutant in drawn}):
+            failed = _first_failure(names, Path(folder))
             if failed:
                 sys.exit(f"error: without any mutant, {failed}: repair that first")
-
-    def first_failure(self, mutant: Mutant, source: str) -> str | None:
-        """The test that notices a mutant, or None."""
-        file = self._folder / mutant.path
-        file.write_text(mutant.apply(source))
-        try:
-            return self._first_failure(_tests(mutant.path))
-        finally:
-            file.write_text(source)
-
-    def _first_failure(self, names: tuple[str, ...]) -> str | None:
-        files = [f"tests/test_{name}.py" for name in names]
-        # the definitions are what NumPy's backend computes with: no other test need run
-        options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-k", "not numba"]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(self._folder),
-            "PYTHONDONTWRITEBYTECODE": "1",  # dates of mutants are too close together
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", *options, *files],
-                cwd=self._folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=SLOWEST,
-            )
-        except subprocess.TimeoutExpired:
-            return "no end"
-        if done.returncode == 0:
-            return None
-        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return lines[0].split(" - ")[0] if lines else f"pytest ended with {done.returncode}"
+        fates = [_report(mutant, sources[mutant.path], Path(folder)) for mutant in drawn]
+    killed, lived = fates.count("killed"), fates.count("LIVES")
+    print(
+        f"\n{killed} of {len(drawn)} mutants killed, {len(drawn) - killed - lived} equivalent, "
+        f"{lived} live unexplained"
+    )
+    return 1 if lived else 0
 
 
-def _files() -> list[str]:
+def files() -> list[str]:
+    """The files that are mutated, from the root."""
     return sorted(str(path.relative_to(ROOT)) for pattern in FILES for path in ROOT.glob(pattern))
 
 
-def _tests(path: str) -> tuple[str, ...]:
-    found = [tests for start, tests in TESTS.items() if path.startswith(start)]
-    return found[0] if found else sys.exit(f"error: no tests for {path}: name them in known.py")
+def _name(path: str) -> str:
+    """The name of a file, or of the folder of a definition."""
+    file = Path(path)
+    return file.parent.name if file.stem == "definition" else file.stem
 
 
-def _report(copy: Copy, mutant: Mutant, source: str) -> bool:
-    """Whether a mutant is dead, printed in one line (and its diff, where it lives)."""
-    began = time.monotonic()
-    failure = copy.first_failure(mutant, source)
-    known = EQUIVALENT.get(mutant.key(source))
+def guards_of(path: str) -> tuple[str, ...]:
+    """The tests that guard a file, by name."""
+    name = _name(path)
+    own = (name,) if (ROOT / f"tests/test_{name}.py").exists() else _USUAL
+    return TESTS.get(f"{Path(path).parent.name}/{name}") or TESTS.get(name, own)
+
+
+def _first_failure(names: tuple[str, ...], folder: Path) -> str | None:
+    """The first of these tests that fails in a copy of the checkout, or None."""
+    tests = [f"tests/test_{name}.py" for name in names]
+    # the definitions are what NumPy's backend computes with: no other test need run
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-k", "not numba"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",  # dates of mutants are too close together
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SLOWEST
+        )
+    except subprocess.TimeoutExpired:
+        return "no end"
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].split(" - ")[0] if lines else f"pytest ended with {done.returncode}"
+
+
+def _report(mutant: Mutant, source: str, folder: Path) -> str:
+    """Print what became of a mutant, with its diff if it lives; "killed", "LIVES" or a reason."""
+    began, file = time.monotonic(), folder / mutant.path
+    file.write_text(mutant.apply(source))
+    failure = _first_failure(guards_of(mutant.path), folder)
+    file.write_text(source)
+    known = EQUIVALENT.get(mutant.mutated(source))
     fate = failure or (f"equivalent: {known}" if known else "LIVES")
     where = f"{mutant.path}:{mutant.line(source)}"
     print(f"{where}  {mutant.what}  {fate}  ({time.monotonic() - began:.0f} s)", flush=True)
     if not failure:
         print(mutant.diff(source), flush=True)
-    return failure is not None
-
-
-def _summary(drawn, lived, sources) -> int:
-    unexplained = [m for m in lived if m.key(sources[m.path]) not in EQUIVALENT]
-    killed, explained = len(drawn) - len(lived), len(lived) - len(unexplained)
-    print(
-        f"\n{killed} of {len(drawn)} mutants killed, {explained} equivalent, "
-        f"{len(unexplained)} live unexplained"
-    )
-    for mutant in unexplained:
-        source = sources[mutant.path]
-        print(f"\n{mutant.what}, line {mutant.line(source)}\n{mutant.diff(source)}")
-    return 1 if unexplained else 0
+    return "killed" if failure else fate
 
 
 if __name__ == "__main__":

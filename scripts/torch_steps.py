@@ -192,7 +192,7 @@ def _set_precision(tf32: bool) -> None:
 
 
 def _preprocess(preprocess, images, noise, dtype):
-    """As `snfnp.layers.Preprocess`, in double precision."""
+    """Preprocess images as `snfnp.layers.Preprocess` does, in double precision."""
     alpha, levels = preprocess.alpha, preprocess.levels
     noisy = images + noise
     s = alpha + (1 - 2 * alpha) * (noisy / levels)
@@ -302,7 +302,7 @@ def _split(layer: SplitPrior, p, x):
 
 
 def _spline(layer: RationalQuadraticSpline, p, x):
-    """As `snfnp.ops.spline`. Knots (3, C, H, W, K+1), looked up as pairs, all at once."""
+    """Evaluate splines as `snfnp.ops.spline` does: knots (3, C, H, W, K+1), looked up as pairs."""
     bound, bins, eps = layer.bound, layer.bins, layer.eps
     knots = [
         F.pad(sizes.cumsum(-1), (1, 0)) - bound

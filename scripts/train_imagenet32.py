@@ -2,10 +2,10 @@
 
 from snfnp.cli import command, run_script
 
-WHAT = (
+SUBJECT = (
     "a self-normalizing Glow (Keller et al. 2021, Table 2) or its exact baseline on ImageNet "
     "32x32; --data patches takes photographs that scikit-image ships instead"
 )
 
 if __name__ == "__main__":
-    run_script(command("snfnp.cli.train", what=WHAT, data="imagenet32", model="glow-3l-48k"))
+    run_script(command("snfnp.cli.train", subject=SUBJECT, data="imagenet32", model="glow-3l-48k"))

@@ -7,6 +7,7 @@
     config = snfnp.TrainConfig(model="conv", epochs=5).resolve(len(data.train))
     folder = snfnp.RunFolder.create("runs/mine")
     snfnp.train(config, data, snfnp.get_ops(config.backend), folder)
+    snfnp.resume("runs/mine", epochs=10)    # and on with it
 
     snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
 
@@ -19,15 +20,16 @@ from importlib import import_module
 
 from snfnp import threads
 
-threads.settle_blas()
+threads.configure_blas()
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "load_run": "training.load",
+    "load_run": "training.runs.load",
     "train": "training.loop",
-    "TrainConfig": "training.config",
-    "RunFolder": "training.run",
+    "resume": "training.session",
+    "TrainConfig": "training.options",
+    "RunFolder": "training.runs.folder",
     "load_dataset": "data",
     "get_ops": "ops",
     "RandomKey": "ops",

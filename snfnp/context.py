@@ -1,40 +1,24 @@
-"""What one backward pass carries from layer to layer, and what it collects on the way.
+"""Records of a backward pass: what each layer gets, and what those with a learned inverse return.
 
 Derivation: derivations/03-self-normalizing.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from snfnp.ops import RandomKey
+from snfnp.ops import Ops, RandomKey
 
 # The first of the random generator's streams that layers read, and how many each of them has.
 # Those before are for what there is once in a step (`snfnp.likelihood`).
 _FIRST_STREAM, _STREAMS = 16, 16
 
 
-def layer_key(key: RandomKey, place: int, purpose: int = 0) -> RandomKey:
-    """Where the place-th layer of a flow reads its random numbers; purpose: 0, 1, … 15.
-
-    They are the step's, and all samples share them: no matter which samples of the batch the key
-    is for (key.first), a layer reads from the start.
-    """
-    return key._replace(stream=_FIRST_STREAM + _STREAMS * place + purpose, first=0)
-
-
-@dataclass(frozen=True)
-class Collected:
-    """Where a backward pass puts what the controllers of λ follow, of each layer for itself.
-
-    rows: {layer: array (2,)}, E_k averaged over the batch, and Σ ‖h_k‖² over its samples; inputs:
-    whether the latter is needed.
-    """
-
-    rows: dict
-    inputs: bool
+def layer_key(key: RandomKey, place: int) -> RandomKey:
+    """The start of the random numbers of the place-th layer of a flow: all samples share them,
+    whichever samples of the batch the key is for (key.first)."""
+    return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
 
 
 class Slice(NamedTuple):
@@ -46,123 +30,62 @@ class Slice(NamedTuple):
     index: int = 0
     parts: int = 1
 
+    def leads(self, place: int) -> bool:
+        """True if this slice is the one of all to compute what the parameters of the place-th
+        layer alone decide."""
+        return place % self.parts == self.index
 
+
+@dataclass(frozen=True)
 class BackwardContext:
-    """The step that a backward pass belongs to.
+    """The step that a backward pass belongs to, as one layer sees it.
 
-    ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; lam: λ of Eq. 3, a
-    number or an array of shape () on the device, the same for all layers, or where layers have
-    their own {layer: array of shape ()}. state: {layer: {name: array}}, what rules keep from step
-    to step (`Rule.state_shapes`) and overwrite. key: the seed and step of the random numbers.
+    ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
+    over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
+    every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the
+    random numbers that the layer draws in this step, which all samples share.
 
-    The flow says in `enter` whose turn it is. Layers add to `reconstruction`: it ends as
-    Σ_k ‖g_k(f_k(h_k)) − h_k‖², averaged over the batch, of the layers that learn their inverse
-    (the bracket of Eq. 3 without its λ), and stays 0.0 where no layer does. collected: the errors
-    go there, and `reconstruction` starts at 0.0 at every layer. `jacobian_error` grows from
-    whatever it starts at (0.0) by Σ_k ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes, of the
-    layers whose rule looks at it.
-
-    part: of which slice of the batch the pass is; None: of all of it. The gradients of slices add
-    up to the batch's. What does not depend on samples (the terms of log-determinants, probes, an R
-    that is found from W) is the same for all of them: the slices take it in turn, layer by layer,
-    and `leads` says whether it is this one's turn. Averages "over the batch" are then over the
-    slice: whoever cut the batch weighs them.
-
-    volume: the sum of the whole batch's dldj, a float64 scalar, where the caller knows it: a device
-    then need not add it up; None: computed from dldj, when a layer asks for it.
+    part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
+    What does not depend on samples (the terms of log-determinants, probes, an R that is found from
+    W) is computed in the slice that `leads`; in the others `volume` is 0. Averages are then over
+    the slice: whoever cut the batch weighs them.
     """
 
-    def __init__(
-        self,
-        ops,
-        dldj,
-        lam=0.0,
-        state=None,
-        key: RandomKey | None = None,
-        collected: Collected | None = None,
-        part: Slice | None = None,
-        volume=None,
-    ):
-        self.ops, self.dldj, self._lam = ops, dldj, lam
-        self._part, self._known_volume = part, volume
-        self._state, self._key, self._collected = state or {}, key, collected
-        self.layer, self._place = None, 0
-        self._reconstruction, self._factors = 0.0, {}
-        self.jacobian_error = 0.0
+    ops: Ops
+    dldj: Any
+    volume: Any
+    error_factor: Any
+    key: RandomKey | None
+    part: Slice
+    leads: bool = True
 
-    def enter(self, layer: str, place: int) -> None:
-        """The pass comes to a layer, the place-th of the flow."""
-        self.layer, self._place = layer, place
-        if self._collected is not None:
-            self._reconstruction = 0.0
+    @classmethod
+    def of(cls, ops, dldj, lam=0.0, key: RandomKey | None = None) -> BackwardContext:
+        """The context of a whole batch, outside of a training step; lam: λ of Eq. 3."""
+        count = len(dldj)
+        volume, part = dldj.sum(dtype="float64"), Slice(0, count, count)
+        return cls(ops, dldj, volume, lam * (-2 / max(count, 1)), key, part)
 
-    @property
-    def reconstruction(self):
-        return self._reconstruction
+    def at(self, place: int, error_factor) -> BackwardContext:
+        """The step as the place-th layer of a flow sees it, from that of the flow."""
+        leads = self.part.leads(place)
+        volume = self.volume if leads else 0.0
+        key = self.key and layer_key(self.key, place)
+        return replace(self, volume=volume, error_factor=error_factor, key=key, leads=leads)
 
-    @reconstruction.setter
-    def reconstruction(self, so_far) -> None:
-        self._reconstruction = so_far
-        if self._collected is not None:
-            self._collected.rows[self.layer][0] = so_far
 
-    def meets(self, h) -> None:
-        """A layer that learns its inverse has the input h (N, ...): it says so in its backward
-        pass, or a relative constraint has nothing to compare its error with."""
-        if self._collected is not None and self._collected.inputs:
-            self._collected.rows[self.layer][1] = self.ops.linalg.sum_squares(h)
+@dataclass(frozen=True)
+class Measured:
+    """Findings of a backward pass about a layer that learns its inverse.
 
-    @cached_property
-    def part(self) -> Slice:
-        return self._part or Slice(0, len(self.dldj), len(self.dldj))
+    error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of Eq. 3
+    without its λ), and jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None
+    if the rule does not compute them in this slice. input: h (N, ...). updates: {name: array},
+    the next values of the parameters that the rule finds by itself (`Rule.updates`).
+    """
 
-    @property
-    def leads(self) -> bool:
-        """Whether what this layer's parameters alone decide is computed in this slice."""
-        return self._place % self.part.parts == self.part.index
-
-    def of_batch(self, average):
-        """An average that stands for the whole batch, as one over this slice."""
-        count, total = self.part.count, self.part.total
-        return average if count == total else average * (total / count)
-
-    @property
-    def volume(self):
-        """Σ_n ∂𝓛/∂ldj_n in double precision, of shape (): the weight of a log-determinant that is
-        the same for every sample. 1 in training; 0 in slices that do not lead."""
-        return self._volume if self.leads else 0.0
-
-    @cached_property
-    def _volume(self):
-        if self._known_volume is not None:
-            return self._known_volume
-        # the weights of the slice's samples are those of all: their sum over N is the average's
-        return self.of_batch(self.dldj.sum(dtype="float64"))
-
-    @property
-    def lam(self):
-        """λ of this layer."""
-        return self._lam[self.layer] if isinstance(self._lam, dict) else self._lam
-
-    @property
-    def error_factor(self):
-        """−2λ/N, the factor of every gradient of this layer's reconstruction error in Eq. 3."""
-        if not isinstance(self._lam, dict):
-            return self._shared_factor
-        if self.layer not in self._factors:
-            self._factors[self.layer] = self.lam * (-2 / self.part.total)
-        return self._factors[self.layer]
-
-    @cached_property
-    def _shared_factor(self):
-        return self._lam * (-2 / self.part.total)
-
-    def key(self, purpose: int = 0) -> RandomKey:
-        """Where this layer reads the random numbers of this step, which all samples share;
-        purpose: 0, 1, … 15."""
-        return layer_key(self._key, self._place, purpose)
-
-    @property
-    def state(self) -> dict:
-        """What this layer's rule keeps from step to step, by name."""
-        return self._state.get(self.layer, {})
+    error: Any = None
+    jacobian_error: Any = None
+    input: Any = None
+    updates: dict = field(default_factory=dict)

@@ -20,7 +20,7 @@ class SingularMatrixError(SnfnpError):
 class DivergedError(SnfnpError):
     """NaN or infinity in training. It stops the run; it is never zeroed.
 
-    step: the step, from 1, that failed or after which it was found, where that is known.
+    step: the step, from 1, that failed or after which it was found, if that is known.
     """
 
     def __init__(self, message: str, step: int | None = None):

@@ -3,38 +3,33 @@
 Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from snfnp.context import layer_key
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Linear, Preprocess
-from snfnp.ops import RandomKey
+from snfnp.ops import Array
 from snfnp.parameters import Layout
 
 
 def _require_shape(array, shape) -> None:
-    """Kernels trust their shapes, so these are checked once, where arrays enter the flow."""
+    """Kernels trust their shapes: these are checked where arrays enter the flow."""
     if array.shape[1:] != shape:
         raise ValueError(f"expected (N, {', '.join(map(str, shape))}), found {array.shape}")
 
 
 @dataclass(frozen=True)
 class _Dropped:
-    """What is kept of a layer whose input and cache the backward pass computes again.
+    """Remains of a layer whose input and cache the backward pass computes again: its output (None
+    if the next layer is such a layer too: its input is the output), and what a split split off."""
 
-    output: the layer's, or None where the next layer is such a layer too: its input is the output.
-    latent: what a split prior split off.
-    """
-
-    output: object
-    latent: object
+    output: Array
+    latent: Array | None
 
 
 @contextmanager
@@ -56,8 +51,7 @@ class Flow:
     {layer name: {parameter name: array}}.
 
     The latents of a batch are a tuple: one per split prior, in the order in which x meets them,
-    then z, the output of the last layer. All are standard Gaussian under the model. A flow
-    without split priors has z alone.
+    then z, the output of the last layer. All are standard Gaussian under the model.
     """
 
     shape: tuple[int, ...]
@@ -88,13 +82,13 @@ class Flow:
 
     @cached_property
     def _splits(self) -> dict[str, tuple[int, ...]]:
-        """The names of the layers where a latent leaves, and that latent's shape."""
+        """The names of the layers at which a latent leaves, and that latent's shape."""
         shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
         return {name: shape for name, shape in shapes.items() if shape is not None}
 
     @property
     def latent_names(self) -> tuple[str, ...]:
-        """What each latent is called: the split prior that it leaves at; the last one, z."""
+        """The name of each latent: the split prior that it leaves at; the last one, z."""
         return (*self._splits, "z")
 
     @property
@@ -105,13 +99,8 @@ class Flow:
 
     @property
     def has_learned_inverse(self) -> bool:
-        """Whether `inverse` exists in one pass: every linear layer learned an R."""
+        """Existence of an `inverse` in one pass: every linear layer learned an R."""
         return all(layer.has_inverse for _, layer in self.layers)
-
-    @property
-    def initialises_from_data(self) -> bool:
-        """Whether `init_from_data` changes anything."""
-        return any(layer.initialises_from_data for _, layer in self.layers)
 
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """{layer name: {parameter name: shape}}."""
@@ -119,14 +108,9 @@ class Flow:
 
     @property
     def layout(self) -> Layout:
-        """Where each parameter lies in a flat buffer."""
-        assigned = {name: layer.assigns for name, layer in self.layers}
-        return Layout.of(self.parameter_shapes(), assigned)
-
-    def state_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """{layer name: {name: shape}} of what layers keep from step to step beside parameters."""
-        shapes = {name: layer.state_shapes(shape) for name, layer, shape in self.with_shapes()}
-        return {name: named for name, named in shapes.items() if named}
+        """The place of each parameter in a flat buffer."""
+        updates = {name: layer.rule.updates for name, (layer, _) in self.learned_inverses().items()}
+        return Layout.of(self.parameter_shapes(), updates)
 
     def init(self, seed: int) -> dict:
         """Initial parameters (float64, host), the same on every backend."""
@@ -134,11 +118,8 @@ class Flow:
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
     def init_from_data(self, ops, params, x) -> None:
-        """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's).
-
-        Every such layer gets the batch as the layers before it, already decided, hand it on; its
-        arrays in `params` are overwritten. One forward pass.
-        """
+        """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's): one
+        forward pass, in which every layer's are overwritten before the next one meets the batch."""
         _require_shape(x, self.shape)
         for name, layer in self.layers:
             for parameter, value in layer.init_from_data(ops, params[name], x).items():
@@ -150,7 +131,7 @@ class Flow:
     def encode(self, ops, images, key, dtype):
         """Device images (N, ...), integers -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
-        key (`snfnp.ops.RandomKey`): where the dequantisation noise is read.
+        key (`snfnp.ops.RandomKey`): of the dequantisation noise.
         """
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
@@ -160,27 +141,26 @@ class Flow:
 
     def log_density(self, ops, latents):
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
-        first, *rest = map(ops.density.gaussian_log_density, reversed(latents))
+        first, *rest = map(ops.channels.gaussian_log_density, reversed(latents))
         return sum(rest, start=first)
 
-    def forward(self, ops, params, x, recompute: bool = False, key: RandomKey | None = None):
+    def forward(self, ops, params, x, recompute: bool = False, noise: Callable | None = None):
         """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
 
-        key: that of a training step, whose random numbers layers may use (`Layer.perturb`); its
-        `first` is the place of x[0] in the step's batch, where x is a part of that.
+        noise(place, z, cache): what a training step passes on in place of the place-th layer's
+        output z; what `backward` needs of it goes into that layer's cache.
 
-        recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` then computes
-        their inputs from their outputs, and the caches from those, layer by layer: about two more
-        passes through these layers, and no memory for them. Layers that keep their caches (linear
-        ones do) end a chain of inverses, so that rounding errors do not pile up with depth.
+        recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` computes their
+        inputs from their outputs, and the caches from those: about two more passes through these
+        layers, and no memory for them. Layers that keep their caches (linear ones do) end a chain
+        of inverses, so that rounding errors do not pile up with depth.
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
         for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
-            if key is not None:
-                own = layer_key(key, place)
-                x = layer.perturb(ops, params[name], x, cache, own, key.first)
+            if noise is not None:
+                x = noise(place, x, cache)
             if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
                 ldjs.append(layer_ldj)
             if name in splits:
@@ -191,11 +171,11 @@ class Flow:
                 cache = _Dropped(x, latents[-1] if name in splits else None)
             caches.append(cache)
             del cache  # a dropped one must not live on beside the next layer's
-        return (*latents, x), ops.density.total(ldjs) if ldjs else 0, caches  # Eq. 6
+        return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
-        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
+        learned ones `refined` until they are exact (`snfnp.beyond.contraction`)."""
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use the exact one (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits
@@ -206,8 +186,9 @@ class Flow:
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             with _naming(name):
-                learned = layer.refined_inverse if refined else layer.inverse
-                invert = layer.exact_inverse if exact else learned
+                invert = layer.exact_inverse if exact else layer.inverse
+                if refined and isinstance(layer, Linear) and layer.learns_inverse:
+                    invert = layer.refined_inverse
                 missing = (split_off.pop(),) if name in splits else ()
                 z = invert(ops, params[name], z, *missing)
         return z
@@ -221,22 +202,23 @@ class Flow:
 
     def latent_gradients(self, latents, samples: int | None = None) -> tuple:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
-        samples: N, where the latents are those of a part of the batch."""
+        samples: N, if the latents are those of a part of the batch."""
         return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
 
-    def backward(self, ctx, params, caches, dlatents, grads):
-        """δ of all latents -> δ_x; every layer writes its parameters' gradients into `grads`.
+    def backward(self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None):
+        """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
+        the last to the first; every layer writes its parameters' gradients into `grads`.
 
-        Where `forward` dropped a cache, the layer's input is computed from its output, and the
-        cache from this input.
+        error_factors: {layer: −2λ/N} of layers with a λ of their own. Where `forward` dropped a
+        cache, the layer's input is computed from its output, and the cache from this input.
         """
         *split_off, delta = dlatents
-        splits = self._splits
-        x = None  # the previous layer's output, where the layer at hand computed its input again
+        splits, factors, measured = self._splits, error_factors or {}, {}
+        x = None  # the previous layer's output, if the layer at hand computed its input again
         for place in reversed(range(len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):
-                ctx.enter(name, place)
+                own = ctx.at(place, factors.get(name, ctx.error_factor))
                 is_split = name in splits
                 if isinstance(cache, _Dropped):
                     z = x if cache.output is None else cache.output
@@ -244,8 +226,12 @@ class Flow:
                     x = layer.inverse(ctx.ops, params[name], z, *missing)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 dlatent = (split_off.pop(),) if is_split else ()
-                delta = layer.backward(ctx, params[name], cache, delta, grads[name], *dlatent)
-        return delta
+                result = layer.backward(own, params[name], cache, delta, grads[name], *dlatent)
+            if layer.learns_inverse:
+                delta, measured[name] = result
+            else:
+                delta = result
+        return delta, measured
 
     # ---------------------------------------------------------------- exact, and expensive
 

@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again, where the usual places cannot be written.
+"""A place for files that can be made again, if the usual ones cannot be written.
 
 In a container the package and the home folder are often read-only, or there is no home at all.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be put into a folder, which may still have to be made. Makes nothing."""
+    """Find out if files can be put into a folder, which may not exist yet. Makes nothing."""
     if not folder.is_absolute():  # "~/.cache" of a user without a home
         return False
     while not os.path.lexists(folder):
@@ -20,18 +20,17 @@ def is_writable(folder: Path) -> bool:
 
 
 def private_folder(name: str) -> Path | None:
-    """A folder in the system's temporary one, the same for every run of this user; None where
-    there cannot be one.
+    """A folder in the system's temporary one, the same for every run of this user.
 
-    What is in it may be executed (Numba's kernels): one that another user made or can write is
-    refused.
+    Its files may be executed (Numba's kernels): None if another user made it or can write to it, or
+    if there cannot be one.
     """
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     try:
         root = Path(tempfile.gettempdir(), f"snfnp-{user}")
         root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()  # of a link: that is open to others, too
-        if hasattr(os, "getuid") and (found.st_uid != user or found.st_mode & 0o077):
+        status = root.lstat()  # of a link: that is open to others, too
+        if hasattr(os, "getuid") and (status.st_uid != user or status.st_mode & 0o077):
             return None
         (root / name).mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=root / name):

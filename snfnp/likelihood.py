@@ -1,13 +1,10 @@
 """Exact likelihoods. Nothing else in this package is called a likelihood.
 
 `Likelihood` takes a snapshot of the parameters in double precision and computes the expensive,
-data-independent log-determinants once (the amortisation of section 3.3, Eq. 7). It never changes
-afterwards, so that a determinant cannot go stale: after a training step, make a new one.
+data-independent log-determinants once (section 3.3, Eq. 7): after a training step, make a new one.
 
 Derivation: derivations/02-change-of-variables.md.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -17,7 +14,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
-from snfnp.ops import ALONE, Communicator, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
 # What the counter-based generator is read for: one stream per purpose.
@@ -57,13 +54,8 @@ class Likelihood:
 
     def __init__(self, ops, flow: Flow, layout: Layout, flat):
         self._ops, self._flow = ops, flow
-        self._params = layout.views(flat.astype(np.float64))
-        self._log_dets = flow.log_dets(ops, self._params)
-
-    @property
-    def params(self) -> dict:
-        """{layer: {name: array}} on the device, in double precision, not to be changed."""
-        return self._params
+        self.params = layout.views(flat.astype(np.float64))  # not to be changed
+        self._log_dets = flow.log_dets(ops, self.params)
 
     @property
     def log_dets(self) -> dict[str, float]:
@@ -83,15 +75,14 @@ class Likelihood:
         batch_size: int = 1000,
         at_once: int | None = None,
         watch: Callable | None = None,
-        world: Communicator = ALONE,
+        world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
         """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
 
         batch_size: images whose noise is drawn together; at_once: how many of them go through the
-        flow together (default: all), which decides the memory and not the noise. watch(layer, x):
-        gets every input of every layer on the way. world: the ranks, each of which calls this and
-        gets the same; they share the images, but rank 0 shows the first of them to `watch`, as
-        long as it is `watch.wants_more()`.
+        flow together (default: all), which decides the memory alone. watch(layer, x): gets every
+        input of every layer. world: the ranks, which all call this, share the images and get the
+        same; rank 0 shows the first images to `watch` as long as it is `watch.wants_more()`.
         """
         at_once = min(at_once or batch_size, batch_size)
         parts = [
@@ -129,7 +120,7 @@ class Likelihood:
         for name, layer in flow.layers:
             if watch is not None:
                 watch(name, x)
-            x, layer_ldj, cache = layer.forward(ops, self._params[name], x)
+            x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
             if name in flow.latent_names:
                 latents.append(cache["latent"])
             del cache  # a large one must not live on beside the next layer's
@@ -153,7 +144,7 @@ class Likelihood:
         """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
         x, _ = self._encode(images, key)
         # recompute: no cache is of use here
-        return self._flow.forward(self._ops, self._params, x, recompute=True)[0]
+        return self._flow.forward(self._ops, self.params, x, recompute=True)[0]
 
     def sample(
         self,
@@ -167,18 +158,14 @@ class Likelihood:
     ):
         """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
 
-        temperature scales the standard deviation of the latents that are drawn; `exact` inverts
-        the layers exactly instead of through what they learned, `refined` refines what they learned
-        until nothing is left over. latents: those of `Flow.latent_shapes` that are given, device
-        arrays (count, *latent shape), and None for each that is to be drawn. What is drawn does
-        not depend on what is given. part: 0, 1, … where more images are wanted than fit at once:
-        every part has latents of its own.
+        temperature scales the standard deviation of the latents that are drawn; exact, refined: as
+        in `Flow.inverse`. latents: those of `Flow.latent_shapes` that are given, device arrays
+        (count, *latent shape), and None for each that is to be drawn. What is drawn does not depend
+        on what is given. part: 0, 1, … if not all images fit at once: each has latents of its own.
         """
         ops, flow = self._ops, self._flow
         shapes = flow.latent_shapes
         given = (None,) * len(shapes) if latents is None else latents
-        if len(given) != len(shapes):
-            raise ValueError(f"expected {len(shapes)} latents, found {len(given)}")
         filled = []
         for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
             if latent is None:
@@ -187,7 +174,7 @@ class Likelihood:
             elif len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)
-        x = flow.inverse(ops, self._params, tuple(filled), exact=exact, refined=refined)
+        x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
             raise DivergedError(
                 "samples are not finite: the inverse of this flow is not to be used at this "

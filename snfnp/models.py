@@ -5,18 +5,11 @@ field of `Choices`, never another model.
 Derivation: derivations/17-from-the-paper-to-here.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from snfnp.beyond.chain import Chain
-from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
-from snfnp.beyond.probes import JacobianPenalty, Probe
-from snfnp.beyond.projection import Projection
-from snfnp.beyond.variational import Variational
+from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -27,15 +20,12 @@ from snfnp.layers import (
     SmoothLeakyReLU,
     SplitPrior,
     Squeeze,
-    emerging_layers,
-    exponential_layers,
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
-_RULES = {"projection": Projection, "least-squares": LeastSquares, "newton": Newton}
-INVERSE_UPDATES = ("gradient", *_RULES)
+INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 
@@ -53,10 +43,9 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a preset leaves open: the rule, the initialisation ("paper", "authors" or "identity"),
-    that of the biases ("zero" or "data"), how a convolution's exact determinant is found ("block"
-    or "dense"), the learned inverse's kernel size (None: the forward kernel's) and how many
-    convolutions it has one after the other, and for Glow its size."""
+    """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
+    (`BIAS_INITS`), how a convolution's exact determinant is found ("block" or "dense"), the learned
+    inverse's kernel size (None: the forward kernel's) and number of layers, and Glow's size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
@@ -73,19 +62,17 @@ class Preset:
 
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
-    gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: how
-    long the paper's were; `size`: Glow's; `has_recomputable_layers`: whether `--recompute` saves
-    anything (see `Layer.cheap_exact_inverse`); `has_inverse_kernel`: whether the learned inverse
-    may have a larger kernel than the layer (Eqs. 28-30), or several layers; `has_bias_init`:
-    whether its biases may start from data (Glow's actnorm centres already);
-    `inverse_updates`: how R may be found; `recipe`: the options that `--recipe least-squares` sets;
-    `lam_forward`: λ of the forward objective, where it was measured.
+    gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
+    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
+    biases may start from data (Glow's actnorm centres already); `inverse_updates`: how R may be
+    found; `recipe`: what `--recipe least-squares` sets; `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
     summary: str
     gradients: tuple[str, ...]
-    lr: float
+    lr: float = 1e-3
     lam: float = 1.0
     warmup_epochs: float = 10
     batch_size: int = 100
@@ -115,21 +102,21 @@ def make_rule(
 ) -> Rule:
     """The rule behind a `--gradient` name, an `--inverse-update` and a `--jvp-weight`; sigma,
     noise_vectors: of the variational objective."""
-    if gradient == "self-normalizing" and inverse_update != "gradient":
-        return _RULES[inverse_update]()
-    if gradient == "self-normalizing" and objective == "variational":
-        return Variational(sigma, noise_vectors)
-    if gradient == "self-normalizing" and jvp_weight > 0:
-        return JacobianPenalty(objective, jvp_weight, jvp_probes)
-    if gradient == "self-normalizing":
-        return SelfNormalizing(objective)
-    if gradient == "probe":
-        return Probe(objective, probes)
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
         return Relative(relative_bias)
-    raise UsageError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
+    if gradient == "probe":
+        return registry.find("probe")(objective, probes)
+    if gradient != "self-normalizing":
+        raise UsageError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
+    if inverse_update != "gradient":
+        return registry.find(inverse_update)()
+    if objective == "variational":
+        return registry.find("variational")(sigma, noise_vectors)
+    if jvp_weight > 0:
+        return registry.find("jacobian-penalty")(objective, jvp_weight, jvp_probes)
+    return SelfNormalizing(objective)
 
 
 def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -158,22 +145,19 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 def _inverse_map(choices: Choices, channels: int):
-    """The map of the learned inverse of a 3×3 convolution, where it is another (A.4)."""
+    """The map of the learned inverse of a 3×3 convolution, if it is another (A.4)."""
     size = choices.inverse_kernel or 3
     inverse = Conv2d((size, size), channels)
     if choices.inverse_depth > 1:
-        return Chain(inverse, choices.inverse_depth)
+        return registry.find("chain")(inverse, choices.inverse_depth)
     return inverse if choices.inverse_kernel else None
 
 
-def emerging(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The same flow of emerging convolutions (Hoogeboom et al. 2019): its gradient is exact."""
-    return _nine_layers(partial(emerging_layers, gain=_gain(choices)), shape)
-
-
-def exponential(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The same flow of convolution exponentials (Hoogeboom et al. 2020): its gradient is exact."""
-    return _nine_layers(partial(exponential_layers, gain=_gain(choices)), shape)
+def other_convolutional(convolution: str, choices: Choices, shape: tuple[int, ...]) -> Flow:
+    """The 9-layer flow of another paper's convolutions, "emerging" (Hoogeboom et al. 2019) or
+    "conv-exponential" (Hoogeboom et al. 2020): its gradient is exact."""
+    gain = 0.0 if choices.init == "identity" else 0.01
+    return _nine_layers(partial(registry.find(convolution), gain=gain), shape)
 
 
 def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
@@ -189,18 +173,13 @@ def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
     return Flow(shape, tuple(layers[:-2]))
 
 
-def _gain(choices: Choices) -> float:
-    return 0.0 if choices.init == "identity" else 0.01
-
-
 def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
     convolution, affine coupling], a split prior between blocks.
 
-    The mixing convolution is where the rule acts: 1×1, with a bias in the self-normalizing Glow and
-    without one in the exact one (as in the authors' code). It starts at a random orthogonal matrix
-    of the channels; where its kernel is larger, at that matrix plus noise (the paper: "all
-    convolutional weights"), or at the identity plus noise (the authors' code).
+    The mixing convolution is where the rule acts: 1×1, with a bias unless the gradient is exact (as
+    in the authors' code). It starts at a random orthogonal matrix of the channels; with a larger
+    kernel, at that plus noise (the paper), or at the identity plus noise (the authors' code).
     """
     size, channels = choices.size, shape[2]
     kernel = (size.kernel, size.kernel)
@@ -229,11 +208,14 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow(shape, tuple(layers))
 
 
-_GLOW = ("self-normalizing", "probe", "exact")
-_GLOW_INVERSE = {
-    "inverse_updates": ("gradient", "least-squares", "newton"),
-    "recipe": {"inverse_update": "least-squares"},
-}
+# Glow, but for its size and the settings that go with it.
+_glow = partial(
+    Preset,
+    glow,
+    gradients=("self-normalizing", "probe", "exact"),
+    inverse_updates=("gradient", "least-squares"),
+    recipe={"inverse_update": "least-squares"},
+)
 
 PRESETS = {
     "fc": Preset(
@@ -244,7 +226,7 @@ PRESETS = {
         paper_epochs=6000,
         has_recomputable_layers=False,
         has_bias_init=True,
-        inverse_updates=("gradient", "projection", "newton"),
+        inverse_updates=("gradient", "projection"),
         recipe={"inverse_update": "projection", "bias_init": "data"},
         lam_forward=0.1,
     ),
@@ -252,7 +234,6 @@ PRESETS = {
         convolutional,
         "the 9-layer convolutional flow with splines",
         ("self-normalizing", "probe", "exact", "exact-dense"),
-        lr=1e-3,
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
@@ -261,55 +242,38 @@ PRESETS = {
         lam_forward=1.0,
     ),
     "emerging": Preset(
-        emerging, "the same flow of emerging convolutions (Table 1)", ("exact",), lr=1e-3
+        partial(other_convolutional, "emerging"),
+        "the same flow of emerging convolutions (Table 1)",
+        ("exact",),
     ),
     "conv-exponential": Preset(
-        exponential, "the same flow of convolution exponentials (Table 1)", ("exact",), lr=1e-3
+        partial(other_convolutional, "conv-exponential"),
+        "the same flow of convolution exponentials (Table 1)",
+        ("exact",),
     ),
-    "glow": Preset(
-        glow,
+    "glow": _glow(
         "Glow of L levels and K steps, 2L-16K",
-        _GLOW,
-        lr=1e-3,
         lam=100,
         steps=500,
         paper_epochs=250,
         size=GlowSize(2, 16),
-        **_GLOW_INVERSE,
     ),
-    "glow-2l-4k": Preset(
-        glow,
-        "2L-4K of width 16",
-        _GLOW,
-        lr=1e-3,
-        lam=100,
-        steps=2500,
-        size=GlowSize(2, 4, 16),
-        **_GLOW_INVERSE,
-    ),
-    "glow-3l-32k": Preset(
-        glow,
+    "glow-2l-4k": _glow("2L-4K of width 16", lam=100, steps=2500, size=GlowSize(2, 4, 16)),
+    "glow-3l-32k": _glow(
         "3L-32K (CIFAR-10)",
-        _GLOW,
-        lr=1e-3,
         lam=1000,
         clip_norm=10_000,
         clip_exact=False,
         steps=400,
         size=GlowSize(3, 32),
-        **_GLOW_INVERSE,
     ),
-    "glow-3l-48k": Preset(
-        glow,
+    "glow-3l-48k": _glow(
         "3L-48K (ImageNet32)",
-        _GLOW,
-        lr=1e-3,
         lam=1000,
         warmup_epochs=0,
         batch_size=64,
         clip_norm=10_000,
         steps=400,
         size=GlowSize(3, 48),
-        **_GLOW_INVERSE,
     ),
 }

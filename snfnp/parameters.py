@@ -18,7 +18,7 @@ _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single preci
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: which layer's, its name, its shape, and where it starts in the buffer."""
+    """One parameter: which layer's, its name, its shape, and its start in the buffer."""
 
     layer: str
     name: str
@@ -36,41 +36,46 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies. `size` counts the padding, `count` does not; the last `assigned`
-    elements hold what no optimiser moves."""
+    """The places of parameters in a flat buffer. `size` counts the padding, `count` does not. What
+    an optimiser moves comes first, up to `split`; what rules find by themselves lies behind it."""
 
     entries: tuple[Entry, ...]
     layers: tuple[str, ...]
     size: int
-    assigned: int = 0
+    split: int
 
     @classmethod
     def of(
         cls,
         shapes: dict[str, dict[str, tuple[int, ...]]],
-        assigned: dict[str, tuple[str, ...]] | None = None,
+        updates: dict[str, tuple[str, ...]] | None = None,
     ) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}.
 
-        assigned: {layer: names} of those that no optimiser moves (`Layer.assigns`): they lie
-        behind all others.
+        updates: {layer: names} of those that no optimiser moves (`Rule.updates`).
         """
-        assigned = assigned or {}
+        updates = updates or {}
         keys = [(layer, name) for layer, named in shapes.items() for name in named]
-        keys.sort(key=lambda key: key[1] in assigned.get(key[0], ()))
-        entries, start, ends = [], 0, [0, 0]
+        keys.sort(key=lambda key: key[1] in updates.get(key[0], ()))
+        entries, start, split = [], 0, 0
         for layer, name in keys:
             entries.append(Entry(layer, name, tuple(shapes[layer][name]), start))
             start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-            ends[name in assigned.get(layer, ())] = start
-        return cls(tuple(entries), tuple(shapes), start, max(0, ends[1] - ends[0]))
+            if name not in updates.get(layer, ()):
+                split = start
+        return cls(tuple(entries), tuple(shapes), start, split)
 
     @property
-    def climbing(self) -> Layout:
+    def optimised(self) -> Layout:
         """The first part of it: what the optimiser moves, and has moments of."""
-        size = self.size - self.assigned
-        entries = tuple(entry for entry in self.entries if entry.start < size)
-        return Layout(entries, self.layers, size)
+        entries = tuple(entry for entry in self.entries if entry.start < self.split)
+        return Layout(entries, self.layers, self.split, self.split)
+
+    @property
+    def updated(self) -> Layout:
+        """The rest of it, at the same places: what rules find by themselves."""
+        entries = tuple(entry for entry in self.entries if entry.start >= self.split)
+        return Layout(entries, self.layers, self.size, self.split)
 
     @property
     def count(self) -> int:

@@ -1,22 +1,15 @@
 """Two thread pools share the cores here: OpenBLAS for products, Numba for everything else.
 
-By default an idle OpenBLAS thread spins for about 2**26 clock ticks before it sleeps, and an idle
-OpenMP thread of Numba's spins as well: each pool then takes the cores that the other one needs,
-and a step takes several times as long. So the package lets an OpenBLAS thread sleep at once and an
-OpenMP thread soon, unless the environment already says otherwise, and every run records what is in
-force.
+By default idle threads of both spin: each pool then takes the cores that the other one needs, and a
+step takes several times as long. So the package lets an OpenBLAS thread sleep at once and an OpenMP
+thread soon, unless the environment already says otherwise, and every run records what is in force.
 
-Soon, not at once: to wake a thread takes about as long as a small kernel runs, and a convolutional
-step starts more than a hundred of them, one after the other. Measured, a second thread gained that
-step next to nothing where it went to sleep between kernels, and took a third of the time away where
-it spun for a few kernels' time first. Spinning for longer gained no more, and slowed down steps
-that wait for long products. GNU OpenMP, which Numba has on Linux, can be told how long; others
-sleep at once. Numba's work queue sleeps as well, but takes longer to start a kernel than OpenMP.
-
-Derivation: derivations/25-many-cores.md.
+Soon, not at once: to wake a thread takes about as long as a small kernel runs, of which a
+convolutional step starts more than a hundred. Measured, a second thread gained that step next to
+nothing if it slept between kernels, and a third of the time if it spun for a few kernels' time.
+GNU OpenMP, which Numba has on Linux, can be told how long; others sleep at once. Numba's work queue
+sleeps as well, but takes longer to start a kernel. See derivations/25-many-cores.md.
 """
-
-from __future__ import annotations
 
 import os
 import sys
@@ -29,7 +22,7 @@ _SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
 _in_force = {"blas_timeout_in_time": True}
 
 
-def settle_blas() -> None:
+def configure_blas() -> None:
     """Let idle OpenBLAS threads sleep at once (2**4 ticks). Too late once NumPy is loaded."""
     if _BLAS_TIMEOUT in os.environ:
         return
@@ -37,11 +30,11 @@ def settle_blas() -> None:
     os.environ[_BLAS_TIMEOUT] = "4"
 
 
-def settle_numba() -> None:
+def configure_numba() -> None:
     """Choose a threading layer whose idle threads soon sleep. Call before the first kernel runs.
 
-    Passive OpenMP where it is there and nothing has loaded an OpenMP library before (which reads
-    its settings once, then); else the work queue. A waiting policy that the environment states
+    Passive OpenMP if it is there and nothing has loaded an OpenMP library before (which reads its
+    settings once, then); else the work queue. A waiting policy that the environment states
     means what it says: no spinning is added to it.
     """
     if _NUMBA_LAYER in os.environ:
@@ -58,7 +51,7 @@ def settle_numba() -> None:
 
 
 def _has_openmp() -> bool:
-    """Whether this build of Numba has an OpenMP layer and the system the library behind it."""
+    """True if this build of Numba has an OpenMP layer and the system has its library."""
     try:
         import numba.np.ufunc.omppool  # noqa: F401
     except ImportError:
@@ -82,14 +75,14 @@ def share_cores(processes: int) -> None:
     import numba
     import threadpoolctl
 
-    own = max(1, len(cores()) // processes)
-    numba.set_num_threads(min(own, numba.get_num_threads()))
+    share = max(1, len(cores()) // processes)
+    numba.set_num_threads(min(share, numba.get_num_threads()))
     for pool in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
-        pool.set_num_threads(min(own, pool.get_num_threads()))
+        pool.set_num_threads(min(share, pool.get_num_threads()))
 
 
 def describe() -> dict:
-    """What is in force, for a run's configuration: BLAS libraries, their threads, Numba's layer."""
+    """The settings in force, for a run's configuration: BLAS libraries, threads, Numba's layer."""
     import threadpoolctl
 
     pools = [

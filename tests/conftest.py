@@ -1,18 +1,57 @@
-"""Fixtures that several test files share, and what tests need (`support.requirements_plugin`)."""
+"""Fixtures that several test files share, what tests need, and which of them are slow."""
 
 import importlib.util
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from gpu import standin
 from support import nvrtc, processes
-from support.requirements_plugin import Requirements
-from support.runs import snfnp_train  # noqa: F401 (a fixture)
+from support.runs import copy, finished, snfnp_train  # noqa: F401 (fixtures)
 
 from snfnp import threads
 from snfnp.ops import get_ops
+
+# Tests (by the starts of their names) outside the quick tier: they train in processes of their own,
+# go through many states of a file, measure memory, compile kernels, or need a device.
+SLOW = (
+    *("gpu/", "test_benchmarks", "test_bias_init", "test_chain_runs", "test_communication"),
+    *("test_compare_", "test_gpu_hour", "test_kernels_", "test_mutate", "test_pictures"),
+    *("test_processes", "test_properties", "test_read_only", "test_reproduce"),
+    *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
+    *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
+    *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
+    *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
+    *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
+    "test_cupy_device.py::test_the_gpu_needs",
+)
+
+
+def missing_compiler() -> str | None:
+    """The reason why the kernels cannot be compiled for the CPU, or None."""
+    if sys.platform != "linux":
+        return f"support/hostcuda.h is for Linux, not for {sys.platform}"
+    return None if shutil.which("g++") else "g++ is not installed"
+
+
+def missing_docs() -> str | None:
+    """The packages that build the site and are not installed, or None."""
+    names = ("sphinx", "furo", "myst_parser", "latex2mathml")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)}: not installed" if missing else None
+
+
+# Why what a test with such a marker needs is missing here, or None.
+NEEDS = {
+    "nvrtc": nvrtc.missing,
+    "hostcuda": missing_compiler,
+    "device": lambda: standin.device().missing,
+    "real_gpu": lambda: standin.device().missing_gpu,
+    "mpi": processes.missing,
+    "docs": missing_docs,
+}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,33 +68,34 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_configure(config):
+    """SNFNP_REQUIRE=nvrtc,device: what must be there, or no test is run at all."""
     if getattr(config.option, "numprocesses", None):
         # A thread of BLAS that waits for another one, which a busy core keeps waiting, spins.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    Requirements.register_markers(config)
-    missing = {
-        "nvrtc": nvrtc.missing,
-        "hostcuda": missing_compiler,
-        "device": lambda: standin.device().missing,
-        "real_gpu": lambda: standin.device().missing_gpu,
-        "mpi": processes.missing,
-        "docs": missing_docs,
-    }
-    config.pluginmanager.register(Requirements(missing))
+    for name in NEEDS:
+        config.addinivalue_line("markers", f"{name}: skipped where that is missing")
+    for name in filter(None, os.environ.get("SNFNP_REQUIRE", "").split(",")):
+        if name not in NEEDS:
+            raise pytest.UsageError(f"SNFNP_REQUIRE names {name}: choose of {', '.join(NEEDS)}")
+        if why := NEEDS[name]():
+            raise pytest.UsageError(f"SNFNP_REQUIRE names {name}, but: {why}")
 
 
-def missing_compiler() -> str | None:
-    """Why the kernels cannot be compiled for the CPU, or None."""
-    if sys.platform != "linux":
-        return f"support/hostcuda.h is for Linux, not for {sys.platform}"
-    return None if shutil.which("g++") else "g++ is not installed"
+def pytest_collection_modifyitems(items):
+    """Mark what is slow: the tests above, and what runs on Numba's kernels."""
+    here = Path(__file__).parent
+    for item in items:
+        file = os.path.relpath(item.path, here).replace(os.sep, "/")
+        if f"{file}::{item.name}".startswith(SLOW) or "numba" in item.name:
+            item.add_marker("slow")
 
 
-def missing_docs() -> str | None:
-    """Which of the packages that build the site is not installed, or None."""
-    names = ("sphinx", "furo", "myst_parser", "latex2mathml")
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)}: not installed" if missing else None
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skips come before fixtures."""
+    for name, missing in NEEDS.items():
+        if item.get_closest_marker(name) and (why := missing()):
+            pytest.skip(f"needs {name}: {why}")
 
 
 @pytest.fixture(params=["numpy", "numba"])

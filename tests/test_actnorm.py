@@ -2,20 +2,16 @@
 
 import numpy as np
 import pytest
+from support.runs import assert_same_run, state
+from support.trainers import SMALL_GLOW, at_step, make_trainer, run_training, small_dataset
 
-from snfnp.data import Dataset
 from snfnp.flow import Flow
 from snfnp.layers import ActNorm, Linear, SmoothLeakyReLU, Squeeze
-from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import RandomKey, get_ops
+from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
 from snfnp.training.batches import epoch_order
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
 from snfnp.training.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)
@@ -129,7 +125,6 @@ def test_every_actnorm_gets_what_the_layers_before_it_make_of_the_batch(ops):
     flat = layout.pack(flow.init(0), np.float64)
     params = layout.views(flat)
     x = 3 + 2 * np.random.default_rng(0).standard_normal((N, 4, 6, 2))
-    assert flow.initialises_from_data
     before = flat.copy()
     flow.init_from_data(ops, params, x)
     checked = 0
@@ -148,7 +143,10 @@ def test_every_actnorm_gets_what_the_layers_before_it_make_of_the_batch(ops):
 
 def test_a_flow_without_such_layers_has_nothing_to_initialise(ops):
     flow = Flow((4,), (("dense", Linear(Dense(4))), ("activation", SmoothLeakyReLU())))
-    assert not flow.initialises_from_data
+    params = flow.init(0)
+    before = {name: {k: v.copy() for k, v in own.items()} for name, own in params.items()}
+    flow.init_from_data(ops, params, np.ones((2, 4)))
+    np.testing.assert_equal(params, before)
 
 
 def test_a_batch_of_the_wrong_shape_is_refused(ops):
@@ -159,90 +157,34 @@ def test_a_batch_of_the_wrong_shape_is_refused(ops):
 
 # ---------------------------------------------------------------- in training
 
-BATCH = 10
+GLOW = {"model": "glow-2l-4k", **SMALL_GLOW}
+DATASET = small_dataset(side=8)
 
 
-def small_dataset():
-    rng = np.random.default_rng(1)
-    splits = [
-        rng.integers(0, 256, (count, 4, 4, 1)).astype(np.uint8) for count in (50, BATCH, BATCH)
-    ]
-    return Dataset("mnist", *splits, source="random images", is_sample=False)
-
-
-@pytest.fixture
-def actnorm_config(monkeypatch):
-    """A configuration whose flow has actnorms, whatever the presets are."""
-
-    def build(self, shape):
-        return Flow(
-            tuple(shape),
-            (
-                ("squeeze", Squeeze()),
-                ("actnorm", ActNorm()),
-                ("mix", Linear(Conv2d((1, 1), 4), SelfNormalizing(), init_kind="orthogonal")),
-                ("actnorm2", ActNorm()),
-            ),
-        )
-
-    monkeypatch.setattr(TrainConfig, "build_flow", build)
-
-    def config(epochs=2):
-        return TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-2, warmup_epochs=0).resolve(50)
-
-    return config
-
-
-def test_training_starts_from_the_first_batch(tmp_path, monkeypatch, actnorm_config):
-    config, dataset, ops = actnorm_config(), small_dataset(), get_ops("numba")
+def test_training_starts_from_the_first_batch(tmp_path, monkeypatch):
     seen = []
-    original = Trainer.training_step
-
-    def recorded(trainer, images):
-        seen.append((images.copy(), trainer.p.copy()))
-        return original(trainer, images)
-
-    monkeypatch.setattr(Trainer, "training_step", recorded)
-    run = RunFolder.create(tmp_path / "run")
-    train(config, dataset, ops, run, report=lambda text: None)
-
-    images, p = seen[0]
-    first = epoch_order(50, 0, config)[:BATCH]
-    np.testing.assert_array_equal(images, dataset.train[first])
-    trainer = Trainer(ops, config.build_flow((4, 4, 1)), config, 5)
-    assert not np.array_equal(p, trainer.p)
-    trainer.initialise_from_data(images)
-    np.testing.assert_array_equal(p, trainer.p)
-    key = RandomKey(config.seed, TRAINING_NOISE, 0)
-    x, _ = trainer.flow.encode(ops, images, key, trainer.p.dtype)
-    (z,), _, _ = trainer.flow.forward(ops, trainer.params, x)
-    mean, std = per_channel(z)
-    np.testing.assert_allclose(mean, 0, rtol=0, atol=1e-5)  # 40 values, single precision
-    np.testing.assert_allclose(std, 1, rtol=1e-5)
+    at_step(monkeypatch, 0, lambda trainer: seen.append(trainer.p.copy()))
+    run_training(tmp_path / "run", DATASET, epochs=1, **GLOW)
+    trainer = make_trainer(get_ops("numba"), "glow-2l-4k", batch_size=20)
+    before = trainer.p.copy()
+    trainer.initialise_from_data(DATASET.train[epoch_order(100, 0, trainer.config)[:20]])
+    np.testing.assert_array_equal(seen[0], trainer.p)
+    assert not np.array_equal(before, trainer.p)
 
 
-def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch, actnorm_config):
+def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch):
     """Neither after an epoch nor from the checkpoint that is written before the first step."""
-    dataset, ops = small_dataset(), get_ops("numba")
-    states = {}
-    for name, epochs in (("whole", (2,)), ("part", (1, 2))):
-        run = RunFolder.create(tmp_path / name)
-        for resume, count in enumerate(epochs):
-            train(actnorm_config(count), dataset, ops, run, bool(resume), lambda text: None)
-        layout = Trainer(ops, actnorm_config().build_flow((4, 4, 1)), actnorm_config(), 5).layout
-        states[name] = load_checkpoint(run.last, layout)
 
-    def interrupted(trainer, images):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    run = RunFolder.create(tmp_path / "early")
+    run_training(tmp_path / "whole", DATASET, **GLOW)
+    run_training(tmp_path / "part", DATASET, epochs=1, **GLOW)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "training_step", interrupted)
-        train(actnorm_config(), dataset, ops, run, report=lambda text: None)
-    assert load_checkpoint(run.last, layout).step == 0
+        run_training(tmp_path / "early", DATASET, **GLOW)
+    assert state(tmp_path / "early").step == 0
     monkeypatch.setattr(Trainer, "initialise_from_data", interrupted)
-    train(actnorm_config(), dataset, ops, run, resume=True, report=lambda text: None)
-    states["early"] = load_checkpoint(run.last, layout)
-    assert states["whole"].step == 10
-    for state in states.values():
-        np.testing.assert_array_equal(state.p, states["whole"].p)
+    for name in ("part", "early"):
+        run_training(tmp_path / name, DATASET, resume=True, **GLOW)
+        assert_same_run(tmp_path / "whole", tmp_path / name)

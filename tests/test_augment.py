@@ -1,9 +1,7 @@
 """Random flips and shifts: every one as likely as it should be, and a function of the key."""
 
 import numpy as np
-from support.data_files import (
-    colour_images,
-)
+from support.data_files import colour_images
 
 from snfnp.ops import RandomKey
 from snfnp.ops.images.augment import augment

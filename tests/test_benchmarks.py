@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import device, evaluation, scaling, work
-from benchmarks.device import SINGLE, TF32
+from benchmarks import device, launches, models, scaling, timing, work
+from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations, traffic
@@ -20,7 +20,6 @@ from benchmarks.work import operations, traffic
 from snfnp.errors import UsageError
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey, get_ops
-from snfnp.ops.gpu import measure
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
@@ -115,29 +114,41 @@ def test_bursts_see_what_the_device_does_and_wait_once_each():
     assert queue.pending == 0.0
 
 
+def test_threads_are_given_back_after_an_exception():
+    numba = pytest.importorskip("numba")
+    before = numba.get_num_threads()
+    assert before > 1 or numba.config.NUMBA_NUM_THREADS == 1
+    with pytest.raises(ZeroDivisionError), timing.threads(1):
+        assert numba.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert numba.get_num_threads() == before
+
+
+def test_a_table_shows_three_digits_or_all_before_the_point():
+    rows = [{"a": "x", "ms": 0.12345, "n": 7}, {"a": "long", "ms": 12345.6, "n": None}]
+    assert timing.table(rows) == "a        ms  n\nx     0.123  7\nlong  12346  -"
+    assert timing.table(rows, ["n", "a"]).splitlines()[0] == "n     a"
+
+
+def test_steps_stand_beside_the_rate_of_their_products():
+    rows = [
+        {"step": name, "threads": count, "median ms": ms}
+        for count, ms_of in ((1, (2.0, 8.0)), (2, (1.0, 8.0)))
+        for name, ms in zip(("products", "fc"), ms_of, strict=True)
+    ]
+    one, two = models._rates(rows, {"products": 4e9}, {"fc": 8e9})
+    assert (one["GFLOP/s"], one["sgemm GFLOP/s"], one["share"]) == (1000, 2000, 0.5)
+    assert two["share"] == 0.25
+
+
 def test_a_backend_without_a_device_is_refused():
     with pytest.raises(UsageError, match="no device"):
         device.report(lambda tf32, overlap: get_ops("numpy"), device.QUICK, print)
 
 
-def test_the_bars_are_what_the_project_set_itself():
-    by_model = {case.model: case for case in device.CASES}
-    assert {m: c.bars for m, c in by_model.items()} == {
-        "fc": {SINGLE: 0.20},
-        "conv": {SINGLE: 0.50},
-        "glow": {SINGLE: 25.0, TF32: 10.0},
-    }
-    assert (by_model["fc"].kernels, by_model["conv"].kernels) == (60, 100)
-
-
 def test_a_verdict_for_every_bar():
-    row = {
-        "precision": SINGLE,
-        "how": "graph",
-        "bar ms": 0.2,
-        "kernels at most": None,
-        "kernels": None,
-    }
+    row = {"precision": SINGLE, "how": "graph", "bar ms": 0.2, "kernels at most": None}
+    row["kernels"] = None
     eager = {"precision": SINGLE, "how": "eager", "bar ms": None, "kernels at most": 60}
     rows = [
         row | {"median ms": 0.2},
@@ -201,11 +212,11 @@ def test_kernels_are_counted_among_the_nodes_of_a_recording(monkeypatch):
         raise ValueError("nothing to record")
 
     for types, status, expected in (([0, 1, 0, 2, 0], 0, 3), ([], 0, 0), ([0], 1, None)):
-        monkeypatch.setattr(measure.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s))
-        assert measure.count_kernels(cupy, lambda: None) == expected
-    assert measure.count_kernels(cupy, fail) is None
-    monkeypatch.setattr(measure.ctypes, "CDLL", lambda name: object())
-    assert measure.count_kernels(cupy, lambda: None) is None
+        monkeypatch.setattr(launches.ctypes, "CDLL", lambda name, t=types, s=status: Driver(t, s))
+        assert launches.count_kernels(cupy, lambda: None) == expected
+    assert launches.count_kernels(cupy, fail) is None
+    monkeypatch.setattr(launches.ctypes, "CDLL", lambda name: object())
+    assert launches.count_kernels(cupy, lambda: None) is None
     assert Stream.begun == Stream.ended == 5
 
 
@@ -297,17 +308,6 @@ def test_the_step_in_pytorch_is_ours(torch_steps, model, settings, channels_last
             assert (parameter - value).abs().max() <= 1e-6 * lr, f"{layer}.{name}"
     step()  # a batch of its own
     assert torch.isfinite(step.log).all()
-
-
-def test_evaluations_are_measured_with_and_without_their_monitors(monkeypatch):
-    monkeypatch.setattr(evaluation, "IMAGE", SHAPE)
-    monkeypatch.setattr(evaluation, "MODELS", ("fc",))
-    monkeypatch.setattr(
-        evaluation, "make_trainer", lambda ops, *which: small_trainer(which[0], ops)
-    )
-    (row,) = evaluation.monitors(get_ops("numpy"), [1], images=40, repeats=1)
-    assert row["model"] == "fc" and row["evaluation ms"] > 0
-    assert row["monitors / evaluation"] == row["monitors ms"] / row["evaluation ms"]
 
 
 @pytest.mark.mpi

@@ -1,17 +1,10 @@
 """Biases that start from data (`--bias-init data`): alone, in a flow and in training."""
 
-import json
-
 import numpy as np
 import pytest
-import safetensors.numpy
 from support.trainers import (
     SIDE,
-    host,
     make_trainer,
-    run_training,
-    small_dataset,
-    without_time,
 )
 
 from snfnp.errors import UsageError
@@ -69,34 +62,7 @@ def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
 
 def test_by_default_biases_start_at_0():
     layer = Linear(Conv2d((3, 3), 2))
-    assert not layer.initialises_from_data
     assert layer.init_from_data(None, {}, None) == {}
-    assert not make_trainer(get_ops("numpy")).flow.initialises_from_data
-
-
-@pytest.mark.parametrize("model", ["fc", "conv"])
-def test_a_run_starts_there_says_so_and_resumes_bit_for_bit(tmp_path, model):
-    options = {"model": model, "bias_init": "data", "dataset": small_dataset(side=8)}
-    whole, _ = run_training(tmp_path / "whole", **options)
-    run_training(tmp_path / "part", epochs=1, **options)
-    part, _ = run_training(tmp_path / "part", resume=True, **options)
-    weights = [safetensors.numpy.load_file(run.last) for run in (whole, part)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():
-        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
-    assert without_time(whole.read_metrics()) == without_time(part.read_metrics())
-    record = json.loads(whole.config_file.read_text())
-    assert "b from the first batch" in record["model"]["initialisation"]
-
-
-def test_all_backends_start_at_the_same_biases():
-    found = []
-    for backend in ("numpy", "numba"):
-        trainer = make_trainer(get_ops(backend), "conv", dtype="float64", bias_init="data")
-        trainer.initialise_from_data(random_batch())
-        found.append(host(trainer, "p"))
-    scale = np.abs(found[0]).max()
-    assert np.abs(found[0] - found[1]).max() < 1e-12 * scale
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from support.explicit import on_taps
 from support.gradients import layer_backward
 
 from snfnp.beyond.chain import Chain
@@ -11,21 +12,10 @@ from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix, check_gradient, check_layer
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d
+from snfnp.ops import Epilogue
 from snfnp.rules import SelfNormalizing
 
 SHAPES = [(4, 5, 2), (2, 3, 1), (1, 4, 2)]  # of the last two no walk of five columns fits the rows
-
-
-def units(f, ops, shape):
-    """T(e_i) for every element of the kernel: (*kernel shape, D, D)."""
-    flat = np.eye(int(np.prod(f.weight_shape))).reshape(-1, *f.weight_shape)
-    matrices = np.array([as_matrix(f, ops, e, shape) for e in flat])
-    return matrices.reshape(*f.weight_shape, *matrices.shape[1:])
-
-
-def gathered(f, ops, shape, matrix):
-    """The sum of a matrix's entries over the positions of each element of f's kernel."""
-    return np.einsum("...ab,ab->...", units(f, ops, shape), matrix)
 
 
 def close(found, expected):
@@ -73,7 +63,8 @@ def test_the_map_is_the_product_of_its_convolutions(ops, shape, layers):
     error, total = point.g.residual(ops, point.r, point.x, 2 * point.x, 3.0)
     close(error.reshape(4, -1), rows @ point.chain.T - 2 * rows)
     np.testing.assert_allclose(total, 3 + np.sum(error * error) / 4, rtol=1e-13)
-    found = point.g.adjoint_axpby(ops, point.r, point.x, 0.5, point.x**2, -3.0)
+    epilogue = Epilogue(a=-3.0, y=point.x**2, b=0.5)
+    found = point.g.adjoint_then(ops, point.r, point.x, epilogue).out
     close(found.reshape(4, -1), 0.5 * rows**2 - 3 * rows @ point.chain)
 
 
@@ -83,11 +74,12 @@ def test_what_stands_in_for_the_inverses(ops, shape, layers, kernel):
     """½ ∂⟨T(w), T(r)ᵀ⟩/∂w and −½ ∂⟨T(r), T(w)ᵀ⟩/∂r_i by the matrices, the border included."""
     point = Point(ops, shape, layers, kernel)
     grads = point.without_data()
-    close(grads["W"], 0.5 * gathered(point.f, ops, shape, point.chain.T))
+    close(grads["W"], 0.5 * on_taps(point.chain.T, point.f.weight_shape, shape))
     for i in range(layers):
         before = np.linalg.multi_dot([np.eye(len(point.t_w))] * 2 + point.t_r[:i][::-1])
         after = np.linalg.multi_dot([np.eye(len(point.t_w))] * 2 + point.t_r[i + 1 :][::-1])
-        expected = gathered(point.g.map, ops, shape, (before @ point.t_w @ after).T)
+        matrix = (before @ point.t_w @ after).T
+        expected = on_taps(matrix, point.g.map.weight_shape, shape)
         close(grads["R"][i], -0.5 * expected)
     assert np.all(point.without_data("forward")["R"] == 0)  # R has no density of its own
 

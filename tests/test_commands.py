@@ -14,7 +14,7 @@ from pages import DERIVATIONS, ROOT
 from snfnp.cli import train
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 PAGE = DERIVATIONS / "17-from-the-paper-to-here.md"
 COMMANDS = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
@@ -27,8 +27,8 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
     script, *argv = shlex.split(command)
     made = []
 
-    def main(argv, prog=None, what="", **defaults):
-        given = vars(train._parser(prog, what, defaults).parse_args(argv))
+    def main(argv, prog=None, subject="", **defaults):
+        given = vars(train._parser(prog, subject, defaults).parse_args(argv))
         made.append(TrainConfig(**{**defaults, **given}))
 
     monkeypatch.setattr(train, "main", main)
@@ -44,16 +44,9 @@ def test_a_command_of_the_tables_can_be_trained(command, monkeypatch):
     assert config.build_flow(shape).layers
 
 
-def test_every_model_has_a_command(monkeypatch):
+def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
     models = {configuration(command, monkeypatch).model for command in TRAINING}
     assert models == set(PRESETS)
-
-
-def test_what_cannot_be_trained_is_found(monkeypatch):
-    with pytest.raises(UsageError):
+    assert COMMANDS and all((ROOT / command.split()[0]).is_file() for command in COMMANDS)
+    with pytest.raises(UsageError):  # what cannot be trained would be found
         configuration("scripts/train_mnist.py --model emerging --kernel 5", monkeypatch)
-
-
-@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
-def test_the_scripts_exist(script):
-    assert (ROOT / script).is_file()

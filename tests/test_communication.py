@@ -2,7 +2,6 @@
 
 import re
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,20 +9,17 @@ import pytest
 from support import processes
 
 from snfnp.errors import BackendError
-from snfnp.ops import ALONE, get_ops
+from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.communication.nccl import Nccl
+from snfnp.ops.gpu.nccl import Nccl
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
     "Open MPI": {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"},
     "srun": {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "8"},
 }
-ONE = {
-    "nothing": {},
-    "one process of hydra": {"PMI_SIZE": "1", "PMI_RANK": "0"},
-    "a job of Slurm's, without srun": {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
-}
+# Nothing, one process of hydra, and a job of Slurm's without srun.
+ONE = ({}, {"PMI_SIZE": "1", "PMI_RANK": "0"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +28,8 @@ def environment(monkeypatch):
         for name in names:
             monkeypatch.delenv(name, raising=False)
     world.cache_clear()
-    yield partial(_set, monkeypatch)
+    yield lambda variables: [monkeypatch.setenv(*variable) for variable in variables.items()]
     world.cache_clear()
-
-
-def _set(monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -51,18 +42,19 @@ def test_a_launcher_is_told_by_the_environment(environment, launcher):
 @pytest.mark.parametrize("case", ONE)
 def test_one_process_needs_no_mpi(environment, monkeypatch, case):
     monkeypatch.setitem(sys.modules, "mpi4py", None)  # an import would fail
-    environment(ONE[case])
-    assert launched() is None and world() is ALONE
+    environment(case)
+    assert launched() is None and world() is SINGLE_PROCESS
 
 
 def test_alone_everything_is_the_identity():
+    alone = SINGLE_PROCESS
     array = np.arange(3.0)
-    ALONE.all_reduce(array)
+    alone.all_reduce(array)
     assert array.tolist() == [0, 1, 2]
-    assert (ALONE.rank, ALONE.size, ALONE.local_rank, ALONE.local_size) == (0, 1, 0, 1)
-    assert ALONE.any(5) == 5 and ALONE.gather("a") == ["a"] and ALONE.broadcast("a") == "a"
-    assert ALONE.first(lambda: 7) == 7 and ALONE.meet(3, 0.0) == [3]
-    assert get_ops("numpy").device.communicator(ALONE) is ALONE
+    assert (alone.rank, alone.size, alone.local_rank, alone.local_size) == (0, 1, 0, 1)
+    assert alone.any(5) == 5 and alone.gather("a") == ["a"] and alone.broadcast("a") == "a"
+    assert alone.on_rank_zero(lambda: 7) == 7 and alone.exchange_exit_status(3, 0.0) == [3]
+    assert get_ops("numpy").device.communicator(alone) is alone
 
 
 def test_without_mpi4py_the_line_says_what_to_install(environment, monkeypatch):
@@ -213,32 +205,26 @@ def fake_cupy(bus=1):
     return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream))
 
 
-class FakeNccl:
-    """Notes what is called."""
-
-    NCCL_SUM, NCCL_FLOAT32, NCCL_FLOAT64 = 0, 7, 8
-
-    def __init__(self, available=True):
-        self.available, self.calls = available, []
-
-    def get_unique_id(self):
-        return b"id"
-
-    def groupStart(self):
-        self.calls.append("start")
-
-    def groupEnd(self):
-        self.calls.append("end")
-
-    def NcclCommunicator(self, *arguments):
-        self.calls.append(arguments)
-        return SimpleNamespace(allReduce=lambda *of: self.calls.append(of))
-
-
 @pytest.fixture
 def nccl(monkeypatch):
-    """CuPy's module, and no CuPy."""
-    fake = FakeNccl()
+    """CuPy's module, which notes what is called, and no CuPy."""
+    calls = []
+
+    def communicator(*arguments):
+        calls.append(arguments)
+        return SimpleNamespace(allReduce=lambda *of: calls.append(of))
+
+    fake = SimpleNamespace(
+        available=True,
+        calls=calls,
+        NCCL_SUM=0,
+        NCCL_FLOAT32=7,
+        NCCL_FLOAT64=8,
+        get_unique_id=lambda: b"id",
+        groupStart=lambda: calls.append("start"),
+        groupEnd=lambda: calls.append("end"),
+        NcclCommunicator=communicator,
+    )
     cuda = SimpleNamespace(nccl=fake)
     for name, module in {"cupy": SimpleNamespace(cuda=cuda), "cupy.cuda": cuda}.items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -1,13 +1,16 @@
 """Runs beside each other: `compare`, what its table says, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
+from support.messages import assert_one_line
 from support.trainers import run_training, small_dataset
 
 from snfnp.cli import compare
-from snfnp.errors import UsageError
-from snfnp.training import comparison
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.runs import comparison
+from snfnp.training.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +23,13 @@ def runs(tmp_path_factory):
 
 
 def rows_of(capsys):
-    head, _, *rows = (line.strip("| ").split(" | ") for line in _table(capsys))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    head, _, *rows = (line.strip("| ").split(" | ") for line in lines)
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def _table(capsys):
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-
-
 def metrics(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["validation_nll_nats"] for line in lines]
+    return [record["validation_nll_nats"] for record in RunFolder(run).read_metrics()]
 
 
 def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, capsys):
@@ -75,9 +74,12 @@ def test_a_picture_is_drawn(runs, tmp_path, capsys):
 
 def test_one_line_says_what_is_wrong(runs, tmp_path):
     run_training(tmp_path / "other", small_dataset(images=72), epochs=1)
+    (tmp_path / "new").mkdir()
+    shutil.copy(runs / "a" / "config.json", tmp_path / "new")
     for arguments, message in (
         ([runs / "a", tmp_path / "other"], "was trained on other images than"),
         ([tmp_path], "is no run folder"),
+        ([tmp_path / "new"], "has no evaluation yet"),
         ([runs / "a", "--plot", tmp_path / "a.txt"], "--plot is"),
         ([runs / "a", "--from-epoch", "0"], "--from-epoch is 0: it must be at least 1"),
     ):
@@ -85,8 +87,10 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
             compare.main([str(argument) for argument in arguments])
 
 
-def test_a_run_without_an_evaluation_is_refused(runs, tmp_path):
-    config = (runs / "a" / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config)
-    with pytest.raises(UsageError, match="has no evaluation yet"):
-        comparison.open_runs([tmp_path])
+@pytest.mark.parametrize("summary", ["", "[]", "null", "{", '{"test_nll_nats": "x"}', "{}"])
+def test_a_damaged_summary_is_one_line(runs, tmp_path, summary):
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    (copy / "summary.json").write_text(summary)
+    with pytest.raises(SnfnpError, match="summary.json is damaged") as caught:
+        compare.main([str(copy)])
+    assert_one_line(caught.value)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+import pickle
 from pathlib import Path
 
 import pytest
+from support.messages import assert_one_line
 
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset, fully_connected
-from snfnp.training import config as configuration
-from snfnp.training.config import TrainConfig
-from snfnp.training.options import flag_of, options_of
+from snfnp.training.options import OPTIONS, RetiredError, TrainConfig
+from snfnp.training.options.config import PARTS, help_of
+from snfnp.training.options.parts import interval
+from snfnp.training.options.rules import RETIRED, RULES
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SHAPE = (8, 8, 1)
@@ -32,32 +35,22 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
-    optional |= {"lambda_integral", "lambda_proportional", "lambda_min", "lambda_max"}
+    optional |= {"lambda_min", "lambda_max"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
-    missing = {
-        entry.name for entry, _ in options_of(resolved) if getattr(resolved, entry.name) is None
-    }
-    assert missing <= optional
+    assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
 
 def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
     """A new one, as `models.py` would add it: trained, refused and described by its properties."""
     new = Preset(fully_connected, "one more", ("exact",), lr=0.5, has_recomputable_layers=False)
     monkeypatch.setitem(PRESETS, "new", new)
+    models = dataclasses.replace(OPTIONS["model"], choices=tuple(PRESETS))
+    monkeypatch.setitem(OPTIONS, "model", models)
     resolved = TrainConfig(model="new").resolve(1000)
-    assert (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs) == (
-        "exact",
-        0.5,
-        0.0,
-        500,
-    )
+    found = (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs)
+    assert found == ("exact", 0.5, 0.0, 500)
     assert len(resolved.build_flow(SHAPE).layers) == 3
-    for changes in (
-        {"recompute": True},
-        {"inverse_kernel": 5},
-        {"inverse_depth": 2},
-        {"depth": 2},
-    ):
+    for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"inverse_depth": 2}, {"depth": 2}):
         with pytest.raises(UsageError, match="only has an effect with --model"):
             TrainConfig(model="new", **changes).resolve(1000)
 
@@ -77,35 +70,31 @@ def test_presets_have_the_properties_that_they_state(model, gradient):
             assert matters == preset.has_inverse_kernel
 
 
-def test_help_is_made_from_the_presets():
-    help_texts = {entry.name: about.help for entry, about in options_of(TrainConfig)}
+def test_help_is_made_from_the_presets_and_the_rules():
+    help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
     for name, preset in PRESETS.items():
         assert f"{name}, {preset.summary}" in help_texts["model"]
     assert "0.0001 for fc; 0.001 for conv" in help_texts["lr"]
     assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
-    assert "6000 for fc; 1000 for conv; 250 for glow)" in help_texts["epochs"]
+    assert "6000 for fc; 1000 for conv; 250 for glow" in help_texts["epochs"]
+    for name, rule in RULES.items():
+        assert name == "init" or all(need.words in help_texts[name] for need in rule.needs)
 
 
-def test_flags_are_made_from_names():
-    flags = {entry.name: flag_of(entry) for entry, _ in options_of(TrainConfig)}
-    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
-    assert len(set(flags.values())) == len(flags)
-
-
-@pytest.mark.parametrize("entry", [entry for entry, _ in options_of(TrainConfig)], ids=flag_of)
-def test_a_resumed_run_may_change_what_says_so(entry):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_run_may_change_what_says_so(name):
     """Anything else would be another run."""
     started = TrainConfig(backend="cupy").resolve(1000)
-    others = {"int": 7, "float": 0.125, "bool": not getattr(started, entry.name)}
+    others = {"int": 7, "float": 0.125, "bool": not getattr(started, name)}
     others |= {"Path": Path("elsewhere"), "str": "other"}
-    given = {entry.name: others[entry.type.removesuffix(" | None")]}
+    given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
     may_change |= {"overlap"}
-    if entry.name in may_change:
-        assert getattr(started.resumed(given, Path("run")), entry.name) == given[entry.name]
+    if name in may_change:
+        assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:
-        with pytest.raises(UsageError, match=f"run was started with {entry.name} = .*: it cannot"):
+        with pytest.raises(UsageError, match=f"run was started with {name} = .*: it cannot"):
             started.resumed(given, Path("run"))
 
 
@@ -118,25 +107,19 @@ def test_a_clip_norm_that_was_asked_for_is_kept():
 
 def test_only_the_papers_data_set_is_augmented_unless_asked():
     augmented = {
-        data: TrainConfig(data=data).resolve(1000).augment
-        for data in options_of(TrainConfig)[1][1].choices
+        data: TrainConfig(data=data).resolve(1000).augment for data in OPTIONS["data"].choices
     }
-    assert {data for data, value in augmented.items() if value} == set(configuration._AUGMENTED)
+    assert {data for data, value in augmented.items() if value} == {"cifar-10"}
     assert TrainConfig(data="cifar-10", augment=False).resolve(1000).augment is False
 
 
-@pytest.mark.parametrize(
-    "text, interval",
-    [("500", (500, math.inf)), ("10m", (math.inf, 600)), ("0.5m", (math.inf, 30))],
-)
-def test_checkpoints_are_steps_or_minutes_apart(text, interval):
-    assert TrainConfig(checkpoint_every=text).resolve(1000).checkpoint_interval == interval
-
-
-@pytest.mark.parametrize("text", ["0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"])
-def test_other_intervals_are_refused(text):
-    with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500, or"):
+def test_checkpoints_are_steps_or_minutes_apart():
+    for text, steps, seconds in (("500", 500, math.inf), ("0.5m", math.inf, 30)):
         TrainConfig(checkpoint_every=text).resolve(1000)
+        assert interval(text) == (steps, seconds)
+    for text in ("0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"):
+        with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500"):
+            TrainConfig(checkpoint_every=text).resolve(1000)
 
 
 WRONG = {
@@ -148,12 +131,56 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("entry", [entry for entry, _ in options_of(TrainConfig)], ids=flag_of)
-def test_a_saved_value_of_the_wrong_kind_is_refused(entry):
+def wrong_values(name):
+    """Values that an option may not have, by its kind and its choices."""
+    option = OPTIONS[name]
+    yield from WRONG[option.kind]
+    if not option.optional:
+        yield None
+    if option.choices:
+        yield "other"
+    if option.kind == "float":
+        yield 1e300
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_its_file(name):
+    """One rule for both: what is trained can be opened."""
     saved = TrainConfig().resolve(1000).as_dict()
-    kind = entry.type.removesuffix(" | None")
-    wrong = [*WRONG[kind], *([] if "None" in entry.type else [None])]
-    wrong += ["other"] if entry.metadata["option"].choices else []
-    for value in wrong:
-        with pytest.raises(UsageError, match=f"the configuration has {entry.name} = "):
-            TrainConfig.from_dict({**saved, entry.name: value})
+    for value in wrong_values(name):
+        with pytest.raises(UsageError, match=f"the configuration has {name} = "):
+            TrainConfig.from_dict({**saved, name: value})
+        with pytest.raises(UsageError, match=f"{OPTIONS[name].flag} is .*: it must be ") as caught:
+            TrainConfig(**{name: value}).resolve(1000)
+        assert_one_line(caught.value)
+
+
+def test_an_option_is_in_one_part_and_has_one_flat_name():
+    config = TrainConfig(model="conv", lr=0.5)
+    assert config.optimiser.lr == config.lr == 0.5 and config.architecture.model == "conv"
+    assert TrainConfig(optimiser=config.optimiser, model="conv") == config
+    assert dataclasses.replace(config, lr=1.0).optimiser.lr == 1.0
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert sum(len(dataclasses.fields(part)) for part in PARTS.values()) == len(OPTIONS)
+    assert set(RULES) <= set(OPTIONS)
+    flags = {name: option.flag for name, option in OPTIONS.items()}
+    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
+    assert len(set(flags.values())) == len(flags)
+    with pytest.raises(AttributeError, match="a configuration has no 'colour'"):
+        config.colour  # noqa: B018
+    with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
+        TrainConfig(colour=3)
+
+
+def test_options_that_are_gone_are_read_if_they_did_nothing():
+    saved = TrainConfig().resolve(1000).as_dict()
+    assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
+    for gone in ({"track_log_det": True}, {"lambda_integral": 2.0}, {"inverse_update": "newton"}):
+        (name,) = gone
+        with pytest.raises(RetiredError, match=f"with {name} = .*earlier versions") as error:
+            TrainConfig.from_dict(saved | gone)
+        assert_one_line(error.value)
+    with pytest.raises(UsageError, match="unknown entries: colour"):
+        TrainConfig.from_dict(saved | {"colour": 3})
+    with pytest.raises(UsageError, match="no JSON object"):
+        TrainConfig.from_dict([])

@@ -3,7 +3,7 @@ waits for whom."""
 
 import gc
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +11,9 @@ import pytest
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication import Communicator
-from snfnp.ops.gpu import branch as module
-from snfnp.ops.gpu.branch import Branch
+from snfnp.ops.gpu import side_stream as module
 from snfnp.ops.gpu.graph import Graph
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.gpu.side_stream import SideStream
 
 
 class Stream:
@@ -24,13 +23,11 @@ class Stream:
     then of the recording's operations.
     """
 
-    def __init__(self, cuda=None, non_blocking=False):
-        self.cuda, self.non_blocking = cuda, non_blocking
-        self.before, self.recording, self.outside = set(), None, None
+    def __init__(self, cuda):
+        self.cuda, self.before, self.recording, self.outside = cuda, set(), None, None
 
     def __enter__(self):
         self.outer, self.cuda.current = self.cuda.current, self
-        return self
 
     def __exit__(self, *error):
         self.cuda.current = self.outer
@@ -47,7 +44,6 @@ class Stream:
         self.before |= event.before
 
     def join(self, recording):
-        assert self.non_blocking
         self.recording, self.outside, self.before = recording, self.before, set()
         recording.streams.append(self)
 
@@ -66,7 +62,6 @@ class Stream:
 
         def launch(stream):
             for operation in recording.operations:
-                self.cuda.work.append(f"{operation}'")
                 stream.run(f"{operation}'")
 
         return SimpleNamespace(launch=launch, operations=recording.operations)
@@ -76,29 +71,28 @@ class Stream:
 
 
 class Event:
+    synchronize = Stream.synchronize
+
     def __init__(self, cuda):
         self.cuda, self.before, self.recording = cuda, set(), None
 
     def record(self, stream):
         self.before, self.recording = set(stream.before), stream.recording
 
-    def synchronize(self):
-        self.cuda.host |= self.before
-
 
 class Pool:
-    def __init__(self, cuda):
-        self.cuda, self.freed, self.size = cuda, False, 0
-        cuda.pools.append(self)
+    malloc, size = None, 0
+    waited = None  # what the host had waited for when it was freed
 
-    malloc = None
+    def __init__(self, cuda):
+        self.cuda = cuda
+        cuda.pools.append(self)
 
     def total_bytes(self):
         return self.size
 
     def free_all_blocks(self):
-        assert {each for each in self.cuda.work if "step" in each} <= self.cuda.host
-        self.freed = True
+        self.waited = set(self.cuda.host)
 
 
 class Array:
@@ -110,26 +104,21 @@ class Array:
         self.cuda = cuda
 
     def __setitem__(self, where, images):
-        self.cuda.do(f"copy {images.name}")
+        self.cuda.current.run(f"copy {images.name}")
 
 
 @pytest.fixture
 def cupy():
-    cuda = SimpleNamespace(host=set(), pools=[], work=[], device=0)
+    cuda = SimpleNamespace(host=set(), pools=[], device=0)
     cuda.runtime = SimpleNamespace(getDevice=lambda: cuda.device, CUDARuntimeError=RuntimeError)
     cuda.current = Stream(cuda)
     cuda.get_current_stream = lambda: cuda.current
-    cuda.Stream = lambda non_blocking: Stream(cuda, non_blocking)
+    cuda.Stream = lambda non_blocking: Stream(cuda)
     cuda.Event = lambda disable_timing: Event(cuda)
     cuda.MemoryPool = lambda: Pool(cuda)
     cuda.using_allocator = lambda malloc: nullcontext()
     cuda.Device = lambda number: nullcontext()
-
-    def do(operation):
-        cuda.work.append(operation)
-        cuda.current.run(operation)
-
-    cuda.do = do
+    cuda.do = lambda operation: cuda.current.run(operation)
     default = SimpleNamespace(free_all_blocks=lambda: None)
     return SimpleNamespace(
         cuda=cuda,
@@ -139,62 +128,38 @@ def cupy():
     )
 
 
-def images(name, shape=(2, 3)):
-    return SimpleNamespace(name=name, shape=shape, dtype=np.dtype("float32"))
-
-
-@contextmanager
-def on(cupy, stream):
-    before, cupy.cuda.current = cupy.cuda.current, stream
-    yield
-    cupy.cuda.current = before
+def call(graph, times, shape=(2, 3)):
+    for number in range(times):
+        graph(SimpleNamespace(name=number, shape=shape, dtype=np.dtype("float32")))
 
 
 def test_calls_come_after_what_their_caller_did_and_before_what_it_does_next(cupy):
+    """Two plain ones on the graph's stream, then replays, on one caller's and another's."""
     cuda = cupy.cuda
-    first, second = (Stream(cuda, non_blocking=True) for _ in range(2))
     graph = Graph(cupy, lambda images: cuda.do("step"), print)
-    seen = set()
-    for call in range(6):
-        caller = first if call < 4 else second
-        with on(cupy, caller):
-            cuda.do(f"before {call}")
-            if call < 2:  # a plain call, on the graph's stream
-                graph(images(str(call)))
-                assert f"before {call}" in graph._stream.before
-            else:
-                graph(images(str(call)))
-                assert f"copy {call}" in caller.before and "step'" in caller.before
-            assert {"step", f"copy {call}"} <= caller.before
-            seen |= {f"copy {call}"}
-    assert graph._stream.non_blocking and graph.recorded
+    for caller, last in ((Stream(cuda), 4), (Stream(cuda), 6)):
+        with caller:
+            cuda.do(f"before {last}")
+            call(graph, last)
+        assert {"step", "step'", f"copy {last - 1}", f"before {last}"} <= caller.before
+    assert "before 4" in graph._stream.before and graph.recorded
     # the copy for the first replay on another stream comes after the last one on the first
-    assert {"copy 3", "step'"} <= second.before
-
-
-def test_the_recorded_step_is_nothing_but_the_function(cupy):
-    cuda = cupy.cuda
-    graph = Graph(cupy, lambda images: cuda.do("step"), print)
-    for call in range(3):
-        graph(images(str(call)))
-    replayed = Stream(cuda)
-    graph._recording.graph.launch(replayed)
-    assert replayed.before == {"step'"}
+    assert "copy 3" in caller.before
+    assert set(graph._recording.graph.operations) == {"step"}  # no copy
 
 
 def test_memory_is_given_back_after_the_last_use(cupy):
-    """`Pool.free_all_blocks` looks whether the host has waited for all steps."""
     graph = Graph(cupy, lambda images: cupy.cuda.do("step"), print)
-    for call in range(4):
-        graph(images(str(call)))
-    graph(images("wide", (2, 5)))
-    assert [pool.freed for pool in cupy.cuda.pools] == [True, False]
+    call(graph, 4)
+    first = cupy.cuda.pools[0]
+    call(graph, 1, (2, 5))
+    assert first.waited >= {"step", "step'"}
     del graph
-    assert [pool.freed for pool in cupy.cuda.pools] == [True, True]
+    assert [pool.waited is None for pool in cupy.cuda.pools] == [False, False]
 
 
 def test_a_recording_whose_memory_changed_is_not_used(cupy):
-    """Where memory runs out, CuPy gives free blocks back, and some of them were its own."""
+    """If memory runs out, CuPy gives free blocks back, and some of them were its own."""
 
     def step(images):
         cupy.cuda.do("step")
@@ -203,21 +168,9 @@ def test_a_recording_whose_memory_changed_is_not_used(cupy):
 
     said = []
     graph = Graph(cupy, step, said.append)
-    for call in range(4):
-        graph(images(str(call)))
+    call(graph, 4)
     assert not graph.recorded and "the memory that it works in changed" in said[0]
-    assert "step'" not in cupy.cuda.work and cupy.cuda.work[-1] == "step"
-    assert cupy.cuda.pools[0].freed
-
-
-def test_what_belongs_to_a_device_refuses_another(cupy):
-    home, graph = Home(cupy), Graph(cupy, lambda images: None, print)
-    home.require()
-    cupy.cuda.device = 1
-    for use in (home.require, lambda: graph(images("0"))):
-        with pytest.raises(BackendError, match="made on GPU 0, and GPU 1 is") as error:
-            use()
-        assert "\n" not in str(error.value)
+    assert "step'" not in cupy.cuda.current.before and cupy.cuda.pools[0].waited
 
 
 class Rank(Communicator):
@@ -245,8 +198,7 @@ def test_all_ranks_record_or_none_does(cupy, theirs, fails):
         cupy.cuda.do("step")
 
     graph = Graph(cupy, step, said.append, rank)
-    for call in range(5):
-        graph(images(str(call)))
+    call(graph, 5)
     assert rank.asked == [fails]
     assert graph.recorded == (not fails and not theirs)
     why = "RuntimeError: no such call in a recording" if fails else "not by another process"
@@ -258,89 +210,50 @@ def test_all_ranks_record_or_none_does(cupy, theirs, fails):
 
 @pytest.fixture
 def branch(cupy, monkeypatch):
-    monkeypatch.setattr(module, "Products", lambda cupy, tf32: "products of the branch")
-    made = Branch(cupy, tf32=False)
-    made.seen = {}  # {operation: what it came after}
-
-    def do(operation):
-        made.seen[operation] = set(cupy.cuda.current.before)
-        cupy.cuda.do(operation)
-
-    made.do = do
-    return made
+    monkeypatch.setattr(module, "Cublas", lambda cupy, tf32: "products of the branch")
+    return SideStream(cupy, tf32=False)
 
 
-def backward(branch):
-    """Two layers, the gradients of their weights aside."""
-    for layer in (2, 1):
-        branch.do(f"delta {layer}")
-        branch.aside(branch.do, f"weights {layer}")
-
-
-def test_what_is_done_aside_comes_after_what_was_before_it_and_is_not_waited_for(branch):
-    with branch.joining():
-        backward(branch)
-    branch.do("adam")
-    assert branch.seen == {
-        "delta 2": set(),
-        "weights 2": {"delta 2"},
-        "delta 1": {"delta 2"},  # beside it
-        "weights 1": {"delta 2", "weights 2", "delta 1"},
-        "adam": {"delta 2", "weights 2", "delta 1", "weights 1"},
-    }
-    branch.aside(branch.do, "alone")  # outside, a call as any other
-    assert "adam" in branch.seen["alone"] and "alone" in branch._cupy.cuda.current.before
-
-
-def test_a_recording_has_two_branches(cupy, branch):
+def test_what_is_aside_is_beside_the_rest_and_before_what_comes_after_the_block(cupy, branch):
+    """Two branches of a recording, which lists what each operation came after."""
     said = []
 
     def step(images):
-        with branch.joining():
-            backward(branch)
-        branch.do("adam")
+        with branch.side_stream():
+            for layer in (2, 1):
+                cupy.cuda.do(f"delta {layer}")
+                branch.run_async(cupy.cuda.do, f"weights {layer}")
+        cupy.cuda.do("adam")
+        branch.run_async(cupy.cuda.do, "alone")  # outside, a call as any other
 
     graph = Graph(cupy, step, said.append)
-    for call in range(4):
-        graph(images(str(call)))
+    call(graph, 4)
     assert graph.recorded and not said
+    everything = {"delta 2", "weights 2", "delta 1", "weights 1", "adam"}
     assert graph._recording.graph.operations == {
         "delta 2": set(),
         "weights 2": {"delta 2"},
         "delta 1": {"delta 2"},
         "weights 1": {"delta 2", "weights 2", "delta 1"},
-        "adam": {"delta 2", "weights 2", "delta 1", "weights 1"},
+        "adam": everything - {"adam"},
+        "alone": everything,
     }
-
-
-def test_a_branch_that_is_not_joined_cannot_be_recorded(cupy, branch, monkeypatch):
-    """Which is what the driver says, too: the join is not for its order alone."""
-    monkeypatch.setattr(branch, "joining", lambda: nullcontext())
-    monkeypatch.setattr(branch, "_joining", True)
-    said = []
-    graph = Graph(cupy, lambda images: backward(branch), said.append)
-    for call in range(3):
-        graph(images(str(call)))
-    assert not graph.recorded and "Unjoined" in said[0]
+    assert everything <= cupy.cuda.current.before  # of the plain calls
 
 
 def test_a_stream_that_takes_no_part_in_a_recording_is_found(cupy, branch, monkeypatch):
     monkeypatch.setattr(branch._stream, "wait_event", lambda event: None)
     monkeypatch.setattr(cupy.cuda.current, "is_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="does not take part"), branch.joining():
-        backward(branch)
+    with pytest.raises(RuntimeError, match="does not take part"), branch.side_stream():
+        branch.run_async(print)
 
 
 def test_what_it_reads_is_kept_until_the_join(branch):
     """CuPy would hand its memory to the next array of the caller's stream."""
-
-    class Delta:
-        pass
-
-    with branch.joining():
-        delta = Delta()
+    with branch.side_stream():
+        delta = Pool(SimpleNamespace(pools=[]))
         alive = weakref.ref(delta)
-        branch.aside(lambda delta: None, delta)
+        branch.run_async(lambda delta: None, delta)
         del delta
         gc.collect()
         assert alive()
@@ -348,40 +261,27 @@ def test_what_it_reads_is_kept_until_the_join(branch):
     assert not alive()
 
 
-def test_it_has_products_and_a_counter_of_its_own(branch):
-    seen = []
-    with branch.joining():
-        branch.aside(lambda: seen.append(branch.active))
-        seen.append(branch.active)
-    assert seen == [True, False]  # what a device asks before it hands them out
-    assert branch.products == "products of the branch" and branch.counter is not None
-
-
-def test_a_failure_leaves_nothing_behind(branch):
-    def fail():
-        branch.do("half of it")
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), branch.joining():
-        branch.aside(fail)
-    assert not branch.active and not branch._held
-    assert "half of it" in branch._cupy.cuda.current.before
-    branch._cupy.cuda.device = 1
-    with pytest.raises(BackendError, match="made on GPU 0"), branch.joining():
-        backward(branch)
-
-
-def test_what_was_wrong_first_is_heard_and_nothing_is_kept(branch, monkeypatch):
+def test_a_failure_leaves_nothing_behind_and_what_was_wrong_first_is_heard(branch, monkeypatch):
     """A spoiled recording lets no event be recorded, and its memory is to be given back."""
 
     def refuse(stream):
         raise RuntimeError("cudaErrorStreamCaptureInvalidated")
 
-    with pytest.raises(ZeroDivisionError), branch.joining():
-        branch.aside(branch.do, "weights")
-        monkeypatch.setattr(branch._done, "record", refuse)
+    with pytest.raises(ZeroDivisionError), branch.side_stream():
+        branch.run_async(lambda: 1 / 0)
+    assert not branch.active and not branch._held
+    monkeypatch.setattr(branch._done, "record", refuse)
+    with pytest.raises(ZeroDivisionError), branch.side_stream():
+        branch.run_async(print)
         raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="Invalidated"), branch.side_stream():
+        branch.run_async(print)
     assert not branch._held
-    with pytest.raises(RuntimeError, match="Invalidated"), branch.joining():
-        branch.aside(branch.do, "weights")
-    assert not branch._held
+
+
+def test_what_belongs_to_a_device_refuses_another(cupy, branch):
+    graph = Graph(cupy, lambda images: None, print)
+    cupy.cuda.device = 1
+    for use in (lambda: call(graph, 1), lambda: branch.run_async(print)):
+        with pytest.raises(BackendError, match="made on GPU 0, and GPU 1 is"), branch.side_stream():
+            use()

@@ -3,13 +3,13 @@
 import math
 
 from snfnp.training import plots
-from snfnp.training.curves import PANELS, Panel, save_curves
+from snfnp.training.curves import rows, save_curves
 
 RECORD = {"epoch": 1, "seconds": 2.0, "validation_nll_nats": 5.0, "reconstruction": 0.5, "lam": 1.0}
 
 
 def labels(*records):
-    return [panel.label for panel in PANELS if panel.row(records)]
+    return [row.label for row in rows(list(records))]
 
 
 def test_rows_are_drawn_where_there_is_something_to_draw():
@@ -22,14 +22,10 @@ def test_rows_are_drawn_where_there_is_something_to_draw():
 
 
 def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
-    panel = Panel("a", lambda record: record["a"], limit=1.0)
-    row = panel.row([{"a": (1.0,)}, {"a": None}, {"a": (2.0, 1.5, 3.0)}])
-    assert (row.label, row.log, row.limit) == ("a", True, 1.0)
-    for name, ends in {"line": (1, 2), "low": (1, 1.5), "high": (1, 3)}.items():
-        line = getattr(row, name)
-        assert (line[0], line[2]) == ends and math.isnan(line[1])
-    assert panel.row([{"a": None}]) is None
-    assert panel.row([{"a": (1.0,)}]).low is None
+    line, low, high = plots.Row("a", [(1.0,), None, (2.0, 1.5, 3.0)]).lines
+    for found, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
+        assert (found[0], found[2]) == ends and math.isnan(found[1])
+    assert plots.Row("a", [(1.0,), None]).lines.shape == (1, 2)
 
 
 def test_the_picture_has_all_rows(tmp_path, monkeypatch):

@@ -5,7 +5,10 @@ import pytest
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_config, without_time
 
-from snfnp.diagnostics import angles, gradient_angles
+from snfnp import diagnostics
+from snfnp.beyond.monitors import Inspection
+from snfnp.context import Slice
+from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
@@ -14,22 +17,26 @@ from snfnp.maps import Conv2d
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.inspection import Inspection
+
+OPS = get_ops("numpy")
 
 
 def setting(model="fc", rule=None):
     flow = PRESETS[model].build(Choices(**({"rule": rule} if rule else {})), (4, 4, 1))
     rng = np.random.default_rng(0)
     params = moved(flow.init(0), rng)
-    return get_ops("numpy"), flow, params, rng.standard_normal((20, *flow.shape))
+    return OPS, flow, params, rng.standard_normal((20, *flow.shape))
 
 
-def test_no_angle_where_the_inverse_is_exact():
+def test_no_angle_where_the_inverses_are_exact():
     ops, flow, params, x = setting()
     for name in ("dense1", "dense2"):
         params[name]["R"] = np.linalg.inv(params[name]["W"])
     for found in gradient_angles(ops, flow, params, x, lam=1.0):
-        assert found.angle < 1e-5 and found.reconstruction < 1e-9 < found.likelihood
+        assert found.angle < 1e-5 and found.inverse_angle < 1e-5
+        assert found.reconstruction < 1e-9 < found.likelihood
+    params["dense1"]["R"] *= 1.5
+    assert gradient_angles(ops, flow, params, x, lam=1.0)[0].inverse_angle > 0.1
 
 
 @pytest.mark.parametrize("model, layers", [("fc", 2), ("conv", 9)])
@@ -72,7 +79,7 @@ def log_p_g(ops, flow, params, x):
         else:
             h, ldj, _ = layer.forward(ops, {}, h)
             log_det = log_det + ldj
-    return float((ops.density.gaussian_log_density(h) + log_det).mean())
+    return float((ops.channels.gaussian_log_density(h) + log_det).mean())
 
 
 @pytest.mark.parametrize("kind", ["fc", "conv"])
@@ -85,26 +92,16 @@ def test_the_exact_gradient_of_r_by_central_differences(kind):
         flow = Flow((3, 4, 2), (("dense1", linear), ("dense2", linear)))
     params = moved(flow.init(0), rng, 0.05)
     x = rng.standard_normal((5, *flow.shape))
-    exact = angles._of_inverse(ops, flow, params, x)
+    exact = diagnostics._exact_of_r(ops, flow, params, x)
     for name in ("dense1", "dense2"):
 
         def of_r(r, name=name):
             return log_p_g(ops, flow, {**params, name: {**params[name], "R": r}}, x)
 
-        found = exact[name]["W"]
+        found = exact[name]["R"]
         assert check_gradient(of_r, params[name]["R"], found, rng=rng) < 1e-8
         with pytest.raises(GradientError):
             check_gradient(of_r, params[name]["R"], 1.01 * found, rng=rng)
-
-
-def test_the_angle_of_r_is_zero_where_both_inverses_are_exact():
-    ops, flow, params, x = setting()
-    for name in ("dense1", "dense2"):
-        params[name]["R"] = np.linalg.inv(params[name]["W"])
-    for found in gradient_angles(ops, flow, params, x, lam=1.0):
-        assert found.inverse_angle < 1e-5
-    params["dense1"]["R"] *= 1.5
-    assert gradient_angles(ops, flow, params, x, lam=1.0)[0].inverse_angle > 0.1
 
 
 def test_r_has_an_angle_only_where_it_climbs_a_likelihood_that_it_has():
@@ -141,7 +138,8 @@ def test_the_batches_are_those_of_the_next_steps():
     inspection, params = Inspection(trainer, batches.__getitem__), trainer.params
     trainer.step = 1
     found = inspection._angles(params, {"dense1": 1.0, "dense2": 1.0})
-    x = np.concatenate([trainer._encode(batches[step], step)[0] for step in (1, 2)])
+    whole = Slice(0, 6, 6)
+    x = np.concatenate([trainer.encode(batches[step], step, whole)[0] for step in (1, 2)])
     for own in gradient_angles(trainer.ops, trainer.flow, params, x, 1.0):
         assert found[own.layer]["angle"] == pytest.approx(own.angle, rel=1e-9)
         assert found[own.layer]["inverse_angle"] == pytest.approx(own.inverse_angle, rel=1e-9)

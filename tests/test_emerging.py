@@ -6,15 +6,15 @@ The contract that every layer keeps is in test_layers.py.
 import math
 from dataclasses import replace
 
-import numba
 import numpy as np
 import pytest
 from support.gradients import layer_backward
+from support.threads import assert_threads_change_no_bit
 
+from snfnp.beyond.emerging import CausalConv2d, emerging_layers
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix
-from snfnp.layers import CausalConv2d, Linear, emerging_layers
 from snfnp.ops import get_ops
 
 SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
@@ -76,23 +76,6 @@ def test_the_matrix_is_triangular_and_its_determinant_a_product(ops, shape):
     np.testing.assert_allclose(layer.log_det(ops, p, shape), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_later_value_changes_no_earlier_output(ops):
-    shape = (4, 3, 2)
-    layer, p, x = case(shape, samples=1)
-    z = layer.forward(ops, p, x)[0].reshape(-1)
-    for index in range(x.size):
-        moved = x.copy()
-        moved.reshape(-1)[index] += 1.0
-        changed = layer.forward(ops, p, moved)[0].reshape(-1) != z
-        assert not changed[:index].any()
-        assert changed[index]
-        y, column, _ = np.unravel_index(index, shape)
-        pixels = changed.reshape(shape).any(axis=2)
-        reached = np.zeros(shape[:2], bool)
-        reached[y : y + 2, column : column + 2] = True
-        np.testing.assert_array_equal(pixels, reached)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     layer, p, x = case(shape)
@@ -114,42 +97,6 @@ def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     )
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_inverse_undoes_forward(ops, shape, reverse):
-    layer, p, x = case(shape, reverse=reverse)
-    z, _, _ = layer.forward(ops, p, x)
-    t = matrix(layer, ops, p, shape)
-    atol = 100 * EPS * np.linalg.cond(t) * np.abs(x).max()
-    np.testing.assert_allclose(layer.inverse(ops, p, z), x, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_backward_is_the_transposed_matrix(ops, shape, reverse):
-    layer, p, x = case(shape, reverse=reverse)
-    delta = np.random.default_rng(1).standard_normal(x.shape)
-    _, _, cache = layer.forward(ops, p, x)
-    dx, grads, _ = layer_backward(ops, layer, p, cache, delta)
-    t = matrix(layer, ops, p, shape)
-    expected = (delta.reshape(len(x), -1) @ t).reshape(x.shape)
-    np.testing.assert_allclose(dx, expected, rtol=0, atol=100 * EPS * np.abs(delta).max())
-    np.testing.assert_array_equal(np.tril(grads["W"][1, 1], -1), 0)
-    atol = x.size * EPS * np.abs(delta).max()
-    np.testing.assert_allclose(grads["b"], delta.sum(axis=(0, 1, 2)), rtol=0, atol=atol)
-
-
-def test_the_gradient_of_the_log_determinant_is_one_over_the_diagonal(ops):
-    shape, volume = (4, 5, 3), 0.7
-    layer, p, x = case(shape)
-    _, _, cache = layer.forward(ops, p, x)
-    dldj = np.full(len(x), volume / len(x))
-    _, grads, _ = layer_backward(ops, layer, p, cache, 0 * x, dldj=dldj)
-    expected = np.zeros((2, 2, 3, 3))
-    expected[1, 1] = volume * 20 * np.diag(1 / p["W"][1, 1].diagonal())
-    np.testing.assert_allclose(grads["W"], expected, rtol=1e-14)
-
-
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
     layer, p, x = case((3, 4, 2))
@@ -166,20 +113,14 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_number_of_threads_does_not_change_a_bit(channels):
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("one thread only")
-    ops, results, before = get_ops("numba"), [], numba.get_num_threads()
-    layer, p, x = case((6, 5, channels), samples=23)
-    try:
-        for count in (1, 2):
-            numba.set_num_threads(count)
-            z, _, cache = layer.forward(ops, p, x)
-            dx, grads, _ = layer_backward(ops, layer, p, cache, z)
-            results.append((z, dx, *grads.values(), layer.inverse(ops, p, z)))
-    finally:
-        numba.set_num_threads(before)
-    for one, two in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, two)
+    ops, (layer, p, x) = get_ops("numba"), case((6, 5, channels), samples=23)
+
+    def results():
+        z, _, cache = layer.forward(ops, p, x)
+        dx, grads, _ = layer_backward(ops, layer, p, cache, z)
+        return z, dx, *grads.values(), layer.inverse(ops, p, z)
+
+    assert_threads_change_no_bit(results)
 
 
 def test_initial_parameters():
@@ -196,11 +137,6 @@ def test_initial_parameters():
     assert list(CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))) == ["W"]
 
 
-def test_images_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="3 channels"):
-        CausalConv2d(3).output_shape((4, 4, 2))
-
-
 # --------------------------------------------------------------- the three layers together
 
 
@@ -211,24 +147,6 @@ def flow_and_parameters(shape, rng):
         for value in p.values():
             value += 0.05 * rng.standard_normal(value.shape)
     return flow, params
-
-
-@pytest.mark.parametrize("shape", [(4, 5, 1), (3, 4, 2)], ids=str)
-def test_emerging_convolution(ops, shape):
-    rng = np.random.default_rng(5)
-    flow, params = flow_and_parameters(shape, rng)
-    kinds = [type(layer) for _, layer in flow.layers]
-    assert kinds == [Linear, CausalConv2d, CausalConv2d]
-    dimension = math.prod(shape)
-    x = np.eye(dimension).reshape(dimension, *shape)
-    (z,), ldj, _ = flow.forward(ops, params, x)
-    (offset,), _, _ = flow.forward(ops, params, np.zeros((1, *shape)))
-    jacobian = (z - offset).reshape(dimension, dimension).T
-    sign_and_log = np.linalg.slogdet(jacobian)
-    log_det = sum(flow.log_dets(ops, params).values())
-    np.testing.assert_allclose(log_det + ldj, sign_and_log[1], rtol=1e-11, atol=1e-11)
-    back = flow.inverse(ops, params, (z,), exact=True)
-    np.testing.assert_allclose(back, x, rtol=0, atol=100 * EPS * np.linalg.cond(jacobian))
 
 
 def test_emerging_convolution_sees_its_eight_neighbours(ops):

@@ -6,15 +6,15 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from drawings import FIGURES, data
+from drawings import FIGURES, data, floors
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
 
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 FOLDER = DERIVATIONS / "figures"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
-PAGES = [ROOT / "README.md", *sorted(DERIVATIONS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "snfnp/architecture.md", *sorted(DERIVATIONS.glob("*.md"))]
 
 
 def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
@@ -68,3 +68,11 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
     assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
     assert path.stat().st_size < 150_000
     assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
+
+
+def test_the_picture_of_the_floors_is_up_to_date():
+    """With what `FLOORS` of tests/test_architecture.py says now."""
+    svg = (FOLDER / "floors.svg").read_text(encoding="utf-8")
+    names = [name for floor in floors.rows() for name in floor]
+    assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
+    assert {"training", "rules", "ops"} <= set(names)

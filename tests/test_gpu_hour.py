@@ -15,7 +15,7 @@ import gpu_hour
 import pytest
 import reproduce
 from gpu_hour import PIECE, STEPS, TOTAL, Step
-from reproduction.tables import TABLES
+from reproduction.rows import TABLES
 
 
 def test_all_steps_fit_into_the_time_that_a_session_is_lent():
@@ -136,8 +136,8 @@ def test_a_step_without_a_limit_takes_what_is_left(run, monkeypatch):
     steps = (step("table", ONLY_FAST_AGAIN, limit=None, continues=True),)
     status, states, out = run(*steps, options=("--seconds", "2"))
     assert states == {"table": "stopped at its limit"}
-    state = gpu_hour._State(out / "state.json")
-    assert state.open(steps[0]) and state.left(steps[0]) == 100 - state.used
+    state = gpu_hour.State(out / "state.json")
+    assert state.is_open(steps[0]) and state.left(steps[0]) == 100 - state.used
 
 
 def test_time_that_is_used_up_comes_back_with_a_new_session_only(run, monkeypatch, capsys):

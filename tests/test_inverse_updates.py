@@ -1,30 +1,28 @@
-"""R found without a gradient: projected, by least squares, by Newton's iteration."""
+"""R found without a gradient: projected, or by least squares."""
 
 import numpy as np
 import pytest
 from support.explicit import convolution_matrix
 from support.gradients import moved
 from support.trainers import (
+    gradient_of,
     host,
     make_trainer,
-    run_training,
     small_config,
-    small_dataset,
-    without_time,
 )
 
 from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
 from snfnp.beyond.projection import Projection
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, Measured, layer_key
 from snfnp.errors import DivergedError, UsageError
 from snfnp.gradcheck import check_layer
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.checkpoint import load_checkpoint, save_checkpoint
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
+from snfnp.training.step import cut
 
 ROWS = 4
 NOISE = 0.15
@@ -44,13 +42,14 @@ class Step:
         self.x = rng.standard_normal((rows, *shape))
         self.dz = rng.standard_normal((rows, *layer.output_shape(shape)))
         self.volume = volume
-        ctx = BackwardContext(ops, np.full(rows, volume / rows), key=KEY)
-        ctx.enter("layer", 2)
-        self.key = ctx.key()
+        ctx = BackwardContext.of(ops, np.full(rows, volume / rows), key=layer_key(KEY, 2))
+        self.key = ctx.key
         _, _, cache = layer.forward(ops, self.p, self.x)
         self.grads = {name: np.full_like(value, np.nan) for name, value in self.p.items()}
-        self.dx = layer.backward(ctx, self.p, cache, self.dz, self.grads)
-        self.reconstruction = ctx.reconstruction
+        result = layer.backward(ctx, self.p, cache, self.dz, self.grads)
+        self.dx, measured = result if layer.learns_inverse else (result, Measured())
+        self.grads |= measured.updates
+        self.reconstruction = measured.error
 
 
 def exact(step, ops):
@@ -74,80 +73,34 @@ def test_projection_is_the_nearest_matrix_that_takes_z_back_to_x(ops):
     assert np.abs(change).max() > 0.01
 
 
-def test_the_ridge_is_a_thousandth_of_the_mean_of_the_diagonal(ops):
-    step = Step(ops, Linear(Dense(7), Projection()), (7,))
-    r, z = step.p["R"], step.x @ step.p["W"].T
-    gram = z @ z.T
-    gram += 1e-3 * np.trace(gram) / ROWS * np.eye(ROWS)
-    expected = r + (step.x - z @ r.T).T @ np.linalg.solve(gram, z)
-    np.testing.assert_allclose(step.grads["R"], expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("rule", [Projection(), Newton()], ids=str)
-def test_w_climbs_the_likelihood_with_the_new_r_in_place_of_the_inverse(ops, rule):
-    step = Step(ops, Linear(Dense(6), rule), (6,), volume=0.7)
-    expected = step.dz.T @ step.x + 0.7 * step.grads["R"].T
-    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(step.grads["b"], step.dz.sum(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(step.dx, step.dz @ step.p["W"], rtol=1e-12)
-    error = step.x @ step.p["W"].T @ step.p["R"].T - step.x
-    assert step.reconstruction == pytest.approx(np.sum(error**2) / ROWS, rel=1e-12)
-
-
-# ---------------------------------------------------------------- Newton's iteration
-
-
-@pytest.mark.parametrize("linear, shape", [(Dense(5), (5,)), (Conv2d((1, 1), 3), (2, 3, 3))])
-def test_newton_squares_the_error(ops, linear, shape):
-    step = Step(ops, Linear(linear, Newton()), shape)
-    w, r, refined = (a.reshape(a.shape[-2:]) for a in (step.p["W"], step.p["R"], step.grads["R"]))
-    error = np.eye(len(w)) - r @ w
-    np.testing.assert_allclose(np.eye(len(w)) - refined @ w, error @ error, atol=1e-13)
-    assert 0.01 < np.linalg.norm(error) < 1
-
-
 # ---------------------------------------------------------------- least squares
 
-CONVOLUTIONS = pytest.mark.parametrize(
-    "kernel, inverse_kernel, shape",
-    [((3, 3), (5, 5), (4, 3, 2)), ((3, 3), (3, 3), (3, 5, 1)), ((1, 3), (3, 1), (2, 4, 2))],
-)
+
+@pytest.mark.parametrize("batch", [8, 24])  # fewer images than are logged, and more
+def test_the_logged_error_is_that_of_the_batch_however_it_is_cut(batch):
+    trainer = make_trainer(
+        get_ops("numpy"), "conv", **RECIPE, inverse_kernel=3, dtype="float64", batch_size=batch
+    )
+    images = RNG(3).integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
+    trainer.initialise_from_data(images)
+    for value in (named["R"] for named in trainer.params.values() if "R" in named):
+        value *= 0.9  # an error, with a part in every image
+
+    def logged(parts):
+        total = 0.0
+        for part in cut(batch, parts):
+            gradient_of(trainer, images[part.first :][: part.count], part)
+            total += trainer.log.read().last[1] * part.count / batch
+        return total
+
+    expected = logged(1)
+    assert expected > 1e-3
+    assert [logged(parts) for parts in (2, 3, 8)] == pytest.approx([expected] * 3, rel=1e-12)
 
 
 def convolution(kernel, inverse_kernel, channels, rule):
     inverse = Conv2d(inverse_kernel, channels)
     return Linear(Conv2d(kernel, channels), rule, inverse_map=inverse)
-
-
-def on_taps(matrix, shape, image):
-    summed = np.zeros(shape)
-    for index in np.ndindex(shape):
-        indicator = np.zeros(shape)
-        indicator[index] = 1
-        summed[index] = np.sum(convolution_matrix(indicator, image) * matrix)
-    return summed
-
-
-@CONVOLUTIONS
-@pytest.mark.parametrize("probes, terms", [(4, 6), (2, 3), (3, 1)])
-def test_the_series_of_least_squares_against_matrices(
-    ops, kernel, inverse_kernel, shape, probes, terms
-):
-    """Two terms exactly, the others through the probes that the generator gives."""
-    rule = LeastSquares(probes, terms, tolerance=1.0)
-    step = Step(ops, convolution(kernel, inverse_kernel, shape[2], rule), shape, volume=0.7)
-    w, r = (convolution_matrix(k, shape) for k in (step.p["W"], step.grads["R"]))
-    error = np.eye(len(w)) - r @ w
-    two = r + error @ r
-    rest = sum((np.linalg.matrix_power(error, k) @ r for k in range(2, terms + 1)), 0 * w)
-    nu = ops.random.rademacher(step.key, (probes, *shape), np.float64).reshape(probes, -1)
-    assert set(np.unique(nu)) == {-1.0, 1.0}
-    inverse = two + rest @ (nu.T @ nu) / probes
-    rows, deltas = step.x.reshape(ROWS, -1), step.dz.reshape(ROWS, -1)
-    expected = on_taps(deltas.T @ rows + 0.7 * inverse.T, step.p["W"].shape, shape)
-    np.testing.assert_allclose(step.grads["W"], expected, rtol=1e-10, atol=1e-11)
-    if terms > 1:
-        assert np.abs(on_taps(rest.T, step.p["W"].shape, shape)).max() > 1e-3
 
 
 def test_over_all_probes_the_mean_is_the_series(monkeypatch):
@@ -164,28 +117,10 @@ def test_over_all_probes_the_mean_is_the_series(monkeypatch):
     np.testing.assert_allclose(step.grads["W"], exact(step, ops)["W"], rtol=1e-9, atol=1e-10)
 
 
-@CONVOLUTIONS
-def test_w_is_pulled_where_the_error_is_above_the_tolerance(ops, kernel, inverse_kernel, shape):
-    at_rest, pulled = (
-        Step(ops, convolution(kernel, inverse_kernel, shape[2], LeastSquares(tolerance=t)), shape)
-        for t in (1.0, 1e-4)
-    )
-    w, r = (convolution_matrix(k, shape) for k in (at_rest.p["W"], at_rest.grads["R"]))
-    error = r @ w - np.eye(len(w))
-    relative = np.sum(error**2) / len(w)
-    assert relative > 1e-3
-    down = -2 * on_taps(r.T @ error, at_rest.p["W"].shape, shape)
-    expected = 10 * (relative - 1e-4) * down
-    found = pulled.grads["W"] - at_rest.grads["W"]
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
-
-
 @pytest.mark.parametrize(
     "linear, shape, rule",
     [
         (Conv2d((1, 1), 3), (2, 3, 3), LeastSquares()),
-        (Conv2d((1, 1), 3), (2, 3, 3), Newton()),
-        (Dense(5), (5,), Newton()),
         (Dense(5), (5,), Projection()),
     ],
     ids=str,
@@ -210,12 +145,16 @@ def test_at_the_inverse_the_gradient_is_the_exact_one(ops, linear, shape, rule):
 @RUNS
 def test_the_optimiser_has_no_moments_of_what_rules_find(model):
     trainer = make_trainer(get_ops("numpy"), model, **RECIPE)
-    found = sum(layer.assigns == ("R",) for _, layer in trainer.flow.layers)
+    found = sum(
+        layer.rule.updates == ("R",) for layer, _ in trainer.flow.learned_inverses().values()
+    )
     assert found > 1
     size = sum(e.stop - e.start for e in trainer.layout.entries if e.name == "R")
-    assert trainer.m.size == trainer.v.size == trainer.p.size - trainer.layout.assigned
-    assert size <= trainer.layout.assigned < size + 16 * found
-    assert {e.name for e in trainer.layout.climbing.entries} & {"R"} == set()
+    layout = trainer.layout
+    assert trainer.m.size == trainer.v.size == layout.split
+    assert size <= layout.size - layout.split < size + 16 * found
+    assert {e.name for e in layout.optimised.entries} & {"R"} == set()
+    assert {e.name for e in layout.updated.entries} == {"R"}
 
 
 def steps(trainer, numbers, side=8):
@@ -229,11 +168,11 @@ def steps(trainer, numbers, side=8):
 @RUNS
 def test_a_step_assigns_and_the_norm_is_of_the_rest(model):
     trainer = steps(make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE), range(2))
-    for name, layer in trainer.flow.layers:
-        if layer.assigns:
-            np.testing.assert_array_equal(trainer.params[name]["R"], trainer.grads[name]["R"])
-    climbing = trainer.gradient[: trainer.layout.climbing.size]
-    assert trainer.metrics().gradient_norm == pytest.approx(np.linalg.norm(climbing), rel=1e-12)
+    for name in trainer.flow.learned_inverses():
+        assert "R" not in trainer.grads[name]
+        np.testing.assert_array_equal(trainer.params[name]["R"], trainer.updates[name]["R"])
+    optimised = trainer.gradient[: trainer.layout.split]
+    assert trainer.metrics().gradient_norm == pytest.approx(np.linalg.norm(optimised), rel=1e-12)
 
 
 @RUNS
@@ -250,15 +189,6 @@ def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, model):
         np.testing.assert_array_equal(host(again, name), host(whole, name))
 
 
-def test_a_recipe_in_a_run(tmp_path):
-    """Stopped after an epoch and gone on with, it is the run that nobody stopped."""
-    make = {"model": "conv", "dataset": small_dataset(side=8), **RECIPE}
-    whole, _ = run_training(tmp_path / "whole", **make)
-    run_training(tmp_path / "part", epochs=2, **make)
-    part, _ = run_training(tmp_path / "part", resume=True, **make)
-    assert without_time(part.read_metrics()) == without_time(whole.read_metrics())
-
-
 @pytest.mark.parametrize("model, layer", [("fc", "dense2"), ("conv", "conv3.3")])
 def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer):
     trainer = make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE)
@@ -266,10 +196,10 @@ def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer)
     before = trainer.p.copy()
     backward = trainer.flow.backward
 
-    def spoiled(ctx, params, caches, deltas, grads):
-        result = backward(ctx, params, caches, deltas, grads)
-        grads[layer]["R"].reshape(-1)[3] = np.nan  # W's gradient is not spoiled with it
-        return result
+    def spoiled(*arguments):
+        dx, measured = backward(*arguments)
+        measured[layer].updates["R"].reshape(-1)[3] = np.nan  # W's gradient is not spoiled with it
+        return dx, measured
 
     object.__setattr__(trainer.flow, "backward", spoiled)
     with pytest.raises(DivergedError, match=f"step 2: the gradient of {layer}.R is not finite"):
@@ -283,16 +213,16 @@ def test_a_failed_step_assigns_nothing(model):
     steps(trainer, range(1))
     before = host(trainer, "p").copy()
     first = trainer.layout.entries[0]
-    assigned = trainer.p[trainer.layout.climbing.size :].copy()
+    assigned = trainer.p[trainer.layout.split :].copy()
     trainer.p[first.start] = np.nan
     with pytest.raises(DivergedError):
         steps(trainer, range(1, 2))
-    np.testing.assert_array_equal(trainer.p[trainer.layout.climbing.size :], assigned)
+    np.testing.assert_array_equal(trainer.p[trainer.layout.split :], assigned)
     np.testing.assert_array_equal(trainer.p[1:], before[1:])
 
 
-def test_check_layer_says_what_to_check_instead():
-    with pytest.raises(UsageError, match="R of this layer has no gradient.*check_inverse_update"):
+def test_check_layer_says_what_it_cannot_check():
+    with pytest.raises(UsageError, match="R of this layer has no gradient, its rule finds it"):
         check_layer(Linear(Dense(3), Projection()), (3,))
 
 
@@ -331,17 +261,22 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
     [
         ({"lam": 0.5, **RECIPE}, "--lambda only has an effect with --inverse-update gradient"),
         ({"objective": "forward", **RECIPE}, "--objective only has an effect with --inverse-up"),
-        ({"lambda_control": "geco", "inverse_update": "newton"}, "--lambda-control only has an"),
+        (
+            {"lambda_control": "geco", "inverse_update": "projection"},
+            "--lambda-control only has an",
+        ),
         (
             {"model": "conv", "inverse_depth": 2, **RECIPE},
             "--inverse-depth only has an effect with",
         ),
         ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
-        ({"inverse_update": "newton", "model": "conv"}, "choose gradient or least-squares"),
-        ({"inverse_update": "least-squares"}, "choose gradient or projection or newton"),
-        ({"inverse_update": "newton", "model": "glow", "kernel": 5}, "needs --kernel 1"),
+        ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
+        ({"inverse_update": "least-squares"}, "choose gradient or projection"),
         ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
-        ({"gradient": "exact", "inverse_update": "newton"}, "--inverse-update only has an effect"),
+        (
+            {"gradient": "exact", "inverse_update": "projection"},
+            "--inverse-update only has an effect",
+        ),
         ({"model": "emerging", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
     ],
 )
@@ -355,7 +290,6 @@ def test_what_does_not_go_together_is_refused_in_one_line(options, message):
     "linear, rule, message",
     [
         (Conv2d((1, 1), 2), Projection(), "needs a dense layer"),
-        (Conv2d((3, 3), 2), Newton(), "needs dense layers or 1x1"),
         (Dense(3), LeastSquares(), "needs single convolutions"),
     ],
 )

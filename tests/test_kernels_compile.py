@@ -20,7 +20,6 @@ STACK = {"normal": 40}
 
 
 def compiled(text, names, arch):
-    """The use of registers and memory of both types of each kernel."""
     expressions = [source.expression(name, dtype) for name in names for dtype in source.TYPES]
     return nvrtc.compile_kernels(text, expressions, arch, source.OPTIONS)
 
@@ -38,10 +37,10 @@ def complaints(usage) -> list[str]:
 
 @pytest.mark.nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("room", source.rooms())
-def test_kernels_compile_and_do_not_spill(room, arch):
-    names = [name for name, place in source.kernels().items() if place == room]
-    usage = compiled(source.source(room), names, arch)
+@pytest.mark.parametrize("group", source.groups())
+def test_kernels_compile_and_do_not_spill(group, arch):
+    names = [name for name, place in source.kernels().items() if place == group]
+    usage = compiled(source.source(group), names, arch)
     assert len(usage) == 2 * len(names)
     assert complaints(usage) == []
 
@@ -54,28 +53,18 @@ __global__ void bad(T* __restrict__ x, long long n) {
 """
 
 
+ALIVE = """T s[150] = {}; for (long long i = 0; i < n; ++i)
+#pragma unroll
+for (int k = 0; k < 150; ++k) s[k] += x[i * k];
+#pragma unroll
+for (int k = 0; k < 150; ++k) x[k] = s[k];"""  # sums that are all alive at once
+INDEXED = "T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];"  # by a variable
+TOO_MUCH = {"registers": ALIVE, "stack": INDEXED, "spills": ALIVE.replace("150", "300")}
+
+
 @pytest.mark.nvrtc
-@pytest.mark.parametrize(
-    "body, field",
-    [
-        # sums that are all alive at once, and an array that is indexed by a variable
-        (
-            "T s[150] = {}; for (long long i = 0; i < n; ++i)\n"
-            "#pragma unroll\n for (int k = 0; k < 150; ++k) s[k] += x[i * k];\n"
-            "#pragma unroll\n for (int k = 0; k < 150; ++k) x[k] = s[k];",
-            "registers",
-        ),
-        ("T s[40]; for (int k = 0; k < 40; ++k) s[k] = x[k]; x[0] = s[n];", "stack"),
-        (
-            "T s[300] = {}; for (long long i = 0; i < n; ++i)\n"
-            "#pragma unroll\n for (int k = 0; k < 300; ++k) s[k] += x[i * k];\n"
-            "#pragma unroll\n for (int k = 0; k < 300; ++k) x[k] = s[k];",
-            "spills",
-        ),
-    ],
-    ids=["registers", "stack", "spills"],
-)
-def test_a_kernel_that_takes_too_much_is_found(body, field):
+@pytest.mark.parametrize("field, body", TOO_MUCH.items(), ids=TOO_MUCH)
+def test_a_kernel_that_takes_too_much_is_found(field, body):
     usage = compiled(KERNEL % body, ["bad"], "sm_90")
     assert getattr(usage["bad<double>"], field) > {"registers": 128}.get(field, 0)
     assert any(line.startswith("bad<double>") for line in complaints(usage))
@@ -100,18 +89,17 @@ FORBIDDEN = {
     r"__launch_bounds__|extern\s+__shared__": "what launches do not expect",
     r"atomicAdd\((?!arrived)": "a sum in an order of chance",
 }
-SCALARS = {"long long", "double"}
 
 
-def code_of(room):
-    """The text of a room's kernels without comments."""
-    return re.sub(r"//.*|/\*.*?\*/", "", source.source(room))
+def code_of(group):
+    """The text of a group's kernels without comments."""
+    return re.sub(r"//.*|/\*.*?\*/", "", source.source(group))
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.values())
-@pytest.mark.parametrize("room", source.rooms())
-def test_no_kernel_has(room, pattern):
-    assert re.search(pattern, code_of(room)) is None
+@pytest.mark.parametrize("group", source.groups())
+def test_no_kernel_has(group, pattern):
+    assert re.search(pattern, code_of(group)) is None
 
 
 @pytest.mark.parametrize(
@@ -129,13 +117,13 @@ def test_other_text_would_not(text):
 
 @pytest.mark.parametrize("name", source.kernels())
 def test_numbers_are_long_long_or_double(name):
-    scalars = {kind for kind in source.parameters(name) if not kind.endswith("*")}
-    assert scalars <= SCALARS
+    scalars = {p.kind for p in source.parameters(name) if not p.kind.endswith("*")}
+    assert scalars <= {"long long", "double"}
 
 
 def test_every_global_function_is_found():
     """One that is declared in another way would be missing from every test."""
-    for room in source.rooms():
-        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(room))
-        assert code_of(room).count("__global__") == len(names)
-        assert {name: room for name in names}.items() <= source.kernels().items()
+    for group in source.groups():
+        names = re.findall(r"__global__\s+void\s+(\w+)", code_of(group))
+        assert code_of(group).count("__global__") == len(names)
+        assert {name: group for name in names}.items() <= source.kernels().items()

@@ -1,6 +1,6 @@
 """The CUDA kernels on a CPU, against the definitions: parity, stores outside, order of threads.
 
-The GPU's rooms run here on NumPy arrays, with their kernels compiled by g++
+The GPU's groups run here on NumPy arrays, with their kernels compiled by g++
 (`support.host_kernels`). What differs on a GPU is left to `tests/gpu`: the rounding of mathematical
 functions, and CuPy.
 """
@@ -29,12 +29,12 @@ from support.operation_calls import (
 from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
 from snfnp.ops import RandomKey
-from snfnp.ops.backends import cupy_rooms
+from snfnp.ops.backends import overrides
 from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda
 
-NAMES = [name for name in OVERRIDES if name in overridden(cupy_rooms())]
+NAMES = [name for name in OVERRIDES if name in overridden(overrides("gpu"))]
 ORDERS = {"forwards": False, "backwards": True}
 
 
@@ -123,7 +123,7 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         ("random.rademacher", FEW, "word(four, lane) >> 31", "word(four, 0) >> 31", "beyond"),
         # the block that the first element is in the midst of
         ("random.uniform", FEW, "i >= 0 && i < n", "i < n", "stored outside"),
-        ("random.normal", FEW, "start / 4 +", "(start + 3) / 4 +", "beyond the bound"),
+        ("random.normal", FEW, "first_word / 4 +", "(first_word + 3) / 4 +", "beyond the bound"),
         ("images.preprocess", FEW, "lane - first_word", "lane", "beyond the bound"),
         ("random.normal", FEW, "6.28318530717958", "6.28318530717948", "beyond the bound"),
         # where CUDA would hang, or what it does is not defined
@@ -153,20 +153,50 @@ def test_a_wrong_kernel_is_found(folder, name, size, old, new, message):
 
 
 def test_a_wrong_argument_is_found(ops):
-    x, y, launch = np.ones((2, 3)), np.ones((2, 3)), ops.device.launch
-    launch("axpby", x.dtype, 1, None, 1.0, x, None, 2.0, y, x.size)
-    for arguments, message in [
-        ((None, 1, x, None, 2.0, y, x.size), "1 is not real"),
-        ((None, 1.0, x, None, 2.0, y, float(x.size)), "6.0 is no integer"),
-        ((None, 1.0, x.astype(np.float32), None, 2.0, y, x.size), "float32 instead of float64"),
-        ((None, 1.0, x.T, None, 2.0, y, x.size), "not contiguous"),
-        ((None, 1.0, x, None, 2.0, x, x.size), "arguments 5 and 2 overlap"),
-        ((None, 1.0, x, None, y, x.size), "takes 7 arguments"),
+    """Before anything is launched."""
+    x, y, kernel = np.ones((2, 3)), np.ones((2, 3)), ("axpby", np.float64, 1)
+    right, launch = {"a": 1, "x": x, "b": np.array(2.0), "out": y, "n": x.size}, ops.device.launch
+    launch(*kernel, **right)
+    assert np.all(y == 3.0)
+    ops.device.launch.launched.clear()
+    for wrong, error, message in [
+        ({"m": 1}, TypeError, "kernel axpby has no parameter m"),
+        ({"b_at": None}, TypeError, "kernel axpby has no parameter b_at"),
+        ({"n": 6.0}, TypeError, "float"),
+        ({"x": x.astype(np.float32)}, TypeError, "axpby: x is .* not an array of float32"),
+        ({"out": np.ones((3, 2)).T}, ValueError, "axpby: out is written to, .* contiguous"),
+        ({"out": x}, AssertionError, "axpby: out and x overlap"),
     ]:
-        with pytest.raises(AssertionError, match=message):
-            launch("axpby", x.dtype, 1, *arguments)
+        with pytest.raises(error, match=message):
+            launch(*kernel, **right | wrong)
+    for name in right:
+        rest = {other: value for other, value in right.items() if other != name}
+        for blocks in (0, 1):
+            with pytest.raises(TypeError, match=f"kernel axpby needs parameter {name}"):
+                launch("axpby", np.float64, blocks, **rest)
     with pytest.raises(AssertionError):
-        launch("axpby", x.dtype, 1, None, 1.0, x, None, 2.0, y, x.size, threads=48)
+        launch(*kernel, **right, threads=48)
+
+
+def test_a_launch_expands_numbers_and_strides(ops):
+    k = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3)
+    found = {}
+    ops.device.launch._start = lambda *launched: found.update(values=launched[-1])
+    x, out = np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 4))
+    missing = dict.fromkeys(("z", "y", "bias", "partial", "total", "arrived"))
+    numbers = dict.fromkeys(("samples", "height", "width", "kh", "kw", "splits"), 1)
+    a = np.array(3.0, np.float32)
+    given = {"x": x, "k": k, "out": out, "a": a, "b": 2, "before": 0.5, "inputs": 2, "outputs": 4}
+    try:
+        ops.device.launch("conv", np.float64, 1, **given, **missing, **numbers)
+    finally:
+        del ops.device.launch._start
+    names = [parameter.name for parameter in source.parameters("conv")]
+    values = dict(zip(names, found["values"], strict=True))
+    assert [values[f"k_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
+    assert values["a_at"] == 3.0 and values["a_at"].dtype == np.float64 and values["a"] == 0
+    assert values["b_at"] == 0 and values["b"] == 2.0 and values["before"] == 0.5
+    assert values["z"] == values["y"] == 0 and values["out"] is out
 
 
 # ---------------------------------------------------------------- every kernel, and sanitizers
@@ -182,20 +212,14 @@ def test_every_kernel_has_run(ops):
 
 def under_sanitizers(folder, *patch):
     """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers."""
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    runtime = subprocess.getoutput("g++ -print-file-name=libasan.so")
     if not Path(runtime).is_absolute():
         pytest.skip("g++ has no AddressSanitizer")
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # fibers have stacks of their own
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
-    return subprocess.run(
-        [sys.executable, "-m", host_kernels.__name__, str(folder), *patch],
-        cwd=Path(host_kernels.__file__).parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", host_kernels.__name__, str(folder), *patch]
+    tests = Path(host_kernels.__file__).parents[1]
+    return subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
 
 
 def test_every_kernel_runs_under_the_sanitizers(folder):
@@ -211,9 +235,7 @@ def test_every_kernel_runs_under_the_sanitizers(folder):
         (("linalg", STORE, TOO_MANY), "heap-buffer-overflow"),
         (("linalg", "tile[32][33]", "tile[32][31]"), "out of bounds"),
     ],
-    ids=["store", "index"],
 )
 def test_the_sanitizers_would_find_it(folder, patch, message):
     done = under_sanitizers(folder, *patch)
-    assert done.returncode != 0
-    assert message in done.stderr
+    assert done.returncode != 0 and message in done.stderr

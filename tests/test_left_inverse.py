@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.explicit import convolution_matrix
+from support.explicit import convolution_matrix, on_taps, units
 
 from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.maps import Conv2d
@@ -39,26 +39,14 @@ class Case:
     def matrix(self, kernel):
         return convolution_matrix(kernel, self.shape)
 
-    def on_taps(self, matrix, shape):
-        """∂⟨T(v), matrix⟩/∂v: the sums over the positions of each weight of v."""
-        summed = np.zeros(shape)
-        for index in np.ndindex(shape):
-            indicator = np.zeros(shape)
-            indicator[index] = 1
-            summed[index] = np.sum(self.matrix(indicator) * matrix)
-        return summed
-
 
 @CASES
 def test_r_is_the_least_squares_solution(ops, shape, kernel, inverse_kernel):
     case = Case(shape, kernel, inverse_kernel, ops)
-    columns = []
-    for index in np.ndindex(case.g.weight_shape):
-        indicator = np.zeros(case.g.weight_shape)
-        indicator[index] = 1
-        columns.append((case.matrix(indicator) @ case.forward).ravel())
+    inverses = units(case.g.weight_shape, shape) @ case.forward
+    columns = inverses.reshape(case.found.r.size, -1)
     target = np.eye(len(case.forward)).ravel()
-    best, *_ = np.linalg.lstsq(np.array(columns).T, target, rcond=None)  # of smallest norm
+    best, *_ = np.linalg.lstsq(columns.T, target, rcond=None)  # of smallest norm
     np.testing.assert_allclose(case.found.r, best.reshape(case.g.weight_shape), **EXACT)
 
 
@@ -67,7 +55,7 @@ def test_the_error_is_that_of_the_matrices(ops, shape, kernel, inverse_kernel):
     case = Case(shape, kernel, inverse_kernel, ops)
     expected = np.sum(case.error**2) / len(case.error)
     assert case.found.error == pytest.approx(expected, abs=1e-14)
-    gradient = case.on_taps(case.inverse.T @ case.error, case.w.shape)
+    gradient = on_taps(case.inverse.T @ case.error, case.w.shape, shape)
     np.testing.assert_allclose(case.found.error_grad(), gradient, **EXACT)
 
 
@@ -90,11 +78,11 @@ def test_the_errors_gradient_includes_that_r_moves_with_w():
 def test_the_neumann_term_is_gathered_from_the_matrices(ops, shape, kernel, inverse_kernel):
     case = Case(shape, kernel, inverse_kernel, ops)
     two_terms = 2 * case.inverse - case.inverse @ case.forward @ case.inverse
-    expected = case.on_taps(two_terms.T, case.w.shape)
+    expected = on_taps(two_terms.T, case.w.shape, shape)
     found = case.found.neumann_term()
     np.testing.assert_allclose(found, expected, **EXACT)
     if kernel != (1, 1):  # where RW = I, it makes no difference
-        one_term = case.on_taps(case.inverse.T, case.w.shape)
+        one_term = on_taps(case.inverse.T, case.w.shape, shape)
         assert np.max(np.abs(found - one_term)) > 1e-3
 
 

@@ -11,9 +11,8 @@ from scipy.stats import norm
 from support.fullmnist import find_full_mnist
 from support.gradients import moved
 
-from snfnp.data.idx import read_idx
-from snfnp.data.mnist import TEST_STEM, TRAIN_STEM, find_images
-from snfnp.errors import DivergedError, SingularMatrixError, UsageError
+from snfnp.data import load_dataset
+from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.gradcheck import central_difference
 from snfnp.layers import Linear, Parameterless, Preprocess, SmoothLeakyReLU
@@ -21,7 +20,7 @@ from snfnp.likelihood import EVALUATION_NOISE, Evaluation, Likelihood
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
-from snfnp.rules import Exact, SelfNormalizing
+from snfnp.rules import SelfNormalizing
 
 D, N = 7, 5
 KEY = RandomKey(3, EVALUATION_NOISE)
@@ -213,21 +212,6 @@ def test_evaluation_is_in_double_precision(ops, images):
     np.testing.assert_array_equal(single, double)
 
 
-def test_images_of_any_shape_are_the_same_images(ops, images):
-    flow = small_flow()
-    likelihood = Likelihood(ops, flow, *random_parameters(flow))
-    as_pictures = likelihood.log_prob(images.reshape(N, D, 1, 1), KEY)
-    np.testing.assert_array_equal(as_pictures, likelihood.log_prob(images, KEY))
-
-
-def test_a_singular_flow_has_no_likelihood(ops):
-    flow = small_flow()
-    layout, flat = random_parameters(flow)
-    layout.views(flat)["dense2"]["W"][...] = 0
-    with pytest.raises(SingularMatrixError, match="^layer dense2: "):
-        Likelihood(ops, flow, layout, flat)
-
-
 def test_nan_parameters_have_no_finite_likelihood(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
@@ -283,14 +267,6 @@ def test_samples_are_reproducible_by_seed(ops):
     assert np.any(first != other)
 
 
-def test_sampling_an_exact_flow_by_a_learned_inverse_is_a_usage_error(ops):
-    flow = small_flow(Exact())
-    likelihood = Likelihood(ops, flow, *random_parameters(flow))
-    with pytest.raises(UsageError, match="learned no inverse"):
-        likelihood.sample(2, seed=0)
-    assert likelihood.sample(2, seed=0, exact=True).shape == (2, D)
-
-
 # ---------------------------------------------------------------- the full MNIST
 
 
@@ -318,11 +294,10 @@ def test_preprocessing_log_jacobians_on_mnist():
     272.5 for the test images, 272.7 for the validation images and 272.1 for the training images;
     one draw of noise moves the mean of 10,000 images by 0.25 (one standard deviation).
     """
-    files = find_images(FULL_MNIST)
-    train, test = (read_idx(files[stem]) for stem in (TRAIN_STEM, TEST_STEM))
+    full = load_dataset("mnist", FULL_MNIST)
     mean, variance = mean_and_variance_of_log_jacobian()
     expected = {}
-    for split, images in (("train", train[:50_000]), ("val", train[50_000:]), ("test", test)):
+    for split, images in (("train", full.train), ("val", full.validation), ("test", full.test)):
         levels = np.bincount(images.ravel(), minlength=256) / len(images)
         expected[split] = float(levels @ mean)
         total = 0.0

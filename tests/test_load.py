@@ -1,37 +1,37 @@
 """A run opened again, and the names that `import snfnp` offers."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support.messages import assert_one_line
+from support.runs import assert_same_run
+from support.trainers import small_dataset, without_time
 
 import snfnp
-from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, UsageError
 from snfnp.flow import Flow
-from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
 
 
-def trained(folder, model):
+def trained(folder, model="fc"):
     """A run of two epochs: `last` and `best` may differ in what they hold."""
-    rng = np.random.default_rng(1)
-    splits = [rng.integers(0, 256, (count, 8, 8, 1)).astype(np.uint8) for count in (40, 10, 10)]
-    dataset = Dataset("mnist", *splits, source="random images", is_sample=False)
+    dataset, size = small_dataset(40, side=8), SIZES[model]
     config = TrainConfig(
-        model=model, epochs=2, batch_size=20, lr=1e-3, backend="numpy", out=folder, **SIZES[model]
+        model=model, epochs=2, batch_size=20, lr=1e-3, backend="numpy", out=folder, **size
     ).resolve(40)
     run = RunFolder.create(folder)
-    summary = train(config, dataset, get_ops("numpy"), run, report=lambda line: None)
-    return dataset, config, summary
+    return dataset, config, train(config, dataset, get_ops("numpy"), run, report=lambda line: None)
 
 
 @pytest.mark.parametrize("model", SIZES)
@@ -51,6 +51,7 @@ def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
         found = run.params[entry.layer][entry.name]
         assert found.dtype == np.float64
         np.testing.assert_array_equal(found, views[entry.layer][entry.name])
+    assert "likelihood" not in vars(run)  # a determinant is computed when it is asked for
     found = run.likelihood.evaluate(dataset.test, 0)
     assert found.nll == summary["test_nll_nats"]
     assert run.likelihood.sample(2, seed=0, exact=True).reshape(-1, *run.image_shape).shape[0] == 2
@@ -59,21 +60,10 @@ def test_a_run_comes_back_in_one_line(tmp_path, monkeypatch, model):
     assert snfnp.load_run(tmp_path / "run", ops=run.ops).ops is run.ops
 
 
-def test_a_determinant_is_computed_when_it_is_asked_for(tmp_path, monkeypatch):
-    trained(tmp_path / "run", "fc")
-    made = []
-    monkeypatch.setattr(
-        "snfnp.training.load.Likelihood", lambda *args: made.append(args) or Likelihood(*args)
-    )
-    run = snfnp.load_run(tmp_path / "run")
-    assert run.params and not made
-    assert run.likelihood is run.likelihood and len(made) == 1
-
-
 def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.load_run(tmp_path)
-    trained(tmp_path / "run", "fc")
+    trained(tmp_path / "run")
     with pytest.raises(UsageError, match="checkpoint is 'first': choose one of best, last"):
         snfnp.load_run(tmp_path / "run", "first")
     (tmp_path / "run" / "best.safetensors").unlink()
@@ -90,10 +80,41 @@ def test_every_public_name_is_there_and_nothing_else_is_shown():
 
 
 def test_importing_the_package_loads_nothing_large():
-    script = (
-        "import snfnp, sys; print([m for m in ('numpy', 'numba', 'scipy') if m in sys.modules])"
+    script = "import snfnp, sys; sys.exit(bool({'numpy', 'numba', 'scipy'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_run_goes_on_from_a_notebook_as_from_the_command_line(tmp_path, rollback):
+    """To the last bit, with changes, and the same summary as `train` returns."""
+    dataset, config, _ = trained(tmp_path / "api")
+    shutil.copytree(tmp_path / "api", tmp_path / "loop")
+    said = []
+    summary = snfnp.resume(
+        tmp_path / "api", rollback=rollback, dataset=dataset, report=said.append, epochs=4, lr=1e-4
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    longer = dataclasses.replace(config, epochs=4, lr=1e-4)
+    run = RunFolder(tmp_path / "loop")
+    how = "best" if rollback else True
+    expected = train(longer, dataset, get_ops("numpy"), run, how, report=lambda line: None)
+    assert without_time([summary]) == without_time([expected])
+    assert_same_run(tmp_path / "api", tmp_path / "loop")
+    assert any("lr 0.0001 (was 0.001), epochs 4 (was 2)" in line for line in said)
+
+
+def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
+    dataset, *_ = trained(tmp_path / "run")
+    for changes, message in (
+        ({"seed": 3}, "was started with seed = 0: it cannot go on with 3"),
+        ({"lr": "fast"}, "--lr is fast: it must be a finite number"),
+        ({"epochs": 1}, "is at step 4, past --epochs 1"),
+        ({"dataset": small_dataset()}, "was trained on .* images .*, found"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
+        assert_one_line(caught.value)
+    with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
+        snfnp.resume(tmp_path / "run", dataset=dataset, colour=3)
+    with pytest.raises(UsageError, match="is no run folder"):
+        snfnp.resume(tmp_path)
+    assert not (tmp_path / "run.lock").exists()

@@ -78,7 +78,7 @@ def by_the_package(batches, start, size, lam):
     for step, x in enumerate(batches, start=1):
         before.append([params[layer][name].copy() for layer, name in names])
         latents, _, caches = flow.forward(ops, params, x)
-        ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
+        ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
         dz = flow.latent_gradients(latents)
         flow.backward(ctx, params, caches, dz, layout.views(gradient))
         rate = RATE * (1 - step / len(batches))

@@ -49,18 +49,12 @@ def test_adam_ascends_a_concave_quadratic(ops):
     p, m, v = buffers(20)
     rng = np.random.default_rng(2)
     top, a = rng.standard_normal(20), rng.uniform(0.5, 5, 20)
-
-    def height():
-        return -0.5 * float(np.sum(a * (p - top) ** 2))
-
-    heights = [height()]
-    for step in range(1, 601):
+    heights = []
+    for step in range(1, 602):
+        heights.append(-0.5 * float(np.sum(a * (p - top) ** 2)))
         lr = 0.1 * 0.99**step  # falls, since Adam's steps do not shrink with the gradient
         Adam().update(ops, -a * (p - top), lr, step, None, out=(p, m, v))
-        heights.append(height())
-    assert heights[0] < -5
-    assert heights[10] > heights[0]
-    assert heights[-1] > -1e-6
+    assert heights[0] < -5 and heights[10] > heights[0] and heights[-1] > -1e-6
 
 
 def test_clipping(ops):
@@ -76,6 +70,10 @@ def test_clipping(ops):
         rtol = 2e-6 / norm  # the 1e-6 in the denominator of the scale
         np.testing.assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
         np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
+    for squares, scale in ((25.0, 1.0), (0.0, 1.0), (1600.0, 0.25), (np.nan, np.nan)):
+        found = clip_scale(ops, squares, 10.0)
+        np.testing.assert_allclose(found, scale, rtol=0 if scale == 1 else 1e-6)
+    assert clip_scale(ops, 1600.0, 10.0) * 40.0 <= 10.0
 
 
 def test_clipping_is_of_the_whole_buffer(ops):
@@ -85,14 +83,6 @@ def test_clipping_is_of_the_whole_buffer(ops):
     Adam().update(ops, g, 1e-3, 1, clip_norm=1.0, out=(p, m, v))
     np.testing.assert_allclose(m[0] / m[16], 1e-8, rtol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(m) / 0.1, 1.0, rtol=1e-5)
-
-
-def test_clip_scale(ops):
-    assert clip_scale(ops, 25.0, 10.0) == 1.0
-    assert clip_scale(ops, 0.0, 10.0) == 1.0
-    np.testing.assert_allclose(clip_scale(ops, 1600.0, 10.0), 0.25, rtol=1e-6)
-    assert clip_scale(ops, 1600.0, 10.0) * 40.0 <= 10.0
-    assert np.isnan(clip_scale(ops, np.nan, 10.0))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -116,33 +106,26 @@ def test_nothing_moves_once_a_step_has_failed(ops):
 
 def test_single_precision_keeps_up_with_double(ops):
     """Twenty steps: each rounds p once and the step a dozen times."""
-    rng = np.random.default_rng(4)
-    gradients = rng.standard_normal((20, 100)).astype(np.float32)
+    gradients = np.random.default_rng(4).standard_normal((20, 100)).astype(np.float32)
     results = []
     for dtype in (np.float32, np.float64):
-        p, m, v = buffers(100, np.float32)
-        p, m, v = (b.astype(dtype) for b in (p, m, v))
+        p, m, v = (buffer.astype(dtype) for buffer in buffers(100, np.float32))
         for step, g in enumerate(gradients, start=1):
             Adam().update(ops, g.astype(dtype), 1e-3, step, clip_norm=5.0, out=(p, m, v))
         assert p.dtype == m.dtype == v.dtype == dtype
         results.append(p)
-    eps = np.finfo(np.float32).eps
-    bound = 20 * eps * (np.abs(results[1]) + 12 * 1e-3 * 4)
+    bound = 20 * np.finfo(np.float32).eps * (np.abs(results[1]) + 12 * 1e-3 * 4)
     assert np.all(np.abs(results[0] - results[1]) <= bound)
 
 
 def test_warm_up():
     """lr · ((b+1) + (e-1) B) / (E B) in batch b = 0, 1, … of epoch e = 1, 2, … of E (A.3)."""
     lr, per_epoch, epochs = 1e-4, 7, 10
-    for epoch in range(1, 13):
-        for batch in range(per_epoch):
-            step = (epoch - 1) * per_epoch + batch
-            formula = lr * ((batch + 1) + (epoch - 1) * per_epoch) / (epochs * per_epoch)
-            found = warmed_up(lr, step, per_epoch, epochs)
-            np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
+    for step in range(12 * per_epoch):
+        epoch, batch = step // per_epoch + 1, step % per_epoch
+        formula = lr * ((batch + 1) + (epoch - 1) * per_epoch) / (epochs * per_epoch)
+        found = warmed_up(lr, step, per_epoch, epochs)
+        np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
     assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
-
-
-@pytest.mark.parametrize("epochs, step, fraction", [(0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)])
-def test_warm_up_of_no_and_of_half_an_epoch(epochs, step, fraction):
-    np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
+    for epochs, step, fraction in ((0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)):
+        np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)

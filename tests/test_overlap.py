@@ -8,37 +8,27 @@ would differ.
 import numpy as np
 import pytest
 from support.late import PutOff
-from support.trainers import BATCH, host, make_trainer
+from support.trainers import BATCH, gradient_of, host, images_of, make_trainer, take_steps
 
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
-from snfnp.ops.backends import assemble, numpy_rooms
+from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.host import HostDevice
-from snfnp.training.config import TrainConfig
-from snfnp.training.slices import cut
+from snfnp.training.options import TrainConfig
+from snfnp.training.step import cut
 
 
 @pytest.fixture
 def late():
     """NumPy's operations, and what is called aside put off to the end of the pass."""
-    ops, put_off = assemble(HostDevice("numpy"), numpy_rooms()), PutOff()
-    ops.device.aside, ops.device.joining = put_off.aside, put_off.joining
+    ops, put_off = assemble(HostDevice("numpy"), DEFINITIONS), PutOff()
+    ops.device.run_async, ops.device.side_stream = put_off.run_async, put_off.side_stream
     ops.device.put_off = put_off
     return ops
 
 
-def images_of(step, trainer):
-    rng = np.random.default_rng(step)
-    return rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8)
-
-
 def after_steps(ops, model, **changes):
-    trainer = make_trainer(ops, model, **changes)
-    for step in range(3):
-        images = images_of(step, trainer)
-        if step == 0:
-            trainer.initialise_from_data(images)
-        trainer.training_step(images)
+    trainer = take_steps(make_trainer(ops, model, **changes), range(3))
     return {name: host(trainer, name) for name in ("p", "m", "v", "gradient", "state")}
 
 
@@ -67,42 +57,37 @@ def test_early_or_late_the_numbers_are_the_same(late, model, changes):
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert bool(late.device.put_off.done) == ((model, changes) in LEARNED)
+    # whose rules are those that λ is for: the option's condition asks for that
+    assert TrainConfig(model=model, **changes).resolve(1000).rule.has_lambda == (
+        (model, changes) in LEARNED
+    )
 
 
 @pytest.mark.parametrize("model, changes", LEARNED)
 def test_so_are_those_of_slices(late, model, changes):
-    """Of which one leads at each layer, and the others have other terms."""
+    """One of them leads at each layer, and the others have other terms."""
     gradients = []
     for ops in (get_ops("numpy"), late):
         trainer = make_trainer(ops, model, **changes)
-        images = images_of(0, trainer)
-        lam = trainer.multipliers.lam if trainer.multipliers else trainer.lam
+        images = images_of(trainer, 0)
         trainer.initialise_from_data(images)
-        own = []
-        for part in cut(BATCH, 2):
-            one = trainer.new_pass(part)
-            _, made = one.forward(trainer.params, images[part.first :][: part.count], step=0)
-            one.backward(trainer.params, trainer.states, lam, made)
-            own.append(trainer.gradient.copy())
-        gradients.append(own)
+        gradients.append(
+            [
+                gradient_of(trainer, images[part.first :][: part.count], part)
+                for part in cut(BATCH, 2)
+            ]
+        )
     assert late.device.put_off.done
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("model, changes", LEARNED + ALONE)
-def test_the_option_is_for_the_rules_that_do_it(model, changes):
-    """Which are those that λ is for: the option's condition asks for that."""
-    config = TrainConfig(model=model, **changes).resolve(1000)
-    assert config.rule.has_lambda == ((model, changes) in LEARNED)
 
 
 def test_what_may_not_be_done_in_between_shows(late):
     """The control: something aside reads an array that is overwritten after it."""
     for ops, expected in ((get_ops("numpy"), 1.0), (late, 5.0)):
         source, target = np.ones(3), np.zeros(3)
-        with ops.joining():
-            ops.aside(np.copyto, target, source)
+        with ops.side_stream():
+            ops.run_async(np.copyto, target, source)
             source[:] = 5
         assert (target == expected).all()
 

@@ -15,10 +15,10 @@ from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training import plots
-from snfnp.training.config import TrainConfig
-from snfnp.training.load import load_run
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 MAGIC = {
@@ -26,12 +26,11 @@ MAGIC = {
     ".PNG": b"\x89PNG",
     ".pdf": b"%PDF",
     ".svg": b"<?xml",
-    ".jpg": b"\xff\xd8\xff",
-    ".jpeg": b"\xff\xd8\xff",
-    ".tif": b"II*\0",
-    ".tiff": b"II*\0",
     ".webp": b"RIFF",
 }
+MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | dict.fromkeys(
+    (".tif", ".tiff"), b"II*\0"
+)
 SIDE = 4
 
 
@@ -57,6 +56,13 @@ def contents(folder):
 # ---------------------------------------------------------------- formats
 
 
+def test_the_formats_above_are_all():
+    assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
+    supported = plots.plt.figure().canvas.get_supported_filetypes()
+    plots.plt.close("all")
+    assert {suffix[1:] for suffix in plots.SUFFIXES} <= set(supported)
+
+
 @pytest.mark.parametrize("suffix", MAGIC)
 def test_a_picture_has_the_format_of_its_name(folder, tmp_path, suffix, capsys):
     out = tmp_path / f"a{suffix}"
@@ -64,13 +70,6 @@ def test_a_picture_has_the_format_of_its_name(folder, tmp_path, suffix, capsys):
     assert out.read_bytes().startswith(MAGIC[suffix])
     assert contents(tmp_path).keys() == {out.name}
     assert capsys.readouterr().out == f"{out}\n"
-
-
-def test_the_formats_above_are_all():
-    assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
-    supported = plots.plt.figure().canvas.get_supported_filetypes()
-    plots.plt.close("all")
-    assert {suffix[1:] for suffix in plots.SUFFIXES} <= set(supported)
 
 
 # ---------------------------------------------------------------- before the work
@@ -103,10 +102,6 @@ def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["sweep", "--plot", "/no/such/a.png"], "cannot write /no/such/a.png (No such file or"),
-        (["sweep", "--plot", "a.txt"], "--plot is a.txt: its name must end in one of .png, "),
-        (["sweep", "--plot", "/tmp/"], "--plot is /tmp: its name must end in one of .png, "),
-        (["fc", "--plot", "a.png"], "--plot is for the sweep, not for fc: leave it out"),
         (["fc", "--json", "/no/such/a.json"], "cannot write /no/such/a.json (No such file or"),
         (["fc", "--json", "/tmp"], "--json is /tmp, which is a folder: give the name of a file"),
         (["fc", "--threads"], "argument --threads: expected one argument: see "),
@@ -121,6 +116,38 @@ def test_the_benchmark_refuses_a_bad_path_before_the_work(arguments, message, mo
     assert str(caught.value).startswith(message)
 
 
+TOO_LARGE = [
+    (["--count", "100000000"], "--count 100000000 would be a picture of 49,999 x 49,999 pixels"),
+    (["--count", "20000", "--columns", "1"], "--columns 1 would be a picture of 4 x 99,999"),
+    (["--count", "400000", "--out", "{}/a.pdf"], "pixels its name must end in .png"),
+]
+
+
+@pytest.mark.parametrize("options, message", TOO_LARGE)
+def test_a_picture_that_nobody_could_see_is_refused(
+    folder, tmp_path, options, message, monkeypatch
+):
+    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
+    with pytest.raises(UsageError) as caught:
+        sample.main([str(folder), *(option.format(tmp_path) for option in options)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    for shape in ((28, 28, 1), (32, 32, 3)):
+        args = SimpleNamespace(count=100_000, columns=plots.default_columns(100_000))
+        sample._check_size(args, shape, tmp_path / "a.png")  # is not too many
+
+
+def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):
+    def unwritable(**settings):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", unwritable)
+    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
+    with pytest.raises(SnfnpError) as caught:
+        sample.main([str(folder)])
+    out = folder / "sample-learned.png"
+    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another --out"
+
+
 # ---------------------------------------------------------------- a full disk
 
 FULL = """
@@ -130,31 +157,31 @@ from pathlib import Path
 from snfnp.cli import run_script
 from snfnp.training import curves, plots
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
-out, kind = Path(sys.argv[1]), sys.argv[2]
+out = Path(sys.argv[1])
 records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
+noise = np.random.default_rng(0).integers(0, 256, (1, 2100, 9, 1), np.uint8)
 work = {
     "samples": lambda: plots.save_samples(out, {"a": np.zeros((9, 4, 4, 1), np.uint8)}, ""),
-    "large": lambda: plots.save_samples(
-        out, {"a": np.random.default_rng(0).integers(0, 256, (1, 2100, 9, 1), np.uint8)}, ""
-    ),
+    "large": lambda: plots.save_samples(out, {"a": noise}, ""),
     "curves": lambda: curves.save_curves(out, records, ""),
-    "lines": lambda: plots.save_lines(out, [1, 2], {"a": [1, 2]}, "", "", ""),
-}[kind]
-run_script(lambda argv: work())
+}
+run_script(lambda argv: work[argv[1]]())
 """
 
 
+def python(code, *arguments, **environment):
+    command, environment = [sys.executable, "-c", code, *arguments], {**os.environ, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit for the size of a file")
-@pytest.mark.parametrize("kind", ["samples", "large", "curves", "lines"])
+@pytest.mark.parametrize("kind", ["samples", "large", "curves"])
 def test_a_full_disk_leaves_the_old_picture(kind, tmp_path):
     out = tmp_path / "a.png"
     out.write_bytes(b"the old one")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(out), kind], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 1
+    done = python(FULL, str(out), kind)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: cannot write {out} (File too large)")
-    assert done.stderr.count("\n") == 1
     assert contents(tmp_path) == {"a.png": b"the old one"}
 
 
@@ -183,9 +210,8 @@ def test_many_images_are_drawn_in_parts(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(type(likelihood), "sample", counted)
     out = tmp_path / "many.png"
-    sample.main(
-        [str(folder), "--count", "1000", "--columns", "2", "--seed", "3", "--out", str(out)]
-    )
+    options = ["--count", "1000", "--columns", "2", "--seed", "3", "--out", str(out)]
+    sample.main([str(folder), *options])
     assert sum(counts) == 1000 and max(counts) <= 256
     parts = [draw(likelihood, n, 3, part=part) for part, n in enumerate(counts)]
     drawn = np.concatenate(parts).reshape(-1, SIDE, SIDE, 1)
@@ -196,12 +222,9 @@ def test_many_images_are_drawn_in_parts(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_the_default_picture_is_about_square_and_shows_every_pixel(folder, tmp_path, capsys):
-    sizes = {}
     for count in (1, 2, 64, 90_000):
         height, width = plots.grid_size(count, plots.default_columns(count), (28, 28, 1))
-        assert height <= width <= height + 29
-        sizes[count] = width
-    assert sizes[64] == 8 * 29 - 1
+        assert height <= width <= height + 29 and (count != 64 or width == 8 * 29 - 1)
     out = tmp_path / "some.png"
     plots.save_samples(out, {"a": images(3000, 28)}, "title")
     assert not plots.is_large(*plots.grid_size(3000, plots.default_columns(3000), (28, 28, 1)))
@@ -212,57 +235,11 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(folder, tmp_p
     assert (np.diff(row) != 0).sum() > 0.95 * 55 * 28
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (
-            ["--count", "100000000"],
-            "--count 100000000 would be a picture of 49,999 x 49,999 pixels",
-        ),
-        (["--count", "20000", "--columns", "1"], "--columns 1 would be a picture of 4 x 99,999"),
-        (["--count", "400000", "--out", "{}/a.pdf"], "pixels its name must end in .png"),
-    ],
-)
-def test_a_picture_that_nobody_could_see_is_refused(
-    folder, tmp_path, options, message, monkeypatch
-):
-    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
-    with pytest.raises(UsageError) as caught:
-        sample.main([str(folder), *(option.format(tmp_path) for option in options)])
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
-def test_a_hundred_thousand_images_are_not_too_many(shape, tmp_path):
-    count = 100_000
-    args = SimpleNamespace(count=count, columns=plots.default_columns(count))
-    sample._check_size(args, shape, tmp_path / "a.png")
-
-
-def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):
-    def unwritable(**settings):
-        raise OSError(30, os.strerror(30))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", unwritable)
-    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
-    with pytest.raises(SnfnpError) as caught:
-        sample.main([str(folder)])
-    out = folder / "sample-learned.png"
-    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another --out"
-
-
 def test_measuring_needs_no_matplotlib():
     """A machine that is lent for its GPU may not have it."""
     code = (
         "import sys; sys.modules['matplotlib'] = None; sys.argv[1:] = ['nonsense'];"
         "import benchmark; from snfnp.cli import run_script; run_script(benchmark.main)"
     )
-    path = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = python(code, PYTHONPATH=os.pathsep.join([str(ROOT / "scripts"), str(ROOT)]))
     assert done.returncode == 2 and done.stderr.startswith("error: no benchmark is called nonsense")

@@ -1,4 +1,4 @@
-"""Where neither the package nor the home folder can be written: containers, and shared machines.
+"""Machines on which neither the package nor the home folder can be written: containers.
 
 A regular file stands where a folder would have to be made, which stops root as well.
 """
@@ -44,16 +44,19 @@ def machine(package, tmp_path):
 
 
 def run(machine, code, **variables):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**machine, **variables},
-        cwd=machine["PYTHONPATH"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    settings = {"env": {**machine, **variables}, "cwd": machine["PYTHONPATH"], "timeout": 200}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
+
+
+def place_of(machine, *names):
+    return Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", *names)
+
+
+KEPT = "compiled kernels cannot be kept beside the package or in the home folder: they are {} "
+KEPT += "(NUMBA_CACHE_DIR names another place)\n"
 
 
 def kernels(folder):
@@ -62,49 +65,33 @@ def kernels(folder):
 
 def test_compiled_kernels_go_to_a_temporary_folder(machine):
     out, err = run(machine, KERNEL)
-    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "numba")
-    assert err == (
-        "compiled kernels cannot be kept beside the package or in the home folder: they are kept "
-        f"in {place} (NUMBA_CACHE_DIR names another place)\n"
-    )
+    place = place_of(machine, "numba")
+    assert err == KEPT.format(f"kept in {place}")
     first = kernels(place)
     assert first and place.parent.stat().st_mode & 0o077 == 0
     assert run(machine, KERNEL) == (out, err)
     assert kernels(place) == first  # the second run compiles nothing
 
 
-def test_where_that_is_not_ours_nothing_is_kept(machine):
+def test_where_that_is_not_ours_nothing_is_kept(machine, tmp_path):
     """Somebody else's folder of that name could hold anything, and it would be executed."""
-    place = Path(machine["TMPDIR"], f"snfnp-{os.getuid()}")
-    place.mkdir()
-    place.chmod(0o777)
-    _, err = run(machine, KERNEL)
-    assert err == (
-        "compiled kernels cannot be kept beside the package or in the home folder: they are "
-        "compiled again in every run (NUMBA_CACHE_DIR names another place)\n"
-    )
-    assert not list(place.iterdir())
-
-
-def test_numba_cache_dir_is_respected(machine, tmp_path):
+    place_of(machine).mkdir()
+    place_of(machine).chmod(0o777)
+    assert run(machine, KERNEL)[1] == KEPT.format("compiled again in every run")
+    assert not list(place_of(machine).iterdir())
     _, err = run(machine, KERNEL, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
     assert err == "" and kernels(tmp_path / "kernels")
-    assert not list(Path(machine["TMPDIR"]).iterdir())
 
 
-def test_matplotlib_goes_to_a_temporary_folder(machine):
-    out, err = run(machine, "import snfnp.training.plots, matplotlib as m; print(m.get_cachedir())")
-    assert out.strip() == str(Path(machine["TMPDIR"], f"snfnp-{os.getuid()}", "matplotlib"))
+def test_matplotlib_goes_to_a_temporary_folder_where_it_must(machine, tmp_path):
+    code = "import snfnp.training.plots, matplotlib as m; print(m.get_configdir())"
+    out, err = run(machine, code)
+    assert out.strip() == str(place_of(machine, "matplotlib"))
     # Matplotlib may say that it takes a while to look for fonts.
     assert err.count("\n") <= 1 and "not a writable directory" not in err
-
-
-def test_matplotlib_stays_where_it_can(machine, tmp_path):
-    own = str(tmp_path / "own")
-    code = "import snfnp.training.plots, matplotlib as m; print(m.get_configdir())"
-    assert run(machine, code, MPLCONFIGDIR=own)[0].strip() == own
-    home = tmp_path / "home"
+    own, home = tmp_path / "own", tmp_path / "home"
     home.mkdir()
+    assert run(machine, code, MPLCONFIGDIR=str(own))[0].strip() == str(own)
     assert run(machine, code, HOME=str(home))[0].strip() == str(home / ".config" / "matplotlib")
 
 
@@ -131,10 +118,7 @@ def test_what_is_writable(tmp_path, folder, writable):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert folders.is_writable(tmp_path / folder) is writable
     assert not (tmp_path / "new").exists()
-
-
-def test_a_home_that_is_not_known_is_not_writable():
-    assert folders.is_writable(Path("~/.cache")) is False
+    assert folders.is_writable(Path("~/.cache")) is False  # a home that is not known
 
 
 def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):

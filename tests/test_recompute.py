@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from support.gradients import flow_backward, moved
+from support.trainers import make_trainer
 
+from snfnp.beyond.conv_exponential import Bias
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Bias,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -24,8 +25,7 @@ from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.config import TrainConfig
-from snfnp.training.trainer import Trainer
+from snfnp.training.options import TrainConfig
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
 # rounds 5 times or less (difference or product, exponential, argument of the exponential), and
@@ -176,14 +176,6 @@ def test_an_inverse_that_is_not_exact_is_noticed(ops, position):
     assert error > 1e-4
 
 
-def test_permutations_are_recomputed_without_any_rounding(ops):
-    flow = Flow((8, 8, 1), (("s1", Squeeze()), ("s2", Squeeze()), ("mix", mix(16))))
-    setup = Setup(flow, ops)
-    stored, recomputed = setup.gradients(False)[0], setup.gradients(True)[0]
-    for key, value in stored.items():
-        np.testing.assert_array_equal(recomputed[key], value)
-
-
 def test_errors_do_not_pile_up_where_linear_layers_keep_their_inputs(ops):
     """40 steps of Glow are as near to the stored version as 2: within the same bound."""
     errors = []
@@ -213,7 +205,7 @@ def peak(flow, ops, recompute) -> int:
 
     def step():
         latents, _, caches = flow.forward(ops, setup.params, setup.x, recompute)
-        ctx = BackwardContext(ops, weights, 1.0)
+        ctx = BackwardContext.of(ops, weights, 1.0)
         flow.backward(ctx, setup.params, caches, flow.latent_gradients(latents), grads)
 
     step()  # what is compiled or cached once
@@ -247,37 +239,7 @@ def test_depth_costs_no_activation_memory(ops, kind):
     assert growth[True] < BYTES / 2  # records of what was dropped, a few hundred bytes each
 
 
-def test_steps_of_glow_cost_only_what_their_linear_layers_keep(ops):
-    shallow, deep = (
-        Flow(
-            SHAPE,
-            tuple(
-                pair
-                for k in range(depth)
-                for pair in (
-                    (f"a{k}", ActNorm()),
-                    (f"m{k}", mix(4)),
-                    (f"c{k}", AffineCoupling(4, 16)),
-                )
-            ),
-        )
-        for depth in (2, 12)
-    )
-    growth = {
-        recompute: peak(deep, ops, recompute) - peak(shallow, ops, recompute)
-        for recompute in (False, True)
-    }
-    # a linear layer keeps x, and T(W) x without its bias
-    assert 20 * BYTES <= growth[True] < 21 * BYTES
-    assert growth[False] > 60 * BYTES  # and the coupling's hidden layer, its own x and output
-
-
 # ---------------------------------------------------------------- training
-
-
-def make_trainer(recompute):
-    config = TrainConfig(model="conv", dtype="float64", recompute=recompute).resolve(1000)
-    return Trainer(get_ops("numba"), config.build_flow((8, 8, 1)), config, 100)
 
 
 def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch):
@@ -293,7 +255,7 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
     gradients, counts, metrics = {}, {}, {}
     for recompute in (False, True):
         inverses.clear()
-        trainer = make_trainer(recompute)
+        trainer = make_trainer(get_ops("numba"), "conv", dtype="float64", recompute=recompute)
         trainer.training_step(images)
         metrics[recompute] = trainer.metrics()
         gradients[recompute], counts[recompute] = trainer.gradient, len(inverses)

@@ -1,37 +1,37 @@
-"""The paper's tables from one command: killed, resumed, skipped, and shown."""
+"""The paper's tables and figures from one command: killed, resumed, skipped, and shown."""
 
 import json
 import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reproduce
-from reproduction import provenance, results, runs
-from reproduction import setting as settings
-from reproduction.runs import Result, plan
-from reproduction.setting import Setting
-from reproduction.tables import TABLES
+from benchmarks import sweep
+from reproduction import figures, provenance, results, runs
+from reproduction.rows import TABLES
 from reproduction.targets import TARGETS
-from support import processes
-from support.reproduction import FullSize
+from support.reproduction import FullSize, rows_of
 from support.runs import Killed, kill
 from support.trainers import at_step
 
 from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """`reproduce.py TARGET …` at the smoke scale on the sample: what it prints."""
+def offline(monkeypatch, tmp_path):
+    """No images but the sample that the package ships."""
     monkeypatch.setenv("SNFNP_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
+
+
+@pytest.fixture
+def command(offline, tmp_path, capsys):
+    """`reproduce.py TARGET …` at the smoke scale on the sample: what it prints."""
 
     def run(*options, folder="runs"):
         places = ("--runs", tmp_path / folder, "--scale", "smoke", "--backend", "numpy")
@@ -41,109 +41,135 @@ def command(monkeypatch, tmp_path, capsys):
     return run
 
 
-@pytest.fixture
-def setting(tmp_path, monkeypatch):
-    """setting(scale, …) without any images but the sample's."""
-    monkeypatch.setenv("SNFNP_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
-
-    def make(scale="smoke", seeds=None, epochs=None):
-        return Setting(scale, tmp_path / "runs", get_ops("numpy"), seeds, epochs)
-
-    return make
-
-
-def table_rows(text):
-    """The cells of a printed table, without its two lines of head."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The folder of `reproduce.py all --scale smoke`, and what each target printed."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNFNP_OFFLINE", "1")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.delenv("SNFNP_DATA_DIR", raising=False)
+        printed = []
+        patch.setattr("builtins.print", lambda *text, **_: printed.append(" ".join(text)))
+        reproduce.main(["all", "--runs", str(folder), "--scale", "smoke", "--backend", "numpy"])
+    tables = [text for text in printed if "(scale: smoke)" in text]
+    return folder / "smoke", dict(zip(TARGETS, tables, strict=True))
 
 
-def no_training(monkeypatch):
-    def fail(*_, **__):
-        raise AssertionError("trained again")
+def no_training(*_, **__):
+    raise AssertionError("trained again")
 
-    monkeypatch.setattr(runs, "train", fail)
+
+def diverge(monkeypatch, step=1, gradient="exact"):
+    def spoil(trainer):
+        if trainer.config.gradient == gradient and trainer.config.recipe == "paper":
+            trainer.p[:] = np.nan
+
+    at_step(monkeypatch, step, spoil)
 
 
 def test_without_a_target_there_is_a_list(capsys):
     reproduce.main([])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [*TARGETS, "all", "page"]
-    assert "table4: Table 4: test NLL in nats on MNIST for self-normalizing flows with" in lines[3]
 
 
 # ---------------------------------------------------------------- what is done
 
 
+@pytest.mark.slow
+def test_all_makes_every_table_and_picture_of_results_json_alone(smoke):
+    folder, tables = smoke
+    records = results.read(folder / "results.json")
+    assert list(records) == list(TARGETS)
+    assert str(folder.parent) not in (folder / "results.json").read_text()
+    for name, target in TARGETS.items():
+        magic = {".svg": b"<?xml", ".png": b"\x89PNG"}[target.suffix]
+        picture = (folder / f"{name}{target.suffix}").read_bytes()
+        assert picture.startswith(magic) and "mean nothing" in tables[name]
+        assert target.show(records[name]) == tables[name].strip("\n")
+        if target.made_of_record:  # or every page would have new pictures of old results
+            target.draw(records[name], folder / "again.svg")
+            assert (folder / "again.svg").read_bytes() == picture
+
+
+@pytest.mark.slow
 def test_a_table_is_trained_once_and_shown_again(command, monkeypatch, tmp_path):
     first = command("table4")
-    rows = table_rows(first)
+    rows = [list(row.values()) for row in rows_of(first)]
     assert [row[:2] for row in rows[:14]] == [list(row.cells) for row in TABLES["table4"].rows[:14]]
     assert rows[14][:2] == ["2L-16K Glow", "100 (stand-in: 2L-4K of width 16)"]
     for row in rows:
         assert float(row[2]) > 0 and row[3] == "0" and row[6] == "other data"
     assert rows[3][4:6] == ["1 / 6,000", "946.3"]
-    assert "their figures mean nothing" in first
     config = RunFolder.open(tmp_path / "runs/smoke/conv-lambda-0.3-seed-0")[1]["config"]
     assert (config["lam"], config["model"], config["epochs"]) == (0.3, "conv", 1)
-    no_training(monkeypatch)
+    monkeypatch.setattr(runs, "train", no_training)
     assert command("table4") == first
 
 
-def of(text):
-    """What is printed but where the picture is."""
-    return text[: text.index("* Picture: ")]
+def without_seconds(record):
+    """But for what a clock has a part in: Fig. 5's points are [epoch, seconds, NLL]."""
+    for curve in record.get("curves", []):
+        curve["points"] = [[point[0], point[-1]] for point in curve["points"]]
+    return record
 
 
-def test_killed_and_started_again_it_ends_with_the_same_results(command, monkeypatch, tmp_path):
-    whole = command("table5", "--seeds", "1", "0", folder="whole")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target, model", [("table5", "glow-2l-4k"), ("figure2", "glow-2l-4k"), ("figure5", "fc")]
+)
+def test_killed_half_way_and_started_again_it_is_the_same(
+    smoke, command, monkeypatch, tmp_path, target, model
+):
     killed = []
 
     def once(trainer):
-        if trainer.config.lambda_control == "geco" and not killed:
+        if trainer.config.model == model and not killed:
             killed.append(trainer.step)
             kill()
 
     at_step(monkeypatch, 1, once)
     with pytest.raises(Killed):
-        command("table5", "--seeds", "1", "0")
-    assert of(command("table5", "--seeds", "1", "0")) == of(whole)
-    assert killed == [1]
-    record, again = (results.read(tmp_path / f / "smoke/results.json") for f in ("whole", "runs"))
-    assert record == again and list(record) == ["table5"]
-    assert all(" ± " in row[1] and row[2] == "1, 0" for row in table_rows(whole))
+        command(target, "--seeds", "0")
+    command(target, "--seeds", "0")
+    files = (tmp_path / "runs/smoke/results.json", smoke[0] / "results.json")
+    found, whole = (without_seconds(results.read(file)[target]) for file in files)
+    if target == "table5":
+        for row in whole["rows"]:
+            row["runs"] = row["runs"][:1]
+    assert killed == [1] and found == whole
 
 
-def test_a_row_that_diverges_says_at_which_step(command, monkeypatch, tmp_path):
-    def spoil(trainer):
-        if trainer.config.gradient == "exact":
-            trainer.p[:] = np.nan
-
-    at_step(monkeypatch, 1, spoil)
-    shown = command("table5")
-    first, *others = table_rows(shown)
-    assert first[1] == "diverged at step 2" and float(others[0][1]) > 0
-    record = json.loads((tmp_path / "runs/smoke/glow-1x1-exact-seed-0.diverged.json").read_text())
-    assert record["step"] == 2 and "is not finite" in record["message"]
-    no_training(monkeypatch)
-    assert command("table5") == shown
-
-
-def test_a_longer_scale_goes_on_with_a_shorter_one(command, setting):
-    command("table5", "--seeds", "3")
-    here = setting(seeds=[3], epochs=2)
-    longer, dataset = plan(TABLES["table5"].rows, here)[0], here.dataset("mnist")
-    assert runs.found(longer, dataset, "numpy") is None
-    result = runs.perform(longer, dataset, get_ops("numpy"), lambda text: None)
-    assert result.epochs == 2 and runs.found(longer, dataset, "numpy") == result
-    # what was trained longer than it is asked for stays as it is
-    shorter = replace(longer, epochs=1)
-    assert runs.found(shorter, dataset, "numpy") == result
-    assert table_rows(command("table5", "--seeds", "3"))[0][3] == "2 / 250"
+def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp_path):
+    """However many epochs are asked for; also if it is not known at which step."""
+    diverge(monkeypatch, step=3)
+    row = ("table1", "--rows", "fc-exact", "--epochs")
+    first = command(*row, "9")
+    assert "| diverged at step 4" in first and "| 2 / 6,000 |" in first
+    file = tmp_path / "runs/smoke/fc-exact-seed-0.diverged.json"
+    record = json.loads(file.read_text())
+    assert record["step"] == 4 and "is not finite" in record["message"]
+    monkeypatch.setattr(runs, "train", no_training)
+    assert command(*row, "30") == first
+    file.write_text(json.dumps(record | {"step": None}))
+    assert "| diverged at step unknown" in command(*row, "30")
 
 
+def test_a_row_can_be_trained_longer_with_evaluations_here_and_there(command, tmp_path):
+    command("all", "--rows", "fc-snf")
+    shown = command("all", "--rows", "fc-snf", "--epochs", "5", "--eval-every", "2")
+    titles = [TARGETS[name].title for name in ("table1", "table4", "figure3", "figure5")]
+    heads = [line[2:].partition("**")[0] for line in shown.splitlines() if line.startswith("**")]
+    assert heads == titles  # all that have such a row, and nothing else
+    lines = (tmp_path / "runs/smoke/fc-snf-seed-0/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 4, 5]
+    command("table1", "--rows", "conv-snf")
+    again = command("table1", "--rows", "fc-snf")  # what is longer stays, other rows as well
+    assert [row["epochs: ours / paper"] for row in rows_of(again)] == ["5 / 6,000", "1 / 1,000"]
+
+
+@pytest.mark.slow
 def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp_path, capsys):
     """Whoever stops `all` in the middle has the tables before."""
 
@@ -159,78 +185,60 @@ def test_a_table_is_shown_as_soon_as_its_runs_are_done(command, monkeypatch, tmp
     assert list(results.read(tmp_path / "runs/smoke/results.json")) == list(TARGETS)[:4]
 
 
-def test_single_rows_can_be_trained_longer_than_others(command, tmp_path):
-    said = command("all", "--rows", "glow-1x1-geco", "fc-snf", "--epochs", "2")
-    titles = [TARGETS[name].title for name in ("table1", "table4", "table5", "figure3", "figure5")]
-    shown = [line[2:].partition("**")[0] for line in said.splitlines() if line.startswith("**")]
-    assert shown == titles  # all that have such rows, and nothing else
-    assert [row[0] for row in table_rows(command("table5", "--rows", "glow-5x5-geco"))] == [
-        "SNF 1x1",  # is kept
-        "SNF 5x5",
-    ]
-    names = sorted(path.name for path in (tmp_path / "runs/smoke").glob("*-seed-0"))
-    assert names == ["fc-snf-seed-0", "glow-1x1-geco-seed-0", "glow-5x5-geco-seed-0"]
-    epochs = [row[3] for row in table_rows(command("table5"))]
-    assert epochs == ["1 / 250", "2 / 250", "1 / 250"]
-
-
-def test_runs_can_be_evaluated_less_often(command, tmp_path):
-    command("table1", "--rows", "conv-snf", "--epochs", "5", "--eval-every", "2")
-    lines = (tmp_path / "runs/smoke/conv-snf-seed-0/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [2, 4, 5]
-    said = command("table1", "--rows", "conv-snf", "--epochs", "5")  # a finished run is the same
-    assert table_rows(said)[0][3] == "5 / 1,000"
-
-
 # ---------------------------------------------------------------- what is shown
 
 
-def test_means_deviations_and_how_far(tmp_path, monkeypatch):
-    target = TARGETS["table5"]
-    setting = FullSize("paper", tmp_path, get_ops("numpy"), [0, 1])
-    exact, one, five = [
-        [run.folder for run in target.plan(setting) if run.row == row]
-        for row in TABLES["table5"].rows
+def write_metrics(run, nlls, **layer):
+    lines = [
+        {"epoch": n, "step": 500 * n, "seconds": 1.0, "reconstruction": 1.0}
+        | {"validation_nll_nats": nll}
+        | ({"layers": {"a": {"rho": n / 8}}} if layer else {})
+        for n, nll in nlls.items()
     ]
-    found = {
-        exact[0]: Result(680.0, 250),
-        exact[1]: Result(684.0, 250),
-        one[0]: Result(680.3, 10),
-        one[1]: Result(None, 10, 77, before={"epoch": 3, "rho": 1.25, "margin": 0.5}),
-        five[0]: Result(None, 250, 0, before={}),
-        five[1]: Result(None, 250, 12, before={}),
-    }
-    monkeypatch.setattr("reproduction.provenance.of_run", lambda folder: {"commit": "c0ffee"})
-    for folder, nll in ((exact[0], 700.0), (exact[1], 702.0)):
-        figures = {"step": 1, "seconds": 1.0, "reconstruction": 1.0}
-        lines = [
-            figures | {"epoch": n, "validation_nll_nats": nll - n} for n in (1, 5, 10, 11, 30, 60)
-        ]
-        folder.mkdir()
-        text = "".join(json.dumps(line) + "\n" for line in lines[: 6 - (folder == exact[1])])
-        (folder / "metrics.jsonl").write_text(text)
-    record = target.collect(setting, found)
+    run.folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.folder / "metrics.jsonl").write_text(text)
+
+
+def test_means_deviations_and_how_far(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "of_run", lambda folder: {"commit": "c0ffee"})
+    target = TARGETS["table5"]
+    command = FullSize("paper", tmp_path, get_ops("numpy"), [0, 1])
+    planned = target.plan(command)
+    exact = planned[:2]
+    diverged = {"asked": 250, "diverged_at": 0, "before": {}}
+    monitors = {"epoch": 3, "rho": 1.25}
+    outcomes = [
+        {"epochs": 250, "value": 680.0},
+        {"epochs": 250, "value": 684.0},
+        {"epochs": 10, "value": 680.3},
+        diverged | {"epochs": 10, "diverged_at": 77, "before": monitors},
+        diverged | {"epochs": 250},
+        diverged | {"epochs": 250, "diverged_at": 12},
+    ]
+    for run, nll, epochs in zip(exact, (700.0, 702.0), ((10, 11, 30, 60), (10, 30)), strict=True):
+        write_metrics(run, {n: nll - n for n in epochs})
+    found = {run.folder: own for run, own in zip(planned, outcomes, strict=True)}
+    record = target.collect(command, found)
     assert [row["made_with"] for row in record["rows"]] == [[{"commit": "c0ffee"}]] * 3
-    config = record["rows"][2]["config"]
-    assert (config["kernel"], config["lambda_rate"], config["lr"]) == (5, 1e-3, 1e-3)
     shown, _, learning = target.show(record).partition("Exact validation NLL in nats while")
-    assert table_rows(learning) == [["Glow 1x1", "691.0", "671.0"]]  # 10 and 30: both have them
-    assert "| epoch 10 | epoch 30 |" in learning
-    assert table_rows(shown) == [
-        ["Glow 1x1", "682.0 ± 2.8", "0, 1", "250 / 250", "678.3 ± 2.0", "+3.7"],
+    (row,) = rows_of(learning)  # 10 and 30: both have them
+    assert row == {"model": "Glow 1x1", "epoch 10": "691.0", "epoch 30": "671.0"}
+    assert [list(row.values()) for row in rows_of(shown)] == [
+        ["Glow 1x1", "682.0 ± 2.8", "0, 1", "250 / not given", "678.3 ± 2.0", "+3.7"],
         [
             "SNF 1x1",
-            "680.3 and diverged at step 77 (seed 1), after epoch 3: ρ 1.25, λσ²_min 0.5",
+            "680.3 and diverged at step 77 (seed 1), after epoch 3: ρ ≥ 1.25",
             "0, 1",
-            "10 / 250",
+            "10 / not given",
             "678.3 ± 9.7",
-            "+2.0 (not trained as long)",
+            "+2.0",
         ],
         [
             "SNF 5x5",
             "diverged at step unknown (seed 0) and diverged at step 12 (seed 1)",
             "0, 1",
-            "250 / 250",
+            "250 / not given",
             "669.9 ± 2.8",
             "",
         ],
@@ -239,62 +247,144 @@ def test_means_deviations_and_how_far(tmp_path, monkeypatch):
 
 def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(tmp_path, monkeypatch):
     """The test likelihood is that of the best epoch: without this, nobody would see it."""
-    target, nll = TARGETS["table4"], (900.0, 800.0, 890.0, 790.0, 870.0, 1200.0)
-    setting = FullSize("hour", tmp_path, get_ops("numpy"), rows=("fc-lambda-0.05",))
-    (run,) = target.plan(setting)
-    run.folder.mkdir()
-    lines = [
-        {"epoch": n, "step": 500 * n, "seconds": 1.0, "reconstruction": 1.0}
-        | {"validation_nll_nats": value, "layers": {"a": {"rho": n / 8, "margin": 0.1}}}
-        for n, value in enumerate(nll, start=1)
-    ]
-    monkeypatch.setattr("reproduction.provenance.of_run", lambda folder: {"commit": "c0ffee"})
+    monkeypatch.setattr(provenance, "of_run", lambda folder: {"commit": "c0ffee"})
+    target = TARGETS["table4"]
+    command = FullSize("hour", tmp_path, get_ops("numpy"), rows=("fc-lambda-0.05",))
+    (run,) = target.plan(command)
 
-    def ours(count):
-        text = "".join(json.dumps(line) + "\n" for line in lines[:count])
-        (run.folder / "metrics.jsonl").write_text(text)
-        record = target.collect(setting, {run.folder: Result(786.0, 30, best_epoch=4)})
-        return table_rows(target.show(record))[0][2]
+    def ours(*nlls):
+        write_metrics(run, dict(enumerate(nlls, start=1)), layer=True)
+        outcome = {"epochs": 30, "value": 786.0, "best_epoch": 4}
+        (row,) = rows_of(target.show(target.collect(command, {run.folder: outcome})))
+        return row["ours"]
 
-    assert ours(4) == "786.0"  # what was lost in between came back
-    # 870 is more than a tenth above 790
-    assert ours(6) == (
-        "786.0; best at epoch 4, lost from step 2500 on, after epoch 4: ρ 0.5, λσ²_min 0.1"
+    assert ours(900.0, 800.0, 890.0, 790.0) == "786.0"  # what was lost in between came back
+    # 870 is more than a tenth above 790, 868 is not
+    assert ours(900.0, 800.0, 890.0, 790.0, 870.0, 1200.0) == (
+        "786.0; best at epoch 4, lost from step 2500 on, after epoch 4: ρ ≥ 0.5"
     )
-    lines[4]["validation_nll_nats"] = 868.0
-    assert ours(5) == "786.0" and "step 3000 on, after epoch 5: ρ 0.625" in ours(6)
+    assert "step 3000 on, after epoch 5" in ours(900.0, 800.0, 890.0, 790.0, 868.0, 1200.0)
 
 
-def test_a_row_without_its_images_is_a_line(command, capsys):
+@pytest.mark.slow
+def test_colour_images_are_counted_in_bits_and_missing_ones_are_a_line(command, monkeypatch):
     shown = command("table2")
-    assert [row[2] for row in table_rows(shown)] == ["no data"] * 4
+    assert [row["ours"] for row in rows_of(shown)] == ["no data"] * 4
     assert shown.count("* Not trained, for want of images: ") == 4
     assert "+" not in shown  # no difference from a figure that is not there
 
-
-def test_colour_images_are_counted_in_bits(command, monkeypatch, tmp_path):
     def colours(name, folder):
-        count = {"train": 200, "validation": 100, "test": 100}
         rng = np.random.default_rng(0)
-        splits = [rng.integers(0, 256, (n, 32, 32, 3)).astype(np.uint8) for n in count.values()]
+        splits = [rng.integers(0, 256, (n, 32, 32, 3)).astype(np.uint8) for n in (200, 100, 100)]
         return Dataset(name, *splits, source="random images", is_sample=False)
 
-    monkeypatch.setattr(settings, "load_dataset", colours)
-    shown = command("table2")
-    glow, snf, *_ = table_rows(shown)
-    assert glow[:2] == ["Glow", "CIFAR-10 (stand-in: 3L-4K of width 64)"]
-    summary = tmp_path / "runs/smoke/glow-3l-32k-exact-small-seed-0/summary.json"
-    bits = json.loads(summary.read_text())["test_bits_per_dimension"]
-    assert glow[2] == f"{bits:.3f}" and snf[5] == "3.370 ± 0.004"
+    monkeypatch.setattr(runs, "load_dataset", colours)
+    row, snf, *_ = rows_of(command("table2"))
+    assert row["data"] == "CIFAR-10 (stand-in: 3L-4K of width 64)" and float(row["ours"]) < 20
+    assert snf["paper"] == "3.370 ± 0.004"
 
 
-def test_the_same_figure_for_the_same_record(command, tmp_path):
-    command("table5")
-    picture = tmp_path / "runs/smoke/table5.svg"
-    first = picture.read_bytes()
-    picture.unlink()
-    command("table5")
-    assert first.startswith(b"<?xml") and picture.read_bytes() == first
+@pytest.mark.slow
+def test_times_stand_beside_the_papers_as_shares_of_the_exact_gradients(smoke):
+    record = results.read(smoke[0] / "results.json")["table3"]
+    exact, _, snf = record["rows"][:3]
+    assert 0 < snf["batch"]["minimum"] <= snf["batch"]["median"]
+    assert snf["batch"]["of_exact"] == snf["batch"]["median"] / exact["batch"]["median"]
+    assert snf["batch"]["paper_of_exact"] == 18.7 / 44.9
+    del record["rows"][8]["batch"]["median"], record["rows"][8]["sample"]["median"]
+    shown = rows_of(TARGETS["table3"].show(record | {"scale": "hour"}))
+    assert list(shown[8].values())[:4] == ["Glow 2L-16K", "MNIST", "–", "1.00"]
+    assert f"Measured on {record['made_with']['processor']}, threads: " in smoke[1]["table3"]
+
+
+@pytest.mark.slow
+def test_figure_2_compares_both_inverses_of_one_run(smoke):
+    folder, tables = smoke
+    record = results.read(folder / "results.json")["figure2"]
+    (row,) = record["rows"]
+    likelihood = load_run(folder / "glow-2l-4k-lambda-100-seed-0").likelihood
+    exact, learned = (likelihood.sample(64, 0, exact=how).astype(int) for how in (True, False))
+    apart = np.abs(exact - learned)
+    assert row["mean_difference"] == pytest.approx(apart.mean(), rel=1e-12)
+    assert row["same_pixels"] == np.mean(apart <= 1)
+    pixels = list(zip(exact.flat, learned.flat, strict=True))
+    near = [abs(one - other) <= 1 for one, other in pixels if max(one, other) > 1]
+    assert row["same_drawn"] == pytest.approx(np.mean(near), rel=1e-12)
+    del row["same_pixels"]
+    (shown,) = rows_of(TARGETS["figure2"].show(record))
+    assert shown["pixels within 1 level of 256"] == "no finite samples"
+
+
+@pytest.mark.slow
+def test_figure_3_is_the_mean_over_the_layers(smoke):
+    folder, tables = smoke
+    record = results.read(folder / "results.json")["figure3"]
+    (line,) = RunFolder(folder / "conv-snf-seed-0").read_metrics()
+    angles = [own["angle"] for own in line["layers"].values()]
+    ((epoch, mean, spread),) = record["curves"][1]["points"]
+    assert (epoch, len(angles)) == (1, 9)
+    assert mean == pytest.approx(np.mean(angles)) and spread == pytest.approx(np.std(angles))
+    assert rows_of(tables["figure3"])[1]["difference"] == "other data"
+    for curve in record["curves"]:
+        curve.update(is_sample=False, points=[[1, 2.0, 0.5], [6000, 0.25, 0.125]], epochs=6000)
+        curve.update(largest=curve["points"][0], below=[5999, 6000])
+    fc, conv = rows_of(TARGETS["figure3"].show(record | {"scale": "paper"}))
+    assert fc["largest"] == "2.00° at epoch 1" and fc["difference"] == "+0.1°"
+    assert fc["below 1°"] == "5,999 of 6,000 epochs"
+    assert fc["epochs: ours / paper"] == "6,000 / 6,000"
+    assert conv["difference"] == "less as well"  # than a bound, from which nothing is subtracted
+
+
+@pytest.mark.slow
+def test_figure_4_has_both_layers_and_how_they_grow(smoke):
+    record = results.read(smoke[0] / "results.json")["figure4"]
+    dense, convolution = record["layers"]
+    assert [row["D"] for row in dense["rows"]] == [8, 16, 24]
+    assert [row["D"] for row in convolution["rows"]] == [64, 144, 256]
+    papers = [row["paper"] for row in rows_of(smoke[1]["figure4"])]
+    assert papers == ["O(D²)", "O(D³)", *["not measured"] * 3]
+    rows = [{"D": d, "exact ms": 3e-6 * d**2.7} for d in (10, 1000, 2000, 4000, 5000)]
+    assert sweep.growth(rows, "exact ms", 1000) == pytest.approx(2.7, abs=1e-12)
+    assert sweep.growth(rows, "exact ms", 4000) is None
+    record["layers"] = [dense | {"rows": rows, "growth": {"exact ms": 2.7}}]
+    (row,) = rows_of(TARGETS["figure4"].show(record))  # a few, the largest among them
+    assert row["ours, by D"] == "10: 0.0015, 2000: 2,454, 5000: 29,130"
+
+
+@pytest.mark.slow
+def test_figure_5_has_three_runs_and_the_share_of_the_time(smoke):
+    folder, _ = smoke
+    record, target = results.read(folder / "results.json")["figure5"], TARGETS["figure5"]
+    exact, snf, recipe = record["curves"]
+    (line,) = RunFolder(folder / "fc-snf-seed-0").read_metrics()
+    assert snf["points"] == [[1, line["seconds"], line["validation_nll_nats"]]]
+    for curve, seconds in ((exact, 40.0), (snf, 20.0), (recipe, 30.0)):
+        curve.update(points=[[1, 1.0, 1000.0], [2, seconds, 990.0]], is_sample=False, epochs=2)
+    shown = rows_of(target.show(record | {"scale": "hour"}))
+    assert [row["time / exact's: ours"] for row in shown] == ["1.00", "0.50", "0.75"]
+    assert [row["difference in time"] for row in shown] == ["+0.00", "+0.08", ""]
+    assert shown[1]["NLL at 2"] == "990.0"
+    assert "different machines" not in target.show(record)
+    snf["made_with"] = snf["made_with"] | {"processor": "another"}
+    assert "different machines" in target.show(record)
+
+
+def test_curves_keep_their_ends_and_what_is_to_be_kept():
+    points = [[epoch] for epoch in range(1, 6001)]
+    few = figures.thinned(points, keep=points[333])
+    assert len(few) == 201 and few[0] == [1] and few[-1] == [6000] and points[333] in few
+    assert few == sorted(few) and figures.thinned(points[:200]) == points[:200]
+
+
+def test_a_diverged_run_has_no_curve_and_the_others_are_shown(command, monkeypatch, tmp_path):
+    diverge(monkeypatch, gradient="self-normalizing")
+    _, snf, recipe = rows_of(command("figure5"))
+    assert snf["s / epoch"] == "diverged" and snf["NLL at 1"] == "–" != recipe["NLL at 1"]
+    picture = tmp_path / "runs/smoke/figure3.svg"
+    picture.write_text("older")
+    shown = command("figure3", "--rows", "fc-snf")
+    assert rows_of(shown)[0]["largest"] == "diverged"
+    assert "Picture" not in shown and not picture.exists()
 
 
 # ---------------------------------------------------------------- bad input
@@ -308,20 +398,12 @@ def test_the_same_figure_for_the_same_record(command, tmp_path):
         (("table4", "--seeds", "1", "1"), "--seeds names a seed twice"),
         (("table5", "--rows", "fc-snf"), "there is no row fc-snf here: choose from glow-1x1-exact"),
         (("table3", "--rows", "x"), "--rows has no effect on table3: leave it out"),
-        (("figure4", "--seeds", "5"), "--seeds has no effect on figure4: leave it out"),
-        (("figure4", "--epochs", "7"), "--epochs has no effect on figure4: leave it out"),
         (("figure4", "--eval-every", "7"), "--eval-every has no effect on figure4: leave it out"),
-        (("table3", "--data-dir", "."), "--data-dir has no effect on table3: leave it out"),
-        (("table1", "--measure-again"), "--measure-again has no effect on table1: leave it out"),
+        (("page",), "--scale has no effect on page: leave it out"),
         (("figure3", "--seeds", "0", "1"), "--seeds has seeds without effect on figure3: name one"),
-        (
-            ("all", "--rows", "conv-snf", "--measure-again"),
-            "--measure-again has no effect on table1, table4, figure3: leave it out",
-        ),
         (("table4", "--epochs", "0"), "--epochs is 0: it must be at least 1"),
         (("table4", "--eval-every", "0"), "--eval-every is 0: it must be at least 1"),
         (("table4", "--seeds", "x"), "invalid int value: 'x'"),
-        (("table4", "--scale", "day"), "invalid choice: 'day'"),
         (("table4", "--data-dir", "/nowhere"), "/nowhere"),
     ],
 )
@@ -331,92 +413,76 @@ def test_bad_input_is_one_line(command, options, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_place_that_no_folder_can_have_is_one_line(command, tmp_path):
+def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, monkeypatch, tmp_path):
+    row, folder = ("table1", "--rows", "fc-snf"), tmp_path / "runs/smoke/fc-snf-seed-0"
+    command(*row)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot make .* choose another --runs"):
-        command("table5", folder="file")
+    whole = {name: (folder / name).read_bytes() for name in ("summary.json", "config.json")}
 
+    def refused(said, *more, kind=SnfnpError, **where):
+        with monkeypatch.context() as patch, pytest.raises(kind, match=said) as caught:
+            patch.setattr(runs, "train", no_training)
+            command(*(more or row), **where)
+        assert "\n" not in str(caught.value) and "--out" not in str(caught.value)
 
-def test_another_run_in_a_folder_is_refused(command, tmp_path):
-    command("table5")
-    folder = tmp_path / "runs/smoke"
-    (folder / "glow-1x1-exact-seed-0").rename(folder / "aside")
-    (folder / "glow-1x1-geco-seed-0").rename(folder / "glow-1x1-exact-seed-0")
-    with pytest.raises(UsageError, match="holds another run .*gradient.* choose another --runs"):
-        command("table5")
-
-
-def test_a_run_that_went_on_with_another_learning_rate_is_refused(command, setting):
-    here = setting(seeds=[0])
-    run, dataset = plan(TABLES["table5"].rows, here)[0], here.dataset("mnist")
-    faster = replace(run, row=replace(run.row, options=run.row.options | {"lr": 0.01}))
-    runs.perform(faster, dataset, get_ops("numpy"), lambda text: None)
-    with pytest.raises(UsageError, match=r"holds another run \(lr differ\)"):
-        command("table5")
-
-
-def test_other_images_are_refused(command, monkeypatch):
-    command("table5")
-    monkeypatch.setitem(settings._SMOKE, "train", 300)
-    with pytest.raises(UsageError, match=r"was trained on \[200, 100, 100\] images .* found \[300"):
-        command("table5")
-
-
-@pytest.mark.parametrize("file", ["config.json", "summary.json"])
-def test_a_damaged_folder_is_one_line(command, tmp_path, file):
-    command("table5")
-    path = tmp_path / "runs/smoke/glow-5x5-geco-seed-0" / file
-    path.write_text("{")
-    with pytest.raises(SnfnpError, match=f"{file} is damaged") as caught:
-        command("table5")
-    assert "\n" not in str(caught.value)
+    refused("cannot make .* choose another --runs", folder="file")
+    for name, content in whole.items():
+        (folder / name).write_text("{")
+        refused(f"{name} is damaged")
+        (folder / name).write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setitem(runs._SMOKE, "train", 300)
+        refused(r"holds another run \(images differ\): choose another --runs", kind=UsageError)
+    file = folder.with_name("results.json")
+    for content in ("{", "[]", '{"format": 2, "targets": {}}'):
+        file.write_text(content)
+        refused("results.json is damaged .*: restore it, or delete it")
+    file.unlink()
+    folder.rename(folder.with_name("fc-exact-seed-0"))
+    said = r"holds another run \(gradient.* differ\): choose another --runs"
+    refused(said, "table1", "--rows", "fc-exact", kind=UsageError)
+    folder.mkdir()
+    (folder / "stray").write_text("")
+    with pytest.raises(UsageError, match="holds stray: choose another --runs") as caught:
+        command(*row)
+    assert "--out" not in str(caught.value)
 
 
 def test_a_lost_summary_is_made_again(command, tmp_path):
-    first = command("table5")
-    (tmp_path / "runs/smoke/glow-5x5-geco-seed-0/summary.json").unlink()
-    assert command("table5") == first
+    first = command("table1", "--rows", "fc-snf")
+    (tmp_path / "runs/smoke/fc-snf-seed-0/summary.json").unlink()
+    assert command("table1", "--rows", "fc-snf") == first
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2, "targets": {}}', '{"format": 1}'])
-def test_damaged_results_are_one_line(command, tmp_path, content):
-    command("table5")
-    (tmp_path / "runs/smoke/results.json").write_text(content)
-    with pytest.raises(SnfnpError, match="results.json is damaged") as caught:
-        command("table5")
-    assert "\n" not in str(caught.value)
+# ---------------------------------------------------------------- how it was made
 
 
-def test_a_damaged_note_of_the_commit_is_one_line(command, tmp_path):
-    command("table5")
-    (tmp_path / "runs/smoke/glow-5x5-geco-seed-0.made-with.json").write_text("{")
-    with pytest.raises(SnfnpError, match="made-with.json is damaged") as caught:
-        command("table5")
-    assert "\n" not in str(caught.value)
+def test_a_commit_is_marked_if_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=b", "-C", tmp_path, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    assert provenance.commit() == "not known"
+    (tmp_path / "file").write_text("1")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    assert provenance.commit() == git("rev-parse", "HEAD")[:12]
+    (tmp_path / "file").write_text("2")
+    assert provenance.commit().endswith(" with changes")
 
 
-@pytest.mark.mpi
-def test_processes_train_a_row_together_and_one_of_them_speaks(tmp_path, monkeypatch):
-    monkeypatch.setenv("SNFNP_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
-    script = Path(reproduce.__file__)
-    where = ("table1", "--rows", "fc-snf", "--scale", "smoke", "--backend", "numpy")
-    found = {}
-    for count in (1, 2):
-        runs_of = tmp_path / str(count)
-        done = subprocess.run(
-            [sys.executable, script, *where, "--runs", runs_of, "--processes", str(count)],
-            env=processes.environment(),
-            capture_output=True,
-            text=True,
-            timeout=100,
+def test_a_run_that_was_gone_on_with_has_both_commits(tmp_path, monkeypatch):
+    for commit in ("first", "first", "second"):
+        monkeypatch.setattr(
+            provenance, "here", lambda own=commit: {"commit": own, "processor": "p"}
         )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert [row[0] for row in table_rows(done.stdout)] == ["SNF FC 2-Layer"]
-        assert done.stdout.count("* Picture: ") == 1
-        assert done.stderr.count("fc-snf-seed-0, to epoch 1; runs left: 1") == 1
-        folder = runs_of / "smoke" / "fc-snf-seed-0"
-        assert provenance.of_run(folder)["processes"] == count
-        found[count] = json.loads((folder / "summary.json").read_text())["test_nll_nats"]
-    assert found[2] == pytest.approx(found[1], rel=1e-4)  # float32
+        provenance.note(tmp_path / "run")
+    record = {"platform": "Linux", "backend": "numpy", "device": {}, "versions": {}}
+    numbers = (("openblas", 1), ("openblas", 2), ("openmp", 4))
+    pools = [{"internal_api": library, "num_threads": number} for library, number in numbers]
+    record["threads"] = {"blas": pools}
+    monkeypatch.setattr(provenance.RunFolder, "open", lambda folder: (None, record))
+    found = provenance.of_run(tmp_path / "run")
+    assert (found["commit"], found["processor"], found["threads"]) == ("first, second", "p", 2)

@@ -10,6 +10,7 @@ import reproduce
 from reproduction import page as module
 from reproduction import results
 from reproduction.page import FOLDER, NAME, committed, gaps, page
+from reproduction.results import merged
 from reproduction.targets import TARGETS
 
 from snfnp.errors import UsageError
@@ -84,7 +85,7 @@ def same_picture(one, other):
 def test_a_picture_of_other_figures_is_another(tmp_path, records):
     first, second = tmp_path / "1.svg", tmp_path / "2.svg"
     for path in (first, second):
-        TARGETS["table1"].draw(records["table1"], path, None)
+        TARGETS["table1"].draw(records["table1"], path)
         records["table1"]["rows"][0]["runs"][0]["value"] += 0.5
     assert same_picture(first, first) and not same_picture(first, second)
 
@@ -98,8 +99,8 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
         for name, record in committed().items():
             picture, again = FOLDER / "figures" / module.picture_of(name), tmp_path / f"{name}.svg"
             assert picture.exists()
-            if not TARGETS[name].made_of_runs:
-                TARGETS[name].draw(record, again, None)
+            if TARGETS[name].made_of_record:
+                TARGETS[name].draw(record, again)
                 assert same_picture(picture, again), f"{picture} is of other results"
 
 
@@ -130,13 +131,6 @@ def test_rows_that_were_made_otherwise_are_named(records):
     words = " ".join(page(records).split())
     assert "numpy 2.4: table1 (FC-EXACT; CONV-EXACT; CONV-SNF). * Commit decade on" in words
     assert "numpy 2.4: table1 (FC-SNF). " in words
-
-
-def test_a_figure_that_changes_changes_the_page(records):
-    """So the test of the committed page cannot pass on an older one."""
-    before = page(records)
-    records["table1"]["rows"][0]["runs"][0]["value"] += 0.1
-    assert page(records) != before
 
 
 def test_the_gap_is_between_rows_that_can_be_compared(records):
@@ -183,48 +177,23 @@ def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     assert f"FC 2-layer: {said}" in text
 
 
-def samples(epochs, sample=False):
-    """A record of Fig. 2."""
-    own = row("glow-2l-4k-lambda-100", None, sample=sample)
-    kept = {name: own[name] for name in ("name", "paper_epochs")}
-    kept |= {"made_with": own["made_with"][0], "model": "Glow", "data": "mnist", "seed": 0}
-    rows = [kept | {"is_sample": sample, "epochs": epochs}]
-    return {"title": TARGETS["figure2"].title, "scale": "hour", "rows": rows}
-
-
-def test_better_samples_stay_on_the_page_and_it_says_so(folder, capsys):
-    """Their picture, too; and a record without rows is none."""
-    source, picture = folder / "runs/results.json", folder / "runs/figure2.png"
-    published = folder / "derivations/figures/reproduced-figure2.png"
-    for record, image in (
-        (samples(epochs=10), b"long"),
-        (samples(epochs=1, sample=True), b"short"),
-        (samples(epochs=10) | {"rows": []}, b"none"),
-    ):
-        results.write(source, {"figure2": record}, list(TARGETS))
-        picture.write_bytes(image)
-        capsys.readouterr()
-        reproduce.main(["page", "--runs", str(folder / "runs")])
-        assert committed()["figure2"] == samples(epochs=10) and published.read_bytes() == b"long"
-        said = "figure2 stays as it is in " in capsys.readouterr().out
-        assert said == (image == b"short")
-
-
-def test_published_results_join_those_that_are_there(folder, records):
+def test_published_results_are_merged_with_those_that_are_there(folder, records):
     """Whoever trains one row, on another machine, adds it to the page and loses none."""
     reproduce.main(["page", "--runs", str(folder / "runs")])
-    longer = row("fc-snf", 947.1, 948.0)
-    longer["runs"][0]["epochs"] = 6000
-    shorter = row("fc-exact", 947.6, 1.0)
-    shorter["runs"][0]["epochs"] = 1
+    longer, shorter = row("fc-snf", 947.1, 948.0), row("fc-exact", 947.6, 1.0)
+    longer["runs"][0]["epochs"], shorter["runs"][0]["epochs"] = 6000, 1
+    made_with = longer["made_with"][0]
+    samples = {"name": "glow-2l-4k-lambda-100", "model": "Glow", "data": "mnist", "seed": 0}
+    samples |= {"epochs": 10, "paper_epochs": 250, "is_sample": False, "made_with": made_with}
     own = {"table1": records["table1"] | {"rows": [longer, shorter]}}
-    own["figure2"] = samples(epochs=10)
+    own["figure2"] = {"title": TARGETS["figure2"].title, "scale": "hour", "rows": [samples]}
     results.write(folder / "runs/results.json", own, list(TARGETS))
     picture = folder / "derivations/figures/reproduced-table1.svg"
     before = picture.read_bytes()
     with pytest.raises(UsageError, match=r"figure2.png: reproduce figure2 again"):
         reproduce.main(["page", "--runs", str(folder / "runs")])
     assert picture.read_bytes() == before
+    (folder / "runs/table1.svg").write_text("not of all rows")
     (folder / "runs/figure2.png").write_bytes(b"samples")
     reproduce.main(["page", "--runs", str(folder / "runs")])
     rows = committed()["table1"]["rows"]
@@ -238,11 +207,12 @@ def test_published_results_join_those_that_are_there(folder, records):
 @pytest.mark.parametrize(
     "changed, said",
     [
-        (lambda table: {"table1": table | {"scale": "smoke"}}, "of the smoke scale"),
-        (lambda table: {"table1": table, "table9": table}, "a target table9, which nothing here"),
+        (lambda table: {"table1": table | {"scale": "smoke"}}, "has a table1 that belongs on no"),
+        (lambda table: {"table9": table}, "has a table9 that belongs on no page: name other"),
+        (lambda table: {}, "reproduce something first, or name its --runs"),
     ],
 )
-def test_results_that_belong_on_no_page_are_refused(folder, records, changed, said):
+def test_what_belongs_on_no_page_is_refused(folder, records, changed, said):
     path, content = folder / "runs/results.json", changed(records["table1"])
     path.write_text(json.dumps({"format": 1, "targets": content}))
     with pytest.raises(UsageError, match=said) as caught:
@@ -251,30 +221,55 @@ def test_results_that_belong_on_no_page_are_refused(folder, records, changed, sa
     assert not list((folder / "derivations").rglob("*.*"))
 
 
-def test_without_results_it_is_one_line_and_nothing_is_written(folder):
-    (folder / "runs/results.json").unlink()
-    with pytest.raises(UsageError, match="reproduce something first") as caught:
-        reproduce.main(["page", "--runs", str(folder / "runs")])
-    assert "\n" not in str(caught.value)
-    assert not list((folder / "derivations").rglob("*.*"))
+# ---------------------------------------------------------------- two records of a target
 
 
-def test_every_record_of_a_smoke_run_has_its_section(tmp_path, monkeypatch):
-    monkeypatch.setenv("SNFNP_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    places = ("--scale", "smoke", "--backend", "numpy", "--runs", str(tmp_path))
-    for target in ("figure3", "figure4", "figure2"):
-        reproduce.main([target, *places])
-    text = page(results.read(tmp_path / "smoke/results.json"))
-    sections = [line for line in text.splitlines() if line.startswith("## ")]
-    shown = ("figure2", "figure3", "figure4")
-    assert sections[:3] == [f"## {TARGETS[name].title}" for name in shown]
-    assert " ".join(text.split()).count(": figure2, figure3, figure4. ") == 1
+def run(seed=0, epochs=30, value=1.0, **more):
+    return {"seed": seed, "epochs": epochs} | (more or {"value": value})
 
 
-@pytest.mark.parametrize(
-    "given", [["--seeds", "1"], ["--scale", "paper"], ["--measure-again"], ["--rows", "fc-snf"]]
-)
-def test_the_page_takes_no_options_of_the_runs(tmp_path, given):
-    with pytest.raises(UsageError, match=f"{given[0]} has no effect on the page: leave it out"):
-        reproduce.main(["page", "--runs", str(tmp_path), *given])
+def merge(known, new):
+    """The row of two tables of one row."""
+    first, second = ({"rows": [own]} for own in (known, new))
+    (found,) = merged(TARGETS["table1"], first, second)["rows"]
+    return found
+
+
+@pytest.mark.parametrize("how", ["epochs", "sample", "stand-in", "missing"])
+def test_what_says_more_wins_on_either_side(how):
+    def one(epochs=1, **more):
+        return row("fc-snf", 947.1, **more) | {"runs": [run(epochs=epochs)]}
+
+    more, less = {
+        "epochs": (one(31), one(30)),
+        "sample": (one(), one(1000, sample=True)),
+        "stand-in": (one(), one(1000) | {"stand_in": "small"}),
+        "missing": (one(sample=True), {"cells": ["FC-SNF"], "missing": True}),
+    }[how]
+    assert merge(less, more) == merge(more, less) == more
+
+
+def test_seeds_come_together_and_the_new_one_of_two_counts():
+    own = row("fc-snf", 947.1)
+    (origin,) = own["made_with"]
+    diverged = run(2, 5, asked=30, diverged_at=7)
+    known = own | {"runs": [run(0), run(2)]}
+    new = own | {"runs": [run(0, value=5.0), run(1), diverged]}
+    new["made_with"] = [origin | {"commit": "decade"}]
+    found = merge(known, new)  # a run that diverged takes the place of none that did not
+    assert found["runs"] == [run(0, value=5.0), run(1), run(2)]
+    assert found["made_with"] == [origin, *new["made_with"]]
+    assert merge(own | {"runs": [diverged]}, own | {"runs": [run(2)]})["runs"] == [run(2)]
+
+
+def test_curves_are_merged_by_their_model_and_what_is_measured_is_new():
+    first, second = (own.cells[0] for own in TARGETS["figure3"].rows)
+
+    def curve(model, epochs):
+        return {"model": model, "epochs": epochs, "is_sample": False, "points": [[epochs, 1.0]]}
+
+    known = {"curves": [curve(second, 30)]}
+    new = {"curves": [curve(second, 20), curve(first, 10)]}
+    found = merged(TARGETS["figure3"], known, new)["curves"]
+    assert [(own["model"], own["epochs"]) for own in found] == [(first, 10), (second, 30)]
+    assert merged(TARGETS["table3"], {"rows": [2]}, {"rows": [1]}) == {"rows": [1]}

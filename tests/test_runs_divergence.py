@@ -9,18 +9,15 @@ import shutil
 import numpy as np
 import pytest
 from support.messages import assert_one_line
-from support.runs import START, state
-from support.trainers import (
-    at_step,
-    run_training,
-)
+from support.runs import START, around, state
+from support.trainers import at_step, run_training
 
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.training import checkpointer
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
+from snfnp.training.runs import checkpointer
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
 
 
@@ -35,11 +32,8 @@ def test_every_way_on_after_a_nan_can_be_gone(
 ):
     path = tmp_path / "a run"  # a shell needs quotes
 
-    def poison(trainer):
-        trainer.params["dense1"]["W"].flat[0] = np.nan
-
     with monkeypatch.context() as patched, pytest.raises(DivergedError, match=where) as caught:
-        at_step(patched, step, poison)
+        at_step(patched, step, lambda trainer: trainer.params["dense1"]["W"].fill(np.nan))
         snfnp_train(*START, "--lr", 0.01, "--out", path)
     assert_one_line(caught.value, f"diverged at step {step + 1}", "--clip-norm", "--lambda")
     ways = ways_on(caught.value)
@@ -69,10 +63,7 @@ def test_a_likelihood_that_explodes_while_finite_is_never_called_done(snfnp_trai
 
 
 def test_worse_than_twice_the_best_and_the_pixels_is_an_explosion(tmp_path, monkeypatch):
-    def blow_up(trainer):
-        trainer.params["dense1"]["W"][...] *= 100
-
-    at_step(monkeypatch, 12, blow_up)
+    at_step(monkeypatch, 12, lambda trainer: trainer.params["dense1"]["W"].__imul__(100))
     with pytest.raises(DivergedError, match="epoch 3 has exploded") as caught:
         run_training(tmp_path / "run", lr=1e-6)
     assert "best evaluation (step" in str(caught.value)
@@ -94,12 +85,9 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["surrogate", "reconstruction", "gradient_norm"])
 def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
-    original = Trainer.averages
-
-    def spoiled_averages(trainer):
-        return dataclasses.replace(original(trainer), **{name: float("nan")})
-
-    monkeypatch.setattr(Trainer, "averages", spoiled_averages)
+    original, nan = Trainer.averages, {name: math.nan}
+    spoiled = lambda trainer: dataclasses.replace(original(trainer), **nan)  # noqa: E731
+    monkeypatch.setattr(Trainer, "averages", spoiled)
     with pytest.raises(DivergedError, match=f"{name.replace('_', ' ')} after epoch 1 is not fin"):
         run_training(tmp_path / "run")
     assert not RunFolder(tmp_path / "run").metrics_file.exists()
@@ -108,10 +96,10 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
 def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, monkeypatch):
     original, calls = Likelihood.evaluate, []
 
-    def evaluate(likelihood, *args, **options):
-        found = original(likelihood, *args, **options)
-        calls.append(found)
-        return dataclasses.replace(found, ledger={"x": math.nan}) if len(calls) == 4 else found
+    def evaluate(*args, **options):
+        calls.append(original(*args, **options))
+        spoiled = dataclasses.replace(calls[-1], ledger={"x": math.nan})
+        return spoiled if len(calls) == 4 else calls[-1]
 
     monkeypatch.setattr(Likelihood, "evaluate", evaluate)
     with pytest.raises(DivergedError, match="exact test likelihood at the best epoch is not fin"):
@@ -122,13 +110,11 @@ def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, mon
 def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, monkeypatch):
     run, _ = run_training(tmp_path / "run", epochs=1)
     older = run.best.read_bytes()
-    original = checkpointer.save_checkpoint
 
-    def save(path, checkpoint):
-        original(path, checkpoint)
+    def swap(path, checkpoint):
         if path.name == "best.safetensors":
             path.write_bytes(older)
 
-    monkeypatch.setattr(checkpointer, "save_checkpoint", save)
+    around(monkeypatch, checkpointer, "save_checkpoint", after=swap)
     with pytest.raises(CheckpointError, match="is of step 5, but the best evaluation was at"):
         run_training(tmp_path / "run", resume=True)

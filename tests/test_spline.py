@@ -6,13 +6,13 @@ test_layers.py, kernels against definitions in test_ops.py.
 
 import math
 
-import numba
 import numpy as np
 import pytest
+from support.threads import assert_threads_change_no_bit
 
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
-from snfnp.gradcheck import check_layer, convergence
+from snfnp.gradcheck import check_layer
 from snfnp.layers import RationalQuadraticSpline, Squeeze
 from snfnp.ops import get_ops
 
@@ -39,7 +39,7 @@ def everything(ops, p, x, dy=None, dldj=None, layer=LAYER):
     dldj = np.zeros(len(x), x.dtype) if dldj is None else dldj
     y, ldj, cache = layer.forward(ops, p, x)
     grads = {k: np.full_like(v, np.nan) for k, v in p.items()}
-    dx = layer.backward(BackwardContext(ops, dldj), p, cache, dy, grads)
+    dx = layer.backward(BackwardContext.of(ops, dldj), p, cache, dy, grads)
     return {"y": y, "ldj": ldj, "dx": dx, **grads, "inverse": layer.inverse(ops, p, y)}
 
 
@@ -115,29 +115,6 @@ def test_contract_with_uneven_bins_and_more_than_one_block(ops, layer):
     report = check_layer(layer, SHAPE, ops=ops, x=off_the_knots(p, layer), params=p)
     assert set(report.errors) == {"inverse(forward(x))", "log-determinant", "x", *PARAMETERS}
     assert max(report.errors.values()) <= 1e-8
-
-
-@pytest.mark.parametrize("name", ["x", *PARAMETERS])
-def test_error_falls_with_the_square_of_h(ops, name):
-    p, rng = parameters(0.7), np.random.default_rng(3)
-    x = off_the_knots(p)
-    c, a = rng.standard_normal(x.shape), rng.standard_normal(len(x))
-    found = everything(ops, p, x, c, a)
-    point, gradient = (x, found["dx"]) if name == "x" else (p[name], found[name])
-
-    def objective(value):
-        x_, p_ = (value, p) if name == "x" else (x, {**p, name: value})
-        y, ldj, _ = LAYER.forward(ops, p_, x_)
-        return float(np.sum(c * y) + a @ ldj)
-
-    directions = rng.standard_normal((5, *point.shape))
-    directions /= np.sqrt(np.sum(directions**2, axis=tuple(range(1, directions.ndim)))).reshape(
-        -1, *[1] * point.ndim
-    )
-    ratios = [convergence(objective, point, gradient, u) for u in directions]
-    wrong = [convergence(objective, point, 1.01 * gradient, u) for u in directions]
-    assert abs(np.median(ratios) - 4) < 0.2, ratios
-    assert np.median(wrong) < 2, wrong
 
 
 # ---------------------------------------------------------------- at the knots and the bounds
@@ -237,29 +214,6 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
 
 
 # ---------------------------------------------------------------- precision and extremes
-
-
-def test_single_precision_is_close_to_double(ops):
-    p, rng = parameters(0.5), np.random.default_rng(5)
-    x = off_the_knots(p, samples=20)  # a rounded knot may not move a point into the next bin
-    dy, dldj = rng.standard_normal(x.shape), rng.standard_normal(len(x))
-    double = everything(ops, p, x, dy, dldj)
-    single = everything(
-        ops,
-        {k: v.astype(np.float32) for k, v in p.items()},
-        *(v.astype(np.float32) for v in (x, dy, dldj)),
-    )
-    assert all(value.dtype == np.float32 for value in single.values())
-    # x and its knots are sums exact to 5 eps B each, so t is exact to 10 eps B/w. Slopes are below
-    # 12; they and their logarithms change by less than 30 per unit of x.
-    knots = knots_of(ops, p)
-    w = np.min(np.diff(knots[0], axis=0))
-    each = 30 * 10 * np.finfo(np.float32).eps * BOUND / w
-    sizes = {"y": 1, "inverse": 1, "dx": 1, "ldj": x[0].size}
-    for name, expected in double.items():
-        size = sizes.get(name, 2 * BOUND * len(x))  # a raw width is a share of 2 B
-        error = np.max(np.abs(single[name] - expected))
-        assert error <= each * size * max(1, np.abs(expected).max() / size), (name, error)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -368,17 +322,9 @@ def some_call(dtype, samples=20, shape=(9, 11, 2)):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_two_runs_and_one_or_more_threads_agree_to_the_bit(dtype):
-    ops, call = get_ops("numba"), some_call(dtype)
-    threads = numba.get_num_threads()
-    first = everything(ops, *call)
-    try:
-        for count in {threads, 1}:
-            numba.set_num_threads(count)
-            for name, value in everything(ops, *call).items():
-                np.testing.assert_array_equal(value, first[name], name)
-    finally:
-        numba.set_num_threads(threads)
+def test_the_number_of_threads_does_not_change_a_bit(dtype):
+    call = some_call(dtype)
+    assert_threads_change_no_bit(lambda: everything(get_ops("numba"), *call).values())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -429,23 +375,9 @@ def test_squeeze_is_space_to_depth_in_the_documented_order(ops):
         np.testing.assert_array_equal(z[..., c * 4 + dy * 2 + dx], x[:, dy::2, dx::2, c])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_squeeze_inverts_and_transposes_exactly(ops, dtype):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 4, 6, 3)).astype(dtype)
-    z, _, cache = Squeeze().forward(ops, {}, x)
-    back = Squeeze().inverse(ops, {}, z)
-    assert back.dtype == dtype
-    np.testing.assert_array_equal(back, x)
-    dz = rng.integers(-9, 9, z.shape).astype(dtype)
-    dx = Squeeze().backward(BackwardContext(ops, np.ones(2, dtype)), {}, cache, dz, {})
-    whole = rng.integers(-9, 9, x.shape).astype(dtype)  # whole numbers: the sums are exact
-    assert np.sum(Squeeze().forward(ops, {}, whole)[0] * dz) == np.sum(whole * dx)
-
-
 @pytest.mark.parametrize("shape", [(7, 7, 16), (4, 5, 1), (3, 2, 1)])
 def test_squeeze_refuses_images_of_odd_size(ops, shape):
-    message = f"images of {shape[0]} × {shape[1]} pixels do not survive .* even height and width"
+    message = f"a squeeze needs an even height and width, found {shape[0]} × {shape[1]}"
     with pytest.raises(UsageError, match=message):
         Squeeze().output_shape(shape)
     with pytest.raises(UsageError, match=message):

@@ -8,10 +8,12 @@ import pytest
 
 from snfnp.likelihood import AUGMENTATION
 from snfnp.ops import RandomKey
+from snfnp.ops.gpu import source
 from snfnp.ops.images.augment import augment
-from snfnp.ops.step.log import SIZE, Entry, Reading, cuda_enum
+from snfnp.ops.step.control import LARGEST_EXPONENT, Row
+from snfnp.ops.step.log import SIZE, Entry, Reading
 from snfnp.training.batches import Batches, epoch_order
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 BEFORE_DENSITY = slice(0, Entry.DENSITY)
 
@@ -60,10 +62,13 @@ def test_the_first_failure_stays_in_the_log(ops, where, value):
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
 
 
-def test_kernels_are_told_every_entry_of_the_log():
-    found = re.findall(r"(\w+) = (\d+)", cuda_enum())
-    assert {name: int(value) for name, value in found} == {e.name: e.value for e in Entry}
+def test_kernels_have_the_entries_of_the_log_and_the_rows_of_a_controller():
+    text = source.source("step")
+    found = re.findall(r"^  ([A-Z_]+) = (\d+)", text, re.MULTILINE)
+    expected = [(entry.name, entry.value) for entry in (*Entry, *Row)]
+    assert [(name, int(value)) for name, value in found] == expected
     assert sorted(Entry) == list(range(SIZE))
+    assert f"constexpr double LARGEST_EXPONENT = {LARGEST_EXPONENT};" in text
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -8,8 +8,9 @@ from support.runs import Killed, kill
 from support.trainers import run_training, small_dataset
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training import board
-from snfnp.training.config import TrainConfig
+from snfnp.training import tensorboard
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
 
 
 def events(run):
@@ -18,25 +19,23 @@ def events(run):
     from tensorboardX.proto import event_pb2
 
     found = []
-    for path in sorted(run.board.glob("*")):
+    for path in sorted(run.event_files.glob("*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-            found += [
-                (event.step, event.wall_time, value.tag, value.simple_value)
-                for value in event.summary.value
-            ]
+            for value in event.summary.value:
+                found.append((event.step, event.wall_time, value.tag, value.simple_value))
             at += 16 + length
     return found
 
 
 def expected(run):
-    """The same from metrics.jsonl; TensorBoard's files hold single precision."""
+    """Events as metrics.jsonl has them; TensorBoard's files hold single precision."""
     return [
         (record["step"], record["seconds"], name, pytest.approx(value, rel=1e-7))
         for record in run.read_metrics()
-        for name, value in board.scalars(record).items()
+        for name, value in tensorboard.scalars(record).items()
     ]
 
 
@@ -54,62 +53,47 @@ def test_the_curves_are_the_metrics(tmp_path, model):
     assert not tags & {"step", "epoch", "seconds"}
 
 
-def test_without_the_option_there_is_nothing(tmp_path):
-    run, _ = run_training(tmp_path / "run", backend="numpy")
-    assert not run.board.exists()
+ON = {"backend": "numpy", "tensorboard": True}
 
 
-def test_a_resumed_run_goes_on_without_a_point_twice(tmp_path):
-    place, changes = tmp_path / "run", {"backend": "numpy", "tensorboard": True}
-    run_training(place, epochs=2, **changes)
-    run, _ = run_training(place, resume=True, epochs=4, **changes)
+def test_without_the_option_there_is_nothing_and_training_is_the_same(tmp_path):
+    run, without = run_training(tmp_path / "off", backend="numpy")
+    _, found = run_training(tmp_path / "on", **ON)
+    assert not run.event_files.exists()
+    assert without["validation_nll_nats"] == found["validation_nll_nats"]
+
+
+@pytest.mark.parametrize("before", [ON, ON | {"tensorboard": False}])
+def test_a_resumed_run_has_its_whole_curves_and_no_point_twice(tmp_path, before):
+    run_training(tmp_path / "run", epochs=2, **before)
+    run, _ = run_training(tmp_path / "run", resume=True, epochs=4, **ON)
     found = events(run)
     assert found == expected(run) and {step for step, *_ in found} == {5, 10, 15, 20}
-    assert len(list(run.board.iterdir())) == 1
+    assert len(list(run.event_files.iterdir())) == 1
 
 
 def test_a_rollback_takes_points_back(tmp_path):
     """A point that is no longer in the metrics is in no curve either."""
-    place, changes = tmp_path / "run", {"backend": "numpy", "tensorboard": True}
-    run, _ = run_training(place, epochs=3, **changes)
-    (place / "last.safetensors").unlink()
-    (place / "best.safetensors").rename(place / "last.safetensors")
-    run_training(place, resume=True, epochs=3, **changes)
+    place = tmp_path / "run"
+    run, _ = run_training(place, epochs=3, **ON)
+    (place / "best.safetensors").replace(place / "last.safetensors")
+    run_training(place, resume=True, epochs=3, **ON)
     assert events(run) == expected(run)
 
 
 def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
-    changes = {"backend": "numpy", "tensorboard": True}
-    original = board._write
+    original = tensorboard._write
 
     def once(writer, record):
         original(writer, record)
         if record["epoch"] == 2:
             kill()
 
-    monkeypatch.setattr(board, "_write", once)
+    monkeypatch.setattr(tensorboard, "_write", once)
     with pytest.raises(Killed):
-        run_training(tmp_path / "run", **changes)
-    run = board.RunFolder(tmp_path / "run")
+        run_training(tmp_path / "run", **ON)
+    run = RunFolder(tmp_path / "run")
     assert events(run) == expected(run) and {step for step, *_ in events(run)} == {5, 10}
-
-
-def test_a_run_that_began_without_it_has_its_whole_curves(tmp_path):
-    run_training(tmp_path / "run", epochs=2, backend="numpy")
-    changes = {"backend": "numpy", "tensorboard": True}
-    run, _ = run_training(tmp_path / "run", resume=True, epochs=3, **changes)
-    assert events(run) == expected(run) and len({step for step, *_ in events(run)}) == 3
-
-
-def test_training_is_the_same_with_it(tmp_path):
-    runs = [
-        run_training(tmp_path / str(on), backend="numpy", tensorboard=on) for on in (False, True)
-    ]
-    (first, _), (second, _) = runs
-    assert (
-        first.read_metrics()[-1]["validation_nll_nats"]
-        == (second.read_metrics()[-1]["validation_nll_nats"])
-    )
 
 
 # ---------------------------------------------------------------- what can go wrong
@@ -117,22 +101,16 @@ def test_training_is_the_same_with_it(tmp_path):
 
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    place = tmp_path / "run"
-    with pytest.raises(
-        UsageError, match="--tensorboard needs tensorboardX .*pip install"
-    ) as caught:
+    place, said = tmp_path / "run", "--tensorboard needs tensorboardX .*pip install"
+    with pytest.raises(UsageError, match=said) as caught:
         snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
     assert "\n" not in str(caught.value) and not place.exists()
 
 
 def test_a_file_in_its_place_is_one_line(tmp_path):
-    run_training(tmp_path / "run", epochs=1, backend="numpy")
+    run_training(tmp_path / "run", epochs=1, **ON | {"tensorboard": False})
     (tmp_path / "run/tensorboard").write_text("")
     with pytest.raises(SnfnpError, match="cannot write .*tensorboard .*remove it") as caught:
-        run_training(tmp_path / "run", resume=True, epochs=2, backend="numpy", tensorboard=True)
+        run_training(tmp_path / "run", resume=True, epochs=2, **ON)
     assert "\n" not in str(caught.value)
-
-
-def test_it_may_be_switched_on_at_a_resume():
-    before = TrainConfig().resolve(100)
-    assert before.resumed({"tensorboard": True}, "run").tensorboard
+    assert TrainConfig().resolve(100).resumed({"tensorboard": True}, "run").tensorboard

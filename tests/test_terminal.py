@@ -1,4 +1,4 @@
-"""Where output goes and what may go wrong with it, Ctrl-C during imports, errors in options."""
+"""Output and what may go wrong with it, Ctrl-C during imports, errors in options."""
 
 import os
 import signal
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from snfnp.cli import COMMANDS, main, terminal
+from snfnp import terminal
+from snfnp.cli import COMMANDS, main
 from snfnp.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,21 +44,23 @@ run_script(every)
 """
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+PRINTED = {
+    "utf-8": "λ = 1, 3° − ∂ × ‖g‖² …",
+    "ascii": "lambda = 1, 3 deg - d x ||g||^2 ...",
+    "latin-1": "lambda = 1, 3° - d × ||g||² ...",
+    "cp1252": "lambda = 1, 3° - d × ||g||² …",
+}
+
+
+@pytest.mark.parametrize("encoding", PRINTED)
 def test_an_output_without_greek_gets_words(encoding):
     done = python("-c", EVERY_HELP, PYTHONIOENCODING=encoding)
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
     assert done.returncode == 2, err
-    assert out.count("usage: ") == len(COMMANDS)
-    assert "\\u" not in out and "\\x" not in out
-    line = out.splitlines()[-1]
-    if encoding == "utf-8":
-        assert (line, err) == ("λ = 1, 3° − ∂ × ‖g‖² …", "error: λ is −1\n")
-    elif encoding == "ascii":
-        assert line == "lambda = 1, 3 deg - d x ||g||^2 ..."
-        assert "lambda of Eq. 3" in out and err == "error: lambda is -1\n"
-    else:
-        assert line.startswith("lambda = 1, 3° - d × ||g||² ")
+    assert out.count("usage: ") == len(COMMANDS) and "\\u" not in out and "\\x" not in out
+    assert out.splitlines()[-1] == PRINTED[encoding]
+    minus, lam = ("−", "λ") if encoding == "utf-8" else ("-", "lambda")
+    assert err == f"error: {lam} is {minus}1\n" and f"{lam} of Eq. 3" in out
 
 
 def test_a_character_nobody_thought_of_is_escaped():
@@ -85,11 +88,17 @@ def closed_pipe():
     return writer
 
 
+NO_SPACE = "error: the output cannot be written (No space left on device): send it elsewhere\n"
+
+
 @BUFFERING
 @pytest.mark.parametrize("command", [HELP, LISTING])
-def test_a_closed_pipe_is_quiet(command, unbuffered):
+def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(command, unbuffered):
     found = into(closed_pipe(), *command, PYTHONUNBUFFERED=unbuffered)
     assert found == (128 + signal.SIGPIPE, "")
+    if Path("/dev/full").exists():
+        full = os.open("/dev/full", os.O_WRONLY)
+        assert into(full, *command, PYTHONUNBUFFERED=unbuffered) == (1, NO_SPACE)
 
 
 def test_a_closed_pipe_for_errors_keeps_the_status():
@@ -100,17 +109,6 @@ def test_a_closed_pipe_for_errors_keeps_the_status():
         os.close(writer)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@BUFFERING
-@pytest.mark.parametrize("command", [HELP, LISTING])
-def test_a_full_disk_for_the_output_is_one_line(command, unbuffered):
-    status, err = into(os.open("/dev/full", os.O_WRONLY), *command, PYTHONUNBUFFERED=unbuffered)
-    assert status == 1
-    assert err == (
-        "error: the output cannot be written (No space left on device): send it elsewhere\n"
-    )
-
-
 def test_without_an_output_there_is_no_error():
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = python("-c", code, *LISTING)
@@ -119,10 +117,9 @@ def test_without_an_output_there_is_no_error():
 
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     code = "from snfnp.cli import run_script; run_script(lambda argv: open('/no/such/file'))"
-    done = python("-c", code)
+    done, last = python("-c", code), b"FileNotFoundError: [Errno 2] No such file or directory: "
     assert done.returncode == 1 and b"Traceback" in done.stderr
-    assert done.stderr.endswith(b"FileNotFoundError: [Errno 2] No such file or directory: "
-                                b"'/no/such/file'\n")  # fmt: skip
+    assert done.stderr.endswith(last + b"'/no/such/file'\n")
 
 
 # ---------------------------------------------------------------- Ctrl-C
@@ -144,23 +141,21 @@ class Press:
                     raise
 sys.meta_path.insert(0, Press())
 """
-INTERRUPTED = [
-    ("evaluate.py", "numpy", "KeyboardInterrupt"),
-    ("evaluate.py", "numpy", "ImportError"),
-    ("evaluate.py", "numpy", "nothing"),
-    ("sample.py", "matplotlib", "KeyboardInterrupt"),
-    ("angle.py", "safetensors", "KeyboardInterrupt"),
-    ("benchmark.py", "numpy", "KeyboardInterrupt"),
-    ("check_gradients.py", "numpy", "KeyboardInterrupt"),
-    ("compare_runs.py", "safetensors", "KeyboardInterrupt"),
-    ("reproduce.py", "numpy", "KeyboardInterrupt"),
-    ("train_mnist.py", "tqdm", "KeyboardInterrupt"),
-    ("train_cifar10.py", "numpy", "KeyboardInterrupt"),
-    ("train_imagenet32.py", "numpy", "KeyboardInterrupt"),
-]
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(" in path.read_text()
+)
 
 
-@pytest.mark.parametrize("script, module, becomes", INTERRUPTED)
+@pytest.mark.parametrize(
+    "script, module, becomes",
+    [
+        *((script, "numpy", "KeyboardInterrupt") for script in SCRIPTS),
+        ("evaluate.py", "numpy", "ImportError"),
+        ("evaluate.py", "numpy", "nothing"),
+        ("sample.py", "matplotlib", "KeyboardInterrupt"),
+        ("angle.py", "safetensors", "KeyboardInterrupt"),
+    ],
+)
 def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module, becomes=becomes))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -168,30 +163,16 @@ def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
-def test_every_script_is_interrupted_above():
-    scripts = (ROOT / "scripts").glob("*.py")
-    own = {path.name for path in scripts if "run_script(" in path.read_text()}
-    assert {script for script, _, _ in INTERRUPTED} == own
-
-
-def test_an_ignored_ctrl_c_stays_ignored():
-    """As a shell has it for `command &`."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    seen = []
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_ctrl_c_is_left_as_it_was(before):
+    """Ignored, as a shell has it for `command &`, it stays ignored."""
+    outer = signal.signal(signal.SIGINT, before)
     try:
-        assert terminal.run(lambda: seen.append(signal.getsignal(signal.SIGINT))) == 0
+        status = terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert status == (0 if before is signal.SIG_IGN else 130)
+        assert signal.getsignal(signal.SIGINT) is before
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert seen == [signal.SIG_IGN]
-
-
-def test_ctrl_c_is_left_as_it_was():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert terminal.run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, outer)
 
 
 # ---------------------------------------------------------------- options
@@ -203,21 +184,16 @@ OPTIONS = [
     ("sample", ["r", "--seed", str(10**23)], f"--seed is 1{'0' * 23}: it must be {WHOLE}"),
     ("sample", ["r", "--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
     ("sample", ["r", "--temperature", "inf"], "--temperature is inf: it must be at least 0 and"),
-    ("sample", ["r", "--temperature", "nan"], "--temperature is nan: it must be at least 0 and"),
     ("sample", ["r", "--temperature", "-1"], "--temperature is -1.0: it must be at least 0 and"),
     ("sample", ["r", "--count", "0"], "--count is 0: it must be at least 1"),
-    ("sample", ["r", "--count", "-3"], "--count is -3: it must be at least 1"),
     ("sample", ["r", "--count", f"-{'9' * 2000}"], "--count is -999999999… (2001 digits)"),
-    ("sample", ["r", "--count", "9" * 9000], "argument --count: invalid int value: '9999"),
     ("sample", ["r", "--columns", "0"], "--columns is 0: it must be from 1 to 64"),
-    ("angle", ["r", "--images", "0"], "--images is 0: it must be at least 1"),
     ("evaluate", ["r", "--batch-size", "-2"], "--batch-size is -2: it must be at least 1"),
     ("evaluate", [], "the following arguments are required: run"),
     ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),
     ("train", ["--bogus"], "unrecognized arguments: --bogus"),
     ("train", ["--lambda"], "argument --lambda: expected one argument"),
     ("train", ["--backend", "numpy", "--seed", "-1"], "--seed is -1"),
-    ("train", ["--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
 ]
 
 

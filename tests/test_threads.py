@@ -1,6 +1,7 @@
-"""How the package settles the thread pools: in a process of its own, since it happens once."""
+"""The package settles the thread pools: in a process of its own, since it happens once."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import pytest
 from support.ranks import on_ranks
 
 from snfnp import threads
-from snfnp.ops.host import neighbours
+from snfnp.ops.host import ranks_on_shared_cores
 
 _PRINT = """
 {before}
@@ -23,55 +24,35 @@ blas = (found["blas_thread_timeout"], found["blas_timeout_in_time"])
 print(numba.threading_layer(), *blas, found["omp_wait_policy"], found["gomp_spincount"])
 """
 
-NAMES = (
-    *("OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER"),
-    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
-)
+NAMES = ["OPENBLAS_THREAD_TIMEOUT", "NUMBA_THREADING_LAYER", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
 
 
-def settled(before="", **environment):
-    kept = {key: value for key, value in os.environ.items() if key not in NAMES}
-    done = subprocess.run(
-        [sys.executable, "-c", _PRINT.format(before=before)],
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=200,
-    )
-    return done.stdout.split()
+def printed(script, **environment):
+    """The output of a script in a process of its own; a variable that is "" is left out."""
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
+    variables = {name: value for name, value in variables.items() if value}
+    command = [sys.executable, "-c", script]
+    return subprocess.check_output(command, env=variables, text=True, timeout=300)
 
 
-def test_idle_threads_sleep_by_default():
-    layer, timeout, in_time, policy, spins = settled()
-    assert layer in ("omp", "workqueue") and (timeout, in_time, policy) == ("4", "True", "passive")
-    assert spins == ("5000" if sys.platform == "linux" else "None")
-
-
-def test_numpy_before_the_package_is_recorded():
-    assert settled(before="import numpy")[1:3] == ["4", "False"]
-
-
-@pytest.mark.parametrize("policy", ["active", "ACTIVE"])
-def test_spinning_openmp_threads_are_not_used(policy):
-    assert settled(OMP_WAIT_POLICY=policy)[0] == "workqueue"
-
-
-def test_the_environment_has_the_last_word():
-    settings = {"OPENBLAS_THREAD_TIMEOUT": "20", "NUMBA_THREADING_LAYER": "workqueue"}
-    assert settled(**settings)[:3] == ["workqueue", "20", "True"]
+SPINS = "5000" if sys.platform == "linux" else "None"
 
 
 @pytest.mark.parametrize(
-    "settings, in_force",
+    "before, settings, found",
     [
-        ({"GOMP_SPINCOUNT": "7"}, ["passive", "7"]),
-        ({"OMP_WAIT_POLICY": "passive"}, ["passive", "None"]),
+        ("", {}, "(omp|workqueue) 4 True passive " + SPINS),
+        ("import numpy", {}, "(omp|workqueue) 4 False passive " + SPINS),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "workqueue 4 True ACTIVE None"),
+        ("", {NAMES[0]: "20", NAMES[1]: "workqueue"}, "workqueue 20 True None None"),
+        ("", {"GOMP_SPINCOUNT": "7"}, "(omp|workqueue) 4 True passive 7"),
+        ("", {"OMP_WAIT_POLICY": "passive"}, "(omp|workqueue) 4 True passive None"),
     ],
-    ids=["a count", "a policy"],
 )
-def test_the_environment_says_how_long_idle_threads_spin(settings, in_force):
-    assert settled(**settings)[3:] == in_force
+def test_idle_threads_sleep_and_the_environment_has_the_last_word(before, settings, found):
+    """NumPy before the package is recorded; OpenMP threads that are to spin are not used."""
+    said = printed(_PRINT.format(before=before), **dict.fromkeys(NAMES, "") | settings)
+    assert re.fullmatch(found, said.strip())
 
 
 # ---------------------------------------------------------------- results
@@ -98,17 +79,7 @@ for threads in (1, 2):
 def test_a_step_has_the_same_bits_whatever_the_number_of_threads():
     """Two threads, also where there is one core; 25 samples are in no kernel a whole number of
     tasks."""
-    tests = os.path.dirname(__file__)
-    path = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", _STEPS.format(model="conv")],
-        env={**os.environ, "NUMBA_NUM_THREADS": "2", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    one, two = done.stdout.split()
+    one, two = printed(_STEPS.format(model="conv"), NUMBA_NUM_THREADS="2").split()
     assert one == two
 
 
@@ -137,15 +108,8 @@ for found in on_ranks({ranks}, counts):
 @pytest.mark.parametrize(("ranks", "most"), [(1, 4), (2, 2), (4, 1)])
 def test_ranks_of_a_machine_share_its_cores(ranks, most):
     names = {f"{name}_NUM_THREADS": "4" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    done = subprocess.run(
-        [sys.executable, "-c", _SHARED.format(ranks=ranks)],
-        env={**os.environ, **names, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=200,
-    )
-    lines = [[int(found) for found in line.split()] for line in done.stdout.splitlines()]
+    said = printed(_SHARED.format(ranks=ranks), **names)
+    lines = [[int(found) for found in line.split()] for line in said.splitlines()]
     assert len(lines) == ranks
     for numba, *blas in lines:  # OpenBLAS has no more than there are cores here
         assert numba == most and blas and max(blas) <= most
@@ -156,23 +120,17 @@ def test_cores_that_a_launcher_gave_to_one_rank_are_not_shared(monkeypatch):
 
     def count(world):
         own[threading.get_ident()] = frozenset([2 * world.rank, 2 * world.rank + 1])
-        return neighbours(world)
+        return ranks_on_shared_cores(world)
 
     monkeypatch.setattr(threads, "cores", lambda: own[threading.get_ident()])
     assert on_ranks(3, count) == [1, 1, 1]
     monkeypatch.setattr(threads, "cores", lambda: frozenset([0, 1]))
-    assert on_ranks(3, neighbours) == [3, 3, 3]
+    assert on_ranks(3, ranks_on_shared_cores) == [3, 3, 3]
 
 
 def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):
     """Numba's OpenMP library is loaded with its first kernel: what a process tells of BLAS would
     depend on what it had computed before."""
-    pools = [
-        {"user_api": user, "internal_api": library, "version": version, "num_threads": number}
-        for user, library, version, number in (
-            ("openmp", "openmp", None, 4),
-            ("blas", "openblas", "0.3", 2),
-        )
-    ]
+    pools = [{"user_api": "openmp", "num_threads": 4}, {"user_api": "blas", "num_threads": 2}]
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
     assert [pool["num_threads"] for pool in threads.describe()["blas"]] == [2]

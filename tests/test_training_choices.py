@@ -8,17 +8,17 @@ import re
 import numpy as np
 import pytest
 
+from snfnp.beyond.monitors import Inspection
 from snfnp.cli import evaluate
 from snfnp.data import Dataset
 from snfnp.layers import Preprocess
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import philox
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.inspection import Inspection
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 OPS = get_ops("numpy")
@@ -63,34 +63,23 @@ def disagreeing(tmp_path_factory):
     return data, run, summary, config
 
 
-def test_the_best_epoch_is_that_of_the_validation_images(disagreeing):
+def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
+    """The best epoch is that of the validation images; the final figure, the test images there."""
     data, run, summary, config = disagreeing
     validation = [record["validation_nll_nats"] for record in run.read_metrics()]
-    best = int(np.argmin(validation))
+    best, steps = int(np.argmin(validation)), len(data.train) // BATCH
     assert 0 < best < 8 == len(validation) - 1
     assert (summary["best_epoch"], summary["validation_nll_nats"]) == (best + 1, validation[best])
-    step, likelihood = likelihood_at(run.best, config)
-    assert step == (best + 1) * (len(data.train) // BATCH)
-    assert likelihood.evaluate(data.validation, 0).nll == pytest.approx(validation[best], rel=1e-12)
-
-
-def test_the_last_checkpoint_is_that_of_the_last_epoch(disagreeing):
-    data, run, _, config = disagreeing
-    step, last = likelihood_at(run.last, config)
-    assert step == 9 * (len(data.train) // BATCH)
-    record = run.read_metrics()[-1]
-    assert last.evaluate(data.validation, 0).nll == pytest.approx(record["validation_nll_nats"])
-
-
-def test_the_final_figure_is_the_test_images_at_the_best_epoch(disagreeing):
-    data, run, summary, config = disagreeing
-    best, last = (
-        likelihood_at(checkpoint, config)[1].evaluate(data.test, 0)
-        for checkpoint in (run.best, run.last)
-    )
-    assert last.nll < best.nll - 0.1  # they can be told apart
-    assert summary["test_nll_nats"] == pytest.approx(best.nll, rel=1e-12)
-    bits = best.nll / (SIDE * SIDE * math.log(2))
+    test = {}
+    for path, epoch in ((run.best, best), (run.last, 8)):
+        step, likelihood = likelihood_at(path, config)
+        assert step == (epoch + 1) * steps
+        found = likelihood.evaluate(data.validation, 0).nll
+        assert found == pytest.approx(validation[epoch], rel=1e-12)
+        test[path] = likelihood.evaluate(data.test, 0).nll
+    assert test[run.last] < test[run.best] - 0.1  # they can be told apart
+    assert summary["test_nll_nats"] == pytest.approx(test[run.best], rel=1e-12)
+    bits = test[run.best] / (SIDE * SIDE * math.log(2))
     assert summary["test_bits_per_dimension"] == pytest.approx(bits, rel=1e-12)
     assert json.loads(run.summary_file.read_text())["test_nll_nats"] == summary["test_nll_nats"]
 
@@ -157,28 +146,23 @@ def encodings(request, tmp_path_factory):
         made.append(np.array(x))
         return x, ldj
 
-    grey, folder = (
-        dataset(*3 * [np.full((40, SIDE, SIDE, 1), 100)]),
-        tmp_path_factory.mktemp("runs"),
-    )
+    grey = dataset(*3 * [np.full((40, SIDE, SIDE, 1), 100)])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Preprocess, "forward", noting)
         # the monitors look at the batch of the next step just as that will see it
         patched.setattr(Inspection, "figures", lambda *_: {})
-        run_training(folder / "run", grey, epochs=2, seed=request.param)
+        run_training(tmp_path_factory.mktemp("runs") / "run", grey, epochs=2, seed=request.param)
     training, evaluation = ([x for x in made if len(x) == count] for count in (BATCH, 40))
+    first, *training = training  # biases and the like may start from the first step's batch
+    np.testing.assert_array_equal(first, training[0])
     assert len(training) == 8 and len(evaluation) == 3  # two epochs, and the test images
     return training, evaluation
 
 
-def test_every_step_has_noise_of_its_own(encodings):
-    training, _ = encodings
+def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings):
+    training, evaluation = encodings
     values = np.concatenate(training).ravel()
     assert len(np.unique(values)) == len(values)
-
-
-def test_every_evaluation_has_the_same_noise_and_no_step_has_it(encodings):
-    training, evaluation = encodings
     for x in evaluation:
         np.testing.assert_array_equal(x, evaluation[0])
     assert not np.isin(evaluation[0], np.concatenate(training)).any()

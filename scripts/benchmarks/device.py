@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from benchmarks.launches import count_kernels, memory_rate
 from benchmarks.steps import BATCH, IMAGE, make_trainer
 from benchmarks.timing import Timing, measure_asynchronous, table
 from benchmarks.work import operations, traffic
@@ -52,7 +54,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, on what sizes, how often.
+    """A measurement: cases, sizes and repeats.
 
     products: (M, K, N) of the products whose rates are measured, large ones and the cases' own;
     copied: bytes of the copy that measures the memory, many times the size of any cache.
@@ -97,7 +99,7 @@ def report(
         results["steps"] += rows
         lines = [
             f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}",
-            table(rows, {key: form for key, form in STEP_COLUMNS.items() if _known(rows, key)}),
+            table(rows, [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]),
             *notes,
             *_verdict(rows),
         ]
@@ -109,14 +111,22 @@ def report(
 
 
 def _limits(backends: dict, plan: Plan) -> dict:
-    """Bytes per second of the device's memory; operations per second of products, by precision."""
+    """Bytes per second of the device's memory, by its driver and by a large copy; operations per
+    second of (M, K) × (K, N) products, by precision."""
     ops = next(iter(backends.values()))
-    stated, copy = ops.device.memory_rate(), _copy_rate(ops, plan)
-    products = [
-        {"product": _dimensions(shape)}
-        | {precision: _product_rate(ops, shape, plan) for precision, ops in backends.items()}
-        for shape in plan.products
-    ]
+    source = ops.xp.zeros(plan.copied, np.uint8)
+    target = ops.xp.empty_like(source)
+    stated = memory_rate(ops.xp)
+    copy = 2e3 * plan.copied / _fastest(ops, lambda: target.__setitem__(..., source), plan)
+    products, rng = [], np.random.default_rng(0)
+    for rows, inner, columns in plan.products:
+        products.append({"product": f"({rows}, {inner}) × ({inner}, {columns})"})
+        for precision, ops in backends.items():
+            a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
+            b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
+            out = ops.xp.empty((rows, columns), np.float32)
+            fastest = _fastest(ops, partial(ops.linalg.matmul, a, b, out=out), plan)
+            products[-1][precision] = 2e3 * rows * inner * columns / fastest
     return {
         "memory": stated or copy,
         "memory from": "its driver" if stated else "the copy",
@@ -126,48 +136,21 @@ def _limits(backends: dict, plan: Plan) -> dict:
     }
 
 
-def _copy_rate(ops, plan: Plan) -> float:
-    """Bytes read and written per second by a large copy from device to device."""
-    source = ops.xp.zeros(plan.copied, np.uint8)
-    target = ops.xp.empty_like(source)
-
-    def copy():
-        target[...] = source
-
-    timing = measure_asynchronous(
-        {"copy": copy}, ops.device.synchronise, plan.bursts, plan.seconds
-    )["copy"]
-    return 2e3 * plan.copied / timing.minimum
-
-
-def _product_rate(ops, shape, plan: Plan) -> float:
-    """Operations per second of a (M, K) × (K, N) product."""
-    rows, inner, columns = shape
-    rng = np.random.default_rng(0)
-    a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
-    b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
-    out = ops.xp.empty((rows, columns), np.float32)
-    calls = {"product": lambda: ops.linalg.matmul(a, b, out=out)}
-    timing = measure_asynchronous(calls, ops.device.synchronise, plan.bursts, plan.seconds)[
-        "product"
-    ]
-    return 2e3 * rows * inner * columns / timing.minimum
-
-
-def _dimensions(shape) -> str:
-    rows, inner, columns = shape
-    return f"({rows}, {inner}) × ({inner}, {columns})"
+def _fastest(ops, call: Callable[[], object], plan: Plan) -> float:
+    """Milliseconds of a call."""
+    calls = {"call": call}
+    timings = measure_asynchronous(calls, ops.device.synchronise, plan.bursts, plan.seconds)
+    return timings["call"].minimum
 
 
 def _limits_text(limits: dict) -> str:
-    precisions = [precision for precision in (SINGLE, TF32) if precision in limits]
-    columns = {"product": ""} | {f"{precision} TFLOP/s": ".2f" for precision in precisions}
     rows = [
-        {"product": row["product"]} | {f"{p} TFLOP/s": row[p] / 1e12 for p in precisions}
+        {"product": row["product"]}
+        | {f"{p} TFLOP/s": row[p] / 1e12 for p in (SINGLE, TF32) if p in limits}
         for row in limits["products"]
     ]
     return (
-        f"{table(rows, columns)}\n"
+        f"{table(rows)}\n"
         f"memory {limits['memory'] / 1e9:.1f} GB/s as {limits['memory from']} says; a large copy "
         f"reads and writes {limits['copy'] / 1e9:.1f} GB/s\n"
         "floors: bytes of parameters, gradient, moments and activations at the memory's rate (what "
@@ -191,54 +174,40 @@ def _measure_case(
             how: _Run(ops[precision], case, plan, images, precision, how)
             for how, ops in ways.items()
         }
-        calls = {how: run.step for how, run in runs.items()}
-        synchronise = ways[EAGER][precision].device.synchronise
+        calls, eager = {how: run.step for how, run in runs.items()}, runs[EAGER]
+        synchronise = eager.trainer.ops.device.synchronise
         timings = measure_asynchronous(calls, synchronise, plan.bursts, plan.seconds)
         for run in runs.values():
             run.finish()
         others = _compare(comparison, runs, images, precision, plan, notes)
-        eager = runs[EAGER]
-        floors = {
-            "bytes": traffic(eager.trainer, eager.batches(0)),
-            "operations": operations(eager.trainer.flow, plan.batch),
-        }
-        kernels = eager.kernels()
+        moved = traffic(eager.trainer, eager.batches(0))
+        done, kernels = operations(eager.trainer.flow, plan.batch), eager.kernels()
         for how, run in runs.items():
-            rows.append(
-                {"step": case.title, "precision": precision, "how": how}
-                | _figures(timings[how], others.get(how))
-                | {"kernels": kernels if how == EAGER else None}
-                | {"kernels at most": case.kernels if how == EAGER else None}
-                | floors
-                | {
-                    "floor: bytes ms": 1e3 * floors["bytes"] / limits["memory"],
-                    "floor: operations ms": 1e3 * floors["operations"] / limits[precision],
-                    "bar ms": case.bars.get(precision) if how == GRAPH else None,
-                    "1080 Ti ms": case.paper,
-                }
-            )
+            row = {"step": case.title, "precision": precision, "how": how}
+            for prefix, timing in (("", timings[how]), ("PyTorch ", others.get(how))):
+                if timing:
+                    row[f"{prefix}min ms"], row[f"{prefix}median ms"] = (
+                        timing.minimum,
+                        timing.median,
+                    )
+            row |= {
+                "kernels": kernels if how == EAGER else None,
+                "kernels at most": case.kernels if how == EAGER else None,
+                "bytes": moved,
+                "operations": done,
+                "floor: bytes ms": 1e3 * moved / limits["memory"],
+                "floor: operations ms": 1e3 * done / limits[precision],
+                "bar ms": case.bars.get(precision) if how == GRAPH else None,
+                "1080 Ti ms": case.paper,
+            }
+            rows.append(row)
             notes += [f"{precision}, {how}: {note}" for note in run.notes]
     return rows, notes
 
 
-STEP_COLUMNS = {
-    "precision": "",
-    "how": "",
-    "min ms": ".3f",
-    "median ms": ".3f",
-    "kernels": "d",
-    "kernels at most": "d",
-    "floor: bytes ms": ".4f",
-    "floor: operations ms": ".4f",
-    "bar ms": ".2f",
-    "PyTorch min ms": ".3f",
-    "PyTorch median ms": ".3f",
-    "1080 Ti ms": ".1f",
-}
-
-
-def _known(rows: list[dict], key: str) -> bool:
-    return any(row.get(key) is not None for row in rows)
+_COLUMNS = ("precision", "how", "min ms", "median ms", "kernels", "kernels at most")
+_COLUMNS += ("floor: bytes ms", "floor: operations ms", "bar ms")
+_COLUMNS += ("PyTorch min ms", "PyTorch median ms", "1080 Ti ms")
 
 
 class _Run:
@@ -248,15 +217,8 @@ class _Run:
         self.notes: list[str] = []
         settings = {"batch_size": plan.batch, "tf32": precision == TF32}
         settings |= {"graph": how != EAGER, "overlap": how == OVERLAP}
-        self.trainer: Trainer = make_trainer(
-            ops,
-            case.model,
-            "self-normalizing",
-            plan.shape,
-            plan.images,
-            self.notes.append,
-            **(settings | case.settings),
-        )
+        which = (case.model, "self-normalizing", plan.shape, plan.images, self.notes.append)
+        self.trainer: Trainer = make_trainer(ops, *which, **(settings | case.settings))
         self.batches = Batches(ops, images, self.trainer.config, self.trainer.flow.shape)
         self.trainer.initialise_from_data(self.batches(0))
 
@@ -264,9 +226,10 @@ class _Run:
         self.trainer.training_step(self.batches(self.trainer.step))
 
     def kernels(self) -> int | None:
-        """How many kernels a step launches, the gathering of its batch included."""
+        """Count the kernels that a step launches, the gathering of its batch included."""
         self.batches(0)  # in this epoch's order there is nothing to be uploaded while recording
-        return self.trainer.ops.device.launches(lambda: self.trainer.training_step(self.batches(0)))
+        step = self.trainer.training_step
+        return count_kernels(self.trainer.ops.xp, lambda: step(self.batches(0)))
 
     def finish(self) -> None:
         """Raises DivergedError: from the step that failed on, steps do less than they should."""
@@ -290,15 +253,8 @@ def _compare(comparison, runs, images, precision, plan: Plan, notes) -> dict[str
     return timings
 
 
-def _figures(timing: Timing, other: Timing | None) -> dict:
-    figures = {"min ms": timing.minimum, "median ms": timing.median}
-    if other:
-        figures |= {"PyTorch min ms": other.minimum, "PyTorch median ms": other.median}
-    return figures
-
-
 def _verdict(rows: list[dict]) -> list[str]:
-    """A line for every bar: whether the median reaches it, and the launches stay within theirs."""
+    """A line for every bar: the median reaches it or not, and so do the launches."""
     lines = []
     for row in rows:
         what = f"{row['precision']}, {row['how']}"

@@ -1,4 +1,4 @@
-"""What a second core gains, as threads of one process and as processes, in one run.
+"""The gain of a second core, as threads of one process and as processes, in one run.
 
 Run by itself under mpiexec, this file is one of the processes (`_rank`).
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 import snfnp  # noqa: F401 (before NumPy: it settles the threads of BLAS)
 from benchmarks.steps import BATCH, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
-from snfnp.cli.processes import find_mpiexec
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops, world
+from snfnp.processes import find_mpiexec
 from snfnp.threads import cores
 
 MODELS = (
@@ -46,9 +46,7 @@ def scaling(ops, processes: int, rounds: int, models=MODELS) -> list[dict]:
             found = _processes(processes, model, gradient, repeats)
             times["processes"].append(found["step"])
             times["sums"].append(found["sum"])
-        one, of_threads, of_processes, sums = (
-            statistics.median(times[name]) for name in ("one", "threads", "processes", "sums")
-        )
+        one, of_threads, of_processes, sums = map(statistics.median, times.values())
         rows.append(
             {
                 "model": model,
@@ -110,11 +108,7 @@ def report(ops, processes: int, quick: bool) -> tuple[dict, str]:
     """All models; processes: how many share a batch, one core each."""
     models = MODELS[:4] if quick else MODELS
     rows = scaling(ops, processes, 3 if quick else 5, models)
-    columns = {
-        name: "" if name == "model" else ".2f" if "gain" in name or "/" in name else ".1f"
-        for name in rows[0]
-    }
-    text = f"training steps of {BATCH} images on several cores\n{table(rows, columns)}"
+    text = f"training steps of {BATCH} images on several cores\n{table(rows)}"
     return {"scaling": rows}, text
 
 

@@ -42,14 +42,6 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     return rows
 
 
-COLUMNS = {
-    "D": "d",
-    "self-normalizing ms": ".3f",
-    "exact ms": ".3f",
-    "exact / learned": ".2f",
-}
-
-
 def _layer_step(ops, gradient: str, x):
     shape = x.shape[1:]
     exact = "dense" if gradient == "exact-dense" else "block"
@@ -63,7 +55,7 @@ def _layer_step(ops, gradient: str, x):
 
     def step():
         latents, _, caches = flow.forward(ops, params, x)
-        ctx = BackwardContext(ops, weights, lam=1.0)
+        ctx = BackwardContext.of(ops, weights, lam=1.0)
         flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
 
     return step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def measure_asynchronous(
     seconds: float,
     warmup: int = 5,
 ) -> dict[str, Timing]:
-    """The same for calls that return before the device is done: `bursts` times each, in turn.
+    """Time calls that return before the device is done: `bursts` times each, in turn.
 
     A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
     device, so that the host lines up calls as it does in training. Its time per call counts once.
@@ -86,29 +86,37 @@ def _burst(call: Callable[[], object], length: int, synchronise: Callable[[], No
 
 @contextmanager
 def threads(count: int):
-    """Limit BLAS and Numba to this many threads."""
+    """Limit BLAS and Numba to this many threads; inside, whatever happens."""
     import numba
 
     before = numba.get_num_threads()
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    with threadpool_limits(count):
-        yield
-    numba.set_num_threads(before)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        numba.set_num_threads(before)
 
 
-def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Rows as aligned text; columns: key -> format ("" for text)."""
-    texts = [[key for key in columns]] + [
-        [
-            format(row[key], spec) if row.get(key) is not None else "-"
-            for key, spec in columns.items()
-        ]
-        for row in rows
-    ]
-    widths = [max(len(text[i]) for text in texts) for i in range(len(columns))]
-    lines = []
-    for text in texts:
-        cells = [text[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(text[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+def table(rows: list[dict], columns: Iterable[str] | None = None) -> str:
+    """Rows as aligned text. columns: of those that are shown, by default all of the first row."""
+    names = list(columns or rows[0])
+    texts = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [first.ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        )
+        for first, *rest in texts
+    )
+
+
+def _cell(value) -> str:
+    """A word or whole number as it is, another number with three digits, or all before the
+    point."""
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""What a training step has to do at least: floating-point operations, and bytes to and fro."""
+"""The least that a training step has to do: floating-point operations, and bytes to and fro."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from drawings import (
     convolutions,
     curves,
     diagrams,
+    floors,
     inverses,
     kernels,
     method,
@@ -40,5 +41,6 @@ FIGURES = {
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
     "probe-variance": probes.variance,
+    "floors": floors.floors,
     "likelihoods": curves.likelihoods,
 }

@@ -15,7 +15,7 @@ TITLES = {
 
 
 def _look(run: dict) -> tuple[str, str, str]:
-    """How a run was trained, and its line's color and style."""
+    """A run's way of training, and its line's color and style."""
     if run["gradient"] == "exact":
         return "exact gradient", ORANGE, "--"
     if run["recipe"] == "least-squares":

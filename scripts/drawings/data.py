@@ -1,11 +1,11 @@
-"""What the curves of training are drawn from: a few numbers of every epoch, from runs' folders."""
+"""Data of the curves of training: a few numbers of every epoch, from runs' folders."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from snfnp.training.run import RunFolder
+from snfnp.training.runs.folder import RunFolder
 
 FOLDER = Path(__file__).parent
 NAME = "likelihoods.json"

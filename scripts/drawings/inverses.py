@@ -1,4 +1,4 @@
-"""Where W and R hold each other, and what R is good for below and above ρ = 1."""
+"""Pictures of where W and R hold each other, and of what R is good for on both sides of ρ = 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from snfnp.rules import SelfNormalizing
 
 
 def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
-    """Whether W = Σ^(-1/2), R = Σ^(1/2) is stable, Σ = diag(smallest, 1, 2): the code's update,
-    by central differences on a batch with these second moments. Rotations of z change nothing."""
+    """Tell if W = Σ^(-1/2), R = Σ^(1/2) is stable, Σ = diag(smallest, 1, 2): the code's update, by
+    central differences on a batch with these second moments. Rotations of z change nothing."""
     ops = get_ops("numpy")
     s = np.sqrt(np.array([smallest, 1.0, 2.0]))
     x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(3)
@@ -26,7 +26,7 @@ def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
     def update(point):
         p = dict(zip("WR", point.reshape(2, 3, 3), strict=True))
         z, _, cache = layer.forward(ops, p, x)
-        ctx = BackwardContext(ops, np.full(len(x), 1 / len(x)), lam)
+        ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
         layer.backward(ctx, p, cache, -z / len(x), grads)
         return np.concatenate([grads["W"].ravel(), grads["R"].ravel()])
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, plt
 from snfnp.beyond.probes import Probe
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, layer_key
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey, get_ops
@@ -32,7 +32,7 @@ class _Layer:
 
     def gradient(self, rule, step=0):
         grads = {name: np.empty_like(value) for name, value in self.p.items()}
-        ctx = BackwardContext(self.ops, np.ones(1), key=RandomKey(0, 0, step))
+        ctx = BackwardContext.of(self.ops, np.ones(1), key=layer_key(RandomKey(0, 0, step), 0))
         layer = Linear(self.map, rule, bias=False)
         _, _, cache = layer.forward(self.ops, self.p, self.x)
         layer.backward(ctx, self.p, cache, self.x, grads)

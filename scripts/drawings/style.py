@@ -1,4 +1,4 @@
-"""What the figures share: colours that are legible on white and on black, boxes and arrows."""
+"""The figures' common style: colours that are legible on white and on black, boxes and arrows."""
 
 from __future__ import annotations
 

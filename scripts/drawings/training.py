@@ -12,7 +12,7 @@ from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
 from snfnp.ops.step.control import Controller, Row
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 
 _PAGES = Path(__file__).parents[2] / "derivations"
 

@@ -1,4 +1,4 @@
-"""What stands in for a convolution's exact term when R is found by least squares: bias, spread."""
+"""Bias and spread of the term that replaces a convolution's exact one if R is a projection."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import textwrap
 from pathlib import Path
 
 from reproduction import results
-from reproduction.joining import joined, kept
-from reproduction.likelihoods import finished, learning, nlls
+from reproduction.likelihoods import learning, nlls
+from reproduction.results import finished
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
 from snfnp.training import files
@@ -29,10 +29,10 @@ _HEAD = """\
 
 What came out where this code was run for the tables and figures of the paper, beside what is
 printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page
-from `derivations/results.json`; a test fails where the two disagree. Every table says for how many
-epochs ours were trained, and the paper's: where ours have fewer, the difference tells as much
-about that as about the method. What is not here was not run. Below each picture are the commands
-that make its rows as they are. Rows can come from several machines, and yours can join them:
+from `derivations/results.json`; a test fails where the two disagree. Each table gives our epochs
+beside the paper's; with fewer, a difference says as much about training time as about the method.
+Anything missing was not run. Below each picture are the commands that make its rows as they are.
+Rows can come from several machines, and yours can join them:
 `python scripts/reproduce.py page` takes a row into the file where it was trained longer than the
 one that is there, or with other seeds. Where results and paper disagree, page
 [17](17-from-the-paper-to-here.md#where-it-disagrees) says what is known of the reason.
@@ -54,31 +54,14 @@ validation likelihood at the same epoch (a longer table of these is above):
 
 def committed() -> dict[str, dict]:
     """The records behind the page."""
-    return read(FOLDER / results.NAME)
-
-
-def read(path: Path) -> dict[str, dict]:
-    """`results.read`, but for records without any rows. Raises SnfnpError where one of what is made
-    here is not such that a page can show it."""
-    records = results.read(path)
-    for name in TARGETS.keys() & records.keys():
-        try:
-            page({name: records[name]})
-        except Exception as error:  # whatever a damaged record makes of its own section
-            why = f"the record of {name}: {type(error).__name__} {error}".partition("\n")[0]
-            raise results.damaged(path, why) from None
-    return {
-        name: record
-        for name, record in records.items()
-        if name not in TARGETS or results.parts(record)
-    }
+    return results.read(FOLDER / results.NAME)
 
 
 def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
     """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient.
 
-    Of those pairs only where both are of the paper's model and of all images, and of the seeds that
-    both have, which start alike. It is the test NLL where both were trained as long, else the
+    Of those pairs only that are both of the paper's model and of all images, and of the seeds that
+    both have, which start alike. It is the test NLL if both were trained as long, else the
     validation NLL at the last epoch that both have.
     """
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
@@ -88,30 +71,25 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
         if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
             continue
         seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
-        pair = [_of_seeds(row, seeds) for row in pair]
+        pair = [
+            row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]} for row in pair
+        ]
         means = [nlls(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
         curves = [learning(row) for row in pair]
         common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
             snf, exact = map(statistics.fmean, means)
-            of = f"test, {epochs.pop():,} epochs{_told(seeds)}"
+            of = f"test, {epochs.pop():,} epochs"
         elif common:
             snf, exact = (curve[max(common)] for curve in curves)
-            of = f"validation, epoch {max(common):,}{_told(seeds)}"
+            of = f"validation, epoch {max(common):,}"
         else:
             continue
+        of += f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
         paper = pair[0]["paper"] - pair[1]["paper"]
         found.append((model, snf - exact, of, f"{paper:+.1f} ({pair[0]['paper_epochs']:,} epochs)"))
     return found
-
-
-def _of_seeds(row: dict, seeds: set[int]) -> dict:
-    return row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]}
-
-
-def _told(seeds: set[int]) -> str:
-    return f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def page(records: dict[str, dict]) -> str:
@@ -137,48 +115,37 @@ def page(records: dict[str, dict]) -> str:
     return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
 
 
-def publish(folder: Path) -> list[str]:
-    """Join the results of a --runs folder with those of the derivations, and write the page.
+def publish(folder: Path) -> list[Path]:
+    """Merge the results of a --runs folder with those of the derivations, and write the page.
 
-    Returns lines: what stays as it is, and what was written. Raises UsageError where there is
-    nothing to show.
+    Returns the files that it wrote. Raises UsageError if there is nothing to show.
     """
     source = folder / results.NAME
-    new = read(source)
+    new, known = results.read(source), committed()
     if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
     for name, record in new.items():
-        if name not in TARGETS:
-            raise UsageError(f"{source} has a target {name}, which nothing here makes")
-        if record["scale"] == "smoke":
-            raise UsageError(f"{source} is of the smoke scale, whose figures mean nothing")
-        own = _picture_in(folder, name)
-        if TARGETS[name].made_of_runs and not own.exists():
-            raise UsageError(f"there is no {own}: reproduce {name} again")
-    known = committed()
-    records = {name: joined(TARGETS[name], known.get(name), record) for name, record in new.items()}
-    said, written = [], []
-    for name, record in records.items():
-        if record is known.get(name):
-            said.append(kept(name, record, new[name], FOLDER / results.NAME))
-            continue
-        path = FOLDER / "figures" / picture_of(name)
-        if TARGETS[name].made_of_runs:
-            shutil.copyfile(_picture_in(folder, name), path)
+        if name not in TARGETS or record["scale"] == "smoke":
+            raise UsageError(f"{source} has a {name} that belongs on no page: name other --runs")
+        picture = folder / f"{name}{TARGETS[name].suffix}"
+        if not (TARGETS[name].made_of_record or picture.exists()):
+            raise UsageError(f"there is no {picture}: reproduce {name} again")
+    written = [FOLDER / results.NAME, FOLDER / NAME]
+    for name, record in new.items():
+        target, path = TARGETS[name], FOLDER / "figures" / picture_of(name)
+        new[name] = results.merged(target, known.get(name), record)
+        if target.made_of_record:
+            target.draw(new[name], path)
         else:
-            TARGETS[name].draw(record, path, None)
+            shutil.copyfile(folder / f"{name}{target.suffix}", path)
         written.append(path)
-    results.write(FOLDER / results.NAME, records, list(TARGETS))
+    results.write(FOLDER / results.NAME, new, list(TARGETS))
     files.write_atomically(FOLDER / NAME, page(committed()).encode())
-    return [*said, *map(str, (FOLDER / results.NAME, FOLDER / NAME, *written))]
-
-
-def _picture_in(folder: Path, name: str) -> Path:
-    return folder / f"{name}{TARGETS[name].suffix}"
+    return written
 
 
 def _commands(name: str, record: dict) -> list[str]:
-    """What makes a record's runs as they are: one command for all rows of the same length and
+    """The commands that make a record's runs as they are, one for all rows of the same length and
     seeds."""
     parts = record.get("rows", []) + record.get("curves", [])
     usual = TARGETS[name].names("hour")
@@ -212,13 +179,13 @@ def _wrapped(line: str) -> str:
 
 
 def _code(command: str) -> str:
-    """A command as a block of code, continued where it is long."""
+    """A command as a block of code, continued if it is long."""
     lines = textwrap.wrap(command, 94, subsequent_indent="    ", break_on_hyphens=False)
     return "    " + " \\\n    ".join(lines)
 
 
 def _origins(records: dict[str, dict]) -> list[str]:
-    """A list item for every commit, machine and set of versions: what was made with them."""
+    """A list item for every commit, machine and set of versions, with all that was made there."""
     made: dict[str, dict[str, list[str]]] = {}
     for name, record in records.items():
         parts = record.get("rows", []) + record.get("curves", [])

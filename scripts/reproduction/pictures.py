@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, plt, save
 
-Figure = tuple[float, float] | None  # a mean and its standard deviation; None: there is none
+Figure = tuple[float | None, float | None]  # a mean and its standard deviation, if there is one
 
 
 def save_beside(
@@ -19,17 +19,10 @@ def save_beside(
     for (name, figures), color, marker, offset in zip(
         series.items(), (BLUE, ORANGE), ("o", "s"), offsets, strict=True
     ):
-        known = [(row + offset, own) for row, own in zip(rows, figures, strict=True) if own]
-        axis.errorbar(
-            [mean for _, (mean, _) in known],
-            [y for y, _ in known],
-            xerr=[deviation for _, (_, deviation) in known],
-            fmt=marker,
-            color=color,
-            markersize=5,
-            linewidth=1.3,
-            label=name,
-        )
+        known = [(row + offset, *own) for row, own in zip(rows, figures, strict=True) if own[0]]
+        y, mean, deviation = zip(*known, strict=True) if known else ((), (), ())
+        look = {"fmt": marker, "color": color, "markersize": 5, "linewidth": 1.3, "label": name}
+        axis.errorbar(mean, y, xerr=[own or 0.0 for own in deviation], **look)
     axis.set_yticks(rows, labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)  # the first row above
     axis.set_xlabel(axis_label)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure, measure_asynchronous
 
-from reproduction import pictures
-from reproduction.measured import digits, hardware, measured
-from reproduction.setting import Setting
+from reproduction import pictures, provenance
+from reproduction.runs import Command
+from reproduction.target import Target, digits, hardware, markdown
 
-NAME = "table3"
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 _SMALL = {"levels": 2, "depth": 1, "width": 8}  # of Glows at the smoke scale, on images of 8 x 8
 
 
-@dataclass(frozen=True)
-class Timed:
+class Timed(NamedTuple):
     """A row: what `make_trainer` takes, and the paper's mean and deviation of both times in ms."""
 
     label: str
@@ -31,113 +29,74 @@ class Timed:
     sample: tuple[float, float] | None
 
 
+_SNF = "self-normalizing"
 # Families that are compared with each other, the exact gradient first. In brackets: not the paper's
-FAMILIES = (
-    (
-        Timed("Exact FC 2-Layer", "MNIST", "fc", "exact", (44.9, 4.4), (61.5, 5.8)),
-        Timed("Relative Gradient FC 2-Layer", "MNIST", "fc", "relative", (7.0, 0.4), (69.2, 5.6)),
-        Timed(
-            "Self Normalizing FC 2-Layer",
-            *("MNIST", "fc", "self-normalizing", (18.7, 0.8), (38.6, 3.1)),
-        ),
-    ),
-    (
-        Timed("Exact Conv. 9-Layer", "MNIST", "conv", "exact-dense", (372.2, 24.5), (241.6, 12.9)),
-        Timed("(Exact Conv. 9-Layer by block recursion)", "MNIST", "conv", "exact", None, None),
-        Timed("Emerging Conv. 9-Layer", "MNIST", "emerging", "exact", (305.0, 14.5), (71.7, 8.8)),
-        Timed(
-            "Conv. Exponential 9-Layer",
-            *("MNIST", "conv-exponential", "exact", (304.4, 11.9), (84.2, 9.2)),
-        ),
-        Timed(
-            "Self Normalizing Conv. 9-Layer",
-            *("MNIST", "conv", "self-normalizing", (212.5, 37.3), (29.9, 6.3)),
-        ),
-    ),
-    (
-        Timed("Glow 2L-16K", "MNIST", "glow", "exact", (583.4, 21.2), (163.1, 21.8)),
-        Timed(
-            "Self Normalizing Glow 2L-16K",
-            *("MNIST", "glow", "self-normalizing", (476.4, 16.7), (30.6, 2.2)),
-        ),
-    ),
-    (
-        Timed("Glow 3L-32K", "CIFAR-10", "glow-3l-32k", "exact", (1841.3, 85.4), (126.3, 13.9)),
-        Timed(
-            "Self Normalizing Glow 3L-32K",
-            *("CIFAR-10", "glow-3l-32k", "self-normalizing", (1761.2, 104.5), (97.8, 12.9)),
-        ),
-    ),
-    (
-        Timed(
-            "Glow 3L-48K",
-            *("ImageNet 32x32", "glow-3l-48k", "exact", (2397.2, 204.0), (174.8, 16.7)),
-        ),
-        Timed(
-            "Self Normalizing Glow 3L-48K",
-            *("ImageNet 32x32", "glow-3l-48k", "self-normalizing", (2047.9, 152.8), (150.7, 20.8)),
-        ),
-    ),
-)
+# fmt: off
+FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for data, rows in (
+    ("MNIST", (
+        ("Exact FC 2-Layer", "fc", "exact", (44.9, 4.4), (61.5, 5.8)),
+        ("Relative Gradient FC 2-Layer", "fc", "relative", (7.0, 0.4), (69.2, 5.6)),
+        ("Self Normalizing FC 2-Layer", "fc", _SNF, (18.7, 0.8), (38.6, 3.1)),
+    )),
+    ("MNIST", (
+        ("Exact Conv. 9-Layer", "conv", "exact-dense", (372.2, 24.5), (241.6, 12.9)),
+        ("(Exact Conv. 9-Layer by block recursion)", "conv", "exact", None, None),
+        ("Emerging Conv. 9-Layer", "emerging", "exact", (305.0, 14.5), (71.7, 8.8)),
+        ("Conv. Exponential 9-Layer", "conv-exponential", "exact", (304.4, 11.9), (84.2, 9.2)),
+        ("Self Normalizing Conv. 9-Layer", "conv", _SNF, (212.5, 37.3), (29.9, 6.3)),
+    )),
+    ("MNIST", (
+        ("Glow 2L-16K", "glow", "exact", (583.4, 21.2), (163.1, 21.8)),
+        ("Self Normalizing Glow 2L-16K", "glow", _SNF, (476.4, 16.7), (30.6, 2.2)),
+    )),
+    ("CIFAR-10", (
+        ("Glow 3L-32K", "glow-3l-32k", "exact", (1841.3, 85.4), (126.3, 13.9)),
+        ("Self Normalizing Glow 3L-32K", "glow-3l-32k", _SNF, (1761.2, 104.5), (97.8, 12.9)),
+    )),
+    ("ImageNet 32x32", (
+        ("Glow 3L-48K", "glow-3l-48k", "exact", (2397.2, 204.0), (174.8, 16.7)),
+        ("Self Normalizing Glow 3L-48K", "glow-3l-48k", _SNF, (2047.9, 152.8), (150.7, 20.8)),
+    )),
+))
+# fmt: on
 _BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
 # Timed calls of each family. Colour images take minutes on a CPU: at the paper's scale only.
 _REPEATS = {"smoke": (2, 2, 2, 2, 2), "hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
 
 
-class Table3:
-    """A target of `reproduce.py` (see `reproduction.targets`)."""
+class Table3(Target):
+    """Milliseconds of a step and of a sample, as shares of the exact gradient's."""
 
     title = "Table 3: milliseconds of a training step, and of one sample"
-    suffix = ".svg"
     shows_paper = True
-    parts = None
-    made_of_runs = False
 
-    def names(self, scale: str) -> list[str]:
-        return []
-
-    def plan(self, setting: Setting) -> list:
-        return []
-
-    def collect(self, setting: Setting, results: dict) -> dict:
-        return measured(setting, NAME, lambda: self._measure(setting))
-
-    def _measure(self, setting: Setting) -> dict:
+    def collect(self, command: Command, outcomes: dict) -> dict:
         rows = []
-        for family, repeats in zip(FAMILIES, _REPEATS[setting.scale], strict=True):
-            times = _times(family, setting, repeats) if repeats else {}
+        for family, repeats in zip(FAMILIES, _REPEATS[command.scale], strict=True):
+            times = _times(family, command, repeats) if repeats else {}
             exact = family[0]
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
-                    paper = getattr(row, kind)
-                    own[kind] = {
-                        "paper": paper and paper[0],
-                        "paper_spread": paper and paper[1],
-                        "paper_of_exact": paper and paper[0] / getattr(exact, kind)[0],
-                    }
+                    mean, spread = getattr(row, kind) or (None, None)
+                    share = mean and mean / getattr(exact, kind)[0]
+                    own[kind] = {"paper": mean, "paper_spread": spread, "paper_of_exact": share}
                     if times:
                         found, base = times[row, kind], times[exact, kind]
-                        own[kind] |= {
-                            "median": found.median,
-                            "minimum": found.minimum,
-                            "of_exact": found.median / base.median,
-                        }
+                        own[kind] |= {"median": found.median, "minimum": found.minimum}
+                        own[kind]["of_exact"] = found.median / base.median
                 rows.append(own)
-        return {"title": self.title, "rows": rows}
+        record = {"title": self.title, "scale": command.scale, "rows": rows}
+        return record | {"made_with": provenance.of_now(command.ops)}
 
     def show(self, record: dict) -> str:
         heads = ["model", "data"]
         for kind in ("step", "sample"):
             heads += [f"{kind}, ms: ours", "paper's", f"{kind} / exact's: ours", "paper's"]
-        lines = [f"**{record['title']}** (scale: {record['scale']})", ""]
-        cells = [heads, ["---"] * len(heads)]
+        table = [heads]
         for row in record["rows"]:
-            own = [row["label"], row["data"]]
-            for kind in ("batch", "sample"):
-                own += _cells(row[kind])
-            cells.append(own)
-        lines += [f"| {' | '.join(own)} |" for own in cells]
+            cells = [cell for kind in ("batch", "sample") for cell in _cells(row[kind])]
+            table.append([row["label"], row["data"], *cells])
         notes = [
             hardware(record),
             "Ours: the median, and in brackets the minimum. Whole steps of 100 images (64 for "
@@ -153,15 +112,15 @@ class Table3:
             notes.append("Small images and models, timed twice: the figures mean nothing.")
         elif record["scale"] == "hour":
             notes.append("Rows without our figures are measured at --scale paper.")
-        return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
+        return markdown(record, table, notes)
 
-    def draw(self, record: dict, path: Path, setting: Setting) -> None:
+    def draw(self, record: dict, path: Path) -> None:
         rows = record["rows"]
         pictures.save_beside(
             path,
             [f"{row['label']}, {row['data']}" for row in rows],
             {
-                name: [(row["batch"][key], 0.0) if row["batch"].get(key) else None for row in rows]
+                name: [(row["batch"].get(key), None) for row in rows]
                 for name, key in (("ours", "of_exact"), ("the paper's", "paper_of_exact"))
             },
             "time of a training step / that with the exact gradient",
@@ -179,21 +138,17 @@ def _cells(times: dict) -> list[str]:
     return [ours, paper, share, paper_share]
 
 
-def _times(family: tuple[Timed, ...], setting: Setting, repeats: int) -> dict:
+def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
     """{(row, "batch" or "sample"): its Timing}, all in turn."""
-    ops, calls = setting.ops, {}
+    ops, calls = command.ops, {}
     for row in family:
         shape = _MNIST if row.data == "MNIST" else _COLOUR
         count, settings = _BATCH.get(row.data, 100), {}
-        if setting.scale == "smoke":
+        if command.scale == "smoke":
             shape, count = (8, 8, shape[2]), 10
             settings = _SMALL if row.model.startswith("glow") else {}
-        trainer = make_trainer(
-            *(ops, row.model, row.gradient, shape),
-            report=lambda text: None,
-            batch_size=count,
-            **settings,
-        )
+        settings |= {"report": lambda text: None, "batch_size": count}
+        trainer = make_trainer(ops, row.model, row.gradient, shape, **settings)
         rng = np.random.default_rng(0)
         images = ops.asarray(rng.integers(0, 256, (count, *shape)).astype(np.uint8))
         trainer.initialise_from_data(images)
@@ -208,7 +163,7 @@ def _times(family: tuple[Timed, ...], setting: Setting, repeats: int) -> dict:
 
 
 def _against_blocks(record: dict) -> str:
-    """What the learned inverse saves against the exact convolution that is not the paper's."""
+    """A sentence on the exact convolution that is not the paper's, if it was measured."""
     times = {row["label"]: row["batch"] for row in record["rows"]}
     rows = FAMILIES[1]
     snf, blocks = (times[row.label] for row in (rows[-1], rows[1]))
@@ -216,6 +171,6 @@ def _against_blocks(record: dict) -> str:
         return ""
     return (
         f" Against them a self-normalizing step takes {snf['median'] / blocks['median']:.2f} of "
-        "the time; against the whole matrix far less than in the paper, whose step has the cost of "
-        "its convolutions beside that of the matrix, and ours hardly any."
+        "the time; against the whole matrix far less than in the paper, because there the "
+        "convolutions themselves take most of a step, and here almost nothing."
     )

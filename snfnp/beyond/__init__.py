@@ -1,4 +1,4 @@
-"""Methods beyond the paper's main experiments: the paper's own rooms do not import them.
+"""Methods beyond the paper's main experiments: the rest of the package does not import them.
 
 `snfnp.registry` finds them by name.
 """

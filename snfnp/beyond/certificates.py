@@ -1,5 +1,5 @@
-"""What can be proved of a learned inverse without a determinant: that W and R are invertible, and
-by how much their log-determinants can differ.
+"""Proofs about a learned inverse without a determinant: that W and R are invertible, and by how
+much log|W| and −log|R| can differ; with the activations' part, the two densities of one latent.
 
 Derivation: derivations/23-monitors-and-certificates.md.
 """
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snfnp.beyond import contraction
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import contraction
+from snfnp.maps import Conv2d
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
-_SQUARINGS = 8
-_NOISE = 0.1  # of a power: beyond, it is rounding
+_POWERS = 9  # EᵀE and 8 squarings
+_SURE = 1 + 1e-12  # for the few roundings of scalars
 _CLOSE = 1.02  # a bound within so much of what is found from below need not be tightened
 _AT_ONCE = 1024  # columns of E
 
@@ -39,29 +40,37 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether ρ < 1 is proved: W and R are then invertible."""
+        """True if ρ < 1 is proved: W and R are then invertible."""
         return self.upper < 1
 
     @property
     def slack(self) -> float | None:
-        """The bound on |log|W| + log|R| + tr E|: ‖E‖²_F / (2 (1 − ρ)), and rounding. None where
-        ρ < 1 is not proved."""
+        """The bound on |log|W| + log|R| + tr E|: ‖E‖²_F (−ln(1 − ρ) − ρ)/ρ², and rounding. None
+        if ρ < 1 is not proved."""
         if not self.holds:
             return None
-        return self.frobenius**2 / (2 * (1 - self.upper)) + self.rounding
+        return self.frobenius**2 * _series(self.upper) * _SURE + self.rounding
 
     @property
     def difference(self) -> float | None:
-        """The bound on |log|W| + log|R||, in nats: at the same z, the log-densities log p^f and
-        log p^g of Eq. 3 differ by no more at this layer. None where ρ < 1 is not proved."""
+        """The bound on |log|W| + log|R||, in nats: what W's part of log p^f and R's part of log p^g
+        can differ by, whatever x is. None if ρ < 1 is not proved."""
         return abs(self.trace) + self.slack if self.holds else None
+
+
+def _series(rho: float) -> float:
+    """A bound on Σ_{k ≥ 2} ρ^(k−2)/k = (−ln(1 − ρ) − ρ)/ρ², which loses its digits near 0: there
+    ½ + (ρ + ρ² + …)/3 is above it."""
+    if rho < 0.01:
+        return 1 / 2 + rho / (3 * (1 - rho))
+    return (-math.log1p(-rho) - rho) / rho**2
 
 
 def certificates(ops, flow: Flow, params) -> list[Certificate]:
     """Of every linear layer that learned its inverse, at float64 parameters.
 
     Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until ρ is known
-    well enough. Raises UsageError where no layer learned an inverse.
+    well enough. Raises UsageError if no layer learned an inverse.
     """
     learned = flow.learned_inverses()
     if not learned:
@@ -72,29 +81,51 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
     ]
 
 
+def activations_part(ops, flow: Flow, params, x):
+    """(N,): by how much the terms of log p^f and of log p^g that depend on data differ at the same
+    latents z = f(x), in nats. x (N, *shape), preprocessed.
+
+    f meets the layers between the linear ones (activations, couplings) on the way from x to z, g on
+    its way back from z, at other points. With the certificates' differences d_k,
+    log p^f(x) − log p^g(g(z)) is within Σ_k d_k of it. Costs a pass through f and one through g.
+    """
+    (*split_off, z), of_f, _ = flow.forward(ops, params, x, recompute=True)
+    of_g = 0
+    for name, layer in reversed(flow.layers):
+        missing = (split_off.pop(),) if name in flow.latent_names else ()
+        z = layer.inverse(ops, params[name], z, *missing)
+        if not layer.learns_inverse:
+            of_g = of_g + layer.forward(ops, params[name], z)[1]
+    return of_f - of_g + ops.xp.zeros(len(x))
+
+
 def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
     """The certificate of one layer: f, g, the maps of w and r; shape, one sample's."""
     shape, copies = _smallest(f, g, shape)
     e = _written_out(ops, f, g, w, r, shape)
     size = len(e)
-    trace, (norm,) = float(ops.xp.trace(e)), ops.linalg.norms(e)
+    trace, norm = float(ops.xp.trace(e)), _norm(ops, e)
     off = _rounding(ops, f, g, w, r, shape)
-    lower = max(0.0, contraction.rho(ops, f, g, w, r, shape) - off)
-    upper = _above(ops, e, norm, off, lower)
+    lower = max(0.0, contraction.rho(ops, f, g, w, r, shape) / _SURE - off)
     return Certificate(
         name,
         lower,
-        upper,
+        _above(ops, e, lower) + off,
         copies * trace,
-        math.sqrt(copies) * (norm * (1 + size * _UNIT) + off),
-        copies * math.sqrt(size) * (off + size * _UNIT * norm),
+        math.sqrt(copies) * (norm + off) * _SURE,
+        copies * math.sqrt(size) * (off + size * _UNIT * norm) * _SURE,
     )
+
+
+def _norm(ops, matrix) -> float:
+    """‖matrix‖_F, at least: the root of a sum of `size` squares."""
+    return ops.linalg.norms(matrix)[0] * (1 + matrix.size * _UNIT)
 
 
 def _smallest(f, g, shape) -> tuple[tuple[int, ...], int]:
     """(the shape of the smallest sample that shows all of E, how often E is repeated in the
     layer's own): 1×1 convolutions do the same at every pixel."""
-    pointwise = all(getattr(m, "kernel", None) == (1, 1) for m in (f, g))
+    pointwise = all(isinstance(m, Conv2d) and m.kernel == (1, 1) for m in (f, g))
     return ((1, 1, shape[2]), shape[0] * shape[1]) if pointwise else (shape, 1)
 
 
@@ -122,28 +153,27 @@ def _rounding(ops, f, g, w, r, shape) -> float:
     return 1.01 * terms * _UNIT * ops.linalg.norms(1 + rows)[0]
 
 
-def _above(ops, e, norm: float, off: float, lower: float) -> float:
-    """A bound on ‖E‖₂ from above, rounding included.
+def _above(ops, e, lower: float) -> float:
+    """A bound on ‖E‖₂ from above, for E as it is written out; inf if that is not finite.
 
-    ‖E‖₂ ≤ ‖E‖_F, and with S_0 = EᵀE and S_{j+1} = S_j² also ‖E‖₂ ≤ ‖S_j‖_F^(1/2^(j+1)), which comes
-    down to ‖E‖₂ as the largest singular value outgrows the others. Every square is divided by its
-    norm, which is kept as a logarithm; what rounding adds is carried along.
+    With S_0 = E and S_{j+1} = S_jᵀ S_j, ‖S_j‖₂² = ‖S_{j+1}‖₂, and the last one's norm is at most
+    ‖S_j‖_F: as the largest singular value outgrows the others, they come together. A product of
+    matrices of D rows, as it is computed, is off by at most D units of ‖S_j‖²_F in the Frobenius
+    norm; so ‖S_j‖₂² ≤ ‖S_{j+1}‖₂ + that, and the bound is carried back from the last power to E
+    with it. Powers are divided by powers of two, which rounds nothing.
     """
-    bound = norm * (1 + len(e) * _UNIT) + off
-    if not 0 < lower < math.inf or bound == 0 or not math.isfinite(bound):
-        return bound if math.isfinite(bound) else math.inf
-    # s is S_j / exp(log), but for an error of at most `error` in the Frobenius norm
-    one = 1 + 2 * len(e) * _UNIT  # what norms and products are off by, as a factor
-    s, error, log = e / norm, (off / norm + _UNIT) * one, math.log(norm)
-    left = s.T
-    for j in range(_SQUARINGS):
-        if lower >= 1 or bound <= _CLOSE * lower or error > _NOISE:
+    s, scales, bound = e, [], math.inf
+    for power in range(_POWERS + 1):
+        norm = above = _norm(ops, s)
+        if not math.isfinite(norm):
             break
-        s = ops.linalg.matmul(left, s)
-        error = (2 * error + error**2 + len(e) * _UNIT) * one**2
-        log *= 2
-        size = ops.linalg.norms(s)[0] * one
-        bound = min(bound, math.exp((math.log(size + error) + log) / 2 ** (j + 1)) * (1 + 1e-12))
-        left = s = s / size
-        error, log = (error / size + _UNIT) * one, log + math.log(size)
+        for scale in reversed(scales):
+            above = scale * math.sqrt(above + 1.01 * len(e) * _UNIT)
+        bound = min(bound, above * _SURE)
+        near = bound < 1 and bound <= _CLOSE * lower
+        if power == _POWERS or near or lower >= 1 or lower == 0:
+            break
+        scales.append(2.0 ** math.frexp(norm)[1])
+        s = s / scales[-1]
+        s = ops.linalg.matmul(s.T, s)
     return bound

@@ -3,25 +3,23 @@
 Derivation: derivations/22-inverse-of-several-layers.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.maps.base import Map, WeightGradient
+from snfnp.maps.base import Map
 from snfnp.maps.conv import Conv2d
+from snfnp.ops.epilogue import WeightGradient
 
 
 @dataclass(frozen=True)
 class Chain(Map):
     """T(r) = T(r_d) ⋯ T(r_1) of d convolutions of the same kind: the map of a learned inverse.
 
-    It reaches as far as one kernel of size d (kH − 1) + 1. r (d, kH, kW, C, C) holds r_1 first.
-    T is linear in every r_i and not in r, so that a chain has no members of a `Map` but those that
-    a learned inverse needs.
+    r (d, kH, kW, C, C) holds r_1 first. T is linear in every r_i and not in r: a chain has the
+    members of a `Map` that a learned inverse needs, and no others.
     """
 
     map: Conv2d
@@ -58,15 +56,15 @@ class Chain(Map):
             dz = self.map.adjoint(ops, kernel, dz)
         return dz
 
-    def residual(self, ops, w, z, x, before):
+    def apply_then(self, ops, w, x, epilogue):
         *others, last = self._kernels(w)
-        return self.map.residual(ops, last, self._through(ops, others, z)[-1], x, before)
+        return self.map.apply_then(ops, last, self._through(ops, others, x)[-1], epilogue)
 
-    def adjoint_axpby(self, ops, w, dz, a, y, b):
+    def adjoint_then(self, ops, w, dz, epilogue):
         first, *others = self._kernels(w)
         for kernel in reversed(others):
             dz = self.map.adjoint(ops, kernel, dz)
-        return self.map.adjoint_axpby(ops, first, dz, a, y, b)
+        return self.map.adjoint_then(ops, first, dz, epilogue)
 
     def stand_in(self, ops, f, r, shape):
         """The sum of the entries of T(r)ᵀ over the positions of each of w's weights: ∂S/∂w of
@@ -81,7 +79,7 @@ class Chain(Map):
         for i in reversed(range(self.layers)):
             around = (*kernels[:i][::-1], w, *kernels[i + 1 :][::-1])
             term = _trace_gradient(ops, self.map, around, z.shape[1:])
-            parts.append(WeightGradient(self.map, delta, inputs[i], scale, term, 1, out[i]))
+            parts.append(WeightGradient(delta, inputs[i], scale, term, 1, out[i]))
             if i > 0:
                 delta = self.map.adjoint(ops, kernels[i], delta)
         return tuple(parts)
@@ -105,8 +103,7 @@ def _trace_gradient(ops, first, others, shape):
     first: k's map; others: k_1, …, k_n (kH, kW, C, C) of any odd sizes; shape: an image's.
     The trace is a sum over closed walks u → u + a → u + a + a_1 → ⋯ → u inside the image, one tap's
     offset for a step: Σ m(a, a_1, …) tr(k[a]ᵀ k_1[a_1]ᵀ ⋯ k_n[a_n]ᵀ), where m counts the u from
-    which a walk stays inside. So all products of one tap of each kernel, and one product with m.
-    O(Π taps · C²(C + taps of k)): nothing in it grows with the image or the batch.
+    which a walk stays inside. O(Π taps · C²(C + taps of k)).
     """
     xp, channels = ops.xp, shape[2]
     *earlier, last = others
@@ -124,10 +121,8 @@ def _trace_gradient(ops, first, others, shape):
 
 @cache
 def _closed_walks(first, others, size) -> np.ndarray:
-    """m: (taps of k, all combinations of taps of k_n, …, k_1), in the order of stored kernels.
-
-    The image is a product of rows and columns, and so is the number of starting points.
-    """
+    """m: (taps of k, all combinations of taps of k_n, …, k_1), in the order of stored kernels: a
+    product, as the image is, of rows and columns."""
     along = [
         _closed_walks_along([kernel[axis] for kernel in (first, *reversed(others))], size[axis])
         for axis in (0, 1)
@@ -141,10 +136,8 @@ def _closed_walks(first, others, size) -> np.ndarray:
 
 
 def _closed_walks_along(taps, length) -> np.ndarray:
-    """From how many of `length` places a walk stays on them and ends where it began.
-
-    taps: of k, k_n, …, k_1; the walk's steps are k's offset, then those of k_1, …, k_n.
-    """
+    """The number of places, of `length`, from which a walk stays on them and ends where it began:
+    k's offset, then those of k_1, …, k_n. taps: of k, k_n, …, k_1."""
     offsets = np.ix_(*(np.arange(each) - each // 2 for each in taps))
     place = highest = lowest = 0
     for step in (offsets[0], *reversed(offsets[1:])):

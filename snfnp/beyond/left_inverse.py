@@ -2,21 +2,17 @@
 
 For kernels w and r the error ‖T(r) T(w) − I‖²_F is quadratic in r, and all that it needs of w are
 the products of its taps, each times the number of pixels at which it occurs. So the best r solves
-normal equations of size kH kW C, the same ones for every output channel: no data, no iteration,
-and the border of the image is exact.
+normal equations of size kH kW C, the same ones for every output channel, border and all.
 
 Offsets are from a kernel's centre: u, v of w's taps, a, b of r's. How many pixels p of a side of
 length L lie in it together with p + o, p + o', …: max(0, L − spread of (0, o, o', …)). Counts in
 two dimensions are products of two such numbers, so every sum here is a product with one small
-matrix of counts for the rows of the image and with one for its columns. They depend on shapes
-alone.
+matrix of counts for the rows of the image and with one for its columns.
 
 Kernels are (kH, kW, C, C) in the order (kH, kW, I, O); shape is an image's (H, W, C). Arithmetic
 is in double precision whatever w's, since normal equations square the condition number.
 Derivation: derivations/21-learning-the-inverse.md.
 """
-
-from __future__ import annotations
 
 import math
 from functools import cache
@@ -133,5 +129,5 @@ def _counts(which: str, taps: int, inverse_taps: int, length: int) -> np.ndarray
 
 
 def _common(length: int, *offsets: int) -> int:
-    """How many p of 0 … length − 1 have p + offset in that range for every offset."""
+    """The number of p in 0 … length − 1 whose p + offset is in that range for every offset."""
     return max(0, length - max(0, *offsets) + min(0, *offsets))

@@ -6,19 +6,19 @@ batch's rows, so that one product takes both.
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
+from snfnp.context import Measured
 from snfnp.errors import UsageError
+from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules.base import bias_gradient
 from snfnp.rules.self_normalizing import SelfNormalizing
 
 
-def draw_probes(ctx, count: int, x):
-    """Probes (count, ...), each like a sample of the batch x (N, ...), of this layer and step."""
-    return ctx.ops.random.rademacher(ctx.key(), (count, *x.shape[1:]), x.dtype)
+def draw_probes(ops, key: RandomKey, count: int, x):
+    """Probes (count, ...), each like a sample of the batch x (N, ...); key: of a layer and step."""
+    return ops.random.rademacher(key, (count, *x.shape[1:]), x.dtype)
 
 
 def _check_count(count) -> None:
@@ -30,10 +30,9 @@ def _check_count(count) -> None:
 class JacobianPenalty(SelfNormalizing):
     """The self-normalizing rule, and Eq. 31 times `weight` (μ), over `probes` (n) probes.
 
-    For a linear layer both Jacobians are matrices, so that the penalty is that of directions
-    instead of data: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the expectation −μ ‖T(R) T(W) − I‖²_F.
-    One product of n rows more than the plain rule has, and n rows more in four of its six.
-    O((N + n) D²).
+    For a linear layer both Jacobians are matrices: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the
+    expectation −μ ‖T(R) T(W) − I‖²_F. One product of n rows more than the plain rule has, and n
+    rows more in four of its six. O((N + n) D²).
     """
 
     weight: float = 0.2
@@ -43,36 +42,36 @@ class JacobianPenalty(SelfNormalizing):
         super().__post_init__()
         _check_count(self.probes)
         if not 0 <= self.weight < math.inf:
-            raise UsageError(
-                f"weight of the Jacobian's penalty is {self.weight}: it must be 0 or more"
-            )
+            raise UsageError(f"the Jacobian's penalty is {self.weight}: it must be 0 or more")
 
     @property
-    def pull(self) -> float:
-        return self.weight
+    def without_penalty(self) -> SelfNormalizing:
+        return SelfNormalizing(self.objective)
 
-    def deltas(self, ctx, f, g, p, x, z0, dz):
+    def deltas(self, ctx, f, g, p, cache, dz):
         """As in the plain rule, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """
-        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
-        c_f, c_g = self.shares
         if not ctx.leads:
-            return super().deltas(ctx, f, g, p, x, z0, dz)
-        probes = draw_probes(ctx, self.probes, x)
-        z0 = ops.xp.concatenate((z0, f.apply(ops, w, probes)))
+            return super().deltas(ctx, f, g, p, cache, dz)
+        ops, linalg, w, r, (c_f, c_g) = ctx.ops, ctx.ops.linalg, p["W"], p["R"], self.shares
+        x, n = cache["x"], len(cache["x"])
+        probes = draw_probes(ops, ctx.key, self.probes, x)
+        z0 = ops.xp.concatenate((cache["z0"], f.apply(ops, w, probes)))
         delta_r = g.apply(ops, r, z0)
-        error, of_probes = delta_r[:n], delta_r[n:]
-        ctx.reconstruction = linalg.residual(error, x, ctx.reconstruction)
+        residual, of_probes = delta_r[:n], delta_r[n:]
+        error = linalg.residual(residual, x)
         # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
-        ctx.jacobian_error = linalg.residual(of_probes, probes, ctx.jacobian_error)
+        jacobian_error = linalg.residual(of_probes, probes)
         of_probes *= -2 * self.weight / self.probes
 
         delta_w = g.adjoint(ops, r, delta_r)
         linalg.axpby(c_f, dz, ctx.error_factor, delta_w[:n])
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
-        return dx, (delta_w, ops.xp.concatenate((x, probes))), (delta_r, z0)
+        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
+        dx = f.adjoint_then(ops, w, dz, of_r).z
+        x = ops.xp.concatenate((x, probes))
+        return (delta_w, x), (delta_r, z0), dx, Measured(error, jacobian_error)
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,28 @@ class Probe(SelfNormalizing):
         super().__post_init__()
         _check_count(self.probes)
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """Δ_W and Δ_R as in the plain rule, and below them the rows of the probes:
 
         Δ_W = (c v/n) ν, beside T(R) ν        Δ_R = −(c' v/n) T(W)ᵀ ν, beside ν
         """
-        ops, linalg, w, r, n = ctx.ops, ctx.ops.linalg, p["W"], p["R"], len(x)
         if not ctx.leads:  # what the probes estimate has the weight 0
-            return super().backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
-        concatenate = ops.xp.concatenate
-        (c_f, c_g), count = self.shares, self.probes
-        probes = draw_probes(ctx, self.probes, x)
-        z0, delta_w = concatenate((z0, probes)), concatenate((dz, probes))
+            return super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        ops, linalg, concatenate = ctx.ops, ctx.ops.linalg, ctx.ops.xp.concatenate
+        w, r, (c_f, c_g), count = p["W"], p["R"], self.shares, self.probes
+        x, n = cache["x"], len(cache["x"])
+        probes = draw_probes(ops, ctx.key, self.probes, x)
+        z0, delta_w = concatenate((cache["z0"], probes)), concatenate((dz, probes))
         delta_r, dx = g.apply(ops, r, z0), f.adjoint(ops, w, delta_w)
         x_and_back = concatenate((x, delta_r[n:]))
-        ctx.reconstruction = linalg.residual(delta_r[:n], x, ctx.reconstruction)
+        error = linalg.residual(delta_r[:n], x)
         of_error = g.adjoint(ops, r, delta_r[:n])
 
         linalg.axpby(ctx.error_factor, of_error, c_f, delta_w[:n])
         linalg.scale_into(delta_w[n:], c_f / count, probes, 1, ctx.volume)
         linalg.axpby(-c_g, dx[:n], ctx.error_factor, delta_r[:n])
         linalg.scale_into(delta_r[n:], -c_g / count, dx[n:], 1, ctx.volume)
-        ops.aside(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
-        ops.aside(g.weight_grad, ops, delta_r, z0, out=grads["R"])
-        ops.aside(bias_gradient, ops, dz, grads)
-        return dx[:n]
+        ops.run_async(f.weight_grad, ops, delta_w, x_and_back, out=grads["W"])
+        ops.run_async(g.weight_grad, ops, delta_r, z0, out=grads["R"])
+        ops.run_async(bias_gradient, ops, dz, grads)
+        return dx[:n], Measured(error)

@@ -3,25 +3,25 @@
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from snfnp.context import layer_key
 from snfnp.errors import UsageError
+from snfnp.ops import Epilogue
+from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules.base import Rule
 from snfnp.rules.self_normalizing import SelfNormalizing
 
-SMALLEST, LARGEST = 1e-6, 1e6  # of σ: λ = 1/(2σ²) stays far from what a float can hold
 _FORWARD = SelfNormalizing("forward")
 
 
-class Noise(NamedTuple):
-    """ν (P, ...), of which samples take shares, T(W) ν, and the place of the first sample in the
-    batch that these samples are a part of: it decides which shares they take."""
+class Drawn(NamedTuple):
+    """ν (P, ...), of which samples take shares, T(W) ν, and the place in the batch of the first of
+    these samples: it decides which shares they take."""
 
     nu: object
     moved: object
@@ -36,7 +36,7 @@ class Variational(Rule):
 
         log p^f − Σ_n ‖T(R) T(W) x_n − x_n‖² / (2σ²N) − ½ ‖T(R) T(W)‖²_F
 
-    which is the `forward` objective at λ = 1/(2σ²) and one term more. ctx.lam is to be `lam`.
+    which is the `forward` objective at λ = 1/(2σ²) and one term more. λ is to be `lam`.
     vectors: P, how many ε are drawn in a step. Samples share them in turn, the first of each pair
     ε, the second −ε, so that the products with them cost P rows and not N; ½ ‖T(R) T(W) ν‖²,
     averaged over the same P, has the last term for its expectation.
@@ -49,10 +49,9 @@ class Variational(Rule):
     objective: ClassVar[str] = "variational"
 
     def __post_init__(self):
-        if not SMALLEST <= self.sigma <= LARGEST:
-            raise UsageError(
-                f"sigma is {self.sigma:g}: it must be positive, from {SMALLEST:g} to {LARGEST:g}"
-            )
+        if not SMALLEST_SIGMA <= self.sigma <= LARGEST_SIGMA:
+            bounds = f"from {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}"
+            raise UsageError(f"sigma is {self.sigma:g}: it must be positive, {bounds}")
         if self.vectors < 1:
             raise UsageError(f"noise_vectors is {self.vectors}: it must be at least 1")
 
@@ -62,36 +61,62 @@ class Variational(Rule):
         return 1 / (2 * self.sigma**2)
 
     def perturb(self, ops, *, f, p, x, z, key, first=0):
-        """z + σ T(W) ε, which is f(x + σε), and the noise."""
+        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b, and the noise. key: of the
+        layer's random numbers in this step; first: the place of x[0] in the batch."""
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
         shares = _shares(len(x), self.vectors, self.sigma, first)
         step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
-        return z + step.reshape(z.shape), Noise(nu, moved, first)
+        return z + step.reshape(z.shape), Drawn(nu, moved, first)
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads, noise=None):
-        """The rule of `forward`, and, where the forward pass had noise, with E = T(R) T(W) ν:
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        """The rule of `forward`, and, if the forward pass had noise, with E = T(R) T(W) ν:
 
             G_W += (Sᵀ δ_z − T(R)ᵀ E / P) ⋆ ν        G_R += −E / P ⋆ T(W) ν
 
         S are the shares: Sᵀ δ_z ⋆ ν = Σ_n δ_z,n ⋆ σε_n, what the noise in x adds to δ_z ⋆ x.
         """
-        dx = _FORWARD.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads)
-        if noise is None:
-            return dx
-        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], noise
+        result = _FORWARD.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        if "noise" not in cache:
+            return result
+        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], cache["noise"]
         each = -1 / self.vectors
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.leads:  # Sᵀ δ_z is of this slice's samples, E of none
-            ops.aside(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
-            return dx
+            ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
+            return result
         error = g.apply(ops, r, moved)
-        delta = g.adjoint_axpby(ops, r, error, 1.0, taken, each)
-        ops.aside(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
+        delta = g.adjoint_then(ops, r, error, Epilogue(a=each, y=taken)).out
+        ops.run_async(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
         for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
-            ops.aside(part.map.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
-        return dx
+            ops.run_async(f.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
+        return result
+
+
+def perturbed(layer, ops, p, z, cache, key, first: int = 0):
+    """Output of a linear layer with its rule's noise, in place of z; the noise goes into the cache.
+    Arguments as in `Variational.perturb`."""
+    x = cache["x"]
+    z, cache["noise"] = layer.rule.perturb(ops, f=layer.map, p=p, x=x, z=z, key=key, first=first)
+    return z
+
+
+class Noise:
+    """Noise of a training step in the outputs of layers with this rule: noise(place, z, cache).
+
+    key: the step's random numbers; its `first` is the place in the batch of the first sample.
+    """
+
+    def __init__(self, ops, flow, params, key):
+        self._ops, self._layers, self._params, self._key = ops, flow.layers, params, key
+
+    def __call__(self, place: int, z, cache):
+        name, layer = self._layers[place]
+        if not (layer.learns_inverse and isinstance(layer.rule, Variational)):
+            return z
+        key, first = layer_key(self._key, place), self._key.first
+        return perturbed(layer, self._ops, self._params[name], z, cache, key, first)
 
 
 @cache

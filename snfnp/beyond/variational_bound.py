@@ -1,21 +1,17 @@
 """Variational bounds (paper, A.4), estimated with exact determinants: of a flow of noisy layers,
 and of a flow as a whole.
 
-They are lower bounds on the log-density of another model than the flow, in which latents are
-decoded through the learned inverses with noise. `snfnp.likelihood` is about the flow.
+They are lower bounds on the log-density of another model than the flow: one that decodes latents
+through the learned inverses, with noise.
 
 Derivation: derivations/19-variational.md.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
-
+from snfnp.beyond.differentiable import backward, derivatives, forward, start
+from snfnp.beyond.variational import Noise
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.ops import RandomKey
-from snfnp.rules import SelfNormalizing
 
 
 def variational_bound(ops, flow: Flow, params, x, key: RandomKey):
@@ -24,13 +20,13 @@ def variational_bound(ops, flow: Flow, params, x, key: RandomKey):
         log p_Z(z) + the log-determinants of all layers
         + Σ_k D/2 − ‖T(R) T(W) h − h‖²/(2σ²) − ½ ‖T(R) T(W) ν‖²
 
-    over the layers k whose rule is `snfnp.rules.Variational`; h is such a layer's input, z the
-    latents, both with the noise of all layers before. The last term is averaged over the vectors ν
+    over the layers k whose rule is `Variational`; h is such a layer's input, z the latents, both
+    with the noise of all layers before. The last term is averaged over the vectors ν
     that `key` draws. What training ascends is the mean over x, but for two things: h is held where
     it stands beside σ, and R stands in place of W⁻¹. Costs all exact determinants, O(D³) for a
     dense layer.
     """
-    latents, ldj, caches = flow.forward(ops, params, x, key=key)
+    latents, ldj, caches = flow.forward(ops, params, x, noise=Noise(ops, flow, params, key))
     bound = flow.log_density(ops, latents) + ldj + sum(flow.log_dets(ops, params).values())
     for (name, layer), cache in zip(flow.layers, caches, strict=True):
         if "noise" not in cache:
@@ -49,23 +45,17 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
         log p_Z(z̃) + log|det J| − ‖g(z̃) − x‖²/(2σ²) + D/2,   z̃ = f(x) + σ J ε
 
     with the Jacobian J of f at x, and g through all learned inverses. noise: ε, shaped like x,
-    standard normal. Of layers it needs `jvp`; couplings and split priors have none.
+    standard normal. Layers need `derivatives`; couplings and split priors have none.
 
     grads, arrays {layer: {name: array}} shaped like params: the gradient of the mean over x is
     written there, end to end, with second derivatives of f; R stands in place of W⁻¹. Then (bound,
     the gradient of x) is returned. Costs the exact determinants, and with grads about four passes
-    forward and four backward. Raises UsageError where a layer has no learned inverse.
+    forward and four backward. Raises UsageError if a layer has no learned inverse.
     """
-    if flow.latent_names != ("z",) or not flow.has_learned_inverse:
-        raise UsageError("a bound of the whole flow needs learned inverses, and no split priors")
-    count, passes, ldj = len(x), [], 0.0
-    h, direction = x, sigma * noise
-    for name, layer in flow.layers:
-        z, own, cache = layer.forward(ops, params[name], h)
-        passes.append((cache, direction))
-        h, direction = z, layer.jvp(ops, params[name], cache, direction)
-        ldj = ldj + own
-    decoded = [h + direction]
+    start(flow, grads)
+    count = len(x)
+    z, direction, ldj, passes = forward(ops, flow, params, x, sigma * noise)
+    decoded = [z + direction]
     for name, layer in reversed(flow.layers):
         decoded.append(layer.inverse(ops, params[name], decoded[-1]))
     error = decoded[-1] - x
@@ -76,24 +66,12 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
         return bound
 
     weights = ops.xp.full(count, 1 / count, x.dtype)
-    silent, ctx = BackwardContext(ops, 0 * weights), BackwardContext(ops, weights)
-    for named in grads.values():
-        for array in named.values():
-            array[...] = 0
+    silent, ctx = BackwardContext.of(ops, 0 * weights), BackwardContext.of(ops, weights)
     delta = error * (-1 / (sigma**2 * count))
     of_x = -delta
     for k, (name, layer) in enumerate(flow.layers):
         coded, back = decoded[-2 - k], decoded[-1 - k]
-        delta = layer.inverse_backward(silent, params[name], back, coded, delta, grads[name])
+        of = derivatives(layer)
+        delta = of.inverse_backward(silent, params[name], back, coded, delta, grads[name])
     delta = delta + flow.latent_gradients(decoded[:1])[0]
-    moved = delta
-    for (name, layer), (cache, direction) in zip(reversed(flow.layers), passes[::-1], strict=True):
-        p, own = params[name], {k: ops.xp.empty_like(v) for k, v in grads[name].items()}
-        second, moved_before = layer.jvp_backward(ops, p, cache, direction, moved, grads[name])
-        if layer.learns_inverse:
-            layer = replace(layer, rule=SelfNormalizing("forward"))
-        delta = layer.backward(ctx, p, cache, delta, own) + second
-        moved = moved_before
-        for parameter, array in own.items():
-            grads[name][parameter] += array
-    return bound, delta + of_x
+    return bound, of_x + backward(ctx, flow, params, passes, delta, delta, grads)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from snfnp.cli import terminal
+from snfnp import terminal
 from snfnp.errors import UsageError
 
 COMMANDS = {

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_range, open_run, run_parser, within_memory
+from snfnp.cli.shared import check_range, open_run, run_parser
 from snfnp.data import load_dataset
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
+from snfnp.training.memory import within_memory
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -29,14 +30,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    what = ", ".join(of) or f"{lam:g}"
-    print(f"{len(images):,} training images from {dataset.source}, λ = {what}")
-    print(
-        f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
-    )
-    for found in rows:
-        of_r = "-" if found.inverse_angle is None else f"{found.inverse_angle:.3f}°"
-        print(
-            f"{found.layer:<12}{found.angle:>11.3f}°{of_r:>10}{found.likelihood:>16.4g}"
-            f"{found.reconstruction:>18.4g}"
-        )
+    shown = ", ".join(of) or f"{lam:g}"
+    print(f"{len(images):,} training images from {dataset.source}, λ = {shown}")
+    table = [("layer", "angle of W", "of R", "|likelihood|", "|reconstruction|")]
+    for row in rows:
+        of_r = "-" if row.inverse_angle is None else f"{row.inverse_angle:.3f}°"
+        norms = f"{row.likelihood:.4g}", f"{row.reconstruction:.4g}"
+        table.append((row.layer, f"{row.angle:.3f}°", of_r, *norms))
+    for layer, of_w, of_r, likelihood, reconstruction in table:
+        print(f"{layer:<12}{of_w:>12}{of_r:>10}{likelihood:>16}{reconstruction:>18}")

@@ -15,12 +15,8 @@ from snfnp.gradcheck.differences import tolerance
 from snfnp.ops import BACKENDS, get_ops
 
 
-class ChecksFailed(SnfnpError):
-    """Some checks failed."""
-
-
 def main(argv, prog=None) -> None:
-    """The command: `--backend`, `--layer`, `--dtype`. Raises ChecksFailed (exit status 1)."""
+    """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument(
         "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
@@ -28,26 +24,21 @@ def main(argv, prog=None) -> None:
     parser.add_argument(
         "--layer",
         metavar="NAME",
-        help="only those whose name contains NAME, of layers, Jacobian-vector products, rules "
-        "and maps (default: all)",
+        help="only layers, rules and maps whose name contains NAME (default: all)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float64", "float32"),
-        default="float64",
-        help="what gradients are computed in; differences are in float64 (default: float64)",
-    )
+    precision = "what gradients are computed in; differences are in float64 (default: float64)"
+    types = ("float64", "float32")
+    parser.add_argument("--dtype", choices=types, default="float64", help=precision)
     args = parser.parse_args(argv)
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:
         names = ", ".join(dict.fromkeys(check.name for check in catalogue()))
         raise UsageError(f"no layer, rule or map has {args.layer!r} in its name: {names}")
-    ops = get_ops(args.backend)
-    dtype = np.dtype(args.dtype).type
-    print(
-        f"{ops.name} backend, {args.dtype}: a relative error of {tolerance(dtype):.0e} is allowed"
-    )
-    print(f"{'':<7}{'':<34}{'worst error':>12}{'control':>10}{'seconds':>9}")
+    ops, dtype = get_ops(args.backend), np.dtype(args.dtype).type
+    allowed = f"a relative error of {tolerance(dtype):.0e} is allowed"
+    print(f"{ops.name} backend, {args.dtype}: {allowed}")
+    width = max(len(check.name) for check in checks)
+    print(f"{'':<7}{'':<{width}}{'worst error':>13}{'control':>10}{'seconds':>9}")
     failed = []
     for check in checks:
         start = time.perf_counter()
@@ -55,16 +46,16 @@ def main(argv, prog=None) -> None:
             report = check.run(ops=ops, dtype=dtype)
         except GradientError as error:
             failed.append(check.name)
-            print(f"{check.kind:<7}{check.name:<34}FAILED: {error}")
+            print(f"{check.kind:<7}{check.name:<{width}} FAILED: {error}")
             continue
         controls = [value for value in report.controls.values() if not math.isnan(value)]
         print(
-            f"{check.kind:<7}{check.name:<34}{max(report.errors.values()):>12.1e}"
+            f"{check.kind:<7}{check.name:<{width}}{max(report.errors.values()):>13.1e}"
             f"{min(controls):>10.1e}{time.perf_counter() - start:>9.2f}",
             flush=True,
         )
     if failed:
-        raise ChecksFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        raise SnfnpError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
     print(
         f"{len(checks)} checks passed; control: the smallest error of a gradient that is wrong by "
         "1%, which each check must catch"

@@ -1,29 +1,21 @@
-"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and how far apart."""
+"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and largest gaps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from snfnp.cli.shared import Parser, check_file, check_range
-from snfnp.training import comparison
+from snfnp.training.runs import comparison
 
 _SHOWN = 8  # epochs that the table shows at most
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; gaps are from the first one"
-    )
-    parser.add_argument(
-        "--plot", type=Path, help="draw NLL against epochs and seconds in this file"
-    )
-    parser.add_argument(
-        "--from-epoch",
-        type=int,
-        default=1,
-        help="where the search for the largest gap begins (default: 1)",
-    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are from the first")
+    parser.add_argument("--plot", type=Path, help="a picture of NLL against epochs and seconds")
+    first = "the first epoch at which the largest gap is looked for (default: 1)"
+    parser.add_argument("--from-epoch", type=int, default=1, help=first)
     args = parser.parse_args(argv)
     check_range(args, "--from-epoch", 1)
     if args.plot:
@@ -45,28 +37,23 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def _table(runs, names, start) -> str:
     """A Markdown table, a row for each run."""
-    epochs = _thinned(comparison.common_epochs(runs))
+    common = comparison.common_epochs(runs)
+    count = min(_SHOWN, len(common))  # evenly spread, the last one among them
+    epochs = [common[(i + 1) * len(common) // count - 1] for i in range(count)]
     columns = ("largest gap", "best", "test", "s/epoch")
-    head = ["run", *(f"NLL at {epoch}" for epoch in epochs), *columns]
-    rows = [_row(run, name, runs[0], epochs, start) for run, name in zip(runs, names, strict=True)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    head = ("run", *(f"NLL at {epoch}" for epoch in epochs), *columns)
+    lines = [head, ("---", *["---:"] * (len(head) - 1))]
+    for run, name in zip(runs, names, strict=True):
+        gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
+        best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
+        part = f"{gap[1] / runs[0].nll[gap[0]]:+.3%}" if gap else ""
+        cells = (
+            f"`{name}`" if name else "the run",
+            *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
+            f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
+            f"{run.nll[best]:.2f} at {best}",
+            "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
+            f"{last['seconds'] / last['epoch']:.1f}",
+        )
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _row(run, name, first, epochs, start) -> list[str]:
-    gap = comparison.largest_gap(run, first, start) if run is not first else None
-    test = run.test
-    return [
-        f"`{name}`" if name else "the run",
-        *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
-        f"{gap[1]:+.2f} nats = {gap[1] / first.nll[gap[0]]:+.3%} at {gap[0]}" if gap else "-",
-        f"{run.best['validation_nll_nats']:.2f} at {run.best['epoch']}",
-        f"{test['test_nll_nats']:.2f}" if test else "not done",
-        f"{run.seconds_per_epoch:.1f}",
-    ]
-
-
-def _thinned(epochs: list[int]) -> list[int]:
-    """At most _SHOWN of the epochs, evenly spread, the last one among them."""
-    count = min(_SHOWN, len(epochs))
-    return [epochs[(i + 1) * len(epochs) // count - 1] for i in range(count)]

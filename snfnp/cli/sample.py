@@ -6,16 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import (
-    check_file,
-    check_range,
-    check_seed,
-    open_run,
-    run_parser,
-    within_memory,
-)
+from snfnp.cli.shared import check_file, check_range, check_seed, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
+from snfnp.training.memory import within_memory
 
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
@@ -31,13 +25,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
         help="through the learned inverses, one pass; through these, refined until nothing is left "
         "over; or through exact solves (default: learned)",
     )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="scales the latents (default: 1.0)"
-    )
+    scale = "scales the latents (default: 1.0)"
+    parser.add_argument("--temperature", type=float, default=1.0, help=scale)
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
-    parser.add_argument(
-        "--columns", type=int, help="how many images in a row (default: as many as there are rows)"
-    )
+    parser.add_argument("--columns", type=int, help="images in a row (default: as many as rows)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     args = parser.parse_args(argv)
     check_range(args, "--count", 1)
@@ -57,8 +48,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     for part, first in enumerate(range(0, args.count, _AT_ONCE)):
         count = min(_AT_ONCE, args.count - first)
         with within_memory(run.ops, "--count", count):
-            how = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
-            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **how)
+            inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **inverse)
         images[first : first + count] = drawn.reshape(count, *run.image_shape)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     title = f"{run.config.data}, {run.config.model_name}"
@@ -72,10 +63,8 @@ def _check_size(args, shape: tuple[int, ...], out: Path) -> None:
     size = f"a picture of {width:,} x {height:,} pixels"
     if height * width > _LARGEST:
         fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
-        raise UsageError(
-            f"--count {args.count} would be {size}: ask for {fits:,} or fewer, and for more with "
-            "another --seed"
-        )
+        ask = f"ask for {fits:,} or fewer, and for more with another --seed"
+        raise UsageError(f"--count {args.count} would be {size}: {ask}")
     if max(height, width) > _LONGEST:
         raise UsageError(f"--columns {args.columns} would be {size}: leave it out")
     if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:

@@ -1,4 +1,4 @@
-"""What several commands need: options and their errors, files to write, advice on memory."""
+"""Options that several commands have, and the checks of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
-from snfnp.training.load import LoadedRun, load_run
+from snfnp.training.runs.load import LoadedRun, load_run
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,12 +30,8 @@ def run_parser(prog: str | None, description: str) -> Parser:
     """A parser for commands that read a finished run, with what `open_run` needs."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="a run folder of a training script")
-    parser.add_argument(
-        "--checkpoint",
-        choices=("best", "last"),
-        default="best",
-        help="the best validation epoch or the last step (default: best)",
-    )
+    which = "the best validation epoch or the last step (default: best)"
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
     parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
     return parser
 
@@ -80,37 +75,5 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}): choose another {option}"
-        ) from None
-
-
-@contextmanager
-def within_memory(
-    ops, option: str, count: int, fixed: Callable[[], int] = lambda: 0, also: str = ""
-):
-    """Inside, running out of memory is a SnfnpError that says which `option` would fit.
-
-    option, count: what sets how many items are computed at once, and how many those are.
-    fixed(): bytes that are held however many items there are; asked for in a failure only.
-    also: what else would help.
-    """
-    try:
-        yield
-    except SnfnpError:
-        raise
-    except Exception as error:
-        shortage = ops.device.shortage(error)
-        if shortage is None:
-            raise
-        fits = shortage.fitting(count, fixed())
-        if fits is None:
-            advice = f"choose a smaller {option} than {count}"
-        elif fits:
-            advice = (
-                f"try {option} {fits} or smaller (estimated in proportion: what {count} had taken "
-                "when it failed)"
-            )
-        else:
-            advice = f"not even {option} 1 would fit here: use a device with more memory"
-        raise SnfnpError(f"out of memory: {shortage.found}: {advice}{also}") from None
+        message = f"cannot write {path} ({error.strerror}): choose another {option}"
+        raise UsageError(message) from None

@@ -1,5 +1,7 @@
 """Images to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 
@@ -7,13 +9,14 @@ from snfnp.data import cifar, imagenet, mnist, patches
 from snfnp.data.files import Dataset, print_to_stderr
 from snfnp.errors import UsageError
 
-_LOADERS = {
-    **dict.fromkeys(mnist.SPECS, mnist.load),
-    cifar.NAME: cifar.load,
-    imagenet.NAME: imagenet.load,
-    patches.NAME: patches.load,
+# By name, what makes the images: called with the folder that was given, or None, and `report`.
+LOADERS: dict[str, Callable[..., Dataset]] = {
+    **{name: spec.load for name, spec in mnist.SPECS.items()},
+    "cifar-10": cifar.CIFAR.load,
+    "imagenet32": imagenet.IMAGENET32.load,
+    "patches": patches.load,
 }
-DATA_SETS = tuple(_LOADERS)
+DATA_SETS = tuple(LOADERS)
 
 __all__ = ["DATA_SETS", "Dataset", "load_dataset"]
 
@@ -24,28 +27,20 @@ def load_dataset(
     *,
     report: Callable[[str], None] = print_to_stderr,
 ) -> Dataset:
-    """Load the images of a data set from the first place that has them.
+    """Load the images of a data set, one of DATA_SETS, from the first place that has them.
 
     The places, in order: `data_dir`; else the folder in the environment variable SNFNP_DATA_DIR;
     else the user's cache; else a download into that cache (not if the environment variable
     SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
     A given folder is the only place that is searched: its subfolder `name` first, then the folder
-    itself. Which files are looked for, how they are checked and split: `mnist.load`, `cifar.load`,
-    `imagenet.load` (never downloaded), `patches.load` (always from the scikit-image package).
+    itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
+    downloaded), `patches.load` (always from the scikit-image package).
 
-    Args:
-        name: one of DATA_SETS.
-        data_dir: a folder with the published files, or None.
-        report: called with one line where a stand-in replaces the full data, or before work that
-            takes minutes.
-
-    Returns:
-        The images in three splits, and in words where they came from.
-
-    Raises:
-        UsageError: `name` is not known, or the given folder does not exist or lacks the files.
-        SnfnpError: a file is damaged or holds something else, or nothing was found anywhere.
+    `report` is called with one line if a sample takes the place of the full data, and before work
+    that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist
+    or lacks the files; SnfnpError if a file is damaged or holds something else, or nothing was
+    found anywhere.
     """
-    if name not in _LOADERS:
+    if name not in LOADERS:
         raise UsageError(f"unknown data set {name!r}; use one of: {', '.join(DATA_SETS)}")
-    return _LOADERS[name](name, data_dir, report)
+    return LOADERS[name](data_dir, report)

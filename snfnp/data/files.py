@@ -1,14 +1,13 @@
-"""What the data sets share: the images in three splits, where they are looked for, downloads."""
+"""Published data sets: the places of their files, downloads, and the images they become."""
 
-import gzip
+from __future__ import annotations
+
+import hashlib
 import os
 import sys
-import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,27 +15,18 @@ import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
 
-GZIP_MAGIC = b"\x1f\x8b"
-PLANES = (3, 32, 32)  # a colour image in the published files: one plane per channel
-
-_CONNECT_TIMEOUT = 5.0  # seconds
-_READ_TIMEOUT = 15.0  # seconds without a byte
-_CHUNK = 1 << 16  # bytes
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """The images of one data set, in three splits.
 
-    Attributes:
-        name: as given to `load_dataset`.
-        train: uint8 (N, H, W, C), channel values 0 to 255, read-only; likewise the next two.
-            Either in memory or, if that is too much, a `numpy.memmap` of a file.
-        validation: uint8 (N, H, W, C).
-        test: uint8 (N, H, W, C).
-        source: where the images came from, in words.
-        is_sample: whether they only stand in for a full data set: the sample that the package
-            ships, or patches of a few photographs.
+    name: as given to `load_dataset`. train, validation, test: uint8 (N, H, W, C), channel values 0
+    to 255, read-only, in memory or, if that is too much, a `numpy.memmap` of a file. source: where
+    the images came from, in words. is_sample: true for a small part of a published data set or a
+    substitute for one, whose results cannot be compared with published ones. Raises UsageError for
+    a split that is anything else, or has no images.
     """
 
     name: str
@@ -46,9 +36,129 @@ class Dataset:
     source: str
     is_sample: bool
 
+    def __post_init__(self):
+        for split in SPLITS:
+            images = getattr(self, split)
+            fault = _fault(images)
+            if not fault and images.shape[1:] != self.train.shape[1:]:
+                fault = (
+                    f"shape {images.shape} beside {self.train.shape} for training; make them one"
+                )
+            if fault:
+                raise UsageError(f"the {split} images of {self.name}: {fault}")
+            images = images[:]  # a view: what was given stays as it is
+            images.flags.writeable = False
+            object.__setattr__(self, split, images)
+
+
+def _fault(images) -> str | None:
+    """The reason why something is no uint8 (N, H, W, C), and the remedy; None if it is that."""
+    if not isinstance(images, np.ndarray) or images.dtype.kind not in "buif":
+        kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        return f"{kind} instead of numbers; give a NumPy array of uint8, (N, H, W, C)"
+    if images.ndim == 3:
+        return f"shape {images.shape} lacks the channel axis; give images[..., np.newaxis]"
+    if images.ndim != 4:
+        return f"shape {images.shape} is not (N, H, W, C); reshape them"
+    if images.size == 0:
+        return f"shape {images.shape} has no pixels; give every split at least one image"
+    if images.dtype == np.uint8:
+        return None
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):
+        return f"values from {low} to {high}; bring them to 0 to 255 and cast to uint8"
+    remedy = "multiply by 255" if images.dtype.kind in "bf" and high <= 1 else "round"
+    return f"{images.dtype} from {low} to {high}; {remedy} and cast to uint8"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that is read from published files, in a way that a subclass defines.
+
+    name: as given to `load_dataset`, and the folder's name in the cache. title: the name in
+    messages. mirrors: base addresses, each ending in "/", in the order in which they are tried;
+    without any, a person has to get the files. names: the files' names at the mirrors, by key.
+    advice: how a person gets them.
+    """
+
+    name: str
+    title: str
+    mirrors: tuple[str, ...]
+    names: dict[str, str]
+    advice: str = ""
+
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The files that a folder has, by key."""
+        paths = {key: folder / name for key, name in self.names.items()}
+        # os.path.isfile, unlike Path.is_file, also answers for folders that may not be entered.
+        return {key: path for key, path in paths.items() if os.path.isfile(path)}
+
+    def problem(self, key: str, path: Path) -> str | None:
+        """The fault of a file that was downloaded, in a few words, or None."""
+
+    def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
+        """The images in the files of all keys. Raises SnfnpError for a file that is damaged."""
+        raise NotImplementedError
+
+    def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
+        """The images if the cache lacks files and they could not be downloaded."""
+        lacks = f"no {self.title} images in {cache_folder(self.name)} and no download ({error})"
+        raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder with --data-dir")
+
+    def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
+        """Read the files in the folder that was given, else in the cache, which gets them first.
+
+        Arguments and errors are those of `snfnp.data.load_dataset`.
+        """
+        if data_dir is not None:
+            return self._read_given(Path(os.path.expanduser(data_dir)), "the data folder", report)
+        if given := os.environ.get("SNFNP_DATA_DIR"):
+            return self._read_given(Path(os.path.expanduser(given)), "SNFNP_DATA_DIR", report)
+        folder = cache_folder(self.name)
+        try:
+            hosts = self._fill(folder)
+        except NoDownloadError as error:
+            return self.without_download(error, report)
+        source = (
+            f"{', '.join(hosts)} (downloaded to {folder})" if hosts else f"cache folder {folder}"
+        )
+        try:
+            return self.read(self.find(folder), source, report)
+        except SnfnpError as error:
+            remedy = " (in the cache: delete it to have it downloaded again)" * bool(self.mirrors)
+            raise SnfnpError(f"{error}{remedy}") from error
+
+    def _read_given(self, root: Path, origin: str, report: Callable) -> Dataset:
+        """The images in a folder, or in its subfolder of the data set's name."""
+        if not os.path.isdir(root):
+            problem = "is not a folder" if os.path.exists(root) else "does not exist"
+            raise UsageError(f"{root}: {origin} {problem}; give the {self.title} files' folder")
+        # Half a set is the folder that was meant: looking on would hide what it lacks.
+        place = root / self.name if self.find(root / self.name) else root
+        files = self.find(place)
+        lacks = " and ".join(name for key, name in self.names.items() if key not in files)
+        if lacks:
+            lacks = f"{place}: {origin} lacks {lacks} of {self.title}"
+            raise UsageError(f"{lacks}; {self._to_get()} and put them there")
+        return self.read(files, f"folder {place}", report)
+
+    def _fill(self, folder: Path) -> list[str]:
+        """Download what the cache lacks; return the hosts that gave it (none: nothing lacked)."""
+        files = self.find(folder)
+        missing = [key for key in self.names if key not in files]
+        if missing and not self.mirrors:
+            raise NoDownloadError("registered users alone are given the files")
+        if missing and os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
+            raise NoDownloadError("SNFNP_OFFLINE is set and the cache does not hold it")
+        return list(dict.fromkeys(_download(self, key, folder) for key in missing))
+
+    def _to_get(self) -> str:
+        names, mirrors = " and ".join(self.names.values()), " or ".join(self.mirrors)
+        return self.advice or f"get {names} from {mirrors}"
+
 
 class NoDownloadError(SnfnpError):
-    """The cache could not be filled; the message is the reason, as a part of a longer line."""
+    """A download that failed; the message is the reason, as a part of a longer line."""
 
 
 def print_to_stderr(line: str) -> None:
@@ -57,10 +167,8 @@ def print_to_stderr(line: str) -> None:
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder in the user's cache that downloads of data set `name` are kept in."""
-    # pooch and requests are imported where they are used: a machine that trains on files it has
-    # needs neither
-    try:
+    """The folder in the user's cache that downloads of data set `name` are kept in."""
+    try:  # a machine that trains on files it has needs neither pooch nor requests
         import pooch
     except ModuleNotFoundError:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -68,145 +176,45 @@ def cache_folder(name: str) -> Path:
     return Path(pooch.os_cache("snfnp")) / name
 
 
-def given_folder(data_dir: str | os.PathLike[str] | None, title: str) -> tuple[Path, str] | None:
-    """Return the folder that was given and what gave it, for messages; None if none was.
-
-    Args:
-        data_dir: the folder given as an argument, which goes before SNFNP_DATA_DIR, or None.
-        title: what messages call the data set.
-
-    Raises:
-        UsageError: it is not a folder.
-    """
-    origin = "the data folder"
-    if data_dir is None:
-        data_dir, origin = os.environ.get("SNFNP_DATA_DIR"), "SNFNP_DATA_DIR"
-        if not data_dir:
-            return None
-    root = Path(os.path.expanduser(data_dir))
-    if not os.path.isdir(root):
-        problem = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise UsageError(f"{root}: {origin} {problem}; give a folder that holds the {title} files")
-    return root, origin
+def file_digest(path: Path, kind: str) -> str:
+    """The checksum of a file, "sha256" or "md5", in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
-def is_offline() -> bool:
-    """Return whether downloads are forbidden: SNFNP_OFFLINE is set to anything but "0"."""
-    return os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0")
-
-
-def download(
-    mirrors: tuple[str, ...],
-    file_name: str,
-    folder: Path,
-    find_problem: Callable[[Path], str | None],
-) -> str:
+def _download(published: Published, key: str, folder: Path) -> str:
     """Put a file into `folder` from the first mirror that works; return that mirror's host.
 
-    The file gets its final name only after `find_problem` found nothing wrong with it, so an
+    The file gets its final name only after `problem` found nothing wrong with it, so an
     interruption at any time leaves the cache as it was.
-
-    Args:
-        mirrors: base addresses, each ending in "/", in the order in which they are tried.
-        file_name: the file's name, at the mirrors and in the folder.
-        folder: made if it does not exist.
-        find_problem: what is wrong with a file that was downloaded, None if nothing is.
-
-    Raises:
-        NoDownloadError: no mirror gave it, or it cannot be written.
     """
-    failures = []
+    try:
+        import pooch
+        import requests
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is not installed: python -m pip install pooch"
+        raise NoDownloadError(missing) from error
+    name, failures = published.names[key], []
+    # Seconds to connect, and without a byte.
+    limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}
+    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            part = Path(temporary) / file_name
-            for mirror in mirrors:
+            part = Path(temporary) / name
+            for mirror in published.mirrors:
                 host = urlsplit(mirror).netloc
-                problem = _fetch(mirror + file_name, part) or find_problem(part)
+                try:
+                    fetch(mirror + name, str(part), None)
+                    problem = published.problem(key, part)
+                except requests.HTTPError as error:
+                    problem = f"HTTP status {error.response.status_code}"
+                except requests.RequestException:  # whose texts are lines of addresses and objects
+                    problem = "connection failed"
                 if problem is None:
-                    os.replace(part, folder / file_name)
+                    os.replace(part, folder / name)
                     return host
                 failures.append(f"{host}: {problem}")
     except OSError as error:
         raise NoDownloadError(f"the cache {folder} cannot be written ({error.strerror})") from error
-    raise NoDownloadError(f"no mirror gave {file_name} ({', '.join(failures)})")
-
-
-def _fetch(url: str, path: Path) -> str | None:
-    """Download `url` to `path`; return what is wrong with the mirror, or None if nothing is.
-
-    Raises:
-        OSError: `path` cannot be written, which is not the mirror's fault.
-    """
-    import pooch
-    import requests
-
-    on_terminal = sys.stderr.isatty() and find_spec("tqdm") is not None
-    fetch = pooch.HTTPDownloader(
-        progressbar=on_terminal, chunk_size=_CHUNK, timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT)
-    )
-    try:
-        fetch(url, str(path), None)
-    except requests.HTTPError as error:
-        return f"HTTP status {error.response.status_code}"
-    except requests.Timeout:
-        return "timed out"
-    except requests.RequestException:
-        # The exceptions' own texts nest several lines of addresses and objects.
-        return "connection failed"
-    return None
-
-
-def read_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Read the files in a tar archive, gzip-compressed or not, one after the other.
-
-    Nothing is unpacked to disk, and memory holds one file at a time: the archive is read forwards
-    once, to its very end, because gzip's checksum is there.
-
-    Args:
-        path: the archive.
-        wanted: whether a file of this name (its path in the archive) is to be read.
-
-    Yields:
-        (name, content) in the order of the archive.
-
-    Raises:
-        SnfnpError: the archive cannot be read, is not a tar archive, or is damaged.
-    """
-    try:
-        with open(path, "rb") as file:
-            compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-        with (
-            (gzip.open if compressed else open)(path, "rb") as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
-        ):
-            while (member := archive.next()) is not None:
-                if member.isreg() and wanted(member.name):
-                    yield member.name, archive.extractfile(member).read()
-                # tarfile remembers every member: more than 1 GB for a million of them.
-                archive.members.clear()
-            while stream.read(_CHUNK):
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SnfnpError(
-            f"{path}: the archive is damaged or no tar archive ({one_line(error)}); replace it "
-            "with a fresh copy"
-        ) from error
-    except OSError as error:
-        raise SnfnpError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of another library's exception as one line, or its kind if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def channels_last(planes: np.ndarray) -> np.ndarray:
-    """Return images (N, 3072) of three planes, red, green and blue, as (N, 32, 32, 3), a copy."""
-    return np.ascontiguousarray(planes.reshape(-1, *PLANES).transpose(0, 2, 3, 1))
-
-
-def read_only(images: np.ndarray) -> np.ndarray:
-    """Forbid writing to `images`, and return them."""
-    images.flags.writeable = False
-    return images
+    raise NoDownloadError(f"no mirror gave {name} ({', '.join(failures)})")

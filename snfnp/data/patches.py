@@ -9,6 +9,8 @@ Results on them are not comparable with those on CIFAR-10 or ImageNet32: there a
 only, and the patches are smooth, being parts of large pictures.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -18,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snfnp.data.files import Dataset, read_only
+from snfnp.data.files import Dataset
 from snfnp.errors import SnfnpError, UsageError
 
-NAME = "patches"
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 SIZE = 32
 # Patches are cut from each photograph at its own size and at half of it. The grid's step in
@@ -33,86 +34,59 @@ STEPS = {1: 16, 2: 8}
 HELD_OUT = 0.16
 
 
-def load(
-    name: str, data_dir: str | os.PathLike[str] | None, report: Callable[[str], None]
-) -> Dataset:
-    """Cut the patches, always the same ones. `report` gets a line that says they are a stand-in.
+def load(data_dir: str | os.PathLike[str] | None, report: Callable[[str], None]) -> Dataset:
+    """Cut the patches, always the same ones. `report` gets a line that says what they are.
 
-    No pixel of a photograph is in patches of two splits. SNFNP_DATA_DIR has no effect.
-
-    Returns:
-        5,634 / 920 / 920 patches (train, validation, test), with scikit-image 0.26.
-
-    Raises:
-        UsageError: scikit-image is not installed, or `data_dir` is given.
-        SnfnpError: a photograph is missing or damaged.
+    No pixel of a photograph is in patches of two splits: 5,634 / 920 / 920 patches (train,
+    validation, test) with scikit-image 0.26. SNFNP_DATA_DIR has no effect. Raises UsageError if
+    scikit-image is not installed or `data_dir` is given, SnfnpError if a photograph is missing or
+    damaged.
     """
     if data_dir is not None:
-        raise UsageError(
-            f"the patches are cut from the photographs in scikit-image: leave out {data_dir} "
-            "(--data-dir)"
-        )
+        raise UsageError(f"patches are cut from scikit-image's photographs: leave out {data_dir}")
     spec = find_spec("skimage")
     if spec is None:
         raise UsageError(
-            "the patches are cut from the photographs in scikit-image, which is not installed: "
-            "python -m pip install scikit-image"
+            "patches are cut from scikit-image's photographs: python -m pip install scikit-image"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     splits = cut_splits([_read_photograph(folder / file) for file in PHOTOGRAPHS])
+    train, validation, test = map(len, splits)
     report(
-        f"WARNING: STAND-IN FOR A DATA SET: {SIZE}x{SIZE} patches of {len(PHOTOGRAPHS)} "
-        f"photographs from scikit-image ({', '.join(str(len(split)) for split in splits)} train, "
-        "validation, test patches); results are not comparable with CIFAR-10 or ImageNet32"
+        f"WARNING: NOT A PUBLISHED DATA SET: {train} + {validation} + {test} patches of "
+        f"{len(PHOTOGRAPHS)} photographs from scikit-image (train, validation, test); results are "
+        "not comparable with CIFAR-10 or ImageNet32"
     )
-    train, validation, test = map(read_only, splits)
-    return Dataset(
-        name=NAME,
-        train=train,
-        validation=validation,
-        test=test,
-        source=f"patches (a stand-in) of {', '.join(Path(file).stem for file in PHOTOGRAPHS)} "
-        f"from scikit-image {metadata.version('scikit-image')}",
-        is_sample=True,
-    )
+    names = ", ".join(Path(file).stem for file in PHOTOGRAPHS)
+    source = f"patches of {names} from scikit-image {metadata.version('scikit-image')}"
+    return Dataset("patches", *splits, source=source, is_sample=True)
 
 
 def _read_photograph(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SnfnpError(
-            f"{path}: missing or damaged; install scikit-image again: "
-            "python -m pip install --force-reinstall scikit-image"
-        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        again = "python -m pip install --force-reinstall scikit-image"
+        raise SnfnpError(f"{path}: missing or damaged; {again}") from error
 
 
 def cut_splits(photographs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut patches for training, validation and test from columns that the splits do not share.
 
-    Args:
-        photographs: uint8 (H, W, 3) each, large enough for a patch in every share.
-
-    Returns:
-        Three uint8 arrays (n, 32, 32, 3), in the order of the photographs.
+    photographs: uint8 (H, W, 3) each, large enough for a patch in every share. Returns three uint8
+    arrays (n, 32, 32, 3), in the order of the photographs. Validation and test change ends from one
+    photograph to the next.
     """
     splits = [], [], []
     for index, photograph in enumerate(photographs):
-        for split, region in zip(splits, _regions(photograph, index % 2 == 1), strict=True):
-            for factor, step in STEPS.items():
-                split.append(_cut(_shrink(region, factor), step))
+        held_out = round(HELD_OUT * photograph.shape[1])
+        first, middle, last = np.split(photograph, [held_out, -held_out], axis=1)
+        regions = (middle, last, first) if index % 2 else (middle, first, last)
+        for split, region in zip(splits, regions, strict=True):
+            split += [_cut(_shrink(region, factor), step) for factor, step in STEPS.items()]
     train, validation, test = map(np.concatenate, splits)
     return train, validation, test
-
-
-def _regions(photograph: np.ndarray, swapped: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The columns for training, validation and test; the latter two change ends if swapped."""
-    width = photograph.shape[1]
-    held_out = round(HELD_OUT * width)
-    ends = photograph[:, :held_out], photograph[:, width - held_out :]
-    train = photograph[:, held_out : width - held_out]
-    return train, *(ends[::-1] if swapped else ends)
 
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:

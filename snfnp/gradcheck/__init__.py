@@ -16,11 +16,8 @@ from snfnp.gradcheck.differences import (
     relative_error,
     slopes,
 )
-from snfnp.gradcheck.inverse_updates import check_inverse_update
-from snfnp.gradcheck.jacobians import check_jvp
 from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
 from snfnp.gradcheck.linear import check_map, check_rule
-from snfnp.gradcheck.variational import check_variational
 
 __all__ = [
     "GradientError",
@@ -28,12 +25,9 @@ __all__ = [
     "as_matrix",
     "central_difference",
     "check_gradient",
-    "check_inverse_update",
-    "check_jvp",
     "check_layer",
     "check_map",
     "check_rule",
-    "check_variational",
     "convergence",
     "frozen_bar_scalar",
     "measure_gradient",

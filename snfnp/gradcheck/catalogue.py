@@ -1,34 +1,23 @@
-"""Every layer, rule and map of the package in small, ready to be checked (`python -m snfnp check`).
+"""Small examples of all layers, rules and maps, ready to be checked (`python -m snfnp check`).
 
-Central differences are wrong across a kink: where a layer has kinks, the points keep away from
-them.
+Central differences are wrong across a kink: the points keep away from those that a layer has. Of
+what goes beyond the paper, this has what `check_layer` and `check_rule` cover.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from snfnp.beyond.chain import Chain
-from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.newton import Newton
-from snfnp.beyond.probes import JacobianPenalty, Probe
-from snfnp.beyond.projection import Projection
-from snfnp.beyond.variational import Variational
-from snfnp.gradcheck.inverse_updates import check_inverse_update
-from snfnp.gradcheck.jacobians import check_jvp
+from snfnp import registry
 from snfnp.gradcheck.layers import Report, check_layer
 from snfnp.gradcheck.linear import check_map, check_rule
-from snfnp.gradcheck.variational import check_variational
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Bias,
-    CausalConv2d,
-    ConvExponential,
     Linear,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
@@ -39,9 +28,8 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
-@dataclass(frozen=True)
-class Check:
-    """kind: layer, jvp, rule or map; name: what is checked; run(ops=…, …) -> Report."""
+class Check(NamedTuple):
+    """kind: layer, rule or map; name: what is checked; run(ops=…, …) -> Report."""
 
     kind: str
     name: str
@@ -49,8 +37,112 @@ class Check:
 
 
 def catalogue() -> list[Check]:
-    """All checks, layers first."""
-    return [*_layers(), *_jvps(), *_rules(), *_inverse_updates(), *_variational(), *_maps()]
+    """All checks, layers first: every layer, with every rule that has a gradient and in shapes
+    that differ; every rule; every map."""
+    checks = []
+    layers = [*_linear(), *_elementwise(), *_spatial(), *_other_papers()]
+    for name, layer, shape, *settings in layers:
+        run = partial(check_layer, layer, shape, **dict(*settings))
+        checks.append(Check("layer", name, run))
+    checks += [Check("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
+    return checks + [Check("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
+
+
+def _linear() -> list[tuple]:
+    snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
+    plain, turned = {"bias": False}, {"init_kind": "orthogonal"}
+    chain = registry.find("chain")(Conv2d((3, 3), 2), 2)
+
+    def dense(name, features, rule, **options):
+        return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
+
+    def conv(name, kernel, shape, rule, **options):
+        layer = Linear(Conv2d(kernel, shape[2]), rule, **options)
+        return f"conv {kernel[0]}x{kernel[1]}{name}", layer, shape
+
+    return [
+        dense("", 5, snf),
+        dense(", one feature", 1, snf),
+        dense(", without bias", 5, snf, **plain),
+        dense(", from the identity", 4, snf, init_kind="identity"),
+        dense(", from a rotation", 4, snf, **turned),
+        dense(", forward objective", 5, forward),
+        dense(", forward objective, without bias", 4, forward, **plain),
+        dense(", exact gradient", 5, exact),
+        dense(", exact gradient, without bias", 5, exact, **plain),
+        conv("", (3, 3), (3, 3, 2), snf),
+        conv(", one channel", (3, 3), (4, 3, 1), snf),
+        conv(", forward objective", (3, 3), (3, 3, 2), forward, **plain),
+        conv(", exact gradient", (3, 3), (3, 3, 2), exact),
+        conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
+        conv(", inverse 7x7", (3, 3), (4, 3, 1), snf, inverse_map=Conv2d((7, 7), 1)),
+        conv(", inverse 5x3", (3, 5), (3, 3, 2), snf, inverse_map=Conv2d((5, 3), 2)),
+        conv(", inverse of two 3x3", (3, 3), (3, 4, 2), snf, inverse_map=chain),
+        conv("", (1, 1), (2, 3, 3), snf),
+        conv(", exact gradient", (1, 1), (2, 2, 3), exact),
+        # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
+        conv(", exact gradient, from a rotation", (1, 1), (2, 3, 4), exact, **plain, **turned),
+        conv(", from a rotation", (1, 1), (2, 3, 4), snf, **turned),
+        conv(", from a rotation", (5, 5), (3, 4, 2), snf, **turned),
+    ]
+
+
+def _elementwise() -> list[tuple]:
+    def spline(name, shape, **options):
+        # 5 bins each: Numba compiles its kernels anew for every other number
+        layer = RationalQuadraticSpline(5, **options)
+        return name, layer, shape, {"x": spline_points(layer, shape)}
+
+    return [
+        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
+        ("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,)),
+        ("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,)),
+        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2)),
+        spline("spline", (2, 1, 2), bound=4.0),
+        spline("spline, features", (3,), bound=10.0),
+        spline("spline, one feature", (1,), bound=2.0),
+        spline("spline, larger bins", (2, 1, 2), bound=4.0, eps=0.01),
+        ("actnorm", ActNorm(), (3, 2, 4)),
+        ("actnorm, features", ActNorm(), (5,)),
+        ("actnorm, one channel", ActNorm(), (1, 2, 1)),
+        ("squeeze", Squeeze(), (4, 2, 3)),
+        ("squeeze, one channel", Squeeze(), (2, 2, 1)),
+    ]
+
+
+def _spatial() -> list[tuple]:
+    def coupling(name, channels, width, shape, make=lambda layer: layer):
+        layer = AffineCoupling(channels, width)
+        return name, make(layer), shape, coupling_point(layer, shape)
+
+    return [
+        coupling("coupling", 4, 8, (3, 2, 4)),
+        coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
+        coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
+        coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
+        coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
+        ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
+        ("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
+        ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
+    ]
+
+
+def _other_papers() -> list[tuple]:
+    names = ("bias-layer", "causal-layer", "exponential-layer")
+    bias, causal, exponential = map(registry.find, names)
+    short = {"terms": (13, 13)}
+    return [
+        ("bias", bias(), (3, 4, 2)),
+        ("bias, features", bias(), (5,)),
+        ("causal conv", causal(3), (3, 2, 3)),
+        ("causal conv, one channel", causal(1), (5, 4, 1)),
+        ("causal conv, without bias", causal(2, bias=False), (1, 5, 2)),
+        ("anticausal conv", causal(3, reverse=True), (3, 2, 3)),
+        ("conv exponential, one channel", exponential(1), (5, 4, 1)),
+        # beyond the bound the norm's gradient counts
+        ("conv exponential", exponential(2, gain=4, **short), (3, 4, 2)),
+        ("conv exponential 1x3", exponential(3, (1, 3), gain=2, iterations=1, **short), (2, 2, 3)),
+    ]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
@@ -68,8 +160,8 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
 
     x₁ is about ±2 and w1 mostly its centre tap, so that the first layer is ±(1 to 2) and some
     noise; w2 is mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2. The stencils move
-    by 0.03 along random directions, what a ReLU sees by less than its distance; a crossed kink
-    would be an error of about 1e-4, and could not hide.
+    by 0.03 along random directions, which changes a ReLU's input by less than its distance from
+    the kink; a crossed kink would be an error of about 1e-4, and could not hide.
     """
     rng = np.random.default_rng(14)
     width, half = layer.width, layer.channels // 2
@@ -87,138 +179,39 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     return {"x": x, "params": p}
 
 
-def _layers():
-    spline, coupling = RationalQuadraticSpline(bound=4.0), AffineCoupling(4, 8)
-    mixture, exact = SelfNormalizing(), Exact()
-    penalty = JacobianPenalty(weight=0.4, probes=2)
-    larger = Conv2d((5, 5), 2)
-    cases = [
-        ("dense", Linear(Dense(5), mixture), (5,), {}),
-        ("dense, forward objective", Linear(Dense(5), SelfNormalizing("forward")), (5,), {}),
-        ("dense, exact gradient", Linear(Dense(5), exact), (5,), {}),
-        ("dense, Eq. 31", Linear(Dense(5), penalty), (5,), {}),
-        ("dense, probes", Linear(Dense(5), Probe(probes=2)), (5,), {}),
-        ("conv 3x3", Linear(Conv2d((3, 3), 2), mixture), (3, 3, 2), {}),
-        (
-            "conv 3x3, inverse 5x5",
-            Linear(Conv2d((3, 3), 2), mixture, inverse_map=larger),
-            (3, 4, 2),
-            {},
-        ),
-        ("conv 3x3, Eq. 31", Linear(Conv2d((3, 3), 2), penalty), (3, 4, 2), {}),
-        (
-            "conv 3x3, probes, inverse 5x5",
-            Linear(Conv2d((3, 3), 2), Probe(probes=2), inverse_map=larger),
-            (3, 4, 2),
-            {},
-        ),
-        (
-            "conv 3x3, inverse of two 3x3",
-            Linear(Conv2d((3, 3), 2), mixture, inverse_map=Chain(Conv2d((3, 3), 2), 2)),
-            (3, 4, 2),
-            {},
-        ),
-        ("conv 3x3, exact gradient", Linear(Conv2d((3, 3), 2), exact), (3, 3, 2), {}),
-        ("conv 1x1", Linear(Conv2d((1, 1), 3), mixture), (2, 2, 3), {}),
-        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,), {}),
-        ("spline", spline, (2, 1, 2), {"x": spline_points(spline, (2, 1, 2))}),
-        ("actnorm", ActNorm(), (3, 2, 4), {}),
-        ("coupling", coupling, (3, 2, 4), coupling_point(coupling, (3, 2, 4))),
-        ("split prior", SplitPrior(coupling), (3, 2, 4), coupling_point(coupling, (3, 2, 4))),
-        ("squeeze", Squeeze(), (4, 2, 3), {}),
-        ("causal conv", CausalConv2d(3), (3, 2, 3), {}),
-        ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3), {}),
-        ("conv exponential", ConvExponential(2, terms=(13, 13)), (3, 4, 2), {}),
-        ("bias", Bias(), (3, 4, 2), {}),
-    ]
-    return [
-        Check("layer", name, partial(check_layer, layer, shape, **settings))
-        for name, layer, shape, settings in cases
-    ]
-
-
-def _jvps():
-    spline = RationalQuadraticSpline(bound=4.0)
-    cases = [
-        ("dense, J ν", Linear(Dense(5)), (5,), {}),
-        ("conv 3x3, J ν", Linear(Conv2d((3, 3), 2)), (3, 4, 2), {}),
-        ("smooth leaky ReLU, J ν", SmoothLeakyReLU(), (6,), {}),
-        ("spline, J ν", spline, (2, 1, 2), {"x": spline_points(spline, (2, 1, 2))}),
-        ("actnorm, J ν", ActNorm(), (3, 2, 4), {}),
-        ("squeeze, J ν", Squeeze(), (4, 2, 3), {}),
-    ]
-    return [
-        Check("jvp", name, partial(check_jvp, layer, shape, **settings))
-        for name, layer, shape, settings in cases
-    ]
-
-
-def _rules():
+def _rules() -> list[tuple]:
+    maps = {
+        "dense": (Dense(5), (5,)),
+        "one feature": (Dense(1), (1,)),
+        "conv 1x1": (Conv2d((1, 1), 3), (2, 3, 3)),
+        "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
+        "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
+    }
+    vectors, pointwise = (
+        ("dense", "one feature"),
+        ("dense", "one feature", "conv 1x1", "one channel"),
+    )
     rules = [
-        ("self-normalizing", SelfNormalizing()),
-        ("self-normalizing, forward", SelfNormalizing("forward")),
-        ("self-normalizing, Eq. 31", JacobianPenalty()),
-        ("exact", Exact()),
+        ("self-normalizing", SelfNormalizing(), pointwise),
+        ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
+        ("self-normalizing, Eq. 31", registry.find("jacobian-penalty")(), ("dense", "conv 1x1")),
+        ("exact", Exact(), tuple(maps)),
+        *((f"relative, {b}", Relative(b), vectors) for b in ("plain", "full", "gresele")),
     ]
-    dense = [
-        *rules,
-        *((f"relative, {bias}", Relative(bias)) for bias in ("plain", "full", "gresele")),
-    ]
+    return [(f"{name}, {of}", rule, *maps[of]) for name, rule, names in rules for of in names]
+
+
+def _maps() -> list[tuple]:
     return [
-        *(
-            Check("rule", f"{name}, dense", partial(check_rule, rule, Dense(5), (5,)))
-            for name, rule in dense
-        ),
-        *(
-            Check(
-                "rule", f"{name}, conv 1x1", partial(check_rule, rule, Conv2d((1, 1), 3), (2, 3, 3))
-            )
-            for name, rule in rules
-        ),
-    ]
-
-
-def _inverse_updates():
-    convolution, larger = Conv2d((3, 3), 2), Conv2d((5, 5), 2)
-    small = {"inverse_map": Conv2d((3, 5), 2)}
-    cases = [
-        ("projection, dense", Projection(), Dense(5), (5,), {}),
-        ("newton, dense", Newton(), Dense(5), (5,), {}),
-        ("newton, conv 1x1", Newton(), Conv2d((1, 1), 3), (2, 3, 3), {}),
-        ("least squares, conv 1x1", LeastSquares(), Conv2d((1, 1), 3), (2, 3, 3), {}),
-        ("least squares, conv 3x3", LeastSquares(), convolution, (3, 4, 2), {}),
-        ("least squares, 5x5", LeastSquares(), convolution, (4, 3, 2), {"inverse_map": larger}),
-        ("least squares, pulled", LeastSquares(tolerance=1e-4), convolution, (3, 4, 2), small),
-    ]
-    return [
-        Check("rule", name, partial(check_inverse_update, rule, each, shape, **more))
-        for name, rule, each, shape, more in cases
-    ]
-
-
-def _variational():
-    rule, larger = Variational(0.6, vectors=2), {"inverse_map": Conv2d((5, 5), 2)}
-    chain = {"inverse_map": Chain(Conv2d((3, 3), 2), 2)}
-    cases = [
-        ("dense", Dense(5), (5,), {}),
-        ("dense, R = W⁻¹", Dense(5), (5,), {"inverted": True}),
-        ("conv 1x1, R = W⁻¹", Conv2d((1, 1), 3), (2, 3, 3), {"inverted": True}),
-        ("conv 3x3", Conv2d((3, 3), 2), (4, 3, 2), {}),
-        ("conv 3x3, inverse 5x5", Conv2d((3, 3), 2), (3, 4, 2), larger),
-        ("conv 3x3, inverse of two 3x3", Conv2d((3, 3), 2), (3, 4, 2), chain),
-    ]
-    return [
-        Check("rule", f"variational, {name}", partial(check_variational, rule, each, shape, **more))
-        for name, each, shape, more in cases
-    ]
-
-
-def _maps():
-    maps = [
         ("dense", Dense(5), (5,)),
-        ("conv 3x3", Conv2d((3, 3), 2), (4, 3, 2)),
-        ("conv 5x3", Conv2d((5, 3), 2), (3, 4, 2)),
-        ("conv 1x1", Conv2d((1, 1), 3), (2, 2, 3)),
-        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (4, 3, 2)),
+        ("dense, one feature", Dense(1), (1,)),
+        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
+        ("conv 3x5", Conv2d((3, 5), 2), (4, 3, 2)),
+        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
+        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
+        ("conv 1x1, one channel", Conv2d((1, 1), 1), (2, 2, 1)),
+        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+        ("conv 3x3, 2 to 3 channels", Conv2d((3, 3), 2, 3), (3, 4, 2)),
+        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
+        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
     ]
-    return [Check("map", name, partial(check_map, each, shape)) for name, each, shape in maps]

@@ -30,10 +30,10 @@ def central_difference(f: Callable, x, direction, h: float, order: int = 6) -> f
 
 
 def convergence(f: Callable, x, gradient, direction, h: float = 0.05) -> float:
-    """error(h) / error(h/2) of the second-order stencil: about 4 for the right gradient.
+    """The quotient error(h) / error(h/2) of the second-order stencil: 4 for the right gradient.
 
-    For a wrong gradient it is about 1: its error does not depend on h. Meaningless (rounding)
-    where f is quadratic or linear along `direction`.
+    For a wrong gradient it is about 1: its error does not depend on h. Meaningless (rounding) if f
+    is quadratic or linear along `direction`.
     """
     analytic = float(np.sum(gradient * direction))
     errors = [abs(central_difference(f, x, direction, step, 2) - analytic) for step in (h, h / 2)]
@@ -41,7 +41,7 @@ def convergence(f: Callable, x, gradient, direction, h: float = 0.05) -> float:
 
 
 def tolerance(dtype) -> float:
-    """The relative error that checks allow where nothing else is asked for.
+    """The relative error that checks allow by default.
 
     In double precision it is the differences' own error. In single it is the layer's: about 170
     roundings, far below the negative controls, which are near 1e-2.
@@ -50,50 +50,44 @@ def tolerance(dtype) -> float:
 
 
 class Measured(NamedTuple):
-    """error: the largest relative difference that was found; control: the smallest by which a wrong
-    gradient (times 1.01; zero) was off, which must be far above the tolerance. NaN: no control.
-    slopes: of f and of the gradient along the last direction; None where there was no f."""
+    """Errors of one comparison.
+
+    error: the largest relative difference; control: the smallest by which a wrong gradient (times
+    1.01; zero) was off, which must be far above the tolerance, or NaN if there was no control;
+    slopes: those of f and of the gradient along the last direction.
+    """
 
     error: float
     control: float
     slopes: tuple[float, float] | None = None
 
 
-def check_gradient(
-    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
-) -> float:
-    """The largest error that `measure_gradient` finds; raises GradientError as it does."""
-    return measure_gradient(
-        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
-    ).error
+def check_gradient(f: Callable, x, gradient, **settings) -> float:
+    """The largest error that `measure_gradient` finds, which has the arguments and errors."""
+    return measure_gradient(f, x, gradient, **settings).error
 
 
-def slopes(
-    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
-) -> tuple[float, float]:
-    """(slope of f by central differences, ⟨gradient, u⟩) along a direction u, to six digits.
+def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
+    """The slope of f by central differences, and ⟨gradient, u⟩, along a direction u, to six digits.
 
-    For pages that show what was compared. It checks as `measure_gradient` does, raises
-    GradientError as it does, and returns the two slopes of the last direction.
+    For pages that show what was compared: the last direction of `measure_gradient`, which has the
+    arguments and errors.
     """
-    measured = measure_gradient(
-        f, x, gradient, rng=rng, rtol=rtol, h=h, directions=directions, name=name
-    )
-    numeric, analytic = measured.slopes
+    numeric, analytic = measure_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
 
 
-def relative_error(found, expected) -> float:
-    """‖found − expected‖ / ‖expected‖ to three digits, and 0.0 below 1e-9.
+def relative_error(value, expected) -> float:
+    """The distance ‖value − expected‖ / ‖expected‖ to three digits, and 0.0 below 1e-9.
 
     For pages that show how far apart a right and a wrong formula are: what rounding leaves of a
-    right one differs from machine to machine and is not shown. Raises ValueError where the shapes
+    right one differs from machine to machine and is not shown. Raises ValueError if the shapes
     differ, so that broadcasting cannot hide a missing axis. NaN stays NaN.
     """
-    found, expected = np.asarray(found), np.asarray(expected)
-    if found.shape != expected.shape:
-        raise ValueError(f"shapes differ: {found.shape} and {expected.shape}")
-    error = np.linalg.norm((found - expected).ravel()) / np.linalg.norm(expected.ravel())
+    value, expected = np.asarray(value), np.asarray(expected)
+    if value.shape != expected.shape:
+        raise ValueError(f"shapes differ: {value.shape} and {expected.shape}")
+    error = np.linalg.norm((value - expected).ravel()) / np.linalg.norm(expected.ravel())
     return 0.0 if error < 1e-9 else float(f"{error:.3g}")
 
 
@@ -102,44 +96,41 @@ def measure_gradient(
 ) -> Measured:
     """Compare ⟨gradient, u⟩ with central differences of f along random unit directions u.
 
-    f takes an array like x (float64, on the host) and returns a float. Each difference is relative
+    f takes an array like x (float64, on the host) and returns a float; rng: a NumPy generator; h:
+    the step; name: x in messages. Each difference is relative
     to the larger of both values and of ‖gradient‖/√size, the typical size of such a product.
-    Raises GradientError beyond `rtol`, or where a wrong gradient (times 1.01; zero) would have
-    passed.
+    Raises GradientError beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
     """
     if gradient.shape != x.shape:
         raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
     typical = np.linalg.norm(gradient) / np.sqrt(gradient.size)
-    worst = 0.0
-    controls = {"times 1.01": 0.0, "zeroed": 0.0}
+    worst, controls = 0.0, {1.01: 0.0, 0: 0.0}  # by what the gradient is multiplied by
     for index in range(directions):
         u = rng.standard_normal(x.shape)
         u /= np.linalg.norm(u)
-        numeric = central_difference(f, x, u, h)
-        analytic = float(np.sum(gradient * u))
+        numeric, analytic = central_difference(f, x, u, h), float(np.sum(gradient * u))
         error = relative(numeric, analytic, typical)
         if not error <= rtol:
-            ladder = ", ".join(
-                f"h={step:.0e}: {central_difference(f, x, u, step):.12g}"
-                for step in (h, h / 4, h / 16)
+            steps = (
+                f"h={s:.0e}: {central_difference(f, x, u, s):.12g}" for s in (h, h / 4, h / 16)
             )
             raise GradientError(
                 f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
-                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {ladder})"
+                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(steps)})"
             )
         worst = max(worst, error)
-        for control, factor in (("times 1.01", 1.01), ("zeroed", 0.0)):
+        for factor in controls:
             error = relative(numeric, factor * analytic, typical)
-            controls[control] = max(controls[control], error)
+            controls[factor] = max(controls[factor], error)
     if not typical > 0:
         return Measured(worst, float("nan"), (numeric, analytic))
-    for control, error in controls.items():
+    for factor, error in controls.items():
         if error <= rtol:
-            raise GradientError(f"{name}: the negative control ({control}) was not caught")
+            raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
     return Measured(worst, min(controls.values()), (numeric, analytic))
 
 
-def relative(found: float, expected: float, typical: float) -> float:
-    """|found − expected| over the largest of both and of `typical`; NaN where one of them is."""
-    scale = max(abs(found), abs(expected), typical)
-    return 0.0 if scale == 0 else abs(found - expected) / scale
+def relative(value: float, expected: float, typical: float) -> float:
+    """The distance |value − expected| over the largest of both and of `typical`; NaN if one is."""
+    scale = max(abs(value), abs(expected), typical)
+    return 0.0 if scale == 0 else abs(value - expected) / scale

@@ -1,19 +1,25 @@
-"""Checking a layer against its contract (`snfnp.layers.Layer`) on any backend.
+"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend.
 
-Derivation: derivations/04-dense.md.
+Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) written out).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from snfnp.beyond.probes import JacobianPenalty, Probe, draw_probes
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import GradientError, Measured, measure_gradient, tolerance
+from snfnp.gradcheck.differences import (
+    GradientError,
+    Measured,
+    measure_gradient,
+    relative,
+    tolerance,
+)
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
@@ -21,8 +27,10 @@ KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 
 @dataclass
 class Report:
-    """What was checked: the relative error of each check, and, for gradients, what the nearest
-    negative control was off by (see `Measured`)."""
+    """The relative error of each check, and the smallest error of a wrong value in its place.
+
+    Values that are off by 1 %, or by more, are the negative controls (see `Measured`).
+    """
 
     errors: dict[str, float] = field(default_factory=dict)
     controls: dict[str, float] = field(default_factory=dict)
@@ -35,120 +43,134 @@ class Report:
         self.errors[name], self.controls[name] = measured.error, measured.control
 
 
-def check_layer(
-    layer,
-    shape,
-    *,
-    ops=None,
-    batch=3,
-    seed=0,
-    rtol=None,
-    x=None,
-    params=None,
-    lam=0.7,
-    dtype=np.float64,
-) -> Report:
-    """Check a layer on random points and parameters. Raises GradientError.
+@dataclass
+class Case:
+    """A layer at random points x and parameters, with random covectors c of its outputs, a of ldj.
 
-    * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
-    * inverse(forward(x)) = x, by the exact inverse;
-    * ldj (+ log_det) against slogdet of the Jacobian that `backward` assembles row by row;
-    * the gradient of x and of each parameter, separately, along random unit directions, against
-      central differences, with negative controls (`measure_gradient`).
+    They make the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩, whose gradient is what `backward`
+    claims. The outputs are z and, of a layer that splits off a latent, that. All arrays are the
+    host's; `x`, `params`, `c` and `a` are in double precision.
 
-    A layer that learns its inverse has an approximate gradient by design. It is still checked to
-    full precision: it is the exact gradient of the frozen-bar scalar (`frozen_bar_scalar`).
-
-    shape: one sample's shape; ops: a backend (default: plain NumPy), to which host arrays are
-    moved as needed; x: the points (host), default standard normal (keep them off kinks); params:
-    {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
-    gradient is checked at a special point; lam: λ for a layer that learns its inverse; dtype: what
-    `backward` and `inverse` compute in (differences are always of float64 values); rtol: default
-    1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
-    Costs O(D) forward passes: keep D small.
+    Arguments: those of `check_layer`. noise: how far parameters that are not given are moved from
+    the layer's initial ones.
     """
-    if layer.assigns:
-        raise UsageError(
-            f"{', '.join(layer.assigns)} of this layer has no gradient, its rule finds it: check "
-            "the rule with check_inverse_update"
-        )
-    ops = ops or get_ops("numpy")
-    rng = np.random.default_rng(seed)
-    if x is None:
-        x = rng.standard_normal((batch, *shape))
-    initial = layer.init(rng, shape)
-    if params is None:
-        params = {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in initial.items()}
-    rtol = tolerance(dtype) if rtol is None else rtol
-    case = _Case(layer, tuple(shape), ops, x, params, rng, lam, dtype)
-    report = Report()
-    case.check_shapes(initial)
-    case.check_single_precision()
-    report.errors["inverse(forward(x))"] = case.check_inverse(rtol)
-    report.errors["log-determinant"] = case.check_log_det(rtol)
-    dx, grads = case.gradients()
-    checks = [("x", lambda v: case.objective(v, params), x, dx)]
-    f = case.objective
-    if layer.learns_inverse:
-        f = frozen_bar_scalar(layer, shape, ops, params, x, case.c[0], case.a, lam)
-    checks += [
-        (name, lambda v, name=name: f(x, {**params, name: v}), params[name], grads[name])
-        for name in params
-    ]
-    for name, scalar, point, gradient in checks:
-        measured = measure_gradient(scalar, point, gradient, rng=rng, rtol=rtol, name=name)
-        report.add(name, measured)
-    return report
 
+    layer: Any
+    shape: tuple[int, ...]
+    _: KW_ONLY
+    ops: Any = None
+    batch: int = 3
+    seed: int = 0
+    rtol: float | None = None
+    x: Any = None
+    params: Any = None
+    lam: float = 0.7
+    dtype: Any = np.float64
+    noise: float = 0.1
+    report: Report = field(default_factory=Report)
 
-def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
-    """The scalar whose exact gradient is the self-normalizing update (see derivations/04-dense.md).
+    def __post_init__(self):
+        layer, self.shape = self.layer, tuple(self.shape)
+        self.ops = self.ops or get_ops("numpy")
+        self.rtol = tolerance(self.dtype) if self.rtol is None else self.rtol
+        self.rng = rng = np.random.default_rng(self.seed)
+        self.x = rng.standard_normal((self.batch, *self.shape)) if self.x is None else self.x
+        self.initial = layer.init(rng, self.shape)
+        self.params = self.params or {
+            name: value + self.noise * rng.standard_normal(value.shape)
+            for name, value in self.initial.items()
+        }
+        shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
+        self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
+        self.a = rng.standard_normal(len(self.x))
 
-    With barred quantities held at their present values, v = Σ dldj, (c, c') = (½, ½) for the
-    mixture and (1, 0) for the forward objective, and D × D matrices T(·) written out:
+    def cast(self, given):
+        """A host array, or a list or dict of them, in the precision that is checked."""
+        return _each(lambda array: array.astype(self.dtype), given)
 
-        c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), P T(R̄)ᵀ⟩
-        − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ P⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
+    def put(self, given):
+        """Copies of a host array, or a list or dict of them, on the device."""
+        return _each(lambda array: self.ops.asarray(np.array(array)), given)
 
-    with P = I. A rule of n probes ν has P = Σ ννᵀ/n (`Probe`), or − (μ/n) Σ ‖T(R) T(W) ν − ν‖²
-    (`JacobianPenalty`).
+    def matrix(self, linear_map, w) -> np.ndarray:
+        """T(w) written out for one sample."""
+        return as_matrix(linear_map, self.ops, np.ascontiguousarray(w), self.shape)
 
-    Arrays are the host's. Returns f(x, params): only the parameters may vary (δ_x itself is passed
-    on at full weight).
-    """
-    c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
-    f, g = layer.maps  # their T differ where R has another kernel size than W
-    rows = len(x)
-    x, dz = x.reshape(rows, -1), dz.reshape(rows, -1)
-    volume = dldj.sum()
-    w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
-    z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
-    probes = _probes(layer.rule, ops, shape)
-    mixed = probes.T @ probes / len(probes) if isinstance(layer.rule, Probe) else np.eye(len(w_bar))
-    mu = layer.rule.weight if isinstance(layer.rule, JacobianPenalty) else 0.0
+    def forward(self, x, params) -> tuple[list, np.ndarray | int]:
+        """The outputs, and ldj."""
+        z, ldj, cache = self.layer.forward(self.ops, self.put(params), self.put(x))
+        outputs = (z, cache["latent"]) if len(self.c) == 2 else (z,)
+        ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
+        return [self.ops.to_host(output) for output in outputs], ldj
 
-    def scalar(x_, p) -> float:
-        w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
-        z = x_.reshape(rows, -1) @ w.T
-        error = z @ r.T - x_.reshape(rows, -1)
-        bias = np.sum(dz.reshape(-1, p["b"].size) @ p["b"]) if "b" in p else 0.0
-        forward = c_f * (np.sum(dz * z) + volume * np.sum(w * (mixed @ r_bar.T)))
-        inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * (w_bar.T @ mixed)))
-        penalty = lam / rows * np.sum(error * error)
-        if mu:
-            penalty += mu / len(probes) * np.sum((probes @ w.T @ r.T - probes) ** 2)
-        return float(bias + forward - inverse - penalty)
+    def objective(self, x, params) -> float:
+        """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
+        outputs, ldj = self.forward(x, params)
+        total = sum(np.sum(c * output) for c, output in zip(self.c, outputs, strict=True))
+        return float(total + np.sum(self.a * (ldj + self.log_det(params))))
 
-    return scalar
+    def log_det(self, params) -> float:
+        return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
+    def backward(self, x, params, deltas, dldj, lam=None) -> dict[str, np.ndarray]:
+        """{parameter: gradient or next value, "x": δ_x} of a backward pass.
 
-def _probes(rule, ops, shape) -> np.ndarray | None:
-    """The probes (n, D) that a rule draws at `KEY`."""
-    if not isinstance(rule, JacobianPenalty | Probe):
-        return None
-    ctx = BackwardContext(ops, None, key=KEY)
-    like = ops.xp.empty((1, *shape))
-    return ops.to_host(draw_probes(ctx, rule.probes, like)).reshape(rule.probes, -1)
+        Raises GradientError if a gradient is not written, or anything else is written to.
+        """
+        ops, lam = self.ops, self.lam if lam is None else lam
+        x_, p, dldj_ = self.put(x), self.put(params), self.put(dldj)
+        deltas_ = self.put(deltas)
+        _, _, cache = self.layer.forward(ops, p, x_)
+        passes = []
+        for _ in range(2):  # the second time from what the first left in the cache
+            grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
+            ctx = BackwardContext.of(ops, dldj_, lam, key=layer_key(KEY, 0))
+            # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
+            dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
+            if self.layer.learns_inverse:
+                dx, measured = dx
+                grads |= measured.updates
+            passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})
+        unchanged = [("x", x_, x), *((name, p[name], params[name]) for name in params)]
+        unchanged += [("dz", d_, d) for d_, d in zip(deltas_, deltas, strict=True)]
+        for name, now, then in [*unchanged, ("dldj", dldj_, dldj)]:
+            if not np.array_equal(ops.to_host(now), then, equal_nan=True):
+                raise GradientError(f"the layer changed its argument {name}")
+        first, second = passes
+        if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
+            raise GradientError("backward changed the cache: twice, it gives two results")
+        return first
+
+    def gradients(self, params=None, lam=None) -> dict[str, np.ndarray]:
+        """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
+        params = self.cast(params or self.params)
+        x, a, c = self.cast(self.x), self.cast(self.a), self.cast(self.c)
+        grads = self.backward(x, params, c, a, lam)
+        for name in params:
+            if np.isnan(grads[name]).any():
+                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
+        return grads
+
+    def measure(self, name: str, scalar, point, gradient) -> None:
+        """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
+        settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
+        self.report.add(name, measure_gradient(scalar, point, gradient, **settings))
+
+    def compare(self, name: str, value, expected, wrong=None) -> None:
+        """Compare arrays, and report it; wrong: the negative control, by default off by 1 %.
+
+        Raises GradientError if they differ, or if the control does not.
+        """
+        value, expected = np.asarray(value), np.asarray(expected)
+        wrong = 1.01 * expected if wrong is None else wrong
+        typical = float(np.max(np.abs(expected)))
+        error = max(relative(a, b, typical) for a, b in zip(value.flat, expected.flat, strict=True))
+        control = float(np.max(np.abs(wrong - expected)) / typical)
+        self.report.add(name, Measured(error, control))
+        if not error <= self.rtol:
+            raise GradientError(f"{name} is off by {error:.2e} > {self.rtol:.0e}")
+        if control <= self.rtol:
+            raise GradientError(f"{name}: the negative control was not caught")
 
 
 def as_matrix(f, ops, w, shape) -> np.ndarray:
@@ -161,144 +183,144 @@ def as_matrix(f, ops, w, shape) -> np.ndarray:
     return ops.to_host(f.apply(ops, ops.asarray(w), basis)).reshape(dimension, -1).T
 
 
-@dataclass
-class _Case:
-    """One layer at one point, with random covectors c of its outputs and a of ldj: together they
-    make the scalar ⟨c, z⟩ + ⟨a, ldj + log_det⟩, whose gradient is what `backward` claims.
+def _each(function: Callable, given):
+    """The results of a function of each array in a dict or list, or of one array alone."""
+    if isinstance(given, dict):
+        return {name: function(array) for name, array in given.items()}
+    return [function(array) for array in given] if isinstance(given, list) else function(given)
 
-    All arrays are the host's. The outputs are z and, where a latent leaves at the layer, that.
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """Samples as rows."""
+    return array.reshape(len(array), -1)
+
+
+def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
+    """The scalar whose exact gradient is the self-normalizing update (see derivations/04-dense.md).
+
+    With barred quantities held at their present values, v = Σ dldj, (c, c') = (½, ½) for the
+    mixture and (1, 0) for the forward objective, and D × D matrices T(·) written out:
+
+        c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), T(R̄)ᵀ⟩
+        − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
+
+    Arrays are the host's. Returns f(x, params): only the parameters may vary (δ_x itself is passed
+    on at full weight).
     """
+    c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
+    f, g = layer.maps  # their T differ if R has another kernel size than W
+    rows = len(x)
+    x, dz = x.reshape(rows, -1), dz.reshape(rows, -1)
+    volume = dldj.sum()
+    w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
+    z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
 
-    layer: object
-    shape: tuple
-    ops: object
-    x: np.ndarray
-    params: dict
-    rng: np.random.Generator
-    lam: float
-    dtype: type
+    def scalar(x_, p) -> float:
+        w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
+        z = x_.reshape(rows, -1) @ w.T
+        error = z @ r.T - x_.reshape(rows, -1)
+        bias = np.sum(dz.reshape(-1, p["b"].size) @ p["b"]) if "b" in p else 0.0
+        forward = c_f * (np.sum(dz * z) + volume * np.sum(w * r_bar.T))
+        inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * w_bar.T))
+        return float(bias + forward - inverse - lam / rows * np.sum(error * error))
 
-    def __post_init__(self):
-        self.splits = self.layer.latent_shape(self.shape) is not None
-        outputs, _ = self._forward(self.x, self.params)
-        self.c = [self.rng.standard_normal(output.shape) for output in outputs]
-        self.a = self.rng.standard_normal(len(self.x))
+    return scalar
 
-    def _on_device(self, params) -> dict:
-        return {name: self.ops.asarray(value) for name, value in params.items()}
 
-    def _forward(self, x, params):
-        """The outputs, and ldj, on the host."""
-        z, ldj, cache = self.layer.forward(self.ops, self._on_device(params), self.ops.asarray(x))
-        outputs = (z, cache["latent"]) if self.splits else (z,)
-        ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
-        return [self.ops.to_host(output) for output in outputs], ldj
+def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report:
+    """Check a layer on random points and parameters. Raises GradientError.
 
-    def _backward(self, x, params, deltas, dldj):
-        """δ_x and the gradients on the host; checks that nothing else was written to."""
-        ops, layer = self.ops, self.layer
-        x_, p = ops.asarray(x.copy()), self._on_device({k: v.copy() for k, v in params.items()})
-        _, _, cache = layer.forward(ops, p, x_)
-        deltas_ = [ops.asarray(delta.copy()) for delta in deltas]
-        dldj_, results = ops.asarray(dldj.copy()), []
-        for _ in range(2):  # the second time from what the first left in the cache
-            grads = self._on_device({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext(ops, dldj_, self.lam, key=KEY)
-            # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
-            dx = layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
-            results.append({name: ops.to_host(array) for name, array in (("", dx), *grads.items())})
-        unchanged = [("x", x_, x), *((name, p[name], params[name]) for name in params)]
-        unchanged += [("dz", d_, d) for d_, d in zip(deltas_, deltas, strict=True)]
-        unchanged += [("dldj", dldj_, dldj)]
-        for name, now, then in unchanged:
-            if not np.array_equal(ops.to_host(now), then, equal_nan=True):
-                raise GradientError(f"the layer changed its argument {name}")
-        first, second = results
-        if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
-            raise GradientError("backward changed the cache: twice, it gives two results")
-        return first.pop(""), first
+    * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
+    * inverse(forward(x)) = x, by the exact inverse;
+    * ldj (+ log_det) against slogdet of the Jacobian that `backward` assembles row by row;
+    * the gradient of x and of each parameter, separately, along random unit directions, against
+      central differences, with negative controls (`measure_gradient`).
 
-    def objective(self, x, params) -> float:
-        """⟨c, outputs⟩ + ⟨a, ldj + log_det⟩."""
-        outputs, ldj = self._forward(x, params)
-        total = sum(np.sum(c * output) for c, output in zip(self.c, outputs, strict=True))
-        return float(total + np.sum(self.a * (ldj + self._log_det(params))))
+    A layer that learns its inverse has an approximate gradient by design. It is still checked to
+    full precision: it is the exact gradient of another scalar, by default `frozen_bar_scalar`.
 
-    def _cast(self, *arrays):
-        return [array.astype(self.dtype) for array in arrays]
+    shape: one sample's; scalar: the function that makes the scalar of a rule of your own, with
+    the arguments of `frozen_bar_scalar`; settings, all optional: ops: a backend (default: plain
+    NumPy), to which host arrays are moved as needed; batch: how many samples (default 3); seed: of
+    the random numbers; x: the points (host), default standard normal (keep them off kinks); params:
+    {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
+    gradient is checked at a special point; lam: λ for a layer that learns its inverse; dtype: what
+    `backward` and `inverse` compute in (differences are always of float64 values); rtol: default
+    1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
+    Costs O(D) forward passes: keep D small.
+    """
+    if layer.learns_inverse and layer.rule.updates:
+        found = ", ".join(layer.rule.updates)
+        raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
+    case = Case(layer, shape, **settings)
+    _check_shapes(case)
+    _check_single_precision(case)
+    case.report.errors["inverse(forward(x))"] = _inverse_error(case)
+    case.report.errors["log-determinant"] = max(_log_det_error(case, sample) for sample in case.x)
+    x, params, grads = case.x, case.params, case.gradients()
+    case.measure("x", lambda value: case.objective(value, params), x, grads["x"])
+    f = case.objective
+    if layer.learns_inverse:
+        f = scalar(layer, shape, case.ops, params, x, case.c[0], case.a, case.lam)
+    for name in params:
+        of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
+        case.measure(name, of_one, params[name], grads[name])
+    return case.report
 
-    def _cast_params(self) -> dict:
-        return {name: value.astype(self.dtype) for name, value in self.params.items()}
 
-    def gradients(self):
-        (x, a), params = self._cast(self.x, self.a), self._cast_params()
-        dx, grads = self._backward(x, params, self._cast(*self.c), a)
-        for name, gradient in grads.items():
-            if np.isnan(gradient).any():
-                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
-        return dx, grads
+def _check_shapes(case: Case) -> None:
+    layer, count = case.layer, len(case.x)
+    declared = [(name, tuple(size)) for name, size in layer.parameter_shapes(case.shape).items()]
+    made = [(name, value.shape) for name, value in case.initial.items()]
+    if declared != made:
+        raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
+    outputs, ldj = case.forward(case.x, case.params)
+    for name, output, c in zip(("z", "latent"), outputs, case.c, strict=False):
+        if output.shape != c.shape:
+            raise GradientError(f"{name} has shape {output.shape}, not the declared {c.shape}")
+        if output.dtype != case.x.dtype:
+            raise GradientError(f"{name} has dtype {output.dtype}, x has {case.x.dtype}")
+    if np.shape(ldj) not in ((), (count,)):
+        raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({count},) or 0")
 
-    def check_shapes(self, initial):
-        layer, count = self.layer, len(self.x)
-        declared = {name: tuple(size) for name, size in layer.parameter_shapes(self.shape).items()}
-        made = {name: value.shape for name, value in initial.items()}
-        if list(declared.items()) != list(made.items()):
-            raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
-        outputs, ldj = self._forward(self.x, self.params)
-        expected = [(count, *layer.output_shape(self.shape))]
-        if self.splits:
-            expected.append((count, *layer.latent_shape(self.shape)))
-        for name, output, size in zip(("z", "latent"), outputs, expected, strict=False):
-            if output.shape != size:
-                raise GradientError(f"{name} has shape {output.shape}, not the declared {size}")
-            if output.dtype != self.x.dtype:
-                raise GradientError(f"{name} has dtype {output.dtype}, x has {self.x.dtype}")
-        if np.shape(ldj) not in ((), (count,)):
-            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({count},) or 0")
 
-    def check_single_precision(self):
-        """Training is in single precision: nothing may widen it, or time and memory double."""
-        x, a = self.x.astype(np.float32), self.a.astype(np.float32)
-        params = {name: value.astype(np.float32) for name, value in self.params.items()}
-        outputs, ldj = self._forward(x, params)
-        dx, _ = self._backward(x, params, [c.astype(np.float32) for c in self.c], a)
-        found = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
-        for name, array in found.items():
-            if np.ndim(array) and array.dtype != np.float32:
-                raise GradientError(f"{name} is {array.dtype} where all arguments are float32")
+def _check_single_precision(case: Case) -> None:
+    """Training is in single precision: nothing may widen it, or time and memory double."""
+    x, a, *c = (array.astype(np.float32) for array in (case.x, case.a, *case.c))
+    params = {name: value.astype(np.float32) for name, value in case.params.items()}
+    outputs, ldj = case.forward(x, params)
+    dx = case.backward(x, params, c, a)["x"]
+    arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
+    for name, array in arrays.items():
+        if np.ndim(array) and array.dtype != np.float32:
+            raise GradientError(f"{name} is {array.dtype}, but all arguments are float32")
 
-    def check_inverse(self, rtol) -> float:
-        outputs, _ = self._forward(self.x, self.params)
-        z = map(self.ops.asarray, self._cast(*outputs))
-        back = self.layer.exact_inverse(self.ops, self._on_device(self._cast_params()), *z)
-        difference = np.abs(self.ops.to_host(back) - self.x)
-        error = float(np.max(difference) / max(1.0, np.max(np.abs(self.x))))
-        if not error <= rtol:
-            raise GradientError(f"inverse(forward(x)) differs from x by {error:.2e} > {rtol:.0e}")
-        return error
 
-    def check_log_det(self, rtol) -> float:
-        """ldj + log_det against slogdet of the Jacobian; row i of it is backward(e_i)."""
-        worst = 0.0
-        for sample in self.x:
-            dimension = sample.size
-            copies = np.repeat(sample[None], dimension, axis=0)
-            outputs, ldj = self._forward(copies, self.params)
-            ends = np.cumsum([output[0].size for output in outputs])[:-1]
-            parts = np.split(np.eye(dimension), ends, axis=1)
-            deltas = [e.reshape(o.shape) for e, o in zip(parts, outputs, strict=True)]
-            (x, a), params = self._cast(copies, np.zeros(dimension)), self._cast_params()
-            rows, _ = self._backward(x, params, self._cast(*deltas), a)
-            rows = rows.reshape(dimension, dimension).astype(np.float64)
-            expected = np.linalg.slogdet(rows)[1]
-            found = float(np.broadcast_to(ldj, (dimension,))[0]) + self._log_det(self.params)
-            error = abs(found - expected) / max(1.0, abs(expected))
-            if not error <= rtol:
-                raise GradientError(
-                    f"log|det J| is {expected:.12g} from the Jacobian, {found:.12g} from the layer"
-                )
-            worst = max(worst, error)
-        return worst
+def _inverse_error(case: Case) -> float:
+    outputs, _ = case.forward(case.x, case.params)
+    p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
+    back = case.ops.to_host(case.layer.exact_inverse(case.ops, p, *z))
+    error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
+    if not error <= case.rtol:
+        raise GradientError(f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}")
+    return error
 
-    def _log_det(self, params) -> float:
-        return self.layer.log_det(self.ops, self._on_device(params), self.shape) or 0.0
+
+def _log_det_error(case: Case, sample: np.ndarray) -> float:
+    """ldj + log_det against slogdet of the Jacobian at one sample; row i of it is backward(e_i)."""
+    dimension = sample.size
+    copies = np.repeat(sample[None], dimension, axis=0)
+    outputs, ldj = case.forward(copies, case.params)
+    ends = np.cumsum([output[0].size for output in outputs])[:-1]
+    parts = np.split(np.eye(dimension), ends, axis=1)
+    deltas = [e.reshape(o.shape) for e, o in zip(parts, outputs, strict=True)]
+    x, a, *deltas = case.cast([copies, np.zeros(dimension), *deltas])
+    rows = case.backward(x, case.cast(case.params), deltas, a)["x"].reshape(dimension, dimension)
+    expected = np.linalg.slogdet(rows.astype(np.float64))[1]
+    declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
+    error = abs(declared - expected) / max(1.0, abs(expected))
+    if not error <= case.rtol:
+        raise GradientError(
+            f"log|det J| is {expected:.12g} from the Jacobian, {declared:.12g} from the layer"
+        )
+    return error

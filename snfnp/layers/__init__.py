@@ -3,9 +3,7 @@
 from snfnp.layers.activation import SmoothLeakyReLU
 from snfnp.layers.actnorm import ActNorm
 from snfnp.layers.base import Layer, Parameterless
-from snfnp.layers.conv_exponential import Bias, ConvExponential, exponential_layers
 from snfnp.layers.coupling import AffineCoupling
-from snfnp.layers.emerging import CausalConv2d, emerging_layers
 from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.spline import RationalQuadraticSpline
@@ -15,9 +13,6 @@ from snfnp.layers.squeeze import Squeeze
 __all__ = [
     "ActNorm",
     "AffineCoupling",
-    "Bias",
-    "CausalConv2d",
-    "ConvExponential",
     "Layer",
     "Linear",
     "Parameterless",
@@ -26,6 +21,4 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplitPrior",
     "Squeeze",
-    "emerging_layers",
-    "exponential_layers",
 ]

@@ -3,8 +3,6 @@
 Derivation: derivations/05-smooth-leaky-relu.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
@@ -34,19 +32,3 @@ class SmoothLeakyReLU(Parameterless):
         """δ_x = δ_z f'(x) + (∂𝓛/∂ldj) f''(x)/f'(x)."""
         activation = ctx.ops.activation
         return activation.smooth_leaky_relu_backward(cache["sigma"], dz, ctx.dldj, self.alpha)
-
-    def jvp(self, ops, p, cache, dx):
-        """f'(x) ẋ with f' = α + (1-α)σ."""
-        return dx * self._slope(cache)
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """δ f'' ẋ with f'' = (1-α)σ(1-σ), and δ f'."""
-        sigma = cache["sigma"]
-        curvature = (1 - self.alpha) * sigma * (1 - sigma)
-        return delta * dx * curvature, delta * self._slope(cache)
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        return dz / self._slope(cache)
-
-    def _slope(self, cache):
-        return self.alpha + (1 - self.alpha) * cache["sigma"]

@@ -3,8 +3,6 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +23,6 @@ class ActNorm(Layer):
     """
 
     cheap_exact_inverse = True
-    initialises_from_data = True
 
     def parameter_shapes(self, shape) -> dict:
         return {"t": shape[-1:], "s": shape[-1:]}
@@ -36,10 +33,9 @@ class ActNorm(Layer):
     def init_from_data(self, ops, p, x) -> dict:
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
 
-        A channel whose std is at the level of rounding (16 eps of its root mean square or less;
-        also one that is 0) keeps s = 0: it says nothing about its scale, and 1/std would turn its
-        rounding errors, and whatever it carries later, into the largest values of the flow. NaN
-        stays NaN. Computed in double precision, returned like `p`; `p` itself is not changed.
+        A channel whose std is at the level of rounding (16 eps of its root mean square or less)
+        keeps s = 0: 1/std would turn its rounding errors, and whatever it carries later, into the
+        largest values of the flow. NaN stays NaN. In double precision, returned like `p`.
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
@@ -63,16 +59,3 @@ class ActNorm(Layer):
         """δ_x = δ_z e^{−s}; G_t = −Σ δ_x; G_s = −Σ δ_z z − H W Σ ∂𝓛/∂ldj."""
         out = (grads["t"], grads["s"])
         return ctx.ops.channels.actnorm_backward(dz, cache["z"], p["s"], ctx.dldj, out)
-
-    def jvp(self, ops, p, cache, dx):
-        """e^{−s} ẋ."""
-        return dx * ops.xp.exp(-p["s"])
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """0 and δ e^{−s}; G_s loses Σ δ e^{−s} ẋ."""
-        of_dx = delta * ops.xp.exp(-p["s"])
-        grads["s"] -= ops.channels.sum(of_dx * dx)
-        return 0, of_dx
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        return dz * ops.xp.exp(p["s"])

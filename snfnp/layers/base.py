@@ -1,13 +1,9 @@
 """The contract of a layer: every member, its default, and the rules that backends rely on.
 
-Derivation: derivations/16-write-your-own-layer.md and 18-jacobian-vector-products.md.
+Derivation: derivations/16-write-your-own-layer.md.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
-
-from snfnp.errors import UsageError
 
 
 class Layer:
@@ -26,7 +22,7 @@ class Layer:
     Rules, so that the same code runs on every backend and inside a recorded training step:
 
     * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
-      rooms of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
+      groups of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
       record the former alone.
     * nothing in `forward` and `backward` reads a value back to the host: no `float()`, `bool()`,
       `if` or iteration on arrays. Numbers that depend on shapes alone are the host's.
@@ -34,38 +30,29 @@ class Layer:
     * `forward` changes none of its arguments. `backward` may overwrite neither dz nor the cache
       (another layer may hold the same array); it writes into the arrays of `grads`, all of them
       completely, and never puts another array in their place. Gradients of weights may be
-      computed beside the pass (`ops.aside`): they are complete at its end, not before.
+      computed beside the pass (`ops.run_async`): they are complete at its end, not before.
     * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
     """
 
     # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
-    # rule's (see `snfnp.rules`): the exact ones where R = W⁻¹, approximations elsewhere.
+    # rule's (see `snfnp.rules`): the exact ones at R = W⁻¹, approximations elsewhere.
     learns_inverse: ClassVar[bool] = False
-    # The parameters whose next values, not gradients, `backward` writes into `grads`.
-    assigns: ClassVar[tuple[str, ...]] = ()
     # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
     has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then compute x again from z instead of keeping it.
     cheap_exact_inverse: ClassVar[bool] = False
-    # Whether `init_from_data` decides parameters from the first batch.
-    initialises_from_data: ClassVar[bool] = False
 
     def parameter_shapes(self, shape) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, in the order of `init`'s."""
         raise NotImplementedError
-
-    def state_shapes(self, shape) -> dict[str, tuple[int, ...]]:
-        """What the layer keeps from step to step beside parameters, by name: arrays in double
-        precision, zeros at the start, that `backward` finds in `ctx.state` and may overwrite."""
-        return {}
 
     def init(self, rng, shape) -> dict:
         """Initial parameters by name: float64 host arrays, from a NumPy generator."""
         raise NotImplementedError
 
     def init_from_data(self, ops, p, x) -> dict:
-        """What parameters should be if x is the first batch; only those that depend on it."""
+        """Parameters for x as the first batch; only those that depend on it."""
         return {}
 
     def output_shape(self, shape) -> tuple[int, ...]:
@@ -84,72 +71,28 @@ class Layer:
         """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
         raise NotImplementedError
 
-    def perturb(self, ops, p, z, cache, key, first=0):
-        """What a training step passes on in place of z, `forward`'s result: with noise, where the
-        layer's rule has some. What `backward` needs of it goes into the cache. key: of the random
-        numbers (`snfnp.ops.RandomKey`), which all samples share; first: the place of z[0] in the
-        batch that z is a part of."""
-        return z
-
     def inverse(self, ops, p, z):
-        """z -> x: the learned inverse where there is one, the exact one elsewhere."""
+        """z -> x: the learned inverse if there is one, else the exact one."""
         raise NotImplementedError
 
     def exact_inverse(self, ops, p, z, *latent):
         """z -> x, exact, whatever it costs."""
         return self.inverse(ops, p, z, *latent)
 
-    def refined_inverse(self, ops, p, z, *latent):
-        """z -> x: the learned inverse, refined until nothing is left over; where there is none,
-        `inverse`."""
-        return self.inverse(ops, p, z, *latent)
-
     def log_det(self, ops, p, shape) -> float | None:
         """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact, as
-        expensive as that is, and a number on the host. None where there is none."""
+        expensive as that is, and a number on the host. None if there is none."""
         return None
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_z (N, ...) -> δ_x; writes the gradient of every parameter into grads[name].
 
         ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
-        ctx.volume, its sum; what only layers that learn their inverse need.
+        ctx.volume, its sum; what only layers that learn their inverse need. Such a layer returns
+        (δ_x, what it measured), a `snfnp.context.Measured`; parameters that its rule finds by
+        itself have no place in `grads`.
         """
         raise NotImplementedError
-
-    def inverse_backward(self, ctx, p, x, z, delta, grads):
-        """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z. What
-        belongs to parameters is *added* to the arrays of `grads`.
-
-        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
-        ctx: one whose dldj is 0. Costs a forward and a backward pass.
-        """
-        _, _, cache = self.forward(ctx.ops, p, x)
-        of_z = self.jvp_solve(ctx.ops, p, cache, delta, transposed=True)
-        own = {name: ctx.ops.xp.empty_like(array) for name, array in grads.items()}
-        self.backward(ctx, p, cache, -of_z, own)
-        for name, array in own.items():
-            grads[name] += array
-        return of_z
-
-    # ---------------------------------------------------------------- the Jacobian J = ∂z/∂x
-
-    def jvp(self, ops, p, cache, dx):
-        """J ẋ (N, ...) for the directions dx = ẋ (N, ...), one per sample, at the x that `forward`
-        made the cache of."""
-        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """The gradient of ⟨δ, J ẋ⟩, δ (N, ...) shaped like z: (that of x, that of ẋ, Jᵀ δ).
-
-        The former holds second derivatives, and is the number 0 where J does not depend on x.
-        What belongs to parameters is *added* to the arrays of `grads`.
-        """
-        raise UsageError(f"{type(self).__name__} has no Jacobian-vector products")
-
-    def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
-        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. Where `inverse` is exact, it is its Jacobian."""
-        raise UsageError(f"{type(self).__name__} has no inverse Jacobian-vector products")
 
 
 class Parameterless(Layer):

@@ -3,8 +3,6 @@
 Derivation: derivations/14-coupling.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +20,7 @@ class AffineCoupling(Layer):
 
     Images (H, W, channels), channels even. x₁ is the first half of the channels, x₂ the second;
     h₀ are the network's even channels 0, 2, …, h₁ the odd ones. |s| < 2: a coupling scales by
-    no more than e² and is always invertible. (Glow has a sigmoid in place of eˢ; this s is that of
-    the authors' code, and the paper does not say.)
+    no more than e². (Glow has a sigmoid in place of eˢ; this s is that of the authors' code.)
 
     net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
     convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
@@ -42,8 +39,7 @@ class AffineCoupling(Layer):
     def __post_init__(self):
         if self.channels < 2 or self.channels % 2:
             raise UsageError(
-                f"an affine coupling of {self.channels} channels: a channel count that cannot "
-                "split into halves (it must be even and positive)"
+                f"an affine coupling of {self.channels} channels: they cannot split into halves"
             )
         if self.width < 1:
             raise UsageError(f"width of a coupling's network is {self.width}: it must be positive")
@@ -61,7 +57,6 @@ class AffineCoupling(Layer):
         }
 
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         params = {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}
         for name in ("w1", "w2"):
             params[name] = rng.normal(scale=0.05, size=params[name].shape)

@@ -3,16 +3,16 @@
 Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map, contraction
+from snfnp.maps import Map
+from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -24,12 +24,10 @@ class Linear(Layer):
     log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
-    same for all pixels (Glow), plus that noise where the kernel has more taps than this one.
-    inverse_map: the structure of R where it is not W's: a convolution with a larger kernel, or a
-    chain of them (A.4).
-    bias_init: "zero" starts b at 0, "data" where the first batch comes out with mean 0
-    (`init_from_data`).
-    Parameters: W, R (only where the rule learns an inverse; starts at flip(W), see `Map.start`), b.
+    same for all pixels (Glow), plus that noise if the kernel has more taps than this one.
+    inverse_map: the structure of R if it is not W's: a larger kernel, or a chain of them (A.4).
+    bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
+    Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
     """
 
     map: Map
@@ -51,23 +49,13 @@ class Linear(Layer):
             raise UsageError("bias_init is 'data', but the layer has no bias: leave it out")
         if self.inverse_map is not None and not self.learns_inverse:
             raise UsageError("an inverse_map needs a rule that learns an inverse")
-        self.rule.refuse(*self.maps)
+        self.rule.check_maps(*self.maps)
 
     @property
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
-    @property
-    def assigns(self) -> tuple[str, ...]:
-        return self.rule.assigns
-
-    @property
-    def has_inverse(self) -> bool:
-        return self.rule.learns_inverse
-
-    @property
-    def initialises_from_data(self) -> bool:
-        return self.bias_init == "data"
+    has_inverse = learns_inverse
 
     @property
     def maps(self) -> tuple:
@@ -83,11 +71,7 @@ class Linear(Layer):
             shapes["b"] = self.output_shape(shape)[-1:]
         return shapes
 
-    def state_shapes(self, shape) -> dict:
-        return self.rule.state_shapes(*self.maps, shape)
-
     def init(self, rng, shape) -> dict:
-        """Initial parameters (float64, host) from a NumPy generator."""
         f, g = self.maps
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
@@ -103,9 +87,9 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and, for images,
-        all pixels, so that z starts with mean 0 per feature or channel. One product, its mean in
-        double precision; the model is the same."""
+        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and all pixels, so
+        that z starts with mean 0 per feature or channel. One product, its mean in double precision.
+        """
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
@@ -118,18 +102,10 @@ class Linear(Layer):
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
         if self.bias:
-            z0, z = self.map.apply_with_bias(ops, p["W"], x, p["b"])
+            z0, z, _ = self.map.apply_then(ops, p["W"], x, Epilogue(bias=p["b"], keep=True))
         else:
             z = z0 = self.map.apply(ops, p["W"], x)
         return z, 0, {"x": x, "z0": z0}
-
-    def perturb(self, ops, p, z, cache, key, first=0):
-        """z as the rule passes it on in training (`Rule.perturb`)."""
-        x = cache["x"]
-        z, noise = self.rule.perturb(ops, f=self.map, p=p, x=x, z=z, key=key, first=first)
-        if noise is not None:
-            cache["noise"] = noise
-        return z
 
     def inverse(self, ops, p, z):
         """x ≈ T(R)(z − b): the learned inverse, one pass."""
@@ -140,39 +116,20 @@ class Linear(Layer):
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def refined_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
+        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
         f, g = self.maps
-        return contraction.solve(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
+        refined = registry.find("refined-inverse")
+        return refined(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
-        """δ_x = T(W)ᵀ δ_z; the rule writes the gradients of W, R and b into `grads`."""
+        """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
+        W, R and b into `grads`."""
         f, g = self.maps
-        x, z0 = cache["x"], cache["z0"]
-        if self.learns_inverse:
-            ctx.meets(x)
-        given = {"noise": cache["noise"]} if "noise" in cache else {}
-        return self.rule.backward(ctx, f=f, g=g, p=p, x=x, z0=z0, dz=dz, grads=grads, **given)
-
-    def inverse_backward(self, ctx, p, x, z, delta, grads):
-        """T(R)ᵀ δ; G_R gains δ ⋆ (z − b) and G_b loses Σ T(R)ᵀ δ."""
-        ops, (f, g) = ctx.ops, self.maps
-        for part in g.gradients(
-            ops, f, p["W"], p["R"], delta, self._without_bias(p, z), 0.0, grads["R"]
-        ):
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
-        of_z = g.adjoint(ops, p["R"], delta)
-        if self.bias:
-            grads["b"] -= ops.channels.sum(of_z)
-        return of_z
-
-    def jvp(self, ops, p, cache, dx):
-        """T(W) ẋ: the Jacobian of a linear map is its matrix."""
-        return self.map.apply(ops, p["W"], dx)
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """0 and T(W)ᵀ δ; G_W gains δ ⋆ ẋ."""
-        self.map.weight_grad(ops, delta, dx, out=grads["W"], add=True)
-        return 0, self.map.adjoint(ops, p["W"], delta)
+        result = self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
+        if not self.learns_inverse:
+            return result
+        dx, measured = result
+        return dx, replace(measured, input=cache["x"])
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""

@@ -6,8 +6,6 @@ with α = 1e-6 as in the authors' code.
 Derivation: derivations/02-change-of-variables.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -34,26 +32,12 @@ class Preprocess:
         return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
     def inverse(self, ops, x):
-        """x -> images, uint8: logit⁻¹, scale⁻¹, then floor takes the noise away again."""
-        values = ops.xp.floor(self.continuous_inverse(ops, x))
-        return ops.xp.clip(values, 0, self.levels - 1).astype(ops.xp.uint8)
-
-    def continuous_inverse(self, ops, x):
-        """x -> image + u, before the floor: levels · (σ(x) - α)/(1-2α), in double precision."""
+        """x -> images, uint8: levels · (σ(x) - α)/(1-2α), and the floor takes the noise away."""
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
-        return self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
-
-    def backward(self, ops, x, dz, dldj):
-        """The delta of the (continuous) images, from the outputs x of the forward pass.
-
-        With s = σ(x): ∂x/∂image = c/(s(1-s)) and ∂ldj/∂image = c (2s-1)/(s(1-s)),
-        c = (1-2α)/levels. x, dz (N, ...), dldj (N,) -> (N, ...).
-        """
-        slope = (1 - 2 * self.alpha) / self.levels * (2 + ops.xp.exp(x) + ops.xp.exp(-x))
-        dldj = dldj.reshape((-1,) + (1,) * (x.ndim - 1))
-        return slope * (dz + dldj * ops.xp.tanh(x / 2))  # 1/(s(1-s)) = 2 + eˣ + e⁻ˣ
+        noisy = self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
+        return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
 
     def terms(self, ldj, dimension: int) -> dict:
         """The ledger's rows: what each step contributes to ldj (a mean over samples), in nats.

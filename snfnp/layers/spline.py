@@ -3,8 +3,6 @@
 Derivation: derivations/09-splines.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -45,14 +43,14 @@ class RationalQuadraticSpline(Layer):
         return {name: (*shape, size) for name, size in sizes.items()}
 
     def init(self, rng, shape) -> dict:
-        """Raw parameters from N(0, gain²) (float64, host), from a NumPy generator."""
+        """Raw parameters from N(0, gain²)."""
         shapes = self.parameter_shapes(shape)
         return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
 
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
         knots, factors = self._knots(ops, p)
-        y, ldj = ops.spline.forward(x, knots)
+        y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):
@@ -63,26 +61,8 @@ class RationalQuadraticSpline(Layer):
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
         out = (grads["widths"], grads["heights"], grads["slopes"])
-        x, knots, factors = cache["x"], cache["knots"], cache["factors"]
-        spline = ctx.ops.spline
-        return spline.backward(x, knots, factors, self.bound, self.eps, dz, ctx.dldj, out)
-
-    def jvp(self, ops, p, cache, dx):
-        """dy/dx ẋ."""
-        return dx * ops.spline.slope(cache["x"], cache["knots"])
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        """δ ẋ times the derivatives of dy/dx by x and all three parameters; and δ dy/dx."""
-        x, knots, factors = cache["x"], cache["knots"], cache["factors"]
-        names = ("widths", "heights", "slopes")
-        added = tuple(ops.xp.empty_like(grads[name]) for name in names)
-        of_x = ops.spline.slope_backward(x, knots, factors, self.bound, self.eps, delta * dx, added)
-        for name, gradient in zip(names, added, strict=True):
-            grads[name] += gradient
-        return of_x, delta * ops.spline.slope(x, knots)
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        return dz / ops.spline.slope(cache["x"], cache["knots"])
+        given = (cache["x"], cache["knots"], cache["factors"], self.bound, self.eps)
+        return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
 
     def _knots(self, ops, p):
         return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

@@ -3,8 +3,6 @@
 Derivation: derivations/15-split-prior-and-recomputation.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
@@ -25,6 +23,10 @@ class SplitPrior(Layer):
 
     coupling: Layer
 
+    def __post_init__(self):
+        if self.coupling.learns_inverse:
+            raise UsageError("a split prior's coupling learns its inverse: put it before the split")
+
     @property
     def cheap_exact_inverse(self) -> bool:
         return self.coupling.cheap_exact_inverse
@@ -41,9 +43,7 @@ class SplitPrior(Layer):
             raise UsageError(f"a split prior halves the channels: {channels} is an odd number")
         return (*pixels, channels // 2)
 
-    def latent_shape(self, shape):
-        """The shape of one sample's z₂, for one sample's x of this shape."""
-        return self.output_shape(shape)
+    latent_shape = output_shape  # halves are alike
 
     def forward(self, ops, p, x):
         """x (N, ..., C) -> z₁ (N, ..., C/2), the coupling's ldj (N,)."""
@@ -54,7 +54,7 @@ class SplitPrior(Layer):
         return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
 
     def inverse(self, ops, p, z, latent):
-        """(z₁, z₂) -> x; exact where the coupling's inverse is."""
+        """(z₁, z₂) -> x; exact if the coupling's inverse is."""
         return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
 
     def backward(self, ctx, p, cache, dz, grads, dlatent):

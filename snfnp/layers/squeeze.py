@@ -3,8 +3,6 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
@@ -20,10 +18,7 @@ class Squeeze(Parameterless):
     def output_shape(self, shape):
         height, width, channels = shape
         if height % 2 or width % 2:
-            raise UsageError(
-                f"images of {height} × {width} pixels do not survive a squeeze: it needs an even "
-                "height and width"
-            )
+            raise UsageError(f"a squeeze needs an even height and width, found {height} × {width}")
         return height // 2, width // 2, 4 * channels
 
     def forward(self, ops, p, x):
@@ -36,14 +31,3 @@ class Squeeze(Parameterless):
     def backward(self, ctx, p, cache, dz, grads):
         """The transpose of a permutation is its inverse."""
         return ctx.ops.channels.unsqueeze(dz)
-
-    def jvp(self, ops, p, cache, dx):
-        return ops.channels.squeeze(dx)
-
-    def jvp_backward(self, ops, p, cache, dx, delta, grads):
-        return 0, ops.channels.unsqueeze(delta)
-
-    def jvp_solve(self, ops, p, cache, dz, transposed=False):
-        """The inverse permutation; transposed, the permutation itself."""
-        channels = ops.channels
-        return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)

@@ -3,9 +3,11 @@
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
-from __future__ import annotations
+from collections.abc import Callable
+from typing import ClassVar
 
-from typing import ClassVar, NamedTuple
+from snfnp.ops import Array
+from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
 
 
 class Map:
@@ -22,11 +24,20 @@ class Map:
         fit(w)                              another map's weight at this one's size (Eq. 30)
         log_det, log_det_grad, solve        exact, and as expensive as that is
 
-    The members below are made of these. They name what a linear layer computes together, so that a
-    map whose backend can do it in one pass may override them; and what is asked of the map g that
-    a learned inverse R is a weight of, which a `Chain` answers in another way.
+    The members below are made of these. `apply_then` and `weight_grads` are for backends that do in
+    one pass what a linear layer computes together; the others, for the map g of a learned inverse.
     """
 
+    # Of a map's own members those that the ones below call, for type checkers.
+    apply: ClassVar[Callable[..., Array]]
+    adjoint: ClassVar[Callable[..., Array]]
+    weight_grad: ClassVar[Callable[..., Array]]
+    flip: ClassVar[Callable[..., Array]]
+    fit: ClassVar[Callable[..., Array]]
+    multiple: ClassVar[Callable[..., Array]]
+    solve: ClassVar[Callable[..., Array]]
+    log_det: ClassVar[Callable[..., float]]
+    output_shape: ClassVar[Callable[..., tuple[int, ...]]]
     # Whether T(w) is not w itself: an element of w stands in it more than once.
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.
@@ -43,62 +54,41 @@ class Map:
 
         The sum of the entries of T(r)ᵀ, which stands in place of T_f(w)⁻ᵀ, over the positions of
         each weight: flip(r) ⊙ m (Eq. 15, the second term of Eq. 10 for a dense map), of r's centre
-        where r is larger (Eq. 28).
+        if r is larger (Eq. 28).
         """
         return f.flip(f.fit(r, ops.xp)), f.multiple(shape)
 
     def gradients(self, ops, f, w, r, delta, z, scale, out) -> tuple[WeightGradient, ...]:
-        """What makes the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
-        where T_f(w) stands in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
+        """The terms of the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
+        with T_f(w) in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
 
-        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros where r
+        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros if r
         is larger (Eq. 29).
         """
         term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])
-        return (WeightGradient(self, delta, z, scale, term, multiple, out),)
+        return (WeightGradient(delta, z, scale, term, multiple, out),)
 
-    def rows(self, ops, x):
-        """What the weights of one output meet in x (N, ...), a row for every output of its kind:
-        the samples of a dense map, the receptive fields of a convolution."""
-        return x
+    def apply_then(self, ops, w, x, epilogue: Epilogue) -> Finished:
+        """z = T(w) x, and what `epilogue` makes of it."""
+        return epilogue.finish(self.apply(ops, w, x), ops.linalg, ops.channels)
 
-    def apply_with_bias(self, ops, w, x, b):
-        """T(w) x, and T(w) x + b."""
-        z0 = self.apply(ops, w, x)
-        return z0, z0 + b
+    def adjoint_then(self, ops, w, dz, epilogue: Epilogue) -> Finished:
+        """z = T(w)ᵀ δ, and what `epilogue` makes of it."""
+        return self.apply_then(ops, self.flip(w), dz, epilogue)
 
     def residual(self, ops, w, z, x, before):
         """E = T(w) z − x, and `before` + ‖E‖²/N in double precision."""
-        error = self.apply(ops, w, z)
-        return error, ops.linalg.residual(error, x, before)
+        return self.apply_then(ops, w, z, Epilogue(y=x, b=-1.0, before=before))[1:]
 
-    def adjoint_axpby(self, ops, w, dz, a, y, b):
-        """a y + b T(w)ᵀ δ."""
-        return ops.linalg.axpby(a, y, b, self.adjoint(ops, w, dz))
+    def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
+        """The gradients of weights of this map and of others of its kind, each into its own `out`,
+        and, unless db is None, db ← Σ δ_z over samples and pixels.
 
-    def adjoint_into(self, ops, w, dz, a, b, out):
-        """T(w)ᵀ δ, which is returned, and out ← a T(w)ᵀ δ + b out."""
-        dx = self.adjoint(ops, w, dz)
-        ops.linalg.axpby(a, dx, b, out)
-        return dx
-
-    def weight_grads(self, ops, parts, volume, dz, db) -> None:
-        """The gradient of every weight in `parts` (its map is this one or of its kind), and, where
-        there is a bias, db ← Σ δ over samples and pixels (db None: there is none)."""
-        for part in parts:
-            ops.linalg.scale_into(part.out, part.scale, part.term, part.multiple, volume)
-            part.map.weight_grad(ops, part.delta, part.x, out=part.out, add=True)
+        gradients: a sequence of `WeightGradient`; volume: v, a number or an array of shape ().
+        """
+        for gradient in gradients:
+            delta, x, scale, term, multiple, out = gradient
+            ops.linalg.scale_into(out, scale, term, multiple, volume)
+            self.weight_grad(ops, delta, x, out=out, add=True)
         if db is not None:
             ops.channels.sum(dz, out=db)
-
-
-class WeightGradient(NamedTuple):
-    """out ← δ ⋆ x + scale · v · term ⊙ m, with v the weight of the log-determinant."""
-
-    map: Map
-    delta: object
-    x: object
-    scale: float
-    term: object
-    multiple: object
-    out: object

@@ -7,17 +7,17 @@ and "same" zero padding, so that T(w) is square for I = O.
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 
+from snfnp import registry
 from snfnp.errors import UsageError
-from snfnp.maps import block_tridiagonal, explicit
+from snfnp.maps import explicit
 from snfnp.maps.base import Map
+from snfnp.ops.conv.definition import flip
 
 
 @dataclass(frozen=True)
@@ -66,47 +66,22 @@ class Conv2d(Map):
 
     def apply(self, ops, w, x):
         """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
-        return ops.conv.forward(x, w)
+        return ops.conv.correlate(x, w)
 
     def adjoint(self, ops, w, dz):
         """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
-        return ops.conv.forward(dz, self.flip(w))
+        return ops.conv.correlate(dz, self.flip(w))
 
     def weight_grad(self, ops, delta, x, out, add=False):
         """δ ⋆ x into `out`, or added to what `out` holds: the first term of Eq. 13, of Eq. 15 and
         (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
-    def apply_with_bias(self, ops, w, x, b):
-        return ops.conv.forward_and_bias(x, w, b)
+    def apply_then(self, ops, w, x, epilogue):
+        return ops.conv.correlate_then(x, w, epilogue)
 
-    def rows(self, ops, x):
-        """What every output pixel sees of x: (N H W, kH kW I), zeros outside the image."""
-        count, height, width, channels = x.shape
-        (kh, kw), xp = self.kernel, ops.xp
-        padded = xp.zeros((count, height + kh - 1, width + kw - 1, channels), x.dtype)
-        padded[:, kh // 2 : kh // 2 + height, kw // 2 : kw // 2 + width] = x
-        n, down, right, channel = padded.strides
-        windows = xp.lib.stride_tricks.as_strided(
-            padded,
-            (count, height, width, kh, kw, channels),
-            (n, down, right, down, right, channel),
-        )
-        return xp.ascontiguousarray(windows).reshape(count * height * width, -1)
-
-    def residual(self, ops, w, z, x, before):
-        return ops.conv.residual(z, w, x, before)
-
-    def adjoint_axpby(self, ops, w, dz, a, y, b):
-        return ops.conv.forward_axpby(dz, self.flip(w), a, y, b)
-
-    def adjoint_into(self, ops, w, dz, a, b, out):
-        return ops.conv.forward_into(dz, self.flip(w), a, b, out)
-
-    def weight_grads(self, ops, parts, volume, dz, db) -> None:
-        _, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=True)
-        dz, out = (None, out) if db is None else (dz, (*out, db))
-        ops.conv.weight_grads(deltas, xs, scales, terms, multiples, volume, dz, out)
+    def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
+        ops.conv.weight_grads(gradients, volume, dz, db)
 
     @staticmethod
     def flip(w):
@@ -114,14 +89,11 @@ class Conv2d(Map):
 
         Eq. 26, which counts from 1: channels swapped, height and width mirrored.
         """
-        return w[::-1, ::-1].swapaxes(2, 3)
+        return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
-        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1).
-
-        Element (h, w) reaches an input pixel from every output pixel that is not within its
-        offset of the border. It depends on shapes alone, never on values.
-        """
+        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1): for (h, w) the
+        output pixels that are not within its offset of the border. Shapes alone decide."""
         return _multiple(self.kernel, shape[:2])
 
     def multiple_by_definition(self, ops, shape):
@@ -164,7 +136,7 @@ class Conv2d(Map):
     @property
     def _exactly(self):
         """The module with log_det, log_det_grad and solve for T(w) in blocks, or written out."""
-        return block_tridiagonal if self.exact == "block" else explicit
+        return registry.find("block") if self.exact == "block" else explicit
 
     @property
     def inverts_in_kind(self) -> bool:

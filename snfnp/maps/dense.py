@@ -3,8 +3,6 @@
 Derivation: derivations/01-notation.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

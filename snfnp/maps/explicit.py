@@ -1,12 +1,10 @@
 """T(w) of a convolution written out: the paper's exact baseline, and the reference for tests.
 
-O((HWC)³) time and O((HWC)²) memory; `snfnp.maps.block_tridiagonal` finds the same three without it.
-Kernels w are (kH, kW, C, C) in the order (kH, kW, I, O), both sizes odd; shape is an image's
-(H, W, C). All arithmetic is in double precision whatever w's: gradients come back in w's
-precision, solutions in z's. Derivation: derivations/10-block-tridiagonal.md.
+O((HWC)³) time and O((HWC)²) memory; `snfnp.beyond.block_tridiagonal` does without T(w).
+Kernels w are (kH, kW, I, O), both sizes odd; shape is an image's (H, W, C). All arithmetic is in
+double precision: gradients come back in w's, solutions in z's.
+Derivation: derivations/10-block-tridiagonal.md.
 """
-
-from __future__ import annotations
 
 import numpy as np
 

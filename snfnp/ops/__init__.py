@@ -1,48 +1,59 @@
 """Numbers on a device: the only place that tells NumPy, Numba and CuPy apart.
 
-Every family of operations has a folder (a "room"). `definition.py` says in array terms what each
+Every group of operations has a folder. `definition.py` says in array terms what each
 operation computes: NumPy runs it, and CuPy can. `cpu.py` (Numba) and `gpu.py` (CuPy, with
 `kernels.cu`) override what takes most of the time, and a test compares every override with its
-definition. So `ops.spline.forward` is defined in `spline/definition.py`.
+definition. So `ops.spline.evaluate` is defined in `spline/definition.py`.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """
 
-from __future__ import annotations
+from typing import Any
 
 from snfnp import threads
 from snfnp.errors import UsageError
-from snfnp.ops.backends import Ops, assemble, cupy_rooms, numba_rooms, numpy_rooms
-from snfnp.ops.communication import ALONE, Communicator, shares, world
-from snfnp.ops.host import HostDevice, neighbours
+from snfnp.ops.backends import DEFINITIONS, Ops, assemble, overrides
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
+from snfnp.ops.epilogue import Epilogue, WeightGradient
+from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.random.philox import RandomKey
 
+Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = ("numba", "numpy", "cupy")
 _COMPILES = "the first run on a machine compiles its kernels: a minute or two before it moves"
 
 
 def get_ops(
-    backend: str = "numba",
-    tf32: bool = False,
-    world: Communicator = ALONE,
-    overlap: bool = False,
+    backend="numba", tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False
 ) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
     tf32, overlap: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. world: the processes of a
     run: on a CPU those of one machine share its cores, on GPUs each has one of its own. Raises
-    BackendError, with one line that says what is missing, where the backend cannot run.
+    BackendError, with one line that says what is missing, if the backend cannot run.
     """
     if backend in ("numpy", "numba"):
-        rooms = numpy_rooms() if backend == "numpy" else numba_rooms()
+        groups = DEFINITIONS if backend == "numpy" else overrides("cpu")
         if world.size > 1:
-            threads.share_cores(neighbours(world))
-        return assemble(HostDevice(backend, _COMPILES if backend == "numba" else ""), rooms)
+            threads.share_cores(ranks_on_shared_cores(world))
+        return assemble(HostDevice(backend, _COMPILES if backend == "numba" else ""), groups)
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 
-        return assemble(Gpu(tf32, world, overlap), cupy_rooms())
+        return assemble(Gpu(tf32, world, overlap), overrides("gpu"))
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["ALONE", "BACKENDS", "Communicator", "Ops", "RandomKey", "get_ops", "shares", "world"]
+__all__ = [
+    "SINGLE_PROCESS",
+    "BACKENDS",
+    "Array",
+    "Communicator",
+    "Epilogue",
+    "Ops",
+    "RandomKey",
+    "WeightGradient",
+    "get_ops",
+    "shares",
+    "world",
+]

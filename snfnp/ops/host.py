@@ -1,6 +1,4 @@
-"""The CPU as a device, and what any device says about memory that was not there."""
-
-from __future__ import annotations
+"""The CPU as a device, and the report of memory that ran out on any device."""
 
 import socket
 from contextlib import nullcontext
@@ -9,34 +7,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp import threads
-from snfnp.ops.communication import ALONE, Communicator
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 
 
-def neighbours(world: Communicator) -> int:
-    """How many of the ranks may run on cores that this process may run on, itself included: all of
-    a machine's, but for launchers that give each cores of its own."""
+def ranks_on_shared_cores(world: Communicator) -> int:
+    """The number of ranks that may run on the cores of this process, itself included: all ranks of
+    a machine, unless a launcher gave each of them its own cores."""
     here = socket.gethostname(), threads.cores()
     return sum(host == here[0] and bool(cores & here[1]) for host, cores in world.gather(here))
 
 
 @dataclass(frozen=True)
-class Shortage:
-    """Memory that was not there.
+class MemoryShortfall:
+    """A report of memory that ran out.
 
-    found: what was asked for and what there was, in words. needed, room: the bytes that this run
-    would have held with what it asked for, and the bytes that it could have had; None: not known.
+    found: what was asked for and what was available, in words. needed, room: the bytes that this
+    run would have held with what it asked for, and the bytes that it could have had, or None.
     """
 
     found: str
     needed: int | None = None
     room: int | None = None
 
-    def fitting(self, count: int, fixed: int = 0) -> int | None:
-        """How many items would fit instead of `count`: count // 2ᵏ for the smallest k >= 1.
+    def largest_fitting(self, count: int, fixed: int = 0) -> int | None:
+        """The number of items that would fit instead of `count`: count // 2ᵏ, the smallest k >= 1.
 
-        An estimate: it takes memory for `fixed` bytes plus a share for each item, and counts what
-        was needed up to the failure, so that the true answer is this one or a smaller one. 0 where
-        not even one item fits, None where nothing is known.
+        An estimate: `fixed` bytes plus a share for each item, of what was needed up to the failure;
+        the true answer may be smaller. 0 if not even one item fits, None if nothing is known.
         """
         if self.needed is None:
             return None
@@ -50,7 +47,8 @@ class Shortage:
 class HostDevice:
     """The CPU: arrays are NumPy's, and every operation is done when it returns.
 
-    name: of the backend; start_note: why a first run is slow to start, for its user.
+    xp: the array namespace; name: of the backend; start_note: a line for the user of a first run
+    that is slow to start, or ""; asynchronous: operations may return before they are done.
     """
 
     xp = np
@@ -60,67 +58,63 @@ class HostDevice:
         self.name, self.start_note = name, start_note
 
     def asarray(self, host, dtype=None):
-        """The same array, C-contiguous, and cast where `dtype` is given."""
+        """A host array as a C-contiguous one on the device, cast if `dtype` is given."""
         return self.xp.ascontiguousarray(host, dtype=dtype)
 
     def to_host(self, array) -> np.ndarray:
+        """A device array as a NumPy array on the host."""
         return np.asarray(array)
 
     def constant(self, host: np.ndarray, dtype=np.float64):
-        """A small host array that depends on shapes alone, in this precision, on the device."""
+        """A small host array that depends on shapes alone, in this precision, on the device. It is
+        copied once, and must not be changed."""
         return np.asarray(host, dtype)
 
-    def peek(self, condition) -> bool | None:
-        """Whether a condition or number of shape () is not 0; None where the host would wait."""
+    def known_on_host(self, condition) -> bool | None:
+        """True if a condition or number of shape () is not 0, False if it is 0; None if the host
+        would have to wait for the answer."""
         return bool(condition)
 
     def communicator(self, world: Communicator) -> Communicator:
-        """What sums this device's arrays over the processes of a run. Made by all ranks together.
+        """A communicator that sums this device's arrays; all ranks make it together.
 
-        Raises UsageError where they have different backends, and BackendError where two have one
-        GPU or cannot reach each other.
+        Raises UsageError if they have different backends, and BackendError if two have the same GPU
+        or cannot reach each other.
         """
         world.require_same({"--backend": self.name})
         return world
 
-    def capture(self, function, report=print, communicator: Communicator = ALONE):
-        """`function(images)`, to be called again and again with arrays of the same shape.
+    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS):
+        """`function(images)`, for many calls with arrays of the same shape.
 
         It must put its results into arrays that outlive it and launch the same operations every
-        time. A device may record the first calls and replay them; where it cannot, `report` gets
-        one line that says why. communicator: which the function uses, if any: either all of its
-        ranks record, or none does.
+        time: a device may record it and replay that; if it cannot, `report` gets one line that says
+        why. communicator: the one that the function uses: all of its ranks record, or none does.
         """
         return function
 
-    def aside(self, function, *arguments, **named) -> None:
-        """Call `function(*arguments, **named)`, perhaps beside what the host starts next."""
+    def run_async(self, function, *arguments, **named) -> None:
+        """Call `function(*arguments, **named)`, for its writes to arrays among them.
+
+        Inside `with ops.side_stream():` a device may do it at the same time as all that follows,
+        up to the end of the block: until then nothing else may write what it reads, or touch what
+        it writes. It keeps no array that it makes on the way.
+        """
         function(*arguments, **named)
 
-    def joining(self):
-        """A context at whose end all that was called `aside` in it is done before what follows."""
+    def side_stream(self):
+        """A context that waits, at its end, for everything that `run_async` started in it."""
         return nullcontext()
 
     def describe(self) -> dict:
-        """The device and its libraries, for a run's configuration; {} where `threads` says it."""
+        """The device and its libraries, for a run's configuration; {} if `threads` says it."""
         return {}
 
-    def shortage(self, error: Exception) -> Shortage | None:
-        """What did not fit, where an exception is about memory; None where it is not."""
+    def shortfall(self, error: Exception) -> MemoryShortfall | None:
+        """A report if an exception is about memory, else None."""
         if not isinstance(error, MemoryError):
             return None
-        return Shortage(str(error) or "nothing more is known")
+        return MemoryShortfall(str(error) or "nothing more is known")
 
     def synchronise(self) -> None:
-        """Wait until everything on the device is done, whoever started it."""
-
-    def launches(self, function) -> int | None:
-        """How many kernels a call of `function()` starts, found without running them.
-
-        None where that cannot be known. `function` must have run before with the same shapes.
-        """
-        return None
-
-    def memory_rate(self) -> float | None:
-        """Bytes per second of the device's memory as its driver states them, or None."""
-        return None
+        """Wait until everything on the device is done, on every stream."""

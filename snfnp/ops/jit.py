@@ -1,17 +1,13 @@
-"""What the CPU rooms share: how Numba compiles their kernels, and helpers of these.
+"""Numba's compilers for the kernels of the CPU, and helpers of these.
 
 Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
-No `fastmath`: isnan must work. Work is split with `prange` over samples, or blocks in the order of
-samples: every thread gets neighbouring tasks, and then finds in its core's cache what it computed
-of the same samples in the kernel before.
+No `fastmath`: isnan must work. `prange` is over samples, or blocks in the order of samples: a core
+then finds in its cache what it computed of the same samples in the kernel before.
 
 Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
 alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
-NUMBA_CACHE_DIR names another place. Where neither can be written, nor the user's cache, it is a
-folder of the system's temporary one, and where that is impossible too, nothing is kept.
+NUMBA_CACHE_DIR names another place; if none can be written, it is a temporary folder, or none.
 """
-
-from __future__ import annotations
 
 import sys
 
@@ -20,13 +16,13 @@ import numpy as np
 from numba import njit
 
 from snfnp import folders, threads
-from snfnp.ops import room
+from snfnp.ops import group
 
-threads.settle_numba()
+threads.configure_numba()
 
 
 def _find_cache() -> bool:
-    """Let Numba keep its kernels where it can; whether it can at all."""
+    """Let Numba keep its kernels in the first folder that can be written; False if none can."""
 
     def anything():
         return None
@@ -64,4 +60,4 @@ FLAT_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, insi
 
 def rows(array):
     """(N, ...) as C-contiguous rows (N, D)."""
-    return room.rows(np.ascontiguousarray(array))
+    return group.rows(np.ascontiguousarray(array))

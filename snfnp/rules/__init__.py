@@ -1,4 +1,4 @@
-"""How a linear layer learns: a rule per way of computing or replacing the inverse in a gradient."""
+"""Rules by which linear layers learn: one for each way to compute or replace an inverse."""
 
 from snfnp.rules.base import Rule
 from snfnp.rules.exact import Exact

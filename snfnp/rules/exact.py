@@ -3,8 +3,6 @@
 Derivation: derivations/02-change-of-variables.md and 07-convolutions.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.rules.base import Rule, forward_gradient
@@ -14,8 +12,8 @@ from snfnp.rules.base import Rule, forward_gradient
 class Exact(Rule):
     """The exact gradient of the likelihood (Eq. 2): G_W = δ_z ⋆ X + ∂log|det T(W)|/∂W. O(D³)."""
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, w, log_det_grad = ctx.ops, p["W"], None
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        ops, w, x, log_det_grad = ctx.ops, p["W"], cache["x"], None
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
         if ctx.leads:

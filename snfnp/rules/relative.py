@@ -3,8 +3,6 @@
 Derivation: derivations/04-dense.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
@@ -29,13 +27,13 @@ class Relative(Rule):
                 f"bias of the relative gradient is {self.bias!r}: choose plain, gresele or full"
             )
 
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
-        ops, linalg, w, b = ctx.ops, ctx.ops.linalg, p["W"], p.get("b")
-        augmented = b is not None and self.bias != "plain"
-        z = z0 + b if augmented else z0
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        ops, linalg, w = ctx.ops, ctx.ops.linalg, p["W"]
+        b = None if self.bias == "plain" else p.get("b")  # the input is augmented with
+        z = cache["z0"] if b is None else cache["z0"] + b
         linalg.scale_into(grads["W"], 1.0, w, 1, ctx.volume)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)
-        if augmented:
+        if b is not None:
             # Σ_n δ_n (1 + bᵀ z_n)
             linalg.matmul(1 + linalg.matmul(b[None, :], z.T), dz, out=grads["b"][None, :])
             if self.bias == "full":

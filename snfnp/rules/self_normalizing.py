@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.maps import WeightGradient
+from snfnp.ops import Epilogue, WeightGradient
 from snfnp.rules.base import Rule
 
 
@@ -19,7 +20,7 @@ class SelfNormalizing(Rule):
     """R (for convolutions flip(r) ⊙ m) in place of the inverse. O(N D²).
 
     objective: "mixture" is the paper's Eq. 3, ½ log p^f + ½ log p^g − λ Σ E;
-    "forward" is log p^f − λ Σ E, where R learns from its reconstruction error alone.
+    "forward" is log p^f − λ Σ E: R learns from its reconstruction error alone.
     """
 
     objective: str = "mixture"
@@ -30,15 +31,7 @@ class SelfNormalizing(Rule):
         if self.objective not in ("mixture", "forward"):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
-    @property
-    def inverse_climbs(self) -> bool:
-        return self.objective == "mixture"
-
-    @property
-    def stable_above(self) -> float | None:
-        return 1 / 8 if self.objective == "mixture" else None
-
-    def backward(self, ctx, *, f, g, p, x, z0, dz, grads):
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """Six products instead of nine: the likelihood's and the reconstruction's deltas are
         merged before the weight-gradient products.
 
@@ -47,36 +40,45 @@ class SelfNormalizing(Rule):
 
         with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
         """
-        ops, shape, w, r = ctx.ops, x.shape[1:], p["W"], p["R"]
+        ops, shape, w, r = ctx.ops, cache["x"].shape[1:], p["W"], p["R"]
         c_f, c_g = self.shares
-        dx, (delta_w, x), (delta_r, z0) = self.deltas(ctx, f, g, p, x, z0, dz)
+        (delta_w, x), (delta_r, z0), dx, measured = self.deltas(ctx, f, g, p, cache, dz)
 
         # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
-        # and of r's centre where r is larger (Eq. 28).
+        # and of r's centre if r is larger (Eq. 28).
         term, multiple = g.stand_in(ops, f, r, shape)
-        of_w = WeightGradient(f, delta_w, x, c_f, term, multiple, grads["W"])
+        of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
-        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros where r is larger
+        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros if r is larger
         # (Eq. 29). z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
         of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        ops.aside(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
-        return dx
+        ops.run_async(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
+        return dx, measured
 
     @property
     def shares(self) -> tuple[float, float]:
         """(c, c'): the weights of the forward and of the inverse density."""
         return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
-    def deltas(self, ctx, f, g, p, x, z0, dz):
-        """δ_x, (Δ_W, X) and (Δ_R, Z0); a rule with more terms appends their rows to the pairs."""
+    def deltas(self, ctx, f, g, p, cache, dz):
+        """(Δ_W, X), (Δ_R, Z0), δ_x, and what was measured; a rule may append rows to the pairs."""
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
-        error, ctx.reconstruction = g.residual(ops, r, z0, x, ctx.reconstruction)  # E of Eq. 3
-        delta_w = g.adjoint_axpby(ops, r, error, c_f, dz, ctx.error_factor)
-        dx = f.adjoint_into(ops, w, dz, -c_g, ctx.error_factor, out=error)
-        return dx, (delta_w, x), (error, z0)  # the array of E now holds Δ_R
+        x, z0 = cache["x"], cache["z0"]
+        residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
+        of_w = Epilogue(a=ctx.error_factor, y=dz, b=c_f)
+        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
+        delta_w = g.adjoint_then(ops, r, residual, of_w).out
+        dx = f.adjoint_then(ops, w, dz, of_r).z
+        # the residual's array now holds Δ_R
+        return (delta_w, x), (residual, z0), dx, Measured(error)
+
+    @property
+    def without_penalty(self) -> SelfNormalizing:
+        """This rule with Eq. 3 alone, if it adds something to that."""
+        return self

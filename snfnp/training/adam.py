@@ -20,8 +20,8 @@ class Adam:
     def update(self, ops, gradient, lr, step, clip_norm: float | None = None, failed=0.0, *, out):
         """One ascent step on the flat buffers out = (p, m, v). step = 1, 2, … O(P).
 
-        Where `clip_norm` is set, a gradient of larger global norm is scaled down to it first.
-        lr, step and failed are numbers, or arrays of shape () on the device; where `failed` is
+        If `clip_norm` is set, a gradient of larger global norm is scaled down to it first.
+        lr, step and failed are numbers, or arrays of shape () on the device; if `failed` is
         not 0, nothing is updated (see `ops.step.adam`).
         Returns Σ g², the squared norm of the gradient before clipping.
         """

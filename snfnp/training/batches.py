@@ -6,9 +6,9 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import ALONE, Communicator, RandomKey
-from snfnp.training.config import TrainConfig
-from snfnp.training.slices import cut
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey
+from snfnp.training.options import TrainConfig
+from snfnp.training.step import cut
 
 
 class Batches:
@@ -20,7 +20,9 @@ class Batches:
     every batch.
     """
 
-    def __init__(self, ops, images, config: TrainConfig, shape, world: Communicator = ALONE):
+    def __init__(
+        self, ops, images, config: TrainConfig, shape, world: Communicator = SINGLE_PROCESS
+    ):
         self._config, self._shape, self._count = config, shape, len(images)
         self._slice = cut(config.batch_size, world.size)[world.rank]
         self.steps_per_epoch = config.steps_per_epoch(len(images))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from snfnp import registry
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.config import TrainConfig
-from snfnp.training.inspection import Inspection
+from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 
@@ -19,29 +19,31 @@ _TOLERATED = 2.0  # times the bits that count as the worst of a run that learns
 class Evaluator:
     """Evaluates the trainer's parameters, and keeps the best epoch so far.
 
-    best: that epoch's record (see `validate`), or None.
+    best: that epoch's record (see `validate`), or None; warnings(record): the lines that the
+    monitors have to say about one.
     """
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = config, trainer, clock
-        self._inspection = Inspection(trainer, clock.whole_batch)
+        self._monitors = registry.find("monitors")(trainer, clock.whole_batch)
+        self.warnings = self._monitors.warnings
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.
 
-        Raises DivergedError where any of it is not finite, or the likelihood has exploded. The
+        Raises DivergedError if any of it is not finite, or the likelihood has exploded. The
         ranks share the images; the record is rank 0's, which alone looks at the layers.
         """
         likelihood = self._trainer.likelihood()
-        found = self._evaluate(likelihood, images, self._inspection.watch(len(images)))
+        evaluation = self._evaluate(likelihood, images, self._monitors.watch(len(images)))
         metrics, speed = self._trainer.averages(), self._clock.steps_per_second
         record = {
             "epoch": epoch,
             "step": self._trainer.step,
             "seconds": round(self._clock.seconds, 3),
-            "validation_nll_nats": found.nll,
-            "validation_bits_per_dimension": found.bits_per_dimension,
+            "validation_nll_nats": evaluation.nll,
+            "validation_bits_per_dimension": evaluation.bits_per_dimension,
             "surrogate": metrics.surrogate,
             "reconstruction": metrics.reconstruction,
             "gradient_norm": metrics.gradient_norm,
@@ -50,34 +52,23 @@ class Evaluator:
         }
         for name, value in record.items():
             if not math.isfinite(value):
-                what = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
-                raise DivergedError(f"the exact {what} after epoch {epoch} is not finite")
+                figure = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
+                raise DivergedError(f"the exact {figure} after epoch {epoch} is not finite")
         world = self._trainer.world
         if world.rank == 0:
-            record |= self._inspection.figures(likelihood)
+            record |= self._monitors.figures(likelihood)
         record = world.broadcast(record)
-        self._anchor(likelihood, record)
         self._refuse_explosion(record, images)
-        if self.best is None or found.nll < self.best["validation_nll_nats"]:
+        if self.best is None or evaluation.nll < self.best["validation_nll_nats"]:
             self.best = record
         return record
 
-    def _anchor(self, likelihood: Likelihood, record: dict) -> None:
-        """Note by how much the running log-determinants drifted since the evaluation before, and
-        go on from the exact ones."""
-        running = self._trainer.log_dets
-        if running:
-            drift = running.anchor(likelihood.log_dets)
-            record["log_det_drift"] = sum(drift.values())
-            for layer, off in drift.items():
-                record["layers"][layer]["log_det_drift"] = off
-
     def _refuse_explosion(self, record: dict, images) -> None:
-        """Raises DivergedError where a likelihood is finite, but no model's that learns.
+        """Raises DivergedError for a likelihood that is finite, but no model's that learns.
 
         Pixels of 256 values take 8 bits each without any model. Before it has learned much, a flow
         may be worse; later, overfitting or noise may make it worse than it was: so the limit is
-        twice those bits or twice the best so far, whichever is more. Where nothing was evaluated
+        twice those bits or twice the best so far, whichever is more. If nothing was evaluated
         yet, the best so far is what the run started from.
         """
         key = "validation_bits_per_dimension"
@@ -104,25 +95,18 @@ class Evaluator:
             f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
         )
 
-    def warnings(self, record: dict) -> list[str]:
-        """What the monitors have to say about a record, in lines."""
-        return self._inspection.warnings(record)
-
     def test(self, p, images) -> Evaluation:
-        """Test images at parameters p, a flat host array."""
-        trainer = self._trainer
-        flat = trainer.ops.asarray(p)
-        likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, flat)
-        found = self._evaluate(likelihood, images)
-        if not math.isfinite(found.nll):
+        """The evaluation of test images at parameters p, a flat host array."""
+        ops, flow, layout = self._trainer.ops, self._trainer.flow, self._trainer.layout
+        evaluation = self._evaluate(Likelihood(ops, flow, layout, ops.asarray(p)), images)
+        if not math.isfinite(evaluation.nll):
             raise DivergedError("the exact test likelihood at the best epoch is not finite")
-        return found
+        return evaluation
 
     def _evaluate(self, likelihood: Likelihood, images, watch=None) -> Evaluation:
-        # Where memory is short, people make batches smaller, and evaluation, in double precision
+        # People whose memory is short make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
-        at_once = 10 * self._config.batch_size
-        world = self._trainer.world
+        at_once, world = 10 * self._config.batch_size, self._trainer.world
         return likelihood.evaluate(
             images, EVALUATION_SEED, at_once=at_once, watch=watch, world=world
         )

@@ -1,15 +1,20 @@
-"""Files that a crash leaves whole, files that something else may have damaged, a folder's lock."""
+"""Files that a crash leaves whole, that something else may have damaged, or that lock a folder."""
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import secrets
 import socket
+import stat
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
 
@@ -19,28 +24,36 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+@contextmanager
+def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> Iterator[None]:
+    """Raise `kind` for an OSError: a line that says what cannot be done, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot {action} ({error.strerror}): {advice}") from None
+
+
+def write_atomically(path: Path, content: bytes | bytearray) -> None:
     """Write a whole file beside its place, make it durable, and rename it into place.
 
     The name beside is unique: two writers never share a file. After a crash it may be left over.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise SnfnpError(
-            f"cannot write {path} ({error.strerror}): free some space or choose another --out"
-        ) from None
+        with explained(f"write {path}", "free some space or choose another --out"):
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     with suppress(OSError):  # not every file system lets a folder be made durable
         folder = os.open(path.parent, os.O_RDONLY)
@@ -50,35 +63,44 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def remove_partial(path: Path) -> None:
-    """What crashes left over of `path`; only where nobody else may be writing it."""
-    for left in path.parent.glob(f"{path.name}.*{_PARTIAL}"):
-        _remove(left)
-
-
-def is_partial(path: Path) -> bool:
-    return path.name.endswith(_PARTIAL)
-
-
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file if there is one and it can be removed."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
+def open_regular(path: Path, flags: int, follow: bool = False) -> int:
+    """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
+
+    Whatever is put in the place of a run's file, nothing outside the folder is written, and
+    nothing waits for somebody at the other end of a pipe. Raises OSError.
+    """
+    if not follow and os.path.islink(path):  # a system may have no flag for it
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
+    descriptor = os.open(path, flags, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
+        raise OSError(errno.EINVAL, why, str(path))
+    return descriptor
+
+
 def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
-    """A file's content. Raises `kind`: the line `missing` where there is no such file."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise kind(missing) from None
-    except OSError as error:
-        raise SnfnpError(f"cannot read {path} ({error.strerror}): restore it") from None
+    """A file's content. Raises `kind` with the line `missing` if there is no such file."""
+    with explained(f"read {path}", "restore it"):
+        try:
+            with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            raise kind(missing) from None
 
 
 def parse_json(content: bytes) -> dict:
     """A JSON object of finite numbers. Raises ValueError, with a short reason, for all else."""
     try:
-        value = json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("too deep") from None
     if not isinstance(value, dict):
@@ -88,22 +110,22 @@ def parse_json(content: bytes) -> dict:
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if abs(value) < float("inf") else _refuse(text)
-
-
-def _refuse(text: str):
-    raise ValueError(f"{text} is no finite number")
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 class FolderLock:
-    """A lock on a folder: the operating system's, so that it ends with the process, and advisory.
+    """A lock of the operating system, which ends with the process that holds it, and is advisory.
 
     A context manager, which may be entered again while it is held. The file names its holder, and
-    is removed at the end.
+    is removed at the end. (The package `filelock` names no holder, takes a pipe for a lock, and
+    where there are no locks leaves a file that keeps everybody out after a crash.)
     """
 
     def __init__(self, path: Path):
-        self._path, self._file, self._entered = path, None, 0
+        self._path, self._entered = path, 0
+        self._file: Any = None
 
     def __enter__(self) -> FolderLock:
         if not self._entered:
@@ -114,24 +136,25 @@ class FolderLock:
     def __exit__(self, *error) -> None:
         self._entered -= 1
         if not self._entered:
-            if fcntl:  # while it is held: later, it may be another's
-                _remove(self._path)
+            remove(self._path)  # while it is held: later, it may be another's
             self._file.close()
-            if not fcntl:
-                _remove(self._path)
+            if not fcntl:  # Windows removes no open file
+                remove(self._path)
 
     def _acquire(self) -> None:
         while True:
-            try:
-                self._file = open(self._path, "a+")  # noqa: SIM115
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write {self._path} ({error.strerror}): choose another --out"
-                ) from None
+            with explained(f"write {self._path}", "choose another --out", UsageError):
+                descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
+            self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
             try:
                 _lock(self._file)
             except (BlockingIOError, PermissionError):
-                self._refuse()
+                holder = self._holder()
+                self._file.close()
+                raise UsageError(
+                    f"{self._path.parent} is in use by {holder or 'another process'}: stop that "
+                    "one, or choose another --out"
+                ) from None
             except OSError as error:
                 print(
                     f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
@@ -140,34 +163,32 @@ class FolderLock:
                 )
             # The holder before may have removed the file after it was opened here.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):
                     break
             self._file.close()
-        self._file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        self._file.flush()
+        name = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        with suppress(OSError):  # a full disk: the lock holds without the name
+            self._file.truncate(0)
+            self._file.write(name.encode())
 
-    def _refuse(self):
-        holder = ""
+    def _holder(self) -> str:
+        """The name in the file; "": nothing can be read."""
         for _ in range(10):  # it may have been locked this instant, and not be written yet
             self._file.seek(0)
             with suppress(OSError, ValueError):
-                holder = self._file.readline(200).strip()
-            if holder:
-                break
+                holder = self._file.read(200).decode().partition("\n")[0].strip()
+                if holder:
+                    return holder
             time.sleep(0.02)
-        self._file.close()
-        raise UsageError(
-            f"{self._path.parent} is in use by {holder or 'another process'}: stop that one, or "
-            "choose another --out"
-        )
+        return ""
 
 
 def _lock(file) -> None:
-    """Raises BlockingIOError or PermissionError where another process holds the lock."""
+    """Raises BlockingIOError or PermissionError if another process holds the lock."""
     if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
         file.seek(1 << 30)  # far behind the text, which must stay readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
+        file.seek(0)

@@ -4,52 +4,54 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from enum import IntFlag
+from contextlib import closing, nullcontext
 
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
-from snfnp.ops import ALONE, Communicator
+from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
 from snfnp.training.batches import Batches
-from snfnp.training.board import recording
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.checkpointer import Checkpointer
-from snfnp.training.config import TrainConfig
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
-from snfnp.training.progress import Clock, ProgressLine, Unseen
-from snfnp.training.run import RunFolder, describe_run
-from snfnp.training.signals import Requests
+from snfnp.training.options import TrainConfig
+from snfnp.training.progress import Clock, ProgressLine
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.checkpointer import Checkpointer
+from snfnp.training.runs.description import describe_run
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.signals import Signals
+from snfnp.training.tensorboard import recording
 from snfnp.training.trainer import Trainer
+
+_STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # what ranks ask for after a step
 
 
 def train(
     config: TrainConfig,
     dataset: Dataset,
-    ops,
+    ops: Ops,
     run: RunFolder,
     resume: bool | str = False,
     report: Callable[[str], None] = print,
-    line: Callable = ProgressLine,
-    world: Communicator = ALONE,
+    world: Communicator = SINGLE_PROCESS,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
     config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
     end reports the test images at it. resume: go on from the last checkpoint; "best": from
-    the best one, or from the start where there is none yet. line: what shows the progress, made
-    and used as a `ProgressLine`. world: the ranks that train together, each of which calls this;
-    rank 0 alone reports and writes.
+    the best one, or from the start if there is none yet. report: gets every line. world: the ranks
+    that train together, each of which calls this; rank 0 alone reports and writes.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
-    KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError where another program
-    trains in the folder, DivergedError, with the options to go on with, where numbers are not
-    finite or the likelihood explodes.
+    KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError if another program trains
+    in the folder or a run goes on with other images, DivergedError, with the options to go on
+    with, if numbers are not finite or the likelihood explodes.
     """
     config.check_processes(world.size)
-    if world.rank:
-        report, line = _silent, Unseen
-    with run.lock if world.rank == 0 else nullcontext(), Requests(world.rank > 0) as requests:
+    first, signals = world.rank == 0, Signals(world.rank > 0)
+    report = report if first else _silent
+    with run.lock if first else nullcontext(), signals.ends_no_process():
+        if resume:
+            world.on_rank_zero(lambda: run.refuse_other_images(run.open(run.path)[1], dataset))
         flow = config.build_flow(dataset.train.shape[1:])
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)
@@ -57,79 +59,67 @@ def train(
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
         if resume:
-            checkpoints.resume(resume == "best", report)
+            checkpoints.go_on(resume == "best", report)
         else:
-            about = describe_run(config, flow, trainer.layout, dataset, ops, world.size)
-            checkpoints.start(about)
+            layout = trainer.layout
+            checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         report(_introduction(config, flow, trainer, dataset, ops, run))
         try:
-            with _recording(run, config, world) as keep:
-                _take_steps(dataset, batches, evaluator, checkpoints, requests, report, line, keep)
+            with recording(run, config.tensorboard) if first else nullcontext(_silent) as keep:
+                _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
-class Asked(IntFlag):
-    """What is to be done after a step, beside evaluations."""
-
-    STOP = 1
-    CHECKPOINT = 2
-    SAVE = 4
-    SHOW = 8
+def _silent(what) -> None:
+    """Drop a line or a record that rank 0 reports already."""
 
 
-def _silent(line: str) -> None:
-    """What a rank has to report, which rank 0 reports already."""
-
-
-@contextmanager
-def _recording(run, config, world):
-    """What keeps an evaluation's record (`board.recording`): nothing on other ranks than 0."""
-    if world.rank:
-        yield _silent
-        return
-    with recording(run, config.tensorboard) as keep:
-        yield keep
-
-
-def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show, keep) -> None:
+def _take_steps(
+    dataset: Dataset,
+    batches: Batches,
+    evaluator: Evaluator,
+    checkpoints: Checkpointer,
+    signals: Signals,
+    report: Callable[[str], None],
+    keep: Callable[[dict], None],
+) -> None:
     """All steps that are left, with evaluations, whose records `keep` keeps, and checkpoints."""
-    run, config, trainer = checkpoints.run, checkpoints.config, checkpoints.trainer
+    run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    with show(config, trainer, clock, steps) as line, requests.stops_between_steps():
+    progress = ProgressLine(config, trainer, clock, steps)
+    with closing(progress), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))
-            line.advance()
+            progress.advance()
             # What one rank is asked for, or its clock says, all do. What comes later waits.
-            asked = Asked.STOP * requests.stop | Asked.CHECKPOINT * requests.checkpoint
-            asked |= Asked.SAVE * checkpoints.due() | Asked.SHOW * line.due()
-            asked = trainer.world.any(asked)
-            if asked & Asked.SHOW:
-                line.show()
-            stop, wanted = asked & Asked.STOP, asked & Asked.CHECKPOINT
+            requests = _STOP * signals.stop | _CHECKPOINT * signals.checkpoint
+            requests |= _SAVE * checkpoints.due() | _SHOW * progress.due()
+            requests = trainer.world.any(requests)
+            if requests & _SHOW:
+                progress.show()
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
-                line.clear()
+                progress.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
                 keep(record)
                 checkpoints.save(run.last)
                 if record is evaluator.best:
                     checkpoints.save(run.best)
-                report(evaluator.describe(record))
-                for warning in evaluator.warnings(record):
-                    report(warning)
+                for line in (evaluator.describe(record), *evaluator.warnings(record)):
+                    report(line)
                 clock.start()
-            elif asked & Asked.SAVE or wanted or stop:
+            elif requests & (_SAVE | _CHECKPOINT | _STOP):
                 checkpoints.save(run.last)
-            if wanted:
-                line.clear()
+            if requests & _CHECKPOINT:
+                progress.clear()
                 report(f"checkpoint at step {trainer.step}: {run.last}")
-                requests.checkpoint = False
-            if stop:
+                signals.checkpoint = False
+            if requests & _STOP:
                 report(
                     f"interrupted at step {trainer.step}: everything is in {run.last}; go on with "
                     f"--resume --out {shlex.quote(str(run.path))}"
@@ -138,20 +128,21 @@ def _take_steps(dataset, batches, evaluator, checkpoints, requests, report, show
 
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
-    how = config.gradient
+    """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
+    gradient = config.gradient
     if config.rule.learns_inverse and not config.rule.has_lambda:
-        how += f" (R by {config.inverse_update})"
+        gradient += f" (R by {config.inverse_update})"
     elif config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
         penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
-        how += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
+        gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
     elif config.gradient == "relative":
-        how += f" (bias: {config.relative_bias})"
+        gradient += f" (bias: {config.relative_bias})"
     count = trainer.world.size
     processes = f", {count} processes" if count > 1 else ""
     return (
         f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
-        f"{how} gradient, {ops.name} backend, {config.dtype}{processes}\n"
+        f"{gradient} gradient, {ops.name} backend, {config.dtype}{processes}\n"
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
         f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
@@ -159,11 +150,20 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     )
 
 
-def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
+def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evaluator, report):
     """The test likelihood at the best validation epoch, reported and in summary.json."""
     best, world = evaluator.best, trainer.world
-    saved = world.first(lambda: _load_best(run, trainer, best))
-    test = evaluator.test(saved.p, dataset.test)
+
+    def load_best():
+        saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
+        if saved.step != best["step"]:
+            raise CheckpointError(
+                f"{run.best} is of step {saved.step}, but the best evaluation was at step "
+                f"{best['step']}: restore it, or start a new run"
+            )
+        return saved
+
+    test = evaluator.test(world.on_rank_zero(load_best).p, dataset.test)
     summary = {
         "best_epoch": best["epoch"],
         "validation_nll_nats": best["validation_nll_nats"],
@@ -184,14 +184,3 @@ def _summarise(run, dataset, trainer, clock, evaluator, report) -> dict:
         f"{summary['milliseconds_per_step']:.2f} ms per step"
     )
     return summary
-
-
-def _load_best(run, trainer, best: dict):
-    """The checkpoint of the best evaluation."""
-    saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
-    if saved.step != best["step"]:
-        raise CheckpointError(
-            f"{run.best} is of step {saved.step}, but the best evaluation was at step "
-            f"{best['step']}: restore it, or start a new run"
-        )
-    return saved

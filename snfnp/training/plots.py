@@ -24,21 +24,16 @@ _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _LARGEST_PANEL = 2000
 
 
-def _settle_matplotlib() -> None:
-    """Give Matplotlib a folder for its cache of fonts where its own cannot be written."""
-    home = Path(os.path.expanduser("~"))
-    usual = (
-        Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config"),
-        Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"),
-    )
-    if "MPLCONFIGDIR" in os.environ or all(map(folders.is_writable, usual)):
-        return
-    folder = folders.private_folder("matplotlib")
-    if folder:
-        os.environ["MPLCONFIGDIR"] = str(folder)
+# Matplotlib gets a folder for its cache of fonts if its own cannot be written.
+_home = Path(os.path.expanduser("~"))
+_usual = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+if "MPLCONFIGDIR" not in os.environ and not all(
+    folders.is_writable(Path(os.environ.get(name) or _home / usual)) for name, usual in _usual
+):
+    _folder = folders.private_folder("matplotlib")
+    if _folder:
+        os.environ["MPLCONFIGDIR"] = str(_folder)
 
-
-_settle_matplotlib()
 import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")  # files only: works without a display
@@ -46,7 +41,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 def default_columns(count: int) -> int:
-    """How many images make a row, so that the picture is about as wide as high."""
+    """The images in a row with which a picture is about as wide as high."""
     return max(1, math.isqrt(count - 1) + 1)
 
 
@@ -56,19 +51,18 @@ def grid_size(count: int, columns: int, shape: tuple[int, ...]) -> tuple[int, in
 
 
 def is_large(height: int, width: int) -> bool:
-    """Whether a grid gets a picture of its own, pixel by pixel, instead of a place in a figure."""
+    """Say whether a grid gets a picture of its own, pixel by pixel, and no place in a figure."""
     return max(height, width) > _LARGEST_PANEL
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Images (N, H, W, C) as one picture, row by row, with a line of white between them."""
     count, height, width, channels = images.shape
-    grid = np.full((*grid_size(count, columns, images.shape[1:]), channels), 255, np.uint8)
-    for index, image in enumerate(images):
-        y, x = divmod(index, columns)
-        top, left = y * (height + 1), x * (width + 1)
-        grid[top : top + height, left : left + width] = image
-    return grid
+    rows = -(-count // columns)
+    padding = (0, rows * columns - count), (0, 1), (0, 1), (0, 0)
+    tiles = np.pad(images, padding, constant_values=255)
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
 def save_samples(
@@ -85,8 +79,8 @@ def save_samples(
     }
     height, width = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
     if len(grids) == 1 and is_large(height, width):
-        content = io.BytesIO()
-        Image.fromarray(*grids.values()).save(content, format="PNG")
+        (grid,), content = grids.values(), io.BytesIO()
+        Image.fromarray(grid).save(content, format="PNG")
         write_atomically(path, content.getvalue())
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
@@ -101,19 +95,30 @@ def save_samples(
     _save(figure, path)
 
 
+# A record's place on a row of curves: a value, and the ends of a band around it if there is one.
+Point = tuple[float, ...] | None
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of curves, one point per record: its label, a line, and around it a band where there is
-    one (`low`, `high`); NaN where a record has no such figure. log: a logarithmic axis, where all
-    is positive; limit: a level that is marked.
+    """A row of curves: its label, and a point per record, None for one without such a figure.
+
+    log: a logarithmic axis, if all is positive; limit: a level that is marked.
     """
 
     label: str
-    line: list[float]
-    low: list[float] | None = None
-    high: list[float] | None = None
+    points: list[Point]
     log: bool = True
     limit: float | None = None
+
+    @property
+    def lines(self) -> np.ndarray:
+        """The line, and below it the ends of its band, if any point has one: (1 or 3, records);
+        NaN for a record without a point."""
+        size = max(len(point) for point in self.points if point)
+        # a point without a band has one of no width beside others that have one
+        whole = [(point or (math.nan,)) for point in self.points]
+        return np.array([point if len(point) == size else point * size for point in whole]).T
 
 
 def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
@@ -137,13 +142,14 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
 
 
 def _draw_row(axis, x, row: Row, color: str) -> None:
-    axis.plot(x, row.line, marker="." if len(x) < 50 else None, color=color)
-    if row.low is not None:
-        axis.fill_between(x, row.low, row.high, color=color, alpha=0.2, linewidth=0)
+    lines = row.lines
+    axis.plot(x, lines[0], marker=_marker(x), color=color)
+    if len(lines) > 1:
+        axis.fill_between(x, lines[1], lines[2], color=color, alpha=0.2, linewidth=0)
     if row.limit is not None:
         axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
     axis.grid(alpha=0.3, which="both")
-    if row.log and not any(y <= 0 for y in row.low or row.line):
+    if row.log and not (lines <= 0).any():
         axis.set_yscale("log")
 
 
@@ -154,14 +160,13 @@ COMPARED = ("epoch", "seconds", "validation_nll_nats")
 def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
     """Runs in one picture, by name, against epochs and against training seconds.
 
-    The first evaluations, far above all others, are left out where they would flatten the rest.
+    The first evaluations, far above all others, are left out if they would flatten the rest.
     """
     *columns, y = COMPARED
     figure, axes = plt.subplots(1, len(columns), figsize=(11, 4.6), sharey=True)
     for axis, x in zip(axes, columns, strict=True):
         for name, figures in lines.items():
-            few = len(figures[x]) < 50
-            axis.plot(figures[x], figures[y], marker="." if few else None, label=name, linewidth=1)
+            axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
         axis.grid(alpha=0.3)
     lowest = min(min(figures[y]) for figures in lines.values())
@@ -174,18 +179,9 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     _save(figure, path)
 
 
-def save_lines(path: Path, x, lines: dict, x_label: str, y_label: str, title: str) -> None:
-    """Several lines over the same x, in double-logarithmic axes."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4))
-    for name, y in lines.items():
-        axis.loglog(x, y, marker=".", label=name)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
-    axis.set_title(title)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    figure.tight_layout()
-    _save(figure, path)
+def _marker(x) -> str | None:
+    """A point on every value of a line that has few."""
+    return "." if len(x) < 50 else None
 
 
 def _save(figure, path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-from snfnp.training.config import TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
@@ -32,7 +33,7 @@ class Clock:
         self._since = (self._trainer.step, self.seconds)
 
     def settle(self) -> None:
-        """Wait for all steps, count their time, and raise DivergedError where one failed."""
+        """Wait for all steps and count their time. Raises DivergedError if one failed."""
         self._trainer.check(self.images_of)
         if self._counted is not None:
             now = time.perf_counter()
@@ -40,7 +41,7 @@ class Clock:
             self._counted = now
 
     def skip(self) -> None:
-        """Do not count the time since `settle`."""
+        """Leave the time since `settle` out."""
         if self._counted is not None:
             self._counted = time.perf_counter()
 
@@ -50,76 +51,54 @@ class Clock:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the steps that were counted since the last start."""
+        """The speed of the steps that were counted since the last start."""
         step, seconds = self._since
         return (self._trainer.step - step) / (self.seconds - seconds)
 
 
 class ProgressLine:
-    """The progress bar, in units of images, with the last step's figures. A context manager."""
+    """The progress bar, in units of images, with the last step's figures: on rank 0 alone."""
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
         self._trainer, self._clock, self._batch = trainer, clock, config.batch_size
+        silent = trainer.world.rank > 0
         self._bar = tqdm(
             total=steps * config.batch_size,
             initial=trainer.step * config.batch_size,
             unit="img",
             unit_scale=True,
-            disable=None,  # no bar where the output is not a terminal
+            disable=silent or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,
         )
-        self._shown = time.perf_counter()
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bar.close()
+        self._shown = math.inf if silent else time.perf_counter()
 
     def advance(self) -> None:
-        """One more step. Its figures are shown when they are `due`: a look waits for the device."""
+        """Count a step. Its figures are shown when they are `due`: a look waits for the device."""
         self._bar.update(self._batch)
 
     def due(self) -> bool:
-        """Whether it is time to show the figures of a step."""
+        """Say whether it is time to show the figures of a step."""
         return time.perf_counter() - self._shown >= _SHOW_EVERY
 
     def show(self) -> None:
-        """The figures of the last step. Waits for it; raises DivergedError where one failed."""
+        """Show the figures of the last step. All ranks wait for it; raises DivergedError if it
+        failed."""
         self._clock.settle()
+        if self._trainer.world.rank:
+            return
         self._shown = time.perf_counter()
-        metrics, multipliers = self._trainer.metrics(), self._trainer.multipliers
-        estimate = self._trainer.estimated_nll()
-        shown = f"surrogate {metrics.surrogate:.1f}"
-        if estimate is not None:
-            shown = f"estimated NLL {estimate:.1f}"
-        lam = "λ {:.2g} to {:.2g}, ".format(*multipliers.current()) if multipliers else ""
+        metrics, lam = self._trainer.metrics(), ""
+        if self._trainer.multipliers:
+            lams = self._trainer.lam_by_layer().values()
+            lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
         self._bar.set_postfix_str(
-            f"{shown}, recon {metrics.reconstruction:.2e}, {lam}|grad| {metrics.gradient_norm:.1f}"
+            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+            f"{lam}|grad| {metrics.gradient_norm:.1f}"
         )
 
     def clear(self) -> None:
         """Make room for other lines."""
         self._bar.clear()
 
-
-class Unseen(ProgressLine):
-    """The same where another rank shows it: it waits when that one does."""
-
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
-        self._clock = clock
-
-    def __exit__(self, *error) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def due(self) -> bool:
-        return False
-
-    def show(self) -> None:
-        self._clock.settle()
-
-    def clear(self) -> None:
-        pass
+    def close(self) -> None:
+        self._bar.close()

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 
 
-class Requests:
-    """stop: Ctrl-C or SIGTERM came; checkpoint: SIGUSR1 did, which batch systems can send ahead.
+class Signals:
+    """The signals that came.
 
-    A context manager: while it is open, SIGUSR1 ends no process. quiet: another process says that
-    the run stops.
+    stop: Ctrl-C or SIGTERM came; checkpoint: SIGUSR1 did, which batch systems can send ahead;
+    quiet: another process says that the run stops.
     """
 
     def __init__(self, quiet: bool = False):
         self._quiet = quiet
         self.stop = self.checkpoint = False
-        self._handlers = {}
 
-    def __enter__(self) -> Requests:
-        self._handlers = _install(self._checkpoint, ("SIGUSR1",))
-        return self
+    def ends_no_process(self):
+        """A context in which SIGUSR1 ends no process."""
+        return _handled(self._checkpoint, "SIGUSR1")
 
-    def __exit__(self, *error) -> None:
-        _restore(self._handlers)
-
-    @contextmanager
     def stops_between_steps(self):
-        """In here, Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does not."""
-        handlers = _install(self._stop, ("SIGINT", "SIGTERM"))
-        try:
-            yield
-        finally:
-            _restore(handlers)
+        """A context in which Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does
+        not."""
+        return _handled(self._stop, "SIGINT", "SIGTERM")
 
     def _stop(self, number, frame) -> None:
         if self.stop and number == signal.SIGINT:
@@ -46,12 +39,13 @@ class Requests:
         self.checkpoint = True
 
 
-def _install(handler, names) -> dict:
-    """Handle the signals of these names, as far as the system knows them; what did it before."""
+@contextmanager
+def _handled(handler: Callable, *names: str):
+    """Handle the signals of these names, as far as the system knows them, in here."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return {number: signal.signal(number, handler) for number in numbers}
-
-
-def _restore(handlers: dict) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)

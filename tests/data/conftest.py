@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pooch
 import pytest
-from support.data_files import (
-    FASHION_TEST,
-    FASHION_TRAIN,
-    TEST,
-    TEST_COUNT,
-    TRAIN,
-    TRAIN_COUNT,
-    VALIDATION_COUNT,
-    Mirror,
-    mnist_digests,
-)
+from support.data_files import Mirror, use_small_sets
 
-from snfnp.data import mnist
+import snfnp.data
+from snfnp.data import cifar, mnist
 
 
 @pytest.fixture
@@ -31,25 +22,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def mnist_cache(cache: Path) -> Path:
-    return cache / "mnist"
+def unreachable() -> Iterator[str]:
+    """An address that refuses connections at once: its port is bound, but does not listen."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}/"
 
 
 @pytest.fixture(autouse=True)
-def isolated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def isolated(cache: Path, unreachable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test off the user's cache and settings, and off the network."""
     for variable in ("SNFNP_DATA_DIR", "SNFNP_OFFLINE"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
-    # A port that is bound but does not listen refuses connections at once, and stays ours.
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        for name, spec in mnist.SPECS.items():
-            unreachable = dataclasses.replace(spec, mirrors=(url,))
-            monkeypatch.setitem(mnist.SPECS, name, unreachable)
-        yield
+    for name, spec in (*mnist.SPECS.items(), ("cifar-10", cifar.CIFAR)):
+        spec = dataclasses.replace(spec, mirrors=(unreachable,))
+        monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
 
 
 @pytest.fixture
@@ -66,25 +55,12 @@ def make_mirror() -> Iterator[Callable[[], Mirror]]:
 
 
 @pytest.fixture
-def tiny(isolated: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replace MNIST and Fashion-MNIST by tiny ones; the function that it gives sets MNIST's
-    mirrors."""
-    counts = {
-        "train_count": TRAIN_COUNT,
-        "validation_count": VALIDATION_COUNT,
-        "test_count": TEST_COUNT,
-    }
-    for name, arrays in (
-        ("mnist", (TRAIN, TEST)),
-        ("fashion-mnist", (FASHION_TRAIN, FASHION_TEST)),
-    ):
-        spec = dataclasses.replace(mnist.SPECS[name], sha256=mnist_digests(*arrays), **counts)
-        monkeypatch.setitem(mnist.SPECS, name, spec)
+def small(isolated: None, unreachable: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the data sets by small ones; the function that it gives sets their mirrors."""
 
-    def set_mirrors(*mirrors: Mirror) -> None:
-        spec = dataclasses.replace(
-            mnist.SPECS["mnist"], mirrors=tuple(mirror.url for mirror in mirrors)
-        )
-        monkeypatch.setitem(mnist.SPECS, "mnist", spec)
+    def set_mirrors(*urls: str) -> None:
+        names = ("mnist", "fashion-mnist", "cifar-10")
+        use_small_sets(monkeypatch, dict.fromkeys(names, urls or (unreachable,)))
 
+    set_mirrors()
     return set_mirrors

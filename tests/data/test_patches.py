@@ -1,18 +1,16 @@
-"""Patches of photographs, the stand-in for a data set."""
+"""Patches of photographs."""
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.data_files import (
-    colour_images,
-)
-from support.messages import assert_one_line, no_announcement
+from support.data_files import colour_images, refused
 
 from snfnp.data import load_dataset, patches
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import UsageError
 
 
 def test_splits_of_patches_share_no_pixel() -> None:
@@ -54,22 +52,11 @@ def test_patches_at_both_scales() -> None:
 
 def test_patches_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "find_spec", lambda name: None)
-    with pytest.raises(UsageError) as caught:
-        load_dataset("patches", report=no_announcement)
-    assert_one_line(caught.value, "pip install scikit-image")
+    refused("patches", None, "pip install scikit-image", kind=UsageError)
 
 
 def test_patches_take_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        load_dataset("patches", tmp_path)
-    assert_one_line(caught.value, tmp_path, "leave out")
-
-
-class _Package:
-    """As much of an installed scikit-image as the patches look at."""
-
-    def __init__(self, folder: Path):
-        self.submodule_search_locations = [str(folder)]
+    refused("patches", tmp_path, tmp_path, "leave out", kind=UsageError)
 
 
 @pytest.fixture
@@ -80,23 +67,21 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index, name in enumerate(patches.PHOTOGRAPHS):
         picture = colour_images(60, seed=index).reshape(96, 640, 3)
         Image.fromarray(picture).save(folder / name)
-    monkeypatch.setattr(patches, "find_spec", lambda name: _Package(folder.parent))
+    spec = SimpleNamespace(submodule_search_locations=[str(folder.parent)])
+    monkeypatch.setattr(patches, "find_spec", lambda name: spec)
     monkeypatch.setattr(patches.metadata, "version", lambda name: "1.2.3")
     return folder
 
 
-def test_patches_are_announced_as_a_stand_in(package: Path) -> None:
+def test_patches_are_announced_as_no_published_data_set(package: Path) -> None:
     lines: list[str] = []
     dataset = load_dataset("patches", report=lines.append)
     (line,) = lines
-    assert "\n" not in line
-    for part in ("STAND-IN", "scikit-image", str(len(dataset.train)), "not comparable"):
-        assert part in line
-    assert dataset.is_sample
-    assert dataset.name == "patches"
-    assert "1.2.3" in dataset.source and "stand-in" in dataset.source
-    for images in (dataset.train, dataset.validation, dataset.test):
-        assert not images.flags.writeable
+    count = str(len(dataset.train))
+    for part in ("NOT A PUBLISHED DATA SET", "scikit-image", count, "not comparable"):
+        assert part in line and "\n" not in line
+    assert dataset.is_sample and dataset.name == "patches"
+    assert "patches of astronaut" in dataset.source and "1.2.3" in dataset.source
     again = load_dataset("patches", report=lambda line: None)
     np.testing.assert_array_equal(again.train, dataset.train)
 
@@ -105,9 +90,7 @@ def test_patches_with_a_damaged_photograph(package: Path) -> None:
     path = package / "coffee.png"
     path.write_bytes(path.read_bytes()[:1000])
     for _ in range(2):
-        with pytest.raises(SnfnpError) as caught:
-            load_dataset("patches", report=no_announcement)
-        assert_one_line(caught.value, path, "missing or damaged", "--force-reinstall")
+        refused("patches", None, path, "missing or damaged", "--force-reinstall")
         path.unlink(missing_ok=True)
 
 
@@ -116,12 +99,4 @@ def test_patches_of_the_photographs() -> None:
     dataset = load_dataset("patches", report=lambda line: None)
     assert dataset.train.shape[1:] == (32, 32, 3)
     assert len(dataset.train) >= 4000
-    assert len(dataset.validation) >= 500
-    assert len(dataset.test) >= 500
-
-
-@pytest.mark.parametrize("name", ["imagenet", "cifar"])
-def test_unknown_name_lists_all(name: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        load_dataset(name)
-    assert_one_line(caught.value, "mnist, fashion-mnist, cifar-10, imagenet32, patches")
+    assert len(dataset.validation) >= 500 and len(dataset.test) >= 500

@@ -1,4 +1,4 @@
-"""What may fail everything after it on a GPU, in a process of its own."""
+"""Scripts in a process of their own: for what may fail everything after it on a GPU."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Which device these tests run on: a GPU, or the stand-in that lets CuPy run on a CPU.
+"""The device that these tests run on: a GPU, or the stand-in that lets CuPy run on a CPU.
 
 SNFNP_DEVICE=gpu or standin asks for one of them; without it a GPU is taken where there is one, and
 the stand-in where that can be built. The stand-in's source is looked for in SNFNP_STANDIN and in

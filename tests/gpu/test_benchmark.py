@@ -1,4 +1,4 @@
-"""What the benchmark measures of a device: every part of it, with models that take seconds."""
+"""The benchmark's measurements of a device: every part of it, with models that take seconds."""
 
 from __future__ import annotations
 

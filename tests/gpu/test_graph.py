@@ -12,7 +12,7 @@ from support.trainers import BATCH, host, make_trainer
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.errors import BackendError
 from snfnp.ops import RandomKey
-from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.gpu.cublas import Cublas
 
 
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
@@ -54,7 +54,7 @@ def test_a_graph_runs_in_order_with_what_its_caller_starts(ops):
         eager, graph = (
             take_steps(make_trainer(ops, graph=flag), range(6)) for flag in (False, True)
         )
-        assert graph._ascend.recorded
+        assert graph._ascend.recorded and graph._ascend._stream.is_non_blocking
         np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
@@ -79,17 +79,6 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_reports_why(ops):
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_a_checkpoint_restores_into_a_captured_step(ops):
-    whole = take_steps(make_trainer(ops), range(8))
-    part = take_steps(make_trainer(ops), range(4))
-    checkpoint = part.checkpoint({})
-    take_steps(part, range(4, 6))  # captured, and then set back
-    part.restore(checkpoint)
-    take_steps(part, range(4, 8))
-    for name in ("p", "m", "v"):
-        np.testing.assert_array_equal(host(part, name), host(whole, name))
-
-
 def live_bytes(ops):
     """Bytes of the device that are not free, once nothing is kept that could be given back."""
     gc.collect()
@@ -99,13 +88,8 @@ def live_bytes(ops):
     return total - free
 
 
-def test_the_graphs_stream_is_of_its_own_and_waits_for_no_other(ops):
-    trainer = take_steps(make_trainer(ops), range(4))
-    assert trainer._ascend._stream.is_non_blocking
-
-
 def test_nothing_is_collected_while_a_step_is_recorded(ops):
-    """What Python's collector frees of CUDA's could spoil the recording."""
+    """CUDA objects that Python's collector frees could spoil the recording."""
     collected = []
 
     def note(phase, info):
@@ -172,7 +156,7 @@ def test_a_dropped_graph_returns_its_memory(ops, standin, model):
 
 
 def test_a_graphs_pool_is_empty_when_its_trainer_goes(ops):
-    """Of the pool alone: on a GPU the driver has pools of its own, which stay as they are."""
+    """The pool's own count: on a GPU the driver has pools of its own, which stay as they are."""
     trainer = take_steps(make_trainer(ops), range(4))
     pool = trainer._ascend._recording.pool
     assert pool.total_bytes() > 0
@@ -199,14 +183,14 @@ def test_a_failed_recording_returns_its_memory(ops, standin):
 
 def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
     """cublasSetStream would take the workspace away, and each call costs time."""
-    called, set_stream = [], Products._set_stream
+    called, set_stream = [], Cublas._set_stream
 
     def noted(products, stream):
         called.append(stream)
         set_stream(products, stream)
 
-    products = Products(ops.xp, tf32=False)
-    monkeypatch.setattr(Products, "_set_stream", noted)
+    products = Cublas(ops.xp, tf32=False)
+    monkeypatch.setattr(Cublas, "_set_stream", noted)
     a = ops.xp.ones((3, 3))
     streams = [ops.xp.cuda.Stream(non_blocking=True) for _ in range(2)]
     for stream in (streams[0], streams[0], streams[1], streams[0]):
@@ -229,8 +213,8 @@ def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkey
 
 def test_a_backend_refuses_another_device(ops, monkeypatch):
     a = ops.xp.ones((3, 3))
-    for part in (ops.device.launch, ops.device.products):
-        monkeypatch.setattr(part._home, "id", 1)
+    for part in (ops.device.launch, ops.device.cublas):
+        monkeypatch.setattr(part._guard, "id", 1)
     for use in (lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()), lambda: ops.linalg.matmul(a, a)):
         with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
             use()

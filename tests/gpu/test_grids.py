@@ -1,4 +1,4 @@
-"""How many blocks the kernels of the 9-layer flow are given: a large GPU has room for more.
+"""Blocks that the kernels of the 9-layer flow are given: a large GPU has room for more.
 
 Nothing is computed: launches are noted, with what they would be given, at the paper's sizes.
 """
@@ -27,7 +27,7 @@ LEAST = {
     "sum_squares": MULTIPROCESSORS // 2,
 }
 # What one block does in no time, or what adds up the parts of others.
-SMALL = {"set_scalars", "log_density", "log_step", "total", "conv_weight_grad_sum"}
+SMALL = {"set_scalars", "log_density", "log_step", "sum_terms", "conv_weight_grad_sum"}
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def launches(ops, monkeypatch):
     trainer = make_trainer(ops, "conv", side=SIDE, batch_size=BATCH, graph=False)
     noted = []
 
-    def note(self, name, dtype, blocks, *arguments, threads=256):
+    def note(self, name, dtype, blocks, threads=256, **arguments):
         noted.append((name, blocks, threads))
 
     images = ops.xp.zeros((BATCH, SIDE, SIDE, 1), np.uint8)
-    trainer._batch_of(BATCH)
+    trainer.slice_of(BATCH)
     monkeypatch.setattr(Launcher, "__call__", note)
     trainer.training_step(images)
     return noted
 
 
 def test_a_step_fills_a_large_gpu(launches):
-    """Which one of these kernels with fewer blocks would leave idle, at every image size."""
+    """With fewer blocks, one of these kernels would leave it idle, at every image size."""
     names = {name for name, _, _ in launches}
     assert names == LEAST.keys() | SMALL
     for name, blocks, threads in launches:
@@ -59,9 +59,9 @@ def test_a_sum_over_all_pixels_of_one_channel_has_many_blocks(ops, monkeypatch):
     array = ops.xp.ones((BATCH, SIDE, SIDE, 1), np.float32)
     launch = Launcher.__call__
 
-    def note(self, name, dtype, blocks, *arguments, **more):
+    def note(self, name, dtype, blocks, **arguments):
         noted.append((name, blocks))
-        return launch(self, name, dtype, blocks, *arguments, **more)
+        return launch(self, name, dtype, blocks, **arguments)
 
     monkeypatch.setattr(Launcher, "__call__", note)
     out = ops.xp.empty(1, np.float32)

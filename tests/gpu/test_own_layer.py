@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from support.beyond_checks import ALL_CHECKS
 from support.own_layer import own
 
 from snfnp.gradcheck import check_layer, check_map
-from snfnp.gradcheck.catalogue import catalogue
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -15,6 +15,6 @@ def test_the_pages_layer_passes_its_check(ops, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("check", catalogue(), ids=lambda check: f"{check.kind} {check.name}")
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: f"{check.kind} {check.name}")
 def test_every_layer_rule_and_map_passes_its_check(ops, check, dtype):
     check.run(ops=ops, dtype=dtype)

@@ -6,10 +6,11 @@ import gc
 
 import numpy as np
 import pytest
-from support.trainers import BATCH, SIDE, host, make_trainer
+from benchmarks.launches import count_kernels
+from support import trainers
+from support.trainers import BATCH, host, images_of, make_trainer, run_training
 
 from gpu.alone import run_alone
-from snfnp.data import Dataset
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.models import PRESETS
@@ -17,35 +18,22 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.images import gpu as gpu_images
 from snfnp.ops.images.augment import augment
 from snfnp.training.batches import Batches
-from snfnp.training.checkpoint import load_checkpoint
-from snfnp.training.config import TrainConfig
-from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
 
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SELF_NORMALIZING = [(model, "self-normalizing") for model in ("fc", "conv", "glow-2l-4k")]
 
 
-def images_of(step, batch=BATCH):
-    rng = np.random.default_rng(step)
-    return rng.integers(0, 256, (batch, SIDE, SIDE, 1)).astype(np.uint8)
-
-
 def take_steps(trainer, steps, batch=BATCH):
-    """Steps with images of their own, the first one's data-dependent initialisation included."""
-    for step in steps:
-        images = images_of(step, batch).reshape(-1, *trainer.flow.shape)
-        images = trainer.ops.asarray(images)
-        if step == 0:
-            trainer.initialise_from_data(images)
-        trainer.training_step(images)
-    trainer.check(lambda step: trainer.ops.asarray(images_of(step)))
+    """Steps, and a look whether they went well."""
+    trainers.take_steps(trainer, steps, batch)
+    trainer.check(lambda step: images_of(trainer, step, batch))
     return trainer
 
 
 def spent_by_a_step(trainer, standin) -> dict[str, int]:
-    """What the third step of a trainer costs: launches, waits, copies."""
-    images = trainer.ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
+    """Count the launches, waits and copies of a trainer's third step."""
+    images = images_of(trainer, 2)
     gc.collect()  # a trainer of an earlier test waits for its graph when it goes
     before = standin.counts()
     trainer.training_step(images)
@@ -55,22 +43,29 @@ def spent_by_a_step(trainer, standin) -> dict[str, int]:
 # ---------------------------------------------------------------- parity with NumPy
 
 
+def assert_numpys(found, expected, tolerance):
+    """Two steps have the numbers of NumPy, in double precision.
+
+    Gradients are sums of at most a few thousand terms, through at most 19 layers.
+    """
+    for name in ("gradient", "m"):
+        a, b = host(found, name), host(expected, name)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), name
+    # Adam divides by the size of a gradient: where that is all rounding, so is the step
+    gradient, p = host(expected, "gradient"), host(expected, "p")
+    large = np.abs(gradient) >= 1e-3 * np.abs(gradient).max()
+    assert large.sum() > 5
+    moves = 2 * expected.config.lr
+    assert np.abs(host(found, "p") - p)[large].max() <= tolerance / 1e-3 * moves + 1e-15
+
+
 @pytest.mark.parametrize("model, gradient", MODELS)
 def test_a_step_is_numpys_in_double_precision(ops, model, gradient):
     found, expected = (
         take_steps(make_trainer(each, model, gradient, dtype="float64"), range(2))
         for each in (ops, get_ops("numpy"))
     )
-    for name in ("gradient", "m"):
-        a, b = host(found, name), host(expected, name)
-        # sums of at most a few thousand terms, through at most 19 layers
-        assert np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
-    # Adam divides by the size of a gradient: where that is all rounding, so is the step
-    gradient, p = host(expected, "gradient"), host(expected, "p")
-    large = np.abs(gradient) >= 1e-3 * np.abs(gradient).max()
-    assert large.sum() > 5
-    moves = 2 * expected.config.lr  # in two steps
-    assert np.abs(host(found, "p") - p)[large].max() <= 1e-10 / 1e-3 * moves + 1e-15
+    assert_numpys(found, expected, 1e-10)
     for a, b in zip(vars(found.metrics()).values(), vars(expected.metrics()).values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
@@ -134,8 +129,8 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
 def test_a_captured_step_has_few_kernels(ops, model, most):
     """The driver lists them, those of cuBLAS included."""
     trainer = take_steps(make_trainer(ops, model, graph=False), range(2))
-    images = ops.asarray(images_of(2).reshape(-1, *trainer.flow.shape))
-    launches = ops.device.launches(lambda: trainer.training_step(images))
+    images = images_of(trainer, 2)
+    launches = count_kernels(ops.xp, lambda: trainer.training_step(images))
     assert launches is not None
     assert 0 < launches <= most
 
@@ -154,9 +149,9 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph):
     poison(trainer, "dense2", "b", np.nan)
     before = host(trainer, "p")
     for step in range(4, 9):
-        trainer.training_step(ops.asarray(images_of(step).reshape(BATCH, -1)))
+        trainer.training_step(images_of(trainer, step))
     with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
-        trainer.check(lambda step: ops.asarray(images_of(step).reshape(BATCH, -1)))
+        trainer.check(lambda step: images_of(trainer, step))
     np.testing.assert_array_equal(host(trainer, "p"), before)  # nothing moved since
     assert np.isfinite(host(trainer, "m")).all()
 
@@ -168,9 +163,9 @@ def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
     take_steps(trainer, range(4))
     poison(trainer, "dense1", "R", np.inf)  # not in the forward pass
     for step in range(4, 5 + later):
-        trainer.training_step(ops.asarray(images_of(step).reshape(BATCH, -1)))
+        trainer.training_step(images_of(trainer, step))
     with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
-        trainer.check(lambda step: ops.asarray(images_of(step).reshape(BATCH, -1)))
+        trainer.check(lambda step: images_of(trainer, step))
 
 
 def test_a_singular_matrix_raises_as_on_the_cpu(ops):
@@ -233,12 +228,12 @@ def test_the_exact_likelihood_is_numpys(ops, model, gradient):
     found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
     if found.flow.initialises_from_data:
         for trainer in (found, expected):
-            trainer.initialise_from_data(trainer.ops.asarray(images_of(0)))
+            trainer.initialise_from_data(images_of(trainer, 0))
         expected.p[...] = host(found, "p")
     ledgers = []
     for trainer in (found, expected):
         likelihood = trainer.likelihood()
-        images = images_of(1).reshape(BATCH, -1)
+        images = trainer.ops.to_host(images_of(trainer, 1))
         ledgers.append(likelihood.evaluate(images, seed=0, batch_size=4).ledger)
     assert list(ledgers[0]) == list(ledgers[1])
     for term, nats in ledgers[1].items():
@@ -254,50 +249,19 @@ def test_samples_are_numpys(ops):
         )
         # a value on the edge of two integers may fall either way
         assert np.mean(found != expected) < 0.01
-    images = images_of(3)
-    likelihood = make_trainer(ops, "conv").likelihood()
-    latents = likelihood.latents(ops.asarray(images), key)
+    trainer = make_trainer(ops, "conv")
+    images, likelihood = images_of(trainer, 3), trainer.likelihood()
+    latents = likelihood.latents(images, key)
     again = likelihood.sample(BATCH, 0, exact=True, latents=latents)
-    assert np.mean(again != images) < 0.01
-
-
-def small_dataset():
-    rng = np.random.default_rng(1)
-    splits = [rng.integers(0, 256, (count, 5, 5, 1)).astype(np.uint8) for count in (100, 30, 30)]
-    return Dataset("mnist", *splits, source="random images", is_sample=False)
-
-
-def run_training(path, ops, resume=False, **changes):
-    config = TrainConfig(
-        **{"epochs": 3, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 1, **changes}
-    )
-    config = config.resolve(100)
-    run = RunFolder(path) if resume else RunFolder.create(path)
-    return train(config, small_dataset(), ops, run, resume, report=lambda text: None), run
+    assert np.mean(again != ops.to_host(images)) < 0.01
 
 
 def test_a_run_is_the_same_run_on_another_backend(ops, tmp_path):
-    found, run = run_training(tmp_path / "device", ops, backend="cupy", dtype="float64")
-    expected, _ = run_training(tmp_path / "host", get_ops("numba"), dtype="float64")
+    run, found = run_training(tmp_path / "device", backend="cupy", dtype="float64")
+    _, expected = run_training(tmp_path / "host", backend="numba", dtype="float64")
     for name in ("validation_nll_nats", "test_nll_nats", "reconstruction"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
     assert run.summary_file.exists()
-
-
-def test_a_resumed_run_goes_on_bit_for_bit(ops, tmp_path):
-    _, whole = run_training(tmp_path / "whole", ops, backend="cupy")
-    run_training(tmp_path / "part", ops, backend="cupy", epochs=2)
-    _, part = run_training(tmp_path / "part", ops, resume=True, backend="cupy")
-    layout = make_trainer(ops, side=5).layout
-    states = [load_checkpoint(run.last, layout) for run in (whole, part)]
-    for name in ("p", "m", "v"):
-        np.testing.assert_array_equal(*(getattr(state, name) for state in states))
-    records = [run.read_metrics() for run in (whole, part)]
-    for a, b in zip(*records, strict=True):
-        timeless = {"seconds", "samples_per_second"}
-        assert {k: v for k, v in a.items() if k not in timeless} == {
-            k: v for k, v in b.items() if k not in timeless
-        }
 
 
 def test_a_full_device_is_reported_when_the_backend_is_made(ops, monkeypatch):

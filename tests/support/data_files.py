@@ -1,5 +1,6 @@
 """Small data files in the published formats, and places that give them."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -10,24 +11,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pooch
 import pytest
-import requests
+from PIL import Image
 
-from snfnp.data import Dataset, mnist
-from snfnp.data.idx import write_idx
+import snfnp.data
+from snfnp.data import Dataset, cifar, imagenet, mnist
+from snfnp.errors import SnfnpError
+from support.messages import assert_one_line
 
 TRAIN_GZ = "train-images-idx3-ubyte.gz"
 TEST_GZ = "t10k-images-idx3-ubyte.gz"
-TRAIN_COUNT, VALIDATION_COUNT, TEST_COUNT = 5, 2, 3
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """Return an IDX file's bytes, built here and not by the code under test."""
+    """An IDX file's bytes, built here and not by the code under test."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def random_images(count: int, seed: int, size: tuple[int, int] = (28, 28)) -> np.ndarray:
+def random_images(count: int, seed: int, size: tuple[int, ...] = (28, 28)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
 
 
@@ -35,31 +36,124 @@ def colour_images(count: int, seed: int) -> np.ndarray:
     return random_images(count, seed, size=(32, 32, 3))
 
 
-# Tiny MNIST and Fashion-MNIST.
-TRAIN = random_images(TRAIN_COUNT + VALIDATION_COUNT, seed=1)
-TEST = random_images(TEST_COUNT, seed=2)
-FASHION_TRAIN = random_images(TRAIN_COUNT + VALIDATION_COUNT, seed=3)
-FASHION_TEST = random_images(TEST_COUNT, seed=4)
+def tar_bytes(members: dict[str, bytes], compressed: bool) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name.rpartition("/")[0] or ".")
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
-def put_tiny(folder: Path, train_name: str = TRAIN_GZ, test_name: str = TEST_GZ) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_idx(folder / train_name, TRAIN)
-    write_idx(folder / test_name, TEST)
+def put(folder: Path, members: dict[str, bytes]) -> Path:
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
 
 
-def assert_tiny(dataset: Dataset) -> None:
-    np.testing.assert_array_equal(dataset.train, TRAIN[:TRAIN_COUNT, ..., None])
-    np.testing.assert_array_equal(dataset.validation, TRAIN[TRAIN_COUNT:, ..., None])
-    np.testing.assert_array_equal(dataset.test, TEST[..., None])
-    assert not dataset.is_sample
+# Small data sets: MNIST and Fashion-MNIST of 5 + 2 and 3 images, CIFAR-10 in batches of 4,
+# ImageNet32 of 23 (5 of them for validation) and 7.
+TRAIN, TEST = random_images(7, seed=1), random_images(3, seed=2)
+FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
+CIFAR = [colour_images(4, seed) for seed in range(6)]  # five training batches, the test batch
+IMAGENET_TRAIN, IMAGENET_TEST = colour_images(23, seed=10), colour_images(7, seed=11)
+
+
+def records(images: np.ndarray) -> bytes:
+    """A batch of CIFAR-10: a label, and the red, the green and the blue plane of each image."""
+    planes = np.stack([images[..., channel].reshape(len(images), -1) for channel in range(3)], 1)
+    labels = np.arange(len(images), dtype=np.uint8)[:, None] % 10
+    return np.hstack([labels, planes.reshape(len(images), -1)]).tobytes()
+
+
+def cifar_members() -> dict[str, bytes]:
+    batches = zip(cifar.BATCHES, map(records, CIFAR), strict=True)
+    members = {f"{cifar.FOLDER}/{name}": content for name, content in batches}
+    return members | {f"{cifar.FOLDER}/readme.html": b"<html>"}
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png_members(images: np.ndarray, folder: str) -> dict[str, bytes]:
+    return {f"{folder}/{index + 1:07d}.png": png(image) for index, image in enumerate(images)}
+
+
+def imagenet_archives(compressed: bool = False) -> dict[str, bytes]:
+    return {
+        "train_32x32.tar": tar_bytes(png_members(IMAGENET_TRAIN, "train_32x32"), compressed),
+        "valid_32x32.tar": tar_bytes(png_members(IMAGENET_TEST, "valid_32x32"), compressed),
+    }
+
+
+FILES = {
+    "mnist": {TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)), TEST_GZ: gzip.compress(idx_bytes(TEST))},
+    "fashion-mnist": {name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()},
+    "cifar-10": {cifar.ARCHIVE: tar_bytes(cifar_members(), compressed=True)},
+    "imagenet32": imagenet_archives(),
+}
+HELD_OUT = np.isin(np.arange(23), [7, 8, 10, 11, 21])  # of ImageNet32's training images
+SPLITS = {
+    "mnist": (TRAIN[:5, ..., None], TRAIN[5:, ..., None], TEST[..., None]),
+    "fashion-mnist": tuple(
+        images[..., None] for images in (*np.split(FASHION[TRAIN_GZ], [5]), FASHION[TEST_GZ])
+    ),
+    "cifar-10": (np.concatenate(CIFAR[:4]), CIFAR[4], CIFAR[5]),
+    "imagenet32": (IMAGENET_TRAIN[~HELD_OUT], IMAGENET_TRAIN[HELD_OUT], IMAGENET_TEST),
+}
+
+
+def assert_is(name: str, dataset: Dataset) -> None:
+    """The small data set of that name, read-only."""
+    assert dataset.name == name and not dataset.is_sample
+    for split, images in zip(("train", "validation", "test"), SPLITS[name], strict=True):
+        np.testing.assert_array_equal(getattr(dataset, split), images)
+        assert getattr(dataset, split).dtype == np.uint8
+        assert not getattr(dataset, split).flags.writeable
+
+
+def refused(name: str, folder: Path | None, *parts: object, kind: type = SnfnpError) -> str:
+    """The error, one line with those parts, of a data set that cannot be loaded."""
+    with pytest.raises(kind) as caught:
+        snfnp.data.load_dataset(name, folder, report=lambda line: None)
+    assert_one_line(caught.value, *parts)
+    return str(caught.value)
 
 
 def mnist_digests(train: np.ndarray, test: np.ndarray) -> dict[str, str]:
     """SHA-256 of the IDX files of two arrays, by stem."""
     pairs = ((mnist.TRAIN_STEM, train), (mnist.TEST_STEM, test))
     return {stem: hashlib.sha256(idx_bytes(array)).hexdigest() for stem, array in pairs}
+
+
+def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]) -> None:
+    """Replace the published data sets by the small ones, to be had at these addresses."""
+    images = {"mnist": (TRAIN, TEST), "fashion-mnist": FASHION.values()}
+    for name, arrays in images.items():
+        spec = dataclasses.replace(
+            mnist.SPECS[name],
+            mirrors=mirrors[name],
+            sha256=mnist_digests(*arrays),
+            counts=(5, 2, 3),
+        )
+        monkeypatch.setitem(mnist.SPECS, name, spec)
+        monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
+    spec = dataclasses.replace(cifar.CIFAR, mirrors=mirrors["cifar-10"])
+    monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", spec.load)
+    archive = FILES["cifar-10"][cifar.ARCHIVE]
+    monkeypatch.setattr(cifar, "ARCHIVE_MD5", hashlib.md5(archive).hexdigest())
+    counts = {"BATCH_COUNT": 4, "VALIDATION_COUNT": 4}, {"TRAIN_COUNT": 23, "TEST_COUNT": 7}
+    for module, values in ((cifar, counts[0]), (imagenet, {**counts[1], "VALIDATION_COUNT": 5})):
+        for constant, value in values.items():
+            monkeypatch.setattr(module, constant, value)
 
 
 class Mirror:
@@ -94,53 +188,7 @@ class Mirror:
         )
         self.thread.start()
 
-    def serve_tiny(self) -> None:
-        self.files[TRAIN_GZ] = gzip.compress(idx_bytes(TRAIN), 1)
-        self.files[TEST_GZ] = gzip.compress(idx_bytes(TEST), 1)
-
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
-
-
-def planes(images: np.ndarray) -> np.ndarray:
-    """(N, 3072): the red, the green, the blue plane, as the published files hold them."""
-    return np.stack(
-        [images[..., channel].reshape(len(images), -1) for channel in range(3)], 1
-    ).reshape(len(images), -1)
-
-
-def serve(monkeypatch: pytest.MonkeyPatch, content: dict[str, bytes]) -> list[str]:
-    """Replace the downloader: `content` maps addresses to bytes. Returns the log of addresses."""
-    asked = []
-
-    def fetch(self: pooch.HTTPDownloader, url: str, output_file: str, pooch: None) -> None:
-        asked.append(url)
-        if url not in content:
-            raise requests.ConnectionError
-        Path(output_file).write_bytes(content[url])
-
-    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", fetch)
-    return asked
-
-
-def tar_bytes(members: dict[str, bytes], compressed: bool) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w") as archive:
-        folders = {name.rpartition("/")[0] for name in members}
-        for folder in sorted(folders):
-            info = tarfile.TarInfo(folder)
-            info.type = tarfile.DIRTYPE
-            archive.addfile(info)
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def put(folder: Path, members: dict[str, bytes]) -> None:
-    for name, content in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)

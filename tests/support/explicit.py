@@ -43,3 +43,15 @@ def convolution_matrix(w, shape):
             for column, in_column in zip(out_columns, in_columns, strict=True):
                 t[row, column, :, in_row, in_column] = w[h, v].T
     return t.reshape(-1, np.prod(shape))
+
+
+def units(shape, image):
+    """T(e_i) of every element i of a kernel of this shape: (*shape, D, D) (Eq. 23)."""
+    flat = np.eye(np.prod(shape)).reshape(-1, *shape)
+    matrices = np.array([convolution_matrix(e, image) for e in flat])
+    return matrices.reshape(*shape, *matrices.shape[1:])
+
+
+def on_taps(matrix, shape, image):
+    """∂⟨T(v), matrix⟩/∂v: the sums over the positions of each weight of a kernel v."""
+    return np.einsum("...ab,ab->...", units(shape, image), matrix)

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from snfnp.data.mnist import cache_folder, find_images
+from snfnp.data.files import cache_folder
+from snfnp.data.mnist import SPECS
 
 
 def find_full_mnist() -> Path | None:
@@ -12,10 +13,7 @@ def find_full_mnist() -> Path | None:
     Looked at, in order: SNFNP_DATA_DIR (its subfolder "mnist" first), the user's cache, and
     shared/data/mnist beside the checkout. Nothing is downloaded.
     """
-    places = []
-    if os.environ.get("SNFNP_DATA_DIR"):
-        given = Path(os.environ["SNFNP_DATA_DIR"]).expanduser()
-        places += [given / "mnist", given]
-    places.append(cache_folder("mnist"))
-    places.append(Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist")
-    return next((place for place in places if len(find_images(place)) == 2), None)
+    given = Path(os.environ.get("SNFNP_DATA_DIR") or "none").expanduser()
+    shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
+    places = (given / "mnist", given, cache_folder("mnist"), shared)
+    return next((place for place in places if len(SPECS["mnist"].find(place)) == 2), None)

@@ -18,28 +18,30 @@ def moved(params, rng, scale=0.1):
 
 
 def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
-    """δ_x, {name: gradient} and the context of one layer's backward pass.
+    """δ_x, {name: gradient} and what was measured (or None) in one layer's backward pass.
 
     dlatent: δ of the latent, where one leaves at the layer; dldj: default 1/N, as in training.
     """
     dldj = np.full(len(dz), 1 / len(dz), dz.dtype) if dldj is None else dldj
     grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
-    ctx = BackwardContext(ops, dldj, lam)
+    ctx = BackwardContext.of(ops, dldj, lam)
     # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
-    return layer.backward(ctx, p, cache, dz, dict(grads), *dlatent), grads, ctx
+    result = layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
+    dx, measured = result if layer.learns_inverse else (result, None)
+    return dx, grads, measured
 
 
 @dataclass(frozen=True)
 class FlowPass:
-    """A forward and a backward pass of a flow: its results, and the gradients of the mean over the
-    batch, in `flat` and in views of it."""
+    """A forward and a backward pass of a flow: its results, the gradients of the mean over the
+    batch, in `flat` and in views of it, and what layers measured."""
 
     latents: tuple
     ldj: np.ndarray
     dx: np.ndarray
     grads: dict
     flat: np.ndarray
-    ctx: BackwardContext
+    measured: dict
 
 
 def flow_backward(ops, flow, params, x, lam=0.0, recompute=False) -> FlowPass:
@@ -51,9 +53,9 @@ def flow_backward(ops, flow, params, x, lam=0.0, recompute=False) -> FlowPass:
     for named in grads.values():
         for gradient in named.values():
             gradient[...] = np.nan
-    ctx = BackwardContext(ops, np.full(len(x), 1 / len(x), x.dtype), lam)
-    dx = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
-    return FlowPass(latents, ldj, dx, grads, flat, ctx)
+    ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x), x.dtype), lam)
+    dx, measured = flow.backward(ctx, params, caches, flow.latent_gradients(latents), grads)
+    return FlowPass(latents, ldj, dx, grads, flat, measured)
 
 
 def mean_log_density(ops, flow, params, x) -> float:

@@ -1,10 +1,8 @@
-"""Running the CUDA kernels on the CPU: the GPU's rooms on NumPy arrays, through g++.
+"""Running the CUDA kernels on the CPU: the GPU's groups on NumPy arrays, through g++.
 
-Every room's kernels are compiled after `hostcuda.h`, once for both types, into a library that is
+Every group's kernels are compiled after `hostcuda.h`, once for both types, into a library that is
 kept under a name made of its content.
 """
-
-from __future__ import annotations
 
 import ctypes
 import hashlib
@@ -21,10 +19,9 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 
 from snfnp.ops import Ops, RandomKey, get_ops
-from snfnp.ops.backends import assemble, cupy_rooms
-from snfnp.ops.gpu import source
+from snfnp.ops.backends import assemble, overrides
+from snfnp.ops.gpu import launch, source
 from snfnp.ops.gpu.device import Gpu
-from snfnp.ops.gpu.launch import Strided
 from snfnp.ops.linalg.gpu import GpuLinearAlgebra
 from support.operation_calls import FLOATS, SIZES, assert_as_defined, in_order
 from support.operation_cases import OVERRIDES
@@ -42,13 +39,12 @@ _GUARD_BYTES = range(0x41, 0x5B)
 _SHARED = re.compile(r"__shared__\s+([\w\s<>*]+?)\s*\b(\w+)((?:\[[^\]]*\])*);")
 
 
-class Launcher:
-    """launch(name, dtype, blocks, *arguments) as `snfnp.ops.gpu.launch.Launcher`, on NumPy arrays.
+class Launcher(launch.Launcher):
+    """`snfnp.ops.gpu.launch.Launcher` on NumPy arrays.
 
     folder: where libraries are kept; backwards: the order of threads and blocks; text_of: the text
-    of a room's kernels; launched: the names of the kernels that ran. What CuPy would accept is an
-    error here: an argument of another type than the kernel's, and arrays that overlap where a
-    kernel declares that they do not.
+    of a group's kernels; launched: the names of the kernels that ran. What CuPy would accept is an
+    error here: arrays that overlap where a kernel declares that they do not.
     """
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
@@ -57,49 +53,42 @@ class Launcher:
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
 
-    def __call__(self, name, dtype, blocks, *arguments, threads=source.THREADS):
+    def _start(self, kernel, dtype, blocks, threads, values) -> None:
         assert isinstance(blocks, int) and 0 <= blocks < 2**31, blocks
         assert threads in range(32, source.THREADS + 1, 32), threads
-        if not blocks:
-            return
-        function = getattr(self.library(source.kernels()[name]), _symbol(name, np.dtype(dtype)))
+        function = getattr(self.library(source.kernels()[kernel]), _symbol(kernel, dtype))
         function.restype = ctypes.c_char_p
-        types = source.parameters(name)
-        assert len(arguments) == len(types), f"{name} takes {len(types)} arguments"
-        converted = [
-            _converted(f"{name}, argument {position}", argument, kind, dtype)
-            for position, (argument, kind) in enumerate(zip(arguments, types, strict=True))
-        ]
-        _check_overlap(name, arguments, types)
-        self.launched.add(name)
-        error = function(blocks, threads, int(self._backwards), *converted)
-        assert error is None, f"{name}: {error.decode()}"
+        _check_overlap(kernel, values)
+        kinds = (parameter.kind for parameter in source.parameters(kernel))
+        self.launched.add(kernel)
+        error = function(blocks, threads, int(self._backwards), *map(_converted, values, kinds))
+        assert error is None, f"{kernel}: {error.decode()}"
 
-    def library(self, room: str) -> ctypes.CDLL:
-        if room not in self._libraries:
-            path = compile_room(room, self._text_of(room), self._folder, self._flags)
-            self._libraries[room] = ctypes.CDLL(str(path))
-        return self._libraries[room]
+    def library(self, group: str) -> ctypes.CDLL:
+        if group not in self._libraries:
+            path = compile_group(group, self._text_of(group), self._folder, self._flags)
+            self._libraries[group] = ctypes.CDLL(str(path))
+        return self._libraries[group]
 
 
 def compile_all(folder: Path, flags=()) -> None:
-    """Compile what is not in the folder yet, two rooms at a time."""
+    """Compile what is not in the folder yet, two groups at a time."""
+    groups = source.groups()
     with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(
-            lambda room: compile_room(room, source.source(room), folder, flags), source.rooms()
-        )
-        list(compiled)
+        list(pool.map(lambda g: compile_group(g, source.source(g), folder, flags), groups))
 
 
-def compile_room(room: str, text: str, folder: Path, flags=()) -> Path:
-    """The library with all kernels of a room, of this text."""
-    names = [name for name, place in source.kernels().items() if place == room]
-    text = f"#include {str(HEADER)!r}\n".replace("'", '"') + _with_static_arrays(text)
+def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
+    """The library with all kernels of a group, of this text."""
+    names = [name for name, place in source.kernels().items() if place == group]
+    text = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
+    assert "__shared__" not in text, "declare one shared array per line"
+    text = f'#include "{HEADER}"\n{text}'
     text += "".join(_entry_point(name, dtype) for name in names for dtype in source.TYPES)
     command = ["g++", *FLAGS, *flags, "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"]
     # the name of the machine: libraries are for its processor
     content = (text, HEADER.read_text(), *command, platform.node())
-    name = f"{room}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+    name = f"{group}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
     library = Path(folder, f"{name}.so")
     if not library.exists():
         code = library.with_suffix(".cpp")
@@ -110,12 +99,6 @@ def compile_room(room: str, text: str, folder: Path, flags=()) -> Path:
     return library
 
 
-def _with_static_arrays(text: str) -> str:
-    changed = _SHARED.sub(r"static \1 \2\3; hostcuda::poison(\2);", text)
-    assert "__shared__" not in changed, "declare one shared array per line"
-    return changed
-
-
 def _symbol(name, dtype) -> str:
     return f"{name}_{source.TYPES[str(dtype)]}"
 
@@ -123,7 +106,7 @@ def _symbol(name, dtype) -> str:
 def _entry_point(name, dtype) -> str:
     """A C function that launches a kernel for one type."""
     real = source.TYPES[dtype]
-    types = [re.sub(r"\bT\b", real, kind) for kind in source.parameters(name)]
+    types = [re.sub(r"\bT\b", real, p.kind) for p in source.parameters(name)]
     declarations = "".join(f", {kind} a{i}" for i, kind in enumerate(types))
     arguments = ", ".join(f"a{i}" for i in range(len(types)))
     return (
@@ -134,40 +117,28 @@ def _entry_point(name, dtype) -> str:
     )
 
 
-def _converted(where, argument, kind: str, dtype):
-    """An argument for ctypes; it must be of the very type that the kernel declares."""
-    if kind == "long long":
-        assert isinstance(argument, (bool, int, np.integer)), f"{where}: {argument!r} is no integer"
-        return ctypes.c_longlong(np.int64(argument))
-    if kind == "double":
-        assert isinstance(argument, (float, np.floating)), f"{where}: {argument!r} is not real"
-        return ctypes.c_double(argument)
-    if argument is None:
+def _converted(value, kind: str):
+    """A value for ctypes."""
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    if kind.endswith("*"):
         return ctypes.c_void_p()
-    array = argument.array if isinstance(argument, Strided) else argument
-    expected = np.dtype(dtype if source.POINTED[kind] == "T" else source.POINTED[kind])
-    assert isinstance(array, np.ndarray), f"{where}: {array!r} is no array"
-    assert array.dtype == expected, f"{where}: {array.dtype} instead of {expected}"
-    assert array is not argument or array.flags.c_contiguous, f"{where} is not contiguous"
-    return ctypes.c_void_p(array.ctypes.data)
+    return ctypes.c_double(value) if kind == "double" else ctypes.c_longlong(value)
 
 
-def _check_overlap(name, arguments, types) -> None:
+def _check_overlap(kernel, values) -> None:
     """`__restrict__` promises that nothing else leads to what is written."""
-    text = source.source(source.kernels()[name])
-    (declared,) = re.findall(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
-    restricted = ["__restrict__" in each for each in declared.split(",")]
-    arrays = [a.array if isinstance(a, Strided) else a for a in arguments]
-    pointers = [i for i, array in enumerate(arrays) if isinstance(array, np.ndarray)]
-    for i in pointers:
-        for j in pointers:
-            promised = restricted[i] and not types[i].startswith("const ")
-            if i != j and promised and np.may_share_memory(arrays[i], arrays[j]):
-                raise AssertionError(f"{name}: arguments {i} and {j} overlap")
+    parameters = zip(source.parameters(kernel), values, strict=True)
+    arrays = [(p, value) for p, value in parameters if isinstance(value, np.ndarray)]
+    for written, array in arrays:
+        promised = written.restrict and not written.kind.startswith("const ")
+        for other, another in arrays:
+            if promised and other != written and np.may_share_memory(array, another):
+                raise AssertionError(f"{kernel}: {written.name} and {other.name} overlap")
 
 
-class _Products:
-    """`snfnp.ops.gpu.cublas.Products` on NumPy arrays."""
+class _Cublas:
+    """`snfnp.ops.gpu.cublas.Cublas` on NumPy arrays."""
 
     def gemm(self, a, b, out, beta=0.0):
         assert a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
@@ -185,7 +156,7 @@ class HostGpu(Gpu):
         self.xp = np
         self.tf32 = False
         self.launch = launcher
-        self._products, self._branch = _Products(), None
+        self._cublas, self._side = _Cublas(), None
         self._guard, self._blocks = guard, []
         self._counter = np.zeros(1, np.uint32)
 
@@ -233,7 +204,7 @@ class _HostLinearAlgebra(GpuLinearAlgebra):
 
 def host_ops(launcher: Launcher, guard: int = GUARD) -> Ops:
     """The GPU's operations on a `HostGpu`."""
-    return assemble(HostGpu(launcher, guard), cupy_rooms() | {"linalg": _HostLinearAlgebra})
+    return assemble(HostGpu(launcher, guard), overrides("gpu") | {"linalg": _HostLinearAlgebra})
 
 
 def run_all(ops: Ops, sizes=SIZES) -> None:
@@ -255,9 +226,8 @@ def hold(ops: Ops, name: str, call, layout=None) -> None:
 def hold_scalars(ops: Ops) -> None:
     scalars = ops.step.scalars()
     scalars.set(2**40 + 3, 0.25, 3.0)
-    found = [float(each) for each in (scalars.number, scalars.lr, scalars.lam)]
-    assert found == [2**40 + 4, 0.25, 3.0]
-    assert scalars.step == 2**40 + 3
+    found = [float(each) for each in (scalars.step, scalars.number, scalars.lr, scalars.lam)]
+    assert found == [2**40 + 3, 2**40 + 4, 0.25, 3.0]
 
 
 def hold_images(ops: Ops) -> None:
@@ -271,17 +241,11 @@ def hold_images(ops: Ops) -> None:
         ops.device.check("images")
 
 
-def patched(room: str, old: str, new: str):
-    """source.source with a change to one room's kernels: what the tests must notice."""
-
-    def text_of(name):
-        text = source.source(name)
-        if name != room:
-            return text
-        assert old in text, f"{room} has no {old!r}"
-        return text.replace(old, new)
-
-    return text_of
+def patched(group: str, old: str, new: str):
+    """source.source with a change to one group's kernels: what the tests must notice."""
+    assert old in source.source(group), f"{group} has no {old!r}"
+    changed = source.source(group).replace(old, new)
+    return lambda name: changed if name == group else source.source(name)
 
 
 def main(folder: str, *patch: str) -> None:

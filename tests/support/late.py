@@ -1,16 +1,16 @@
-"""A device that does what is called aside at the end of the pass, and not before."""
+"""A device that does what is called with `run_async` at the end of the pass, and not before."""
 
 from contextlib import contextmanager
 from functools import partial
 
 
 class PutOff:
-    """`aside` and `joining` of a device. done: how many calls were put off so far."""
+    """`run_async` and `side_stream` of a device. done: how many calls were put off so far."""
 
     def __init__(self):
         self._waiting, self.done = None, 0
 
-    def aside(self, function, *arguments, **named):
+    def run_async(self, function, *arguments, **named):
         call = partial(function, *arguments, **named)
         if self._waiting is None:
             call()
@@ -18,7 +18,7 @@ class PutOff:
             self._waiting.append(call)
 
     @contextmanager
-    def joining(self):
+    def side_stream(self):
         self._waiting = []
         try:
             yield

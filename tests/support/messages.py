@@ -1,4 +1,4 @@
-"""What errors and announcements must look like."""
+"""Checks of how errors and announcements look."""
 
 import pytest
 

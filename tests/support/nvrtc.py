@@ -1,7 +1,5 @@
 """NVIDIA's run-time compiler through ctypes: what CuPy compiles with, without CuPy and a GPU."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import site
@@ -14,9 +12,8 @@ from typing import NamedTuple
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 _ENTRY = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
 
@@ -26,7 +23,7 @@ class CompileError(Exception):
 
 
 class Usage(NamedTuple):
-    """What one kernel takes: registers per thread, and bytes of local memory per thread."""
+    """The resources of one kernel: registers per thread, and bytes of local memory per thread."""
 
     registers: int
     stack: int
@@ -63,14 +60,12 @@ def compile_kernels(text: str, expressions: list[str], arch: str, options=()) ->
         except CompileError:
             log = text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
             raise CompileError(log) from None
-        found = {
-            entry["name"]: Usage(
-                int(entry["registers"]),
-                int(entry["stack"]),
-                int(entry["stores"]) + int(entry["loads"]),
-            )
-            for entry in _ENTRY.finditer(text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog"))
-        }
+        found = {}
+        for name, *counts in _ENTRY.findall(
+            text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
+        ):
+            stack, stores, loads, registers = map(int, counts)
+            found[name] = Usage(registers, stack, stores + loads)
         usage, mangled = {}, ctypes.c_char_p()
         for expression in expressions:
             call("nvrtcGetLoweredName", program, expression.encode(), ctypes.byref(mangled))
@@ -81,10 +76,8 @@ def compile_kernels(text: str, expressions: list[str], arch: str, options=()) ->
 
 
 def missing() -> str | None:
-    """Why this module cannot be used, or None."""
-    if _find() is None:
-        return "libnvrtc is not installed (pip install 'nvidia-cuda-nvrtc==13.0.*')"
-    return None
+    """The reason why this module cannot be used, or None."""
+    return None if _find() else "libnvrtc is missing (pip install 'nvidia-cuda-nvrtc==13.0.*')"
 
 
 def _find() -> Path | None:

@@ -2,19 +2,18 @@
 
 The same calls (`operation_cases.py`) are made on every backend: on a CPU (`test_ops.py`), on a GPU
 or its stand-in (`gpu/test_ops.py`), and kernel by kernel through a C++ compiler
-(`test_kernels_host.py`). An operation is named "room.operation", as in `ops.spline.forward`.
+(`test_kernels_host.py`). An operation is named "group.operation", as in `ops.spline.evaluate`.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 
 import numpy as np
 
 from snfnp.ops import get_ops
-from snfnp.ops.backends import numpy_rooms
+from snfnp.ops.backends import DEFINITIONS
 
 DEFINITION = get_ops("numpy")
 FLOATS = [np.float64, np.float32]
@@ -27,7 +26,8 @@ class Call:
     bounds: one array or number per result (0: they must be equal), then one per array named in
     `mutated`, the positions of the arguments that the operation updates.
     strided: the positions of arguments that need not be contiguous; host: of arrays that stay on
-    the host, whatever the device.
+    the host, whatever the device. calling: calls the operation, calling(operation, *args), if its
+    arguments are not those.
     """
 
     args: tuple
@@ -35,6 +35,7 @@ class Call:
     mutated: tuple[int, ...] = ()
     strided: tuple[int, ...] = ()
     host: tuple[int, ...] = ()
+    calling: Callable | None = None
 
     def in_double(self):
         """The same call in double precision, with the same bounds."""
@@ -114,9 +115,7 @@ def random_sizes(seed: int, count: int) -> list[tuple[int, ...]]:
 
 # ---------------------------------------------------------------- running a case
 
-
-def copied(array):
-    return array.copy("K")
+copied = methodcaller("copy", "K")
 
 
 def in_order(put):
@@ -125,7 +124,9 @@ def in_order(put):
     def put_any(array):
         order = np.argsort([-stride for stride in array.strides], kind="stable")
         moved = put(array.transpose(order))
-        return moved.transpose(tuple(map(int, np.argsort(order)))) if array.ndim else moved
+        if not array.ndim:  # np.ascontiguousarray gives an array of shape () an axis
+            return moved.reshape(())
+        return moved.transpose(tuple(map(int, np.argsort(order))))
 
     return put_any
 
@@ -172,7 +173,8 @@ def run(ops, name, call, put=copied, layout=None):
 
 def results_and_updated(ops, name, call, args):
     """What a call returns and then the arrays that it updates (one argument may be several)."""
-    found = _flat(attrgetter(name)(ops)(*args))
+    operation = attrgetter(name)(ops)
+    found = _flat(call.calling(operation, *args) if call.calling else operation(*args))
     for position in call.mutated:
         updated = args[position]
         found += updated if isinstance(updated, tuple) else [updated]
@@ -254,11 +256,11 @@ def _spoilt(call):
             yield f"array {index} of argument {position}", replace(call, args=args)
 
 
-def overridden(rooms: dict[str, type]) -> set[str]:
-    """What the rooms of a backend define beyond their definitions: {"room.operation", …}."""
+def overridden(groups: dict[str, type]) -> set[str]:
+    """The operations that a backend defines beyond the definitions: {"group.operation", …}."""
     found = set()
-    for room, definition in numpy_rooms().items():
-        own = [cls for cls in rooms[room].__mro__ if cls not in definition.__mro__]
-        names = {name for cls in own for name, value in vars(cls).items() if callable(value)}
-        found |= {f"{room}.{name}" for name in names if not name.startswith("_")}
+    for group, definition in DEFINITIONS.items():
+        more = [cls for cls in groups[group].__mro__ if cls not in definition.__mro__]
+        names = {name for cls in more for name, value in vars(cls).items() if callable(value)}
+        found |= {f"{group}.{name}" for name in names if not name.startswith("_")}
     return found

@@ -1,6 +1,6 @@
 """One case per operation that a backend overrides: arguments, and what rounding can make of them.
 
-A case is a function call_<room>_<operation>(rng, dtype, size) -> Call: arguments, and for each
+A case is a function call_<group>_<operation>(rng, dtype, size) -> Call: arguments, and for each
 result a bound on the difference that rounding can make. The bounds come from the arithmetic: a
 number of roundings, times eps, times the size of what is rounded.
 """
@@ -18,9 +18,9 @@ OVERRIDES: dict[str, Callable[..., Call]] = {
 }
 # No samples are not defined for these: rows of them, or their mean.
 NEVER_EMPTY = {
-    "conv.residual",
+    "conv.correlate_then",
     "images.preprocess",
     "linalg.residual",
-    "spline.forward",
+    "spline.evaluate",
     "step.log_density",
 }

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from snfnp.ops import RandomKey
+from snfnp.ops import Epilogue, RandomKey, WeightGradient
 from support.operation_calls import (
     DEFINITION,
     SIZES,
@@ -18,7 +18,7 @@ from support.operation_calls import (
 ALPHA = 0.3
 
 
-def call_density_gaussian_log_density(rng, dtype, size):
+def call_channels_gaussian_log_density(rng, dtype, size):
     z = 3 * rng.standard_normal(size).astype(dtype)
     dimension = math.prod(size[1:])
     rows = z.reshape(len(z), dimension)
@@ -26,7 +26,7 @@ def call_density_gaussian_log_density(rng, dtype, size):
     return Call((z,), bounds=(bound,), strided=(0,))
 
 
-def call_density_total(rng, dtype, size):
+def call_channels_total(rng, dtype, size):
     """One array, several, and more than one launch adds."""
     terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
     bound = len(terms) * eps_of(dtype) * sum(map(np.abs, terms))
@@ -162,7 +162,7 @@ def call_conv_patches(rng, dtype, size):
     return Call((x, k.shape[:2]), bounds=(0,), strided=(0,))
 
 
-def call_conv_forward(rng, dtype, size):
+def call_conv_correlate(rng, dtype, size):
     x, k, _ = convolution(rng, dtype, size)
     return Call((x, k), bounds=(forward_bound(x, k),), strided=(0, 1))
 
@@ -185,43 +185,38 @@ def call_conv_weight_grad(rng, dtype, size):
 
 def forward_bound(x, k):
     """How far a convolution's result may be off: more than a few roundings of the result."""
-    size = DEFINITION.conv.forward(np.abs(x), np.abs(k))
+    size = DEFINITION.conv.correlate(np.abs(x), np.abs(k))
     return 2 * (k[..., 0].size + 2) * eps_of(x.dtype) * size
 
 
-def call_conv_forward_and_bias(rng, dtype, size):
-    x, k, _ = convolution(rng, dtype, size)
-    b = rng.standard_normal(k.shape[3]).astype(dtype)
-    bound = forward_bound(x, k)
-    shifted = 2 * bound + eps_of(dtype) * np.abs(b)
-    return Call((x, k, b), bounds=(bound, shifted), strided=(0, 1, 2))
-
-
-def call_conv_residual(rng, dtype, size):
-    z, k, x = convolution(rng, dtype, size)
-    error = DEFINITION.conv.forward(z.astype(float), k.astype(float)) - x
-    bound = forward_bound(z, k) + 2 * eps_of(dtype) * np.abs(x)
-    before = 0.7
-    difference = (bound * (2 * np.abs(error) + bound)).sum() + square_bound(error.astype(dtype))
-    bounds = (bound, difference / max(1, len(x)) + 8 * eps_of(np.float64))
-    return Call((z, k, x, number(before, size)), bounds, strided=(0, 1, 2))
-
-
-def call_conv_forward_axpby(rng, dtype, size):
+def call_conv_correlate_then(rng, dtype, size):
+    """The epilogues of a step: a bias, an error and its total, a sum, and a sum in place of y."""
     x, k, y = convolution(rng, dtype, size)
-    a, b = 0.3, -0.7
-    bound = forward_bound(x, k) + 4 * eps_of(dtype) * np.abs(y)
-    args = (x, k, number(a, size), y, number(b, size))
-    return Call(args, bounds=(bound,), strided=(0, 1, 3))
+    bias, a, b, before = rng.standard_normal(k.shape[3]).astype(dtype), 0.3, -0.7, 0.7
+    eps, bound, largest = eps_of(dtype), forward_bound(x, k), np.abs(y)
+    error = DEFINITION.conv.correlate(x.astype(float), k.astype(float)) - y
+    of_error = bound + 2 * eps * largest
+    of_total = (of_error * (2 * np.abs(error) + of_error)).sum() + square_bound(error.astype(dtype))
+    of_total = of_total / max(1, len(x)) + 8 * eps_of(np.float64)
+    of_sum = bound + 4 * eps * largest
+    args = (x, k, y, bias, *(number(value, size) for value in (a, b, before)), y.copy())
 
+    def calling(operation, x, k, y, bias, a, b, before, out):
+        plain = operation(x, k, Epilogue(bias=bias, keep=True))
+        found = operation(x, k, Epilogue(y=y, b=-1.0, before=before))
+        mixed = operation(x, k, Epilogue(a=a, y=y, b=b))
+        in_place = operation(x, k, Epilogue(a=a, y=out, b=b, out=out))
+        every = operation(x, k, Epilogue(a, y, b, bias, before, keep=True))
+        assert found.z is mixed.z is mixed.total is plain.total is None and in_place.out is out
+        return plain[:2], found[1:], mixed.out, in_place.z, every
 
-def call_conv_forward_into(rng, dtype, size):
-    x, k, out = convolution(rng, dtype, size)
-    a, b = 0.3, -0.7
-    bound = forward_bound(x, k)
-    bound_out = bound + 4 * eps_of(dtype) * np.abs(out)
-    args = (x, k, number(a, size), number(b, size), out)
-    return Call(args, bounds=(bound, bound_out), mutated=(4,), strided=(0, 1))
+    every = of_sum + 4 * eps * np.abs(bias)
+    size_of_every = np.abs(a * (error + y) + b * y + bias)
+    total = (every * (2 * size_of_every + every)).sum() + square_bound(size_of_every.astype(dtype))
+    total = total / max(1, len(x)) + 8 * eps_of(np.float64)
+    bounds = (bound, 2 * bound + eps * np.abs(bias), of_error, of_total, of_sum, bound)
+    bounds += (bound, every, total, of_sum)
+    return Call(args, bounds, mutated=(7,), strided=(0, 1, 2, 3), calling=calling)
 
 
 def call_conv_inverse_series(rng, dtype, size):
@@ -236,9 +231,9 @@ def call_conv_inverse_series(rng, dtype, size):
         k[len(k) // 2, len(k) // 2] += np.eye(channels)
     r, w = r.astype(dtype), w.astype(dtype)
     # the same with absolute values: how large everything is that the terms are sums of
-    forward, y = DEFINITION.conv.forward, np.zeros(nu.shape)
+    correlate, y = DEFINITION.conv.correlate, np.zeros(nu.shape)
     for _ in range(terms + 1):
-        y = y + forward(np.abs(nu) + forward(y, np.abs(w)), np.abs(r))
+        y = y + correlate(np.abs(nu) + correlate(y, np.abs(w)), np.abs(r))
     bound = 4 * (terms + 1) * (r[..., 0].size + w[..., 0].size + 4) * eps_of(dtype) * y
     return Call((r, w, nu, terms), bounds=(bound,), strided=(0, 1, 2))
 
@@ -278,7 +273,14 @@ def call_conv_weight_grads(rng, dtype, size):
         bounds.append(2 * dz[..., 0].size * eps * np.abs(dz).sum(axis=(0, 1, 2)))
         out.append(np.full(kernel[3], np.nan, dtype))
     args = (deltas, xs, scales, terms, multiples, number(0.9, size), dz, tuple(out))
-    return Call(args, tuple(bounds), mutated=(7,), strided=(0, 1, 3, 6), host=(4,))
+
+    def calling(operation, deltas, xs, scales, terms, multiples, volume, dz, out):
+        *out, db = out if dz is not None else (*out, None)
+        each = zip(deltas, xs, scales, terms, multiples, out, strict=True)
+        operation([WeightGradient(*parts) for parts in each], volume, dz, db)
+
+    strided = (0, 1, 3, 6)
+    return Call(args, tuple(bounds), mutated=(7,), strided=strided, host=(4,), calling=calling)
 
 
 def hidden_rows(rng, dtype, size):
@@ -375,10 +377,10 @@ def causal_arrays(rng, dtype, size):
     return x, k, b, bool(size[0] % 3)
 
 
-def call_causal_forward(rng, dtype, size):
+def call_causal_correlate(rng, dtype, size):
     x, k, b, reverse = causal_arrays(rng, dtype, size)
     bound = 2 * (k[..., 0].size + 3) * eps_of(dtype)
-    bound = bound * DEFINITION.causal.forward(np.abs(x), np.abs(k), np.abs(b), reverse)
+    bound = bound * DEFINITION.causal.correlate(np.abs(x), np.abs(k), np.abs(b), reverse)
     return Call((x, k, b, reverse), bounds=(bound,), strided=(0, 1, 2))
 
 
@@ -407,7 +409,7 @@ def call_causal_inverse(rng, dtype, size):
     # substitution: |error| <= (products + 2) eps M⁻¹ |T| |x|, M: T's diagonal and -|T| elsewhere
     comparison = -np.abs(k)
     comparison[1, 1] += 2 * np.diag(k[1, 1].diagonal())
-    forward = DEFINITION.causal.forward(np.abs(x), np.abs(k), reverse=reverse)
+    forward = DEFINITION.causal.correlate(np.abs(x), np.abs(k), reverse=reverse)
     bound = 2 * (4 * channels + 2) * eps_of(dtype) * definition(forward, comparison, reverse)
     return Call((z, k, reverse), bounds=(bound,), strided=(0, 1))
 
@@ -443,7 +445,7 @@ def spline_call(rng, dtype, size):
 SPLINE_ROUNDINGS = 6 * 6 * 10
 
 
-def call_spline_forward(rng, dtype, size):
+def call_spline_evaluate(rng, dtype, size):
     x, knots, _ = spline_call(rng, dtype, size)
     bound = SPLINE_ROUNDINGS * eps_of(dtype)
     dimension = math.prod(size[1:])

@@ -13,7 +13,7 @@ _PROBE = "from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
 
 @cache
 def missing() -> str | None:
-    """Why no two processes can be started that speak to each other, or None."""
+    """The reason why two processes that speak to each other cannot be started, or None."""
     if mpiexec() is None:
         return "mpiexec is not installed"
     done = start(2, ["-c", _PROBE])
@@ -60,7 +60,7 @@ def finish(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, s
 
 
 def run(size: int, script: str, *arguments) -> list[str]:
-    """What a script prints that so many processes run, sorted: the order of lines is chance."""
+    """Run a script in so many processes: its lines, sorted, since their order is chance."""
     status, output, errors = finish(start(size, ["-c", script, *arguments]))
     assert status == 0, errors[-2000:]
     return sorted(output.splitlines())

@@ -8,7 +8,7 @@ from snfnp.ops import Communicator
 
 
 class _Meeting:
-    """Where the threads of all ranks bring a value and take everybody's away."""
+    """A place to which the threads of all ranks bring a value and take everybody's away."""
 
     def __init__(self, size):
         self.values, self.barrier = [None] * size, threading.Barrier(size)

@@ -1,17 +1,31 @@
 """Runs that tests stop, kill and compare."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from snfnp.cli import train as command
-from snfnp.training.load import load_run
-from snfnp.training.run import RunFolder
-from support.trainers import (
-    small_dataset,
-    without_time,
-)
+from snfnp.training import session
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
+from support.trainers import run_training, small_dataset, without_time
 
-STATE = ("p", "m", "v")
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run. Not to be changed: see `copy`."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    run_training(path, backend="numpy")
+    return path
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+STATE = ("p", "m", "v", "state")
 
 
 def state(path, name="last"):
@@ -32,17 +46,32 @@ def assert_same_metrics(first, second):
 
 
 class Killed(BaseException):
-    """As sudden as kill -9: nothing of the program's catches it."""
+    """An end as sudden as kill -9: nothing of the program's catches it."""
 
 
 def kill(*_, **__):
     raise Killed
 
 
+def around(monkeypatch, owner, name, before=kill, after=None):
+    """Do something right before, or instead right after, every call; it gets the arguments."""
+    original = getattr(owner, name)
+
+    def changed(*args):
+        if after is None:
+            before(*args)
+        result = original(*args)
+        if after is not None:
+            after(*args)
+        return result
+
+    monkeypatch.setattr(owner, name, changed)
+
+
 @pytest.fixture
 def snfnp_train(monkeypatch):
     """The command on small images, in this process."""
-    monkeypatch.setattr(command, "load_dataset", lambda name, folder: small_dataset())
+    monkeypatch.setattr(session, "load_dataset", lambda name, folder: small_dataset())
     monkeypatch.setattr(command, "_draw", lambda *args: None)
 
     def run(*arguments):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, partialmethod
 from types import ModuleType
 
 import numpy as np
@@ -22,27 +22,22 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What NumPy has and CuPy 14.2 has not: functions and types, and keywords of what it has.
+# What NumPy has and CuPy 14.2 has not, as far as anybody might use it here; and keywords.
 LACKING = _names("""
-    asmatrix block bmat busday_count busday_offset busdaycalendar bytes_ character clongdouble
-    complex256 datetime64 datetime_as_string datetime_data einsum_path errstate flexible float128
-    frompyfunc fromregex geomspace get_include getbufsize geterr geterrcall histogram_bin_edges
-    info insert is_busday isnat longdouble matrix matvec memmap nanpercentile nanquantile
-    ndenumerate nditer nested_iters object_ polyder polydiv polyint recarray record setbufsize
-    seterr seterrcall show_runtime spacing str_ test timedelta64 unstack vecdot vecmat void
-    linalg.diagonal linalg.matrix_norm linalg.multi_dot linalg.outer linalg.svdvals
-    linalg.tensordot linalg.test linalg.trace linalg.vecdot linalg.vector_norm
+    einsum_path errstate frompyfunc geomspace insert longdouble matvec nanpercentile nanquantile
+    ndenumerate nditer spacing unstack vecdot vecmat void linalg.diagonal linalg.matrix_norm
+    linalg.multi_dot linalg.outer linalg.svdvals linalg.tensordot linalg.trace linalg.vecdot
+    linalg.vector_norm
     """)
 LACKING_KEYWORDS = _names("where initial correction device like")
 # The shape of their results depends on values.
 _READ_BACK = _names("nonzero flatnonzero argwhere unique compress extract")
 # They go through a handle of CuPy's own, which cannot be used while a graph is captured.
-_PRODUCTS = _names("@ matmul dot vdot inner tensordot einsum inv solve slogdet det")
+_PRODUCTS = _names("matmul dot vdot inner tensordot einsum inv solve slogdet det")
 _METHODS = _names("""
     all any argmax argmin astype clip copy cumprod cumsum diagonal dot fill flatten max mean min
     nonzero prod ravel repeat reshape round squeeze std sum swapaxes take trace transpose var
     """)
-_ATTRIBUTES = _names("shape dtype ndim size nbytes itemsize strides flags")
 _SPACES = ("xp.linalg", "xp.lib", "xp.lib.stride_tricks")
 _POISON = {"f": np.nan, "c": np.nan, "b": True}  # what `empty` holds, by kind of dtype
 _POISON_INTEGER = 85
@@ -53,7 +48,7 @@ class NotInAStep(RuntimeError):
 
 
 class Traffic:
-    """How often the host waited for the device, and how often it copied to it."""
+    """A count of how often the host waited for the device, and how often it copied to it."""
 
     def __init__(self):
         self.waits = self.uploads = 0
@@ -61,42 +56,40 @@ class Traffic:
 
     def wait(self, what: str) -> None:
         self.waits += 1
-        self._refuse(f"{what} makes the host wait for the device")
+        self.refuse_in_step(f"{what} makes the host wait for the device")
 
     def upload(self, what: str) -> None:
         self.uploads += 1
-        self._refuse(f"{what} copies from the host to the device")
+        self.refuse_in_step(f"{what} copies from the host to the device")
 
     def product(self, what: str) -> None:
         if not self.own_handle:
-            self._refuse(f"{what} cannot be captured in a graph, ops.linalg.matmul can")
+            self.refuse_in_step(f"{what} cannot be captured in a graph, ops.linalg.matmul can")
 
-    def _refuse(self, why: str) -> None:
+    def refuse_in_step(self, why: str) -> None:
         if self.in_step:
             raise NotInAStep(why)
+
+    @contextmanager
+    def _set(self, name: str):
+        setattr(self, name, True)
+        try:
+            yield
+        finally:
+            setattr(self, name, False)
 
 
 traffic = Traffic()
 
 
-@contextmanager
 def no_waiting():
     """In here the host may neither wait nor copy: any training step but the first."""
-    traffic.in_step = True
-    try:
-        yield
-    finally:
-        traffic.in_step = False
+    return traffic._set("in_step")
 
 
-@contextmanager
 def own_handle():
     """In here products go through a handle that a graph can capture."""
-    traffic.own_handle = True
-    try:
-        yield
-    finally:
-        traffic.own_handle = False
+    return traffic._set("own_handle")
 
 
 # ---------------------------------------------------------------- between host and device
@@ -125,7 +118,7 @@ def _argument(what: str, value):
 
 
 def _on_device(result):
-    """What NumPy returned, as arrays of the device: a scalar becomes one of shape ()."""
+    """A result of NumPy as arrays of the device: a scalar becomes one of shape ()."""
     if isinstance(result, (np.ndarray, np.generic, bool)):
         return ndarray(np.asarray(result))
     if isinstance(result, (tuple, list)):
@@ -149,10 +142,10 @@ def _call(what: str, function, /, *arguments, **keywords):
     return result if keywords.get("out") is None else keywords["out"]
 
 
-def _operate(symbol: str, function, *operands):
-    if symbol in _PRODUCTS:
-        traffic.product(symbol)
-    return _on_device(function(*(_operand(symbol, each) for each in operands)))
+def _operate(name: str, function, *operands):
+    if name in _PRODUCTS:
+        traffic.product(name)
+    return _on_device(function(*(_operand(name, each) for each in operands)))
 
 
 # ---------------------------------------------------------------- arrays
@@ -197,21 +190,14 @@ class ndarray:
         traffic.wait("get()")
         return self._host.copy()
 
-    def item(self):
-        traffic.wait("item()")
-        return self._host.item()
+    def _value(self, what: str, convert):
+        traffic.wait(f"{what}()")
+        return convert(self._host.item())
 
-    def __float__(self):
-        traffic.wait("float()")
-        return float(self._host.item())
-
-    def __int__(self):
-        traffic.wait("int()")
-        return int(self._host.item())
-
-    def __bool__(self):
-        traffic.wait("bool()")
-        return bool(self._host)
+    item = partialmethod(_value, "item", lambda value: value)
+    __float__ = partialmethod(_value, "float", float)
+    __int__ = partialmethod(_value, "int", int)
+    __bool__ = partialmethod(_value, "bool", bool)
 
     def __iter__(self):
         """Rows are views, and cost nothing. Iterating over single values means reading them."""
@@ -247,61 +233,26 @@ def _key(key) -> tuple:
     return _argument("indexing", parts)
 
 
-def _binary(symbol, function):
-    return lambda self, other: _operate(symbol, function, self, other)
+def _operator(name: str, reflected=False, in_place=False):
+    function = getattr(operator, f"__{'i' * in_place}{name}__")
 
-
-def _reflected(symbol, function):
-    return lambda self, other: _operate(symbol, function, other, self)
-
-
-def _unary(symbol, function):
-    return lambda self: _operate(symbol, function, self)
-
-
-def _in_place(symbol, function):
-    def method(self, other):
-        _operate(symbol, function, self, other)
-        return self
+    def method(self, *other):
+        found = _operate(name, function, *((*other, self) if reflected else (self, *other)))
+        return self if in_place else found
 
     return method
 
 
-def _view(name):
-    return lambda self: ndarray(getattr(self._host, name))
-
-
-_SYMBOLS = {
-    "+": "add",
-    "-": "sub",
-    "*": "mul",
-    "/": "truediv",
-    "//": "floordiv",
-    "%": "mod",
-    "**": "pow",
-    "@": "matmul",
-    "&": "and",
-    "|": "or",
-    "^": "xor",
-    "<<": "lshift",
-    ">>": "rshift",
-}
-_COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
-_SIGNS = {"-": "neg", "+": "pos", "abs": "abs", "~": "invert"}
-for _symbol, _name in _SYMBOLS.items():
-    _function = getattr(operator, f"__{_name}__")
-    setattr(ndarray, f"__{_name}__", _binary(_symbol, _function))
-    setattr(ndarray, f"__r{_name}__", _reflected(_symbol, _function))
-    _function = getattr(operator, f"__i{_name}__")
-    setattr(ndarray, f"__i{_name}__", _in_place(f"{_symbol}=", _function))
-for _symbol, _name in _COMPARISONS.items():
-    setattr(ndarray, f"__{_name}__", _binary(_symbol, getattr(operator, _name)))
-for _symbol, _name in _SIGNS.items():
-    setattr(ndarray, f"__{_name}__", _unary(_symbol, getattr(operator, _name)))
-for _name in _ATTRIBUTES:
+for _name in _names("add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"):
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+    setattr(ndarray, f"__r{_name}__", _operator(_name, reflected=True))
+    setattr(ndarray, f"__i{_name}__", _operator(_name, in_place=True))
+for _name in _names("lt le gt ge eq ne neg pos abs invert"):
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+for _name in _names("shape dtype ndim size nbytes itemsize strides flags"):
     setattr(ndarray, _name, property(operator.attrgetter(f"_host.{_name}")))
 for _name in ("T", "mT", "real"):
-    setattr(ndarray, _name, property(_view(_name)))
+    setattr(ndarray, _name, property(lambda self, name=_name: ndarray(getattr(self._host, name))))
 
 
 # ---------------------------------------------------------------- the namespace

@@ -8,8 +8,8 @@ import numpy as np
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops import Ops
-from snfnp.ops.backends import assemble, numpy_rooms
-from snfnp.ops.density.definition import Density
+from snfnp.ops.backends import DEFINITIONS, assemble
+from snfnp.ops.channels.definition import Channels
 from snfnp.ops.host import HostDevice
 from snfnp.ops.linalg.definition import LinearAlgebra
 from snfnp.ops.step.definition import Step, StepScalars
@@ -34,7 +34,7 @@ class StrictDevice(HostDevice):
     def to_host(self, array) -> np.ndarray:
         return self.xp.asnumpy(array)
 
-    def peek(self, condition) -> None:
+    def known_on_host(self, condition) -> None:
         return None
 
     def constant(self, host: np.ndarray, dtype=np.float64):
@@ -80,7 +80,7 @@ class StrictLinearAlgebra(LinearAlgebra):
         return (wide * wide).sum()
 
 
-class StrictDensity(Density):
+class StrictChannels(Channels):
     def gaussian_log_density(self, z):
         rows = z.reshape(len(z), -1)
         return -0.5 * (rows * rows).sum(axis=1) - 0.5 * rows.shape[1] * math.log(2 * math.pi)
@@ -145,5 +145,5 @@ def strict_ops() -> Ops:
     Overridden are operations whose definitions use a number or a condition on the host, or a
     product that no graph can capture.
     """
-    rooms = {"linalg": StrictLinearAlgebra, "density": StrictDensity, "step": StrictStep}
-    return assemble(StrictDevice(), numpy_rooms() | rooms)
+    groups = {"linalg": StrictLinearAlgebra, "channels": StrictChannels, "step": StrictStep}
+    return assemble(StrictDevice(), DEFINITIONS | groups)

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.models import PRESETS
-from snfnp.ops import ALONE, BACKENDS, get_ops
-from snfnp.training.config import TrainConfig
+from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
 from snfnp.training.loop import train
-from snfnp.training.run import RunFolder
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6
@@ -15,7 +16,15 @@ SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
 
 
 def make_trainer(
-    ops, model="fc", gradient=None, *, report=print, side=SIDE, flow=None, world=ALONE, **changes
+    ops,
+    model="fc",
+    gradient=None,
+    *,
+    report=print,
+    side=SIDE,
+    flow=None,
+    world=SINGLE_PROCESS,
+    **changes,
 ):
     """A trainer for images (side, side, 1); gradient None: the preset's."""
     size = SMALL_GLOW if PRESETS[model].size else {}
@@ -26,9 +35,40 @@ def make_trainer(
     return Trainer(ops, flow or config.build_flow((side, side, 1)), config, 100, report, world)
 
 
+def images_of(trainer, step, batch=BATCH):
+    """The images of a step, on the trainer's device."""
+    rng = np.random.default_rng(step)
+    images = rng.integers(0, 256, (batch, *trainer.flow.shape)).astype(np.uint8)
+    return trainer.ops.asarray(images)
+
+
+def take_steps(trainer, steps, batch=BATCH):
+    """Steps with images of their own, the first one's data-dependent initialisation included."""
+    for step in steps:
+        images = images_of(trainer, step, batch)
+        if step == 0:
+            trainer.initialise_from_data(images)
+        trainer.training_step(images)
+    return trainer
+
+
 def host(trainer, name):
     """A trainer's array of that name, on the host."""
     return trainer.ops.to_host(getattr(trainer, name))
+
+
+def gradient_of(trainer, images, part=None):
+    """The gradient of a step on these images, a slice `part` of a batch (None: all of it), with
+    all else as before."""
+    part = part or Slice(0, len(images), len(images))
+    kept = [(name, getattr(trainer, name).copy()) for name in ("p", "m", "v", "state")]
+    weights = trainer.ops.xp.full(part.count, 1 / part.total, trainer.p.dtype)
+    trainer.slice_of = lambda count: (part, weights)
+    trainer.ascend(images)
+    del trainer.slice_of
+    for name, array in kept:
+        getattr(trainer, name)[...] = array
+    return trainer.gradient.copy()
 
 
 # ---------------------------------------------------------------- small runs: 5 steps per epoch

@@ -1,9 +1,4 @@
-"""The smooth leaky ReLU on the CPU: one fused pass each way.
-
-Derivation: derivations/05-smooth-leaky-relu.md.
-"""
-
-from __future__ import annotations
+"""The smooth leaky ReLU on the CPU; see derivations/05-smooth-leaky-relu.md."""
 
 import math
 
@@ -43,12 +38,8 @@ class CpuActivation(Activation):
 
 @parallel
 def _smooth_leaky_relu(x, e, log_1_e, alpha, y, ldj, sigma):
-    """x, y, sigma (N, D), ldj (N,); e = exp(-|x|) and log_1_e = log(1 + e) are NumPy's, whose
-    vector instructions are several times faster than scalar functions here.
-
-    The slopes of GROUP values share one logarithm: each is in [α, 1], so their product in double
-    precision neither underflows nor loses digits.
-    """
+    """x, y, sigma (N, D), ldj (N,); e = exp(-|x|) and log_1_e = log(1 + e) are NumPy's: vectorised.
+    GROUP slopes, each in [α, 1], share one logarithm: in double their product loses no digits."""
     one = x.dtype.type(1)
     zero = one - one
     for n in prange(x.shape[0]):

@@ -1,13 +1,11 @@
 """The smooth leaky ReLU in array terms; see derivations/05-smooth-leaky-relu.md."""
 
-from __future__ import annotations
-
 import math
 
-from snfnp.ops.room import Room, rows
+from snfnp.ops.group import OperationGroup, rows
 
 
-class Activation(Room):
+class Activation(OperationGroup):
     def smooth_leaky_relu(self, x, alpha):
         """f(x) = αx + (1-α) log(1 + eˣ), elementwise.
 

@@ -1,9 +1,4 @@
-"""The smooth leaky ReLU on the GPU: one launch each.
-
-Derivation: derivations/05-smooth-leaky-relu.md.
-"""
-
-from __future__ import annotations
+"""The smooth leaky ReLU on the GPU: one launch each; see derivations/05-smooth-leaky-relu.md."""
 
 import math
 
@@ -19,22 +14,22 @@ class GpuActivation(Activation):
         device = self.device
         y, sigma = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
         ldj = device.empty(len(x), x.dtype)
-        arguments = (device.contiguous(x), alpha, y, ldj, sigma, math.prod(x.shape[1:]))
-        device.launch("smooth_leaky_relu", x.dtype, len(x), *arguments)
+        results = {"y": y, "ldj": ldj, "sigma": sigma, "dimension": math.prod(x.shape[1:])}
+        device.launch("smooth_leaky_relu", x.dtype, len(x), x=x, alpha=alpha, **results)
         return y, ldj, sigma
 
     def smooth_leaky_relu_inverse(self, y, alpha):
         device = self.device
         x = device.empty(y.shape, y.dtype)
-        numbers = (alpha, (1 - alpha) * math.log(2), np.finfo(y.dtype).eps)
-        arguments = (device.contiguous(y), *numbers, x, y.size)
-        device.each("smooth_leaky_relu_inverse", y.dtype, y.size, *arguments)
+        gap, eps = (1 - alpha) * math.log(2), np.finfo(y.dtype).eps
+        numbers = {"alpha": alpha, "gap": gap, "eps": eps, "n": y.size}
+        device.each("smooth_leaky_relu_inverse", y.dtype, y.size, y=y, x=x, **numbers)
         return x
 
     def smooth_leaky_relu_backward(self, sigma, dy, dldj, alpha):
         device = self.device
         dx = device.empty(sigma.shape, sigma.dtype)
-        arrays = (device.contiguous(array) for array in (sigma, dy, dldj))
-        arguments = (*arrays, alpha, dx, math.prod(sigma.shape[1:]))
-        device.launch("smooth_leaky_relu_backward", sigma.dtype, len(sigma), *arguments)
+        arrays = {"sigma": sigma, "dy": dy, "dldj": dldj, "dx": dx}
+        numbers = {"alpha": alpha, "dimension": math.prod(sigma.shape[1:])}
+        device.launch("smooth_leaky_relu_backward", sigma.dtype, len(sigma), **arrays, **numbers)
         return dx

@@ -1,43 +1,49 @@
 """Causal 2×2 convolutions on the CPU, in both directions without turning an image: what is padded
-moves to the other two sides. Their inverse: raster order, samples in parallel.
-
-Derivation: derivations/11-emerging.md.
+moves to the other two sides. Their inverse: raster order, samples in parallel. See
+derivations/11-emerging.md.
 """
 
-from __future__ import annotations
+from functools import cache
 
 import numpy as np
 from numba import prange
 
 from snfnp.ops.causal.definition import Causal
 from snfnp.ops.conv import cpu_tiles
-from snfnp.ops.jit import compiled, parallel, serial
+from snfnp.ops.jit import parallel, serial
 
 _TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
+
+# Rows of padding on top and columns on the left: where the neighbours are that a pixel sees. The
+# opposite direction has them below and on the right.
+_BEFORE = {False: (1, 1), True: (0, 0)}
 
 
 class CpuCausal(Causal):
     """Kernels of their own where channels fill a vector register, or where there is only one."""
 
-    def forward(self, x, k, b=None, reverse=False):
+    def correlate(self, x, k, b=None, reverse=False):
         if not _direct(x.shape):
-            return super().forward(x, k, b, reverse)
-        return _convolve(x, _taps(np.ascontiguousarray(k), reverse, False), b, reverse)
+            return super().correlate(x, k, b, reverse)
+        return _convolve(x, self._masked(k), b, reverse)
 
     def adjoint(self, dz, k, reverse=False):
         if not _direct(dz.shape):
             return super().adjoint(dz, k, reverse)
-        return _convolve(dz, _taps(np.ascontiguousarray(k), not reverse, True), None, not reverse)
+        return _convolve(dz, self._masked(k).swapaxes(2, 3), None, not reverse)
 
     def weight_grad(self, delta, x, k, volume, out, reverse=False):
         if not _direct(x.shape):
             return super().weight_grad(delta, x, k, volume, out, reverse)
-        before, gradient = _before(reverse), np.empty(out.shape, out.dtype)
+        before, gradient = _BEFORE[reverse], np.empty(out.shape, out.dtype)
         if x.shape[3] == 1:
-            _plane_weight_grad(_planes(delta), _planes(x), before, gradient.reshape(4))
+            planes = (np.ascontiguousarray(images[..., 0]) for images in (delta, x))
+            _plane_weight_grad(*planes, before, gradient.reshape(4))
         else:
             cpu_tiles.weight_grad(delta, x, False, gradient, before)
-        _own_taps(gradient, k, float(volume), reverse, out)
+        out[...] = self._masked(gradient[::-1, ::-1] if reverse else gradient)
+        diagonal = np.einsum("cc->c", out[1, 1])  # a view
+        diagonal += float(volume) / k[1, 1].diagonal().astype(np.float64)
         return out
 
     def inverse(self, z, k, reverse=False):
@@ -46,65 +52,32 @@ class CpuCausal(Causal):
         _inverse(turned, np.ascontiguousarray(k), x)
         return self._turned(x, reverse)
 
+    def _masked(self, k):
+        return np.where(_read(k.shape[2]), k, k.dtype.type(0))
+
+
+@cache
+def _read(channels):
+    """True for the taps that are read: of the pixel itself, the channels up to the output's."""
+    read = np.ones((2, 2, channels, channels), bool)
+    read[1, 1] = np.triu(read[1, 1])
+    return read
+
 
 def _direct(shape) -> bool:
     channels = shape[3]
     return channels == 1 or cpu_tiles.fits((2, 2, channels, channels), shape[2])
 
 
-def _before(turn: bool) -> tuple[int, int]:
-    """Rows of padding on top and columns on the left: where the neighbours are that a pixel sees.
-    The opposite direction has them below and on the right."""
-    return (0, 0) if turn else (1, 1)
-
-
-def _planes(images):
-    return np.ascontiguousarray(images).reshape(images.shape[:3])
-
-
 def _convolve(x, taps, b, turn):
-    z = np.empty(x.shape, x.dtype)
+    z, taps = np.empty(x.shape, x.dtype), np.ascontiguousarray(taps[::-1, ::-1] if turn else taps)
     b = np.zeros(x.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
     if x.shape[3] == 1:
-        _plane(_planes(x), taps.reshape(4), b, _before(turn), z.reshape(x.shape[:3]))
+        x = np.ascontiguousarray(x[..., 0])
+        _plane(x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape))
     else:
-        cpu_tiles.forward(x, taps, z, _before(turn), b)
+        cpu_tiles.correlate(x, taps, z, _BEFORE[turn], b)
     return z
-
-
-@compiled
-def _taps(k, turn, swap):
-    """A kernel k (2, 2, C, C) without what nobody reads, turned by 180 degrees and with its
-    channels swapped if asked to."""
-    taps = np.zeros_like(k)
-    channels = k.shape[2]
-    for h in range(2):
-        for w in range(2):
-            tap = taps[1 - h, 1 - w] if turn else taps[h, w]
-            for i in range(channels):
-                # of the pixel itself an output sees the channels up to its own
-                for o in range(i if h == w == 1 else 0, channels):
-                    if swap:
-                        tap[o, i] = k[h, w, i, o]
-                    else:
-                        tap[i, o] = k[h, w, i, o]
-    return taps
-
-
-@compiled
-def _own_taps(gradient, k, volume, turn, out):
-    """The taps of a gradient (2, 2, C, C), turned by 180 degrees if asked to, 0 where nobody reads
-    k, and on the diagonal of the pixel itself + volume / k's."""
-    channels, zero = k.shape[2], out.dtype.type(0)
-    for h in range(2):
-        for w in range(2):
-            tap = gradient[1 - h, 1 - w] if turn else gradient[h, w]
-            for i in range(channels):
-                for o in range(channels):
-                    unread = h == w == 1 and o < i
-                    out[h, w, i, o] = zero if unread else tap[i, o]
-    for c in range(channels):
-        out[1, 1, c, c] += volume / k[1, 1, c, c]
 
 
 @serial
@@ -121,12 +94,8 @@ def _spread(image, before, row, flat):
 @serial
 def _seen(padded, row, length):
     """What the four taps see from a whole image with `row` values to a row: flat views."""
-    return (
-        padded[:length],
-        padded[1 : 1 + length],
-        padded[row : row + length],
-        padded[row + 1 : row + 1 + length],
-    )
+    lower = padded[row:]
+    return padded[:length], padded[1:][:length], lower[:length], lower[1:][:length]
 
 
 @parallel
@@ -179,11 +148,7 @@ def _plane_weight_grad(delta, x, before, out):
             for j in range(row):
                 total += columns[j]
             sums[task, tap] = total
-    for tap in range(4):
-        total = 0.0
-        for task in range(len(sums)):
-            total += sums[task, tap]
-        out[tap] = total
+    out[:] = sums.sum(axis=0)
 
 
 @parallel

@@ -1,30 +1,26 @@
 """Causal 2×2 convolutions in array terms, and their inverse: substitution along anti-diagonals.
 
-A convolution itself is `ops.conv.forward`: with a kernel of even size it pads kH // 2 rows on top
+A convolution itself is `ops.conv.correlate`: with a kernel of even size it pads kH // 2 rows on top
 and kW // 2 columns on the left, and nothing at the other two sides. The opposite direction is the
 same convolution between two turns of the image by 180 degrees.
 
 Of a kernel k (2, 2, C, C) k[1, 1] is the pixel itself, and its output channel o sees the input
-channels i <= o alone: what stands below the diagonal is read by no one. `reverse`: the pixel sees
-those below and on the right of it instead.
-
-Derivation: derivations/11-emerging.md.
+channels i <= o alone: the values below the diagonal are never read. `reverse`: the pixel sees those
+below and on the right of it instead. See derivations/11-emerging.md.
 """
 
-from __future__ import annotations
-
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 
-class Causal(Room):
+class Causal(OperationGroup):
     def __init__(self, device, linalg, conv):
         super().__init__(device)
         self.linalg, self.conv = linalg, conv
 
-    def forward(self, x, k, b=None, reverse=False):
+    def correlate(self, x, k, b=None, reverse=False):
         """T(k) x + b, x (N, H, W, C), b (C,) or None. O(N H W C²)."""
         k = self._masked(k)
-        z = self._turned(self.conv.forward(self._turned(x, reverse), k), reverse)
+        z = self._turned(self.conv.correlate(self._turned(x, reverse), k), reverse)
         if b is not None:
             z += b
         return z
@@ -33,18 +29,18 @@ class Causal(Room):
         """T(k)ᵀ δ: the convolution in the other direction with swapped channels."""
         swapped = self.xp.ascontiguousarray(self._masked(k).swapaxes(2, 3))
         back = not reverse
-        return self._turned(self.conv.forward(self._turned(dz, back), swapped), back)
+        return self._turned(self.conv.correlate(self._turned(dz, back), swapped), back)
 
     def weight_grad(self, delta, x, k, volume, out, reverse=False):
         """The gradient of ⟨δ, T(k) x⟩ + volume · log|det k[1, 1]| with respect to k, into `out`: 0
-        where nobody reads k. volume: a number, or an array of shape ()."""
+        for what is never read of k. volume: a number, or an array of shape ()."""
         self.conv.weight_grad(self._turned(delta, reverse), self._turned(x, reverse), out)
         of_log_det = (volume / k[1, 1].diagonal()).astype(out.dtype)
         out[1, 1] = self.xp.triu(out[1, 1]) + self.xp.diag(of_log_det)
         return out
 
     def inverse(self, z, k, reverse=False):
-        """The images x with forward(x, k) = z. The diagonal of k[1, 1] has no zero.
+        """The images x with correlate(x, k) = z. The diagonal of k[1, 1] has no zero.
 
         Pixels with equal y + x do not depend on each other: H + W - 1 steps of all samples.
         z (N, H, W, C) -> x (N, H, W, C). O(N H W C²).

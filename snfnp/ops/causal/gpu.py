@@ -1,9 +1,4 @@
-"""The inverse of a causal convolution on the GPU: one launch.
-
-Derivation: derivations/11-emerging.md.
-"""
-
-from __future__ import annotations
+"""The inverse of a causal convolution on the GPU: one launch; see derivations/11-emerging.md."""
 
 from snfnp.ops.causal.definition import Causal
 from snfnp.ops.gpu import source
@@ -16,6 +11,7 @@ class GpuCausal(Causal):
         x = device.empty(z.shape, z.dtype)
         widest = min(height, width) * channels  # values of the longest anti-diagonal
         threads = min(-(-widest // 32) * 32, source.THREADS)
-        arguments = (device.contiguous(z), device.contiguous(k), x, *z.shape)
-        device.launch("causal_conv_inverse", z.dtype, samples, *arguments, threads=threads)
+        sizes = {"samples": samples, "height": height, "width": width, "channels": channels}
+        arguments = {"z": z, "k": k, "x": x, **sizes}
+        device.launch("causal_conv_inverse", z.dtype, samples, threads=threads, **arguments)
         return self._turned(x, reverse)

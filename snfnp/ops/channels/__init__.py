@@ -1,1 +1,1 @@
-"""What is done channel by channel: sums, and actnorm."""
+"""Sums over channels, actnorm, squeezes, and the log-densities of samples."""

@@ -1,9 +1,4 @@
-"""Sums over channels, actnorm, and the permutation of a squeeze, on the CPU: one pass each.
-
-Derivation: derivations/13-actnorm-and-1x1.md.
-"""
-
-from __future__ import annotations
+"""Sums over channels, actnorm and squeezes on the CPU; see derivations/13-actnorm-and-1x1.md."""
 
 import numpy as np
 from numba import prange
@@ -99,12 +94,7 @@ def _scale_backward(delta, x, factor, scaled, sums):
         for j in range(length):
             partial[task, 0, j % channels] += first[j]
             partial[task, 1, j % channels] += second[j]
-    for which in range(2):
-        for c in range(channels):
-            total = 0.0
-            for task in range(tasks):
-                total += partial[task, which, c]
-            sums[which, c] = total
+    sums[:] = partial.sum(axis=0)
 
 
 @parallel
@@ -122,11 +112,7 @@ def _sum(x, out):
         for j in range(length):
             total[j] = row[j]
         _fold(total, out.size)
-    for c in range(out.size):
-        total_c = 0.0
-        for task in range(tasks):
-            total_c += sums[task, c]
-        out[c] = total_c
+    out[:] = sums[:, : out.size].sum(axis=0)
 
 
 @serial

@@ -1,13 +1,14 @@
-"""Sums over channels, actnorm and squeezes in array terms; derivations/13-actnorm-and-1x1.md."""
+"""Sums over channels, actnorm, squeezes and log-densities in array terms.
 
-from __future__ import annotations
+See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
+"""
 
 import math
 
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup, rows
 
 
-class Channels(Room):
+class Channels(OperationGroup):
     def sum(self, x, out=None):
         """Σ over samples and pixels: x (N, ..., C) -> (C,). O(N D)."""
         # over samples first: long rows, where channels alone would make very short ones
@@ -55,6 +56,17 @@ class Channels(Room):
         g_t[...] = -self.sum(dx)
         g_s[...] = -self.sum(dz * z) - pixels(dz) * dldj.sum()
         return dx
+
+    def gaussian_log_density(self, z):
+        """log N(z; 0, I) per sample: z (N, ...) -> (N,), in nats. O(N D)."""
+        z = rows(z)
+        constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
+        return -0.5 * self.xp.einsum("nd,nd->n", z, z) - constant
+
+    def total(self, terms):
+        """The sum of one or more arrays (N,), in their order: the log-densities of a chain."""
+        first, *rest = terms
+        return sum(rest, start=first)
 
 
 def pixels(x) -> int:

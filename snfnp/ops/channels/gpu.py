@@ -1,11 +1,6 @@
-"""Sums over channels and actnorm on the GPU: one launch each.
+"""Channel sums, actnorm and log-densities on the GPU; see derivations/13-actnorm-and-1x1.md."""
 
-The functions at the end serve the coupling as well.
-
-Derivation: derivations/13-actnorm-and-1x1.md.
-"""
-
-from __future__ import annotations
+import math
 
 from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.gpu import source
@@ -13,6 +8,7 @@ from snfnp.ops.gpu import source
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
 # Of those that sum over rows: the last of their blocks adds up what the others found.
 _MOST_SUMMING = 128
+_MORE_TERMS = "abcdefgh"  # parameters of `sum_terms`: arrays that a launch adds to the first
 
 
 class GpuChannels(Channels):
@@ -22,8 +18,8 @@ class GpuChannels(Channels):
         device, channels = self.device, x.shape[-1]
         out = device.empty(channels, x.dtype) if out is None else out
         blocks, partial = _partial_sums(device, x, 1)
-        arguments = (device.contiguous(x), out, partial, device.counter(), x.size, channels)
-        device.launch("channel_sum", x.dtype, blocks, *arguments)
+        sums = {"out": out, "partial": partial, "arrived": device.counter()}
+        device.launch("channel_sum", x.dtype, blocks, x=x, size=x.size, channels=channels, **sums)
         return out
 
     def actnorm(self, x, t, s):
@@ -39,18 +35,34 @@ class GpuChannels(Channels):
     def actnorm_backward(self, dz, z, s, dldj, out):
         return shift_scale_backward(self.device, dz, z, -1.0, -1.0, s, dldj, out)
 
+    def gaussian_log_density(self, z):
+        device, dimension = self.device, math.prod(z.shape[1:])
+        density = device.empty(len(z), z.dtype)
+        numbers = {"constant": 0.5 * dimension * math.log(2 * math.pi), "dimension": dimension}
+        device.launch("gaussian_log_density", z.dtype, len(z), z=z, density=density, **numbers)
+        return density
+
+    def total(self, terms):
+        if len(terms) == 1 or len({(term.shape, term.dtype) for term in terms}) > 1:
+            return super().total(terms)
+        device, (total, *rest) = self.device, terms
+        while rest:
+            some = {name: rest.pop(0) if rest else None for name in _MORE_TERMS}
+            longer, size = device.empty(total.shape, total.dtype), total.size
+            device.each("sum_terms", total.dtype, size, first=total, sum=longer, n=size, **some)
+            total = longer
+        return total
+
 
 def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:
     """y ← (x + sign · before) exp(factor · s) + after, per channel; None is zero.
 
     x, y (N, ..., C), s, before and after (C,). ldj (N,), if given: ← factor · H W · Σ s.
     """
-    parameters = (None if a is None else device.contiguous(a) for a in (before, s, after))
-    before, s, after = parameters
     blocks, _ = channel_blocks(x.size, x.shape[-1], 4)
-    arguments = (device.contiguous(x), sign, before, factor, s, after, y, ldj)
-    sizes = (pixels(x), len(x), x.size, x.shape[-1])
-    device.launch("shift_scale", x.dtype, blocks, *arguments, *sizes)
+    arrays = {"x": x, "before": before, "s": s, "after": after, "y": y, "ldj": ldj}
+    numbers = {"sign": sign, "factor": factor, "samples": len(x)}
+    device.launch("shift_scale", x.dtype, blocks, **arrays, **numbers, **_sizes(x))
 
 
 def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
@@ -61,31 +73,36 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     """
     dx = device.empty(dy.shape, dy.dtype)
     blocks, partial = _partial_sums(device, dy, 2)
-    arrays = (device.contiguous(dy), device.contiguous(y), sign, factor, device.contiguous(s))
-    dldj, samples = (None, 0) if dldj is None else (device.contiguous(dldj), len(dy))
-    sizes = (pixels(dy), samples, dy.size, dy.shape[-1])
-    arguments = (*arrays, dldj, dx, *out, partial, device.counter(), *sizes)
-    device.launch("shift_scale_backward", dy.dtype, blocks, *arguments)
+    arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
+    numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
+    sums = {"partial": partial, "arrived": device.counter()}
+    arguments = arrays | numbers | sums | _sizes(dy)
+    device.launch("shift_scale_backward", dy.dtype, blocks, **arguments)
     return dx
 
 
-def channel_blocks(size, channels, each, most=_MOST_BLOCKS) -> tuple[int, int]:
-    """How many blocks rows of channels take, and how many of these share the rows of a tile.
+def _sizes(x) -> dict[str, int]:
+    """The sizes of an array (N, ..., C), by the names of parameters."""
+    return {"pixels": pixels(x), "size": x.size, "channels": x.shape[-1]}
 
-    A thread takes `each` values, or more where that would make more than `most` blocks; every
-    tile has a block. See rows.cuh.
+
+def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]:
+    """The number of blocks for rows of channels, and how many of them share the rows of a tile.
+
+    A thread takes `values` values, or more if that would make more than `most` blocks; every tile
+    has a block. See rows.cuh.
     """
     tiles = _tiles(channels)
     lanes = source.THREADS // -(-channels // tiles)
-    groups = max(1, min(-(-size // (channels * lanes * each)), most // tiles))
+    groups = max(1, min(-(-size // (channels * lanes * values)), most // tiles))
     return tiles * groups, groups
 
 
 def _partial_sums(device, x, sums):
     """Blocks for so many sums over all rows of x, and where each block puts its own."""
     channels = x.shape[-1]
-    each = 4 * _tiles(channels)  # the last block takes one tile after the other
-    blocks, groups = channel_blocks(x.size, channels, each, _MOST_SUMMING)
+    values = 4 * _tiles(channels)  # the last block takes one tile after the other
+    blocks, groups = channel_blocks(x.size, channels, values, _MOST_SUMMING)
     return blocks, device.empty((groups, sums, channels), x.dtype)
 
 

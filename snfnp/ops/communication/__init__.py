@@ -4,12 +4,10 @@
 (`device.communicator(world)`).
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication.definition import ALONE, Communicator, shares
+from snfnp.ops.communication.definition import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.communication.launch import launched
 
 _INSTALL = 'pip install ".[mpi]"'
@@ -17,14 +15,14 @@ _INSTALL = 'pip install ".[mpi]"'
 
 @cache
 def world() -> Communicator:
-    """All processes that were started together, by mpiexec or srun; this one where it is alone.
+    """All processes that were started together, by mpiexec or srun, or a single one.
 
-    Which it is, the environment says: without it MPI is not even imported. Raises BackendError, in
-    one line, where several processes were started that cannot speak to each other.
+    The environment tells which: for a single process MPI is not even imported. Raises BackendError,
+    in one line, if several processes were started that cannot reach each other.
     """
     launch = launched()
     if launch is None:
-        return ALONE
+        return SINGLE_PROCESS
     started = f"this was started as one of {launch.size} processes ({launch.by})"
     try:
         import mpi4py
@@ -34,8 +32,8 @@ def world() -> Communicator:
     except ModuleNotFoundError:
         raise BackendError(f"{started}, but mpi4py is not installed: {_INSTALL}") from None
     except (ImportError, RuntimeError) as error:
-        found = (str(error).splitlines() or [""])[0]
-        raise BackendError(f"{started}, but mpi4py finds no MPI ({found}): {_INSTALL}") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise BackendError(f"{started}, but mpi4py finds no MPI ({reason}): {_INSTALL}") from None
     if MPI.COMM_WORLD.size != launch.size:
         library = MPI.Get_library_version().split("\n")[0].strip()
         raise BackendError(
@@ -47,4 +45,4 @@ def world() -> Communicator:
     return Mpi(MPI)
 
 
-__all__ = ["ALONE", "Communicator", "launched", "shares", "world"]
+__all__ = ["SINGLE_PROCESS", "Communicator", "launched", "shares", "world"]

@@ -1,13 +1,9 @@
-"""What processes that train one model together ask of each other, and the answers of one alone.
-
-Derivation: derivations/25-many-cores.md.
-"""
-
-from __future__ import annotations
+"""Processes that train one model together, or one alone; see derivations/25-many-cores.md."""
 
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
 
@@ -45,12 +41,12 @@ class Communicator:
         """The values of all ranks, in their order. value: anything that can be pickled."""
         return [value]
 
-    def broadcast(self, value):
+    def broadcast(self, value) -> Any:
         """The value of rank 0. value: anything that can be pickled."""
         return value
 
-    def meet(self, status: int, seconds: float = math.inf) -> list[int] | None:
-        """The exit statuses of all ranks, or None where one has not called this for so long.
+    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
+        """The exit statuses of all ranks, or None if one has not called this for so long.
 
         The last call: what other calls a rank was in, or has still to make, does not matter.
         """
@@ -60,33 +56,29 @@ class Communicator:
         """End all ranks at once, with this exit status."""
         os._exit(status)
 
-    # ---------------------------------------------------------------- made of these
-
-    def first(self, function: Callable):
-        """What `function()` returns on rank 0, which alone calls it; or its SnfnpError, raised on
-        every rank."""
+    def on_rank_zero(self, function: Callable) -> Any:
+        """The result of `function()`, which rank 0 alone calls; its SnfnpError is raised on every
+        rank."""
         value = error = None
         if self.rank == 0:
             try:
                 value = function()
-            except SnfnpError as found:
-                error = found
+            except SnfnpError as raised:
+                error = raised
         value, error = self.broadcast((value, error))
         if error is not None:
             raise error
         return value
 
     def require_same(self, values: dict[str, object]) -> None:
-        """Raises UsageError, on every rank, where the ranks have different values.
+        """Raises UsageError, on every rank, if the ranks have different values.
 
         values: by what they are called; a name that only some ranks have is a difference as well.
         """
         every = self.gather(values)
         for rank, theirs in enumerate(every):
             for name in every[0] | theirs:
-                here, there = (
-                    str(each[name]) if name in each else "not given" for each in (every[0], theirs)
-                )
+                here, there = (str(given.get(name, "not given")) for given in (every[0], theirs))
                 if here != there:
                     raise UsageError(
                         f"{name} is {here} for rank 0 and {there} for rank {rank}: give all "
@@ -94,4 +86,4 @@ class Communicator:
                     )
 
 
-ALONE = Communicator()
+SINGLE_PROCESS = Communicator()

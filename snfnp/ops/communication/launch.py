@@ -1,6 +1,4 @@
-"""What started this process: told by the environment, which needs no MPI."""
-
-from __future__ import annotations
+"""The launcher of this process, as the environment tells it: this needs no MPI."""
 
 import os
 from typing import NamedTuple
@@ -24,11 +22,11 @@ class Launch(NamedTuple):
 
 
 def launched() -> Launch | None:
-    """How this process was started, if as one of several."""
+    """The launch of this process, if it is one of several."""
     for size, rank in _VARIABLES:
-        found = Launch(_number(size), _number(rank), size)
-        if found.size > 1:
-            return found
+        launch = Launch(_number(size), _number(rank), size)
+        if launch.size > 1:
+            return launch
     return None
 
 

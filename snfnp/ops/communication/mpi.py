@@ -1,9 +1,4 @@
-"""Processes that MPI started, and sums of arrays on the host.
-
-Derivation: derivations/25-many-cores.md.
-"""
-
-from __future__ import annotations
+"""Processes that MPI started, and sums of arrays on the host; see derivations/25-many-cores.md."""
 
 import math
 import os
@@ -14,7 +9,7 @@ import numpy as np
 from snfnp.ops.communication.definition import Communicator, shares
 
 _EAGER = 5e-4  # seconds of a wait in which it looks again at once: ranks are seldom further apart
-_NAP = 2e-5  # seconds between looks after that
+_POLL_INTERVAL = 2e-5  # seconds between looks after that
 
 
 class Mpi(Communicator):
@@ -32,23 +27,22 @@ class Mpi(Communicator):
         machine.Free()
 
     def all_reduce(self, *arrays) -> None:
-        # MPI does not promise that Allreduce gives every rank the same bits (with three and more,
-        # it may add in another order on each), and parameters that differ by a rounding drift
-        # apart. So each rank adds one part of the array, in the order of the ranks, and hands it
-        # round. The exchanges keep a core busy while they wait: not before all ranks are here.
+        # MPI does not promise that Allreduce gives every rank the same bits, and parameters that
+        # differ by a rounding drift apart. So each rank adds one part, in the order of the ranks,
+        # and hands it round. (An exchange keeps a core busy: not before all ranks are here.)
         _wait(self._comm.Ibarrier())
         for array in arrays:
             if not array.flags.c_contiguous:
                 raise ValueError("an array that is summed over ranks must be C-contiguous")
             flat = array.reshape(-1)
             every_part = shares(flat.size, self.size)
-            own = every_part[self.rank]
+            share = every_part[self.rank]
             parts = [len(part) for part in every_part], [part.start for part in every_part]
-            mine = len(own)
+            mine = len(share)
             every = np.empty((self.size, mine), flat.dtype)
             rows = ([mine] * self.size, [mine * rank for rank in range(self.size)])
             self._comm.Alltoallv([flat, parts], [every, rows])
-            every.sum(axis=0, out=flat[own.start : own.stop])
+            every.sum(axis=0, out=flat[share.start : share.stop])
             self._comm.Allgatherv(self._mpi.IN_PLACE, [flat, parts])
 
     def any(self, flags: int) -> int:
@@ -64,7 +58,7 @@ class Mpi(Communicator):
         _wait(self._comm.Ibarrier())
         return self._comm.bcast(value)
 
-    def meet(self, status: int, seconds: float = math.inf) -> list[int] | None:
+    def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
         every = np.empty(self.size, np.int64)
         here = _wait(self._end.Iallgather(np.array([status], np.int64), every), seconds)
         return every.tolist() if here else None
@@ -76,16 +70,13 @@ class Mpi(Communicator):
 
 
 def _wait(request, seconds: float = math.inf) -> bool:
-    """Wait until an operation is done, or for so long; whether it is done.
-
-    MPI's own waiting keeps a core busy, which may be the one that another rank needs in order to
-    come: two processes on one core then take milliseconds for each message.
-    """
+    """True once an operation is done, False if it takes longer than that. MPI's own waiting keeps a
+    core busy, which may be the one that another rank needs in order to come."""
     start = time.monotonic()
     while not request.Test():
         waited = time.monotonic() - start
         if waited > seconds:
             return False
         if waited > _EAGER:
-            time.sleep(_NAP)
+            time.sleep(_POLL_INTERVAL)
     return True

@@ -1,10 +1,6 @@
 """Convolutions on the CPU: patches in parallel, and direct kernels where channels are few
-(`cpu_planes.py`) or fill a vector register (`cpu_tiles.py`).
-
-Derivation: derivations/07-convolutions.md.
+(`cpu_planes.py`) or fill a vector register (`cpu_tiles.py`). See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numba import prange
@@ -30,24 +26,23 @@ class CpuConv(Conv):
         _patches(np.ascontiguousarray(x).reshape(n, height, width * channels), kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
-    def forward(self, x, k):
+    def correlate(self, x, k):
         kh, kw, inputs, outputs = k.shape
         if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
-        if inputs < _FAR_FEWER * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
-            z = np.empty((*x.shape[:3], outputs), x.dtype)
-            cpu_tiles.forward(x, k, z)
-            return z
-        if not _few(k.shape, 64):
-            return super().forward(x, k)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        cpu_planes.forward(x, k, z)
+        if inputs < _FAR_FEWER * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
+            cpu_tiles.correlate(x, k, z, (kh // 2, kw // 2))
+        elif _few(k.shape, 64):
+            cpu_planes.correlate(x, k, z)
+        else:
+            return super().correlate(x, k)
         return z
 
     def weight_grad(self, delta, x, out, add=False):
         target = out if out.flags.c_contiguous else out.copy()
         if cpu_tiles.fits(out.shape, x.shape[2]):
-            cpu_tiles.weight_grad(delta, x, add, target)
+            cpu_tiles.weight_grad(delta, x, add, target, (len(out) // 2, out.shape[1] // 2))
         elif _few(out.shape, 16):
             cpu_planes.weight_grad(delta, x, add, target)
         else:
@@ -79,7 +74,7 @@ class CpuConv(Conv):
 
 
 def _few(kernel, most) -> bool:
-    """Whether a direct kernel is to be used. Many outputs make the product wide and fast."""
+    """True if a direct kernel is used. Many outputs make the product wide and fast."""
     kh, kw, inputs, outputs = kernel
     return kh * kw > 1 and outputs <= 8 and inputs * outputs <= most
 

@@ -1,15 +1,11 @@
 """Direct convolutions on the CPU where channels are few.
 
-The matrix product of im2col is then thin, and writing the patches costs far more than the
-arithmetic. The kernels here copy one image at a time, channel by channel, into a padded buffer that
-stays in the first-level cache. There a tap is just an offset: with rows of W + kW − 1 values,
-output j needs input j + offset, so every loop runs over the whole image and is vectorised, whatever
-W is. The kW − 1 values at the end of each row are computed and dropped.
-
-Derivation: derivations/07-convolutions.md.
+Writing patches would cost far more than the arithmetic. The kernels here copy one image at a time,
+channel by channel, into a padded buffer that stays in the first-level cache. There a tap is just an
+offset: with rows of W + kW − 1 values, output j needs input j + offset, so every loop runs over the
+whole image and is vectorised. The kW − 1 values at the end of each row are dropped. See
+derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import math
 from functools import cache
@@ -25,10 +21,10 @@ _TAPS = 3  # taps that one loop over an image takes (divides the taps of 3×3 ke
 _FOLD = 4  # parts of an image that share the accumulators of a weight gradient
 
 
-def forward(x, k, z) -> None:
+def correlate(x, k, z) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
     offsets = _offsets(*k.shape[:3], *x.shape[1:3])
-    _forward(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
+    _correlate_images(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
 
 
 def weight_grad(delta, x, add: bool, out) -> None:
@@ -40,11 +36,8 @@ def weight_grad(delta, x, add: bool, out) -> None:
 
 @cache
 def _offsets(kh, kw, inputs, height, width):
-    """Where tap (h, w, i) of output 0 lies in the padded buffer, filled up to whole _TAPS.
-
-    The filling repeats the last tap (with weight 0): what it reads is read anyway, so that a NaN
-    reaches no output that it would not have reached.
-    """
+    """The places of output 0's taps (h, w, i) in the padded buffer, filled up to whole _TAPS with
+    the last one (of weight 0): a NaN reaches no output that it would not have reached."""
     row = width + kw - 1
     plane = (height + kh - 1) * row
     h, w, i = np.ogrid[:kh, :kw, :inputs]
@@ -53,7 +46,7 @@ def _offsets(kh, kw, inputs, height, width):
 
 
 @parallel
-def _forward(x, k, offsets, z):
+def _correlate_images(x, k, offsets, z):
     """x (N, H, W, I), k (kH, kW, I, O), offsets (taps,) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     kh, kw, _, outputs = k.shape

@@ -5,27 +5,17 @@ which stays in the first-level cache. So the product of patches and kernel needs
 sums of a tile (neighbouring pixels times some outputs) stay in registers while the loop runs over
 the taps, and every tap costs one load of a row of the kernel, which all pixels of the tile share.
 The weight gradient is the same product with other strides: the sums of neighbouring taps stay in
-registers, and the loop runs over the pixels.
-
-Numba has no vectors, hence `tile`, written for LLVM. It adds and multiplies in the order of the
-taps, as a plain loop would; the compiler may round once where it fuses the two.
-
-Derivation: derivations/07-convolutions.md.
+registers, and the loop runs over the pixels. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 from functools import cache
 
-import llvmlite.ir as ir
 import numpy as np
-from numba import prange, types
-from numba.core import cgutils
-from numba.core.errors import TypingError
-from numba.extending import intrinsic
+from numba import prange
 
-from snfnp.ops.conv import cpu_tile_sizes
+from snfnp.ops import simd
 from snfnp.ops.jit import compiled, parallel, serial
+from snfnp.ops.simd import tile
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
 _MOST = 64 * 64  # I·O up to which products of patches are slower
@@ -33,127 +23,44 @@ _MOST = 64 * 64  # I·O up to which products of patches are slower
 
 @cache
 def fits(kernel, width: int) -> bool:
-    """Whether the kernel (kH, kW, I, O) is one for tiles on images of this width."""
+    """True if tiles are for the kernel (kH, kW, I, O) on images of this width."""
     kh, kw, inputs, outputs = kernel
-    fours = inputs % 4 == outputs % 4 == 0 and width >= min(cpu_tile_sizes.PIXELS)
+    fours = inputs % 4 == outputs % 4 == 0 and width >= min(simd.PIXELS)
     return kh * kw > 1 and fours and inputs * outputs <= _MOST
 
 
-def forward(x, k, z, before=None, b=None) -> None:
+def correlate(x, k, z, before, b=None) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,).
 
-    before: how many rows of zeros are on top, and columns on the left; None: (kH // 2, kW // 2).
+    before: how many rows of zeros are on top, and columns on the left.
     """
-    size = k.shape[:2]
-    before = _centred(size) if before is None else before
     b = np.empty(0, x.dtype) if b is None else b
-    tile = cpu_tile_sizes.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
+    tile_size = simd.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
     flat = np.ascontiguousarray(k).reshape(-1)
-    _forward(np.ascontiguousarray(x), flat, size, before, b, *tile, z)
+    _correlate_images(np.ascontiguousarray(x), flat, k.shape[:2], before, b, *tile_size, z)
 
 
-def weight_grad(delta, x, add: bool, out, before=None) -> None:
+def weight_grad(delta, x, add: bool, out, before) -> None:
     """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
     sums of single images, and of _IMAGES of them, are in x's precision, all others in double.
-    before: as in `forward`."""
+    before: as in `correlate`."""
     kh, kw, inputs, outputs = out.shape
-    before = _centred((kh, kw)) if before is None else before
-    tile = cpu_tile_sizes.of_taps(kw * inputs, outputs, x.dtype.itemsize)
+    tile_size = simd.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
-    _weight_grad(delta, x, kw, before, *tile, add, out.reshape(kh, -1))
-
-
-def _centred(size) -> tuple[int, int]:
-    return size[0] // 2, size[1] // 2
+    _weight_grad(delta, x, kw, before, *tile_size, add, out.reshape(kh, -1))
 
 
 def inverse_series(r, w, nu, terms: int):
     """See `Conv.inverse_series`; images of fewer than four columns are not for tiles."""
     width, channels, itemsize = nu.shape[2], nu.shape[3], nu.dtype.itemsize
     if channels == 1:  # neighbouring pixels fill the lanes
-        tile = cpu_tile_sizes.of_a_plane(width, itemsize)
+        tile_size = simd.of_a_plane(width, itemsize)
     else:
-        tile = cpu_tile_sizes.of_pixels(width, channels, itemsize)
+        tile_size = simd.of_pixels(width, channels, itemsize)
     kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
     nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
-    _inverse_series(nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile, tail)
+    _inverse_series(nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile_size, tail)
     return tail
-
-
-# ---------------------------------------------------------------- kernels
-
-
-@intrinsic
-def tile(typing_context, x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes):
-    """out[o0 + p o_step + l] = or (add) += Σ_{a,b} x[x0 + a x_a + b x_b + p x_p] w[here + l],
-    here = w0 + a w_a + b w_b,
-
-    for p < len(size) and l < len(lanes), a and b below the counts. x, w, out: flat arrays;
-    x_steps = (x_a, x_b, x_p), w_steps = (w_a, w_b). The lengths of two tuples are known to the
-    compiler: they are part of their types.
-    """
-    length, width = len(size), len(lanes)
-    if not x.dtype == w.dtype == out.dtype:
-        raise TypingError("the arrays of a tile are of one precision")
-
-    def code(context, builder, signature, arguments):
-        x_type, w_type, out_type = (signature.args[i] for i in (0, 3, 7))
-        xs, x_first, x_by, ws, w_first, w_by, ends, outs, o_first, o_by, adds = arguments[:11]
-        scalar, integer = context.get_value_type(x_type.dtype), o_first.type
-        vector = ir.VectorType(scalar, width)
-        alignment = context.get_abi_alignment(scalar)
-        x_data, w_data, out_data = (
-            context.make_array(kind)(context, builder, array).data
-            for kind, array in ((x_type, xs), (w_type, ws), (out_type, outs))
-        )
-        x_a, x_b, x_p = cgutils.unpack_tuple(builder, x_by)
-        w_a, w_b = cgutils.unpack_tuple(builder, w_by)
-        count_a, count_b = cgutils.unpack_tuple(builder, ends)
-
-        def at(first, *steps):
-            for index, step in steps:
-                first = builder.add(first, builder.mul(index, step))
-            return first
-
-        def pointer(data, index):
-            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
-
-        def spread(value):
-            first = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
-            everywhere = ir.VectorType(ir.IntType(32), width)([0] * width)
-            return builder.shuffle_vector(first, vector(ir.Undefined), everywhere)
-
-        places = [integer(p) for p in range(length)]
-        sums = [cgutils.alloca_once(builder, vector) for _ in places]
-        targets = [pointer(out_data, at(o_first, (p, o_by))) for p in places]
-        for total in sums:
-            builder.store(vector([0.0] * width), total)
-        offsets = [builder.mul(p, x_p) for p in places]
-        with (
-            cgutils.for_range(builder, count_a, intp=integer) as outer,
-            cgutils.for_range(builder, count_b, intp=integer) as inner,
-        ):
-            steps = (outer.index, inner.index)
-            first = at(x_first, *zip(steps, (x_a, x_b), strict=True))
-            here = at(w_first, *zip(steps, (w_a, w_b), strict=True))
-            row = builder.load(pointer(w_data, here), align=alignment)
-            for total, offset in zip(sums, offsets, strict=True):
-                value = builder.load(builder.gep(x_data, [builder.add(first, offset)]))
-                product = builder.fmul(spread(value), row, flags=("contract",))
-                so_far = builder.load(total)
-                builder.store(builder.fadd(so_far, product, flags=("contract",)), total)
-        for total, target in zip(sums, targets, strict=True):
-            value = builder.load(total)
-            with builder.if_else(adds) as (then, otherwise):
-                with then:
-                    before = builder.load(target, align=alignment)
-                    builder.store(builder.fadd(before, value), target, align=alignment)
-                with otherwise:
-                    builder.store(value, target, align=alignment)
-        return context.get_dummy_value()
-
-    parts = (x, x0, x_steps, w, w0, w_steps, counts, out, o0, o_step, add, size, lanes)
-    return types.void(*parts), code
 
 
 @serial
@@ -204,7 +111,7 @@ def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
 
 
 @parallel
-def _forward(x, k, size, before, b, pixels, lanes, z):
+def _correlate_images(x, k, size, before, b, pixels, lanes, z):
     """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     (kh, kw), outputs = size, z.shape[3]
@@ -247,8 +154,8 @@ def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
         before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
         before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
         rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
-        found = np.empty(nu.shape[1:], nu.dtype)
-        flat, sums = found.reshape(-1), tail[n].reshape(-1)
+        term_image = np.empty(nu.shape[1:], nu.dtype)
+        flat, sums = term_image.reshape(-1), tail[n].reshape(-1)
         left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
         for term in range(terms + 1):
             if term > 0:

@@ -4,19 +4,18 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
 
     z[n, y, x, o] = Σ_{h,w,i} k[h, w, i, o] · x[n, y + h − kH // 2, x + w − kW // 2, i]
 
-Both sizes of a kernel are odd, but for the causal convolutions, whose kernels are 2×2.
-
-Derivation: derivations/07-convolutions.md.
+Both sizes of a kernel are odd; causal ones are 2×2. See derivations/07-convolutions.md.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
 
-from snfnp.ops.room import Room
+from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
+from snfnp.ops.group import OperationGroup
 
 _MANY = 4  # times as many inputs as outputs: adding shifted products costs more per value
 
 
-class Conv(Room):
+class Conv(OperationGroup):
     def __init__(self, device, linalg, channels):
         super().__init__(device)
         self.linalg, self.channels = linalg, channels
@@ -41,11 +40,11 @@ class Conv(Room):
         )
         return windows.reshape(n * height * width, kh * kw * channels)
 
-    def forward(self, x, k):
+    def correlate(self, x, k):
         """Cross-correlation of images x (N, H, W, I) with a kernel k (kH, kW, I, O).
 
         -> (N, H, W, O). O(N H W kH kW I O), as one product: of the patches and the kernel, or,
-        where patches of many inputs would be far larger than the result, of all pixels and all
+        if patches of many inputs would be far larger than the result, of all pixels and all
         taps, shifted and added.
         """
         kh, kw, inputs, outputs = k.shape
@@ -76,10 +75,10 @@ class Conv(Room):
         return xp.ascontiguousarray(z[:, top : top + height, left : left + width])
 
     def weight_grad(self, delta, x, out, add=False):
-        """δ ⋆ x: the gradient of ⟨δ, forward(x, k)⟩ with respect to k, summed over all pixels.
+        """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
-        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) where
+        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) if
         both sizes of the kernel are odd.
         """
         kh, kw, inputs, outputs = out.shape
@@ -102,9 +101,9 @@ class Conv(Room):
         r, w: kernels (kH, kW, C, C) of any odd sizes, nu (N, H, W, C).
         """
         # y: the sum up to k − 1, so that T(r) (ν − T(w) y) = Eᵏ T(r) ν
-        y, tail = self.forward(nu, r), 0 * nu
+        y, tail = self.correlate(nu, r), 0 * nu
         for k in range(1, terms + 1):
-            term = self.forward(nu - self.forward(y, w), r)
+            term = self.correlate(nu - self.correlate(y, w), r)
             y = y + term
             if k > 1:
                 tail = tail + term
@@ -132,44 +131,22 @@ class Conv(Room):
         blocks = blocks.reshape(g2, h2, g1, h1, channels, channels).transpose(2, 0, 4, 3, 1, 5)
         return xp.ascontiguousarray(blocks).reshape(g1 * g2 * channels, -1)
 
-    # ------------------- what stands beside a convolution in a step: a GPU does both in one pass
+    def correlate_then(self, x, k, epilogue: Epilogue) -> Finished:
+        """z = correlate(x, k), and what `epilogue` makes of it."""
+        return epilogue.finish(self.correlate(x, k), self.linalg, self.channels)
 
-    def forward_and_bias(self, x, k, b):
-        """z = forward(x, k), and z + b, b (O,): two arrays (N, H, W, O)."""
-        z = self.forward(x, k)
-        return z, self.channels.shift(z, b)
+    def weight_grads(self, gradients: Sequence[WeightGradient], volume, dz=None, db=None) -> None:
+        """The gradients of one or more kernels (kH, kW, I, O), each into its own `out`, and, unless
+        db (O,) is None, db ← the sum of dz (N, H, W, O) over samples and pixels.
 
-    def residual(self, z, k, x, before=0.0):
-        """The error E = forward(z, k) − x, and `before` + ‖E‖²/N in double precision.
-
-        before: a number, or an array of shape ().
+        volume: a number, or an array of shape ().
         """
-        error = self.forward(z, k)
-        return error, self.linalg.residual(error, x, before)
-
-    def forward_axpby(self, x, k, a, y, b):
-        """a y + b forward(x, k), y (N, H, W, O). a and b are numbers, or arrays of shape ()."""
-        return self.linalg.axpby(a, y, b, self.forward(x, k))
-
-    def forward_into(self, x, k, a, b, out):
-        """z = forward(x, k), which is returned, and out ← a z + b out."""
-        z = self.forward(x, k)
-        self.linalg.axpby(a, z, b, out)
-        return z
-
-    def weight_grads(self, deltas, xs, scales, terms, multiples, volume, dz, out):
-        """out[i] ← scale · volume · term ⊙ multiple + δ ⋆ x with the i-th of each, (kH, kW, I, O).
-
-        volume and the arrays in `multiples`: as in `linalg.scale_into`. dz (N, H, W, O), or None:
-        then the last array of `out`, (O,), takes its sum over samples and pixels.
-        """
-        for delta, x, scale, term, multiple, gradient in zip(
-            deltas, xs, scales, terms, multiples, out, strict=False
-        ):
-            self.linalg.scale_into(gradient, scale, term, multiple, volume)
-            self.weight_grad(delta, x, gradient, add=True)
-        if dz is not None:
-            self.channels.sum(dz, out=out[-1])
+        for gradient in gradients:
+            delta, x, scale, term, multiple, out = gradient
+            self.linalg.scale_into(out, scale, term, multiple, volume)
+            self.weight_grad(delta, x, out, add=True)
+        if db is not None:
+            self.channels.sum(dz, out=db)
 
 
 def flip(k):

@@ -13,10 +13,10 @@ struct alignas(4 * sizeof(T)) Four {
   T a, b, c, d;
 };
 
-// im2col: cols (N, H, W, kH, kW, C) from x (N, H, W, C), which has strides of its own.
+// im2col: cols (N, H, W, kH, kW, C) from x (N, H, W, C), which may be strided.
 template <typename T>
-__global__ void patches(const T* __restrict__ x, long long image_stride, long long row_stride,
-                        long long pixel_stride, long long channel_stride, T* __restrict__ cols,
+__global__ void patches(const T* __restrict__ x, long long x_stride_0, long long x_stride_1,
+                        long long x_stride_2, long long x_stride_3, T* __restrict__ cols,
                         long long samples, long long height, long long width, long long kh,
                         long long kw, long long channels) {
   const int rows = (int)height, columns = (int)width, c_count = (int)channels;
@@ -29,8 +29,8 @@ __global__ void patches(const T* __restrict__ x, long long image_stride, long lo
     const int h = tap / run, w = tap % run / c_count, c = tap % c_count;
     const int y = pixel / columns + h - top, column = pixel % columns + w - left;
     const bool inside = y >= 0 && y < rows && column >= 0 && column < columns;
-    cols[t] = inside ? x[image * image_stride + y * row_stride + column * pixel_stride +
-                         c * channel_stride]
+    cols[t] = inside ? x[image * x_stride_0 + y * x_stride_1 + column * x_stride_2 +
+                         c * x_stride_3]
                      : T(0);
   }
 }
@@ -89,8 +89,8 @@ __device__ double store(T sum, long long at, int o, T* __restrict__ z, T* out, T
   return double(result) * double(result);
 }
 
-// z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which has strides of its own: kernels
-// of adjoint maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one
+// z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which may be strided: kernels of adjoint
+// maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one
 // pixel and four outputs, so that an input and four weights are two loads (four inputs and
 // sixteen weights are five, where channels allow that); `splits` threads share the rows of the
 // kernel, so that more threads hide the latency of loads.
@@ -98,8 +98,8 @@ __device__ double store(T sum, long long at, int o, T* __restrict__ z, T* out, T
 // Beside z, or instead of it: out = a z + b y + bias, where y may be `out` itself; and, if there is
 // a `partial` (one number per block), total = before + Σ out² / N.
 template <typename T>
-__global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long h_stride,
-                     long long w_stride, long long i_stride, long long o_stride,
+__global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
+                     long long k_stride_1, long long k_stride_2, long long k_stride_3,
                      T* __restrict__ z, T* out, const double* a_at, double a, const double* b_at,
                      double b, const T* y, const T* __restrict__ bias, const double* before_at,
                      double before, double* partial, double* __restrict__ total,
@@ -112,11 +112,11 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
   const int i_count = (int)inputs, o_count = (int)outputs, groups = (o_count + 3) / 4;
   for (int j = threadIdx.x; j < down * across * i_count * groups; j += blockDim.x) {
     const int o = j % groups * 4, i = j / groups % i_count, tap = j / (groups * i_count);
-    const long long at = tap / across * h_stride + tap % across * w_stride + i * i_stride;
-    taps[j].a = weight(k, at, o_stride, o, o_count);
-    taps[j].b = weight(k, at, o_stride, o + 1, o_count);
-    taps[j].c = weight(k, at, o_stride, o + 2, o_count);
-    taps[j].d = weight(k, at, o_stride, o + 3, o_count);
+    const long long at = tap / across * k_stride_0 + tap % across * k_stride_1 + i * k_stride_2;
+    taps[j].a = weight(k, at, k_stride_3, o, o_count);
+    taps[j].b = weight(k, at, k_stride_3, o + 1, o_count);
+    taps[j].c = weight(k, at, k_stride_3, o + 2, o_count);
+    taps[j].d = weight(k, at, k_stride_3, o + 3, o_count);
   }
   __syncthreads();
   const bool by_four = i_count % 4 == 0 && (unsigned long long)x % sizeof(Four<T>) == 0;
@@ -194,7 +194,7 @@ template <typename T>
 __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restrict__ x,
                                  const T* __restrict__ delta_2, const T* __restrict__ x_2,
                                  const T* __restrict__ dz, T* __restrict__ parts,
-                                 long long image_rows, long long chunk, long long items_each,
+                                 long long samples, long long chunk, long long items_each,
                                  long long slices, long long height, long long width, long long kh,
                                  long long kw, long long inputs, long long outputs) {
   __shared__ Four<T> sums[256];
@@ -205,6 +205,7 @@ __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restric
   const int roles = pairs * item_blocks + (dz ? 1 : 0), role = blockIdx.x % roles;
   const int size = (int)kh * across * i_count * o_count;
   const long long part = blockIdx.x / roles;
+  const long long image_rows = samples * height;
   const long long stop = (part + 1) * chunk < image_rows ? (part + 1) * chunk : image_rows;
   T* target = parts + part * (pairs * size + (dz ? o_count : 0));
   if (role == pairs * item_blocks) {
@@ -275,28 +276,30 @@ __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restric
   if (w + 3 < across) target[3 * tap] = d;
 }
 
-// What is added to a weight gradient's sum: scale m ⊙ a at (h, w, i, o), a with any strides.
+// What is added to a weight gradient's sum: scale · term ⊙ multiple at (h, w, i, o).
 template <typename T>
-__device__ T term_at(long long column, double scale, const T* a, long long h_stride,
+__device__ T term_at(long long column, double scale, const T* term, long long h_stride,
                      long long w_stride, long long i_stride, long long o_stride,
                      const double* multiple, int width, int inputs, int outputs) {
   const int at = (int)column, o = at % outputs, i = at / outputs % inputs;
   const int tap = at / (outputs * inputs);
   const T m = T(scale * (multiple ? multiple[tap] : 1.0));
-  return m * a[tap / width * h_stride + tap % width * w_stride + i * i_stride + o * o_stride];
+  return m * term[tap / width * h_stride + tap % width * w_stride + i * i_stride + o * o_stride];
 }
 
 // The sums over the `count` rows of parts, whose columns are those of out (size,), out_2 (size,) if
-// there is one, and bias (channels,). out ← its sum (or `add`: out plus it), plus scale · volume ·
-// a ⊙ m where there is an a. A block takes 32 columns, each of its warps every so-many-th row.
+// there is one, and db (channels,). out ← its sum (or `add`: out plus it), plus scale · volume ·
+// term ⊙ multiple, if there is a term. A block takes 32 columns, each of its warps every
+// so-many-th row.
 template <typename T>
 __global__ void conv_weight_grad_sum(
-    const T* __restrict__ parts, long long count, T* out, T* out_2, T* bias, long long size,
+    const T* __restrict__ parts, long long count, T* out, T* out_2, T* db, long long size,
     long long channels, long long add, const double* volume_at, double volume, double scale,
-    const T* a, long long h_stride, long long w_stride, long long i_stride, long long o_stride,
-    const double* multiple, double scale_2, const T* a_2, long long h_stride_2,
-    long long w_stride_2, long long i_stride_2, long long o_stride_2, const double* multiple_2,
-    long long width, long long inputs, long long outputs) {
+    const T* term, long long term_stride_0, long long term_stride_1, long long term_stride_2,
+    long long term_stride_3, const double* multiple, double scale_2, const T* term_2,
+    long long term_2_stride_0, long long term_2_stride_1, long long term_2_stride_2,
+    long long term_2_stride_3, const double* multiple_2, long long width, long long inputs,
+    long long outputs) {
   __shared__ double sums[256];
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const long long gradients = out_2 ? 2 * size : size, columns = gradients + channels;
@@ -313,17 +316,17 @@ __global__ void conv_weight_grad_sum(
   const int w = (int)width, i = (int)inputs, o = (int)outputs;
   const double factor = value(volume_at, volume);
   if (column >= gradients) {
-    bias[column - gradients] = T(sum);
+    db[column - gradients] = T(sum);
   } else if (column >= size) {
     const long long at = column - size;
-    const T term = term_at(at, scale_2 * factor, a_2, h_stride_2, w_stride_2, i_stride_2,
-                           o_stride_2, multiple_2, w, i, o);
-    out_2[at] = T(term + sum);
+    const T added = term_at(at, scale_2 * factor, term_2, term_2_stride_0, term_2_stride_1,
+                            term_2_stride_2, term_2_stride_3, multiple_2, w, i, o);
+    out_2[at] = T(added + sum);
   } else {
-    T term = add ? out[column] : T(0);
-    if (a)
-      term = term_at(column, scale * factor, a, h_stride, w_stride, i_stride, o_stride, multiple,
-                     w, i, o);
-    out[column] = T(term + sum);
+    T added = add ? out[column] : T(0);
+    if (term)
+      added = term_at(column, scale * factor, term, term_stride_0, term_stride_1, term_stride_2,
+                      term_stride_3, multiple, w, i, o);
+    out[column] = T(added + sum);
   }
 }

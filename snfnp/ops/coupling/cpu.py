@@ -1,9 +1,4 @@
-"""The coupling's elementwise operations on the CPU: each one fused pass.
-
-Derivation: derivations/14-coupling.md.
-"""
-
-from __future__ import annotations
+"""The coupling's elementwise operations on the CPU; see derivations/14-coupling.md."""
 
 import math
 

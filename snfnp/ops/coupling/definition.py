@@ -10,15 +10,13 @@ The network, with a scale k:
     a₁ = max(w1 ⋆ x₁ + b1, 0),  a₂ = max(a₁ w2 + b2, 0),  h = (w3 ⋆ a₂ + b3) exp(k logs)
 """
 
-from __future__ import annotations
-
 import math
 
 from snfnp.ops.conv.definition import flip
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 
-class Coupling(Room):
+class Coupling(OperationGroup):
     # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them:
     # 2000 rows of 512. With fewer, starting threads takes longer than what the caches save.
     network_values = 2000 * 512
@@ -26,8 +24,6 @@ class Coupling(Room):
     def __init__(self, device, linalg, channels, conv):
         super().__init__(device)
         self.linalg, self.channels, self.conv = linalg, channels, conv
-
-    # ---------------------------------------------------------------- the coupling
 
     def forward(self, x, h):
         """x, h (N, H, W, C) -> z (N, H, W, C), ldj (N,) = Σ s, s (N, H, W, C/2). O(N H W C)."""
@@ -57,8 +53,6 @@ class Coupling(Room):
         dh[..., ::2] = ds * (1 - s * s / 4)
         dh[..., 1::2] = dz[..., half:]
         return dx, dh
-
-    # ------------------------------------------------------- the network's elementwise half
 
     def bias_relu(self, out, b):
         """out ← max(out + b, 0), rows (M, F) and b (F,). O(M F)."""
@@ -93,8 +87,6 @@ class Coupling(Room):
         g_logs[...] = k * self.channels.sum(dh * h)
         return dv
 
-    # ---------------------------------------------------------------- the network, block by block
-
     def network(self, x, p, scale, keep):
         """x (N, H, W, C) -> h (N, H, W, C), and a₂ (N H W, width) if asked to keep it, else None.
 
@@ -102,8 +94,7 @@ class Coupling(Room):
         C), b3 and logs (C,); scale: k. Reads x₁ alone. 2 N H W (width² + 1.5 kH kW C width)
         operations; works in blocks of samples, see `network_values`.
         """
-        xp, linalg, width = self.xp, self.linalg, len(p["b1"])
-        samples, height, columns, _ = x.shape
+        xp, width, (samples, height, columns, _) = self.xp, len(p["b1"]), x.shape
         h = xp.empty(x.shape, x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
         patches = self._patches(x, p)
@@ -113,9 +104,9 @@ class Coupling(Room):
             size = rows.stop - rows.start
             a1_, a2_ = a1[:size], a2[rows] if keep else a2[:size]
             self._first(patches[rows], p, out=a1_)
-            linalg.matmul(a1_, p["w2"], out=a2_)
+            self.linalg.matmul(a1_, p["w2"], out=a2_)
             self.bias_relu(a2_, p["b2"])
-            v = self.conv.forward(a2_.reshape(-1, height, columns, width), p["w3"])
+            v = self.conv.correlate(a2_.reshape(-1, height, columns, width), p["w3"])
             self.bias_scale(v, p["b3"], scale, p["logs"], out=h[block])
         return h, a2 if keep else None
 
@@ -142,26 +133,25 @@ class Coupling(Room):
             size, add = rows.stop - rows.start, block.start > 0  # the first block writes
             a1_, d1_, d2_, a2_ = a1[:size], d1[:size], d2[:size], a2[rows]
 
-            self._product(a2_.T, patches_3[rows], add, out=g_w3)
+            # products that are added are temporaries: on a CPU faster here than `matmul_add`
+            _put(linalg.matmul(a2_.T, patches_3[rows]), add, out=g_w3)
             linalg.matmul(patches_3[rows], w3_adjoint, out=d2_)
             _put(self.bias_relu_backward(d2_, a2_), add, out=grads["b2"])
 
             self._first(patches_1[rows], p, out=a1_)
-            self._product(a1_.T, d2_, add, out=grads["w2"])
+            _put(linalg.matmul(a1_.T, d2_), add, out=grads["w2"])
             linalg.matmul(d2_, p["w2"].T, out=d1_)
             _put(self.bias_relu_backward(d1_, a1_), add, out=grads["b1"])
 
-            self._product(d1_.T, patches_1[rows], add, out=g_w1)
+            _put(linalg.matmul(d1_.T, patches_1[rows]), add, out=g_w1)
             images = d1_.reshape(-1, height, columns, width)
-            out[block][..., : channels // 2] += self.conv.forward(images, w1_adjoint)
+            out[block][..., : channels // 2] += self.conv.correlate(images, w1_adjoint)
         grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
         grads["w3"][...] = flip(g_w3.T.reshape(*kernel, channels, width))
 
     def _blocks(self, samples, pixels, width):
-        """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows.
-
-        An empty batch is one empty block.
-        """
+        """[(slice of the samples, slice of their rows), …] of about equal size, and the most rows;
+        an empty batch is one empty block."""
         most = max(1, self.network_values // (pixels * width))
         step = math.ceil(samples / max(1, math.ceil(samples / most)))
         starts = range(0, samples, step) if samples else [0]
@@ -169,20 +159,13 @@ class Coupling(Room):
         return [(b, slice(b.start * pixels, b.stop * pixels)) for b in blocks], step * pixels
 
     def _patches(self, x, p):
-        """What the first convolution sees of x (N, H, W, C), or rather of x₁."""
+        """The first convolution's patches, of x₁ alone."""
         return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
     def _first(self, patches, p, out):
         """Rows of patches -> the same rows of a₁, into out (rows, width)."""
         self.linalg.matmul(patches, p["w1"].reshape(-1, len(p["b1"])), out=out)
         self.bias_relu(out, p["b1"])
-
-    def _product(self, a, b, add, out):
-        """out = a b, or out += a b (on a CPU a temporary is faster here than `matmul_add`)."""
-        if add:
-            out += self.linalg.matmul(a, b)
-        else:
-            self.linalg.matmul(a, b, out=out)
 
 
 def _put(value, add, out):

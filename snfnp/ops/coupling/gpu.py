@@ -1,9 +1,4 @@
-"""The coupling's elementwise operations on the GPU: each one pass over its arrays.
-
-Derivation: derivations/14-coupling.md.
-"""
-
-from __future__ import annotations
+"""The coupling's elementwise operations on the GPU; see derivations/14-coupling.md."""
 
 import math
 
@@ -17,19 +12,19 @@ class GpuCoupling(Coupling):
 
     def bias_relu(self, out, b):
         device = self.device
-        rows, channels = device.contiguous(out), out.shape[1]
+        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
         blocks, _ = channel_blocks(out.size, channels, 4)
-        arguments = (rows, device.contiguous(b), out.size, channels)
-        device.launch("bias_relu", out.dtype, blocks, *arguments)
+        sizes = {"size": out.size, "channels": channels}
+        device.launch("bias_relu", out.dtype, blocks, out=rows, b=b, **sizes)
         return _written(rows, out)
 
     def bias_relu_backward(self, out, a):
         device = self.device
-        rows, channels = device.contiguous(out), out.shape[1]
+        rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
         blocks, groups = channel_blocks(out.size, channels, 4)
         sums = device.empty((groups, channels), out.dtype)
-        arguments = (rows, device.contiguous(a), sums, out.size, channels)
-        device.launch("bias_relu_backward", out.dtype, blocks, *arguments)
+        sizes = {"size": out.size, "channels": channels}
+        device.launch("bias_relu_backward", out.dtype, blocks, out=rows, a=a, sums=sums, **sizes)
         _written(rows, out)
         return self.channels.sum(sums) if groups > 1 else sums[0]
 
@@ -42,40 +37,33 @@ class GpuCoupling(Coupling):
 
     def forward(self, x, h):
         device = self.device
-        z, s = device.empty(x.shape, x.dtype), device.empty(_half(x.shape), x.dtype)
-        ldj = device.empty(len(x), x.dtype)
-        arrays = (device.contiguous(x), device.contiguous(h), z, ldj, s)
-        device.launch("affine_coupling", x.dtype, len(x), *arrays, *_sizes(x))
+        z, ldj = device.empty(x.shape, x.dtype), device.empty(len(x), x.dtype)
+        s = device.empty((*x.shape[:3], x.shape[3] // 2), x.dtype)
+        arrays = {"x": x, "h": h, "z": z, "ldj": ldj, "s": s}
+        device.launch("affine_coupling", x.dtype, len(x), **arrays, **_sizes(x))
         return z, ldj, s
 
     def inverse(self, z, h):
         device = self.device
         x = device.empty(z.shape, z.dtype)
-        arrays = (device.contiguous(z), device.contiguous(h), x)
-        device.launch("affine_coupling_inverse", z.dtype, len(z), *arrays, *_sizes(z))
+        device.launch("affine_coupling_inverse", z.dtype, len(z), z=z, h=h, x=x, **_sizes(z))
         return x
 
     def backward(self, x, s, dz, dldj):
         device = self.device
         dx, dh = device.empty(x.shape, x.dtype), device.empty(x.shape, x.dtype)
-        arrays = (device.contiguous(array) for array in (x, s, dz, dldj))
-        device.launch("affine_coupling_backward", x.dtype, len(x), *arrays, dx, dh, *_sizes(x))
+        arrays = {"x": x, "s": s, "dz": dz, "dldj": dldj, "dx": dx, "dh": dh}
+        device.launch("affine_coupling_backward", x.dtype, len(x), **arrays, **_sizes(x))
         return dx, dh
 
 
-def _half(shape) -> tuple[int, ...]:
-    """The shape of half the channels of images (N, H, W, C)."""
-    return (*shape[:3], shape[3] // 2)
-
-
-def _sizes(x) -> tuple[int, int]:
-    """Half the channels of images (N, H, W, C), and how many values half a sample has."""
-    half = _half(x.shape)
-    return half[3], math.prod(half[1:])
+def _sizes(x) -> dict[str, int]:
+    """Half the channels of images (N, H, W, C), and of a sample's values: names of parameters."""
+    return {"half": x.shape[3] // 2, "values": math.prod(x.shape[1:]) // 2}
 
 
 def _written(rows, out):
-    """`out`, after a kernel has written a copy of it where it is not contiguous."""
+    """`out`, after a kernel has written to a copy if it is not contiguous."""
     if rows is not out:
         out[...] = rows
     return out

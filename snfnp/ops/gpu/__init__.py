@@ -1,1 +1,1 @@
-"""What the GPU rooms share: the device, launches of kernels and their text, graphs, cuBLAS."""
+"""The GPU as a device: launches of kernels and their text, graphs, streams, cuBLAS, NCCL."""

@@ -5,25 +5,21 @@ run then, and it lets products add to their result. cuBLAS is column-major: a C-
 array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ Aᵀ.
 """
 
-from __future__ import annotations
-
 import ctypes
 import weakref
 
 import numpy as np
 
 from snfnp.errors import BackendError, SnfnpError
-from snfnp.ops.gpu.home import Home
-from snfnp.ops.gpu.launch import strides
+from snfnp.ops.gpu.launch import DeviceGuard
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
 _DEFAULT_MATH, _TF32_MATH = 0, 3
 _NO_MEMORY = 3
-_STATUS = {1: "not initialised", 7: "invalid value", 13: "execution failed"}
 
 
-class Products:
+class Cublas:
     """gemm(a, b, out, beta): out ← a b + beta out, on CuPy's current stream.
 
     Products on different streams at the same time would share the workspace: they need an instance
@@ -31,16 +27,14 @@ class Products:
     """
 
     def __init__(self, cupy, tf32: bool):
-        self._cupy, self._home = cupy, Home(cupy)
+        self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._library = _load(cupy)
         self._handle = ctypes.c_void_p()
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
         # It waits for the device, so the workspace outlives all products. Not at the end of the
         # process: CUDA may be gone by then.
-        destroy = weakref.finalize(
-            self, _destroy, cupy.cuda.Device(self._home.id), self._library, self._handle
-        )
-        destroy.atexit = False
+        device = cupy.cuda.Device(self._guard.id)
+        weakref.finalize(self, _destroy, device, self._library, self._handle).atexit = False
         mode = _TF32_MATH if tf32 else _DEFAULT_MATH
         self._check(self._library.cublasSetMathMode(self._handle, ctypes.c_int(mode)))
         self._workspace = cupy.empty(_WORKSPACE, np.uint8)
@@ -55,34 +49,26 @@ class Products:
         if not inner:
             out[...] = beta * out if beta else 0
             return
-        real, call = (
-            (ctypes.c_float, self._library.cublasSgemm_v2)
-            if out.dtype == np.float32
-            else (ctypes.c_double, self._library.cublasDgemm_v2)
-        )
+        if out.dtype == np.float32:
+            real, call = ctypes.c_float, self._library.cublasSgemm_v2
+        else:
+            real, call = ctypes.c_double, self._library.cublasDgemm_v2
         a, a_operation, a_lead = self._matrix(a)
         b, b_operation, b_lead = self._matrix(b)
-        self._home.require()
+        self._guard.require()
         self._use_current_stream()
-        self._check(
-            call(
-                self._handle,
-                *map(ctypes.c_int, (b_operation, a_operation, columns, rows, inner)),
-                ctypes.byref(real(1.0)),
-                ctypes.c_void_p(b.data.ptr),
-                ctypes.c_int(b_lead),
-                ctypes.c_void_p(a.data.ptr),
-                ctypes.c_int(a_lead),
-                ctypes.byref(real(beta)),
-                ctypes.c_void_p(out.data.ptr),
-                ctypes.c_int(max(columns, 1)),
-            )
+        sizes = map(ctypes.c_int, (b_operation, a_operation, columns, rows, inner))
+        alpha, beta = ctypes.byref(real(1.0)), ctypes.byref(real(beta))
+        (b, b_lead), (a, a_lead), (c, lead) = (
+            (ctypes.c_void_p(array.data.ptr), ctypes.c_int(lead))
+            for array, lead in ((b, b_lead), (a, a_lead), (out, columns))
         )
+        self._check(call(self._handle, *sizes, alpha, b, b_lead, a, a_lead, beta, c, lead))
 
     def _matrix(self, matrix):
-        """(array, operation, leading dimension), copied where it is contiguous neither way."""
+        """(array, operation, leading dimension), copied if it is contiguous neither way."""
         rows, columns = matrix.shape
-        row_stride, column_stride = strides(matrix)
+        row_stride, column_stride = (step // matrix.itemsize for step in matrix.strides)
         # the stride along an axis of length 1 means nothing
         if (column_stride == 1 or columns == 1) and (row_stride >= columns or rows == 1):
             return matrix, _PLAIN, columns if rows == 1 else row_stride
@@ -91,29 +77,23 @@ class Products:
         return self._cupy.ascontiguousarray(matrix), _PLAIN, columns
 
     def _use_current_stream(self) -> None:
-        current, found = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
-        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(found)))
-        if current != (found.value or 0):  # a null pointer's value is None
+        current, stream = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
+        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
+        if current != (stream.value or 0):  # a null pointer's value is None
             self._set_stream(current)
 
     def _set_stream(self, stream: int) -> None:
         self._check(self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
         # setting a stream resets the workspace to cuBLAS's own, which cannot be captured
-        self._check(
-            self._library.cublasSetWorkspace_v2(
-                self._handle,
-                ctypes.c_void_p(self._workspace.data.ptr),
-                ctypes.c_size_t(_WORKSPACE),
-            )
-        )
+        place, size = ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(_WORKSPACE)
+        self._check(self._library.cublasSetWorkspace_v2(self._handle, place, size))
 
     @staticmethod
     def _check(status: int) -> None:
         if status == _NO_MEMORY:
             raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")  # as CuPy's own handle does
         if status:
-            why = _STATUS.get(status, "see cublasStatus_t")
-            raise SnfnpError(f"cuBLAS failed with status {status} ({why})")
+            raise SnfnpError(f"cuBLAS failed with status {status} (see cublasStatus_t)")
 
 
 def _destroy(device, library, handle) -> None:
@@ -130,6 +110,5 @@ def _load(cupy):
         return ctypes.CDLL(f"libcublas.so.{major}")
     except OSError as error:
         raise BackendError(
-            f"--backend cupy cannot load cuBLAS ({error}): install CuPy with the extra [ctk], as "
-            f'`pip install ".[cuda{major}]"` does'
+            f'--backend cupy cannot load cuBLAS ({error}): pip install ".[cuda{major}]" brings it'
         ) from None

@@ -1,23 +1,19 @@
-"""The GPU as a device for rooms: arrays, and what launches of kernels need."""
-
-from __future__ import annotations
+"""The GPU as a device for groups of operations: arrays, and launches of kernels."""
 
 from contextlib import nullcontext
 
 import numpy as np
 
 from snfnp.errors import BackendError
-from snfnp.ops.communication import ALONE, Communicator
-from snfnp.ops.communication.nccl import Nccl
+from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.gpu import source
-from snfnp.ops.gpu.branch import Branch
-from snfnp.ops.gpu.cublas import Products
+from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import Launcher
-from snfnp.ops.gpu.measure import count_kernels
+from snfnp.ops.gpu.nccl import Nccl
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
-from snfnp.ops.host import Shortage
-from snfnp.ops.random.philox import RandomKey
+from snfnp.ops.gpu.side_stream import SideStream
+from snfnp.ops.host import MemoryShortfall
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
 
@@ -27,39 +23,35 @@ class Gpu:
 
     Nothing that a self-normalizing training step does makes the host wait: what operations return
     as a number on a CPU is here an array of shape (), and what they take as a number may be one.
-    This module imports without CuPy. Making a `Gpu` needs CuPy, a driver and a device, and raises
-    BackendError with what is missing.
+    Raises BackendError with what is missing (CuPy, a driver, a device).
 
-    launch(name, dtype, blocks, *arguments, threads=…): see `Launcher`. products: see `Products`.
-    tf32: let tensor cores round the factors of single-precision products to 10 bits. overlap: run
-    what is called `aside` on a second stream.
-    world: the processes of this run, where it is more than one: each makes a device of its own
-    the current one, as many as there are in turn, before anything is on any of them.
+    launch(kernel, dtype, blocks, **arguments): see `Launcher`. tf32: let tensor cores round the
+    factors of single-precision products to 10 bits. overlap: do what is called with `run_async` on
+    a second stream. world: the processes of this run; if there are several, each makes a device of
+    its own the current one, as many as there are in turn, before anything is on any of them.
     """
 
     name = "cupy"
     start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
 
-    def __init__(self, tf32: bool = False, world: Communicator = ALONE, overlap: bool = False):
+    def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
         self.tf32 = tf32
         self.launch = Launcher(self.xp)
         try:
-            self._products = Products(self.xp, tf32)
-            self._branch = Branch(self.xp, tf32) if overlap else None
+            self._cublas = Cublas(self.xp, tf32)
+            self._side = SideStream(self.xp, tf32) if overlap else None
         except Exception as error:
-            shortage = self.shortage(error)
-            if shortage is None:
+            shortfall = self.shortfall(error)
+            if shortfall is None:
                 raise
             raise BackendError(
-                f"the GPU's memory is full ({shortage.found}): see with nvidia-smi what holds it"
+                f"the GPU's memory is full ({shortfall.found}): see with nvidia-smi what holds it"
             ) from None
         self._counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
-
-    # ---------------------------------------------------------------- host and device
 
     def asarray(self, host, dtype=None):
         return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
@@ -67,20 +59,20 @@ class Gpu:
     def to_host(self, array) -> np.ndarray:
         return self.xp.asnumpy(array)
 
-    def peek(self, condition) -> None:
+    def known_on_host(self, condition) -> None:
         return None  # the host would have to wait for the answer
 
-    def capture(self, function, report=print, communicator: Communicator = ALONE) -> Graph:
+    def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, communicator)
 
-    def aside(self, function, *arguments, **named) -> None:
-        if self._branch:
-            self._branch.aside(function, *arguments, **named)
+    def run_async(self, function, *arguments, **named) -> None:
+        if self._side:
+            self._side.run_async(function, *arguments, **named)
         else:
             function(*arguments, **named)
 
-    def joining(self):
-        return self._branch.joining() if self._branch else nullcontext()
+    def side_stream(self):
+        return self._side.side_stream() if self._side else nullcontext()
 
     def communicator(self, world: Communicator) -> Communicator:
         world.require_same({"--backend": self.name})
@@ -89,79 +81,40 @@ class Gpu:
     def synchronise(self) -> None:
         self.xp.cuda.runtime.deviceSynchronize()
 
-    # ---------------------------------------------------------------- what there is
-
     def describe(self) -> dict:
-        return describe(self.xp) | {"tf32": self.tf32, "overlap": self._branch is not None}
+        return describe(self.xp) | {"tf32": self.tf32, "overlap": self._side is not None}
 
-    def shortage(self, error: Exception) -> Shortage | None:
+    def shortfall(self, error: Exception) -> MemoryShortfall | None:
         return explain_out_of_memory(error, self.xp)
-
-    def launches(self, function) -> int | None:
-        return count_kernels(self.xp, function)
-
-    def memory_rate(self) -> float | None:
-        attributes = self.xp.cuda.Device().attributes
-        clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
-        if not clock or not bits:  # newer drivers do not report the clock
-            return None
-        return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
-
-    # ---------------------------------------------------------------- what kernels need
 
     def empty(self, shape, dtype):
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
 
-    def contiguous(self, array):
-        return self.xp.ascontiguousarray(array)
-
-    def each(self, kernel: str, dtype, items: int, *arguments) -> None:
+    def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
-        self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), *arguments)
+        self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments)
 
     @property
-    def products(self) -> Products:
-        """Those of the stream that is in use."""
-        return self._branch.products if self._on_branch else self._products
+    def cublas(self) -> Cublas:
+        """The products of the stream that is in use."""
+        return self._side.cublas if self._on_side else self._cublas
 
     def counter(self):
         """The counter of a reduction's `last_block`, 0 between launches."""
-        return self._branch.counter if self._on_branch else self._counter
+        return self._side.counter if self._on_side else self._counter
 
     @property
-    def _on_branch(self) -> bool:
-        return self._branch is not None and self._branch.active
-
-    def scalar(self, number) -> tuple:
-        """A number as the two arguments of a kernel's `value`: where it is, or what it is."""
-        if isinstance(number, (int, float, np.generic)):
-            return None, float(number)
-        return number.astype(np.float64, copy=False), 0.0
+    def _on_side(self) -> bool:
+        return self._side is not None and self._side.active
 
     def constant(self, host: np.ndarray, dtype=np.float64):
-        """A small host array that depends on shapes alone, in this precision, kept on the
-        device."""
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
             cuda = self.xp.cuda
-            # It outlives whatever is at work, so it is not in a graph's pool; and any stream may
-            # read it, so its copy is done.
+            # It outlives a graph's pool, and any stream may read it: its copy is waited for.
             with cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
                 made = self.asarray(host, dtype)
             cuda.get_current_stream().synchronize()
             self._constants[key] = made
         return self._constants[key]
-
-    def key_words(self, key: RandomKey, shape) -> tuple:
-        """A key as the arguments of a kernel: step (where it is, or what it is), stream, seed, and
-        the first element of an array of this shape (`RandomKey.start`), the same in every replay of
-        a graph."""
-        known = isinstance(key.step, (int, np.integer))
-        step = (None, _signed(key.step)) if known else (key.step, 0)
-        return (*step, key.stream, _signed(key.seed), key.start(shape))
-
-
-def _signed(number: int) -> int:
-    """The low 64 bits of a number as a signed integer."""
-    return (number + 2**63) % 2**64 - 2**63

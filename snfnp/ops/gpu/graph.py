@@ -1,28 +1,21 @@
 """A function of device arrays, captured once as a CUDA graph and replayed.
 
-What is here keeps an order between streams, and memory until it may be given back:
-
-* The first calls and the recording are on a stream of the graph's own. It is a non-blocking one:
-  while another is recorded, any touch of the legacy default stream would fail. So events order it
-  with the caller's stream, before and after.
-* A replay is launched on the caller's stream. It comes after the first calls, for which the caller
-  has waited, and CUDA runs replays of one graph one after another, whatever their streams. Only
-  the copy of the next images into the graph's input has to wait for the last replay.
-* A graph works in memory of its own pool, which nothing else may use while the graph lives. CuPy
-  does not free a pool's blocks when the pool is dropped: `_Recording.release` does.
+The first calls and the recording are on a stream of the graph's own, a non-blocking one: while
+another is recorded, any touch of the legacy default stream would fail. Events order it with the
+caller's stream. A replay is launched on the caller's, and CUDA runs those of one graph one after
+another: only the copy of the next images into the graph's input has to wait for the last replay.
+A graph works in memory of its own pool, which nothing else may use while the graph lives.
 
 Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
-order, but a second captured function on a stream of its own needs a `Products` of its own.
+order, but a second captured function on a stream of its own needs a `Cublas` of its own.
 """
-
-from __future__ import annotations
 
 import gc
 import weakref
 from contextlib import contextmanager, suppress
 
-from snfnp.ops.communication import ALONE
-from snfnp.ops.gpu.home import Home
+from snfnp.ops.communication import SINGLE_PROCESS
+from snfnp.ops.gpu.launch import DeviceGuard
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
 
@@ -32,23 +25,21 @@ class Graph:
 
     The function must put its results into arrays that outlive it, never let the host wait, and
     read from the device what changes between calls. An array of another shape or type is captured
-    anew. Where the capture fails, `report` gets one line that says why, and every call is a plain
-    one. A recorded call and a plain one would wait for each other's sums for ever, so where one
-    rank of the communicator fails, all do without.
+    anew. If the capture fails, `report` gets one line that says why, and every call is a plain one.
+    A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
+    communicator fails, none records.
     """
 
-    def __init__(self, cupy, function, report, communicator=ALONE):
+    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
         self._cupy, self._function, self._report = cupy, function, report
-        self._communicator = communicator
-        self._home = Home(cupy)
+        self._communicator, self._guard = communicator, DeviceGuard(cupy)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
-        self._release = lambda: None
-        self._failed = False
+        self._release, self._failed = lambda: None, False
 
     def __call__(self, images) -> None:
-        self._home.require()
+        self._guard.require()
         if self._failed:
             self._function(images)
             return
@@ -57,10 +48,10 @@ class Graph:
         recording, caller = self._recording, self._cupy.cuda.get_current_stream()
         if recording.graph is None:
             with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
-                warm = self._warm_up(recording, images)
-                error = None if warm else self._record(recording)
-            if warm:
-                return
+                if recording.calls < _WARM_UP:
+                    self._warm_up(recording, images)
+                    return
+                error = self._record(recording)
             if error:
                 self._give_up(error)
                 self._function(images)
@@ -74,7 +65,7 @@ class Graph:
         self._release()
         # Memory that was dropped elsewhere is of no use to the new pool.
         self._cupy.get_default_memory_pool().free_all_blocks()
-        self._recording = _Recording(self._cupy, self._stream, self._done, self._home.id)
+        self._recording = _Recording(self._cupy, self._stream, self._done, self._guard.id)
         # Not __del__: a graph dies in a cycle with its trainer, and Python finalises the members of
         # a cycle in any order, the stream perhaps first.
         self._release = weakref.finalize(self, self._recording.release)
@@ -88,20 +79,17 @@ class Graph:
         try:
             with self._stream:
                 yield
-        finally:  # also where it fails: what was started still runs
+        finally:  # even after a failure: what was started still runs
             self._done.record(self._stream)
             caller.wait_event(self._done)
 
-    def _warm_up(self, recording, images) -> bool:
-        """One of the plain calls before the recording; False where there were enough."""
-        if recording.calls == _WARM_UP:
-            return False
+    def _warm_up(self, recording, images) -> None:
+        """One of the plain calls before the recording."""
         if recording.input is None:
             recording.input = self._cupy.empty_like(images)
         recording.input[...] = images
         self._function(recording.input)
         recording.calls += 1
-        return True
 
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
@@ -129,7 +117,7 @@ class Graph:
 
     @property
     def recorded(self) -> bool:
-        """Whether the next call with the same shape is a replay."""
+        """True if the next call with the same shape is a replay."""
         return self._recording is not None and self._recording.graph is not None
 
     def _give_up(self, error: str) -> None:
@@ -137,13 +125,12 @@ class Graph:
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
-        self._report(
-            f"the training step cannot be recorded as a CUDA graph ({error}): it runs without one"
-        )
+        failed = f"the training step cannot be recorded as a CUDA graph ({error})"
+        self._report(f"{failed}: it runs without one")
 
 
 class _Recording:
-    """What belongs to images of one shape: their place, the graph, and the memory it works in."""
+    """The state for images of one shape: their place, the graph, and the memory it works in."""
 
     def __init__(self, cupy, stream, done, device: int):
         self._cupy, self._stream, self._done, self._device = cupy, stream, done, device
@@ -152,9 +139,8 @@ class _Recording:
         self.calls = 0
 
     def fits(self, images) -> bool:
-        if self.input is None:
-            return not self.calls
-        return self.input.shape == images.shape and self.input.dtype == images.dtype
+        known = self.input
+        return known is None or (known.shape, known.dtype) == (images.shape, images.dtype)
 
     def release(self) -> None:
         """Wait for what still runs, and give the memory back."""

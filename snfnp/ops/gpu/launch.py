@@ -1,76 +1,134 @@
-"""Compiling the rooms' kernels with CuPy on first use, and launching them."""
+"""Launches of kernels by the names of their parameters; compilation with CuPy on first use."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 
+from snfnp.errors import BackendError
 from snfnp.ops.gpu import source
-from snfnp.ops.gpu.home import Home
+
+_NULL = np.uint64(0)
 
 
-class Strided(NamedTuple):
-    """An array that is not contiguous, for a kernel that is given its strides as well."""
+class DeviceGuard:
+    """The device that was current when this was made (id: its number), and the refusal to go on
+    with another, on which CUDA reads or writes what it should not, or fails long after."""
 
-    array: object
+    def __init__(self, cupy):
+        self._current = cupy.cuda.runtime.getDevice
+        self.id = self._current()
 
-
-def strides(array) -> list[int]:
-    """In values, not bytes."""
-    return [stride // array.itemsize for stride in array.strides]
+    def require(self) -> None:
+        """Raises BackendError if another device is current."""
+        current = self._current()
+        if current != self.id:
+            raise BackendError(
+                f"this backend was made on GPU {self.id}, and GPU {current} is the current one: "
+                f"use it inside `with cupy.cuda.Device({self.id})`, or make another with get_ops"
+            )
 
 
 class Launcher:
-    """launch(name, dtype, blocks, *arguments), on the device that was current when this was made
-    and CuPy's current stream."""
+    """launch(kernel, dtype, blocks, **arguments), on this device and CuPy's current stream."""
 
     def __init__(self, cupy):
-        self._cupy, self._home = cupy, Home(cupy)
-        self._kernels = {}
+        self._cupy, self._guard = cupy, DeviceGuard(cupy)
+        self._functions = {}
 
-    def __call__(self, name: str, dtype, blocks: int, *arguments, threads: int = source.THREADS):
+    def __call__(self, kernel: str, dtype, blocks: int, /, *, threads=source.THREADS, **arguments):
         """Launch a kernel for arrays of `dtype`; blocks = 0 (an empty array) does nothing.
 
-        arguments, in the kernel's order: arrays, Python or NumPy numbers, None for a null pointer.
-        A GPU would read an array or a number of another type than the kernel's as garbage.
+        arguments: every parameter of the kernel by name, arrays, numbers, or None for a null
+        pointer. A number that the kernel takes as a pair `a_at, a` is given as `a`, a number or a
+        device array of shape (); the strides of an array are not given at all. An array that the
+        kernel takes without strides and only reads is copied if it is not contiguous.
+        Raises TypeError, before anything is launched, for a name that is missing or unknown and
+        for an array of another type than the kernel's, which a GPU would read as garbage.
         """
+        converters = _converters(kernel)
+        names = {name for name, _ in converters}  # those of pairs and of arrays with strides once
+        missing, unknown = names - arguments.keys(), arguments.keys() - names
+        if missing or unknown:
+            said = "needs" if missing else "has no"
+            wrong = ", ".join(sorted(missing or unknown))
+            raise TypeError(f"kernel {kernel} {said} parameter {wrong}")
         if blocks:
-            self._home.require()
             dtype = np.dtype(dtype)
-            types = source.parameters(name)
-            converted = tuple(
-                _argument(argument, kind, dtype)
-                for argument, kind in zip(arguments, types, strict=True)
-            )
-            self._kernel(name, str(dtype))((blocks,), (threads,), converted)
+            values = tuple(convert(arguments[name], dtype) for name, convert in converters)
+            self._start(kernel, dtype, blocks, threads, values)
 
-    def _kernel(self, name: str, dtype: str):
-        if (name, dtype) not in self._kernels:
-            # per room and type: training in one precision does not wait for the other's compiler
-            room = source.kernels()[name]
-            names = [each for each, place in source.kernels().items() if place == room]
-            expressions = [source.expression(each, dtype) for each in names]
+    def _start(self, kernel, dtype, blocks, threads, values) -> None:
+        """Launch with the values of all parameters, in the kernel's order."""
+        self._guard.require()
+        self._function(kernel, str(dtype))((blocks,), (threads,), values)
+
+    def _function(self, kernel: str, dtype: str):
+        if (kernel, dtype) not in self._functions:
+            # per group and type: training in one precision does not wait for the other's compiler
+            group = source.kernels()[kernel]
+            names = [name for name, place in source.kernels().items() if place == group]
+            expressions = [source.expression(name, dtype) for name in names]
             module = self._cupy.RawModule(
-                code=source.source(room), options=source.OPTIONS, name_expressions=expressions
+                code=source.source(group), options=source.OPTIONS, name_expressions=expressions
             )
-            for each, expression in zip(names, expressions, strict=True):
-                self._kernels[each, dtype] = module.get_function(expression)
-        return self._kernels[name, dtype]
+            for name, expression in zip(names, expressions, strict=True):
+                self._functions[name, dtype] = module.get_function(expression)
+        return self._functions[kernel, dtype]
 
 
-def _argument(argument, kind: str, dtype):
-    """An argument as a kernel declares it: `kind` is its C type, T stands for `dtype`."""
-    if kind == "long long":
-        return np.int64(argument)
-    if kind == "double":
-        return np.float64(argument)
-    if argument is None:
-        return np.uint64(0)
-    strided = isinstance(argument, Strided)
-    array = argument.array if strided else argument
-    if array.dtype != (dtype if source.POINTED[kind] == "T" else source.POINTED[kind]):
-        raise TypeError(f"a kernel takes a {kind} for T = {dtype}, not an array of {array.dtype}")
-    if not (strided or array.flags.c_contiguous):
-        raise ValueError("a kernel takes contiguous arrays only")
-    return array
+@cache
+def _converters(kernel: str) -> tuple[tuple[str, Callable], ...]:
+    """For each parameter: the name of its argument, and convert(argument, dtype)."""
+    parameters = source.parameters(kernel)
+    names = {parameter.name for parameter in parameters}
+    return tuple(_converter(kernel, parameter, names) for parameter in parameters)
+
+
+def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
+    name, kind, _ = parameter
+    array, strided, axis = name.rpartition("_stride_")
+    if strided:
+        return array, partial(_stride, int(axis))
+    number = name.removesuffix("_at")
+    if number != name:
+        return number, partial(_place, f"{kernel}: {number}", kind)
+    if kind in ("double", "long long"):
+        # of an integer no real number is cut
+        convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
+        return name, partial(_number, convert, f"{name}_at" in names)
+    return name, partial(_array, f"{kernel}: {name}", kind, f"{name}_stride_0" in names)
+
+
+def _is_known(number) -> bool:
+    """True if the host knows a number: else it is an array of shape () on the device."""
+    return isinstance(number, (int, float, np.generic))
+
+
+def _number(convert, may_be_on_device: bool, number, dtype):
+    return convert(0 if may_be_on_device and not _is_known(number) else number)
+
+
+def _place(where: str, kind: str, number, dtype):
+    if _is_known(number):
+        return _NULL
+    return _array(where, kind, False, number.astype(source.POINTED[kind], copy=False), dtype)
+
+
+def _stride(axis: int, array, dtype):
+    return np.int64(0 if array is None else array.strides[axis] // array.itemsize)
+
+
+def _array(where: str, kind: str, strided: bool, array, dtype):
+    if array is None:
+        return _NULL
+    pointed = source.POINTED[kind]
+    expected = dtype if pointed == "T" else pointed
+    if array.dtype != expected:
+        raise TypeError(f"{where} is a {kind} for T = {dtype}, not an array of {array.dtype}")
+    if strided or array.flags.c_contiguous:
+        return array
+    if kind.startswith("const "):
+        return array.copy(order="C")
+    raise ValueError(f"{where} is written to, and must be contiguous")

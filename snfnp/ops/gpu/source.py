@@ -1,25 +1,25 @@
 """All CUDA C++ of the package, as text: compilers, tests and people read it without CuPy.
 
-A room's kernels are in its `kernels.cu`, what several rooms need is in `.cuh` files. What all
-kernels keep to:
+The kernels of a group are in its `kernels.cu`, shared parts in `.cuh` files. The conventions of all
+kernels:
 
 * `template <typename T> __global__ void name(...)`, instantiated for float and double.
-* Integer arguments are `long long`, real ones `double`, whatever T is: offsets into large arrays
+* Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
   do not overflow, and a launch cannot choose a wrong width.
-* Arrays are C-contiguous and as the rooms' definitions describe them; every store is inside.
+* Launches name the parameters (`launch.py`), and two kinds of names belong together. A number `a`
+  that may be known on the device alone is the pair `a_at, a`: where it is, or null and what it is.
+  An array `k` that need not be contiguous is followed by its strides `k_stride_0, k_stride_1, …`,
+  in elements, one for each axis.
+* All other arrays are C-contiguous and as the definitions describe them; every store is inside.
 * Launched with any number of blocks of a multiple of 32 threads, at most 256 (`THREADS`): kernels
   over items take grid-sized strides, kernels over rows take one block per row.
 * Sums are taken in an order that depends on shapes alone: the same run gives the same numbers.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib import resources
-
-from snfnp.ops.step.control import cuda_rows
-from snfnp.ops.step.log import cuda_enum
+from typing import NamedTuple
 
 TYPES = {"float32": "float", "float64": "double"}
 # What a kernel's pointers point to, by NumPy's names; T is the type it is instantiated for.
@@ -38,51 +38,56 @@ POINTED = {
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 
-_FILE = "kernels.cu"
+_FOLDER, _FILE = resources.files("snfnp.ops"), "kernels.cu"
 _INCLUDE = re.compile(r'^#include "\.\./(\w+/\w+\.cuh)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\(([^)]*)\)")
-# What stands before a room's kernels and is written down elsewhere.
-_BEFORE = {"step": lambda: cuda_enum() + cuda_rows()}
 
 
-def _folder():
-    return resources.files("snfnp.ops")
+class Parameter(NamedTuple):
+    """A kernel's parameter: its C type ("const T*", "long long"), and restrict, a promise that
+    nothing else leads to what it points to."""
 
-
-@cache
-def rooms() -> tuple[str, ...]:
-    """The rooms that have kernels."""
-    return tuple(sorted(room.name for room in _folder().iterdir() if (room / _FILE).is_file()))
+    name: str
+    kind: str
+    restrict: bool
 
 
 @cache
-def source(room: str) -> str:
-    """The text of a room's kernels with the text of the headers in place of their includes."""
-    own = (_folder() / room / _FILE).read_text()
-    text = _INCLUDE.sub(lambda include: (_folder() / include[1]).read_text(), own)
-    return _BEFORE[room]() + text if room in _BEFORE else text
+def groups() -> tuple[str, ...]:
+    """The groups that have kernels."""
+    return tuple(sorted(group.name for group in _FOLDER.iterdir() if (group / _FILE).is_file()))
+
+
+@cache
+def source(group: str) -> str:
+    """The text of a group's kernels with the text of the headers in place of their includes."""
+    text = (_FOLDER / group / _FILE).read_text()
+    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(), text)
 
 
 @cache
 def kernels() -> dict[str, str]:
-    """Every kernel's name and the room that it is in."""
-    return {name: room for room in rooms() for name, _ in _KERNEL.findall(source(room))}
+    """Every kernel's name and the group that it is in."""
+    return {name: group for group in groups() for name, _ in _KERNEL.findall(source(group))}
 
 
 @cache
-def parameters(name: str) -> tuple[str, ...]:
-    """The C types of a kernel's parameters in order, such as "const T*" and "long long"."""
-    found = dict(_KERNEL.findall(source(kernels()[name])))[name]
-    declarations = (text.replace("__restrict__", " ").split() for text in found.split(","))
-    return tuple(" ".join(words[:-1]) for words in declarations)
+def parameters(kernel: str) -> tuple[Parameter, ...]:
+    """The parameters of a kernel, in order. KeyError for a kernel that does not exist."""
+    declarations = dict(_KERNEL.findall(source(kernels()[kernel])))[kernel].split(",")
+    split = (text.replace("__restrict__", " ").split() for text in declarations)
+    return tuple(
+        Parameter(words[-1], " ".join(words[:-1]), "__restrict__" in text)
+        for words, text in zip(split, declarations, strict=True)
+    )
 
 
 @cache
-def constant(room: str, name: str) -> int:
-    """A constant of a room's kernels that a launch has to know; it is written down with them."""
-    return int(re.search(rf"const(?:expr)? int {name} = (\d+)\b", source(room))[1])
+def constant(group: str, name: str) -> int:
+    """A constant of a group's kernels that a launch has to know."""
+    return int(re.search(rf"const(?:expr)? int {name} = (\d+)\b", source(group))[1])
 
 
 def expression(name: str, dtype: str) -> str:
-    """How C++ names a kernel for arrays of a NumPy type: "adam<float>"."""
+    """The C++ name of a kernel for arrays of a NumPy type: "adam<float>"."""
     return f"{name}<{TYPES[str(dtype)]}>"

@@ -1,1 +1,1 @@
-"""From the bytes of images to a batch of a flow's inputs."""
+"""Batches of images, and a flow's inputs made of their bytes."""

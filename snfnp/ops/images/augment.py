@@ -12,20 +12,13 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
 
     Appendix A.3 of Keller et al. 2021: "random horizontal flipping with probability 0.5 and
     random jitter by 1 pixel". Both directions are shifted independently, each of the three
-    values with probability 1/3.
+    values with probability 1/3; what a shift leaves without pixels repeats the image's border: a
+    density model would spend likelihood on a black line, which no test image has.
 
-    A shift leaves one row or column without pixels. It repeats the image's border ("edge"
-    padding; for one pixel the same as reflection). Zeros would put a black line there, which no
-    test image has and on which a density model would spend likelihood.
-
-    Args:
-        images: (N, H, W, C) of any type, on the host; not changed.
-        key: where the random numbers are read; the same key gives the same result, so a resumed
-            run sees the same images. Give each step its own key. With key.first the images are
-            those of a larger batch from that one on, and are changed as they would be in it.
-
-    Returns:
-        A new array of the same shape and type. O(N H W C).
+    images (N, H, W, C), of any type, on the host -> a new array of the same shape and type.
+    key: of the random numbers; the same key gives the same result, so a resumed run sees the same
+    images. Give each step its own key. With key.first the images are those of a larger batch from
+    that one on, and are changed as they would be in it. O(N H W C).
     """
     count, height, width, _ = images.shape
     u = uniform(np, key, (count, DRAWS))

@@ -1,9 +1,4 @@
-"""A flow's inputs from images on the CPU: one pass over the bytes.
-
-Derivation: derivations/02-change-of-variables.md.
-"""
-
-from __future__ import annotations
+"""A flow's inputs from images on the CPU; see derivations/02-change-of-variables.md."""
 
 import math
 
@@ -28,13 +23,10 @@ class CpuImages(Images):
 
 @parallel
 def _preprocess(images, key, start, alpha, levels, odds, ldj):
-    """images, odds (N, D), ldj (N,): dequantise and scale in one pass, in double precision.
-    The noise is made of the key's words from `start` on.
+    """images, odds = s/(1-s) (N, D), ldj (N,), in double; noise: the key's words from `start` on.
 
-    odds = s/(1-s), whose logarithm is the logit: the caller takes it with NumPy, whose vector
-    instructions are several times faster than a scalar logarithm here. log s + log(1-s) of GROUP
-    pixels takes one logarithm: each factor s(1-s) is at least about α, so a product of eight stays
-    far from underflow.
+    The caller takes the logarithm of the odds with NumPy, whose vector instructions are several
+    times faster. GROUP factors s(1-s), each at least about α, share one: far from underflow.
     """
     samples, dimension = images.shape
     constant = dimension * (math.log1p(-2 * alpha) - math.log(levels))

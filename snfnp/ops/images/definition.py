@@ -1,26 +1,28 @@
-"""Batches of images, and a flow's inputs made of them, in array terms.
-
-Derivation: derivations/02-change-of-variables.md.
-"""
-
-from __future__ import annotations
+"""Batches of images, and a flow's inputs; see derivations/02-change-of-variables.md."""
 
 import math
 
 import numpy as np
 
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.images.augment import augment
 from snfnp.ops.random import philox
 from snfnp.ops.random.philox import RandomKey
-from snfnp.ops.room import Room
 
 
 class ImageSource:
-    """Images (M, H, W, C), uint8, in an order that changes with the epoch."""
+    """Images (M, H, W, C), uint8, in an order that changes with the epoch.
+
+    They may be larger than the host's memory (a memory-mapped file): only what is taken is read.
+    """
+
+    def __init__(self, device, images):
+        self._device, self._images = device, images
+        self._order = np.arange(len(images))
 
     def reorder(self, order: np.ndarray) -> None:
-        """From now on image i is `images[order[i]]`."""
-        raise NotImplementedError
+        """Change the order: from now on image i is `images[order[i]]`."""
+        self._order = order
 
     def take(self, first: int, count: int, key: RandomKey | None = None):
         """Images first, first + 1, … in the present order: device images (count, H, W, C).
@@ -28,29 +30,14 @@ class ImageSource:
         key: flip and shift them at random (`snfnp.ops.images.augment`). What is returned may be
         overwritten by the next call.
         """
-        raise NotImplementedError
-
-
-class HostImages(ImageSource):
-    """Images on the host, which may be larger than its memory (a memory-mapped file): only what
-    is taken is read."""
-
-    def __init__(self, device, images):
-        self._device, self._images = device, images
-        self._order = np.arange(len(images))
-
-    def reorder(self, order: np.ndarray) -> None:
-        self._order = order
-
-    def take(self, first: int, count: int, key: RandomKey | None = None):
         images = self._images[self._order[first : first + count]]
         return self._device.asarray(images if key is None else augment(images, key))
 
 
-class Images(Room):
+class Images(OperationGroup):
     def source(self, images: np.ndarray) -> ImageSource:
         """A source of batches from host images (M, H, W, C), uint8."""
-        return HostImages(self.device, images)
+        return ImageSource(self.device, images)
 
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
         """Dequantise, scale, logit: images (N, ...) in [0, levels) -> x (N, ...), ldj (N,).

@@ -1,9 +1,4 @@
-"""Training images on the GPU: whole where they fit, through pinned memory where they do not.
-
-Derivation: derivations/02-change-of-variables.md.
-"""
-
-from __future__ import annotations
+"""Training images on the GPU; see derivations/02-change-of-variables.md."""
 
 import math
 
@@ -11,6 +6,7 @@ import numpy as np
 
 from snfnp.ops.images.augment import DRAWS
 from snfnp.ops.images.definition import Images, ImageSource
+from snfnp.ops.random.gpu import key_arguments
 from snfnp.ops.random.philox import RandomKey
 
 RESIDENT = 1 << 30  # bytes of images that may live on the device
@@ -18,7 +14,7 @@ _STAGES = 2  # batches on their way: the host fills one while the device reads t
 
 
 class GpuImages(Images):
-    def source(self, images: np.ndarray) -> ResidentImages | StreamedImages:
+    def source(self, images: np.ndarray) -> ImageSource:
         kind = ResidentImages if images.nbytes <= RESIDENT else StreamedImages
         return kind(self.device, images)
 
@@ -26,32 +22,30 @@ class GpuImages(Images):
         if images.dtype != np.uint8:
             return super().preprocess(images, key, alpha, levels, dtype)
         device = self.device
-        images = device.contiguous(images)
         x, ldj = device.empty(images.shape, dtype), device.empty(len(images), dtype)
         constant = math.log1p(-2 * alpha) - math.log(levels)
-        numbers = (alpha, float(levels), constant, math.prod(images.shape[1:]))
-        arguments = (images, x, ldj, *device.key_words(key, images.shape), *numbers)
-        device.launch("preprocess", dtype, len(images), *arguments)
+        numbers = {"alpha": alpha, "levels": levels, "constant": constant}
+        numbers |= {"dimension": math.prod(images.shape[1:])}
+        arguments = {"images": images, "x": x, "ldj": ldj, **key_arguments(key, images.shape)}
+        device.launch("preprocess", dtype, len(images), **arguments, **numbers)
         return x, ldj
 
 
 class _Gathering(ImageSource):
     """Images (M, H, W, C) on the device, taken in an order that is there as well."""
 
-    def __init__(self, device, shape):
-        self._device, self._shape = device, shape
-        self._taken = None
+    _taken = None
 
     def _gather(self, images, order, first, count, key):
         """Into an array that the next call overwrites: one place, so that a graph may read it."""
-        device = self._device
+        device, shape = self._device, images.shape[1:]
         if self._taken is None or len(self._taken) != count:
-            self._taken = device.empty((count, *self._shape), np.uint8)
-        change, words = 0, (None, 0, 0, 0, 0)
-        if key is not None:
-            change, words = 1, device.key_words(key, (count, DRAWS))
-        arguments = (images, order, first, self._taken, change, *words, *self._shape)
-        device.launch("gather", np.float32, count, *arguments)
+            self._taken = device.empty((count, *shape), np.uint8)
+        words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
+        arrays = {"images": images, "order": order, "first": first, "out": self._taken}
+        sizes = dict(zip(("height", "width", "channels"), shape, strict=True))
+        sizes |= {"change": key is not None}
+        device.launch("gather", np.float32, count, **arrays, **words, **sizes)
         return self._taken
 
 
@@ -59,9 +53,8 @@ class ResidentImages(_Gathering):
     """All images on the device, as bytes."""
 
     def __init__(self, device, images: np.ndarray):
-        super().__init__(device, images.shape[1:])
-        self._images = device.asarray(images)
-        self._order = device.asarray(np.arange(len(images)))
+        super().__init__(device, device.asarray(images))
+        self.reorder(self._order)
 
     def reorder(self, order: np.ndarray) -> None:
         self._order = self._device.asarray(order, np.int64)
@@ -71,20 +64,12 @@ class ResidentImages(_Gathering):
 
 
 class StreamedImages(_Gathering):
-    """Images that stay on the host (a memory-mapped file); a batch at a time goes over.
-
-    The host copies a batch into pinned memory, from where it goes to the device while the host
-    is at the next one. A stage is filled again only once its copy is done.
-    """
+    """Images that stay on the host: a batch is copied into pinned memory, from where it goes to the
+    device while the host is at the next one. A stage is filled again once its copy is done."""
 
     def __init__(self, device, images: np.ndarray):
-        super().__init__(device, images.shape[1:])
-        self._images, self._order = images, np.arange(len(images))
-        self._stages: list = []
-        self._turn = 0
-
-    def reorder(self, order: np.ndarray) -> None:
-        self._order = order
+        super().__init__(device, images)
+        self._stages, self._turn = [], 0
 
     def take(self, first: int, count: int, key: RandomKey | None = None):
         cuda = self._device.xp.cuda
@@ -102,8 +87,7 @@ class StreamedImages(_Gathering):
 
     def _stage(self, count: int):
         """A pinned array, its copy on the device, and the event that the copy is done."""
-        cupy, shape = self._device.xp, (count, *self._shape)
-        size = int(np.prod(shape))
-        memory = cupy.cuda.alloc_pinned_memory(size)
-        pinned = np.frombuffer(memory, np.uint8, size).reshape(shape)
+        cupy, shape = self._device.xp, (count, *self._images.shape[1:])
+        size = math.prod(shape)
+        pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size).reshape(shape)
         return pinned, cupy.empty(shape, np.uint8), cupy.cuda.Event(disable_timing=True)

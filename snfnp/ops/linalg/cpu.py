@@ -1,26 +1,17 @@
-"""Linear algebra on the CPU: BLAS and LAPACK called directly, and passes over buffers.
-
-Derivation: derivations/07-convolutions.md.
-"""
-
-from __future__ import annotations
+"""BLAS and LAPACK called directly, and passes over buffers; see derivations/07-convolutions.md."""
 
 import numpy as np
 from numba import prange
-from scipy.linalg.blas import dgemm, sgemm
-from scipy.linalg.lapack import dgetrf, dgetri, dgetrs, dposv, sgetrf, sgetri, sgetrs, sposv
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from snfnp.errors import SingularMatrixError
 from snfnp.ops.jit import FLAT_BLOCK, compiled, parallel, serial
 from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.linalg.definition import LinearAlgebra
 
-_GEMM = {np.dtype(np.float32): sgemm, np.dtype(np.float64): dgemm}
-_LU = {
-    np.dtype(np.float32): (sgetrf, sgetri, sgetrs),
-    np.dtype(np.float64): (dgetrf, dgetri, dgetrs),
-}
-_SPD = {np.dtype(np.float32): sposv, np.dtype(np.float64): dposv}
+_GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
+_LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
+_SPD = {np.dtype(kind): get_lapack_funcs("posv", dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
 _BLOCK = 4096  # values that a task takes of an array as large as a batch's: many even shares
@@ -76,11 +67,7 @@ class CpuLinearAlgebra(LinearAlgebra):
     def inverse(self, w):
         if not 0 < len(w) <= _SMALL:
             return super().inverse(w)
-        getrf, getri, _ = _LU[w.dtype]  # without what NumPy does before and after
-        lu, pivots, status = getrf(w.T)
-        if status:
-            raise SingularMatrixError("the weight matrix is singular")
-        return getri(lu, pivots, overwrite_lu=1)[0].T
+        return self.inverse_and_log_abs_det(w)[0]  # without what NumPy does before and after
 
     def inverse_and_log_abs_det(self, a):
         # one factorisation for both, where NumPy makes two
@@ -174,18 +161,16 @@ def _sum_squares(g):
     blocks = (g.size + FLAT_BLOCK - 1) // FLAT_BLOCK
     squares = np.zeros(blocks)
     for block in prange(blocks):
-        squares[block] = block_sum_squares(
-            g[block * FLAT_BLOCK : min(g.size, (block + 1) * FLAT_BLOCK)]
-        )
+        squares[block] = block_sum_squares(g[block * FLAT_BLOCK :][:FLAT_BLOCK])
     return squares.sum()
 
 
 @serial
 def _sum_few_squares(g):
-    """The same on one thread: waking the others between two products would take longer."""
+    """The same on one thread: waking the others would take longer."""
     total = 0.0
     for start in range(0, g.size, FLAT_BLOCK):
-        total += block_sum_squares(g[start : min(g.size, start + FLAT_BLOCK)])
+        total += block_sum_squares(g[start:][:FLAT_BLOCK])
     return total
 
 

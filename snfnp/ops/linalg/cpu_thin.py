@@ -2,19 +2,15 @@
 
 Such products stand between kernels (1×1 convolutions, the network of a narrow coupling). A BLAS
 gives some of them to one thread, wakes threads of its own for others, and has most of its speed
-from matrices that are large in every direction.
-
-Derivation: derivations/07-convolutions.md.
+from matrices that are large in every direction. See derivations/07-convolutions.md.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numba import prange
 
-from snfnp.ops.conv import cpu_tile_sizes
-from snfnp.ops.conv.cpu_tiles import tile
+from snfnp.ops import simd
 from snfnp.ops.jit import parallel
+from snfnp.ops.simd import tile
 
 _ROWS = 512  # of a task, at least
 _LANES = 8  # columns are a multiple of it: with fewer lanes a BLAS is faster
@@ -22,13 +18,13 @@ _MOST = 32 * 32  # values of the small array; with more a BLAS is faster
 
 
 def fits(a, b) -> bool:
-    """Whether these kernels are for a b: `a` (M, K) tall and b (K, N) small, or `a` (K, M) the
+    """True if these kernels are for a b: `a` (M, K) tall and b (K, N) small, or `a` (K, M) the
     transpose of a tall array and b (M, N) another one."""
     rows, columns = max(a.shape), b.shape[1]
     few = min(a.shape)
     if a.dtype != b.dtype or a.dtype.kind != "f" or rows < 2 * _ROWS or few * columns > _MOST:
         return False
-    if min(few, columns) < min(cpu_tile_sizes.PIXELS):
+    if min(few, columns) < min(simd.PIXELS):
         return False
     if len(a) == rows:
         return a.flags.c_contiguous and columns % _LANES == 0
@@ -37,7 +33,7 @@ def fits(a, b) -> bool:
 
 
 def product(a, b, out) -> None:
-    """out = a b where `fits` says so, out contiguous."""
+    """out = a b for factors that `fits` accepts, out contiguous."""
     if len(a) > len(b):
         _product(a, np.ascontiguousarray(b).reshape(-1), *_tile_sizes(len(a), b), out)
     elif b.shape[1] % _LANES == 0:
@@ -50,8 +46,8 @@ def product(a, b, out) -> None:
 
 def _tile_sizes(count, b):
     """For so many rows, or taps, and the columns of b."""
-    count = min(max(cpu_tile_sizes.PIXELS), count)
-    return cpu_tile_sizes.of_pixels(count, b.shape[1], b.dtype.itemsize)
+    count = min(max(simd.PIXELS), count)
+    return simd.of_pixels(count, b.shape[1], b.dtype.itemsize)
 
 
 @parallel

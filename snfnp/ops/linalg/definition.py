@@ -1,9 +1,4 @@
-"""Linear algebra in array terms: products, inverses, determinants, and norms.
-
-Derivation: derivations/07-convolutions.md.
-"""
-
-from __future__ import annotations
+"""Products, inverses, determinants and norms; see derivations/07-convolutions.md."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -13,15 +8,13 @@ import numpy as np
 import threadpoolctl
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
-_BLOCK = 64  # rows handled at once where a full-size temporary would not fit the memory promise
+_BLOCK = 64  # rows handled at once if a full-size temporary would not fit the memory promise
 _ONE_THREAD = 128  # up to this size of a product one BLAS thread is faster than two
 
 
-class LinearAlgebra(Room):
-    # ---------------------------------------------------------------- products and sums
-
+class LinearAlgebra(OperationGroup):
     def matmul(self, a, b, out=None):
         """a b, shapes (M, K) and (K, N); transposed views are welcome. O(M K N)."""
         return self.xp.matmul(a, b, out=out)
@@ -33,8 +26,8 @@ class LinearAlgebra(Room):
         return out
 
     def combine(self, weights, a):
-        """weights a, shapes (M, K) and (K, N), where the small host array `weights` depends on
-        shapes alone. O(M K N)."""
+        """weights a, shapes (M, K) and (K, N); the small host array `weights` depends on shapes
+        alone. O(M K N)."""
         return self.matmul(self.device.constant(weights, a.dtype), a)
 
     def axpby(self, a, x, b, out):
@@ -44,7 +37,7 @@ class LinearAlgebra(Room):
         return out
 
     def scale_into(self, out, scale, a, multiple, volume=1.0):
-        """out = scale * volume * a * multiple, where `multiple` broadcasts to a's shape.
+        """out = scale * volume * a * multiple; `multiple` broadcasts to a's shape.
 
         With a = flip(R) and multiple = m this is the term that stands in for the inverse
         (the second summand of Eq. 10 and of Eq. 15, and m_i p_i of Eq. 25). volume: a number, or
@@ -69,29 +62,24 @@ class LinearAlgebra(Room):
         out -= x
         return before + self.sum_squares(out) / len(x)
 
-    # ---------------------------------------------------------------- inverses and determinants
-
     def inverse(self, w):
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError."""
-        xp = self.xp
         try:
-            return xp.linalg.inv(w)
+            return self.xp.linalg.inv(w)
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
     def log_abs_det(self, w) -> float:
         """log|det w| of a square matrix, by an LU decomposition. O(D³)."""
-        xp = self.xp
-        log_abs_det = float(xp.linalg.slogdet(w)[1])
+        log_abs_det = float(self.xp.linalg.slogdet(w)[1])
         if not math.isfinite(log_abs_det):
             raise SingularMatrixError("the weight matrix is singular or not finite")
         return log_abs_det
 
     def solve(self, w, z):
         """The rows x with w x = z for the rows z (N, D). O(D³ + N D²)."""
-        xp = self.xp
         try:
-            return xp.ascontiguousarray(xp.linalg.solve(w, z.T).T)
+            return self.xp.ascontiguousarray(self.xp.linalg.solve(w, z.T).T)
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
@@ -99,7 +87,7 @@ class LinearAlgebra(Room):
         """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
 
         overwrite: `a` is not needed any more, and its memory may be used.
-        All NaN where a is not positive definite or not finite: nothing is raised, so that the host
+        All NaN if a is not positive definite or not finite: nothing is raised, so that the host
         need not wait for a device.
         """
         xp = self.xp
@@ -109,7 +97,7 @@ class LinearAlgebra(Room):
             return xp.full(b.shape, math.nan, b.dtype)
         return xp.linalg.solve(lower.T, xp.linalg.solve(lower, b))
 
-    # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
+    # ------------------------------------------ for `snfnp.beyond.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.
@@ -117,32 +105,14 @@ class LinearAlgebra(Room):
         Where `a` is not finite, or singular on a device that does not say so, the inverse is not
         finite.
         """
-        xp = self.xp
         try:
-            return xp.linalg.inv(a), float(xp.linalg.slogdet(a)[1])
+            return self.xp.linalg.inv(a), float(self.xp.linalg.slogdet(a)[1])
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the matrix is singular") from None
 
     def norms(self, *matrices) -> list[float]:
         """The Frobenius norms of matrices in double precision, read back together."""
-        xp = self.xp
-        return [math.sqrt(float(xp.vdot(a, a))) for a in matrices]
-
-    def eliminate(self, d, minus_lower, diagonal, upper):
-        """One step of block elimination: S = D⁻¹ U and the next D, B − L S. O(n³).
-
-        d (D), minus_lower (−L), diagonal (B), upper (U): (n, n), double.
-        Returns D⁻¹, S, the next D, log|det D|, and the Frobenius norms of D, of D⁻¹ and of the
-        difference between the two D. Raises SingularMatrixError.
-        """
-        inverse, log_abs_det = self.inverse_and_log_abs_det(d)
-        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
-        return inverse, ratio, following, log_abs_det, self.norms(d, inverse, following - d)
-
-    def _next_block(self, inverse, minus_lower, diagonal, upper):
-        """S and the next D from D⁻¹."""
-        ratio = self.matmul(inverse, upper)
-        return ratio, self.matmul_add(minus_lower, ratio, diagonal.copy())
+        return [math.sqrt(float(self.xp.vdot(a, a))) for a in matrices]
 
     def chain_of_products(self, size: int) -> AbstractContextManager:
         """A context for many products of (size, size) matrices, each waiting for the last.

@@ -1,22 +1,15 @@
 """Linear algebra on the GPU: cuBLAS, cuSOLVER, and one launch for what is elementwise.
 
 cuSOLVER does not report that a matrix is singular. Its pivots show it, and they give the
-log-determinant too: they are read back once, together with all else that the host has to know. So
-inverses, solves and norms wait for the device, once each. Only exact evaluation and exact gradients
-use them.
-
-Derivation: derivations/07-convolutions.md.
+log-determinant too: inverses, solves and norms wait for the device, once each. Only exact
+evaluation and exact gradients use them. See derivations/07-convolutions.md.
 """
 
-from __future__ import annotations
-
-import math
 from contextlib import nullcontext
 
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.gpu.launch import Strided, strides
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 # Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
@@ -26,32 +19,29 @@ _DIAGONAL = 32  # side of the diagonal blocks of a Cholesky factor: a warp has a
 
 
 class GpuLinearAlgebra(LinearAlgebra):
-    # ---------------------------------------------------------------- products and sums
-
     def matmul(self, a, b, out=None):
         if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
             return super().matmul(a, b, out)
         product = out
         if out is None or not out.flags.c_contiguous or out.dtype != a.dtype:
             product = self.device.empty((len(a), b.shape[1]), a.dtype)
-        self.device.products.gemm(a, b, product)
-        if out is not None and product is not out:
-            out[...] = product
-        return product if out is None else out
+        self.device.cublas.gemm(a, b, product)
+        if out is None or product is out:
+            return product
+        out[...] = product
+        return out
 
     def matmul_add(self, a, b, out):
         if not out.flags.c_contiguous or not a.dtype == b.dtype == out.dtype:
             out += self.matmul(a, b)
         else:
-            self.device.products.gemm(a, b, out, beta=1.0)
+            self.device.cublas.gemm(a, b, out, beta=1.0)
         return out
 
     def axpby(self, a, x, b, out):
         if not out.flags.c_contiguous:
             return super().axpby(a, x, b, out)
-        device = self.device
-        arguments = (*device.scalar(a), device.contiguous(x), *device.scalar(b), out, out.size)
-        device.each("axpby", out.dtype, out.size, *arguments)
+        self.device.each("axpby", out.dtype, out.size, a=a, x=x, b=b, out=out, n=out.size)
         return out
 
     def scale_into(self, out, scale, a, multiple, volume=1.0):
@@ -63,70 +53,65 @@ class GpuLinearAlgebra(LinearAlgebra):
             if a.ndim == 2 and a.T.flags.c_contiguous:
                 rows, columns = out.shape
                 tiles = -(-rows // 32) * -(-columns // 32)
-                arguments = (out, scale, *device.scalar(volume), a.T, rows, columns)
-                device.launch("scaled_transpose", out.dtype, tiles, *arguments)
+                arguments = {"out": out, "a": a.T, "scale": scale, "volume": volume}
+                arguments |= {"rows": rows, "columns": columns}
+                device.launch("scaled_transpose", out.dtype, tiles, **arguments)
                 return out
         if a.ndim != 4:
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else device.constant(multiple)
-        device.each(
-            "scaled_kernel",
-            out.dtype,
-            out.size,
-            *(out, scale, *device.scalar(volume), Strided(a), *strides(a)),
-            *(constant, *out.shape[1:], out.size),
-        )
+        _, width, inputs, outputs = out.shape
+        arguments = {"out": out, "scale": scale, "volume": volume, "a": a, "multiple": constant}
+        sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
+        device.each("scaled_kernel", out.dtype, out.size, **arguments, **sizes)
         return out
 
     def sum_squares(self, x):
         """Σ x² (), float64, on the device."""
-        device, x = self.device, self.device.contiguous(x)
-        total = device.empty((), np.float64)
-        blocks, partial = self._partial_sums(x.size)
-        device.launch("sum_squares", x.dtype, blocks, x, partial, total, device.counter(), x.size)
+        total = self.device.empty((), np.float64)
+        blocks, sums = self._sums(x.size, total)
+        self.device.launch("sum_squares", x.dtype, blocks, g=x, n=x.size, **sums)
         return total
 
     def residual(self, out, x, before=0.0):
         device = self.device
-        rows, total = device.contiguous(out), device.empty((), np.float64)
-        blocks, partial = self._partial_sums(out.size)
-        arguments = (rows, device.contiguous(x), *device.scalar(before), partial, total)
-        sizes = (len(x), out.size)
-        device.launch("residual", out.dtype, blocks, *arguments, device.counter(), *sizes)
+        rows, total = device.xp.ascontiguousarray(out), device.empty((), np.float64)
+        blocks, sums = self._sums(out.size, total)
+        sums |= {"before": before, "samples": len(x), "n": out.size}
+        device.launch("residual", out.dtype, blocks, error=rows, x=x, **sums)
         if rows is not out:
             out[...] = rows
         return total
 
-    def _partial_sums(self, size):
-        """Blocks for a sum over so many numbers, and where each of them puts its own."""
+    def _sums(self, size, total):
+        """Blocks for a sum over so many numbers, and what a kernel needs to put it into `total`."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
-        return blocks, self.device.empty(blocks, np.float64)
-
-    # ---------------------------------------------------------------- inverses and determinants
+        partial = self.device.empty(blocks, np.float64)
+        return blocks, {"partial": partial, "total": total, "arrived": self.device.counter()}
 
     def inverse(self, w):
         return self.inverse_and_log_abs_det(w)[0]
 
     def solve(self, w, z):
         x, pivots = self._solve(w, z)
-        self._read(pivots)
+        self._log_abs_det(pivots)
         return x
 
     def solve_spd(self, a, b, overwrite=False):
         # L Lᵀ = a by blocks: a kernel inverts the factor of each diagonal block, all else are
         # products. (A graph cannot record cuSOLVER's.)
         device, matmul, add, factors = self.device, self.matmul, self.matmul_add, []
-        rest, y = device.contiguous(a), device.contiguous(b)
+        rest, y = device.xp.ascontiguousarray(a), device.xp.ascontiguousarray(b)
         while len(rest):
             size = min(_DIAGONAL, len(rest))
             inverse = device.empty((size, size), rest.dtype)
-            settings = (rest, len(rest), inverse, size)
-            device.launch("cholesky_inverse", rest.dtype, 1, *settings, threads=_DIAGONAL)
+            arguments = {"a": rest, "stride": len(rest), "inverse": inverse, "size": size}
+            device.launch("cholesky_inverse", rest.dtype, 1, threads=_DIAGONAL, **arguments)
             minus_below = -matmul(rest[size:, :size], inverse.T)  # of L, under the block
             solved = matmul(inverse, y[:size])
             factors.append((inverse, minus_below, solved))
-            y = add(minus_below, solved, device.contiguous(y[size:]).copy())
-            rest = device.contiguous(rest[size:, size:]).copy()
+            y = add(minus_below, solved, device.xp.ascontiguousarray(y[size:]).copy())
+            rest = device.xp.ascontiguousarray(rest[size:, size:]).copy()
             rest = add(-minus_below, minus_below.T, rest)
         x = y  # nothing is left of it
         for inverse, minus_below, solved in reversed(factors):
@@ -136,26 +121,18 @@ class GpuLinearAlgebra(LinearAlgebra):
         return x
 
     def inverse_and_log_abs_det(self, a):
-        inverse, pivots = self._inverse(a)
-        return inverse, self._read(pivots)[0]
+        # the rows x with aᵀ x = e_i are those of a⁻¹; and to a column-major library a C-contiguous
+        # a already is aᵀ
+        inverse, pivots = self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
+        return inverse, self._log_abs_det(pivots)
 
     def norms(self, *matrices):
-        return self._read(self.xp.empty(0), *matrices)[1]
-
-    def eliminate(self, d, minus_lower, diagonal, upper):
-        inverse, pivots = self._inverse(d)
-        ratio, following = self._next_block(inverse, minus_lower, diagonal, upper)
-        log_abs_det, norms = self._read(pivots, d, inverse, following - d)
-        return inverse, ratio, following, log_abs_det, norms
+        squares = [self.xp.vdot(a, a).reshape(1) for a in matrices]
+        host = self.device.to_host(self.xp.concatenate(squares, dtype=np.float64))
+        return np.sqrt(host).tolist()
 
     def chain_of_products(self, size):
         return nullcontext()  # the host multiplies nothing
-
-    def _inverse(self, a):
-        """a⁻¹ and the pivots of an LU of a. Singular matrices go unnoticed here."""
-        # the rows x with aᵀ x = e_i are those of a⁻¹; and to a column-major library a C-contiguous
-        # a already is aᵀ
-        return self._solve(a.T, self.xp.eye(len(a), dtype=a.dtype))
 
     def _solve(self, a, rows):
         """The rows x with a x = z for the rows z (N, n), and the pivots (n,) of an LU of a."""
@@ -165,15 +142,10 @@ class GpuLinearAlgebra(LinearAlgebra):
         lapack.gesv(lu, x.T)  # overwrites both
         return x, lu.diagonal()
 
-    def _read(self, pivots, *matrices) -> tuple[float, list[float]]:
-        """log|det| from an LU's pivots, and the Frobenius norms of matrices: one transfer.
-
-        Raises SingularMatrixError where a pivot is 0, as LAPACK does; NaN is none.
-        """
-        xp = self.xp
-        squares = [xp.vdot(a, a).reshape(1) for a in matrices]
-        host = self.device.to_host(xp.concatenate([pivots, *squares], dtype=np.float64))
-        pivots, squares = host[: len(pivots)], host[len(pivots) :]
-        if not pivots.all():
+    def _log_abs_det(self, pivots) -> float:
+        """log|det| from an LU's pivots. Raises SingularMatrixError if one is 0, as LAPACK does; a
+        NaN is not."""
+        host = self.device.to_host(pivots.astype(np.float64))
+        if not host.all():
             raise SingularMatrixError("the matrix is singular")
-        return float(np.log(np.abs(pivots)).sum()), [math.sqrt(square) for square in squares]
+        return float(np.log(np.abs(host)).sum())

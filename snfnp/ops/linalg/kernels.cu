@@ -36,8 +36,8 @@ __global__ void scaled_transpose(T* __restrict__ out, double scale, const double
 // out (H, W, I, O) = scale · volume · a ⊙ m, a with any strides (in elements), m (H, W).
 template <typename T>
 __global__ void scaled_kernel(T* __restrict__ out, double scale, const double* volume_at,
-                              double volume, const T* a, long long stride_h, long long stride_w,
-                              long long stride_i, long long stride_o,
+                              double volume, const T* a, long long a_stride_0, long long a_stride_1,
+                              long long a_stride_2, long long a_stride_3,
                               const double* __restrict__ multiple, long long width,
                               long long inputs, long long outputs, long long n) {
   const double factor = scale * value(volume_at, volume);
@@ -45,7 +45,7 @@ __global__ void scaled_kernel(T* __restrict__ out, double scale, const double* v
     const long long o = index % outputs, i = index / outputs % inputs;
     const long long tap = index / outputs / inputs, h = tap / width, w = tap % width;
     const T m = T(factor * (multiple ? multiple[tap] : 1.0));
-    out[index] = m * a[h * stride_h + w * stride_w + i * stride_i + o * stride_o];
+    out[index] = m * a[h * a_stride_0 + w * a_stride_1 + i * a_stride_2 + o * a_stride_3];
   }
 }
 

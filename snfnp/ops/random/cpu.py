@@ -1,7 +1,5 @@
 """Random numbers on the CPU: Philox block by block, in parallel."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -9,26 +7,23 @@ from numba import prange
 
 from snfnp.ops.jit import parallel, serial
 from snfnp.ops.random.definition import Random
-from snfnp.ops.random.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, RandomKey
+from snfnp.ops.random.philox import RandomKey, philox4x32
 
 TO_UNIT = 2.0**-32  # from a word to [0, 1)
 
-_MASK, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
-_SIGN = np.uint64(31)  # the highest bit of a word
-_M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
-_W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
+_rounds = serial(philox4x32)
 
 
 class CpuRandom(Random):
     def uniform(self, key: RandomKey, shape, dtype):
         drop = 8 if np.dtype(dtype) == np.float32 else 0
-        return _draw(_uniform, key, shape, dtype, np.uint64(drop), 2.0 ** (drop - 32))
+        return _draw(_of_words, key, shape, dtype, np.uint64(drop), 0.0, 2.0 ** (drop - 32))
 
     def normal(self, key: RandomKey, shape, dtype):
         return _draw(_normal, key, shape, dtype)
 
     def rademacher(self, key: RandomKey, shape, dtype):
-        return _draw(_rademacher, key, shape, dtype)
+        return _draw(_of_words, key, shape, dtype, np.uint64(31), 1.0, -2.0)
 
 
 def _draw(kernel, key: RandomKey, shape, dtype, *numbers):
@@ -47,18 +42,8 @@ def key_words(key: RandomKey):
 
 @serial
 def philox(block, key):
-    """Four words of one block; key = (step low, step high, stream, seed low, seed high), uint64."""
-    c0, c1, c2, c3 = np.uint64(block), key[0], key[1], key[2]
-    k0, k1 = key[3], key[4]
-    for _ in range(ROUNDS):
-        product_0, product_1 = c0 * _M0, c2 * _M1
-        c0 = (product_1 >> _32) ^ c1 ^ k0
-        c1 = product_1 & _MASK
-        c2 = (product_0 >> _32) ^ c3 ^ k1
-        c3 = product_0 & _MASK
-        k0 = (k0 + _W0) & _MASK
-        k1 = (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+    """Four words of one block, for `key_words`."""
+    return _rounds((np.uint64(block), key[0], key[1], key[2]), (key[3], key[4]))
 
 
 @serial
@@ -71,13 +56,13 @@ def word(four, index):
 
 
 @parallel
-def _uniform(key, first_block, drop, scale, out):
-    """out (count,) = (word >> drop) * scale."""
+def _of_words(key, first_block, drop, start, scale, out):
+    """out (count,) = start + scale (word >> drop)."""
     blocks = (out.size + 3) // 4
     for block in prange(blocks):
         four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size)):
-            out[index] = np.float64(word(four, index) >> drop) * scale
+            out[index] = start + scale * np.float64(word(four, index) >> drop)
 
 
 @parallel
@@ -93,13 +78,3 @@ def _normal(key, first_block, out):
             out[index] = radius * math.cos(angle)
             if index + 1 < out.size:
                 out[index + 1] = radius * math.sin(angle)
-
-
-@parallel
-def _rademacher(key, first_block, out):
-    """out (count,) = 1 − 2 (word >> 31)."""
-    blocks = (out.size + 3) // 4
-    for block in prange(blocks):
-        four = philox(first_block + block, key)
-        for index in range(4 * block, min(4 * block + 4, out.size)):
-            out[index] = 1.0 - 2.0 * np.float64(word(four, index) >> _SIGN)

@@ -1,17 +1,15 @@
 """Random numbers in array terms."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.random import philox
 from snfnp.ops.random.philox import RandomKey
-from snfnp.ops.room import Room
 
 
-class Random(Room):
+class Random(OperationGroup):
     """A key's `first` leaves rows out of an array, whatever the distribution: see `RandomKey`."""
 
     def uniform(self, key: RandomKey, shape, dtype):
@@ -25,8 +23,17 @@ class Random(Room):
         return (bits * 2.0**-32).astype(dtype).reshape(shape)
 
     def normal(self, key: RandomKey, shape, dtype):
-        """Standard normal numbers from (seed, stream, step). See `snfnp.ops.random.philox`."""
-        return philox.normal(self.xp, key, shape).astype(dtype)
+        """Standard normal numbers by the Box-Muller transform, computed in double precision: words
+        2i and 2i + 1 make elements 2i (cosine) and 2i + 1 (sine).
+        """
+        xp, count, start = self.xp, math.prod(shape), key.start(shape)
+        odd = start % 2  # then the first element is a sine, and its cosine is not wanted
+        words = philox.words(xp, key, odd + count + (odd + count) % 2, start - odd)
+        first, second = words.reshape(-1, 2).T
+        radius = xp.sqrt(-2.0 * xp.log((first + np.uint64(1)) * 2.0**-32))  # (0, 1]: no log(0)
+        angle = 2.0 * math.pi * (second * 2.0**-32)
+        both = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=-1)
+        return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)
 
     def rademacher(self, key: RandomKey, shape, dtype):
         """Signs, +1 or −1 with probability ½ each, from (seed, stream, step): the highest bit of

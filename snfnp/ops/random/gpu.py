@@ -1,6 +1,6 @@
 """Random numbers on the GPU: one launch each."""
 
-from __future__ import annotations
+import numpy as np
 
 from snfnp.ops.random.definition import Random
 from snfnp.ops.random.philox import RandomKey
@@ -19,7 +19,23 @@ class GpuRandom(Random):
     def _draw(self, kernel, key, shape, dtype):
         device = self.device
         out = device.empty(shape, dtype)
-        words = device.key_words(key, shape)
         blocks = -(-(key.start(shape) % 4 + out.size) // 4)
-        device.each(kernel, dtype, blocks, out, *words, out.size)
+        device.each(kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape))
         return out
+
+
+def key_arguments(key: RandomKey, shape) -> dict:
+    """A key for an array of this shape as arguments of a kernel: `first_word` is the number of the
+    array's first element (`RandomKey.start`), the same in every replay of a graph."""
+    known = isinstance(key.step, (int, np.integer))
+    return {
+        "step": _signed(key.step) if known else key.step,
+        "stream": key.stream,
+        "seed": _signed(key.seed),
+        "first_word": key.start(shape),
+    }
+
+
+def _signed(number: int) -> int:
+    """The low 64 bits of a number as a signed integer."""
+    return (int(number) + 2**63) % 2**64 - 2**63

@@ -1,5 +1,5 @@
-// Random numbers as a function of (seed, stream, step): elements start, …, start + n - 1 of a key's
-// sequence.
+// Random numbers as a function of (seed, stream, step): elements first_word, …, first_word + n - 1
+// of a key's sequence.
 
 #include "../gpu/common.cuh"
 #include "../random/philox.cuh"
@@ -10,13 +10,13 @@ __device__ inline float unit(unsigned int bits, float) { return float(bits >> 8)
 
 template <typename T>
 __global__ void uniform(T* __restrict__ out, const unsigned long long* step_at, long long step,
-                        long long stream, long long seed, long long start, long long n) {
+                        long long stream, long long seed, long long first_word, long long n) {
   const unsigned long long step_ = value(step_at, step);
-  for (long long block = start / 4 + first_item(); 4 * block < start + n;
+  for (long long block = first_word / 4 + first_item(); 4 * block < first_word + n;
        block += item_stride()) {
     const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane) {
-      const long long i = 4 * block + lane - start;
+      const long long i = 4 * block + lane - first_word;
       if (i >= 0 && i < n) out[i] = unit(word(four, lane), T(0));
     }
   }
@@ -25,13 +25,13 @@ __global__ void uniform(T* __restrict__ out, const unsigned long long* step_at, 
 // Box-Muller: words 2i and 2i + 1 make elements 2i (cosine) and 2i + 1 (sine).
 template <typename T>
 __global__ void normal(T* __restrict__ out, const unsigned long long* step_at, long long step,
-                       long long stream, long long seed, long long start, long long n) {
+                       long long stream, long long seed, long long first_word, long long n) {
   const unsigned long long step_ = value(step_at, step);
-  for (long long block = start / 4 + first_item(); 4 * block < start + n;
+  for (long long block = first_word / 4 + first_item(); 4 * block < first_word + n;
        block += item_stride()) {
     const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; lane += 2) {
-      const long long i = 4 * block + lane - start;
+      const long long i = 4 * block + lane - first_word;
       const double radius = sqrt(-2.0 * log((double(word(four, lane)) + 1.0) * 0x1p-32));
       const double angle = 6.283185307179586477 * (word(four, lane + 1) * 0x1p-32);
       if (i >= 0 && i < n) out[i] = T(radius * cos(angle));
@@ -43,13 +43,13 @@ __global__ void normal(T* __restrict__ out, const unsigned long long* step_at, l
 // The highest bit of each word as a sign.
 template <typename T>
 __global__ void rademacher(T* __restrict__ out, const unsigned long long* step_at, long long step,
-                           long long stream, long long seed, long long start, long long n) {
+                           long long stream, long long seed, long long first_word, long long n) {
   const unsigned long long step_ = value(step_at, step);
-  for (long long block = start / 4 + first_item(); 4 * block < start + n;
+  for (long long block = first_word / 4 + first_item(); 4 * block < first_word + n;
        block += item_stride()) {
     const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane) {
-      const long long i = 4 * block + lane - start;
+      const long long i = 4 * block + lane - first_word;
       if (i >= 0 && i < n) out[i] = word(four, lane) >> 31 ? T(-1) : T(1);
     }
   }

@@ -1,15 +1,10 @@
 """The rational-quadratic spline on the CPU: one fused pass each way, vectorised over pixels.
 
 A task takes LANES neighbouring pixels and loops over some of the samples; its knots (or, backwards,
-its sums) stay in the first-level cache and belong to it alone, so nothing is atomic and the result
-does not depend on the number of threads. Tasks of the same samples follow each other: a core then
-finds in its cache what it computed in the layer before. The bin is found without branches: each
-inner knot that a value has passed selects the next bin's numbers.
-
-Derivation: derivations/09-splines.md.
+its sums) stay in the first-level cache and belong to it alone. Tasks of the same samples follow
+each other: a core then finds in its cache what it computed in the layer before. No branch finds the
+bin: an inner knot that a value has passed selects the next one. See derivations/09-splines.md.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -40,7 +35,7 @@ class CpuSpline(Spline):
         _knots(bins, *map(dtype, (bound, eps, 1 - eps * bins)), knots, factors)
         return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         rows, table, bins = _arguments(x, knots)
         y, ldj = np.empty_like(rows), np.empty(len(rows), x.dtype)
         _forward(rows, table, bins, y, ldj)
@@ -68,9 +63,6 @@ def _arguments(x, knots):
     bins = knots.shape[1] - 1
     rows = np.ascontiguousarray(x).reshape(len(x), -1)
     return rows, np.ascontiguousarray(knots).reshape(3 * bins + 3, -1), (1,) * bins
-
-
-# ---------------------------------------------------------------- knots
 
 
 @serial
@@ -154,16 +146,17 @@ def _knots(bins, bound, eps, rest, knots, factors):
                 edges[i] = total[i] - total[i] + bound
 
 
-# ---------------------------------------------------------------- kernels
-
-
 @serial
-def _load(knots, first, last, table):
-    """The block's columns of the knots, row after row."""
+def _begin(task, knots, samples, table):
+    """The samples (from, to) and the pixels (from, to) of a task, and its knots into its table."""
+    pixels = knots.shape[1]
+    part, block = divmod(task, (pixels + LANES - 1) // LANES)
+    first, last = block * LANES, min((block + 1) * LANES, pixels)
     for row in range(len(knots)):
         values = knots[row, first:last]
         for lane in range(len(values)):
             table[np.uintp(row * LANES + lane)] = values[lane]
+    return part * _SAMPLES, min(samples, (part + 1) * _SAMPLES), first, last
 
 
 @parallel
@@ -177,13 +170,10 @@ def _forward(x, knots, bins, y, ldj):
     tables = np.empty((blocks * parts, len(knots) * LANES), x.dtype)
     partial = np.empty((blocks, samples))
     for task in prange(blocks * parts):
-        part, block = task // blocks, task % blocks
-        first = block * LANES
-        last = min(first + LANES, pixels)
         table = tables[task]
-        _load(knots, first, last, table)
+        start, end, first, last = _begin(task, knots, samples, table)
         slopes = np.ones(LANES, x.dtype)
-        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
+        for n in range(start, end):
             forward_row(x[n, first:last], table, bins, y[n, first:last], slopes)
             total = 0.0
             for chain in range(_CHAINS):
@@ -191,13 +181,8 @@ def _forward(x, knots, bins, y, ldj):
                 for factor in range(_FACTORS):
                     product *= np.float64(slopes[factor * _CHAINS + chain])
                 total += math.log(product)
-            partial[block, n] = total
-    totals = np.zeros(samples)
-    for block in range(blocks):
-        for n in range(samples):
-            totals[n] += partial[block, n]
-    for n in range(samples):
-        ldj[n] = totals[n]
+            partial[task % blocks, n] = total
+    ldj[:] = partial.sum(axis=0)
 
 
 @parallel
@@ -208,12 +193,9 @@ def _inverse(y, knots, bins, x):
     parts = (samples + _SAMPLES - 1) // _SAMPLES
     tables = np.empty((parts * blocks, len(knots) * LANES), y.dtype)
     for task in prange(parts * blocks):
-        part, block = task // blocks, task % blocks
-        first = block * LANES
-        last = min(first + LANES, pixels)
         table = tables[task]
-        _load(knots, first, last, table)
-        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
+        start, end, first, last = _begin(task, knots, samples, table)
+        for n in range(start, end):
             inverse_row(y[n, first:last], table, bins, x[n, first:last])
 
 
@@ -227,16 +209,11 @@ def _backward(x, knots, bins, factors, scale, dy, dldj, dx, g_widths, g_heights,
     tables = np.empty((parts * blocks, len(knots) * LANES), x.dtype)
     sums = np.zeros((parts * blocks, 3 * inner * LANES), x.dtype)
     for task in prange(parts * blocks):
-        part, block = task // blocks, task % blocks
-        first = block * LANES
-        last = min(first + LANES, pixels)
         table = tables[task]
-        _load(knots, first, last, table)
-        for n in range(part * _SAMPLES, min(samples, (part + 1) * _SAMPLES)):
-            columns = slice(first, last)
-            backward_row(
-                x[n, columns], table, bins, dy[n, columns], dldj[n], dx[n, columns], sums[task]
-            )
+        start, end, first, last = _begin(task, knots, samples, table)
+        for n in range(start, end):
+            deltas, target = dy[n, first:last], dx[n, first:last]
+            backward_row(x[n, first:last], table, bins, deltas, dldj[n], target, sums[task])
     for block in prange(blocks):
         total = np.zeros(3 * inner * LANES, x.dtype)
         for part in range(parts):

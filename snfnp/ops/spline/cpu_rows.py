@@ -9,8 +9,6 @@ What makes the compiler use vector registers:
 * a row of LANES pixels is a function of its own, with few enough arrays to check for overlap.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -9,12 +9,10 @@ t = (x - X_k)/w and u = t(1-t):
     dy/dx = s² n/D²,   n = D_{k+1} t² + 2 s u + D_k (1-t)²
 """
 
-from __future__ import annotations
-
 import math
-from typing import NamedTuple
+from collections import namedtuple
 
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 
 
 def slope_shift(eps: float) -> float:
@@ -22,20 +20,11 @@ def slope_shift(eps: float) -> float:
     return math.log(math.expm1(1 - eps))
 
 
-class _Bin(NamedTuple):
-    """The bin that each value lies in: index, left knot, width, height and slopes (N, *shape)."""
-
-    index: object
-    outside: object
-    x0: object
-    y0: object
-    w: object
-    h: object
-    d0: object
-    d1: object
+# The bin that each value lies in: index, left knot, width, height and slopes (N, *shape).
+_Bin = namedtuple("_Bin", "index outside x0 y0 w h d0 d1")
 
 
-class Spline(Room):
+class Spline(OperationGroup):
     def knots(self, widths, heights, slopes, bound, eps):
         """Raw parameters (*shape, K), (*shape, K), (*shape, K-1) -> knots and factors. O(P K).
 
@@ -67,22 +56,18 @@ class Spline(Room):
         factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
         return knots, factors
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp
         b = self._bin(x, knots, 0)
-        s = b.h / b.w
-        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
-        u = t * (1 - t)
+        s, t, u, n, denominator = self._terms(x, b)
         numerator = s * t * t + b.d0 * u
-        denominator = s + (b.d0 + b.d1 - 2 * s) * u
-        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
         y = xp.where(b.outside, x, b.y0 + b.h * (numerator / denominator))
         log_slope = xp.where(b.outside, 0, xp.log(n) + 2 * xp.log(s / denominator))
         return y, log_slope.reshape(len(x), -1).sum(axis=1)
 
     def inverse(self, y, knots):
-        """The x with forward(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
+        """The x with evaluate(x) = y: the root in [0, 1] of a quadratic in t, without cancellation.
 
         With r = (y - Y_k)/h, b = D_k (1-r) + (2s - D_{k+1}) r and
         q² = (D_k (1-r) - D_{k+1} r)² + 4 s² r(1-r), a sum of terms that are not negative:
@@ -112,14 +97,9 @@ class Spline(Room):
         gy = xp.where(b.outside, 0, dy)
         weights = dldj if dldj.ndim == x.ndim else dldj.reshape((-1,) + (1,) * (x.ndim - 1))
         gl = xp.where(b.outside, 0, weights)
-        s = b.h / b.w
-        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
-        m = 1 - t
-        u = t * m
-        bend = b.d0 + b.d1 - 2 * s
-        denominator = s + bend * u
+        s, t, u, n, denominator = self._terms(x, b)
+        m, bend = 1 - t, b.d0 + b.d1 - 2 * s
         r = (s * t * t + b.d0 * u) / denominator
-        n = b.d1 * t * t + 2 * s * u + b.d0 * m * m
         slope = (s / denominator) ** 2 * n
         v = u / denominator
         # ∂ℓ/∂t = 2 [(D_{k+1} t + s(1-2t) - D_k (1-t))/n - (D_k + D_{k+1} - 2s)(1-2t)/D]
@@ -137,13 +117,9 @@ class Spline(Room):
 
     def slope(self, x, knots):
         """x (N, *shape), knots -> dy/dx (N, *shape). O(N P)."""
-        xp = self.xp
         b = self._bin(x, knots, 0)
-        s = b.h / b.w
-        t = xp.where(b.outside, 0, (x - b.x0) / b.w)
-        u = t * (1 - t)
-        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
-        return xp.where(b.outside, 1, n * (s / (s + (b.d0 + b.d1 - 2 * s) * u)) ** 2)
+        s, _, _, n, denominator = self._terms(x, b)
+        return self.xp.where(b.outside, 1, n * (s / denominator) ** 2)
 
     def slope_backward(self, x, knots, factors, bound, eps, dslope, out):
         """The gradient of Σ dslope · dy/dx, dslope (N, *shape): that of x is returned, and `out`
@@ -164,15 +140,19 @@ class Spline(Room):
         x1, y1, d1 = (xp.take_along_axis(k, index + 1, axis=0) for k in knots)
         return _Bin(index, outside, x0, y0, x1 - x0, y1 - y0, d0, d1)
 
+    def _terms(self, x, b: _Bin):
+        """s, t, u, n and the denominator D of the formulas above, for x and its bin."""
+        s = b.h / b.w
+        t = self.xp.where(b.outside, 0, (x - b.x0) / b.w)
+        u = t * (1 - t)
+        n = b.d1 * t * t + 2 * s * u + b.d0 * (1 - t) * (1 - t)
+        return s, t, u, n, s + (b.d0 + b.d1 - 2 * s) * u
+
     def _sum_per_knot(self, index, left, right, bins):
         """Sum over the batch into the K-1 inner knots: (K-1, *shape)."""
-        xp = self.xp
-        return xp.stack(
-            [
-                xp.where(index == k, left, xp.where(index == k - 1, right, 0)).sum(axis=0)
-                for k in range(1, bins)
-            ]
-        )
+        where, knots = self.xp.where, range(1, bins)
+        sides = (where(index == k, left, where(index == k - 1, right, 0)) for k in knots)
+        return self.xp.stack([side.sum(axis=0) for side in sides])
 
     def _raw_gradients(self, inner, factors, bound, eps, out):
         """From inner knots to raw parameters: cumulative sums, softmax and softplus backwards."""

@@ -2,12 +2,9 @@
 
 A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
 backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
-memory, and these are added up in a fixed order, so nothing is atomic and two runs agree to the bit.
-
-Derivation: derivations/09-splines.md.
+memory, and these are added up in a fixed order.
+See derivations/09-splines.md.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -23,44 +20,46 @@ class GpuSpline(Spline):
         bins, pixels = widths.shape[-1], math.prod(shape)
         knots = device.empty((3, bins + 1, *shape), dtype)
         factors = device.empty((3 * bins - 1, *shape), dtype)
-        raw = (device.contiguous(a) for a in (widths, heights, slopes))
-        numbers = (float(bound), eps, slope_shift(eps))  # a bound may be a whole number
+        arrays = {"widths": widths, "heights": heights, "slopes": slopes}
+        arrays |= {"knots": knots, "factors": factors}
+        numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
+        arguments = arrays | numbers | {"pixels": pixels, "bins": bins}
         # small blocks: there are few pixels for all of a GPU
-        arguments = (*raw, *numbers, knots, factors, pixels, bins)
-        device.launch("spline_knots", dtype, -(-3 * pixels // 32), *arguments, threads=32)
+        device.launch("spline_knots", dtype, -(-3 * pixels // 32), threads=32, **arguments)
         return knots, factors
 
-    def forward(self, x, knots):
+    def evaluate(self, x, knots):
         device = self.device
         y, ldj = device.empty(x.shape, x.dtype), device.empty((len(x),), x.dtype)
-        arrays = (device.contiguous(x), device.contiguous(knots), y, ldj)
-        device.launch("spline", x.dtype, len(x), *arrays, *_sizes(x, knots))
+        arrays = {"x": x, "knots": knots, "y": y, "ldj": ldj}
+        device.launch("spline", x.dtype, len(x), **arrays, **_sizes(x, knots))
         return y, ldj
 
     def inverse(self, y, knots):
         device = self.device
         x = device.empty(y.shape, y.dtype)
-        arrays = (device.contiguous(y), device.contiguous(knots), x)
-        device.launch("spline_inverse", y.dtype, len(y), *arrays, *_sizes(y, knots))
+        device.launch("spline_inverse", y.dtype, len(y), y=y, knots=knots, x=x, **_sizes(y, knots))
         return x
 
     def backward(self, x, knots, factors, bound, eps, dy, dldj, out):
-        device, (pixels, bins) = self.device, _sizes(x, knots)
+        device, sizes = self.device, _sizes(x, knots)
+        pixels, bins = sizes.values()
         threads = _backward_threads(bins)
         if not threads:
             return super().backward(x, knots, factors, bound, eps, dy, dldj, out)
         dx = device.empty(x.shape, x.dtype)
-        scale = 2 * bound * (1 - eps * bins)
-        arrays = (device.contiguous(a) for a in (x, knots, factors, dy, dldj))
+        arrays = {"x": x, "knots": knots, "factors": factors, "dy": dy, "dldj": dldj, "dx": dx}
+        arrays |= dict(zip(("g_widths", "g_heights", "g_slopes"), out, strict=True))
+        numbers = {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
         blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
-        arguments = (*arrays, scale, dx, *out, len(x), pixels, bins)
-        device.launch("spline_backward", x.dtype, blocks, *arguments, threads=threads)
+        arguments = arrays | numbers | sizes
+        device.launch("spline_backward", x.dtype, blocks, threads=threads, **arguments)
         return dx
 
 
-def _sizes(x, knots) -> tuple[int, int]:
-    """P and K."""
-    return math.prod(x.shape[1:]), knots.shape[1] - 1
+def _sizes(x, knots) -> dict[str, int]:
+    """P and K, by the names of parameters."""
+    return {"pixels": math.prod(x.shape[1:]), "bins": knots.shape[1] - 1}
 
 
 def _backward_threads(bins: int) -> int:

@@ -1,1 +1,1 @@
-"""What a training step needs beside its layers: its scalars, its log, Adam, λ's control."""
+"""The rest of a training step, beside its layers: its scalars, its log, Adam, λ's control."""

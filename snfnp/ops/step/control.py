@@ -1,21 +1,17 @@
-"""What controls λ: its settings, and the rows of the array in which it keeps its state.
-
-Derivation: derivations/20-lambda-controllers.md.
-"""
-
-from __future__ import annotations
+"""Controllers of λ: settings and state; see derivations/20-lambda-controllers.md."""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-CONTROLLERS = ("geco", "mdmm", "nu-pi")
+CONTROLLERS = ("geco", "mdmm")
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
 
 class Row(IntEnum):
-    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers.
+    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers;
+    `kernels.cu` has the same numbers.
 
     LAM: the λ that the next step uses; MULTIPLIER: the same without MDMM's damping; AVERAGE: ξ,
     the average of C − κ; CONSTRAINT: C of the last step; CONSTRAINT_SUM, COUNTED: its sum over the
@@ -34,20 +30,12 @@ class Row(IntEnum):
 ROWS = len(Row)
 
 
-def cuda_rows() -> str:
-    """The rows as a line of CUDA C++, for the kernel that overwrites them."""
-    rows = (f"{row.name} = {row.value}" for row in Row)
-    largest = f"constexpr double LARGEST_EXPONENT = {LARGEST_EXPONENT};"
-    return f"enum {{ {', '.join(rows)} }};\n{largest}\n"
-
-
 @dataclass(frozen=True)
 class Controller:
-    """How λ follows the constraint C ≤ κ; `Step.control` has the formulas.
+    """Settings by which λ follows the constraint C ≤ κ; `Step.control` has the formulas.
 
-    kind: of `CONTROLLERS`; relative: whether C is E/‖h‖² instead of E; tolerance: κ; rate: η;
-    smoothing: α of GECO, ν of νPI; damping: c of MDMM; integral, proportional: K_I and K_P of νPI;
-    lowest, highest: λ stays between them.
+    kind: of `CONTROLLERS`; relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η;
+    smoothing: α of GECO; damping: c of MDMM; lowest, highest: λ stays between them.
     """
 
     kind: str
@@ -56,8 +44,6 @@ class Controller:
     rate: float
     smoothing: float = 0.0
     damping: float = 0.0
-    integral: float = 1.0
-    proportional: float = 0.0
     lowest: float = 0.0
     highest: float = np.inf
 

@@ -1,9 +1,4 @@
-"""Adam on the CPU: one pass over the flat buffers.
-
-Derivation: derivations/06-adam.md.
-"""
-
-from __future__ import annotations
+"""Adam on the CPU: one pass over the flat buffers; see derivations/06-adam.md."""
 
 import numpy as np
 from numba import prange
@@ -26,12 +21,9 @@ class CpuStep(Step):
 
 @parallel
 def _adam(g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, second_correction, scale):
-    """One pass over the flat buffers; returns Σ g² (summed by blocks, so it is reproducible).
-
-    rest1, rest2: 1 - β1, 1 - β2. Rounding 0.999 to single precision first would put an error of
-    1e-5 into the difference. The blocks are slices that count from 0: an index that could be
-    negative keeps the compiler from vector instructions.
-    """
+    """One pass over the flat buffers; returns Σ g². rest1, rest2: 1 - β1, 1 - β2, since rounding
+    0.999 to single precision first would put an error of 1e-5 into the difference. (An index that
+    could be negative keeps the compiler from vector instructions, hence the slices.)"""
     blocks = (p.size + FLAT_BLOCK - 1) // FLAT_BLOCK
     squares = np.zeros(blocks)
     for block in prange(blocks):

@@ -1,18 +1,14 @@
-"""What a training step needs beside its layers: numbers that change, a log, the optimiser.
+"""The rest of a training step, beside its layers: numbers that change, a log, the optimiser.
 
 A device may work asynchronously: the host then queues several steps and reads their figures only
 now and then. So numbers that change from step to step are handed to operations as `StepScalars`,
 which such a device keeps in arrays, and the figures of a step are written to a log on it
-(`log.py`).
-
-Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
+(`log.py`). See derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
-
-from __future__ import annotations
 
 import math
 
-from snfnp.ops.room import Room
+from snfnp.ops.group import OperationGroup
 from snfnp.ops.step.control import LARGEST_EXPONENT, Controller, Row
 from snfnp.ops.step.log import LAST, SUMS, Entry, StepLog
 
@@ -31,7 +27,7 @@ class StepScalars:
         self.step, self.number, self.lr, self.lam = step, step + 1.0, lr, lam
 
 
-class Step(Room):
+class Step(OperationGroup):
     def __init__(self, device, linalg):
         super().__init__(device)
         self.linalg = linalg
@@ -66,9 +62,9 @@ class Step(Room):
 
         g ← scale·g;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
         p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
-        Returns Σ g² of the unscaled gradient, which the pass computes anyway. Where `failed` is
-        not 0 the buffers stay as they are; on an asynchronous device they also do where Σ g² is
-        not finite, so that the step can be looked at later. Elsewhere a NaN would make them NaN.
+        Returns Σ g² of the unscaled gradient, which the pass computes anyway. If `failed` is
+        not 0 the buffers stay as they are; on an asynchronous device they also do if Σ g² is not
+        finite, so that the step can be looked at later. On a CPU a NaN makes them NaN.
         """
         xp = self.xp
         p, m, v = out
@@ -84,69 +80,61 @@ class Step(Room):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
-    def unsound(self, assigned):
-        """0 where all of a flat buffer is finite, NaN elsewhere: of shape (), in double precision.
+    def nonfinite_flag(self, assigned):
+        """0 if all of a flat buffer is finite, else NaN: of shape (), in double precision.
 
         Added to a step's `failed` and to its Σ g², it stops the step and is found in the log.
         """
         return 0 * self.linalg.sum_squares(assigned)
 
     def assign(self, values, squares, failed, out) -> None:
-        """out ← values, flat buffers, where `failed` is 0 and Σ g² (`squares`) is finite, so that
-        parameters which no optimiser moves stop where the others do."""
+        """out ← values, flat buffers, if `failed` is 0 and Σ g² (`squares`) is finite, so that
+        parameters which no optimiser moves stop when the others do."""
         going = self.xp.isfinite(squares) & (failed == 0)
         out[...] = self.xp.where(going, values, out)
 
-    def control(self, found, samples, controller: Controller, squares, failed, out):
-        """λ for the next step, from what this one found: out (rows, K), see `Row`.
+    def control(self, measured, samples, controller: Controller, squares, failed, out):
+        """λ for the next step, from what this one measured: out (rows, K), see `Row`.
 
-        found (L, 2): of each layer its reconstruction error E, averaged over the batch, and Σ ‖h‖²
-        over its samples. K = L: every layer has a λ of its own; K = 1: one λ is for all layers,
-        and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² where the controller is `relative`,
-        e = C − κ, and ξ ← ν ξ + (1 − ν) e, which the first step starts at e:
+        measured (L, 2): of each layer its reconstruction error E, averaged over the batch, and
+        Σ ‖h‖² over its samples. K = L: every layer has its own λ; K = 1: one λ is for all layers,
+        and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² if the controller is `relative`,
+        e = C − κ, and ξ ← α ξ + (1 − α) e, which the first step starts at e:
 
-            geco   μ ← μ exp(η ξ),                        λ = μ
-            mdmm   μ ← μ + η e,                           λ = μ + c e
-            nu-pi  μ ← μ + η (K_I e + K_P (ξ − ξ_before)), λ = μ
+            geco   μ ← μ exp(η ξ),   λ = μ
+            mdmm   μ ← μ + η e,      λ = μ + c e
 
         μ and λ are kept between `lowest` and `highest`. A column whose C is not finite stays as it
-        is, and so do all where `failed` is not 0 or Σ g² (`squares`) is not finite.
-        Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 where Σ E = 0): what
+        is, and so do all if `failed` is not 0 or Σ g² (`squares`) is not finite.
+        Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 if Σ E = 0): what
         `log_step` takes for its reconstruction error and its λ.
         """
-        xp, own = self.xp, controller
-        errors, inputs, used = found[:, 0], found[:, 1], out[Row.LAM]
+        xp = self.xp
+        errors, inputs, used = measured[:, 0], measured[:, 1], out[Row.LAM]
         total, weighted = errors.sum(), (used * errors).sum()
         if out.shape[1] == 1:
-            errors, inputs = (each.sum(axis=0, keepdims=True) for each in (errors, inputs))
+            errors, inputs = (sums.sum(axis=0, keepdims=True) for sums in (errors, inputs))
         constraint = errors
-        if own.relative:
+        if controller.relative:
             constraint = errors * samples / xp.where(inputs > 0, inputs, math.nan)
         going = xp.isfinite(constraint) & xp.isfinite(squares) & (failed == 0)
         constraint = xp.where(going, constraint, out[Row.CONSTRAINT])
-        error = constraint - own.tolerance
+        error = constraint - controller.tolerance
         before = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
-        average = own.smoothing * before + (1 - own.smoothing) * error
-        if own.kind == "geco":
-            exponent = own.rate * average
+        average = controller.smoothing * before + (1 - controller.smoothing) * error
+        if controller.kind == "geco":
+            exponent = controller.rate * average
             exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
             moved = out[Row.MULTIPLIER] * xp.exp(exponent)
         else:
-            change = own.integral * error + own.proportional * (average - before)
-            moved = out[Row.MULTIPLIER] + own.rate * change
-        moved = xp.maximum(own.lowest, xp.minimum(moved, own.highest))
-        lam = xp.maximum(own.lowest, xp.minimum(moved + own.damping * error, own.highest))
-        after = {
-            Row.LAM: lam,
-            Row.MULTIPLIER: moved,
-            Row.AVERAGE: average,
-            Row.CONSTRAINT: constraint,
-            Row.CONSTRAINT_SUM: out[Row.CONSTRAINT_SUM] + constraint,
-            Row.COUNTED: out[Row.COUNTED] + 1,
-            Row.STARTED: xp.ones_like(lam),
-        }
+            moved = out[Row.MULTIPLIER] + controller.rate * error
+        low, high = controller.lowest, controller.highest
+        moved = xp.maximum(low, xp.minimum(moved, high))
+        lam = xp.maximum(low, xp.minimum(moved + controller.damping * error, high))
         there = total > 0
         mean = xp.where(there, weighted / xp.where(there, total, 1), 0)
-        for row, value in after.items():
+        sums, counted = out[Row.CONSTRAINT_SUM] + constraint, out[Row.COUNTED] + 1
+        after = (lam, moved, average, constraint, sums, counted, xp.ones_like(lam))
+        for row, value in zip(Row, after, strict=True):
             out[row] = xp.where(going, value, out[row])
         return total, mean

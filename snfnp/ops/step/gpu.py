@@ -1,9 +1,6 @@
-"""What a training step needs beside its layers, on the GPU.
+"""Adam, the log and λ's control on the GPU; see derivations/06-adam.md."""
 
-Derivation: derivations/06-adam.md and derivations/20-lambda-controllers.md.
-"""
-
-from __future__ import annotations
+from dataclasses import asdict
 
 import numpy as np
 
@@ -22,56 +19,42 @@ class GpuStepScalars(StepScalars):
         self.number, self.lr, self.lam = (device.xp.zeros((), np.float64) for _ in range(3))
 
     def set(self, step: int, lr: float, lam: float) -> None:
-        arrays = (self.step, self.number, self.lr, self.lam)
-        numbers = (step, float(lr), float(lam))
-        self._launch("set_scalars", np.float64, 1, *arrays, *numbers, threads=32)
+        arrays = {"step": self.step, "number": self.number, "lr": self.lr, "lam": self.lam}
+        numbers = {"step_": step, "lr_": lr, "lam_": lam}
+        self._launch("set_scalars", np.float64, 1, threads=32, **arrays, **numbers)
 
 
 class GpuStep(Step):
-    """Where Σ g² is not finite, `adam` leaves its buffers as they are."""
+    """The step's operations as kernels; `adam` changes nothing if Σ g² is not finite."""
 
     def scalars(self) -> GpuStepScalars:
         return GpuStepScalars(self.device)
 
     def log_density(self, log_density, number, out) -> None:
-        device, density = self.device, self.device.contiguous(log_density)
-        arguments = (out, density, *device.scalar(number), density.size)
-        device.launch("log_density", density.dtype, 1, *arguments)
+        arguments = {"log": out, "density": log_density, "number": number, "n": log_density.size}
+        self.device.launch("log_density", log_density.dtype, 1, **arguments)
 
     def log_step(self, reconstruction, squares, lam, number, out) -> None:
-        numbers = (reconstruction, squares, lam, number)
-        arguments = (argument for each in numbers for argument in self.device.scalar(each))
-        self.device.launch("log_step", np.float64, 1, out, *arguments, threads=32)
+        numbers = {"reconstruction": reconstruction, "squares": squares, "lam": lam}
+        self.device.launch("log_step", np.float64, 1, threads=32, log=out, number=number, **numbers)
 
     def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
         device, (p, m, v) = self.device, out
         squares = self.linalg.sum_squares(g)
-        device.launch(
-            "adam",
-            p.dtype,
-            min(-(-p.size // source.THREADS), _MOST_BLOCKS),
-            *(p, device.contiguous(g), m, v),
-            *device.scalar(lr),
-            *(beta1, beta2, eps),
-            *device.scalar(step),
-            *device.scalar(scale),
-            *device.scalar(failed),
-            *(squares, p.size),
-        )
+        blocks = min(-(-p.size // source.THREADS), _MOST_BLOCKS)
+        arrays = {"p": p, "g": g, "m": m, "v": v, "squares": squares, "n": p.size}
+        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step}
+        numbers |= {"scale": scale, "failed": failed}
+        device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
-    def control(self, found, samples, controller, squares, failed, out):
-        device, own = self.device, controller
-        totals = device.empty(2, np.float64)
-        numbers = (own.tolerance, own.rate, own.smoothing, own.damping, own.integral)
-        numbers += (own.proportional, own.lowest, own.highest)
-        device.launch(
-            "control",
-            np.float64,
-            1,
-            *(out, device.contiguous(found), totals, out.shape[1], len(found), samples),
-            *(own.kind == "geco", own.relative, *numbers),
-            *device.scalar(squares),
-            *device.scalar(failed),
-        )
+    def control(self, measured, samples, controller, squares, failed, out):
+        totals = self.device.empty(2, np.float64)
+        settings = asdict(controller)
+        exponential = settings.pop("kind") == "geco"
+        arrays = {"state": out, "measured": measured, "totals": totals}
+        sizes = {"multipliers": out.shape[1], "layers": len(measured), "samples": samples}
+        numbers = {"exponential": exponential, "squares": squares, "failed": failed}
+        arguments = arrays | sizes | numbers | settings
+        self.device.launch("control", np.float64, 1, **arguments)
         return totals[0, ...], totals[1, ...]

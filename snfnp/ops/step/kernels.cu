@@ -1,7 +1,31 @@
 // What a training step needs beside its layers: scalars, the log, Adam, the control of λ.
-// log.py and control.py put enums with the log's entries and a controller's rows before this text.
 
 #include "../gpu/common.cuh"
+
+// The entries of the log: see log.py.
+enum {
+  SURROGATE = 0,
+  RECONSTRUCTION = 1,
+  NORM = 2,
+  SURROGATE_SUM = 3,
+  RECONSTRUCTION_SUM = 4,
+  NORM_SUM = 5,
+  COUNT = 6,
+  DENSITY = 7,
+  FAILED = 8
+};
+
+// The rows of a controller's state, and the largest exponent: see control.py.
+enum {
+  LAM = 0,
+  MULTIPLIER = 1,
+  AVERAGE = 2,
+  CONSTRAINT = 3,
+  CONSTRAINT_SUM = 4,
+  COUNTED = 5,
+  STARTED = 6
+};
+constexpr double LARGEST_EXPONENT = 700.0;
 
 // What the host tells a step: by value, so that no host memory has to outlive the call.
 template <typename T>
@@ -98,21 +122,21 @@ __device__ inline double between(double lowest, double x, double highest) {
   return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
 }
 
-// λ for the next step: state (rows, multipliers), found (layers, 2), totals (2,). One block.
+// λ for the next step: state (rows, multipliers), measured (layers, 2), totals (2,). One block.
 template <typename T>
-__global__ void control(T* __restrict__ state, const T* __restrict__ found, T* __restrict__ totals,
-                        long long multipliers, long long layers, long long samples,
-                        long long exponential, long long relative, double tolerance, double rate,
-                        double smoothing, double damping, double integral, double proportional,
+__global__ void control(T* __restrict__ state, const T* __restrict__ measured,
+                        T* __restrict__ totals, long long multipliers, long long layers,
+                        long long samples, long long exponential, long long relative,
+                        double tolerance, double rate, double smoothing, double damping,
                         double lowest, double highest, const double* squares_at, double squares,
                         const double* failed_at, double failed) {
   if (blockIdx.x > 0) return;
   const bool shared = multipliers == 1;
   double all_errors = 0.0, all_inputs = 0.0, weighted = 0.0;
   for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
-    const double error = found[2 * k];
+    const double error = measured[2 * k];
     all_errors += error;
-    all_inputs += found[2 * k + 1];
+    all_inputs += measured[2 * k + 1];
     weighted += state[LAM * multipliers + (shared ? 0 : k)] * error;
   }
   all_errors = block_sum(all_errors);
@@ -125,9 +149,9 @@ __global__ void control(T* __restrict__ state, const T* __restrict__ found, T* _
   if (value(failed_at, failed) != 0.0 || !isfinite(value(squares_at, squares))) return;
   for (long long k = threadIdx.x; k < multipliers; k += blockDim.x) {
     T* column = state + k;
-    double constraint = shared ? all_errors : double(found[2 * k]);
+    double constraint = shared ? all_errors : double(measured[2 * k]);
     if (relative) {
-      const double inputs = shared ? all_inputs : double(found[2 * k + 1]);
+      const double inputs = shared ? all_inputs : double(measured[2 * k + 1]);
       if (!(inputs > 0.0)) continue;
       constraint = constraint * double(samples) / inputs;
     }
@@ -139,7 +163,7 @@ __global__ void control(T* __restrict__ state, const T* __restrict__ found, T* _
     if (exponential)
       multiplier *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
     else
-      multiplier += rate * (integral * error + proportional * (average - before));
+      multiplier += rate * error;
     multiplier = between(lowest, multiplier, highest);
     column[LAM * multipliers] = T(between(lowest, multiplier + damping * error, highest));
     column[MULTIPLIER * multipliers] = T(multiplier);

@@ -4,8 +4,6 @@ Steps may be queued faster than a device computes them, so their figures are wri
 the device, which the host reads now and then.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,7 +12,7 @@ import numpy as np
 
 
 class Entry(IntEnum):
-    """The log's entries, float64.
+    """The log's entries, float64; `kernels.cu` has the same numbers.
 
     Figures of the last step, their sums over COUNT steps, the last density, and what went wrong:
     FAILED is the number (1, 2, …) of the first step with anything that is not finite, else 0. From
@@ -38,16 +36,11 @@ SUMS = slice(Entry.SURROGATE_SUM, Entry.COUNT)
 SUMS_AND_COUNT = slice(Entry.SURROGATE_SUM, Entry.COUNT + 1)
 
 
-def cuda_enum() -> str:
-    """The entries as a line of CUDA C++, for the kernels that write the log."""
-    return f"enum {{ {', '.join(f'{entry.name} = {entry.value}' for entry in Entry)} }};\n"
-
-
 @dataclass(frozen=True)
 class Reading:
     """A log on the host. Figures are (surrogate, reconstruction, gradient norm).
 
-    last: of the last step; averages: of the steps since they were cleared, NaN where there are
+    last: of the last step; averages: of the steps since they were cleared, NaN if there are
     none; failed: the number of the first failed step, or 0; density: the mean log-density of the
     last step, without any log|det W|.
     """
@@ -59,32 +52,32 @@ class Reading:
 
     @property
     def density_finite(self) -> bool:
-        """Whether the last density was finite, so that a failure is the gradient's."""
+        """True if the last density was finite, so that a failure is the gradient's."""
         return math.isfinite(self.density)
 
 
 class StepLog:
     """A log of steps, which `ops.step.new_log()` makes. array: its entries, on the device."""
 
-    def __init__(self, room):
-        self._room, self.array = room, room.device.asarray(np.zeros(SIZE))
+    def __init__(self, step):
+        self._step, self.array = step, step.device.asarray(np.zeros(SIZE))
 
     def density(self, log_density, number) -> None:
         """Log the mean of the log-densities (N,) of step `number` (1, 2, …)."""
-        self._room.log_density(log_density, number, self.array)
+        self._step.log_density(log_density, number, self.array)
 
     def step(self, reconstruction, squares, lam, number) -> None:
         """Log step `number`: Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
-        self._room.log_step(reconstruction, squares, lam, number, self.array)
+        self._step.log_step(reconstruction, squares, lam, number, self.array)
 
     @property
     def failed(self):
-        """Of shape (), on the device: not 0 once a step has failed."""
+        """A number of shape () on the device: not 0 once a step has failed."""
         return self.array[Entry.FAILED, ...]
 
     def read(self) -> Reading:
         """The log as it is once all steps so far are done: waits for the device."""
-        log = self._room.device.to_host(self.array)
+        log = self._step.device.to_host(self.array)
         last, sums, count = log[LAST].tolist(), log[SUMS].tolist(), float(log[Entry.COUNT])
         averages = [total / count if count else math.nan for total in sums]
         failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
@@ -92,12 +85,12 @@ class StepLog:
 
     @property
     def sums(self) -> tuple[float, ...]:
-        """What the averages are made of: three sums and the number of steps. Waits."""
-        return tuple(self._room.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
+        """The sums of the averages: three, and the number of steps. Waits."""
+        return tuple(self._step.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
 
     def restore(self, sums: tuple[float, ...]) -> None:
         """Go on with the averages of another log, from its `sums`."""
-        self.array[SUMS_AND_COUNT] = self._room.device.asarray(np.array(sums, np.float64))
+        self.array[SUMS_AND_COUNT] = self._step.device.asarray(np.array(sums, np.float64))
 
     def clear_averages(self) -> None:
         """Average over the steps that follow."""

@@ -1,1 +1,0 @@
-"""What `scripts/mutate.py` needs: how mutants are made, and what is known about some of them."""

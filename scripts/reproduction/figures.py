@@ -1,0 +1,314 @@
+"""Figs. 2, 3 and 5, which are made of one run of each row: samples, angles, likelihoods."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from reproduction import pictures, provenance
+from reproduction.rows import FC_EPOCHS, TABLES, TITLES, Row
+from reproduction.runs import Command, Run, plan
+from reproduction.table3 import FAMILIES
+from reproduction.target import SMOKE, Target, markdown
+from snfnp.errors import DivergedError
+from snfnp.training import plots
+from snfnp.training.plots import COMPARED
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
+
+
+class _OneSeed(Target):
+    """A figure of one run of each row, with the first seed, by default a curve each.
+    hour: epochs at that scale, if not the rows'; list_name: of the runs in its record."""
+
+    hour: int | None = None
+    list_name = "curves"
+
+    def plan(self, command: Command) -> list[Run]:
+        rows = [replace(row, hour=self.hour or row.hour) for row in self.rows]
+        planned = plan(rows, command)
+        return [run for run in planned if run.seed == planned[0].seed]
+
+    def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
+        described = [
+            _describe(run, outcomes[run.folder], command) | self.measure(run)
+            for run in self.plan(command)
+        ]
+        return {"title": self.title, "scale": command.scale, self.list_name: described}
+
+    def measure(self, run: Run) -> dict:
+        """The figures of a run, beside how it was trained."""
+        raise NotImplementedError
+
+
+def _describe(run: Run, outcome: dict, command: Command) -> dict:
+    """A run in a record: the model, how long it was trained, on what, and with what."""
+    return {
+        "name": run.row.name,
+        "model": run.row.instead or run.row.cells[0],
+        "config": run.row.options,
+        "data": run.row.data,
+        "is_sample": command.dataset(run.row.data).is_sample,
+        "seed": run.seed,
+        "epochs": outcome["epochs"],
+        "paper_epochs": run.row.epochs,
+        "made_with": provenance.of_run(run.folder),
+        **{key: outcome[key] for key in ("asked", "diverged_at") if key in outcome},
+    }
+
+
+def _notes(record: dict, described: list[dict]) -> list[str]:
+    """Notes on runs on other images than the paper's."""
+    if record["scale"] == "smoke":
+        return [SMOKE]
+    if any(own["is_sample"] for own in described):
+        return ["Trained on a sample of MNIST: the figures cannot be compared with the paper's."]
+    return []
+
+
+def _trained(record: dict) -> str:
+    """Epochs of ours / of the paper, and a word if ours are fewer."""
+    ours, paper = record["epochs"], record["paper_epochs"]
+    why = "diverged there" if "diverged_at" in record else "not trained as long"
+    return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"
+
+
+def thinned(points: list, most: int = 200, keep=None) -> list:
+    """Thin points out to `most`, evenly spread, the first and the last among them; and `keep`."""
+    if len(points) <= most:
+        return list(points)
+    spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
+    return [own for index, own in enumerate(points) if index in spread or own == keep]
+
+
+# ---------------------------------------------------------------- Fig. 2
+
+_IMAGES = 64
+
+
+class Figure2(_OneSeed):
+    """Samples through the exact and through the learned inverse of a run of Table 1's and, if its
+    images are there, of Table 2's."""
+
+    title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
+    suffix = ".png"
+    made_of_record = False
+    list_name = "rows"
+    rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
+
+    def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
+        self._panels: dict[str, np.ndarray] = {}
+        return super().collect(command, outcomes)
+
+    def measure(self, run: Run) -> dict:
+        panels = _samples(run)
+        if not panels:
+            return {}
+        for name, images in panels.items():
+            self._panels[f"{TITLES[run.row.data]}, {name} inverse"] = images
+        exact, learned = (panels[name].astype(float) for name in ("exact", "learned"))
+        apart = np.abs(exact - learned)
+        drawn = np.maximum(exact, learned) > 1  # most of a digit's image is black
+        return {
+            "mean_difference": float(apart.mean()),
+            "same_pixels": float((apart <= 1).mean()),
+            "same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None,
+        }
+
+    def show(self, record: dict) -> str:
+        heads = ["data", "model", "epochs: ours / paper", "pixels within 1 level of 256"]
+        heads += ["of those not black in both", "mean difference in levels", "paper"]
+        table = [heads]
+        for row in record["rows"]:
+            ours = ("no finite samples", "–", "–")
+            if "same_pixels" in row:
+                drawn = row["same_drawn"]
+                within = "–" if drawn is None else f"{drawn:.1%}"
+                ours = (f"{row['same_pixels']:.1%}", within, f"{row['mean_difference']:.2f}")
+            model = (TITLES[row["data"]], row["model"], _trained(row))
+            table.append((*model, *ours, '"nearly exact", no figure'))
+        said = [f"{_IMAGES} samples, the same latents through both inverses."]
+        return markdown(record, table, said + _notes(record, record["rows"]))
+
+    def draw(self, record: dict, path: Path) -> None:
+        """Draw the runs of the last `collect`: the record has no samples."""
+        if self._panels:
+            plots.save_samples(path, self._panels, "Samples, the same latents")
+
+
+def _samples(run: Run) -> dict[str, np.ndarray]:
+    """{"exact", "learned": images}, {} if a run has none that are finite."""
+    try:
+        loaded = load_run(run.folder)
+        return {
+            name: loaded.likelihood.sample(_IMAGES, run.seed, exact=name == "exact").reshape(
+                -1, *loaded.image_shape
+            )
+            for name in ("exact", "learned")
+        }
+    except DivergedError:
+        return {}
+
+
+# ---------------------------------------------------------------- Fig. 3
+
+_MOST = 1000  # points of a curve: every epoch of the convolution's
+# The caption's words for these rows of Table 1, for all of training, and that in degrees.
+_SAID = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
+
+
+class Figure3(_OneSeed):
+    """The angle between the learned and the exact gradient, over the epochs."""
+
+    title = "Fig. 3: angle in degrees between the learned and the exact gradient"
+    shows_paper = True
+    rows = tuple(row for row in TABLES["table1"].rows if row.name in _SAID)
+
+    def measure(self, run: Run) -> dict:
+        words, degrees = _SAID[run.row.name]
+        points = []
+        for line in RunFolder(run.folder).read_metrics():
+            angles = [own["angle"] for own in line.get("layers", {}).values() if "angle" in own]
+            if angles:
+                mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
+                points.append([line["epoch"], mean, spread])
+        largest = max(points, key=lambda point: point[1], default=None)
+        return {
+            "paper": words,
+            "paper_degrees": degrees,
+            "points": thinned(points, _MOST, largest),
+            "largest": largest,
+            "below": [sum(mean < 1 for _, mean, _ in points), len(points)],
+        }
+
+    def show(self, record: dict) -> str:
+        heads = ["model", "epochs: ours / paper", "largest", "below 1°", "at the end"]
+        table = [[*heads, "paper, throughout", "difference"]]
+        for curve in record["curves"]:
+            *ours, difference = ("diverged", "–", "–", "")
+            if curve["points"]:
+                epoch, largest, _ = curve["largest"]
+                _, mean, spread = curve["points"][-1]
+                below, evaluated = curve["below"]
+                ours = (
+                    f"{largest:.2f}° at epoch {epoch:,}",
+                    f"{below:,} of {evaluated:,} epochs",
+                    f"{mean:.2f}° ± {spread:.2f}°",
+                )
+                difference = "other data" if curve["is_sample"] else _difference(mean, curve)
+            table.append((curve["model"], _trained(curve), *ours, f"{curve['paper']}°", difference))
+        said = [
+            "Mean and standard deviation over the layers, as in the figure, at the end of every "
+            "epoch on one batch; the figure averages over the steps of an epoch.",
+            "The paper's are from the figure's caption, for all of training. Its text says that "
+            "the angle decreases to less than 1° over the course of training for both models. How "
+            "long they were trained for the figure is not said: its epochs are Table 1's.",
+        ]
+        return markdown(record, table, said + _notes(record, record["curves"]))
+
+    def draw(self, record: dict, path: Path) -> None:
+        panels = {
+            curve["model"]: (
+                [list(values) for values in zip(*curve["points"], strict=True)],
+                (curve["paper"], curve["paper_degrees"]),
+            )
+            for curve in record["curves"]
+            if curve["points"]
+        }
+        if panels:
+            pictures.save_angles(path, panels)
+
+
+def _difference(mean: float, curve: dict) -> str:
+    """The last angle minus the paper's, of which one is a bound, and the other has one digit."""
+    if curve["paper"].startswith("less than"):
+        return "less as well" if mean < curve["paper_degrees"] else "more"
+    apart = round(mean, 1) - curve["paper_degrees"]
+    return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
+
+
+# ---------------------------------------------------------------- Fig. 5
+
+_RECIPE = Row(
+    "fc-snf-recipe",
+    ("SNF FC 2-Layer, --recipe least-squares (ours)",),
+    {"model": "fc", "recipe": "least-squares"},
+    *("not the paper's", 60, FC_EPOCHS),
+)
+# The paper's figure has the times of its Table 3: the share of the exact gradient's time.
+_EXACT, _, _SNF = (row.batch[0] for row in FAMILIES[0])
+_SHARES = {"fc-exact": 1.0, "fc-snf": _SNF / _EXACT}
+_SHOWN = 5  # epochs
+
+
+class Figure5(_OneSeed):
+    """The validation likelihood over time and over epochs, learned against exact gradients."""
+
+    title = "Fig. 5: exact validation NLL in nats on MNIST, over time and over epochs"
+    hour = 60
+    rows = (*(row for row in TABLES["table1"].rows if row.name in _SHARES), _RECIPE)
+
+    def measure(self, run: Run) -> dict:
+        points = [[line[key] for key in COMPARED] for line in RunFolder(run.folder).read_metrics()]
+        return {"paper_share": _SHARES.get(run.row.name), "points": thinned(points)}
+
+    def show(self, record: dict) -> str:
+        curves = record["curves"]
+        epochs = _common(curves)
+        heads = ["model", "epochs: ours / paper", *(f"NLL at {epoch}" for epoch in epochs)]
+        table = [[*heads, "s / epoch", "time / exact's: ours", "paper", "difference in time"]]
+        base = next((_seconds(curve) for curve in curves if curve["paper_share"] == 1), None)
+        for curve in curves:
+            nll = {epoch: value for epoch, _, value in curve["points"]}
+            seconds, paper = _seconds(curve), curve["paper_share"]
+            share = seconds / base if seconds and base else None
+            table.append(
+                [
+                    curve["model"],
+                    f"{curve['epochs']:,} / –" if paper is None else _trained(curve),
+                    *(f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs),
+                    f"{seconds:.3g}" if seconds else "diverged",
+                    "–" if share is None else f"{share:.2f}",
+                    "–" if paper is None else f"{paper:.2f}",
+                    "" if None in (share, paper) else f"{share - paper:+.2f}",
+                ]
+            )
+        said = [
+            "Seconds are of training steps alone. The paper's figure has no printed likelihoods; "
+            "its times are Table 3's. It says that both converge to similar optima, and that SNF "
+            "takes less than half the time.",
+            "The recipe also starts biases from the first batch. Exact gradients with such biases "
+            "are level with it, epoch by epoch (derivations/21-learning-the-inverse.md): what it "
+            "is ahead of them here comes from the start.",
+        ]
+        if len({curve["made_with"]["processor"] for curve in curves}) > 1:
+            said.append("The runs are from different machines: their seconds do not compare.")
+        return markdown(record, table, said + _notes(record, curves))
+
+    def draw(self, record: dict, path: Path) -> None:
+        lines = {
+            curve["model"]: dict(zip(COMPARED, zip(*curve["points"], strict=True), strict=True))
+            for curve in record["curves"]
+            if curve["points"]
+        }
+        if lines:
+            plots.save_comparison(path, lines, "exact validation NLL (nats)")
+
+
+def _seconds(curve: dict) -> float | None:
+    """The seconds of an epoch, None without any."""
+    epoch, seconds, _ = curve["points"][-1] if curve["points"] else (1, None, None)
+    return seconds and seconds / epoch
+
+
+def _common(curves: list[dict]) -> Iterable[int]:
+    """Choose at most `_SHOWN` of the epochs that all curves have (but those without any), with the
+    last one."""
+    epochs = [{point[0] for point in curve["points"]} for curve in curves if curve["points"]]
+    common = sorted(set.intersection(*epochs)) if epochs else []
+    count = min(_SHOWN, len(common))
+    return [common[(i + 1) * len(common) // count - 1] for i in range(count)]

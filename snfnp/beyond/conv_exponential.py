@@ -1,0 +1,201 @@
+"""The convolution exponential (Hoogeboom et al. 2020), a baseline of the paper's Table 1.
+
+exp(T(K)) x = Σ_i T(K)^i x / i! is invertible for every kernel K: its inverse is exp(−T(K)), and
+its log-determinant is the trace of T(K). Derivation: derivations/12-convolution-exponential.md.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.layers.base import Layer
+from snfnp.layers.linear import Linear
+from snfnp.maps import Conv2d
+from snfnp.ops import Epilogue, RandomKey
+from snfnp.rules import Exact
+
+_START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
+_MARGIN = 1e-5  # keeps the published S away from the bound
+
+
+def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
+    """The (name, layer) pairs of one convolution exponential on images of `channels` channels.
+
+    [bias, 1×1 convolution, exponential of a 3×3 convolution, bias], at the identity plus Xavier
+    normal noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random
+    orthogonal matrix, and the 3×3 kernel at noise of standard deviation 1/9C).
+    """
+    return (
+        (f"{name}_pre", Bias()),
+        (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
+        (f"{name}_exp", ConvExponential(channels, gain=gain)),
+        (f"{name}_post", Bias()),
+    )
+
+
+@dataclass(frozen=True)
+class Bias(Layer):
+    """z = x + b with one b per value of a sample, at first 0. O(N D)."""
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"b": shape}
+
+    def init(self, rng, shape) -> dict:
+        return {"b": np.zeros(shape)}
+
+    def forward(self, ops, p, x):
+        return ops.channels.shift(x, p["b"]), 0, {}
+
+    def inverse(self, ops, p, z):
+        return z - p["b"]
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """G_b = Σ_n δ_n; δ_x is δ_z itself."""
+        dz.sum(axis=0, out=grads["b"])
+        return dz
+
+
+@dataclass(frozen=True)
+class ConvExponential(Layer):
+    """z = exp(T(K)) x with K = W / S: a power series of a convolution of bounded norm.
+
+    S = max(1, σ/c) + 1e-5, so that the norm of T(K) stays at about c. σ is an estimate of the
+    norm of T(W) from below, by `iterations` steps of the power method from a fixed direction:
+    a function of W alone, with an exact gradient. (The authors' code takes one step per training
+    step from the direction where the last one ended.)
+
+    terms: at which the series ends in single and in double precision, the authors' in training and
+    in evaluation. The remainder is at most eᵏ kⁿ⁺¹/(n+1)! for a norm k: for 0.9, 2e-4 and 6e-12.
+    The log-determinant is that of the whole series.
+    W (kH, kW, C, C) as in `snfnp.maps.conv`; it starts at Xavier normal noise of this gain.
+    Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1 of one image.
+    """
+
+    channels: int
+    kernel: tuple[int, int] = (3, 3)
+    norm: float = 0.9
+    iterations: int = 5
+    terms: tuple[int, int] = (6, 13)
+    gain: float = 0.01
+
+    def __post_init__(self):
+        _ = self.map  # it refuses kernels of even size
+        if not self.norm > 0:
+            raise UsageError(f"norm of an exponential is {self.norm}: it must be positive")
+        if self.iterations < 1 or min(self.terms) < 1:
+            raise UsageError(
+                f"an exponential of {self.terms} terms and {self.iterations} iterations: it needs "
+                "at least one of each"
+            )
+
+    @cached_property
+    def map(self) -> Conv2d:
+        return Conv2d(self.kernel, self.channels)
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"W": self.map.weight_shape}
+
+    def init(self, rng, shape) -> dict:
+        scale = self.gain * math.sqrt(2 / sum(self.map.fans))
+        return {"W": rng.normal(scale=scale, size=self.map.weight_shape)}
+
+    def output_shape(self, shape):
+        return self.map.output_shape(shape)
+
+    def forward(self, ops, p, x):
+        """z = Σ_i y_i with y_0 = x and y_i = T(K) y_{i-1} / i. ldj is 0: see `log_det`."""
+        sigma, path = self._spectral_norm(ops, p["W"], x.shape[1:])
+        z, powers = self._series(ops, p["W"] / self._scale(ops, sigma), x)
+        return z, 0, {"powers": powers, "sigma": sigma, "path": path}
+
+    def inverse(self, ops, p, z):
+        """x = exp(−T(K)) z: the same series with another sign."""
+        sigma, _ = self._spectral_norm(ops, p["W"], z.shape[1:])
+        return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = exp(T(K)ᵀ) δ_z, and G_W from G_K.
+
+        δ_n = δ_z and δ_{i-1} = δ_z + T(K)ᵀ δ_i / i are the deltas of y_n, …, y_0 = x;
+        G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W at the centre of the diagonal.
+        """
+        ops, w, powers, sigma = ctx.ops, p["W"], cache["powers"], cache["sigma"]
+        scale = self._scale(ops, sigma)
+        k, g_k = w / scale, grads["W"]
+        delta, of_term = dz, ops.xp.empty_like(g_k)
+        g_k.fill(0)
+        for i in range(len(powers) - 1, 0, -1):
+            # 1/i goes to the small arrays
+            g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
+            delta = self.map.adjoint_then(ops, k / i, delta, Epilogue(y=dz)).out
+        pixels = math.prod(dz.shape[1:3])
+        self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
+
+        # K = W/S: G_W = G_K/S − ⟨G_K, W⟩/S² ∂S/∂W, and S moves with σ/c beyond the bound only
+        g_k /= scale
+        beyond = sigma > self.norm
+        if ops.known_on_host(beyond) is not False:
+            slope = beyond * (g_k * w).sum() / (scale * self.norm)
+            g_k -= slope * self._spectral_norm_grad(ops, w, sigma, cache["path"])
+        return delta
+
+    def log_det(self, ops, p, shape) -> float:
+        """log det exp(T(K)) = trace T(K) = H W Σ_c K[centre, c, c], in nats."""
+        sigma, _ = self._spectral_norm(ops, p["W"], shape)
+        trace = self._centre(p["W"]).diagonal().sum() / self._scale(ops, sigma)
+        return shape[0] * shape[1] * float(trace)
+
+    def _series(self, ops, k, x):
+        """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of what is summed."""
+        z, powers = x.copy(), [x]
+        single, double = self.terms
+        for i in range(1, (single if x.dtype == np.float32 else double) + 1):
+            powers.append(ops.conv.correlate_then(powers[-1], k / i, Epilogue(y=z, out=z)).z)
+        return z, powers
+
+    def _centre(self, w):
+        """The centre tap (C, C) of a kernel (a view)."""
+        return w[self.kernel[0] // 2, self.kernel[1] // 2]
+
+    def _scale(self, ops, sigma):
+        """S of K = W/S, a number of shape () on the device. A NaN stays a NaN."""
+        return ops.xp.maximum(sigma / self.norm, 1.0) + _MARGIN
+
+    def _spectral_norm(self, ops, w, shape):
+        """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path there.
+
+        path: (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v).
+        """
+        xp = ops.xp
+        v = ops.random.normal(_START, (1, *shape), w.dtype)
+        v /= xp.linalg.norm(v)
+        path, tiny = [], xp.finfo(w.dtype).tiny  # tiny: T(0) v = 0 has no direction
+        for _ in range(self.iterations):
+            u = self.map.apply(ops, w, v)
+            following = self.map.adjoint(ops, w, u)
+            length = xp.linalg.norm(following) + tiny
+            path.append((v, u, length))
+            v = following / length
+        u = self.map.apply(ops, w, v)
+        return xp.linalg.norm(u), (*path, (v, u))
+
+    def _spectral_norm_grad(self, ops, w, sigma, path):
+        """∂σ/∂w, through every step of the power method.
+
+        At a singular vector v this is u ⋆ v, and T(w)ᵀ u − σ v, which starts the rest, is 0.
+        """
+        *steps, (v, u) = path
+        u = u / sigma
+        deltas, inputs = [u], [v]
+        v_bar = self.map.adjoint(ops, w, u) - sigma * v
+        for v, u, length in reversed(steps):  # following = T(w)ᵀ u and u = T(w) v
+            following_bar = v_bar / length
+            u_bar = self.map.apply(ops, w, following_bar)
+            deltas += [u, u_bar]
+            inputs += [following_bar, v]
+            v_bar = self.map.adjoint(ops, w, u_bar)
+        deltas, inputs = map(ops.xp.concatenate, (deltas, inputs))
+        return self.map.weight_grad(ops, deltas, inputs, out=ops.xp.empty_like(w))

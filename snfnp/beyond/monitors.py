@@ -1,0 +1,178 @@
+"""The monitors of the learned inverses, at every evaluation.
+
+Derivation: derivations/23-monitors-and-certificates.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from snfnp.beyond import contraction
+from snfnp.beyond.second_moment import SmallestSecondMoment, stable_above
+from snfnp.diagnostics import gradient_angles, gradients
+from snfnp.errors import DivergedError
+from snfnp.flow import Flow
+from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.ops import RandomKey
+from snfnp.training.trainer import Trainer
+
+_GROWN = 0.5  # ρ from which on a margin that is crossed is reported
+
+
+def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
+    """{layer: ‖gradient of −λE‖ / ‖gradient of the likelihood‖}, both of W, on inputs x.
+
+    Of every layer that learns its inverse; 0 if λ is 0. The arguments are those of `gradients`.
+    Costs two backward passes: O(N D²) for dense layers.
+    """
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    ratios = {}
+    for name in flow.learned_inverses():
+        likelihood, both = without[name]["W"], whole[name]["W"]
+        of_error, of_likelihood = ops.linalg.norms(both - likelihood, likelihood)
+        ratios[name] = of_error / of_likelihood if of_likelihood else math.inf
+    return ratios
+
+
+class _Watch:
+    """Shows layers' inputs to those of {layer: SmallestSecondMoment}."""
+
+    def __init__(self, moments: dict[str, SmallestSecondMoment]):
+        self._moments = moments
+
+    def __call__(self, name: str, x) -> None:
+        if name in self._moments:
+            self._moments[name].add(x)
+
+    def wants_more(self) -> bool:
+        return any(each.wants_more for each in self._moments.values())
+
+
+class Inspection:
+    """The monitors of a run's linear layers that learn their inverse.
+
+    `watch` before an evaluation, `figures` after it. images_of(step): see `Clock`.
+    """
+
+    def __init__(self, trainer: Trainer, images_of: Callable):
+        self._trainer, self._images_of = trainer, images_of
+        self._layers = trainer.flow.learned_inverses()
+        self._moments: dict[str, SmallestSecondMoment] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    def watch(self, images: int) -> Callable | None:
+        """A function that `Likelihood.evaluate` calls with every layer's input; images: how many it
+        gets. None: no layer asks for it."""
+        self._moments = {
+            name: SmallestSecondMoment(self._trainer.ops, layer.map, images)
+            for name, (layer, _) in self._layers.items()
+            if stable_above(layer.rule) is not None
+        }
+
+        return _Watch(self._moments) if self._moments else None
+
+    def figures(self, likelihood: Likelihood) -> dict:
+        """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
+
+        rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.beyond.contraction.rho`). margin:
+        λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
+        above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
+        −λE to the likelihood's, of W, on the next step's batch (`gradient_ratios`), if λ is not 0.
+        angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
+        of R if it has one, on as many of the batches that follow as `--track-angle` says
+        (`gradient_angles`). Raises DivergedError if one of them is not finite.
+        """
+        if not self._layers:
+            return {}
+        ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
+        ratios = self._ratios(params, lam)
+        angles = self._angles(params, lam)
+        layers = {}
+        for name, (layer, shape) in self._layers.items():
+            f, g = layer.maps
+            p = params[name]
+            figures = {"rho": contraction.rho(ops, f, g, p["W"], p["R"], shape)}
+            smallest = self._moments[name].value if name in self._moments else None
+            if smallest is not None:
+                figures["margin"] = lam[name] * smallest + self._trainer.config.jvp_weight
+            if lam[name]:
+                figures["gradient_ratio"] = ratios[name]
+            figures |= angles.get(name, {})
+            for figure, value in figures.items():
+                if not math.isfinite(value):
+                    raise DivergedError(f"layer {name}: {figure} of its weights is not finite")
+            layers[name] = figures
+        return {"layers": layers}
+
+    def warnings(self, record: dict) -> list[str]:
+        """A line for each cause that there is to worry about, once for each layer, with what can be
+        done about it and the page that says why.
+
+        A margin that is crossed is reported if ρ has grown to ½ as well: it says that errors of
+        R may grow, and training on few images may cross it at its start and go well.
+        """
+        lines = []
+        for cause, page, crossed in (
+            ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far),
+            (
+                "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2",
+                "24-stability.md",
+                self._unstable,
+            ),
+        ):
+            new = {}
+            for name, figures in record.get("layers", {}).items():
+                value = crossed(name, figures)
+                if value is not None and (name, cause) not in self._warned:
+                    self._warned.add((name, cause))
+                    new[name] = value
+            if new:
+                rules = [self._layers[name][0].rule for name in new]
+                limits = {stable_above(rule) for rule in rules}
+                words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
+                layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
+                weighed = any(rule.has_lambda for rule in rules)
+                do = "raise --lambda" if weighed else "sample with --inverse exact"
+                lines.append(
+                    f"early warning, not a verdict: {words}: {layers}; "
+                    f"if the likelihood suffers, {do} (derivations/{page})"
+                )
+        return lines
+
+    def _far(self, name: str, figures: dict) -> float | None:
+        return figures["rho"] if figures["rho"] >= 1 else None
+
+    def _unstable(self, name: str, figures: dict) -> float | None:
+        limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
+        crossed = margin is not None and margin <= limit and figures["rho"] >= _GROWN
+        return margin if crossed else None
+
+    def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
+        if not any(lam.values()):
+            return {}
+        return gradient_ratios(*self._on_batches(1, params, lam))
+
+    def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
+        batches = self._trainer.config.track_angle
+        if batches is None:
+            return {}
+        return {
+            row.layer: {"angle": row.angle}
+            | ({} if row.inverse_angle is None else {"inverse_angle": row.inverse_angle})
+            for row in gradient_angles(*self._on_batches(batches, params, lam))
+        }
+
+    def _on_batches(self, count: int, params, lam) -> tuple:
+        """The arguments of `gradients` for the batches of the next steps, with their noise."""
+        trainer, first = self._trainer, self._trainer.step
+        seed, parts = trainer.config.seed, []
+        for step in range(first, first + count):
+            noise = RandomKey(seed, TRAINING_NOISE, step)
+            x, _ = trainer.flow.encode(trainer.ops, self._images_of(step), noise, np.float64)
+            parts.append(x)
+        x, key = trainer.ops.xp.concatenate(parts), RandomKey(seed, 0, first)
+        return trainer.ops, trainer.flow, params, x, lam, key

@@ -1,0 +1,114 @@
+"""The smallest second moment of a layer's input, which decides whether its update is stable.
+
+Derivation: derivations/23-monitors-and-certificates.md and 24-stability.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+
+from snfnp.diagnostics import has_inverse_likelihood
+from snfnp.maps import Conv2d
+from snfnp.rules import Rule
+
+_ENOUGH = 5  # rows per unknown
+_FEWEST = 200  # images: pixels of one image are alike
+_DIRECTIONS = 8
+
+
+def stable_above(rule: Rule) -> float | None:
+    """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
+    smallest second moment of the layer's input; None: it needs none."""
+    return 1 / 8 if has_inverse_likelihood(rule) else None
+
+
+class SmallestSecondMoment:
+    """σ²_min, the smallest eigenvalue of E[r rᵀ], r what the weights of one output of a map see,
+    means included: samples of a dense map, receptive fields of a convolution.
+
+    That of a sample is far too small: among many directions there is one in which a sample happens
+    to be small. So 8 directions are found on one part of the images, and their second moments are
+    measured on others, which had no part in the choice: the smallest eigenvalue is not below
+    σ²_min but for the chance of an 8 × 8 matrix. It is above if the directions found are not
+    the best ones.
+
+    images: how many will come. `add` costs O(n D²) for the first n of them, which find the
+    directions: those with 5 rows per unknown, as long as 200 or half of the images are left to
+    measure them on, at O(n D); `value` and the change between the two cost O(D³), once each.
+    """
+
+    def __init__(self, ops, f, images: int):
+        self._ops, self._map, self._images = ops, f, images
+        self._to_fit = self._to_hold = None
+        self._fitted = self._held = None  # (Σ r rᵀ, rows)
+        self._directions = None
+
+    def add(self, x) -> None:
+        """More inputs (N, ...) of the layer, on the device, in double precision."""
+        if self._to_fit is None:
+            unknowns, per_image = self._rows(x[:1]).shape[::-1]
+            enough = max(_FEWEST, math.ceil(_ENOUGH * unknowns / per_image))
+            left = min(_FEWEST, self._images - self._images // 2)
+            self._to_fit = min(enough, self._images - left)
+            self._to_hold = min(enough, self._images - self._to_fit) if self._to_fit else 0
+        if self._to_fit:
+            part, x = x[: self._to_fit], x[self._to_fit :]
+            self._to_fit -= len(part)
+            self._fitted = _more(self._fitted, self._sums(part, None))
+        if not self._to_fit and self._to_hold and len(x):
+            if self._directions is None:
+                self._directions = self._smallest()
+            part = x[: self._to_hold]
+            self._to_hold -= len(part)
+            self._held = _more(self._held, self._sums(part, self._directions))
+
+    @property
+    def wants_more(self) -> bool:
+        """True if more inputs would be looked at."""
+        return self._to_fit is None or self._to_fit + self._to_hold > 0
+
+    @property
+    def value(self) -> float | None:
+        """σ²_min; NaN if inputs are not finite, None if too few came: on no more rows than
+        unknowns there are directions that hardly occur, and any of them would be as good."""
+        if self._held is None or self._fitted[1] <= len(self._fitted[0]):
+            return None
+        moments = _mean(self._held)
+        if not np.isfinite(moments).all():
+            return math.nan
+        return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
+
+    def _sums(self, x, directions) -> tuple:
+        """Σ r rᵀ over the rows of x, along directions if they are given, on the host, and how
+        many rows these are."""
+        ops = self._ops
+        rows = self._rows(x)
+        if directions is not None:
+            rows = ops.linalg.matmul(rows, directions)
+        return ops.to_host(ops.linalg.matmul(rows.T, rows)), len(rows)
+
+    def _rows(self, x):
+        """x (N, ...) as the rows that the weights of one output see."""
+        f = self._map
+        return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
+
+    def _smallest(self):
+        moments = _mean(self._fitted)
+        count = min(_DIRECTIONS, len(moments))
+        if np.isfinite(moments).all():
+            _, found = scipy.linalg.eigh(moments, subset_by_index=[0, count - 1])
+        else:
+            found = np.full((len(moments), count), math.nan)
+        return self._ops.asarray(np.ascontiguousarray(found))
+
+
+def _more(sums, more) -> tuple:
+    return more if sums is None else tuple(a + b for a, b in zip(sums, more, strict=True))
+
+
+def _mean(sums) -> np.ndarray:
+    second, rows = sums
+    return second / rows

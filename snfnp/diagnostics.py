@@ -1,0 +1,161 @@
+"""The gradients of a whole flow at given parameters, and the angles between approximate and exact
+ones (Fig. 3).
+
+Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from snfnp.context import BackwardContext
+from snfnp.errors import SingularMatrixError, UsageError
+from snfnp.flow import Flow
+from snfnp.layers import Layer
+from snfnp.maps import Map
+from snfnp.ops import Ops, RandomKey
+from snfnp.rules import Exact, Rule, SelfNormalizing
+
+
+def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
+    """{layer: {parameter: gradient}} on the device, of the mean over x, for each λ of `lams`.
+
+    x: preprocessed inputs (N, *shape). lams: numbers or {layer: number}, and None for the
+    likelihood's gradient alone, without Eq. 31 either; key: the step's random numbers. One forward
+    pass, and a backward pass for each λ. Parameters that a rule finds by itself have none.
+    """
+    latents, _, caches = flow.forward(ops, params, x)
+    weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
+    ctx, passes = BackwardContext.of(ops, weights, key=key or RandomKey(0, 0, 0)), []
+    for lam in lams:
+        grads = {
+            layer: {name: ops.xp.zeros_like(value) for name, value in named.items()}
+            for layer, named in params.items()
+        }
+        by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
+        factors = {layer: own * (-2 / len(x)) for layer, own in by_layer.items()}
+        part = _likelihood_alone(flow) if lam is None else flow
+        part.backward(ctx, params, caches, flow.latent_gradients(latents), grads, factors)
+        passes.append(grads)
+    return passes
+
+
+def _likelihood_alone(flow: Flow) -> Flow:
+    """The flow with the plain rule in place of one that adds a term of its own (Eq. 31)."""
+    plain = {
+        name: replace(layer, rule=layer.rule.without_penalty)
+        for name, (layer, _) in flow.learned_inverses().items()
+        if isinstance(layer.rule, SelfNormalizing)
+    }
+    return _with_layers(flow, plain)
+
+
+def _with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
+    """The flow with other layers in the places of those names."""
+    replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
+    return replace(flow, layers=replaced)
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """One layer's gradients on a batch.
+
+    angle: degrees between the self-normalizing and the exact gradient of the likelihood of W,
+    without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
+    that of g⁻¹, or None if the rule has no such gradient or R no exact one; likelihood,
+    reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W, Eq. 31
+    among the latter. A rule of probes: those of one step.
+    """
+
+    layer: str
+    angle: float
+    likelihood: float
+    reconstruction: float
+    inverse_angle: float | None = None
+
+
+def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
+    """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
+
+    The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
+    UsageError if no layer learned an inverse.
+    """
+    learned = flow.learned_inverses()
+    if not learned:
+        raise UsageError("this flow was trained without learned inverses: there is no angle")
+    exact = _with_layers(
+        flow,
+        {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()},
+    )
+    without, whole = gradients(ops, flow, params, x, (None, lam), key)
+    (reference,) = gradients(ops, exact, params, x)
+    exact_of_r = _exact_of_r(ops, flow, params, x)
+    layers = []
+    for name in learned:
+        w, exact_w = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
+        reconstruction = ops.to_host(whole[name]["W"]) - w
+        inverse_angle = None
+        if exact_of_r is not None:
+            r, exact_r = (ops.to_host(grads[name]["R"]) for grads in (without, exact_of_r))
+            inverse_angle = _angle(r, exact_r)
+        norms = (float(np.linalg.norm(part)) for part in (w, reconstruction))
+        layers.append(LayerGradients(name, _angle(w, exact_w), *norms, inverse_angle))
+    return layers
+
+
+@dataclass(frozen=True)
+class _Generated(Layer):
+    """T(R)⁻¹ x + b: a layer of g⁻¹, whose likelihood is log p^g. Every pass costs a solve."""
+
+    map: Map
+
+    def parameter_shapes(self, shape) -> dict:
+        return {"R": self.map.weight_shape}
+
+    def output_shape(self, shape):
+        return self.map.output_shape(shape)
+
+    def forward(self, ops, p, x):
+        z0 = self.map.solve(ops, p["R"], x)
+        return z0 + p["b"] if "b" in p else z0, 0, {"z0": z0, "shape": x.shape[1:]}
+
+    def backward(self, ctx, p, cache, dz, grads):
+        """δ_x = T(R)⁻ᵀ δ, and G_R = −δ_x ⋆ z0 − ∂log|det T(R)|/∂R: with z0 = R⁻¹ x the bracket of
+        Eq. 9, −R⁻ᵀ δ xᵀ R⁻ᵀ − R⁻ᵀ, for a dense map."""
+        ops, r = ctx.ops, p["R"]
+        dx = self.map.solve(ops, self.map.flip(r), dz)
+        log_det_grad = self.map.log_det_grad(ops, r, cache["shape"])
+        ops.linalg.scale_into(grads["R"], -1.0, log_det_grad, 1, ctx.volume)
+        self.map.weight_grad(ops, -dx, cache["z0"], out=grads["R"], add=True)
+        return dx
+
+
+def has_inverse_likelihood(rule: Rule) -> bool:
+    """True if R ascends a likelihood of its own, that of g⁻¹, beside its reconstruction error."""
+    return isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
+
+
+def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
+    """The exact gradients of log p^g; None if R ascends no likelihood, or has none.
+
+    It has none if T(R) is singular, or not of W's kind: the product of a chain.
+    """
+    replaced = {}
+    for name, (layer, _) in flow.learned_inverses().items():
+        f, g = layer.maps
+        if not (has_inverse_likelihood(layer.rule) and isinstance(g, type(f))):
+            return None
+        replaced[name] = _Generated(g)
+    try:
+        return gradients(ops, _with_layers(flow, replaced), params, x)[0]
+    except SingularMatrixError:
+        return None
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Degrees between two arrays."""
+    cosine = float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

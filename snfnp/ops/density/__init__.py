@@ -1,1 +1,0 @@
-"""Log-densities of latents."""

@@ -1,0 +1,19 @@
+"""The base of all groups of operations, and what an operation may do with its arguments.
+
+Arrays are C-contiguous, rows are samples. An operation allocates its results, unless an argument
+named `out` (an array, or a tuple of arrays) takes them; it changes no other argument.
+"""
+
+import math
+
+
+class OperationGroup:
+    """Operations on the arrays of one device that belong together: one folder of `snfnp.ops`."""
+
+    def __init__(self, device):
+        self.device, self.xp = device, device.xp
+
+
+def rows(x):
+    """(N, ...) as rows (N, D), also if N = 0."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))

@@ -1,0 +1,51 @@
+"""Methods beyond the paper's main experiments, by name: the only way from the paper to them.
+
+`snfnp.beyond` is imported when a name is asked for, and not before.
+"""
+
+from importlib import import_module
+from typing import Any
+
+INVERSE_UPDATES = ("projection", "least-squares")  # rules that find R without a gradient
+WHOLE_BATCH = ("projection",)  # those of them that cannot learn from a slice of a batch
+SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
+
+# name: the module in `snfnp.beyond`, and what to take of it (nothing: the module itself)
+_FACTORIES = {
+    # rules
+    "projection": "projection:Projection",
+    "least-squares": "least_squares:LeastSquares",
+    "probe": "probes:Probe",
+    "jacobian-penalty": "probes:JacobianPenalty",
+    "variational": "variational:Variational",
+    # the map of an inverse of several layers
+    "chain": "chain:Chain",
+    # log_det, log_det_grad and solve of a convolution, as in `snfnp.maps.explicit`
+    "block": "block_tridiagonal",
+    # a learned inverse until it is exact, and how far from it one is
+    "refined-inverse": "contraction:solve",
+    "rho": "contraction:rho",
+    # convolutions of other papers, and the layers that they are made of
+    "emerging": "emerging:emerging_layers",
+    "conv-exponential": "conv_exponential:exponential_layers",
+    "causal-layer": "emerging:CausalConv2d",
+    "exponential-layer": "conv_exponential:ConvExponential",
+    "bias-layer": "conv_exponential:Bias",
+    # what a training step adds to a layer's output
+    "noise": "variational:Noise",
+    # what is followed from step to step (`snfnp.training.followers.Follower`)
+    "multipliers": "followers:Multipliers",
+    "jacobian-mean": "followers:JacobianMean",
+    "controlled-lambda": "followers:controlled_lambda",
+    # what is watched and proved
+    "monitors": "monitors:Inspection",
+    "certificates": "certificates:certificates",
+    "activations-part": "certificates:activations_part",
+}
+
+
+def find(name: str) -> Any:
+    """The class, function or module that `name` stands for."""
+    module, _, attribute = _FACTORIES[name].partition(":")
+    found = import_module(f"snfnp.beyond.{module}")
+    return getattr(found, attribute) if attribute else found

@@ -1,0 +1,124 @@
+"""The end of a command that cannot go on: one line, or nothing, never a traceback."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from snfnp.errors import SnfnpError
+
+# What the package prints that an output's encoding may not have; the rest becomes \u….
+PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
+PLAIN |= {"σ": "sigma", "Σ": "sum ", "∂": "d", "°": " deg", "…": "...", "×": "x", "−": "-"}
+PLAIN |= {"·": "*", "⊙": "*", "‖": "||", "²": "^2", "³": "^3", "⁻": "^-", "¹": "1", "ᵀ": "^T"}
+CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
+_IMPORTING = "<frozen importlib._bootstrap>"
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    failed = error.object[error.start : error.end]
+    words = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in failed)
+    return "".join(words), error.end
+
+
+def run(work: Callable[[], None]) -> int:
+    """Do a command's work; the exit status, 0 for success.
+
+    2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C and
+    141 if nobody reads the output any more. An exception that no user can cause passes.
+    """
+    codecs.register_error("snfnp.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="snfnp.plain")
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        try:
+            work()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what was wrong with it is known here, not at exit
+        return 0
+    except BaseException as error:
+        status = report_error(error)
+        if status is None:
+            raise
+        return status
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def report_error(error: BaseException, who: str = "") -> int | None:
+    """The exit status after an exception, with a line on stderr, which begins with `who`; None
+    if it is a mistake in the program, or its intended end."""
+    if isinstance(error, KeyboardInterrupt | BrokenPipeError):
+        _abandon_output()
+        return exit_status(error)
+    if isinstance(error, SnfnpError):
+        line = str(error)
+    elif isinstance(error, MemoryError):
+        reason = str(error).rstrip(".") or "nothing more is known"
+        line = f"out of memory ({reason}): ask for less at once, or see which other program has it"
+    elif isinstance(error, OSError) and _output_fails():
+        _abandon_output()
+        line = f"the output cannot be written ({error.strerror}): send it elsewhere"
+    else:
+        return None
+    try:
+        print(f"error: {who}{line}", file=sys.stderr)
+    except OSError:  # nor can stderr: the exit status has to say it
+        _abandon_output()
+    return exit_status(error)
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status after an exception, whatever it is, and nothing on stderr."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_PIPE
+    return error.exit_status if isinstance(error, SnfnpError) else 1
+
+
+def _interrupt(signum, frame):
+    """Ctrl-C: KeyboardInterrupt; in an import, where libraries make something else of that or go on
+    as if nothing were, the end."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            _abandon_output()
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _output_fails() -> bool:
+    """Say whether standard output takes neither what is still in its buffer nor one more line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _abandon_output() -> None:
+    """Send what is left in the buffers nowhere, or the interpreter would complain at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+        except (AttributeError, ValueError):  # there is none, or it is closed
+            pass
+    os.close(nowhere)

@@ -1,0 +1,48 @@
+"""Followers: what moves from step to step beside the parameters.
+
+Derivation: derivations/20-lambda-controllers.md.
+"""
+
+from __future__ import annotations
+
+from snfnp import registry
+
+
+class Follower:
+    """Values on the device that every step of a run moves, and the figures that come of them.
+
+    state_shapes: {name: {array: shape}} of what is kept from step to step, in double precision and
+    in checkpoints; sums: how many numbers the slices of a batch add up in a step.
+    """
+
+    state_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    sums = 0
+
+    def attach(self, states: dict, sums) -> None:
+        """Keep the state in the trainer's buffer from here on, as it is before the first step, and
+        what slices add up in `sums`, float64."""
+
+    def error_factors(self, samples: int) -> dict:
+        """{layer: −2λ/N} of layers with a λ of their own; samples: N."""
+        return {}
+
+    def collect(self, measured: dict, share: float) -> None:
+        """Put this slice's part into `sums`. measured: {layer: `Measured`}; share: the slice's part
+        of the batch, which averages over the slice are to be weighed with."""
+
+    def update(self, figures: tuple, samples: int, squares, failed) -> tuple:
+        """Move on after a step's update, with what all slices added up; no further if `failed` is
+        not 0 or Σ g² (`squares`) not finite. figures: Σ_k of Eq. 3 and λ, as they are to be
+        logged; what is returned takes their place."""
+        return figures
+
+    def figures(self) -> dict[str, float]:
+        """Averages since this was last asked, for a line of metrics. Waits for the device."""
+        return {}
+
+
+def make_followers(ops, flow, config) -> tuple:
+    """(the controllers of λ, the mean of Eq. 31), None for what a run does not have."""
+    multipliers = registry.find("multipliers")(ops, flow, config) if config.controller else None
+    jacobian_mean = registry.find("jacobian-mean")(ops) if config.jvp_weight else None
+    return multipliers, jacobian_mean

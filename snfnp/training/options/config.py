@@ -1,0 +1,257 @@
+"""A run's configuration: every choice that its numbers depend on, checked before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
+from snfnp.ops.step.control import Controller
+from snfnp.registry import WHOLE_BATCH
+from snfnp.rules import Rule
+from snfnp.training.options import parts
+from snfnp.training.options.parts import Option, options_in
+from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
+
+# {part: its class}, in the order of --help.
+PARTS = {
+    "architecture": parts.ModelOptions,
+    "method": parts.GradientOptions,
+    "multiplier": parts.MultiplierOptions,
+    "optimiser": parts.OptimiserOptions,
+    "run": parts.RunOptions,
+    "device": parts.DeviceOptions,
+}
+OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
+_PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
+_RULE = tuple(signature(make_rule).parameters)  # the options that make a rule
+
+
+class RetiredError(UsageError):
+    """A saved configuration with something that only earlier versions have."""
+
+
+@dataclass(frozen=True, init=False)
+class TrainConfig:
+    """Everything that decides a run, in parts.
+
+    An option has one name, flat, as a keyword here, on the command line, in config.json, and when
+    it is read: `TrainConfig(model="conv", epochs=5).epochs`. The parts are for those that want one
+    of them whole, `config.optimiser`, and may be given whole, too. None: filled in by `resolve`.
+    """
+
+    architecture: parts.ModelOptions
+    method: parts.GradientOptions
+    multiplier: parts.MultiplierOptions
+    optimiser: parts.OptimiserOptions
+    run: parts.RunOptions
+    device: parts.DeviceOptions
+
+    def __init__(self, **given):
+        for part, kind in PARTS.items():
+            object.__setattr__(self, part, given.pop(part, None) or kind())
+        for name, value in given.items():
+            if name not in OPTIONS:
+                raise TypeError(f"no option of a run is called {name!r}")
+            if OPTIONS[name].kind == "Path" and isinstance(value, str):
+                value = Path(value)
+            part = _PART_OF[name]
+            object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
+
+    def __getattr__(self, name: str) -> Any:
+        """An option of one of the parts."""
+        if name not in _PART_OF:
+            raise AttributeError(f"a configuration has no {name!r}")
+        return getattr(getattr(self, _PART_OF[name]), name)
+
+    @property
+    def preset(self) -> Preset:
+        """The model's preset, with its defaults."""
+        return PRESETS[self.model]
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of the linear layers."""
+        return make_rule(**{name: self.chosen(name) for name in _RULE})
+
+    @property
+    def controller(self) -> Controller | None:
+        """The settings by which λ is controlled, once they are filled in; None: λ is fixed."""
+        if self.lambda_control == "fixed":
+            return None
+        return Controller(
+            kind=self.lambda_control,
+            relative=self.constraint == "relative",
+            tolerance=self.tolerance,
+            rate=self.lambda_rate,
+            smoothing=self.lambda_smoothing or 0.0,
+            damping=self.lambda_damping or 0.0,
+            lowest=self.lambda_min,
+            highest=self.lambda_max,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The model for people: its preset, or Glow's size."""
+        if self.levels is None:
+            return self.model
+        kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
+        return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
+
+    def usual(self, name: str):
+        """The value of an option that nobody gave."""
+        return RULES[name].fill(self)
+
+    def chosen(self, name: str):
+        """An option's value, filled in if nobody gave one."""
+        value = getattr(self, name)
+        return self.usual(name) if value is None else value
+
+    def steps_per_epoch(self, training_images: int) -> int:
+        return training_images // self.batch_size
+
+    def build_flow(self, image_shape):
+        """The flow that this configuration describes, for images (H, W, C)."""
+        names = ("init", "bias_init", "inverse_kernel", "inverse_depth")
+        chosen = {name: self.chosen(name) for name in names}
+        exact = "dense" if self.gradient == "exact-dense" else "block"
+        size = GlowSize(self.levels, self.depth, self.width, self.kernel)
+        choices = Choices(self.rule, exact=exact, size=size, **chosen)
+        return self.preset.build(choices, tuple(image_shape))
+
+    def filled(self) -> TrainConfig:
+        """The configuration with every option that was left out filled in, but for the epochs."""
+        config = self
+        for name in OPTIONS:
+            if getattr(config, name) is None:
+                config = replace(config, **{name: config.usual(name)})
+        return config
+
+    def resolve(self, training_images: int) -> TrainConfig:
+        """The configuration with everything filled in and checked. Raises UsageError, one line."""
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if problem := option.problem(value):
+                raise UsageError(f"{option.flag} is {str(value)[:40]}: it must be {problem}")
+        config = self.filled()
+        for option, need in config._without_effect():
+            flag = option.flag_for(getattr(config, option.name))
+            raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
+        for conflict in conflicts(config):
+            raise UsageError(conflict)
+        if config.batch_size > training_images:
+            raise UsageError(
+                f"--batch-size is {config.batch_size}, but there are only {training_images} "
+                "training images: choose a smaller one"
+            )
+        if config.epochs is None:
+            epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
+            config = replace(config, epochs=epochs)
+        return config
+
+    def check_processes(self, processes: int) -> None:
+        """Raises UsageError if so many processes cannot share this run's batches."""
+        if self.batch_size % processes:
+            raise UsageError(
+                f"--batch-size {self.batch_size} does not divide by {processes} processes: give a "
+                f"multiple of {processes}"
+            )
+        if processes > 1 and self.inverse_update in WHOLE_BATCH:
+            raise UsageError(
+                f"--inverse-update {self.inverse_update} needs every batch whole: train in one "
+                "process, or with another --inverse-update"
+            )
+
+    def _without_effect(self) -> Iterator[tuple[Option, Need]]:
+        """Every option that was given although it does not matter, with what it needs."""
+        for name, option in OPTIONS.items():
+            rule = RULES[name]
+            unmet = [need for need in rule.needs if not need.holds(self)]
+            if unmet and getattr(self, name) not in (option.default, rule.fill(self)):
+                yield option, unmet[0]
+
+    def resumed(self, given: dict, run: Path) -> TrainConfig:
+        """The configuration with which `run` goes on: its own, changed by what is given now. Raises
+        UsageError if that would not be the same run."""
+        for name, option in OPTIONS.items():
+            before = getattr(self, name)
+            value = given.get(name, before)
+            if value != before and not option.changeable:
+                raise UsageError(
+                    f"{run} was started with {name} = {before}: it cannot go on with {value}; "
+                    "leave that option out, or start a new run"
+                )
+            if value != before and name == "lam" and self.controller:
+                raise UsageError(
+                    f"{run} was started with --lambda-control {self.lambda_control}: its λ goes "
+                    "on from the checkpoint; leave --lambda out, or start a new run"
+                )
+        config = replace(self, **given)
+        for option, _ in config._without_effect():
+            if option.name in given:
+                continue  # `resolve` refuses it
+            if not option.changeable:
+                raise UsageError(
+                    f"{run} was started with {option.flag}, which --backend {config.backend} "
+                    "does not have: leave --backend out, or start a new run"
+                )
+            config = replace(config, **{option.name: option.default})
+        return config
+
+    def incompatible_options(self, other: TrainConfig) -> list[str]:
+        """The options by which a run with this configuration cannot be one with the other."""
+        return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
+
+    def changes_from(self, before: TrainConfig) -> dict[str, list]:
+        """{option: [before, now]} of all that differs, but for where files are."""
+        then, now = before.filled().as_dict(), self.filled().as_dict()
+        decisive = [name for name, option in OPTIONS.items() if option.kind != "Path"]
+        return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
+
+    def with_optimiser_of(self, saved: dict) -> TrainConfig:
+        """The configuration with λ and the optimiser of the one that a checkpoint records."""
+        then = TrainConfig.from_dict(saved)
+        return replace(self, optimiser=then.optimiser, lam=then.lam)
+
+    def as_dict(self) -> dict:
+        """{option: value}, flat, ready for JSON."""
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TrainConfig:
+        """The configuration from `as_dict`. What is absent (in one of an older version) is as by
+        default. Raises UsageError for values that no run has, and unknown entries (of a newer)."""
+        if not isinstance(values, dict):
+            raise UsageError("the configuration is no JSON object")
+        unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
+        if unknown:
+            raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
+        gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
+        gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
+        if gone:
+            raise RetiredError(
+                f"it was trained with {gone[0]} = {values[gone[0]]}, which only earlier versions "
+                "have: use the one that trained it"
+            )
+        for name, value in values.items():
+            if name in OPTIONS and OPTIONS[name].problem(value):
+                raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
+        return cls(**{name: values[name] for name in values if name in OPTIONS})
+
+
+def help_of(option: Option, default=None) -> str:
+    """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
+    rule, text = RULES[option.name], option.help
+    if rule.needs and option.name != "init":
+        needs = dict.fromkeys(need.words for need in rule.needs)
+        text += f"; needs {', '.join(needs)}"
+    if option.kind == "bool" and option.default is True:
+        return text
+    shown = rule.words if default is None else default
+    return f"{text} (default: {shown})" if shown not in ("", None) else text

@@ -1,0 +1,196 @@
+"""The rules between options: what each needs, what fills it in, and what does not go together.
+
+`TrainConfig.resolve` checks them and fills in from them what was left out; `--help` prints them.
+Derivation: derivations/21-learning-the-inverse.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from snfnp.ops.step.control import CONTROLLERS
+from snfnp.training.options.parts import by_preset, presets_with
+
+_AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
+_TOLERANCE = 1e-3
+_DAMPING = 100.0  # steps over which C has to stay above κ for λ to rise by what damping adds
+_USUAL_INPUT = 1e4  # ‖h‖² of images of 784 pixels as they come to their first layers
+
+
+class Need(NamedTuple):
+    """A condition on a whole configuration, and words for it: the options that make it true."""
+
+    holds: Callable[[Any], object]
+    words: str
+
+
+class Rule(NamedTuple):
+    """needs: an option has an effect only if all of them hold; fill(config): its value if nobody
+    gave one, and words for that."""
+
+    needs: tuple[Need, ...] = ()
+    fill: Callable[[Any], Any] = lambda config: None
+    words: str = ""
+
+
+def _is(name: str, *values: str) -> Need:
+    words = f"--{name.replace('_', '-')} {' or '.join(values)}"
+    return Need(lambda c: getattr(c, name) in values, words)
+
+
+def _preset_needs(has: Callable) -> Need:
+    return Need(lambda c: has(c.preset), f"--model {presets_with(has)}")
+
+
+LEARNS = Need(lambda c: c.rule.learns_inverse, "--gradient self-normalizing")
+SELF_NORMALIZING = _is("gradient", "self-normalizing")
+HAS_LAMBDA = (LEARNS, Need(lambda c: c.rule.has_lambda, "--inverse-update gradient"))
+FREE_LAMBDA = (*HAS_LAMBDA, _is("objective", "mixture", "forward"))  # else σ decides λ
+_VARIATIONAL = _is("objective", "variational")
+_CONTROLLED = _is("lambda_control", *CONTROLLERS)
+_GPU = _is("backend", "cupy")
+_GLOW = _preset_needs(lambda preset: preset.size)
+_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
+_LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
+_OTHER_INIT = Need(
+    lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
+    "--model fc or a --kernel above 1, where authors is not the same as paper",
+)
+
+
+def _only(need: Need, fill: Callable, words: str) -> Rule:
+    """The rule of an option that has no value without what it needs."""
+    return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
+
+
+def _recipe(name: str, otherwise=None) -> Callable:
+    """The setting of a recipe, whose name stands for those of several options."""
+    return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
+
+
+def _lam(config: Any) -> float:
+    """The preset's λ, for the objective that has it, or σ's; 0 if the rule has none."""
+    preset, rule = config.preset, config.rule
+    if not rule.has_lambda:
+        return 0.0
+    if _VARIATIONAL.holds(config):
+        return rule.lam
+    usual = preset.lam_forward if rule.objective == "forward" else None
+    return preset.lam if usual is None else usual
+
+
+def _clip_norm(config) -> float | None:
+    preset = config.preset
+    return preset.clip_norm if preset.clip_exact or config.rule.learns_inverse else None
+
+
+def _rate(config) -> float:
+    """η with which ln λ starts to move by about C − κ a step, of the relative C."""
+    scale = 1.0 if config.constraint == "relative" else 1 / _USUAL_INPUT
+    return scale if config.lambda_control == "geco" else scale * (config.chosen("lam") or 1.0)
+
+
+_EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
+_EPOCHS += by_preset("paper_epochs", none="")
+_LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
+_ZERO = "zero; data with --recipe least-squares"
+_RATE = "1 for geco, --lambda for the others; "
+_RATE += f"{1 / _USUAL_INPUT:g} times that for --constraint absolute"
+_GRADIENT = "self-normalizing; exact for "
+_GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
+_DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
+_KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
+
+_RULES = {
+    **{
+        name: Rule((_GLOW,), lambda c, name=name: getattr(c.preset.size, name, None))
+        for name in ("levels", "depth", "width", "kernel")
+    },
+    "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
+    "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
+    "init": Rule((_OTHER_INIT,)),
+    "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), _ZERO),
+    "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
+    "objective": Rule(HAS_LAMBDA),
+    "sigma": _only(
+        _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
+    ),
+    "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
+    "relative_bias": Rule((_is("gradient", "relative"),)),
+    "recipe": Rule((SELF_NORMALIZING,)),
+    "inverse_update": Rule(
+        (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
+    ),
+    "jvp_weight": Rule((SELF_NORMALIZING, *FREE_LAMBDA)),
+    "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
+    "probes": Rule((_is("gradient", "probe"),)),
+    "lam": Rule(FREE_LAMBDA, _lam, _LAM),
+    "lambda_control": Rule(FREE_LAMBDA),
+    "lambda_sharing": Rule((_CONTROLLED,)),
+    "constraint": Rule((_CONTROLLED,)),
+    "tolerance": _only(
+        _CONTROLLED,
+        lambda c: _TOLERANCE if c.constraint == "relative" else None,
+        f"{_TOLERANCE:g}; none for --constraint absolute",
+    ),
+    "lambda_rate": _only(_CONTROLLED, _rate, _RATE),
+    "lambda_smoothing": _only(_is("lambda_control", "geco"), lambda c: 0.99, "0.99"),
+    "lambda_damping": _only(
+        _is("lambda_control", "mdmm"),
+        lambda c: _DAMPING * c.chosen("lambda_rate"),
+        f"{_DAMPING:g} times --lambda-rate",
+    ),
+    "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
+    "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
+    **{
+        name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
+        for name in ("batch_size", "lr", "warmup_epochs")
+    },
+    "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
+    "data_dir": Rule(words=_DATA),
+    "augment": Rule((), lambda c: c.data in _AUGMENTED, f"for {', '.join(_AUGMENTED)} only"),
+    "epochs": Rule(words=_EPOCHS),
+    "track_angle": Rule((LEARNS,)),
+    "out": Rule(words="runs/<data>-<model>-<gradient>-<time>"),
+    "recompute": Rule((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
+    "graph": Rule((_GPU,)),
+    "tf32": Rule((_GPU, _is("dtype", "float32"))),
+    "overlap": Rule((_GPU, *HAS_LAMBDA)),
+}
+RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one needs nothing
+
+
+def conflicts(c) -> Iterator[str]:
+    """The lines that say what a whole configuration must not be."""
+    for flag, value, possible in (
+        ("--gradient", c.gradient, c.preset.gradients),
+        ("--inverse-update", c.inverse_update, c.preset.inverse_updates),
+    ):
+        if value not in possible:
+            choices = " or ".join(possible)
+            yield f"--model {c.model} cannot be trained with {flag} {value}: choose {choices}"
+    if not c.controller:
+        return
+    if c.tolerance is None:
+        yield "--constraint absolute needs --tolerance: give the error per image that is allowed"
+    if c.tolerance == 0 and c.lambda_control != "geco":
+        yield (
+            f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one (no error "
+            "is ever below 0)"
+        )
+    if c.lambda_control == "geco" and c.lambda_min == 0:
+        yield "--lambda-min is 0: geco multiplies λ, and needs a positive one"
+    if not c.lambda_min <= c.lam <= c.lambda_max:
+        yield (
+            f"--lambda is {c.lam:g}, where it starts: it must be between --lambda-min "
+            f"({c.lambda_min:g}) and --lambda-max ({c.lambda_max:g})"
+        )
+
+
+# Options of earlier versions, and the value with which they did nothing: what a config.json may
+# still say. And values that options no longer have.
+RETIRED = {"track_log_det": False, "lambda_integral": None, "lambda_proportional": None}
+RETIRED_VALUES = {"lambda_control": "nu-pi", "inverse_update": "newton"}

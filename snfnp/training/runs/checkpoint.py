@@ -1,0 +1,210 @@
+"""Checkpoint files: everything that a run needs to go on, in one safetensors file.
+
+The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
+all by name. Its header has the step, λ, the seed (the random numbers are a function of seed and
+step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
+file, in which its own place counts as zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from snfnp.errors import CheckpointError, UsageError
+from snfnp.parameters import Entry, Layout
+from snfnp.training.files import parse_json, read_bytes, write_atomically
+from snfnp.training.options import TrainConfig
+from snfnp.training.options.parts import LARGEST
+
+FORMAT = "snfnp checkpoint 2"
+_STATE = "state."
+_BLANK = "0" * hashlib.sha256().digest_size * 2
+_NO_SUMS = (0.0, 0.0, 0.0, 0.0)
+_NO_STATE = Layout.of({})
+
+
+@dataclass
+class Checkpoint:
+    """p, m, v: flat host arrays in `layout`'s order, m and v as far as the optimiser moves it
+    (`Layout.optimised`). step: updates done. record: JSON values.
+
+    sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`). state: a flat host
+    array in double precision in `state_layout`'s order.
+    """
+
+    layout: Layout
+    p: np.ndarray
+    m: np.ndarray
+    v: np.ndarray
+    step: int
+    lam: float
+    seed: int
+    record: dict = field(default_factory=dict)
+    sums: tuple[float, ...] = _NO_SUMS
+    state_layout: Layout = _NO_STATE
+    state: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def is_sound(self) -> bool:
+        """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run
+        nor loaded."""
+        numbers = (self.p, self.m, self.v, self.state, self.lam, self.sums)
+        return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole."""
+    tensors = {
+        key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
+        for key, (name, entry) in _places(checkpoint.layout, checkpoint.state_layout).items()
+    }
+    header = {
+        "format": FORMAT,
+        "sha256": _BLANK,
+        "step": str(checkpoint.step),
+        "lam": repr(float(checkpoint.lam)),
+        "seed": str(checkpoint.seed),
+        "sums": json.dumps(checkpoint.sums),
+        "record": json.dumps(checkpoint.record),
+    }
+    content = bytearray(save(tensors, metadata=header))
+    start, stop = _place_of_checksum(content)
+    content[start:stop] = _digest(content).encode()
+    write_atomically(path, content)
+
+
+def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
+    """A checkpoint of a model with this layout.
+
+    run: the contents of the run's config.json, with which it is compared.
+    Raises CheckpointError if the file is missing, damaged, or of another model or run.
+    """
+    values, tensors = _read(path)
+    state_layout = _state_layout(tensors)
+    places = _places(layout, state_layout)
+    expected = {key: entry.shape for key, (_, entry) in places.items()}
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if shapes != expected:  # before anything is allocated
+        name, shape = min(set(shapes.items()) ^ set(expected.items()))
+        raise CheckpointError(
+            f"{path} belongs to another model ({name} of shape {shape} is not in both): give "
+            "the run that it was made by"
+        )
+    states = {key for key in tensors if key.startswith(_STATE)}
+    dtypes = {str(tensors[key].dtype) for key in tensors.keys() - states}
+    of_state = {str(tensors[key].dtype) for key in states}
+    if dtypes not in ({"float32"}, {"float64"}) or not of_state <= {"float64"}:
+        raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | of_state))}")
+    (dtype,), moved = dtypes, layout.optimised.size
+    p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
+    values |= {"state_layout": state_layout, "state": np.zeros(state_layout.size)}
+    checkpoint = Checkpoint(layout, p, m, v, **values)
+    for key, (name, entry) in places.items():
+        getattr(checkpoint, name)[entry.start : entry.stop] = tensors[key].reshape(-1)
+    if not checkpoint.is_sound():
+        raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
+    if run is not None:
+        _compare(path, checkpoint, run)
+    return checkpoint
+
+
+def _places(layout: Layout, state_layout: Layout) -> dict[str, tuple[str, Entry]]:
+    """{name in the file: (array of the checkpoint, place in it)}."""
+    moved = layout.optimised  # the optimiser has moments of what it moves alone
+    parts = {"parameter": ("p", layout), "adam_m": ("m", moved), "adam_v": ("v", moved)}
+    parts |= {"state": ("state", state_layout)}
+    return {f"{role}.{e.key}": (name, e) for role, (name, of) in parts.items() for e in of.entries}
+
+
+def _state_layout(tensors: dict[str, np.ndarray]) -> Layout:
+    """The layout of what layers keep beside parameters."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key in sorted(key for key in tensors if key.startswith(_STATE)):
+        layer, _, name = key.removeprefix(_STATE).rpartition(".")
+        shapes.setdefault(layer, {})[name] = tensors[key].shape
+    return Layout.of(shapes)
+
+
+def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
+    """Raises CheckpointError unless this is a checkpoint of the run that a config.json is of."""
+    record, config = checkpoint.record, TrainConfig.from_dict(run["config"])
+    try:
+        saved = TrainConfig.from_dict(record["config"])
+        best, (length, digest) = record["best"], record["metrics"]
+        plausible = record["seconds"] >= 0 and checkpoint.lam == saved.lam
+        plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
+        if best is not None:
+            plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
+            plausible = plausible and best["validation_bits_per_dimension"] < LARGEST
+    except (KeyError, TypeError, ValueError, UsageError):
+        plausible = False
+    if not plausible:
+        raise _damaged(path, "the run's record in its header")
+    differing = saved.incompatible_options(config)
+    differing += ["run"] * (record.get("run") != run.get("run"))
+    differing += ["seed"] * (checkpoint.seed != config.seed)
+    differing += ["dtype"] * (checkpoint.p.dtype != config.dtype)
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another run than the config.json beside it (another "
+            f"{differing[0]}): restore the one or the other"
+        )
+
+
+def is_evaluation(record: dict) -> bool:
+    """Say whether this is a line of metrics.jsonl, as far as others count on it."""
+    whole, real = ("epoch", "step"), ("seconds", "validation_nll_nats", "reconstruction")
+    return (
+        isinstance(record, dict)
+        and all(type(record.get(name)) is int and record[name] >= 1 for name in whole)
+        and all(type(record.get(name)) in (int, float) for name in real)
+        and all(abs(record[name]) < LARGEST for name in real)
+    )
+
+
+def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The values of a file's header, and its arrays by name."""
+    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
+    content = read_bytes(path, CheckpointError, missing)
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+        tensors = load(content)
+        if header.get("sha256") != _digest(content):
+            raise ValueError("its checksum differs")
+        values = {"step": int(header["step"]), "lam": float(header["lam"])}
+        values |= {"seed": int(header["seed"]), "record": parse_json(header["record"].encode())}
+        values["sums"] = tuple(map(float, json.loads(header["sums"])))
+        in_range = values["step"] >= 0 <= values["lam"] and 0 <= values["seed"] < 2**63
+        if not in_range or len(values["sums"]) != len(_NO_SUMS):
+            raise ValueError("step, λ, seed or sums in its header")
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file makes a library raise
+        raise _damaged(path, str(error).partition("\n")[0][:100]) from None
+    return values, tensors
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({why}): use another checkpoint")
+
+
+def _place_of_checksum(content) -> tuple[int, int]:
+    key = b'"sha256":"'
+    start = content.index(key, 0, 8 + int.from_bytes(content[:8], "little")) + len(key)
+    return start, start + len(_BLANK)
+
+
+def _digest(content) -> str:
+    """The SHA-256 of a whole file, its own place as zeros."""
+    start, stop = _place_of_checksum(content)
+    digest = hashlib.sha256(content[:start] + _BLANK.encode())
+    digest.update(memoryview(content)[stop:])  # the rest is long: no copy
+    return digest.hexdigest()

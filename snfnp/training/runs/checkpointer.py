@@ -1,0 +1,169 @@
+"""The checkpoints of a run: when they are written, what is in them, how it goes on from them."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
+from snfnp.training.options import TrainConfig
+from snfnp.training.options.parts import interval
+from snfnp.training.options.rules import FREE_LAMBDA
+from snfnp.training.progress import Clock
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from snfnp.training.runs.folder import RunFolder, metrics_digest
+from snfnp.training.trainer import Trainer
+
+
+class Checkpointer:
+    """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
+    its checkpoints."""
+
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, trainer: Trainer, clock: Clock, evaluator
+    ):
+        self.folder, self.config, self.trainer = folder, config, trainer
+        self.clock, self.evaluator = clock, evaluator
+        self.identity: str | None = None
+        self._saved = (0, time.monotonic())  # step and time of the last checkpoint
+
+    def due(self) -> bool:
+        """Say whether `--checkpoint-every` asks for one now."""
+        steps, seconds = interval(self.config.checkpoint_every) or (0, 0)
+        step, then = self._saved
+        return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
+
+    def save(self, path: Path, metrics: bytes | None = None) -> None:
+        """Write a checkpoint. Waits for all steps; raises DivergedError if one failed, or if they
+        left what could not be loaded: the square of a finite gradient may overflow in Adam's v.
+
+        metrics: those that belong to it, if they are not those of now.
+        """
+        self.clock.settle()  # a failed step is not to be saved
+        checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
+        if not checkpoint.is_sound():  # on all ranks alike
+            what = "a parameter, a moment of Adam's or what layers keep is not finite"
+            raise DivergedError(f"training diverged by step {step}: {what}", step)
+        if self.trainer.world.rank == 0:
+            checkpoint.record = {
+                "seconds": self.clock.seconds,
+                "best": self.evaluator.best,
+                "config": self.config.as_dict(),
+                "run": self.identity,
+                "metrics": metrics_digest(self.folder.metrics() if metrics is None else metrics),
+            }
+            save_checkpoint(path, checkpoint)
+        self._saved = (step, time.monotonic())
+        self.clock.skip()
+
+    def start(self, description: dict) -> None:
+        """Begin a new run. From here on there is always something to go back to."""
+
+        def claim() -> None:
+            self.folder.refuse_started()  # another program may have, before this one had the lock
+            self.folder.remove_partial()
+            self.identity = uuid.uuid4().hex
+
+        self.trainer.world.on_rank_zero(claim)
+        self.trainer.initialise_from_data(self.clock.whole_batch(0))
+        if self.trainer.world.rank == 0:
+            self.folder.write_config({**description, "run": self.identity})
+        self.save(self.folder.last)
+
+    def go_on(self, rollback: bool, report: Callable[[str], None]) -> None:
+        """Set a run back to its last checkpoint, or to its best one, and drop later metrics. After
+        a crash at any point in here, the same command repeats all of it. Raises CheckpointError if
+        there is nothing to go on from."""
+        trainer, clock = self.trainer, self.clock
+        record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
+        self.identity = record.get("run")
+        if saved is None:
+            trainer.initialise_from_data(clock.whole_batch(0))
+        else:
+            trainer.restore(saved)
+            clock.seconds = saved.record["seconds"]
+            self.evaluator.best = saved.record["best"]
+        trainer.lam = self.config.lam
+        trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
+        self.evaluator.best = trainer.world.broadcast(self.evaluator.best)
+
+    def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
+        """config.json, and the checkpoint to go on from; None: from the start."""
+        folder = self.folder
+        _, record = folder.open(folder.path)
+        folder.remove_partial()
+        if rollback and not folder.best.exists() and not folder.read_metrics():
+            return record, None
+        path = folder.best if rollback else folder.last
+        return record, load_checkpoint(path, self.trainer.layout, record)
+
+    def _update(self, rollback: bool, record: dict, saved, report) -> None:
+        """Make the folder one of a run that goes on from here."""
+        folder, trainer, config = self.folder, self.trainer, self.config
+        step, steps = trainer.step, config.epochs * trainer.steps_per_epoch
+        best, kept = self.evaluator.best, None
+        at = best["step"] if best else 0
+        if step > steps:
+            raise UsageError(
+                f"{folder.path} is at step {step}, past --epochs {config.epochs} ({steps} steps): "
+                "give more epochs"
+            )
+        with suppress(SnfnpError):  # it may be damaged, or another run's
+            kept = load_checkpoint(folder.best, trainer.layout, record).step
+        lost = best is not None and kept != at
+        if step == steps and (best is None or lost and at < step):
+            raise CheckpointError(
+                f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or "
+                "give more --epochs to choose another"
+            )
+        if lost and at < step:
+            report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
+            self.evaluator.best = None
+        length, digest = saved.record["metrics"] if saved else metrics_digest(b"")
+        if length and not folder.metrics_file.exists():
+            report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
+            length, digest = metrics_digest(b"")
+        metrics = folder.metrics()[:length]
+        if metrics_digest(metrics) != [length, digest]:
+            raise SnfnpError(
+                f"{folder.metrics_file} is damaged (not what it was at step {step}): restore it, "
+                "or delete it to go on without"
+            )
+        self.save(folder.last, metrics)
+        if metrics != folder.metrics():
+            folder.write_metrics(metrics)
+        changed = config.changes_from(TrainConfig.from_dict(record["config"]))
+        before, now = record.get("processes", 1), trainer.world.size
+        if changed or rollback or before != now:
+            more = {"processes": [before, now]} if before != now else {}
+            event = {"step": step, "rollback": rollback, "changed": changed | more}
+            record["processes"] = now
+            record["history"] = [*record.get("history", []), event]
+            record["config"] |= {name: value for name, (_, value) in changed.items()}
+            folder.write_config(record)
+        if lost and at == step:
+            self.save(folder.best)  # a crash came between the two files
+        if step < steps:
+            folder.remove_summary()
+        else:
+            report(f"{folder.path} is finished: give more --epochs to train longer")
+        if changed:
+            words = (f"{name} {value} (was {old})" for name, (old, value) in changed.items())
+            report(f"from step {step} on: {', '.join(words)}")
+
+    def advice(self) -> str:
+        """The ways to go on after a divergence, with options that then work."""
+        options = f"--out {shlex.quote(str(self.folder.path))} --lr {self.config.lr / 10:g}"
+        best = self.evaluator.best
+        origin = f"the best evaluation (step {best['step']})" if best else "the start"
+        ways = [f"from {origin} with --rollback {options}"]
+        if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
+            ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
+        config = self.config
+        free = not config.controller and all(need.holds(config) for need in FREE_LAMBDA)
+        also = "a larger --lambda or " if free else ""
+        return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

@@ -1,0 +1,95 @@
+"""Several runs beside each other: what each of them reached, and how far it is from the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.files import parse_json, read_bytes
+from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.runs.folder import RunFolder
+
+# Options that say how long a run is and what computes it: no name for what it does.
+_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "overlap")
+_UNNAMED += ("data_dir", "out", "tensorboard")
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run as its folder describes it, without its checkpoints.
+
+    config: its options, filled in; data: what two runs must have in common for their likelihoods
+    to be compared; metrics: a record per exact evaluation; nll: {epoch: exact validation NLL in
+    nats}; test_nll: the test NLL at the best epoch, None: the run is not done.
+    """
+
+    path: Path
+    config: TrainConfig
+    data: tuple
+    metrics: list[dict]
+    nll: dict[int, float]
+    test_nll: float | None
+
+
+def _open(path: Path) -> ComparedRun:
+    folder, record = RunFolder.open(path)
+    metrics = folder.read_metrics()
+    if not metrics:
+        raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
+    config = TrainConfig.from_dict(record["config"]).filled()
+    nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
+    summary, test = folder.summary_file, None
+    if summary.exists():
+        content = read_bytes(summary, UsageError, f"{summary} is gone")
+        try:
+            test = float(parse_json(content)["test_nll_nats"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise SnfnpError(f"{summary} is damaged: restore it, or delete it") from None
+    return ComparedRun(path, config, (config.data, folder.data(record)), metrics, nll, test)
+
+
+def open_runs(paths: list[Path]) -> list[ComparedRun]:
+    """The runs in these folders. Raises UsageError for one that is none, or none evaluated yet, or
+    if they are not of the same images."""
+    first, *others = runs = [_open(path) for path in paths]
+    for run in others:
+        if run.data != first.data:
+            raise UsageError(
+                f"{run.path} was trained on other images than {first.path}: their likelihoods "
+                "cannot be compared"
+            )
+    return runs
+
+
+def labels(runs: list[ComparedRun]) -> list[str]:
+    """The options by which each run differs from others, as on the command line; of different
+    models without what each preset says. Runs that differ in nothing: the names of their folders.
+    """
+    names: list[list[str]] = [[] for _ in runs]
+    models = {run.config.model for run in runs}
+    for option in OPTIONS.values():
+        values = [getattr(run.config, option.name) for run in runs]
+        if option.name in _UNNAMED or len(set(map(repr, values))) == 1:
+            continue
+        for run, value, parts in zip(runs, values, names, strict=True):
+            if value is None or len(models) > 1 and value == run.config.usual(option.name):
+                continue
+            flag = option.flag_for(value)
+            shown = f"{value:g}" if isinstance(value, float) else value
+            parts.append(flag if isinstance(value, bool) else f"{flag} {shown}")
+    joined = [" ".join(parts) for parts in names]
+    return joined if len(set(joined)) == len(joined) else [str(run.path) for run in runs]
+
+
+def common_epochs(runs: list[ComparedRun]) -> list[int]:
+    """The epochs after which every run was evaluated."""
+    return sorted(set.intersection(*(set(run.nll) for run in runs)))
+
+
+def largest_gap(run: ComparedRun, first: ComparedRun, start: int) -> tuple[int, float] | None:
+    """(epoch, difference in nats from `first`) of the largest difference in size, over the
+    evaluations of both from epoch `start` on; None: there are none."""
+    later = [epoch for epoch in common_epochs([run, first]) if epoch >= start]
+    gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in later}
+    return max(gaps.items(), key=lambda gap: abs(gap[1]), default=None)

@@ -1,0 +1,193 @@
+"""A run's folder: configuration, metrics as JSON lines, checkpoints and pictures.
+
+config.json              every choice, versions, data source, device, threads; under "history" what
+                         was changed by `--resume`, and at which step; with a SHA-256 of it all
+metrics.jsonl            one line per exact evaluation
+last.safetensors         the checkpoint from which `--resume` goes on
+best.safetensors         the best validation epoch, which `load_run` opens
+summary.json             the best epoch and its test likelihood, once the run is done
+samples.png, curves.png
+tensorboard              the same metrics for TensorBoard, with --tensorboard
+run.lock                 the process that trains in the folder, while one does
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from snfnp.data import Dataset
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training import files
+from snfnp.training.options import RetiredError, TrainConfig
+from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
+
+
+class RunFolder:
+    """Paths and files of one run. `with run.lock:` keeps other programs from training in it."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.lock = files.FolderLock(self.path / "run.lock")
+
+    config_file = property(lambda self: self.path / "config.json")
+    metrics_file = property(lambda self: self.path / "metrics.jsonl")
+    last = property(lambda self: self.path / "last.safetensors")
+    best = property(lambda self: self.path / "best.safetensors")
+    summary_file = property(lambda self: self.path / "summary.json")
+    samples = property(lambda self: self.path / "samples.png")
+    curves = property(lambda self: self.path / "curves.png")
+    event_files = property(lambda self: self.path / "tensorboard")
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
+        UsageError if it cannot be made, or a run is in it."""
+        run = cls(path)
+        with files.explained(f"make {path}", "choose another --out", UsageError):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.refuse_started()
+        return run
+
+    def refuse_started(self) -> None:
+        """Raises UsageError if the folder holds more than a start that failed leaves."""
+        failed = {"config.json", "run.lock"}
+        for name in {file.name for file in self.path.iterdir()} - failed:
+            if not name.endswith(files.PARTIAL):
+                raise UsageError(
+                    f"{self.path} exists and holds {name}: choose another --out, or add --resume "
+                    "to go on with that run"
+                )
+
+    def has_checkpoint(self) -> bool:
+        """Say whether there is one to go on from; no for a path that cannot be looked at."""
+        return os.path.exists(self.last) or os.path.exists(self.best)
+
+    def remove_partial(self) -> None:
+        """Remove what killed runs left half written; only with the lock."""
+        for path in (self.config_file, self.metrics_file, self.last, self.best, self.summary_file):
+            for partial in self.path.glob(f"{path.name}.*{files.PARTIAL}"):
+                files.remove(partial)
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, dict]:
+        """An existing run and the contents of its config.json."""
+        run = cls(path)
+        missing = f"{path} is no run folder (it has no config.json): check the path"
+        content = files.read_bytes(run.config_file, UsageError, missing)
+        try:
+            record = files.parse_json(content)
+            if "sha256" in record and record["sha256"] != _digest(record):
+                raise ValueError("its checksum differs")
+            if not isinstance(record.get("history", []), list):
+                raise ValueError("history is no list")
+            TrainConfig.from_dict(record.get("config"))
+        except RetiredError as error:
+            raise UsageError(f"{path} cannot be opened: {error}") from None
+        except (ValueError, UsageError) as error:
+            raise SnfnpError(
+                f"{run.config_file} is damaged ({str(error)[:100]}): restore it (options are "
+                "changed by --resume, not in the file)"
+            ) from None
+        return run, record
+
+    def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
+        """The data by a config.json: images per split, and their shape (H, W, C)."""
+        data: Any = record.get("data")
+        found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
+        for numbers in found:
+            whole = isinstance(numbers, list) and len(numbers) == 3
+            if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
+                raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
+        return found[0], tuple(found[1])
+
+    def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
+        """Raises UsageError if a data set cannot be the one that a config.json is of."""
+        counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
+        found, then = (counts, tuple(dataset.train.shape[1:])), self.data(record)
+        if found != then:
+            raise UsageError(
+                f"{self.path} was trained on {then[0]} images (train, validation, test) of shape "
+                f"{then[1]}, found {found[0]} of {found[1]}: give the same data with --data-dir"
+            )
+
+    def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
+        """The configuration with which a run goes on.
+
+        changes: options that are others from now on; rollback: with the optimiser's settings of the
+        best checkpoint, if there is one; keep_longer: fewer epochs than the run was extended to
+        since are not asked for. Raises UsageError if that would not be the same run.
+        """
+        _, record = self.open(self.path)
+        config = TrainConfig.from_dict(record["config"])
+        if rollback and self.best.exists():
+            layout = config.build_flow(self.data(record)[1]).layout
+            best = load_checkpoint(self.best, layout, record)
+            config = config.with_optimiser_of(best.record["config"])
+        if keep_longer and "epochs" in changes:
+            changes = {**changes, "epochs": max(changes["epochs"], config.epochs or 0)}
+        return config.resumed(changes, self.path)
+
+    def write_config(self, record: dict) -> None:
+        _write_json(self.config_file, {**record, "sha256": _digest(record)})
+
+    def write_summary(self, record: dict) -> None:
+        _write_json(self.summary_file, record)
+
+    def remove_summary(self) -> None:
+        """Remove the summary of a run that goes on: it will have another."""
+        with files.explained(f"remove {self.summary_file}", "remove it"):
+            self.summary_file.unlink(missing_ok=True)
+
+    def append_metrics(self, record: dict) -> None:
+        """Add a line; flushed, so that a crash keeps it."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with (
+            files.explained(f"write {self.metrics_file}", "free some space"),
+            open(files.open_regular(self.metrics_file, flags), "ab") as file,
+        ):
+            file.write(line.encode())
+
+    def write_metrics(self, content: bytes) -> None:
+        files.write_atomically(self.metrics_file, content)
+
+    def metrics(self) -> bytes:
+        """The evaluations as the file has them; nothing if there is no file."""
+        if not self.metrics_file.exists():
+            return b""
+        return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
+
+    def read_metrics(self) -> list[dict]:
+        """All evaluations so far. Raises SnfnpError if a line is damaged."""
+        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(files.parse_json(line))
+                if not is_evaluation(records[-1]):
+                    raise ValueError("no evaluation")
+            except ValueError as error:
+                raise SnfnpError(
+                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
+                    "it, or delete it to go on without"
+                ) from None
+        return records
+
+
+def metrics_digest(metrics: bytes) -> list:
+    """[length, SHA-256] of the metrics, which a checkpoint records."""
+    return [len(metrics), hashlib.sha256(metrics).hexdigest()]
+
+
+def _digest(record: dict) -> str:
+    """The SHA-256 of a record, without that itself."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _write_json(path: Path, record: dict) -> None:
+    files.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

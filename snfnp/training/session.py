@@ -1,0 +1,151 @@
+"""A run from its options to its summary: `start` a new one, `resume` one from its folder."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from snfnp.data import Dataset, load_dataset
+from snfnp.errors import SnfnpError
+from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
+from snfnp.parameters import Layout
+from snfnp.training import tensorboard
+from snfnp.training.loop import train
+from snfnp.training.memory import within_memory
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to be trained, and whose folder is locked.
+
+    config: resolved; goes_on: False for a new run, True from the last checkpoint, "best" from the
+    best one; world: the ranks that train together.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    ops: Ops
+    folder: RunFolder
+    goes_on: bool | str
+    world: Communicator
+
+    def train(self, report: Callable[[str], None] = print) -> dict:
+        """Train to the end; the summary, as `snfnp.train` returns it."""
+        config, dataset = self.config, self.dataset
+        also = " in a new run" if self.goes_on else ""
+        if config.preset.has_recomputable_layers and not config.recompute:
+            also += ", or --recompute"
+
+        def buffers() -> int:  # bytes of the parameters, their gradients and Adam's two moments
+            return 4 * _layout(config, dataset).size * np.dtype(config.dtype).itemsize
+
+        with within_memory(self.ops, "--batch-size", config.batch_size, buffers, also):
+            how = (self.folder, self.goes_on, report)
+            return train(config, dataset, self.ops, *how, world=self.world)
+
+
+@contextmanager
+def started(
+    config: TrainConfig, dataset: Dataset | None = None, world: Communicator = SINGLE_PROCESS
+) -> Iterator[Session]:
+    """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
+    config, dataset, ops = _prepare(config, dataset, world)
+    _layout(config, dataset)  # what a model refuses, it refuses before there is a folder
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.data}-{config.model}-{config.gradient}-{stamp}"
+    path = world.broadcast(config.out or Path("runs") / name)
+    folder = RunFolder(path)
+    with ExitStack() as held:
+
+        def claim() -> None:
+            folder.create(path)
+            held.enter_context(folder.lock)
+
+        world.on_rank_zero(claim)
+        yield Session(replace(config, out=path), dataset, ops, folder, False, world)
+
+
+@contextmanager
+def resumed(
+    path: Path,
+    changes: dict,
+    rollback: bool = False,
+    keep_longer: bool = False,
+    dataset: Dataset | None = None,
+    world: Communicator = SINGLE_PROCESS,
+) -> Iterator[Session]:
+    """The run in a folder, which goes on; see `resume`. keep_longer: fewer epochs than the run was
+    extended to since are not asked for."""
+    folder = RunFolder(path)
+    with ExitStack() as held:
+
+        def opened() -> TrainConfig:
+            folder.open(path)  # before there is a lock in what is no run's folder
+            held.enter_context(folder.lock)
+            return folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
+
+        config, dataset, ops = _prepare(world.on_rank_zero(opened), dataset, world)
+        yield Session(config, dataset, ops, folder, "best" if rollback else True, world)
+
+
+def resume(
+    path: str | Path,
+    *,
+    rollback: bool = False,
+    dataset: Dataset | None = None,
+    report: Callable[[str], None] = print,
+    **changes,
+) -> dict:
+    """Go on with the run in a folder, and return what `snfnp.train` returns.
+
+        snfnp.resume("runs/mine", epochs=20, lr=1e-4)
+
+    rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
+    images, if the run was trained on others than `load_dataset` finds; report: gets every line;
+    changes: options of `TrainConfig` that are others from here on. Raises UsageError if `path` is
+    no run's folder, if another program trains in it, or if with these options or images it would
+    not be the same run.
+    """
+    with resumed(Path(path), changes, rollback, dataset=dataset) as session:
+        return session.train(report)
+
+
+def _prepare(
+    config: TrainConfig, dataset: Dataset | None, world: Communicator
+) -> tuple[TrainConfig, Dataset, Ops]:
+    """The configuration resolved, the images, and the operations."""
+    ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
+    if dataset is None:
+        dataset = _load(config, world)
+    config = config.resolve(len(dataset.train))
+    config.check_processes(world.size)
+    if config.tensorboard:
+        tensorboard.require()  # before there is a folder
+    return config, dataset, ops
+
+
+def _layout(config: TrainConfig, dataset: Dataset) -> Layout:
+    return config.build_flow(dataset.train.shape[1:]).layout
+
+
+def _load(config: TrainConfig, world: Communicator) -> Dataset:
+    """The images; on each machine one process is first, which may have to download them."""
+    dataset = error = None
+    # Rank 0 says for all of them what is found, and is no error.
+    with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
+        if world.local_rank == 0:
+            try:
+                dataset = load_dataset(config.data, config.data_dir)
+            except SnfnpError as failure:
+                error = failure
+        for failed in filter(None, world.gather(error)):
+            raise failed
+        return dataset or load_dataset(config.data, config.data_dir)

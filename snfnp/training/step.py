@@ -1,0 +1,171 @@
+"""One training step, in the order in which things happen.
+
+What is logged while training is a surrogate: log p_Z(z) + the data-dependent log-determinants
+− λ times the reconstruction error, averaged over the batch. It leaves out every log|det W|, which
+self-normalizing training never computes. Only `snfnp.likelihood` computes a likelihood.
+
+A batch may be cut into slices, one for every process (rank). All that a slice needs of the others
+are sums: of the gradient, and of a few figures.
+
+Derivation: derivations/03-self-normalizing.md and 25-many-cores.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snfnp import registry
+from snfnp.context import BackwardContext, Slice
+from snfnp.flow import Flow
+from snfnp.likelihood import TRAINING_NOISE
+from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
+from snfnp.parameters import Layout
+from snfnp.training.adam import Adam
+from snfnp.training.followers import make_followers
+from snfnp.training.options import TrainConfig
+
+_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # in `sums`; what followers add up comes behind
+
+
+def cut(total: int, parts: int) -> list[Slice]:
+    """A batch of `total` samples in `parts` slices, as even as can be, in order."""
+    return [
+        Slice(share.start, len(share), total, index, parts)
+        for index, share in enumerate(shares(total, parts))
+    ]
+
+
+class TrainingStep:
+    """The arrays of a run on one device, all of them at fixed addresses, and the step itself.
+
+    p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`: m and v as
+    far as the optimiser moves p; in place of the rest's gradient, its next values);
+    params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
+    number, learning rate and λ; log: what steps saw (`snfnp.ops.step.log`); multipliers: λ's
+    controllers, or None; followers: all that is followed (`snfnp.training.followers`); state,
+    states: what they keep, flat and by name. world: the ranks that train together; communicator:
+    what sums arrays of the device over them.
+    """
+
+    def __init__(self, ops, flow: Flow, config: TrainConfig, world: Communicator = SINGLE_PROCESS):
+        self.ops, self.flow, self.config, self.world = ops, flow, config, world
+        self.communicator = ops.device.communicator(world)
+        self.adam = Adam()
+        self.layout = layout = flow.layout
+        self.p = self.initial()
+        self.gradient = ops.xp.zeros_like(self.p)
+        self.m, self.v = (ops.xp.zeros_like(self.p[: layout.split]) for _ in range(2))
+        self.params = layout.views(self.p)
+        self.grads = layout.optimised.views(self.gradient)
+        self.updates = layout.updated.views(self.gradient)
+        self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
+
+        self.multipliers, jacobian_mean = make_followers(ops, flow, config)
+        self.followers = [each for each in (self.multipliers, jacobian_mean) if each]
+        shapes = {name: own for each in self.followers for name, own in each.state_shapes.items()}
+        self.state_layout = Layout.of(shapes)
+        self.state = ops.xp.zeros(self.state_layout.size)
+        self.states = self.state_layout.views(self.state)
+        self.sums = ops.xp.zeros(_FIGURES + sum(each.sums for each in self.followers))
+        start = _FIGURES
+        for each in self.followers:
+            each.attach(self.states, self.sums[start : start + each.sums])
+            start += each.sums
+        self._noise = registry.find("noise") if config.objective == "variational" else None
+        self._part = self._weights = None
+        self.slice_of(config.batch_size // world.size)
+
+    def initial(self):
+        """The parameters that the run starts from, flat."""
+        drawn = self.flow.init(self.config.seed)
+        return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
+
+    def slice_of(self, samples: int) -> tuple[Slice, object]:
+        """This rank's slice of a batch of which it has so many samples, and their weights 1/N.
+
+        Asked for before a step is recorded: what is kept is not to lie in a graph's memory.
+        """
+        if self._part is None or self._part.count != samples:
+            self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
+            self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
+        return self._part, self._weights
+
+    def encode(self, images, step, part: Slice):
+        """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
+        key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
+        return self.flow.encode(self.ops, images, key, self.p.dtype)
+
+    def ascend(self, images) -> None:
+        """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
+
+        If the density is not finite the step has failed: the log keeps its number, and nothing
+        moves any more. The host looks if that costs no wait.
+        """
+        ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
+        part, weights = self.slice_of(len(images))
+        samples, share = part.total, part.count / part.total
+
+        # Encode: dequantisation noise, scale and logit (A.3).
+        x, log_jacobian = self.encode(images, scalars.step, part)
+
+        # Forward: log p_Z(z) and the log-determinants that depend on x (Eq. 6), no log|det W|.
+        key = RandomKey(config.seed, 0, scalars.step, part.first)
+        noise = self._noise and self._noise(ops, flow, self.params, key)
+        latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
+        density = flow.log_density(ops, latents) + log_jacobian + ldj
+        log.density(density, scalars.number)
+
+        # Backward: the gradients of Eq. 3, R's next value if a rule finds it, each layer's error.
+        measured = {}
+        if not ops.known_on_host(log.failed):
+            weight = self.p.dtype.type(1 / samples)
+            volume, factor = samples * np.float64(weight), scalars.lam * (-2 / samples)
+            ctx = BackwardContext(ops, weights, volume, factor, key, part)
+            factors = {}
+            for follower in self.followers:
+                factors |= follower.error_factors(samples)
+            deltas = flow.latent_gradients(latents, samples)
+            with ops.side_stream():
+                _, measured = flow.backward(ctx, self.params, caches, deltas, self.grads, factors)
+            for layer, own in measured.items():
+                for name, value in own.updates.items():
+                    self.updates[layer][name][...] = value
+        errors = [own.error for own in measured.values() if own.error is not None]
+        reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
+        for follower in self.followers:
+            follower.collect(measured, share)
+
+        # All-reduce: gradients of slices add up, and so do figures.
+        if self.world.size > 1:
+            self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
+            self.sums[_RECONSTRUCTION] = reconstruction * share
+            self.communicator.all_reduce(self.gradient, self.sums)
+            log.density(self.sums[:_RECONSTRUCTION], scalars.number)
+            reconstruction = self.sums[_RECONSTRUCTION, ...]
+
+        # Adam, and the next values of what no optimiser moves.
+        optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
+        failed, unsound, found = log.failed, 0.0, self.layout.split < self.layout.size
+        if found:
+            unsound = ops.step.nonfinite_flag(self.gradient[updated])
+            failed = failed + unsound
+        squares = self.adam.update(
+            ops,
+            self.gradient[optimised],
+            scalars.lr,
+            scalars.number,
+            config.clip_norm,
+            failed,
+            out=(self.p[optimised], self.m, self.v),
+        )
+        if found:
+            squares = squares + unsound
+            ops.step.assign(self.gradient[updated], squares, failed, out=self.p[updated])
+
+        # Followers: λ of the next step, the mean of Eq. 31.
+        figures = reconstruction, scalars.lam
+        for follower in self.followers:
+            figures = follower.update(figures, samples, squares, log.failed)
+
+        # Log.
+        log.step(figures[0], squares, figures[1], scalars.number)

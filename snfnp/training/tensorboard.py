@@ -1,0 +1,77 @@
+"""The metrics of a run for TensorBoard (`--tensorboard`): those of metrics.jsonl as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.runs.folder import RunFolder
+
+_AXES = ("epoch", "step", "seconds")
+
+
+def require():
+    """The package that writes TensorBoard's files. Raises UsageError if it is missing."""
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise UsageError(
+            f"--tensorboard needs tensorboardX ({error}): install it with "
+            '`python -m pip install "tensorboardX>=2.6.2.2"`, or leave the option out'
+        ) from None
+    return tensorboardX
+
+
+@contextmanager
+def recording(run: RunFolder, with_events: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that keeps an evaluation's record: in metrics.jsonl and, if asked for, for
+    TensorBoard.
+
+    TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
+    a point twice, and begin at the first epoch, even if earlier parts were trained without it.
+    """
+    if not with_events:
+        yield run.append_metrics
+        return
+    with closing(_new_writer(run)) as writer:
+
+        def keep(record: dict) -> None:
+            run.append_metrics(record)
+            _write(writer, record)
+
+        for record in run.read_metrics():
+            _write(writer, record)
+        yield keep
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """{name of a curve: value} of a record; those of a layer are "figure/layer"."""
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    curves: dict[str, float] = {name: numbers[name] for name in numbers if name not in _AXES}
+    for layer, figures in record.get("layers", {}).items():
+        curves |= {f"{figure}/{layer}": value for figure, value in figures.items()}
+    return curves
+
+
+def _new_writer(run: RunFolder):
+    package, folder = require(), run.event_files
+    try:
+        if folder.is_symlink():
+            raise OSError(0, "it is a symbolic link")
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):  # TensorBoard's own names
+            old.unlink()
+        return package.SummaryWriter(str(folder))
+    except OSError as error:
+        raise SnfnpError(
+            f"cannot write {folder} ({error.strerror}): remove it, or leave --tensorboard out"
+        ) from None
+
+
+def _write(writer, record: dict) -> None:
+    """Add a point to every curve. Its time is that of training, which makes TensorBoard's
+    "relative" axis the training time, also of a run that was resumed days later."""
+    for name, value in scalars(record).items():
+        writer.add_scalar(name, value, record["step"], walltime=record["seconds"])
+    writer.flush()

@@ -1,0 +1,136 @@
+"""Every way to train, on the device: NumPy's numbers, no wait, and the same steps from a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.trainers import host, images_of, make_trainer
+
+from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
+from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.monitors import Inspection
+from snfnp.errors import DivergedError
+from snfnp.flow import Flow
+from snfnp.layers import Linear, Squeeze
+from snfnp.maps import Conv2d
+from snfnp.ops import get_ops
+
+
+def _linear(channels: int) -> Linear:
+    inverse = Conv2d((5, 5), channels)
+    return Linear(Conv2d((3, 3), channels), LeastSquares(), inverse_map=inverse)
+
+
+# Two convolutions in place of nine: normal equations of one block and of several.
+CONVOLUTIONS = Flow((8, 8, 1), (("a", _linear(1)), ("squeeze", Squeeze()), ("b", _linear(4))))
+GECO = {"lambda_control": "geco", "tolerance": 1e-5, "lambda_rate": 20.0}
+MDMM = GECO | {"lambda_control": "mdmm"}
+PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
+NOISE = {"objective": "variational", "sigma": 0.4}
+# Options, and how many launches a step may take more than one without them. A controller: one for
+# all layers, one for each λ, and one for each ‖h‖². Probes, of two layers, each: the signs, their
+# rows beside those of two or three arrays, at two launches each, and their factors; the product
+# T(W)ν of Eq. 31 alone, and two for the log.
+WAYS = {
+    "plain": ({"model": "fc"}, None),
+    "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
+    "geco, one λ": ({"model": "fc", **GECO, "lambda_sharing": "flow"}, None),
+    "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),
+    "mdmm": ({"model": "fc", **MDMM, "lambda_sharing": "layer"}, None),
+    "mdmm, conv": ({"model": "conv", **MDMM, "lambda_sharing": "layer"}, None),
+    "Eq. 31": ({"model": "fc", **PENALTY}, 15),
+    "Eq. 31, conv": ({"model": "conv", **PENALTY}, None),
+    "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, None),
+    "probe": ({"model": "fc", "gradient": "probe", "probes": 2}, 18),
+    "variational": ({"model": "fc", **NOISE}, None),
+    "variational, conv": ({"model": "conv", **NOISE}, None),
+    "chain": ({"model": "conv", "inverse_depth": 2}, None),
+    "projection": ({"model": "fc", "recipe": "least-squares"}, None),
+    "least squares": ({"model": "conv", "recipe": "least-squares", "flow": CONVOLUTIONS}, None),
+    "least squares, 1x1": ({"model": "glow", "recipe": "least-squares"}, None),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@each_way
+def test_steps_are_numpys(ops, way):
+    found, expected = (
+        take_steps(make_trainer(each, **WAYS[way][0], dtype="float64"), range(2))
+        for each in (ops, get_ops("numpy"))
+    )
+    assert_numpys(found, expected, 1e-9)
+    a, b = host(found, "state"), host(expected, "state")
+    # a step of Adam before the last errors, which are small differences of large numbers
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+    assert "lambda_control" not in WAYS[way][0] or found.lam_figures()["lam"] != 1.0
+
+
+@each_way
+def test_a_graph_does_what_plain_steps_do(ops, way):
+    """Noise, probes and λ are new in every step, though it was recorded once."""
+    eager, graph = (
+        take_steps(make_trainer(ops, graph=flag, **WAYS[way][0]), range(6)) for flag in (0, 1)
+    )
+    assert graph._ascend.recorded
+    assert_alike(graph, eager)
+    if way in ("plain", "mdmm"):  # a checkpoint goes into a step that was captured
+        checkpoint = graph.checkpoint({})
+        take_steps(graph, range(6, 8))
+        graph.restore(checkpoint)
+        for trainer in (graph, eager):
+            take_steps(trainer, range(6, 8))
+        assert_alike(graph, eager)
+
+
+def assert_alike(found, expected):
+    for name in ("p", "m", "v", "state"):
+        np.testing.assert_array_equal(host(found, name), host(expected, name))
+    assert found.metrics() == expected.metrics()
+    assert found.lam_figures() == expected.lam_figures()
+
+
+@each_way
+def test_a_step_neither_waits_nor_launches_much_more(ops, standin, way):
+    """Arrays that depend on shapes alone were copied by the first step."""
+    changes, most = WAYS[way]
+    plain = {"model": changes["model"]}
+    launches = []
+    for options in (changes, plain) if most else (changes,):
+        trainer = take_steps(make_trainer(ops, graph=False, **options), range(2))
+        spent = spent_by_a_step(trainer, standin)
+        assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
+        launches.append(spent["launches"])
+    print(f"{way}: {launches}")
+    assert most is None or launches[0] - launches[1] <= most
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("changes", [MDMM, {"recipe": "least-squares"}], ids=["λ", "R"])
+def test_a_step_that_fails_leaves_all_as_it_was(ops, graph, changes):
+    trainer = take_steps(make_trainer(ops, graph=graph, **changes), range(4))
+    trainer.params["dense2"]["W"].reshape(-1)[:1] = np.nan
+    before = [host(trainer, name) for name in ("p", "state")]
+    for step in range(4, 7):
+        trainer.training_step(images_of(trainer, step))
+    with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
+        trainer.check(lambda step: images_of(trainer, step))
+    for name, array in zip(("p", "state"), before, strict=True):
+        np.testing.assert_array_equal(host(trainer, name), array)
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_monitors_and_refined_samples_are_numpys(ops, model):
+    figures, drawn = [], []
+    for each in (ops, get_ops("numpy")):
+        trainer = make_trainer(each, model, dtype="float64")
+        batch = images_of(trainer, 0)
+        images = np.concatenate([each.to_host(images_of(trainer, step)) for step in range(30)])
+        inspection = Inspection(trainer, lambda step, batch=batch: batch)
+        likelihood = trainer.likelihood()
+        likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
+        figures.append(inspection.figures(likelihood)["layers"])
+        drawn.append(likelihood.sample(3, seed=0, refined=True))
+    found, expected = figures
+    for name, own in expected.items():
+        assert found[name] == pytest.approx(own, rel=1e-6, abs=1e-12)
+    assert np.mean(drawn[0] != drawn[1]) < 0.01

@@ -1,0 +1,20 @@
+"""Results that the number of Numba's threads must not change."""
+
+import numba
+import numpy as np
+import pytest
+
+
+def assert_threads_change_no_bit(results) -> None:
+    """The arrays that results() gives on one thread are those on two, bit for bit."""
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread only")
+    before, found = numba.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            found.append(results())
+    finally:
+        numba.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,199 @@
+"""The architecture: imports go one way, in `ops` too."""
+
+import ast
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from snfnp import registry
+from snfnp.context import BackwardContext
+from snfnp.layers import Layer
+from snfnp.ops.backends import DEFINITIONS
+from snfnp.rules import Rule
+
+ROOT = Path(__file__).parents[1]
+# From the top down. A module imports what stands on lower floors, or belongs to itself.
+FLOORS = (
+    {"scripts", "__main__"},
+    {"cli"},
+    {"beyond"},
+    {"training"},
+    {"likelihood", "diagnostics", "gradcheck", "models", "data"},
+    {"flow"},
+    {"layers"},
+    {"rules"},
+    {"maps", "context", "parameters", "processes"},
+    {"ops", "__init__", "terminal"},
+    {"errors", "folders", "threads", "registry"},
+)
+# The same for the folders and files of `ops`.
+FLOORS_OF_OPS = (
+    {"__init__"},
+    {"backends"},
+    {"causal", "coupling"},
+    {"conv"},
+    {"channels", "images", "step"},
+    {"activation", "linalg", "random", "spline"},
+    {"gpu"},
+    {"host", "jit"},
+    {"communication", "epilogue", "group", "simd"},
+)
+# Outside ops, what may know of a backend's libraries, and why.
+KNOW_NUMBA = {
+    "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
+    "scripts/benchmarks/timing.py": "says how many threads a timing was taken on",
+}
+KNOW_CUPY = {"scripts/benchmarks/launches.py": "counts the kernels that a step records"}
+NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
+CUPY = re.compile(r"cupyx?\b|snfnp\.ops\.(gpu\b|\w+\.gpu\b)")
+
+
+def imports(path):
+    """Every name that a file imports, wherever in the file: "snfnp.ops.RandomKey", …"""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def sources(root):
+    """(path, path from the root, module of the package or "scripts") of every Python file."""
+    for path in chain(root.glob("snfnp/**/*.py"), root.glob("scripts/**/*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        module = parts[0] if parts[0] == "scripts" else parts[1]
+        yield path, path.relative_to(root).as_posix(), module
+
+
+def upward(root, package="snfnp", floors=FLOORS):
+    """Imports that do not go down, and modules that stand on no floor."""
+    level = {name: -floor for floor, names in enumerate(floors) for name in names}
+    depth = package.count(".") + 1
+    for path, file, module in sources(root):
+        if package != "snfnp" and not file.startswith(f"{package.replace('.', '/')}/"):
+            continue
+        if module != "scripts":
+            module = path.relative_to(root).with_suffix("").parts[depth]
+        if module not in level:
+            yield f"{file} stands on no floor"
+            continue
+        for name in imports(path):
+            if not f"{name}.".startswith(f"{package}."):
+                continue
+            other = (*name.split("."), "")[depth]
+            other = other if other in level else "__init__"  # a name of the package itself
+            if other != module and level[other] >= level[module]:
+                yield f"{file} imports {name}"
+
+
+def upward_in_ops(root):
+    """The same among the folders and files of `ops`."""
+    yield from upward(root, "snfnp.ops", FLOORS_OF_OPS)
+
+
+def asking(root):
+    """getattr and hasattr on layers, rules and maps, whose base classes have every member."""
+    for path, file, module in sources(root):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if module != "scripts" and node.func.id in ("getattr", "hasattr"):
+                asked = ast.unparse(node.args[0]).split(".")[-1]
+                if re.fullmatch(r"\w*(layer|rule|map)|[fgm]", asked):
+                    yield f"{file}:{node.lineno} asks a {asked}"
+
+
+def misplaced(root):
+    """Imports of a backend, or of its libraries, by what does not belong to that backend."""
+    for path, file, own in sources(root):
+        assembles = file in ("snfnp/ops/__init__.py", "snfnp/ops/backends.py")
+        cpu = own == "ops" and (path.name.startswith("cpu") or path.name in ("jit.py", "simd.py"))
+        gpu = own == "ops" and (path.name == "gpu.py" or path.parent.name == "gpu")
+        for name in imports(path):
+            if assembles and name.startswith("snfnp."):
+                continue
+            numba = NUMBA.match(name) and not (cpu or file in KNOW_NUMBA)
+            if numba or CUPY.match(name) and not (gpu or file in KNOW_CUPY):
+                yield f"{file} imports {name}"
+
+
+def beyond(root):
+    """Imports of what goes beyond the paper, by other than its own files and scripts."""
+    for path, file, own in sources(root):
+        for name in imports(path) if own not in ("beyond", "scripts") else ():
+            if re.match(r"snfnp\.beyond\b", name):
+                yield f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("rule", [upward, upward_in_ops, asking, misplaced, beyond])
+def test_the_architecture_is_as_planned(rule):
+    assert list(rule(ROOT)) == []
+    folders = {path.parent.name for path in ROOT.glob("snfnp/ops/*/__init__.py")}
+    assert folders - {"gpu", "communication"} == DEFINITIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "rule, file, text, said",
+    [
+        (
+            upward,
+            "snfnp/flow.py",
+            "from snfnp.training import x",
+            "imports snfnp.training.x",
+        ),
+        (upward, "snfnp/maps/conv.py", "from snfnp import rules", "imports snfnp.rules"),
+        (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
+        (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),
+        (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
+        *(
+            (upward_in_ops, f"snfnp/ops/{file}.py", f"from snfnp.ops.{name} import x", name)
+            for file, name in [
+                ("gpu/source", "step.log"),
+                ("communication/nccl", "gpu.launch"),
+                ("linalg/cpu_thin", "conv.cpu_tiles"),
+                ("host", "backends"),
+                ("causal/cpu", "coupling.cpu"),
+            ]
+        ),
+        (upward_in_ops, "snfnp/ops/gpu/a.py", "from snfnp.ops import conv", "snfnp.ops.conv"),
+        (upward_in_ops, "snfnp/ops/new/cpu.py", "", "snfnp/ops/new/cpu.py stands on no floor"),
+        (asking, "snfnp/cli/a.py", "getattr(layer, 'rule', None)", "a.py:1 asks a layer"),
+        (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
+        (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
+        (misplaced, "scripts/a.py", "from snfnp.ops.gpu import source", "imports snfnp.ops.gpu"),
+        (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),
+        (misplaced, "snfnp/ops/conv/gpu.py", "from snfnp.ops import jit", "imports snfnp.ops.jit"),
+        (beyond, "snfnp/models.py", "from snfnp.beyond.chain import Chain", "snfnp.beyond.chain.C"),
+    ],
+)
+def test_a_flaw_would_be_found(rule, file, text, said, tmp_path):
+    for name, content in (("snfnp/beyond/a.py", "from snfnp.ops import get_ops"), (file, text)):
+        assert list(rule(tmp_path)) == []
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert any(said in flaw for flaw in rule(tmp_path)), list(rule(tmp_path))
+
+
+def test_the_registry_finds_what_goes_beyond_the_paper_by_name():
+    assert all(callable(registry.find(name)) for name in registry._FACTORIES)
+
+
+def test_importing_the_package_imports_nothing_beyond_the_paper():
+    code = "import sys, snfnp, snfnp.training.trainer; print('snfnp.beyond' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_contracts_are_small():
+    def members(cls):
+        own = {**vars(cls), **vars(cls).get("__annotations__", {})}
+        return {name for name in own if not name.startswith("_")}
+
+    assert len(members(Layer)) <= 13
+    assert len(members(Rule)) <= 6
+    assert len(members(BackwardContext) - {"of", "at"}) <= 7

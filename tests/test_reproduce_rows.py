@@ -1,0 +1,146 @@
+"""The rows of the paper's tables: its settings and figures, and the runs that are planned."""
+
+from dataclasses import replace
+
+import pytest
+from reproduction import table3
+from reproduction.rows import TABLES
+from reproduction.runs import SCALES, plan
+from reproduction.targets import TARGETS
+from support.reproduction import FullSize
+
+from snfnp.ops import get_ops
+from snfnp.training.options import TrainConfig
+
+ROWS = [row for table in TABLES.values() for row in table.rows]
+EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
+TIMED = [row for family in table3.FAMILIES for row in family]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command(scale, …), with runs in tmp_path."""
+    return lambda scale="smoke", **more: FullSize(scale, tmp_path, get_ops("numpy"), **more)
+
+
+@pytest.mark.parametrize("row", EVERY_ROW)
+def test_a_rows_configuration_is_that_of_a_3(row):
+    """Appendix A.3, retyped: batch, rate, warm-up, clipping, λ, sizes and epochs of every model."""
+    config = TrainConfig(**row.options).resolve(50_000)
+    kind, exact = config.model, config.gradient == "exact"
+    assert config.batch_size == (64 if kind == "glow-3l-48k" else 100)
+    assert config.lr == (1e-4 if kind == "fc" else 1e-3)
+    assert config.warmup_epochs == (0 if kind == "glow-3l-48k" else 10)
+    clipped = kind == "glow-3l-48k" or kind == "glow-3l-32k" and not exact
+    assert config.clip_norm == (10_000 if clipped else None)
+    assert config.shuffle and config.augment == (row.data == "cifar-10")
+    known = {"fc": 6000, "glow": 250, "glow-2l-4k": 250, "glow-3l-32k": 1000, "glow-3l-48k": 15}
+    assert row.epochs == known.get(kind, 1000)
+    sizes = {"glow": (2, 16), "glow-2l-4k": (2, 4), "glow-3l-32k": (3, 32), "glow-3l-48k": (3, 48)}
+    assert (config.levels, config.depth) == sizes.get(kind, (None, None))
+    assert config.width == {"glow-2l-4k": 16}.get(kind, config.levels and 512)
+    if config.gradient == "self-normalizing":
+        assert config.objective == "mixture" and config.inverse_update == "gradient"
+        if kind == "glow-2l-4k":
+            assert config.lambda_control == "geco" and config.lam == 1
+        elif row.cells[-1] == f"{config.lam:g}":  # a row of Table 4
+            assert config.lambda_control == "fixed"
+        else:
+            lam = {"fc": 1, "conv": 1, "glow": 100, "glow-3l-32k": 1000, "glow-3l-48k": 1000}
+            assert config.lam == lam[kind] and config.lambda_control == "fixed"
+    assert config.init == ("authors" if config.kernel == 5 else "paper")
+    assert config.recipe == "paper" and config.chosen("bias_init") in ("zero", None)
+
+
+def test_rows_of_one_name_are_one_run_and_of_another_name_another():
+    """Also if a stand-in takes a row's place."""
+    for scale in SCALES:
+        by_name, by_config = {}, {}
+        for row in (row.at(scale) for row in ROWS):
+            config = TrainConfig(**row.options).resolve(50_000)
+            config = str(replace(config, epochs=1, track_angle=None).as_dict())
+            assert by_name.setdefault(row.name, config) == config
+            assert by_config.setdefault(config, row.name) == row.name
+
+
+def test_the_papers_likelihoods():
+    """Tables 1, 2, 4 and 5 as they are printed."""
+    printed = [
+        *(1096.5, 947.6, 947.1, 645.7, 638.6, 638.1, 637.4, 575.7, 575.4),
+        *(3.36, 3.37, 4.12, 4.14),
+        *("–", "–", "not given", 946.3, 954.6, 1007.4, 1039.8),
+        *("–", "–", "not given", 639.6, 642.9, 646.3, 660.6, 574.1, 574.8),
+        *(678.3, 678.3, 669.9),
+    ]
+    assert [row.paper for row in ROWS] == printed
+    spreads = [0.5, 0.2, 0.2, 3.6, 0.9, 1.0, 0.2, 0.8, 1.4, 0.002, 0.004, 0.002, 0.007]
+    assert [row.spread for row in ROWS] == [*spreads, *[None] * 16, 2.0, 9.7, 2.8]
+    assert {row.unit for row in TABLES["table2"].rows} == {"bits/dim"}
+    assert [row.cells for row in TABLES["table4"].rows[4::7]] == [
+        ("2L FC", "10"),
+        ("9L Conv.", "10"),
+    ]
+
+
+def test_the_papers_times():
+    """Table 3 as it is printed, in its order, with one row of ours between."""
+    printed = [(row.label, row.batch, row.sample) for row in TIMED]
+    assert printed == [
+        ("Exact FC 2-Layer", (44.9, 4.4), (61.5, 5.8)),
+        ("Relative Gradient FC 2-Layer", (7.0, 0.4), (69.2, 5.6)),
+        ("Self Normalizing FC 2-Layer", (18.7, 0.8), (38.6, 3.1)),
+        ("Exact Conv. 9-Layer", (372.2, 24.5), (241.6, 12.9)),
+        ("(Exact Conv. 9-Layer by block recursion)", None, None),
+        ("Emerging Conv. 9-Layer", (305.0, 14.5), (71.7, 8.8)),
+        ("Conv. Exponential 9-Layer", (304.4, 11.9), (84.2, 9.2)),
+        ("Self Normalizing Conv. 9-Layer", (212.5, 37.3), (29.9, 6.3)),
+        ("Glow 2L-16K", (583.4, 21.2), (163.1, 21.8)),
+        ("Self Normalizing Glow 2L-16K", (476.4, 16.7), (30.6, 2.2)),
+        ("Glow 3L-32K", (1841.3, 85.4), (126.3, 13.9)),
+        ("Self Normalizing Glow 3L-32K", (1761.2, 104.5), (97.8, 12.9)),
+        ("Glow 3L-48K", (2397.2, 204.0), (174.8, 16.7)),
+        ("Self Normalizing Glow 3L-48K", (2047.9, 152.8), (150.7, 20.8)),
+    ]
+    assert [row.data for row in TIMED] == ["MNIST"] * 10 + ["CIFAR-10"] * 2 + ["ImageNet 32x32"] * 2
+
+
+@pytest.mark.parametrize("row", TIMED, ids=lambda row: row.label)
+def test_a_timed_model_is_that_of_a_3(row):
+    config = TrainConfig(model=row.model, gradient=row.gradient).resolve(50_000)
+    assert config.batch_size == table3._BATCH.get(row.data, 100)
+    assert row.label.startswith("Self") == (row.gradient == "self-normalizing")
+    assert ("Relative" in row.label) == (row.gradient == "relative")
+    sizes = {"Glow 2L-16K": (2, 16), "Glow 3L-32K": (3, 32), "Glow 3L-48K": (3, 48)}
+    expected = sizes.get(row.label.removeprefix("Self Normalizing "), (None, None))
+    assert (config.levels, config.depth) == expected
+
+
+def test_scales_and_seeds(command, tmp_path):
+    rows = TABLES["table5"].rows
+    hour, paper = (plan(rows, command(scale), 3) for scale in ("hour", "paper"))
+    assert [(run.row.name, run.seed) for run in hour] == [
+        (row.name, seed) for row in rows for seed in (0, 1, 2)
+    ]
+    assert [run.folder for run in hour] == [run.folder for run in paper]  # one extends the other
+    assert {run.epochs for run in paper} == {250} and {run.epochs for run in hour} == {10}
+    smoke = plan(rows, command(seeds=[7]))
+    assert {run.seed for run in smoke} == {7} and {run.epochs for run in smoke} == {1}
+    assert smoke[0].folder.parent == tmp_path / "smoke"
+    assert {run.epochs for run in plan(rows, command("paper", epochs=4))} == {4}
+
+
+def test_a_smaller_model_stands_in_below_the_papers_scale(command):
+    *_, glow = TABLES["table1"].rows
+    (small,), (large,) = (plan([glow], command(scale, seeds=[0])) for scale in ("hour", "paper"))
+    assert large.row == glow and large.config(50_000, "numpy").depth == 16
+    assert small.row.instead == "2L-4K of width 16" and small.config(50_000, "numpy").depth == 4
+    assert small.folder != large.folder
+
+
+def test_rows_are_trained_in_the_order_in_which_they_are_named(command):
+    """What time runs out for is then what was named last."""
+    wanted = ("fc-snf", "conv-exact", "fc-exact")
+    planned = TARGETS["table1"].plan(command("hour", seeds=[1, 0], rows=wanted))
+    assert [(run.row.name, run.seed) for run in planned] == [
+        (name, seed) for name in wanted for seed in (1, 0)
+    ]

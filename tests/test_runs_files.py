@@ -1,0 +1,253 @@
+"""Run folders that others have a hand in: locks, whole files, links, pipes, a full disk."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from support.messages import assert_one_line
+from support.runs import START, assert_same_run
+from support.trainers import at_step, run_training, small_config, small_dataset
+
+from snfnp.cli import compare
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.ops import get_ops
+from snfnp.training import files
+from snfnp.training.loop import train
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has locked a folder."""
+    (tmp_path / "run").mkdir()
+    lock = f"with RunFolder({str(tmp_path / 'run')!r}).lock: print('locked', flush=True); sleep(60)"
+    code = f"from time import sleep\nfrom snfnp import RunFolder\n{lock}"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_trainer_is_told_who_is_the_first_and_its_death_is_enough(tmp_path, holder):
+    path = tmp_path / "run"
+    with pytest.raises(UsageError) as caught:
+        run_training(path)
+    assert_one_line(caught.value, path, "is in use by process", holder.pid, os.uname().nodename)
+    assert {file.name for file in path.iterdir()} == {"run.lock"}
+    holder.kill()
+    holder.wait()
+    assert (path / "run.lock").exists()
+    run_training(path, epochs=1)
+    assert not (path / "run.lock").exists()
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"resume": "best"}, {}])
+def test_a_trainer_keeps_others_out_from_its_first_step_to_its_last(tmp_path, monkeypatch, how):
+    refused = []
+
+    def intrude(trainer):
+        with pytest.raises(UsageError, match="in use|exists"):
+            run_training(tmp_path / "run", **how)
+        refused.append(trainer.step)
+
+    run_training(tmp_path / "alone")
+    at_step(monkeypatch, 7, intrude)
+    run_training(tmp_path / "run")
+    assert refused == [7]
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def in_threads(count, work):
+    """What that many calls at the same time raise."""
+    with ThreadPoolExecutor(count) as pool:
+        calls = [pool.submit(work) for _ in range(count)]
+    return [call.exception() for call in calls if call.exception()]
+
+
+def test_of_a_race_for_a_new_folder_one_wins(tmp_path):
+    together, done, won = threading.Barrier(8), threading.Barrier(8), []
+
+    def race():
+        together.wait()
+        try:
+            with RunFolder.create(tmp_path / "run").lock:
+                won.append(done.wait())
+        except UsageError:
+            done.wait()
+            raise
+
+    assert list(map(type, in_threads(8, race))) == 7 * [UsageError] and len(won) == 1
+
+
+def test_a_lock_that_is_given_back_is_never_held_twice(tmp_path):
+    """Its file is removed, which must not let two in that opened it before and after."""
+    held, taken, until = [], [], time.monotonic() + 1
+
+    def work():
+        while time.monotonic() < until:
+            with suppress(UsageError), files.FolderLock(tmp_path / "run.lock"):
+                held.append(1)
+                assert len(held) == 1
+                taken.append(held.pop())
+
+    assert not in_threads(4, work)
+    assert len(taken) > 20
+
+
+def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):
+    """The holder gives it back between another's opening and locking of the file."""
+    path, original = tmp_path / "run.lock", files._lock
+    first, second = files.FolderLock(path), files.FolderLock(path)
+    first.__enter__()
+
+    def lock_late(file):
+        if second._file is file and first._entered:
+            first.__exit__()
+        original(file)
+
+    monkeypatch.setattr(files, "_lock", lock_late)
+    with second, pytest.raises(UsageError, match="is in use"), files.FolderLock(path):
+        pass
+
+
+def test_a_folder_whose_start_lost_the_race_is_looked_at_again(tmp_path):
+    late = RunFolder.create(tmp_path / "run")
+    run_training(tmp_path / "run", epochs=1)
+    with pytest.raises(UsageError, match="exists and holds"):
+        train(small_config(), small_dataset(), get_ops("numpy"), late, report=lambda text: None)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files, "_lock", refuse)
+    run_training(tmp_path / "run", epochs=1)
+    assert "cannot be locked here (Function not implemented)" in capsys.readouterr().err
+
+
+def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
+    path, contents = tmp_path / "file", [bytes([n]) * 200_000 for n in range(4)]
+    files.write_atomically(path, contents[0])
+    left = list(contents)
+
+    def write():
+        content = left.pop()
+        for _ in range(20):
+            files.write_atomically(path, content)
+            assert path.read_bytes() in contents
+
+    assert not in_threads(4, write)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
+    """After a power failure too: the content before it is renamed, the folder after that."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(number):
+        done.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    files.write_atomically(tmp_path / "file", b"content")
+    assert done == ["file", "rename", "folder"]
+
+
+# ---------------------------------------------------------------- from somebody else
+
+
+@pytest.mark.parametrize("name", ["run.lock", "metrics.jsonl"])
+def test_nothing_is_written_through_a_link(copy, tmp_path, name):
+    """The file behind it may be anybody's."""
+    victim = tmp_path / "victim"
+    if name == "metrics.jsonl":
+        (copy / name).rename(victim)
+    else:
+        victim.write_text("precious")
+    before = victim.read_bytes()
+    (copy / name).symlink_to(victim)
+    with pytest.raises(SnfnpError, match=f"cannot write .*{name} .it is a symbolic link") as caught:
+        run_training(copy, resume=True, backend="numpy", epochs=4)
+    assert_one_line(caught.value)
+    if name == "run.lock":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).symlink_to(victim)
+        with pytest.raises(UsageError, match="it is a symbolic link"):  # nor by a new run
+            run_training(tmp_path / "run", backend="numpy", epochs=1)
+    assert victim.read_bytes() == before
+
+
+def test_a_linked_folder_of_events_is_left_alone(copy, tmp_path):
+    events = tmp_path / "other" / "events.out.tfevents.1"
+    events.parent.mkdir()
+    events.write_text("precious")
+    (copy / "tensorboard").symlink_to(events.parent)
+    with pytest.raises(SnfnpError, match="tensorboard .it is a symbolic link") as caught:
+        run_training(copy, resume=True, backend="numpy", epochs=4, tensorboard=True)
+    assert_one_line(caught.value)
+    assert [file.read_text() for file in events.parent.iterdir()] == ["precious"]
+
+
+WAYS = {
+    "load": lambda path, name: load_run(path, name),
+    "resume": lambda path, name: run_training(path, resume=True, backend="numpy", epochs=4),
+    "compare": lambda path, name: compare.main([str(path)]),
+}
+READ = {
+    "load": ("config.json", "last.safetensors", "best.safetensors"),
+    "resume": ("config.json", "last.safetensors", "metrics.jsonl", "run.lock"),
+    "compare": ("config.json", "metrics.jsonl", "summary.json"),
+}
+
+
+@pytest.mark.parametrize("way, name", [(way, name) for way in READ for name in READ[way]])
+def test_a_pipe_in_the_place_of_a_file_is_refused(copy, way, name):
+    """Nothing waits for somebody at its other end: the alarm would end the tests."""
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    signal.alarm(60)
+    with pytest.raises(SnfnpError, match=f"{name} .it is no regular file") as caught:
+        WAYS[way](copy, name.partition(".")[0])
+    signal.alarm(0)
+    assert_one_line(caught.value)
+
+
+def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    first, second = RunFolder(tmp_path).lock, RunFolder(tmp_path).lock
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow
+    try:
+        first.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(UsageError, match="in use by another process"), second:
+        pass
+    first.__exit__()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["a" * 256, "a" * 5000, "file/run"])
+def test_auto_on_a_path_that_cannot_be_is_one_line(snfnp_train, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot make") as caught:
+        snfnp_train(*START, "--resume", "auto", "--out", out)
+    assert_one_line(caught.value)
+
+
+def test_a_link_to_a_whole_run_folder_is_one(finished, copy, tmp_path):
+    (tmp_path / "link").symlink_to(copy)
+    run_training(tmp_path / "link", resume=True, backend="numpy")
+    assert_same_run(finished, tmp_path / "link")

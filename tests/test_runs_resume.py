@@ -1,0 +1,292 @@
+"""Runs that start, are stopped or killed, and go on: as before, changed, or from the best."""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from support.messages import assert_one_line
+from support.runs import START, STATE, Killed, around, assert_same_run, kill, state
+from support.trainers import at_step, run_training, small_config, small_dataset, spoil
+
+from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.training import session
+from snfnp.training.runs import checkpointer
+from snfnp.training.runs.checkpoint import load_checkpoint
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
+from snfnp.training.trainer import Trainer
+
+# ---------------------------------------------------------------- starts
+
+
+NO_START = [
+    (("--epochs", 0), "--epochs is 0"),
+    (("--model", "glow"), "."),  # 5×5 images cannot be squeezed
+    (("--gradient", "exact", "--lambda", 2), "--lambda only has an effect"),
+    (("--checkpoint-every", "soon"), "--checkpoint-every is soon"),
+    (("--resume", "later"), "invalid choice: 'later'"),
+    (("--rollback", "--resume", "auto"), "would go back each time"),
+]
+
+
+@pytest.mark.parametrize("options, message", NO_START)
+def test_a_start_that_is_refused_makes_no_folder(snfnp_train, tmp_path, options, message):
+    with pytest.raises(SnfnpError, match=message) as caught:
+        snfnp_train("--backend", "numpy", "--batch-size", 20, *options, "--out", tmp_path / "run")
+    assert_one_line(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_resume_needs_is_said(snfnp_train):
+    for options in (("--resume", "auto"), ("--resume",), ("--rollback",)):
+        with pytest.raises(UsageError, match=f"{options[0]} .*needs? --out: name"):
+            snfnp_train(*options)
+
+
+@pytest.mark.parametrize("where", ["initialise_from_data", "checkpoint"])
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    snfnp_train, tmp_path, monkeypatch, where
+):
+    start = (*START, "--out", tmp_path / "run")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Trainer, where, kill)
+        snfnp_train(*start)
+    (tmp_path / "run" / "run.lock").write_text("process 1 on elsewhere\n")
+    (tmp_path / "run" / "last.safetensors.1-ab.partial").write_bytes(b"half")
+    with pytest.raises(SnfnpError, match="no checkpoint|is no run folder") as caught:
+        snfnp_train("--resume", "--out", tmp_path / "run")
+    assert_one_line(caught.value)
+    snfnp_train(*start)
+    snfnp_train(*START, "--out", tmp_path / "other")
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_one_command_starts_goes_on_and_reports_the_end(snfnp_train, tmp_path, monkeypatch, capsys):
+    same = (*START, "--resume", "auto", "--out", tmp_path / "run")
+    for step in (2, 8):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            at_step(patched, step, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+            snfnp_train(*same)
+    snfnp_train(*same)
+    capsys.readouterr()
+    before = state(tmp_path / "run")
+    snfnp_train(*same)
+    out = capsys.readouterr().out
+    assert "is finished: give more --epochs" in out and "best epoch" in out
+    assert state(tmp_path / "run").step == before.step == 15
+    snfnp_train("--resume", "--epochs", 4, "--out", tmp_path / "run")
+    snfnp_train(*same)  # asks for 3 again, which is less than there is
+    assert state(tmp_path / "run").step == 20
+    snfnp_train(*START, "--epochs", 4, "--out", tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_other_images_are_refused(snfnp_train, tmp_path, monkeypatch):
+    snfnp_train(*START, "--out", tmp_path / "run")
+    for other in (small_dataset(80), small_dataset(side=6)):
+        monkeypatch.setattr(session, "load_dataset", lambda name, folder, other=other: other)
+        with pytest.raises(UsageError, match="was trained on .* images .*found"):
+            snfnp_train("--resume", "--out", tmp_path / "run")
+
+
+# ---------------------------------------------------------------- signals and kills
+
+
+@pytest.fixture
+def saved_steps(monkeypatch):
+    """The steps at which last.safetensors is written."""
+    steps = []
+
+    def note(path, checkpoint):
+        steps.extend([checkpoint.step] * (path.name == "last.safetensors"))
+
+    around(monkeypatch, checkpointer, "save_checkpoint", note)
+    return steps
+
+
+def test_sigusr1_writes_a_checkpoint_and_training_goes_on(tmp_path, monkeypatch, saved_steps):
+    said = []
+    at_step(monkeypatch, 7, lambda trainer: os.kill(os.getpid(), signal.SIGUSR1))
+    run_training(tmp_path / "run", report=said.append)
+    assert saved_steps == [0, 5, 8, 10, 15]
+    assert any("checkpoint at step 8" in line for line in said)
+
+
+def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
+    sent, before = [], signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run was ended"))
+
+    def send(*_):
+        sent.append(os.kill(os.getpid(), signal.SIGUSR1))
+
+    try:
+        around(monkeypatch, Trainer, "initialise_from_data", send)
+        run_training(tmp_path / "run", epochs=1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sent
+
+
+def test_a_second_sigterm_does_not_cut_off_the_checkpoint(tmp_path, monkeypatch):
+    at_step(monkeypatch, 7, lambda trainer: [os.kill(os.getpid(), signal.SIGTERM) for _ in "12"])
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "run")
+    assert state(tmp_path / "run").step == 8
+
+
+EVERY = [("3", [0, 3, 5, 8, 10, 13, 15]), ("1000", [0, 5, 10, 15]), ("10m", [0, 5, 10, 15])]
+
+
+@pytest.mark.parametrize("every, steps", [*EVERY, ("0.000001m", list(range(16)))])
+def test_checkpoints_come_between_evaluations(tmp_path, saved_steps, every, steps):
+    run_training(tmp_path / "run", checkpoint_every=every)
+    assert saved_steps == steps
+
+
+@pytest.mark.parametrize("name", ["append_metrics", "last.safetensors", "best.safetensors"])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
+    tmp_path, monkeypatch, name, epoch
+):
+    run_training(tmp_path / "whole")
+
+    def saved(path, checkpoint):
+        if path.name == name and checkpoint.step == 5 * epoch:
+            raise Killed
+
+    def appended(run, record):
+        if name == "append_metrics" and record["epoch"] == epoch:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        around(patched, checkpointer, "save_checkpoint", after=saved)
+        around(patched, RunFolder, "append_metrics", after=appended)
+        run_training(tmp_path / "part")
+    run_training(tmp_path / "part", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    best = [state(tmp_path / path, "best").step for path in ("whole", "part")]
+    assert best[0] == best[1]
+
+
+def test_time_spent_on_checkpoints_is_not_training_time(tmp_path, monkeypatch):
+    around(monkeypatch, checkpointer, "save_checkpoint", lambda *_: time.sleep(0.1))
+    run, _ = run_training(tmp_path / "run", epochs=1, checkpoint_every="1", backend="numpy")
+    assert run.read_metrics()[0]["seconds"] < 0.2
+
+
+# ---------------------------------------------------------------- changed, and back to the best
+
+
+def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsys):
+    run = tmp_path / "run"
+    snfnp_train(*START, "--epochs", 1, "--out", run)
+    changes = ("--lr", 0.002, "--lambda", 3, "--clip-norm", 5)
+    snfnp_train("--resume", "--out", run, "--epochs", 2, *changes)
+    changed = "from step 5 on: lam 3.0 (was 1.0), lr 0.002 (was 0.0001), clip_norm 5.0 (was None)"
+    assert changed in capsys.readouterr().out
+    snfnp_train("--resume", "--out", run, "--epochs", 3)  # they stay
+    loaded = load_run(run, "last")
+    assert (loaded.config.lr, loaded.config.clip_norm, loaded.checkpoint.lam) == (0.002, 5, 3)
+    first, second = loaded.record["history"]
+    assert (first["step"], first["rollback"]) == (5, False)
+    assert first["changed"] == {
+        "epochs": [1, 2], "lr": [1e-4, 0.002], "lam": [1.0, 3.0], "clip_norm": [None, 5.0],
+    }  # fmt: skip
+    assert (second["step"], second["changed"]) == (10, {"epochs": [2, 3]})
+    assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 3, 3]
+
+
+def test_a_change_is_in_force_from_that_step_on(tmp_path, monkeypatch):
+    """The same numbers as of a trainer that is changed by hand."""
+    changes = {"lam": 3.0, "lr": 2e-3, "clip_norm": 5.0}
+
+    def change(trainer):
+        trainer.lam, trainer.config = 3.0, small_config(**changes)
+
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="is damaged"):
+        at_step(patched, 5, change)
+        run_training(tmp_path / "by hand")  # its checkpoints do not agree with its configuration
+    run_training(tmp_path / "run", epochs=1)
+    run_training(tmp_path / "run", resume=True, **changes)
+    found = state(tmp_path / "run")
+    expected = load_checkpoint(tmp_path / "by hand" / "last.safetensors", found.layout)
+    for name in STATE:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.fixture
+def spoiled(tmp_path, monkeypatch):
+    """A run of three epochs whose best is the first, at λ = 1; the rest is at λ = 2."""
+    run_training(tmp_path / "run", epochs=1)
+    with monkeypatch.context() as patched:
+        at_step(patched, 6, spoil)
+        run_training(tmp_path / "run", resume=True, lam=2.0)
+    assert load_run(tmp_path / "run").checkpoint.step == 5
+    return tmp_path / "run"
+
+
+def test_rollback_goes_back_to_the_best_with_its_settings(spoiled, snfnp_train, tmp_path):
+    again = shutil.copytree(spoiled, tmp_path / "again")
+    snfnp_train("--rollback", "--out", spoiled)
+    run_training(tmp_path / "never", epochs=1)
+    run_training(tmp_path / "never", resume=True)
+    assert_same_run(spoiled, tmp_path / "never")
+    event = load_run(spoiled).record["history"][-1]
+    assert event == {"step": 5, "rollback": True, "changed": {"lam": [2.0, 1.0]}}
+    snfnp_train("--rollback", "--out", again, "--lr", 1e-5, "--lambda", 4)
+    loaded = load_run(again, "last")
+    assert (loaded.config.lr, loaded.checkpoint.lam, loaded.checkpoint.step) == (1e-5, 4, 15)
+    assert [record["lam"] for record in loaded.folder.read_metrics()] == [1, 4, 4]
+
+
+def test_rollback_before_the_first_evaluation_goes_back_to_the_start(snfnp_train, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    snfnp_train(*START, "--out", whole)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        at_step(patched, 3, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+        snfnp_train(*START, "--out", part)
+    assert state(part).step == 4
+    snfnp_train("--rollback", "--out", part)
+    assert_same_run(whole, part)
+
+
+def test_rollback_without_the_best_that_there_was_is_refused(snfnp_train, spoiled):
+    (spoiled / "best.safetensors").unlink()
+    with pytest.raises(SnfnpError, match="there is no checkpoint .*best.safetensors") as caught:
+        snfnp_train("--rollback", "--out", spoiled)
+    assert_one_line(caught.value)
+
+
+WRITES = ["save_checkpoint", "write_metrics", "write_config", "remove_summary"]
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_while_going_back_is_made_good_by_the_same_command(
+    spoiled, snfnp_train, tmp_path, monkeypatch, name, when
+):
+    again = shutil.copytree(spoiled, tmp_path / "again")
+    snfnp_train("--rollback", "--out", spoiled, "--lr", 1e-5)
+    owner = checkpointer if name == "save_checkpoint" else RunFolder
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        around(patched, owner, name, **{when: kill})
+        snfnp_train("--rollback", "--out", again, "--lr", 1e-5)
+    plain = shutil.copytree(again, tmp_path / "plain")
+    snfnp_train("--resume", "--out", plain)  # goes on as well, from wherever that was
+    assert state(plain).step == 15
+    snfnp_train("--rollback", "--out", again, "--lr", 1e-5)
+    assert_same_run(spoiled, again)
+    histories = [load_run(path).record["history"] for path in (spoiled, again)]
+    assert histories[0][-1]["step"] == histories[1][-1]["step"] == 5
+
+
+def test_a_summary_of_before_is_gone_while_a_run_goes_on(tmp_path, monkeypatch):
+    run, _ = run_training(tmp_path / "run", epochs=1)
+    assert run.summary_file.exists()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        at_step(patched, 7, kill)
+        run_training(tmp_path / "run", resume=True)
+    assert not run.summary_file.exists()
