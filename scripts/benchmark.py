@@ -11,6 +11,11 @@ from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
 CPU_PARTS = ("fc", "conv", "glow", "scaling")
+_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
+fc: the training step of the fully connected model; conv: the 9-layer convolutional models; glow:
+2L-16K, and the memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI;
+device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows,
+and beside the same steps in PyTorch if that is installed"""
 
 
 def main(argv):
@@ -21,32 +26,21 @@ def main(argv):
     from snfnp.ops import BACKENDS, get_ops
     from snfnp.training.files import write_atomically
 
-    cores = len(threads.cores())
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "parts",
-        nargs="*",
-        metavar="PART",
-        help=f"what to measure: {', '.join(CPU_PARTS)} (default: all) or, with --backend cupy, "
-        "device. fc: the training step of the fully connected model; conv: the 9-layer "
-        "convolutional models; glow: 2L-16K, and the memory of 3L-32K; scaling: what all cores "
-        "gain, as threads and as processes of MPI; device: those of three models on a GPU, "
-        "eager and as CUDA graphs, beside what its hardware allows, and beside the same steps in "
-        "PyTorch if that is installed",
-    )
+    add("parts", nargs="*", metavar="PART", help=_PARTS)
     add("--threads", help="thread counts on a CPU (default: 1,2)")
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(argv)
-    on_gpu = args.backend == "cupy"
+    cores, on_gpu = len(threads.cores()), args.backend == "cupy"
     parts = _parts(args.parts, on_gpu)
     if on_gpu and args.threads:
         raise UsageError("--threads has no effect with --backend cupy: leave it out")
     if args.json:
         check_file(args.json, "--json")
-    counts = _thread_counts(args.threads or "1,2", cores)
+    counts, quick = _thread_counts(args.threads or "1,2", cores), args.quick
 
     ops = get_ops(args.backend)
     machine = {
@@ -59,21 +53,16 @@ def main(argv):
     }
     print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
     results, show = {"machine": machine}, partial(print, flush=True)
-    plan = device.QUICK if args.quick else device.Plan()
-    measures = {
-        "fc": lambda: models.fully_connected(ops, counts, args.quick),
-        "conv": lambda: models.convolutional(ops, counts, args.quick),
-        "glow": lambda: models.glow(ops, counts, args.quick),
-        "scaling": lambda: scaling.report(ops, max(2, cores), args.quick),
-        "device": lambda: (
-            device.report(partial(get_ops, "cupy"), plan, show, _pytorch(show)),
-            None,
-        ),
-    }
     for part in parts:
-        results[part], text = measures[part]()
-        if text:  # a device's is shown model by model
-            show(text + "\n")
+        if part == "device":  # shown model by model
+            plan = device.QUICK if quick else device.Plan()
+            results[part] = device.report(partial(get_ops, "cupy"), plan, show, _pytorch(show))
+            continue
+        if part == "scaling":
+            results[part], text = scaling.report(ops, max(2, cores), quick)
+        else:
+            results[part], text = models.PARTS[part](ops, counts, quick)
+        show(text + "\n")
     if args.json:
         write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
 
@@ -92,24 +81,19 @@ def _thread_counts(given: str, cores: int) -> list[int]:
     try:
         counts = sorted({min(int(count), cores) for count in given.split(",")})
     except ValueError:
-        raise UsageError(f"--threads is {given}: give numbers such as 1,2") from None
+        counts = [0]
     if counts[0] < 1:
-        raise UsageError(f"--threads is {given}: give numbers of at least 1")
+        raise UsageError(f"--threads is {given}: give numbers of at least 1, such as 1,2")
     return counts
 
 
 def _where(machine: dict) -> str:
     """The hardware in words: the GPU and its libraries, or the CPU's BLAS."""
-    gpu = machine["device"]
-    if gpu:
-        return (
-            f"{gpu['name']} (compute capability {gpu['compute_capability']}), driver for CUDA "
-            f"{gpu['cuda_driver']}, CUDA {gpu['cuda_runtime']}, CuPy {gpu['cupy']}"
-        )
-    return ", ".join(
-        f"{blas['internal_api']} {blas['version']} {blas['architecture']}"
-        for blas in machine["blas"]
-    )
+    if gpu := machine["device"]:
+        text = "{name} (compute capability {compute_capability}), driver for CUDA {cuda_driver}, "
+        return (text + "CUDA {cuda_runtime}, CuPy {cupy}").format(**gpu)
+    keys = ("internal_api", "version", "architecture")
+    return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
 
 
 def _pytorch(show):
@@ -125,10 +109,10 @@ def _pytorch(show):
     if not torch.cuda.is_available():
         show(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
         return None
-    from torch_steps import training_call
+    from torch_steps import Step
 
     show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    return training_call
+    return Step
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ reports                      the numbers of the exact ledger by evaluate.py, and
 samples                      the picture of samples through the learned and the exact inverses
 
 "=" is bit-equal. Otherwise a cell holds the largest difference, relative to the largest entry of
-the array (of the number, in metrics and reports); "inf" is a shape or a name that differs.
-Exit status 1 if anything differs, or differs by more than --rtol.
+the array (of the number, in metrics and reports); "inf" is a shape or a name that differs; the exit
+status is 1.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -37,72 +35,46 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
 # "state": what controllers and running sums keep from step to step.
 _ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
-_HEADER = ("step", "lam", "seed")
 # What a clock has a part in.
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 _SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
 _PATCHES = "--data patches --depth 1 --width 8 --batch-size 1900 --epochs 1"
-# (model, options of all of its runs, a line for each run: its name, = for the model's own, and its
+# (model, options of all of its runs, and between bars the runs: a name, = for the model's own, and
 # options). A run "resume" is one of the other checkout, of an epoch, that both go on with to two
 # epochs: which proves that old run folders open.
 _RUNS = (
     ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
-     """=
-        forward           --objective forward
-        probe             --gradient probe
-        recipe            --recipe least-squares
-        variational       --objective variational
-        jvp               --jvp-weight 0.2
-        control           --lambda-control geco
-        exact             --gradient exact
-        relative-plain    --gradient relative --relative-bias plain
-        relative-gresele  --gradient relative --relative-bias gresele
-        relative-full     --gradient relative --relative-bias full
-        lambda            --lambda 30 --lr 0.001 --seed 5
-        clip-norm         --clip-norm 10
-        identity          --init identity
-        float64           --dtype float64
-        no-shuffle        --no-shuffle
-        augment           --augment
-        resume"""),
+     """= | forward --objective forward | probe --gradient probe | recipe --recipe least-squares
+        | variational --objective variational | jvp --jvp-weight 0.2
+        | control --lambda-control geco | exact --gradient exact
+        | relative-plain --gradient relative --relative-bias plain
+        | relative-gresele --gradient relative --relative-bias gresele
+        | relative-full --gradient relative --relative-bias full
+        | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
+        | identity --init identity | float64 --dtype float64 | no-shuffle --no-shuffle
+        | augment --augment | resume"""),
     ("conv", _SHORT,
-     """=
-        forward           --objective forward
-        probe             --gradient probe
-        recipe            --recipe least-squares
-        exact             --gradient exact
-        exact-dense       --gradient exact-dense
-        inverse-kernel    --inverse-kernel 5
-        inverse-depth     --inverse-depth 2
-        recompute         --recompute
-        identity          --init identity
-        float64           --dtype float64 --clip-norm 100"""),
-    ("emerging", _SHORT,
-     """=
-        recompute         --recompute --init identity"""),
+     """= | forward --objective forward | probe --gradient probe | recipe --recipe least-squares
+        | exact --gradient exact | exact-dense --gradient exact-dense
+        | inverse-kernel --inverse-kernel 5 | inverse-depth --inverse-depth 2
+        | recompute --recompute | identity --init identity
+        | float64 --dtype float64 --clip-norm 100"""),
+    ("emerging", _SHORT, "= | recompute --recompute --init identity"),
     ("conv-exponential", _SHORT, "="),
     ("glow", f"{_SHORT} --depth 2 --width 8",
-     """=
-        forward           --objective forward
-        exact             --gradient exact
-        recompute         --recompute
-        identity          --init identity
-        kernel-5          --kernel 5 --levels 1
-        float64           --dtype float64
-        recompute-float64 --recompute --dtype float64
-        resume"""),
+     """= | forward --objective forward | exact --gradient exact | recompute --recompute
+        | identity --init identity | kernel-5 --kernel 5 --levels 1 | float64 --dtype float64
+        | recompute-float64 --recompute --dtype float64 | resume"""),
     ("glow-2l-4k", _PATCHES, "="),
-    ("glow-3l-32k", _PATCHES,
-     """=                 --augment
-        exact             --gradient exact"""),
+    ("glow-3l-32k", _PATCHES, "= --augment | exact --gradient exact"),
     ("glow-3l-48k", _PATCHES, "= --clip-norm 100"),
 )  # fmt: skip
 CONFIGURATIONS = {
     f"{model}-{name}".removesuffix("-="): f"--model {model} {options} {' '.join(own)}".strip()
-    for model, options, lines in _RUNS
-    for name, *own in map(str.split, lines.splitlines())
+    for model, options, runs in _RUNS
+    for name, *own in map(str.split, runs.split("|"))
 }
 _ANGLES = ("fc", "conv", "conv-inverse-kernel", "conv-inverse-depth", "glow")  # angle.py reports
 
@@ -112,18 +84,14 @@ class FailedError(Exception):
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("other", type=Path, help="the checkout to compare with this one")
     add("--backend", default="numpy,numba", help="one or several (default: numpy,numba)")
     names = "configurations: names or patterns, separated by commas (default: all): "
     add("--only", default="*", metavar="NAME", help=names + ", ".join(CONFIGURATIONS))
-    allowed = "difference that is allowed (default: 0, bit-equal)"
-    add("--rtol", type=float, default=0.0, help=allowed)
-    keep = "keep the other checkout's runs here and use those that are here already: right as long "
-    keep += "as that checkout does not change"
+    keep = "keep the other checkout's runs here, for as long as that checkout does not change"
     add("--keep", type=Path, metavar="FOLDER", help=keep)
     args = parser.parse_args(argv)
     chosen, checkouts = choose(args.only), (ROOT, args.other.resolve())
@@ -138,17 +106,15 @@ def main(argv: list[str]) -> int:
         if found != str(checkout):
             parser.error(f"in {checkout} the package comes from {found}")
 
-    print(
-        f"this checkout {ROOT}\nother checkout {checkouts[1]}\n\n{_row('', '', COLUMNS)}  seconds"
-    )
+    print(f"this checkout {ROOT}\nother checkout {checkouts[1]}\n")
+    print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
     different = [
         f"{name} ({backend})"
         for name, backend in cases
-        if not _compare(name, backend, checkouts, args.rtol, args.keep)
+        if not _compare(name, backend, checkouts, args.keep)
     ]
-    allowed = f"equal to {args.rtol:g}" if args.rtol else "bit-equal"
-    print(f"\n{len(cases) - len(different)} of {len(cases)} {allowed}", end="")
+    print(f"\n{len(cases) - len(different)} of {len(cases)} bit-equal", end="")
     print(f"; different: {', '.join(different)}" if different else "")
     return 1 if different else 0
 
@@ -158,7 +124,7 @@ def choose(only: str) -> list[str]:
     return [name for name in CONFIGURATIONS if any(fnmatchcase(name, p) for p in only.split(","))]
 
 
-def _compare(name: str, backend: str, checkouts, rtol: float, keep: Path | None) -> bool:
+def _compare(name: str, backend: str, checkouts, keep: Path | None) -> bool:
     """Run one configuration in both checkouts, and print its row; True if nothing differs."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
@@ -180,17 +146,14 @@ def _compare(name: str, backend: str, checkouts, rtol: float, keep: Path | None)
     cells = ["=" if value == 0 else f"{value:.1e}" for value in worst.values()]
     print(f"{_row(name, backend, cells)}  {time.perf_counter() - start:7.1f}", flush=True)
     for column, value in worst.items():
-        if value > rtol:
+        if value:
             what = max(found[column], key=found[column].get)
             print(f"    {column}: {value:.1e} in {what}", flush=True)
-    return all(value <= rtol for value in worst.values())
+    return not any(worst.values())
 
 
 def _row(name: str, backend: str, cells) -> str:
     return f"{name:<26}{backend:<6}" + "".join(cell.rjust(12) for cell in cells)
-
-
-# ---------------------------------------------------------------- running a checkout
 
 
 def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None):
@@ -200,20 +163,21 @@ def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | 
     other checkout's.
     """
     folder.mkdir(parents=True)
-    run, options = folder / "run", [*CONFIGURATIONS[name].split(), "--backend", backend]
-    train = "scripts/train_mnist.py"
+    run, train = folder / "run", ("scripts/train_mnist.py", "--backend", backend)
+    options = CONFIGURATIONS[name].split()
     if name.endswith("-resume"):
         if begun is None:
             begun = folder / "begun"
-            _run(checkout, train, *options, "--epochs", "1", "--out", str(begun))
+            _run(checkout, *train, *options, "--epochs", "1", "--out", str(begun))
         shutil.copytree(begun, run)
-        options = ["--resume", "--epochs", "2", "--backend", backend]
-    _run(checkout, train, *options, "--out", str(run))
-    report = _run(checkout, "scripts/evaluate.py", str(run), "--split", "validation", "--seed", "1")
-    (folder / "evaluate.txt").write_text(report)
+        options = ["--resume", "--epochs", "2"]
+    _run(checkout, *train, *options, "--out", str(run))
+    reports = {"evaluate": ("--split", "validation", "--seed", "1")}
     if name in _ANGLES:
-        report = _run(checkout, "scripts/angle.py", str(run), "--images", "500")
-        (folder / "angle.txt").write_text(report)
+        reports["angle"] = ("--images", "500")
+    for script, how in reports.items():
+        text = _run(checkout, f"scripts/{script}.py", str(run), *how)
+        (folder / f"{script}.txt").write_text(text)
 
 
 def _run(checkout: Path, *arguments: str) -> str:
@@ -221,41 +185,29 @@ def _run(checkout: Path, *arguments: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "SNFNP_DATA_DIR"}
     with tempfile.TemporaryDirectory() as empty:
         own = {"PYTHONPATH": str(checkout), "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": empty}
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=checkout,
-            env=kept | own,
-            capture_output=True,
-            text=True,
-        )
+        how = {"cwd": checkout, "env": kept | own, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *arguments], **how)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise FailedError(f"{checkout}: {lines[-1]}")
     return done.stdout
 
 
-# ---------------------------------------------------------------- what differs
-
-
 def compare_runs(this: Path, other: Path) -> dict[str, dict[str, float]]:
     """{column: {array, metric or report: its difference, 0.0 only if every bit is the same}}."""
     ours, theirs = _read(this), _read(other)
-    return {
-        column: {
-            name: difference(ours[column][name], theirs[column][name])
-            if name in ours[column] and name in theirs[column]
-            else math.inf
-            for name in ours[column] | theirs[column]
-        }
-        for column in COLUMNS
-    }
+    found = {column: dict.fromkeys(ours[column] | theirs[column], math.inf) for column in COLUMNS}
+    for column, names in found.items():
+        for name in ours[column].keys() & theirs[column].keys():
+            names[name] = difference(ours[column][name], theirs[column][name])
+    return found
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """max |ours - theirs| / max |theirs|; 0 only if every bit is the same.
 
-    inf: other shapes or types, words, or a NaN or an infinity in one only. The smallest number
-    there is: equal as numbers, in other bits (-0 and 0).
+    inf: other shapes or types, words, or what is no finite number. The smallest number there is:
+    equal as numbers, in other bits (-0 and 0).
     """
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return math.inf
@@ -264,13 +216,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     if ours.dtype.kind not in "biuf":
         return math.inf
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    if same.all():
+    if np.array_equal(ours, theirs):
         return math.ulp(0.0)
-    largest, scale = np.abs(ours[~same] - theirs[~same]).max(), np.abs(theirs).max()
-    if not np.isfinite([largest, scale]).all() or scale == 0:
-        return math.inf
-    return max(float(largest / scale), math.ulp(0.0))
+    with np.errstate(all="ignore"):
+        found = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return max(found, math.ulp(0.0)) if math.isfinite(found) else math.inf
 
 
 def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -278,14 +228,14 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {column: {} for column in COLUMNS}
     for checkpoint in ("best.safetensors", "last.safetensors"):
         with safe_open(folder / "run" / checkpoint, framework="numpy") as file:
-            header = file.metadata()
             for name in file.keys():  # noqa: SIM118
                 column = _ROLES[name.partition(".")[0]]
                 found[column][f"{checkpoint} {name}"] = file.get_tensor(name)
-        for name in _HEADER:
-            found["metrics"][f"{checkpoint} {name}"] = np.array(float(header[name]))
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    for index, text in enumerate([*lines, (folder / "run" / "summary.json").read_text()]):
+            for name in ("step", "lam", "seed"):
+                value = np.array(float(file.metadata()[name]))
+                found["metrics"][f"{checkpoint} {name}"] = value
+    files = [(folder / "run" / name).read_text() for name in ("metrics.jsonl", "summary.json")]
+    for index, text in enumerate([*files[0].splitlines(), files[1]]):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
                 found["metrics"][f"{index} {name}"] = np.array(value)

@@ -7,6 +7,10 @@ _ROUNDING = "a block beside the converged ones differs from them by less than it
 _TOLERANCE = "both stop within the rounding that the tests allow"
 _DIAGONALS = "diagonals beyond the image have no pixels"
 _SET = "`set` comes before every step"
+_COLUMN, _ROW = "a 1×1 kernel has one column", "a 1×1 kernel has one row"
+_BRACKET = "a wider bracket: Newton's method stays to the right of the root"
+_SMALL = "a step too small to move x comes from a residual below the tolerance"
+_BLOCKS = "more blocks of samples: how many there are changes no number"
 _BEFORE = "before, after = max(above, 0), max"
 _ABOVE = "above, across = (height - {}) // 2 - (columns - rows) // 2, (breadth - {}) // 2"
 
@@ -18,14 +22,9 @@ EQUIVALENT: dict[str, str] = {
     "steps = i - self.converged + 2": _ROUNDING,
     "steps = i - self.converged + 0": _ROUNDING,
     "norm, inverse_norm = ops.linalg.norms(inverse, matrix)": "the norms are only multiplied",
-    "return ops.linalg.solve(w[0, (-1)].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)": (
-        "a 1×1 kernel has one column"
-    ),
-    "return (shape[0] * shape[1] * ops.linalg.inverse(w[(-1), 0]).T)[None, None]": (
-        "a 1×1 kernel has one row"
-    ),
+    "return ops.linalg.solve(w[0, (-1)].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)": _COLUMN,
+    "return (shape[0] * shape[1] * ops.linalg.inverse(w[(-1), 0]).T)[None, None]": _ROW,
     "return self.kernel == (1, 2)": "1×1 kernels are factorised like others, with the same result",
-    "_, deltas, xs, scales, terms, multiples, out = zip(*parts, strict=False)": "of one length",
     "for taps, length in zip(kernel, size, strict=False)": "a kernel and an image have two sides",
     _ABOVE.format(1, 0): "breadth is odd",
     _ABOVE.format(0, 1): "height is odd",
@@ -42,17 +41,11 @@ EQUIVALENT: dict[str, str] = {
     "padded = xp.zeros((n, height + kh - 1, (width + kw + 1), channels), x.dtype)": _ZEROS,
     "z = xp.zeros((n, height + kh - 0, width + kw - 1, outputs), products.dtype)": _ZEROS,
     "k = k  # a flipped kernel would be a slow factor": "slower, with the same result",
-    "left = leaky_inverse(y - ((1 - alpha) / math.log(2)))": (
-        "a wider bracket: Newton's method stays to the right of the root"
-    ),
+    "left = leaky_inverse(y - ((1 - alpha) / math.log(2)))": _BRACKET,
     "tolerance = 1 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)": _TOLERANCE,
     "tolerance = 4 * xp.finfo(y.dtype).eps * (xp.abs(y) + 1)": _TOLERANCE,
-    "moves = (residual > tolerance) & ((lower <= x))": (
-        "a step too small to move x comes from a residual below the tolerance"
-    ),
-    "step = math.ceil(samples / max(2, math.ceil(samples / most)))": (
-        "more blocks of samples: how many there are changes no number"
-    ),
+    "moves = (residual > tolerance) & ((lower <= x))": _SMALL,
+    "step = math.ceil(samples / max(2, math.ceil(samples / most)))": _BLOCKS,
     "x = z.copy()": "a copy is contiguous anyway",
     "t = self.xp.where(b.outside, (-1), (x - b.x0) / b.w)": "outside, t is replaced in the results",
     "raw = (xp.moveaxis(raw, -1, 0) - poison)": "poison is 0 or NaN",

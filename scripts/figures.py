@@ -8,33 +8,26 @@ curves of training (likelihoods) are drawn from scripts/drawings/likelihoods.jso
 writes. Those of the paper's figures are scripts/reproduce.py's.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
-from drawings import FIGURES, data
+from drawings import FIGURES, curves
 from drawings.style import save
 
 FOLDER = Path(__file__).parents[1] / "derivations" / "figures"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
-    parser.add_argument("--to", type=Path, default=FOLDER, help="folder (derivations/figures)")
-    parser.add_argument(
-        "--collect",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="read runs for the figure likelihoods",
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
+    add("--to", type=Path, default=FOLDER, help="folder (derivations/figures)")
+    read = "read runs for the figure likelihoods"
+    add("--collect", nargs="+", type=Path, metavar="RUN", help=read)
     args = parser.parse_args(argv)
     if args.collect:
-        print(data.collect(args.collect))
+        print(curves.collect(args.collect))
         args.names = ["likelihoods"]
     unknown = [name for name in args.names if name not in FIGURES]
     if unknown:

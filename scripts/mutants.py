@@ -1,7 +1,5 @@
 """Mutants of a Python file: one small change of its mathematics each."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 from collections.abc import Iterator
@@ -56,10 +54,9 @@ class Mutant:
 def mutants_of(path: str, source: str, performance: set[str]) -> list[Mutant]:
     """Every mutant of a file but those of docstrings, annotations, errors that are raised, and of
     the constants and functions whose names are in `performance`."""
-    lines = source.encode().splitlines(keepends=True)
-    starts = list(accumulate(map(len, lines), initial=0))
+    starts = list(accumulate(map(len, source.encode().splitlines(keepends=True)), initial=0))
     found, seen = [], {source}
-    for node, replacement, what in _Finder(performance).of(ast.parse(source)):
+    for node, replacement, what in _walk(ast.parse(source), performance):
         first = starts[node.lineno - 1] + node.col_offset
         last = starts[node.end_lineno - 1] + node.end_col_offset
         mutant = Mutant(path, first, last, replacement, what)
@@ -70,115 +67,102 @@ def mutants_of(path: str, source: str, performance: set[str]) -> list[Mutant]:
     return found
 
 
-class _Finder:
-    """Walks a tree and yields (node, the source that takes its place, what that is)."""
-
-    def __init__(self, performance):
-        self._performance = performance
-
-    def of(self, node) -> Iterator[tuple[ast.AST, str, str]]:
-        if self._left_out(node):
-            return
-        yield from self._changes(node)
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "type_params"):
+def _walk(node, performance: set[str]) -> Iterator[tuple[ast.AST, str, str]]:
+    """(node, the source that takes its place, what that is) of a tree's changes."""
+    if _is_left_out(node, performance):
+        return
+    yield from _changes(node)
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            # the −1 of x.reshape(−1, …): any other negative number says the same
+            reshape = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape"
+            if not isinstance(child, ast.AST) or (reshape and isinstance(child, ast.UnaryOp)):
                 continue
-            for child in value if isinstance(value, list) else [value]:
-                if not isinstance(child, ast.AST) or self._rest_of_reshape(node, child):
-                    continue
-                if name == "slice":
-                    yield from self._slice(child)
-                yield from self.of(child)
+            if name == "slice":
+                yield from _slices(child)
+            yield from _walk(child, performance)
 
-    def _left_out(self, node) -> bool:
-        if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
+
+def _is_left_out(node, performance: set[str]) -> bool:
+    match node:
+        case ast.Raise() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
             return True
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return True  # a docstring
-        if isinstance(node, ast.FunctionDef) and node.name in self._performance:
+        case ast.Expr(value=ast.Constant()):  # a docstring
             return True
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            return any(self._names(target) & self._performance for target in targets)
-        if isinstance(node, ast.Compare | ast.BoolOp):
-            return bool(self._names(node) & self._performance)
-        return False
+        case ast.FunctionDef(name=name):
+            return name in performance
+        case ast.Assign(targets=nodes):
+            return any(_names(each) & performance for each in nodes)
+        case ast.AnnAssign(target=each):
+            return bool(_names(each) & performance)
+        case ast.Compare() | ast.BoolOp():
+            return bool(_names(node) & performance)
+    return False
 
-    @staticmethod
-    def _rest_of_reshape(node, child) -> bool:
-        """The −1 of x.reshape(−1, …): any other negative number says the same."""
-        reshape = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape"
-        return reshape and isinstance(child, ast.UnaryOp)
 
-    @staticmethod
-    def _names(node) -> set[str]:
-        nodes = list(ast.walk(node))
-        names = {each.id for each in nodes if isinstance(each, ast.Name)}
-        return names | {each.attr for each in nodes if isinstance(each, ast.Attribute)}
+def _names(node) -> set[str]:
+    found = (getattr(each, "id", getattr(each, "attr", None)) for each in ast.walk(node))
+    return {name for name in found if name}
 
-    def _changes(self, node):
-        match node:
-            case ast.BinOp(op=ast.MatMult(), left=left, right=right):
-                if ast.unparse(left) != ast.unparse(right):
-                    yield node, _text(_with(node, left=right, right=left)), "factors swapped"
-            case ast.BinOp(left=left, right=right):
-                if not any(isinstance(side, ast.List | ast.Tuple) for side in (left, right)):
-                    yield node, _text(_with(node, op=_BINARY[type(node.op)]())), "operator swapped"
-            case ast.UnaryOp(op=ast.USub() | ast.Invert() | ast.Not()):
-                yield node, _text(node.operand), "sign or negation dropped"
-            case ast.Constant(value=bool(value)):
-                yield node, str(not value), "flag flipped"
-            case ast.Constant(value=int() | float() as value):
-                for other in dict.fromkeys((value + 1, value - 1, 2 * value)):
-                    yield node, _text(ast.Constant(other)), "constant changed"
-            case ast.Compare(ops=[operation]):
-                for other in _COMPARISONS[type(operation)]:
-                    yield node, _text(_with(node, ops=[other()])), "comparison changed"
-            case ast.BoolOp(op=operation):
-                other = ast.Or() if isinstance(operation, ast.And) else ast.And()
-                yield node, _text(_with(node, op=other)), "and ↔ or"
-            case ast.Call():
-                yield from self._call(node)
-            case ast.Attribute(attr="T"):
-                yield node, _text(node.value), ".T dropped"
-            case ast.AugAssign():
-                yield node, "pass", "statement dropped"
-                other = _BINARY.get(type(node.op))
-                if other:
-                    yield node, ast.unparse(_with(node, op=other())), "operator swapped"
-            case ast.Assign(targets=[ast.Subscript()]) | ast.Expr(value=ast.Call()):
-                yield node, "pass", "statement dropped"
-            case ast.IfExp(test=test) | ast.If(test=test) | ast.While(test=test):
-                if not isinstance(test, ast.Compare):
-                    yield test, f"(not {_text(test)})", "condition negated"
-        value = getattr(node, "value", None)
-        if isinstance(node, ast.Return | ast.Assign) and isinstance(value, ast.BinOp):
-            yield value, f"(-({ast.unparse(value)}))", "sign flipped"
 
-    @staticmethod
-    def _call(node):
-        function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        name = function or getattr(node.func, "id", "")
-        if len(node.args) > 1 and name not in _COMMUTE:
-            first, second, *rest = node.args
+def _changes(node):
+    match node:
+        case ast.BinOp(op=ast.MatMult(), left=left, right=right):
+            if ast.unparse(left) != ast.unparse(right):
+                yield node, _text(_with(node, left=right, right=left)), "factors swapped"
+        case ast.BinOp(left=left, right=right):
+            if not any(isinstance(side, ast.List | ast.Tuple) for side in (left, right)):
+                yield node, _text(_with(node, op=_BINARY[type(node.op)]())), "operator swapped"
+        case ast.UnaryOp(op=ast.USub() | ast.Invert() | ast.Not()):
+            yield node, _text(node.operand), "sign or negation dropped"
+        case ast.Constant(value=bool(value)):
+            yield node, str(not value), "flag flipped"
+        case ast.Constant(value=int() | float() as value):
+            for other in dict.fromkeys((value + 1, value - 1, 2 * value)):
+                yield node, _text(ast.Constant(other)), "constant changed"
+        case ast.Compare(ops=[operation]):
+            for other in _COMPARISONS[type(operation)]:
+                yield node, _text(_with(node, ops=[other()])), "comparison changed"
+        case ast.BoolOp(op=operation):
+            other = ast.Or() if isinstance(operation, ast.And) else ast.And()
+            yield node, _text(_with(node, op=other)), "and ↔ or"
+        case ast.Call():
+            yield from _calls(node)
+        case ast.Attribute(attr="T"):
+            yield node, _text(node.value), ".T dropped"
+        case ast.AugAssign():
+            yield node, "pass", "statement dropped"
+            if other := _BINARY.get(type(node.op)):
+                yield node, ast.unparse(_with(node, op=other())), "operator swapped"
+        case ast.Assign(targets=[ast.Subscript()]) | ast.Expr(value=ast.Call()):
+            yield node, "pass", "statement dropped"
+        case ast.IfExp(test=test) | ast.If(test=test) | ast.While(test=test):
+            if not isinstance(test, ast.Compare):
+                yield test, f"(not {_text(test)})", "condition negated"
+    value = getattr(node, "value", None)
+    if isinstance(node, ast.Return | ast.Assign) and isinstance(value, ast.BinOp):
+        yield value, f"(-({ast.unparse(value)}))", "sign flipped"
+
+
+def _calls(node):
+    function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+    if len(node.args) > 1 and (function or getattr(node.func, "id", "")) not in _COMMUTE:
+        first, second, *rest = node.args
+        if ast.unparse(first) != ast.unparse(second):
             swapped = _with(node, args=[second, first, *rest])
-            if ast.unparse(first) != ast.unparse(second):
-                yield node, ast.unparse(swapped), "arguments swapped"
-        if function in _DROPPED_CALLS:
-            kept = node.args[0] if function == "ascontiguousarray" else node.func.value
-            yield node, _text(kept), f"{function} dropped"
+            yield node, ast.unparse(swapped), "arguments swapped"
+    if function in _DROPPED_CALLS:
+        kept = node.args[0] if function == "ascontiguousarray" else node.func.value
+        yield node, _text(kept), f"{function} dropped"
 
-    @staticmethod
-    def _slice(node):
-        for part in ast.walk(node):
-            for side in ("lower", "upper", "step") if isinstance(part, ast.Slice) else ():
-                if getattr(part, side) is not None:
-                    sides = {"lower": part.lower, "upper": part.upper, "step": part.step}
-                    kept = {key: other for key, other in sides.items() if key != side}
-                    texts = {key: ast.unparse(other) for key, other in kept.items() if other}
-                    text = f"{texts.get('lower', '')}:{texts.get('upper', '')}"
-                    text += f":{texts['step']}" if "step" in texts else ""
-                    yield part, text, "slice opened"
+
+def _slices(node):
+    for part in ast.walk(node):
+        for side in ("lower", "upper", "step") if isinstance(part, ast.Slice) else ():
+            if getattr(part, side) is not None:
+                yield part, ast.unparse(_with(part, **{side: None})), "slice opened"
 
 
 def _with(node, **fields):

@@ -46,6 +46,8 @@ TESTS = {
     "left_inverse": ("left_inverse", "inverse_updates"),
     "explicit": ("maps", "block_tridiagonal", "conv"),
     "block_tridiagonal": ("maps", "block_tridiagonal"),
+    "emerging": ("emerging", "gradcheck_linear"),
+    "conv_exponential": ("conv_exponential", "gradcheck_linear"),
     "differentiable": ("jacobian_penalty", "flow_bound"),
     "variational_bound": ("flow_bound", "variational"),
     "followers": ("control", "probes"),
@@ -74,12 +76,11 @@ PERFORMANCE = {
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="mutants to draw (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
-    parser.add_argument(
-        "--only", default="", metavar="TEXT", help="files with this in their path (default: all)"
-    )
-    parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    add = parser.add_argument
+    add("--count", type=int, default=100, help="mutants to draw (default: 100)")
+    add("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    add("--only", default="", metavar="TEXT", help="files with this in their path (default: all)")
+    add("--list", action="store_true", help="print the mutants and run nothing")
     args = parser.parse_args(argv)
 
     sources = {path: (ROOT / path).read_text() for path in files() if args.only in path}
@@ -105,10 +106,8 @@ def main(argv: list[str]) -> int:
                 sys.exit(f"error: without any mutant, {failed}: repair that first")
         fates = [_report(mutant, sources[mutant.path], Path(folder)) for mutant in drawn]
     killed, lived = fates.count("killed"), fates.count("LIVES")
-    print(
-        f"\n{killed} of {len(drawn)} mutants killed, {len(drawn) - killed - lived} equivalent, "
-        f"{lived} live unexplained"
-    )
+    known = f"{len(drawn) - killed - lived} equivalent"
+    print(f"\n{killed} of {len(drawn)} mutants killed, {known}, {lived} live unexplained")
     return 1 if lived else 0
 
 
@@ -135,17 +134,12 @@ def _first_failure(names: tuple[str, ...], folder: Path) -> str | None:
     tests = [f"tests/test_{name}.py" for name in names]
     # the definitions are what NumPy's backend computes with: no other test need run
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-k", "not numba"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",  # dates of mutants are too close together
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+    # dates of mutants are too close together for compiled files
+    own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", *options, *tests]
+    how = {"cwd": folder, "env": os.environ | own, "capture_output": True, "text": True}
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SLOWEST
-        )
+        done = subprocess.run(command, timeout=SLOWEST, **how)
     except subprocess.TimeoutExpired:
         return "no end"
     if done.returncode == 0:
@@ -162,8 +156,8 @@ def _report(mutant: Mutant, source: str, folder: Path) -> str:
     file.write_text(source)
     known = EQUIVALENT.get(mutant.mutated(source))
     fate = failure or (f"equivalent: {known}" if known else "LIVES")
-    where = f"{mutant.path}:{mutant.line(source)}"
-    print(f"{where}  {mutant.what}  {fate}  ({time.monotonic() - began:.0f} s)", flush=True)
+    where, seconds = f"{mutant.path}:{mutant.line(source)}", time.monotonic() - began
+    print(f"{where}  {mutant.what}  {fate}  ({seconds:.0f} s)", flush=True)
     if not failure:
         print(mutant.diff(source), flush=True)
     return "killed" if failure else fate

@@ -28,6 +28,8 @@ def main(argv):
     from reproduction.page import publish
     from reproduction.targets import TARGETS
 
+    from snfnp.cli.shared import check_range
+
     parser = _parser(TARGETS)
     args = parser.parse_args(argv)
     if args.target is None:
@@ -35,27 +37,30 @@ def main(argv):
             print(f"{name}: {target.title}")
         print(f"{ALL}: all of these\n{PAGE}: what is in --runs, to the derivations' page")
         return
-    wanted = TARGETS if args.target == ALL else {args.target: TARGETS.get(args.target)}
     if args.target == PAGE:
         _refuse_idle(args, parser, {"target", "runs"})
         print(*publish(args.runs), sep="\n")
         return
-    if None in wanted.values():
+    if args.target not in (*TARGETS, ALL):
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
         raise UsageError(f"there is no {args.target}: choose from {choices}")
-    if args.rows:
-        known = dict.fromkeys(n for target in wanted.values() for n in target.names(args.scale))
-        for name in args.rows:
-            if known and name not in known:
-                raise UsageError(f"there is no row {name} here: choose from {', '.join(known)}")
-        wanted = {
-            name: target
-            for name, target in wanted.items()
-            if not known or set(args.rows) & set(target.names(args.scale))
-        }
-    if not any(target.rows for target in wanted.values()):
+    wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}
+    names = {name: target.names(args.scale) for name, target in wanted.items()}
+    known = dict.fromkeys(row for own in names.values() for row in own)
+    if not known:
         _refuse_idle(args, parser, _OF_ALL)
-    _check(args)
+    if args.rows:
+        for row in args.rows:
+            if row not in known:
+                raise UsageError(f"there is no row {row} here: choose from {', '.join(known)}")
+        wanted = {name: own for name, own in wanted.items() if set(args.rows) & set(names[name])}
+    for option in ["--eval-every"] + ["--epochs"] * (args.epochs is not None):
+        check_range(args, option, 1)
+    seeds = args.seeds or [0]
+    if min(seeds) < 0 or max(seeds) >= 2**63:
+        raise UsageError("--seeds must be whole numbers from 0 to 2**63 - 1")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError("--seeds names a seed twice: leave one out")
     _reproduce(args, wanted, list(TARGETS))
 
 
@@ -71,9 +76,8 @@ def _reproduce(args, wanted: dict, order: list[str]) -> None:
     try:
         command.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
-            f"cannot make {command.folder} ({error.strerror}): choose another --runs"
-        ) from None
+        why = f"cannot make {command.folder} ({error.strerror})"
+        raise UsageError(f"{why}: choose another --runs") from None
     command.dataset("mnist")  # what is wrong with it is said before anything else
     runs = [run for target in wanted.values() for run in target.plan(command)]
     if runs and set(args.seeds or ()) - {run.seed for run in runs}:  # a figure is of one run
@@ -107,38 +111,21 @@ def _parser(targets: dict):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=f"{', '.join(targets)}, {ALL} or {PAGE}")
-    add(
-        "--scale",
-        choices=SCALES,
-        default="hour",
-        help="smoke: one epoch of a few small images; hour: what two cores do in about an hour for "
-        "each target; paper: the paper's epochs, three seeds (default: hour)",
-    )
-    add(
-        "--runs",
-        type=Path,
-        default=Path("runs") / "reproduction",
-        help="where the runs are, or will be (default: %(default)s). What is there is not trained "
-        "again, what was stopped is gone on with",
-    )
+    scale = "smoke: one epoch of a few small images; hour: what two cores do in about an hour for "
+    scale += "each target; paper: the paper's epochs, three seeds (default: hour)"
+    add("--scale", choices=SCALES, default="hour", help=scale)
+    kept = "where the runs are, or will be (default: %(default)s). What is there is not trained "
+    kept += "again, what was stopped is gone on with"
+    add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
     seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
     add("--seeds", type=int, nargs="+", help=seeds)
     add("--epochs", type=int, help="train every row so long (default: by scale and row)")
-    add(
-        "--eval-every",
-        type=int,
-        default=1,
-        metavar="N",
-        help="evaluate exactly after every N-th epoch and the last one, which takes less time: the "
-        "best epoch, and the points of curves, are among these (default: 1)",
-    )
-    add(
-        "--rows",
-        nargs="+",
-        metavar="NAME",
-        help="these rows of the target only, by the names of their folders (conv-snf), in this "
-        "order in each target, with those that are in results.json: a way to train some longer",
-    )
+    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: the "
+    every += "best epoch, and the points of curves, are among these (default: 1)"
+    add("--eval-every", type=int, default=1, metavar="N", help=every)
+    rows = "these rows of the target only, by the names of their folders (conv-snf), in this order "
+    rows += "in each target, with those that are in results.json: a way to train some longer"
+    add("--rows", nargs="+", metavar="NAME", help=rows)
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--data-dir", type=Path, help="folder with the data sets' files")
     return parser
@@ -149,19 +136,6 @@ def _refuse_idle(args, parser, effective: set[str]) -> None:
         if name not in effective and value != parser.get_default(name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} has no effect on {args.target}: leave it out")
-
-
-def _check(args) -> None:
-    from snfnp.cli.shared import check_range
-
-    if args.epochs is not None:
-        check_range(args, "--epochs", 1)
-    check_range(args, "--eval-every", 1)
-    seeds = args.seeds or [0]
-    if min(seeds) < 0 or max(seeds) >= 2**63:
-        raise UsageError("--seeds must be whole numbers from 0 to 2**63 - 1")
-    if len(set(seeds)) < len(seeds):
-        raise UsageError("--seeds names a seed twice: leave one out")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ ones (Fig. 3).
 Derivation: derivations/03-self-normalizing.md and 23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
@@ -50,10 +48,10 @@ def _likelihood_alone(flow: Flow) -> Flow:
         for name, (layer, _) in flow.learned_inverses().items()
         if isinstance(layer.rule, SelfNormalizing)
     }
-    return _with_layers(flow, plain)
+    return with_layers(flow, plain)
 
 
-def _with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
+def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
     """The flow with other layers in the places of those names."""
     replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
     return replace(flow, layers=replaced)
@@ -86,7 +84,7 @@ def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[Laye
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = _with_layers(
+    exact = with_layers(
         flow,
         {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()},
     )
@@ -150,7 +148,7 @@ def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
             return None
         replaced[name] = _Generated(g)
     try:
-        return gradients(ops, _with_layers(flow, replaced), params, x)[0]
+        return gradients(ops, with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:
         return None
 

@@ -3,8 +3,6 @@
 In a container the package and the home folder are often read-only, or there is no home at all.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

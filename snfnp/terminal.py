@@ -1,7 +1,5 @@
 """The end of a command that cannot go on: one line, or nothing, never a traceback."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import os

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
 import pytest
-from drawings import FIGURES, data, floors
+from drawings import FIGURES, curves, floors
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
 
@@ -45,16 +46,12 @@ def test_curves_are_collected_from_the_folders_of_runs(tmp_path, monkeypatch):
     run = RunFolder.create(tmp_path / "run")
     config = {"model": "fc", "gradient": "exact", "seed": 2}
     record = {"config": config, "images": {"train": 10}}
-    lines = [
-        {"epoch": 1, "validation_nll_nats": 2.00049},
-        {"epoch": 2, "validation_nll_nats": 1.5},
-    ]
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    lines = [{"epoch": n, "validation_nll_nats": nll} for n, nll in ((1, 2.00049), (2, 1.5))]
+    monkeypatch.setattr(curves, "FILE", tmp_path / "likelihoods.json")
     monkeypatch.setattr(RunFolder, "open", lambda path: (run, record))
     monkeypatch.setattr(RunFolder, "read_metrics", lambda self: lines)
     monkeypatch.setattr(RunFolder, "data", lambda self, record: ([10, 1, 1], (28, 28, 1)))
-    data.collect([tmp_path / "run"])
-    (found,) = data.read()
+    (found,) = json.loads(curves.collect([tmp_path / "run"]).read_text())
     assert (found["model"], found["seed"], found["images"]) == ("fc", 2, 10)
     assert found["points"] == [{"epoch": 1, "nll": 2.0}, {"epoch": 2, "nll": 1.5}]
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from snfnp.cli import run_script, train as command
 from snfnp.errors import SnfnpError
 from snfnp.ops import world
+from snfnp.training import session
 from snfnp.training.trainer import Trainer
 from support.trainers import small_dataset
 
@@ -32,7 +33,7 @@ def load(name, folder):
         print("only a sample", file=sys.stderr)
     return small_dataset(images=96, side=8)
 
-command.load_dataset = load
+session.load_dataset = load
 command._draw = lambda *of: None
 original = Trainer.training_step
 

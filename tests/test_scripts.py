@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -24,24 +23,16 @@ def environment(tmp_path_factory):
     return {**kept, "SNFNP_OFFLINE": "1", "XDG_CACHE_HOME": str(empty)}
 
 
-def start(environment, name, *arguments, **settings):
+def start(environment, name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        **settings,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
 def run(environment, name, *arguments, status=0):
     process = start(environment, name, *arguments)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
-    assert "Traceback" not in err
+    assert process.returncode == status and "Traceback" not in err, f"{out}\n{err}"
     return out, err
 
 
@@ -82,7 +73,6 @@ def run_all(environment, commands):
 @pytest.fixture(scope="session")
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
-
     folder = tmp_path_factory.mktemp("finished") / "run"
     out, err = run(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
     return Path(re.search("run folder (.*)", out).group(1)), out, err
@@ -101,16 +91,9 @@ def test_training_tells_what_it_does(finished):
 
 def test_the_run_folder_is_complete(finished):
     folder, _, _ = finished
-    names = {file.name for file in folder.iterdir()}
-    assert names == {
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "last.safetensors",
-        "best.safetensors",
-        "samples.png",
-        "curves.png",
-    }
+    names = ["best.safetensors", "config.json", "curves.png", "last.safetensors", "metrics.jsonl"]
+    names += ["samples.png", "summary.json"]
+    assert sorted(file.name for file in folder.iterdir()) == names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best_epoch"] == 2 and summary["test_nll_nats"] > 0
     record = json.loads((folder / "config.json").read_text())
@@ -163,63 +146,23 @@ def test_angle_prints_one_row_per_learned_layer(environment, finished):
 
 def test_sample_writes_a_picture(environment, finished, tmp_path):
     folder, _, _ = finished
-    contents = {}
-    for options in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
-        picture = tmp_path / f"{options[0]}-{options[1]}.png"
-        run(
-            environment, "sample.py", folder, "--inverse", options[0],
-            "--temperature", options[1], "--out", picture,
-        )  # fmt: skip
-        contents[options] = picture.read_bytes()
-    assert len(set(contents.values())) == 3
-    assert all(content.startswith(b"\x89PNG") for content in contents.values())
-
-
-def test_resume_goes_on(environment, finished, tmp_path):
-    folder = shutil.copytree(finished[0], tmp_path / "run")
-    out, _ = run(environment, "train_mnist.py", "--resume", "--out", folder, "--epochs", 3)
-    assert "epoch    3/3" in out and "epoch    2/3" not in out
-    _, err = run(
-        environment, "train_mnist.py", "--resume", "--out", folder, "--seed", 5, status=2
-    )  # fmt: skip
-    assert "started with seed = 0" in err
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def metrics_lines(folder):
-    file = folder / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-def test_kill_9_loses_nothing_past_the_last_checkpoint(environment, finished, tmp_path):
-    whole, _, _ = finished
-    part = tmp_path / "part"
-    process = start(environment, "train_mnist.py", "--epochs", 2, "--out", part)
-    wait_for(lambda: metrics_lines(part) >= 1, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    run(environment, "train_mnist.py", "--resume", "--out", part)
-    assert (part / "last.safetensors").exists()
-    nlls = [
-        [json.loads(line)["validation_nll_nats"] for line in (f / "metrics.jsonl").open()]
-        for f in (whole, part)
-    ]
-    assert nlls[0] == nlls[1] and len(nlls[0]) == 2
+    contents = set()
+    for inverse, temperature in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
+        options = ("--inverse", inverse, "--temperature", temperature)
+        run(environment, "sample.py", folder, *options, "--out", tmp_path / "samples.png")
+        contents.add((tmp_path / "samples.png").read_bytes())
+    assert len(contents) == 3
+    assert all(content.startswith(b"\x89PNG") for content in contents)
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path):
     """On an output that cannot show λ, which must not stop it either."""
     folder, plain = tmp_path / "run", {**environment, "PYTHONIOENCODING": "ascii"}
     process = start(plain, "train_mnist.py", "--epochs", 50, "--out", folder)
-    wait_for(lambda: metrics_lines(folder) >= 1, process)
+    deadline, metrics = time.monotonic() + 120, folder / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
@@ -227,24 +170,20 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
     assert (folder / "last.safetensors").exists()
 
 
-def usage_cases(folder, tmp_path):
-    broken = tmp_path / "broken"
+def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
+    folder, broken, train = finished[0], tmp_path / "broken", "train_mnist.py"
     broken.mkdir()
-    (broken / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
-    (broken / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
-    train = "train_mnist.py"
-    return [
+    for name in ("train", "t10k"):
+        (broken / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
+    cases = [
         (train, ["--lambda", "-1"], 2, "--lambda is -1.0"),
-        (train, ["--lr", "0"], 2, "--lr is 0.0"),
         (train, ["--batch-size", "6000"], 2, "--batch-size is 6000, but there are only 5000"),
         (train, ["--out", str(folder)], 2, "exists"),
         (train, ["--out", "/proc/nowhere/run"], 2, "cannot make /proc/nowhere/run"),
         (train, ["--resume"], 2, "--resume and --rollback need --out"),
-        (train, ["--resume", "--out", str(tmp_path / "no")], 2, "is no run folder"),
         (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
         (train, ["--data-dir", str(broken)], 1, str(broken)),
         (train, ["--no-graph"], 2, "--no-graph only has an effect with --backend cupy"),
-        (train, ["--tf32"], 2, "--tf32 only has an effect with --backend cupy"),
         (train, ["--gradient", "magic"], 2, "invalid choice: 'magic'"),
         (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
         ("evaluate.py", [str(tmp_path)], 2, "is no run folder"),
@@ -252,11 +191,6 @@ def usage_cases(folder, tmp_path):
         ("sample.py", [str(folder), "--temperature", "-1"], 2, "--temperature is -1.0"),
         ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
     ]
-
-
-def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
-    folder, _, _ = finished
-    cases = usage_cases(folder, tmp_path)
     results = run_all(environment, [case[:2] for case in cases])
     for (name, arguments, expected, message), (status, _, err) in zip(cases, results, strict=True):
         assert status == expected and "Traceback" not in err, f"{name} {arguments}: {err}"
@@ -275,31 +209,19 @@ def test_an_exact_run_has_no_learned_inverse(environment, tmp_path):
     assert "without learned inverses" in err and not out
 
 
-def test_a_damaged_checkpoint_is_one_line(environment, finished, tmp_path):
-    folder, _, _ = finished
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    (copy / "config.json").write_bytes((folder / "config.json").read_bytes())
-    (copy / "best.safetensors").write_bytes((folder / "best.safetensors").read_bytes()[:-7])
-    _, err = run(environment, "evaluate.py", copy, status=1)
-    assert "is damaged" in err and len(err.strip().splitlines()) <= 2
-
-
 def test_a_small_glow_on_patches(environment, tmp_path):
     pytest.importorskip("skimage", reason="scikit-image ships the photographs")
     folder = tmp_path / "run"
     size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
-    out, err = run(
-        environment, "train_cifar10.py", "--data", "patches", *size, "--out", folder
-    )  # fmt: skip
+    train = ("train_cifar10.py", "--data", "patches", *size, "--out", folder)
+    out, err = run(environment, *train)
     assert "NOT A PUBLISHED DATA SET" in err and "glow 3L-1K width 8" in out
     ledger, _ = run(environment, "evaluate.py", folder)
     assert "split1 base density" in ledger and "split2 base density" in ledger
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
-    _, err = run(
-        environment, "train_imagenet32.py", "--data-dir", tmp_path, "--out", "x", status=2
-    )  # fmt: skip
+    other = ("train_imagenet32.py", "--data-dir", tmp_path, "--out", "x")
+    _, err = run(environment, *other, status=2)
     assert len(err.strip().splitlines()) == 1 and "imagenet32" in err.lower()
 
 
@@ -330,6 +252,6 @@ def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
     steps = results["fc"]["steps"]
     variants = {"recipe: projection", "variational"}
     gradients = {"self-normalizing", "exact", "relative"}
-    assert {row["gradient"] for row in steps} == gradients | variants
+    assert {row["step"] for row in steps} == gradients | variants
     assert all(0 < row["min ms"] <= row["median ms"] for row in steps)
     assert "sgemm" in out and "share" in out

@@ -1,5 +1,6 @@
 """A batch in slices: their gradients add up to the whole batch's, whoever computes them."""
 
+from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch):
     """Python handles signals in the main thread alone."""
-    monkeypatch.setattr(signals, "_install", lambda handler, names: {})
+    monkeypatch.setattr(signals, "_handled", lambda handler, *names: nullcontext())
 
 
 def run_on_ranks(path, size, resume=False, epochs=2, **changes):

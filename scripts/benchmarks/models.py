@@ -1,7 +1,5 @@
 """Training steps of the fully connected, convolutional and Glow models, and what is beside them."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +24,11 @@ _FC = {gradient: (gradient, {}, products) for gradient, products in PRODUCTS.ite
 }
 # {row: (model, gradient, settings)}: Table 1's convolutions, and other learned inverses of the same
 # reach beside the paper's of 3×3 (A.4).
-_CONV = {
-    "conv, self-normalizing": ("conv", _SNF, {}),
-    "conv, exact": ("conv", "exact", {}),
-    "emerging, exact": ("emerging", "exact", {}),
-    "conv-exponential, exact": ("conv-exponential", "exact", {}),
+_CONV = {"conv, self-normalizing": ("conv", _SNF, {})}
+_CONV |= {
+    f"{name}, exact": (name, "exact", {}) for name in ("conv", "emerging", "conv-exponential")
+}
+_CONV |= {
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
     "conv, self-normalizing, inverse of two 3x3": ("conv", _SNF, {"inverse_depth": 2}),
     "conv, recipe: least squares, 5x5": ("conv", _SNF, {"recipe": "least-squares"}),
@@ -106,21 +104,19 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     own = (ops, trainer.flow, trainer.layout, trainer.p)
     calls = {
         "nine determinants": trainer.likelihood,
-        "exact evaluation of 100 images, determinants included": lambda: Likelihood(*own).log_prob(
-            images, RandomKey(0, 1)
+        "exact evaluation of 100 images, determinants included": (
+            lambda: Likelihood(*own).log_prob(images, RandomKey(0, 1))
         ),
-        "one sample, learned inverse": partial(snapshot.sample, 1, seed=0),
-        "one sample, refined inverse": partial(snapshot.sample, 1, seed=0, refined=True),
-        "one sample, exact inverse": partial(snapshot.sample, 1, seed=0, exact=True),
     }
+    for name, how in (("learned", {}), ("refined", {"refined": True}), ("exact", {"exact": True})):
+        calls[f"one sample, {name} inverse"] = partial(snapshot.sample, 1, seed=0, **how)
     inference = _timed(thread_counts, calls, repeats, "what (float64)")
     with threads(most):
         exact = determinants(ops, repeats)
-    return {"steps": steps, "inference": inference, "determinants": exact}, (
-        f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n\n"
-        f"{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
-        f"{table(exact)}"
-    )
+    text = f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n"
+    text += f"\n{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
+    found = {"steps": steps, "inference": inference, "determinants": exact}
+    return found, text + table(exact)
 
 
 def determinants(ops, repeats: int) -> list[dict]:
@@ -131,9 +127,9 @@ def determinants(ops, repeats: int) -> list[dict]:
         noise = np.sqrt(2 / sum(block.fans)) * rng.standard_normal(block.weight_shape)
         w = block.identity() + 0.01 * noise
         for what in ("log_det", "log_det_grad"):
-            fast, slow = (partial(getattr(f, what), ops, w, shape) for f in (block, dense))
-            ours = measure({what: fast}, repeats)[what].median
-            theirs = measure({what: slow}, max(3, repeats // 10), warmup=1)[what].median
+            fast, slow = ({what: partial(getattr(f, what), ops, w, shape)} for f in (block, dense))
+            ours = measure(fast, repeats)[what].median
+            theirs = measure(slow, max(3, repeats // 10), warmup=1)[what].median
             row = {"(H, W, C)": str(shape), "what": what, "block ms": ours, "dense ms": theirs}
             rows.append(row | {"dense / block": theirs / ours})
     return rows
@@ -174,3 +170,6 @@ def recomputation(ops) -> list[dict]:
         rows.append({"glow 3L-32K": how, "peak MB": peak / 1e6, "s per step": timing.minimum / 1e3})
         del trainer
     return rows
+
+
+PARTS = {"fc": fully_connected, "conv": convolutional, "glow": glow}

@@ -3,13 +3,12 @@
 Run by itself under mpiexec, this file is one of the processes (`_rank`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import snfnp  # noqa: F401 (before NumPy: it settles the threads of BLAS)
@@ -20,24 +19,25 @@ from snfnp.ops import get_ops, world
 from snfnp.processes import find_mpiexec
 from snfnp.threads import cores
 
-MODELS = (
-    ("fc", "self-normalizing"),
-    ("conv", "self-normalizing"),
-    ("emerging", "exact"),
-    ("conv-exponential", "exact"),
-    ("glow-2l-4k", "self-normalizing"),
-    ("glow", "self-normalizing"),
-)
-_SLOW = ("glow",)  # two seconds a step: fewer of them
+_SNF = "self-normalizing"
+MODELS = (("fc", _SNF), ("conv", _SNF), ("emerging", "exact"), ("conv-exponential", "exact"))
+MODELS += (("glow-2l-4k", _SNF), ("glow", _SNF))
 
 
-def scaling(ops, processes: int, rounds: int, models=MODELS) -> list[dict]:
+def report(ops, processes: int, quick: bool) -> tuple[dict, str]:
+    """All models; processes: how many share a batch, one core each."""
+    rows = scaling(ops, processes, 3 if quick else 5, MODELS[:4] if quick else MODELS)
+    text = f"training steps of {BATCH} images on several cores\n{table(rows)}"
+    return {"scaling": rows}, text
+
+
+def scaling(ops, processes: int, rounds: int, models) -> list[dict]:
     """Milliseconds of a step on one core, on all cores of a process, and of processes of one core
     each that share the batch; ratios to the first. The rounds of all three take turns."""
     count, rows = len(cores()), []
     for model, gradient in models:
         step = step_call(ops, model, gradient)
-        repeats = 3 if model in _SLOW else 25
+        repeats = 3 if model == "glow" else 25  # of two seconds each
         times: dict[str, list[float]] = {"one": [], "threads": [], "processes": [], "sums": []}
         for _ in range(rounds):
             for name, number in (("one", 1), ("threads", count)):
@@ -47,34 +47,20 @@ def scaling(ops, processes: int, rounds: int, models=MODELS) -> list[dict]:
             times["processes"].append(found["step"])
             times["sums"].append(found["sum"])
         one, of_threads, of_processes, sums = map(statistics.median, times.values())
-        rows.append(
-            {
-                "model": model,
-                "1 core ms": one,
-                f"{count} threads ms": of_threads,
-                "gain": one / of_threads,
-                f"{processes} processes ms": of_processes,
-                "their gain": one / of_processes,
-                "sum ms": sums,
-                "sum / step": sums / of_processes,
-            }
-        )
+        row = {"model": model, "1 core ms": one}
+        row |= {f"{count} threads ms": of_threads, "gain": one / of_threads}
+        row |= {f"{processes} processes ms": of_processes, "their gain": one / of_processes}
+        rows.append(row | {"sum ms": sums, "sum / step": sums / of_processes})
     return rows
 
 
 def _processes(processes: int, model: str, gradient: str, repeats: int) -> dict:
     """Milliseconds of a step, and of its sums, of so many processes."""
-    one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
-    here = Path(__file__)
-    path = os.pathsep.join([str(here.parents[1]), str(here.parents[2])])
-    command = (sys.executable, here, model, gradient, str(repeats))
-    done = subprocess.run(
-        [find_mpiexec("scaling"), "-n", str(processes), *command],
-        env=os.environ | one | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    own = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA")}
+    own["PYTHONPATH"] = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
+    command = [find_mpiexec("scaling"), "-n", str(processes), sys.executable, __file__]
+    command += [model, gradient, str(repeats)]
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing printed"])[-1]
         raise UsageError(f"processes of mpiexec failed ({last}): measure something else")
@@ -87,29 +73,14 @@ def _rank(model: str, gradient: str, repeats: str) -> None:
     ops = get_ops("numba", world=together)
     trainer = make_trainer(ops, model, gradient, world=together)
     images = random_images(ops, trainer)[: BATCH // together.size]
-    figures = ops.xp.zeros(3)
-
-    def step() -> None:
-        trainer.training_step(images)
-
-    def sums() -> None:
-        together.all_reduce(trainer.gradient, figures)
-
-    # each by itself: in a step, a rank also waits for one that is later than itself
-    found = {
-        name: measure({name: call}, int(repeats))[name].median
-        for name, call in (("step", step), ("sum", sums))
+    calls = {
+        "step": partial(trainer.training_step, images),
+        "sum": partial(together.all_reduce, trainer.gradient, ops.xp.zeros(3)),
     }
+    # each by itself: in a step, a rank also waits for one that is later than itself
+    found = {name: measure({name: calls[name]}, int(repeats))[name].median for name in calls}
     if together.rank == 0:
         print(json.dumps(found))
-
-
-def report(ops, processes: int, quick: bool) -> tuple[dict, str]:
-    """All models; processes: how many share a batch, one core each."""
-    models = MODELS[:4] if quick else MODELS
-    rows = scaling(ops, processes, 3 if quick else 5, models)
-    text = f"training steps of {BATCH} images on several cores\n{table(rows)}"
-    return {"scaling": rows}, text
 
 
 if __name__ == "__main__":

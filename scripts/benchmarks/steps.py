@@ -1,12 +1,11 @@
 """A training step of any preset on random images, ready to be timed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from snfnp.ops import SINGLE_PROCESS, Communicator
+from snfnp.ops import SINGLE_PROCESS
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -14,14 +13,7 @@ BATCH, IMAGE = 100, (28, 28, 1)
 
 
 def make_trainer(
-    ops,
-    model: str,
-    gradient: str,
-    shape=IMAGE,
-    count=50_000,
-    report=print,
-    world: Communicator = SINGLE_PROCESS,
-    **settings,
+    ops, model, gradient, shape=IMAGE, count=50_000, report=print, world=SINGLE_PROCESS, **settings
 ) -> Trainer:
     """A trainer of the preset at the paper's batch size, with a learning rate that moves little.
 
@@ -42,5 +34,4 @@ def random_images(ops, trainer: Trainer):
 def step_call(ops, model: str, gradient: str, **settings) -> Callable[[], object]:
     """The whole training step, as a call without arguments; settings: as in `make_trainer`."""
     trainer = make_trainer(ops, model, gradient, **settings)
-    images = random_images(ops, trainer)
-    return lambda: trainer.training_step(images)
+    return partial(trainer.training_step, random_images(ops, trainer))

@@ -1,7 +1,5 @@
 """The paper's Fig. 4: one linear layer, forward and backward, over the dimension."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -30,9 +28,7 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
         x = ops.asarray(rng.standard_normal((batch, *shape)), np.float32)
         calls = {gradient: _layer_step(ops, gradient, x) for gradient in _GRADIENTS[len(shape)]}
         if ops.asynchronous:
-            timings = measure_asynchronous(
-                calls, ops.device.synchronise, bursts=5, seconds=budget / 10
-            )
+            timings = measure_asynchronous(calls, ops.device.synchronise, 5, seconds=budget / 10)
         else:
             once = sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values()) / 1e3
             timings = measure(calls, repeats=max(3, min(50, int(budget / once))), warmup=0)

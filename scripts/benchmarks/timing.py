@@ -1,33 +1,31 @@
 """Timing several things in turn, so that they share the machine's noise."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from threadpoolctl import threadpool_limits
 
+Call = Callable[[], object]
 _SHORTEST, _LONGEST = 5, 200  # calls in a burst
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Milliseconds per call."""
 
     minimum: float
     median: float
 
-    @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        return cls(1e3 * min(seconds), 1e3 * statistics.median(seconds))
+
+def _timings(seconds: dict[str, list[float]]) -> dict[str, Timing]:
+    return {
+        name: Timing(1e3 * min(own), 1e3 * statistics.median(own)) for name, own in seconds.items()
+    }
 
 
-def measure(
-    calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 3
-) -> dict[str, Timing]:
+def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, Timing]:
     """Time every call `repeats` times, in short alternating bursts, after a warm-up.
 
     A burst keeps each call's own caches warm; alternating lets a slow spell of the machine hit
@@ -45,36 +43,31 @@ def measure(
                 start = time.perf_counter()
                 call()
                 seconds[name].append(time.perf_counter() - start)
-    return {name: Timing.of(values) for name, values in seconds.items()}
+    return _timings(seconds)
 
 
 def measure_asynchronous(
-    calls: dict[str, Callable[[], object]],
-    synchronise: Callable[[], None],
-    bursts: int,
-    seconds: float,
-    warmup: int = 5,
+    calls: dict[str, Call], synchronise: Call, bursts: int, seconds: float, warmup: int = 5
 ) -> dict[str, Timing]:
     """Time calls that return before the device is done: `bursts` times each, in turn.
 
     A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
     device, so that the host lines up calls as it does in training. Its time per call counts once.
     """
-    lengths = {}
+    lengths, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
         for _ in range(warmup):
             call()
         once = _burst(call, _SHORTEST, synchronise)
         lengths[name] = max(_SHORTEST, min(_LONGEST, round(seconds / once)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(bursts):
         for name, call in calls.items():
             call()  # as in `measure`
             times[name].append(_burst(call, lengths[name], synchronise))
-    return {name: Timing.of(values) for name, values in times.items()}
+    return _timings(times)
 
 
-def _burst(call: Callable[[], object], length: int, synchronise: Callable[[], None]) -> float:
+def _burst(call: Call, length: int, synchronise: Call) -> float:
     """Seconds per call."""
     synchronise()
     start = time.perf_counter()
@@ -102,14 +95,9 @@ def table(rows: list[dict], columns: Iterable[str] | None = None) -> str:
     """Rows as aligned text. columns: of those that are shown, by default all of the first row."""
     names = list(columns or rows[0])
     texts = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [first.ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        )
-        for first, *rest in texts
-    )
+    columns = [[len(cell) for cell in column] for column in zip(*texts, strict=True)]
+    formats = "  ".join(f"{{:{'>' * bool(i)}{max(own)}}}" for i, own in enumerate(columns))
+    return "\n".join(formats.format(*cells) for cells in texts)
 
 
 def _cell(value) -> str:

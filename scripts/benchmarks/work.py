@@ -1,7 +1,5 @@
 """The least that a training step has to do: floating-point operations, and bytes to and fro."""
 
-from __future__ import annotations
-
 import math
 
 from snfnp.flow import Flow

@@ -1,7 +1,5 @@
 """A convolution as a matrix, and how its determinant is found block by block."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, arrow, box, canvas, plt
@@ -16,8 +14,7 @@ def _grid(axis, height, width):
         axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
         axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
 
 
 def matrix():
@@ -28,9 +25,7 @@ def matrix():
     chosen = np.zeros_like(kernel)
     chosen[0, 1] = 1.0  # the tap above the centre
     colors = plt.get_cmap("tab10", 10)
-    figure, axes = plt.subplots(
-        1, 4, figsize=(9.4, 3.0), gridspec_kw={"width_ratios": [0.55, 1, 1, 0.55]}
-    )
+    figure, axes = plt.subplots(1, 4, figsize=(9.4, 3.0), width_ratios=[0.55, 1, 1, 0.55])
     for axis, values, title in (
         (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
         (axes[3], f.multiple(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
@@ -38,13 +33,11 @@ def matrix():
         axis.set_title(title)
         axis.set(xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal")
         for (row, column), value in np.ndenumerate(values):
-            place = 3 * row + column
-            corner = (column - 0.5, row - 0.5)
-            axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=colors(place), alpha=0.8))
+            corner, color = (column - 0.5, row - 0.5), colors(3 * row + column)
+            axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, alpha=0.8))
             label = f"$w_{int(value)}$" if axis is axes[0] else f"{value:.0f}"
             axis.text(column, row, label, ha="center", va="center", color="white", fontsize=12)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        axis.spines[:].set_visible(False)
     whole = as_matrix(f, ops, kernel, shape)
     image = np.zeros((*whole.shape, 4))
     image[whole > 0] = colors((whole[whole > 0] - 1).astype(int))
@@ -52,9 +45,7 @@ def matrix():
     axes[1].imshow(image)
     axes[1].set_title("$T(w)$, 20 × 20: a block for each\npair of rows of the 5 × 4 image")
     indicator = as_matrix(f, ops, chosen, shape)
-    image = np.zeros((*indicator.shape, 4))
-    image[indicator > 0] = colors(1)
-    axes[2].imshow(image)
+    axes[2].imshow(np.where(indicator[..., None] > 0, colors(1), 0.0))
     count = int(indicator.sum())
     axes[2].set_title(f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$")
     for axis in axes[1:3]:

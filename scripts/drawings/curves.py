@@ -1,17 +1,34 @@
 """The curves of training: validation likelihoods of runs with several seeds and rules."""
 
-from __future__ import annotations
+import json
+from pathlib import Path
 
 import numpy as np
 
-from drawings.data import read
 from drawings.style import BLUE, GREEN, ORANGE, plt
+from snfnp.training.runs.folder import RunFolder
 
-TITLES = {
-    "fc": "fully connected, 2 layers",
-    "conv": "convolutional, 9 layers",
-    "glow-2l-4k": "Glow, 2L-4K",
-}
+FILE = Path(__file__).with_name("likelihoods.json")
+TITLES = {"fc": "fully connected, 2 layers", "conv": "convolutional, 9 layers"}
+TITLES["glow-2l-4k"] = "Glow, 2L-4K"
+_ABOUT = ("data", "model", "gradient", "recipe", "bias_init", "seed")
+
+
+def collect(folders: list[Path]) -> Path:
+    """Write likelihoods.json: for every run its settings and "points", one for each evaluation.
+
+    nll: exact validation NLL in nats.
+    """
+    runs = []
+    for folder, record in map(RunFolder.open, folders):
+        points = [
+            {"epoch": line["epoch"], "nll": round(line["validation_nll_nats"], 3)}
+            for line in folder.read_metrics()
+        ]
+        about = {name: record["config"].get(name) for name in _ABOUT}
+        runs.append({**about, "images": folder.data(record)[0][0], "points": points})
+    FILE.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n", encoding="utf-8")
+    return FILE
 
 
 def _look(run: dict) -> tuple[str, str, str]:
@@ -28,31 +45,23 @@ def likelihoods():
 
     Below, how far every run is behind the exact gradient of the same seed.
     """
-    runs = read()
+    runs = json.loads(FILE.read_text(encoding="utf-8"))
     models = list(dict.fromkeys(run["model"] for run in runs))
-    figure, axes = plt.subplots(
-        2,
-        len(models),
-        figsize=(2.2 + 4.0 * len(models), 5.2),
-        squeeze=False,
-        sharex="col",
-        height_ratios=[3, 2],
-    )
+    how = {"figsize": (2.2 + 4.0 * len(models), 5.2), "sharex": "col", "height_ratios": [3, 2]}
+    figure, axes = plt.subplots(2, len(models), squeeze=False, **how)
     for (above, below), model in zip(axes.T, models, strict=True):
         own = [run for run in runs if run["model"] == model]
         exact = {run["seed"]: run["points"] for run in own if run["gradient"] == "exact"}
         seen = set()
         for run in own:
             label, color, style = _look(run)
-            epoch = [point["epoch"] for point in run["points"]]
-            nll = np.array([point["nll"] for point in run["points"]])
+            epoch, nll = np.array([(each["epoch"], each["nll"]) for each in run["points"]]).T
             look = {"color": color, "linestyle": style, "linewidth": 1.3}
             above.plot(epoch, nll, label=None if label in seen else label, **look)
-            reference = exact.get(run["seed"], [])
-            shared = min(len(reference), len(nll))
-            if run["gradient"] != "exact" and shared:
-                difference = nll[:shared] - [point["nll"] for point in reference[:shared]]
-                below.plot(epoch[:shared], difference, **look)
+            reference = [point["nll"] for point in exact.get(run["seed"], [])][: len(nll)]
+            if run["gradient"] != "exact" and reference:
+                shared = len(reference)
+                below.plot(epoch[:shared], nll[:shared] - reference, **look)
             seen.add(label)
         below.axhline(0, color=ORANGE, linestyle="--", linewidth=1.3)
         above.set(title=TITLES.get(model, model), yscale="log")

@@ -1,7 +1,5 @@
 """Diagrams: the self-normalizing layer (Fig. 1 of the paper), a step of Glow, its levels."""
 
-from __future__ import annotations
-
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas
 
 
@@ -89,12 +87,6 @@ def multi_scale():
         x += 2.8
     arrow(axis, (x, y), (x + 0.25, y))
     axis.text(x + 0.6, y, "…  $z_L$", ha="center", va="center", fontsize=12)
-    axis.text(
-        3.8,
-        0.14,
-        r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way",
-        ha="center",
-        va="center",
-        fontsize=10,
-    )
+    density = r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
+    axis.text(3.8, 0.14, density, ha="center", va="center", fontsize=10)
     return figure

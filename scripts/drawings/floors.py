@@ -1,7 +1,5 @@
 """The floors of the package: what imports what, from the test that holds the imports to it."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

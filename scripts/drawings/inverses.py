@@ -1,7 +1,5 @@
 """Pictures of where W and R hold each other, and of what R is good for on both sides of ρ = 1."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, plt
@@ -18,10 +16,7 @@ def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
     ops = get_ops("numpy")
     s = np.sqrt(np.array([smallest, 1.0, 2.0]))
     x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(3)
-    layer, grads = (
-        Linear(Dense(3), rule, bias=False),
-        {"W": np.empty((3, 3)), "R": np.empty((3, 3))},
-    )
+    layer, grads = Linear(Dense(3), rule, bias=False), {name: np.empty((3, 3)) for name in "WR"}
 
     def update(point):
         p = dict(zip("WR", point.reshape(2, 3, 3), strict=True))
@@ -40,21 +35,15 @@ def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
 def stability():
     """The plane of λ and σ²_min, for the mixture and for `forward`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.9), sharey=True)
-    lams = np.logspace(-1.5, 1.5, 9)
-    variances = np.logspace(-2, 0, 7)
+    lams, variances = np.logspace(-1.5, 1.5, 9), np.logspace(-2, 0, 7)
     line = np.logspace(-1.7, 1.7, 50)
     for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
         rule = SelfNormalizing(objective)
-        for good, color, marker, label in (
-            (True, GREEN, "o", "returns"),
-            (False, RED, "x", "is driven away"),
-        ):
-            at = [
-                (lam, variance)
-                for lam in lams
-                for variance in variances
-                if _returns(variance, lam, rule) is good
-            ]
+        points = [(lam, variance) for lam in lams for variance in variances]
+        found = [_returns(variance, lam, rule) for lam, variance in points]
+        looks = ((True, GREEN, "o", "returns"), (False, RED, "x", "is driven away"))
+        for good, color, marker, label in looks:
+            at = [point for point, returns in zip(points, found, strict=True) if returns is good]
             if at:
                 axis.plot(*zip(*at, strict=True), marker, color=color, label=label, markersize=5)
         if objective == "mixture":
@@ -66,9 +55,8 @@ def stability():
         axis.set_xlabel(r"$\lambda$")
     axes[0].set_ylabel(r"$\sigma^2_{\min}$ of the layer's input")
     figure.tight_layout()
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="upper center", ncol=3, bbox_to_anchor=(0.5, 0)
-    )
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, loc="upper center", ncol=3, bbox_to_anchor=(0.5, 0))
     return figure
 
 
@@ -91,9 +79,8 @@ def refined():
             guess = guess + r @ (z - w @ guess)
         axis.semilogy(errors, color=color, marker=".", label=rf"$\rho = {rho}$")
     axis.axhline(1, color=INK, linewidth=1, linestyle=":")
-    axis.set(
-        xlabel="further passes through $R$", ylabel=r"$\|x_k - x\| \,/\, \|x\|$", ylim=(1e-8, 1e3)
-    )
+    axis.set(xlabel="further passes through $R$", ylim=(1e-8, 1e3))
+    axis.set_ylabel(r"$\|x_k - x\| \,/\, \|x\|$")
     axis.grid()
     axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()

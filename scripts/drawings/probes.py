@@ -1,7 +1,5 @@
 """The gradient by probes beside the self-normalizing one: its bias and its noise."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, plt
@@ -52,21 +50,15 @@ def variance():
     """Left: one step's error against the number of probes; right: that of a mean over steps."""
     figure, (noise, bias) = plt.subplots(1, 2, figsize=(9.0, 3.6))
     counts = 4 ** np.arange(5)
-    small = _Layer(Dense(16), (16,))
-    layers = [
-        ("dense, D = 16", small, BLUE),
-        ("dense, D = 256", _Layer(Dense(256), (256,)), ORANGE),
-    ]
-    for label, layer, color in layers:
+    small, look = _Layer(Dense(16), (16,)), {"linewidth": 1}
+    for layer, color in ((small, BLUE), (_Layer(Dense(256), (256,)), ORANGE)):
+        found, dimension = [layer.noise(int(count)) for count in counts], layer.map.features
+        noise.plot(counts, found, "o", color=color, label=f"dense, D = {dimension}")
+        noise.plot(counts, np.sqrt((dimension - 1) / counts), color=color, **look)
+    for side, color in ((8, GREEN), (28, PURPLE)):
+        layer = _Layer(Conv2d((3, 3), 1), (side, side, 1))
         found = [layer.noise(int(count)) for count in counts]
-        noise.plot(counts, found, "o", color=color, label=label)
-        dimension = layer.map.features
-        noise.plot(counts, np.sqrt((dimension - 1) / counts), color=color, linewidth=1)
-    for label, side, color in (("3×3, 8×8 pixels", 8, GREEN), ("3×3, 28×28 pixels", 28, PURPLE)):
-        shape = (side, side, 1)
-        layer = _Layer(Conv2d((3, 3), 1), shape)
-        found = [layer.noise(int(count)) for count in counts]
-        noise.plot(counts, found, "o-", color=color, linewidth=1, label=label)
+        noise.plot(counts, found, "o-", color=color, label=f"3×3, {side}×{side} pixels", **look)
     noise.set(xscale="log", yscale="log", xlabel="probes in a step", xticks=counts)
     noise.set_xticks(counts, [str(count) for count in counts])
     noise.minorticks_off()
@@ -77,12 +69,9 @@ def variance():
     at = np.unique(np.geomspace(1, steps, 60).astype(int))
     sums = draws.cumsum(axis=0)
     bias.plot(at, [small.error(sums[k - 1] / k) for k in at], color=BLUE, label="dense, D = 16")
-    bias.plot(
-        at, np.sqrt(15 / at), color=INK, linewidth=1, linestyle="--", label="√((D − 1)/steps)"
-    )
-    bias.set(
-        xscale="log", yscale="log", xlabel="steps of one probe", title="mean over steps: no bias"
-    )
+    bias.plot(at, np.sqrt(15 / at), color=INK, linestyle="--", label="√((D − 1)/steps)", **look)
+    bias.set(xscale="log", yscale="log", xlabel="steps of one probe")
+    bias.set_title("mean over steps: no bias")
     for axis, columns in ((noise, 2), (bias, 1)):
         axis.grid()
         axis.legend(loc="upper right", ncols=columns, fontsize=9, columnspacing=1)

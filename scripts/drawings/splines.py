@@ -1,7 +1,5 @@
 """A rational-quadratic spline: its bins, its slope, and the tails outside of them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from drawings.style import BLUE, INK, ORANGE, plt
@@ -20,9 +18,8 @@ def spline():
     x = np.linspace(-13, 13, 1301)
     y, ldj, cache = layer.forward(ops, params, x[:, None])
     at, heights, slopes = cache["knots"][..., 0]
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(6.2, 5.4), sharex=True, height_ratios=[3, 2]
-    )
+    how = {"figsize": (6.2, 5.4), "sharex": True, "height_ratios": [3, 2]}
+    figure, (above, below) = plt.subplots(2, 1, **how)
     above.plot(x, x, color=INK, linewidth=1, linestyle=":", label="the identity")
     above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")
     above.plot(at, heights, "o", color=ORANGE, label="knots $(x_k, y_k)$")

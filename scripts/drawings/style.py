@@ -1,7 +1,5 @@
 """The figures' common style: colours that are legible on white and on black, boxes and arrows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib
@@ -14,28 +12,17 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 INK = "#7a828c"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#d0722a", "#2b9a66", "#d6455d", "#8f6bd1"
 
+_GREY = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+plt.rcParams.update(dict.fromkeys((*_GREY, "grid.color"), INK))
 plt.rcParams.update(
-    {
-        "font.size": 10,
-        "mathtext.fontset": "dejavusans",
-        "svg.hashsalt": "snfnp",
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "axes.titlesize": 10,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "grid.color": INK,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
+    dict.fromkeys([f"{at}.facecolor" for at in ("axes", "figure", "savefig")], "none")
 )
+plt.rcParams.update(
+    dict.fromkeys(["axes.spines.top", "axes.spines.right", "legend.frameon"], False)
+)
+plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "lines.linewidth": 1.8})
+plt.rcParams.update({"mathtext.fontset": "dejavusans", "grid.alpha": 0.25})
+plt.rcParams["svg.hashsalt"] = "snfnp"  # the same names in every file
 
 
 def canvas(width: float, height: float):
@@ -49,36 +36,18 @@ def canvas(width: float, height: float):
 
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
-    corner = (x - width / 2, y - height / 2)
+    place, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
     for face, edge in (((color, alpha), "none"), ("none", color)):
-        patch = FancyBboxPatch(
-            corner,
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=face,
-            edgecolor=edge,
-            linewidth=1.3,
-        )
-        axis.add_patch(patch)
+        look = {"facecolor": face, "edgecolor": edge, "linewidth": 1.3, "boxstyle": shape}
+        axis.add_patch(FancyBboxPatch(place, width, height, **look))
     axis.text(x, y, label, ha="center", va="center", fontsize=size)
 
 
 def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), size=10, style="-|>"):
     """An arrow with a label above its middle (moved by `offset`)."""
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle=style,
-            mutation_scale=12,
-            color=color,
-            linewidth=1.5,
-            shrinkA=0,
-            shrinkB=0,
-            connectionstyle=f"arc3,rad={curve}",
-        )
-    )
+    look = {"arrowstyle": style, "mutation_scale": 12, "color": color, "linewidth": 1.5}
+    look |= {"shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={curve}"}
+    axis.add_patch(FancyArrowPatch(start, end, **look))
     middle = [(a + b) / 2 + d for a, b, d in zip(start, end, offset, strict=True)]
     if label:
         axis.text(*middle, label, color=color, ha="center", va="center", fontsize=size)
@@ -87,8 +56,7 @@ def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), si
 def save(figure, path: Path) -> Path:
     """Write a figure, the same bytes for the same figure, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(
-        path, metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.05
-    )
+    undated = {"Date": None, "Creator": None}
+    figure.savefig(path, metadata=undated, bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
     return path

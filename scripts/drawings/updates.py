@@ -1,6 +1,6 @@
 """Bias and spread of the term that replaces a convolution's exact one if R is a projection."""
 
-from __future__ import annotations
+from functools import partial
 
 import numpy as np
 
@@ -21,12 +21,10 @@ def least_squares():
     rows = np.array([_errors(noise) for noise in _NOISES])
     error = rows[:, 0]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3), sharey=True)
-    biases = (("T(R)", INK), ("two terms", ORANGE), ("terms up to k = 6", BLUE))
-    for column, (label, color) in enumerate(biases, start=1):
-        left.loglog(error, rows[:, column], "o-", color=color, label=label, markersize=3)
-    spreads = (("all of T(W)⁻¹ by probes", RED), ("what two terms leave", GREEN))
-    for column, (label, color) in enumerate(spreads, start=4):
-        right.loglog(error, rows[:, column], "o-", color=color, label=label, markersize=3)
+    lines = ((left, "T(R)", INK), (left, "two terms", ORANGE), (left, "terms up to k = 6", BLUE))
+    lines += ((right, "all of T(W)⁻¹ by probes", RED), (right, "what two terms leave", GREEN))
+    for (axis, label, color), values in zip(lines, rows.T[1:], strict=True):
+        axis.loglog(error, values, "o-", color=color, label=label, markersize=3)
     for axis, title in ((left, "bias"), (right, f"spread, {_PROBES} probes")):
         axis.axvline(0.04, color=INK, linestyle=":", linewidth=1)
         axis.set(title=title, xlabel="‖T(R) T(W) − I‖²  / D")
@@ -47,16 +45,11 @@ def _errors(noise: float) -> tuple[float, ...]:
     exact = f.log_det_grad(ops, w, _SHAPE)
     found = LeftInverse(ops, f, g, w, _SHAPE)
 
+    solved, rest = partial(f.solve, ops, w), lambda images: found.rest_of_series(images, 6)
+
     def of(matrix_on, images):
         """The gradient of Σ ⟨ν, T(w) (matrix ν)⟩ over images ν, averaged."""
-        out = np.empty(w.shape)
-        return f.weight_grad(ops, images / len(images), matrix_on(images), out)
-
-    def rest(images):
-        return found.rest_of_series(images, 6)
-
-    def solved(images):
-        return f.solve(ops, w, images)
+        return f.weight_grad(ops, images / len(images), matrix_on(images), np.empty(w.shape))
 
     size = height * width * channels
     basis = np.eye(size).reshape(size, *_SHAPE)  # orthogonal: the sum over it is a trace
@@ -65,12 +58,9 @@ def _errors(noise: float) -> tuple[float, ...]:
     two = found.neumann_term()
 
     def spread(matrix_on):
-        mean = size * of(matrix_on, basis)
-        draws = (
-            of(matrix_on, ops.random.rademacher(RandomKey(0, k), (_PROBES, *_SHAPE), np.float64))
-            for k in range(_DRAWS)
-        )
-        return np.sqrt(np.mean([np.sum((draw - mean) ** 2) for draw in draws]))
+        mean, probes = size * of(matrix_on, basis), (_PROBES, *_SHAPE)
+        signs = (ops.random.rademacher(RandomKey(0, k), probes, np.float64) for k in range(_DRAWS))
+        return np.sqrt(np.mean([np.sum((of(matrix_on, own) - mean) ** 2) for own in signs]))
 
     norm = np.linalg.norm(exact)
     biases = [np.linalg.norm(term - exact) for term in (one, two, two + tail)]

@@ -1,7 +1,5 @@
 """Figs. 2, 3 and 5, which are made of one run of each row: samples, angles, likelihoods."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,11 +10,10 @@ import numpy as np
 from reproduction import pictures, provenance
 from reproduction.rows import FC_EPOCHS, TABLES, TITLES, Row
 from reproduction.runs import Command, Run, plan
-from reproduction.table3 import FAMILIES
 from reproduction.target import SMOKE, Target, markdown
+from reproduction.times import FAMILIES
 from snfnp.errors import DivergedError
 from snfnp.training import plots
-from snfnp.training.plots import COMPARED
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -29,45 +26,36 @@ class _OneSeed(Target):
     list_name = "curves"
 
     def plan(self, command: Command) -> list[Run]:
-        rows = [replace(row, hour=self.hour or row.hour) for row in self.rows]
-        planned = plan(rows, command)
+        planned = plan([replace(row, hour=self.hour or row.hour) for row in self.rows], command)
         return [run for run in planned if run.seed == planned[0].seed]
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
-        described = [
-            _describe(run, outcomes[run.folder], command) | self.measure(run)
-            for run in self.plan(command)
-        ]
-        return {"title": self.title, "scale": command.scale, self.list_name: described}
+        described = []
+        for run in self.plan(command):
+            row, outcome = run.row, outcomes[run.folder]
+            own = {"name": row.name, "model": row.instead or row.cells[0], "config": row.options}
+            own |= {"data": row.data, "is_sample": command.dataset(row.data).is_sample}
+            own |= {"seed": run.seed, "epochs": outcome["epochs"], "paper_epochs": row.epochs}
+            own |= {"made_with": provenance.of_run(run.folder)}
+            own |= {key: outcome[key] for key in ("asked", "diverged_at") if key in outcome}
+            described.append(own | self.measure(run))
+        return self.record(command, **{self.list_name: described})
 
     def measure(self, run: Run) -> dict:
         """The figures of a run, beside how it was trained."""
         raise NotImplementedError
 
-
-def _describe(run: Run, outcome: dict, command: Command) -> dict:
-    """A run in a record: the model, how long it was trained, on what, and with what."""
-    return {
-        "name": run.row.name,
-        "model": run.row.instead or run.row.cells[0],
-        "config": run.row.options,
-        "data": run.row.data,
-        "is_sample": command.dataset(run.row.data).is_sample,
-        "seed": run.seed,
-        "epochs": outcome["epochs"],
-        "paper_epochs": run.row.epochs,
-        "made_with": provenance.of_run(run.folder),
-        **{key: outcome[key] for key in ("asked", "diverged_at") if key in outcome},
-    }
+    def drawn(self, record: dict) -> dict[str, tuple[dict, list[tuple]]]:
+        """{model: its curve, and the columns of its points}, of those that have any."""
+        curves = [curve for curve in record["curves"] if curve["points"]]
+        return {own["model"]: (own, list(zip(*own["points"], strict=True))) for own in curves}
 
 
 def _notes(record: dict, described: list[dict]) -> list[str]:
     """Notes on runs on other images than the paper's."""
-    if record["scale"] == "smoke":
-        return [SMOKE]
-    if any(own["is_sample"] for own in described):
-        return ["Trained on a sample of MNIST: the figures cannot be compared with the paper's."]
-    return []
+    sample = "Trained on a sample of MNIST: the figures cannot be compared with the paper's."
+    is_sample = any(own["is_sample"] for own in described)
+    return [SMOKE] if record["scale"] == "smoke" else [sample] * is_sample
 
 
 def _trained(record: dict) -> str:
@@ -85,8 +73,6 @@ def thinned(points: list, most: int = 200, keep=None) -> list:
     return [own for index, own in enumerate(points) if index in spread or own == keep]
 
 
-# ---------------------------------------------------------------- Fig. 2
-
 _IMAGES = 64
 
 
@@ -95,9 +81,7 @@ class Figure2(_OneSeed):
     images are there, of Table 2's."""
 
     title = "Fig. 2: samples of self-normalizing Glow through the exact and the learned inverse"
-    suffix = ".png"
-    made_of_record = False
-    list_name = "rows"
+    suffix, made_of_record, list_name = ".png", False, "rows"
     rows = (TABLES["table1"].rows[-1], TABLES["table2"].rows[1])
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
@@ -105,34 +89,34 @@ class Figure2(_OneSeed):
         return super().collect(command, outcomes)
 
     def measure(self, run: Run) -> dict:
-        panels = _samples(run)
-        if not panels:
+        panels = {}
+        try:
+            loaded = load_run(run.folder)
+            for name in ("exact", "learned"):
+                images = loaded.likelihood.sample(_IMAGES, run.seed, exact=name == "exact")
+                panels[name] = images.reshape(-1, *loaded.image_shape)
+        except DivergedError:  # none that are finite
             return {}
         for name, images in panels.items():
             self._panels[f"{TITLES[run.row.data]}, {name} inverse"] = images
-        exact, learned = (panels[name].astype(float) for name in ("exact", "learned"))
+        exact, learned = (images.astype(float) for images in panels.values())
         apart = np.abs(exact - learned)
         drawn = np.maximum(exact, learned) > 1  # most of a digit's image is black
-        return {
-            "mean_difference": float(apart.mean()),
-            "same_pixels": float((apart <= 1).mean()),
-            "same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None,
-        }
+        found = {"mean_difference": float(apart.mean()), "same_pixels": float((apart <= 1).mean())}
+        return found | {"same_drawn": float((apart <= 1)[drawn].mean()) if drawn.any() else None}
 
     def show(self, record: dict) -> str:
         heads = ["data", "model", "epochs: ours / paper", "pixels within 1 level of 256"]
-        heads += ["of those not black in both", "mean difference in levels", "paper"]
-        table = [heads]
+        table = [[*heads, "of those not black in both", "mean difference in levels", "paper"]]
         for row in record["rows"]:
             ours = ("no finite samples", "–", "–")
             if "same_pixels" in row:
-                drawn = row["same_drawn"]
-                within = "–" if drawn is None else f"{drawn:.1%}"
-                ours = (f"{row['same_pixels']:.1%}", within, f"{row['mean_difference']:.2f}")
+                drawn = "–" if row["same_drawn"] is None else f"{row['same_drawn']:.1%}"
+                ours = (f"{row['same_pixels']:.1%}", drawn, f"{row['mean_difference']:.2f}")
             model = (TITLES[row["data"]], row["model"], _trained(row))
             table.append((*model, *ours, '"nearly exact", no figure'))
-        said = [f"{_IMAGES} samples, the same latents through both inverses."]
-        return markdown(record, table, said + _notes(record, record["rows"]))
+        said = f"{_IMAGES} samples, the same latents through both inverses."
+        return markdown(record, table, [said, *_notes(record, record["rows"])])
 
     def draw(self, record: dict, path: Path) -> None:
         """Draw the runs of the last `collect`: the record has no samples."""
@@ -140,23 +124,6 @@ class Figure2(_OneSeed):
             plots.save_samples(path, self._panels, "Samples, the same latents")
 
 
-def _samples(run: Run) -> dict[str, np.ndarray]:
-    """{"exact", "learned": images}, {} if a run has none that are finite."""
-    try:
-        loaded = load_run(run.folder)
-        return {
-            name: loaded.likelihood.sample(_IMAGES, run.seed, exact=name == "exact").reshape(
-                -1, *loaded.image_shape
-            )
-            for name in ("exact", "learned")
-        }
-    except DivergedError:
-        return {}
-
-
-# ---------------------------------------------------------------- Fig. 3
-
-_MOST = 1000  # points of a curve: every epoch of the convolution's
 # The caption's words for these rows of Table 1, for all of training, and that in degrees.
 _SAID = {"fc-snf": ("close to 0.1", 0.1), "conv-snf": ("less than 1", 1.0)}
 
@@ -177,13 +144,10 @@ class Figure3(_OneSeed):
                 mean, spread = statistics.fmean(angles), statistics.pstdev(angles)
                 points.append([line["epoch"], mean, spread])
         largest = max(points, key=lambda point: point[1], default=None)
-        return {
-            "paper": words,
-            "paper_degrees": degrees,
-            "points": thinned(points, _MOST, largest),
-            "largest": largest,
-            "below": [sum(mean < 1 for _, mean, _ in points), len(points)],
-        }
+        below = [sum(mean < 1 for _, mean, _ in points), len(points)]
+        found = {"paper": words, "paper_degrees": degrees}
+        found |= {"points": thinned(points, 1000, largest), "largest": largest}
+        return found | {"below": below}
 
     def show(self, record: dict) -> str:
         heads = ["model", "epochs: ours / paper", "largest", "below 1°", "at the end"]
@@ -191,14 +155,9 @@ class Figure3(_OneSeed):
         for curve in record["curves"]:
             *ours, difference = ("diverged", "–", "–", "")
             if curve["points"]:
-                epoch, largest, _ = curve["largest"]
-                _, mean, spread = curve["points"][-1]
-                below, evaluated = curve["below"]
-                ours = (
-                    f"{largest:.2f}° at epoch {epoch:,}",
-                    f"{below:,} of {evaluated:,} epochs",
-                    f"{mean:.2f}° ± {spread:.2f}°",
-                )
+                (epoch, largest, _), (_, mean, spread) = curve["largest"], curve["points"][-1]
+                below = "{:,} of {:,} epochs".format(*curve["below"])
+                ours = (f"{largest:.2f}° at epoch {epoch:,}", below, f"{mean:.2f}° ± {spread:.2f}°")
                 difference = "other data" if curve["is_sample"] else _difference(mean, curve)
             table.append((curve["model"], _trained(curve), *ours, f"{curve['paper']}°", difference))
         said = [
@@ -211,15 +170,7 @@ class Figure3(_OneSeed):
         return markdown(record, table, said + _notes(record, record["curves"]))
 
     def draw(self, record: dict, path: Path) -> None:
-        panels = {
-            curve["model"]: (
-                [list(values) for values in zip(*curve["points"], strict=True)],
-                (curve["paper"], curve["paper_degrees"]),
-            )
-            for curve in record["curves"]
-            if curve["points"]
-        }
-        if panels:
+        if panels := self.drawn(record):
             pictures.save_angles(path, panels)
 
 
@@ -231,17 +182,11 @@ def _difference(mean: float, curve: dict) -> str:
     return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
 
 
-# ---------------------------------------------------------------- Fig. 5
-
-_RECIPE = Row(
-    "fc-snf-recipe",
-    ("SNF FC 2-Layer, --recipe least-squares (ours)",),
-    {"model": "fc", "recipe": "least-squares"},
-    *("not the paper's", 60, FC_EPOCHS),
-)
+_OURS = ("SNF FC 2-Layer, --recipe least-squares (ours)",)
+_OPTIONS = {"model": "fc", "recipe": "least-squares"}
+_RECIPE = Row("fc-snf-recipe", _OURS, _OPTIONS, "not the paper's", 60, FC_EPOCHS)
 # The paper's figure has the times of its Table 3: the share of the exact gradient's time.
-_EXACT, _, _SNF = (row.batch[0] for row in FAMILIES[0])
-_SHARES = {"fc-exact": 1.0, "fc-snf": _SNF / _EXACT}
+_SHARES = {"fc-exact": 1.0, "fc-snf": FAMILIES[0][2].batch[0] / FAMILIES[0][0].batch[0]}
 _SHOWN = 5  # epochs
 
 
@@ -253,7 +198,9 @@ class Figure5(_OneSeed):
     rows = (*(row for row in TABLES["table1"].rows if row.name in _SHARES), _RECIPE)
 
     def measure(self, run: Run) -> dict:
-        points = [[line[key] for key in COMPARED] for line in RunFolder(run.folder).read_metrics()]
+        points = [
+            [line[key] for key in plots.COMPARED] for line in RunFolder(run.folder).read_metrics()
+        ]
         return {"paper_share": _SHARES.get(run.row.name), "points": thinned(points)}
 
     def show(self, record: dict) -> str:
@@ -266,17 +213,12 @@ class Figure5(_OneSeed):
             nll = {epoch: value for epoch, _, value in curve["points"]}
             seconds, paper = _seconds(curve), curve["paper_share"]
             share = seconds / base if seconds and base else None
-            table.append(
-                [
-                    curve["model"],
-                    f"{curve['epochs']:,} / –" if paper is None else _trained(curve),
-                    *(f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs),
-                    f"{seconds:.3g}" if seconds else "diverged",
-                    "–" if share is None else f"{share:.2f}",
-                    "–" if paper is None else f"{paper:.2f}",
-                    "" if None in (share, paper) else f"{share - paper:+.2f}",
-                ]
-            )
+            trained = f"{curve['epochs']:,} / –" if paper is None else _trained(curve)
+            table.append([curve["model"], trained])
+            table[-1] += [f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs]
+            table[-1] += [f"{seconds:.3g}" if seconds else "diverged"]
+            table[-1] += ["–" if own is None else f"{own:.2f}" for own in (share, paper)]
+            table[-1] += ["" if None in (share, paper) else f"{share - paper:+.2f}"]
         said = [
             "Seconds are of training steps alone. The paper's figure has no printed likelihoods; "
             "its times are Table 3's. It says that both converge to similar optima, and that SNF "
@@ -290,12 +232,11 @@ class Figure5(_OneSeed):
         return markdown(record, table, said + _notes(record, curves))
 
     def draw(self, record: dict, path: Path) -> None:
-        lines = {
-            curve["model"]: dict(zip(COMPARED, zip(*curve["points"], strict=True), strict=True))
-            for curve in record["curves"]
-            if curve["points"]
-        }
-        if lines:
+        if panels := self.drawn(record):
+            lines = {
+                name: dict(zip(plots.COMPARED, own, strict=True))
+                for name, (_, own) in panels.items()
+            }
             plots.save_comparison(path, lines, "exact validation NLL (nats)")
 
 

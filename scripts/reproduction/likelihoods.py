@@ -1,7 +1,5 @@
 """A table of likelihoods as a record of results, in Markdown and as a picture."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 
@@ -9,7 +7,7 @@ from reproduction import pictures, provenance
 from reproduction.results import distinct, finished
 from reproduction.rows import DIVERGED, NOT_GIVEN, TITLES, Row, Table
 from reproduction.runs import Command, Run, lost, plan
-from reproduction.target import SMOKE, Target, markdown
+from reproduction.target import SMOKE, Target, grid, markdown
 from snfnp.training.runs.folder import RunFolder
 
 # The epochs of which the validation likelihood is kept, and those that are shown.
@@ -34,17 +32,12 @@ class LikelihoodTable(Target):
         return plan(self.rows, command, self.table.seeds)
 
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
-        runs, rows = self.plan(command), command.wanted(self.rows)
-        return {
-            "title": self.title,
-            "scale": command.scale,
-            "heads": list(self.table.heads),
-            "rows": [
-                _record(row, [run for run in runs if run.row == row], outcomes, command)
-                for row in rows
-            ],
-            "notes": list(self.table.notes),
-        }
+        runs, heads, notes = self.plan(command), list(self.table.heads), list(self.table.notes)
+        rows = [
+            _record(row, [run for run in runs if run.row == row], outcomes, command)
+            for row in command.wanted(self.rows)
+        ]
+        return self.record(command, heads=heads, rows=rows, notes=notes)
 
     def show(self, record: dict) -> str:
         heads = (*record["heads"], "ours", "seeds", "epochs: ours / paper", "paper", "difference")
@@ -54,55 +47,31 @@ class LikelihoodTable(Target):
     def draw(self, record: dict, path: Path) -> None:
         rows = record["rows"]
         labels = [_in_picture(record["heads"], row) for row in rows]
-        figures = {
-            "ours": [_mean(nlls(row)) for row in rows],
-            "the paper's": [
-                (None if isinstance(row["paper"], str) else row["paper"], row["paper_spread"])
-                for row in rows
-            ],
-        }
+        papers = [(_printed(row), row["paper_spread"]) for row in rows]
+        figures = {"ours": [_mean(nlls(row)) for row in rows], "the paper's": papers}
         pictures.save_beside(path, labels, figures, f"test NLL ({rows[0]['unit']})")
 
 
 def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict:
-    record = {
-        "name": row.name,
-        "cells": list(row.cells),
-        "stand_in": row.instead,
-        "unit": row.unit,
-        "paper": row.paper,
-        "paper_spread": row.spread,
-        "paper_epochs": row.epochs,
-    }
+    record = {"name": row.name, "cells": list(row.cells), "stand_in": row.instead}
+    record |= {"unit": row.unit, "paper": row.paper, "paper_spread": row.spread}
+    record["paper_epochs"] = row.epochs
     if not row.epochs_given:
         record["paper_epochs_given"] = False
     if command.is_missing(row.data):
         return record | {"missing": True}
     dataset, found = command.dataset(row.data), []
+    key = "validation_nll_nats" if row.unit == "nats" else "validation_bits_per_dimension"
     for run in runs:
-        lines, outcome = RunFolder(run.folder).read_metrics(), outcomes[run.folder]
-        own = {"seed": run.seed, "validation": _curve(lines, row.unit)} | outcome
+        lines = RunFolder(run.folder).read_metrics()
+        kept = (line for line in lines if key in line and line["epoch"] in _EPOCHS)
+        own = {"seed": run.seed, "validation": [[line["epoch"], line[key]] for line in kept]}
+        own |= outcomes[run.folder]
         found.append(own | ({"lost": lost(lines)} if "value" in own else {}))
-    return record | {
-        "config": row.options,
-        "data": {
-            "name": row.data,
-            "training_images": len(dataset.train),
-            "is_sample": dataset.is_sample,
-        },
-        "runs": found,
-        "made_with": distinct([provenance.of_run(run.folder) for run in runs]),
-    }
-
-
-def _curve(lines: list[dict], unit: str) -> list[list]:
-    """[epoch, exact validation NLL] at some epochs, the same for all runs.
-
-    lines: of the run's metrics.jsonl.
-    """
-    key = "validation_nll_nats" if unit == "nats" else "validation_bits_per_dimension"
-    kept = (line for line in lines if key in line and line["epoch"] in _EPOCHS)
-    return [[line["epoch"], line[key]] for line in kept]
+    data = {"name": row.data, "training_images": len(dataset.train)}
+    record |= {"config": row.options, "data": data | {"is_sample": dataset.is_sample}}
+    made_with = distinct([provenance.of_run(run.folder) for run in runs])
+    return record | {"runs": found, "made_with": made_with}
 
 
 def learning(row: dict) -> dict[int, float]:
@@ -112,12 +81,14 @@ def learning(row: dict) -> dict[int, float]:
     return {epoch: statistics.fmean(own[epoch] for own in found) for epoch in sorted(common)}
 
 
+def _printed(row: dict) -> float | None:
+    """The paper's likelihood, None if it has none."""
+    return None if isinstance(row["paper"], str) else row["paper"]
+
+
 def nlls(row: dict) -> list[float]:
     """The test NLLs of the runs that did not diverge."""
     return [run["value"] for run in finished(row)]
-
-
-# ---------------------------------------------------------------- the words of a row
 
 
 def _labels(row: dict) -> list[str]:
@@ -148,8 +119,8 @@ def _paper_epochs(row: dict) -> str:
 
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
     """Mean and standard deviation, as far as there are."""
-    deviation = statistics.stdev(values) if values[1:] else None
-    return statistics.fmean(values) if values else None, deviation
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if values[1:] else None
 
 
 def _figures(row: dict) -> tuple[str, ...]:
@@ -160,26 +131,20 @@ def _figures(row: dict) -> tuple[str, ...]:
     if "missing" in row:
         return "no data", "", f"0 / {_paper_epochs(row)}", paper, ""
     values, runs = nlls(row), row["runs"]
-    several, ours = bool(runs[1:]), []
-    if values:
-        ours.append(_number(row, *_mean(values)))
+    ours = [_number(row, *_mean(values))] if values else []
     lost_runs = []
     for run in runs:
+        several = f"seed {run['seed']}" * bool(runs[1:])
         if "value" not in run:
             said = f"diverged at step {run['diverged_at'] or 'unknown'}"
-            said += f" (seed {run['seed']})" * several
-            ours.append(_with_monitors(said, run["before"] or {}))
+            ours.append(_with_monitors(said + f" ({several})" * bool(several), run["before"] or {}))
         elif run.get("lost"):
-            said = f"seed {run['seed']}: " * several + f"best at epoch {run['best_epoch']}, "
-            said += f"lost from step {run['lost']['step']} on"
+            said = f"{several}: " * bool(several) + f"best at epoch {run['best_epoch']}, lost from "
+            said += f"step {run['lost']['step']} on"
             lost_runs.append(_with_monitors(said, run["lost"]["before"]))
-    return (
-        "; ".join([" and ".join(ours), *lost_runs]),
-        ", ".join(str(run["seed"]) for run in runs),
-        f"{_epochs(row)} / {_paper_epochs(row)}",
-        paper,
-        _difference(row, values),
-    )
+    seeds, epochs = ", ".join(str(run["seed"]) for run in runs), _epochs(row)
+    said = "; ".join([" and ".join(ours), *lost_runs])
+    return said, seeds, f"{epochs} / {_paper_epochs(row)}", paper, _difference(row, values)
 
 
 def _difference(row: dict, values: list[float]) -> str:
@@ -188,17 +153,15 @@ def _difference(row: dict, values: list[float]) -> str:
         return "other data"
     if row["stand_in"]:
         return "another model"
-    if row["paper"] == DIVERGED and all(
-        "value" not in run or run.get("lost") for run in row["runs"]
-    ):
+    went = ["value" not in run or run.get("lost") for run in row["runs"]]
+    if row["paper"] == DIVERGED and all(went):
         return "diverges here as well"
     said = []
-    if values and not isinstance(row["paper"], str):
-        digits = 1 if row["unit"] == "nats" else 3
-        said.append(f"{statistics.fmean(values) - row['paper']:+.{digits}f}")
+    if values and _printed(row) is not None:
+        said.append(_number(row, statistics.fmean(values) - row["paper"], sign="+"))
     given = row.get("paper_epochs_given", True)
     if values and given and min(run["epochs"] for run in finished(row)) < row["paper_epochs"]:
-        better = not isinstance(row["paper"], str) and statistics.fmean(values) < row["paper"]
+        better = _printed(row) is not None and statistics.fmean(values) < row["paper"]
         said.append("(although not trained as long)" if better else "(not trained as long)")
     return " ".join(said)
 
@@ -209,9 +172,9 @@ def _with_monitors(said: str, before: dict) -> str:
     return f"{said}, after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
 
 
-def _number(row: dict, mean: float, spread: float | None = None) -> str:
-    digits = 1 if row["unit"] == "nats" else 3
-    return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} ± {spread:.{digits}f}"
+def _number(row: dict, mean: float, spread: float | None = None, sign: str = "") -> str:
+    form = f".{1 if row['unit'] == 'nats' else 3}f"
+    return f"{mean:{sign}{form}}" + ("" if spread is None else f" ± {spread:{form}}")
 
 
 def _learning_table(record: dict) -> str:
@@ -221,14 +184,13 @@ def _learning_table(record: dict) -> str:
     epochs = [epoch for epoch in _SHOWN_EPOCHS if any(epoch in curve for _, curve in curves)]
     if not curves:
         return ""
-    cells = [(*record["heads"], *(f"epoch {epoch:,}" for epoch in epochs))]
-    cells.append(("---",) * len(cells[0]))
+    table = [(*record["heads"], *(f"epoch {epoch:,}" for epoch in epochs))]
     for row, curve in curves:
         own = (_number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs)
-        cells.append((*_labels(row), *own))
+        table.append((*_labels(row), *own))
     unit = curves[0][0]["unit"]
     said = f"Exact validation NLL in {unit} while training (mean over the seeds):"
-    return "\n".join(["", "", said, "", *(f"| {' | '.join(own)} |" for own in cells)])
+    return f"\n\n{said}\n\n{grid(table)}"
 
 
 def _notes(record: dict) -> list[str]:

@@ -1,8 +1,5 @@
 """The derivations' page of the results, and all that it shows, made of a results.json."""
 
-from __future__ import annotations
-
-import re
 import shutil
 import statistics
 import textwrap
@@ -36,7 +33,6 @@ Rows can come from several machines, and yours can join them:
 `python scripts/reproduce.py page` takes a row into the file where it was trained longer than the
 one that is there, or with other seeds. Where results and paper disagree, page
 [17](17-from-the-paper-to-here.md#where-it-disagrees) says what is known of the reason.
-
 """
 _FOOT = """\
 ## SNF against the exact gradient
@@ -48,8 +44,7 @@ validation likelihood at the same epoch (a longer table of these is above):
 ```pycon
 >>> from reproduction.page import committed, gaps
 >>> for model, ours, of, paper in gaps(committed()):
-...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")
-"""
+...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")"""
 
 
 def committed() -> dict[str, dict]:
@@ -71,12 +66,10 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
         if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
             continue
         seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
-        pair = [
-            row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]} for row in pair
-        ]
-        means = [nlls(row) for row in pair]
+        for i, row in enumerate(pair):
+            pair[i] = row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]}
+        means, curves = [nlls(row) for row in pair], [learning(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
-        curves = [learning(row) for row in pair]
         common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
             snf, exact = map(statistics.fmean, means)
@@ -96,23 +89,16 @@ def page(records: dict[str, dict]) -> str:
     """The text of the page."""
     parts = [_HEAD]
     for name, record in records.items():
-        target = TARGETS[name]
         heading, _, _ = record["title"].partition(":")
-        shown = target.show(record).splitlines()[2:]  # without the title
-        beside = "ours beside the paper's" if target.shows_paper else "ours alone"
-        picture = f"![{heading}: {beside}](figures/{picture_of(name)})"
-        caption = f"*{heading}, {beside}.*"
-        commands = "\n".join(map(_code, _commands(name, record)))
-        parts.append(
-            f"## {record['title']}\n\n" + "\n".join(map(_wrapped, shown)) + f"\n\n{picture}\n\n"
-            f"{caption}\n\n{commands}\n\n"
-        )
-    parts.append("## How they were made\n\n" + "\n".join(_origins(records)) + "\n\n")
-    lines = [
-        f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}"
-        for model, ours, of, paper in gaps(records)
-    ]
-    return "".join(parts) + _FOOT + "".join(f"{line}\n" for line in lines) + "\n```\n"
+        beside = "ours beside the paper's" if TARGETS[name].shows_paper else "ours alone"
+        shown = TARGETS[name].show(record).splitlines()[2:]  # without the title
+        parts += [f"## {record['title']}\n", *map(_wrapped, shown)]
+        parts += [f"\n![{heading}: {beside}](figures/{picture_of(name)})\n"]
+        parts += [f"*{heading}, {beside}.*\n", *_commands(name, record), ""]
+    parts += ["## How they were made\n", *_origins(records), "", _FOOT]
+    for model, ours, of, paper in gaps(records):
+        parts.append(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")
+    return "\n".join([*parts, "\n```\n"])
 
 
 def publish(folder: Path) -> list[Path]:
@@ -146,25 +132,25 @@ def publish(folder: Path) -> list[Path]:
 
 def _commands(name: str, record: dict) -> list[str]:
     """The commands that make a record's runs as they are, one for all rows of the same length and
-    seeds."""
-    parts = record.get("rows", []) + record.get("curves", [])
+    seeds: each a block of code, continued if it is long."""
     usual = TARGETS[name].names("hour")
     alike: dict[tuple, list[str]] = {}
-    for part in parts:
-        runs = part.get("runs", [part])
+    for part in results.parts(record):
         if "name" in part and "missing" not in part:
-            asked = [(run["seed"], run.get("asked") or run["epochs"]) for run in runs]
-            for epochs in dict.fromkeys(epochs for _, epochs in asked):
-                seeds = " ".join(str(seed) for seed, own in asked if own == epochs)
-                scale = "" if part["name"] in usual else " --scale paper"
-                alike.setdefault((epochs, seeds, scale), []).append(part["name"])
-    if not alike:
-        return [f"python scripts/reproduce.py {name}"]
-    return [
-        f"python scripts/reproduce.py {name}{scale} --epochs {epochs} --seeds {seeds} --rows "
-        + " ".join(rows)
+            asked: dict[int, list[str]] = {}
+            for run in part.get("runs", [part]):
+                epochs = run.get("asked") or run["epochs"]
+                asked.setdefault(epochs, []).append(str(run["seed"]))
+            scale = "" if part["name"] in usual else " --scale paper"
+            for epochs, seeds in asked.items():
+                alike.setdefault((epochs, " ".join(seeds), scale), []).append(part["name"])
+    command = f"    python scripts/reproduce.py {name}"
+    found = [
+        f"{command}{scale} --epochs {epochs} --seeds {seeds} --rows {' '.join(rows)}"
         for (epochs, seeds, scale), rows in sorted(alike.items())
     ]
+    how = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
+    return [" \\\n".join(textwrap.wrap(own, 98, **how)) for own in found or [command]]
 
 
 def picture_of(name: str) -> str:
@@ -178,20 +164,11 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
 
 
-def _code(command: str) -> str:
-    """A command as a block of code, continued if it is long."""
-    lines = textwrap.wrap(command, 94, subsequent_indent="    ", break_on_hyphens=False)
-    return "    " + " \\\n    ".join(lines)
-
-
 def _origins(records: dict[str, dict]) -> list[str]:
     """A list item for every commit, machine and set of versions, with all that was made there."""
     made: dict[str, dict[str, list[str]]] = {}
     for name, record in records.items():
-        parts = record.get("rows", []) + record.get("curves", [])
-        if "made_with" in record:
-            parts = [{"made_with": record["made_with"]}]
-        for part in parts:
+        for part in [record] if "made_with" in record else results.parts(record):
             label = ", ".join(part["cells"]) if "cells" in part else part.get("model", "")
             own = part.get("made_with", [])
             for each in own if isinstance(own, list) else [own]:
@@ -200,7 +177,7 @@ def _origins(records: dict[str, dict]) -> list[str]:
     for how, targets in made.items():
         what = []
         for name, labels in targets.items():
-            several = any(name in others for other, others in made.items() if other != how)
+            several = sum(name in others for others in made.values()) > 1
             what.append(f"{name} ({'; '.join(labels)})" if several else name)
         lines.append(_wrapped(f"* {how}: {', '.join(what)}."))
     return lines
@@ -209,8 +186,7 @@ def _origins(records: dict[str, dict]) -> list[str]:
 def _words(made_with: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
     where = made_with["device"].get("name") or made_with["processor"]
-    platform = re.sub(r",.*", "", made_with["platform"])
-    together = made_with.get("processes", 1)
+    platform, together = made_with["platform"].partition(",")[0], made_with.get("processes", 1)
     processes = f"{together} processes, " if together > 1 else ""
     return (
         f"Commit {made_with['commit']} on {where}, {platform}, {made_with['backend']} backend, "

@@ -1,24 +1,17 @@
 """The pictures of the results, in the derivations' style."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, plt, save
 
-Figure = tuple[float | None, float | None]  # a mean and its standard deviation, if there is one
-
 
 def save_beside(
-    path: Path, labels: list[str], series: dict[str, list[Figure]], axis_label: str
+    path: Path, labels: list[str], series: dict[str, list[tuple]], axis_label: str
 ) -> None:
-    """A row for each label, with a point and its deviation for each of the series."""
+    """A row for each label, with a point and its deviation (or None) for each of the series."""
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.36 * len(labels)))
-    rows = range(len(labels))
-    offsets = (-0.12, 0.12)
-    for (name, figures), color, marker, offset in zip(
-        series.items(), (BLUE, ORANGE), ("o", "s"), offsets, strict=True
-    ):
+    rows, looks = range(len(labels)), ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
+    for (name, figures), (color, marker, offset) in zip(series.items(), looks, strict=True):
         known = [(row + offset, *own) for row, own in zip(rows, figures, strict=True) if own[0]]
         y, mean, deviation = zip(*known, strict=True) if known else ((), (), ())
         look = {"fmt": marker, "color": color, "markersize": 5, "linewidth": 1.3, "label": name}
@@ -31,17 +24,18 @@ def save_beside(
     save(figure, path)
 
 
-def save_angles(path: Path, panels: dict[str, tuple[list, tuple[str, float]]]) -> None:
-    """A panel for each model: its epochs, mean angles and deviations, and the paper's words for the
-    level that is marked."""
+def save_angles(path: Path, panels: dict[str, tuple[dict, list[list]]]) -> None:
+    """A panel for each model: its curve with the paper's level, which is marked, and what that is
+    in words; its epochs, mean angles and deviations."""
     figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False)
-    for axis, (label, (points, (words, level))) in zip(axes[0], panels.items(), strict=False):
-        epochs, mean, spread = points
+    for axis, (label, (curve, columns)) in zip(axes[0], panels.items(), strict=False):
+        (epochs, mean, spread), level = columns, curve["paper_degrees"]
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         few = len(epochs) < 50
         axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        axis.axhline(level, color=ORANGE, linestyle="--", linewidth=1.3, label=f"paper: {words}°")
+        paper = f"paper: {curve['paper']}°"
+        axis.axhline(level, color=ORANGE, linestyle="--", linewidth=1.3, label=paper)
         axis.set(title=label, xlabel="epoch", ylim=(0, None))
         axis.grid()
         axis.legend()

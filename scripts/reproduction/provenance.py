@@ -1,9 +1,8 @@
 """The commit, the hardware and the versions that a run was made with."""
 
-from __future__ import annotations
-
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -31,23 +30,21 @@ def commit() -> str:
 
 def here() -> dict:
     """The present commit and processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)", file.read_text() if file.exists() else "", re.M)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
     return {"commit": commit(), "processor": name}
 
 
-def _file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.made-with.json")
+def _noted(folder: Path) -> tuple[Path, list[dict]]:
+    """The file beside a run's folder, and what is in it."""
+    file = folder.with_name(f"{folder.name}.made-with.json")
+    return file, json.loads(file.read_bytes()) if file.exists() else []
 
 
 def note(folder: Path) -> None:
     """Add the present commit and processor to those that trained the run in a folder."""
-    file, now = _file(folder), here()
-    known = json.loads(file.read_bytes()) if file.exists() else []
+    (file, known), now = _noted(folder), here()
     if now not in known:
         files.write_atomically(file, (json.dumps([*known, now], indent=2) + "\n").encode())
 
@@ -55,8 +52,7 @@ def note(folder: Path) -> None:
 def of_run(folder: Path) -> dict:
     """commit and processor (several if a run was gone on with), platform, backend, device, BLAS
     threads, processes, versions."""
-    file, unknown = _file(folder), [{"commit": UNKNOWN, "processor": UNKNOWN}]
-    noted = json.loads(file.read_bytes()) if file.exists() else unknown
+    noted = _noted(folder)[1] or [{"commit": UNKNOWN, "processor": UNKNOWN}]
     joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
     return joined | _of(RunFolder.open(folder)[1])
 

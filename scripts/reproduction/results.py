@@ -1,7 +1,5 @@
 """results.json: what was run for each target, in a form that tables and pages are made of."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -21,10 +19,8 @@ def read(path: Path) -> dict[str, dict]:
         if content.get("format") != _FORMAT or not isinstance(content.get("targets"), dict):
             raise ValueError(f"not of format {_FORMAT}")
     except ValueError as error:
-        raise SnfnpError(
-            f"{path} is damaged ({str(error)[:80]}): restore it, or delete it and give the "
-            "command again"
-        ) from None
+        said = f"{path} is damaged ({str(error)[:80]}): restore it, or delete it and give the "
+        raise SnfnpError(f"{said}command again") from None
     return content["targets"]
 
 
@@ -36,6 +32,11 @@ def write(path: Path, records: dict[str, dict], order: list[str]) -> None:
     files.write_atomically(path, text.encode())
 
 
+def distinct(origins: list[dict]) -> list[dict]:
+    """Each of them once, in their order."""
+    return [own for i, own in enumerate(origins) if own not in origins[:i]]
+
+
 def parts(record: dict) -> list[dict]:
     """The rows, curves or layers of a record."""
     return [*record.get("rows", []), *record.get("curves", []), *record.get("layers", [])]
@@ -44,11 +45,6 @@ def parts(record: dict) -> list[dict]:
 def finished(row: dict) -> list[dict]:
     """The runs of a row that did not diverge."""
     return [run for run in row.get("runs", []) if "value" in run]
-
-
-def distinct(origins: list[dict]) -> list[dict]:
-    """Each of them once, in their order."""
-    return [own for i, own in enumerate(origins) if own not in origins[:i]]
 
 
 def merged(target, known: dict | None, new: dict) -> dict:

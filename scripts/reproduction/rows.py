@@ -4,8 +4,6 @@ A new table is one more entry of `TABLES`, a new row one more `Row`. Rows of the
 have the same name, and are trained once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,10 +14,8 @@ TITLES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
 
 
 class StandIn(NamedTuple):
-    """A smaller model, trained in the place of a row's below the paper's scale.
-
-    name, options, hour: as in `Row`; label: what tables call it.
-    """
+    """A smaller model in the place of a row's below the paper's scale; label: what tables call it,
+    the others as in `Row`."""
 
     name: str
     label: str
@@ -59,7 +55,7 @@ class Row:
         """The unit of its likelihoods: the paper counts those of colour images in bits."""
         return "nats" if self.data == "mnist" else "bits/dim"
 
-    def at(self, scale: str) -> Row:
+    def at(self, scale: str) -> "Row":
         """The row as it is trained at a scale."""
         if self.stand_in is None or scale == "paper":
             return self
@@ -84,7 +80,6 @@ EXACT = {"gradient": "exact"}
 FC_SNF = ("fc-snf", {"model": "fc", "track_angle": 1})
 CONV_SNF = ("conv-snf", {"model": "conv", "track_angle": 1})
 _SMALL = "2L-4K of width 16"
-_GLOW_EXACT = StandIn("glow-1x1-exact", _SMALL, {"model": "glow-2l-4k"} | EXACT, 10)
 
 
 def _glow_snf(lam: float) -> tuple[str, dict, StandIn]:
@@ -114,7 +109,8 @@ def _table_1() -> Iterator[Row]:
     for label, name, options, nats, spread, epochs in _TABLE_1:
         yield Row(name, (label,), options, nats, 30, epochs, spread)
     glow = {"model": "glow"} | EXACT
-    yield Row("glow-exact", ("Glow 2L-16K",), glow, 575.7, 5, GLOW_EPOCHS, 0.8, _GLOW_EXACT)
+    small = StandIn("glow-1x1-exact", _SMALL, {"model": "glow-2l-4k"} | EXACT, 10)
+    yield Row("glow-exact", ("Glow 2L-16K",), glow, 575.7, 5, GLOW_EPOCHS, 0.8, small)
     name, options, small = _glow_snf(100.0)
     yield Row(name, ("SNF Glow 2L-16K",), options, 575.4, 5, GLOW_EPOCHS, 1.4, small)
 
@@ -132,16 +128,13 @@ def _table_2() -> Iterator[Row]:
             yield Row(name, (label, TITLES[data]), options, bits, hour, epochs, spread, small)
 
 
-_LAMBDAS = (0.05, 0.1, 0.3, 1.0, 10.0, 100.0, 1000.0)
-
-
 def _table_4() -> Iterator[Row]:
     for model, label, epochs, snf, nats in (
         ("fc", "2L FC", FC_EPOCHS, FC_SNF, (946.3, 954.6, 1007.4, 1039.8)),
         ("conv", "9L Conv.", CONV_EPOCHS, CONV_SNF, (639.6, 642.9, 646.3, 660.6)),
     ):
-        figures = (DIVERGED, DIVERGED, NOT_GIVEN, *nats)
-        for lam, figure in zip(_LAMBDAS, figures, strict=True):
+        lams, figures = (0.05, 0.1, 0.3, 1, 10, 100, 1000), (DIVERGED, DIVERGED, NOT_GIVEN, *nats)
+        for lam, figure in zip(map(float, lams), figures, strict=True):
             own = (f"{model}-lambda-{lam:g}", {"model": model, "lam": lam})
             name, options = snf if lam == 1 else own
             yield Row(name, (label, f"{lam:g}"), options, figure, 30, epochs)

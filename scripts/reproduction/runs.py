@@ -1,7 +1,5 @@
 """The runs behind a command's tables: planned, looked at, trained from where they are."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -60,12 +58,12 @@ class Command:
         dataset = load_dataset(name, self.data_dir)
         if self.scale != "smoke":
             return dataset
-        splits = {}
-        for split, count in _SMOKE.items():
-            images = getattr(dataset, split)
-            top, left = ((size - _SMOKE_SIDE) // 2 for size in images.shape[1:3])
-            middle = images[:count, top : top + _SMOKE_SIDE, left : left + _SMOKE_SIDE]
-            splits[split] = np.ascontiguousarray(middle)
+        starts = [(size - _SMOKE_SIDE) // 2 for size in dataset.train.shape[1:3]]
+        rows, columns = (slice(start, start + _SMOKE_SIDE) for start in starts)
+        splits = {
+            split: np.ascontiguousarray(getattr(dataset, split)[:count, rows, columns])
+            for split, count in _SMOKE.items()
+        }
         return replace(dataset, **splits, is_sample=True)
 
     @cache  # noqa: B019
@@ -101,6 +99,11 @@ class Run:
         """A file that says where the run diverged, so that it is not done again."""
         return self.folder.with_name(f"{self.folder.name}.diverged.json")
 
+    @property
+    def is_started(self) -> bool:
+        folder = RunFolder(self.folder)
+        return folder.last.exists() or folder.best.exists()
+
     def config(self, training_images: int, backend: str) -> TrainConfig:
         """The run's configuration: the row's options, and what every run has of its own."""
         own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
@@ -135,17 +138,17 @@ class Training:
             known = self._runs.setdefault(run.folder, run)
             if run.epochs > known.epochs:
                 self._runs[run.folder] = run
-        found = {folder: outcome(run, command) for folder, run in self._runs.items()}
-        self._outcomes = {folder: own for folder, own in found.items() if own is not None}
+        found = ((folder, outcome(run, command)) for folder, run in self._runs.items())
+        self._outcomes = {folder: own for folder, own in found if own is not None}
 
     def outcomes(self, runs: list[Run]) -> dict[Path, dict]:
         """{folder: `outcome`} of these runs, trained if it is not known yet."""
-        for folder in (run.folder for run in runs):
-            if folder not in self._outcomes:
-                run, left = self._runs[folder], len(self._runs) - len(self._outcomes)
-                text = f"{folder.name}, to epoch {run.epochs:,}; runs left: {left}"
-                print(text, file=sys.stderr, flush=True)
-                self._outcomes[folder] = perform(run, self._command)
+        for folder in (run.folder for run in runs if run.folder not in self._outcomes):
+            run, left = self._runs[folder], len(self._runs) - len(self._outcomes)
+            text = f"{folder.name}, to epoch {run.epochs:,}; runs left: {left}"
+            print(text, file=sys.stderr, flush=True)
+            perform(run, self._command)
+            self._outcomes[folder] = outcome(run, self._command)
         return {run.folder: self._outcomes[run.folder] for run in runs}
 
 
@@ -158,39 +161,39 @@ def outcome(run: Run, command: Command) -> dict | None:
 
     Raises UsageError if its folder holds another run, SnfnpError if it is damaged.
     """
-    if not (_is_started(run) or run.divergence.exists()):
+    if not (run.is_started or run.divergence.exists()):
         return None
     folder, record = RunFolder.open(run.folder)
-    dataset, config = command.dataset(run.row.data), TrainConfig.from_dict(record["config"])
+    dataset = command.dataset(run.row.data)
     diverged = _read_json(run.divergence) if run.divergence.exists() else None
-    if diverged:
-        config = TrainConfig.from_dict(diverged["config"])
+    config = TrainConfig.from_dict((diverged or record)["config"])
     wanted = run.config(len(dataset.train), command.ops.name)
-    different = set(wanted.incompatible_options(config)) | {
-        name
-        for name in (*run.row.options, *_DECISIVE)
-        if getattr(wanted, name) != getattr(config, name)
-    }
+    own = (*run.row.options, *_DECISIVE)
+    different = {name for name in own if getattr(wanted, name) != getattr(config, name)}
+    different |= set(wanted.incompatible_options(config))
     images = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
     if folder.data(record) != (images, tuple(dataset.train.shape[1:])):
         different.add("images")
     if different:
-        raise UsageError(
-            f"{run.folder} holds another run ({', '.join(sorted(different))} differ): choose "
-            "another --runs, or move it away"
-        )
-    if diverged:
-        config = replace(config, epochs=max(config.epochs, run.epochs))
-        return _diverged(diverged, config, images[0])
+        said = f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
+        raise UsageError(f"{said}: choose another --runs, or move it away")
+    if diverged:  # the step is not always known
+        step, before = diverged.get("step") or 0, diverged.get("before") or {}
+        epochs = math.ceil(step / config.steps_per_epoch(images[0])) or before.get("epoch", 0)
+        asked = max(config.epochs, run.epochs)
+        return {"epochs": epochs, "asked": asked, "diverged_at": step, "before": before}
     if config.epochs < run.epochs or not folder.summary_file.exists():
         return None
-    return _finished(run, _read_json(folder.summary_file), config)
+    figure = "test_nll_nats" if run.row.unit == "nats" else "test_bits_per_dimension"
+    summary = _read_json(folder.summary_file)
+    value, best = summary[figure], summary["best_epoch"]
+    return {"epochs": config.epochs, "value": value, "best_epoch": best}
 
 
-def perform(run: Run, command: Command) -> dict:
-    """Train a run from where it is to its end, or to where it diverges; returns its `outcome`."""
+def perform(run: Run, command: Command) -> None:
+    """Train a run from where it is to its end, or to where it diverges."""
     dataset, folder = command.dataset(run.row.data), RunFolder(run.folder)
-    config, goes_on = run.config(len(dataset.train), command.ops.name), _is_started(run)
+    config, goes_on = run.config(len(dataset.train), command.ops.name), run.is_started
     try:
         if goes_on:
             before = TrainConfig.from_dict(RunFolder.open(run.folder)[1]["config"]).epochs
@@ -198,33 +201,16 @@ def perform(run: Run, command: Command) -> dict:
         else:
             RunFolder.create(run.folder)
         provenance.note(run.folder)
-        summary = train(config, dataset, command.ops, folder, goes_on, _silent)
+        # a run's own messages are not shown: what its monitors say is in its table
+        train(config, dataset, command.ops, folder, goes_on, lambda text: None)
     except (DivergedError, SingularMatrixError) as error:
         metrics = folder.read_metrics()
-        record = {
-            "step": getattr(error, "step", None),
-            "message": str(error),
-            "before": _monitors(metrics[-1]) if metrics else {},
-            "config": config.as_dict(),
-        }
+        record = {"step": getattr(error, "step", None), "message": str(error)}
+        record["before"] = _monitors(metrics[-1]) if metrics else {}
+        record["config"] = config.as_dict()
         files.write_atomically(run.divergence, (json.dumps(record, indent=2) + "\n").encode())
-        return _diverged(record, config, len(dataset.train))
     except UsageError as error:  # which names the option of the training scripts
         raise UsageError(str(error).replace("--out", "--runs")) from None
-    return _finished(run, summary, config)
-
-
-def _finished(run: Run, summary: dict, config: TrainConfig) -> dict:
-    figure = "test_nll_nats" if run.row.unit == "nats" else "test_bits_per_dimension"
-    value, best = summary[figure], summary["best_epoch"]
-    return {"epochs": config.epochs, "value": value, "best_epoch": best}
-
-
-def _diverged(record: dict, config: TrainConfig, images: int) -> dict:
-    """record: of a file `Run.divergence`; images: of training. The step is not always known."""
-    step, before = record.get("step") or 0, record.get("before") or {}
-    epochs = math.ceil(step / config.steps_per_epoch(images)) or before.get("epoch", 0)
-    return {"epochs": epochs, "asked": config.epochs, "diverged_at": step, "before": before}
 
 
 def lost(lines: list[dict]) -> dict | None:
@@ -250,18 +236,9 @@ def _monitors(line: dict) -> dict:
     return {"epoch": line["epoch"]} | ({"rho": max(values)} if values else {})
 
 
-def _is_started(run: Run) -> bool:
-    folder = RunFolder(run.folder)
-    return folder.last.exists() or folder.best.exists()
-
-
 def _read_json(path: Path) -> dict:
     try:
         return files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
     except ValueError as error:
         why = str(error)[:80]
         raise SnfnpError(f"{path} is damaged ({why}): delete it to train again") from None
-
-
-def _silent(text: str) -> None:
-    """A run's own messages are not shown: what its monitors say is in its table."""

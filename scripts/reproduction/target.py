@@ -1,7 +1,5 @@
 """A table or figure of the paper: what all of them have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +16,7 @@ class Target:
     """
 
     title: str
-    suffix = ".svg"
-    shows_paper = False
-    made_of_record = True
+    suffix, shows_paper, made_of_record = ".svg", False, True
     rows: tuple[Row, ...] = ()
 
     def names(self, scale: str) -> list[str]:
@@ -31,8 +27,12 @@ class Target:
         """The runs that it needs, of those whose images are there."""
         return []
 
+    def record(self, command: Command, **parts) -> dict:
+        """The head of its record in results.json, and its parts."""
+        return {"title": self.title, "scale": command.scale, **parts}
+
     def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
-        """Its record in results.json, from the outcomes by the runs' folders."""
+        """Its record, from the outcomes by the runs' folders."""
         raise NotImplementedError
 
     def show(self, record: dict) -> str:
@@ -44,23 +44,13 @@ class Target:
         raise NotImplementedError
 
 
-def markdown(record: dict, table: Iterable[Iterable[str]], notes: Iterable[str]) -> str:
-    """A titled table, whose first line has the heads, and notes below it."""
+def grid(table: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown, whose first line has the heads."""
     heads, *rows = table
-    cells = [heads, ["---"] * len(heads), *rows]
-    lines = [f"**{record['title']}** (scale: {record['scale']})", ""]
-    lines += [f"| {' | '.join(own)} |" for own in cells]
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
+    return "\n".join(f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows))
 
 
-def hardware(record: dict) -> str:
-    """A line that says what a record's times were measured on."""
-    made_with = record["made_with"]
-    name = made_with["device"].get("name") or made_with["processor"]
-    threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
-    return f"Measured on {name}{threads}, {made_with['backend']} backend, in one run."
-
-
-def digits(milliseconds: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{milliseconds:.3g}" if milliseconds < 999.5 else f"{milliseconds:,.0f}"
+def markdown(record: dict, table: Iterable[Iterable[str]], notes: Iterable[str]) -> str:
+    """A titled table and notes below it."""
+    title = f"**{record['title']}** (scale: {record['scale']})"
+    return "\n".join([title, "", grid(table), "", *(f"* {note}" for note in notes)])

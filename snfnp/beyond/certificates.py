@@ -4,8 +4,6 @@ much log|W| and −log|R| can differ; with the activations' part, the two densit
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

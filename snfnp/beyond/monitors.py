@@ -3,8 +3,6 @@
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from fractions import Fraction

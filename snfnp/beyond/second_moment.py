@@ -3,8 +3,6 @@
 Derivation: derivations/23-monitors-and-certificates.md and 24-stability.md.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

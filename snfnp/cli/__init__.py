@@ -4,8 +4,6 @@ A command is a module here with main(argv, prog=None); prog: what its help calls
 when it runs: until then nothing here takes time.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from importlib import import_module

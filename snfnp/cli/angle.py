@@ -1,7 +1,5 @@
 """Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

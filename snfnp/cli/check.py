@@ -1,7 +1,5 @@
 """Check every layer, rule and map by finite differences, and print a table of the errors."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """Compare runs: exact validation NLL at the same epochs, test NLL, time, and largest gaps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from snfnp.cli.shared import Parser, check_file, check_range

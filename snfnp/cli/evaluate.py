@@ -1,7 +1,5 @@
 """Print the likelihood ledger of a trained run: every term of Eq. 7, in nats and bits/dim."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

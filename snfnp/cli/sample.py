@@ -1,7 +1,5 @@
 """Draw samples from a trained run and write them as a picture."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Options that several commands have, and the checks of them."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -1,7 +1,5 @@
 """Train a flow, or go on with a run: options from the configuration, training, pictures."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

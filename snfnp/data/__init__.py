@@ -1,7 +1,5 @@
 """Images to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ holds the same images in the same order, but pickled, and is not read: unpicklin
 tells it to.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath

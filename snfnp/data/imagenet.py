@@ -11,8 +11,6 @@ The archives are copied once into uncompressed .npy files in the user's cache (4
 mapped into memory from there.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST, and the sample of MNIST that the package ships."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

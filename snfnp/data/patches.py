@@ -9,8 +9,6 @@ Results on them are not comparable with those on CIFAR-10 or ImageNet32: there a
 only, and the patches are smooth, being parts of large pictures.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from importlib import metadata

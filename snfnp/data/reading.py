@@ -1,7 +1,5 @@
 """Reading files that somebody else made: gzip, tar, IDX, never more than is known to be right."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

@@ -4,8 +4,6 @@ Central differences are wrong across a kink: the points keep away from those tha
 what goes beyond the paper, this has what `check_layer` and `check_rule` cover.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

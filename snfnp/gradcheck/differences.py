@@ -3,8 +3,6 @@
 How the pages show it: derivations/01-notation.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) written out).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any

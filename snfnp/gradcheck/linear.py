@@ -1,7 +1,5 @@
 """Checking maps T(w) and rules against T(w) written out, on any backend."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A command that several processes run together: their start, their output, their end."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import os

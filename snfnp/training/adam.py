@@ -4,8 +4,6 @@ The optimiser ascends: gradients are of the objective that the paper maximises (
 Derivation: derivations/06-adam.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """The training images of each step: shuffled, gathered, and changed at random if asked to."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from snfnp.context import Slice

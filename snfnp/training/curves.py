@@ -1,7 +1,5 @@
 """The curves of a run: its metrics, evaluation by evaluation (curves.png)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

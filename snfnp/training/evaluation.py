@@ -1,7 +1,5 @@
 """Exact evaluations: of the validation images as a run goes on, of the test images at its end."""
 
-from __future__ import annotations
-
 import math
 
 from snfnp import registry

@@ -3,8 +3,6 @@
 Derivation: derivations/20-lambda-controllers.md.
 """
 
-from __future__ import annotations
-
 from snfnp import registry
 
 

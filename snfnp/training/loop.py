@@ -1,7 +1,5 @@
 """Training: the loop over steps and epochs. A step is in `trainer.py`."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable
 from contextlib import closing, nullcontext

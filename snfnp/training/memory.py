@@ -1,7 +1,5 @@
 """Advice for a computation that ran out of memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import contextmanager
 

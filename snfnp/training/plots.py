@@ -3,8 +3,6 @@
 A picture has the format that its name ends in, and is written whole or not at all.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -1,7 +1,5 @@
 """The progress that training prints, and the time that its steps take."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A run from its options to its summary: `start` a new one, `resume` one from its folder."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Signals to a run: they are acted on between steps, so that no update is left half done."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Callable

@@ -10,8 +10,6 @@ are sums: of the gradient, and of a few figures.
 Derivation: derivations/03-self-normalizing.md and 25-many-cores.md.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from snfnp import registry

@@ -1,7 +1,5 @@
 """The metrics of a run for TensorBoard (`--tensorboard`): those of metrics.jsonl as curves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 

@@ -3,8 +3,6 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -6,11 +6,11 @@ import gc
 
 import numpy as np
 import pytest
-from benchmarks.launches import count_kernels
 from support import trainers
 from support.trainers import BATCH, host, images_of, make_trainer, run_training
 
 from gpu.alone import run_alone
+from gpu.launches import count_kernels
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.models import PRESETS

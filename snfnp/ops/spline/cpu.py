@@ -149,8 +149,8 @@ def _knots(bins, bound, eps, rest, knots, factors):
 @serial
 def _begin(task, knots, samples, table):
     """The samples (from, to) and the pixels (from, to) of a task, and its knots into its table."""
-    pixels = knots.shape[1]
-    part, block = divmod(task, (pixels + LANES - 1) // LANES)
+    pixels, blocks = knots.shape[1], (knots.shape[1] + LANES - 1) // LANES
+    part, block = task // blocks, task % blocks
     first, last = block * LANES, min((block + 1) * LANES, pixels)
     for row in range(len(knots)):
         values = knots[row, first:last]

@@ -3,8 +3,6 @@
 Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

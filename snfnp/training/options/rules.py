@@ -4,8 +4,6 @@
 Derivation: derivations/21-learning-the-inverse.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator

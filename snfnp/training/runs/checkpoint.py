@@ -6,8 +6,6 @@ step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-
 file, in which its own place counts as zeros.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field

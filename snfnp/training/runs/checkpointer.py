@@ -1,7 +1,5 @@
 """The checkpoints of a run: when they are written, what is in them, how it goes on from them."""
 
-from __future__ import annotations
-
 import shlex
 import time
 import uuid

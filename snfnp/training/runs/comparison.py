@@ -1,7 +1,5 @@
 """Several runs beside each other: what each of them reached, and how far it is from the first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The description of a run in config.json: everything that a repetition of it needs to know."""
 
-from __future__ import annotations
-
 import platform
 from contextlib import suppress
 from importlib import metadata

@@ -1,7 +1,5 @@
 """A run opened again from its folder: for a notebook, an evaluation, or a picture."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

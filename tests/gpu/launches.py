@@ -1,24 +1,13 @@
-"""The kernels of a call, from a captured graph that never runs; the rate of a GPU's memory.
+"""The kernels of a call, from a captured graph that never runs.
 
 CuPy does not list the nodes of a graph. The driver does, and takes the runtime's graphs as its own.
 """
-
-from __future__ import annotations
 
 import ctypes
 
 from snfnp.ops.gpu.graph import no_collection
 
 _KERNEL = 0  # of CUgraphNodeType
-
-
-def memory_rate(cupy) -> float | None:
-    """Bytes per second of the current device's memory as its driver states them, or None."""
-    attributes = cupy.cuda.Device().attributes
-    clock, bits = attributes.get("MemoryClockRate"), attributes.get("GlobalMemoryBusWidth")
-    if not clock or not bits:  # newer drivers do not report the clock
-        return None
-    return 2 * 1e3 * clock * bits / 8  # kHz, and both edges of the clock carry data
 
 
 def count_kernels(cupy, function) -> int | None:

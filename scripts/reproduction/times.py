@@ -1,6 +1,4 @@
-"""Table 3: the time of a training step and of a sample, of every model, measured in one run."""
-
-from __future__ import annotations
+"""Table 3 and Fig. 4, which are measured in one run: times of models, and of layers over D."""
 
 import math
 from pathlib import Path
@@ -8,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 from benchmarks.steps import make_trainer
+from benchmarks.sweep import growth, sweep
 from benchmarks.timing import measure, measure_asynchronous
 
 from reproduction import pictures, provenance
 from reproduction.runs import Command
-from reproduction.target import Target, digits, hardware, markdown
+from reproduction.target import Target, markdown
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 _SMALL = {"levels": 2, "depth": 1, "width": 8}  # of Glows at the smoke scale, on images of 8 x 8
@@ -59,7 +58,7 @@ FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for dat
     )),
 ))
 # fmt: on
-_BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
+BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
 # Timed calls of each family. Colour images take minutes on a CPU: at the paper's scale only.
 _REPEATS = {"smoke": (2, 2, 2, 2, 2), "hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
 
@@ -73,8 +72,7 @@ class Table3(Target):
     def collect(self, command: Command, outcomes: dict) -> dict:
         rows = []
         for family, repeats in zip(FAMILIES, _REPEATS[command.scale], strict=True):
-            times = _times(family, command, repeats) if repeats else {}
-            exact = family[0]
+            times, exact = _times(family, command, repeats) if repeats else {}, family[0]
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
@@ -86,8 +84,7 @@ class Table3(Target):
                         own[kind] |= {"median": found.median, "minimum": found.minimum}
                         own[kind]["of_exact"] = found.median / base.median
                 rows.append(own)
-        record = {"title": self.title, "scale": command.scale, "rows": rows}
-        return record | {"made_with": provenance.of_now(command.ops)}
+        return self.record(command, rows=rows, made_with=provenance.of_now(command.ops))
 
     def show(self, record: dict) -> str:
         heads = ["model", "data"]
@@ -95,10 +92,9 @@ class Table3(Target):
             heads += [f"{kind}, ms: ours", "paper's", f"{kind} / exact's: ours", "paper's"]
         table = [heads]
         for row in record["rows"]:
-            cells = [cell for kind in ("batch", "sample") for cell in _cells(row[kind])]
-            table.append([row["label"], row["data"], *cells])
+            table.append([row["label"], row["data"], *_cells(row["batch"]), *_cells(row["sample"])])
         notes = [
-            hardware(record),
+            _hardware(record),
             "Ours: the median, and in brackets the minimum. Whole steps of 100 images (64 for "
             "ImageNet) in float32; one sample in float64, through the learned inverse where there "
             "is one, else through the exact one.",
@@ -115,25 +111,22 @@ class Table3(Target):
         return markdown(record, table, notes)
 
     def draw(self, record: dict, path: Path) -> None:
-        rows = record["rows"]
-        pictures.save_beside(
-            path,
-            [f"{row['label']}, {row['data']}" for row in rows],
-            {
-                name: [(row["batch"].get(key), None) for row in rows]
-                for name, key in (("ours", "of_exact"), ("the paper's", "paper_of_exact"))
-            },
-            "time of a training step / that with the exact gradient",
-        )
+        keys, rows = {"ours": "of_exact", "the paper's": "paper_of_exact"}, record["rows"]
+        series = {
+            name: [(row["batch"].get(key), None) for row in rows] for name, key in keys.items()
+        }
+        labels = [f"{row['label']}, {row['data']}" for row in rows]
+        what = "time of a training step / that with the exact gradient"
+        pictures.save_beside(path, labels, series, what)
 
 
 def _cells(times: dict) -> list[str]:
     ours = share = paper = paper_share = "–"
     if "median" in times:
-        ours = f"{digits(times['median'])} ({digits(times['minimum'])})"
+        ours = f"{_digits(times['median'])} ({_digits(times['minimum'])})"
         share = f"{times['of_exact']:.2f}"
     if times["paper"]:
-        paper = f"{times['paper']:.1f} ± {times['paper_spread']:.1f}"
+        paper = "{paper:.1f} ± {paper_spread:.1f}".format(**times)
         paper_share = f"{times['paper_of_exact']:.2f}"
     return [ours, paper, share, paper_share]
 
@@ -143,7 +136,7 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
     ops, calls = command.ops, {}
     for row in family:
         shape = _MNIST if row.data == "MNIST" else _COLOUR
-        count, settings = _BATCH.get(row.data, 100), {}
+        count, settings = BATCH.get(row.data, 100), {}
         if command.scale == "smoke":
             shape, count = (8, 8, shape[2]), 10
             settings = _SMALL if row.model.startswith("glow") else {}
@@ -156,17 +149,15 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
         calls[row, "batch"] = lambda own=trainer, x=images: own.training_step(x)
         calls[row, "sample"] = lambda own=likelihood, how=exact: own.sample(1, seed=0, exact=how)
     if ops.asynchronous:
-        return measure_asynchronous(
-            calls, ops.device.synchronise, bursts=max(3, math.ceil(repeats / 10)), seconds=0.5
-        )
+        bursts = max(3, math.ceil(repeats / 10))
+        return measure_asynchronous(calls, ops.device.synchronise, bursts, seconds=0.5)
     return measure(calls, repeats, warmup=1)
 
 
 def _against_blocks(record: dict) -> str:
     """A sentence on the exact convolution that is not the paper's, if it was measured."""
     times = {row["label"]: row["batch"] for row in record["rows"]}
-    rows = FAMILIES[1]
-    snf, blocks = (times[row.label] for row in (rows[-1], rows[1]))
+    snf, blocks = (times[FAMILIES[1][number].label] for number in (-1, 1))
     if "median" not in snf:
         return ""
     return (
@@ -174,3 +165,70 @@ def _against_blocks(record: dict) -> str:
         "the time; against the whole matrix far less than in the paper, because there the "
         "convolutions themselves take most of a step, and here almost nothing."
     )
+
+
+_CHANNELS = 4
+# (dimensions of the dense layer, sides of the convolution's images, seconds for each point)
+_PLANS = {
+    "smoke": ((8, 16, 24), (4, 6, 8), 0.0),
+    "hour": (range(32, 4065, 288), (4, 8, 12, 16, 20, 24, 28), 2.0),
+    "paper": (range(32, 4065, 96), range(4, 33, 2), 10.0),
+}
+_ORDERS = {"self-normalizing": "O(D²)", "exact": "O(D³)"}
+
+
+class Figure4(Target):
+    """Milliseconds over the dimension, measured by `benchmarks.sweep`."""
+
+    title = "Fig. 4: milliseconds of a layer's step over the dimension D, batch 128"
+
+    def collect(self, command: Command, outcomes: dict) -> dict:
+        dimensions, sides, budget = _PLANS[command.scale]
+        shapes = {
+            "dense layer": [(dimension,) for dimension in dimensions],
+            f"3x3 convolution of {_CHANNELS} channels": [(n, n, _CHANNELS) for n in sides],
+        }
+        above, layers = 0 if command.scale == "smoke" else 1000, []  # growth: of D from there on
+        for label, own in shapes.items():
+            rows = sweep(command.ops, own, budget=budget)  # 128 images are the paper's (A.3)
+            exponents = {key: growth(rows, key, above) for key in rows[0] if key.endswith(" ms")}
+            layers.append({"label": label, "rows": rows, "growth": exponents, "above": above})
+        return self.record(command, layers=layers, made_with=provenance.of_now(command.ops))
+
+    def show(self, record: dict) -> str:
+        table = [("layer", "gradient", "ours, by D", "ours grows as", "paper")]
+        for layer in record["layers"]:
+            rows, step = layer["rows"], math.ceil(len(layer["rows"]) / 4)
+            shown = rows[::-1][::step][::-1]  # at most four, the last one among them
+            for key, exponent in layer["growth"].items():
+                gradient = key.removesuffix(" ms")
+                times = ", ".join(f"{row['D']}: {_digits(row[key])}" for row in shown)
+                grows = "–" if exponent is None else f"D^{exponent:.1f}, D ≥ {layer['above']}"
+                dense = layer is record["layers"][0]
+                paper = _ORDERS[gradient] if dense else "not measured"
+                table.append((layer["label"], gradient, times, grows, paper))
+        notes = [
+            _hardware(record),
+            "The paper's figure is a curve of the dense layer without printed figures; beside ours "
+            "stand the orders that its text gives. Of a convolution, exact is block recursion, and "
+            "exact-dense the whole matrix.",
+        ]
+        if record["scale"] == "smoke":
+            notes.append("Tiny dimensions, timed three times: the figures mean nothing.")
+        return markdown(record, table, notes)
+
+    def draw(self, record: dict, path: Path) -> None:
+        pictures.save_sweeps(path, {layer["label"]: layer["rows"] for layer in record["layers"]})
+
+
+def _hardware(record: dict) -> str:
+    """A line that says what a record's times were measured on."""
+    made_with = record["made_with"]
+    name = made_with["device"].get("name") or made_with["processor"]
+    threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
+    return f"Measured on {name}{threads}, {made_with['backend']} backend, in one run."
+
+
+def _digits(milliseconds: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{milliseconds:.3g}" if milliseconds < 999.5 else f"{milliseconds:,.0f}"
