@@ -1,7 +1,5 @@
 """Page 00: its program is the page's, stands alone, and takes the package's steps."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

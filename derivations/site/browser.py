@@ -4,8 +4,6 @@ The protocol is the browser's own (https://chromedevtools.github.io/devtools-pro
 JSON, each ended by a NUL, on the browser's file descriptors 3 and 4.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -11,8 +11,6 @@ error on the console, no request that leaves the machine, the site's own font. A
 Needs Chromium; the exit status is 1 where there is a problem.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ The page is their only source: its Python blocks, one after the other, are the p
 and its blocks are the notebook's cells. Nothing but the standard library is needed.
 """
 
-from __future__ import annotations
-
 import json
 import re
 

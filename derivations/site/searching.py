@@ -5,8 +5,6 @@ the pages, which browsers forbid to a site that is opened as files), and where e
 derived. Every page's description is its first paragraph.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

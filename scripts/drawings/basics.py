@@ -1,7 +1,5 @@
 """The first pages: batches as rows, stretching, the six products, Newton's method, Adam's steps."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

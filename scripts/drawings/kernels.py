@@ -1,7 +1,5 @@
 """Convolutions and their inverses: entries by distance, masks, the exponential's terms, walks."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.linalg import expm
 

@@ -1,7 +1,5 @@
 """Page 00: what its program does on the plane."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

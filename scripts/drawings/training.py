@@ -1,7 +1,5 @@
 """What training does: actnorm's start, a learned density, a bound, controllers, many processes."""
 
-from __future__ import annotations
-
 import doctest
 from pathlib import Path
 
