@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import sources
+from browser import Browser, found
+from check_browser import events_problems
 from check_site import formula_problems, link_problems
-from pages import CODE, ROOT, equation_pages, formulas, lines_of, source_of
+from pages import CODE, ROOT, equation_pages, formulas, lines_of, reading_order, source_of
 
 SITE = ROOT / "derivations" / "site"
 RULE = "snfnp/rules/self_normalizing.py"
@@ -82,12 +84,43 @@ def test_every_equation_of_the_index_has_a_place_on_the_site():
     assert len(equation_pages((ROOT / "derivations/README.md").read_text("utf-8"))) >= 30
 
 
+CORE = [*range(11), 13, 14, 16, 21, 24]
+
+
+@pytest.mark.parametrize("number", CORE)
+def test_a_core_page_ends_with_exercises_whose_answers_are_folded_and_run(number):
+    page = next((ROOT / "derivations").glob(f"{number:02}-*.md")).read_text(encoding="utf-8")
+    exercises = re.split(r"^\*\*\d+\.\*\* ", page.partition("\n## Exercises\n")[2], flags=re.M)[1:]
+    assert len(exercises) >= 3
+    for text in exercises:
+        question, answer = text.rstrip().split("<details><summary>Answer</summary>\n\n")
+        assert "?" in question and "\n>>> " in answer and answer.endswith("\n</details>")
+
+
+def test_the_reading_order_has_the_pages_own_titles_and_what_a_page_builds_on_before_it():
+    index = (ROOT / "derivations" / "README.md").read_text(encoding="utf-8")
+    order = [name for pages in reading_order(index).values() for name in pages]
+    assert sorted(order) == sorted(p.name for p in (ROOT / "derivations").glob("[0-9]*.md"))
+    read = {"01"}  # to look things up: no page of its own in the order
+    for row in re.findall(r"^\| \[\d\d .+\|$", index, flags=re.M):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        title, name = re.fullmatch(r"\[(.+)\]\((.+)\)", cells[0]).groups()
+        page = (ROOT / "derivations" / name).read_text(encoding="utf-8")
+        assert page.startswith(f"# {title}\n")
+        assert int(cells[2]) > 0
+        assert set(re.findall(r"\d\d", cells[3])) <= read, name
+        read.add(name[:2])
+
+
 def test_formulas_are_found_outside_of_code():
     display, inline, _ = formulas("$a$ and `$b$`\n\n$$c\nd$$\n\n```\n$e$\n```\n")
     assert (display, inline) == (["c\nd"], ["a"])
 
 
-PAGE = '<p id="here">$5</p><a href="#here">x</a><math><mi>x</mi></math><code>\\frac $x$</code>'
+PAGE = (
+    '<p id="here">$5</p><a href="#here">x</a><code>\\frac $x$</code>'
+    '<math display="inline"><mi>x</mi></math>'
+)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +132,8 @@ PAGE = '<p id="here">$5</p><a href="#here">x</a><math><mi>x</mi></math><code>\\f
         ('<img src="gone.svg">', "gone.svg: no such file"),
         ('<script src="https://example.org/x.js"></script>', "loads https://example.org/x.js"),
         ('<link rel="stylesheet" href="//example.org/x.css">', "loads //example.org/x.css"),
-        ("<math><mi>x</mi></math>", "2 formulas of 1"),
+        ('<math display="inline"><mi>x</mi></math>', "2 inline formulas of 1"),
+        ('<div class="formula"></div>', "1 displayed formulas of 0"),
         ("<p>$x$</p>", "raw text: $x$"),
         ("<p>\\alpha</p>", "raw text: \\alpha"),
         ("<math><mi>\\alpha</mi></math>", "raw text: \\alpha"),
@@ -142,6 +176,7 @@ class TestWithSphinx:
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
+        assert re.search(r'<p class="reading">\d+ minutes, builds on <a [^>]*>03 The self', page)
         first, last = lines_of(ROOT / RULE, "SelfNormalizing.backward")
         assert page.count('<aside class="beside"') == 1
         assert page.index("First") < page.index('<aside class="beside"') < page.index("Again")
@@ -183,9 +218,106 @@ class TestWithSphinx:
         found = mathml(r"\mathrm{d} \log p(-x^\top)", "inline")
         assert "<mtext>d</mtext>" in found and '<mo form="prefix">' in found
         assert "<mi>&#x022A4;</mi>" in found and "\\" not in found
+        assert "<mo movablelimits" not in mathml(r"\log\lvert\det W\rvert", "inline")
+
+    def test_a_formula_breaks_at_spaces_and_signs_outside_of_brackets(self):
+        from mathml import pieces, with_breaks
+
+        found = pieces(
+            r"f(a - b) = \lvert a + b\rvert - c_{i+1}, \qquad x = -1 . \quad \text{(Eq. 9)}"
+        )
+        assert found == [
+            ("f(a - b)", False),
+            (r"= \lvert a + b\rvert", False),
+            ("- c_{i+1},", False),
+            ("x", True),
+            ("= -1 .", False),
+            (r"\text{(Eq. 9)}", True),
+        ]
+        assert pieces(r"\left( a = b \right)") == [(r"\left( a = b \right)", False)]
+        html = with_breaks("a = b - c", "block")
+        assert html.count("<math") == 3 and html.count('class="more"') == 2
+        assert html.count("<wbr>") == 2 and html.count('form="infix"') == 2
+
+    def test_equations_in_prose_are_links(self, tmp_path):
+        text = "# Page\n\nBy Eq. 20 and Eqs. 10-11, 17; `Eq. 8` is code, [Eq. 9](#page) a link.\n"
+        done, out = self.build(tmp_path, **{"04-dense": text})
+        assert done.returncode == 0, done.stderr
+        page = (out / "04-dense.html").read_text(encoding="utf-8")
+        found = re.findall(r'<a class="eq[^>]*href="([^"]*)">([^<]*)</a>', page)
+        target = "04-dense.html#eqs-17-19-and-20-the-reconstruction-error"
+        assert [text for _, text in found] == ["Eq. 20", "10", "11", "17"]
+        assert found[0][0] == target
+
+    def test_the_side_bar_has_the_groups_in_the_order_of_reading(self, tmp_path):
+        readme = (
+            "# Start\n\n## Order\n\n### Later\n\n| page |\n| --- |\n| [09 B](09-b.md) |\n\n"
+            "### Sooner\n\n| page |\n| --- |\n| [02 A](02-a.md) |\n"
+        )
+        done, out = self.build(tmp_path, README=readme, **{"02_a": "# A", "09_b": "# B"})
+        assert done.returncode == 0, done.stderr
+        page = (out / "index.html").read_text(encoding="utf-8")
+        bar = page[page.index('<div class="sidebar-tree">') :]
+        at = [bar.index(text) for text in ("Later", "09-b.html", "Sooner", "02-a.html", "api.html")]
+        assert at == sorted(at)
+        assert (out / "_static" / "excerpts.js").is_file()
 
     def test_a_large_delimiter_may_have_a_name(self):
         from mathml import mathml
 
         found = mathml(r"\big\lvert x \big\rvert \Big\langle y, z \Big\rangle", "block")
         assert [found.count(sign) for sign in "|⟨⟩\\"] == [2, 1, 1, 0]
+
+
+SHAPES = """<meta name="color-scheme" content="light dark"><body style="background: white"><article>
+<style>.formula, pre {{ overflow-x: auto; max-width: 300px }}</style>{}</article>"""
+WIDE = '<div style="width: 350px">a</div>'
+
+
+@pytest.fixture(scope="module")
+def page():
+    with Browser(found()) as page:
+        page.screen(390, 900, dark=False)
+        yield page
+
+
+@pytest.mark.skipif(found() is None, reason="Chromium is not installed")
+class TestInABrowser:
+    @pytest.mark.parametrize(
+        ("html", "problem"),
+        [
+            ("<p>nothing</p>", None),
+            (f'<div class="formula fades">{WIDE}</div>', None),
+            (f'<div class="formula">{WIDE}</div>', "cut without a hint: a"),
+            (f"<pre>{WIDE}</pre>", "code that is cut: a"),
+            ('<div style="width: 500px">a</div>', "wider than the screen: "),
+            (
+                '<p style="width: 9px"><math><mi>x</mi><mi>y</mi></math></p>',
+                "a formula that sticks",
+            ),
+            ('<img src="gone.png">', "no picture: file:///"),
+            ("<script>gone()</script>", "an error: Uncaught"),
+            ("<script>console.error(1)</script>", "on the console: "),
+            (
+                '<img src="http://127.0.0.1:9/x.png">',
+                "a request that leaves the machine: http://127",
+            ),
+        ],
+    )
+    def test_the_check_sees_what_a_reader_would(self, page, tmp_path, html, problem):
+        path = tmp_path / "page.html"
+        path.write_text(SHAPES.format(html), encoding="utf-8")
+        page.open(path.as_uri())
+        look = (SITE / "checks" / "look.js").read_text(encoding="utf-8")
+        problems = [p for p in page.run(look) if "mathematical font" not in p]
+        problems += events_problems(page.events)
+        assert any(p.startswith(problem) for p in problems) if problem else problems == []
+
+    def test_a_dark_page_has_to_be_dark(self, page, tmp_path):
+        path = tmp_path / "page.html"
+        path.write_text("<body style='background: white'>a</body>", encoding="utf-8")
+        page.screen(390, 900, dark=True)
+        page.open(path.as_uri())
+        look = (SITE / "checks" / "look.js").read_text(encoding="utf-8")
+        assert page.run(look) == ["the background is 255,255,255"]
+        page.screen(390, 900, dark=False)

@@ -15,7 +15,20 @@ import re
 
 import sources
 from docutils import nodes
-from pages import CODE, PAGE_NAME, README, ROOT, TEST, docstring, equation_pages, lines_of
+from pages import (
+    CITATION,
+    CODE,
+    PAGE_NAME,
+    README,
+    ROOT,
+    TEST,
+    docstring,
+    equation_pages,
+    lines_of,
+    numbered_pages,
+    reading_of,
+    reading_order,
+)
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -23,6 +36,15 @@ _FILE = re.compile(r"(?:snfnp|tests|scripts)/[\w/]+\.(?:py|cu|cuh)")
 
 
 # ---------------------------------------------------------------- pages -> code
+
+
+class Html(nodes.General, nodes.Element):
+    """A piece of a page that the search does not read: what it shows has a page of its own."""
+
+
+def _visit_html(self, node):
+    self.body.append(node["html"])
+    raise nodes.SkipNode
 
 
 class _Page:
@@ -35,7 +57,7 @@ class _Page:
     def link(self, target: str) -> str:
         return sources.relative(self.name, target)
 
-    def block(self, file: str, name: str, lines: tuple[int, int]) -> nodes.raw:
+    def block(self, file: str, name: str, lines: tuple[int, int]) -> Html:
         """The source of a name, folded, to stand after the paragraph that points at it."""
         block_id = self.shown[file, name] = f"code-{len(self.shown) + 1}"
         code = sources.code_html(file, *lines, top=sources.to_top(self.name), ids=f"{block_id}-L")
@@ -46,13 +68,14 @@ class _Page:
             f'<p class="whole"><a href="{whole}">lines {lines[0]}–{lines[1]}</a></p>'
             f"{code}</details></aside>"
         )
-        return nodes.raw("", text, format="html")
+        return Html(html=text)
 
 
 def show_code(app, doctree, docname):
     """Link every pointer; after the paragraph where a page's first one stands, show the code."""
     page = _Page(docname)
     with_code = PAGE_NAME.fullmatch(f"{docname}.md") is not None
+    _keep_together(doctree)
     for literal in list(doctree.findall(nodes.literal)):
         text = f"`{literal.astext()}`"
         pointer = CODE.fullmatch(text) or TEST.fullmatch(text)
@@ -70,9 +93,66 @@ def show_code(app, doctree, docname):
                 paragraph.parent.insert(_after(paragraph), page.block(file, pointer[2], lines))
             target = f"#{page.shown[file, pointer[2]]}"
         literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=target))
+    link_equations(doctree, page)
     if with_code:
+        _tell_the_reading(page, doctree)
         _list_citing_lines(page, doctree)
         _list_modules(page, doctree)
+
+
+def link_equations(doctree, page: _Page) -> None:
+    """Every "Eq. 15" of a page's prose is a link to where it is derived."""
+    for text in list(doctree.findall(nodes.Text)):
+        skipped = nodes.literal | nodes.literal_block | nodes.reference | nodes.title | nodes.math
+        if _within(text, skipped) or not CITATION.search(text):
+            continue
+        parts: list[nodes.Node] = []
+        for part, linked in _citations(str(text)):
+            target = linked and sources.equation_target(linked)
+            parts.append(
+                nodes.reference("", part, internal=True, refuri=page.link(target), classes=["eq"])
+                if target
+                else nodes.Text(part)
+            )
+        text.parent.replace(text, parts)
+
+
+def _citations(text: str):
+    """(part of a text, the equation that it is a link to, or None): "Eq. 3", and lists' numbers."""
+    at = 0
+    for match in CITATION.finditer(text):
+        if match[1]:
+            yield text[at : match.start()], None
+            yield match[0], int(match[1])
+        else:
+            yield text[at : match.start(2)], None
+            before = match.start(2)
+            for number in re.finditer(r"\d+", text[before : match.end()]):
+                yield text[before : match.start(2) + number.start()], None
+                yield number[0], int(number[0])
+                before = match.start(2) + number.end()
+        at = match.end()
+    yield text[at:], None
+
+
+def _keep_together(doctree) -> None:
+    """An option is not broken at its hyphens, nor a formula before the comma that follows it; and a
+    block of code ends with its last line."""
+    for literal in doctree.findall(nodes.literal):
+        if len(literal.astext()) <= 28:
+            literal["classes"].append("short")
+    for formula in list(doctree.findall(nodes.math)):
+        parent, index = formula.parent, formula.parent.index(formula) + 1
+        after = parent[index] if index < len(parent) else None
+        if isinstance(after, nodes.Text) and after[:1] in tuple(".,:;)"):
+            parent.replace(after, nodes.Text(str(after)[1:]))
+            parent.replace(formula, whole := nodes.inline(classes=["whole"]))
+            whole += [formula, nodes.Text(after[:1])]
+    for block in doctree.findall(nodes.literal_block):
+        text = block.astext().rstrip("\n")
+        block.rawsource = text
+        block.children = [nodes.Text(text)]
+        block.children[0].parent = block
 
 
 def _within(node, kind) -> bool:
@@ -91,9 +171,25 @@ def _paragraph(node) -> nodes.Element:
 def _after(block) -> int:
     """Where a node goes that follows a block and the code that already follows it."""
     index = block.parent.index(block) + 1
-    while index < len(block.parent) and isinstance(block.parent[index], nodes.raw):
+    while index < len(block.parent) and isinstance(block.parent[index], Html):
         index += 1
     return index
+
+
+def _tell_the_reading(page: _Page, doctree) -> None:
+    """Under a page's title: how many minutes it takes, and what it builds on."""
+    index = README.read_text(encoding="utf-8")
+    if f"{page.name}.md" not in reading_of(index):
+        return
+    minutes, on = reading_of(index)[f"{page.name}.md"]
+    links = ", ".join(
+        f'<a href="{page.link(name.replace(".md", ".html"))}">{text.splitlines()[0][2:]}</a>'
+        for name, text in numbered_pages().items()
+        if name[:2] in on
+    )
+    text = f"{minutes} minutes" + (f", builds on {links}" if links else "")
+    section = next(iter(doctree.findall(nodes.section)))
+    section.insert(1, Html(html=f'<p class="reading">{text}</p>'))
 
 
 def _list_citing_lines(page: _Page, doctree) -> None:
@@ -117,7 +213,7 @@ def _list_citing_lines(page: _Page, doctree) -> None:
                 rows.append(f"<li>Eq. {n} in the code: {links}</li>")
         if rows:
             text = f'<ul class="citing">{"".join(rows)}</ul>'
-            section.insert(1, nodes.raw("", text, format="html"))
+            section.insert(1, Html(html=text))
 
 
 def _list_modules(page: _Page, doctree) -> None:
@@ -129,7 +225,7 @@ def _list_modules(page: _Page, doctree) -> None:
     ]
     if links:
         text = f'<p class="modules">Modules of this page: {", ".join(links)}</p>'
-        next(iter(doctree.findall(nodes.section))).append(nodes.raw("", text, format="html"))
+        next(iter(doctree.findall(nodes.section))).append(Html(html=text))
 
 
 # ---------------------------------------------------------------- code -> pages
@@ -154,11 +250,21 @@ def source_pages(app):
 
 
 def add_contents(app, docname, source):
-    """The start page's hidden table of contents: all pages, in the order of their numbers."""
-    if docname == app.config.root_doc:
-        pages = sorted(p.stem for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name))
-        entries = "\n".join([*pages, "site/api"])
-        source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
+    """The start page's hidden tables of contents: its groups, in the order in which to read them.
+
+    Pages that its tables do not have come last, and then the API.
+    """
+    if docname != app.config.root_doc:
+        return
+    groups = reading_order(source[0])
+    listed = {page for pages in groups.values() for page in pages}
+    others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
+    rest = [*sorted(set(others) - listed), "site/api.md"]
+    *_, last = groups or {"Pages": []}
+    groups[last] = [*groups.get(last, []), *rest]
+    for name, pages in groups.items():
+        entries = "\n".join(page.removesuffix(".md") for page in pages)
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n{entries}\n```\n"
 
 
 def start_page(app, exception):
@@ -169,6 +275,7 @@ def start_page(app, exception):
 
 
 def setup(app):
+    app.add_node(Html, html=(_visit_html, None))
     app.connect("source-read", add_contents)
     app.connect("doctree-resolved", show_code)
     app.connect("html-collect-pages", source_pages)

@@ -32,7 +32,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.text: list[str] = []
-        self.formulas = 0
+        self.displayed = self.inline = 0
         self.formula_text: list[str] = []
         self._within: list[str] = []
         self.feed(text)
@@ -46,7 +46,9 @@ class Page(HTMLParser):
             self.loads.append(about[_LOADS[tag]])
         if tag == "link" and about.get("href"):
             self.loads.append(about["href"])
-        self.formulas += tag == "math"
+        self.displayed += tag == "div" and about.get("class") == "formula"
+        whole = tag == "math" and about.get("class") != "more"  # and no further piece of one
+        self.inline += whole and about.get("display") == "inline"
         if tag in ("code", "pre", "script", "style", "math", "svg", "title"):
             self._within.append(tag)
 
@@ -88,8 +90,12 @@ def formula_problems(path: Path, markdown: str) -> list[str]:
     """Formulas that were lost on the way from the Markdown, or that are raw text."""
     page, problems = read(path), []
     display, inline, _ = formulas(markdown)
-    if page.formulas != len(display) + len(inline):
-        problems.append(f"{page.formulas} formulas of {len(display) + len(inline)}")
+    for name, found, wanted in (
+        ("displayed", page.displayed, len(display)),
+        ("inline", page.inline, len(inline)),
+    ):
+        if found != wanted:
+            problems.append(f"{found} {name} formulas of {wanted}")
     left = [text for text in page.formula_text if "\\" in text or "$" in text]
     left += re.findall(r"\$[^$\s][^$\n]*\$|\\[A-Za-z]{2,}", "\n".join(page.text))
     return problems + [f"raw text: {text.strip()}" for text in left]

@@ -15,6 +15,7 @@ extensions = [
     "myst_parser",
     "mathml",
     "beside",
+    "searching",
     "docstrings",
 ]
 root_doc = "README"
@@ -33,7 +34,9 @@ html_theme = "furo"
 html_title = "Self normalizing flows"
 html_static_path = ["static"]
 html_css_files = ["beside.css"]
-html_js_files = ["beside.js"]
+html_js_files = [("play.js", {"defer": "defer"}), ("beside.js", {"defer": "defer"})]
+html_favicon = "static/favicon.svg"
+html_show_search_summary = False  # its excerpts are fetched; those of searching.py are not
 html_copy_source = False
 html_show_copyright = False
 pygments_style = "a11y-light"

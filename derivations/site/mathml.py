@@ -17,6 +17,7 @@ _DELIMITERS = dict.fromkeys(("lvert", "rvert", "vert"), "|")
 _DELIMITERS |= dict.fromkeys(("lVert", "rVert", "Vert"), "‖") | {"langle": "⟨", "rangle": "⟩"}
 _BIG = re.compile(rf"(\\[bB]igg?[lr]?)\s*\\({'|'.join(_DELIMITERS)})\b")
 _TYPESETTING = [
+    ('<mo movablelimits="true">det</mo>', "<mi>det</mi>"),
     ("<mo>&#x022A4;</mo>", "<mi>&#x022A4;</mi>"),
     (r"<mo>(&#x0007C;|&#x02016;)</mo>", r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>'),
     (r'(<mo minsize="[^>]*)>([|‖])', r'\1 lspace="0" rspace="0">\2'),
@@ -37,13 +38,54 @@ def mathml(latex: str, display: str) -> str:
     return found
 
 
+# Where a displayed formula may go on in the next line, outside of all brackets: at a wide space,
+# and before a relation, a sum's sign or the number of an equation.
+_OPENING = {"{", "(", "[", r"\lvert", r"\lVert", r"\langle", r"\left", r"\begin", r"\lbrace"}
+_CLOSING = {"}", ")", "]", r"\rvert", r"\rVert", r"\rangle", r"\right", r"\end", r"\rbrace"}
+_RELATIONS = {"=", "+", "-", "<", ">", r"\approx", r"\le", r"\ge", r"\to", r"\ne", r"\propto"}
+_LONG = 40  # characters of LaTeX: a formula within a line that may have to go on in the next one
+_SPACES = {r"\qquad", r"\quad"}
+_TOKEN = re.compile(r"\\[bB]igg?[lr]?\s*(?:\\[A-Za-z]+|.)|\\[A-Za-z]+|\\.|\s+|.", flags=re.S)
+
+
+def pieces(latex: str) -> list[tuple[str, bool]]:
+    """The pieces of a displayed formula, and whether a wide space stands before each."""
+    parts: list[list] = [["", False]]
+    depth, before = 0, ""
+    for token in _TOKEN.findall(latex):
+        name = re.sub(r"^\\[bB]igg?[lr]?\s*", "", token)
+        depth += (name in _OPENING) - (name in _CLOSING)
+        text = parts[-1][0].strip()
+        if depth == 0 and token in _SPACES:
+            parts.append(["", True])
+        else:
+            sign = token in _RELATIONS and before not in {*_RELATIONS, "^", "_"}
+            if depth == 0 and sign and text:
+                parts.append(["", False])
+            parts[-1][0] += token
+        before = token if token.strip() else before
+    return [(text.strip(), gap) for text, gap in parts if text.strip()]
+
+
+def with_breaks(latex: str, display: str) -> str:
+    """A formula as HTML: its pieces, with places for a line break between them."""
+    html = ""
+    for index, (piece, gap) in enumerate(pieces(latex)):
+        found = mathml(piece, display)
+        found = re.sub(r"(<math[^>]*><mrow>)<mo>", r'\1<mo form="infix">', found, count=bool(index))
+        space = '<span class="gap"> </span>' if gap else "<wbr>"
+        html += (space + found.replace("<math", '<math class="more"', 1)) if index else found
+    return html
+
+
 def _visit_inline(self, node):
-    self.body.append(mathml(node.astext(), "inline"))
+    latex = node.astext()
+    self.body.append((with_breaks if len(latex) > _LONG else mathml)(latex, "inline"))
     raise nodes.SkipNode
 
 
 def _visit_block(self, node):
-    self.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
+    self.body.append(f'<div class="formula">{with_breaks(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 

@@ -104,6 +104,22 @@ def equation_pages(index: str) -> dict[int, str]:
     return {int(n): target for n, target in rows}
 
 
+def reading_order(index: str) -> dict[str, list[str]]:
+    """Group -> names of pages ("04-dense.md"), as the tables of README.md (its text) have them."""
+    groups: dict[str, list[str]] = {}
+    for text in re.split(r"^### ", index, flags=re.M)[1:]:
+        found = re.findall(r"^\| \[\d\d [^|]*\]\(([^)]+)\) \|", text, flags=re.M)
+        groups |= {text.splitlines()[0]: found} if found else {}
+    return groups
+
+
+def reading_of(index: str) -> dict[str, tuple[int, list[str]]]:
+    """Page -> the minutes that it takes and the numbers of what it builds on (README.md's text)."""
+    row = r"^\| \[\d\d [^|]*\]\(([^)]+)\) \|[^|]*\| (\d+) \|([^|]*)\|$"
+    found = re.findall(row, index, flags=re.M)
+    return {page: (int(minutes), re.findall(r"\d\d", on)) for page, minutes, on in found}
+
+
 def numbered_pages() -> dict[str, str]:
     """Name -> text of every page but README.md."""
     files = sorted(DERIVATIONS.glob("*.md"))

@@ -1,9 +1,37 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import convolutions, curves, diagrams, floors, inverses, probes, splines, updates
+from drawings import (
+    basics,
+    convolutions,
+    curves,
+    diagrams,
+    floors,
+    inverses,
+    kernels,
+    method,
+    probes,
+    splines,
+    training,
+    updates,
+)
 
 FIGURES = {
+    "method-plane": method.plane,
+    "rows": basics.rows,
+    "stretching": basics.stretching,
     "framework": diagrams.framework,
+    "six-products": basics.six_products,
+    "newton": basics.newton,
+    "adam-steps": basics.adam_steps,
+    "inverse-entries": kernels.inverse_entries,
+    "masks": kernels.masks,
+    "exponential-terms": kernels.exponential_terms,
+    "actnorm": training.actnorm,
+    "planar-density": training.planar_density,
+    "noise-bound": training.noise_bound,
+    "controllers": training.controllers,
+    "border-walk": kernels.border_walk,
+    "processes": training.processes,
     "glow-step": diagrams.glow_step,
     "multi-scale": diagrams.multi_scale,
     "convolution-matrix": convolutions.matrix,

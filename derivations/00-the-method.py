@@ -1,0 +1,120 @@
+"""Self normalizing flows in one file: `python derivations/00-the-method.py` (00-the-method.md)."""
+
+import gzip
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+class Dense:
+    """z = W x + b, and a second matrix R that learns the way back: x = R (z − b)."""
+
+    def __init__(self, size, rng, noise):
+        self.W = np.eye(size) + noise * rng.standard_normal((size, size))
+        self.R = self.W.T.copy()  # a poor inverse, but a start
+        self.b = np.zeros(size)
+
+    def forward(self, x):
+        self.x, self.Wx = x, x @ self.W.T
+        return self.Wx + self.b
+
+    def inverse(self, z):
+        return (z - self.b) @ self.R.T
+
+    def backward(self, delta, lam):
+        e, pull = self.Wx @ self.R.T - self.x, 2 * lam / len(delta)  # R W x − x; a mean over rows
+        self.delta, delta_x = delta, delta @ self.W
+        G_W = (delta.T @ self.x + self.R.T) / 2 - pull * (e @ self.R).T @ self.x
+        G_R = (-delta_x.T @ self.Wx - self.W.T) / 2 - pull * e.T @ self.Wx
+        self.gradients = {"W": G_W, "R": G_R, "b": delta.sum(axis=0)}
+        return delta_x
+
+
+class Bend:
+    """y = 0.3 x + 0.7 log(1 + eˣ): slope 0.3 far to the left, slope 1 far to the right."""
+
+    def forward(self, x):
+        self.slope = 0.3 + 0.7 / (1 + np.exp(-x))
+        return 0.3 * x + 0.7 * np.logaddexp(0, x)
+
+    def inverse(self, y):
+        x = y
+        for _ in range(50):  # Newton's method
+            x = x - (self.forward(x) - y) / self.slope
+        return x
+
+    def backward(self, delta, lam):
+        stretch = (self.slope - 0.3) * (1 - self.slope) / 0.7 / self.slope  # of log slope, by x
+        return delta * self.slope + stretch / len(delta)
+
+
+def train(flow, draw, steps, rate, rng, lam=1.0):
+    """draw(rng): a batch of data. Returns what `watch` saw of the Dense layers, 50 times."""
+    dense, state, seen = flow[::2], {}, []
+    for step in range(1, steps + 1):
+        z = draw(rng)
+        for layer in flow:
+            z = layer.forward(z)
+        delta = -z / len(z)  # the gradient of the mean of log N(z; 0, I)
+        for layer in reversed(flow):
+            delta = layer.backward(delta, lam)
+        if step % (steps // 50) == 0:
+            seen.append([watch(layer) for layer in dense])  # to look at: training needs none of it
+        adam(dense, state, step, rate * (1 - step / steps))
+    return np.array(seen)
+
+
+def adam(layers, state, step, rate):
+    """A step uphill; state keeps running averages of the gradients and of their squares."""
+    for number, layer in enumerate(layers):
+        for name, gradient in layer.gradients.items():
+            m, v = state.setdefault((number, name), np.zeros((2, *gradient.shape)))
+            m += 0.1 * (gradient - m)
+            v += 0.001 * (gradient**2 - v)
+            size = np.sqrt(v / (1 - 0.999**step)) + 1e-8
+            getattr(layer, name)[...] += rate * m / (1 - 0.9**step) / size
+
+
+def watch(layer):
+    """‖R W − I‖, and the degrees between its gradient and the exact one, with W⁻¹ for R."""
+    data = layer.delta.T @ layer.x
+    ours, exact = data + layer.R.T, data + np.linalg.inv(layer.W).T
+    cosine = min(1, np.sum(ours * exact) / np.linalg.norm(ours) / np.linalg.norm(exact))
+    return np.linalg.norm(layer.R @ layer.W - np.eye(len(data))), np.degrees(np.arccos(cosine))
+
+
+def cloud(rng, count=1000):
+    angle, radius = 0.75 * rng.standard_normal(count), 1 + 0.12 * rng.standard_normal(count)
+    return np.stack([2 * radius * np.sin(angle), 2.5 * radius * np.cos(angle) - 1.7], axis=1)
+
+
+def digits(rng, images):
+    return rng.uniform(-1, 1, (100, 196)) + images[rng.integers(5000, size=100)] - images.mean(0)
+
+
+def show(name, flow, seen, z, data):
+    for layer in reversed(flow):
+        z = layer.inverse(z)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+    if z.shape == (36, 196):
+        z = (z + data.mean(0)).reshape(6, 6, 14, 14).swapaxes(1, 2).reshape(84, 84)
+        left.imshow(z, cmap="gray", vmin=0, vmax=10)
+    else:
+        left.plot(*data.T, ".", *z.T, ".")
+    middle.semilogy(seen[:, :, 0])
+    right.semilogy(seen[:, :, 1])
+    figure.suptitle("samples; ‖R W − I‖ of both layers; degrees from the exact gradient")
+    figure.savefig(f"method-{name}.png")
+
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    flow = [Dense(2, rng, 0.4), Bend(), Dense(2, rng, 0.4)]
+    seen = train(flow, cloud, 2000, 0.02, rng)
+    show("plane", flow, seen, rng.standard_normal((500, 2)), cloud(rng, 500))
+    file = "snfnp/data/sample/train-images.idx3-ubyte.gz"
+    pixels = np.frombuffer(gzip.decompress(np.fromfile(file, np.uint8)), np.uint8, offset=16)
+    images = pixels.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196) / 25.5
+    flow = [Dense(196, rng, 0.02), Bend(), Dense(196, rng, 0.02)]
+    seen = train(flow, lambda rng: digits(rng, images), 1000, 3e-3, rng)
+    show("digits", flow, seen, rng.standard_normal((36, 196)), images)

@@ -1,0 +1,113 @@
+// Two pictures to play with, in the pages that have a place for them (<div class="play">): a spline
+// whose knots can be dragged (page 09), and the update's paths for a λ of one's choice (page 24).
+(() => {
+  const make = (tag, attributes, parent, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    if (text) node.textContent = text;
+    parent?.append(node);
+    return node;
+  };
+  const line = (points) => `M${points.map((p) => p.map((v) => v.toFixed(2)).join(",")).join("L")}`;
+
+  /** An SVG of 400 × 300 in a place, with a line of words under it. */
+  function stage(place, words) {
+    const svg = make("svg", { viewBox: "0 0 400 300", role: "img", "aria-label": words }, null);
+    place.append(svg, Object.assign(document.createElement("p"), { textContent: words }));
+    return svg;
+  }
+
+  function spline(place) {
+    const svg = stage(place, "Drag a knot up, down or sideways; drag its handle to turn its slope. Below: dy/dx, always above zero.");
+    const knots = [{ x: -10, y: -10, d: 1 }, { x: -4, y: -6, d: 0.6 }, { x: 0, y: 1, d: 2 }, { x: 5, y: 4, d: 0.5 }, { x: 10, y: 10, d: 1 }];
+    const X = (x) => 200 + 15 * x, Y = (y) => 110 - 9 * y, S = (slope) => 290 - 18 * Math.min(slope, 4.2);
+    make("path", { d: line([[X(-13), Y(-11.5)], [X(13), Y(11.5)]]), class: "faint" }, svg);
+    make("path", { d: line([[X(-13), S(0)], [X(13), S(0)]]), class: "faint" }, svg);
+    const curve = make("path", { class: "blue" }, svg), slope = make("path", { class: "orange" }, svg);
+
+    /** y and dy/dx of the rational-quadratic bin that x lies in; the identity outside (page 09). */
+    function at(x) {
+      const k = knots.findIndex((knot, i) => i && x < knot.x && x >= knots[i - 1].x);
+      if (k < 1) return [x, 1];
+      const a = knots[k - 1], b = knots[k], w = b.x - a.x, h = b.y - a.y;
+      const s = h / w, t = (x - a.x) / w, u = t * (1 - t), D = s + (a.d + b.d - 2 * s) * u;
+      const n = b.d * t * t + 2 * s * u + a.d * (1 - t) ** 2;
+      return [a.y + (h * (s * t * t + a.d * u)) / D, (s * s * n) / (D * D)];
+    }
+
+    function draw() {
+      const xs = Array.from({ length: 391 }, (_, i) => -13 + i / 15);
+      curve.setAttribute("d", line(xs.filter((x) => Math.abs(x) <= 12).map((x) => [X(x), Y(at(x)[0])])));
+      slope.setAttribute("d", line(xs.map((x) => [X(x), S(at(x)[1])])));
+      for (const knot of knots) {
+        knot.dot?.setAttribute("cx", X(knot.x)), knot.dot?.setAttribute("cy", Y(knot.y));
+        const angle = Math.atan2(9 * knot.d, 15);
+        knot.handle?.setAttribute("cx", X(knot.x) + 26 * Math.cos(angle));
+        knot.handle?.setAttribute("cy", Y(knot.y) - 26 * Math.sin(angle));
+      }
+    }
+
+    function draggable(node, move) {
+      node.addEventListener("pointerdown", (event) => { node.setPointerCapture(event.pointerId); event.preventDefault(); });
+      node.addEventListener("pointermove", (event) => {
+        if (!node.hasPointerCapture(event.pointerId)) return;
+        const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+        move(p.x, p.y);
+        draw();
+      });
+    }
+
+    knots.slice(1, -1).forEach((knot, index) => {
+      const [before, after] = [knots[index], knots[index + 2]];
+      const within = (value, low, high) => Math.min(Math.max(value, low + 0.4), high - 0.4);
+      knot.handle = make("circle", { r: 5, class: "handle" }, svg);
+      knot.dot = make("circle", { r: 8, class: "dot" }, svg);
+      draggable(knot.dot, (x, y) => {
+        knot.x = within((x - 200) / 15, before.x, after.x);
+        knot.y = within((110 - y) / 9, before.y, after.y);
+      });
+      draggable(knot.handle, (x, y) => {
+        const [right, up] = [Math.max(x - X(knot.x), 1), Math.max(Y(knot.y) - y, 0.5)];
+        knot.d = Math.min(Math.max((15 * up) / (9 * right), 0.05), 8);
+      });
+    });
+    draw();
+  }
+
+  function stability(place) {
+    const svg = stage(place, "Paths of (w, r) from near the fixed point (1, 1), with variance 1. Below 1/8 they leave it; above, they settle on it.");
+    const X = (w) => 200 + 150 * (w - 1), Y = (r) => 150 - 150 * (r - 1);
+    const curve = Array.from({ length: 60 }, (_, i) => 0.45 + i / 40).filter((w) => 1 / w < 1.98);
+    make("path", { d: line(curve.map((w) => [X(w), Y(1 / w)])), class: "faint" }, svg);
+    make("text", { x: 330, y: 235, class: "word" }, svg, "r w = 1");
+    const paths = Array.from({ length: 12 }, () => make("path", { class: "blue" }, svg));
+    make("circle", { cx: X(1), cy: Y(1), r: 5, class: "dot" }, svg);
+    const verdict = make("text", { x: 10, y: 22, class: "word" }, svg, " ");
+    const label = Object.assign(document.createElement("label"), { textContent: "λ σ² = " });
+    const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.5, step: 0.005, value: 0.06 });
+    label.append(slider);
+    place.append(label);
+
+    function draw() {
+      const lam = Number(slider.value), dt = 0.02;
+      paths.forEach((path, k) => {
+        let w = 1 + 0.12 * Math.cos((k * Math.PI) / 6), r = 1 + 0.12 * Math.sin((k * Math.PI) / 6);
+        const points = [];
+        for (let step = 0; step < 3000 && Math.abs(w - 1) < 1.3 && Math.abs(r - 1) < 1; step++) {
+          points.push([X(w), Y(r)]);
+          const pull = -2 * lam * (r * w - 1);
+          [w, r] = [w + dt * ((r - w) / 2 + pull * r), r + dt * ((w ** 3 - w) / 2 + pull * w)];
+        }
+        path.setAttribute("d", line(points));
+      });
+      const trace = -(0.5 + 2 * lam) - 2 * lam, det = 4 * lam - 0.5;
+      const rate = (trace + Math.sqrt(Math.max(trace * trace - 4 * det, 0))) / 2;
+      verdict.textContent = `λ σ² = ${lam.toFixed(3)}: ${lam > 0.125 ? "stable" : "unstable"}, the slowest rate is ${rate.toFixed(2)}`;
+    }
+    slider.addEventListener("input", draw);
+    draw();
+  }
+
+  const plays = { spline, stability };
+  for (const place of document.querySelectorAll(".play")) plays[place.dataset.play]?.(place);
+})();

@@ -1,0 +1,174 @@
+"""The first pages: batches as rows, stretching, the six products, Newton's method, Adam's steps."""
+
+import math
+
+import numpy as np
+
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, plt
+from snfnp.layers import SmoothLeakyReLU
+from snfnp.ops import get_ops
+from snfnp.training.adam import Adam
+
+
+def rows():
+    """A batch as the rows of a matrix, and where the one 1/N comes in (page 01)."""
+    figure, axis = canvas(6.4, 2.9)
+
+    def matrix(x, y, width, height, label, color, lines=0):
+        box(axis, x, y, width, height, "", color)
+        for k in range(1, lines):
+            at = y - height / 2 + k * height / lines
+            axis.plot([x - width / 2, x + width / 2], [at, at], color=color, linewidth=0.6)
+        axis.text(x, y + height / 2 + 0.14, label, ha="center", color=color, fontsize=11)
+
+    matrix(0.9, 1.75, 0.9, 1.4, "$X$: (N, D)", BLUE, 5)
+    axis.text(1.55, 1.75, "·", ha="center", va="center", fontsize=16)
+    matrix(2.2, 1.75, 0.9, 0.9, r"$W^\top$", ORANGE)
+    axis.text(2.85, 1.75, "=", ha="center", va="center", fontsize=13)
+    matrix(3.5, 1.75, 0.9, 1.4, "$Z$: (N, D)", BLUE, 5)
+    axis.text(0.9, 0.78, "a row is a sample", ha="center", fontsize=9)
+    arrow(axis, (4.05, 1.75), (4.55, 1.75), "")
+    box(axis, 5.35, 1.75, 1.5, 0.6, r"$\frac{1}{N}\sum_n \log p_Z(z_n)$", GREEN, 10)
+    arrow(
+        axis,
+        (4.9, 1.35),
+        (4.05, 1.0),
+        r"first delta: $-\frac{1}{N} z_n$",
+        GREEN,
+        offset=(0.9, -0.2),
+    )
+    axis.text(
+        3.2, 0.3, "from here on nothing is divided: weight gradients are sums over rows",
+        ha="center", fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def stretching():
+    """A function of one number: equal shares of the noise, and the density that they give to x
+    (page 02)."""
+    ops, layer = get_ops("numpy"), SmoothLeakyReLU(0.3)
+
+    def f(x):
+        y, ldj, _ = layer.forward(ops, {}, 2.5 * x[:, None])
+        return y[:, 0] - 0.6, ldj + math.log(2.5)
+
+    x = np.linspace(-4.5, 2.2, 1200)
+    z, log_slope = f(x)
+    figure, axis = plt.subplots(figsize=(6.4, 3.9))
+    axis.plot(x, 1.4 * np.exp(-0.5 * z**2 + log_slope) / math.sqrt(2 * math.pi), color=BLUE)
+    axis.text(-4.4, 0.65, "$p(x) = p_Z(f(x)) \\cdot f'(x)$", color=BLUE, fontsize=10)
+    noise = np.linspace(-3, 3, 300)
+    top = 3.4
+    axis.plot(noise, top + 2.2 * np.exp(-0.5 * noise**2) / math.sqrt(2 * math.pi), color=GREEN)
+    axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN, fontsize=10)
+    for level in (0, top):
+        axis.plot([-4.5, 3], [level, level], color=INK, linewidth=1)
+    quantiles = np.array(
+        [-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645]
+    )
+    at = np.interp(quantiles, z, x)
+    for low, high in zip(at, quantiles, strict=True):
+        axis.plot([low, high], [0.02, top], color=INK, linewidth=0.8, alpha=0.8)
+    axis.text(2.3, 1.7, "$z = f(x)$", fontsize=10)
+    axis.text(3.05, top, "$z$", va="center")
+    axis.text(3.05, 0, "$x$", va="center")
+    axis.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def six_products():
+    """What a training step of a dense layer multiplies, and in which order (page 04)."""
+    figure, axis = canvas(6.6, 4.0)
+    top, middle, low = 3.3, 2.0, 0.7
+    for x, y, label, color in (
+        (0.6, top, "$x$", INK),
+        (2.9, top, "$z$", INK),
+        (5.2, top, "$e$", RED),
+        (5.2, middle, r"$\Delta_W$", BLUE),
+        (2.9, low, r"$\delta_z$", GREEN),
+        (0.6, low, r"$\delta_x$", GREEN),
+        (0.6, middle, r"$\Delta_R$", ORANGE),
+    ):
+        box(axis, x, y, 0.8, 0.55, label, color, 13)
+    arrow(axis, (1.0, top), (2.5, top), "1: $W x$", BLUE)
+    arrow(axis, (3.3, top), (4.8, top), "2: $R z - x$", RED)
+    arrow(axis, (5.2, top - 0.28), (5.2, middle + 0.28), r"3: $R^\top e$", BLUE, offset=(0.62, 0))
+    arrow(axis, (2.5, low), (1.0, low), r"4: $W^\top \delta_z$", GREEN)
+    arrow(axis, (0.6, low + 0.28), (0.6, middle - 0.28), "", ORANGE)
+    arrow(axis, (4.8, top - 0.2), (1.0, middle + 0.12), "", RED)
+    arrow(axis, (3.3, low), (5.0, middle - 0.28), "", BLUE, curve=0.2)
+    axis.text(
+        6.55, low + 0.35, r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$", ha="right", color=BLUE
+    )
+    axis.text(
+        6.55,
+        low - 0.2,
+        r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$",
+        ha="right",
+        color=ORANGE,
+    )
+    axis.text(3.3, 0.1, "numbered: $O(N D^2)$. Arrows without a number: a sum of deltas, $O(N D)$",
+              ha="center", fontsize=8.5)  # fmt: skip
+    return figure
+
+
+def newton():
+    """Smooth leaky ReLU, the bracket of its inverse, and Newton's iterates within it (page 05)."""
+    ops, alpha = get_ops("numpy"), 0.3
+    layer = SmoothLeakyReLU(alpha)
+
+    def f(x):
+        y, ldj, _ = layer.forward(ops, {}, np.atleast_1d(x)[:, None])
+        return y[:, 0], np.exp(ldj)
+
+    def leaky_inverse(v):
+        return min(v, v / alpha)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=[3, 2])
+    x = np.linspace(-3.2, 2.6, 300)
+    left.plot(x, f(x)[0], color=BLUE, label="$f(x)$")
+    left.plot(x, np.where(x > 0, x, alpha * x), color=INK, linestyle=":", label="leaky ReLU")
+    y = 0.1
+    low, high = leaky_inverse(y - (1 - alpha) * math.log(2)), leaky_inverse(y)
+    left.axvspan(low, high, color=ORANGE, alpha=0.15, label="the bracket of $f^{-1}(y)$")
+    left.axhline(y, color=INK, linewidth=0.8)
+    root = float(layer.inverse(ops, {}, np.array([y]))[0])
+    at, errors = high, []
+    for _ in range(5):
+        value, slope = (float(v[0]) for v in f(at))
+        left.plot(
+            [at, at - (value - y) / slope], [value, y], "o-", color=RED, markersize=3, linewidth=1
+        )
+        errors.append(abs(at - root))
+        at -= (value - y) / slope
+    left.set(xlabel="$x$", ylim=(-1.1, 2.6))
+    left.legend(fontsize=8, loc="upper left")
+    right.semilogy(range(len(errors)), np.maximum(errors, 1e-17), "o-", color=RED)
+    right.set(xlabel="Newton steps", title="distance from the root", xticks=range(5))
+    right.grid()
+    figure.tight_layout()
+    return figure
+
+
+def adam_steps():
+    """Adam's first steps with its corrections and without them, for a steady gradient (page 06)."""
+    ops, steps = get_ops("numpy"), 300
+    theta, m, v = np.zeros((3, 1))
+    with_corrections = []
+    for step in range(1, steps + 1):
+        before = theta[0]
+        Adam().update(ops, np.ones(1), 1.0, step, out=(theta, m, v))
+        with_corrections.append(theta[0] - before)
+    at = np.arange(1, steps + 1)
+    without = (1 - 0.9**at) / np.sqrt(1 - 0.999**at)
+    figure, axis = plt.subplots(figsize=(6.2, 3.0))
+    axis.semilogx(at, with_corrections, color=BLUE, label="with both corrections: always 1")
+    axis.semilogx(at, without, color=ORANGE, label="without: $m/\\sqrt{v}$")
+    axis.semilogx(at, 1 - 0.9**at, color=PURPLE, linestyle="--", label="$v$ corrected, $m$ not")
+    axis.set(xlabel="step", ylabel="length / learning rate", ylim=(0, None))
+    axis.grid()
+    axis.legend(fontsize=8, loc="upper right")
+    figure.tight_layout()
+    return figure

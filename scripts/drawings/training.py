@@ -1,0 +1,135 @@
+"""What training does: actnorm's start, a learned density, a bound, controllers, many processes."""
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+from benchmarks.work import operations
+
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, plt
+from snfnp.layers import ActNorm
+from snfnp.ops import get_ops
+from snfnp.ops.step.control import Controller, Row
+from snfnp.training.options import TrainConfig
+
+_PAGES = Path(__file__).parents[2] / "derivations"
+
+
+def actnorm():
+    """The values of three channels before and after actnorm has seen its first batch (page 13)."""
+    ops, rng, shape = get_ops("numpy"), np.random.default_rng(13), (8, 8, 3)
+    x = rng.standard_normal((50, *shape)) * [0.4, 1.5, 3.0] + [-4.0, 1.0, 6.0]
+    layer = ActNorm()
+    p = layer.init_from_data(ops, layer.init(rng, shape), x)
+    z, _, _ = layer.forward(ops, p, x)
+    figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.8), sharey=True)
+    for axis, values, title in zip(axes, (x, z), ("before", "after"), strict=True):
+        for channel, color in enumerate((BLUE, ORANGE, GREEN)):
+            axis.hist(values[..., channel].ravel(), bins=np.linspace(-12, 16, 113), density=True,
+                      histtype="step", color=color, label=f"channel {channel}")  # fmt: skip
+        axis.set(title=title, xlim=(-7, 15), yticks=[])
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def planar_density():
+    """The density that page 16's flow learns, by the page's own code."""
+    names: dict = {}
+    text = (_PAGES / "16-write-your-own-layer.md").read_text(encoding="utf-8")
+    for example in doctest.DocTestParser().get_examples(text.partition("## Write your own map")[0]):
+        if example.exc_msg is None and "check_layer" not in example.source:
+            if example.source.startswith(("before", "print")):
+                continue
+            exec(compile(example.source, "page 16", "exec"), names)
+    flow, ops, params, points = (names[name] for name in ("flow", "ops", "params", "points"))
+    side = 120
+    first, second = np.meshgrid(np.linspace(-3.2, 3.2, side), np.linspace(-2.4, 2.4, side))
+    at = np.stack([first.ravel(), second.ravel()], axis=1)
+    latents, ldj, _ = flow.forward(ops, params, at)
+    log_dets = sum(flow.log_dets(ops, params).values())
+    density = np.exp(flow.log_density(ops, latents) + ldj + log_dets)
+    figure, axis = plt.subplots(figsize=(5.6, 3.8))
+    axis.contour(
+        first, second, density.reshape(side, side), levels=8, colors=[BLUE], linewidths=1.1
+    )
+    axis.plot(*points[::2].T, ".", color=INK, markersize=2.5, alpha=0.8)
+    axis.set(xlabel="first coordinate", ylabel="second coordinate")
+    figure.tight_layout()
+    return figure
+
+
+def noise_bound():
+    """How far the variational bound of one dense layer is below its likelihood, by the noise, for R
+    that is the inverse and for R that is not quite: page 19's terms, with exact averages."""
+    size, rng = 4, np.random.default_rng(0)
+    W = np.eye(size) + 0.2 * rng.standard_normal((size, size))
+    off, x = rng.standard_normal((size, size)), rng.standard_normal(size)
+    sigma = np.geomspace(0.003, 1.0, 40)
+    figure, axis = plt.subplots(figsize=(6.2, 3.2))
+    for distance, color in ((0.0, BLUE), (0.01, GREEN), (0.1, ORANGE)):
+        round_trip = (np.linalg.inv(W) + distance * off) @ W
+        error = np.sum((round_trip @ x - x) ** 2) / (2 * sigma**2)
+        noise = sigma**2 / 2 * np.sum(W**2) + (np.sum(round_trip**2) - size) / 2
+        label = "R = W⁻¹" if not distance else f"R = W⁻¹ + {distance} noise"
+        axis.loglog(sigma, error + noise, color=color, label=label)
+    axis.set(xlabel="σ", ylabel="log-likelihood − bound (nats)")
+    axis.grid()
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def controllers():
+    """Paths of (θ, λ) on page 20's problem: a plain multiplier, MDMM and GECO."""
+    ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
+    theta_star = np.sqrt(kappa)
+    lam_star = a * (b - theta_star) / (2 * theta_star)
+    dt, rate = 0.02, 0.8
+    steady = {"relative": False, "tolerance": kappa, "highest": 9.0}
+    kinds = (
+        ("plain", INK, Controller("mdmm", rate=rate * dt, damping=0.0, lowest=-9.0, **steady)),
+        ("MDMM", BLUE, Controller("mdmm", rate=rate * dt, damping=1.5, lowest=-9.0, **steady)),
+        ("GECO", GREEN, Controller("geco", rate=2 * dt, smoothing=0.9, lowest=1e-3, **steady)),
+    )
+    figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
+    for name, color, own in kinds:
+        state, theta, path = own.new_state(1, 0.3), 1.4, []
+        for _ in range(1500):
+            lam, error = float(state[Row.LAM, 0]), np.array([[theta * theta, 1.0]])
+            path.append((theta, lam))
+            ops.step.control(error, 1, own, squares=1.0, failed=0.0, out=state)
+            theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
+        path = np.array(path)
+        plane.plot(*path.T, color=color, linewidth=1.3, label=name)
+        time.plot(np.arange(len(path)) * dt, path[:, 0] ** 2 - kappa, color=color, linewidth=1.3)
+    plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
+    plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))
+    time.axhline(0, color=PURPLE, linewidth=0.8, linestyle=":")
+    time.set(xlabel="time", title="θ² − κ, the constraint")
+    plane.legend(fontsize=8)
+    for axis in (plane, time):
+        axis.grid()
+    figure.tight_layout()
+    return figure
+
+
+def processes():
+    """Page 25's T(P): how the time of a step falls with the number of processes, and where it
+    stops."""
+    rate, bandwidth, latency = 1e13, 1e10, 5e-6  # of a GPU and its links, rounded
+    counts = np.unique(np.geomspace(1, 1024, 80).astype(int))
+    figure, axis = plt.subplots(figsize=(6.2, 3.4))
+    for model, color in (("fc", ORANGE), ("conv", GREEN), ("glow", BLUE)):
+        flow = TrainConfig(model=model).resolve(50_000).build_flow((28, 28, 1))
+        size, work = 4 * flow.layout.size, operations(flow, batch=100)
+        time = work / (counts * rate) + 2 * (counts - 1) / counts * size / bandwidth
+        time = time + 2 * (counts - 1) * latency
+        axis.loglog(counts, time * 1e3, color=color, label=model)
+        axis.loglog(counts, work / rate / counts * 1e3, color=color, linestyle=":", linewidth=1)
+        axis.plot(counts[time.argmin()], time.min() * 1e3, "o", color=color)
+    axis.set(xlabel="processes P", ylabel="ms", ylim=(1e-3, 200))
+    axis.grid()
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
