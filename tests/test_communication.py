@@ -107,7 +107,7 @@ assert w.any(1 << w.rank | 1 << 40) == (1 << w.size) - 1 | 1 << 40
 assert w.gather(w.rank) == list(range(w.size)) == w.gather(w.local_rank)
 assert w.local_size == w.size
 assert (w.broadcast(np.full(3, w.rank)) == 0).all()
-print(f"{w.rank} {w.meet(10 + w.rank)}")
+print(f"{w.rank} {w.exchange_exit_status(10 + w.rank)}")
 """
 
 
@@ -127,12 +127,12 @@ def fail():
     assert w.rank == 0
     raise DivergedError("no good", 7)
 try:
-    w.first(fail)
+    w.on_rank_zero(fail)
 except DivergedError as error:
     assert (str(error), error.step) == ("no good", 7)
 else:
     raise AssertionError
-assert w.first(lambda: {"rank": w.rank}) == {"rank": 0}
+assert w.on_rank_zero(lambda: {"rank": w.rank}) == {"rank": 0}
 w.require_same({"--seed": 1})
 for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
     try:
@@ -148,14 +148,10 @@ except UsageError as error:
 
 @pytest.mark.mpi
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
-    assert processes.run(2, ERRORS) == sorted(
-        2
-        * [
-            "--seed is 0 for rank 0 and 1 for rank 1: give all processes the same",
-            "--seed is not given for rank 0 and 1 for rank 1: give all processes the same",
-            "--backend is numpy for rank 0 and numba for rank 1: give all processes the same",
-        ]
-    )
+    differences = ["--seed is 0 for rank 0 and 1", "--seed is not given for rank 0 and 1"]
+    differences.append("--backend is numpy for rank 0 and numba")
+    lines = [f"{found} for rank 1: give all processes the same" for found in differences]
+    assert processes.run(2, ERRORS) == sorted(2 * lines)
 
 
 ABSENT = """
@@ -165,7 +161,7 @@ w = world()
 if w.rank == 0:
     w.any(0)  # the other one never comes
 start = time.monotonic()
-assert w.meet(1, 0.5) is None
+assert w.exchange_exit_status(1, 0.5) is None
 print(time.monotonic() - start < 5, flush=True)
 w.abort(7)
 """
@@ -237,14 +233,10 @@ def elsewhere(name="another machine"):
 
 def test_a_sum_is_one_group_in_place_on_the_current_stream(nccl):
     communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()))
+    flags = SimpleNamespace(c_contiguous=True)
     arrays = [
-        SimpleNamespace(
-            data=SimpleNamespace(ptr=ptr),
-            size=size,
-            dtype=np.dtype(dtype),
-            flags=SimpleNamespace(c_contiguous=True),
-        )
-        for ptr, size, dtype in ((100, 5, "f4"), (200, 6, "f8"))
+        SimpleNamespace(data=SimpleNamespace(ptr=ptr), size=size, dtype=dtype, flags=flags)
+        for ptr, size, dtype in ((100, 5, np.dtype("f4")), (200, 6, np.dtype("f8")))
     ]
     communicator.all_reduce(*arrays)
     made, *rest = nccl.calls
@@ -276,4 +268,4 @@ def test_the_host_decides_through_the_other_communicator(nccl):
     assert (communicator.rank, communicator.size) == (0, 2)
     assert communicator.gather("mine") == ["mine", "theirs"]
     assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
-    assert communicator.meet(0, 1.0) == [0]
+    assert communicator.exchange_exit_status(0, 1.0) == [0]
