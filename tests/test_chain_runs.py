@@ -1,38 +1,23 @@
 """Runs with a learned inverse of several layers: resumed, opened again, sampled, measured."""
 
-import json
-
 import numpy as np
-import pytest
 from support.trainers import run_training, small_dataset
 
 from snfnp.diagnostics import gradient_angles
 from snfnp.ops import RandomKey
-from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
-CHAIN = {"model": "conv", "inverse_depth": 2}
 DATASET = small_dataset(side=8)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain") / "run"
-    return run_training(folder, DATASET, **CHAIN)[0].path
-
-
-def test_what_a_run_records(finished):
-    for record in RunFolder(finished).read_metrics():
+def test_an_opened_run_records_inverts_samples_and_measures(tmp_path):
+    run_training(tmp_path / "run", DATASET, model="conv", inverse_depth=2)
+    run = load_run(tmp_path / "run")
+    for record in run.folder.read_metrics():
         figures = record["layers"].values()
         assert len(figures) == 9 and all(0 < each["rho"] < 1 for each in figures)
-    record = json.loads((finished / "config.json").read_text())
-    assert record["config"]["inverse_depth"] == 2
-    assert "R = flip(W), then identities; b = 0" in record["model"]["initialisation"]
-    assert "Chain(" in record["model"]["layers"]["conv2.1"]
-
-
-def test_an_opened_run_inverts_samples_and_measures(finished):
-    run = load_run(finished)
+    assert "R = flip(W), then identities; b = 0" in run.record["model"]["initialisation"]
+    assert "Chain(" in run.record["model"]["layers"]["conv2.1"]
     assert run.params["conv3.2"]["R"].shape == (2, 3, 3, 16, 16)
     learned, exact, other = (
         run.likelihood.sample(4, seed, exact=flag).astype(float)

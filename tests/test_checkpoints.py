@@ -85,10 +85,8 @@ def of_format(name, tensors=None, sha256="0" * 64):
 
 NOISE = {
     b"": "is damaged",
-    b"\xff" * 64: "is damaged",
     b"\x04" + bytes(7) + b"null": "is damaged",
     (200_000).to_bytes(8, "little") + b"[" * 200_000: "is damaged",
-    b"PK\x03\x04" + bytes(100): "is damaged",
     save({"a": np.zeros(3)}): "is no snfnp checkpoint 2",
     of_format("snfnp checkpoint 1"): "is no snfnp checkpoint 2",
     save({"a": np.zeros(3)}, metadata={"format": checkpoints.FORMAT}): "is damaged",
@@ -143,15 +141,9 @@ def test_a_valid_checksum_is_not_enough(saved, tmp_path, change):
 # ---------------------------------------------------------------- another run's files
 
 
-OTHERS = {
-    "seed": {"seed": 1},
-    "batch_size": {"batch_size": 10},
-    "shuffle": {"shuffle": False},
-    "warmup_epochs": {"warmup_epochs": 2},
-    "dtype": {"dtype": "float64"},
-    "objective": {"objective": "forward"},
-    "run": {"lr": 2e-3},
-}
+OTHERS = {"seed": 1, "batch_size": 10, "shuffle": False, "warmup_epochs": 2, "dtype": "float64"}
+OTHERS = {name: {name: value} for name, value in OTHERS.items()} | {"run": {"lr": 2e-3}}
+OTHERS["objective"] = {"objective": "forward"}
 
 
 @pytest.mark.parametrize("differs", OTHERS)

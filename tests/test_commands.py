@@ -1,8 +1,6 @@
 """The commands that a page gives for the tables of the paper: their options exist, and what they
 make is a configuration that can be trained."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex

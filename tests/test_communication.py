@@ -148,14 +148,10 @@ except UsageError as error:
 
 @pytest.mark.mpi
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
-    assert processes.run(2, ERRORS) == sorted(
-        2
-        * [
-            "--seed is 0 for rank 0 and 1 for rank 1: give all processes the same",
-            "--seed is not given for rank 0 and 1 for rank 1: give all processes the same",
-            "--backend is numpy for rank 0 and numba for rank 1: give all processes the same",
-        ]
-    )
+    differences = ["--seed is 0 for rank 0 and 1", "--seed is not given for rank 0 and 1"]
+    differences.append("--backend is numpy for rank 0 and numba")
+    lines = [f"{found} for rank 1: give all processes the same" for found in differences]
+    assert processes.run(2, ERRORS) == sorted(2 * lines)
 
 
 ABSENT = """
@@ -237,14 +233,10 @@ def elsewhere(name="another machine"):
 
 def test_a_sum_is_one_group_in_place_on_the_current_stream(nccl):
     communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()), lambda: None)
+    flags = SimpleNamespace(c_contiguous=True)
     arrays = [
-        SimpleNamespace(
-            data=SimpleNamespace(ptr=ptr),
-            size=size,
-            dtype=np.dtype(dtype),
-            flags=SimpleNamespace(c_contiguous=True),
-        )
-        for ptr, size, dtype in ((100, 5, "f4"), (200, 6, "f8"))
+        SimpleNamespace(data=SimpleNamespace(ptr=ptr), size=size, dtype=dtype, flags=flags)
+        for ptr, size, dtype in ((100, 5, np.dtype("f4")), (200, 6, np.dtype("f8")))
     ]
     communicator.all_reduce(*arrays)
     made, *rest = nccl.calls

@@ -60,7 +60,6 @@ def test_equal_results_are_equal_whatever_the_clock_says(tmp_path):
         ({"arrays": arrays("state", np.ones(2), "control.rows")}, "parameters", math.inf),
         ({"arrays": arrays("adam_v", np.eye(3, dtype=np.float32))}, "Adam v", math.inf),
         ({"arrays": arrays("adam_v", np.eye(2))}, "Adam v", math.inf),
-        ({"arrays": arrays("parameter", np.zeros(1), "dense.b")}, "parameters", math.inf),
         ({"header": {"step": "5", "lam": "1.0", "seed": "0"}}, "metrics", 0.25),
         ({"metrics": [{"epoch": 1, "surrogate": -7.0}]}, "metrics", 1.0),
         ({"metrics": []}, "metrics", math.inf),

@@ -105,14 +105,6 @@ def test_a_clip_norm_that_was_asked_for_is_kept():
     assert TrainConfig(**glow, clip_norm=10_000).resolve(1000).clip_norm == 10_000
 
 
-def test_only_the_papers_data_set_is_augmented_unless_asked():
-    augmented = {
-        data: TrainConfig(data=data).resolve(1000).augment for data in OPTIONS["data"].choices
-    }
-    assert {data for data, value in augmented.items() if value} == {"cifar-10"}
-    assert TrainConfig(data="cifar-10", augment=False).resolve(1000).augment is False
-
-
 def test_checkpoints_are_steps_or_minutes_apart():
     for text, steps, seconds in (("500", 500, math.inf), ("0.5m", math.inf, 30)):
         TrainConfig(checkpoint_every=text).resolve(1000)

@@ -5,8 +5,6 @@ Whether the formulas hold is checked by the pages themselves: pytest runs their 
 last section holds what the index needs and no other file tests.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -242,36 +240,26 @@ def test_every_module_names_its_derivation_and_every_derivation_its_modules():
         (r"^\| 7 \|.*\n", "", "Eq. 7: 0 rows"),
         (r"^(\| 7 \|.*\n)", r"\1\1", "Eq. 7: 2 rows"),
         (r"^\| 7 \|", "| 32 |", "Eq. 32: not a row"),
-        (r"^\| 13 \|.*\n", "", "Eq. 13: 0 rows"),
-        (r"^(\| 31 \|.*)JacobianPenalty.deltas", r"\1Probe.backward", "Eq. 31: the code does not"),
         (r"^(\| 9 \|.*)\(04-dense.md", r"\1(04-gone.md", "Eq. 9: no such page"),
         (r"^(\| 9 \|.*)#eq-9", r"\1#eq-90", "Eq. 9: no such heading"),
-        (r"^\| 1 \|(.*)", r"| 8 |\1", "Eq. 8: 2 rows"),
         (r"^(\| 6 \|.*)#eq-6-layers-add-up", r"\1#preprocessing-counts", "Eq. 6: the section does"),
         (r"^(\| 6 \|.*)snfnp/flow.py", r"\1snfnp/flows.py", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.foreword", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not name it"),
-        (r"^(\| 15 \|.*)SelfNormalizing.backward", r"\1Rule", "Eq. 15: no such code"),
         (
             r"^(\| 19 \|.*)a step of the.*?nowhere",
             r"\1`snfnp/rules/exact.py: Exact`",
             "Eq. 19: expected 'a",
         ),
-        (r"^(\| 18 \|.*)a step of", r"\1one step of", "Eq. 18: expected 'a step"),
         (r"^(\| 8 \|.*)`snfnp.*?`", r"\1a step of the derivation: computed nowhere", "Eq. 8: no s"),
         (r"^(\| 1 \|.*)tests/test_likelihood.py", r"\1tests/test_gone.py", "Eq. 1: no such test"),
         (r"^(\| 1 \|.*)::test_log_prob", r"\1::test_log_probe", "Eq. 1: no such test"),
-        (r"^(\| 6 \|.*)`snfnp.*?`", r"\1later: convolutions", "Eq. 6: no such code"),
     ],
 )
 def test_guard_finds_a_broken_index(pattern, replacement, problem):
     text, count = re.subn(pattern, replacement, README.read_text(encoding="utf-8"), flags=re.M)
     assert count == 1
     assert any(found.startswith(problem) for found in index_problems(text)), index_problems(text)
-
-
-def test_guard_finds_an_empty_index():
-    assert len(index_problems("")) == 31
 
 
 @pytest.mark.parametrize(
@@ -307,26 +295,12 @@ def test_guard_lets_a_good_page_pass(check, text):
     assert check(README, text) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("Eq. 15", True),
-        ("(Eq. 14; Eq. 15)", True),
-        ("Eq. 15, with Eq. 3", True),
-        ("Eq. 15.", True),
-        ("Eqs. 14, 15 and 21", False),
-        ("Eqs. 15-20", False),
-        ("Eqs. 8-11, 15", False),
-        ("Eq. 15-20", False),
-        ("Eq. 15–20", False),
-        ("Eq. 1", False),
-        ("Eq. 150", False),
-        ("sEq. 15", False),
-        ("Eq 15", False),
-    ],
-)
-def test_only_a_literal_names_an_equation(text, named):
-    assert names(text, 15) is named
+def test_only_a_literal_names_an_equation():
+    for text in ("Eq. 15", "(Eq. 14; Eq. 15)", "Eq. 15, with Eq. 3", "Eq. 15."):
+        assert names(text, 15), text
+    others = ("Eqs. 14, 15 and 21", "Eqs. 15-20", "Eqs. 8-11, 15", "Eq. 15-20", "Eq. 15–20")
+    for text in (*others, "Eq. 1", "Eq. 150", "sEq. 15", "Eq 15"):
+        assert not names(text, 15), text
 
 
 ORDER = """
@@ -378,11 +352,6 @@ POINTING = {
         ({"snfnp/flow.py": '"""01-gone.md, 01-one.md"""'}, {}, "snfnp/flow.py: names 01-gone.md"),
         ({}, {"01-one.md": ""}, "snfnp/flow.py: names 01-one.md, which does not point at it"),
         (
-            {"snfnp/free.py": '"""01-one.md"""'},
-            {},
-            "snfnp/free.py: names 01-one.md, which does not",
-        ),
-        (
             {"snfnp/ops/conv/gpu.py": '"""CUDA."""'},
             {},
             "snfnp/ops/conv/gpu.py: the docstring names",
@@ -403,7 +372,6 @@ def test_cited_reads_numbers_lists_and_ranges():
     assert cited("Eqs. 4, 5, 8-11, 15") == {4, 5, 8, 9, 10, 11, 15}
     assert cited("Eqs. 17, 19 and 20, and then 3 more") == {17, 19, 20}
     assert cited("Eq. 9 and Eq. 18, 2 of them") == {9, 18}
-    assert cited("Eq. 12") != {1}
     assert cited("equation 7, Eq 7, sEq. 7") == set()
 
 

@@ -1,7 +1,5 @@
 """The figures of the pages: each is drawn by a script, shown on a page, and has words beside it."""
 
-from __future__ import annotations
-
 import json
 import re
 from xml.etree import ElementTree

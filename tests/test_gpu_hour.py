@@ -151,8 +151,7 @@ def test_what_stops_the_script_stops_its_step_which_is_done_again(run, tmp_path)
 
 @pytest.mark.device
 def test_a_dry_run_on_the_stand_in(tmp_path):
-    assert gpu_hour.main(["--out", str(tmp_path), "--dry-run"]) == 0, (
-        tmp_path / "log.txt"
-    ).read_text()
+    status = gpu_hour.main(["--out", str(tmp_path), "--dry-run"])
+    assert status == 0, (tmp_path / "log.txt").read_text()
     states = json.loads((tmp_path / "state.json").read_text())
     assert set(states) == {step.name for step in STEPS} and set(states.values()) == {"passed"}

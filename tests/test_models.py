@@ -84,11 +84,7 @@ def test_where_weights_start(model, init, changes, centre, noisy):
 def test_the_convolutional_flow_is_the_papers():
     flow = PRESETS["conv"].build(Choices(), (28, 28, 1))
     kinds = [type(layer) for _, layer in flow.layers]
-    assert (kinds.count(Linear), kinds.count(RationalQuadraticSpline), kinds.count(Squeeze)) == (
-        9,
-        8,
-        2,
-    )
+    assert list(map(kinds.count, (Linear, RationalQuadraticSpline, Squeeze))) == [9, 8, 2]
     shape, seen = flow.shape, []
     for _, layer in flow.layers:
         if isinstance(layer, Linear):
@@ -117,13 +113,7 @@ def test_samples_come_from_latents_of_the_latents_shape():
     "model, changes, layer, w, r",
     [
         ("conv", {"inverse_kernel": 7}, "conv1.1", (3, 3, 1, 1), (7, 7, 1, 1)),
-        (
-            "conv",
-            {"inverse_kernel": 5, "inverse_depth": 2},
-            "conv2.1",
-            (3, 3, 4, 4),
-            (2, 5, 5, 4, 4),
-        ),
+        ("conv", {"inverse_depth": 2}, "conv2.1", (3, 3, 4, 4), (2, 3, 3, 4, 4)),
         ("glow-2l-4k", {"kernel": 5}, "mix1.1", (5, 5, 4, 4), (5, 5, 4, 4)),
     ],
 )
@@ -138,31 +128,14 @@ def test_the_glow_of_table_1():
     flow = preset.build(Choices(rule=Exact(), size=preset.size), (28, 28, 1))
     kinds = [type(layer).__name__ for _, layer in flow.layers]
     assert kinds[:4] == ["Squeeze", "ActNorm", "Linear", "AffineCoupling"]
-    assert [kinds.count(kind) for kind in ("Squeeze", "ActNorm", "Linear", "AffineCoupling")] == [
-        2,
-        32,
-        32,
-        32,
-    ]
+    counts = {"Squeeze": 2, "ActNorm": 32, "Linear": 32, "AffineCoupling": 32}
+    assert {kind: kinds.count(kind) for kind in counts} == counts
     assert kinds[1 + 3 * 16] == "SplitPrior" and kinds.count("SplitPrior") == 1
     assert flow.latent_shapes == ((14, 14, 2), (7, 7, 8))
     mixing = [layer for _, layer in flow.layers if isinstance(layer, Linear)]
     assert not any(layer.bias for layer in mixing)  # Glow's own has none
     learned = preset.build(Choices(size=preset.size), (28, 28, 1))
     assert all(layer.bias for _, layer in learned.layers if isinstance(layer, Linear))
-
-
-@pytest.mark.parametrize(
-    "model, gradient, clip_norm",
-    [
-        ("glow-3l-32k", "self-normalizing", 10_000),
-        ("glow-3l-32k", "exact", None),
-        ("glow-3l-48k", "exact", 10_000),
-        ("glow", "self-normalizing", None),
-    ],
-)
-def test_clipping_is_the_papers(model, gradient, clip_norm):
-    assert make_trainer(model, gradient).config.clip_norm == clip_norm
 
 
 # ---------------------------------------------------------------- bad input

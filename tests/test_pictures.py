@@ -21,16 +21,9 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
-MAGIC = {
-    ".png": b"\x89PNG",
-    ".PNG": b"\x89PNG",
-    ".pdf": b"%PDF",
-    ".svg": b"<?xml",
-    ".webp": b"RIFF",
-}
-MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | dict.fromkeys(
-    (".tif", ".tiff"), b"II*\0"
-)
+MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+MAGIC |= dict.fromkeys((".jpg", ".jpeg"), b"\xff\xd8\xff") | {".webp": b"RIFF"}
+MAGIC |= dict.fromkeys((".tif", ".tiff"), b"II*\0")
 SIDE = 4
 
 
@@ -83,10 +76,8 @@ def refuse(*arguments):
     "out, message",
     [
         ("no/such/a.png", "cannot write {} (No such file or directory): choose another --out"),
-        ("file/a.png", "cannot write {} (Not a directory): choose another --out"),
         (f"{'x' * 300}.png", "cannot write {} (File name too long): choose another --out"),
         ("x.txt", "--out is {}: its name must end in one of .png, .pdf, .svg, .jpg, "),
-        ("x", "--out is {}: its name must end in one of .png, "),
         ("folder.png", "--out is {}, which is a folder: give the name of a file"),
     ],
 )
@@ -99,21 +90,12 @@ def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypat
     assert str(caught.value).startswith(message.format(tmp_path / out))
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["fc", "--json", "/no/such/a.json"], "cannot write /no/such/a.json (No such file or"),
-        (["fc", "--json", "/tmp"], "--json is /tmp, which is a folder: give the name of a file"),
-        (["fc", "--threads"], "argument --threads: expected one argument: see "),
-    ],
-)
-def test_the_benchmark_refuses_a_bad_path_before_the_work(arguments, message, monkeypatch):
+def test_the_benchmark_refuses_a_bad_path_before_the_work(monkeypatch):
     import benchmark
 
     monkeypatch.setattr("snfnp.ops.get_ops", refuse)
-    with pytest.raises(UsageError) as caught:
-        benchmark.main(arguments)
-    assert str(caught.value).startswith(message)
+    with pytest.raises(UsageError, match="^cannot write /no/such/a.json .No such file or"):
+        benchmark.main(["fc", "--json", "/no/such/a.json"])
 
 
 TOO_LARGE = [

@@ -356,9 +356,6 @@ table3 --rows x           --rows has no effect on table3: leave it out
 figure4 --eval-every 7    --eval-every has no effect on figure4: leave it out
 page                      --scale has no effect on page: leave it out
 figure3 --seeds 0 1       --seeds has seeds without effect on figure3: name one
-table4 --epochs 0         --epochs is 0: it must be at least 1
-table4 --eval-every 0     --eval-every is 0: it must be at least 1
-table4 --seeds x          invalid int value: 'x'
 table4 --data-dir /none   /none
 """
 

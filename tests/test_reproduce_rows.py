@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from reproduction import times
 from reproduction.rows import TABLES
 from reproduction.runs import SCALES, plan
 from reproduction.targets import TARGETS
@@ -14,7 +13,6 @@ from snfnp.training.options import TrainConfig
 
 ROWS = [row for table in TABLES.values() for row in table.rows]
 EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
-TIMED = [row for family in times.FAMILIES for row in family]
 
 
 @pytest.fixture
@@ -61,50 +59,6 @@ def test_rows_of_one_name_are_one_run_and_of_another_name_another():
             config = str(replace(config, epochs=1, track_angle=None).as_dict())
             assert by_name.setdefault(row.name, config) == config
             assert by_config.setdefault(config, row.name) == row.name
-
-
-def test_the_papers_likelihoods():
-    """Tables 1, 2, 4 and 5 as they are printed."""
-    printed = [
-        *(1096.5, 947.6, 947.1, 645.7, 638.6, 638.1, 637.4, 575.7, 575.4),
-        *(3.36, 3.37, 4.12, 4.14),
-        *("–", "–", "not given", 946.3, 954.6, 1007.4, 1039.8),
-        *("–", "–", "not given", 639.6, 642.9, 646.3, 660.6, 574.1, 574.8),
-        *(678.3, 678.3, 669.9),
-    ]
-    assert [row.paper for row in ROWS] == printed
-    spreads = [0.5, 0.2, 0.2, 3.6, 0.9, 1.0, 0.2, 0.8, 1.4, 0.002, 0.004, 0.002, 0.007]
-    assert [row.spread for row in ROWS] == [*spreads, *[None] * 16, 2.0, 9.7, 2.8]
-    assert {row.unit for row in TABLES["table2"].rows} == {"bits/dim"}
-    assert [row.cells for row in TABLES["table4"].rows[4::7]] == [
-        ("2L FC", "10"),
-        ("9L Conv.", "10"),
-    ]
-
-
-def test_the_papers_times():
-    """Table 3 as it is printed, in its order, with one row of ours between."""
-    steps = [44.9, 7.0, 18.7, 372.2, None, 305.0, 304.4, 212.5, 583.4, 476.4, 1841.3, 1761.2]
-    samples = [61.5, 69.2, 38.6, 241.6, None, 71.7, 84.2, 29.9, 163.1, 30.6, 126.3, 97.8]
-    spreads = [4.4, 0.4, 0.8, 24.5, 14.5, 11.9, 37.3, 21.2, 16.7, 85.4, 104.5, 204.0, 152.8]
-    others = [5.8, 5.6, 3.1, 12.9, 8.8, 9.2, 6.3, 21.8, 2.2, 13.9, 12.9, 16.7, 20.8]
-    assert [row.batch and row.batch[0] for row in TIMED] == [*steps, 2397.2, 2047.9]
-    assert [row.sample and row.sample[0] for row in TIMED] == [*samples, 174.8, 150.7]
-    assert [row.batch[1] for row in TIMED if row.batch] == spreads
-    assert [row.sample[1] for row in TIMED if row.sample] == others
-    assert "(" in TIMED[4].label  # the row of ours
-    assert [row.data for row in TIMED] == ["MNIST"] * 10 + ["CIFAR-10"] * 2 + ["ImageNet 32x32"] * 2
-
-
-@pytest.mark.parametrize("row", TIMED, ids=lambda row: row.label)
-def test_a_timed_model_is_that_of_a_3(row):
-    config = TrainConfig(model=row.model, gradient=row.gradient).resolve(50_000)
-    assert config.batch_size == times.BATCH.get(row.data, 100)
-    assert row.label.startswith("Self") == (row.gradient == "self-normalizing")
-    assert ("Relative" in row.label) == (row.gradient == "relative")
-    sizes = {"Glow 2L-16K": (2, 16), "Glow 3L-32K": (3, 32), "Glow 3L-48K": (3, 48)}
-    expected = sizes.get(row.label.removeprefix("Self Normalizing "), (None, None))
-    assert (config.levels, config.depth) == expected
 
 
 def test_scales_and_seeds(command, tmp_path):

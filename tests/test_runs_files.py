@@ -7,9 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import pytest
 from support.messages import assert_one_line
@@ -87,21 +85,6 @@ def test_of_a_race_for_a_new_folder_one_wins(tmp_path):
             raise
 
     assert list(map(type, in_threads(8, race))) == 7 * [UsageError] and len(won) == 1
-
-
-def test_a_lock_that_is_given_back_is_never_held_twice(tmp_path):
-    """Its file is removed, which must not let two in that opened it before and after."""
-    held, taken, until = [], [], time.monotonic() + 1
-
-    def work():
-        while time.monotonic() < until:
-            with suppress(UsageError), files.FolderLock(tmp_path / "run.lock"):
-                held.append(1)
-                assert len(held) == 1
-                taken.append(held.pop())
-
-    assert not in_threads(4, work)
-    assert len(taken) > 20
 
 
 def test_a_lock_on_a_file_that_was_just_removed_is_none(tmp_path, monkeypatch):

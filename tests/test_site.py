@@ -1,7 +1,5 @@
 """The site of the derivations: code beside prose, links, formulas, and what checks it."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -197,20 +195,9 @@ class TestWithSphinx:
     def test_docstrings_are_shown_as_they_are_written(self):
         from docstrings import restructured
 
-        lines = ["|x| of *all* `a.b` and x_", "goes on", "", "    code *", "", "* one", "  more"]
-        assert restructured(lines) == [
-            "\\|x\\| of \\*all\\* ``a.b`` and x\\_",
-            "goes on",
-            "",
-            "::",
-            "",
-            "        code *",
-            "",
-            "",
-            "* one",
-            "  more",
-            "",
-        ]
+        prose, code, points = ["|x| of *all* `a.b` and x_"], "    code *", ["* one", "  more"]
+        expected = ["\\|x\\| of \\*all\\* ``a.b`` and x\\_", "", "::", "", f"    {code}", "", ""]
+        assert restructured([*prose, "", code, "", *points]) == [*expected, *points, ""]
 
     def test_a_formula_is_set_without_the_converters_spaces(self):
         from mathml import mathml

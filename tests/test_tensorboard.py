@@ -72,15 +72,6 @@ def test_a_resumed_run_has_its_whole_curves_and_no_point_twice(tmp_path, before)
     assert len(list(run.event_files.iterdir())) == 1
 
 
-def test_a_rollback_takes_points_back(tmp_path):
-    """A point that is no longer in the metrics is in no curve either."""
-    place = tmp_path / "run"
-    run, _ = run_training(place, epochs=3, **ON)
-    (place / "best.safetensors").replace(place / "last.safetensors")
-    run_training(place, resume=True, epochs=3, **ON)
-    assert events(run) == expected(run)
-
-
 def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
     original = tensorboard._write
 

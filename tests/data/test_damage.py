@@ -38,26 +38,14 @@ GOOD = idx_bytes(TEST)
 GOOD_GZ = gzip.compress(GOOD)
 IDX = {
     "empty": (b"", "starts with nothing"),
-    "empty gzip member": (gzip.compress(b""), "starts with nothing"),
-    "short": (GOOD[:3], "starts with 00 00 08;"),
     "text": (b"<html>404</html>", "starts with 3c 68 74 6d"),
     "other element type": (GOOD[:2] + b"\x0d" + GOOD[3:], "starts with 00 00 0d 03"),
-    "no dimensions": (b"\0\0\x08\0", "starts with 00 00 08 00"),
-    "255 dimensions": (b"\0\0\x08\xff" + b"\0\0\0\1" * 255, "starts with 00 00 08 ff"),
     "header cut": (GOOD[:10], "starts with 00 00 08 03 00 00 00 03 00 00;"),
     "data cut": (GOOD[:-1], "no IDX file of 3 x 28 x 28 unsigned bytes: they are truncated"),
-    "no data": (GOOD[:16], "truncated"),
     "trailing byte": (GOOD + b"\0", "trailing"),
-    "an image more": (idx_bytes(random_images(4, 0)), "starts with 00 00 08 03 00 00 00 04"),
     "larger images": (idx_bytes(random_images(3, 0, (32, 32))), "00 00 00 20 00 00 00 20"),
-    "one image": (idx_bytes(TEST[0]), "starts with 00 00 08 02"),
     "huge dimensions": (b"\0\0\x08\3" + b"\xff" * 12, "starts with 00 00 08 03 ff ff"),
-    "gzip cut": (GOOD_GZ[:-20], "gzip data is damaged"),
-    "gzip header cut": (GOOD_GZ[:5], "gzip data is damaged"),
-    "gzip trailer cut": (GOOD_GZ[:-1], "gzip data is damaged"),
     "gzip wrong CRC": (GOOD_GZ[:-8] + b"\0\0\0\0" + GOOD_GZ[-4:], "gzip data is damaged (CRC"),
-    "gzip wrong method": (GOOD_GZ[:2] + b"\x07" + GOOD_GZ[3:], "gzip data is damaged"),
-    "gzip wrong block": (GOOD_GZ[:10] + b"\xff" * 20 + GOOD_GZ[30:], "gzip data is damaged"),
     "gzip and garbage": (GOOD_GZ + b"garbage", "gzip data is damaged"),
     "data cut, then compressed": (gzip.compress(GOOD[:-1]), "truncated"),
 }
@@ -72,12 +60,6 @@ def test_an_idx_file(tmp_path: Path, content: bytes, problem: str) -> None:
     start, _, rest = str(caught.value).partition(": ")
     assert start == str(path) and problem in rest and len(rest) < 200
     assert_one_line(caught.value, "replace it")
-
-
-def test_gzip_is_told_by_content_and_not_by_name(tmp_path: Path) -> None:
-    for name, content in (("plain.gz", GOOD), ("compressed", GOOD_GZ)):
-        (tmp_path / name).write_bytes(content)
-        np.testing.assert_array_equal(read_idx(tmp_path / name, TEST.shape), TEST)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -112,11 +94,9 @@ def test_any_damage_is_one_error_or_none(tmp_path: Path) -> None:
 
 BATCHES = {
     "records cut": (records(CIFAR[0])[:-1], "has 12291 bytes, not 4 records of 3073"),
-    "records missing": (records(CIFAR[0][:-1]), "has 9219 bytes"),
     "no records": (b"", "has 0 bytes"),
     "one byte more": (records(CIFAR[0]) + b"\0", "has more than 12292 bytes"),
     "label": (b"\x0a" + records(CIFAR[0])[1:], "has a label 10"),
-    "text": (b"<html>", "has 6 bytes"),
     "missing": (None, ""),
 }
 
@@ -172,9 +152,6 @@ PNGS = {
     "grey": (png(np.zeros((32, 32), np.uint8)), "is of type L"),
     "alpha": (png(np.zeros((32, 32, 4), np.uint8)), "is of type RGBA"),
     "cut": (PNG[:-100], "damaged"),
-    "header cut": (PNG[:20], "damaged"),
-    "empty": (b"", "damaged"),
-    "text": (b"<html>", "damaged"),
     "flipped": (PNG[:300] + b"\xff" * 9 + PNG[309:], "damaged"),
     # what the decoder warns of, and what it raises an error of its own for
     "144 million pixels": (header_of(12_000, 12_000), "no PNG file of 32 x 32"),
@@ -261,13 +238,9 @@ BOMBS = {
 @pytest.mark.parametrize("name, files, problem", BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb(tmp_path: Path, name: str, files: dict, problem: str) -> None:
     put(tmp_path, files)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
-        timeout=120,
-    )
+    command = [sys.executable, "-c", SCRIPT, name, str(tmp_path)]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1 and problem in done.stdout
 

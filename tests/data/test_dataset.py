@@ -23,26 +23,18 @@ def test_a_data_set_leaves_its_arrays_as_they_were() -> None:
 
 WRONG = {
     "floats up to 1": (IMAGES / 47, "float64 from 0.0 to 1.0; multiply by 255 and cast to uint8"),
-    "single precision": (IMAGES.astype("f4") / 255, "float32 from 0.0 to 0.1843"),
     "half precision": (IMAGES.astype("f2"), "float16 from 0.0 to 47.0; round and cast to uint8"),
     "truth values": (IMAGES > 9, "bool from False to True; multiply by 255 and cast"),
-    "other integers": (IMAGES.astype(int), "int64 from 0 to 47; round and cast to uint8"),
     "too large": (IMAGES + np.uint16(300), "values from 300 to 347; bring them to 0 to 255"),
     "negative": (IMAGES - 1.0, "values from -1.0 to 46.0; bring them to 0 to 255"),
     "NaN": (np.where(IMAGES == 3, np.nan, IMAGES), "values from nan to nan; bring them to"),
-    "infinite": (np.where(IMAGES == 3, np.inf, 0), "values from 0.0 to inf; bring them to"),
     "objects": (IMAGES.astype(object), "object instead of numbers; give a NumPy array of uint8"),
-    "strings": (IMAGES.astype(str), "<U3 instead of numbers; give a NumPy array of uint8"),
-    "complex numbers": (IMAGES + 0j, "complex128 instead of numbers; give a NumPy array"),
     "a list": (IMAGES.tolist(), "list instead of numbers; give a NumPy array of uint8"),
     "no array": (SimpleNamespace(shape=(3, 4, 4, 1), dtype=np.uint8), "SimpleNamespace instead"),
     "no channel axis": (IMAGES[..., 0], "(3, 4, 4) lacks the channel axis; give images[..., np."),
     "rows": (IMAGES.reshape(3, 16), "(3, 16) is not (N, H, W, C); reshape them"),
-    "a number": (np.uint8(3) + IMAGES[0, 0, 0, 0], "uint8 instead of numbers; give a NumPy array"),
     "no dimension": (np.array(3, np.uint8), "() is not (N, H, W, C); reshape them"),
-    "five axes": (IMAGES[None], "(1, 3, 4, 4, 1) is not (N, H, W, C); reshape them"),
     "no images": (IMAGES[:0], "(0, 4, 4, 1) has no pixels; give every split at least one image"),
-    "no rows": (IMAGES[:, :0], "(3, 0, 4, 1) has no pixels"),
 }
 
 

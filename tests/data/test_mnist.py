@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST: names of files, their content, and the sample."""
 
 import builtins
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,10 @@ needs_full_mnist = pytest.mark.skipif(
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("end", ["-idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte", ".idx3-ubyte.gz"])
 def test_names_of_files(tmp_path: Path, end: str) -> None:
-    put(tmp_path, {f"train-images{end}": idx_bytes(TRAIN), f"t10k-images{end}": idx_bytes(TEST)})
+    files = {f"train-images{end}": idx_bytes(TRAIN), f"t10k-images{end}": idx_bytes(TEST)}
+    if not end.endswith(".gz"):  # the content tells what is compressed, and not the name
+        files = {name: gzip.compress(content) for name, content in files.items()}
+    put(tmp_path, files)
     assert_is("mnist", load_dataset("mnist", tmp_path, report=no_announcement))
 
 

@@ -20,14 +20,6 @@ def load(name: str, folder: Path | str | None = None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_is_given(name: str, tmp_path: Path, small: Callable) -> None:
-    put(tmp_path / "given", FILES[name])
-    dataset = load(name, str(tmp_path / "given"))
-    assert_is(name, dataset)
-    assert f"folder {tmp_path / 'given'}" in dataset.source
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_the_places(
     name: str, tmp_path: Path, cache: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,12 +138,8 @@ def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str
     """Replace the published data sets by the small ones, to be had at these addresses."""
     images = {"mnist": (TRAIN, TEST), "fashion-mnist": FASHION.values()}
     for name, arrays in images.items():
-        spec = dataclasses.replace(
-            mnist.SPECS[name],
-            mirrors=mirrors[name],
-            sha256=mnist_digests(*arrays),
-            counts=(5, 2, 3),
-        )
+        small = {"sha256": mnist_digests(*arrays), "counts": (5, 2, 3)}
+        spec = dataclasses.replace(mnist.SPECS[name], mirrors=mirrors[name], **small)
         monkeypatch.setitem(mnist.SPECS, name, spec)
         monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
     spec = dataclasses.replace(cifar.CIFAR, mirrors=mirrors["cifar-10"])

@@ -32,13 +32,9 @@ def mpiexec() -> str | None:
 
 def start(size: int, arguments: list[str], **changes) -> subprocess.Popen:
     """So many processes of this Python with these arguments; changes: of the environment."""
-    return subprocess.Popen(
-        [mpiexec(), "-n", str(size), sys.executable, *map(str, arguments)],
-        env=environment(**changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [mpiexec(), "-n", str(size), sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment(**changes), text=True, **pipes)
 
 
 def environment(**changes) -> dict:

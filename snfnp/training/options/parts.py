@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
@@ -95,10 +95,10 @@ def options_in(part: type) -> dict[str, Option]:
     """{name: option} of a part of the configuration."""
     options = {}
     for entry in fields(part):
-        kind, _, none = str(entry.type).partition(" | ")
+        kind, *none = get_args(entry.type) or (entry.type,)
         about = {**entry.metadata}
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
-        options[entry.name] = Option(entry.name, kind, bool(none), entry.default, **about)
+        options[entry.name] = Option(entry.name, kind.__name__, bool(none), entry.default, **about)
     return options
 
 
