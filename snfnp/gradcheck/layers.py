@@ -251,8 +251,7 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
         found = ", ".join(layer.rule.updates)
         raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
     case = Case(layer, shape, **settings)
-    _check_shapes(case)
-    _check_single_precision(case)
+    _check_arrays(case)
     case.report.errors["inverse(forward(x))"] = _inverse_error(case)
     case.report.errors["log-determinant"] = max(_log_det_error(case, sample) for sample in case.x)
     x, params, grads = case.x, case.params, case.gradients()
@@ -266,32 +265,27 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
     return case.report
 
 
-def _check_shapes(case: Case) -> None:
-    layer, count = case.layer, len(case.x)
-    declared = [(name, tuple(size)) for name, size in layer.parameter_shapes(case.shape).items()]
+def _check_arrays(case: Case) -> None:
+    """Shapes, and dtypes: training is in single precision, which nothing may widen."""
+    declared = [(k, tuple(size)) for k, size in case.layer.parameter_shapes(case.shape).items()]
     made = [(name, value.shape) for name, value in case.initial.items()]
     if declared != made:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
-    outputs, ldj = case.forward(case.x, case.params)
-    for name, output, c in zip(("z", "latent"), outputs, case.c, strict=False):
-        if output.shape != c.shape:
-            raise GradientError(f"{name} has shape {output.shape}, not the declared {c.shape}")
-        if output.dtype != case.x.dtype:
-            raise GradientError(f"{name} has dtype {output.dtype}, x has {case.x.dtype}")
-    if np.shape(ldj) not in ((), (count,)):
-        raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({count},) or 0")
-
-
-def _check_single_precision(case: Case) -> None:
-    """Training is in single precision: nothing may widen it, or time and memory double."""
-    x, a, *c = (array.astype(np.float32) for array in (case.x, case.a, *case.c))
-    params = {name: value.astype(np.float32) for name, value in case.params.items()}
-    outputs, ldj = case.forward(x, params)
-    dx = case.backward(x, params, c, a)["x"]
-    arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
-    for name, array in arrays.items():
-        if np.ndim(array) and array.dtype != np.float32:
-            raise GradientError(f"{name} is {array.dtype}, but all arguments are float32")
+    for dtype in (np.float64, np.float32):
+        x, a, *c = (array.astype(dtype) for array in (case.x, case.a, *case.c))
+        params = {name: value.astype(dtype) for name, value in case.params.items()}
+        outputs, ldj = case.forward(x, params)
+        for name, z, dz in zip(("z", "latent"), outputs, c, strict=False):
+            if z.shape != dz.shape:
+                raise GradientError(f"{name} has shape {z.shape}, not the declared {dz.shape}")
+        if np.shape(ldj) not in ((), (len(x),)):
+            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({len(x)},) or 0")
+        dx = case.backward(x, params, c, a)["x"]
+        arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
+        for name, array in arrays.items():
+            if np.ndim(array) and array.dtype != dtype:
+                said = f"{name} is {array.dtype}, but all arguments are {np.dtype(dtype)}"
+                raise GradientError(said)
 
 
 def _inverse_error(case: Case) -> float:
