@@ -37,19 +37,19 @@ class Check(NamedTuple):
 def catalogue() -> list[Check]:
     """All checks, layers first: every layer, with every rule that has a gradient and in shapes
     that differ; every rule; every map."""
-    checks = []
-    layers = [*_linear(), *_elementwise(), *_spatial(), *_other_papers()]
-    for name, layer, shape, *settings in layers:
-        run = partial(check_layer, layer, shape, **dict(*settings))
-        checks.append(Check("layer", name, run))
-    checks += [Check("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
-    return checks + [Check("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
+    layers = [*_linear(), *_elementwise(), *_couplings(), *_other_papers()]
+    checks = [
+        ("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
+        for name, layer, shape, *settings in layers
+    ]
+    checks += [("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
+    checks += [("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
+    return [Check(*each) for each in checks]
 
 
 def _linear() -> list[tuple]:
     snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
-    plain, turned = {"bias": False}, {"init_kind": "orthogonal"}
-    chain = registry.find("chain")(Conv2d((3, 3), 2), 2)
+    rotation, chain = {"init_kind": "orthogonal"}, registry.find("chain")(Conv2d((3, 3), 2), 2)
 
     def dense(name, features, rule, **options):
         return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
@@ -61,27 +61,21 @@ def _linear() -> list[tuple]:
     return [
         dense("", 5, snf),
         dense(", one feature", 1, snf),
-        dense(", without bias", 5, snf, **plain),
-        dense(", from the identity", 4, snf, init_kind="identity"),
-        dense(", from a rotation", 4, snf, **turned),
+        dense(", without bias, from the identity", 5, snf, bias=False, init_kind="identity"),
         dense(", forward objective", 5, forward),
-        dense(", forward objective, without bias", 4, forward, **plain),
         dense(", exact gradient", 5, exact),
-        dense(", exact gradient, without bias", 5, exact, **plain),
+        dense(", exact gradient, without bias", 5, exact, bias=False),
         conv("", (3, 3), (3, 3, 2), snf),
         conv(", one channel", (3, 3), (4, 3, 1), snf),
-        conv(", forward objective", (3, 3), (3, 3, 2), forward, **plain),
+        conv(", forward objective", (3, 3), (3, 3, 2), forward, bias=False),
         conv(", exact gradient", (3, 3), (3, 3, 2), exact),
         conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
-        conv(", inverse 7x7", (3, 3), (4, 3, 1), snf, inverse_map=Conv2d((7, 7), 1)),
-        conv(", inverse 5x3", (3, 5), (3, 3, 2), snf, inverse_map=Conv2d((5, 3), 2)),
+        conv(", inverse 5x3", (3, 5), (4, 3, 1), snf, inverse_map=Conv2d((5, 3), 1)),
         conv(", inverse of two 3x3", (3, 3), (3, 4, 2), snf, inverse_map=chain),
-        conv("", (1, 1), (2, 3, 3), snf),
-        conv(", exact gradient", (1, 1), (2, 2, 3), exact),
         # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
-        conv(", exact gradient, from a rotation", (1, 1), (2, 3, 4), exact, **plain, **turned),
-        conv(", from a rotation", (1, 1), (2, 3, 4), snf, **turned),
-        conv(", from a rotation", (5, 5), (3, 4, 2), snf, **turned),
+        conv(", exact gradient", (1, 1), (2, 3, 4), exact, bias=False, **rotation),
+        conv("", (1, 1), (2, 3, 3), snf, **rotation),
+        conv("", (5, 5), (3, 4, 2), snf, **rotation),
     ]
 
 
@@ -93,13 +87,11 @@ def _elementwise() -> list[tuple]:
 
     return [
         ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
-        ("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,)),
         ("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,)),
-        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2)),
+        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.05), (2, 3, 2)),
         spline("spline", (2, 1, 2), bound=4.0),
-        spline("spline, features", (3,), bound=10.0),
-        spline("spline, one feature", (1,), bound=2.0),
-        spline("spline, larger bins", (2, 1, 2), bound=4.0, eps=0.01),
+        spline("spline, one feature", (1,), bound=10.0),
+        spline("spline, larger bins", (3,), bound=2.0, eps=0.01),
         ("actnorm", ActNorm(), (3, 2, 4)),
         ("actnorm, features", ActNorm(), (5,)),
         ("actnorm, one channel", ActNorm(), (1, 2, 1)),
@@ -108,7 +100,7 @@ def _elementwise() -> list[tuple]:
     ]
 
 
-def _spatial() -> list[tuple]:
+def _couplings() -> list[tuple]:
     def coupling(name, channels, width, shape, make=lambda layer: layer):
         layer = AffineCoupling(channels, width)
         return name, make(layer), shape, coupling_point(layer, shape)
@@ -120,7 +112,6 @@ def _spatial() -> list[tuple]:
         coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
         coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
-        ("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
     ]
 
@@ -185,10 +176,7 @@ def _rules() -> list[tuple]:
         "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
         "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
     }
-    vectors, pointwise = (
-        ("dense", "one feature"),
-        ("dense", "one feature", "conv 1x1", "one channel"),
-    )
+    vectors, pointwise = ("dense", "one feature"), tuple(maps)[:-1]
     rules = [
         ("self-normalizing", SelfNormalizing(), pointwise),
         ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
@@ -204,10 +192,8 @@ def _maps() -> list[tuple]:
         ("dense", Dense(5), (5,)),
         ("dense, one feature", Dense(1), (1,)),
         ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
-        ("conv 3x5", Conv2d((3, 5), 2), (4, 3, 2)),
         ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
         ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
-        ("conv 1x1, one channel", Conv2d((1, 1), 1), (2, 2, 1)),
         ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
         ("conv 3x3, 2 to 3 channels", Conv2d((3, 3), 2, 3), (3, 4, 2)),
         ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
