@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -41,9 +40,7 @@ class Dataset:
             images = getattr(self, split)
             fault = _fault(images)
             if not fault and images.shape[1:] != self.train.shape[1:]:
-                fault = (
-                    f"shape {images.shape} beside {self.train.shape} for training; make them one"
-                )
+                fault = f"shape {images.shape} beside {self.train.shape} of train; make them one"
             if fault:
                 raise UsageError(f"the {split} images of {self.name}: {fault}")
             images = images[:]  # a view: what was given stays as it is
@@ -119,9 +116,8 @@ class Published:
             hosts = self._fill(folder)
         except NoDownloadError as error:
             return self.without_download(error, report)
-        source = (
-            f"{', '.join(hosts)} (downloaded to {folder})" if hosts else f"cache folder {folder}"
-        )
+        gave = f"{', '.join(hosts)} (downloaded to {folder})"
+        source = gave if hosts else f"cache folder {folder}"
         try:
             return self.read(self.find(folder), source, report)
         except SnfnpError as error:
@@ -174,12 +170,6 @@ def cache_folder(name: str) -> Path:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return Path(caches, "snfnp", name)
     return Path(pooch.os_cache("snfnp")) / name
-
-
-def file_digest(path: Path, kind: str) -> str:
-    """The checksum of a file, "sha256" or "md5", in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _download(published: Published, key: str, folder: Path) -> str:

@@ -56,9 +56,8 @@ class MnistSpec(Published):
         for stem, path in files.items():
             other = others.get(_digest(images[stem]), self)
             if other.name != self.name:
-                remedy = f"choose the data set {other.name} or give another folder"
-                found = f"is a file of {other.title}, not of {self.title}"
-                raise SnfnpError(f"{path}: {found}; {remedy}")
+                found = f"{path}: is a file of {other.title}, not of {self.title}"
+                raise SnfnpError(f"{found}; choose the data set {other.name} or another folder")
         train, validation = np.split(images[TRAIN_STEM][..., None], [self.counts[0]])
         test = images[TEST_STEM][..., None]
         return Dataset(self.name, train, validation, test, source, is_sample=False)

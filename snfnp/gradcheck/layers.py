@@ -13,7 +13,6 @@ from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import (
     GradientError,
-    Measured,
     measure_gradient,
     relative,
     tolerance,
@@ -36,9 +35,6 @@ class Report:
     def __str__(self) -> str:
         width = max(map(len, self.errors), default=0)
         return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
-
-    def add(self, name: str, measured: Measured) -> None:
-        self.errors[name], self.controls[name] = measured.error, measured.control
 
 
 @dataclass
@@ -110,19 +106,18 @@ class Case:
     def log_det(self, params) -> float:
         return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
-    def backward(self, x, params, deltas, dldj, lam=None) -> dict[str, np.ndarray]:
+    def backward(self, x, params, deltas, dldj) -> dict[str, np.ndarray]:
         """{parameter: gradient or next value, "x": δ_x} of a backward pass.
 
         Raises GradientError if a gradient is not written, or anything else is written to.
         """
-        ops, lam = self.ops, self.lam if lam is None else lam
-        x_, p, dldj_ = self.put(x), self.put(params), self.put(dldj)
-        deltas_ = self.put(deltas)
+        ops, x_, p = self.ops, self.put(x), self.put(params)
+        deltas_, dldj_ = self.put(deltas), self.put(dldj)
         _, _, cache = self.layer.forward(ops, p, x_)
         passes = []
         for _ in range(2):  # the second time from what the first left in the cache
             grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext.of(ops, dldj_, lam, key=layer_key(KEY, 0))
+            ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
             if self.layer.learns_inverse:
@@ -139,12 +134,10 @@ class Case:
             raise GradientError("backward changed the cache: twice, it gives two results")
         return first
 
-    def gradients(self, params=None, lam=None) -> dict[str, np.ndarray]:
+    def gradients(self) -> dict[str, np.ndarray]:
         """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
-        params = self.cast(params or self.params)
-        x, a, c = self.cast(self.x), self.cast(self.a), self.cast(self.c)
-        grads = self.backward(x, params, c, a, lam)
-        for name in params:
+        grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
+        for name in self.params:
             if np.isnan(grads[name]).any():
                 raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
         return grads
@@ -152,7 +145,8 @@ class Case:
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
         settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
-        self.report.add(name, measure_gradient(scalar, point, gradient, **settings))
+        measured = measure_gradient(scalar, point, gradient, **settings)
+        self.report.errors[name], self.report.controls[name] = measured.error, measured.control
 
     def compare(self, name: str, value, expected, wrong=None) -> None:
         """Compare arrays, and report it; wrong: the negative control, by default off by 1 %.
@@ -164,7 +158,7 @@ class Case:
         typical = float(np.max(np.abs(expected)))
         error = max(relative(a, b, typical) for a, b in zip(value.flat, expected.flat, strict=True))
         control = float(np.max(np.abs(wrong - expected)) / typical)
-        self.report.add(name, Measured(error, control))
+        self.report.errors[name], self.report.controls[name] = error, control
         if not error <= self.rtol:
             raise GradientError(f"{name} is off by {error:.2e} > {self.rtol:.0e}")
         if control <= self.rtol:
@@ -289,7 +283,7 @@ def _check_arrays(case: Case) -> None:
 
 
 def _inverse_error(case: Case) -> float:
-    outputs, _ = case.forward(case.x, case.params)
+    outputs = case.forward(case.x, case.params)[0]
     p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
     back = case.ops.to_host(case.layer.exact_inverse(case.ops, p, *z))
     error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
@@ -312,7 +306,6 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
     error = abs(declared - expected) / max(1.0, abs(expected))
     if not error <= case.rtol:
-        raise GradientError(
-            f"log|det J| is {expected:.12g} from the Jacobian, {declared:.12g} from the layer"
-        )
+        found = f"log|det J| is {expected:.12g} from the Jacobian"
+        raise GradientError(f"{found}, {declared:.12g} from the layer")
     return error
