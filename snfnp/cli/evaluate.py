@@ -35,9 +35,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused
-    proved = []
-    if args.certify:
-        proved = registry.find("certificates")(run.ops, run.flow, run.params)
+    certificates = registry.find("certificates")
+    proved = certificates(run.ops, run.flow, run.params) if args.certify else []
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
     images, likelihood = getattr(dataset, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
@@ -52,10 +51,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
             apart = run.ops.to_host(part)
 
     bits = 1 / (result.dimension * math.log(2))
-    print(
-        f"{result.images:,} {args.split} images from {dataset.source}, "
-        f"dequantisation seed {result.dequantisation_seed}"
-    )
+    of = f"{result.images:,} {args.split} images from {dataset.source}"
+    print(f"{of}, dequantisation seed {result.dequantisation_seed}")
     print(f"{'mean log-likelihood':<24}{'nats':>14}{'bits/dim':>12}")
     for term, nats in result.ledger.items():
         print(f"{term:<24}{nats:>14.3f}{nats * bits:>12.4f}")
@@ -73,9 +70,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
     for certificate in proved:
         difference = certificate.difference
         says = "none" if difference is None else f"{difference:.4g} nats"
-        lines.append(
-            f"{certificate.layer:<12}{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}{says:>14}"
-        )
+        cells = f"{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}"
+        lines.append(f"{certificate.layer:<12}{cells}{says:>14}")
     sure = [certificate.difference for certificate in proved if certificate.holds]
     lines.append(
         f"proved for {len(sure)} of {len(proved)} layers: W and R are invertible, and log|W| and "

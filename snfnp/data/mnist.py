@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.data.files import SPLITS, Dataset, NoDownloadError, Published
+from snfnp.data.files import SPLITS, Dataset, Published
 from snfnp.data.reading import idx_header, read_idx
 from snfnp.errors import SnfnpError
 
@@ -66,7 +66,7 @@ class MnistSpec(Published):
         train, validation, test = self.counts
         return (train + validation if stem == TRAIN_STEM else test, *IMAGE_SIZE)
 
-    def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
+    def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         if self.name != "mnist":
             return super().without_download(error, report)
         folder, splits = resources.files("snfnp.data").joinpath("sample"), []

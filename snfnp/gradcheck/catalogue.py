@@ -37,10 +37,9 @@ class Check(NamedTuple):
 def catalogue() -> list[Check]:
     """All checks, layers first: every layer, with every rule that has a gradient and in shapes
     that differ; every rule; every map."""
-    layers = [*_linear(), *_elementwise(), *_couplings(), *_other_papers()]
     checks = [
         ("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
-        for name, layer, shape, *settings in layers
+        for name, layer, shape, *settings in _linear() + _other_layers()
     ]
     checks += [("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
     checks += [("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
@@ -79,11 +78,18 @@ def _linear() -> list[tuple]:
     ]
 
 
-def _elementwise() -> list[tuple]:
+def _other_layers() -> list[tuple]:
+    names, short = ("bias-layer", "causal-layer", "exponential-layer"), {"terms": (13, 13)}
+    bias, causal, exponential = map(registry.find, names)
+
     def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels anew for every other number
         layer = RationalQuadraticSpline(5, **options)
         return name, layer, shape, {"x": spline_points(layer, shape)}
+
+    def coupling(name, channels, width, shape, make=lambda layer: layer):
+        layer = AffineCoupling(channels, width)
+        return name, make(layer), shape, coupling_point(layer, shape)
 
     return [
         ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
@@ -97,15 +103,6 @@ def _elementwise() -> list[tuple]:
         ("actnorm, one channel", ActNorm(), (1, 2, 1)),
         ("squeeze", Squeeze(), (4, 2, 3)),
         ("squeeze, one channel", Squeeze(), (2, 2, 1)),
-    ]
-
-
-def _couplings() -> list[tuple]:
-    def coupling(name, channels, width, shape, make=lambda layer: layer):
-        layer = AffineCoupling(channels, width)
-        return name, make(layer), shape, coupling_point(layer, shape)
-
-    return [
         coupling("coupling", 4, 8, (3, 2, 4)),
         coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
         coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
@@ -113,19 +110,10 @@ def _couplings() -> list[tuple]:
         coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
-    ]
-
-
-def _other_papers() -> list[tuple]:
-    names = ("bias-layer", "causal-layer", "exponential-layer")
-    bias, causal, exponential = map(registry.find, names)
-    short = {"terms": (13, 13)}
-    return [
         ("bias", bias(), (3, 4, 2)),
         ("bias, features", bias(), (5,)),
         ("causal conv", causal(3), (3, 2, 3)),
-        ("causal conv, one channel", causal(1), (5, 4, 1)),
-        ("causal conv, without bias", causal(2, bias=False), (1, 5, 2)),
+        ("causal conv, one channel, without bias", causal(1, bias=False), (5, 4, 1)),
         ("anticausal conv", causal(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", exponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts

@@ -11,12 +11,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import (
-    GradientError,
-    measure_gradient,
-    relative,
-    tolerance,
-)
+from snfnp.gradcheck.differences import GradientError, measure_gradient, relative, tolerance
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
