@@ -25,9 +25,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument(
         "--certify",
         action="store_true",
-        help="also say of every learned inverse what is proved of it without a determinant: that W "
-        "and R are invertible, and by how much log|W| and -log|R| can differ; and by how much the "
-        "two densities of Eq. 3 do, at the latents of one batch of the images",
+        help="also say what is proved of every learned inverse without a determinant: that W and R "
+        "are invertible, and by how much log|W| and -log|R|, and the two densities of Eq. 3 at one "
+        "batch's latents, can differ",
     )
     args = parser.parse_args(argv)
     check_range(args, "--batch-size", 1)
@@ -44,8 +44,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
         apart = None
         if proved and all(certificate.holds for certificate in proved):
-            key = RandomKey(args.seed, EVALUATION_NOISE)
-            few = run.ops.asarray(images[:at_once])
+            few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
             part = registry.find("activations-part")(run.ops, run.flow, run.params, x)
             apart = run.ops.to_host(part)

@@ -96,8 +96,7 @@ class Published:
         raise NotImplementedError
 
     def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
-        """The images if the cache lacks files and they could not be downloaded. error: the reason,
-        as a part of a longer line."""
+        """The images if files could not be downloaded, for a reason that is part of a line."""
         lacks = f"no {self.title} images in {cache_folder(self.name)} and no download ({error})"
         raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder with --data-dir")
 

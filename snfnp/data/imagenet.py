@@ -95,9 +95,7 @@ def validation_mask(count: int) -> np.ndarray:
     replacement that no version of NumPy changes.
     """
     order = np.argsort(words(np, RandomKey(VALIDATION_SEED, 0), count), kind="stable")
-    mask = np.zeros(count, bool)
-    mask[order[:VALIDATION_COUNT]] = True
-    return mask
+    return np.isin(np.arange(count), order[:VALIDATION_COUNT])
 
 
 def _make_copy(copy: Path, files: dict[str, Path], report: Callable) -> None:
@@ -125,8 +123,7 @@ def _make_copy(copy: Path, files: dict[str, Path], report: Callable) -> None:
                     file.write(pixels.tobytes())
             os.replace(part, copy)
     except OSError as error:
-        problem = f"the copy of ImageNet32 cannot be written ({error.strerror})"
-        raise SnfnpError(f"{copy}: {problem}") from error
+        raise SnfnpError(f"{copy}: the copy cannot be written ({error.strerror})") from error
 
 
 def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
@@ -134,9 +131,8 @@ def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
 
     Raises SnfnpError if there are more or fewer, or one is damaged, of another size or type.
     """
-    read = 0
-    for member, content in read_tar(archive, lambda name: name.endswith(".png"), _MOST):
-        read += 1
+    read, members = 0, read_tar(archive, lambda name: name.endswith(".png"), _MOST)
+    for read, (member, content) in enumerate(members, start=1):
         if read > count:
             break
         try:

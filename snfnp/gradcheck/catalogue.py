@@ -37,12 +37,22 @@ class Check(NamedTuple):
 def catalogue() -> list[Check]:
     """All checks, layers first: every layer, with every rule that has a gradient and in shapes
     that differ; every rule; every map."""
+    maps = [
+        ("dense", Dense(5), (5,)),
+        ("dense, one feature", Dense(1), (1,)),
+        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
+        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
+        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
+        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
+        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
+    ]
     checks = [
         ("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
         for name, layer, shape, *settings in _linear() + _other_layers()
     ]
     checks += [("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
-    checks += [("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
+    checks += [("map", name, partial(check_map, *rest)) for name, *rest in maps]
     return [Check(*each) for each in checks]
 
 
@@ -107,7 +117,6 @@ def _other_layers() -> list[tuple]:
         coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
         coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
         coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
-        coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
         ("bias", bias(), (3, 4, 2)),
@@ -173,17 +182,3 @@ def _rules() -> list[tuple]:
         *((f"relative, {b}", Relative(b), vectors) for b in ("plain", "full", "gresele")),
     ]
     return [(f"{name}, {of}", rule, *maps[of]) for name, rule, names in rules for of in names]
-
-
-def _maps() -> list[tuple]:
-    return [
-        ("dense", Dense(5), (5,)),
-        ("dense, one feature", Dense(1), (1,)),
-        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
-        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
-        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
-        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
-        ("conv 3x3, 2 to 3 channels", Conv2d((3, 3), 2, 3), (3, 4, 2)),
-        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
-        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
-    ]

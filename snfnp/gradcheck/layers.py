@@ -196,20 +196,18 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     """
     c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
     f, g = layer.maps  # their T differ if R has another kernel size than W
-    rows = len(x)
-    x, dz = x.reshape(rows, -1), dz.reshape(rows, -1)
-    volume = dldj.sum()
+    x, dz, volume = flat(x), flat(dz), dldj.sum()
     w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
     z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
 
     def scalar(x_, p) -> float:
         w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
-        z = x_.reshape(rows, -1) @ w.T
-        error = z @ r.T - x_.reshape(rows, -1)
+        z = flat(x_) @ w.T
+        error = z @ r.T - flat(x_)
         bias = np.sum(dz.reshape(-1, p["b"].size) @ p["b"]) if "b" in p else 0.0
         forward = c_f * (np.sum(dz * z) + volume * np.sum(w * r_bar.T))
         inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * w_bar.T))
-        return float(bias + forward - inverse - lam / rows * np.sum(error * error))
+        return float(bias + forward - inverse - lam / len(x) * np.sum(error * error))
 
     return scalar
 
@@ -273,8 +271,7 @@ def _check_arrays(case: Case) -> None:
         arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
         for name, array in arrays.items():
             if np.ndim(array) and array.dtype != dtype:
-                said = f"{name} is {array.dtype}, but all arguments are {np.dtype(dtype)}"
-                raise GradientError(said)
+                raise GradientError(f"{name} is {array.dtype}, but all arguments are {x.dtype}")
 
 
 def _inverse_error(case: Case) -> float:

@@ -52,14 +52,12 @@ def check_map(linear_map, shape, **settings) -> Report:
     case.compare("multiple", multiple, counts, np.ones(w.shape) if np.any(counts > 1) else None)
     if dz.shape != x.shape:
         return case.report
-    log_det_ = linear_map.log_det(ops, case.put(case.cast(w)), shape)
-    case.compare("log_det", log_det_, np.linalg.slogdet(t)[1])
+    log_det = linear_map.log_det(ops, case.put(case.cast(w)), shape)
+    case.compare("log_det", log_det, np.linalg.slogdet(t)[1])
     case.compare("solve", host(linear_map.solve, w, z), x, z)
 
-    def log_det(w):
-        return float(np.linalg.slogdet(case.matrix(linear_map, w))[1])
-
-    case.measure("log_det_grad", log_det, w, host(linear_map.log_det_grad, w, shape=shape))
+    of_w = lambda w: float(np.linalg.slogdet(case.matrix(linear_map, w))[1])  # noqa: E731
+    case.measure("log_det_grad", of_w, w, host(linear_map.log_det_grad, w, shape=shape))
     return case.report
 
 
