@@ -132,10 +132,8 @@ def has_inverse_likelihood(rule: Rule) -> bool:
 
 
 def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
-    """The exact gradients of log p^g; None if R ascends no likelihood, or has none.
-
-    It has none if T(R) is singular, or not of W's kind: the product of a chain.
-    """
+    """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular or not
+    of W's kind: the product of a chain."""
     replaced = {}
     for name, (layer, _) in flow.learned_inverses().items():
         f, g = layer.maps

@@ -28,8 +28,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    shown = ", ".join(of) or f"{lam:g}"
-    print(f"{len(images):,} training images from {dataset.source}, λ = {shown}")
+    print(
+        f"{len(images):,} training images from {dataset.source}, λ = {', '.join(of) or f'{lam:g}'}"
+    )
     print(
         f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
     )

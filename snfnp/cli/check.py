@@ -7,9 +7,8 @@ import numpy as np
 
 from snfnp.cli.shared import Parser
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.gradcheck import GradientError
 from snfnp.gradcheck.catalogue import catalogue
-from snfnp.gradcheck.differences import tolerance
+from snfnp.gradcheck.differences import GradientError, tolerance
 from snfnp.ops import BACKENDS, get_ops
 
 
@@ -49,5 +48,5 @@ def main(argv, prog=None) -> None:
         print(row, flush=True)
     if failed:
         raise SnfnpError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
-    control = "control: the smallest error of a gradient that is wrong by 1%, which each check must"
-    print(f"{len(checks)} checks passed; {control} catch")
+    control = "the smallest error of a gradient that is wrong by 1%, which each check must catch"
+    print(f"{len(checks)} checks passed; control: {control}")

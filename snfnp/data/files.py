@@ -178,8 +178,7 @@ def _download(published: Published, key: str, folder: Path) -> str:
     except ModuleNotFoundError as error:
         raise SnfnpError(f"{error.name} is not installed: python -m pip install pooch") from error
     name, failures = published.names[key], []
-    # Seconds to connect, and without a byte.
-    limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}
+    limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # seconds to connect; without a byte
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,7 @@ class ImageNet32(Published):
     def find(self, folder: Path) -> dict[str, Path]:
         """The archives in a folder; the copy in it is enough, should one of them be gone."""
         archives, copies = super().find(folder), sorted(folder.glob("png-*.npy"))
-        if len(archives) < 2 and copies:
-            return dict.fromkeys(self.names, copies[-1])
-        return archives
+        return dict.fromkeys(self.names, copies[-1]) if len(archives) < 2 and copies else archives
 
     def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
         copy = files["train"]

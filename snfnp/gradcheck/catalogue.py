@@ -133,8 +133,7 @@ def _other_layers() -> list[tuple]:
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
     """Points in the middle of bins, and in both tails: a spline has kinks of ℓ at its knots."""
-    rng = np.random.default_rng(7)
-    bins, bound = layer.bins, layer.bound
+    rng, bins, bound = np.random.default_rng(7), layer.bins, layer.bound
     width = 2 * bound / bins
     middles = -bound + width * (np.arange(-1, bins + 1) + 0.5)
     x = rng.permuted(np.broadcast_to(middles, (np.prod(shape, dtype=int), bins + 2)), axis=1).T
@@ -152,8 +151,7 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     rng = np.random.default_rng(14)
     width, half = layer.width, layer.channels // 2
     units = np.arange(width)
-    initial = layer.init(rng, shape)
-    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in initial.items()}
+    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
     p["w1"][1, 1, units % half, units] += rng.choice([-1, 1], width) * rng.uniform(0.6, 0.9, width)
     signs = rng.choice([-1, 1], width)
     p["w2"][units, (units + 1) % width] += signs
