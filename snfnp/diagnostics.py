@@ -84,22 +84,17 @@ def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[Laye
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
-    exact = with_layers(
-        flow,
-        {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()},
-    )
+    exact = {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()}
     without, whole = gradients(ops, flow, params, x, (None, lam), key)
-    (reference,) = gradients(ops, exact, params, x)
+    (reference,) = gradients(ops, with_layers(flow, exact), params, x)
     exact_of_r = _exact_of_r(ops, flow, params, x)
     layers = []
     for name in learned:
-        w, exact_w = (ops.to_host(grads[name]["W"]) for grads in (without, reference))
-        reconstruction = ops.to_host(whole[name]["W"]) - w
+        w, exact_w, both = (ops.to_host(of[name]["W"]) for of in (without, reference, whole))
         inverse_angle = None
         if exact_of_r is not None:
-            r, exact_r = (ops.to_host(grads[name]["R"]) for grads in (without, exact_of_r))
-            inverse_angle = _angle(r, exact_r)
-        norms = (float(np.linalg.norm(part)) for part in (w, reconstruction))
+            inverse_angle = _angle(*(ops.to_host(of[name]["R"]) for of in (without, exact_of_r)))
+        norms = (float(np.linalg.norm(part)) for part in (w, both - w))
         layers.append(LayerGradients(name, _angle(w, exact_w), *norms, inverse_angle))
     return layers
 
@@ -137,10 +132,8 @@ def has_inverse_likelihood(rule: Rule) -> bool:
 
 
 def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
-    """The exact gradients of log p^g; None if R ascends no likelihood, or has none.
-
-    It has none if T(R) is singular, or not of W's kind: the product of a chain.
-    """
+    """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular or not
+    of W's kind: the product of a chain."""
     replaced = {}
     for name, (layer, _) in flow.learned_inverses().items():
         f, g = layer.maps

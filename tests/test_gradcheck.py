@@ -13,12 +13,10 @@ from snfnp.gradcheck import (
     central_difference,
     check_gradient,
     check_layer,
-    convergence,
     measure_gradient,
     relative_error,
     slopes,
 )
-from snfnp.gradcheck.differences import STENCILS
 from snfnp.layers import ActNorm, Layer, Linear, SplitPrior
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
@@ -105,7 +103,7 @@ CHANGED = "^the layer changed its argument {}$"
         ("forward", "ldj = ldj.sum(keepdims=True).repeat(2)", r"ldj has shape \(2,\)"),
         ("inverse", "u = np.arcsinh(z)", r"inverse\(forward\(x\)\) differs from x by"),
         ("output", "shape = (5,)", r"z has shape \(3, 4\), not the declared \(3, 5\)"),
-        ("forward", "z = z.astype('f4')", "z has dtype float32, x has float64"),
+        ("forward", "z = z.astype('f4')", "^z is float32, but all arguments are float64"),
         ("shapes", "shapes['t'] = (5,)", r"parameter_shapes says .*\(5,\).*, init makes .*\(4,\)"),
         ("shapes", "shapes['A'] = shapes.pop('A')", "parameter_shapes says .*, init makes"),
         ("forward", "z = z + np.zeros(4)", "^z is float64, but all arguments are float32"),
@@ -210,28 +208,16 @@ def test_a_wrong_split_fails(split, message):
 # ---------------------------------------------------------------- stencils
 
 
-@pytest.mark.parametrize("order", STENCILS)
-def test_a_stencil_converges_at_its_order(order):
-    """error(h) / error(h/2) = 2^order; exact on polynomials of degree <= order."""
+def test_a_stencil_converges_at_its_order():
+    """error(h) / error(h/2) = 2⁶; exact on polynomials of degree <= 6."""
     x, u = np.array([0.3]), np.array([1.0])
 
     def error(h):
-        return abs(central_difference(lambda v: math.exp(v[0]), x, u, h, order) - math.exp(0.3))
+        return abs(central_difference(lambda v: math.exp(v[0]), x, u, h) - math.exp(0.3))
 
-    np.testing.assert_allclose(error(0.2) / error(0.1), 2**order, rtol=0.02)
-    derivative = central_difference(lambda v: v[0] ** order, x, u, 0.1, order)
-    np.testing.assert_allclose(derivative, order * 0.3 ** (order - 1), rtol=1e-12)
-
-
-def test_convergence_tells_right_from_wrong():
-    x, u = np.array([0.3, -0.2]), np.array([0.6, 0.8])
-    right = np.exp(x)
-
-    def f(v):
-        return float(np.exp(v).sum())
-
-    np.testing.assert_allclose(convergence(f, x, right, u), 4, rtol=0.01)
-    np.testing.assert_allclose(convergence(f, x, 1.1 * right, u), 1, rtol=0.05)
+    np.testing.assert_allclose(error(0.2) / error(0.1), 2**6, rtol=0.02)
+    derivative = central_difference(lambda v: v[0] ** 6, x, u, 0.1)
+    np.testing.assert_allclose(derivative, 6 * 0.3**5, rtol=1e-12)
 
 
 # ---------------------------------------------------------------- check_gradient

@@ -28,12 +28,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    shown = ", ".join(of) or f"{lam:g}"
-    print(f"{len(images):,} training images from {dataset.source}, λ = {shown}")
-    table = [("layer", "angle of W", "of R", "|likelihood|", "|reconstruction|")]
+    print(
+        f"{len(images):,} training images from {dataset.source}, λ = {', '.join(of) or f'{lam:g}'}"
+    )
+    print(
+        f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
+    )
     for row in rows:
         of_r = "-" if row.inverse_angle is None else f"{row.inverse_angle:.3f}°"
-        norms = f"{row.likelihood:.4g}", f"{row.reconstruction:.4g}"
-        table.append((row.layer, f"{row.angle:.3f}°", of_r, *norms))
-    for layer, of_w, of_r, likelihood, reconstruction in table:
-        print(f"{layer:<12}{of_w:>12}{of_r:>10}{likelihood:>16}{reconstruction:>18}")
+        norms = f"{row.likelihood:>16.4g}{row.reconstruction:>18.4g}"
+        print(f"{row.layer:<12}{f'{row.angle:.3f}°':>12}{of_r:>10}{norms}")

@@ -7,26 +7,22 @@ import numpy as np
 
 from snfnp.cli.shared import Parser
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.gradcheck import GradientError
 from snfnp.gradcheck.catalogue import catalogue
-from snfnp.gradcheck.differences import tolerance
+from snfnp.gradcheck.differences import GradientError, tolerance
 from snfnp.ops import BACKENDS, get_ops
 
 
 def main(argv, prog=None) -> None:
     """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument(
-        "--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)"
-    )
-    parser.add_argument(
-        "--layer",
-        metavar="NAME",
-        help="only layers, rules and maps whose name contains NAME (default: all)",
-    )
+    computes = "what computes (default: numba)"
+    parser.add_argument("--backend", choices=BACKENDS, default="numba", help=computes)
+    only = "only layers, rules and maps whose name contains NAME (default: all)"
+    parser.add_argument("--layer", metavar="NAME", help=only)
     precision = "what gradients are computed in; differences are in float64 (default: float64)"
-    types = ("float64", "float32")
-    parser.add_argument("--dtype", choices=types, default="float64", help=precision)
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64", help=precision
+    )
     args = parser.parse_args(argv)
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:
@@ -46,15 +42,11 @@ def main(argv, prog=None) -> None:
             failed.append(check.name)
             print(f"{check.kind:<7}{check.name:<{width}} FAILED: {error}")
             continue
-        controls = [value for value in report.controls.values() if not math.isnan(value)]
-        print(
-            f"{check.kind:<7}{check.name:<{width}}{max(report.errors.values()):>13.1e}"
-            f"{min(controls):>10.1e}{time.perf_counter() - start:>9.2f}",
-            flush=True,
-        )
+        worst, seconds = max(report.errors.values()), time.perf_counter() - start
+        control = min(value for value in report.controls.values() if not math.isnan(value))
+        row = f"{check.kind:<7}{check.name:<{width}}{worst:>13.1e}{control:>10.1e}{seconds:>9.2f}"
+        print(row, flush=True)
     if failed:
         raise SnfnpError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
-    print(
-        f"{len(checks)} checks passed; control: the smallest error of a gradient that is wrong by "
-        "1%, which each check must catch"
-    )
+    control = "the smallest error of a gradient that is wrong by 1%, which each check must catch"
+    print(f"{len(checks)} checks passed; control: {control}")

@@ -25,9 +25,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument(
         "--certify",
         action="store_true",
-        help="also say of every learned inverse what is proved of it without a determinant: that W "
-        "and R are invertible, and by how much log|W| and -log|R| can differ; and by how much the "
-        "two densities of Eq. 3 do, at the latents of one batch of the images",
+        help="also say what is proved of every learned inverse without a determinant: that W and R "
+        "are invertible, and by how much log|W| and -log|R|, and the two densities of Eq. 3 at one "
+        "batch's latents, can differ",
     )
     args = parser.parse_args(argv)
     check_range(args, "--batch-size", 1)
@@ -35,9 +35,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused
-    proved = []
-    if args.certify:
-        proved = registry.find("certificates")(run.ops, run.flow, run.params)
+    certificates = registry.find("certificates")
+    proved = certificates(run.ops, run.flow, run.params) if args.certify else []
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
     images, likelihood = getattr(dataset, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
@@ -45,17 +44,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
         apart = None
         if proved and all(certificate.holds for certificate in proved):
-            key = RandomKey(args.seed, EVALUATION_NOISE)
-            few = run.ops.asarray(images[:at_once])
+            few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
             part = registry.find("activations-part")(run.ops, run.flow, run.params, x)
             apart = run.ops.to_host(part)
 
     bits = 1 / (result.dimension * math.log(2))
-    print(
-        f"{result.images:,} {args.split} images from {dataset.source}, "
-        f"dequantisation seed {result.dequantisation_seed}"
-    )
+    of = f"{result.images:,} {args.split} images from {dataset.source}"
+    print(f"{of}, dequantisation seed {result.dequantisation_seed}")
     print(f"{'mean log-likelihood':<24}{'nats':>14}{'bits/dim':>12}")
     for term, nats in result.ledger.items():
         print(f"{term:<24}{nats:>14.3f}{nats * bits:>12.4f}")
@@ -73,9 +69,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
     for certificate in proved:
         difference = certificate.difference
         says = "none" if difference is None else f"{difference:.4g} nats"
-        lines.append(
-            f"{certificate.layer:<12}{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}{says:>14}"
-        )
+        cells = f"{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}"
+        lines.append(f"{certificate.layer:<12}{cells}{says:>14}")
     sure = [certificate.difference for certificate in proved if certificate.holds]
     lines.append(
         f"proved for {len(sure)} of {len(proved)} layers: W and R are invertible, and log|W| and "

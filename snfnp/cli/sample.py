@@ -16,13 +16,12 @@ _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     parser.add_argument("--out", type=Path, help="the picture (default: RUN/sample-<inverse>.png)")
-    parser.add_argument(
-        "--inverse",
-        choices=("learned", "refined", "exact"),
-        default="learned",
-        help="through the learned inverses, one pass; through these, refined until nothing is left "
-        "over; or through exact solves (default: learned)",
+    through = (
+        "through the learned inverses, one pass; through these, refined until nothing is left "
     )
+    through += "over; or through exact solves (default: learned)"
+    inverses = ("learned", "refined", "exact")
+    parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
     scale = "scales the latents (default: 1.0)"
     parser.add_argument("--temperature", type=float, default=1.0, help=scale)
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")

@@ -73,5 +73,6 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        message = f"cannot write {path} ({error.strerror}): choose another {option}"
-        raise UsageError(message) from None
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}): choose another {option}"
+        ) from None

@@ -1,8 +1,5 @@
 """Published data sets: the places of their files, downloads, and the images they become."""
 
-from __future__ import annotations
-
-import hashlib
 import os
 import sys
 import tempfile
@@ -41,9 +38,7 @@ class Dataset:
             images = getattr(self, split)
             fault = _fault(images)
             if not fault and images.shape[1:] != self.train.shape[1:]:
-                fault = (
-                    f"shape {images.shape} beside {self.train.shape} for training; make them one"
-                )
+                fault = f"shape {images.shape} beside {self.train.shape} of train; make them one"
             if fault:
                 raise UsageError(f"the {split} images of {self.name}: {fault}")
             images = images[:]  # a view: what was given stays as it is
@@ -100,8 +95,8 @@ class Published:
         """The images in the files of all keys. Raises SnfnpError for a file that is damaged."""
         raise NotImplementedError
 
-    def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
-        """The images if the cache lacks files and they could not be downloaded."""
+    def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
+        """The images if files could not be downloaded, for a reason that is part of a line."""
         lacks = f"no {self.title} images in {cache_folder(self.name)} and no download ({error})"
         raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder with --data-dir")
 
@@ -117,11 +112,10 @@ class Published:
         folder = cache_folder(self.name)
         try:
             hosts = self._fill(folder)
-        except NoDownloadError as error:
+        except SnfnpError as error:
             return self.without_download(error, report)
-        source = (
-            f"{', '.join(hosts)} (downloaded to {folder})" if hosts else f"cache folder {folder}"
-        )
+        gave = f"{', '.join(hosts)} (downloaded to {folder})"
+        source = gave if hosts else f"cache folder {folder}"
         try:
             return self.read(self.find(folder), source, report)
         except SnfnpError as error:
@@ -147,18 +141,14 @@ class Published:
         files = self.find(folder)
         missing = [key for key in self.names if key not in files]
         if missing and not self.mirrors:
-            raise NoDownloadError("registered users alone are given the files")
+            raise SnfnpError("registered users alone are given the files")
         if missing and os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
-            raise NoDownloadError("SNFNP_OFFLINE is set and the cache does not hold it")
+            raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
         return list(dict.fromkeys(_download(self, key, folder) for key in missing))
 
     def _to_get(self) -> str:
         names, mirrors = " and ".join(self.names.values()), " or ".join(self.mirrors)
         return self.advice or f"get {names} from {mirrors}"
-
-
-class NoDownloadError(SnfnpError):
-    """A download that failed; the message is the reason, as a part of a longer line."""
 
 
 def print_to_stderr(line: str) -> None:
@@ -176,12 +166,6 @@ def cache_folder(name: str) -> Path:
     return Path(pooch.os_cache("snfnp")) / name
 
 
-def file_digest(path: Path, kind: str) -> str:
-    """The checksum of a file, "sha256" or "md5", in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
-
-
 def _download(published: Published, key: str, folder: Path) -> str:
     """Put a file into `folder` from the first mirror that works; return that mirror's host.
 
@@ -192,11 +176,9 @@ def _download(published: Published, key: str, folder: Path) -> str:
         import pooch
         import requests
     except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed: python -m pip install pooch"
-        raise NoDownloadError(missing) from error
+        raise SnfnpError(f"{error.name} is not installed: python -m pip install pooch") from error
     name, failures = published.names[key], []
-    # Seconds to connect, and without a byte.
-    limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}
+    limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # seconds to connect; without a byte
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,5 +198,5 @@ def _download(published: Published, key: str, folder: Path) -> str:
                     return host
                 failures.append(f"{host}: {problem}")
     except OSError as error:
-        raise NoDownloadError(f"the cache {folder} cannot be written ({error.strerror})") from error
-    raise NoDownloadError(f"no mirror gave {name} ({', '.join(failures)})")
+        raise SnfnpError(f"the cache {folder} cannot be written ({error.strerror})") from error
+    raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")

@@ -7,28 +7,25 @@ name, in npz files (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet"
 50,000 images), was downsampled differently, so that likelihoods cannot be compared, and is not
 read.
 
-The archives are copied once into uncompressed .npy files in the user's cache (4.1 GB, minutes), and
-mapped into memory from there.
+The archives are copied once into an uncompressed .npy file in the user's cache (4.1 GB, minutes),
+and mapped into memory from there.
 """
 
 import io
-import json
 import os
-import shutil
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from snfnp.data.files import SPLITS, Dataset, Published, cache_folder, file_digest
-from snfnp.data.reading import damaged, one_line, opened, read_at_most, read_tar
+from snfnp.data.files import Dataset, Published, cache_folder
+from snfnp.data.reading import damaged, one_line, read_tar
 from snfnp.errors import SnfnpError
 from snfnp.ops.random.philox import RandomKey, words
 
@@ -40,8 +37,7 @@ VALIDATION_COUNT = 20_000  # Keller et al. 2021, appendix A.3
 VALIDATION_SEED = 0  # of the random choice of those images; changing it changes every result
 
 _SHAPE = (32, 32, 3)
-_MOST = 1 << 16  # bytes of a PNG file, whose pixels alone have 3072, and of a record
-_COPY, _RECORD = "png", "record.json"
+_MOST = 1 << 16  # bytes of a PNG file, whose pixels alone have 3072
 
 
 class ImageNet32(Published):
@@ -54,30 +50,27 @@ class ImageNet32(Published):
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The archives in a folder; the copy in it is enough, should one of them be gone."""
-        archives, copy = super().find(folder), folder / _COPY
-        if len(archives) < 2 and _read_record(copy):
-            return {"train": copy, "test": copy}
-        return archives
+        archives, copies = super().find(folder), sorted(folder.glob("png-*.npy"))
+        return dict.fromkeys(self.names, copies[-1]) if len(archives) < 2 and copies else archives
 
     def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
-        copy, splits = files["train"], {}
-        if not copy.is_dir():
-            copy = cache_folder(self.name) / _COPY
-            sizes = {path.name: path.stat().st_size for path in files.values()}
-            if _read_record(copy).get("files") != sizes:
-                _make_copy(copy, files, sizes, report)
-            source = f"{source}, through the copy in {copy}"
-        for split, digest in _read_record(copy)["sha256"].items():  # some seconds
-            path = copy / f"{split}.npy"
-            try:
-                if file_digest(path, "sha256") != digest:
-                    raise ValueError("wrong checksum")
-                splits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                problem = f"the copy is damaged ({one_line(error)})"
-                raise SnfnpError(f"{path}: {problem}; delete {copy} to make it again") from error
-        source = f"{self.title}, {VERSION}, {source}"
-        return Dataset(self.name, **splits, source=source, is_sample=False)
+        copy = files["train"]
+        if copy.suffix != ".npy":
+            # Archives of other sizes are other archives, and have a copy of their own.
+            train, test = (files[key].stat().st_size for key in self.names)
+            copy = cache_folder(self.name) / f"png-{train}-{test}.npy"
+            if not copy.exists():
+                _make_copy(copy, files, report)
+            source = f"{source}, through the copy {copy}"
+        try:
+            images = np.load(copy, mmap_mode="r", allow_pickle=False)
+            if images.shape != (TRAIN_COUNT + TEST_COUNT, *_SHAPE):
+                raise ValueError(f"its shape is {images.shape}")
+        except (OSError, ValueError, EOFError) as error:
+            problem = f"the copy is damaged ({one_line(error)})"
+            raise SnfnpError(f"{copy}: {problem}; delete it to make it again") from error
+        splits = np.split(images, [TRAIN_COUNT - VALIDATION_COUNT, TRAIN_COUNT])
+        return Dataset(self.name, *splits, f"{self.title}, {VERSION}, {source}", is_sample=False)
 
 
 IMAGENET32 = ImageNet32(
@@ -100,70 +93,35 @@ def validation_mask(count: int) -> np.ndarray:
     replacement that no version of NumPy changes.
     """
     order = np.argsort(words(np, RandomKey(VALIDATION_SEED, 0), count), kind="stable")
-    mask = np.zeros(count, bool)
-    mask[order[:VALIDATION_COUNT]] = True
-    return mask
+    return np.isin(np.arange(count), order[:VALIDATION_COUNT])
 
 
-def _read_record(folder: Path) -> dict:
-    """The record of the copy in a folder; empty if there is no copy with the present split."""
-    try:
-        with opened(folder / _RECORD) as file:
-            record = json.loads(read_at_most(file, _MOST))
-        split = record["validation_count"], record["validation_seed"], set(record["sha256"])
-    except (SnfnpError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return record if split == (VALIDATION_COUNT, VALIDATION_SEED, set(SPLITS)) else {}
+def _make_copy(copy: Path, files: dict[str, Path], report: Callable) -> None:
+    """Write the images of the archives uncompressed: for training, validation and test.
 
-
-def _make_copy(folder: Path, files: dict[str, Path], sizes: dict, report: Callable) -> None:
-    """Write the uncompressed copy of the archives.
-
-    It appears under its name only when it is whole, so an interruption at any time leaves none.
+    It appears under its name only when it is whole, so an interruption at any time leaves none. Not
+    through a memory map: a disk that runs full would then end the process by a signal.
     """
-    needed, parent = (TRAIN_COUNT + TEST_COUNT) * int(np.prod(_SHAPE)), folder.parent
+    shape, held_out = (TRAIN_COUNT + TEST_COUNT, *_SHAPE), []
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(parent).free < needed:
-            raise OSError(0, f"it takes {needed / 1e9:.1f} GB: make room there")
-        report(f"copying ImageNet32, {VERSION}, once into {folder}; this takes minutes")
-        with tempfile.TemporaryDirectory(prefix=".copy-", dir=parent) as temporary:
-            part = Path(temporary) / folder.name
-            part.mkdir()
-            _write_splits(files, part)
-            record = {
-                "version": VERSION,
-                "files": sizes,
-                "validation_count": VALIDATION_COUNT,
-                "validation_seed": VALIDATION_SEED,
-                "sha256": {split: file_digest(part / f"{split}.npy", "sha256") for split in SPLITS},
-            }
-            (part / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            if folder.exists():
-                os.replace(folder, Path(temporary) / "outdated")
-            os.replace(part, folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        report(f"copying ImageNet32, {VERSION}, once into {copy}; this takes minutes")
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=copy.parent) as temporary:
+            part = Path(temporary) / copy.name
+            with open(part, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                train = tqdm(_images(files["train"], TRAIN_COUNT), total=TRAIN_COUNT, disable=None)
+                for pixels, held in zip(train, validation_mask(TRAIN_COUNT), strict=True):
+                    if held:  # 61 MB in all
+                        held_out.append(pixels)
+                    else:
+                        file.write(pixels.tobytes())
+                for pixels in chain(held_out, _images(files["test"], TEST_COUNT)):
+                    file.write(pixels.tobytes())
+            os.replace(part, copy)
     except OSError as error:
-        problem = f"the copy of ImageNet32 cannot be written ({error.strerror})"
-        raise SnfnpError(f"{folder}: {problem}") from error
-
-
-def _write_splits(files: dict[str, Path], folder: Path) -> None:
-    """Write the splits as .npy files, the pixels as plain bytes.
-
-    Not through a memory map: a disk that runs full would then end the process by a signal.
-    """
-    counts = (TRAIN_COUNT - VALIDATION_COUNT, VALIDATION_COUNT, TEST_COUNT)
-    images = chain(_images(files["train"], TRAIN_COUNT), _images(files["test"], TEST_COUNT))
-    places = chain(validation_mask(TRAIN_COUNT).astype(int), repeat(2))  # of each, in SPLITS
-    with ExitStack() as stack:
-        splits = []
-        for split, count in zip(SPLITS, counts, strict=True):
-            splits.append(stack.enter_context(open(folder / f"{split}.npy", "wb")))
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *_SHAPE)}
-            np.lib.format.write_array_header_1_0(splits[-1], header)
-        total = TRAIN_COUNT + TEST_COUNT
-        for pixels in tqdm(images, total=total, unit="img", unit_scale=True, disable=None):
-            splits[next(places)].write(pixels.tobytes())
+        raise SnfnpError(f"{copy}: the copy cannot be written ({error.strerror})") from error
 
 
 def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
@@ -171,9 +129,8 @@ def _images(archive: Path, count: int) -> Iterator[np.ndarray]:
 
     Raises SnfnpError if there are more or fewer, or one is damaged, of another size or type.
     """
-    read = 0
-    for member, content in read_tar(archive, lambda name: name.endswith(".png"), _MOST):
-        read += 1
+    read, members = 0, read_tar(archive, lambda name: name.endswith(".png"), _MOST)
+    for read, (member, content) in enumerate(members, start=1):
         if read > count:
             break
         try:

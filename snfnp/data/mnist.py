@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.data.files import SPLITS, Dataset, NoDownloadError, Published
+from snfnp.data.files import SPLITS, Dataset, Published
 from snfnp.data.reading import idx_header, read_idx
 from snfnp.errors import SnfnpError
 
@@ -56,9 +56,8 @@ class MnistSpec(Published):
         for stem, path in files.items():
             other = others.get(_digest(images[stem]), self)
             if other.name != self.name:
-                remedy = f"choose the data set {other.name} or give another folder"
-                found = f"is a file of {other.title}, not of {self.title}"
-                raise SnfnpError(f"{path}: {found}; {remedy}")
+                found = f"{path}: is a file of {other.title}, not of {self.title}"
+                raise SnfnpError(f"{found}; choose the data set {other.name} or another folder")
         train, validation = np.split(images[TRAIN_STEM][..., None], [self.counts[0]])
         test = images[TEST_STEM][..., None]
         return Dataset(self.name, train, validation, test, source, is_sample=False)
@@ -67,7 +66,7 @@ class MnistSpec(Published):
         train, validation, test = self.counts
         return (train + validation if stem == TRAIN_STEM else test, *IMAGE_SIZE)
 
-    def without_download(self, error: NoDownloadError, report: Callable) -> Dataset:
+    def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         if self.name != "mnist":
             return super().without_download(error, report)
         folder, splits = resources.files("snfnp.data").joinpath("sample"), []

@@ -92,9 +92,8 @@ def read_tar(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[t
             while stream.read(_CHUNK):
                 pass
     except tarfile.TarError as error:
-        raise damaged(
-            path, f"the archive is damaged or no tar archive ({one_line(error)})"
-        ) from error
+        problem = f"the archive is damaged or no tar archive ({one_line(error)})"
+        raise damaged(path, problem) from error
 
 
 def idx_header(shape: tuple[int, ...]) -> bytes:

@@ -37,19 +37,28 @@ class Check(NamedTuple):
 def catalogue() -> list[Check]:
     """All checks, layers first: every layer, with every rule that has a gradient and in shapes
     that differ; every rule; every map."""
-    checks = []
-    layers = [*_linear(), *_elementwise(), *_spatial(), *_other_papers()]
-    for name, layer, shape, *settings in layers:
-        run = partial(check_layer, layer, shape, **dict(*settings))
-        checks.append(Check("layer", name, run))
-    checks += [Check("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
-    return checks + [Check("map", name, partial(check_map, *rest)) for name, *rest in _maps()]
+    maps = [
+        ("dense", Dense(5), (5,)),
+        ("dense, one feature", Dense(1), (1,)),
+        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
+        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
+        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
+        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
+        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
+        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
+    ]
+    checks = [
+        ("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
+        for name, layer, shape, *settings in _linear() + _other_layers()
+    ]
+    checks += [("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
+    checks += [("map", name, partial(check_map, *rest)) for name, *rest in maps]
+    return [Check(*each) for each in checks]
 
 
 def _linear() -> list[tuple]:
     snf, forward, exact = SelfNormalizing(), SelfNormalizing("forward"), Exact()
-    plain, turned = {"bias": False}, {"init_kind": "orthogonal"}
-    chain = registry.find("chain")(Conv2d((3, 3), 2), 2)
+    rotation, chain = {"init_kind": "orthogonal"}, registry.find("chain")(Conv2d((3, 3), 2), 2)
 
     def dense(name, features, rule, **options):
         return f"dense{name}", Linear(Dense(features), rule, **options), (features,)
@@ -61,80 +70,59 @@ def _linear() -> list[tuple]:
     return [
         dense("", 5, snf),
         dense(", one feature", 1, snf),
-        dense(", without bias", 5, snf, **plain),
-        dense(", from the identity", 4, snf, init_kind="identity"),
-        dense(", from a rotation", 4, snf, **turned),
+        dense(", without bias, from the identity", 5, snf, bias=False, init_kind="identity"),
         dense(", forward objective", 5, forward),
-        dense(", forward objective, without bias", 4, forward, **plain),
         dense(", exact gradient", 5, exact),
-        dense(", exact gradient, without bias", 5, exact, **plain),
+        dense(", exact gradient, without bias", 5, exact, bias=False),
         conv("", (3, 3), (3, 3, 2), snf),
         conv(", one channel", (3, 3), (4, 3, 1), snf),
-        conv(", forward objective", (3, 3), (3, 3, 2), forward, **plain),
+        conv(", forward objective", (3, 3), (3, 3, 2), forward, bias=False),
         conv(", exact gradient", (3, 3), (3, 3, 2), exact),
         conv(", inverse 5x5", (3, 3), (3, 4, 2), snf, inverse_map=Conv2d((5, 5), 2)),
-        conv(", inverse 7x7", (3, 3), (4, 3, 1), snf, inverse_map=Conv2d((7, 7), 1)),
-        conv(", inverse 5x3", (3, 5), (3, 3, 2), snf, inverse_map=Conv2d((5, 3), 2)),
+        conv(", inverse 5x3", (3, 5), (4, 3, 1), snf, inverse_map=Conv2d((5, 3), 1)),
         conv(", inverse of two 3x3", (3, 3), (3, 4, 2), snf, inverse_map=chain),
-        conv("", (1, 1), (2, 3, 3), snf),
-        conv(", exact gradient", (1, 1), (2, 2, 3), exact),
         # the 1×1 convolutions of Glow, plain and self-normalizing, and Table 5's larger kernel
-        conv(", exact gradient, from a rotation", (1, 1), (2, 3, 4), exact, **plain, **turned),
-        conv(", from a rotation", (1, 1), (2, 3, 4), snf, **turned),
-        conv(", from a rotation", (5, 5), (3, 4, 2), snf, **turned),
+        conv(", exact gradient", (1, 1), (2, 3, 4), exact, bias=False, **rotation),
+        conv("", (1, 1), (2, 3, 3), snf, **rotation),
+        conv("", (5, 5), (3, 4, 2), snf, **rotation),
     ]
 
 
-def _elementwise() -> list[tuple]:
+def _other_layers() -> list[tuple]:
+    names, short = ("bias-layer", "causal-layer", "exponential-layer"), {"terms": (13, 13)}
+    bias, causal, exponential = map(registry.find, names)
+
     def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels anew for every other number
         layer = RationalQuadraticSpline(5, **options)
         return name, layer, shape, {"x": spline_points(layer, shape)}
 
-    return [
-        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
-        ("smooth leaky ReLU, 0.05", SmoothLeakyReLU(0.05), (4,)),
-        ("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,)),
-        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.3), (2, 3, 2)),
-        spline("spline", (2, 1, 2), bound=4.0),
-        spline("spline, features", (3,), bound=10.0),
-        spline("spline, one feature", (1,), bound=2.0),
-        spline("spline, larger bins", (2, 1, 2), bound=4.0, eps=0.01),
-        ("actnorm", ActNorm(), (3, 2, 4)),
-        ("actnorm, features", ActNorm(), (5,)),
-        ("actnorm, one channel", ActNorm(), (1, 2, 1)),
-        ("squeeze", Squeeze(), (4, 2, 3)),
-        ("squeeze, one channel", Squeeze(), (2, 2, 1)),
-    ]
-
-
-def _spatial() -> list[tuple]:
     def coupling(name, channels, width, shape, make=lambda layer: layer):
         layer = AffineCoupling(channels, width)
         return name, make(layer), shape, coupling_point(layer, shape)
 
     return [
+        ("smooth leaky ReLU", SmoothLeakyReLU(), (6,)),
+        ("smooth leaky ReLU, 0.95", SmoothLeakyReLU(0.95), (1,)),
+        ("smooth leaky ReLU, images", SmoothLeakyReLU(0.05), (2, 3, 2)),
+        spline("spline", (2, 1, 2), bound=4.0),
+        spline("spline, one feature", (1,), bound=10.0),
+        spline("spline, larger bins", (3,), bound=2.0, eps=0.01),
+        ("actnorm", ActNorm(), (3, 2, 4)),
+        ("actnorm, features", ActNorm(), (5,)),
+        ("actnorm, one channel", ActNorm(), (1, 2, 1)),
+        ("squeeze", Squeeze(), (4, 2, 3)),
+        ("squeeze, one channel", Squeeze(), (2, 2, 1)),
         coupling("coupling", 4, 8, (3, 2, 4)),
         coupling("coupling, 2 channels", 2, 8, (2, 3, 2)),
         coupling("coupling, 6 channels", 6, 5, (1, 2, 6)),
         coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
-        coupling("split prior, 2 channels", 2, 8, (2, 3, 2), SplitPrior),
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
-        ("split prior, squeeze", SplitPrior(Squeeze()), (4, 2, 1)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
-    ]
-
-
-def _other_papers() -> list[tuple]:
-    names = ("bias-layer", "causal-layer", "exponential-layer")
-    bias, causal, exponential = map(registry.find, names)
-    short = {"terms": (13, 13)}
-    return [
         ("bias", bias(), (3, 4, 2)),
         ("bias, features", bias(), (5,)),
         ("causal conv", causal(3), (3, 2, 3)),
-        ("causal conv, one channel", causal(1), (5, 4, 1)),
-        ("causal conv, without bias", causal(2, bias=False), (1, 5, 2)),
+        ("causal conv, one channel, without bias", causal(1, bias=False), (5, 4, 1)),
         ("anticausal conv", causal(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", exponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts
@@ -145,8 +133,7 @@ def _other_papers() -> list[tuple]:
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
     """Points in the middle of bins, and in both tails: a spline has kinks of ℓ at its knots."""
-    rng = np.random.default_rng(7)
-    bins, bound = layer.bins, layer.bound
+    rng, bins, bound = np.random.default_rng(7), layer.bins, layer.bound
     width = 2 * bound / bins
     middles = -bound + width * (np.arange(-1, bins + 1) + 0.5)
     x = rng.permuted(np.broadcast_to(middles, (np.prod(shape, dtype=int), bins + 2)), axis=1).T
@@ -164,8 +151,7 @@ def coupling_point(layer: AffineCoupling, shape) -> dict:
     rng = np.random.default_rng(14)
     width, half = layer.width, layer.channels // 2
     units = np.arange(width)
-    initial = layer.init(rng, shape)
-    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in initial.items()}
+    p = {k: 0.02 * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
     p["w1"][1, 1, units % half, units] += rng.choice([-1, 1], width) * rng.uniform(0.6, 0.9, width)
     signs = rng.choice([-1, 1], width)
     p["w2"][units, (units + 1) % width] += signs
@@ -185,10 +171,7 @@ def _rules() -> list[tuple]:
         "one channel": (Conv2d((1, 1), 1), (1, 2, 1)),
         "conv 3x3": (Conv2d((3, 3), 2), (3, 4, 2)),
     }
-    vectors, pointwise = (
-        ("dense", "one feature"),
-        ("dense", "one feature", "conv 1x1", "one channel"),
-    )
+    vectors, pointwise = ("dense", "one feature"), tuple(maps)[:-1]
     rules = [
         ("self-normalizing", SelfNormalizing(), pointwise),
         ("self-normalizing, forward", SelfNormalizing("forward"), pointwise),
@@ -197,19 +180,3 @@ def _rules() -> list[tuple]:
         *((f"relative, {b}", Relative(b), vectors) for b in ("plain", "full", "gresele")),
     ]
     return [(f"{name}, {of}", rule, *maps[of]) for name, rule, names in rules for of in names]
-
-
-def _maps() -> list[tuple]:
-    return [
-        ("dense", Dense(5), (5,)),
-        ("dense, one feature", Dense(1), (1,)),
-        ("conv 3x3", Conv2d((3, 3), 2), (3, 4, 2)),
-        ("conv 3x5", Conv2d((3, 5), 2), (4, 3, 2)),
-        ("conv 7x3", Conv2d((7, 3), 1), (2, 3, 1)),
-        ("conv 1x1", Conv2d((1, 1), 3), (2, 3, 3)),
-        ("conv 1x1, one channel", Conv2d((1, 1), 1), (2, 2, 1)),
-        ("conv 3x3, whole matrix", Conv2d((3, 3), 2, exact="dense"), (3, 4, 2)),
-        ("conv 3x3, 2 to 3 channels", Conv2d((3, 3), 2, 3), (3, 4, 2)),
-        ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
-        ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
-    ]

@@ -11,13 +11,7 @@ import numpy as np
 
 from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import (
-    GradientError,
-    Measured,
-    measure_gradient,
-    relative,
-    tolerance,
-)
+from snfnp.gradcheck.differences import GradientError, measure_gradient, relative, tolerance
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
@@ -36,9 +30,6 @@ class Report:
     def __str__(self) -> str:
         width = max(map(len, self.errors), default=0)
         return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
-
-    def add(self, name: str, measured: Measured) -> None:
-        self.errors[name], self.controls[name] = measured.error, measured.control
 
 
 @dataclass
@@ -110,19 +101,18 @@ class Case:
     def log_det(self, params) -> float:
         return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
-    def backward(self, x, params, deltas, dldj, lam=None) -> dict[str, np.ndarray]:
+    def backward(self, x, params, deltas, dldj) -> dict[str, np.ndarray]:
         """{parameter: gradient or next value, "x": δ_x} of a backward pass.
 
         Raises GradientError if a gradient is not written, or anything else is written to.
         """
-        ops, lam = self.ops, self.lam if lam is None else lam
-        x_, p, dldj_ = self.put(x), self.put(params), self.put(dldj)
-        deltas_ = self.put(deltas)
+        ops, x_, p = self.ops, self.put(x), self.put(params)
+        deltas_, dldj_ = self.put(deltas), self.put(dldj)
         _, _, cache = self.layer.forward(ops, p, x_)
         passes = []
         for _ in range(2):  # the second time from what the first left in the cache
             grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext.of(ops, dldj_, lam, key=layer_key(KEY, 0))
+            ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
             if self.layer.learns_inverse:
@@ -139,12 +129,10 @@ class Case:
             raise GradientError("backward changed the cache: twice, it gives two results")
         return first
 
-    def gradients(self, params=None, lam=None) -> dict[str, np.ndarray]:
+    def gradients(self) -> dict[str, np.ndarray]:
         """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
-        params = self.cast(params or self.params)
-        x, a, c = self.cast(self.x), self.cast(self.a), self.cast(self.c)
-        grads = self.backward(x, params, c, a, lam)
-        for name in params:
+        grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
+        for name in self.params:
             if np.isnan(grads[name]).any():
                 raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
         return grads
@@ -152,7 +140,8 @@ class Case:
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
         settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
-        self.report.add(name, measure_gradient(scalar, point, gradient, **settings))
+        measured = measure_gradient(scalar, point, gradient, **settings)
+        self.report.errors[name], self.report.controls[name] = measured.error, measured.control
 
     def compare(self, name: str, value, expected, wrong=None) -> None:
         """Compare arrays, and report it; wrong: the negative control, by default off by 1 %.
@@ -164,7 +153,7 @@ class Case:
         typical = float(np.max(np.abs(expected)))
         error = max(relative(a, b, typical) for a, b in zip(value.flat, expected.flat, strict=True))
         control = float(np.max(np.abs(wrong - expected)) / typical)
-        self.report.add(name, Measured(error, control))
+        self.report.errors[name], self.report.controls[name] = error, control
         if not error <= self.rtol:
             raise GradientError(f"{name} is off by {error:.2e} > {self.rtol:.0e}")
         if control <= self.rtol:
@@ -207,20 +196,18 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     """
     c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
     f, g = layer.maps  # their T differ if R has another kernel size than W
-    rows = len(x)
-    x, dz = x.reshape(rows, -1), dz.reshape(rows, -1)
-    volume = dldj.sum()
+    x, dz, volume = flat(x), flat(dz), dldj.sum()
     w_bar, r_bar = as_matrix(f, ops, params["W"], shape), as_matrix(g, ops, params["R"], shape)
     z_bar, dx_bar = x @ w_bar.T, dz @ w_bar
 
     def scalar(x_, p) -> float:
         w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g, ops, p["R"], shape)
-        z = x_.reshape(rows, -1) @ w.T
-        error = z @ r.T - x_.reshape(rows, -1)
+        z = flat(x_) @ w.T
+        error = z @ r.T - flat(x_)
         bias = np.sum(dz.reshape(-1, p["b"].size) @ p["b"]) if "b" in p else 0.0
         forward = c_f * (np.sum(dz * z) + volume * np.sum(w * r_bar.T))
         inverse = c_g * (np.sum(dx_bar * (z_bar @ r.T)) + volume * np.sum(r * w_bar.T))
-        return float(bias + forward - inverse - lam / rows * np.sum(error * error))
+        return float(bias + forward - inverse - lam / len(x) * np.sum(error * error))
 
     return scalar
 
@@ -251,8 +238,7 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
         found = ", ".join(layer.rule.updates)
         raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
     case = Case(layer, shape, **settings)
-    _check_shapes(case)
-    _check_single_precision(case)
+    _check_arrays(case)
     case.report.errors["inverse(forward(x))"] = _inverse_error(case)
     case.report.errors["log-determinant"] = max(_log_det_error(case, sample) for sample in case.x)
     x, params, grads = case.x, case.params, case.gradients()
@@ -266,36 +252,30 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
     return case.report
 
 
-def _check_shapes(case: Case) -> None:
-    layer, count = case.layer, len(case.x)
-    declared = [(name, tuple(size)) for name, size in layer.parameter_shapes(case.shape).items()]
+def _check_arrays(case: Case) -> None:
+    """Shapes, and dtypes: training is in single precision, which nothing may widen."""
+    declared = [(k, tuple(size)) for k, size in case.layer.parameter_shapes(case.shape).items()]
     made = [(name, value.shape) for name, value in case.initial.items()]
     if declared != made:
         raise GradientError(f"parameter_shapes says {declared}, init makes {made}")
-    outputs, ldj = case.forward(case.x, case.params)
-    for name, output, c in zip(("z", "latent"), outputs, case.c, strict=False):
-        if output.shape != c.shape:
-            raise GradientError(f"{name} has shape {output.shape}, not the declared {c.shape}")
-        if output.dtype != case.x.dtype:
-            raise GradientError(f"{name} has dtype {output.dtype}, x has {case.x.dtype}")
-    if np.shape(ldj) not in ((), (count,)):
-        raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({count},) or 0")
-
-
-def _check_single_precision(case: Case) -> None:
-    """Training is in single precision: nothing may widen it, or time and memory double."""
-    x, a, *c = (array.astype(np.float32) for array in (case.x, case.a, *case.c))
-    params = {name: value.astype(np.float32) for name, value in case.params.items()}
-    outputs, ldj = case.forward(x, params)
-    dx = case.backward(x, params, c, a)["x"]
-    arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
-    for name, array in arrays.items():
-        if np.ndim(array) and array.dtype != np.float32:
-            raise GradientError(f"{name} is {array.dtype}, but all arguments are float32")
+    for dtype in (np.float64, np.float32):
+        x, a, *c = (array.astype(dtype) for array in (case.x, case.a, *case.c))
+        params = {name: value.astype(dtype) for name, value in case.params.items()}
+        outputs, ldj = case.forward(x, params)
+        for name, z, dz in zip(("z", "latent"), outputs, c, strict=False):
+            if z.shape != dz.shape:
+                raise GradientError(f"{name} has shape {z.shape}, not the declared {dz.shape}")
+        if np.shape(ldj) not in ((), (len(x),)):
+            raise GradientError(f"ldj has shape {np.shape(ldj)}, expected ({len(x)},) or 0")
+        dx = case.backward(x, params, c, a)["x"]
+        arrays = {"z": outputs[0], "latent": outputs[-1], "dx": dx, "ldj": ldj}
+        for name, array in arrays.items():
+            if np.ndim(array) and array.dtype != dtype:
+                raise GradientError(f"{name} is {array.dtype}, but all arguments are {x.dtype}")
 
 
 def _inverse_error(case: Case) -> float:
-    outputs, _ = case.forward(case.x, case.params)
+    outputs = case.forward(case.x, case.params)[0]
     p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
     back = case.ops.to_host(case.layer.exact_inverse(case.ops, p, *z))
     error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
@@ -318,7 +298,6 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
     error = abs(declared - expected) / max(1.0, abs(expected))
     if not error <= case.rtol:
-        raise GradientError(
-            f"log|det J| is {expected:.12g} from the Jacobian, {declared:.12g} from the layer"
-        )
+        found = f"log|det J| is {expected:.12g} from the Jacobian"
+        raise GradientError(f"{found}, {declared:.12g} from the layer")
     return error
