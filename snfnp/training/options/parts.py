@@ -3,6 +3,8 @@
 Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable
