@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
@@ -41,11 +39,7 @@ class Session:
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
-
-        def buffers() -> int:  # bytes of the parameters, their gradients and Adam's two moments
-            return 4 * _layout(config, dataset).size * np.dtype(config.dtype).itemsize
-
-        with within_memory(self.ops, "--batch-size", config.batch_size, buffers, also):
+        with within_memory(self.ops, "--batch-size", config.batch_size, also):
             how = (self.folder, self.goes_on, report)
             return train(config, dataset, self.ops, *how, world=self.world)
 
