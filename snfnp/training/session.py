@@ -10,7 +10,6 @@ from pathlib import Path
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
-from snfnp.parameters import Layout
 from snfnp.training import tensorboard
 from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
@@ -50,7 +49,7 @@ def started(
 ) -> Iterator[Session]:
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
-    _layout(config, dataset)  # what a model refuses, it refuses before there is a folder
+    _ = config.build_flow(dataset.train.shape[1:]).layout  # refusals come before the folder
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.data}-{config.model}-{config.gradient}-{stamp}"
     path = world.broadcast(config.out or Path("runs") / name)
@@ -110,9 +109,7 @@ def resume(
         return session.train(report)
 
 
-def _prepare(
-    config: TrainConfig, dataset: Dataset | None, world: Communicator
-) -> tuple[TrainConfig, Dataset, Ops]:
+def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     """The configuration resolved, the images, and the operations."""
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:
@@ -122,10 +119,6 @@ def _prepare(
     if config.tensorboard:
         tensorboard.require()  # before there is a folder
     return config, dataset, ops
-
-
-def _layout(config: TrainConfig, dataset: Dataset) -> Layout:
-    return config.build_flow(dataset.train.shape[1:]).layout
 
 
 def _load(config: TrainConfig, world: Communicator) -> Dataset:
