@@ -241,16 +241,13 @@ PRESETS = {
         recipe={"inverse_update": "least-squares", "inverse_kernel": 5, "bias_init": "data"},
         lam_forward=1.0,
     ),
-    "emerging": Preset(
-        partial(other_convolutional, "emerging"),
-        "the same flow of emerging convolutions (Table 1)",
-        ("exact",),
-    ),
-    "conv-exponential": Preset(
-        partial(other_convolutional, "conv-exponential"),
-        "the same flow of convolution exponentials (Table 1)",
-        ("exact",),
-    ),
+    **{
+        name: Preset(partial(other_convolutional, name), f"the same flow of {what}", ("exact",))
+        for name, what in (
+            ("emerging", "emerging convolutions (Table 1)"),
+            ("conv-exponential", "convolution exponentials (Table 1)"),
+        )
+    },
     "glow": _glow(
         "Glow of L levels and K steps, 2L-16K",
         lam=100,

@@ -22,10 +22,11 @@ def test_rows_are_drawn_where_there_is_something_to_draw():
 
 
 def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
-    line, low, high = plots.Row("a", [(1.0,), None, (2.0, 1.5, 3.0)]).lines
+    without = {name: value for name, value in RECORD.items() if name != "lam"}
+    banded = {**RECORD, "lam": 2.0, "lam_min": 1.5, "lam_max": 3.0}
+    line, low, high = rows([RECORD, without, banded])[2].lines
     for found, ends in ((line, (1, 2)), (low, (1, 1.5)), (high, (1, 3))):
         assert (found[0], found[2]) == ends and math.isnan(found[1])
-    assert plots.Row("a", [(1.0,), None]).lines.shape == (1, 2)
 
 
 def test_the_picture_has_all_rows(tmp_path, monkeypatch):

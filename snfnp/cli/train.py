@@ -106,8 +106,8 @@ def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
     from snfnp.training import curves, plots
 
     records = folder.read_metrics()
-    title = f"{config.data}, {config.model_name}, {config.gradient} gradient"
-    title += f", {config.epochs} epochs"
+    how = f"{config.gradient} gradient, {config.epochs} epochs"
+    title = f"{config.data}, {config.model_name}, {how}"
     if records:  # they may have been lost
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)

@@ -1,8 +1,7 @@
-"""The CPU as a device, and the report of memory that ran out on any device."""
+"""The CPU as a device."""
 
 import socket
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,33 +14,6 @@ def ranks_on_shared_cores(world: Communicator) -> int:
     a machine, unless a launcher gave each of them its own cores."""
     here = socket.gethostname(), threads.cores()
     return sum(host == here[0] and bool(cores & here[1]) for host, cores in world.gather(here))
-
-
-@dataclass(frozen=True)
-class MemoryShortfall:
-    """A report of memory that ran out.
-
-    found: what was asked for and what was available, in words. needed, room: the bytes that this
-    run would have held with what it asked for, and the bytes that it could have had, or None.
-    """
-
-    found: str
-    needed: int | None = None
-    room: int | None = None
-
-    def largest_fitting(self, count: int, fixed: int = 0) -> int | None:
-        """The number of items that would fit instead of `count`: count // 2ᵏ, the smallest k >= 1.
-
-        An estimate: `fixed` bytes plus a share for each item, of what was needed up to the failure;
-        the true answer may be smaller. 0 if not even one item fits, None if nothing is known.
-        """
-        if self.needed is None:
-            return None
-        share = max(self.needed - fixed, 0) / count
-        count //= 2
-        while count and fixed + share * count > self.room:
-            count //= 2
-        return count
 
 
 class HostDevice:
@@ -110,11 +82,11 @@ class HostDevice:
         """The device and its libraries, for a run's configuration; {} if `threads` says it."""
         return {}
 
-    def shortfall(self, error: Exception) -> MemoryShortfall | None:
-        """A report if an exception is about memory, else None."""
+    def shortfall(self, error: Exception) -> str | None:
+        """The memory that was asked for and what there is, in words; None for any other error."""
         if not isinstance(error, MemoryError):
             return None
-        return MemoryShortfall(str(error) or "nothing more is known")
+        return str(error) or "nothing more is known"
 
     def synchronise(self) -> None:
         """Wait until everything on the device is done, on every stream."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey
+from snfnp.ops import SINGLE_PROCESS, RandomKey
 from snfnp.training.options import TrainConfig
 from snfnp.training.step import cut
 
@@ -18,9 +18,7 @@ class Batches:
     every batch.
     """
 
-    def __init__(
-        self, ops, images, config: TrainConfig, shape, world: Communicator = SINGLE_PROCESS
-    ):
+    def __init__(self, ops, images, config: TrainConfig, shape, world=SINGLE_PROCESS):
         self._config, self._shape, self._count = config, shape, len(images)
         self._slice = cut(config.batch_size, world.size)[world.rank]
         self.steps_per_epoch = config.steps_per_epoch(len(images))

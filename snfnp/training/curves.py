@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snfnp.training import plots
-from snfnp.training.plots import Point, Row
+from snfnp.training.plots import Row
 
 # (figure of a record or of its layers, label of its row, how it is drawn)
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -20,13 +22,13 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 _OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs that learn none
 
 
-def _point(record: dict, figure: str) -> Point:
+def _point(record: dict, figure: str) -> tuple[float, float, float] | None:
     """A figure and the ends of its band, as controllers of λ record them; of the layers' figures
-    the largest, and a band over all of them."""
+    the largest, and a band over all of them; None if there is no such figure."""
     if figure in record:
-        absent = figure in _OF_INVERSES and not record["reconstruction"] > 0
-        keys = (figure, f"{figure}_min", f"{figure}_max")
-        return None if absent else tuple(record[key] for key in keys if key in record)
+        value, absent = record[figure], figure in _OF_INVERSES and not record["reconstruction"] > 0
+        ends = record.get(f"{figure}_min", value), record.get(f"{figure}_max", value)
+        return None if absent else (value, *ends)
     values = [own[figure] for own in record.get("layers", {}).values() if figure in own]
     return (max(values), min(values), max(values)) if values else None
 
@@ -37,7 +39,8 @@ def rows(records: list[dict]) -> list[Row]:
     for figure, label, style in ROWS:
         points = [_point(record, figure) for record in records]
         if any(points):
-            drawn.append(Row(label, points, **style))
+            lines = np.array([point or [np.nan] * 3 for point in points]).T
+            drawn.append(Row(label, lines, **style))
     return drawn
 
 

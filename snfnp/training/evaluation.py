@@ -64,10 +64,8 @@ class Evaluator:
     def _refuse_explosion(self, record: dict, images) -> None:
         """Raises DivergedError for a likelihood that is finite, but no model's that learns.
 
-        Pixels of 256 values take 8 bits each without any model. Before it has learned much, a flow
-        may be worse; later, overfitting or noise may make it worse than it was: so the limit is
-        twice those bits or twice the best so far, whichever is more. If nothing was evaluated
-        yet, the best so far is what the run started from.
+        The limit is twice the 8 bits that pixels of 256 values take without any model, or twice the
+        best so far (the start's, if nothing was evaluated yet), whichever is more.
         """
         key = "validation_bits_per_dimension"
         bits, limit = record[key], _TOLERATED * math.log2(self._trainer.flow.preprocess.levels)

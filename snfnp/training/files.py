@@ -149,18 +149,12 @@ class FolderLock:
             try:
                 _lock(self._file)
             except (BlockingIOError, PermissionError):
-                holder = self._holder()
+                found = f"{self._path.parent} is in use by {self._holder() or 'another process'}"
                 self._file.close()
-                raise UsageError(
-                    f"{self._path.parent} is in use by {holder or 'another process'}: stop that "
-                    "one, or choose another --out"
-                ) from None
+                raise UsageError(f"{found}: stop that one, or choose another --out") from None
             except OSError as error:
-                print(
-                    f"{self._path.parent} cannot be locked here ({error.strerror}): see to it "
-                    "that no second program trains in it",
-                    file=sys.stderr,
-                )
+                found = f"{self._path.parent} cannot be locked here ({error.strerror})"
+                print(f"{found}: see that no second program trains in it", file=sys.stderr)
             # The holder before may have removed the file after it was opened here.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.lstat(self._path)):

@@ -78,24 +78,16 @@ def _silent(what) -> None:
     """Drop a line or a record that rank 0 reports already."""
 
 
-def _take_steps(
-    dataset: Dataset,
-    batches: Batches,
-    evaluator: Evaluator,
-    checkpoints: Checkpointer,
-    signals: Signals,
-    report: Callable[[str], None],
-    keep: Callable[[dict], None],
-) -> None:
+def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep) -> None:
     """All steps that are left, with evaluations, whose records `keep` keeps, and checkpoints."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
     progress = ProgressLine(config, trainer, clock, steps)
-    with closing(progress), signals.stops_between_steps():
+    with closing(progress.bar), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))
-            progress.advance()
+            progress.bar.update(config.batch_size)
             # What one rank is asked for, or its clock says, all do. What comes later waits.
             requests = _STOP * signals.stop | _CHECKPOINT * signals.checkpoint
             requests |= _SAVE * checkpoints.due() | _SHOW * progress.due()
@@ -104,7 +96,7 @@ def _take_steps(
                 progress.show()
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
-                progress.clear()
+                progress.bar.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
                 keep(record)
@@ -117,14 +109,12 @@ def _take_steps(
             elif requests & (_SAVE | _CHECKPOINT | _STOP):
                 checkpoints.save(run.last)
             if requests & _CHECKPOINT:
-                progress.clear()
+                progress.bar.clear()
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 signals.checkpoint = False
             if requests & _STOP:
-                report(
-                    f"interrupted at step {trainer.step}: everything is in {run.last}; go on with "
-                    f"--resume --out {shlex.quote(str(run.path))}"
-                )
+                advice = f"go on with --resume --out {shlex.quote(str(run.path))}"
+                report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
                 raise KeyboardInterrupt
 
 
@@ -158,10 +148,8 @@ def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evalua
     def load_best():
         saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
         if saved.step != best["step"]:
-            raise CheckpointError(
-                f"{run.best} is of step {saved.step}, but the best evaluation was at step "
-                f"{best['step']}: restore it, or start a new run"
-            )
+            found = f"of step {saved.step}, but the best evaluation was at step {best['step']}"
+            raise CheckpointError(f"{run.best} is {found}: restore it, or start a new run")
         return saved
 
     test = evaluator.test(world.on_rank_zero(load_best).p, dataset.test)

@@ -63,10 +63,8 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-def save_samples(
-    path: Path, panels: dict[str, np.ndarray], title: str, columns: int | None = None
-) -> None:
-    """Panels of images (N, H, W, C) side by side, each under its name (the paper's Fig. 2).
+def save_samples(path: Path, panels: dict, title: str, columns: int | None = None) -> None:
+    """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2).
 
     columns: images in a row (default: `default_columns`). No pixel of an image is lost: a figure
     grows with its panels, and a single panel that `is_large` is written alone, without its name.
@@ -93,30 +91,18 @@ def save_samples(
     _save(figure, path)
 
 
-# A record's place on a row of curves: a value, and the ends of a band around it if there is one.
-Point = tuple[float, ...] | None
-
-
 @dataclass(frozen=True)
 class Row:
-    """A row of curves: its label, and a point per record, None for one without such a figure.
+    """A row of curves: its label, and per record a value and the ends of a band around it, lines
+    (3, records), NaN for a record without.
 
     log: a logarithmic axis, if all is positive; limit: a level that is marked.
     """
 
     label: str
-    points: list[Point]
+    lines: np.ndarray
     log: bool = True
     limit: float | None = None
-
-    @property
-    def lines(self) -> np.ndarray:
-        """The line, and below it the ends of its band, if any point has one: (1 or 3, records);
-        NaN for a record without a point."""
-        size = max(len(point) for point in self.points if point)
-        # a point without a band has one of no width beside others that have one
-        whole = [(point or (math.nan,)) for point in self.points]
-        return np.array([point if len(point) == size else point * size for point in whole]).T
 
 
 def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
@@ -131,24 +117,19 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
     )
     for column, (label, x) in enumerate(columns.items()):
         for number, row in enumerate(rows):
-            _draw_row(axes[number, column], x, row, f"C{number}")
+            axis, color = axes[number, column], f"C{number}"
+            axis.plot(x, row.lines[0], marker=_marker(x), color=color)
+            axis.fill_between(x, *row.lines[1:], color=color, alpha=0.2, linewidth=0)
+            if row.limit is not None:
+                axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
+            axis.grid(alpha=0.3, which="both")
+            if row.log and not (row.lines <= 0).any():
+                axis.set_yscale("log")
         axes[-1, column].set_xlabel(label)
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
     _save(figure, path)
-
-
-def _draw_row(axis, x, row: Row, color: str) -> None:
-    lines = row.lines
-    axis.plot(x, lines[0], marker=_marker(x), color=color)
-    if len(lines) > 1:
-        axis.fill_between(x, lines[1], lines[2], color=color, alpha=0.2, linewidth=0)
-    if row.limit is not None:
-        axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
-    axis.grid(alpha=0.3, which="both")
-    if row.log and not (lines <= 0).any():
-        axis.set_yscale("log")
 
 
 # The figures of a run's metrics that a comparison draws: the x of both panels, then their y.

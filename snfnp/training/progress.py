@@ -58,9 +58,9 @@ class ProgressLine:
     """The progress bar, in units of images, with the last step's figures: on rank 0 alone."""
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
-        self._trainer, self._clock, self._batch = trainer, clock, config.batch_size
+        self._trainer, self._clock = trainer, clock
         silent = trainer.world.rank > 0
-        self._bar = tqdm(
+        self.bar = tqdm(
             total=steps * config.batch_size,
             initial=trainer.step * config.batch_size,
             unit="img",
@@ -70,12 +70,8 @@ class ProgressLine:
         )
         self._shown = math.inf if silent else time.perf_counter()
 
-    def advance(self) -> None:
-        """Count a step. Its figures are shown when they are `due`: a look waits for the device."""
-        self._bar.update(self._batch)
-
     def due(self) -> bool:
-        """Say whether it is time to show the figures of a step."""
+        """Say whether it is time to show the figures of a step: a look waits for the device."""
         return time.perf_counter() - self._shown >= _SHOW_EVERY
 
     def show(self) -> None:
@@ -89,14 +85,7 @@ class ProgressLine:
         if self._trainer.multipliers:
             lams = self._trainer.lam_by_layer().values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
-        self._bar.set_postfix_str(
+        self.bar.set_postfix_str(
             f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
             f"{lam}|grad| {metrics.gradient_norm:.1f}"
         )
-
-    def clear(self) -> None:
-        """Make room for other lines."""
-        self._bar.clear()
-
-    def close(self) -> None:
-        self._bar.close()

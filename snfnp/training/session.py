@@ -7,13 +7,10 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from snfnp import registry
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
-from snfnp.parameters import Layout
 from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
@@ -41,11 +38,7 @@ class Session:
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
-
-        def buffers() -> int:  # bytes of the parameters, their gradients and Adam's two moments
-            return 4 * _layout(config, dataset).size * np.dtype(config.dtype).itemsize
-
-        with within_memory(self.ops, "--batch-size", config.batch_size, buffers, also):
+        with within_memory(self.ops, "--batch-size", config.batch_size, also):
             how = (self.folder, self.goes_on, report)
             return train(config, dataset, self.ops, *how, world=self.world)
 
@@ -56,7 +49,7 @@ def started(
 ) -> Iterator[Session]:
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
-    _layout(config, dataset)  # what a model refuses, it refuses before there is a folder
+    _ = config.build_flow(dataset.train.shape[1:]).layout  # refusals come before the folder
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.data}-{config.model}-{config.gradient}-{stamp}"
     path = world.broadcast(config.out or Path("runs") / name)
@@ -116,9 +109,7 @@ def resume(
         return session.train(report)
 
 
-def _prepare(
-    config: TrainConfig, dataset: Dataset | None, world: Communicator
-) -> tuple[TrainConfig, Dataset, Ops]:
+def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     """The configuration resolved, the images, and the operations."""
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:
@@ -128,10 +119,6 @@ def _prepare(
     if config.tensorboard:
         registry.find("event-files-package")()  # before there is a folder
     return config, dataset, ops
-
-
-def _layout(config: TrainConfig, dataset: Dataset) -> Layout:
-    return config.build_flow(dataset.train.shape[1:]).layout
 
 
 def _load(config: TrainConfig, world: Communicator) -> Dataset:

@@ -3,13 +3,11 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from snfnp.errors import CheckpointError, DivergedError
-from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.ops import SINGLE_PROCESS, Communicator
+from snfnp.ops import SINGLE_PROCESS
 from snfnp.training.adam import warmed_up
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
@@ -41,13 +39,7 @@ class Trainer(TrainingStep):
     """
 
     def __init__(
-        self,
-        ops,
-        flow: Flow,
-        config: TrainConfig,
-        steps_per_epoch: int,
-        report: Callable[[str], None] = print,
-        world: Communicator = SINGLE_PROCESS,
+        self, ops, flow, config: TrainConfig, steps_per_epoch, report=print, world=SINGLE_PROCESS
     ):
         super().__init__(ops, flow, config, world)
         self.steps_per_epoch = steps_per_epoch
@@ -97,12 +89,10 @@ class Trainer(TrainingStep):
     def check(self, images_of) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.
 
-        A step fails if its mean log-density or its gradient's norm is not finite. The log
-        (`log.density`, `log.step`) then keeps the number of the first such step, and from there
-        on records nothing, and Adam leaves the parameters as they are. On an asynchronous backend
-        it also does in the failed step itself, which is repeated here with the same parameters
-        and noise to find where its numbers went wrong. On the others this is called right after
-        that step, whose gradient is still there.
+        A step fails if its mean log-density or its gradient's norm is not finite. The log then
+        keeps its number and records nothing more, and Adam leaves the parameters as they are. On an
+        asynchronous backend the failed step is repeated here, with the same parameters and noise,
+        to find where its numbers went wrong; on the others its gradient is still there.
 
         images_of(step): the images that this rank saw in step 0, 1, … All ranks call this after
         the same step.
@@ -167,10 +157,8 @@ class Trainer(TrainingStep):
         saved, own = checkpoint.state_layout, self.state_layout
         then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
         if then != kept:
-            raise CheckpointError(
-                "the checkpoint is of a run with other options (its layers keep other values from "
-                "step to step): give the run that it was made by"
-            )
+            found = "of a run with other options (its layers keep other values from step to step)"
+            raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
         views = saved.views(checkpoint.state)

@@ -13,7 +13,6 @@ from snfnp.ops.gpu.graph import Graph
 from snfnp.ops.gpu.launch import DeviceGuard, Launcher
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
-from snfnp.ops.host import MemoryShortfall
 
 _MOST_BLOCKS = 1024  # of a kernel over items; each of its threads then takes several
 
@@ -47,7 +46,7 @@ class Gpu:
             if shortfall is None:
                 raise
             raise BackendError(
-                f"the GPU's memory is full ({shortfall.found}): see with nvidia-smi what holds it"
+                f"the GPU's memory is full ({shortfall}): see with nvidia-smi what holds it"
             ) from None
         self._counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
@@ -84,7 +83,7 @@ class Gpu:
     def describe(self) -> dict:
         return describe(self.xp) | {"tf32": self.tf32, "overlap": self._side is not None}
 
-    def shortfall(self, error: Exception) -> MemoryShortfall | None:
+    def shortfall(self, error: Exception) -> str | None:
         return explain_out_of_memory(error, self.xp)
 
     def empty(self, shape, dtype):

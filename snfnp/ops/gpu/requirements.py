@@ -7,7 +7,6 @@ import re
 from importlib import metadata
 
 from snfnp.errors import BackendError
-from snfnp.ops.host import MemoryShortfall
 
 # The oldest driver for each major version of CUDA that this package has an extra for (NVIDIA, "CUDA
 # Compatibility", table 1), newest first.
@@ -15,8 +14,6 @@ _DRIVERS = {13: 580, 12: 525}
 # The first that keeps compiled modules of templates on disk: older ones compile at every start.
 _OLDEST_CUPY = (14, 1)
 _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
-_SIZE = r"([\d,]+) bytes"
-_POOL = re.compile(rf"{_SIZE} \(allocated so far: {_SIZE}(?:, limit set to: {_SIZE})?")
 _INSTALL = " or ".join(
     f'pip install ".[cuda{major}]" (driver {oldest} or newer)' for major, oldest in _DRIVERS.items()
 )
@@ -75,37 +72,17 @@ def describe(cupy) -> dict:
     }
 
 
-def explain_out_of_memory(error: Exception, cupy) -> MemoryShortfall | None:
-    """A report of what did not fit on the device or the host; None for any other error.
-
-    Call it while the error's traceback still holds the arrays.
-    """
-    if not _is_shortfall(error):
+def explain_out_of_memory(error: Exception, cupy) -> str | None:
+    """The words for what did not fit on the device or the host; None for any other error: CuPy's
+    pool raises MemoryError, CUDA's libraries do not."""
+    of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    if not of_a_library and not isinstance(error, MemoryError):
         return None
     if not isinstance(error, (cupy.cuda.memory.OutOfMemoryError, RuntimeError)):
-        return MemoryShortfall(f"on the host: {_line(error)}")
-    free, total = cupy.cuda.runtime.memGetInfo()
-    held = cupy.get_default_memory_pool().total_bytes()
+        return f"on the host: {_line(error)}"
+    free, total = (f"{size / 2**30:.1f} GiB" for size in cupy.cuda.runtime.memGetInfo())
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    card = f"{name} has {_amount(total)}, of which {_amount(free)} are free"
-    amounts = _POOL.search(str(error))
-    if not amounts:
-        return MemoryShortfall(f"this run holds {_amount(held)} and asked for more; {card}")
-    asked, pool, limit = (amount and int(amount.replace(",", "")) for amount in amounts.groups())
-    # A captured step allocates from a pool of its own, beside the default one.
-    held += pool if pool != held else 0
-    available = held + free
-    if limit:
-        card += f", and CUPY_GPU_MEMORY_LIMIT allows each pool {_amount(limit)}"
-        available = min(available, held - pool + limit)
-    found = f"this run holds {_amount(held)} and asked for {_amount(asked)} more; {card}"
-    return MemoryShortfall(found, held + asked, available)
-
-
-def _is_shortfall(error: Exception) -> bool:
-    """True if an error is about memory: CuPy's pool raises MemoryError, CUDA's libraries do not."""
-    of_a_library = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
-    return isinstance(error, MemoryError) or bool(of_a_library)
+    return f"{_line(error).rstrip('.')}; {name} has {total}, of which {free} are free"
 
 
 def _version(number: int) -> str:
@@ -118,8 +95,3 @@ def _line(error: BaseException) -> str:
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     words = next((line for line in lines if re.search("[A-Za-z]", line)), type(error).__name__)
     return words if len(words) <= 200 else words[:199] + "…"
-
-
-def _amount(size: int) -> str:
-    """Bytes for people: "1.5 GiB", "20 MiB"."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

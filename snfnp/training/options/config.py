@@ -128,8 +128,7 @@ class TrainConfig:
         """The configuration with every option that was left out filled in, but for the epochs."""
         config = self
         for name in OPTIONS:
-            if getattr(config, name) is None:
-                config = replace(config, **{name: config.usual(name)})
+            config = replace(config, **{name: config.chosen(name)})
         return config
 
     def resolve(self, training_images: int) -> TrainConfig:
@@ -145,10 +144,8 @@ class TrainConfig:
         for conflict in conflicts(config):
             raise UsageError(conflict)
         if config.batch_size > training_images:
-            raise UsageError(
-                f"--batch-size is {config.batch_size}, but there are only {training_images} "
-                "training images: choose a smaller one"
-            )
+            found = f"but there are only {training_images} training images"
+            raise UsageError(f"--batch-size is {config.batch_size}, {found}: choose a smaller one")
         if config.epochs is None:
             epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
             config = replace(config, epochs=epochs)
@@ -157,15 +154,11 @@ class TrainConfig:
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if so many processes cannot share this run's batches."""
         if self.batch_size % processes:
-            raise UsageError(
-                f"--batch-size {self.batch_size} does not divide by {processes} processes: give a "
-                f"multiple of {processes}"
-            )
+            found = f"--batch-size {self.batch_size} does not divide by {processes} processes"
+            raise UsageError(f"{found}: give a multiple of {processes}")
         if processes > 1 and self.inverse_update in WHOLE_BATCH:
-            raise UsageError(
-                f"--inverse-update {self.inverse_update} needs every batch whole: train in one "
-                "process, or with another --inverse-update"
-            )
+            found = f"--inverse-update {self.inverse_update} needs every batch whole"
+            raise UsageError(f"{found}: train in one process, or with another --inverse-update")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it does not matter, with what it needs."""
@@ -182,24 +175,20 @@ class TrainConfig:
             before = getattr(self, name)
             value = given.get(name, before)
             if value != before and not option.changeable:
-                raise UsageError(
-                    f"{run} was started with {name} = {before}: it cannot go on with {value}; "
-                    "leave that option out, or start a new run"
-                )
+                found = f"{run} was started with {name} = {before}: it cannot go on with {value}"
+                raise UsageError(f"{found}; leave that option out, or start a new run")
             if value != before and name == "lam" and self.controller:
-                raise UsageError(
-                    f"{run} was started with --lambda-control {self.lambda_control}: its λ goes "
-                    "on from the checkpoint; leave --lambda out, or start a new run"
-                )
+                found = f"{run} was started with --lambda-control {self.lambda_control}"
+                advice = "leave --lambda out, or start a new run"
+                raise UsageError(f"{found}: its λ goes on from the checkpoint; {advice}")
         config = replace(self, **given)
         for option, _ in config._without_effect():
             if option.name in given:
                 continue  # `resolve` refuses it
             if not option.changeable:
-                raise UsageError(
-                    f"{run} was started with {option.flag}, which --backend {config.backend} "
-                    "does not have: leave --backend out, or start a new run"
-                )
+                missing = f"{option.flag}, which --backend {config.backend} does not have"
+                advice = "leave --backend out, or start a new run"
+                raise UsageError(f"{run} was started with {missing}: {advice}")
             config = replace(config, **{option.name: option.default})
         return config
 
@@ -235,10 +224,9 @@ class TrainConfig:
         gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
         gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
         if gone:
-            raise RetiredError(
-                f"it was trained with {gone[0]} = {values[gone[0]]}, which only earlier versions "
-                "have: use the one that trained it"
-            )
+            found = f"it was trained with {gone[0]} = {values[gone[0]]}"
+            advice = "which only earlier versions have: use the one that trained it"
+            raise RetiredError(f"{found}, {advice}")
         for name, value in values.items():
             if name in OPTIONS and OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")

@@ -3,8 +3,6 @@
 Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
 """
 
-from __future__ import annotations  # `options_in` reads annotations as text
-
 import math
 import re
 from collections.abc import Callable
@@ -162,15 +160,13 @@ class GradientOptions:
     gradient: str | None = option(
         None,
         "the gradient of log|det W|: by the learned inverse (self-normalizing, Eqs. 10, 11, 15, "
-        "16), the same by random probes (probe), by an exact inverse (exact, Eq. 2; by block "
-        "recursion, or exact-dense through the whole matrix, the paper's baseline), or "
-        f"relative (Gresele et al. 2020; {_RELATIVE} only)",
+        "16) or random probes of it (probe), exact (Eq. 2; by blocks, or exact-dense through the "
+        f"whole matrix, the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
     objective: str = option(
         "mixture",
-        "the paper's mixture of both densities (Eq. 3); the forward density alone, R learning from "
-        "the reconstruction error; or the variational bound of A.4, with noise --sigma",
+        "both densities (mixture, Eq. 3), the forward one alone, or the variational bound (A.4)",
         choices=("mixture", "forward", "variational"),
     )
     sigma: float | None = option(None, "σ, the noise of a linear layer; λ is 1/(2σ²)", _SIGMA)
@@ -183,16 +179,14 @@ class GradientOptions:
     recipe: str = option(
         "paper",
         "defaults for --inverse-update, --inverse-kernel and --bias-init: the paper's, or those "
-        "with which no λ is to be tuned and training keeps up with the exact gradient "
-        "(least-squares: fc by projection, conv by least squares with 5x5 inverses, both with "
-        "biases from data; glow by least squares)",
+        "that need no λ and keep up with the exact gradient (least-squares: fc by projection, conv "
+        "with 5x5 inverses, both with biases from data)",
         choices=("paper", "least-squares"),
     )
     inverse_update: str | None = option(
         None,
-        "how R is found: by its gradient (Eqs. 11, 16), or without λ, and W by the forward density "
-        "alone: projected on every batch (projection, fc), or the best one for W of its kernel "
-        "size (least-squares, conv and glow; of 1x1 kernels that is the exact gradient)",
+        "how R is found: by its gradient (Eqs. 11, 16), or without λ: projected on every batch "
+        "(projection, fc), or the best one for W of its kernel size (least-squares, conv and glow)",
         choices=INVERSE_UPDATES,
     )
     jvp_weight: float = option(
@@ -211,8 +205,7 @@ class MultiplierOptions:
     )
     lambda_control: str = option(
         "fixed",
-        "λ stays (fixed), or starts at --lambda and keeps the error below --tolerance: geco "
-        "(Rezende & Viola 2018, the paper's A.5) or mdmm (Platt & Barr 1988)",
+        "λ stays (fixed), or keeps the error below --tolerance: geco (A.5) or mdmm (Platt & Barr)",
         choices=("fixed", *CONTROLLERS),
     )
     lambda_sharing: str = option(

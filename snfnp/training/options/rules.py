@@ -80,9 +80,8 @@ def _lam(config: Any) -> float:
     return preset.lam if usual is None else usual
 
 
-def _clip_norm(config) -> float | None:
-    preset = config.preset
-    return preset.clip_norm if preset.clip_exact or config.rule.learns_inverse else None
+def _clip_norm(c) -> float | None:
+    return c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None
 
 
 def _rate(config) -> float:
@@ -95,8 +94,7 @@ _EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the p
 _EPOCHS += by_preset("paper_epochs", none="")
 _LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
 _ZERO = "zero; data with --recipe least-squares"
-_RATE = "1 for geco, --lambda for the others; "
-_RATE += f"{1 / _USUAL_INPUT:g} times that for --constraint absolute"
+_RATE = f"1 for geco, --lambda for mdmm; {1 / _USUAL_INPUT:g} times that for --constraint absolute"
 _GRADIENT = "self-normalizing; exact for "
 _GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
@@ -163,29 +161,22 @@ RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one need
 
 def conflicts(c) -> Iterator[str]:
     """The lines that say what a whole configuration must not be."""
-    for flag, value, possible in (
-        ("--gradient", c.gradient, c.preset.gradients),
-        ("--inverse-update", c.inverse_update, c.preset.inverse_updates),
-    ):
+    for name in ("gradient", "inverse_update"):
+        value, possible = getattr(c, name), getattr(c.preset, f"{name}s")
         if value not in possible:
-            choices = " or ".join(possible)
-            yield f"--model {c.model} cannot be trained with {flag} {value}: choose {choices}"
+            given, choices = f"--{name.replace('_', '-')} {value}", " or ".join(possible)
+            yield f"--model {c.model} cannot be trained with {given}: choose {choices}"
     if not c.controller:
         return
     if c.tolerance is None:
         yield "--constraint absolute needs --tolerance: give the error per image that is allowed"
     if c.tolerance == 0 and c.lambda_control != "geco":
-        yield (
-            f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one (no error "
-            "is ever below 0)"
-        )
+        yield f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one"
     if c.lambda_control == "geco" and c.lambda_min == 0:
         yield "--lambda-min is 0: geco multiplies λ, and needs a positive one"
     if not c.lambda_min <= c.lam <= c.lambda_max:
-        yield (
-            f"--lambda is {c.lam:g}, where it starts: it must be between --lambda-min "
-            f"({c.lambda_min:g}) and --lambda-max ({c.lambda_max:g})"
-        )
+        bounds = f"--lambda-min ({c.lambda_min:g}) and --lambda-max ({c.lambda_max:g})"
+        yield f"--lambda is {c.lam:g}, where it starts: it must be between {bounds}"
 
 
 # Options of earlier versions, and the value with which they did nothing: what a config.json may

@@ -89,10 +89,8 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
         name, shape = min(set(shapes.items()) ^ set(expected.items()))
-        raise CheckpointError(
-            f"{path} belongs to another model ({name} of shape {shape} is not in both): give "
-            "the run that it was made by"
-        )
+        found = f"another model ({name} of shape {shape} is not in both)"
+        raise CheckpointError(f"{path} belongs to {found}: give the run that it was made by")
     states = {key for key in tensors if key.startswith(_STATE)}
     dtypes = {str(tensors[key].dtype) for key in tensors.keys() - states}
     of_state = {str(tensors[key].dtype) for key in states}
@@ -148,10 +146,8 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     differing += ["seed"] * (checkpoint.seed != config.seed)
     differing += ["dtype"] * (checkpoint.p.dtype != config.dtype)
     if differing:
-        raise CheckpointError(
-            f"{path} belongs to another run than the config.json beside it (another "
-            f"{differing[0]}): restore the one or the other"
-        )
+        found = f"another run than the config.json beside it (another {differing[0]})"
+        raise CheckpointError(f"{path} belongs to {found}: restore the one or the other")
 
 
 def is_evaluation(record: dict) -> bool:

@@ -106,18 +106,15 @@ class Checkpointer:
         best, kept = self.evaluator.best, None
         at = best["step"] if best else 0
         if step > steps:
-            raise UsageError(
-                f"{folder.path} is at step {step}, past --epochs {config.epochs} ({steps} steps): "
-                "give more epochs"
-            )
+            past = f"past --epochs {config.epochs} ({steps} steps)"
+            raise UsageError(f"{folder.path} is at step {step}, {past}: give more epochs")
         with suppress(SnfnpError):  # it may be damaged, or another run's
             kept = load_checkpoint(folder.best, trainer.layout, record).step
         lost = best is not None and kept != at
         if step == steps and (best is None or lost and at < step):
-            raise CheckpointError(
-                f"{folder.best} is not of the best evaluation of {folder.last}: restore it, or "
-                "give more --epochs to choose another"
-            )
+            found = f"{folder.best} is not of the best evaluation of {folder.last}"
+            advice = "restore it, or give more --epochs to choose another"
+            raise CheckpointError(f"{found}: {advice}")
         if lost and at < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
             self.evaluator.best = None
@@ -127,10 +124,8 @@ class Checkpointer:
             length, digest = metrics_digest(b"")
         metrics = folder.metrics()[:length]
         if metrics_digest(metrics) != [length, digest]:
-            raise SnfnpError(
-                f"{folder.metrics_file} is damaged (not what it was at step {step}): restore it, "
-                "or delete it to go on without"
-            )
+            found = f"{folder.metrics_file} is damaged (not what it was at step {step})"
+            raise SnfnpError(f"{found}: restore it, or delete it to go on without")
         self.save(folder.last, metrics)
         if metrics != folder.metrics():
             folder.write_metrics(metrics)

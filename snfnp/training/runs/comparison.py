@@ -53,10 +53,8 @@ def open_runs(paths: list[Path]) -> list[ComparedRun]:
     first, *others = runs = [_open(path) for path in paths]
     for run in others:
         if run.data != first.data:
-            raise UsageError(
-                f"{run.path} was trained on other images than {first.path}: their likelihoods "
-                "cannot be compared"
-            )
+            found = f"{run.path} was trained on other images than {first.path}"
+            raise UsageError(f"{found}: their likelihoods cannot be compared")
     return runs
 
 

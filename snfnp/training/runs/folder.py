@@ -57,10 +57,8 @@ class RunFolder:
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
-                raise UsageError(
-                    f"{self.path} exists and holds {name}: choose another --out, or add --resume "
-                    "to go on with that run"
-                )
+                advice = "choose another --out, or add --resume to go on with that run"
+                raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
         """Say whether there is one to go on from; no for a path that cannot be looked at."""
@@ -88,10 +86,9 @@ class RunFolder:
         except RetiredError as error:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
-            raise SnfnpError(
-                f"{run.config_file} is damaged ({str(error)[:100]}): restore it (options are "
-                "changed by --resume, not in the file)"
-            ) from None
+            found = f"{run.config_file} is damaged ({str(error)[:100]})"
+            advice = "restore it (options are changed by --resume, not in the file)"
+            raise SnfnpError(f"{found}: {advice}") from None
         return run, record
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
@@ -109,10 +106,9 @@ class RunFolder:
         counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
         found, then = (counts, tuple(dataset.train.shape[1:])), self.data(record)
         if found != then:
-            raise UsageError(
-                f"{self.path} was trained on {then[0]} images (train, validation, test) of shape "
-                f"{then[1]}, found {found[0]} of {found[1]}: give the same data with --data-dir"
-            )
+            images = f"{then[0]} images (train, validation, test) of shape {then[1]}"
+            other = f"found {found[0]} of {found[1]}: give the same data with --data-dir"
+            raise UsageError(f"{self.path} was trained on {images}, {other}")
 
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.
@@ -171,10 +167,9 @@ class RunFolder:
                 if not is_evaluation(records[-1]):
                     raise ValueError("no evaluation")
             except ValueError as error:
-                raise SnfnpError(
-                    f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]}): restore "
-                    "it, or delete it to go on without"
-                ) from None
+                found = f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]})"
+                advice = "restore it, or delete it to go on without"
+                raise SnfnpError(f"{found}: {advice}") from None
         return records
 
 
