@@ -2,7 +2,6 @@
 
 Where ρ = ‖E‖₂ is below 1, both maps are invertible, and x ← x + T(R)(z − T(W) x) converges to
 T(W)⁻¹ z: it is a contraction.
-
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 

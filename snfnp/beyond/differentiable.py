@@ -2,21 +2,13 @@
 
 The bounds and penalties of a whole chain of layers need them (`snfnp.beyond.jacobian_penalty`,
 `snfnp.beyond.variational_bound`). Training does not.
-
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
 from dataclasses import replace
 
 from snfnp.errors import UsageError
-from snfnp.layers import (
-    ActNorm,
-    Layer,
-    Linear,
-    RationalQuadraticSpline,
-    SmoothLeakyReLU,
-    Squeeze,
-)
+from snfnp.layers import ActNorm, Layer, Linear, RationalQuadraticSpline, SmoothLeakyReLU, Squeeze
 from snfnp.rules import SelfNormalizing
 
 
@@ -37,13 +29,13 @@ class Derivatives:
         raise NotImplementedError
 
     def jvp_solve(self, ops, p, cache, dz, transposed: bool = False):
-        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. Where `inverse` is exact, it is its Jacobian."""
+        """J⁻¹ ż (N, ...) or, transposed, J⁻ᵀ ẋ. If `inverse` is exact, it is its Jacobian."""
         raise UsageError(f"{type(self.layer).__name__} has no inverse Jacobian-vector products")
 
     def inverse_backward(self, ctx, p, x, z, delta, grads):
         """The gradient of ⟨δ, x⟩ with x = `inverse`(z), δ (N, ...) shaped like x: that of z.
 
-        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z stays where it is, dx/dθ = −J⁻¹ ∂f/∂θ.
+        For an exact inverse, J⁻ᵀ δ; and as f(x, θ) = z does not move, dx/dθ = −J⁻¹ ∂f/∂θ.
         ctx: one whose dldj is 0. Costs a forward and a backward pass.
         """
         _, _, cache = self.layer.forward(ctx.ops, p, x)
@@ -156,7 +148,7 @@ class _OfSqueeze(Derivatives):
         return channels.squeeze(dz) if transposed else channels.unsqueeze(dz)
 
 
-# What computes with the Jacobian of a kind of layer: add a class for a layer of your own.
+# The Jacobian of each kind of layer: add a class for a layer of your own.
 DERIVATIVES: dict[type[Layer], type[Derivatives]] = {
     Linear: _OfLinear,
     SmoothLeakyReLU: _OfLeakyReLU,

@@ -2,7 +2,6 @@
 
 Training has it for each linear layer by itself (`snfnp.beyond.probes.JacobianPenalty`). Here f and
 g are the flow and all its learned inverses, whose Jacobians depend on the point.
-
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 

@@ -70,7 +70,6 @@ class Inspection:
             for name, (layer, _) in self._layers.items()
             if stable_above(layer.rule) is not None
         }
-
         return _Watch(self._moments) if self._moments else None
 
     def figures(self, likelihood: Likelihood) -> dict:
@@ -87,7 +86,8 @@ class Inspection:
         if not self._layers:
             return {}
         ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
-        ratios = self._ratios(params, lam)
+        weighed = any(lam.values())
+        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if weighed else {}
         angles = self._angles(params, lam)
         layers = {}
         for name, (layer, shape) in self._layers.items():
@@ -148,11 +148,6 @@ class Inspection:
         limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
         crossed = margin is not None and margin <= limit and figures["rho"] >= _GROWN
         return margin if crossed else None
-
-    def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
-        if not any(lam.values()):
-            return {}
-        return gradient_ratios(*self._on_batches(1, params, lam))
 
     def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
         batches = self._trainer.config.track_angle

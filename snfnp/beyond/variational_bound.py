@@ -3,7 +3,6 @@ and of a flow as a whole.
 
 They are lower bounds on the log-density of another model than the flow: one that decodes latents
 through the learned inverses, with noise.
-
 Derivation: derivations/19-variational.md.
 """
 

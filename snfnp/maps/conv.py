@@ -3,7 +3,6 @@
 Kernels are stored (kH, kW, I, O), images channels-last (H, W, C): the paper's k[o, i, h, w] is
 w[h, w, i, o] here, and this is the only place where the two orders meet. Stride 1, odd kernels
 and "same" zero padding, so that T(w) is square for I = O.
-
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
