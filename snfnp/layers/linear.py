@@ -117,9 +117,8 @@ class Linear(Layer):
 
     def refined_inverse(self, ops, p, z):
         """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
-        f, g = self.maps
         refined = registry.find("refined-inverse")
-        return refined(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
+        return refined(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
