@@ -98,11 +98,8 @@ class Likelihood:
             for term, values in self._terms(x, ldj, watching).items():
                 own = float(values.sum()) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + own
-        means: dict[str, float] = {}
-        for own in world.gather(totals):
-            for term, total in own.items():
-                means[term] = means.get(term, 0.0) + total
-        means = {term: total / len(images) for term, total in means.items()}
+        found = world.gather(totals)  # the first rank has images, and so all terms
+        means = {term: sum(own.get(term, 0.0) for own in found) / len(images) for term in found[0]}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
     def _encode(self, images, key) -> tuple:

@@ -217,11 +217,9 @@ class _DenseLU:
         return cls(ops, w.shape, shape, matrix, inverse, log_det)
 
     def log_det_grad(self):
-        """T⁻ᵀ summed over each tap's positions."""
         return explicit.gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
 
     def solve(self, rows):
-        """T⁻¹ z for the rows z (N, HWC)."""
         return self.ops.linalg.solve(self.matrix, rows)
 
 

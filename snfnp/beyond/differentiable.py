@@ -205,7 +205,6 @@ def jacobian_penalty(ops, flow: Flow, params, x, probes, grads=None):
 
     probes: ν, shaped like x, one for each sample. Layers need `derivatives`; couplings and split
     priors have none.
-
     grads, arrays {layer: {name: array}} shaped like params: the gradient of the mean over x is
     written there, and (penalties, the gradient of x) is returned. To be subtracted μ times from
     what training ascends. About four passes forward and five backward. Raises UsageError if a

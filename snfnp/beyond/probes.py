@@ -48,7 +48,7 @@ class JacobianPenalty(SelfNormalizing):
         return SelfNormalizing(self.objective)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """Those of the plain rule, and below them the rows of the probes:
+        """The plain rule's deltas, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """

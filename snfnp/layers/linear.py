@@ -87,9 +87,8 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and all pixels, so
-        that z starts with mean 0 per feature or channel. One product, its mean in double precision.
-        """
+        """With bias_init "data": b = −mean of T(W) x, in double precision, over the batch x and
+        all pixels: z (N, ...) starts with mean 0 per feature or channel. One product."""
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
