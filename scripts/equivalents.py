@@ -15,7 +15,6 @@ _BEFORE = "before, after = max(above, 0), max"
 _ABOVE = "above, across = (height - {}) // 2 - (columns - rows) // 2, (breadth - {}) // 2"
 
 EQUIVALENT: dict[str, str] = {
-    "latents, _, _ = self.forward(ops, params, x, recompute=False)": "caches change no number",
     "if (change < STOP * norm):": _THRESHOLD,
     "if not (_EPS * norm * inverse_norm <= 1):": _THRESHOLD,
     "if not _EPS * norm * inverse_norm < 2:": "rounding decides in both cases",

@@ -12,7 +12,7 @@
     snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
 
 `__all__` has the other names; modules are loaded when a name is first used. Import ``snfnp``
-before NumPy where you can: the package settles how BLAS threads wait (see ``snfnp.threads``), and
+before NumPy if you can: the package settles how BLAS threads wait (see ``snfnp.threads``), and
 OpenBLAS reads that only once, when it is loaded.
 """
 

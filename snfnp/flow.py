@@ -58,8 +58,6 @@ class Flow:
     layers: tuple[tuple[str, Layer], ...]
     preprocess: Preprocess = Preprocess()
 
-    # ---------------------------------------------------------------- what it is made of
-
     @property
     def dimension(self) -> int:
         """D, the number of values in one sample."""
@@ -126,8 +124,6 @@ class Flow:
                 params[name][parameter][...] = value
             x = layer.forward(ops, params[name], x)[0]
 
-    # ---------------------------------------------------------------- images, x, latents
-
     def encode(self, ops, images, key, dtype):
         """Device images (N, ...), integers -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
@@ -151,9 +147,8 @@ class Flow:
         output z; what `backward` needs of it goes into that layer's cache.
 
         recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` computes their
-        inputs from their outputs, and the caches from those: about two more passes through these
-        layers, and no memory for them. Layers that keep their caches (linear ones do) end a chain
-        of inverses, so that rounding errors do not pile up with depth.
+        inputs from their outputs, and the caches from those: two more passes through these layers,
+        and no memory for them.
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
@@ -193,13 +188,6 @@ class Flow:
                 z = invert(ops, params[name], z, *missing)
         return z
 
-    def reconstruct(self, ops, params, x, exact: bool = False):
-        """x (N, ...) -> x, forward to all latents and back again."""
-        latents, _, _ = self.forward(ops, params, x, recompute=True)
-        return self.inverse(ops, params, latents, exact)
-
-    # ---------------------------------------------------------------- gradients
-
     def latent_gradients(self, latents, samples: int | None = None) -> tuple:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
         samples: N, if the latents are those of a part of the batch."""
@@ -209,7 +197,7 @@ class Flow:
         """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
         the last to the first; every layer writes its parameters' gradients into `grads`.
 
-        error_factors: {layer: −2λ/N} of layers with a λ of their own. Where `forward` dropped a
+        error_factors: {layer: −2λ/N} of layers with a λ of their own. If `forward` dropped a
         cache, the layer's input is computed from its output, and the cache from this input.
         """
         *split_off, delta = dlatents
@@ -233,8 +221,6 @@ class Flow:
                 delta = result
         return delta, measured
 
-    # ---------------------------------------------------------------- exact, and expensive
-
     def log_dets(self, ops, params) -> dict[str, float]:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
@@ -244,8 +230,6 @@ class Flow:
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets
-
-    # ---------------------------------------------------------------- where numbers went wrong
 
     def first_nonfinite(self, ops, params, x) -> str | None:
         """The first layer with an output or ldj that is not finite, found by a forward pass."""

@@ -2,7 +2,6 @@
 
 The same layout serves the gradients and Adam's moments: Adam is then one pass, the gradient norm
 one reduction, a checkpoint one block. Products write straight into the gradient's views.
-
 Derivation: derivations/06-adam.md.
 """
 
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
 
 
@@ -45,11 +45,7 @@ class Layout:
     split: int
 
     @classmethod
-    def of(
-        cls,
-        shapes: dict[str, dict[str, tuple[int, ...]]],
-        updates: dict[str, tuple[str, ...]] | None = None,
-    ) -> Layout:
+    def of(cls, shapes: Shapes, updates: dict[str, tuple[str, ...]] | None = None) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}.
 
         updates: {layer: names} of those that no optimiser moves (`Rule.updates`).

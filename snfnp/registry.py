@@ -13,8 +13,8 @@ SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what 
 # name: the module in `snfnp.beyond`, and what to take of it (nothing: the module itself)
 _FACTORIES = {
     # rules
-    "projection": "projection:Projection",
-    "least-squares": "least_squares:LeastSquares",
+    "projection": "inverse_updates:Projection",
+    "least-squares": "inverse_updates:LeastSquares",
     "probe": "probes:Probe",
     "jacobian-penalty": "probes:JacobianPenalty",
     "variational": "variational:Variational",

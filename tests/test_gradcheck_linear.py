@@ -13,9 +13,8 @@ import snfnp.layers
 import snfnp.maps
 from snfnp.beyond.conv_exponential import Bias, ConvExponential
 from snfnp.beyond.emerging import CausalConv2d
-from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.beyond.probes import JacobianPenalty, Probe
-from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational
 from snfnp.gradcheck import GradientError, check_layer, check_map, check_rule
 from snfnp.layers import Layer, Linear, Parameterless, Preprocess

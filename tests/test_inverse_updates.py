@@ -11,8 +11,7 @@ from support.trainers import (
     small_config,
 )
 
-from snfnp.beyond.least_squares import LeastSquares
-from snfnp.beyond.projection import Projection
+from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.context import BackwardContext, Measured, layer_key
 from snfnp.errors import DivergedError, UsageError
 from snfnp.gradcheck import check_layer

@@ -9,7 +9,7 @@ from test_rules import two_layers
 from test_variational import unwritten
 
 from snfnp.beyond import differentiable
-from snfnp.beyond.jacobian_penalty import jacobian_penalty
+from snfnp.beyond.differentiable import jacobian_penalty
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient

@@ -18,9 +18,8 @@ from snfnp.maps import explicit
 from snfnp.ops import Array, Ops
 
 _EPS = float(np.finfo(np.float64).eps)
-# The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts. What it computes is
-# exact for a matrix that differs from T by a few eps times that, relative to T: about 2e-10 at
-# this limit. Beyond it T itself may still be well-conditioned: elimination with pivoting decides.
+# The largest max(‖D_i‖, ‖(L B U)‖) ‖D_i⁻¹‖ (Frobenius) the recursion accepts: results are exact for
+# a matrix within about 2e-10 of T. Beyond it elimination with pivoting decides.
 GROWTH_LIMIT = 1e6
 # The D_i have converged once ‖D_{i+1} − D_i‖ <= STOP ‖D_i‖: leaving out the rest is then the same
 # as perturbing B in each remaining block by that much, about what rounding B once does.
@@ -47,7 +46,7 @@ def factor(ops, w, shape) -> Factors:
     blocks. Rows (columns) that a kernel of height (width) 1 leaves independent are factorised once.
     Raises SingularMatrixError if T(w) is singular to double precision, or not finite."""
     wide = w.astype(np.float64)
-    sides = _independent(wide.shape, shape)
+    sides = tuple(1 if k == 1 else n for k, n in zip(wide.shape[:2], shape[:2], strict=True))
     turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
     if turned:
         wide, sides = wide.swapaxes(0, 1), sides[::-1]
@@ -110,7 +109,7 @@ class _BlockLU:
 
     @classmethod
     def of(cls, ops, w, shape) -> _BlockLU | None:
-        """The factors, or None where elimination without pivoting is not to be trusted."""
+        """The factors, or None if elimination without pivoting is not to be trusted."""
         height, width, channels = shape
         rows = _group(len(w))
         count = -(-height // rows)
@@ -135,7 +134,7 @@ class _BlockLU:
                     changes = (following - d,)
                 norm, inverse_norm, *change = ops.linalg.norms(d, inverse, *changes)
                 growth = max(norm, strip_norm) * inverse_norm
-                if not growth <= GROWTH_LIMIT:  # also where it is NaN
+                if not growth <= GROWTH_LIMIT:  # also if it is NaN
                     return None
                 copies = 1
                 if left > 1:
@@ -199,7 +198,7 @@ class _BlockLU:
 
 @dataclass(frozen=True)
 class _DenseLU:
-    """T written out and factorised with pivoting: where block elimination breaks down."""
+    """T written out and factorised with pivoting, for when block elimination breaks down."""
 
     ops: Ops
     kernel: tuple[int, ...]
@@ -218,20 +217,12 @@ class _DenseLU:
         return cls(ops, w.shape, shape, matrix, inverse, log_det)
 
     def log_det_grad(self):
-        """T⁻ᵀ summed over each tap's positions."""
         return explicit.gather(self.ops, self.inverse.T, self.kernel, self.shape[1], self.shape[0])
 
     def solve(self, rows):
-        """T⁻¹ z for the rows z (N, HWC)."""
         return self.ops.linalg.solve(self.matrix, rows)
 
 
 def _group(kernel_size: int) -> int:
     """p: how many image rows make a block for a kernel of that height."""
     return max(1, (kernel_size - 1) // 2)
-
-
-def _independent(kernel, shape) -> tuple[int, int]:
-    """(H, W) of the part of an image that the kernel couples: a side of 1 where it is 1 wide."""
-    (height, width), (rows, columns) = kernel[:2], shape[:2]
-    return (1 if height == 1 else rows), (1 if width == 1 else columns)

@@ -23,7 +23,7 @@ _AT_ONCE = 1024  # columns of E
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known of E = I − T(R) T(W) of one layer.
+    """Bounds on E = I − T(R) T(W) of one layer.
 
     lower, upper: bounds on ρ = ‖E‖₂; trace: tr E, off by at most `rounding`; frobenius: ‖E‖_F, and
     like `upper` not below the true one, rounding included.
@@ -65,7 +65,7 @@ def _series(rho: float) -> float:
 
 
 def certificates(ops, flow: Flow, params) -> list[Certificate]:
-    """Of every linear layer that learned its inverse, at float64 parameters.
+    """Certificates of all linear layers that learned their inverse, at float64 parameters.
 
     Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until ρ is known
     well enough. Raises UsageError if no layer learned an inverse.
@@ -139,13 +139,9 @@ def _written_out(ops, f, g, w, r, shape):
 
 
 def _rounding(ops, f, g, w, r, shape) -> float:
-    """By how much E as it is computed may be off, in the Frobenius norm.
-
-    A sum of n products is off by at most about n units of the sum of their absolute values, in
-    whatever order it is added. So E is off, entry by entry, by at most (n_W + n_R + 2) units of
-    I + |T(R)| |T(W)|, and the sums of the latter's rows, which one pass of absolute weights
-    computes, have at least its Frobenius norm.
-    """
+    """A bound on the error of E as it is computed, in the Frobenius norm: entry by entry it is at
+    most (n_W + n_R + 2) units of I + |T(R)| |T(W)|, sums of n products having n units each; the
+    sums of that matrix's rows, one pass of absolute weights, have at least its norm."""
     terms = 2 + sum(math.prod(weight.shape[:-1]) for weight in (w, r))
     rows = g.apply(ops, abs(r), f.apply(ops, abs(w), ops.xp.ones((1, *shape))))
     return 1.01 * terms * _UNIT * ops.linalg.norms(1 + rows)[0]
@@ -154,11 +150,9 @@ def _rounding(ops, f, g, w, r, shape) -> float:
 def _above(ops, e, lower: float) -> float:
     """A bound on ‖E‖₂ from above, for E as it is written out; inf if that is not finite.
 
-    With S_0 = E and S_{j+1} = S_jᵀ S_j, ‖S_j‖₂² = ‖S_{j+1}‖₂, and the last one's norm is at most
-    ‖S_j‖_F: as the largest singular value outgrows the others, they come together. A product of
-    matrices of D rows, as it is computed, is off by at most D units of ‖S_j‖²_F in the Frobenius
-    norm; so ‖S_j‖₂² ≤ ‖S_{j+1}‖₂ + that, and the bound is carried back from the last power to E
-    with it. Powers are divided by powers of two, which rounds nothing.
+    With S_0 = E and S_{j+1} = S_jᵀ S_j, computed to D units of ‖S_j‖²_F, ‖S_j‖₂² ≤ ‖S_{j+1}‖₂ +
+    those units carries ‖S_j‖₂ ≤ ‖S_j‖_F of the last power back to E. Powers are divided by powers
+    of two, which rounds nothing.
     """
     s, scales, bound = e, [], math.inf
     for power in range(_POWERS + 1):

@@ -136,7 +136,7 @@ def _closed_walks(first, others, size) -> np.ndarray:
 
 
 def _closed_walks_along(taps, length) -> np.ndarray:
-    """The number of places, of `length`, from which a walk stays on them and ends where it began:
+    """The number of places, of `length`, from which a walk stays on them and is closed:
     k's offset, then those of k_1, …, k_n. taps: of k, k_n, …, k_1."""
     offsets = np.ix_(*(np.arange(each) - each // 2 for each in taps))
     place = highest = lowest = 0

@@ -1,8 +1,7 @@
 """E = I − T(R) T(W), what a learned inverse R leaves over of a linear layer's W.
 
-Where ρ = ‖E‖₂ is below 1, both maps are invertible, and x ← x + T(R)(z − T(W) x) converges to
+If ρ = ‖E‖₂ is below 1, both maps are invertible, and x ← x + T(R)(z − T(W) x) converges to
 T(W)⁻¹ z: it is a contraction.
-
 Derivation: derivations/23-monitors-and-certificates.md.
 """
 
@@ -30,11 +29,9 @@ def error_adjoint(ops, f, g, w, r, x):
 def rho(ops, f, g, w, r, shape) -> float:
     """ρ = ‖I − T(r) T(w)‖₂, from below: the largest gain of E on a Krylov space of EᵀE.
 
-    f, g: the maps of w and r; shape: one sample's. The space is spanned by 8 directions and what
-    EᵀE makes of them in 1 to 10 steps (block Lanczos, every block made orthogonal to all before):
-    88 dimensions, or all if there are no more. An estimate, never above ρ but for rounding;
-    if 200 gains lie evenly between ρ and 0 it is within 2e-5 of it. A function of w and r alone:
-    the directions are the same random ones every time. NaN if E is not finite.
+    f, g: the maps of w and r; shape: one sample's. The space is that of 8 directions, the same
+    random ones every time, after 10 steps (block Lanczos): 88 dimensions, or all if there are no
+    more. Never above ρ but for rounding; NaN if E is not finite.
     Costs 42 products with 8 vectors: O(D²) for a dense layer.
     """
     size, most = math.prod(shape), _BLOCK * (_STEPS + 1)

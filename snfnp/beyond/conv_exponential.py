@@ -64,8 +64,7 @@ class ConvExponential(Layer):
 
     S = max(1, σ/c) + 1e-5, so that the norm of T(K) stays at about c. σ is an estimate of the
     norm of T(W) from below, by `iterations` steps of the power method from a fixed direction:
-    a function of W alone, with an exact gradient. (The authors' code takes one step per training
-    step from the direction where the last one ended.)
+    a function of W alone, with an exact gradient.
 
     terms: at which the series ends in single and in double precision, the authors' in training and
     in evaluation. The remainder is at most eᵏ kⁿ⁺¹/(n+1)! for a norm k: for 0.9, 2e-4 and 6e-12.

@@ -41,9 +41,8 @@ class CausalConv2d(Layer):
     holds elsewhere is ignored (gradient 0). So T(W) is triangular in raster order, with H W copies
     of W[1, 1]'s diagonal on its own.
     bias: whether there is a b (C,). W starts at the identity plus Xavier normal noise of this gain.
-    reverse: the opposite direction, the same between two turns of the image by 180 degrees: it sees
-    the pixels below and on the right, W[1, 1] is still the pixel itself, and T(W) is triangular in
-    the opposite order of pixels.
+    reverse: the same between two turns of the image by 180 degrees: it sees the pixels below and on
+    the right, and T(W) is triangular in the opposite order.
     """
 
     channels: int

@@ -4,11 +4,8 @@ For kernels w and r the error ‖T(r) T(w) − I‖²_F is quadratic in r, and a
 the products of its taps, each times the number of pixels at which it occurs. So the best r solves
 normal equations of size kH kW C, the same ones for every output channel, border and all.
 
-Offsets are from a kernel's centre: u, v of w's taps, a, b of r's. How many pixels p of a side of
-length L lie in it together with p + o, p + o', …: max(0, L − spread of (0, o, o', …)). Counts in
-two dimensions are products of two such numbers, so every sum here is a product with one small
-matrix of counts for the rows of the image and with one for its columns.
-
+Offsets are from a kernel's centre: u, v of w's taps, a, b of r's. Counts in two dimensions are
+products: every sum here takes a small matrix of counts for an image's rows and one for its columns.
 Kernels are (kH, kW, C, C) in the order (kH, kW, I, O); shape is an image's (H, W, C). Arithmetic
 is in double precision whatever w's, since normal equations square the condition number.
 Derivation: derivations/21-learning-the-inverse.md.
@@ -25,7 +22,7 @@ class LeftInverse:
     """R = argmin ‖T(R) T(w) − I‖²_F, and what a learning rule makes of it.
 
     f, g: the convolutions that w and R are kernels of; shape: an image's.
-    r: R, like g's kernel, in double precision; not finite where w allows no single best one.
+    r: R, like g's kernel, in double precision; not finite if w allows no single best one.
     """
 
     def __init__(self, ops, f, g, w, shape):

@@ -36,20 +36,6 @@ def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, floa
     return ratios
 
 
-class _Watch:
-    """Shows layers' inputs to those of {layer: SmallestSecondMoment}."""
-
-    def __init__(self, moments: dict[str, SmallestSecondMoment]):
-        self._moments = moments
-
-    def __call__(self, name: str, x) -> None:
-        if name in self._moments:
-            self._moments[name].add(x)
-
-    def wants_more(self) -> bool:
-        return any(each.wants_more for each in self._moments.values())
-
-
 class Inspection:
     """The monitors of a run's linear layers that learn their inverse.
 
@@ -63,15 +49,22 @@ class Inspection:
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
-        """A function that `Likelihood.evaluate` calls with every layer's input; images: how many it
+        """Itself, for `Likelihood.evaluate` to call with every layer's input; images: how many it
         gets. None: no layer asks for it."""
         self._moments = {
             name: SmallestSecondMoment(self._trainer.ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
             if stable_above(layer.rule) is not None
         }
+        return self if self._moments else None
 
-        return _Watch(self._moments) if self._moments else None
+    def __call__(self, name: str, x) -> None:
+        if name in self._moments:
+            self._moments[name].add(x)
+
+    def wants_more(self) -> bool:
+        """True if more inputs would be looked at."""
+        return any(each.wants_more for each in self._moments.values())
 
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
@@ -87,7 +80,8 @@ class Inspection:
         if not self._layers:
             return {}
         ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
-        ratios = self._ratios(params, lam)
+        weighed = any(lam.values())
+        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if weighed else {}
         angles = self._angles(params, lam)
         layers = {}
         for name, (layer, shape) in self._layers.items():
@@ -148,11 +142,6 @@ class Inspection:
         limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
         crossed = margin is not None and margin <= limit and figures["rho"] >= _GROWN
         return margin if crossed else None
-
-    def _ratios(self, params, lam: dict[str, float]) -> dict[str, float]:
-        if not any(lam.values()):
-            return {}
-        return gradient_ratios(*self._on_batches(1, params, lam))
 
     def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
         batches = self._trainer.config.track_angle

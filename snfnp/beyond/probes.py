@@ -2,7 +2,6 @@
 
 Probes are rows of signs ν with E[ννᵀ] = I, the same on every backend. They are appended to the
 batch's rows, so that one product takes both.
-
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
@@ -49,7 +48,7 @@ class JacobianPenalty(SelfNormalizing):
         return SelfNormalizing(self.objective)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """As in the plain rule, and below them the rows of the probes:
+        """The plain rule's deltas, and below them the rows of the probes:
 
         Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
         """
@@ -62,7 +61,7 @@ class JacobianPenalty(SelfNormalizing):
         delta_r = g.apply(ops, r, z0)
         residual, of_probes = delta_r[:n], delta_r[n:]
         error = linalg.residual(residual, x)
-        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ where maps are dense
+        # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
         jacobian_error = linalg.residual(of_probes, probes)
         of_probes *= -2 * self.weight / self.probes
 

@@ -27,11 +27,9 @@ class SmallestSecondMoment:
     """σ²_min, the smallest eigenvalue of E[r rᵀ], r what the weights of one output of a map see,
     means included: samples of a dense map, receptive fields of a convolution.
 
-    That of a sample is far too small: among many directions there is one in which a sample happens
-    to be small. So 8 directions are found on one part of the images, and their second moments are
-    measured on others, which had no part in the choice: the smallest eigenvalue is not below
-    σ²_min but for the chance of an 8 × 8 matrix. It is above if the directions found are not
-    the best ones.
+    A sample's own is far too small: it happens to be small in one of many directions. So 8
+    directions are found on one part of the images and measured on others: the smallest eigenvalue
+    is not below σ²_min but for the chance of an 8 × 8 matrix, and above if they are not the best.
 
     images: how many will come. `add` costs O(n D²) for the first n of them, which find the
     directions: those with 5 rows per unknown, as long as 200 or half of the images are left to
@@ -41,7 +39,8 @@ class SmallestSecondMoment:
     def __init__(self, ops, f, images: int):
         self._ops, self._map, self._images = ops, f, images
         self._to_fit = self._to_hold = None
-        self._fitted = self._held = None  # (Σ r rᵀ, rows)
+        self._fitted: tuple = (0.0, 0)  # Σ r rᵀ, rows
+        self._held: tuple = (0.0, 0)
         self._directions = None
 
     def add(self, x) -> None:
@@ -55,13 +54,14 @@ class SmallestSecondMoment:
         if self._to_fit:
             part, x = x[: self._to_fit], x[self._to_fit :]
             self._to_fit -= len(part)
-            self._fitted = _more(self._fitted, self._sums(part, None))
+            self._fitted = self._added(self._fitted, self._rows(part))
         if not self._to_fit and self._to_hold and len(x):
             if self._directions is None:
                 self._directions = self._smallest()
             part = x[: self._to_hold]
             self._to_hold -= len(part)
-            self._held = _more(self._held, self._sums(part, self._directions))
+            along = self._ops.linalg.matmul(self._rows(part), self._directions)
+            self._held = self._added(self._held, along)
 
     @property
     def wants_more(self) -> bool:
@@ -72,21 +72,17 @@ class SmallestSecondMoment:
     def value(self) -> float | None:
         """σ²_min; NaN if inputs are not finite, None if too few came: on no more rows than
         unknowns there are directions that hardly occur, and any of them would be as good."""
-        if self._held is None or self._fitted[1] <= len(self._fitted[0]):
+        if not self._held[1] or self._fitted[1] <= len(self._fitted[0]):
             return None
-        moments = _mean(self._held)
+        moments = self._held[0] / self._held[1]
         if not np.isfinite(moments).all():
             return math.nan
         return max(0.0, float(np.linalg.eigvalsh(moments)[0]))
 
-    def _sums(self, x, directions) -> tuple:
-        """Σ r rᵀ over the rows of x, along directions if they are given, on the host, and how
-        many rows these are."""
-        ops = self._ops
-        rows = self._rows(x)
-        if directions is not None:
-            rows = ops.linalg.matmul(rows, directions)
-        return ops.to_host(ops.linalg.matmul(rows.T, rows)), len(rows)
+    def _added(self, sums, rows) -> tuple:
+        """Σ r rᵀ on the host, and how many rows r it is of, with these rows added."""
+        moments = self._ops.to_host(self._ops.linalg.matmul(rows.T, rows))
+        return sums[0] + moments, sums[1] + len(rows)
 
     def _rows(self, x):
         """x (N, ...) as the rows that the weights of one output see."""
@@ -94,19 +90,10 @@ class SmallestSecondMoment:
         return self._ops.conv.patches(x, f.kernel) if isinstance(f, Conv2d) else x
 
     def _smallest(self):
-        moments = _mean(self._fitted)
+        moments = self._fitted[0] / self._fitted[1]
         count = min(_DIRECTIONS, len(moments))
         if np.isfinite(moments).all():
             _, found = scipy.linalg.eigh(moments, subset_by_index=[0, count - 1])
         else:
             found = np.full((len(moments), count), math.nan)
         return self._ops.asarray(np.ascontiguousarray(found))
-
-
-def _more(sums, more) -> tuple:
-    return more if sums is None else tuple(a + b for a, b in zip(sums, more, strict=True))
-
-
-def _mean(sums) -> np.ndarray:
-    second, rows = sums
-    return second / rows

@@ -3,7 +3,6 @@ and of a flow as a whole.
 
 They are lower bounds on the log-density of another model than the flow: one that decodes latents
 through the learned inverses, with noise.
-
 Derivation: derivations/19-variational.md.
 """
 
@@ -46,7 +45,6 @@ def flow_bound(ops, flow: Flow, params, x, sigma: float, noise, grads=None):
 
     with the Jacobian J of f at x, and g through all learned inverses. noise: ε, shaped like x,
     standard normal. Layers need `derivatives`; couplings and split priors have none.
-
     grads, arrays {layer: {name: array}} shaped like params: the gradient of the mean over x is
     written there, end to end, with second derivatives of f; R stands in place of W⁻¹. Then (bound,
     the gradient of x) is returned. Costs the exact determinants, and with grads about four passes

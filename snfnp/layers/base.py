@@ -62,7 +62,7 @@ class Layer:
     def latent_shape(self, shape) -> tuple[int, ...] | None:
         """The shape of the part of z that leaves the flow at this layer; None: nothing does.
 
-        Where it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
+        If it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
         and `backward` take it and its gradient as one more, last argument.
         """
         return None

@@ -87,9 +87,8 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x over the batch x (N, ...) and all pixels, so
-        that z starts with mean 0 per feature or channel. One product, its mean in double precision.
-        """
+        """With bias_init "data": b = −mean of T(W) x, in double precision, over the batch x and
+        all pixels: z (N, ...) starts with mean 0 per feature or channel. One product."""
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
@@ -117,9 +116,8 @@ class Linear(Layer):
 
     def refined_inverse(self, ops, p, z):
         """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
-        f, g = self.maps
         refined = registry.find("refined-inverse")
-        return refined(ops, f, g, p["W"], p["R"], self._without_bias(p, z))
+        return refined(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of

@@ -2,7 +2,6 @@
 
 All three steps count in the likelihood. On MNIST their log-Jacobians sum to about 272.7 nats (A.3),
 with α = 1e-6 as in the authors' code.
-
 Derivation: derivations/02-change-of-variables.md.
 """
 

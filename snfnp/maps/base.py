@@ -50,21 +50,15 @@ class Map:
         return self.fit(f.flip(w)).copy()
 
     def stand_in(self, ops, f, r, shape):
-        """(term, multiple): term ⊙ multiple stands in for ∂log|det T_f(w)|/∂w, at w's size.
-
-        The sum of the entries of T(r)ᵀ, which stands in place of T_f(w)⁻ᵀ, over the positions of
-        each weight: flip(r) ⊙ m (Eq. 15, the second term of Eq. 10 for a dense map), of r's centre
-        if r is larger (Eq. 28).
-        """
+        """(term, multiple): term ⊙ multiple stands in for ∂log|det T_f(w)|/∂w, at w's size: T(r)ᵀ
+        in place of T_f(w)⁻ᵀ, summed over the positions of each weight. flip(r) ⊙ m (Eq. 15, the
+        second term of Eq. 10 for a dense map), of r's centre if r is larger (Eq. 28)."""
         return f.flip(f.fit(r, ops.xp)), f.multiple(shape)
 
     def gradients(self, ops, f, w, r, delta, z, scale, out) -> tuple[WeightGradient, ...]:
         """The terms of the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
-        with T_f(w) in place of T(r)⁻¹; z: (N, ...), out: r's gradient.
-
-        flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense map), w padded with zeros if r
-        is larger (Eq. 29).
-        """
+        with T_f(w) in place of T(r)⁻¹: flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense
+        map), w padded with zeros if r is larger (Eq. 29). z: (N, ...); out: r's gradient."""
         term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])
         return (WeightGradient(delta, z, scale, term, multiple, out),)
 

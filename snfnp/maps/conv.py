@@ -3,7 +3,6 @@
 Kernels are stored (kH, kW, I, O), images channels-last (H, W, C): the paper's k[o, i, h, w] is
 w[h, w, i, o] here, and this is the only place where the two orders meet. Stride 1, odd kernels
 and "same" zero padding, so that T(w) is square for I = O.
-
 Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 """
 
@@ -85,10 +84,8 @@ class Conv2d(Map):
 
     @staticmethod
     def flip(w):
-        """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view).
-
-        Eq. 26, which counts from 1: channels swapped, height and width mirrored.
-        """
+        """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view): channels swapped, height
+        and width mirrored (Eq. 26, which counts from 1)."""
         return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
@@ -103,11 +100,8 @@ class Conv2d(Map):
         return self.weight_grad(ops, delta, xp.ones((1, *shape)), xp.empty(self.weight_shape))
 
     def fit(self, w, xp=np):
-        """A kernel of another size at this map's: zero-padded or cropped about its centre.
-
-        P of Eq. 30. The map of a padded kernel is the same map; cropping leaves taps out.
-        xp: the namespace of w.
-        """
+        """A kernel of another size at this map's, zero-padded or cropped about its centre: P of
+        Eq. 30. The map of a padded kernel is the same map. xp: the namespace of w."""
         if w.shape[:2] == tuple(self.kernel):
             return w
         fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)

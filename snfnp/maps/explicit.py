@@ -83,6 +83,6 @@ def gather(ops, strip, kernel, width, rows):
 
 
 def _overlap(count, length, start) -> tuple[slice, slice]:
-    """Of `count` items put at `start` of a longer or shorter array: which fit, and where."""
+    """Slices of `count` items put at `start` of an array: those that fit, and their places."""
     first, stop = max(0, -start), min(count, length - start)
     return slice(first, stop), slice(start + first, start + stop)

@@ -1,7 +1,7 @@
 """Tiles of products in the vector registers of the CPU, and their sizes.
 
 Numba has no vectors, hence `tile`, written for LLVM. It adds and multiplies in the order of the
-taps, as a plain loop would; the compiler may round once where it fuses the two. A kernel learns the
+taps, as a plain loop would; the compiler may round once if it fuses the two. A kernel learns the
 size of a tile from the lengths of two tuples, which are part of their types; sizes follow from
 shapes and from what the registers hold. See derivations/07-convolutions.md.
 """

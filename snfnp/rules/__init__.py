@@ -5,9 +5,4 @@ from snfnp.rules.exact import Exact
 from snfnp.rules.relative import Relative
 from snfnp.rules.self_normalizing import SelfNormalizing
 
-__all__ = [
-    "Exact",
-    "Relative",
-    "Rule",
-    "SelfNormalizing",
-]
+__all__ = ["Exact", "Relative", "Rule", "SelfNormalizing"]

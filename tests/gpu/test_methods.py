@@ -7,7 +7,7 @@ import pytest
 from support.trainers import host, images_of, make_trainer
 
 from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
-from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.inverse_updates import LeastSquares
 from snfnp.beyond.monitors import Inspection
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow

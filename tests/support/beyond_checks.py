@@ -16,9 +16,8 @@ import numpy as np
 
 from snfnp.beyond.chain import Chain
 from snfnp.beyond.differentiable import derivatives
-from snfnp.beyond.least_squares import LeastSquares
+from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.beyond.probes import JacobianPenalty, Probe, draw_probes
-from snfnp.beyond.projection import Projection
 from snfnp.beyond.variational import Variational, perturbed
 from snfnp.context import layer_key
 from snfnp.errors import UsageError

@@ -74,7 +74,7 @@ def _smooth_leaky_relu_inverse(y, alpha, eps, x):
             s = (one if root >= 0 else e) / (one + e)
             softplus = max(root, zero) + math.log1p(e)
             residual = alpha * root + (one - alpha) * softplus - target
-            if not residual > tolerance:  # also where it is NaN
+            if not residual > tolerance:  # also if it is NaN
                 break
             lower = max(root - residual / (alpha + (one - alpha) * s), left)
             if not lower < root:  # rounding lets it decrease no further

@@ -39,7 +39,7 @@ class Activation(OperationGroup):
             sigma = xp.where(x >= 0, 1, e) / (1 + e)
             residual = alpha * x + (1 - alpha) * (xp.maximum(x, 0) + xp.log1p(e)) - y
             lower = xp.maximum(x - residual / (alpha + (1 - alpha) * sigma), left)
-            # lower < x fails where rounding lets it decrease no further. NaN (also ∞ - ∞) compares
+            # lower < x fails if rounding lets it decrease no further. NaN (also ∞ - ∞) compares
             # false: it passes through and cannot keep the loop running.
             moves = (residual > tolerance) & (lower < x)
             if not xp.any(moves):

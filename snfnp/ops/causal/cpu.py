@@ -20,7 +20,7 @@ _BEFORE = {False: (1, 1), True: (0, 0)}
 
 
 class CpuCausal(Causal):
-    """Kernels of their own where channels fill a vector register, or where there is only one."""
+    """Kernels of their own if channels fill a vector register, or if there is only one."""
 
     def correlate(self, x, k, b=None, reverse=False):
         if not _direct(x.shape):
@@ -93,7 +93,7 @@ def _spread(image, before, row, flat):
 
 @serial
 def _seen(padded, row, length):
-    """What the four taps see from a whole image with `row` values to a row: flat views."""
+    """Flat views of a whole image, `row` values to a row: what each of the four taps sees."""
     lower = padded[row:]
     return padded[:length], padded[1:][:length], lower[:length], lower[1:][:length]
 

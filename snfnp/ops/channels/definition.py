@@ -11,7 +11,7 @@ from snfnp.ops.group import OperationGroup, rows
 class Channels(OperationGroup):
     def sum(self, x, out=None):
         """Σ over samples and pixels: x (N, ..., C) -> (C,). O(N D)."""
-        # over samples first: long rows, where channels alone would make very short ones
+        # over samples first: long rows: channels alone would make very short ones
         return x.sum(axis=0).reshape(-1, x.shape[-1]).sum(axis=0, out=out)
 
     def squeeze(self, x):

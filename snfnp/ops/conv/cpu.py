@@ -1,4 +1,4 @@
-"""Convolutions on the CPU: patches in parallel, and direct kernels where channels are few
+"""Convolutions on the CPU: patches in parallel, and direct kernels if channels are few
 (`cpu_planes.py`) or fill a vector register (`cpu_tiles.py`). See derivations/07-convolutions.md.
 """
 

@@ -1,4 +1,4 @@
-"""Direct convolutions on the CPU where channels are few.
+"""Direct convolutions on the CPU for few channels.
 
 Writing patches would cost far more than the arithmetic. The kernels here copy one image at a time,
 channel by channel, into a padded buffer that stays in the first-level cache. There a tap is just an

@@ -95,7 +95,7 @@ def _convolve(padded, k, size, shape, pixels, lanes, z):
 
 @serial
 def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
-    """The same for one channel, where the lanes of a tile are neighbouring pixels."""
+    """`_convolve` for one channel: the lanes of a tile are neighbouring pixels."""
     kh, kw = size
     height, width = shape[:2]
     row = width + kw - 1

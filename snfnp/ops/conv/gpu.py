@@ -1,4 +1,4 @@
-"""Convolutions on the GPU: direct kernels where channels are few, patches and products elsewhere.
+"""Convolutions on the GPU: direct kernels if channels are few, else patches and products.
 
 A convolution of few channels has so little arithmetic that launches decide: one or two, and no
 patches in memory. See derivations/07-convolutions.md.
@@ -135,7 +135,7 @@ class GpuConv(Conv):
         device.launch("conv_weight_grad_sum", dtype, blocks, add=add, volume=volume, **arguments)
 
     def _term(self, gradient, suffix: str) -> dict:
-        """What is added to a gradient's sum, by the names of parameters with this suffix."""
+        """The term added to a gradient's sum, by the names of parameters with this suffix."""
         scale, multiple = gradient.scale, gradient.multiple
         if isinstance(multiple, int):
             scale, multiple = scale * multiple, None

@@ -70,7 +70,7 @@ class CpuLinearAlgebra(LinearAlgebra):
         return self.inverse_and_log_abs_det(w)[0]  # without what NumPy does before and after
 
     def inverse_and_log_abs_det(self, a):
-        # one factorisation for both, where NumPy makes two
+        # one factorisation for both: NumPy makes two
         # A C-contiguous array is the column-major array of its transpose: (aᵀ)⁻¹ = (a⁻¹)ᵀ.
         getrf, getri, getrs = _LU[a.dtype]
         lu, pivots, status = getrf(a.T)
@@ -93,7 +93,7 @@ class CpuLinearAlgebra(LinearAlgebra):
 
 
 def _column_major(matrix):
-    """A matrix as (column-major array, transpose flag) for BLAS, without a copy where possible."""
+    """A matrix as (column-major array, transpose flag) for BLAS, without a copy if possible."""
     if matrix.flags.c_contiguous:
         return matrix.T, 0
     return np.asfortranarray(matrix), 1
@@ -167,7 +167,7 @@ def _sum_squares(g):
 
 @serial
 def _sum_few_squares(g):
-    """The same on one thread: waking the others would take longer."""
+    """Σ g² of a short buffer, on one thread: waking the others would take longer."""
     total = 0.0
     for start in range(0, g.size, FLAT_BLOCK):
         total += block_sum_squares(g[start:][:FLAT_BLOCK])

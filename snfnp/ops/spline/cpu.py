@@ -67,7 +67,7 @@ def _arguments(x, knots):
 
 @serial
 def _take(raw, poison, values):
-    """values ← raw, some pixels' parameters; poison: 0, NaN where one of a pixel is not finite."""
+    """values ← raw, some pixels' parameters; poison: 0, NaN if one of a pixel is not finite."""
     for i in range(values.size):
         value = raw[i]
         values[i] = value
@@ -108,7 +108,7 @@ def _exponents(widths, heights, slopes, shift, knots, factors):
 
 @parallel
 def _knots(bins, bound, eps, rest, knots, factors):
-    """What `_exponents` left, with factors replaced by their exponentials and log(1 + e) of the
+    """The arrays of `_exponents`, with factors replaced by their exponentials and log(1 + e) of the
     slopes in rows 1 to K-1 of knots -> knots (3(K+1), P), factors (3K-1, P)."""
     pixels = knots.shape[1]
     one = knots.dtype.type(1)

@@ -71,7 +71,7 @@ class Spline(OperationGroup):
 
         With r = (y - Y_k)/h, b = D_k (1-r) + (2s - D_{k+1}) r and
         q² = (D_k (1-r) - D_{k+1} r)² + 4 s² r(1-r), a sum of terms that are not negative:
-        t = 2 s r/(b + q) where b >= 0, and (q - b)/(2(s - b)) elsewhere.
+        t = 2 s r/(b + q) if b >= 0, else (q - b)/(2(s - b)).
         """
         xp = self.xp
         b = self._bin(y, knots, 1)

@@ -1,4 +1,5 @@
-"""R of a convolution is the best of its kernel size, found from W alone at every step.
+"""Rules that find R from this step alone, without a gradient of it: for convolutions, the best one
+of its kernel size for W; for dense layers, the nearest one that takes outputs back to inputs.
 
 Derivation: derivations/21-learning-the-inverse.md.
 """
@@ -18,13 +19,10 @@ _LOGGED = 10  # images of a batch whose reconstruction error is logged: nothing 
 class LeastSquares(Rule):
     """R = argmin ‖T(R) T(W) − I‖²_F (`LeftInverse`), W ascends the likelihood alone. No λ, no data.
 
-    T(W)⁻¹ is the series Σ_k Eᵏ T(R) with E = I − T(R) T(W). In the gradient of W its first two
-    terms stand exactly. Those after them, up to k = `terms`, are estimated with `probes` random
-    images ν of ±1, since E[(S ν) νᵀ] = S for every matrix S; they are drawn anew at every step.
-
-    Where ‖E‖²_F / D is above `tolerance`, W is moved down that error too, with the weight
-    `stiffness` times the excess: the series converges if E is small.
-
+    Of the series T(W)⁻¹ = Σ_k Eᵏ T(R) with E = I − T(R) T(W), the gradient of W has the first two
+    terms exactly; those up to k = `terms` are estimated with `probes` random images of ±1, drawn
+    anew at every step. If ‖E‖²_F / D is above `tolerance`, W is moved down that error too, with the
+    weight `stiffness` times the excess: the series converges if E is small.
     For 1×1 convolutions R is W⁻¹, and the gradient is exact.
     """
 
@@ -64,3 +62,36 @@ class LeastSquares(Rule):
                 pull = -2 * self.stiffness * excess * best.error_grad()
                 grads["W"] += pull.astype(w.dtype)
         return f.adjoint(ops, w, dz), Measured(error, updates={"R": best.r.astype(w.dtype)})
+
+
+@dataclass(frozen=True)
+class Projection(Rule):
+    """Dense layers: R is projected on every batch, W ascends the likelihood alone. No λ.
+
+    Block Kaczmarz: R ← R + (X − Z0 Rᵀ)ᵀ (Z0 Z0ᵀ + ε I)⁻¹ Z0 takes the batch's Z0 to its X, up to
+    ε, and differs least from R. ε: `ridge` times the mean of Z0 Z0ᵀ's diagonal.
+    It needs all samples of a step at once: no batch can be cut.
+    O(N D² + N² D + N³), two products of O(N D²); an R with a gradient takes three.
+    """
+
+    ridge: float = 1e-3
+    learns_inverse: ClassVar[bool] = True
+    updates: ClassVar[tuple[str, ...]] = ("R",)
+
+    def check_maps(self, f, g) -> None:
+        if f.shares_weights or g.shares_weights:
+            raise UsageError("a projected inverse needs a dense layer")
+
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        ops, linalg, x, z0 = ctx.ops, ctx.ops.linalg, cache["x"], cache["z0"]
+        residual, error = g.residual(ops, p["R"], z0, x, 0.0)
+        # N unknowns per row of R, in double precision: their matrix is as ill-conditioned as 1/ε
+        gram = linalg.matmul(z0, z0.T).astype("float64")
+        diagonal = gram.reshape(-1)[:: len(gram) + 1]
+        diagonal += self.ridge * (diagonal.sum() / len(gram))
+        inverse = linalg.solve_spd(gram, ops.xp.eye(len(gram)), overwrite=True)
+        rows = linalg.matmul((-inverse).astype(z0.dtype), z0)
+        projected = p["R"].copy()
+        g.weight_grad(ops, residual, rows, out=projected, add=True)
+        forward_gradient(ctx, f=f, term=f.flip(projected), x=x, dz=dz, grads=grads)
+        return f.adjoint(ops, p["W"], dz), Measured(error, updates={"R": projected})
