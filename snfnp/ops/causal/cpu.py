@@ -65,8 +65,7 @@ def _read(channels):
 
 
 def _direct(shape) -> bool:
-    channels = shape[3]
-    return channels == 1 or cpu_tiles.fits((2, 2, channels, channels), shape[2])
+    return shape[3] == 1 or cpu_tiles.fits((2, 2, shape[3], shape[3]), shape[2])
 
 
 def _convolve(x, taps, b, turn):
