@@ -49,11 +49,11 @@ class Graph:
         if recording.graph is None:
             with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
                 if recording.calls < _WARM_UP:
-                    recording.calls += 1
                     if recording.input is None:
                         recording.input = self._cupy.empty_like(images)
                     recording.input[...] = images
                     self._function(recording.input)
+                    recording.calls += 1
                     return
                 error = self._record(recording)
             if error:
