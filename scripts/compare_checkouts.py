@@ -1,8 +1,7 @@
 """Train a few steps in two checkouts with the same seed and compare every number they write.
 
-For a restructuring that must not change a number: every preset, gradient rule and option that
-enters the arithmetic runs in this checkout and in another one, by their own command lines only
-(nothing of either is imported here), and these are compared:
+Every preset, gradient rule and option that enters the arithmetic runs in this checkout and in
+another one, by their own command lines only, and these are compared:
 
 parameters, Adam m, Adam v   of the best and the last checkpoint; the moments contain the gradients
 metrics                      metrics.jsonl, summary.json and the checkpoints' step, λ and seed
@@ -109,11 +108,8 @@ def main(argv: list[str]) -> int:
     print(f"this checkout {ROOT}\nother checkout {checkouts[1]}\n")
     print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
-    different = [
-        f"{name} ({backend})"
-        for name, backend in cases
-        if not _compare(name, backend, checkouts, args.keep)
-    ]
+    same = {case: _compare(*case, checkouts, args.keep) for case in cases}
+    different = [f"{name} ({backend})" for (name, backend), own in same.items() if not own]
     print(f"\n{len(cases) - len(different)} of {len(cases)} bit-equal", end="")
     print(f"; different: {', '.join(different)}" if different else "")
     return 1 if different else 0
@@ -157,11 +153,8 @@ def _row(name: str, backend: str, cells) -> str:
 
 
 def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | None = None):
-    """Train, and write the reports, into `folder`: run/ and *.txt.
-
-    A run to be resumed is trained for one epoch into `folder`/begun, unless `begun` is given, the
-    other checkout's.
-    """
+    """Train, and write the reports, into `folder`: run/ and *.txt. A run to be resumed is trained
+    for one epoch into `folder`/begun, unless `begun` is given, the other checkout's."""
     folder.mkdir(parents=True)
     run, train = folder / "run", ("scripts/train_mnist.py", "--backend", backend)
     options = CONFIGURATIONS[name].split()

@@ -23,8 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     add("--to", type=Path, default=FOLDER, help="folder (derivations/figures)")
-    read = "read runs for the figure likelihoods"
-    add("--collect", nargs="+", type=Path, metavar="RUN", help=read)
+    add("--collect", nargs="+", type=Path, metavar="RUN", help="read runs for likelihoods first")
     args = parser.parse_args(argv)
     if args.collect:
         print(curves.collect(args.collect))

@@ -139,10 +139,9 @@ def _no_mnist() -> str | None:
 
 _BENCHMARK, _REPRODUCE = "scripts/benchmark.py", "scripts/reproduce.py"
 _HELP = {path: lambda out, path=path: _script(path, "--help") for path in (_BENCHMARK, _REPRODUCE)}
-# Of Table 1, in order of value. An exact evaluation with its monitors and checkpoints takes as long
-# as the steps of an epoch, or of several: so one in 20 epochs. At 0.5 ms a step the convolution's
-# 1000 epochs then fit into its limit, and the fully connected flow's 6000 do not: that one goes on
-# in the next piece, if its runs are kept.
+# Of Table 1, in order of value. An exact evaluation takes as long as the steps of some epochs: so
+# one in 20. The convolution's 1000 epochs then fit into its limit; the fully connected flow's 6000
+# do not, and go on in the next piece, if its runs are kept.
 _EVAL_EVERY, _FIRST = 20, ("conv-snf",)
 _ROWS = (*_FIRST, "fc-snf", "conv-exact", "fc-exact", "glow-lambda-100", "glow-exact")
 _ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"

@@ -17,10 +17,8 @@ _COMPARISONS = {
     ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
 }  # fmt: skip
 # Functions whose first two arguments may be swapped, or in which that is no mathematics.
-_COMMUTE = {
-    "maximum", "minimum", "max", "min", "multiply", "add", "swapaxes", "isinstance", "getattr",
-    "slice",
-}  # fmt: skip
+_COMMUTE = {"maximum", "minimum", "max", "min", "multiply", "add", "swapaxes", "slice"}
+_COMMUTE |= {"isinstance", "getattr"}
 _DROPPED_CALLS = {"copy", "swapaxes", "ascontiguousarray"}
 
 

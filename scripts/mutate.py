@@ -1,9 +1,8 @@
 """Change the mathematics in small ways, one at a time, and see whether the tests notice.
 
-A sample of mutants of the rules, maps, definitions of operations and the flow is drawn; each is
-written into a copy of the checkout, where the tests that guard its file run until one fails. What
-no test notices is printed as a diff, and either a test is missing or the change changes nothing
-(scripts/equivalents.py knows those). Some seconds per mutant.
+A sample of mutants is drawn; each is written into a copy of the checkout, where the tests that
+guard its file run until one fails. What no test notices is printed as a diff: a test is missing, or
+the change changes nothing (scripts/equivalents.py knows those). Some seconds per mutant.
 """
 
 import argparse

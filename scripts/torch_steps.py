@@ -1,10 +1,9 @@
 """The self-normalizing training steps in PyTorch, eager, for `benchmark.py` to put beside ours.
 
-For comparison only: the package has no use for PyTorch and never imports it, nor does any other
-script. What a person who has PyTorch would write: linear layers with the paper's update by hand
-(the six products of `snfnp.rules`, since no automatic gradient gives it), automatic gradients
-around them, and the fused Adam. Models, initial parameters and batches are ours; images are
-(N, C, H, W) here and kernels (O, I, kH, kW).
+For comparison only: the package never imports PyTorch. What a person who has it would write: linear
+layers with the paper's update by hand (the six products of `snfnp.rules`, since no automatic
+gradient gives it), automatic gradients around them, and the fused Adam. Models, initial parameters
+and batches are ours; images are (N, C, H, W) here and kernels (O, I, kH, kW).
 """
 
 import math
@@ -203,7 +202,8 @@ def _split(layer, p, x):
 def _spline(layer, p, x):
     """Evaluate splines as `snfnp.ops.spline` does: knots (3, C, H, W, K+1), looked up as pairs."""
     bound, bins, eps = layer.bound, layer.bins, layer.eps
-    sizes = (2 * bound * (eps + (1 - eps * bins) * torch.softmax(p[name], -1)) for name in _SIZES)
+    raw = (p["widths"], p["heights"])
+    sizes = (2 * bound * (eps + (1 - eps * bins) * torch.softmax(own, -1)) for own in raw)
     knots = [F.pad(own.cumsum(-1), (1, 0)) - bound for own in sizes]
     slopes = eps + F.softplus(p["slopes"] + slope_shift(eps), threshold=40)
     pairs = torch.stack([*knots, F.pad(slopes, (1, 1), value=1.0)]).unfold(-1, 2, 1)
@@ -222,6 +222,5 @@ def _spline(layer, p, x):
     return z, log_slope.flatten(1).sum(1)
 
 
-_SIZES = ("widths", "heights")
 _FORWARD = {layers.ActNorm: _actnorm, layers.AffineCoupling: _coupling, layers.SplitPrior: _split}
 _FORWARD |= {layers.RationalQuadraticSpline: _spline, layers.SmoothLeakyReLU: _smooth_leaky_relu}

@@ -5,17 +5,14 @@ step takes several times as long. So the package lets an OpenBLAS thread sleep a
 thread soon, unless the environment already says otherwise, and every run records what is in force.
 
 Soon, not at once: to wake a thread takes about as long as a small kernel runs, of which a
-convolutional step starts more than a hundred. Measured, a second thread gained that step next to
-nothing if it slept between kernels, and a third of the time if it spun for a few kernels' time.
-GNU OpenMP, which Numba has on Linux, can be told how long; others sleep at once. Numba's work queue
-sleeps as well, but takes longer to start a kernel. See derivations/25-many-cores.md.
+convolutional step starts more than a hundred. GNU OpenMP, which Numba has on Linux, can be told how
+long to spin; others, and Numba's work queue, sleep at once. See derivations/25-many-cores.md.
 """
 
 import os
 import sys
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
-_NUMBA_LAYER = "NUMBA_THREADING_LAYER"
 _OMP_WAIT = "OMP_WAIT_POLICY"
 _GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
@@ -37,7 +34,7 @@ def configure_numba() -> None:
     settings once, then); else the work queue. A waiting policy that the environment states
     means what it says: no spinning is added to it.
     """
-    if _NUMBA_LAYER in os.environ:
+    if "NUMBA_THREADING_LAYER" in os.environ:
         return
     import numba
     import threadpoolctl

@@ -93,7 +93,7 @@ def test_patches_of_a_pointwise_kernel_are_a_view(ops):
 
 
 def test_all_ways_of_the_cpu_backend_are_tested():
-    """Tiles, planes (four outputs at once, the rest singly), and products of patches."""
+    """Tiles, planes, and products of patches."""
     for most in (16, 64):
         tiles, planes = [], []
         for c in CHANNELS:

@@ -122,11 +122,9 @@ def _limits(backends: dict, plan: Plan) -> dict:
 
 
 def _limits_text(limits: dict) -> str:
-    rows = [
-        {"product": row["product"]}
-        | {f"{p} TFLOP/s": row[p] / 1e12 for p in (SINGLE, TF32) if p in limits}
-        for row in limits["products"]
-    ]
+    rates, rows = [p for p in (SINGLE, TF32) if p in limits], []
+    for row in limits["products"]:
+        rows.append({"product": row["product"]} | {f"{p} TFLOP/s": row[p] / 1e12 for p in rates})
     return (
         f"{table(rows)}\n"
         f"memory: a large copy reads and writes {limits['memory'] / 1e9:.1f} GB/s\n"

@@ -24,11 +24,11 @@ _FC = {gradient: (gradient, {}, products) for gradient, products in PRODUCTS.ite
 }
 # {row: (model, gradient, settings)}: Table 1's convolutions, and other learned inverses of the same
 # reach beside the paper's of 3×3 (A.4).
-_CONV = {"conv, self-normalizing": ("conv", _SNF, {})}
-_CONV |= {
-    f"{name}, exact": (name, "exact", {}) for name in ("conv", "emerging", "conv-exponential")
-}
-_CONV |= {
+_CONV = {
+    "conv, self-normalizing": ("conv", _SNF, {}),
+    "conv, exact": ("conv", "exact", {}),
+    "emerging, exact": ("emerging", "exact", {}),
+    "conv-exponential, exact": ("conv-exponential", "exact", {}),
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
     "conv, self-normalizing, inverse of two 3x3": ("conv", _SNF, {"inverse_depth": 2}),
     "conv, recipe: least squares, 5x5": ("conv", _SNF, {"recipe": "least-squares"}),

@@ -101,8 +101,7 @@ def table(rows: list[dict], columns: Iterable[str] | None = None) -> str:
 
 
 def _cell(value) -> str:
-    """A word or whole number as it is, another number with three digits, or all before the
-    point."""
+    """A word or whole number as it is, others with three digits, or all before the point."""
     if value is None:
         return "-"
     if not isinstance(value, float):

@@ -14,12 +14,10 @@ BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82d6", "#d0722a", "#2b9a66", "#d6455d", "
 
 _GREY = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 plt.rcParams.update(dict.fromkeys((*_GREY, "grid.color"), INK))
-plt.rcParams.update(
-    dict.fromkeys([f"{at}.facecolor" for at in ("axes", "figure", "savefig")], "none")
-)
-plt.rcParams.update(
-    dict.fromkeys(["axes.spines.top", "axes.spines.right", "legend.frameon"], False)
-)
+_FACES = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
+plt.rcParams.update(dict.fromkeys(_FACES, "none"))
+_OFF = ("axes.spines.top", "axes.spines.right", "legend.frameon")
+plt.rcParams.update(dict.fromkeys(_OFF, False))
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 10, "lines.linewidth": 1.8})
 plt.rcParams.update({"mathtext.fontset": "dejavusans", "grid.alpha": 0.25})
 plt.rcParams["svg.hashsalt"] = "snfnp"  # the same names in every file

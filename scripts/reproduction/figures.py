@@ -198,9 +198,8 @@ class Figure5(_OneSeed):
     rows = (*(row for row in TABLES["table1"].rows if row.name in _SHARES), _RECIPE)
 
     def measure(self, run: Run) -> dict:
-        points = [
-            [line[key] for key in plots.COMPARED] for line in RunFolder(run.folder).read_metrics()
-        ]
+        lines = RunFolder(run.folder).read_metrics()
+        points = [[line[key] for key in plots.COMPARED] for line in lines]
         return {"paper_share": _SHARES.get(run.row.name), "points": thinned(points)}
 
     def show(self, record: dict) -> str:
@@ -233,10 +232,8 @@ class Figure5(_OneSeed):
 
     def draw(self, record: dict, path: Path) -> None:
         if panels := self.drawn(record):
-            lines = {
-                name: dict(zip(plots.COMPARED, own, strict=True))
-                for name, (_, own) in panels.items()
-            }
+            named, own = plots.COMPARED, panels.items()
+            lines = {name: dict(zip(named, points, strict=True)) for name, (_, points) in own}
             plots.save_comparison(path, lines, "exact validation NLL (nats)")
 
 

@@ -215,10 +215,7 @@ def perform(run: Run, command: Command) -> None:
 
 def lost(lines: list[dict]) -> dict | None:
     """The step from which on a run's validation NLL stayed more than a tenth above its best to the
-    end, and the monitors before; None if it did not.
-
-    lines: of the run's metrics.jsonl.
-    """
+    end, and the monitors before; None if it did not. lines: of the run's metrics.jsonl."""
     best, first = math.inf, None
     for number, line in enumerate(lines):
         nll = line["validation_nll_nats"]

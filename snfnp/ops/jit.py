@@ -24,12 +24,9 @@ threads.configure_numba()
 def _find_cache() -> bool:
     """Let Numba keep its kernels in the first folder that can be written; False if none can."""
 
-    def anything():
-        return None
-
     def works() -> bool:
         try:
-            njit(cache=True)(anything)
+            njit(cache=True)(lambda: None)
         except RuntimeError:  # of the places that Numba knows none can be written
             return False
         return True

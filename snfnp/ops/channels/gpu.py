@@ -75,9 +75,8 @@ def shift_scale_backward(device, dy, y, sign, factor, s, dldj, out):
     blocks, partial = _partial_sums(device, dy, 2)
     arrays = {"dy": dy, "y": y, "s": s, "dldj": dldj, "dx": dx, "g_b": out[0], "g_s": out[1]}
     numbers = {"sign": sign, "factor": factor, "samples": 0 if dldj is None else len(dy)}
-    sums = {"partial": partial, "arrived": device.counter()}
-    arguments = arrays | numbers | sums | _sizes(dy)
-    device.launch("shift_scale_backward", dy.dtype, blocks, **arguments)
+    own = arrays | numbers | {"partial": partial, "arrived": device.counter()} | _sizes(dy)
+    device.launch("shift_scale_backward", dy.dtype, blocks, **own)
     return dx
 
 

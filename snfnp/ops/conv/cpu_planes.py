@@ -1,10 +1,9 @@
 """Direct convolutions on the CPU for few channels.
 
 Writing patches would cost far more than the arithmetic. The kernels here copy one image at a time,
-channel by channel, into a padded buffer that stays in the first-level cache. There a tap is just an
-offset: with rows of W + kW − 1 values, output j needs input j + offset, so every loop runs over the
-whole image and is vectorised. The kW − 1 values at the end of each row are dropped. See
-derivations/07-convolutions.md.
+by channels, into a padded buffer in the first-level cache. There a tap is an offset: with rows of
+W + kW − 1 values, output j needs input j + offset, so every loop runs over the whole image and is
+vectorised; the last kW − 1 values of a row are dropped. See derivations/07-convolutions.md.
 """
 
 import math
@@ -54,22 +53,16 @@ def _correlate_images(x, k, offsets, z):
     plane = (height + kh - 1) * row
     weights = np.zeros((outputs, offsets.size), x.dtype)
     taps = k.reshape(-1, outputs)
-    for tap in range(len(taps)):
-        for o in range(outputs):
-            weights[o, tap] = taps[tap, o]
+    weights[:, : len(taps)] = taps.T
     length = (height * row + _LANES - 1) // _LANES * _LANES
-    fours = outputs // 4 * 4
     for task in prange((samples + _TASK - 1) // _TASK):
         # beyond the last plane: the last taps of outputs that are computed and dropped
         padded = np.zeros(inputs * plane + _LANES + kw, x.dtype)
         sums = np.empty((outputs, length), x.dtype)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
             _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
-            for o in range(0, fours, 4):
-                _four_outputs(padded, offsets, weights[o : o + 4], sums[o : o + 4])
-            for o in range(fours, outputs):
-                _one_output(padded, offsets, weights[o], sums[o])
             for o in range(outputs):
+                _one_output(padded, offsets, weights[o], sums[o])
                 for y in range(height):
                     source, target = sums[o, y * row : y * row + width], z[n, y, :, o]
                     for column in range(width):
@@ -99,28 +92,6 @@ def _one_output(padded, offsets, w, z):
         w0, w1, w2 = w[k], w[k + 1], w[k + 2]
         for j in range(length):
             z[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j]
-
-
-@serial
-def _four_outputs(padded, offsets, w, z):
-    """Four outputs share the loads of the inputs."""
-    z[:] = z.dtype.type(0)
-    length = z.shape[1]
-    z0, z1, z2, z3 = z[0], z[1], z[2], z[3]
-    for k in range(0, offsets.size, _TAPS):
-        x0 = padded[offsets[k] : offsets[k] + length]
-        x1 = padded[offsets[k + 1] : offsets[k + 1] + length]
-        x2 = padded[offsets[k + 2] : offsets[k + 2] + length]
-        w00, w01, w02 = w[0, k], w[0, k + 1], w[0, k + 2]
-        w10, w11, w12 = w[1, k], w[1, k + 1], w[1, k + 2]
-        w20, w21, w22 = w[2, k], w[2, k + 1], w[2, k + 2]
-        w30, w31, w32 = w[3, k], w[3, k + 1], w[3, k + 2]
-        for j in range(length):
-            a, b, c = x0[j], x1[j], x2[j]
-            z0[j] += w00 * a + w01 * b + w02 * c
-            z1[j] += w10 * a + w11 * b + w12 * c
-            z2[j] += w20 * a + w21 * b + w22 * c
-            z3[j] += w30 * a + w31 * b + w32 * c
 
 
 @parallel

@@ -64,7 +64,7 @@ def inverse_series(r, w, nu, terms: int):
 
 
 @serial
-def _pad(image, top, left, row, padded):
+def pad(image, top, left, row, padded):
     """image (H, W, C) into the flat `padded`, whose rows are `row` values long."""
     height, width, channels = image.shape
     for y in range(height):
@@ -122,7 +122,7 @@ def _correlate_images(x, k, size, before, b, pixels, lanes, z):
         for j in range(shift.size if b.size else 0):
             shift[j] = b[j % outputs]
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            _pad(x[n], before[0], before[1], row, padded)
+            pad(x[n], before[0], before[1], row, padded)
             flat = z[n].reshape(-1)
             _convolve(padded, k, size, shape, pixels, lanes, flat)
             if b.size:
@@ -138,7 +138,7 @@ def _convolve_image(image, k, size, padded, pixels, lanes, z):
     height, width, channels = image.shape
     row = (width + size[1] - 1) * channels
     shape = (height, width, channels, channels)
-    _pad(image, size[0] // 2, size[1] // 2, row, padded)
+    pad(image, size[0] // 2, size[1] // 2, row, padded)
     if channels == 1:
         _convolve_plane(padded, k, size, shape, pixels, lanes, z)
     else:
@@ -179,7 +179,7 @@ def _weight_grad(delta, x, kw, before, taps, lanes, add, out):
     for task in prange(len(sums)):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
         for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            _pad(x[n], before[0], before[1], row, padded)
+            pad(x[n], before[0], before[1], row, padded)
             flat = delta[n].reshape(-1)
             for o in range(0, outputs, len(lanes)):
                 for h in range(kh):

@@ -129,9 +129,8 @@ class GpuConv(Conv):
         device.launch("conv_weight_grad", dtype, blocks, threads=threads, **arguments)
         arrays = {"out": first.out, "out_2": second.out, "db": db, "parts": parts, "count": chunks}
         terms = self._term(first, "") | self._term(second, "_2")
-        sizes = {"size": size, "channels": channels, "width": kw}
-        arguments = arrays | terms | sizes | {"inputs": inputs, "outputs": outputs}
-        blocks = -(-parts.shape[1] // 32)
+        sizes = {"inputs": inputs, "outputs": outputs, "size": size, "channels": channels}
+        arguments, blocks = arrays | terms | sizes | {"width": kw}, -(-parts.shape[1] // 32)
         device.launch("conv_weight_grad_sum", dtype, blocks, add=add, volume=volume, **arguments)
 
     def _term(self, gradient, suffix: str) -> dict:

@@ -56,7 +56,10 @@ class Cublas:
         a, a_operation, a_lead = self._matrix(a)
         b, b_operation, b_lead = self._matrix(b)
         self._guard.require()
-        self._use_current_stream()
+        current, stream = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
+        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
+        if current != (stream.value or 0):  # a null pointer's value is None
+            self._set_stream(current)
         sizes = map(ctypes.c_int, (b_operation, a_operation, columns, rows, inner))
         alpha, beta = ctypes.byref(real(1.0)), ctypes.byref(real(beta))
         (b, b_lead), (a, a_lead), (c, lead) = (
@@ -75,12 +78,6 @@ class Cublas:
         if (row_stride == 1 or rows == 1) and (column_stride >= rows or columns == 1):
             return matrix, _TRANSPOSED, rows if columns == 1 else column_stride
         return self._cupy.ascontiguousarray(matrix), _PLAIN, columns
-
-    def _use_current_stream(self) -> None:
-        current, stream = self._cupy.cuda.get_current_stream().ptr, ctypes.c_void_p()
-        self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
-        if current != (stream.value or 0):  # a null pointer's value is None
-            self._set_stream(current)
 
     def _set_stream(self, stream: int) -> None:
         self._check(self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))

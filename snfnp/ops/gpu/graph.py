@@ -49,7 +49,11 @@ class Graph:
         if recording.graph is None:
             with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
                 if recording.calls < _WARM_UP:
-                    self._warm_up(recording, images)
+                    if recording.input is None:
+                        recording.input = self._cupy.empty_like(images)
+                    recording.input[...] = images
+                    self._function(recording.input)
+                    recording.calls += 1
                     return
                 error = self._record(recording)
             if error:
@@ -82,14 +86,6 @@ class Graph:
         finally:  # even after a failure: what was started still runs
             self._done.record(self._stream)
             caller.wait_event(self._done)
-
-    def _warm_up(self, recording, images) -> None:
-        """One of the plain calls before the recording."""
-        if recording.input is None:
-            recording.input = self._cupy.empty_like(images)
-        recording.input[...] = images
-        self._function(recording.input)
-        recording.calls += 1
 
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
@@ -125,8 +121,9 @@ class Graph:
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
-        failed = f"the training step cannot be recorded as a CUDA graph ({error})"
-        self._report(f"{failed}: it runs without one")
+        self._report(
+            f"the training step cannot be recorded as a CUDA graph ({error}): it runs without one"
+        )
 
 
 class _Recording:

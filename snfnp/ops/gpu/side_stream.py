@@ -1,6 +1,5 @@
 """A second stream, for work that nothing waits for before the end of a pass: the gradients of
-weights, beside the chain of δ from layer to layer. In a recorded step they are a second branch of
-the graph."""
+weights, beside the chain of δ from layer to layer (in a recorded step a branch of the graph)."""
 
 from contextlib import contextmanager, suppress
 

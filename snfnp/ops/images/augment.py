@@ -16,9 +16,8 @@ def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
     density model would spend likelihood on a black line, which no test image has.
 
     images (N, H, W, C), of any type, on the host -> a new array of the same shape and type.
-    key: of the random numbers; the same key gives the same result, so a resumed run sees the same
-    images. Give each step its own key. With key.first the images are those of a larger batch from
-    that one on, and are changed as they would be in it. O(N H W C).
+    key: of the random numbers, each step's own; with key.first the images are those of a larger
+    batch from that one on, and are changed as they would be in it. O(N H W C).
     """
     count, height, width, _ = images.shape
     u = uniform(np, key, (count, DRAWS))

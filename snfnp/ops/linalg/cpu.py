@@ -94,9 +94,7 @@ class CpuLinearAlgebra(LinearAlgebra):
 
 def _column_major(matrix):
     """A matrix as (column-major array, transpose flag) for BLAS, without a copy if possible."""
-    if matrix.flags.c_contiguous:
-        return matrix.T, 0
-    return np.asfortranarray(matrix), 1
+    return (matrix.T, 0) if matrix.flags.c_contiguous else (np.asfortranarray(matrix), 1)
 
 
 @parallel

@@ -1,8 +1,7 @@
 """Products of tall arrays with few columns on the CPU: tiles, rows in parallel.
 
-Such products stand between kernels (1×1 convolutions, the network of a narrow coupling). A BLAS
-gives some of them to one thread, wakes threads of its own for others, and has most of its speed
-from matrices that are large in every direction. See derivations/07-convolutions.md.
+Such products (1×1 convolutions, the network of a narrow coupling) a BLAS gives to one thread or
+wakes threads of its own for: it is made for large matrices. See derivations/07-convolutions.md.
 """
 
 import numpy as np

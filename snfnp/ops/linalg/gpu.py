@@ -53,9 +53,8 @@ class GpuLinearAlgebra(LinearAlgebra):
             if a.ndim == 2 and a.T.flags.c_contiguous:
                 rows, columns = out.shape
                 tiles = -(-rows // 32) * -(-columns // 32)
-                arguments = {"out": out, "a": a.T, "scale": scale, "volume": volume}
-                arguments |= {"rows": rows, "columns": columns}
-                device.launch("scaled_transpose", out.dtype, tiles, **arguments)
+                own = {"out": out, "a": a.T, "scale": scale, "volume": volume, "rows": rows}
+                device.launch("scaled_transpose", out.dtype, tiles, columns=columns, **own)
                 return out
         if a.ndim != 4:
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)

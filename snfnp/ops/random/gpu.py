@@ -27,13 +27,9 @@ class GpuRandom(Random):
 def key_arguments(key: RandomKey, shape) -> dict:
     """A key for an array of this shape as arguments of a kernel: `first_word` is the number of the
     array's first element (`RandomKey.start`), the same in every replay of a graph."""
-    known = isinstance(key.step, (int, np.integer))
-    return {
-        "step": _signed(key.step) if known else key.step,
-        "stream": key.stream,
-        "seed": _signed(key.seed),
-        "first_word": key.start(shape),
-    }
+    step = _signed(key.step) if isinstance(key.step, (int, np.integer)) else key.step
+    seed, start = _signed(key.seed), key.start(shape)
+    return {"step": step, "stream": key.stream, "seed": seed, "first_word": start}
 
 
 def _signed(number: int) -> int:

@@ -6,9 +6,8 @@ backend, or a replayed GPU graph sees the very same ones.
     counter = (block index, step, step >> 32, stream)      key = (seed, seed >> 32)
 
 One block gives four 32-bit words; element i of an array (in C order) is word i % 4 of block i // 4.
-So any part of an array is found without the rest of it. A block's index is one word of the counter:
-a key has 2^34 words, and no array may reach beyond them. See derivations/02-change-of-variables.md,
-on the noise of images.
+A block's index is one word of the counter: a key has 2^34 words, and no array may reach beyond
+them. See derivations/02-change-of-variables.md, on the noise of images.
 """
 
 import math
@@ -48,11 +47,9 @@ class RandomKey(NamedTuple):
 
 
 def philox4x32(counter: tuple, key: tuple) -> tuple:
-    """Ten rounds of Philox 4x32; Numba compiles it as well.
-
-    counter: four uint64 arrays or scalars with values below 2**32; key: two such integers.
-    Returns four uint64 arrays with values below 2**32 (64 bits hold the products on the way).
-    """
+    """Ten rounds of Philox 4x32; Numba compiles it as well. counter: four uint64 arrays or scalars
+    with values below 2**32 (64 bits hold the products on the way), like the result; key: two such
+    integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(_ROUNDS):

@@ -2,8 +2,7 @@
 
 A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
 backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
-memory, and these are added up in a fixed order.
-See derivations/09-splines.md.
+memory, and these are added up in a fixed order. See derivations/09-splines.md.
 """
 
 import math
@@ -20,12 +19,11 @@ class GpuSpline(Spline):
         bins, pixels = widths.shape[-1], math.prod(shape)
         knots = device.empty((3, bins + 1, *shape), dtype)
         factors = device.empty((3 * bins - 1, *shape), dtype)
-        arrays = {"widths": widths, "heights": heights, "slopes": slopes}
-        arrays |= {"knots": knots, "factors": factors}
+        raw = {"widths": widths, "heights": heights, "slopes": slopes}
         numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
-        arguments = arrays | numbers | {"pixels": pixels, "bins": bins}
+        own = raw | numbers | {"knots": knots, "factors": factors, "pixels": pixels, "bins": bins}
         # small blocks: there are few pixels for all of a GPU
-        device.launch("spline_knots", dtype, -(-3 * pixels // 32), threads=32, **arguments)
+        device.launch("spline_knots", dtype, -(-3 * pixels // 32), threads=32, **own)
         return knots, factors
 
     def evaluate(self, x, knots):
@@ -52,8 +50,8 @@ class GpuSpline(Spline):
         arrays |= dict(zip(("g_widths", "g_heights", "g_slopes"), out, strict=True))
         numbers = {"scale": 2 * bound * (1 - eps * bins), "samples": len(x)}
         blocks = -(-pixels // source.constant("spline", "SPLINE_PIXELS"))
-        arguments = arrays | numbers | sizes
-        device.launch("spline_backward", x.dtype, blocks, threads=threads, **arguments)
+        own = arrays | numbers | sizes
+        device.launch("spline_backward", x.dtype, blocks, threads=threads, **own)
         return dx
 
 

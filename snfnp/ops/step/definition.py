@@ -1,8 +1,7 @@
 """The rest of a training step, beside its layers: numbers that change, a log, the optimiser.
 
-A device may work asynchronously: the host then queues several steps and reads their figures only
-now and then. So numbers that change from step to step are handed to operations as `StepScalars`,
-which such a device keeps in arrays, and the figures of a step are written to a log on it
+A device may work asynchronously: numbers that change from step to step are handed to operations as
+`StepScalars`, which such a device keeps in arrays, and a step's figures go to a log on it
 (`log.py`). See derivations/06-adam.md and derivations/20-lambda-controllers.md.
 """
 

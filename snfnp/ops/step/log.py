@@ -1,8 +1,5 @@
-"""The log of training steps: an array on the device, laid out alike on every backend.
-
-Steps may be queued faster than a device computes them, so their figures are written to an array on
-the device, which the host reads now and then.
-"""
+"""The log of training steps: an array on the device, which the host reads now and then, since steps
+may be queued faster than a device computes them."""
 
 import math
 from dataclasses import dataclass
@@ -78,10 +75,9 @@ class StepLog:
     def read(self) -> Reading:
         """The log as it is once all steps so far are done: waits for the device."""
         log = self._step.device.to_host(self.array)
-        last, sums, count = log[LAST].tolist(), log[SUMS].tolist(), float(log[Entry.COUNT])
-        averages = [total / count if count else math.nan for total in sums]
+        averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
         failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
-        return Reading(tuple(last), tuple(averages), failed, density)
+        return Reading(tuple(log[LAST].tolist()), tuple(averages.tolist()), failed, density)
 
     @property
     def sums(self) -> tuple[float, ...]:
