@@ -56,9 +56,6 @@ def in_blocks(ops, w, shape):
     return isinstance(by_blocks.factor(ops, w, shape).block, by_blocks._BlockLU)
 
 
-# ---------------------------------------------------------------- T(w) written out
-
-
 # ---------------------------------------------------------------- blocks against dense
 
 
@@ -96,9 +93,6 @@ def test_independent_rows_and_columns_are_factorised_once(ops):
         factors = by_blocks.factor(ops, kernel(size, 3, LARGER), shape)
         assert sorted(factors.block.shape[:2]) == sorted(sides)
         assert factors.copies * math.prod(sides) == 30
-
-
-# ---------------------------------------------------------------- the gradient
 
 
 # ---------------------------------------------------------------- stopping early
@@ -234,21 +228,7 @@ def test_a_singular_convolution_is_an_error(ops, w, shape):
             call()
 
 
-# ---------------------------------------------------------------- the operations
-
-
-def test_inverse_and_log_abs_det(ops):
-    rng = np.random.default_rng(0)
-    for n in (1, 5, 200):
-        a = np.eye(n) + rng.standard_normal((n, n)) / (3 * math.sqrt(n))
-        for matrix in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]):
-            before = matrix.copy()
-            inverse, log_abs_det = ops.linalg.inverse_and_log_abs_det(matrix)
-            np.testing.assert_array_equal(matrix, before)
-            np.testing.assert_allclose(inverse @ a, np.eye(n), rtol=0, atol=100 * n * EPS)
-            assert abs(log_abs_det - np.linalg.slogdet(a)[1]) <= 100 * n * EPS
-    with pytest.raises(SingularMatrixError):
-        ops.linalg.inverse_and_log_abs_det(np.zeros((3, 3)))
+# ---------------------------------------------------------------- products, and the gradient
 
 
 def test_a_chain_of_small_products_gives_the_threads_back(ops):

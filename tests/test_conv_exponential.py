@@ -169,6 +169,3 @@ def test_initial_parameters():
     assert w.shape == (3, 3, 16, 16)
     xavier = 0.01 * math.sqrt(2 / (2 * 16 * 9))
     assert abs(w.std() - xavier) < 5 * xavier / math.sqrt(2 * w.size)
-
-
-# ---------------------------------------------------------------- the four layers together

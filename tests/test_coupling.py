@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from support.explicit import convolve
 from support.gradients import layer_backward, moved
 from support.threads import assert_threads_change_no_bit
 
@@ -14,10 +15,7 @@ from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling
 from snfnp.ops import get_ops
-from snfnp.ops.backends import DEFINITIONS, assemble
-from snfnp.ops.conv.definition import Conv
 from snfnp.ops.coupling.definition import Coupling
-from snfnp.ops.host import HostDevice
 
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
@@ -35,25 +33,13 @@ def backward(layer, ops, p, cache, dz, dldj):
     return layer_backward(ops, layer, p, cache, dz, dldj=dldj)[:2]
 
 
-def convolution(x, w):
-    """The sum over taps, written out."""
-    kh, kw = w.shape[:2]
-    n, height, width, _ = x.shape
-    padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
-    return sum(
-        np.einsum("nyxi,io->nyxo", padded[:, i : i + height, j : j + width], w[i, j])
-        for i in range(kh)
-        for j in range(kw)
-    )
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_is_the_formula(ops, shape):
     layer, p, x = case(shape)
     half = shape[2] // 2
-    a1 = np.maximum(convolution(x[..., :half], p["w1"]) + p["b1"], 0)
+    a1 = np.maximum(convolve(x[..., :half], p["w1"]) + p["b1"], 0)
     a2 = np.maximum(np.einsum("nyxi,io->nyxo", a1, p["w2"]) + p["b2"], 0)
-    h = (convolution(a2, p["w3"]) + p["b3"]) * np.exp(3 * p["logs"])
+    h = (convolve(a2, p["w3"]) + p["b3"]) * np.exp(3 * p["logs"])
     s = 2 * np.tanh(h[..., 0::2] / 2)
     z, ldj, _ = layer.forward(ops, p, x)
     np.testing.assert_array_equal(z[..., :half], x[..., :half])
@@ -74,17 +60,6 @@ def test_initial_parameters():
         assert abs(p[name].std() - 0.05) < 5 * 0.05 / np.sqrt(2 * p[name].size)
     for name in ("b1", "b2", "w3", "b3", "logs"):
         assert not p[name].any()
-
-
-def test_gradients_at_the_identity_reach_the_last_layer_alone(ops):
-    shape = (3, 2, 4)
-    layer = AffineCoupling(4, 16)
-    p = layer.init(np.random.default_rng(0), shape)
-    x = np.random.default_rng(1).standard_normal((3, *shape))
-    _, _, cache = layer.forward(ops, p, x)
-    dx, g = backward(layer, ops, p, cache, x.copy(), np.ones(3))
-    np.testing.assert_array_equal(dx, x)
-    assert {name for name, value in g.items() if value.any()} == {"w3", "b3"}
 
 
 @pytest.mark.parametrize("rows", [1, 7, 18, 1000])
@@ -117,32 +92,6 @@ def test_an_empty_batch_passes_through(ops):
 
 
 # ---------------------------------------------------------------- the kernels
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 2), (2, 7, 5)])
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 3)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_shift_and_add_is_a_convolution_with_few_outputs(shape, kernel, dtype):
-    """What the network's convolutions with few outputs are; also inside images of one pixel."""
-    height, width, outputs = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, height, width, 4 * outputs)).astype(dtype)
-    k = rng.standard_normal((*kernel, 4 * outputs, outputs)).astype(dtype)
-    without_patches = assemble(HostDevice("numpy"), DEFINITIONS | {"conv": WithoutPatches})
-    assert without_patches.conv.correlate(x, k).shape == (3, height, width, outputs)
-    found, expected = (get_ops(name).conv.correlate(x, k) for name in ("numba", "numpy"))
-    rounding = 2 * (k[..., 0].size + 2) * np.finfo(dtype).eps
-    bound = rounding * convolution(np.abs(x).astype(float), np.abs(k).astype(float))
-    for z in (found, expected):
-        assert z.dtype == dtype
-        assert np.all(np.abs(z - convolution(x.astype(float), k.astype(float))) <= bound)
-
-
-class WithoutPatches(Conv):
-    """Fails where a convolution that should be shifted products is made of patches."""
-
-    def patches(self, x, kernel):
-        raise AssertionError("patches of many inputs")
 
 
 def test_elementwise_results_do_not_depend_on_threads():

@@ -14,7 +14,6 @@ from support.threads import assert_threads_change_no_bit
 from snfnp.beyond.emerging import CausalConv2d, emerging_layers
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
-from snfnp.gradcheck import as_matrix
 from snfnp.ops import get_ops
 
 SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
@@ -36,20 +35,6 @@ def case(shape, samples=5, seed=0, reverse=False):
     return layer, p, rng.standard_normal((samples, *shape))
 
 
-class AsMap:
-    """T(W) of a layer without its bias, as `as_matrix` wants it."""
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    def apply(self, ops, w, x):
-        return self.layer.forward(ops, {"W": w, "b": 0 * w[0, 0, 0]}, x)[0]
-
-
-def matrix(layer, ops, p, shape):
-    return as_matrix(AsMap(layer), ops, np.nan_to_num(p["W"]), shape)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_is_the_sum_over_four_pixels(ops, shape):
     layer, p, x = case(shape)
@@ -66,32 +51,12 @@ def test_forward_is_the_sum_over_four_pixels(ops, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_matrix_is_triangular_and_its_determinant_a_product(ops, shape):
-    layer, p, _ = case(shape)
-    t = matrix(layer, ops, p, shape)
-    np.testing.assert_array_equal(np.triu(t, 1), 0)
-    diagonal = np.tile(p["W"][1, 1].diagonal(), shape[0] * shape[1])
-    np.testing.assert_allclose(t.diagonal(), diagonal, rtol=1e-15)
-    expected = np.linalg.slogdet(t)[1]
-    np.testing.assert_allclose(layer.log_det(ops, p, shape), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_opposite_direction_is_the_layer_between_two_turns(ops, shape):
     layer, p, x = case(shape)
-    turned, delta = x[:, ::-1, ::-1].copy(), np.random.default_rng(1).standard_normal(x.shape)
-    z, _, cache = layer.forward(ops, p, turned)
-    dx, grads, _ = layer_backward(ops, layer, p, cache, delta[:, ::-1, ::-1].copy())
     opposite = replace(layer, reverse=True)
-    found, _, cache = opposite.forward(ops, p, x)
-    found_dx, found_grads, _ = layer_backward(ops, opposite, p, cache, delta)
+    z, found = layer.forward(ops, p, x[:, ::-1, ::-1].copy())[0], opposite.forward(ops, p, x)[0]
     atol = 100 * EPS * np.abs(x).max()
     np.testing.assert_allclose(found, z[:, ::-1, ::-1], rtol=0, atol=atol)
-    np.testing.assert_allclose(found_dx, dx[:, ::-1, ::-1], rtol=0, atol=100 * EPS * 4)
-    for name in grads:
-        np.testing.assert_allclose(
-            found_grads[name], grads[name], rtol=0, atol=x.size * EPS * np.abs(delta).max() * 4
-        )
     np.testing.assert_array_equal(
         opposite.inverse(ops, p, z[:, ::-1, ::-1].copy()), layer.inverse(ops, p, z)[:, ::-1, ::-1]
     )

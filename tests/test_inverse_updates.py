@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from support.explicit import convolution_matrix
 from support.gradients import moved
-from support.trainers import (
-    gradient_of,
-    host,
-    make_trainer,
-    small_config,
-)
+from support.trainers import gradient_of, host, make_trainer, small_config, take_steps
 
 from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.context import BackwardContext, Measured, layer_key
@@ -156,17 +151,9 @@ def test_the_optimiser_has_no_moments_of_what_rules_find(model):
     assert {e.name for e in layout.updated.entries} == {"R"}
 
 
-def steps(trainer, numbers, side=8):
-    for step in numbers:
-        rng = RNG(step)
-        images = rng.integers(0, 256, (6, side, side, 1)).astype(np.uint8)
-        trainer.training_step(trainer.ops.asarray(images))
-    return trainer
-
-
 @RUNS
 def test_a_step_assigns_and_the_norm_is_of_the_rest(model):
-    trainer = steps(make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE), range(2))
+    trainer = take_steps(make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE), range(2))
     for name in trainer.flow.learned_inverses():
         assert "R" not in trainer.grads[name]
         np.testing.assert_array_equal(trainer.params[name]["R"], trainer.updates[name]["R"])
@@ -177,13 +164,13 @@ def test_a_step_assigns_and_the_norm_is_of_the_rest(model):
 @RUNS
 def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, model):
     ops = get_ops("numba")
-    whole = steps(make_trainer(ops, model, **RECIPE), range(5))
-    part = steps(make_trainer(ops, model, **RECIPE), range(3))
+    whole = take_steps(make_trainer(ops, model, **RECIPE), range(5))
+    part = take_steps(make_trainer(ops, model, **RECIPE), range(3))
     path = tmp_path / "part.safetensors"
     save_checkpoint(path, part.checkpoint({}))
     again = make_trainer(ops, model, **RECIPE)
     again.restore(load_checkpoint(path, again.layout))
-    steps(again, range(3, 5))
+    take_steps(again, range(3, 5))
     for name in ("p", "m", "v"):
         np.testing.assert_array_equal(host(again, name), host(whole, name))
 
@@ -191,7 +178,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, model):
 @pytest.mark.parametrize("model, layer", [("fc", "dense2"), ("conv", "conv3.3")])
 def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer):
     trainer = make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE)
-    steps(trainer, range(1))
+    take_steps(trainer, range(1))
     before = trainer.p.copy()
     backward = trainer.flow.backward
 
@@ -202,20 +189,20 @@ def test_an_r_that_is_not_finite_stops_the_run_and_names_the_layer(model, layer)
 
     object.__setattr__(trainer.flow, "backward", spoiled)
     with pytest.raises(DivergedError, match=f"step 2: the gradient of {layer}.R is not finite"):
-        steps(trainer, range(1, 2))
+        take_steps(trainer, range(1, 2))
     np.testing.assert_array_equal(trainer.p, before)
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])
 def test_a_failed_step_assigns_nothing(model):
     trainer = make_trainer(get_ops("numpy"), model, dtype="float64", **RECIPE)
-    steps(trainer, range(1))
+    take_steps(trainer, range(1))
     before = host(trainer, "p").copy()
     first = trainer.layout.entries[0]
     assigned = trainer.p[trainer.layout.split :].copy()
     trainer.p[first.start] = np.nan
     with pytest.raises(DivergedError):
-        steps(trainer, range(1, 2))
+        take_steps(trainer, range(1, 2))
     np.testing.assert_array_equal(trainer.p[trainer.layout.split :], assigned)
     np.testing.assert_array_equal(trainer.p[1:], before[1:])
 
@@ -268,7 +255,6 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
             {"model": "conv", "inverse_depth": 2, **RECIPE},
             "--inverse-depth only has an effect with",
         ),
-        ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
         ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
         ({"inverse_update": "least-squares"}, "choose gradient or projection"),
         ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),

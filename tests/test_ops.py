@@ -221,13 +221,6 @@ def test_a_singular_matrix_is_an_error(ops):
             call(np.zeros((3, 3)))
 
 
-def test_gaussian_log_density(ops):
-    z = np.random.default_rng(0).standard_normal((4, 2, 3))
-    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    expected = np.log(density.reshape(4, -1).prod(axis=1))
-    np.testing.assert_allclose(ops.channels.gaussian_log_density(z), expected, rtol=1e-13)
-
-
 def test_host_and_device(ops):
     host = np.arange(6.0).reshape(2, 3).T
     device = ops.asarray(host, np.float32)

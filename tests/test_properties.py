@@ -4,15 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from support.explicit import (
-    convolution_matrix,
     convolve,
     convolve_weight_grad,
-    on_taps,
-    units,
 )
 from support.properties import cases
 
-from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 
@@ -64,58 +60,6 @@ def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     out = np.ones(k.shape) if add else np.full(k.shape, np.nan)
     ops.conv.weight_grad(delta, x, out, add)
     close(out, add + convolve_weight_grad(delta, x, k.shape))
-
-
-@st.composite
-def convolution_maps(draw):
-    """A map and an image's shape, small enough to write out often."""
-    kernel, channels = draw(st.tuples(ODD, ODD)), draw(st.integers(1, 3))
-    height, width = draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    while kernel[0] * kernel[1] * channels**2 > 60 and channels > 1:
-        channels -= 1
-    exact = draw(st.sampled_from(["block", "dense"]))
-    return Conv2d(kernel, channels, exact=exact), (height, width, channels)
-
-
-@cases(40)
-@given(convolution_maps(), SEEDS)
-def test_a_convolutional_map_of_any_shape_keeps_its_contract(ops, case, seed):
-    f, shape = case
-    rng = np.random.default_rng(seed)
-    w, x, dz = (rng.standard_normal(size) for size in (f.weight_shape, (3, *shape), (3, *shape)))
-    t, rows, deltas = convolution_matrix(w, shape), x.reshape(3, -1), dz.reshape(3, -1)
-    close(f.apply(ops, w, x).reshape(3, -1), rows @ t.T)
-    close(f.adjoint(ops, w, dz).reshape(3, -1), deltas @ t)
-    close(convolution_matrix(f.flip(w), shape), t.T)
-    counts = np.count_nonzero(units(w.shape, shape), axis=(-2, -1))
-    np.testing.assert_array_equal(np.broadcast_to(f.multiple(shape), w.shape), counts)
-
-
-@cases(40)
-@given(convolution_maps(), SEEDS)
-def test_block_elimination_is_the_whole_matrix(ops, case, seed):
-    """Also where blocks are turned, groups do not divide the height, or kernels exceed images."""
-    linear_map, shape = case
-    rng = np.random.default_rng(seed)
-    w = linear_map.identity() + 0.2 * rng.standard_normal(linear_map.weight_shape)
-    t, z = convolution_matrix(w, shape), rng.standard_normal((3, *shape))
-    close(linear_map.log_det(ops, w, shape), np.linalg.slogdet(t)[1], rtol=1e-8)
-    solved = np.linalg.solve(t, z.reshape(3, -1).T).T.reshape(z.shape)
-    close(linear_map.solve(ops, w, z), solved, rtol=1e-7)
-    gradient = on_taps(np.linalg.inv(t).T, w.shape, shape)
-    close(linear_map.log_det_grad(ops, w, shape), gradient, rtol=1e-7)
-
-
-@cases(40)
-@given(st.tuples(ODD, ODD), st.tuples(ODD, ODD), st.integers(1, 2), SEEDS)
-def test_a_kernel_that_is_padded_is_the_same_map(small, large, channels, seed):
-    """Eq. 30, and Eqs. 28 and 29: what is cropped afterwards is the kernel again."""
-    large = tuple(max(sizes) for sizes in zip(small, large, strict=True))
-    w = np.random.default_rng(seed).standard_normal((*small, channels, channels))
-    padded = Conv2d(large, channels).fit(w)
-    shape = (3, 4, channels)
-    close(convolution_matrix(padded, shape), convolution_matrix(w, shape))
-    np.testing.assert_array_equal(Conv2d(small, channels).fit(padded), w)
 
 
 # ---------------------------------------------------------------- elementwise layers

@@ -12,7 +12,6 @@ from support.threads import assert_threads_change_no_bit
 
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
-from snfnp.gradcheck import check_layer
 from snfnp.layers import RationalQuadraticSpline, Squeeze
 from snfnp.ops import get_ops
 
@@ -93,28 +92,6 @@ def test_against_one_value_at_a_time(ops, layer):
 
 
 # ---------------------------------------------------------------- gradients
-
-
-def off_the_knots(p, layer=LAYER, samples=3, seed=2):
-    """Points in the middle half of random bins, and some in the tails."""
-    rng = np.random.default_rng(seed)
-    edges = knots_of(get_ops("numpy"), p, layer)[0]
-    ends = np.full_like(edges[:1], 1.5 * layer.bound)
-    edges = np.concatenate([-ends, edges, ends])
-    shape = (samples, *edges.shape[1:])
-    k = rng.integers(0, len(edges) - 1, shape)
-    left, right = (np.take_along_axis(edges, i, axis=0) for i in (k, k + 1))
-    return left + (right - left) * rng.uniform(0.25, 0.75, shape)
-
-
-@pytest.mark.parametrize(
-    "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
-)
-def test_contract_with_uneven_bins_and_more_than_one_block(ops, layer):
-    p = parameters(0.7, layer=layer)
-    report = check_layer(layer, SHAPE, ops=ops, x=off_the_knots(p, layer), params=p)
-    assert set(report.errors) == {"inverse(forward(x))", "log-determinant", "x", *PARAMETERS}
-    assert max(report.errors.values()) <= 1e-8
 
 
 # ---------------------------------------------------------------- at the knots and the bounds

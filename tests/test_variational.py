@@ -94,23 +94,6 @@ def test_the_fixed_point_of_a_linear_map(ops, rng):
     assert np.abs(expected_gradients(ops, p, x, sigma=1.01 * SIGMA)["W"]).max() > 1e-3
 
 
-def test_draws_have_these_expectations(ops, rng):
-    """The mean over many keys comes to the closed form as fast as it must."""
-    x, _ = spread(rng)
-    p = {"W": rng.standard_normal((D, D)), "R": rng.standard_normal((D, D)), "b": x[0]}
-    expected, layer = expected_gradients(ops, p, x), Linear(Dense(D), Variational(SIGMA, 3))
-    draws = []
-    for step in range(2000):
-        z, _, cache = layer.forward(ops, p, x)
-        z = perturbed(layer, ops, p, z, cache, KEY._replace(step=step))
-        _, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
-        draws.append(np.concatenate([grads[name].ravel() for name in p]))
-    mean, deviation = np.mean(draws, axis=0), np.std(draws, axis=0) / np.sqrt(len(draws))
-    off = (mean - np.concatenate([expected[name].ravel() for name in p])) / deviation
-    assert np.abs(off).max() < 4.5  # of 36 normal numbers: one in 4,000 draws of all is beyond
-    assert 0.7 < np.sqrt(np.mean(off**2)) < 1.3
-
-
 # ---------------------------------------------------------------- gradients
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from support.explicit import convolution_matrix
 from support.trainers import BATCH, make_trainer
 
 from snfnp.gradcheck.differences import central_difference
@@ -74,20 +75,12 @@ def move(trainer):
 
 
 def matrix(w, shape):
-    """T(w) (D, D): w itself, or z[y, x, o] = Σ w[h, v, i, o] x[y + h − kH // 2, …, i]; of a chain
-    of kernels (first to last) the product."""
+    """T(w) (D, D): w itself, a convolution's, or the product of a chain's, first to last."""
     if w.ndim == 2:
         return w
     if w.ndim == 5:
         return np.linalg.multi_dot([matrix(kernel, shape) for kernel in w[::-1]])
-    t = np.zeros((*shape, *shape))
-    kh, kw = w.shape[:2]
-    for h, v in np.ndindex(kh, kw):
-        for y, x in np.ndindex(*shape[:2]):
-            row, column = y + h - kh // 2, x + v - kw // 2
-            if 0 <= row < shape[0] and 0 <= column < shape[1]:
-                t[y, x, :, row, column] = w[h, v].T
-    return t.reshape(np.prod(shape), -1)
+    return convolution_matrix(w, shape)
 
 
 def affine_matrix(layer, p, shape):

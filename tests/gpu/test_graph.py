@@ -37,17 +37,6 @@ def test_replay_equals_eager(ops, model, gradient, clip_norm):
         assert np.isnan(ops.to_host(array)).all()
 
 
-def test_a_graph_follows_the_step_scalars(ops):
-    """The learning rate, λ and the noise change from step to step, and the log shows it."""
-    eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
-    for step in range(8):
-        for trainer in (eager, graph):
-            trainer.lam = 1.0 + step
-            take_steps(trainer, [step])
-        assert graph.metrics() == eager.metrics()
-    np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
-
-
 def test_a_graph_runs_in_order_with_what_its_caller_starts(ops):
     """Also on a stream that, unlike the default one, waits for no other by itself."""
     with ops.xp.cuda.Stream(non_blocking=True):
