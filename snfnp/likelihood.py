@@ -47,21 +47,25 @@ class Evaluation:
 class Likelihood:
     """Exact density of a flow at fixed parameters.
 
-    flat: the parameter buffer (any precision; a double-precision copy is kept). log_dets: log|det|
-    of each data-independent layer, in nats.
+    flat: the parameter buffer (any precision; a double-precision copy is kept).
     Making one costs every layer's exact determinant: O(D³) for a dense layer.
     """
 
     def __init__(self, ops, flow: Flow, layout: Layout, flat):
         self._ops, self._flow = ops, flow
         self.params = layout.views(flat.astype(np.float64))  # not to be changed
-        self.log_dets = flow.log_dets(ops, self.params)
+        self._log_dets = flow.log_dets(ops, self.params)
+
+    @property
+    def log_dets(self) -> dict[str, float]:
+        """log|det| of each data-independent layer, in nats."""
+        return dict(self._log_dets)
 
     def log_prob(self, images, key: RandomKey):
         """log p(x) per image (N,), in nats (Eq. 1): device images (N, ...), one draw of noise."""
         terms = self._terms(*self._encode(images, key))
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
-        return sum(terms.values()) + sum(self.log_dets.values())
+        return sum(terms.values()) + sum(self._log_dets.values())
 
     def evaluate(
         self,
@@ -98,8 +102,11 @@ class Likelihood:
             for term, values in self._terms(x, ldj, watching).items():
                 own = float(values.sum()) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + own
-        found = world.gather(totals)  # the first rank has images, and so all terms
-        means = {term: sum(own.get(term, 0.0) for own in found) / len(images) for term in found[0]}
+        means: dict[str, float] = {}
+        for own in world.gather(totals):
+            for term, total in own.items():
+                means[term] = means.get(term, 0.0) + total
+        means = {term: total / len(images) for term, total in means.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
     def _encode(self, images, key) -> tuple:
@@ -116,7 +123,7 @@ class Likelihood:
             if name in flow.latent_names:
                 latents.append(cache["latent"])
             del cache  # a large one must not live on beside the next layer's
-            if name not in self.log_dets:
+            if name not in self._log_dets:
                 terms[name] = layer_ldj + ops.xp.zeros(len(x))  # a layer may say 0 for all
         for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
@@ -129,7 +136,7 @@ class Likelihood:
         ledger = {row: means[row] for row in (z, *splits)}
         ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
-            ledger[name] = self.log_dets.get(name, means.get(name, 0.0))
+            ledger[name] = self._log_dets.get(name, means.get(name, 0.0))
         return ledger
 
     def latents(self, images, key: RandomKey) -> tuple:
