@@ -79,7 +79,7 @@ def stretching():
 
 
 def six_products():
-    """What a training step of a dense layer multiplies, and in which order (page 04)."""
+    """The products of a training step of a dense layer, in their order (page 04)."""
     figure, axis = canvas(6.6, 4.0)
     top, middle, low = 3.3, 2.0, 0.7
     for x, y, label, color in (

@@ -1,4 +1,4 @@
-"""What training does: actnorm's start, a learned density, a bound, controllers, many processes."""
+"""The effects of training: actnorm's start, a learned density, a bound, controllers, many processes."""
 
 import doctest
 from pathlib import Path
@@ -60,7 +60,7 @@ def planar_density():
 
 
 def noise_bound():
-    """How far the variational bound of one dense layer is below its likelihood, by the noise, for R
+    """The gap of the variational bound of one dense layer to its likelihood, by the noise, for R
     that is the inverse and for R that is not quite: page 19's terms, with exact averages."""
     size, rng = 4, np.random.default_rng(0)
     W = np.eye(size) + 0.2 * rng.standard_normal((size, size))

@@ -55,7 +55,9 @@ class Linear(Layer):
     def learns_inverse(self) -> bool:
         return self.rule.learns_inverse
 
-    has_inverse = learns_inverse
+    @property
+    def has_inverse(self) -> bool:
+        return self.learns_inverse
 
     @property
     def maps(self) -> tuple:

@@ -93,6 +93,7 @@ def options_in(part: type) -> dict[str, Option]:
     """{name: option} of a part of the configuration."""
     options = {}
     for entry in fields(part):
+        kind: Any
         kind, *none = get_args(entry.type) or (entry.type,)
         about = {**entry.metadata}
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")

@@ -94,12 +94,13 @@ class RunFolder:
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: images per split, and their shape (H, W, C)."""
         data: Any = record.get("data")
-        found = [data.get(key) if isinstance(data, dict) else None for key in ("images", "shape")]
-        for numbers in found:
+        images: Any = data.get("images") if isinstance(data, dict) else None
+        shape: Any = data.get("shape") if isinstance(data, dict) else None
+        for numbers in (images, shape):
             whole = isinstance(numbers, list) and len(numbers) == 3
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return found[0], tuple(found[1])
+        return images, tuple(shape)
 
     def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
         """Raises UsageError if a data set cannot be the one that a config.json is of."""
