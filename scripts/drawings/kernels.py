@@ -12,7 +12,7 @@ from snfnp.ops import get_ops
 
 
 def inverse_entries():
-    """How large the entries of a convolution's inverse are, by the distance of the two pixels, and
+    """Size of the entries of a convolution's inverse, by the distance of the two pixels, and
     how far learned kernels reach (page 08)."""
     ops, shape = get_ops("numpy"), (12, 12, 1)
     f, rng = Conv2d((3, 3), 1), np.random.default_rng(8)
@@ -38,7 +38,7 @@ def inverse_entries():
 
 
 def masks():
-    """Which pixels an output of an emerging convolution sees: each of its two masked ones, and both
+    """Pixels that an output of an emerging convolution sees: each of its two masked ones, and both
     (page 11)."""
     ops, side = get_ops("numpy"), 7
     layer, rng = CausalConv2d(1, bias=False), np.random.default_rng(11)
@@ -70,7 +70,7 @@ def masks():
 
 
 def exponential_terms():
-    """What the series of the convolution exponential leaves out, by the number of terms (page
+    """Remainder of the series of the convolution exponential, by the number of terms (page
     12)."""
     ops, shape, rng = get_ops("numpy"), (6, 6, 2), np.random.default_rng(12)
     x = rng.standard_normal((5, *shape))

@@ -1,4 +1,4 @@
-"""The effects of training: actnorm's start, a learned density, a bound, controllers, many processes."""
+"""Effects of training: actnorm, a learned density, a bound, controllers, several processes."""
 
 import doctest
 from pathlib import Path
