@@ -30,7 +30,7 @@ NOISE = {"objective": "variational", "sigma": 0.4}
 # Options, and how many launches a step may take more than one without them. A controller: one for
 # all layers, one for each λ, and one for each ‖h‖². Probes, of two layers, each: the signs, their
 # rows beside those of two or three arrays, at two launches each, and their factors; the product
-# T(W)ν of Eq. 31 alone, and two for the log.
+# T(W)ν of Eq. 31 alone, its sum over the layers, and three for the log.
 WAYS = {
     "plain": ({"model": "fc"}, None),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
@@ -38,7 +38,7 @@ WAYS = {
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),
     "mdmm": ({"model": "fc", **MDMM, "lambda_sharing": "layer"}, None),
     "mdmm, conv": ({"model": "conv", **MDMM, "lambda_sharing": "layer"}, None),
-    "Eq. 31": ({"model": "fc", **PENALTY}, 15),
+    "Eq. 31": ({"model": "fc", **PENALTY}, 17),
     "Eq. 31, conv": ({"model": "conv", **PENALTY}, None),
     "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, None),
     "probe": ({"model": "fc", "gradient": "probe", "probes": 2}, 18),
@@ -69,7 +69,8 @@ def test_steps_are_numpys(ops, way):
 def test_a_graph_does_what_plain_steps_do(ops, way):
     """Noise, probes and λ are new in every step, though it was recorded once."""
     eager, graph = (
-        take_steps(make_trainer(ops, graph=flag, **WAYS[way][0]), range(6)) for flag in (0, 1)
+        take_steps(make_trainer(ops, graph=graph, **WAYS[way][0]), range(6))
+        for graph in (False, True)
     )
     assert graph._ascend.recorded
     assert_alike(graph, eager)

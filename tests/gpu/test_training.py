@@ -110,7 +110,7 @@ def test_recomputation_gives_the_same_gradient(ops, model):
 )
 def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model, gradient, most):
     """The stand-in counts kernels, but not what cuBLAS launches: one each, or two."""
-    products, cublas = [], ops.device.products
+    products, cublas = [], ops.device.cublas
     gemm = cublas.gemm
     monkeypatch.setattr(cublas, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw)))
     trainer = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
@@ -206,10 +206,9 @@ def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
 @pytest.mark.parametrize("model, gradient", [*SELF_NORMALIZING, ("emerging", "exact")])
 def test_the_exact_likelihood_is_numpys(ops, model, gradient):
     found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
-    if found.flow.initialises_from_data:
-        for trainer in (found, expected):
-            trainer.initialise_from_data(images_of(trainer, 0))
-        expected.p[...] = host(found, "p")
+    for trainer in (found, expected):
+        trainer.initialise_from_data(images_of(trainer, 0))
+    expected.p[...] = host(found, "p")
     ledgers = []
     for trainer in (found, expected):
         likelihood = trainer.likelihood()
@@ -248,7 +247,7 @@ def test_a_full_device_is_reported_when_the_backend_is_made(ops, monkeypatch):
     def full(*args):
         raise ops.xp.cuda.memory.OutOfMemoryError(32 << 20, 0, 0)
 
-    monkeypatch.setattr("snfnp.ops.gpu.device.Products", full)
+    monkeypatch.setattr("snfnp.ops.gpu.device.Cublas", full)
     with pytest.raises(BackendError, match="the GPU's memory is full") as caught:
         get_ops("cupy")
     assert "\n" not in str(caught.value) and "nvidia-smi" in str(caught.value)
