@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from snfnp.ops import Ops, RandomKey
 
-# The first of the random generator's streams that layers read, and how many each of them has.
-# Those before are for what there is once in a step (`snfnp.likelihood`).
+# Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on. Those
+# below are for what is drawn once for a batch (`snfnp.likelihood`).
 _FIRST_STREAM, _STREAMS = 16, 16
 
 
@@ -31,8 +31,8 @@ class Slice(NamedTuple):
     parts: int = 1
 
     def leads(self, place: int) -> bool:
-        """True if this slice is the one of all to compute what the parameters of the place-th
-        layer alone decide."""
+        """True if this slice, and no other, is to compute what depends on the parameters of the
+        place-th layer and on no sample."""
         return place % self.parts == self.index
 
 
@@ -43,13 +43,13 @@ class BackwardContext:
     ops: the backend; dldj (N,): ∂𝓛/∂ldj of each sample, 1/N each in training; volume: v, their sum
     over the whole batch, a float64 scalar, the weight of a log-determinant that is the same for
     every sample; error_factor: −2λ/N with the layer's λ, the factor of every gradient of its
-    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: of the
+    reconstruction error in Eq. 3, a number or an array of shape () on the device; key: that of the
     random numbers that the layer draws in this step, which all samples share.
 
-    part: of which slice of the batch the pass is. The gradients of slices add up to the batch's.
-    What does not depend on samples (the terms of log-determinants, probes, an R that is found from
-    W) is computed in the slice that `leads`; in the others `volume` is 0. Averages are then over
-    the slice: whoever cut the batch weighs them.
+    part: the slice of the batch that the pass is for. The gradients of slices add up to the
+    batch's. What does not depend on samples (the terms of log-determinants, probes, an R that is
+    found from W) is computed in the slice that `leads`; in the others `volume` is 0. Averages are
+    over the slice: the training step weighs them.
     """
 
     ops: Ops
@@ -77,7 +77,7 @@ class BackwardContext:
 
 @dataclass(frozen=True)
 class Measured:
-    """Findings of a backward pass about a layer that learns its inverse.
+    """Measurements of a backward pass on a layer that learns its inverse.
 
     error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of Eq. 3
     without its λ), and jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None

@@ -18,7 +18,7 @@ from snfnp.parameters import Layout
 
 
 def _require_shape(array, shape) -> None:
-    """Kernels trust their shapes: these are checked where arrays enter the flow."""
+    """Raises ValueError for another shape: kernels trust theirs, so arrays are checked on entry."""
     if array.shape[1:] != shape:
         raise ValueError(f"expected (N, {', '.join(map(str, shape))}), found {array.shape}")
 
@@ -26,7 +26,7 @@ def _require_shape(array, shape) -> None:
 @dataclass(frozen=True)
 class _Dropped:
     """Remains of a layer whose input and cache the backward pass computes again: its output (None
-    if the next layer is such a layer too: its input is the output), and what a split split off."""
+    if the next layer is dropped too: its input is the output), and a split prior's latent."""
 
     output: Array
     latent: Array | None
@@ -46,11 +46,11 @@ def _naming(layer: str):
 class Flow:
     """f = f_K ∘ … ∘ f_0 (paper, section 3.1).
 
-    shape: one sample's shape; layers: (name, layer) pairs, in the order in which x meets them;
+    shape: one sample's shape; layers: (name, layer) pairs, in the order of the forward pass;
     preprocess: how images become x, and back. Parameters and gradients are
     {layer name: {parameter name: array}}.
 
-    The latents of a batch are a tuple: one per split prior, in the order in which x meets them,
+    The latents of a batch are a tuple: one per split prior, in the order of the forward pass,
     then z, the output of the last layer. All are standard Gaussian under the model.
     """
 
@@ -64,14 +64,14 @@ class Flow:
         return math.prod(self.shape)
 
     def with_shapes(self):
-        """(name, layer, the shape of one sample that the layer meets), from x to z."""
+        """(name, layer, the shape of one sample of its input), from x to z."""
         shape = self.shape
         for name, layer in self.layers:
             yield name, layer, shape
             shape = layer.output_shape(shape)
 
     def learned_inverses(self) -> dict[str, tuple[Linear, tuple[int, ...]]]:
-        """{name: (layer, the shape of one sample that it meets)} of the linear layers with an R."""
+        """{name: (layer, the shape of one sample of its input)} of the linear layers with an R."""
         return {
             name: (layer, shape)
             for name, layer, shape in self.with_shapes()
@@ -80,13 +80,13 @@ class Flow:
 
     @cached_property
     def _splits(self) -> dict[str, tuple[int, ...]]:
-        """The names of the layers at which a latent leaves, and that latent's shape."""
+        """{layer name: the latent's shape, per sample} of the layers at which a latent leaves."""
         shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
         return {name: shape for name, shape in shapes.items() if shape is not None}
 
     @property
     def latent_names(self) -> tuple[str, ...]:
-        """The name of each latent: the split prior that it leaves at; the last one, z."""
+        """The name of each latent: that of its split prior; for the last one, z."""
         return (*self._splits, "z")
 
     @property
@@ -97,7 +97,7 @@ class Flow:
 
     @property
     def has_learned_inverse(self) -> bool:
-        """Existence of an `inverse` in one pass: every linear layer learned an R."""
+        """True if every layer has an `inverse`: each linear layer learned an R."""
         return all(layer.has_inverse for _, layer in self.layers)
 
     def parameter_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -116,8 +116,8 @@ class Flow:
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
     def init_from_data(self, ops, params, x) -> None:
-        """Let a first batch x (N, ...) decide the parameters that depend on data (actnorm's): one
-        forward pass, in which every layer's are overwritten before the next one meets the batch."""
+        """Set the parameters that depend on data (as actnorm's) from a first batch x (N, ...): one
+        forward pass, in which every layer's are set before the next one gets its input."""
         _require_shape(x, self.shape)
         for name, layer in self.layers:
             for parameter, value in layer.init_from_data(ops, params[name], x).items():
@@ -127,7 +127,7 @@ class Flow:
     def encode(self, ops, images, key, dtype):
         """Device images (N, ...), integers -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
-        key (`snfnp.ops.RandomKey`): of the dequantisation noise.
+        key (`snfnp.ops.RandomKey`): that of the dequantisation noise.
         """
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
@@ -143,8 +143,8 @@ class Flow:
     def forward(self, ops, params, x, recompute: bool = False, noise: Callable | None = None):
         """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
 
-        noise(place, z, cache): what a training step passes on in place of the place-th layer's
-        output z; what `backward` needs of it goes into that layer's cache.
+        noise(place, z, cache): returns what goes to the next layer in place of the place-th layer's
+        output z, and puts what `backward` needs of it into that layer's cache.
 
         recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` computes their
         inputs from their outputs, and the caches from those: two more passes through these layers,
@@ -156,7 +156,7 @@ class Flow:
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if noise is not None:
                 x = noise(place, x, cache)
-            if not isinstance(layer_ldj, int):  # 0: the layer's does not depend on x
+            if not isinstance(layer_ldj, int):  # 0: it does not depend on x
                 ldjs.append(layer_ldj)
             if name in splits:
                 latents.append(cache["latent"])
@@ -165,7 +165,7 @@ class Flow:
                     caches[-1] = _Dropped(None, caches[-1].latent)
                 cache = _Dropped(x, latents[-1] if name in splits else None)
             caches.append(cache)
-            del cache  # a dropped one must not live on beside the next layer's
+            del cache  # frees a dropped one before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
@@ -202,11 +202,11 @@ class Flow:
         """
         *split_off, delta = dlatents
         splits, factors, measured = self._splits, error_factors or {}, {}
-        x = None  # the previous layer's output, if the layer at hand computed its input again
+        x = None  # the output of the layer at hand, if the one after it computed its input again
         for place in reversed(range(len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):
-                own = ctx.at(place, factors.get(name, ctx.error_factor))
+                context = ctx.at(place, factors.get(name, ctx.error_factor))
                 is_split = name in splits
                 if isinstance(cache, _Dropped):
                     z = x if cache.output is None else cache.output
@@ -214,7 +214,7 @@ class Flow:
                     x = layer.inverse(ctx.ops, params[name], z, *missing)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 dlatent = (split_off.pop(),) if is_split else ()
-                result = layer.backward(own, params[name], cache, delta, grads[name], *dlatent)
+                result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
             if layer.learns_inverse:
                 delta, measured[name] = result
             else:
@@ -243,7 +243,7 @@ class Flow:
         return None
 
     def first_nonfinite_gradient(self, ops, grads) -> str | None:
-        """The layer and parameter whose gradient is not finite, nearest to the output."""
+        """The `layer.parameter` whose gradient is not finite, nearest to the output."""
         for name, _ in reversed(self.layers):
             for parameter, gradient in grads[name].items():
                 if not bool(ops.xp.isfinite(gradient).all()):

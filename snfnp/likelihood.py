@@ -16,7 +16,7 @@ from snfnp.flow import Flow
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
-# What the counter-based generator is read for: one stream per purpose.
+# The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION = 0, 1, 2, 3
 
 
@@ -24,8 +24,8 @@ TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION = 0, 1, 2, 3
 class Evaluation:
     """Mean log-likelihood of a set of images as a ledger of terms, in nats per image.
 
-    ledger: term -> nats; their sum is the mean log p(x). `dequantisation_seed` made the noise:
-    one draw of it gives a lower bound on the log-probability of the integer images.
+    ledger: term -> nats; their sum is the mean log p(x), with noise from `dequantisation_seed`. Its
+    mean over the noise is a lower bound on the log-probability of the integer images.
     """
 
     ledger: dict[str, float]
@@ -48,7 +48,7 @@ class Likelihood:
     """Exact density of a flow at fixed parameters.
 
     flat: the parameter buffer (any precision; a double-precision copy is kept).
-    Making one costs every layer's exact determinant: O(D³) for a dense layer.
+    Constructing one costs every layer's exact determinant: O(D³) for a dense layer.
     """
 
     def __init__(self, ops, flow: Flow, layout: Layout, flat):
@@ -79,9 +79,9 @@ class Likelihood:
         """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
 
         batch_size: images whose noise is drawn together; at_once: how many of them go through the
-        flow together (default: all), which decides the memory alone. watch(layer, x): gets every
-        input of every layer. world: the ranks, which all call this, share the images and get the
-        same; rank 0 shows the first images to `watch` as long as it is `watch.wants_more()`.
+        flow together (default: all), which changes the memory only. watch(layer, x): gets every
+        input of every layer. world: the ranks, which all call this, share the images and get one
+        result; rank 0 shows the first images to `watch` as long as it is `watch.wants_more()`.
         """
         at_once = min(at_once or batch_size, batch_size)
         parts = [
@@ -100,11 +100,11 @@ class Likelihood:
             batch = self._ops.asarray(images[start + part.start : start + part.stop])
             x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index, part.start))
             for term, values in self._terms(x, ldj, watching).items():
-                own = float(values.sum()) if place in mine else 0.0
-                totals[term] = totals.get(term, 0.0) + own
+                total = float(values.sum()) if place in mine else 0.0
+                totals[term] = totals.get(term, 0.0) + total
         means: dict[str, float] = {}
-        for own in world.gather(totals):
-            for term, total in own.items():
+        for of_rank in world.gather(totals):
+            for term, total in of_rank.items():
                 means[term] = means.get(term, 0.0) + total
         means = {term: total / len(images) for term, total in means.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
@@ -122,15 +122,15 @@ class Likelihood:
             x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
             if name in flow.latent_names:
                 latents.append(cache["latent"])
-            del cache  # a large one must not live on beside the next layer's
+            del cache  # frees it before the next layer makes its own
             if name not in self._log_dets:
-                terms[name] = layer_ldj + ops.xp.zeros(len(x))  # a layer may say 0 for all
+                terms[name] = layer_ldj + ops.xp.zeros(len(x))  # an ldj may be the number 0
         for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
-        """The ledger: base densities first, then every step in the order in which x meets it."""
+        """The ledger: base densities first, then every layer in the order of the forward pass."""
         flow = self._flow
         *splits, z = map(_density_row, flow.latent_names)
         ledger = {row: means[row] for row in (z, *splits)}
@@ -142,7 +142,7 @@ class Likelihood:
     def latents(self, images, key: RandomKey) -> tuple:
         """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
         x, _ = self._encode(images, key)
-        # recompute: no cache is of use here
+        # recompute: caches are not needed here
         return self._flow.forward(self._ops, self.params, x, recompute=True)[0]
 
     def sample(
@@ -158,9 +158,9 @@ class Likelihood:
         """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
 
         temperature scales the standard deviation of the latents that are drawn; exact, refined: as
-        in `Flow.inverse`. latents: those of `Flow.latent_shapes` that are given, device arrays
-        (count, *latent shape), and None for each that is to be drawn. What is drawn does not depend
-        on what is given. part: 0, 1, … if not all images fit at once: each has latents of its own.
+        in `Flow.inverse`. latents: for each of `Flow.latent_shapes` a device array (count, *latent
+        shape), or None if it is to be drawn; what is drawn does not depend on what is given.
+        part: 0, 1, … for calls that together make more images than fit at once, all different.
         """
         ops, flow = self._ops, self._flow
         shapes = flow.latent_shapes

@@ -1,4 +1,4 @@
-"""Methods beyond the paper's main experiments, by name: the only way from the paper to them.
+"""Methods beyond the paper's main experiments, by name: the only way to them from other folders.
 
 `snfnp.beyond` is imported when a name is asked for, and not before.
 """
@@ -10,7 +10,7 @@ INVERSE_UPDATES = ("projection", "least-squares")  # rules that find R without a
 WHOLE_BATCH = ("projection",)  # those of them that cannot learn from a slice of a batch
 SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
 
-# name: the module in `snfnp.beyond`, and what to take of it (nothing: the module itself)
+# name: the module in `snfnp.beyond`, and its member (none: the module itself)
 _FACTORIES = {
     # rules
     "projection": "inverse_updates:Projection",
@@ -18,11 +18,11 @@ _FACTORIES = {
     "probe": "probes:Probe",
     "jacobian-penalty": "probes:JacobianPenalty",
     "variational": "variational:Variational",
-    # the map of an inverse of several layers
+    # the map of a learned inverse with several layers
     "chain": "chain:Chain",
     # log_det, log_det_grad and solve of a convolution, as in `snfnp.maps.explicit`
     "block": "block_tridiagonal",
-    # a learned inverse until it is exact, and how far from it one is
+    # refining a learned inverse until it is exact, and the rate at which that converges
     "refined-inverse": "contraction:solve",
     "rho": "contraction:rho",
     # convolutions of other papers, and the layers that they are made of
@@ -33,15 +33,15 @@ _FACTORIES = {
     "bias-layer": "conv_exponential:Bias",
     # what a training step adds to a layer's output
     "noise": "variational:Noise",
-    # what is followed from step to step (`snfnp.training.followers.Follower`)
+    # followers of a training run (`snfnp.training.followers.Follower`)
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
     "controlled-lambda": "followers:controlled_lambda",
-    # what is watched and proved
+    # monitors at evaluations, and proven bounds
     "monitors": "monitors:Inspection",
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
-    # photographs that no paper has, and curves for another program
+    # a data set of photographs, and curves for TensorBoard
     "patches": "patches:load",
     "event-files": "tensorboard:recording",
     "event-files-package": "tensorboard:require",
@@ -51,5 +51,5 @@ _FACTORIES = {
 def find(name: str) -> Any:
     """The class, function or module that `name` stands for."""
     module, _, attribute = _FACTORIES[name].partition(":")
-    found = import_module(f"snfnp.beyond.{module}")
-    return getattr(found, attribute) if attribute else found
+    loaded = import_module(f"snfnp.beyond.{module}")
+    return getattr(loaded, attribute) if attribute else loaded

@@ -9,15 +9,15 @@ import numpy as np
 
 from snfnp.layers.base import Layer
 
-_FLOOR = 1e-8  # added to a standard deviation before its logarithm: a channel grows 1e8 at most
-_CONSTANT = 16  # roundings: a channel that varies less, compared with its size, is a constant
+_FLOOR = 1e-8  # added to a standard deviation before its logarithm: e^{−s} is at most 1e8
+_CONSTANT = 16  # times eps: a channel whose std / root mean square is no more is constant
 
 
 @dataclass(frozen=True)
 class ActNorm(Layer):
     """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
 
-    Parameters: t, s (C,), at first 0; `init_from_data` gives those with which a batch comes out
+    Parameters: t, s (C,), at first 0; `init_from_data` gives those for which a batch comes out
     with mean 0 and variance 1. The log-determinant, −H W Σ s for images, is the same for every
     sample and costs nothing, so `forward` gives it as ldj.
     """
@@ -35,7 +35,7 @@ class ActNorm(Layer):
 
         A channel whose std is at the level of rounding (16 eps of its root mean square or less)
         keeps s = 0: 1/std would turn its rounding errors, and whatever it carries later, into the
-        largest values of the flow. NaN stays NaN. In double precision, returned like `p`.
+        largest values of the flow. NaN stays NaN. Computed in float64, returned in p's dtype.
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)

@@ -12,25 +12,25 @@ class Layer:
     A layer is a frozen dataclass of settings. Parameters come in, caches and gradients go out; a
     layer stores neither. Five members are required (`parameter_shapes`, `init`, `forward`,
     `inverse`, `backward`); the others have defaults for a layer that keeps the shape, learns no
-    inverse and depends on every sample by itself. Write your own like
-    `derivations/16-write-your-own-layer.md`, and check it with `snfnp.gradcheck.check_layer`.
+    inverse and treats every sample on its own. `derivations/16-write-your-own-layer.md` shows how
+    to write one; check it with `snfnp.gradcheck.check_layer`.
 
     In every signature: ops is the backend (`snfnp.ops.Ops`); p a dict of this layer's parameters;
     x, z (N, ...) a batch of inputs and outputs; shape one sample's shape, without N. Gradients
-    are of the objective that training ascends (Eq. 3), summed over the batch.
+    are of the objective that training ascends (Eq. 3): dz holds its 1/N, layers sum over samples.
 
     Rules, so that the same code runs on every backend and inside a recorded training step:
 
     * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
-      groups of ops. Matrix products go through `ops.linalg.matmul`, never `@`: a GPU's graph can
-      record the former alone.
+      groups of ops. Matrix products go through `ops.linalg.matmul`, never `@`, which a recorded
+      graph of a GPU cannot hold.
     * nothing in `forward` and `backward` reads a value back to the host: no `float()`, `bool()`,
-      `if` or iteration on arrays. Numbers that depend on shapes alone are the host's.
+      `if` or iteration on arrays. Numbers that depend on shapes alone stay on the host.
     * results have the dtype of x: constants are Python numbers, which do not widen float32.
-    * `forward` changes none of its arguments. `backward` may overwrite neither dz nor the cache
-      (another layer may hold the same array); it writes into the arrays of `grads`, all of them
-      completely, and never puts another array in their place. Gradients of weights may be
-      computed beside the pass (`ops.run_async`): they are complete at its end, not before.
+    * `forward` changes none of its arguments. `backward` must overwrite neither dz nor the cache
+      (another layer may hold the same array); it writes every element of the arrays in `grads`,
+      and never puts another array in their place. Gradients of weights may be computed
+      concurrently with the pass (`ops.run_async`): they are complete at its end, not before.
     * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
     """
 
@@ -63,7 +63,7 @@ class Layer:
         """The shape of the part of z that leaves the flow at this layer; None: nothing does.
 
         If it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
-        and `backward` take it and its gradient as one more, last argument.
+        takes it, `backward` its gradient, as one more argument, the last.
         """
         return None
 
@@ -80,17 +80,17 @@ class Layer:
         return self.inverse(ops, p, z, *latent)
 
     def log_det(self, ops, p, shape) -> float | None:
-        """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact, as
-        expensive as that is, and a number on the host. None if there is none."""
+        """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact,
+        whatever it costs, and a number on the host. None if there is none."""
         return None
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_z (N, ...) -> δ_x; writes the gradient of every parameter into grads[name].
 
         ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
-        ctx.volume, its sum; what only layers that learn their inverse need. Such a layer returns
-        (δ_x, what it measured), a `snfnp.context.Measured`; parameters that its rule finds by
-        itself have no place in `grads`.
+        ctx.volume, its sum; the rest is for layers that learn their inverse. Such a layer returns
+        (δ_x, a `snfnp.context.Measured`); parameters that its rule finds by itself (`Rule.updates`)
+        have no place in `grads`.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 
 _KERNEL = (3, 3)  # of the network's first and last convolution
-_SCALE = 3  # of logs in the output's scale exp(3 logs): Glow's, so that it learns faster
+_SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `logs` learn faster
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AffineCoupling(Layer):
 
     net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
     convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
-    Parameters, and what they start at: w1 (3, 3, C/2, width) and w2 (width, width; inputs first)
+    Parameters and their initial values: w1 (3, 3, C/2, width) and w2 (width, width; inputs first)
     normal of standard deviation 0.05 as in Glow; b1, b2 (width,), w3 (3, 3, width, C), b3 and
     logs (C,) zero, so that the layer starts at the identity.
 

@@ -24,7 +24,7 @@ class Linear(Layer):
     log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
-    same for all pixels (Glow), plus that noise if the kernel has more taps than this one.
+    same for all pixels (Glow), plus that noise if the kernel has more than one tap.
     inverse_map: the structure of R if it is not W's: a larger kernel, or a chain of them (A.4).
     bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
     Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
@@ -78,7 +78,7 @@ class Linear(Layer):
         w = f.identity()
         one_tap = w.size == w.shape[-1] ** 2
         if self.init_kind == "orthogonal":
-            w = w @ _random_orthogonal(rng, w.shape[-1])  # the identity's only tap turns
+            w = w @ _random_orthogonal(rng, w.shape[-1])  # rotates the identity's only tap
         if self.init_kind == "paper" or (self.init_kind == "orthogonal" and not one_tap):
             w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
         params = {"W": w}
@@ -109,7 +109,7 @@ class Linear(Layer):
         return z, 0, {"x": x, "z0": z0}
 
     def inverse(self, ops, p, z):
-        """x ≈ T(R)(z − b): the learned inverse, one pass."""
+        """x ≈ T(R)(z − b): the learned inverse, in one pass."""
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
 
     def exact_inverse(self, ops, p, z):
@@ -141,6 +141,6 @@ class Linear(Layer):
 
 def _random_orthogonal(rng, size: int) -> np.ndarray:
     """A random orthogonal matrix, uniform (Haar): Q of a Gaussian G = QR with a positive diagonal
-    of R, which makes the factors unique, so that Q turns wherever G is turned."""
+    of R, which makes the factors unique: rotating G then rotates Q alike."""
     q, r = np.linalg.qr(rng.standard_normal((size, size)))
     return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)

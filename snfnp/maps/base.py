@@ -15,20 +15,20 @@ class Map:
 
     A map is a frozen dataclass. Its own members are those of `Dense`, the plainest example:
 
-        weight_shape, identity(), fans      of w; the w with T(w) = id; (inputs, outputs) per weight
+        weight_shape, identity(), fans      of w; the w with T(w) = id; (fan-in, fan-out)
         output_shape(shape)                 of T(w) x, per sample
         apply(ops, w, x)                    T(w) x
         adjoint(ops, w, dz)                 T(w)ᵀ δ
         weight_grad(ops, delta, x, out)     Σ_n δ_n ⋆ x_n, written or (add=True) added to `out`
         flip(w), multiple(shape)            T(flip w) = T(w)ᵀ (Eq. 26), and m (Eq. 27)
         fit(w)                              another map's weight at this one's size (Eq. 30)
-        log_det, log_det_grad, solve        exact, and as expensive as that is
+        log_det, log_det_grad, solve        exact, whatever that costs: O(D³) for `Dense`
 
-    The members below are made of these. `apply_then` and `weight_grads` are for backends that do in
-    one pass what a linear layer computes together; the others, for the map g of a learned inverse.
+    The members below use these. `apply_then` and `weight_grads` are overridden for backends that do
+    in one pass what a linear layer computes together; the others are for the map g of R.
     """
 
-    # Of a map's own members those that the ones below call, for type checkers.
+    # A map's own members that the ones below call, declared for type checkers.
     apply: ClassVar[Callable[..., Array]]
     adjoint: ClassVar[Callable[..., Array]]
     weight_grad: ClassVar[Callable[..., Array]]
@@ -38,7 +38,7 @@ class Map:
     solve: ClassVar[Callable[..., Array]]
     log_det: ClassVar[Callable[..., float]]
     output_shape: ClassVar[Callable[..., tuple[int, ...]]]
-    # Whether T(w) is not w itself: an element of w stands in it more than once.
+    # Whether an element of w may stand in T(w) more than once; if not, T(w) is w itself.
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.
     inverts_in_kind: ClassVar[bool] = False

@@ -24,8 +24,8 @@ class Conv2d(Map):
     """Images (N, H, W, channels) -> (N, H, W, out_channels), T(w) x = w ⋆ x (Eq. 12).
 
     kernel: (kH, kW), both odd; out_channels: None means `channels`; exact: how the exact
-    log-determinant, its gradient and its inverse are found: "block" recursion over image rows,
-    or the "dense" matrix T(w) of the paper's baseline. A 1×1 kernel needs neither.
+    log-determinant, its gradient and T(w)⁻¹ z are computed: by "block" recursion over image rows,
+    or from the "dense" matrix T(w) of the paper's baseline. A 1×1 kernel needs neither.
     """
 
     kernel: tuple[int, int]
@@ -59,7 +59,7 @@ class Conv2d(Map):
 
     @property
     def fans(self) -> tuple[int, int]:
-        """(inputs, outputs) that one weight's kernel connects, for Xavier's scale."""
+        """(fan-in, fan-out) of a kernel of this shape, for Xavier's scale."""
         kh, kw, inputs, outputs = self.weight_shape
         return inputs * kh * kw, outputs * kh * kw
 
@@ -90,7 +90,7 @@ class Conv2d(Map):
 
     def multiple(self, shape) -> np.ndarray:
         """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1): for (h, w) the
-        output pixels that are not within its offset of the border. Shapes alone decide."""
+        number of output pixels for which that tap is inside the image. From shapes alone."""
         return _multiple(self.kernel, shape[:2])
 
     def multiple_by_definition(self, ops, shape):
@@ -129,7 +129,7 @@ class Conv2d(Map):
 
     @property
     def _exactly(self):
-        """The module with log_det, log_det_grad and solve for T(w) in blocks, or written out."""
+        """The module with log_det, log_det_grad and solve, by blocks or for T(w) written out."""
         return registry.find("block") if self.exact == "block" else explicit
 
     @property
@@ -150,6 +150,6 @@ def _multiple(kernel, size) -> np.ndarray:
 
 
 def _centre(array, size):
-    """The view of the central (h, w) of an array's first two axes, all of them odd."""
+    """A view of an array, the central h × w of its first two axes. size: (h, w); all are odd."""
     top, left = ((n - m) // 2 for n, m in zip(array.shape, size, strict=False))
     return array[top : top + size[0], left : left + size[1]]

@@ -34,7 +34,7 @@ class Dense(Map):
 
     @property
     def fans(self) -> tuple[int, int]:
-        """(inputs, outputs) that one weight connects, for Xavier's scale."""
+        """(fan-in, fan-out), for Xavier's scale."""
         return self.features, self.features
 
     def apply(self, ops, w, x):
@@ -56,11 +56,11 @@ class Dense(Map):
         return w.T
 
     def multiple(self, shape) -> int:
-        """m: how often each weight stands in T(w). No sharing in a dense map: 1."""
+        """m: how often each weight stands in T(w), once in a dense map."""
         return 1
 
     def fit(self, w, xp=np):
-        """A weight of the inverse map at this map's size: both have the same one."""
+        """w, a weight of another dense map, at this map's size: both are D × D."""
         return w
 
     def log_det(self, ops, w, shape) -> float:

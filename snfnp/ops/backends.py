@@ -35,7 +35,7 @@ class Ops:
     images: Images
     step: Step
 
-    # What everything above asks of the device: `HostDevice` says what each does.
+    # The device's members that all other code uses: `HostDevice` says what each does.
     xp = property(attrgetter("device.xp"))
     name = property(attrgetter("device.name"))
     start_note = property(attrgetter("device.start_note"))
@@ -48,12 +48,12 @@ class Ops:
     side_stream = property(attrgetter("device.side_stream"))
 
 
-# Every definition as it stands, which is NumPy's backend. A group comes after those it uses.
+# The definitions themselves, which are NumPy's backend. A group comes after those it uses.
 DEFINITIONS = {name: kind for name, kind in Ops.__annotations__.items() if name != "device"}
 
 
 def overrides(kind: str) -> dict[str, type]:
-    """The class of every group: `CpuConv` of `conv/cpu.py`, or `GpuConv` of `conv/gpu.py`, in the
+    """The class of every group: `CpuConv` of `conv/cpu.py`, or `GpuConv` of `conv/gpu.py`, in
     place of `Conv` if the folder has such a file. kind: "cpu" (Numba) or "gpu"; importing the
     latter needs no CuPy."""
     classes = {}

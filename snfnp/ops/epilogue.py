@@ -1,4 +1,4 @@
-"""The work beside a product T(w) x, which a device may do in the same pass."""
+"""Elementwise work on a product T(w) x, and a sum of squares, in one pass if a backend can."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ class Finished(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """out = a z + b y + bias beside z = T(w) x, and total = before + ‖out‖²/N in double precision.
+    """out = a z + b y + bias for z = T(w) x, and total = before + ‖out‖²/N in double precision.
 
     a, b, before: numbers, or arrays of shape (); y: like z; bias: one number for each channel or
     each value of a sample. None leaves a term out.
     out: y's own array, which the result then overwrites; None: the result takes z's place.
-    keep: z is wanted as well; with an `out` it always is there.
+    keep: z is wanted as well; with an `out` it is kept in any case.
     """
 
     a: object = 1.0
@@ -41,7 +41,7 @@ class Epilogue(NamedTuple):
             result = z.copy() if keep else z
             known = isinstance(a, float) and isinstance(b, float)
             if before is not None and bias is None and known and (a, b) == (1.0, -1.0):
-                total = linalg.residual(result, y, before)  # the total of z − y: one pass does both
+                total = linalg.residual(result, y, before)  # z −= y and the total in one pass
             else:
                 linalg.axpby(b, y, a, result)
         if bias is not None:

@@ -10,8 +10,8 @@ returns what it measured of it (`snfnp.context.Measured`):
     ctx: the step's BackwardContext
 
 `ctx.volume`, Σ_n ∂𝓛/∂ldj_n, is the weight of the log-determinant (1 in training). A batch may come
-in slices, whose gradients are added: what does not depend on samples belongs to the one that leads
-(`ctx.leads`), if it would be more than a multiple of `ctx.volume`.
+in slices, whose gradients are added: what does not depend on samples is computed by the slice that
+leads (`ctx.leads`), unless it is a multiple of `ctx.volume`, which is 0 in the others.
 Derivation: derivations/03-self-normalizing.md.
 """
 
@@ -23,7 +23,7 @@ class Rule:
 
     # Whether the layer has an R beside W.
     learns_inverse: ClassVar[bool] = False
-    # Whether it is R's reconstruction error that λ weighs, in W's gradient and in R's.
+    # Whether λ weighs R's reconstruction error in the gradients of W and R.
     has_lambda: ClassVar[bool] = False
     # The parameters that the rule finds by itself: `backward` returns their next values, and the
     # optimiser leaves them alone.
@@ -39,8 +39,8 @@ class Rule:
 
 def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
     """The gradients of W and b if W ascends log p^f alone: G_W = δ_z ⋆ X + v · term ⊙ m with
-    `term` in place of the inverse, and G_b. multiple: m, if it is not the map's; term: None in
-    slices that do not lead."""
+    `term` in place of the inverse, and G_b. multiple: m, None for the map's; term: None in slices
+    that do not lead."""
     ops = ctx.ops
     if term is not None:
         multiple = f.multiple(x.shape[1:]) if multiple is None else multiple

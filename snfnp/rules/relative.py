@@ -13,7 +13,7 @@ from snfnp.rules.base import Rule, bias_gradient
 class Relative(Rule):
     """The relative gradient (Gresele et al. 2020): the exact one times WᵀW, dense only. O(N D²).
 
-    (δ xᵀ + W⁻ᵀ) WᵀW = δ (zᵀW) + W needs no inverse. What becomes of a bias depends on `bias`:
+    (δ xᵀ + W⁻ᵀ) WᵀW = δ (zᵀW) + W needs no inverse. The gradient of b depends on `bias`:
     "plain": Σ δ, and z = W x. "full": W and b as one augmented matrix, so that
     ΔW = δ (zᵀW) + W and Δb = δ (1 + bᵀz) + b with z = W x + b. "gresele": the same without
     the last "+ b", as in the authors' code.
@@ -29,7 +29,7 @@ class Relative(Rule):
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         ops, linalg, w = ctx.ops, ctx.ops.linalg, p["W"]
-        b = None if self.bias == "plain" else p.get("b")  # the input is augmented with
+        b = None if self.bias == "plain" else p.get("b")  # the last column of an augmented W
         z = cache["z0"] if b is None else cache["z0"] + b
         linalg.scale_into(grads["W"], 1.0, w, 1, ctx.volume)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)

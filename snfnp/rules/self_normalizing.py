@@ -1,4 +1,4 @@
-"""The self-normalizing rule: a learned inverse in the place of the exact one (paper, section 3.2).
+"""The self-normalizing rule: a learned inverse in place of the exact one (paper, section 3.2).
 
 Derivation: derivations/03-self-normalizing.md, 04-dense.md, 07-convolutions.md and
 08-asymmetric-kernels.md.
@@ -67,7 +67,7 @@ class SelfNormalizing(Rule):
         return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
     def deltas(self, ctx, f, g, p, cache, dz):
-        """(Δ_W, X), (Δ_R, Z0), δ_x, and what was measured; a rule may append rows to the pairs."""
+        """(Δ_W, X), (Δ_R, Z0), δ_x, measurements; a subclass may append rows to the pairs."""
         ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
         x, z0 = cache["x"], cache["z0"]
         residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
@@ -80,5 +80,5 @@ class SelfNormalizing(Rule):
 
     @property
     def without_penalty(self) -> SelfNormalizing:
-        """This rule with Eq. 3 alone, if it adds something to that."""
+        """This rule with Eq. 3 alone, without what a subclass adds to it."""
         return self

@@ -1,4 +1,4 @@
-"""Followers: what moves from step to step beside the parameters.
+"""Followers: values other than parameters that change from step to step.
 
 Derivation: derivations/20-lambda-controllers.md.
 """
@@ -7,18 +7,18 @@ from snfnp import registry
 
 
 class Follower:
-    """Values on the device that every step of a run moves, and the figures that come of them.
+    """Values on the device that every step of a run updates, and figures computed from them.
 
-    state_shapes: {name: {array: shape}} of what is kept from step to step, in double precision and
-    in checkpoints; sums: how many numbers the slices of a batch add up in a step.
+    state_shapes: {name: {array: shape}} of the state, which is kept from step to step, in double
+    precision and in checkpoints; sums: how many numbers slices of a batch add up in each step.
     """
 
     state_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     sums = 0
 
     def attach(self, states: dict, sums) -> None:
-        """Keep the state in the trainer's buffer from here on, as it is before the first step, and
-        what slices add up in `sums`, float64."""
+        """Keep the state in `states`, views of the trainer's buffer, from here on, with its first
+        values, and what slices add up in `sums`, float64 (self.sums,)."""
 
     def error_factors(self, samples: int) -> dict:
         """{layer: −2λ/N} of layers with a λ of their own; samples: N."""
@@ -26,16 +26,16 @@ class Follower:
 
     def collect(self, measured: dict, share: float) -> None:
         """Put this slice's part into `sums`. measured: {layer: `Measured`}; share: the slice's part
-        of the batch, which averages over the slice are to be weighed with."""
+        of the batch, the weight of averages over the slice."""
 
     def update(self, figures: tuple, samples: int, squares, failed) -> tuple:
-        """Move on after a step's update, with what all slices added up; no further if `failed` is
-        not 0 or Σ g² (`squares`) not finite. figures: Σ_k of Eq. 3 and λ, as they are to be
-        logged; what is returned takes their place."""
+        """Update the state after a step's update of the parameters, from what all slices added up;
+        not if `failed` is not 0 or Σ g² (`squares`) not finite. figures: Σ_k of Eq. 3 and λ, as
+        they would be logged; what is returned is logged instead."""
         return figures
 
     def figures(self) -> dict[str, float]:
-        """Averages since this was last asked, for a line of metrics. Waits for the device."""
+        """Averages since the last call, for a line of metrics. Waits for the device."""
         return {}
 
 

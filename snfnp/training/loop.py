@@ -19,7 +19,7 @@ from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
-_STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # what ranks ask for after a step
+_STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
 
     config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
-    end reports the test images at it. resume: go on from the last checkpoint; "best": from
+    end reports the test likelihood there. resume: go on from the last checkpoint; "best": from
     the best one, or from the start if there is none yet. report: gets every line. world: the ranks
     that train together, each of which calls this; rank 0 alone reports and writes.
 
@@ -79,7 +79,7 @@ def _silent(what) -> None:
 
 
 def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep) -> None:
-    """All steps that are left, with evaluations, whose records `keep` keeps, and checkpoints."""
+    """The remaining steps, with checkpoints and evaluations; keep: gets every record of these."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
     progress = ProgressLine(config, trainer, clock, steps)
@@ -88,7 +88,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
         while trainer.step < steps:
             trainer.training_step(batches(trainer.step))
             progress.bar.update(config.batch_size)
-            # What one rank is asked for, or its clock says, all do. What comes later waits.
+            # All ranks do what any was asked to do or has due; later requests wait for a step.
             requests = _STOP * signals.stop | _CHECKPOINT * signals.checkpoint
             requests |= _SAVE * checkpoints.due() | _SHOW * progress.due()
             requests = trainer.world.any(requests)

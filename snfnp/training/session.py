@@ -49,7 +49,7 @@ def started(
 ) -> Iterator[Session]:
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
-    _ = config.build_flow(dataset.train.shape[1:]).layout  # refusals come before the folder
+    _ = config.build_flow(dataset.train.shape[1:]).layout  # raises before a folder is made
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.data}-{config.model}-{config.gradient}-{stamp}"
     path = world.broadcast(config.out or Path("runs") / name)
@@ -73,13 +73,13 @@ def resumed(
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
 ) -> Iterator[Session]:
-    """The run in a folder, which goes on; see `resume`. keep_longer: fewer epochs than the run was
-    extended to since are not asked for."""
+    """The run in a folder, which goes on; see `resume`. keep_longer: `epochs` in `changes` are
+    ignored if they are fewer than the run's own."""
     folder = RunFolder(path)
     with ExitStack() as held:
 
         def opened() -> TrainConfig:
-            folder.open(path)  # before there is a lock in what is no run's folder
+            folder.open(path)  # raises before a folder that is no run's gets a lock
             held.enter_context(folder.lock)
             return folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
 
@@ -101,7 +101,7 @@ def resume(
 
     rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
     images, if the run was trained on others than `load_dataset` finds; report: gets every line;
-    changes: options of `TrainConfig` that are others from here on. Raises UsageError if `path` is
+    changes: options of `TrainConfig` with new values from here on. Raises UsageError if `path` is
     no run's folder, if another program trains in it, or if with these options or images it would
     not be the same run.
     """
@@ -117,14 +117,14 @@ def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     config = config.resolve(len(dataset.train))
     config.check_processes(world.size)
     if config.tensorboard:
-        registry.find("event-files-package")()  # before there is a folder
+        registry.find("event-files-package")()  # raises before a folder is made
     return config, dataset, ops
 
 
 def _load(config: TrainConfig, world: Communicator) -> Dataset:
-    """The images; on each machine one process is first, which may have to download them."""
+    """The images; on each machine one process goes first and downloads them if need be."""
     dataset = error = None
-    # Rank 0 says for all of them what is found, and is no error.
+    # Notices other than errors are printed by rank 0 alone.
     with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
         if world.local_rank == 0:
             try:

@@ -22,7 +22,7 @@ from snfnp.training.adam import Adam
 from snfnp.training.followers import make_followers
 from snfnp.training.options import TrainConfig
 
-_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # in `sums`; what followers add up comes behind
+_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the followers' come after these
 
 
 def cut(total: int, parts: int) -> list[Slice]:
@@ -36,13 +36,13 @@ def cut(total: int, parts: int) -> list[Slice]:
 class TrainingStep:
     """The arrays of a run on one device, all of them at fixed addresses, and the step itself.
 
-    p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`: m and v as
-    far as the optimiser moves p; in place of the rest's gradient, its next values);
+    p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`). m and v
+    cover what the optimiser moves; for the other parameters `gradient` holds their next values.
     params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
-    number, learning rate and λ; log: what steps saw (`snfnp.ops.step.log`); multipliers: λ's
-    controllers, or None; followers: all that is followed (`snfnp.training.followers`); state,
-    states: what they keep, flat and by name. world: the ranks that train together; communicator:
-    what sums arrays of the device over them.
+    number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers: λ's
+    controllers, or None; followers: these and others (`snfnp.training.followers`); state, states:
+    their state, flat and by name. world: the ranks that train together; communicator: the one that
+    sums arrays of the device over them.
     """
 
     def __init__(self, ops, flow: Flow, config: TrainConfig, world: Communicator = SINGLE_PROCESS):
@@ -59,16 +59,16 @@ class TrainingStep:
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
 
         self.multipliers, jacobian_mean = make_followers(ops, flow, config)
-        self.followers = [each for each in (self.multipliers, jacobian_mean) if each]
-        shapes = {name: own for each in self.followers for name, own in each.state_shapes.items()}
+        self.followers = [follower for follower in (self.multipliers, jacobian_mean) if follower]
+        shapes = {k: v for follower in self.followers for k, v in follower.state_shapes.items()}
         self.state_layout = Layout.of(shapes)
         self.state = ops.xp.zeros(self.state_layout.size)
         self.states = self.state_layout.views(self.state)
-        self.sums = ops.xp.zeros(_FIGURES + sum(each.sums for each in self.followers))
+        self.sums = ops.xp.zeros(_FIGURES + sum(follower.sums for follower in self.followers))
         start = _FIGURES
-        for each in self.followers:
-            each.attach(self.states, self.sums[start : start + each.sums])
-            start += each.sums
+        for follower in self.followers:
+            follower.attach(self.states, self.sums[start : start + follower.sums])
+            start += follower.sums
         self._noise = registry.find("noise") if config.objective == "variational" else None
         self._part = self._weights = None
         self.slice_of(config.batch_size // world.size)
@@ -79,9 +79,9 @@ class TrainingStep:
         return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
 
     def slice_of(self, samples: int) -> tuple[Slice, object]:
-        """This rank's slice of a batch of which it has so many samples, and their weights 1/N.
+        """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,).
 
-        Asked for before a step is recorded: what is kept is not to lie in a graph's memory.
+        Called before a step is recorded, too: the weights are kept, outside of a graph's memory.
         """
         if self._part is None or self._part.count != samples:
             self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
@@ -96,8 +96,8 @@ class TrainingStep:
     def ascend(self, images) -> None:
         """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
 
-        If the density is not finite the step has failed: the log keeps its number, and nothing
-        moves any more. The host looks if that costs no wait.
+        If the density is not finite the step has failed: the log keeps its number, and nothing is
+        updated from then on. If the host knows without waiting, it skips the backward pass.
         """
         ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
         part, weights = self.slice_of(len(images))
@@ -125,10 +125,10 @@ class TrainingStep:
             deltas = flow.latent_gradients(latents, samples)
             with ops.side_stream():
                 _, measured = flow.backward(ctx, self.params, caches, deltas, self.grads, factors)
-            for layer, own in measured.items():
-                for name, value in own.updates.items():
+            for layer, result in measured.items():
+                for name, value in result.updates.items():
                     self.updates[layer][name][...] = value
-        errors = [own.error for own in measured.values() if own.error is not None]
+        errors = [result.error for result in measured.values() if result.error is not None]
         reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
         for follower in self.followers:
             follower.collect(measured, share)
@@ -141,12 +141,12 @@ class TrainingStep:
             log.density(self.sums[:_RECONSTRUCTION], scalars.number)
             reconstruction = self.sums[_RECONSTRUCTION, ...]
 
-        # Adam, and the next values of what no optimiser moves.
+        # Adam, and the next values of the parameters that no optimiser moves.
         optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
-        failed, unsound, found = log.failed, 0.0, self.layout.split < self.layout.size
-        if found:
-            unsound = ops.step.nonfinite_flag(self.gradient[updated])
-            failed = failed + unsound
+        failed, nonfinite, has_updates = log.failed, 0.0, self.layout.split < self.layout.size
+        if has_updates:
+            nonfinite = ops.step.nonfinite_flag(self.gradient[updated])
+            failed = failed + nonfinite
         squares = self.adam.update(
             ops,
             self.gradient[optimised],
@@ -156,8 +156,8 @@ class TrainingStep:
             failed,
             out=(self.p[optimised], self.m, self.v),
         )
-        if found:
-            squares = squares + unsound
+        if has_updates:
+            squares = squares + nonfinite
             ops.step.assign(self.gradient[updated], squares, failed, out=self.p[updated])
 
         # Followers: λ of the next step, the mean of Eq. 31.

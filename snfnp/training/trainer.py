@@ -30,12 +30,12 @@ class StepMetrics:
 class Trainer(TrainingStep):
     """The training of a run on one device: its arrays (`TrainingStep`), step counter and λ.
 
-    step: steps done; lam: λ, or if `multipliers` control it, what they started from. report:
+    step: steps done; lam: λ, or its first value if `multipliers` control it. report:
     gets a line if the step cannot be recorded as a graph. world: the ranks that train together,
     each with a trainer of its own and a slice of every batch.
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
-    matrix is singular). So a step that fails is found in the log: see `check`.
+    matrix is singular). A step that failed is therefore found later, in the log: see `check`.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Trainer(TrainingStep):
             self._ascend = ops.device.capture(self.ascend, report, self.communicator)
 
     def initialise_from_data(self, images) -> None:
-        """Let the first batch, device images (N, *shape), decide what depends on data (`Flow`'s
-        `init_from_data`).
+        """Set the parameters that depend on data (`Flow.init_from_data`) from the first batch,
+        device images (N, *shape).
 
-        Once, before the first step, with that step's noise; afterwards these are parameters like
-        all others. One forward pass.
+        Called once, before the first step, with that step's noise; afterwards these are parameters
+        like all others. One forward pass.
         """
         self._initialise_from_data(self.params, images)
-        if self.world.size > 1:  # the same everywhere to the last bit, whatever machines they are
+        if self.world.size > 1:  # the same bits on every rank, even if the machines differ
             self.p[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(self.p)))
 
     def start(self, images) -> Likelihood:
@@ -112,29 +112,29 @@ class Trainer(TrainingStep):
             images = images_of(failed)
             x, _ = self.encode(images, failed, self.slice_of(len(images))[0])
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
-            layer = next(filter(None, self.world.gather(layer)), None)  # perhaps another's slice
+            layer = next(filter(None, self.world.gather(layer)), None)  # perhaps in another slice
             what = f"the output of layer {layer or 'base density'}"
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
 
-    # ---------------------------------------------------------------- what became of it
+    # ---------------------------------------------------------------- figures and checkpoints
 
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""
         return StepMetrics(*self.log.read().last)
 
     def averages(self) -> StepMetrics:
-        """The figures of all steps since this was last asked, averaged."""
+        """The figures of all steps since the last call, averaged."""
         reading = self.log.read()
         self.log.clear_averages()
         return StepMetrics(*reading.averages)
 
     def lam_figures(self) -> dict[str, float]:
-        """λ, for a line of metrics, and the figures of all that is followed."""
-        found = {} if self.multipliers else {"lam": self.lam}
+        """λ and the figures of all followers, for a line of metrics."""
+        figures = {} if self.multipliers else {"lam": self.lam}
         for follower in self.followers:
-            found |= follower.figures()
-        return found
+            figures |= follower.figures()
+        return figures
 
     def lam_by_layer(self) -> dict[str, float]:
         """{layer: λ} of every layer that learns its inverse, as it is now."""

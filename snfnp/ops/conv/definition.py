@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
 from snfnp.ops.group import OperationGroup
 
-_MANY = 4  # times as many inputs as outputs: adding shifted products costs more per value
+_MANY = 4  # inputs per output from which adding shifted products is cheaper than patches of x
 
 
 class Conv(OperationGroup):
@@ -49,7 +49,7 @@ class Conv(OperationGroup):
         """
         kh, kw, inputs, outputs = k.shape
         if kh * kw > 1:
-            k = self.xp.ascontiguousarray(k)  # a flipped kernel would be a slow factor
+            k = self.xp.ascontiguousarray(k)  # products with the view of a flip would be slow
         if kh * kw > 1 and _MANY * outputs <= inputs:
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
@@ -64,8 +64,8 @@ class Conv(OperationGroup):
         products (N, H, W, kH, kW, O) -> z (N, H, W, O). O(N H W kH kW O).
         """
         n, height, width, kh, kw, outputs = products.shape
-        # what the padding puts below and on the right of `patches`, the mirror image has on the
-        # other sides: for kernels of even size they differ
+        # `patches` pads kH // 2 rows above and the rest below; its mirror image, here, the other
+        # way round (columns alike): for kernels of even size the two differ
         xp, top, left = self.xp, kh - 1 - kh // 2, kw - 1 - kw // 2
         z = xp.zeros((n, height + kh - 1, width + kw - 1, outputs), products.dtype)
         for h in range(kh):
@@ -82,7 +82,7 @@ class Conv(OperationGroup):
         both sizes of the kernel are odd.
         """
         kh, kw, inputs, outputs = out.shape
-        if outputs < inputs and kh % 2 and kw % 2:  # the flip of an even kernel pads elsewhere
+        if outputs < inputs and kh % 2 and kw % 2:  # a flipped even kernel pads the other side
             cols = self.patches(delta, (kh, kw))
             flipped = self.linalg.matmul(cols.T, x.reshape(-1, inputs))
             gradient = flip(flipped.reshape(kh, kw, outputs, inputs))

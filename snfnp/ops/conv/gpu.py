@@ -1,7 +1,7 @@
 """Convolutions on the GPU: direct kernels if channels are few, else patches and products.
 
-A convolution of few channels has so little arithmetic that launches decide: one or two, and no
-patches in memory. See derivations/07-convolutions.md.
+A convolution of few channels has so little arithmetic that its time is that of its launches: one
+or two, and no patches in memory. See derivations/07-convolutions.md.
 """
 
 import math
@@ -12,11 +12,11 @@ from snfnp.ops.conv.definition import Conv
 from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
 from snfnp.ops.gpu import source
 
-_CONV_ITEMS = 64  # of a block: 100 images of 14 × 14 pixels then make 300, more than there are SMs
-_LONG = 32  # kH kW I from which several threads share the rows of the kernel
-_MOST_BLOCKS = 4096  # their threads then take several pixels each
-_MOST_SUMS = 128  # channels that a block of weight gradients sums
-_CHUNKS = 128  # parts of a batch whose weight gradients are summed on their own
+_CONV_ITEMS = 64  # per block: 100 images of 14 × 14 pixels make 300 blocks, more than there are SMs
+_LONG = 32  # from this kH kW I on, several threads share the rows of the kernel
+_MOST_BLOCKS = 4096  # if more are needed, each thread takes several pixels instead
+_MOST_SUMS = 128  # the most output channels for which a block can also sum dz
+_CHUNKS = 128  # the most parts of a batch whose weight gradients are summed separately
 
 
 class GpuConv(Conv):
@@ -91,13 +91,13 @@ class GpuConv(Conv):
 
     def weight_grads(self, gradients, volume, dz=None, db=None):
         delta, kernel = gradients[0].delta, gradients[0].out.shape
-        if db is not None and dz.shape != delta.shape:  # fewer rows than δ: no pass is for both
+        if db is not None and dz.shape != delta.shape:  # δ has more rows: no one pass does both
             self.channels.sum(dz, out=db)
             db = None
         alike = all(g.delta.shape == delta.shape and g.out.shape == kernel for g in gradients)
         plain = all(g.out.flags.c_contiguous and g.term.ndim == 4 for g in gradients)
         plain = plain and (db is None or db.flags.c_contiguous)
-        # to a kernel an array without values is a null pointer, one that is not there
+        # an empty array has a null pointer, which to a kernel means that there is none
         plain = plain and len(gradients) <= 2 and delta.size > 0
         if alike and plain and _few(kernel) and kernel[3] <= _MOST_SUMS:
             self._weight_grads(gradients, volume, dz, db)

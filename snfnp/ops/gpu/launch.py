@@ -13,8 +13,8 @@ _NULL = np.uint64(0)
 
 
 class DeviceGuard:
-    """The device that was current when this was made (id: its number), and the refusal to go on
-    with another, on which CUDA reads or writes what it should not, or fails long after."""
+    """The device that was current when this was made (id: its number). `require` refuses any
+    other: there CUDA would read or write the wrong memory, or fail much later."""
 
     def __init__(self, cupy):
         self._current = cupy.cuda.runtime.getDevice
@@ -48,7 +48,7 @@ class Launcher:
         for an array of another type than the kernel's, which a GPU would read as garbage.
         """
         converters = _converters(kernel)
-        names = {name for name, _ in converters}  # those of pairs and of arrays with strides once
+        names = {name for name, _ in converters}  # one for a pair, one for an array with strides
         missing, unknown = names - arguments.keys(), arguments.keys() - names
         if missing or unknown:
             said = "needs" if missing else "has no"
@@ -95,7 +95,7 @@ def _converter(kernel: str, parameter: source.Parameter, names: set[str]):
     if number != name:
         return number, partial(_place, f"{kernel}: {number}", kind)
     if kind in ("double", "long long"):
-        # of an integer no real number is cut
+        # operator.index refuses a real number, which int64 would truncate
         convert = np.float64 if kind == "double" else lambda n: np.int64(operator.index(n))
         return name, partial(_number, convert, f"{name}_at" in names)
     return name, partial(_array, f"{kernel}: {name}", kind, f"{name}_stride_0" in names)

@@ -29,7 +29,7 @@ PARTS = {
 }
 OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
 _PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
-_RULE = tuple(signature(make_rule).parameters)  # the options that make a rule
+_RULE = tuple(signature(make_rule).parameters)  # the options that `make_rule` takes
 
 
 class RetiredError(UsageError):
@@ -41,8 +41,8 @@ class TrainConfig:
     """Everything that decides a run, in parts.
 
     An option has one name, flat, as a keyword here, on the command line, in config.json, and when
-    it is read: `TrainConfig(model="conv", epochs=5).epochs`. The parts are for those that want one
-    of them whole, `config.optimiser`, and may be given whole, too. None: filled in by `resolve`.
+    it is read: `TrainConfig(model="conv", epochs=5).epochs`. A part can be read
+    and given whole, too: `config.optimiser`. None: filled in by `resolve`.
     """
 
     architecture: parts.ModelOptions
@@ -97,7 +97,7 @@ class TrainConfig:
 
     @property
     def model_name(self) -> str:
-        """The model for people: its preset, or Glow's size."""
+        """The model's name for people: its preset, or Glow's size."""
         if self.levels is None:
             return self.model
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
@@ -125,7 +125,7 @@ class TrainConfig:
         return self.preset.build(choices, tuple(image_shape))
 
     def filled(self) -> TrainConfig:
-        """The configuration with every option that was left out filled in, but for the epochs."""
+        """The configuration with every option that was left out filled in, except the epochs."""
         config = self
         for name in OPTIONS:
             config = replace(config, **{name: config.chosen(name)})
@@ -152,7 +152,7 @@ class TrainConfig:
         return config
 
     def check_processes(self, processes: int) -> None:
-        """Raises UsageError if so many processes cannot share this run's batches."""
+        """Raises UsageError if this many processes cannot share this run's batches."""
         if self.batch_size % processes:
             found = f"--batch-size {self.batch_size} does not divide by {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
@@ -161,7 +161,7 @@ class TrainConfig:
             raise UsageError(f"{found}: train in one process, or with another --inverse-update")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
-        """Every option that was given although it does not matter, with what it needs."""
+        """Every option that was given although it has no effect, with the first unmet need."""
         for name, option in OPTIONS.items():
             rule = RULES[name]
             unmet = [need for need in rule.needs if not need.holds(self)]
@@ -193,11 +193,11 @@ class TrainConfig:
         return config
 
     def incompatible_options(self, other: TrainConfig) -> list[str]:
-        """The options by which a run with this configuration cannot be one with the other."""
+        """The options in which the two differ and that a run cannot change: two runs, not one."""
         return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differs, but for where files are."""
+        """{option: [before, now]} of all that differ, except paths of files."""
         then, now = before.filled().as_dict(), self.filled().as_dict()
         decisive = [name for name, option in OPTIONS.items() if option.kind != "Path"]
         return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
@@ -214,8 +214,8 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainConfig:
-        """The configuration from `as_dict`. What is absent (in one of an older version) is as by
-        default. Raises UsageError for values that no run has, and unknown entries (of a newer)."""
+        """The configuration from `as_dict`. Options that are absent (an older version's) have
+        their defaults. Raises UsageError for unknown options (a newer version's) or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))

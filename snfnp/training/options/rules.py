@@ -14,8 +14,8 @@ from snfnp.training.options.parts import by_preset, presets_with
 
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 _TOLERANCE = 1e-3
-_DAMPING = 100.0  # steps over which C has to stay above κ for λ to rise by what damping adds
-_USUAL_INPUT = 1e4  # ‖h‖² of images of 784 pixels as they come to their first layers
+_DAMPING = 100.0  # steps at a constant C − κ in which the rate adds to λ what damping adds at once
+_USUAL_INPUT = 1e4  # a typical ‖h‖² at the first layers, for images of 784 pixels
 
 
 class Need(NamedTuple):
@@ -26,8 +26,8 @@ class Need(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """needs: an option has an effect only if all of them hold; fill(config): its value if nobody
-    gave one, and words for that."""
+    """One option's rule. needs: it has an effect only if all of them hold; fill(config): its value
+    if nobody gave one; words: that value, for --help."""
 
     needs: tuple[Need, ...] = ()
     fill: Callable[[Any], Any] = lambda config: None
@@ -60,17 +60,17 @@ _OTHER_INIT = Need(
 
 
 def _only(need: Need, fill: Callable, words: str) -> Rule:
-    """The rule of an option that has no value without what it needs."""
+    """The rule of an option that is None unless `need` holds."""
     return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
 def _recipe(name: str, otherwise=None) -> Callable:
-    """The setting of a recipe, whose name stands for those of several options."""
+    """The value of option `name` in the preset's recipe, which sets several options at once."""
     return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
 
 
 def _lam(config: Any) -> float:
-    """The preset's λ, for the objective that has it, or σ's; 0 if the rule has none."""
+    """The preset's λ for the objective, or the λ that σ decides; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
     if not rule.has_lambda:
         return 0.0
@@ -85,7 +85,7 @@ def _clip_norm(c) -> float | None:
 
 
 def _rate(config) -> float:
-    """η with which ln λ starts to move by about C − κ a step, of the relative C."""
+    """η, such that ln λ moves at first by about C − κ per step, for the relative C."""
     scale = 1.0 if config.constraint == "relative" else 1 / _USUAL_INPUT
     return scale if config.lambda_control == "geco" else scale * (config.chosen("lam") or 1.0)
 
@@ -160,7 +160,7 @@ RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one need
 
 
 def conflicts(c) -> Iterator[str]:
-    """The lines that say what a whole configuration must not be."""
+    """One line for each way in which options of a whole configuration contradict each other."""
     for name in ("gradient", "inverse_update"):
         value, possible = getattr(c, name), getattr(c.preset, f"{name}s")
         if value not in possible:
@@ -179,7 +179,7 @@ def conflicts(c) -> Iterator[str]:
         yield f"--lambda is {c.lam:g}, where it starts: it must be between {bounds}"
 
 
-# Options of earlier versions, and the value with which they did nothing: what a config.json may
-# still say. And values that options no longer have.
+# Options of earlier versions that a config.json may still have, with the values at which they had
+# no effect; and values that options no longer take.
 RETIRED = {"track_log_det": False, "lambda_integral": None, "lambda_proportional": None}
 RETIRED_VALUES = {"lambda_control": "nu-pi", "inverse_update": "newton"}

@@ -114,9 +114,9 @@ class RunFolder:
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.
 
-        changes: options that are others from now on; rollback: with the optimiser's settings of the
-        best checkpoint, if there is one; keep_longer: fewer epochs than the run was extended to
-        since are not asked for. Raises UsageError if that would not be the same run.
+        changes: options with new values from now on; rollback: with the optimiser's settings of the
+        best checkpoint, if there is one; keep_longer: `epochs` in `changes` are ignored if they
+        are fewer than the run's own. Raises UsageError if that would not be the same run.
         """
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
