@@ -23,7 +23,7 @@ class CpuConv(Conv):
         if kh == kw == 1:
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
-        _patches(np.ascontiguousarray(x), kw, cols)
+        _patches(np.ascontiguousarray(x).reshape(n, height, width * channels), kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
     def correlate(self, x, k):
@@ -81,14 +81,16 @@ def _few(kernel, most) -> bool:
 
 @parallel
 def _patches(x, kw, cols):
-    """x (N, H, W, C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
+    """x (N, H, W·C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
     samples, height, width, kh, run = cols.shape
-    channels = x.shape[3]
+    channels = run // kw
     row = (width + kw - 1) * channels
     for task in prange((samples + _TASK - 1) // _TASK):
         padded = np.zeros((height + kh - 1) * row, x.dtype)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            cpu_tiles.pad(x[n], kh // 2, kw // 2, row, padded)
+            for y in range(height):
+                first = (y + kh // 2) * row + kw // 2 * channels
+                padded[first : first + width * channels] = x[n, y]
             for y in range(height):
                 for column in range(width):
                     for h in range(kh):
