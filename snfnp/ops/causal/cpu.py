@@ -20,7 +20,7 @@ _BEFORE = {False: (1, 1), True: (0, 0)}
 
 
 class CpuCausal(Causal):
-    """Kernels of their own if channels fill a vector register, or if there is only one."""
+    """Kernels of their own where channels fill a vector register, or where there is only one."""
 
     def correlate(self, x, k, b=None, reverse=False):
         if not _direct(x.shape):
@@ -37,7 +37,7 @@ class CpuCausal(Causal):
             return super().weight_grad(delta, x, k, volume, out, reverse)
         before, gradient = _BEFORE[reverse], np.empty(out.shape, out.dtype)
         if x.shape[3] == 1:
-            planes = map(np.ascontiguousarray, (delta, x))
+            planes = (np.ascontiguousarray(images[..., 0]) for images in (delta, x))
             _plane_weight_grad(*planes, before, gradient.reshape(4))
         else:
             cpu_tiles.weight_grad(delta, x, False, gradient, before)
@@ -65,52 +65,64 @@ def _read(channels):
 
 
 def _direct(shape) -> bool:
-    return shape[3] == 1 or cpu_tiles.fits((2, 2, shape[3], shape[3]), shape[2])
+    channels = shape[3]
+    return channels == 1 or cpu_tiles.fits((2, 2, channels, channels), shape[2])
 
 
 def _convolve(x, taps, b, turn):
     z, taps = np.empty(x.shape, x.dtype), np.ascontiguousarray(taps[::-1, ::-1] if turn else taps)
     b = np.zeros(x.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
     if x.shape[3] == 1:
-        _plane(np.ascontiguousarray(x), taps.reshape(4), b, _BEFORE[turn], z)
+        x = np.ascontiguousarray(x[..., 0])
+        _plane(x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape))
     else:
         cpu_tiles.correlate(x, taps, z, _BEFORE[turn], b)
     return z
 
 
 @serial
+def _spread(image, before, row, flat):
+    """image (H, W) into `flat`, whose rows are `row` values long."""
+    height, width = image.shape
+    for y in range(height):
+        first = (y + before[0]) * row + before[1]
+        source, target = image[y], flat[first : first + width]
+        for j in range(width):
+            target[j] = source[j]
+
+
+@serial
 def _seen(padded, row, length):
-    """Flat views of a whole image, `row` values to a row: what each of the four taps sees."""
+    """The view of four taps of a whole image with `row` values to a row: flat views."""
     lower = padded[row:]
     return padded[:length], padded[1:][:length], lower[:length], lower[1:][:length]
 
 
 @parallel
 def _plane(x, k, b, before, z):
-    """x (N, H, W, 1), k (4,), b (1,) -> z like x. The loop runs over a whole image: what it finds
+    """x (N, H, W), k (4,), b (1,) -> z (N, H, W). The loop runs over a whole image: what it finds
     for the last value of a row, which is padding, is dropped."""
-    samples, height, width, _ = x.shape
+    samples, height, width = x.shape
     row = width + 1
     k0, k1, k2, k3, shift = k[0], k[1], k[2], k[3], b[0]
     for task in prange((samples + _TASK - 1) // _TASK):
         padded, sums = np.zeros((height + 1) * row + 1, x.dtype), np.empty(height * row, x.dtype)
         x0, x1, x2, x3 = _seen(padded, row, sums.size)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            cpu_tiles.pad(x[n], before[0], before[1], row, padded)
-            flat = z[n].reshape(-1)
+            _spread(x[n], before, row, padded)
             for j in range(sums.size):
                 sums[j] = k0 * x0[j] + k1 * x1[j] + k2 * x2[j] + k3 * x3[j] + shift
             for y in range(height):
-                source, target = sums[y * row :][:width], flat[y * width :][:width]
+                source, target = sums[y * row : y * row + width], z[n, y]
                 for j in range(width):
                     target[j] = source[j]
 
 
 @parallel
 def _plane_weight_grad(delta, x, before, out):
-    """delta, x (N, H, W, 1) -> out (4,); the sums over a task's images are in x's precision, all
+    """delta, x (N, H, W) -> out (4,); the sums over a task's images are in x's precision, all
     others in double. δ is 0 in the value that pads a row."""
-    samples, height, width, _ = x.shape
+    samples, height, width = x.shape
     row = width + 1
     sums = np.zeros(((samples + _TASK - 1) // _TASK, 4))
     for task in prange(len(sums)):
@@ -119,8 +131,8 @@ def _plane_weight_grad(delta, x, before, out):
         s0, s1, s2, s3 = pixels[0], pixels[1], pixels[2], pixels[3]
         x0, x1, x2, x3 = _seen(padded, row, deltas.size)
         for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            cpu_tiles.pad(x[n], before[0], before[1], row, padded)
-            cpu_tiles.pad(delta[n], 0, 0, row, deltas)
+            _spread(x[n], before, row, padded)
+            _spread(delta[n], (0, 0), row, deltas)
             for j in range(deltas.size):
                 s0[j] += deltas[j] * x0[j]
                 s1[j] += deltas[j] * x1[j]
