@@ -80,6 +80,10 @@ def test_a_picture_of_other_figures_is_another(tmp_path, records):
         TARGETS["table1"].draw(records["table1"], path)
         records["table1"]["rows"][0]["runs"][0]["value"] += 0.5
     assert same_picture(first, first) and not same_picture(first, second)
+    records["table1"]["rows"][0] |= {"paper_epochs": 9, "stand_in": "small"}  # on a line of its own
+    TARGETS["table1"].draw(records["table1"], second)
+    said = [[own for own in drawn(path)[0] if "epochs" in own] for path in (first, second)]
+    assert said[0][0] == "3 of 3 epochs" and said[1][:2] == ["9 epochs", "3 epochs"]
 
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
@@ -100,9 +104,12 @@ def test_the_page_has_every_table_picture_and_origin(records):
     text = page(records)
     table = TARGETS["table1"].show(records["table1"])
     assert all(line in text for line in table.splitlines() if line.startswith("|"))
-    assert "![Table 1: ours beside the paper's](figures/reproduced-table1.svg)" in text
-    assert "*Table 1, ours beside the paper's.*" in text
+    assert "beside the paper's](figures/reproduced-table1.svg)" in text and "@" not in text
+    assert "\n\nNot run here: `python scripts/reproduce.py table2` does it." in text
     words = " ".join(text.replace("\\\n", "").split())
+    assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
+    assert "paper's: 2 of 4; seeds for each: 1 to 2." in words  # two have a sample of the images
+    assert "fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
     assert "table1 --epochs 3 --seeds 0 --rows fc-snf conv-exact conv-snf python scripts" in words
     assert "reproduce.py table1 --epochs 3 --seeds 0 1 --rows fc-exact ##" in words
     assert words.count("* Commit c0ffee on a processor, Linux-6, numba backend, threads: 2") == 1

@@ -47,7 +47,7 @@ def likelihoods():
     """
     runs = json.loads(FILE.read_text(encoding="utf-8"))
     models = list(dict.fromkeys(run["model"] for run in runs))
-    how = {"figsize": (2.2 + 4.0 * len(models), 5.2), "sharex": "col", "height_ratios": [3, 2]}
+    how = {"figsize": (1.2 + 2.8 * len(models), 5.2), "sharex": "col", "height_ratios": [3, 2]}
     figure, axes = plt.subplots(2, len(models), squeeze=False, **how)
     for (above, below), model in zip(axes.T, models, strict=True):
         own = [run for run in runs if run["model"] == model]
@@ -57,6 +57,7 @@ def likelihoods():
             label, color, style = _look(run)
             epoch, nll = np.array([(each["epoch"], each["nll"]) for each in run["points"]]).T
             look = {"color": color, "linestyle": style, "linewidth": 1.3}
+            look["zorder"] = 3 if run["gradient"] == "exact" else 2  # seen on what it agrees with
             above.plot(epoch, nll, label=None if label in seen else label, **look)
             reference = [point["nll"] for point in exact.get(run["seed"], [])][: len(nll)]
             if run["gradient"] != "exact" and reference:
@@ -69,9 +70,11 @@ def likelihoods():
         below.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         for axis in (above, below):
             axis.grid(which="both")
-        above.yaxis.set_minor_formatter("{x:.0f}")
-        above.legend()
+        for shape in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
+            shape("{x:.0f}")
     axes[0, 0].set_ylabel("exact validation NLL (nats)")
     axes[1, 0].set_ylabel("minus the exact\ngradient's (nats)")
-    figure.tight_layout()
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="upper center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     return figure

@@ -29,7 +29,7 @@ def least_squares():
         axis.axvline(0.04, color=INK, linestyle=":", linewidth=1)
         axis.set(title=title, xlabel="‖T(R) T(W) − I‖²  / D")
         axis.grid(True)
-        axis.legend(fontsize=8, loc="upper left" if axis is left else "center left")
+        axis.legend(fontsize=8, loc="upper left" if axis is left else "lower right")
     left.set(ylabel="relative to the exact term", ylim=(1e-7, 1))
     figure.tight_layout()
     return figure

@@ -46,9 +46,13 @@ class _OneSeed(Target):
         raise NotImplementedError
 
     def drawn(self, record: dict) -> dict[str, tuple[dict, list[tuple]]]:
-        """{model: its curve, and the columns of its points}, of those that have any."""
-        curves = [curve for curve in record["curves"] if curve["points"]]
-        return {own["model"]: (own, list(zip(*own["points"], strict=True))) for own in curves}
+        """{model and its epochs: its curve, and the columns of its points}, of those with any."""
+        found = {}
+        for own in filter(lambda curve: curve["points"], record["curves"]):
+            paper = "" if own.get("paper_share", 0) is None else f" of {own['paper_epochs']:,}"
+            label = f"{own['model']}, {own['epochs']:,}{paper} epochs"
+            found[label] = (own, list(zip(*own["points"], strict=True)))
+        return found
 
 
 def _notes(record: dict, described: list[dict]) -> list[str]:

@@ -41,15 +41,14 @@ class LikelihoodTable(Target):
 
     def show(self, record: dict) -> str:
         heads = (*record["heads"], "ours", "seeds", "epochs: ours / paper", "paper", "difference")
-        table = [heads, *((*_labels(row), *_figures(row)) for row in record["rows"])]
+        table = [heads, *((*_labels(row), *compared(row)) for row in record["rows"])]
         return markdown(record, table, _notes(record)) + _learning_table(record)
 
     def draw(self, record: dict, path: Path) -> None:
-        rows = record["rows"]
-        labels = [_in_picture(record["heads"], row) for row in rows]
-        papers = [(_printed(row), row["paper_spread"]) for row in rows]
-        figures = {"ours": [_mean(nlls(row)) for row in rows], "the paper's": papers}
-        pictures.save_beside(path, labels, figures, f"test NLL ({rows[0]['unit']})")
+        lines = [line for row in record["rows"] for line in _in_picture(record["heads"], row)]
+        labels, ours, papers = map(list, zip(*lines, strict=True))
+        unit, figures = record["rows"][0]["unit"], {"ours": ours, "the paper's": papers}
+        pictures.save_beside(path, labels, figures, f"test NLL ({unit})")
 
 
 def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict:
@@ -96,15 +95,21 @@ def _labels(row: dict) -> list[str]:
     return [*others, f"{last} (stand-in: {row['stand_in']})" if row["stand_in"] else last]
 
 
-def _in_picture(heads: list[str], row: dict) -> str:
-    """The row's label in a picture, which has no heads: with how long it was trained, and whether
-    its point is that of a likelihood that did not last."""
-    named = zip(heads, _labels(row), strict=True)
-    said = [f"λ = {cell}" if head == "λ" else cell for head, cell in named]
-    if "runs" in row:
-        said.append(f"{_epochs(row)} epochs")
-        said += ["then lost"] * any(run.get("lost") for run in row["runs"])
-    return ", ".join(said)
+def _in_picture(heads: list[str], row: dict) -> list[tuple]:
+    """(label, ours, the paper's) for each line of a row in a picture; a stand-in has its own line.
+    Labels say how long both were trained, and whether ours is a likelihood that did not last."""
+    named = zip(heads, row["cells"], strict=True)
+    label = ", ".join(f"λ = {cell}" if head == "λ" else cell for head, cell in named)
+    ours, paper, none = _mean(nlls(row)), (_printed(row), row["paper_spread"]), (None, None)
+    if "runs" not in row:
+        return [(label, ours, paper)]
+    lost = ", then lost" * any(run.get("lost") for run in row["runs"])
+    if row["stand_in"]:
+        stand_in = f"stand-in {row['stand_in']}\n{_epochs(row)} epochs{lost}"
+        return [(f"{label}\n{_paper_epochs(row)} epochs", none, paper), (stand_in, ours, none)]
+    given = row.get("paper_epochs_given", True)
+    epochs = f" of {_paper_epochs(row)} epochs" if given else " epochs, the paper's not given"
+    return [(f"{label}\n{_epochs(row)}{epochs}{lost}", ours, paper)]
 
 
 def _epochs(row: dict) -> str:
@@ -123,8 +128,8 @@ def _mean(values: list[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if values[1:] else None
 
 
-def _figures(row: dict) -> tuple[str, ...]:
-    """Ours, seeds, epochs, the paper's, difference."""
+def compared(row: dict) -> tuple[str, ...]:
+    """The cells of a row beside its labels: ours, seeds, epochs, the paper's, difference."""
     paper = row["paper"]
     if not isinstance(paper, str):
         paper = _number(row, paper, row["paper_spread"])

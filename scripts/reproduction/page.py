@@ -1,12 +1,13 @@
 """The derivations' page of the results, and all that it shows, made of a results.json."""
 
+import re
 import shutil
 import statistics
 import textwrap
 from pathlib import Path
 
 from reproduction import results
-from reproduction.likelihoods import learning, nlls
+from reproduction.likelihoods import compared, learning, nlls
 from reproduction.results import finished
 from reproduction.targets import TARGETS
 from snfnp.errors import UsageError
@@ -14,37 +15,13 @@ from snfnp.training import files
 
 FOLDER = Path(__file__).resolve().parents[2] / "derivations"
 NAME = "26-the-paper-reproduced.md"
+_TEXT = Path(__file__).with_name("page.md")
 # Rows of Table 1 that differ in their gradient only: the claim of the paper is that they are alike.
 _PAIRS = (
     ("FC 2-layer", "fc-snf", "fc-exact"),
     ("Conv. 9-layer", "conv-snf", "conv-exact"),
     ("Glow 2L-16K", "glow-lambda-100", "glow-exact"),
 )
-
-_HEAD = """\
-# 26 The paper, reproduced
-
-What came out where this code was run for the tables and figures of the paper, beside what is
-printed there. `scripts/reproduce.py` trains the runs, measures the times, and writes this page
-from `derivations/results.json`; a test fails where the two disagree. Each table gives our epochs
-beside the paper's; with fewer, a difference says as much about training time as about the method.
-Anything missing was not run. Below each picture are the commands that make its rows as they are.
-Rows can come from several machines, and yours can join them:
-`python scripts/reproduce.py page` takes a row into the file where it was trained longer than the
-one that is there, or with other seeds. Where results and paper disagree, page
-[17](17-from-the-paper-to-here.md#where-it-disagrees) says what is known of the reason.
-"""
-_FOOT = """\
-## SNF against the exact gradient
-
-The paper's claim is about pairs of rows of its Table 1: the learned inverse takes nothing away.
-The same subtraction on both sides, of the pairs that were trained as long, or have an exact
-validation likelihood at the same epoch (a longer table of these is above):
-
-```pycon
->>> from reproduction.page import committed, gaps
->>> for model, ours, of, paper in gaps(committed()):
-...     print(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")"""
 
 
 def committed() -> dict[str, dict]:
@@ -86,19 +63,54 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
 
 
 def page(records: dict[str, dict]) -> str:
-    """The text of the page."""
-    parts = [_HEAD]
-    for name, record in records.items():
-        heading, _, _ = record["title"].partition(":")
-        beside = "ours beside the paper's" if TARGETS[name].shows_paper else "ours alone"
-        shown = TARGETS[name].show(record).splitlines()[2:]  # without the title
-        parts += [f"## {record['title']}\n", *map(_wrapped, shown)]
-        parts += [f"\n![{heading}: {beside}](figures/{picture_of(name)})\n"]
-        parts += [f"*{heading}, {beside}.*\n", *_commands(name, record), ""]
-    parts += ["## How they were made\n", *_origins(records), "", _FOOT]
-    for model, ours, of, paper in gaps(records):
-        parts.append(f"{model}: SNF minus exact {ours:+.1f} nats ({of}); in the paper {paper}")
-    return "\n".join([*parts, "\n```\n"])
+    """The text of the page: that of page.md, with what the records say at its @names@."""
+    head, *others = re.split(r"^%% (\w+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
+    texts = dict(zip(others[::2], others[1::2], strict=True))
+    parts = [_filled(head, _facts(records))]
+    for name, target in TARGETS.items():
+        parts.append(f"## {target.title}\n\n")
+        if name in records:
+            parts.append(_filled(texts[name], _shown(name, records[name])))
+        else:
+            parts.append(f"Not run here: `python scripts/reproduce.py {name}` does it.\n\n")
+    parts.append(_filled(texts["end"], {"origins": "\n".join(_origins(records))}))
+    return re.sub(r"\(derivations/((\d\d)-[\w-]+\.md)\)", r"([\2](\1))", "".join(parts))
+
+
+def _filled(text: str, facts: dict[str, str]) -> str:
+    """A text with the facts at their @names@, its long lines wrapped."""
+    filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), text)
+    return "\n".join(map(_wrapped, filled.split("\n")))
+
+
+def _facts(records: dict[str, dict]) -> dict[str, str]:
+    """What the head of the page says in figures."""
+    rows = [row for row in records.get("table1", {}).get("rows", []) if "runs" in row]
+    facts, as_long = {"gaps": ""}, []
+    for row in rows:
+        nats, *_, paper, difference = compared(row)
+        if re.fullmatch(r"[+-][\d.]+", difference):  # without a remark
+            as_long.append(f"{row['cells'][0]} {nats} nats, the paper's {paper}")
+    seeds = sorted({len(row["runs"]) for row in rows}) or [0]
+    facts |= {"long": "; ".join(as_long) or "none", "count": f"{len(as_long)} of {len(rows)}"}
+    facts["seeds"] = f"{seeds[0]} to {seeds[-1]}"
+    for model, nats, of, paper in gaps(records):
+        facts[model[:2].lower()] = f"{nats:+.1f} nats ({of}), in the paper {paper}"
+        facts["gaps"] += f"\n{model}: SNF minus exact {nats:+.1f} nats ({of}); in the paper {paper}"
+    for row in records.get("table3", {}).get("rows", []):
+        if row["label"] == "Self Normalizing FC 2-Layer":
+            ours, paper = row["batch"]["of_exact"], row["batch"]["paper_of_exact"]
+            facts["share"] = f"{ours:.2f} of the exact gradient's time, in the paper {paper:.2f}"
+    return facts
+
+
+def _shown(name: str, record: dict) -> dict[str, str]:
+    """What the section of a target says: its table, and the rest about its picture."""
+    table = TARGETS[name].show(record).partition("\n\n")[2]  # without the title
+    trained = [own for own in results.parts(record) if "paper_epochs" in own and "epochs" in own]
+    epochs = {f"{own['epochs']:,} of {own['paper_epochs']:,} epochs" for own in trained}
+    facts = {"table": table, "picture": picture_of(name), "epochs": ", ".join(sorted(epochs))}
+    return facts | {"commands": "\n".join(_commands(name, record))}
 
 
 def publish(folder: Path) -> list[Path]:
@@ -158,10 +170,11 @@ def picture_of(name: str) -> str:
 
 
 def _wrapped(line: str) -> str:
-    """A line of prose in lines of at most 100 characters; one of a table as it is."""
-    if not line.startswith("* "):
+    """An item of a list in lines of at most 100 characters; every other line as it is."""
+    if not line.startswith("* ") or len(line) <= 100:
         return line
-    return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, 100, subsequent_indent="  ", **how)
 
 
 def _origins(records: dict[str, dict]) -> list[str]:

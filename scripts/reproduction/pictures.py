@@ -9,7 +9,7 @@ def save_beside(
     path: Path, labels: list[str], series: dict[str, list[tuple]], axis_label: str
 ) -> None:
     """A row for each label, with a point and its deviation (or None) for each of the series."""
-    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.36 * len(labels)))
+    figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.45 * len(labels)))
     rows, looks = range(len(labels)), ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
     for (name, figures), (color, marker, offset) in zip(series.items(), looks, strict=True):
         known = [(row + offset, *own) for row, own in zip(rows, figures, strict=True) if own[0]]

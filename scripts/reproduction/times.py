@@ -102,7 +102,7 @@ class Table3(Target):
             "milliseconds do not compare, what is to be compared is the share of the exact "
             "gradient's time.",
             "The row in brackets is not the paper's: exact gradients by rows of the image "
-            "(derivations/10-block-tridiagonal.md)." + _against_blocks(record),
+            "(derivations/10-block-tridiagonal.md).",
         ]
         if record["scale"] == "smoke":
             notes.append("Small images and models, timed twice: the figures mean nothing.")
@@ -151,19 +151,6 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
         bursts = max(3, math.ceil(repeats / 10))
         return measure_asynchronous(calls, ops.device.synchronise, bursts, seconds=0.5)
     return measure(calls, repeats, warmup=1)
-
-
-def _against_blocks(record: dict) -> str:
-    """A sentence on the exact convolution that is not the paper's, if it was measured."""
-    times = {row["label"]: row["batch"] for row in record["rows"]}
-    snf, blocks = (times[FAMILIES[1][number].label] for number in (-1, 1))
-    if "median" not in snf:
-        return ""
-    return (
-        f" Against them a self-normalizing step takes {snf['median'] / blocks['median']:.2f} of "
-        "the time; against the whole matrix far less than in the paper, because there the "
-        "convolutions themselves take most of a step, and here almost nothing."
-    )
 
 
 _CHANNELS = 4
