@@ -70,8 +70,8 @@ def likelihoods():
         below.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         for axis in (above, below):
             axis.grid(which="both")
-        for shape in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
-            shape("{x:.0f}")
+        above.yaxis.set_major_formatter("{x:.0f}")
+        above.yaxis.set_minor_formatter("{x:.0f}")
     axes[0, 0].set_ylabel("exact validation NLL (nats)")
     axes[1, 0].set_ylabel("minus the exact\ngradient's (nats)")
     lines, labels = axes[0, 0].get_legend_handles_labels()

@@ -78,13 +78,14 @@ def page(records: dict[str, dict]) -> str:
 
 
 def _filled(text: str, facts: dict[str, str]) -> str:
-    """A text with the facts at their @names@, its long lines wrapped."""
+    """A text with the facts at their @names@, the long items of its lists wrapped."""
     filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), text)
-    return "\n".join(map(_wrapped, filled.split("\n")))
+    how = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return re.sub(r"(?m)^\* .{99,}$", lambda long: textwrap.fill(long[0], 100, **how), filled)
 
 
 def _facts(records: dict[str, dict]) -> dict[str, str]:
-    """What the head of the page says in figures."""
+    """The figures that the head of the page says."""
     rows = [row for row in records.get("table1", {}).get("rows", []) if "runs" in row]
     facts, as_long = {"gaps": ""}, []
     for row in rows:
@@ -105,7 +106,7 @@ def _facts(records: dict[str, dict]) -> dict[str, str]:
 
 
 def _shown(name: str, record: dict) -> dict[str, str]:
-    """What the section of a target says: its table, and the rest about its picture."""
+    """The parts of a target's section: its table, its picture, and how they were made."""
     table = TARGETS[name].show(record).partition("\n\n")[2]  # without the title
     trained = [own for own in results.parts(record) if "paper_epochs" in own and "epochs" in own]
     epochs = {f"{own['epochs']:,} of {own['paper_epochs']:,} epochs" for own in trained}
@@ -169,14 +170,6 @@ def picture_of(name: str) -> str:
     return f"reproduced-{name}{TARGETS[name].suffix}"
 
 
-def _wrapped(line: str) -> str:
-    """An item of a list in lines of at most 100 characters; every other line as it is."""
-    if not line.startswith("* ") or len(line) <= 100:
-        return line
-    how = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, 100, subsequent_indent="  ", **how)
-
-
 def _origins(records: dict[str, dict]) -> list[str]:
     """A list item for every commit, machine and set of versions, with all that was made there."""
     made: dict[str, dict[str, list[str]]] = {}
@@ -192,7 +185,7 @@ def _origins(records: dict[str, dict]) -> list[str]:
         for name, labels in targets.items():
             several = sum(name in others for others in made.values()) > 1
             what.append(f"{name} ({'; '.join(labels)})" if several else name)
-        lines.append(_wrapped(f"* {how}: {', '.join(what)}."))
+        lines.append(f"* {how}: {', '.join(what)}.")
     return lines
 
 

@@ -98,8 +98,8 @@ class Table3(Target):
             "Ours: the median, and in brackets the minimum. Whole steps of 100 images (64 for "
             "ImageNet) in float32; one sample in float64, through the learned inverse where there "
             "is one, else through the exact one.",
-            "The paper measured MNIST on a GeForce 1080Ti and the others on a Titan X (A.3): compare "
-            "shares of the exact gradient's time, not milliseconds.",
+            "The paper measured MNIST on a GeForce 1080Ti and the others on a Titan X (A.3): "
+            "compare shares of the exact gradient's time, not milliseconds.",
             "The row in brackets is not the paper's: exact gradients by rows of the image "
             "(derivations/10-block-tridiagonal.md).",
         ]
