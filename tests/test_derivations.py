@@ -138,7 +138,7 @@ def _row_problems(n: int, page: str, code: str, test: str):
 
 
 def order_problems(text: str, pages: dict[str, str]) -> list[str]:
-    """What the reading order (in the text of README.md) says wrongly about the pages' links.
+    """What the reading order (in the text of README.md) says wrongly about titles and links.
 
     pages: name -> text. A page may link to earlier pages that it builds on, directly or through
     others, and to later ones.
@@ -154,6 +154,8 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
         problems += [f"{number} builds on {other}: later" for other in direct if other >= number]
     for page, page_text in pages.items():
         number = page[:2]
+        if f"[{page_text.partition(chr(10))[0].removeprefix('# ')}]({page})" not in text:
+            problems.append(f"{page} has another title in the reading order")
         known, new = set(), {number}
         while new:
             known |= new
@@ -310,10 +312,10 @@ ORDER = """
 | [04 Four](04-four.md) | what | 01 |
 """
 LINKED = {
-    "01-one.md": "see [later](03-three.md)",
-    "02-two.md": "",
-    "03-three.md": "[one](01-one.md#it) and [two](02-two.md)",
-    "04-four.md": "",
+    "01-one.md": "# 01 One\nsee [later](03-three.md)",
+    "02-two.md": "# 02 Two\n",
+    "03-three.md": "# 03 Three\n[one](01-one.md#it) and [two](02-two.md)",
+    "04-four.md": "# 04 Four",
 }
 
 
@@ -322,6 +324,7 @@ LINKED = {
     [
         (ORDER.replace("| 02 |", "| |"), {}, "03-three.md uses 01: the reading order does not"),
         (ORDER, {"04-four.md": "[two](02-two.md)"}, "04-four.md uses 02: the reading order does"),
+        (ORDER.replace("Four", "4"), {}, "04-four.md has another title in the reading order"),
         (ORDER, {"05-five.md": ""}, "05-five.md is not in the reading order"),
         (ORDER.replace("| 02 |", "| 04 |"), {}, "03 builds on 04: later"),
     ],
