@@ -228,6 +228,7 @@ class TestWithSphinx:
 
     def test_equations_in_prose_are_links(self, tmp_path):
         text = "# Page\n\nBy Eq. 20 and Eqs. 10-11, 17; `Eq. 8` is code, [Eq. 9](#page) a link.\n"
+        text += "\n`snfnp.threads` is a module, `snfnp.gone` is not.\n"
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
@@ -235,6 +236,9 @@ class TestWithSphinx:
         target = "04-dense.html#eqs-17-19-and-20-the-reconstruction-error"
         assert [text for _, text in found] == ["Eq. 20", "10", "11", "17"]
         assert found[0][0] == target
+        assert re.findall(r'href="([^"]*)"><code[^>]*>.*?>(snfnp[^<]*)<', page) == [
+            ("source/snfnp/threads.py.html#L1", "snfnp.threads")
+        ]
 
     def test_the_side_bar_has_the_groups_in_the_order_of_reading(self, tmp_path):
         readme = (

@@ -32,6 +32,7 @@ from pages import (
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+_MODULE = re.compile(r"snfnp(?:\.\w+)+")
 _FILE = re.compile(r"(?:snfnp|tests|scripts)/[\w/]+\.(?:py|cu|cuh)")
 
 
@@ -80,6 +81,8 @@ def show_code(app, doctree, docname):
         text = f"`{literal.astext()}`"
         pointer = CODE.fullmatch(text) or TEST.fullmatch(text)
         file = pointer[1] if pointer else literal.astext()
+        if _MODULE.fullmatch(file):
+            file = f"{file.replace('.', '/')}.py"
         if not pointer and not (_FILE.fullmatch(file) and sources.exists(file)):
             continue
         lines = lines_of(ROOT / file, pointer[2]) if pointer else (1, 1)
@@ -259,7 +262,8 @@ def add_contents(app, docname, source):
     groups = reading_order(source[0])
     listed = {page for pages in groups.values() for page in pages}
     others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
-    rest = [*sorted(set(others) - listed), "site/api.md"]
+    api = sorted((app.srcdir / "site").glob("api*.md"), key=lambda path: path.stem)
+    rest = [*sorted(set(others) - listed), *(f"site/{path.name}" for path in api)]
     *_, last = groups or {"Pages": []}
     groups[last] = [*groups.get(last, []), *rest]
     for name, pages in groups.items():

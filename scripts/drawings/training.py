@@ -185,17 +185,18 @@ def plane_training():
 
     program["train"](flow, draw, steps, 0.02, rng)
     to_noise, samples, bent = map(np.array, zip(*seen, strict=True))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.9), layout="none")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     left.plot(*data.T, ".", color=INK, markersize=3, alpha=0.6)
     angle = np.linspace(0, 2 * np.pi, 80)
     for radius in (1, 2):
         right.plot(radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8)
-    left.set(title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-4.6, 3))
-    right.set(title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.8, 3.8))
+    left.set(title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4))
+    right.set(title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1))
     for axis in (left, right):
         axis.set(xticks=[], yticks=[])
+        axis.title.set_fontsize(13)  # to be read on a phone, too
         axis.spines[:].set_visible(False)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.92, 0.04)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.04)
     move(left, bent, ORANGE, 0.7)
     move(left, samples, BLUE, 2.6)
     move(right, to_noise, INK, 2.6)
