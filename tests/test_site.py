@@ -217,8 +217,7 @@ class TestWithSphinx:
             ("f(a - b)", False),
             (r"= \lvert a + b\rvert", False),
             ("- c_{i+1},", False),
-            ("x", True),
-            ("= -1 .", False),
+            ("x = -1 .", True),
             (r"\text{(Eq. 9)}", True),
         ]
         assert pieces(r"\left( a = b \right)") == [(r"\left( a = b \right)", False)]
