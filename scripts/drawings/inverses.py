@@ -1,4 +1,4 @@
-"""Where W and R hold each other, what R is good for on both sides of ρ = 1, and probes' noise."""
+"""Pictures of where W and R hold each other, of what R is good for, and of the noise of probes."""
 
 import numpy as np
 
