@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import groupby
 
 import sources
 from docutils import nodes
@@ -105,6 +106,15 @@ def show_code(app, doctree, docname):
 
 def link_equations(doctree, page: _Page) -> None:
     """Every "Eq. 15" of a page's prose is a link to where it is derived."""
+    for line in doctree.findall(
+        nodes.TextElement
+    ):  # "Eqs.", the end of a line, "1, 2" are one text
+        parts = groupby(line.children, lambda node: isinstance(node, nodes.Text))
+        line[:] = [
+            node
+            for is_text, group in parts
+            for node in ([nodes.Text("".join(group))] if is_text else group)
+        ]
     for text in list(doctree.findall(nodes.Text)):
         skipped = nodes.literal | nodes.literal_block | nodes.reference | nodes.title | nodes.math
         if _within(text, skipped) or not CITATION.search(text):
