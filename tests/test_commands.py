@@ -1,5 +1,5 @@
-"""The commands that a page gives for the tables of the paper: their options exist, and what they
-make is a configuration that can be trained."""
+"""The commands that README and pages give: their options exist, and what they make is a
+configuration that can be trained."""
 
 import re
 import runpy
@@ -17,7 +17,20 @@ from snfnp.training.options import TrainConfig
 PAGE = DERIVATIONS / "17-from-the-paper-to-here.md"
 COMMANDS = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
 TRAINING = sorted({command for command in COMMANDS if command.startswith("scripts/train_")})
-IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
+IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149, "patches": 20_000}
+
+
+def measured(page) -> set[str]:
+    """The training commands of a page's paragraphs, blocks and tables, of new runs."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M)
+    found += re.findall(r"`python (scripts/train_[^`…]*)`", text)
+    rows = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
+    found += [f"scripts/train_mnist.py {options}" for options in rows]
+    return {command for command in found if "--resume" not in command}
+
+
+MEASURED = {ROOT / "README.md": 8, DERIVATIONS / "27-what-was-measured.md": 20}
 
 
 def configuration(command: str, monkeypatch) -> TrainConfig:
@@ -33,6 +46,14 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
     monkeypatch.setattr(sys, "argv", [script, *argv])
     runpy.run_path(str(ROOT / script), run_name="__main__")
     return made[0].resolve(IMAGES[made[0].data])
+
+
+@pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.name)
+def test_every_command_of_readme_and_of_the_measurements_can_be_given(page, monkeypatch):
+    commands = measured(page)
+    assert len(commands) == MEASURED[page]
+    for command in commands:
+        configuration(command, monkeypatch)
 
 
 @pytest.mark.parametrize("command", TRAINING)

@@ -218,11 +218,16 @@ def test_page(page):
     assert re.search(r"^>>> ", text, flags=re.M), "no executable check"
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
-def test_the_links_of_the_other_pages(page):
+def test_the_links_of_the_repositorys_readme():
+    page = ROOT / "README.md"
     assert link_problems(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_the_first_thing_to_read_is_page_00_and_it_is_told_in_plain_words():
+    for page in (ROOT / "README.md", README):
+        before, link = re.search(r"(.*?)" + LINK.pattern, page.read_text("utf-8"), re.S).groups()
+        assert Path(link).name == "00-the-method.md"
+        assert math_problems(page, before) == formulas(before)[1] == [], "formulas come later"
 
 
 def test_the_reading_order_tells_what_the_pages_use():

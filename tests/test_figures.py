@@ -5,13 +5,14 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from drawings import FIGURES, curves, floors
+from drawings import FIGURES, curves, diagrams
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
 
 from snfnp.training.runs.folder import RunFolder
 
 FOLDER = DERIVATIONS / "figures"
+MOVING = "plane-training"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 PAGES = [ROOT / "README.md", ROOT / "snfnp/architecture.md", *sorted(DERIVATIONS.glob("*.md"))]
 
@@ -61,13 +62,28 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
     assert root.tag.endswith("svg")
     first = next(e for e in root.iter() if e.get("id") == "patch_1")
     assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
-    assert path.stat().st_size < 150_000
+    assert path.stat().st_size < (200_000 if name == MOVING else 150_000)
     assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
+
+
+def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still():
+    """A browser moves a path only from one list of the same strokes to another."""
+    root = ElementTree.parse(FOLDER / f"{MOVING}.svg").getroot()
+    moving = [e for e in root.iter() if e.find("{*}animate") is not None]
+    assert len(moving) == 3
+    for path in moving:
+        about = path.find("{*}animate")
+        frames, times = (about.get(name).split(";") for name in ("values", "keyTimes"))
+        assert frames[-1] == frames[-2] == path.get("d") != frames[0]
+        assert len({re.sub(r"[\d.-]+", "", frame) for frame in frames}) == 1
+        at = [float(time) for time in times]
+        assert len(at) == len(frames) and (at[0], at[-1]) == (0, 1) and at == sorted(set(at))
+        assert about.get("repeatCount").isdigit(), "it has to come to rest"
 
 
 def test_the_picture_of_the_floors_is_up_to_date():
     """With what `FLOORS` of tests/test_architecture.py says now."""
     svg = (FOLDER / "floors.svg").read_text(encoding="utf-8")
-    names = [name for floor in floors.rows() for name in floor]
+    names = [name for floor in diagrams.floor_names() for name in floor]
     assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
     assert {"training", "rules", "ops"} <= set(names)

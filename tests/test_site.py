@@ -217,8 +217,7 @@ class TestWithSphinx:
             ("f(a - b)", False),
             (r"= \lvert a + b\rvert", False),
             ("- c_{i+1},", False),
-            ("x", True),
-            ("= -1 .", False),
+            ("x = -1 .", True),
             (r"\text{(Eq. 9)}", True),
         ]
         assert pieces(r"\left( a = b \right)") == [(r"\left( a = b \right)", False)]
@@ -227,14 +226,19 @@ class TestWithSphinx:
         assert html.count("<wbr>") == 2 and html.count('form="infix"') == 2
 
     def test_equations_in_prose_are_links(self, tmp_path):
-        text = "# Page\n\nBy Eq. 20 and Eqs. 10-11, 17; `Eq. 8` is code, [Eq. 9](#page) a link.\n"
+        text = "# Page\n\nBy [it](#page)\nEq.\n20 and Eqs.\n10-11, 17; `Eq. 8` is code, [Eq. 9]"
+        text += "(#page) a link.\n"
+        text += "\n`snfnp.threads` is a module, `snfnp.gone` is not.\n"
         done, out = self.build(tmp_path, **{"04-dense": text})
         assert done.returncode == 0, done.stderr
         page = (out / "04-dense.html").read_text(encoding="utf-8")
         found = re.findall(r'<a class="eq[^>]*href="([^"]*)">([^<]*)</a>', page)
         target = "04-dense.html#eqs-17-19-and-20-the-reconstruction-error"
-        assert [text for _, text in found] == ["Eq. 20", "10", "11", "17"]
+        assert [text for _, text in found] == ["Eq.\n20", "10", "11", "17"]
         assert found[0][0] == target
+        assert re.findall(r'href="([^"]*)"><code[^>]*>.*?>(snfnp[^<]*)<', page) == [
+            ("source/snfnp/threads.py.html#L1", "snfnp.threads")
+        ]
 
     def test_the_side_bar_has_the_groups_in_the_order_of_reading(self, tmp_path):
         readme = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import groupby
 
 import sources
 from docutils import nodes
@@ -32,6 +33,7 @@ from pages import (
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+_MODULE = re.compile(r"snfnp(?:\.\w+)+")
 _FILE = re.compile(r"(?:snfnp|tests|scripts)/[\w/]+\.(?:py|cu|cuh)")
 
 
@@ -80,6 +82,8 @@ def show_code(app, doctree, docname):
         text = f"`{literal.astext()}`"
         pointer = CODE.fullmatch(text) or TEST.fullmatch(text)
         file = pointer[1] if pointer else literal.astext()
+        if _MODULE.fullmatch(file):
+            file = f"{file.replace('.', '/')}.py"
         if not pointer and not (_FILE.fullmatch(file) and sources.exists(file)):
             continue
         lines = lines_of(ROOT / file, pointer[2]) if pointer else (1, 1)
@@ -102,6 +106,15 @@ def show_code(app, doctree, docname):
 
 def link_equations(doctree, page: _Page) -> None:
     """Every "Eq. 15" of a page's prose is a link to where it is derived."""
+    for line in doctree.findall(
+        nodes.TextElement
+    ):  # "Eqs.", the end of a line, "1, 2" are one text
+        parts = groupby(line.children, lambda node: isinstance(node, nodes.Text))
+        line[:] = [
+            node
+            for is_text, group in parts
+            for node in ([nodes.Text("".join(group))] if is_text else group)
+        ]
     for text in list(doctree.findall(nodes.Text)):
         skipped = nodes.literal | nodes.literal_block | nodes.reference | nodes.title | nodes.math
         if _within(text, skipped) or not CITATION.search(text):
@@ -259,7 +272,8 @@ def add_contents(app, docname, source):
     groups = reading_order(source[0])
     listed = {page for pages in groups.values() for page in pages}
     others = [p.name for p in app.srcdir.glob("*.md") if PAGE_NAME.fullmatch(p.name)]
-    rest = [*sorted(set(others) - listed), "site/api.md"]
+    api = sorted((app.srcdir / "site").glob("api*.md"), key=lambda path: path.stem)
+    rest = [*sorted(set(others) - listed), *(f"site/{path.name}" for path in api)]
     *_, last = groups or {"Pages": []}
     groups[last] = [*groups.get(last, []), *rest]
     for name, pages in groups.items():

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.site / "index.html").is_file():
         parser.error(f"{args.site} is no built site")
     numbered = [page.stem for page in sorted(DERIVATIONS.glob("[0-9]*.md"))]
-    names = args.pages or ["index", *numbered, "site/api", "search"]
+    api = [f"site/{page.stem}" for page in sorted((DERIVATIONS / "site").glob("api*.md"))]
+    names = args.pages or ["index", *numbered, *api, "search"]
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
     problems, look = [], (CHECKS / "look.js").read_text(encoding="utf-8")

@@ -43,6 +43,7 @@ def mathml(latex: str, display: str) -> str:
 _OPENING = {"{", "(", "[", r"\lvert", r"\lVert", r"\langle", r"\left", r"\begin", r"\lbrace"}
 _CLOSING = {"}", ")", "]", r"\rvert", r"\rVert", r"\rangle", r"\right", r"\end", r"\rbrace"}
 _RELATIONS = {"=", "+", "-", "<", ">", r"\approx", r"\le", r"\ge", r"\to", r"\ne", r"\propto"}
+_SHORT = 8  # characters of LaTeX: the start of a formula that is not left alone at a line's end
 _LONG = 40  # characters of LaTeX: a formula within a line that may have to go on in the next one
 _SPACES = {r"\qquad", r"\quad"}
 _TOKEN = re.compile(r"\\[bB]igg?[lr]?\s*(?:\\[A-Za-z]+|.)|\\[A-Za-z]+|\\.|\s+|.", flags=re.S)
@@ -60,7 +61,8 @@ def pieces(latex: str) -> list[tuple[str, bool]]:
             parts.append(["", True])
         else:
             sign = token in _RELATIONS and before not in {*_RELATIONS, "^", "_"}
-            if depth == 0 and sign and text:
+            starts = parts[-1][1] and len(text) < _SHORT
+            if depth == 0 and sign and text and not starts:
                 parts.append(["", False])
             parts[-1][0] += token
         before = token if token.strip() else before

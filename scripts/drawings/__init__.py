@@ -1,22 +1,10 @@
 """The figures of the derivations, by the name of their file: functions that draw one."""
 
-from drawings import (
-    basics,
-    convolutions,
-    curves,
-    diagrams,
-    floors,
-    inverses,
-    kernels,
-    method,
-    probes,
-    splines,
-    training,
-    updates,
-)
+from drawings import basics, curves, diagrams, inverses, kernels, training, updates
 
 FIGURES = {
-    "method-plane": method.plane,
+    "method-plane": training.plane,
+    "plane-training": training.plane_training,
     "rows": basics.rows,
     "stretching": basics.stretching,
     "framework": diagrams.framework,
@@ -34,13 +22,13 @@ FIGURES = {
     "processes": training.processes,
     "glow-step": diagrams.glow_step,
     "multi-scale": diagrams.multi_scale,
-    "convolution-matrix": convolutions.matrix,
-    "block-elimination": convolutions.block_elimination,
-    "spline": splines.spline,
+    "convolution-matrix": kernels.matrix,
+    "block-elimination": kernels.block_elimination,
+    "spline": basics.spline,
     "stability": inverses.stability,
     "refined-inverse": inverses.refined,
     "least-squares": updates.least_squares,
-    "probe-variance": probes.variance,
-    "floors": floors.floors,
+    "probe-variance": inverses.variance,
+    "floors": diagrams.floors,
     "likelihoods": curves.likelihoods,
 }

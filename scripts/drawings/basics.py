@@ -1,11 +1,11 @@
-"""The first pages: batches as rows, stretching, the six products, Newton's method, Adam's steps."""
+"""Pages 01 to 09: rows, stretching, the six products, Newton's method, Adam's steps, a spline."""
 
 import math
 
 import numpy as np
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, plt
-from snfnp.layers import SmoothLeakyReLU
+from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
 from snfnp.training.adam import Adam
 
@@ -29,18 +29,10 @@ def rows():
     axis.text(0.9, 0.78, "a row is a sample", ha="center", fontsize=9)
     arrow(axis, (4.05, 1.75), (4.55, 1.75), "")
     box(axis, 5.35, 1.75, 1.5, 0.6, r"$\frac{1}{N}\sum_n \log p_Z(z_n)$", GREEN, 10)
-    arrow(
-        axis,
-        (4.9, 1.35),
-        (4.05, 1.0),
-        r"first delta: $-\frac{1}{N} z_n$",
-        GREEN,
-        offset=(0.9, -0.2),
-    )
-    axis.text(
-        3.2, 0.3, "from here on nothing is divided: weight gradients are sums over rows",
-        ha="center", fontsize=9,
-    )  # fmt: skip
+    first = r"first delta: $-\frac{1}{N} z_n$"
+    arrow(axis, (4.9, 1.35), (4.05, 1.0), first, GREEN, offset=(0.9, -0.2))
+    undivided = "from here on nothing is divided: weight gradients are sums over rows"
+    axis.text(3.2, 0.3, undivided, ha="center", fontsize=9)
     return figure
 
 
@@ -64,9 +56,8 @@ def stretching():
     axis.text(-4.4, top + 0.35, "$p_Z(z)$", color=GREEN, fontsize=10)
     for level in (0, top):
         axis.plot([-4.5, 3], [level, level], color=INK, linewidth=1)
-    quantiles = np.array(
-        [-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645]
-    )
+    quantiles = np.array([0.126, 0.385, 0.674, 1.036, 1.645])
+    quantiles = np.concatenate([-quantiles[::-1], quantiles])
     at = np.interp(quantiles, z, x)
     for low, high in zip(at, quantiles, strict=True):
         axis.plot([low, high], [0.02, top], color=INK, linewidth=0.8, alpha=0.8)
@@ -99,16 +90,10 @@ def six_products():
     arrow(axis, (0.6, low + 0.28), (0.6, middle - 0.28), "", ORANGE)
     arrow(axis, (4.8, top - 0.2), (1.0, middle + 0.12), "", RED)
     arrow(axis, (3.3, low), (5.0, middle - 0.28), "", BLUE, curve=0.2)
-    axis.text(
-        6.55, low + 0.35, r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$", ha="right", color=BLUE
-    )
-    axis.text(
-        6.55,
-        low - 0.2,
-        r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$",
-        ha="right",
-        color=ORANGE,
-    )
+    of_w = r"5: $G_W = \Delta_W x^\top + \frac{1}{2} R^\top$"
+    of_r = r"6: $G_R = \Delta_R z^\top - \frac{1}{2} W^\top$"
+    axis.text(6.55, low + 0.35, of_w, ha="right", color=BLUE)
+    axis.text(6.55, low - 0.2, of_r, ha="right", color=ORANGE)
     axis.text(3.3, 0.1, "numbered: $O(N D^2)$. Arrows without a number: a sum of deltas, $O(N D)$",
               ha="center", fontsize=8.5)  # fmt: skip
     return figure
@@ -138,11 +123,10 @@ def newton():
     at, errors = high, []
     for _ in range(5):
         value, slope = (float(v[0]) for v in f(at))
-        left.plot(
-            [at, at - (value - y) / slope], [value, y], "o-", color=RED, markersize=3, linewidth=1
-        )
+        after = at - (value - y) / slope
+        left.plot([at, after], [value, y], "o-", color=RED, markersize=3, linewidth=1)
         errors.append(abs(at - root))
-        at -= (value - y) / slope
+        at = after
     left.set(xlabel="$x$", ylim=(-1.1, 2.6))
     left.legend(fontsize=8, loc="upper left")
     right.semilogy(range(len(errors)), np.maximum(errors, 1e-17), "o-", color=RED)
@@ -170,5 +154,41 @@ def adam_steps():
     axis.set(xlabel="step", ylabel="length / learning rate", ylim=(0, None))
     axis.grid()
     axis.legend(fontsize=8, loc="upper right")
+    figure.tight_layout()
+    return figure
+
+
+def spline():
+    """A rational-quadratic spline: its bins, its slope, and the tails outside of them (page 09)."""
+    ops, layer = get_ops("numpy"), RationalQuadraticSpline()
+    params = {
+        "widths": np.array([[0.3, 0.9, -0.4, 0.5, 0.2]]),
+        "heights": np.array([[-0.6, 0.2, 1.3, -0.3, 0.4]]),
+        "slopes": np.array([[-1.2, 1.6, 1.0, -1.0]]),
+    }
+    x = np.linspace(-13, 13, 1301)
+    y, ldj, cache = layer.forward(ops, params, x[:, None])
+    at, heights, slopes = cache["knots"][..., 0]
+    how = {"figsize": (6.2, 5.4), "sharex": True, "height_ratios": [3, 2]}
+    figure, (above, below) = plt.subplots(2, 1, **how)
+    above.plot(x, x, color=INK, linewidth=1, linestyle=":", label="the identity")
+    above.plot(x, y[:, 0], color=BLUE, label="$y(x)$")
+    above.plot(at, heights, "o", color=ORANGE, label="knots $(x_k, y_k)$")
+    above.set_ylabel("$y$")
+    below.plot(x, np.exp(ldj), color=BLUE, label="$dy/dx$")
+    below.plot(at, slopes, "o", color=ORANGE, label="$d_k$; 1 at both ends")
+    below.axhline(1, color=INK, linewidth=1, linestyle=":")
+    below.set(xlabel="$x$", ylabel="slope", ylim=(0, None))
+    for axis in (above, below):
+        for k, knot in enumerate(at):
+            axis.axvline(knot, color=INK, linewidth=0.7, alpha=0.6)
+            if k % 2 == 0 and k + 1 < len(at):
+                axis.axvspan(knot, at[k + 1], color=INK, alpha=0.08, linewidth=0)
+        axis.legend(loc="upper left")
+    for k in range(layer.bins):
+        middle = (at[k] + at[k + 1]) / 2
+        above.text(middle, -12.6, f"bin {k}", ha="center", fontsize=8)
+    for end in (-1, 1):
+        above.text(end * 11.6, -8 if end > 0 else 4, "tail:\n$y = x$", ha="center", fontsize=8)
     figure.tight_layout()
     return figure

@@ -1,6 +1,12 @@
-"""Diagrams: the self-normalizing layer (Fig. 1 of the paper), a step of Glow, its levels."""
+"""Diagrams: the self-normalizing layer (Fig. 1 of the paper), Glow, the floors of the package."""
+
+import runpy
+from pathlib import Path
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas
+
+_TEST = Path(__file__).parents[2] / "tests" / "test_architecture.py"
+_HEIGHT, _GAP, _SIDE, _LETTER = 0.42, 0.16, 0.5, 0.088  # inches
 
 
 def framework():
@@ -89,4 +95,28 @@ def multi_scale():
     axis.text(x + 0.6, y, "…  $z_L$", ha="center", va="center", fontsize=12)
     density = r"$\log p(x) = \sum_l \log N(z_l; 0, I) + $ the log-determinants on the way"
     axis.text(3.8, 0.14, density, ha="center", va="center", fontsize=10)
+    return figure
+
+
+def floor_names() -> list[list[str]]:
+    """The names on each floor, from the roof down."""
+    floors = runpy.run_path(str(_TEST))["FLOORS"]
+    return [sorted(name for name in names if not name.startswith("_")) for names in floors]
+
+
+def floors():
+    """A row of boxes for each floor; what is in one imports from the rows below it."""
+    drawn = floor_names()
+    widths = [[_LETTER * len(name) + 0.3 for name in names] for names in drawn]
+    lines = [sum(row) + _GAP * (len(row) - 1) for row in widths]
+    width, height = max(lines) + 2 * _SIDE, len(drawn) * (_HEIGHT + _GAP) + _GAP
+    figure, axis = canvas(width, height)
+    colors = (INK, ORANGE, PURPLE, BLUE, GREEN)
+    for floor, (names, row, line) in enumerate(zip(drawn, widths, lines, strict=True)):
+        x, y = (width - line) / 2, height - _GAP - floor * (_HEIGHT + _GAP) - _HEIGHT / 2
+        for name, own in zip(names, row, strict=True):
+            box(axis, x + own / 2, y, own, _HEIGHT, name, colors[floor % len(colors)], 9)
+            x += own + _GAP
+    arrow(axis, (0.2, height - _GAP), (0.2, _GAP), color=INK)
+    axis.text(0.08, height / 2, "imports", rotation=90, ha="center", va="center", fontsize=8)
     return figure

@@ -1,9 +1,9 @@
-"""Convolutions and their inverses: entries by distance, masks, the exponential's terms, walks."""
+"""Convolutions and their inverses: as matrices, by blocks, by distance, by walks, as series."""
 
 import numpy as np
 from scipy.linalg import expm
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, canvas, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, plt
 from snfnp.beyond.conv_exponential import ConvExponential
 from snfnp.beyond.emerging import CausalConv2d
 from snfnp.gradcheck import as_matrix
@@ -48,12 +48,8 @@ def masks():
     turned = first[::-1, ::-1]
     centre = side * side // 2
     figure, axes = plt.subplots(1, 3, figsize=(7.0, 2.6))
-    for axis, matrix, title in zip(
-        axes,
-        (first, turned, turned @ first),
-        ("one: above and left", "its mirror image", "one after the other"),
-        strict=True,
-    ):
+    titles = ("one: above and left", "its mirror image", "one after the other")
+    for axis, matrix, title in zip(axes, (first, turned, turned @ first), titles, strict=True):
         seen = (np.abs(matrix[centre]) > 1e-12).reshape(side, side)
         for row, column in np.argwhere(seen):
             axis.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1],
@@ -111,11 +107,8 @@ def border_walk():
         for row in range(3):
             for column in range(3):
                 corner = (left + column * size, low + row * size)
-                axis.add_patch(
-                    plt.Rectangle(
-                        corner, size, size, facecolor="none", edgecolor=INK, linewidth=0.7
-                    )
-                )
+                look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.7}
+                axis.add_patch(plt.Rectangle(corner, size, size, **look))
         points = [(left + (c + 0.5) * size, low + (r + 0.5) * size) for r, c in steps]
         middle = np.mean(points, axis=0)
         for k, step in enumerate(("$w$", "$r_2$", "$r_1$")):
@@ -126,4 +119,79 @@ def border_walk():
             axis.text(*at, step, color=color, ha="center", va="center", fontsize=11)
         axis.plot(*points[0], "o", color=color, markersize=7)
         axis.text(left + 1.5 * size, 2.4, title, ha="center", fontsize=9, color=color)
+    return figure
+
+
+def _grid(axis, height, width):
+    """Lines between the blocks of a matrix, one for each pair of image rows."""
+    for edge in range(0, height * width + 1, width):
+        axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+        axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def matrix():
+    """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
+    ops, (height, width) = get_ops("numpy"), (5, 4)
+    f = Conv2d((3, 3), 1)
+    shape, kernel = (height, width, 1), np.arange(1.0, 10.0).reshape(3, 3, 1, 1)
+    chosen = np.zeros_like(kernel)
+    chosen[0, 1] = 1.0  # the tap above the centre
+    colors = plt.get_cmap("tab10", 10)
+    figure, axes = plt.subplots(1, 4, figsize=(9.4, 3.0), width_ratios=[0.55, 1, 1, 0.55])
+    for axis, values, title in (
+        (axes[0], kernel[:, :, 0, 0], "the kernel $w$"),
+        (axes[3], f.multiple(shape)[:, :, 0, 0], "$m$: how often each\nelement is used"),
+    ):
+        axis.set_title(title)
+        axis.set(xticks=[], yticks=[], xlim=(-0.5, 2.5), ylim=(2.5, -0.5), aspect="equal")
+        for (row, column), value in np.ndenumerate(values):
+            corner, color = (column - 0.5, row - 0.5), colors(3 * row + column)
+            axis.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, alpha=0.8))
+            label = f"$w_{int(value)}$" if axis is axes[0] else f"{value:.0f}"
+            axis.text(column, row, label, ha="center", va="center", color="white", fontsize=12)
+        axis.spines[:].set_visible(False)
+    whole = as_matrix(f, ops, kernel, shape)
+    image = np.zeros((*whole.shape, 4))
+    image[whole > 0] = colors((whole[whole > 0] - 1).astype(int))
+    image[..., 3] *= 0.8
+    axes[1].imshow(image)
+    axes[1].set_title("$T(w)$, 20 × 20: a block for each\npair of rows of the 5 × 4 image")
+    indicator = as_matrix(f, ops, chosen, shape)
+    axes[2].imshow(np.where(indicator[..., None] > 0, colors(1), 0.0))
+    count = int(indicator.sum())
+    axes[2].set_title(f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$")
+    for axis in axes[1:3]:
+        _grid(axis, height, width)
+    figure.tight_layout()
+    return figure
+
+
+def block_elimination():
+    """The rows of an image as blocks of T, and what elimination leaves on the diagonal."""
+    figure, axis = canvas(8.4, 3.4)
+    size, n = 0.52, 5
+    for left, title in ((0.3, "$T$"), (4.9, "after elimination")):
+        axis.text(left + n * size / 2, 3.1, title, ha="center", fontsize=11)
+        done = left > 1
+        for i in range(n):
+            for j in range(n):
+                x, y = left + (j + 0.5) * size, 2.75 - (i + 0.5) * size
+                if i == j:
+                    label = f"$D_{i + 1}$" if done else "$B$"
+                    box(axis, x, y, 0.47, 0.47, label, GREEN if done else BLUE, 11, 0.25)
+                elif j == i + 1:
+                    box(axis, x, y, 0.47, 0.47, "$U$", ORANGE, 11)
+                elif j == i - 1:
+                    label, color = ("$0$", INK) if done else ("$L$", PURPLE)
+                    box(axis, x, y, 0.47, 0.47, label, color, 11, 0.0 if done else 0.14)
+    arrow(axis, (3.1, 1.6), (4.7, 1.6))
+    for x, y, text, color in (
+        (3.9, 2.2, "row $i{+}1$ minus\n$L D_i^{-1}$ row $i$", INK),
+        (3.9, 1.05, "$D_1 = B$\n$D_{i+1} = B - L D_i^{-1} U$", GREEN),
+        (6.2, -0.1, r"$\log|\det T| = \sum_i \log|\det D_i|$", GREEN),
+        (1.6, -0.1, "blocks of $n$ rows and columns", INK),
+    ):
+        axis.text(x, y, text, ha="center", va="center", fontsize=9, color=color)
     return figure

@@ -1,4 +1,5 @@
-"""The figures' common style: colours that are legible on white and on black, boxes and arrows."""
+"""The figures' common style: colours that are legible on white and on black, boxes and
+arrows, and lines that move."""
 
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 # Grey in the middle: a contrast of 4 with white and of 4.5 with the dark pages' background.
@@ -51,10 +53,37 @@ def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), si
         axis.text(*middle, label, color=color, ha="center", va="center", fontsize=size)
 
 
+def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
+    """Draw lines that move: frames (times, lines, points, 2) in the axis's coordinates.
+
+    A line of one point is a dot. `save` writes them into the SVG as an animation that plays five
+    times and then rests on its last frame, which is also what a viewer without animation shows.
+    """
+    figure, place = axis.figure, axis.get_position()
+    across, up = figure.get_size_inches() * 72
+    x, y, w, h = place.x0 * across, (1 - place.y1) * up, place.width * across, place.height * up
+    low, high = np.transpose([axis.get_xlim(), axis.get_ylim()])
+    drawn = [
+        "".join("M" + " ".join(f"{v:.1f}" for v in line.ravel()) + "h0" for line in frame)
+        for frame in (frames - low) / (high - low) * [w, -h] + [0, h]
+    ]
+    values, times = ";".join([*drawn, drawn[-1]]), np.linspace(0, 0.8, len(drawn))
+    timing = f'keyTimes="{";".join(f"{t:.3f}" for t in times)};1" dur="{seconds}s" repeatCount="5"'
+    figure.moving = getattr(figure, "moving", "") + (
+        f'<svg x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"><path d="{drawn[-1]}" '
+        f'style="fill: none; stroke: {color}; stroke-width: {width}; stroke-linecap: round">'
+        f'<animate attributeName="d" {timing} values="{values}"/></path></svg>\n'
+    )
+
+
 def save(figure, path: Path) -> Path:
     """Write a figure, the same bytes for the same figure, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    undated = {"Date": None, "Creator": None}
-    figure.savefig(path, metadata=undated, bbox_inches="tight", pad_inches=0.05)
+    moving = getattr(figure, "moving", "")
+    cropped = {} if moving else {"bbox_inches": "tight", "pad_inches": 0.05}
+    figure.savefig(path, metadata={"Date": None, "Creator": None}, **cropped)
+    if moving:
+        still = path.read_text(encoding="utf-8").rstrip().removesuffix("</svg>")
+        path.write_text(f"{still}{moving}</svg>\n", encoding="utf-8")
     plt.close(figure)
     return path
