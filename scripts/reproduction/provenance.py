@@ -41,9 +41,12 @@ def here() -> dict:
 def _noted(folder: Path) -> tuple[Path, list[dict]]:
     """The file beside a run's folder, and what is in it."""
     file = folder.with_name(f"{folder.name}.made-with.json")
-    words = lambda own: {key: own[key].encode().decode() for key in _PLACE}  # noqa: E731
+
+    def words(noted: list) -> list[dict]:
+        return [{key: own[key].encode().decode() for key in _PLACE} for own in noted]
+
     advice = "delete it, and the run's commit is not known"
-    return file, files.read_json(file, lambda every: list(map(words, every)), advice, list) or []
+    return file, files.read_json(file, words, advice, list) or []
 
 
 def note(folder: Path) -> None:

@@ -16,7 +16,7 @@ def read(path: Path) -> dict[str, dict]:
 
 
 def _targets(content: dict) -> dict[str, dict]:
-    """The records of a file, of which everything that is made of them can be made."""
+    """The records in a file. Raises any exception if no page could be made of them."""
     from reproduction.page import TARGETS, page  # here: that one imports this module
 
     if content["format"] != _FORMAT:

@@ -17,7 +17,7 @@ from snfnp.ops.communication import launched
 from snfnp.processes import terminal
 
 OPTION = "--processes"
-_PER_CORE = 4  # processes of a machine, at most: with more, each of them takes steps in turn alone
+_PER_CORE = 4  # processes of a machine for each core, at most: more only wait for one another
 _FAIL_TIMEOUT = 2.0  # seconds in which processes that fail alike have all failed
 _READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
 

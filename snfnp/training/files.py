@@ -100,7 +100,8 @@ def read_bytes(
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if whole and size > most:  # a hole of any size takes no room on a disk
-                    raise OSError(errno.EFBIG, f"it has {size:,} bytes, no run's has over {most:,}")
+                    found = f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    raise OSError(errno.EFBIG, found)
                 return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
@@ -108,7 +109,7 @@ def read_bytes(
 
 def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any:
     """make(what is in a JSON file), None if there is no such file. Raises SnfnpError, with the
-    advice, if it is damaged: `make` finds in it anything else than it expects."""
+    advice, if it is damaged: no JSON, or `make` raises any exception."""
     if not os.path.exists(path):
         return None
     content = read_bytes(path, SnfnpError, f"{path} is gone")

@@ -16,7 +16,7 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_che
 from snfnp.training.runs.folder import RunFolder, metrics_digest
 from snfnp.training.trainer import Trainer
 
-_LARGE_LAMBDA = 1e4  # above all of the paper's: its own square may be what overflows
+_LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
 
 class Checkpointer:

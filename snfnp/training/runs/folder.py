@@ -163,8 +163,8 @@ class RunFolder:
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
     def metrics_until(self, length: int, digest: str) -> bytes:
-        """The evaluations up to a checkpoint, which records their length and SHA-256. Raises
-        SnfnpError if they are not what they were: every other reader goes by them, too."""
+        """The evaluations up to a checkpoint, by the length and SHA-256 that it records of them.
+        Raises SnfnpError if the file has others."""
         metrics = self.metrics()[:length]
         if metrics_digest(metrics) != [length, digest]:
             found = f"{self.metrics_file} is damaged (not what it was at a checkpoint)"
