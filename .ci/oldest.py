@@ -23,4 +23,4 @@ def oldest(project: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(oldest(tomllib.loads(PROJECT.read_text())["project"])))
+    print("\n".join(oldest(tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"])))

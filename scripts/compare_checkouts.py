@@ -129,10 +129,10 @@ def _compare(name: str, backend: str, checkouts, keep: Path | None) -> bool:
             other = keep.resolve() / f"{name}-{backend}"
         done = other / "done"
         try:
-            if not (done.exists() and done.read_text() == CONFIGURATIONS[name]):
+            if not (done.exists() and done.read_text(encoding="utf-8") == CONFIGURATIONS[name]):
                 shutil.rmtree(other, ignore_errors=True)
                 _train(checkouts[1], name, backend, other)
-                done.write_text(CONFIGURATIONS[name])
+                done.write_text(CONFIGURATIONS[name], encoding="utf-8")
             _train(checkouts[0], name, backend, this, other / "begun")
         except FailedError as error:
             print(f"{_row(name, backend, ())} failed: {error}", flush=True)
@@ -170,7 +170,7 @@ def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | 
         reports["angle"] = ("--images", "500")
     for script, how in reports.items():
         text = _run(checkout, f"scripts/{script}.py", str(run), *how)
-        (folder / f"{script}.txt").write_text(text)
+        (folder / f"{script}.txt").write_text(text, encoding="utf-8")
 
 
 def _run(checkout: Path, *arguments: str) -> str:
@@ -227,13 +227,16 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             for name in ("step", "lam", "seed"):
                 value = np.array(float(file.metadata()[name]))
                 found["metrics"][f"{checkpoint} {name}"] = value
-    files = [(folder / "run" / name).read_text() for name in ("metrics.jsonl", "summary.json")]
+    files = [
+        (folder / "run" / name).read_text(encoding="utf-8")
+        for name in ("metrics.jsonl", "summary.json")
+    ]
     for index, text in enumerate([*files[0].splitlines(), files[1]]):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
                 found["metrics"][f"{index} {name}"] = np.array(value)
     for path in folder.glob("*.txt"):
-        numbers = _NUMBER.findall(path.read_text())
+        numbers = _NUMBER.findall(path.read_text(encoding="utf-8"))
         found["reports"][path.name] = np.array([float(text.replace(",", "")) for text in numbers])
     with Image.open(folder / "run" / "samples.png") as image:
         found["samples"]["samples.png"] = np.asarray(image)

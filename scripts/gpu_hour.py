@@ -188,10 +188,10 @@ def main(argv=None) -> int:
     end, out = time.monotonic() + args.seconds, args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     file = out / "state.json"
-    state = json.loads(file.read_text()) if file.exists() else {}
+    state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     # by an exception, so that what the script started ends as well
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with open(out / "log.txt", "a") as log:
+    with open(out / "log.txt", "a", encoding="utf-8") as log:
         for step in (step for step in STEPS if step.is_open(state)):
             missing, room = None if args.dry_run else step.needs(), end - time.monotonic()
             if missing:
@@ -204,7 +204,7 @@ def main(argv=None) -> int:
                 status = state[step.name] = _run(command, limit, args.dry_run, log)
                 _say(f"== {step.name}: {status} after {time.monotonic() - began:.0f} s", log)
             unfinished = file.with_suffix(".part")
-            unfinished.write_text(json.dumps(state, indent=2))
+            unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
             unfinished.replace(file)
         rest = [step for step in STEPS if state.get(step.name) not in (PASSED, SKIPPED)]
         left = [step.name for step in rest if step.is_open(state)]

@@ -80,7 +80,9 @@ def main(argv: list[str]) -> int:
     add("--list", action="store_true", help="print the mutants and run nothing")
     args = parser.parse_args(argv)
 
-    sources = {path: (ROOT / path).read_text() for path in files() if args.only in path}
+    sources = {
+        path: (ROOT / path).read_text(encoding="utf-8") for path in files() if args.only in path
+    }
     everything = [
         mutant
         for path, source in sources.items()
@@ -149,9 +151,9 @@ def _first_failure(names: tuple[str, ...], folder: Path) -> str | None:
 def _report(mutant: Mutant, source: str, folder: Path) -> str:
     """Print what became of a mutant, with its diff if it lives; "killed", "LIVES" or a reason."""
     began, file = time.monotonic(), folder / mutant.path
-    file.write_text(mutant.apply(source))
+    file.write_text(mutant.apply(source), encoding="utf-8")
     failure = _first_failure(guards_of(mutant.path), folder)
-    file.write_text(source)
+    file.write_text(source, encoding="utf-8")
     known = EQUIVALENT.get(mutant.mutated(source))
     fate = failure or (f"equivalent: {known}" if known else "LIVES")
     where, seconds = f"{mutant.path}:{mutant.line(source)}", time.monotonic() - began

@@ -129,7 +129,20 @@ def beyond(root):
                 yield f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("rule", [upward, upward_in_ops, asking, misplaced, beyond])
+def guessing(root):
+    """Text that is read or written in whatever encoding the system has, which need not be UTF-8."""
+    for path, file, _ in sources(root):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            text = getattr(node.func, "attr", "") in ("read_text", "write_text")
+            if getattr(node.func, "id", "") == "open":
+                text = "b" not in "".join(map(ast.unparse, node.args[1:2]))
+            if text and "encoding" not in [word.arg for word in node.keywords]:
+                yield f"{file}:{node.lineno} guesses an encoding"
+
+
+@pytest.mark.parametrize("rule", [upward, upward_in_ops, asking, misplaced, beyond, guessing])
 def test_the_architecture_is_as_planned(rule):
     assert list(rule(ROOT)) == []
     folders = {path.parent.name for path in ROOT.glob("snfnp/ops/*/__init__.py")}
@@ -168,6 +181,8 @@ def test_the_architecture_is_as_planned(rule):
         (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),
         (misplaced, "snfnp/ops/conv/gpu.py", "from snfnp.ops import jit", "imports snfnp.ops.jit"),
         (beyond, "snfnp/models.py", "from snfnp.beyond.chain import Chain", "snfnp.beyond.chain.C"),
+        (guessing, "snfnp/cli/a.py", "x.read_text()", "a.py:1 guesses an encoding"),
+        (guessing, "scripts/a.py", "open(x, 'w')", "a.py:1 guesses an encoding"),
     ],
 )
 def test_a_flaw_would_be_found(rule, file, text, said, tmp_path):

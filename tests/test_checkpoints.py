@@ -115,7 +115,14 @@ def of_types(*dtypes):
     return change
 
 
-HEADERS = [{"step": -1}, {"step": 1.5}, {"lam": -1.0}, {"lam": np.nan}, {"lam": np.inf}]
+HEADERS = [
+    {"step": -1},
+    {"step": 2**63},
+    {"step": 1.5},
+    {"lam": -1.0},
+    {"lam": np.nan},
+    {"lam": np.inf},
+]
 HEADERS += [{"seed": -1}, {"seed": 2**63}, {"seed": "x"}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
 HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
 HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
@@ -158,12 +165,18 @@ def test_files_of_another_run_are_refused(copy, tmp_path, differs, name):
 RECORDS = [{"config": None}, {"config": {"lr": "fast"}}, {"seconds": -1.0}, {"seconds": "long"}]
 RECORDS += [{"metrics": 3}, {"metrics": [-1, ""]}, {"best": []}, {"best": {"epoch": 1}}]
 RECORDS += [{"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats": 1.0}}]
+RECORDS += [{"seconds": 10**400}, {"metrics": [1.5, ""]}, {"metrics": [3, 5]}]
+BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
+BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
 
 
-@pytest.mark.parametrize("change", RECORDS, ids=str)
+RECORDS += [{name: value} for name, value in BEST.items()]
+
+
+@pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))
 def test_a_record_that_no_run_leaves_is_refused(copy, change):
     saved = load_run(copy, "last").checkpoint
-    saved.record |= change
+    (saved.record["best"] if change.keys() <= BEST.keys() else saved.record).update(change)
     save_checkpoint(copy / "last.safetensors", saved)
     with pytest.raises(CheckpointError, match="the run's record in its header") as caught:
         load_run(copy, "last")
@@ -320,6 +333,7 @@ LINES = ['{"epoch": 2}', "{", "[]", '{"epoch": "2"}', "", '{"epoch": NaN}', "nul
 @pytest.mark.parametrize("line", LINES)
 def test_a_damaged_line_of_metrics_is_named(copy, line):
     file = copy / "metrics.jsonl"
+    (copy / "last.safetensors").unlink()  # which knows its checksum
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
     with pytest.raises(SnfnpError, match="metrics.jsonl is damaged .line 2: ") as caught:

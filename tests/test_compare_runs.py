@@ -87,6 +87,51 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
             compare.main([str(argument) for argument in arguments])
 
 
+def evaluation(**changes):
+    known = {"epoch": 9, "step": 45, "seconds": 1.0, "validation_nll_nats": 1.0}
+    return json.dumps({**known, "reconstruction": 0.1, **changes}) + "\n"
+
+
+BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}, {"epoch": [1]}]
+
+
+@pytest.mark.parametrize("change", BAD, ids=range(len(BAD)))
+def test_a_damaged_evaluation_is_one_line(runs, tmp_path, change):
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    (copy / "last.safetensors").unlink()
+    (copy / "metrics.jsonl").write_text(evaluation(**change))
+    with pytest.raises(SnfnpError, match="metrics.jsonl is damaged .line 1") as caught:
+        compare.main([str(copy)])
+    assert_one_line(caught.value)
+
+
+def test_only_evaluations_of_the_run_are_believed(runs, tmp_path, capsys):
+    """As --resume does, which drops what comes after the last checkpoint."""
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    compare.main([str(runs / "a")])
+    whole, file = capsys.readouterr().out, copy / "metrics.jsonl"
+    with open(file, "a") as metrics:
+        metrics.write(evaluation())
+    compare.main([str(copy)])
+    assert capsys.readouterr().out == whole
+    first, *others = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([evaluation(epoch=1), *others]))
+    with pytest.raises(SnfnpError, match="metrics.jsonl is damaged .not what it was") as caught:
+        compare.main([str(copy)])
+    assert_one_line(caught.value)
+
+
+def test_no_number_is_longer_than_a_table(runs, tmp_path, capsys):
+    for name, nll in (("zero", 0.0), ("huge", -1e299)):
+        shutil.copytree(runs / "a", tmp_path / name)
+        (tmp_path / name / "last.safetensors").unlink()
+        (tmp_path / name / "metrics.jsonl").write_text(evaluation(validation_nll_nats=nll))
+        (tmp_path / name / "summary.json").write_text('{"test_nll_nats": -1e300}')
+    compare.main([str(tmp_path / "zero"), str(tmp_path / "huge")])
+    huge = rows_of(capsys)[1]
+    assert huge["largest gap"].startswith("-1e+299 nats = ") and huge["test"] == "-1e+300"
+
+
 @pytest.mark.parametrize("summary", ["", "[]", "null", "{", '{"test_nll_nats": "x"}', "{}"])
 def test_a_damaged_summary_is_one_line(runs, tmp_path, summary):
     copy = shutil.copytree(runs / "a", tmp_path / "copy")

@@ -116,6 +116,8 @@ def test_a_picture_that_nobody_could_see_is_refused(
     for shape in ((28, 28, 1), (32, 32, 3)):
         args = SimpleNamespace(count=100_000, columns=plots.default_columns(100_000))
         sample._check_size(args, shape, tmp_path / "a.png")  # is not too many
+    with pytest.raises(UsageError, match="pixels: a single one of its images is too large"):
+        sample._check_size(args, (30_000, 40_000, 3), tmp_path / "a.png")
 
 
 def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):

@@ -10,12 +10,14 @@ import time
 import numpy as np
 import pytest
 from support import processes
+from support.messages import assert_one_line
 from support.runs import assert_same_run, state
 from support.trainers import SMALL_GLOW
 
 from snfnp.errors import UsageError
 from snfnp.ops import SINGLE_PROCESS
 from snfnp.processes import launching as starting
+from snfnp.training import session
 
 # The training script on 96 random images of 8 by 8; rank RANK does ACTION right before step STEP.
 COMMAND = """
@@ -204,6 +206,28 @@ def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure):
 
 
 @pytest.mark.mpi
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_launcher_stops_the_run_with_a_checkpoint(tmp_path):
+    """MPICH's own process between mpiexec and the ranks; nobody reads their output any more."""
+    options = ["--epochs", "400", "--checkpoint-every", "100000"]
+    process = launch(2, tmp_path / "run", *options, PIDS=str(tmp_path), SLEEP="0.02")
+    ranks = pids(tmp_path, 2)
+    time.sleep(0.3)
+    with open(f"/proc/{ranks[0]}/status") as status:
+        launcher = int(re.search(r"PPid:\s+(\d+)", status.read())[1])
+    assert launcher not in (1, os.getpid())
+    os.kill(launcher, signal.SIGKILL)
+    killed = time.monotonic()
+    while not all(map(gone, ranks)):
+        assert time.monotonic() - killed < LIMIT
+        time.sleep(0.02)
+    assert processes.finish(process, LIMIT)[0] != 0
+    step = state(tmp_path / "run").step
+    assert step > 0
+    trained(2, tmp_path / "run", "--resume", "--epochs", str(step // 8 + 1))
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
     options = ["--epochs", "50", "--checkpoint-every", "1000"]
@@ -221,6 +245,7 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
 
 WRONG = {
     "an unknown option": (2, ["--nonsense"], "unrecognized arguments: --nonsense"),
+    "a batch that is too small": (2, ["--batch-size", "1"], "has too few images for 2 processes"),
     "a batch that does not divide": (3, ["--batch-size", "20"], "does not divide by 3 processes"),
     "both ways to start": (2, ["--processes", "2"], "and mpiexec has started 2 already: leave one"),
     "nothing to go on with": (2, ["--resume"], "is no run folder"),
@@ -245,7 +270,40 @@ def test_ranks_with_different_options_are_refused(tmp_path):
     assert (done.returncode, done.stderr) == (2, line)
 
 
+def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
+    words = (sys.executable, "-c", COMMAND, *SMALL, "--out", str(tmp_path / "run"))
+    many = {"PMI_SIZE": "999999", "MPI_LOCALNRANKS": "999999"}
+    first, last = (ended(*words, PMI_RANK=rank, **many) for rank in ("0", "999998"))
+    assert (first.returncode, last.returncode) == (2, 2)
+    said = f"error: 999999 processes are far more than the {os.cpu_count()} cores of this machine"
+    assert first.stderr.startswith(said) and first.stderr.count("\n") == 1
+    assert not (first.stdout + last.stdout + last.stderr) and not (tmp_path / "run").exists()
+
+
 # ---------------------------------------------------------------- --processes
+
+FEW = "has too few images for 999999 processes: start"
+TOO_MANY = [
+    ("999999", ["--batch-size", "500"], f"--batch-size 500 {FEW} 500 or fewer"),
+    ("999999", ["--model", "conv"], f"--batch-size 100 {FEW} 100 or fewer"),
+    ("999999", ["--batch-size", "999999"], "999999 processes are far more than the"),
+    ("3", ["--batch-size", "500"], "--batch-size 500 does not divide by 3 processes"),
+    ("2", ["--recipe", "least-squares"], "--inverse-update projection needs every batch whole"),
+    ("3", ["--resume"], "--batch-size 20 does not divide by 3 processes"),
+    ("999999", ["--resume", "auto", "--seed", "0"], f"--batch-size 20 {FEW} 20 or fewer"),
+    ("0", [], "--processes is 0: it must be at least 1"),
+]
+
+
+@pytest.mark.parametrize("count, arguments, said", TOO_MANY)
+def test_too_many_processes_are_refused_before_anything_starts(
+    snfnp_train, monkeypatch, copy, count, arguments, said
+):
+    for owner, name in ((starting.os, "execv"), (session, "load_dataset")):
+        monkeypatch.setattr(owner, name, lambda *of, name=name: pytest.fail(f"{name} was called"))
+    with pytest.raises(UsageError) as caught:
+        snfnp_train("--processes", count, *arguments, "--out", copy)
+    assert_one_line(caught.value, said)
 
 
 @pytest.mark.mpi

@@ -128,6 +128,12 @@ def test_killed_half_way_and_started_again_it_is_the_same(
     assert killed == [1] and found == whole
 
 
+BAD_DIVERGENCES = [{"step": "x"}, {"step": [1]}, {"config": 3}, {"before": 3}]
+BAD_DIVERGENCES += [{"before": {"epoch": [1]}}, {"before": {"epoch": 1, "rho": "x"}}]
+BAD_ORIGINS = ["[" * 100_000, "3", "{", "[3]", '[{"commit": "a"}]', "null"]
+BAD_ORIGINS += ['[{"commit": "\\ud800", "processor": "a"}]']
+
+
 def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp_path):
     """However many epochs are asked for; also if it is not known at which step."""
     diverge(monkeypatch, step=3)
@@ -141,6 +147,18 @@ def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp
     assert command(*row, "30") == first
     file.write_text(json.dumps(record | {"step": None}))
     assert "| diverged at step unknown" in command(*row, "30")
+    made_with = file.with_name("fc-exact-seed-0.made-with.json")
+    for path, content in (
+        *((file, json.dumps(record | change)) for change in BAD_DIVERGENCES),
+        (file, "[" * 100_000),
+        *((made_with, content) for content in BAD_ORIGINS),
+    ):
+        before = path.read_bytes()
+        path.write_text(content)
+        with pytest.raises(SnfnpError, match=f"{path.name} is damaged") as caught:
+            command(*row, "30")
+        assert "\n" not in str(caught.value)
+        path.write_bytes(before)
 
 
 def test_a_row_can_be_trained_longer_with_evaluations_here_and_there(command, tmp_path):
@@ -388,7 +406,25 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, mon
         patch.setitem(runs._SMOKE, "train", 300)
         refused(r"holds another run \(images differ\): choose another --runs", kind=UsageError)
     file = folder.with_name("results.json")
-    for content in ("{", '{"format": 2, "targets": {}}'):
+    whole = json.loads(file.read_text())
+    (shown,) = whole["targets"]["table1"]["rows"]
+    for part, name, value in (
+        (whole, "format", 2),
+        (whole, "targets", [1]),
+        (whole["targets"]["table1"], "title", "\ud800"),
+        (whole["targets"]["table1"], "rows", "x"),
+        (shown, "data", {"name": "mnist", "is_sample": True}),
+        (shown, "runs", None),
+        (shown["runs"][0], "seed", "x"),
+        (shown["runs"][0], "epochs", []),
+        (shown, "made_with", None),
+    ):
+        before = part[name]
+        part[name] = value
+        file.write_text(json.dumps(whole))
+        refused("results.json is damaged .*: restore it, or delete it")
+        part[name] = before
+    for content in ("{", "[" * 100_000):
         file.write_text(content)
         refused("results.json is damaged .*: restore it, or delete it")
     file.unlink()

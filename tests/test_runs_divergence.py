@@ -68,6 +68,21 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
     assert run.read_metrics()[0]["validation_bits_per_dimension"] > 32
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, backend):
+    """With NumPy in the first epoch's Adam, whose best checkpoint nothing was saved of."""
+    options = ("--backend", backend, "--lambda", 1e30, "--out", tmp_path / "run")
+    with pytest.raises(
+        DivergedError, match="from the start with .*with a smaller --lambda"
+    ) as caught:
+        snfnp_train(*START, *options)
+    assert_one_line(caught.value)
+    for way in ways_on(caught.value):
+        with pytest.raises(DivergedError):  # again, λ being the same
+            snfnp_train(*way)
+
+
 @pytest.mark.parametrize("name", ["surrogate", "reconstruction", "gradient_norm"])
 def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
     original, nan = Trainer.averages, {name: math.nan}

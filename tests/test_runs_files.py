@@ -191,8 +191,9 @@ WAYS = {
 READ = {
     "load": ("config.json", "last.safetensors", "best.safetensors"),
     "resume": ("config.json", "last.safetensors", "metrics.jsonl", "run.lock"),
-    "compare": ("config.json", "metrics.jsonl", "summary.json"),
+    "compare": ("config.json", "metrics.jsonl", "summary.json", "last.safetensors"),
 }
+ALL = [(way, name) for way in READ for name in READ[way] if name != "run.lock"]
 
 
 @pytest.mark.parametrize("way, name", [(way, name) for way in READ for name in READ[way]])
@@ -205,6 +206,18 @@ def test_a_pipe_in_the_place_of_a_file_is_refused(copy, way, name):
         WAYS[way](copy, name.partition(".")[0])
     signal.alarm(0)
     assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("way, name", [*ALL, ("compare", "last.safetensors")])
+def test_what_is_far_too_long_is_not_read(copy, way, name):
+    """A hole in a file, which takes no room."""
+    os.truncate(copy / name, 1 << 40)
+    if (way, name) == ("compare", "last.safetensors"):
+        compare.main([str(copy)])  # reads its header alone
+        return
+    with pytest.raises(SnfnpError, match="has 1,099,511,627,776 bytes, and one of a") as caught:
+        WAYS[way](copy, name.partition(".")[0])
+    assert_one_line(caught.value, name)
 
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):

@@ -1,7 +1,10 @@
 """The training loop: resume, interruption, divergence, checkpoints, metrics."""
 
+import io
 import os
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from support.trainers import small_config as config
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import get_ops
+from snfnp.training import progress
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
@@ -70,6 +74,27 @@ def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, numbe
     assert state(tmp_path / "part").step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+def test_a_run_outside_the_main_thread_is_the_same(tmp_path):
+    """Where Python lets nobody handle signals."""
+    run_training(tmp_path / "main")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_training, tmp_path / "thread").result()
+    assert_same_run(tmp_path / "main", tmp_path / "thread")
+
+
+def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 5.0)
+    run, summary = run_training(tmp_path / "run", epochs=1)
+    assert summary["training_seconds"] == 0 and run.read_metrics()[0]["samples_per_second"] > 0
+
+
+def test_the_lines_of_a_run_survive_an_output_without_greek(tmp_path, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    run_training(tmp_path / "run", epochs=1, report=print)
+    assert b"lambda = 1" in output.buffer.getvalue() and output.errors == "strict"
 
 
 def poison(monkeypatch, step, layer, parameter, value):
@@ -155,6 +180,8 @@ IMPOSSIBLE = [
     ({"batch_size": 101}, "--batch-size is 101, but there are only 100 training images"),
     ({"batch_size": 0}, "--batch-size is 0"),
     ({"seed": -1}, "--seed is -1"),
+    ({"model": "glow", "depth": 10**9}, "--depth is 1000000000: it must be from 1 to 1000"),
+    ({"model": "glow", "levels": 10**9}, "--levels is 1000000000: it must be from 1 to 1000"),
     ({"gradient": "exact", "lam": 2.0}, "--lambda only has an effect with"),
     ({"gradient": "exact", "objective": "forward"}, "--objective only has an effect with"),
     ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),

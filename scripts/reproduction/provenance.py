@@ -12,6 +12,7 @@ from snfnp.training.runs.folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "not known"
+_PLACE = ("commit", "processor")
 
 
 def commit() -> str:
@@ -31,7 +32,8 @@ def commit() -> str:
 def here() -> dict:
     """The present commit and processor."""
     file = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)", file.read_text() if file.exists() else "", re.M)
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    found = re.search(r"^model name\s*: (.*)", text, re.M)
     name = found[1].strip() if found else platform.processor() or platform.machine()
     return {"commit": commit(), "processor": name}
 
@@ -39,7 +41,12 @@ def here() -> dict:
 def _noted(folder: Path) -> tuple[Path, list[dict]]:
     """The file beside a run's folder, and what is in it."""
     file = folder.with_name(f"{folder.name}.made-with.json")
-    return file, json.loads(file.read_bytes()) if file.exists() else []
+
+    def words(noted: list) -> list[dict]:
+        return [{key: own[key].encode().decode() for key in _PLACE} for own in noted]
+
+    advice = "delete it, and the run's commit is not known"
+    return file, files.read_json(file, words, advice, list) or []
 
 
 def note(folder: Path) -> None:
@@ -52,8 +59,8 @@ def note(folder: Path) -> None:
 def of_run(folder: Path) -> dict:
     """commit and processor (several if a run was gone on with), platform, backend, device, BLAS
     threads, processes, versions."""
-    noted = _noted(folder)[1] or [{"commit": UNKNOWN, "processor": UNKNOWN}]
-    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in noted[0]}
+    noted = _noted(folder)[1] or [dict.fromkeys(_PLACE, UNKNOWN)]
+    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _PLACE}
     return joined | _of(RunFolder.open(folder)[1])
 
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from snfnp.errors import SnfnpError
 from snfnp.training import files
 
 NAME = "results.json"
@@ -12,15 +11,19 @@ _FORMAT = 1
 
 def read(path: Path) -> dict[str, dict]:
     """{target: its record}; {} if there is no file. Raises SnfnpError if it is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        content = files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
-        if content.get("format") != _FORMAT or not isinstance(content.get("targets"), dict):
-            raise ValueError(f"not of format {_FORMAT}")
-    except ValueError as error:
-        said = f"{path} is damaged ({str(error)[:80]}): restore it, or delete it and give the "
-        raise SnfnpError(f"{said}command again") from None
+    advice = "restore it, or delete it and give the command again"
+    return files.read_json(path, _targets, advice) or {}
+
+
+def _targets(content: dict) -> dict[str, dict]:
+    """The records in a file. Raises any exception if no page could be made of them."""
+    from reproduction.page import TARGETS, page  # here: that one imports this module
+
+    if content["format"] != _FORMAT:
+        raise ValueError(f"not of format {_FORMAT}")
+    known = {name: own for name, own in content["targets"].items() if name in TARGETS}
+    shown = {name: merged(TARGETS[name], own, own) for name, own in known.items()}
+    (page(shown) + json.dumps(content, ensure_ascii=False)).encode()
     return content["targets"]
 
 
@@ -90,4 +93,4 @@ def _united(known: dict, new: dict) -> dict:
     ordered = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
     runs = {run["seed"]: run for run in ordered}
     made_with = distinct([*known["made_with"], *new["made_with"]])
-    return new | {"runs": [runs[seed] for seed in sorted(runs)], "made_with": made_with}
+    return new | {"runs": [runs[seed] for seed in sorted(runs, key=int)], "made_with": made_with}

@@ -24,6 +24,7 @@ _SMOKE = {"train": 200, "validation": 100, "test": 100}  # images at the smoke s
 _SMOKE_SIDE = 8  # and their pixels: the middle of each image
 _PAPER_SEEDS = 3
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
+_AGAIN = "delete it to train again"
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may go on with others, and is then not the paper's
 
 
@@ -165,8 +166,8 @@ def outcome(run: Run, command: Command) -> dict | None:
         return None
     folder, record = RunFolder.open(run.folder)
     dataset = command.dataset(run.row.data)
-    diverged = _read_json(run.divergence) if run.divergence.exists() else None
-    config = TrainConfig.from_dict((diverged or record)["config"])
+    diverged = files.read_json(run.divergence, _divergence, _AGAIN)
+    config = diverged[0] if diverged else folder.config()
     wanted = run.config(len(dataset.train), command.ops.name)
     own = (*run.row.options, *_DECISIVE)
     different = {name for name in own if getattr(wanted, name) != getattr(config, name)}
@@ -177,17 +178,16 @@ def outcome(run: Run, command: Command) -> dict | None:
     if different:
         said = f"{run.folder} holds another run ({', '.join(sorted(different))} differ)"
         raise UsageError(f"{said}: choose another --runs, or move it away")
-    if diverged:  # the step is not always known
-        step, before = diverged.get("step") or 0, diverged.get("before") or {}
-        epochs = math.ceil(step / config.steps_per_epoch(images[0])) or before.get("epoch", 0)
-        asked = max(config.epochs, run.epochs)
+    if diverged:
+        _, step, before = diverged
+        epochs = -(-step // wanted.steps_per_epoch(images[0])) or before.get("epoch", 0)
+        asked = max(config.epochs or 0, run.epochs)
         return {"epochs": epochs, "asked": asked, "diverged_at": step, "before": before}
     if config.epochs < run.epochs or not folder.summary_file.exists():
         return None
     figure = "test_nll_nats" if run.row.unit == "nats" else "test_bits_per_dimension"
-    summary = _read_json(folder.summary_file)
-    value, best = summary[figure], summary["best_epoch"]
-    return {"epochs": config.epochs, "value": value, "best_epoch": best}
+    make = lambda own: {"value": float(own[figure]), "best_epoch": int(own["best_epoch"])}  # noqa: E731
+    return {"epochs": config.epochs} | files.read_json(folder.summary_file, make, _AGAIN)
 
 
 def perform(run: Run, command: Command) -> None:
@@ -196,8 +196,7 @@ def perform(run: Run, command: Command) -> None:
     config, goes_on = run.config(len(dataset.train), command.ops.name), run.is_started
     try:
         if goes_on:
-            before = TrainConfig.from_dict(RunFolder.open(run.folder)[1]["config"]).epochs
-            config = replace(config, epochs=max(config.epochs, before))
+            config = replace(config, epochs=max(config.epochs, folder.config().epochs))
         else:
             RunFolder.create(run.folder)
         provenance.note(run.folder)
@@ -233,9 +232,9 @@ def _monitors(line: dict) -> dict:
     return {"epoch": line["epoch"]} | ({"rho": max(values)} if values else {})
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return files.parse_json(files.read_bytes(path, SnfnpError, f"{path} is gone"))
-    except ValueError as error:
-        why = str(error)[:80]
-        raise SnfnpError(f"{path} is damaged ({why}): delete it to train again") from None
+def _divergence(found: dict) -> tuple[TrainConfig, int, dict]:
+    """The options, the step (0: not known) and the monitors before of a run that diverged."""
+    step, before = int(found.get("step") or 0), found.get("before") or {}
+    kinds = {"epoch": int, "rho": float}
+    known = {name: kind(before[name]) for name, kind in kinds.items() if name in before}
+    return TrainConfig.from_dict(found["config"]), step, known

@@ -1,5 +1,6 @@
 """Compare runs: exact validation NLL at the same epochs, test NLL, time, and largest gaps."""
 
+import math
 from pathlib import Path
 
 from snfnp.cli.shared import Parser, check_file, check_range
@@ -44,14 +45,22 @@ def _table(runs, names, start) -> str:
     for run, name in zip(runs, names, strict=True):
         gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
         best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
-        part = f"{gap[1] / runs[0].nll[gap[0]]:+.3%}" if gap else ""
+        shown = "-"
+        if gap:
+            part = gap[1] / (runs[0].nll[gap[0]] or math.inf)
+            shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
         cells = (
             f"`{name}`" if name else "the run",
-            *(f"{run.nll[epoch]:.2f}" for epoch in epochs),
-            f"{gap[1]:+.2f} nats = {part} at {gap[0]}" if gap else "-",
-            f"{run.nll[best]:.2f} at {best}",
-            "not done" if run.test_nll is None else f"{run.test_nll:.2f}",
-            f"{last['seconds'] / last['epoch']:.1f}",
+            *(_short(run.nll[epoch]) for epoch in epochs),
+            shown,
+            f"{_short(run.nll[best])} at {best}",
+            "not done" if run.test_nll is None else _short(run.test_nll),
+            _short(last["seconds"] / last["epoch"], ".1f"),
         )
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(number: float, form: str = ".2f") -> str:
+    """A number in this form, or with an exponent where it would be too long for a table."""
+    return f"{number:{form if abs(number) < 1e9 else '.3g'}}"

@@ -61,6 +61,7 @@ def _check_size(args, shape: tuple[int, ...], out: Path) -> None:
     if height * width > _LARGEST:
         fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
         ask = f"ask for {fits:,} or fewer, and for more with another --seed"
+        ask = ask if fits else "a single one of its images is too large to be drawn"
         raise UsageError(f"--count {args.count} would be {size}: {ask}")
     if max(height, width) > _LONGEST:
         raise UsageError(f"--columns {args.columns} would be {size}: leave it out")

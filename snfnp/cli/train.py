@@ -30,7 +30,7 @@ def main(
     """
     with launching.process_group() as world:
         given = vars(_parser(prog, subject, defaults).parse_args(argv))
-        launching.start(given.pop("processes", 1), argv, world)
+        processes = given.pop("processes", 1)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
         if resume == AUTO and rollback:
@@ -40,11 +40,17 @@ def main(
             raise UsageError(f"{flags} --out: name the run's folder")
         if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
             resume = None
-        if resume or rollback:
+        goes_on = resume or rollback
+        config = TrainConfig(**{**defaults, **given})
+        # What the processes share is known before any of them is started, or loads anything.
+        shared = world.on_rank_zero(RunFolder(given["out"]).config) if goes_on else config
+        shared.check_processes(max(processes, world.size))
+        launching.start(processes, argv, world)
+        if goes_on:
             path = given.pop("out")
             opened = training.resumed(path, given, rollback, resume == AUTO, world=world)
         else:
-            opened = training.started(TrainConfig(**{**defaults, **given}), world=world)
+            opened = training.started(config, world=world)
         with opened as session:
             session.train()
             if world.rank == 0:

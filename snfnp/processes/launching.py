@@ -17,6 +17,7 @@ from snfnp.ops.communication import launched
 from snfnp.processes import terminal
 
 OPTION = "--processes"
+_PER_CORE = 4  # processes of a machine for each core, at most: more only wait for one another
 _FAIL_TIMEOUT = 2.0  # seconds in which processes that fail alike have all failed
 _READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
 
@@ -24,7 +25,7 @@ _READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not re
 def start(count: int, argv: list[str], world: Communicator) -> None:
     """Become an mpiexec that runs this program `count` times; signals and the exit status are then
     its own affair. Does nothing for one. Raises UsageError if the program is one of several
-    already.
+    already, or there would be far more than the machine has cores.
 
     argv: the command's arguments, the last ones of this process, with `OPTION` among them.
     """
@@ -35,11 +36,20 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
     if world.size > 1:
         already = f"mpiexec has started {world.size} already: leave one of them out"
         raise UsageError(f"{OPTION} starts processes, and {already}")
+    _require_cores(count)
     mpiexec = find_mpiexec(OPTION)
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     sys.stdout.flush()
     command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
     os.execv(mpiexec, command)
+
+
+def _require_cores(count: int) -> None:
+    """Raises UsageError for so many processes that this machine would do nothing but hold them."""
+    cores = os.cpu_count() or 1  # all of them: each process may be bound to one
+    if count > _PER_CORE * cores:
+        found = f"{count} processes are far more than the {cores} cores of this machine"
+        raise UsageError(f"{found}: start {cores} or fewer here")
 
 
 def find_mpiexec(feature: str) -> str:
@@ -75,6 +85,7 @@ def process_group() -> Iterator[Communicator]:
         yield SINGLE_PROCESS
         return
     try:
+        _require_cores(launch.here)  # before MPI, which has all of them wait for each other
         ranks = world()
     except SnfnpError as error:
         if launch.rank:
@@ -83,7 +94,8 @@ def process_group() -> Iterator[Communicator]:
     try:
         if isinstance(out := sys.stdout, io.TextIOWrapper):
             out.reconfigure(line_buffering=True)  # mpiexec hands it on, also to a screen
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if ranks.rank else out):
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        with nowhere, redirect_stdout(nowhere if ranks.rank else out):
             yield ranks
     except BaseException as error:
         _end(ranks, error)

@@ -5,7 +5,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from snfnp.errors import SnfnpError
 
@@ -25,20 +26,34 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(words), error.end
 
 
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Put words in the place of characters that the encoding of an output does not have."""
+    codecs.register_error("snfnp.plain", _plain)
+    streams = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
+    before = [(stream, stream.errors) for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="snfnp.plain")
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # closed: who prints the next line is told
+            for stream, errors in before:
+                stream.reconfigure(errors=errors)
+
+
+@plain_output()
 def run(work: Callable[[], None]) -> int:
     """Do a command's work; the exit status, 0 for success.
 
     2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C and
     141 if nobody reads the output any more. An exception that no user can cause passes.
     """
-    codecs.register_error("snfnp.plain", _plain)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="snfnp.plain")
-
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
         signal.signal(signal.SIGINT, _interrupt)
+    if hasattr(signal, "SIGUSR1"):  # before a run has begun there is nothing to save
+        signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         try:
             work()

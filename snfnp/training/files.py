@@ -11,7 +11,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+LONGEST = 1 << 30  # bytes: more than the metrics of any run
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
@@ -87,24 +88,47 @@ def open_regular(path: Path, flags: int, follow: bool = False) -> int:
     return descriptor
 
 
-def read_bytes(path: Path, kind: type[SnfnpError], missing: str) -> bytes:
-    """A file's content. Raises `kind` with the line `missing` if there is no such file."""
+def read_bytes(
+    path: Path, kind: type[SnfnpError], missing: str, most: int = LONGEST, whole: bool = True
+) -> bytes:
+    """A file's content of at most so many bytes; if not `whole`, the first ones of a longer file.
+
+    Raises `kind` with the line `missing` if there is no such file, SnfnpError if it cannot be read.
+    """
     with explained(f"read {path}", "restore it"):
         try:
             with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
-                return file.read()
+                size = os.fstat(file.fileno()).st_size
+                if whole and size > most:  # a hole of any size takes no room on a disk
+                    found = f"it has {size:,} bytes, and one of a run's at most {most:,}"
+                    raise OSError(errno.EFBIG, found)
+                return file.read(min(size, most))
         except (FileNotFoundError, NotADirectoryError):
             raise kind(missing) from None
 
 
-def parse_json(content: bytes) -> dict:
-    """A JSON object of finite numbers. Raises ValueError, with a short reason, for all else."""
+def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any:
+    """make(what is in a JSON file), None if there is no such file. Raises SnfnpError, with the
+    advice, if it is damaged: no JSON, or `make` raises any exception."""
+    if not os.path.exists(path):
+        return None
+    content = read_bytes(path, SnfnpError, f"{path} is gone")
+    try:
+        return make(parse_json(content, kind))
+    except Exception as error:  # whatever damage makes of what is done with it
+        why = f"{type(error).__name__}: {str(error)[:80]}"
+        raise SnfnpError(f"{path} is damaged ({why}): {advice}") from None
+
+
+def parse_json(content: bytes, kind: type = dict) -> Any:
+    """A JSON object (or a list) of finite numbers. Raises ValueError, with a short reason, for all
+    else."""
     try:
         value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("too deep") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+    if not isinstance(value, kind):
+        raise ValueError(f"not a JSON {'object' if kind is dict else 'list'}")
     return value
 
 

@@ -4,11 +4,14 @@ import shlex
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 
+import numpy as np
+
 from snfnp import registry
 from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
 from snfnp.processes.signals import Signals
+from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
@@ -45,9 +48,11 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     config.check_processes(world.size)
-    first, signals = world.rank == 0, Signals(world.rank > 0)
+    first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if first else _silent
-    with run.lock if first else nullcontext(), signals.ends_no_process():
+    # What overflows is found at every step and told in one line, with no warning before it.
+    quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+    with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
         if resume:
             world.on_rank_zero(lambda: run.refuse_other_images(run.open(run.path)[1], dataset))
         flow = config.build_flow(dataset.train.shape[1:])

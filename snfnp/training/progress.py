@@ -51,7 +51,8 @@ class Clock:
     def steps_per_second(self) -> float:
         """The speed of the steps that were counted since the last start."""
         step, seconds = self._since
-        return (self._trainer.step - step) / (self.seconds - seconds)
+        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
+        return (self._trainer.step - step) / max(self.seconds - seconds, resolution)
 
 
 class ProgressLine:

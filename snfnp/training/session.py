@@ -115,7 +115,6 @@ def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     if dataset is None:
         dataset = _load(config, world)
     config = config.resolve(len(dataset.train))
-    config.check_processes(world.size)
     if config.tensorboard:
         registry.find("event-files-package")()  # raises before a folder is made
     return config, dataset, ops

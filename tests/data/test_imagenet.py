@@ -110,8 +110,11 @@ def test_a_damaged_copy(tmp_path: Path, copy: Path) -> None:
     put(tmp_path, FILES["imagenet32"])
     load(tmp_path)
     whole = copy.read_bytes()
-    for content in (whole[:-1], whole[:50], b"", whole.replace(b"(30,", b"(29,")):
+    flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]  # in one pixel
+    for content in (whole[:-1], whole[:50], b"", whole.replace(b"(30,", b"(29,"), flipped):
         copy.write_bytes(content)
         refused("imagenet32", tmp_path, f"{copy}: the copy is damaged", "delete it to make it")
+    copy.write_bytes(whole[:-32])  # an earlier version's, without a checksum
+    assert_is("imagenet32", load(tmp_path))
     copy.unlink()
     assert_is("imagenet32", load(tmp_path))

@@ -153,11 +153,15 @@ class TrainConfig:
 
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if this many processes cannot share this run's batches."""
-        if self.batch_size % processes:
-            found = f"--batch-size {self.batch_size} does not divide by {processes} processes"
+        batch, update = self.chosen("batch_size"), self.chosen("inverse_update")
+        if processes > batch > 0:
+            found = f"--batch-size {batch} has too few images for {processes} processes"
+            raise UsageError(f"{found}: start {batch} or fewer, or give a larger batch")
+        if batch % processes:
+            found = f"--batch-size {batch} does not divide by {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
-        if processes > 1 and self.inverse_update in WHOLE_BATCH:
-            found = f"--inverse-update {self.inverse_update} needs every batch whole"
+        if processes > 1 and update in WHOLE_BATCH:
+            found = f"--inverse-update {update} needs every batch whole"
             raise UsageError(f"{found}: train in one process, or with another --inverse-update")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:

@@ -31,6 +31,7 @@ Limits = tuple[Callable[[Any], object], str]
 AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
 POSITIVE: Limits = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
+_UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _UP_TO_3: Limits = (lambda value: 1 <= value <= 3, "1, 2 or 3")
@@ -136,8 +137,8 @@ class ModelOptions:
     """The flow and where its weights start."""
 
     model: str = option("fc", f"the model: {_MODELS}", choices=tuple(PRESETS))
-    levels: int | None = option(None, "L of Glow, blocks between squeezes", AT_LEAST_1)
-    depth: int | None = option(None, "K of Glow, steps of flow per block", AT_LEAST_1)
+    levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
+    depth: int | None = option(None, "K of Glow, steps of flow per block", _UP_TO_1000)
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
     kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", _ODD)
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)

@@ -8,6 +8,8 @@ file, in which its own place counts as zeros.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from snfnp.training.options.parts import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
+_LONGEST_HEADER = 1 << 26  # bytes
+_LARGEST_NUMBER = 64  # bytes in a file for each parameter, moments and layers' state with it
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
 _NO_STATE = Layout.of({})
@@ -82,7 +86,7 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     run: the contents of the run's config.json, with which it is compared.
     Raises CheckpointError if the file is missing, damaged, or of another model or run.
     """
-    values, tensors = _read(path)
+    values, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
     state_layout = _state_layout(tensors)
     places = _places(layout, state_layout)
     expected = {key: entry.shape for key, (_, entry) in places.items()}
@@ -132,11 +136,11 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     try:
         saved = TrainConfig.from_dict(record["config"])
         best, (length, digest) = record["best"], record["metrics"]
-        plausible = record["seconds"] >= 0 and checkpoint.lam == saved.lam
+        plausible = 0 <= record["seconds"] < LARGEST and checkpoint.lam == saved.lam
         plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
-            plausible = plausible and best["validation_bits_per_dimension"] < LARGEST
+            plausible = plausible and abs(best["validation_bits_per_dimension"]) < LARGEST
     except (KeyError, TypeError, ValueError, UsageError):
         plausible = False
     if not plausible:
@@ -155,34 +159,54 @@ def is_evaluation(record: dict) -> bool:
     whole, real = ("epoch", "step"), ("seconds", "validation_nll_nats", "reconstruction")
     return (
         isinstance(record, dict)
-        and all(type(record.get(name)) is int and record[name] >= 1 for name in whole)
+        and all(type(record.get(name)) is int and 1 <= record[name] < 2**63 for name in whole)
         and all(type(record.get(name)) in (int, float) for name in real)
         and all(abs(record[name]) < LARGEST for name in real)
     )
 
 
-def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """The values of a file's header, and its arrays by name."""
-    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
-    content = read_bytes(path, CheckpointError, missing)
+def recorded_metrics(path: Path) -> list:
+    """[length, SHA-256] of the metrics that belong to a checkpoint, by its header alone: the rest
+    of the file is not read. Raises CheckpointError as `load_checkpoint` does."""
+    content = read_bytes(path, CheckpointError, f"{path} is gone", _LONGEST_HEADER, whole=False)
+    with _refused_if_damaged(path):
+        length, digest = parse_json(_header(path, content)["record"].encode())["metrics"]
+        return [max(int(length), 0), digest]
+
+
+def _header(path: Path, content: bytes) -> dict:
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+    return header
+
+
+@contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
     try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        if header.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no {FORMAT}: it was not written by this version")
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file makes a library raise
+        raise _damaged(path, str(error).partition("\n")[0][:100]) from None
+
+
+def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """The values of a file's header, and its arrays by name. most: bytes that it may have."""
+    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
+    content = read_bytes(path, CheckpointError, missing, most)
+    with _refused_if_damaged(path):
+        header = _header(path, content)
         tensors = load(content)
         if header.get("sha256") != _digest(content):
             raise ValueError("its checksum differs")
         values = {"step": int(header["step"]), "lam": float(header["lam"])}
         values |= {"seed": int(header["seed"]), "record": parse_json(header["record"].encode())}
         values["sums"] = tuple(map(float, json.loads(header["sums"])))
-        in_range = values["step"] >= 0 <= values["lam"] and 0 <= values["seed"] < 2**63
+        in_range = values["lam"] >= 0 and all(0 <= values[key] < 2**63 for key in ("step", "seed"))
         if not in_range or len(values["sums"]) != len(_NO_SUMS):
             raise ValueError("step, λ, seed or sums in its header")
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:  # whatever a damaged file makes a library raise
-        raise _damaged(path, str(error).partition("\n")[0][:100]) from None
     return values, tensors
 
 

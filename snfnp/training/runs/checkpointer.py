@@ -16,6 +16,8 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_che
 from snfnp.training.runs.folder import RunFolder, metrics_digest
 from snfnp.training.trainer import Trainer
 
+_LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
+
 
 class Checkpointer:
     """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
@@ -122,10 +124,7 @@ class Checkpointer:
         if length and not folder.metrics_file.exists():
             report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
             length, digest = metrics_digest(b"")
-        metrics = folder.metrics()[:length]
-        if metrics_digest(metrics) != [length, digest]:
-            found = f"{folder.metrics_file} is damaged (not what it was at step {step})"
-            raise SnfnpError(f"{found}: restore it, or delete it to go on without")
+        metrics = folder.metrics_until(length, digest)
         self.save(folder.last, metrics)
         if metrics != folder.metrics():
             folder.write_metrics(metrics)
@@ -151,12 +150,15 @@ class Checkpointer:
     def advice(self) -> str:
         """The ways to go on after a divergence, with options that then work."""
         options = f"--out {shlex.quote(str(self.folder.path))} --lr {self.config.lr / 10:g}"
-        best = self.evaluator.best
-        origin = f"the best evaluation (step {best['step']})" if best else "the start"
+        best, origin = self.evaluator.best, "the start"
+        if best and best["step"] <= self._saved[0]:
+            origin = f"the best evaluation (step {best['step']})"
+        elif self.folder.best.exists():  # of one before, as what came after it was not saved
+            origin = "the best evaluation before"
         ways = [f"from {origin} with --rollback {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
         config = self.config
         free = not config.controller and all(need.holds(config) for need in FREE_LAMBDA)
-        also = "a larger --lambda or " if free else ""
+        also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} --lambda or " * free
         return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from snfnp.errors import SnfnpError, UsageError
-from snfnp.training.files import parse_json, read_bytes
+from snfnp.errors import UsageError
+from snfnp.training.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
@@ -37,13 +37,8 @@ def _open(path: Path) -> ComparedRun:
         raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
     config = TrainConfig.from_dict(record["config"]).filled()
     nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
-    summary, test = folder.summary_file, None
-    if summary.exists():
-        content = read_bytes(summary, UsageError, f"{summary} is gone")
-        try:
-            test = float(parse_json(content)["test_nll_nats"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise SnfnpError(f"{summary} is damaged: restore it, or delete it") from None
+    said, advice = lambda summary: float(summary["test_nll_nats"]), "restore it, or delete it"
+    test = read_json(folder.summary_file, said, advice)
     return ComparedRun(path, config, (config.data, folder.data(record)), metrics, nll, test)
 
 

@@ -23,7 +23,7 @@ from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
-from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
+from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
 
 class RunFolder:
@@ -90,6 +90,10 @@ class RunFolder:
             advice = "restore it (options are changed by --resume, not in the file)"
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
+
+    def config(self) -> TrainConfig:
+        """The options that a config.json records."""
+        return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: images per split, and their shape (H, W, C)."""
@@ -158,9 +162,23 @@ class RunFolder:
             return b""
         return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
 
+    def metrics_until(self, length: int, digest: str) -> bytes:
+        """The evaluations up to a checkpoint, by the length and SHA-256 that it records of them.
+        Raises SnfnpError if the file has others."""
+        metrics = self.metrics()[:length]
+        if metrics_digest(metrics) != [length, digest]:
+            found = f"{self.metrics_file} is damaged (not what it was at a checkpoint)"
+            raise SnfnpError(f"{found}: restore it, or delete it to go on without")
+        return metrics
+
     def read_metrics(self) -> list[dict]:
-        """All evaluations so far. Raises SnfnpError if a line is damaged."""
-        *lines, _ = self.metrics().split(b"\n")  # a crash may have cut the last one off
+        """All evaluations up to the last checkpoint, with which the run goes on; if there is none,
+        all in the file. Raises SnfnpError if they, or that checkpoint's header, are damaged."""
+        kept = recorded_metrics(self.last) if os.path.lexists(self.last) else None
+        content = self.metrics()
+        if kept and content:
+            content = self.metrics_until(*kept)
+        *lines, _ = content.split(b"\n")  # a crash may have cut the last one off
         records = []
         for number, line in enumerate(lines, start=1):
             try:
