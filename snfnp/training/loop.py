@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 
 from snfnp import registry
-from snfnp.data import Dataset
+from snfnp.data import Dataset, require_dataset
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
 from snfnp.processes.signals import Signals
@@ -44,12 +44,15 @@ def train(
     in the folder or a run goes on with other images, DivergedError, with the options to go on
     with, if numbers are not finite or the likelihood explodes.
     """
+    require_dataset(dataset)
     config.check_processes(world.size)
     first, signals = world.rank == 0, Signals(world.rank > 0)
     report = report if first else _silent
     with run.lock if first else nullcontext(), signals.ends_no_process():
         if resume:
-            world.on_rank_zero(lambda: run.refuse_other_images(run.open(run.path)[1], dataset))
+            refuse = run.refuse_other_images
+            if line := world.on_rank_zero(lambda: refuse(run.open(run.path)[1], dataset)):
+                report(line)
         flow = config.build_flow(dataset.train.shape[1:])
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)

@@ -17,7 +17,7 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadedRun:
     """A run at a checkpoint: its files, its config.json, how it was trained (the optimiser's
     settings are those of the checkpoint), what computes now, its model, the places of its
@@ -30,6 +30,11 @@ class LoadedRun:
     flow: Flow
     layout: Layout
     checkpoint: Checkpoint
+
+    def __repr__(self) -> str:
+        model = f"{self.config.model_name}, {self.config.gradient} gradient, {self.ops.name}"
+        data = f"{self.record['data'].get('name', self.config.data)} {self.image_shape}"
+        return f"<run {self.folder.path}: {model}, {data}, at step {self.checkpoint.step:,}>"
 
     @cached_property
     def params(self) -> dict:
