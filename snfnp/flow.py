@@ -58,10 +58,7 @@ class Flow:
     shape: tuple[int, ...]
     layers: tuple[tuple[str, Layer], ...] = field(repr=False)
     preprocess: Preprocess = Preprocess()
-    image_shape: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        object.__setattr__(self, "image_shape", self.image_shape or self.shape)
+    image_shape: tuple[int, ...] | None = None
 
     @property
     def dimension(self) -> int:
@@ -140,12 +137,12 @@ class Flow:
 
     def decode(self, ops, x):
         """x (N, *shape) -> images (N, *image_shape), uint8, on the device."""
-        return self.preprocess.inverse(ops, x).reshape(-1, *self.image_shape)
+        return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
 
     def require_images(self, images) -> None:
         """Raises UsageError for what `encode` does not take. O(1) for uint8: no device waits."""
         rows = getattr(images, "shape", ())[1:] == self.shape
-        shape = self.shape if rows else self.image_shape
+        shape = self.shape if rows else self.image_shape or self.shape
         if problem := fault(images, shape, self.preprocess.levels):
             raise UsageError(f"the images: {problem}")
 

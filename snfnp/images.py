@@ -17,8 +17,6 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
     found = f"shape {images.shape}"
     if images.ndim == 3 and shape in (None, (*images.shape[1:], 1)):
         return f"{found} lacks the channel axis; give images[..., np.newaxis]"
-    if images.shape == shape:
-        return f"{found} is that of a single image; give images[np.newaxis]"
     if images.ndim != 4 if shape is None else images.shape[1:] != shape:
         return f"{found} is not ({wanted}); give images of that shape"
     if images.size == 0:

@@ -115,15 +115,15 @@ class Likelihood:
     def _parts(self, images, seed, batch_size, at_once) -> list:
         """(which images go through the flow together, the key of their noise), in order."""
         self._flow.require_images(images)
-        at_once = batch_size if at_once is None else at_once
         _require_whole(0, seed=seed)
+        at_once = batch_size if at_once is None else at_once
         _require_whole(1, batch_size=batch_size, at_once=at_once)
         parts = []
         for index, start in enumerate(range(0, len(images), batch_size)):
             stop = min(start + batch_size, len(images))
             for first in range(start, stop, at_once):
-                key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
-                parts.append((slice(first, min(first + at_once, stop)), key))
+                which = slice(first, min(first + at_once, stop))
+                parts.append((which, RandomKey(seed, EVALUATION_NOISE, index, first - start)))
         return parts
 
     def _encode(self, images, part) -> tuple:

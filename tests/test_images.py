@@ -65,7 +65,7 @@ WRONG = {
 OF_MODELS = {  # what a data set has as well, or says otherwise
     "another size": (IMAGES.reshape(8, 4, 8), "(8, 4, 8) is not (N, 8, 8, 1); give images of that"),
     "larger ones": (np.zeros((4, 28, 28, 1), np.uint8), "(4, 28, 28, 1) is not (N, 8, 8, 1)"),
-    "a single one": (IMAGES[0], "(8, 8, 1) is that of a single image; give images[np.newaxis]"),
+    "a single one": (IMAGES[0], "(8, 8, 1) is not (N, 8, 8, 1); give images of that shape"),
 }
 OF_DATA = {
     "whole numbers": (IMAGES.astype(int), "int64 from 0 to 255; round and cast to uint8"),

@@ -46,9 +46,8 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     """A split of the data that a run was trained on, and its source; of other data, with a line
     that says so, if --data-dir names their folder. Raises UsageError otherwise."""
     dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
-    advice = "--data-dir takes what is in a folder all the same; for images of your own use Python"
-    how = (split,), advice, args.data_dir is not None
-    if line := run.folder.refuse_other_images(run.record, dataset, *how):
+    given = args.data_dir is not None
+    if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
         print(line)
     return getattr(dataset, split), dataset.source
 

@@ -116,7 +116,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 signals.checkpoint = False
             if requests & _STOP:
-                advice = f"go on with --resume --out {shlex.quote(str(run.path))}"
+                advice = f"go on with --resume --out {shlex.quote(str(run.path))} (snfnp.resume)"
                 report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
                 raise KeyboardInterrupt
 

@@ -87,7 +87,7 @@ class RunFolder:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged ({str(error)[:100]})"
-            advice = "restore it (options are changed by --resume, not in the file)"
+            advice = "restore it (options are changed by resuming, not in the file)"
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
 
@@ -103,13 +103,12 @@ class RunFolder:
         return images, tuple(shape)
 
     def refuse_other_images(
-        self, record: dict, dataset: Dataset, splits=SPLITS, advice="", allowed=False
+        self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
     ) -> str | None:
         """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
-        SHA-256. allowed: others may be looked at, if their shape is the model's.
+        SHA-256, which reads them all; if others are `allowed`, for another shape alone.
 
-        A line that the user is to see, or None: they are others, or an earlier version recorded no
-        SHA-256 to compare them with. Reads all images of the splits.
+        Returns None, or a line to show: they are others, or nobody knows (an earlier version's).
         """
         (counts, shape), data = self.data(record), record["data"]
         found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
@@ -129,7 +128,7 @@ class RunFolder:
         )
         if allowed and found[1] == shape:
             return line
-        raise UsageError(f"{line}: {advice or 'give the same data (--data-dir, dataset=)'}")
+        raise UsageError(f"{line}: give the same data (--data-dir, in Python dataset=)")
 
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.
