@@ -128,7 +128,8 @@ class RunFolder:
         )
         if allowed and found[1] == shape:
             return line
-        raise UsageError(f"{line}: give the same data (--data-dir, in Python dataset=)")
+        others = "" if splits == SPLITS else ", or others of its shape to look at,"
+        raise UsageError(f"{line}: give the same data{others} with --data-dir (dataset= in Python)")
 
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.
