@@ -63,10 +63,8 @@ class Likelihood:
         return dict(self._log_dets)
 
     def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
-        """log p(x) of each image in nats (Eq. 1), on the host: (N,), in double precision.
-
-        Their mean is what `evaluate` finds with this seed; arguments and errors are the same.
-        """
+        """log p(x) of each image in nats (Eq. 1), (N,) on the host; `evaluate` has their mean, and
+        says what the arguments are."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self._log_dets.values()), []
         for part in self._parts(images, seed, batch_size, at_once):
@@ -85,12 +83,12 @@ class Likelihood:
     ) -> Evaluation:
         """The mean over host images, as a ledger. O(N D²) beyond the determinants.
 
-        images: on the host, as `Flow.encode` takes them; anything else raises UsageError before a
-        device gets it. seed: of the noise. batch_size: images whose noise is drawn together;
-        at_once: how many of them go through the flow together (default: all), which changes the
-        memory only. watch(layer, x): gets every input of every layer. world: the ranks, which all
-        call this, share the images and get one result; rank 0 shows the first images to `watch` as
-        long as it is `watch.wants_more()`.
+        images: as `Flow.encode` takes them, but on the host. seed: of the noise. batch_size: images
+        whose noise is drawn together; at_once: how many of them go through the flow together
+        (default: all), which changes the memory only. watch(layer, x): gets every input of every
+        layer. world: the ranks, which all call this, share the images and get one result; rank 0
+        shows the first images to `watch` as long as it is `watch.wants_more()`. Raises UsageError
+        for other images, and for other numbers, before a device gets any.
         """
         parts = self._parts(images, seed, batch_size, at_once)
         mine = shares(len(parts), world.size)[world.rank]
@@ -158,8 +156,8 @@ class Likelihood:
         return ledger
 
     def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
-        """All latents of images, with the noise of `log_prob`: device arrays (N, ...), which
-        `sample` can be given. Arguments and errors are those of `log_prob`."""
+        """All latents of images, device arrays (N, ...) that `sample` can be given. Arguments: see
+        `evaluate`."""
         found = []
         for part in self._parts(images, seed, batch_size, at_once):
             x, _ = self._encode(images, part)

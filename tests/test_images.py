@@ -14,6 +14,7 @@ from support.trainers import make_trainer, run_training, small_config, small_dat
 import snfnp
 from snfnp.data import SPLITS, Dataset
 from snfnp.errors import UsageError
+from snfnp.layers import Preprocess, SmoothLeakyReLU
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
@@ -69,6 +70,7 @@ OF_MODELS = {  # what a data set has as well, or says otherwise
 }
 OF_DATA = {
     "whole numbers": (IMAGES.astype(int), "int64 from 0 to 255; round and cast to uint8"),
+    "zeros and ones": (IMAGES.astype(int) // 200, "int64 from 0 to 1; round and cast to uint8"),
     "no array": (SimpleNamespace(shape=IMAGES.shape, dtype=IMAGES.dtype), f"SimpleNamespace {NOT}"),
 }
 
@@ -119,8 +121,6 @@ def test_all_integers_are_the_same_images_to_the_last_bit(model, dtype, entry):
 
 
 def test_levels_of_the_preprocessing_are_the_limit(ops):
-    from snfnp.layers import Preprocess, SmoothLeakyReLU
-
     flow = snfnp.Flow((8, 8, 1), (("a", SmoothLeakyReLU(0.3)),), Preprocess(levels=32))
     key = RandomKey(0, 0)
     assert np.isfinite(flow.encode(ops, IMAGES // 8, key, np.float64)[0]).all()
@@ -153,6 +153,16 @@ def test_log_prob_has_the_terms_of_evaluate_bit_for_bit(model, sizes, monkeypatc
     again = likelihood.log_prob(IMAGES, 7, **sizes)
     assert (found == again).all() and (found != likelihood.log_prob(IMAGES, 8, **sizes)).all()
     assert (likelihood.log_prob(IMAGES) == likelihood.log_prob(IMAGES, 0)).all()
+
+
+def test_noise_is_of_the_seed_the_batch_and_the_place_in_it():
+    trainer, likelihood = trained()
+    (found,) = likelihood.latents(IMAGES, 7, batch_size=3, at_once=2)
+    for first, batch, place in ((0, 0, 0), (2, 0, 2), (3, 1, 0)):
+        key = RandomKey(7, EVALUATION_NOISE, batch, place)
+        x, _ = trainer.flow.encode(trainer.ops, IMAGES[first : first + 1], key, np.float64)
+        (expected,), *_ = trainer.flow.forward(trainer.ops, likelihood.params, x)
+        np.testing.assert_allclose(found[first], expected[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.0, "0", None, True, RandomKey(0, 1)], ids=repr)
@@ -219,17 +229,13 @@ def test_a_run_can_be_copied_and_pickled(run, again, backend):
     again(loaded.flow).encode(again(loaded.ops), images, RandomKey(0, 1), np.float64)
 
 
-@pytest.mark.parametrize(
-    "dataset", [IMAGES, None, {"train": IMAGES}], ids=["array", "None", "dict"]
-)
-def test_only_a_data_set_is_trained_on(dataset, tmp_path):
-    config, folder = small_config(backend="numpy"), snfnp.RunFolder.create(tmp_path / "run")
+@pytest.mark.parametrize("how", ["train", "resume"])
+@pytest.mark.parametrize("dataset", [IMAGES, {"train": IMAGES}], ids=["array", "dict"])
+def test_only_a_data_set_is_trained_on(dataset, how, run):
     with pytest.raises(UsageError) as caught:
-        snfnp.train(config, dataset, get_ops("numpy"), folder)
+        if how == "train":
+            config = small_config(backend="numpy")
+            snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(run))
+        snfnp.resume(run, dataset=dataset)
     kind = type(dataset).__name__
     assert_one_line(caught.value, f"the data is of type {kind}: make a snfnp.Dataset(name, train,")
-
-
-def test_only_a_data_set_is_gone_on_with(run):
-    with pytest.raises(UsageError, match="the data is of type ndarray: make a snfnp.Dataset"):
-        snfnp.resume(run, dataset=IMAGES)

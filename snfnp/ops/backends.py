@@ -47,9 +47,6 @@ class Ops:
     run_async = property(attrgetter("device.run_async"))
     side_stream = property(attrgetter("device.side_stream"))
 
-    def __repr__(self) -> str:
-        return f"<operations of {self.name}>"
-
     def __reduce__(self):
         """A recipe for copies and pickles: the same classes on the device that unpickling makes."""
         return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})

@@ -17,7 +17,7 @@ from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class LoadedRun:
     """A run at a checkpoint: its files, its config.json, how it was trained (the optimiser's
     settings are those of the checkpoint), what computes now, its model, the places of its
