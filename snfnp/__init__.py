@@ -31,6 +31,7 @@ _MODULES = {
     "TrainConfig": "training.options",
     "RunFolder": "training.runs.folder",
     "load_dataset": "data",
+    "Dataset": "data",
     "get_ops": "ops",
     "RandomKey": "ops",
     "PRESETS": "models",

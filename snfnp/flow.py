@@ -6,12 +6,13 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess
 from snfnp.ops import Array
 from snfnp.parameters import Layout
@@ -47,16 +48,17 @@ class Flow:
     """f = f_K ∘ … ∘ f_0 (paper, section 3.1).
 
     shape: one sample's shape; layers: (name, layer) pairs, in the order of the forward pass;
-    preprocess: how images become x, and back. Parameters and gradients are
-    {layer name: {parameter name: array}}.
+    preprocess: how images become x, and back; image_shape: an image's, if it is not `shape`.
+    Parameters and gradients are {layer name: {parameter name: array}}.
 
     The latents of a batch are a tuple: one per split prior, in the order of the forward pass,
     then z, the output of the last layer. All are standard Gaussian under the model.
     """
 
     shape: tuple[int, ...]
-    layers: tuple[tuple[str, Layer], ...]
+    layers: tuple[tuple[str, Layer], ...] = field(repr=False)
     preprocess: Preprocess = Preprocess()
+    image_shape: tuple[int, ...] | None = None
 
     @property
     def dimension(self) -> int:
@@ -125,15 +127,24 @@ class Flow:
             x = layer.forward(ops, params[name], x)[0]
 
     def encode(self, ops, images, key, dtype):
-        """Device images (N, ...), integers -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
+        """Device images -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
-        key (`snfnp.ops.RandomKey`): that of the dequantisation noise.
+        images: (N, *image_shape) or (N, *shape), uint8 or other integers below `Preprocess.levels`:
+        see `require_images`. key (`snfnp.ops.RandomKey`): that of the dequantisation noise.
         """
+        self.require_images(images)
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
     def decode(self, ops, x):
-        """x (N, *shape) -> images (N, *shape), uint8, on the device."""
-        return self.preprocess.inverse(ops, x)
+        """x (N, *shape) -> images (N, *image_shape), uint8, on the device."""
+        return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
+
+    def require_images(self, images) -> None:
+        """Raises UsageError for what `encode` does not take. O(1) for uint8: no device waits."""
+        rows = getattr(images, "shape", ())[1:] == self.shape
+        shape = self.shape if rows else self.image_shape or self.shape
+        if problem := fault(images, shape, self.preprocess.levels):
+            raise UsageError(f"the images: {problem}")
 
     def log_density(self, ops, latents):
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
@@ -172,7 +183,7 @@ class Flow:
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
         learned ones `refined` until they are exact (`snfnp.beyond.contraction`)."""
         if not exact and not self.has_learned_inverse:
-            raise UsageError("this flow learned no inverse: use the exact one (--inverse exact)")
+            raise UsageError("this flow learned no inverse: use exact=True (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits
         if len(latents) != len(shapes):
             raise ValueError(f"expected {len(shapes)} latents, found {len(latents)}")

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snfnp.errors import DivergedError
+from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
 TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION = 0, 1, 2, 3
+_BATCH = 1000  # images whose noise is drawn together
 
 
 @dataclass(frozen=True)
@@ -61,44 +62,44 @@ class Likelihood:
         """log|det| of each data-independent layer, in nats."""
         return dict(self._log_dets)
 
-    def log_prob(self, images, key: RandomKey):
-        """log p(x) per image (N,), in nats (Eq. 1): device images (N, ...), one draw of noise."""
-        terms = self._terms(*self._encode(images, key))
+    def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
+        """log p(x) of each image in nats (Eq. 1), (N,) on the host; `evaluate` has their mean, and
+        says what the arguments are."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
-        return sum(terms.values()) + sum(self._log_dets.values())
+        expensive, found = sum(self._log_dets.values()), []
+        for part in self._parts(images, seed, batch_size, at_once):
+            terms = self._terms(*self._encode(images, part))
+            found.append(self._ops.to_host(sum(terms.values()) + expensive))
+        return np.concatenate(found)
 
     def evaluate(
         self,
         images,
-        seed: int,
-        batch_size: int = 1000,
+        seed: int = 0,
+        batch_size: int = _BATCH,
         at_once: int | None = None,
         watch: Callable | None = None,
         world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
-        """The mean over host images (N, ...), as a ledger. O(N D²) beyond the determinants.
+        """The mean over host images, as a ledger. O(N D²) beyond the determinants.
 
-        batch_size: images whose noise is drawn together; at_once: how many of them go through the
-        flow together (default: all), which changes the memory only. watch(layer, x): gets every
-        input of every layer. world: the ranks, which all call this, share the images and get one
-        result; rank 0 shows the first images to `watch` as long as it is `watch.wants_more()`.
+        images: as `Flow.encode` takes them, but on the host. seed: of the noise. batch_size: images
+        whose noise is drawn together; at_once: how many of them go through the flow together
+        (default: all), which changes the memory only. watch(layer, x): gets every input of every
+        layer. world: the ranks, which all call this, share the images and get one result; rank 0
+        shows the first images to `watch` as long as it is `watch.wants_more()`. Raises UsageError
+        for other images, and for other numbers, before a device gets any.
         """
-        at_once = min(at_once or batch_size, batch_size)
-        parts = [
-            (index, start, range(first, min(first + at_once, batch_size, len(images) - start)))
-            for index, start in enumerate(range(0, len(images), batch_size))
-            for first in range(0, min(batch_size, len(images) - start), at_once)
-        ]
+        parts = self._parts(images, seed, batch_size, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
-        for place, (index, start, part) in enumerate(parts):
+        for place, part in enumerate(parts):
             watching = watch
             if world.size > 1 and (world.rank or not watch or not watch.wants_more()):
                 watching = None
             if place not in mine and not watching:
                 continue
-            batch = self._ops.asarray(images[start + part.start : start + part.stop])
-            x, ldj = self._encode(batch, RandomKey(seed, EVALUATION_NOISE, index, part.start))
+            x, ldj = self._encode(images, part)
             for term, values in self._terms(x, ldj, watching).items():
                 total = float(values.sum()) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
@@ -109,8 +110,23 @@ class Likelihood:
         means = {term: total / len(images) for term, total in means.items()}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
-    def _encode(self, images, key) -> tuple:
-        return self._flow.encode(self._ops, images, key, np.float64)
+    def _parts(self, images, seed, batch_size, at_once) -> list:
+        """(which images go through the flow together, the key of their noise), in order."""
+        self._flow.require_images(images)
+        _require_whole(0, seed=seed)
+        at_once = batch_size if at_once is None else at_once
+        _require_whole(1, batch_size=batch_size, at_once=at_once)
+        parts = []
+        for index, start in enumerate(range(0, len(images), batch_size)):
+            stop = min(start + batch_size, len(images))
+            for first in range(start, stop, at_once):
+                which = slice(first, min(first + at_once, stop))
+                parts.append((which, RandomKey(seed, EVALUATION_NOISE, index, first - start)))
+        return parts
+
+    def _encode(self, images, part) -> tuple:
+        which, key = part
+        return self._flow.encode(self._ops, self._ops.asarray(images[which]), key, np.float64)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
@@ -139,29 +155,38 @@ class Likelihood:
             ledger[name] = self._log_dets.get(name, means.get(name, 0.0))
         return ledger
 
-    def latents(self, images, key: RandomKey) -> tuple:
-        """All latents of device images (N, ...), one draw of noise: what `sample` can be given."""
-        x, _ = self._encode(images, key)
-        # recompute: caches are not needed here
-        return self._flow.forward(self._ops, self.params, x, recompute=True)[0]
+    def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
+        """All latents of images, device arrays (N, ...) that `sample` can be given. Arguments: see
+        `evaluate`."""
+        found = []
+        for part in self._parts(images, seed, batch_size, at_once):
+            x, _ = self._encode(images, part)
+            # recompute: caches are not needed here
+            found.append(self._flow.forward(self._ops, self.params, x, recompute=True)[0])
+        return tuple(map(self._ops.xp.concatenate, zip(*found, strict=True)))
 
     def sample(
         self,
         count: int,
-        seed: int,
+        seed: int = 0,
         temperature: float = 1.0,
         exact: bool = False,
         latents: tuple | None = None,
         part: int = 0,
         refined: bool = False,
     ):
-        """`count` images (count, *shape), uint8 on the host, from latents that `seed` fixes.
+        """`count` images (count, H, W, C), uint8 on the host, from latents that `seed` fixes.
 
         temperature scales the standard deviation of the latents that are drawn; exact, refined: as
         in `Flow.inverse`. latents: for each of `Flow.latent_shapes` a device array (count, *latent
         shape), or None if it is to be drawn; what is drawn does not depend on what is given.
         part: 0, 1, … for calls that together make more images than fit at once, all different.
+        Raises DivergedError if an image is not finite.
         """
+        _require_whole(0, seed=seed, part=part)
+        _require_whole(1, count=count)
+        if not 0 <= temperature < math.inf:
+            raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
         ops, flow = self._ops, self._flow
         shapes = flow.latent_shapes
         given = (None,) * len(shapes) if latents is None else latents
@@ -177,9 +202,17 @@ class Likelihood:
         if not bool(ops.xp.isfinite(x).all()):
             raise DivergedError(
                 "samples are not finite: the inverse of this flow is not to be used at this "
-                "checkpoint; try --inverse exact, or another checkpoint"
+                "checkpoint; try exact=True (--inverse exact), or another checkpoint"
             )
         return ops.to_host(flow.decode(ops, x))
+
+
+def _require_whole(least: int, **given) -> None:
+    """Raises UsageError for what is no whole number that counts or seeds something."""
+    for name, value in given.items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not (whole and least <= value < 2**63):
+            raise UsageError(f"{name} is {value!r}: give a whole number from {least} to 2**63 - 1")
 
 
 def _density_row(latent: str) -> str:

@@ -125,7 +125,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     kind = "identity" if choices.init == "authors" else choices.init
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
-    return Flow(shape=(dimension,), layers=layers)
+    return Flow(shape=(dimension,), layers=layers, image_shape=shape)
 
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:

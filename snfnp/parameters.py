@@ -8,7 +8,7 @@ Derivation: derivations/06-adam.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Layout:
     """The places of parameters in a flat buffer. `size` counts the padding, `count` does not. What
     an optimiser moves comes first, up to `split`; what rules find by themselves lies behind it."""
 
-    entries: tuple[Entry, ...]
-    layers: tuple[str, ...]
+    entries: tuple[Entry, ...] = field(repr=False)
+    layers: tuple[str, ...] = field(repr=False)
     size: int
     split: int
 

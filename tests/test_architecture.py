@@ -28,6 +28,7 @@ FLOORS = (
     {"rules"},
     {"maps", "context", "parameters", "processes"},
     {"ops", "__init__"},
+    {"images"},
     {"errors", "folders", "threads", "registry"},
 )
 # The same for the folders and files of `ops`.

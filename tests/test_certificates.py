@@ -286,10 +286,10 @@ def test_a_flow_has_one_for_every_learned_inverse():
 
 
 def test_the_command_says_what_is_proved(tmp_path, capsys, monkeypatch):
-    from snfnp.cli import evaluate
+    from snfnp.cli import evaluate, shared
 
     run, _ = run_training(tmp_path / "run")
-    monkeypatch.setattr(evaluate, "load_dataset", lambda *at: small_dataset())
+    monkeypatch.setattr(shared, "load_dataset", lambda *at: small_dataset())
     evaluate.main([str(run.path), "--certify"])
     out = capsys.readouterr().out
     assert "proved for 2 of 2 layers" in out and "none" not in out

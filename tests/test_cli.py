@@ -143,7 +143,7 @@ def test_training_that_runs_out_of_memory_ends_in_one_line(
     monkeypatch.setattr(session, "train", run_out)
     monkeypatch.setattr(session, "get_ops", lambda backend, **settings: FULL)
     images = np.zeros((100, 28, 28, 1), np.uint8)
-    dataset = SimpleNamespace(train=images, validation=images, test=images)
+    dataset = Dataset("mnist", images, images, images, "zeros", False)
     monkeypatch.setattr(session, "load_dataset", lambda *arguments: dataset)
     options = ["--model", model, "--batch-size", "100", *more, "--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", ["train.py", *options])

@@ -104,8 +104,8 @@ def test_what_is_missing_is_one_line_with_a_remedy(monkeypatch, cupy, found, rem
         requirements.require_cupy()
     message = str(caught.value)
     called = "CuPy" if isinstance(cupy, Exception) else f"CuPy {cupy.__version__}"
-    assert message.startswith(f"--backend cupy cannot run: {called} cannot {found}: {remedy}")
-    assert "scripts/gpu.md" in message and "--backend numba" in message
+    assert message.startswith(f"backend cupy cannot run: {called} cannot {found}: {remedy}")
+    assert "scripts/gpu.md" in message and "backend numba" in message
     assert "\n" not in message and caught.value.exit_status == 2
 
 

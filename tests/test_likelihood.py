@@ -73,7 +73,7 @@ def test_log_prob_matches_brute_force(ops, images):
     """log N(z) + slogdet of the whole Jacobian by differences + the preprocessing's own."""
     flow = small_flow()
     layout, flat = random_parameters(flow)
-    found = Likelihood(ops, flow, layout, flat).log_prob(images, KEY)
+    found = Likelihood(ops, flow, layout, flat).log_prob(images, seed=3)
 
     p = layout.views(flat)
     u = get_ops("numpy").random.uniform(KEY, images.shape, np.float64)
@@ -108,14 +108,7 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
         "reverse",
         "dense2",
     ]
-    log_prob = np.concatenate(
-        [
-            likelihood.log_prob(
-                images[start : start + batch_size], RandomKey(11, EVALUATION_NOISE, i)
-            )
-            for i, start in enumerate(range(0, N, batch_size))
-        ]
-    )
+    log_prob = likelihood.log_prob(images, 11, batch_size)
     np.testing.assert_allclose(sum(evaluation.ledger.values()), log_prob.mean(), rtol=1e-13)
     np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
     assert evaluation.ledger["reverse"] == 0.0
@@ -187,16 +180,16 @@ def test_a_likelihood_never_changes(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     likelihood = Likelihood(ops, flow, layout, flat)
-    before = likelihood.log_prob(images, KEY), likelihood.log_dets, likelihood.sample(4, seed=0)
+    before = likelihood.log_prob(images, seed=3), likelihood.log_dets, likelihood.sample(4, seed=0)
     log_dets = likelihood.log_dets
     log_dets["dense1"] = 1e9
     flat *= 1.5
-    after = likelihood.log_prob(images, KEY), likelihood.log_dets, likelihood.sample(4, seed=0)
+    after = likelihood.log_prob(images, seed=3), likelihood.log_dets, likelihood.sample(4, seed=0)
     np.testing.assert_array_equal(before[0], after[0])
     assert before[1] == after[1]
     np.testing.assert_array_equal(before[2], after[2])
     trained = Likelihood(ops, flow, layout, flat)
-    assert np.all(trained.log_prob(images, KEY) != before[0])
+    assert np.all(trained.log_prob(images, seed=3) != before[0])
     expected = before[1]["dense1"] + D * math.log(1.5)
     np.testing.assert_allclose(trained.log_dets["dense1"], expected, rtol=1e-12)
 
@@ -206,8 +199,8 @@ def test_evaluation_is_in_double_precision(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     rounded = flat.astype(np.float32)
-    single = Likelihood(ops, flow, layout, rounded).log_prob(images, KEY)
-    double = Likelihood(ops, flow, layout, rounded.astype(np.float64)).log_prob(images, KEY)
+    single = Likelihood(ops, flow, layout, rounded).log_prob(images, seed=3)
+    double = Likelihood(ops, flow, layout, rounded.astype(np.float64)).log_prob(images, seed=3)
     assert single.dtype == np.float64
     np.testing.assert_array_equal(single, double)
 
@@ -216,7 +209,7 @@ def test_nan_parameters_have_no_finite_likelihood(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     layout.views(flat)["dense1"]["b"][0] = np.nan
-    assert np.isnan(Likelihood(ops, flow, layout, flat).log_prob(images, KEY)).all()
+    assert np.isnan(Likelihood(ops, flow, layout, flat).log_prob(images, seed=3)).all()
 
 
 # ---------------------------------------------------------------- samples

@@ -15,6 +15,7 @@ from support.trainers import make_trainer, run_training, small_config
 
 from snfnp.beyond import probes as module
 from snfnp.beyond.chain import Chain
+from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.context import BackwardContext, layer_key
 from snfnp.diagnostics import gradient_angles
@@ -24,7 +25,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.models import PRESETS, make_rule
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import SelfNormalizing
+from snfnp.rules import Relative, SelfNormalizing
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.load import load_run
 
@@ -308,3 +309,21 @@ def test_the_metrics_have_the_average_of_the_steps(ops):
     assert again.lam_figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
     assert again.lam_figures()["jacobian_error"] == 0.0
     assert min(errors) > 0
+
+
+CONV = Conv2d((3, 3), 2)
+
+
+@pytest.mark.parametrize(
+    "rule, maps, problem",
+    [
+        (Probe(), (CONV, Chain(CONV, 2)), "probes need an inverse of one layer"),
+        (Relative(), (CONV, None), "the relative gradient needs a dense layer"),
+        (LeastSquares(), (CONV, Chain(CONV, 2)), "a least-squares inverse needs single conv"),
+        (Projection(), (CONV, None), "a projected inverse needs a dense layer"),
+    ],
+)
+def test_a_layer_refuses_maps_that_its_rule_is_not_for(rule, maps, problem):
+    """In Python as on the command line, and not in its first backward pass."""
+    with pytest.raises(UsageError, match=f"^{problem}"):
+        Linear(maps[0], rule, inverse_map=maps[1])

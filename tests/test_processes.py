@@ -315,7 +315,7 @@ def test_processes_starts_mpiexec_with_the_same_command(tmp_path):
     assert done.stderr == "only a sample\n"
     assert [(tmp_path / rank).exists() for rank in "012"] == [True, True, False]
     done = ended(sys.executable, *words, "--processes=2")
-    assert done.returncode == 2 and "choose another --out" in done.stderr
+    assert done.returncode == 2 and "choose another folder (--out)" in done.stderr
 
 
 @pytest.mark.parametrize("word", [["--processes", "3"], ["--processes=3"]])

@@ -433,7 +433,7 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, mon
     refused(said, "table1", "--rows", "fc-exact", kind=UsageError)
     folder.mkdir()
     (folder / "stray").write_text("")
-    with pytest.raises(UsageError, match="holds stray: choose another --runs") as caught:
+    with pytest.raises(UsageError, match="holds stray: choose another folder .--runs.") as caught:
         command(*row)
     assert "--out" not in str(caught.value)
 

@@ -205,7 +205,7 @@ def test_likelihoods_and_inverses_do_not_mix(model, gradient):
         assert isinstance(samples, np.ndarray)
         assert np.mean(samples != expected.sample(4, seed=1, exact=exact)) < 0.01
     images = images[:4].reshape(samples.shape)
-    latents = found.latents(strict_arrays.xp.asarray(images), RandomKey(0, 1))
+    latents = found.latents(images, seed=0)
     again = found.sample(4, seed=0, exact=True, latents=latents)
     assert np.mean(again != images) < 0.01
 

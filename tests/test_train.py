@@ -219,7 +219,7 @@ def test_impossible_settings_are_one_line(changes, message):
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "thesis.tex"])
 def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=f"holds {name}: choose another --out, or add --resume"):
+    with pytest.raises(UsageError, match=f"holds {name}: choose another folder"):
         RunFolder.create(tmp_path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snfnp.beyond.monitors import Inspection
-from snfnp.cli import evaluate
+from snfnp.cli import evaluate, shared
 from snfnp.data import Dataset
 from snfnp.layers import Preprocess
 from snfnp.likelihood import Likelihood
@@ -178,7 +178,7 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatch, capsys, split):
     data, run, _, config = disagreeing
-    monkeypatch.setattr(evaluate, "load_dataset", lambda *where: data)
+    monkeypatch.setattr(shared, "load_dataset", lambda *where: data)
     evaluate.main([str(run.path), "--split", split, "--seed", "5"])
     out = capsys.readouterr().out
     rows = re.findall(r"^(.+?) {2,}(-?[\d.]+) +(-?[\d.]+)$", out, re.M)

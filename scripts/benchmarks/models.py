@@ -11,7 +11,6 @@ from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS, operations
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
-from snfnp.ops import RandomKey
 
 # {row: (gradient, settings, products of a step)} of the fully connected model. The exact rule's
 # inverse is no product: its share says how much the inverse costs. R's update by projection is one
@@ -100,12 +99,12 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     dense = {"conv, exact-dense": step_call(ops, "conv", "exact-dense")}  # the paper's, slow
     steps += _timed(thread_counts, dense, 2, "step")
     trainer = make_trainer(ops, "conv", _SNF)
-    images, snapshot = random_images(ops, trainer), trainer.likelihood()
+    images, snapshot = ops.to_host(random_images(ops, trainer)), trainer.likelihood()
     own = (ops, trainer.flow, trainer.layout, trainer.p)
     calls = {
         "nine determinants": trainer.likelihood,
         "exact evaluation of 100 images, determinants included": (
-            lambda: Likelihood(*own).log_prob(images, RandomKey(0, 1))
+            lambda: Likelihood(*own).log_prob(images)
         ),
     }
     for name, how in (("learned", {}), ("refined", {"refined": True}), ("exact", {"exact": True})):

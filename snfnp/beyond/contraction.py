@@ -72,7 +72,7 @@ def solve(ops, f, g, w, r, z):
     if not found < 1:
         raise UsageError(
             f"ρ = ‖I − RW‖₂ is at least {found:.3g}, and only below 1 can the learned inverse be "
-            "refined: use the exact one (--inverse exact)"
+            "refined: use exact=True (--inverse exact)"
         )
     x, residual, scale = g.apply(ops, r, z), math.nan, 1.0
     for _ in range(_MOST):
@@ -83,5 +83,5 @@ def solve(ops, f, g, w, r, z):
         x = x + g.apply(ops, r, left)
     raise SnfnpError(
         f"after {_MOST} refinements of the learned inverse, {residual / scale:.1e} of z is still "
-        f"left (ρ ≥ {found:.5f}): use the exact one (--inverse exact)"
+        f"left (ρ ≥ {found:.5f}): use exact=True (--inverse exact)"
     )

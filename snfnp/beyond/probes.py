@@ -8,6 +8,7 @@ Derivation: derivations/18-jacobian-vector-products.md.
 import math
 from dataclasses import dataclass
 
+from snfnp.beyond.chain import Chain
 from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.ops import Epilogue, RandomKey
@@ -87,6 +88,10 @@ class Probe(SelfNormalizing):
     def __post_init__(self):
         super().__post_init__()
         _check_count(self.probes)
+
+    def check_maps(self, f, g) -> None:
+        if isinstance(g, Chain):
+            raise UsageError("probes need an inverse of one layer: choose another rule")
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """Δ_W and Δ_R as in the plain rule, and below them the rows of the probes:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_range, open_run, run_parser
-from snfnp.data import load_dataset
+from snfnp.cli.shared import check_range, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
@@ -20,17 +19,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
     check_range(args, "--images", 1)
 
     run = open_run(args)
-    dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
-    images, ops, lam = dataset.train[: args.images], run.ops, run.lam
+    images, source = images_of(run, args, "train")
+    images, ops, lam = images[: args.images], run.ops, run.lam
     with within_memory(ops, "--images", len(images)):
         key = RandomKey(0, EVALUATION_NOISE)
         x, _ = run.flow.encode(ops, ops.asarray(images), key, np.float64)
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    print(
-        f"{len(images):,} training images from {dataset.source}, λ = {', '.join(of) or f'{lam:g}'}"
-    )
+    print(f"{len(images):,} training images from {source}, λ = {', '.join(of) or f'{lam:g}'}")
     print(
         f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
     )

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp import registry
-from snfnp.cli.shared import check_range, check_seed, open_run, run_parser
-from snfnp.data import load_dataset
+from snfnp.cli.shared import check_range, check_seed, images_of, open_run, run_parser
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 from snfnp.training.memory import within_memory
@@ -37,8 +36,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     # before the likelihood: it needs no determinant, and may be refused
     certificates = registry.find("certificates")
     proved = certificates(run.ops, run.flow, run.params) if args.certify else []
-    dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
-    images, likelihood = getattr(dataset, args.split), run.likelihood
+    (images, source), likelihood = images_of(run, args, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
     with within_memory(run.ops, "--batch-size", at_once):
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
@@ -50,7 +48,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             apart = run.ops.to_host(part)
 
     bits = 1 / (result.dimension * math.log(2))
-    of = f"{result.images:,} {args.split} images from {dataset.source}"
+    of = f"{result.images:,} {args.split} images from {source}"
     print(f"{of}, dequantisation seed {result.dequantisation_seed}")
     print(f"{'mean log-likelihood':<24}{'nats':>14}{'bits/dim':>12}")
     for term, nats in result.ledger.items():

@@ -47,7 +47,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         with within_memory(run.ops, "--count", count):
             inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
             drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **inverse)
-        images[first : first + count] = drawn.reshape(count, *run.image_shape)
+        images[first : first + count] = drawn
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     title = f"{run.config.data}, {run.config.model_name}"
     plots.save_samples(out, {panel: images}, title, args.columns)

@@ -7,6 +7,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
+from snfnp.data import load_dataset
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
 from snfnp.training.runs.load import LoadedRun, load_run
@@ -37,6 +40,16 @@ def run_parser(prog: str | None, description: str) -> Parser:
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name."""
     return load_run(args.run, args.checkpoint, args.backend)
+
+
+def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
+    """A split of the data that a run was trained on, and its source; of other data, with a line
+    that says so, if --data-dir names their folder. Raises UsageError otherwise."""
+    dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
+    given = args.data_dir is not None
+    if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
+        print(line)
+    return getattr(dataset, split), dataset.source
 
 
 def check_range(args: argparse.Namespace, option: str, least: int, most: float = math.inf) -> None:

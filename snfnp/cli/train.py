@@ -118,9 +118,9 @@ def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
     inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
-    panels = {}
-    for name, exact in {**inverses, "exact inverse": True}.items():
-        images = run.likelihood.sample(_SAMPLES, config.seed, exact=exact)
-        panels[name] = images.reshape(-1, *run.image_shape)
+    panels = {
+        name: run.likelihood.sample(_SAMPLES, config.seed, exact=exact)
+        for name, exact in {**inverses, "exact inverse": True}.items()
+    }
     plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
     print(f"pictures: {folder.samples}, {folder.curves}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from snfnp import registry
 from snfnp.data import cifar, imagenet, mnist
-from snfnp.data.files import Dataset, print_to_stderr
+from snfnp.data.files import SPLITS, Dataset, print_to_stderr, require_dataset
 from snfnp.errors import UsageError
 
 # By name, what makes the images: called with the folder that was given, or None, and `report`.
@@ -17,7 +17,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
 }
 DATA_SETS = tuple(LOADERS)
 
-__all__ = ["DATA_SETS", "Dataset", "load_dataset"]
+__all__ = ["DATA_SETS", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
 
 
 def load_dataset(

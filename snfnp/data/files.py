@@ -1,5 +1,6 @@
 """Published data sets: the places of their files, downloads, and the images they become."""
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -11,8 +12,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.images import fault
 
 SPLITS = ("train", "validation", "test")
+_HASHED = 4096  # images at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,34 +39,30 @@ class Dataset:
     def __post_init__(self):
         for split in SPLITS:
             images = getattr(self, split)
-            fault = _fault(images)
-            if not fault and images.shape[1:] != self.train.shape[1:]:
-                fault = f"shape {images.shape} beside {self.train.shape} of train; make them one"
-            if fault:
-                raise UsageError(f"the {split} images of {self.name}: {fault}")
+            problem = fault(images)
+            if not problem and images.shape[1:] != self.train.shape[1:]:
+                problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
+            if problem:
+                raise UsageError(f"the {split} images of {self.name}: {problem}")
             images = images[:]  # a view: what was given stays as it is
             images.flags.writeable = False
             object.__setattr__(self, split, images)
 
+    def fingerprint(self, split: str) -> str:
+        """The SHA-256 of a split's images, in their order and with their shape. It reads them all:
+        for a split that is mapped from a file, the file."""
+        images = getattr(self, split)
+        digest = hashlib.sha256(repr(images.shape).encode())
+        for first in range(0, len(images), _HASHED):
+            digest.update(np.ascontiguousarray(images[first : first + _HASHED]))
+        return digest.hexdigest()
 
-def _fault(images) -> str | None:
-    """The reason why something is no uint8 (N, H, W, C), and the remedy; None if it is that."""
-    if not isinstance(images, np.ndarray) or images.dtype.kind not in "buif":
-        kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        return f"{kind} instead of numbers; give a NumPy array of uint8, (N, H, W, C)"
-    if images.ndim == 3:
-        return f"shape {images.shape} lacks the channel axis; give images[..., np.newaxis]"
-    if images.ndim != 4:
-        return f"shape {images.shape} is not (N, H, W, C); reshape them"
-    if images.size == 0:
-        return f"shape {images.shape} has no pixels; give every split at least one image"
-    if images.dtype == np.uint8:
-        return None
-    low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 255):
-        return f"values from {low} to {high}; bring them to 0 to 255 and cast to uint8"
-    remedy = "multiply by 255" if images.dtype.kind in "bf" and high <= 1 else "round"
-    return f"{images.dtype} from {low} to {high}; {remedy} and cast to uint8"
+
+def require_dataset(dataset) -> None:
+    """Raises UsageError for what is no `Dataset`, whose images were checked when it was made."""
+    if not isinstance(dataset, Dataset):
+        found = f"the data is of type {type(dataset).__name__}"
+        raise UsageError(f"{found}: make a snfnp.Dataset(name, train, validation, test, …) of it")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Published:
     def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         """The images if files could not be downloaded, for a reason that is part of a line."""
         lacks = f"no {self.title} images in {cache_folder(self.name)} and no download ({error})"
-        raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder with --data-dir")
+        raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder (--data-dir, data_dir=)")
 
     def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
         """Read the files in the folder that was given, else in the cache, which gets them first.

@@ -19,7 +19,7 @@ from snfnp.ops.spline.definition import Spline
 from snfnp.ops.step.definition import Step
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ops:
     """One backend: a device, and one group of operations for each folder of `snfnp.ops`."""
 
@@ -46,6 +46,10 @@ class Ops:
     known_on_host = property(attrgetter("device.known_on_host"))
     run_async = property(attrgetter("device.run_async"))
     side_stream = property(attrgetter("device.side_stream"))
+
+    def __reduce__(self):
+        """A recipe for copies and pickles: the same classes on the device that unpickling makes."""
+        return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})
 
 
 # The definitions themselves, which are NumPy's backend. A group comes after those it uses.

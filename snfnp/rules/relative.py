@@ -27,6 +27,10 @@ class Relative(Rule):
                 f"bias of the relative gradient is {self.bias!r}: choose plain, gresele or full"
             )
 
+    def check_maps(self, f, g) -> None:
+        if f.shares_weights:
+            raise UsageError("the relative gradient needs a dense layer: choose another rule")
+
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         ops, linalg, w = ctx.ops, ctx.ops.linalg, p["W"]
         b = None if self.bias == "plain" else p.get("b")  # the last column of an augmented W

@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 import numpy as np
 
 from snfnp import registry
-from snfnp.data import Dataset
+from snfnp.data import Dataset, require_dataset
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
 from snfnp.processes.signals import Signals
@@ -47,6 +47,7 @@ def train(
     in the folder or a run goes on with other images, DivergedError, with the options to go on
     with, if numbers are not finite or the likelihood explodes.
     """
+    require_dataset(dataset)
     config.check_processes(world.size)
     first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if first else _silent
@@ -54,7 +55,9 @@ def train(
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
     with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
         if resume:
-            world.on_rank_zero(lambda: run.refuse_other_images(run.open(run.path)[1], dataset))
+            refuse = run.refuse_other_images
+            if line := world.on_rank_zero(lambda: refuse(run.open(run.path)[1], dataset)):
+                report(line)
         flow = config.build_flow(dataset.train.shape[1:])
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)
@@ -118,7 +121,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 signals.checkpoint = False
             if requests & _STOP:
-                advice = f"go on with --resume --out {shlex.quote(str(run.path))}"
+                advice = f"go on with --resume --out {shlex.quote(str(run.path))} (snfnp.resume)"
                 report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
                 raise KeyboardInterrupt
 

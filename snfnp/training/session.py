@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snfnp import registry
-from snfnp.data import Dataset, load_dataset
+from snfnp.data import Dataset, load_dataset, require_dataset
 from snfnp.errors import SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
@@ -114,6 +114,7 @@ def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:
         dataset = _load(config, world)
+    require_dataset(dataset)
     config = config.resolve(len(dataset.train))
     if config.tensorboard:
         registry.find("event-files-package")()  # raises before a folder is made

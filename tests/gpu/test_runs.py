@@ -1,11 +1,12 @@
 """Runs on a device that works asynchronously: checkpoints wait for it, and nothing is lost."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 from support.runs import Killed, assert_same_run, kill
-from support.trainers import at_step, run_training
+from support.trainers import at_step, run_training, small_dataset
 
 from snfnp.errors import DivergedError
 from snfnp.training import progress
@@ -40,3 +41,12 @@ def test_a_step_that_failed_is_in_no_checkpoint(ops, tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match="step 8: the output of layer dense1 is not finite"):
         run_training(tmp_path / "run", backend="cupy", checkpoint_every="1")
     assert load_run(tmp_path / "run", "last", ops=ops).checkpoint.step == 7
+
+
+def test_a_run_of_the_device_can_be_pickled(ops, tmp_path):
+    run, _ = run_training(tmp_path / "run", backend="cupy", epochs=1)
+    loaded, images = load_run(run.path), small_dataset().test
+    expected = loaded.likelihood.log_prob(images)
+    found = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(found.likelihood.log_prob(images), expected)
+    assert found.ops.name == "cupy" and found.ops.device is not loaded.ops.device

@@ -107,5 +107,5 @@ def _load(cupy):
         return ctypes.CDLL(f"libcublas.so.{major}")
     except OSError as error:
         raise BackendError(
-            f'--backend cupy cannot load cuBLAS ({error}): pip install ".[cuda{major}]" brings it'
+            f'backend cupy cannot load cuBLAS ({error}): pip install ".[cuda{major}]" brings it'
         ) from None

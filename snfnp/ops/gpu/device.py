@@ -52,6 +52,10 @@ class Gpu:
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}
 
+    def __reduce__(self):
+        """A recipe for pickles: a device like this one, where they are opened, for one process."""
+        return Gpu, (self.tf32, SINGLE_PROCESS, self._side is not None)
+
     def asarray(self, host, dtype=None):
         return self.xp.asarray(np.ascontiguousarray(host, dtype=dtype))
 

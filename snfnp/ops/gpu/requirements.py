@@ -49,8 +49,8 @@ def require_cupy(turn: int | None = None):
     except Exception as error:
         found = f"{called} cannot {task} ({_line(error.__cause__ or error)})"
         raise BackendError(
-            f"--backend cupy cannot run: {found}: {remedy}; more is in scripts/gpu.md, and "
-            "--backend numba needs no GPU"
+            f"backend cupy cannot run: {found}: {remedy}; more is in scripts/gpu.md, and "
+            "backend numba needs no GPU"
         ) from None
     return cupy
 

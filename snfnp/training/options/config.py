@@ -40,9 +40,10 @@ class RetiredError(UsageError):
 class TrainConfig:
     """Everything that decides a run, in parts.
 
-    An option has one name, flat, as a keyword here, on the command line, in config.json, and when
-    it is read: `TrainConfig(model="conv", epochs=5).epochs`. A part can be read
-    and given whole, too: `config.optimiser`. None: filled in by `resolve`.
+    An option has one name, flat, as a keyword here, on the command line, whose flags messages name
+    (--batch-size is batch_size; --lambda is lam), in config.json, and when it is read:
+    `TrainConfig(epochs=5).epochs`. A part can be read and given whole, too: `config.optimiser`.
+    None: filled in by `resolve`.
     """
 
     architecture: parts.ModelOptions

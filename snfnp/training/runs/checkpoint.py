@@ -41,16 +41,16 @@ class Checkpoint:
     """
 
     layout: Layout
-    p: np.ndarray
-    m: np.ndarray
-    v: np.ndarray
+    p: np.ndarray = field(repr=False)
+    m: np.ndarray = field(repr=False)
+    v: np.ndarray = field(repr=False)
     step: int
     lam: float
     seed: int
-    record: dict = field(default_factory=dict)
+    record: dict = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
     state_layout: Layout = _NO_STATE
-    state: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    state: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
 
     def is_sound(self) -> bool:
         """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run

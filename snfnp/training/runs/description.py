@@ -6,6 +6,7 @@ from importlib import metadata
 
 import snfnp
 from snfnp import threads
+from snfnp.data import SPLITS
 from snfnp.layers import ActNorm
 from snfnp.training.options import TrainConfig
 
@@ -24,10 +25,12 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
     return {
         "config": config.as_dict(),
         "data": {
+            "name": dataset.name,
             "source": dataset.source,
             "is_sample": dataset.is_sample,
             "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
+            "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {
             "parameters": layout.count,

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from snfnp.data import Dataset
+from snfnp.data import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
@@ -47,7 +47,7 @@ class RunFolder:
         """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
         UsageError if it cannot be made, or a run is in it."""
         run = cls(path)
-        with files.explained(f"make {path}", "choose another --out", UsageError):
+        with files.explained(f"make {path}", "choose another folder (--out)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
             run.refuse_started()
         return run
@@ -57,7 +57,7 @@ class RunFolder:
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
-                advice = "choose another --out, or add --resume to go on with that run"
+                advice = "choose another folder (--out), or go on with that run (--resume)"
                 raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
@@ -87,7 +87,7 @@ class RunFolder:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged ({str(error)[:100]})"
-            advice = "restore it (options are changed by --resume, not in the file)"
+            advice = "restore it (options are changed by resuming, not in the file)"
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
 
@@ -106,14 +106,34 @@ class RunFolder:
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
         return images, tuple(shape)
 
-    def refuse_other_images(self, record: dict, dataset: Dataset) -> None:
-        """Raises UsageError if a data set cannot be the one that a config.json is of."""
-        counts = [len(split) for split in (dataset.train, dataset.validation, dataset.test)]
-        found, then = (counts, tuple(dataset.train.shape[1:])), self.data(record)
-        if found != then:
-            images = f"{then[0]} images (train, validation, test) of shape {then[1]}"
-            other = f"found {found[0]} of {found[1]}: give the same data with --data-dir"
-            raise UsageError(f"{self.path} was trained on {images}, {other}")
+    def refuse_other_images(
+        self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
+    ) -> str | None:
+        """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
+        SHA-256, which reads them all; if others are `allowed`, for another shape alone.
+
+        Returns None, or a line to show: they are others, or nobody knows (an earlier version's).
+        """
+        (counts, shape), data = self.data(record), record["data"]
+        found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
+        known, places = data.get("sha256"), [SPLITS.index(split) for split in splits]
+        known = known if isinstance(known, dict) else {}
+        same = found[1] == shape and all(counts[place] == found[0][place] for place in places)
+        if same and not known:
+            unknown = "whether these are the same images cannot be checked"
+            return f"{self.path} has no SHA-256 of its images (an earlier version's): {unknown}"
+        if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
+            return None
+        name = data.get("name", record["config"].get("data"))
+        line = (
+            f"{self.path} was trained on {counts} images (train, validation, test) of shape "
+            f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
+            f"{found[1]}, {dataset.name} from {dataset.source}"
+        )
+        if allowed and found[1] == shape:
+            return line
+        others = "" if splits == SPLITS else ", or others of its shape to look at,"
+        raise UsageError(f"{line}: give the same data{others} with --data-dir (dataset= in Python)")
 
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.

@@ -31,6 +31,11 @@ class LoadedRun:
     layout: Layout
     checkpoint: Checkpoint
 
+    def __repr__(self) -> str:
+        model = f"{self.config.model_name}, {self.config.gradient} gradient, {self.ops.name}"
+        data = f"{self.record['data'].get('name', self.config.data)} {self.image_shape}"
+        return f"<run {self.folder.path}: {model}, {data}, at step {self.checkpoint.step:,}>"
+
     @cached_property
     def params(self) -> dict:
         """{layer: {name: array}} on the device, in double precision."""
