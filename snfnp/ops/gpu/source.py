@@ -61,8 +61,8 @@ def groups() -> tuple[str, ...]:
 @cache
 def source(group: str) -> str:
     """The text of a group's kernels with the text of the headers in place of their includes."""
-    text = (_FOLDER / group / _FILE).read_text()
-    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text(), text)
+    text = (_FOLDER / group / _FILE).read_text("utf-8")
+    return _INCLUDE.sub(lambda include: (_FOLDER / include[1]).read_text("utf-8"), text)
 
 
 @cache
