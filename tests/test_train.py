@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support.trainers import small_config as config
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import get_ops
+from snfnp.training import progress
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
@@ -70,6 +72,54 @@ def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, numbe
     assert state(tmp_path / "part").step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path):
+    run_training(tmp_path / "run", epochs=1)
+    said = []
+    run_training(tmp_path / "run", resume=True, report=said.append)
+    assert said[0] == "resumed from step 5 (epoch 1)" or said[1] == said[0], said
+
+
+def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
+    """None within a minute of another line; in a terminal the bar moves instead."""
+    said = []
+    run_training(tmp_path / "short", report=said.append)
+    assert not any("steps left" in line for line in said)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    run_training(tmp_path / "run", report=said.append)
+    lines = [line for line in said if "steps left" in line]
+    assert len(lines) == 15 and lines[6].startswith("step 7 of 15, 0.0 minutes of steps left at ")
+    assert "surrogate" in lines[6]
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """The optimiser of derivations/28-write-your-own-rule.md, with one moment of the two."""
+
+    kept: float = 0.9
+
+    def update(self, ops, gradient, lr, step, clip_norm=None, failed=0.0, *, out):
+        p, m, _ = out
+        squares = ops.linalg.sum_squares(gradient)
+        going = ops.xp.isfinite(squares) & (failed == 0)
+        m[...] = ops.xp.where(going, self.kept * m + gradient, m)
+        p[...] = ops.xp.where(going, p + lr * m, p)
+        return squares
+
+
+def test_an_optimiser_of_ones_own_goes_on_with_its_own_state(tmp_path):
+    own = {"optimiser": Momentum(), "lr": 1e-5}
+    _, adams = run_training(tmp_path / "adam")
+    _, summary = run_training(tmp_path / "whole", **own)
+    assert summary["validation_nll_nats"] != adams["validation_nll_nats"]
+    run_training(tmp_path / "part", epochs=1, **own)
+    run_training(tmp_path / "part", resume=True, **own)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert RunFolder.open(tmp_path / "part")[1]["optimiser"] == "Momentum"
+    with pytest.raises(UsageError) as caught:
+        run_training(tmp_path / "part", resume=True, epochs=4, lr=1e-5)
+    assert_one_line(caught.value, "was trained by the optimiser Momentum, not by Adam", "resume(")
 
 
 def poison(monkeypatch, step, layer, parameter, value):
