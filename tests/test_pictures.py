@@ -211,6 +211,7 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(folder, tmp_p
     assert not plots.is_large(*plots.grid_size(3000, plots.default_columns(3000), (28, 28, 1)))
     with Image.open(out) as picture:
         pixels = np.asarray(picture.convert("L")).astype(int)
+    assert (pixels[-20:] < 255).any()  # no margin below
     # noise has an edge between nearly any two pixels: there are as many as the grid has
     row = pixels[:, pixels.shape[1] // 2]
     assert (np.diff(row) != 0).sum() > 0.95 * 55 * 28

@@ -87,7 +87,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
         axis.axis("off")
     figure.suptitle(title)
     figure.tight_layout()
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
             if row.log and not (row.lines <= 0).any():
                 axis.set_yscale("log")
         axes[-1, column].set_xlabel(label)
+        _whole_epochs(axes[-1, column], label)
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
@@ -143,6 +144,7 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
         for name, figures in lines.items():
             axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
+        _whole_epochs(axis, x)
         axis.grid(alpha=0.3)
     lowest = min(min(figures[y]) for figures in lines.values())
     settled = max(figures[y][len(figures[y]) // 5] for figures in lines.values())
@@ -154,14 +156,20 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     _save(figure, path)
 
 
+def _whole_epochs(axis, x: str) -> None:
+    """Leave no 1.2 on an axis of few epochs."""
+    if x == "epoch":
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
 def _marker(x) -> str | None:
     """A point on every value of a line that has few."""
     return "." if len(x) < 50 else None
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure, path: Path, **settings) -> None:
     content, kind = io.BytesIO(), path.suffix[1:].lower()
     undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
     with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
-        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated)
+        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated, **settings)
     write_atomically(path, content.getvalue())
