@@ -163,8 +163,8 @@ class Returns(SinhLayer):
 @pytest.mark.parametrize(
     "layer, shape, error, said",
     [
-        (SinhLayer, (D,), UsageError, "is a class: give an instance"),
-        (np.sinh, (D,), UsageError, "is no snfnp.Layer"),
+        (SinhLayer, (D,), UsageError, "SinhLayer'> is no layer: give an instance"),
+        (np.sinh, (D,), UsageError, "is no layer"),
         (SinhLayer(), D, UsageError, "shape is 4: give one sample's, as "),
         (Returns("forward", "None"), (D,), GradientError, "forward must return z, ldj, cache, and"),
         (Returns("forward", "(1, 2)"), (D,), GradientError, "and returns 2 of them"),

@@ -15,7 +15,8 @@ import numpy as np
 from snfnp.errors import SnfnpError, UsageError
 
 SPLITS = ("train", "validation", "test")
-_RETRY_AFTER = 600  # seconds in which a download that no mirror gave is not tried again
+_FAILED = ".failed"  # of the file beside a folder of the cache that says when no mirror gave it
+_RETRY_AFTER = 600  # seconds from then on in which it is not tried again
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +148,13 @@ class Published:
             raise SnfnpError("registered users alone are given the files")
         if missing and os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
             raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
-        note = self._note(folder)
-        with suppress(OSError, UnicodeError):
-            ago = time.time() - note.stat().st_mtime
-            same = note.read_text("utf-8") == " ".join(self.mirrors)
-            if missing and same and 0 <= ago < _RETRY_AFTER:
-                when = f"{ago / 60:.0f} minutes ago: to try again now, delete {note}"
-                raise SnfnpError(f"the download failed {when}")
+        failed = folder.with_suffix(_FAILED)
+        with suppress(OSError):
+            ago = time.time() - failed.stat().st_mtime
+            if missing and 0 <= ago < _RETRY_AFTER:
+                again = f"to try again now, delete {failed}"
+                raise SnfnpError(f"the download failed {ago / 60:.0f} minutes ago: {again}")
         return list(dict.fromkeys(_download(self, key, folder) for key in missing))
-
-    def _note(self, folder: Path) -> Path:
-        """The file that says since when which mirrors have failed."""
-        return folder.with_name(f"{self.name}-failed.txt")
 
     def _to_get(self) -> str:
         names, mirrors = " and ".join(self.names.values()), " or ".join(self.mirrors)
@@ -214,5 +210,5 @@ def _download(published: Published, key: str, folder: Path) -> str:
     except OSError as error:
         raise SnfnpError(f"the cache {folder} cannot be written ({error.strerror})") from error
     with suppress(OSError):
-        published._note(folder).write_text(" ".join(published.mirrors), "utf-8")
+        folder.with_suffix(_FAILED).touch()
     raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")

@@ -70,10 +70,7 @@ class Case:
     def __post_init__(self):
         layer = self.layer
         if not isinstance(layer, Layer):
-            what = (
-                "is a class: give an instance" if isinstance(layer, type) else "is no snfnp.Layer"
-            )
-            raise UsageError(f"{str(layer)[:60]} {what}")
+            raise UsageError(f"{str(layer)[:60]} is no layer: give an instance of a snfnp.Layer")
         if not isinstance(self.shape, (tuple, list)):
             raise UsageError(f"shape is {self.shape!r}: give one sample's, as (6,) or (8, 8, 3)")
         self.shape = tuple(self.shape)
@@ -133,9 +130,8 @@ class Case:
             ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
-            learns = self.layer.learns_inverse
-            dx = _returned(dx, "backward", "δ_x, a Measured" if learns else "δ_x")
-            if learns:
+            _returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
+            if self.layer.learns_inverse:
                 dx, measured = dx
                 grads |= measured.updates
             passes.append({name: ops.to_host(g) for name, g in {**grads, "x": dx}.items()})

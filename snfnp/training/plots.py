@@ -121,7 +121,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
             if row.log and not (row.lines <= 0).any():
                 axis.set_yscale("log")
         axes[-1, column].set_xlabel(label)
-        _whole_epochs(axes[-1, column], label)
+        axes[-1, column].xaxis.get_major_locator().set_params(integer=label == "epoch")
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
@@ -144,7 +144,7 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
         for name, figures in lines.items():
             axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
-        _whole_epochs(axis, x)
+        axis.xaxis.get_major_locator().set_params(integer=x == "epoch")
         axis.grid(alpha=0.3)
     lowest = min(min(figures[y]) for figures in lines.values())
     settled = max(figures[y][len(figures[y]) // 5] for figures in lines.values())
@@ -154,12 +154,6 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     axes[-1].legend(fontsize="small")
     figure.tight_layout()
     _save(figure, path)
-
-
-def _whole_epochs(axis, x: str) -> None:
-    """Leave no 1.2 on an axis of few epochs."""
-    if x == "epoch":
-        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _marker(x) -> str | None:

@@ -142,6 +142,7 @@ def test_a_second_mirror_and_a_cache_without_damaged_files(
     words["other images"] = "wrong checksum"
     assert words.get(fault, "") in line and "connection failed" in line
     assert list((cache / name).iterdir()) == []
+    (cache / f"{name}.failed").unlink()  # it would not be tried again at once
     small(unreachable, bad.url, good.url)
     dataset = load_dataset(name, report=no_announcement)
     assert_is(name, dataset)
@@ -153,7 +154,7 @@ def test_a_download_that_failed_is_not_tried_again_for_a_while(cache, small, mak
     """Each of three mirrors may take its time, and a user runs several commands."""
     mirror = make_mirror()
     small(mirror.url)
-    note, lines = cache / "mnist-failed.txt", []
+    note, lines = cache / "mnist.failed", []
     for _ in range(3):
         load_dataset("mnist", report=lines.append)
     assert len(mirror.requests) == 1
