@@ -2,12 +2,12 @@
 
 import os
 import signal
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tqdm.auto
 from support.messages import assert_one_line
+from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_dataset
 from support.trainers import small_config as config
@@ -97,28 +97,13 @@ def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
     assert "surrogate" in lines[6] and progress.tqdm is tqdm.auto.tqdm
 
 
-@dataclass(frozen=True)
-class Momentum:
-    """The optimiser of derivations/28-write-your-own-rule.md, with one moment of the two."""
-
-    kept: float = 0.9
-
-    def update(self, ops, gradient, lr, step, clip_norm=None, failed=0.0, *, out):
-        p, m, _ = out
-        squares = ops.linalg.sum_squares(gradient)
-        going = ops.xp.isfinite(squares) & (failed == 0)
-        m[...] = ops.xp.where(going, self.kept * m + gradient, m)
-        p[...] = ops.xp.where(going, p + lr * m, p)
-        return squares
-
-
 def test_an_optimiser_of_ones_own_goes_on_with_its_own_state(tmp_path):
-    own = {"optimiser": Momentum(), "lr": 1e-5}
+    settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5}
     _, adams = run_training(tmp_path / "adam")
-    _, summary = run_training(tmp_path / "whole", **own)
+    _, summary = run_training(tmp_path / "whole", **settings)
     assert summary["validation_nll_nats"] != adams["validation_nll_nats"]
-    run_training(tmp_path / "part", epochs=1, **own)
-    run_training(tmp_path / "part", resume=True, **own)
+    run_training(tmp_path / "part", epochs=1, **settings)
+    run_training(tmp_path / "part", resume=True, **settings)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
     assert RunFolder.open(tmp_path / "part")[1]["optimiser"] == "Momentum"
     with pytest.raises(UsageError) as caught:
