@@ -3,7 +3,6 @@
 Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) written out).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -252,9 +251,9 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
     A layer that learns its inverse has an approximate gradient by design. It is still checked to
     full precision: it is the exact gradient of another scalar, by default `frozen_bar_scalar`.
 
-    shape: one sample's; scalar: the function that makes the scalar of an approximate rule of your
-    own, with an R or without, from the arguments of `frozen_bar_scalar`
-    (derivations/28-write-your-own-rule.md); settings, all optional: ops: a backend (default: plain
+    shape: one sample's; scalar: the function that makes the scalar of a rule of your own, with
+    the arguments of `frozen_bar_scalar` (derivations/28-write-your-own-rule.md, also for a rule
+    without an R); settings, all optional: ops: a backend (default: plain
     NumPy), to which host arrays are moved as needed; batch: how many samples (default 3); seed: of
     the random numbers; x: the points (host), default standard normal (keep them off kinks); params:
     {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
@@ -275,7 +274,6 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
             return check(*arguments)
         except GradientError as error:
             wrong.append(str(error))
-            return math.nan
 
     errors["inverse(forward(x))"] = attempt(_inverse_error, case)
     errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in case.x))
