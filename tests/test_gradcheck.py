@@ -244,7 +244,6 @@ class WideSplit(SplitPrior):
         (WideSplit, "^latent is float64"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # -inf / inf
 def test_a_wrong_split_fails(split, message):
     check_layer(SplitPrior(ActNorm()), (2, 3, 4))
     with pytest.raises(GradientError, match=message):

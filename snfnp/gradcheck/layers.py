@@ -267,7 +267,7 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
         found = ", ".join(layer.rule.updates)
         raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
     _check_arrays(case)
-    errors, wrong = case.report.errors, []
+    wrong = []
 
     def attempt(check: Callable, *arguments):
         try:
@@ -275,15 +275,15 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
         except GradientError as error:
             wrong.append(str(error))
 
+    x, params, errors = case.x, case.params, case.report.errors
     errors["inverse(forward(x))"] = attempt(_inverse_error, case)
-    errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in case.x))
-    x, params = case.x, case.params
+    errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in x))
     grads = case.backward(*map(case.cast, (x, params, case.c, case.a)))
     attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
     if scalar or layer.learns_inverse:
-        make, rest = scalar or frozen_bar_scalar, (case.c[0], case.a, case.lam)
-        f = make(layer, case.shape, case.ops, params, x, *rest)
+        make = scalar or frozen_bar_scalar
+        f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in params:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
         attempt(case.measure, name, of_one, params[name], grads[name])
@@ -344,12 +344,11 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     if error <= case.rtol:
         return error
 
-    def flat_output(x):
-        return np.concatenate([z.ravel() for z in case.forward(x[None], case.params)[0]])
+    def rows_of(x):
+        return np.concatenate([flat(z) for z in case.forward(x, case.params)[0]], axis=1)
 
-    basis = np.eye(dimension).reshape(dimension, *sample.shape)
-    columns = [central_difference(flat_output, sample, e, 1e-2) for e in basis]
-    numeric = float(np.linalg.slogdet(np.array(columns))[1])
+    columns = central_difference(rows_of, copies, np.eye(dimension).reshape(copies.shape), 1e-2)
+    numeric = float(np.linalg.slogdet(columns)[1])
     closer = abs(declared - numeric) < abs(expected - numeric)
     raise GradientError(
         f"log|det J| is {expected:.12g} from the Jacobian that backward makes, {declared:.12g} "
