@@ -36,7 +36,7 @@ class Step:
             for layer, own in trainer.params.items()
         }
         self.leaves = [leaf for own in self.params.values() for leaf in own.values()]
-        adam, betas = trainer.adam, (trainer.adam.beta1, trainer.adam.beta2)
+        adam, betas = trainer.optimiser, (trainer.optimiser.beta1, trainer.optimiser.beta2)
         options = {"lr": config.lr, "betas": betas, "eps": adam.eps, "maximize": True}
         self.optimiser = torch.optim.Adam(self.leaves, fused=True, **options)
         self.products, shape = {}, self.flow.shape

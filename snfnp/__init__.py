@@ -11,7 +11,8 @@
 
     snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
 
-`__all__` has the other names; modules are loaded when a name is first used. Import ``snfnp``
+`__all__` has the other names; modules are loaded when a name is first used (editors, which do not
+run this, read `__init__.pyi`). Import ``snfnp``
 before NumPy if you can: the package settles how BLAS threads wait (see ``snfnp.threads``), and
 OpenBLAS reads that only once, when it is loaded.
 """
@@ -42,12 +43,16 @@ _MODULES = {
     "check_layer": "gradcheck",
     "check_map": "gradcheck",
     "check_gradient": "gradcheck",
+    "check_rule": "gradcheck",
     "SnfnpError": "errors",
 }
 __all__ = [*_MODULES, "__version__"]
+_ROOMS = ("data", "gradcheck", "layers", "maps", "rules", "training")  # folders, for a notebook
 
 
 def __getattr__(name: str):
+    if name in _ROOMS:
+        return import_module(f"snfnp.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"snfnp.{_MODULES[name]}"), name)
@@ -56,4 +61,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

@@ -1,6 +1,6 @@
 """`python -m snfnp`: see `snfnp.cli`."""
 
-from snfnp.cli import main, run_script
+from snfnp.cli import run_script
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script()

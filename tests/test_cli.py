@@ -1,5 +1,6 @@
 """What the scripts share, in this process: options of the GPU, running out of memory."""
 
+import importlib
 import json
 import re
 import shutil
@@ -11,17 +12,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.messages import assert_one_line
 
+import snfnp
 from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
 from snfnp.errors import DivergedError, SnfnpError, UsageError
 from snfnp.ops.backends import DEFINITIONS, assemble
+from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
 from snfnp.training import session
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
+from snfnp.training.options.config import OPTIONS
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
 
@@ -186,7 +191,43 @@ def test_without_a_command_all_are_listed(arguments):
 def test_an_unknown_command_is_one_line():
     done = command_line("trian")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: no command is called trian: choose from train, ")
+    assert done.stderr.startswith("error: no command is called trian (did you mean train?): choose")
+
+
+TYPOS = {"train --epoch 2": "--epochs", "train x --batchsize=2": "--batch-size"}
+TYPOS |= {"train --model con": "conv", "evaluate r --split valid": "validation"}
+TYPOS |= {"check --layer splines": "spline", "trian": "train"}
+TYPOS |= dict.fromkeys(("train --qqq", "train --model qqq", "qqq"))
+
+
+@pytest.mark.parametrize("typed", TYPOS)
+def test_a_typo_gets_a_suggestion(typed):
+    with pytest.raises(UsageError) as caught:
+        main(typed.split())
+    assert_one_line(caught.value, f"(did you mean {TYPOS[typed]}?)" if TYPOS[typed] else typed[-3:])
+    assert TYPOS[typed] or "did you mean" not in str(caught.value)
+
+
+def test_help_begins_with_the_everyday_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    listed = re.findall(r"^  (--[\w-]+)", out, re.M)
+    everyday, count = out.partition("Everyday options:")[2].split("\n\n")[0], len(train.EVERYDAY)
+    assert {OPTIONS[name].flag for name in train.EVERYDAY} == set(listed[:count])
+    assert re.findall(r"^  (--[\w-]+)", everyday, re.M) == listed[:count]
+    assert {option.flag for option in OPTIONS.values()} <= set(listed)
+    assert len(listed) == len(set(listed))
+    assert not re.search(r"--[\w-]+ (INT|FLOAT|STR|[A-Z]+_[A-Z]+)\b", out)
+
+
+def test_the_version_and_the_name_of_the_console_command(capsys, monkeypatch):
+    module, _, name = SETTINGS["project"]["scripts"]["snfnp"].partition(":")
+    console = getattr(importlib.import_module(module), name)
+    for argv, said in ((["--version"], f"snfnp {snfnp.__version__}\n"), ([], "usage: snfnp COM")):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/snfnp", *argv])
+        console()
+        assert capsys.readouterr().out.startswith(said)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -228,10 +269,41 @@ def test_the_source_distribution_has_what_its_tests_need():
         assert tops - {".ci", ".gitignore"} <= packed | always
 
 
+def test_messages_name_packages_and_pages_keep_the_checkout_editable():
+    """An installed wheel has no folder for `.[extra]`; a plain extra would replace the checkout by
+    a copy of it, whose scripts then ignore every edit."""
+    for path in (ROOT / "snfnp").rglob("*.py"):
+        assert '".[' not in path.read_text("utf-8"), path
+    pages = [*ROOT.glob("*.*"), *ROOT.glob("scripts/*.md"), *ROOT.glob("derivations/**/*.md")]
+    for path in (each for each in pages if each.suffix in (".md", ".txt")):
+        assert not re.search(r'pip install "?\.', path.read_text("utf-8")), path
+    extras = SETTINGS["project"]["optional-dependencies"]
+    needed = [re.match(r"[\w-]+", requirement)[0] for requirement in extras["mpi"]]
+    assert f"python -m pip install {' '.join(needed)}" == INSTALL
+
+
+def test_editors_are_told_the_names_that_there_are():
+    """The stub has every name from where it is found at run time."""
+    stub = (ROOT / "snfnp" / "__init__.pyi").read_text("utf-8")
+    told = set(re.findall(r"^from (\S+) import (\w+) as \2$", stub, re.M))
+    there = {(f"snfnp.{module}", name) for name, module in snfnp._MODULES.items()}
+    assert told == there | {("snfnp", name) for name in snfnp._ROOMS}
+    assert "__init__.pyi" in SETTINGS["tool"]["setuptools"]["package-data"]["snfnp"]
+
+
+def test_rooms_are_there_when_they_are_asked_for():
+    code = "import sys, snfnp; assert 'numpy' not in sys.modules; snfnp.layers.ActNorm();"
+    code += "print(*(getattr(snfnp, name).__name__ for name in snfnp._ROOMS)); snfnp.room"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [f"snfnp.{name}" for name in snfnp._ROOMS]
+    assert "module 'snfnp' has no attribute 'room'" in done.stderr
+
+
 def test_the_extras_are_the_wheels_that_the_advice_names():
     extras = SETTINGS["project"]["optional-dependencies"]
     first, second = requirements._OLDEST_CUPY
     for major in requirements._DRIVERS:
         (cupy,), (nccl,) = extras[f"cuda{major}"], extras[f"nccl{major}"]
         assert cupy == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
+        assert f'install "{cupy}"' in requirements.install(major)
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")

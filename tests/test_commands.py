@@ -4,6 +4,8 @@ configuration that can be trained."""
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -69,3 +71,24 @@ def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
     assert COMMANDS and all((ROOT / command.split()[0]).is_file() for command in COMMANDS)
     with pytest.raises(UsageError):  # what cannot be trained would be found
         configuration("scripts/train_mnist.py --model emerging --kernel 5", monkeypatch)
+
+
+def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
+    page = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
+    (job,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    if shutil.which("bash"):
+        subprocess.run(["bash", "-n"], input=job, text=True, check=True)
+    command = job.partition("snfnp train ")[2].partition("\nstatus")[0]
+    words = shlex.split(command.replace("\\\n", ""))
+    given = vars(train._parser(None, "", {}).parse_args(words))
+    assert given.pop("resume") == train.AUTO
+    assert TrainConfig(**given).resolve(IMAGES["mnist"]).epochs == 1000
+
+
+def test_the_readmes_commands_are_given_without_an_operator_that_powershell_lacks():
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "scripts/runs.md")]
+    commands = re.findall(
+        r"^    (.* && python (?:-m pytest|scripts/train_mnist\.py))$", pages[0], re.M
+    )
+    assert len(commands) == 2
+    assert all(f"\n    {part}\n" in pages[1] for line in commands for part in line.split(" && "))

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.messages import assert_one_line
 
 from snfnp.errors import BackendError
-from snfnp.ops.gpu import requirements
+from snfnp.ops.gpu import cublas, requirements
 from snfnp.ops.host import HostDevice
 
 GIB = 2**30
@@ -58,7 +59,8 @@ def fake_cupy(version="14.2.0", kernel=1.0, devices=1, **libraries):
     )
 
 
-INSTALL = 'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525'
+CUDA13, CUDA12 = (f'python -m pip install "cupy-cuda{k}x[ctk]>=14.1,<15"' for k in (13, 12))
+INSTALL = f"{CUDA13} (driver 580 or newer) or {CUDA12} (driver 525"
 NO_CUPY, NO_CUDA = (ModuleNotFoundError(f"No module named {n!r}", name=n) for n in ("cupy", "cuda"))
 BROKEN = ImportError("\n=====\nFailed to import CuPy.\n=====")
 BROKEN.__cause__ = ImportError("libstdc++.so.6: version `GLIBCXX_3.4.30' not found")
@@ -77,7 +79,7 @@ CASES = [
     (
         fake_cupy(cublas=CUBLAS),
         "load CUDA's libraries (Failure finding libcublas.so.13: No such file)",
-        'pip install ".[cuda13]" brings them along',
+        f"{CUDA13} brings them along",
     ),
     (fake_cupy(kernel=HEADER), f"run a first kernel ({str(HEADER).strip()})", "nvidia-smi"),
     (fake_cupy(kernel=FULL), f"run a first kernel ({FULL})", "nvidia-smi"),
@@ -109,11 +111,38 @@ def test_what_is_missing_is_one_line_with_a_remedy(monkeypatch, cupy, found, rem
     assert "\n" not in message and caught.value.exit_status == 2
 
 
+@pytest.mark.parametrize("name", ["libcublas.so.13", "cublas64_13.dll"])
+def test_cublas_is_found_by_its_name_or_by_cupys_finder(monkeypatch, name):
+    """Loaded under its name it is CuPy's own; else NVIDIA's package is asked where it is."""
+    fake, loaded, there = fake_cupy(), [], {name}
+
+    def load(path):
+        loaded.append(path)
+        if path not in there:
+            raise OSError(f"{path} is not there")
+        return path
+
+    fake.cublas = SimpleNamespace()
+    found = SimpleNamespace(load_nvidia_dynamic_lib=lambda of: SimpleNamespace(abs_path=f"/{of}"))
+    modules = {"cupy": fake, "cupy.cublas": fake.cublas, "cuda.pathfinder": found}
+    for module, value in {**modules, "cuda": SimpleNamespace(pathfinder=found)}.items():
+        monkeypatch.setitem(sys.modules, module, value)
+    monkeypatch.setattr(sys, "platform", "win32" if name.endswith("dll") else "linux")
+    monkeypatch.setattr(cublas.ctypes, "CDLL", load)
+    assert cublas._load(fake) == name
+    there.symmetric_difference_update((name, "/cublas"))
+    assert cublas._load(fake) == "/cublas" and loaded == [name, name, "/cublas"]
+    there.clear()
+    with pytest.raises(BackendError) as caught:
+        cublas._load(fake)
+    assert_one_line(caught.value, f"cannot load cuBLAS ({name}: /cublas is not there)", CUDA13)
+
+
 def test_where_all_is_well_cupy_is_returned_and_a_long_reason_is_cut(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     assert requirements.require_cupy() is sys.modules["cupy"]
-    assert len(requirements._line(RuntimeError("x" * 500))) == 200
-    assert requirements._line(RuntimeError("====\n   \n")) == "RuntimeError"
+    assert len(requirements.first_line(RuntimeError("x" * 500))) == 200
+    assert requirements.first_line(RuntimeError("====\n   \n")) == "RuntimeError"
 
 
 def test_the_description_of_a_device(monkeypatch):

@@ -15,10 +15,11 @@ def labels(*records):
 def test_rows_are_drawn_where_there_is_something_to_draw():
     without = {**RECORD, "reconstruction": 0.0, "lam": 0.0}
     assert [label.partition(" (")[0] for label in labels(without)] == ["exact validation NLL"]
-    learns = labels(RECORD)
+    assert len(labels(RECORD, RECORD)) == 2  # λ stays where it is
+    learns = labels(RECORD, {**RECORD, "lam": 2.0})
     assert len(learns) == 3 and learns[2].startswith("λ")
     controlled = {"constraint": 2.0, "constraint_min": 1.0, "constraint_max": 3.0}
-    assert labels({**RECORD, **controlled})[3].startswith("constraint C")
+    assert labels({**RECORD, **controlled})[2].startswith("constraint C")
 
 
 def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
@@ -35,3 +36,11 @@ def test_the_picture_has_all_rows(tmp_path, monkeypatch):
     save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2}], "title")
     assert drawn["columns"] == {"epoch": [1, 2], "training seconds": [2.0, 2.0]}
     assert [row.label for row in drawn["rows"]] == labels(RECORD)
+
+
+def test_an_axis_of_few_epochs_has_whole_numbers(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.extend(figure.axes[-2:]))
+    save_curves(None, [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "")
+    epochs, seconds = (axis.get_xticks() for axis in drawn)
+    assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()

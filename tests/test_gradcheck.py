@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from support.messages import assert_one_line
 
+from snfnp.errors import UsageError
 from snfnp.gradcheck import (
     GradientError,
     as_matrix,
@@ -98,7 +100,7 @@ CHANGED = "^the layer changed its argument {}$"
         (
             "forward",
             "ldj = np.full(len(x), of_a)",
-            r"log\|det J\| is .* from the Jacobian, .* from",
+            r"log\|det J\| is .* from the Jacobian that .* from the layer.*: ldj or log_det is",
         ),
         ("forward", "ldj = ldj.sum(keepdims=True).repeat(2)", r"ldj has shape \(2,\)"),
         ("inverse", "u = np.arcsinh(z)", r"inverse\(forward\(x\)\) differs from x by"),
@@ -119,6 +121,61 @@ CHANGED = "^the layer changed its argument {}$"
 def test_a_wrong_layer_fails(place, line, message):
     with pytest.raises(GradientError, match=message):
         check_layer(SinhLayer(place, line), (D,))
+
+
+def failures(place, line):
+    """The lines of what check_layer finds wrong."""
+    with pytest.raises(GradientError) as caught:
+        check_layer(SinhLayer(place, line), (D,))
+    return str(caught.value).splitlines()
+
+
+def test_all_that_is_wrong_is_listed():
+    head, *lines = failures("end", "A[1, 2] += 1; t[3] *= 1.01; dx = 1.02 * dx")
+    assert head == "4 of 5 checks failed:"
+    assert [line.split(",")[0].split(" is")[0] for line in lines] == ["log|det J|", "x", "A", "t"]
+    assert "furthest off at A[1, 2]: " in lines[2] and "furthest off at t[3]: " in lines[3]
+
+
+@pytest.mark.parametrize("line", ["dx = 1.02 * dx", "dx = 0 * dx"])
+def test_a_wrong_delta_is_not_taken_for_a_wrong_determinant(line):
+    _, determinant, _ = failures("end", line)
+    assert "the Jacobian that backward makes" in determinant
+    assert determinant.endswith(": δ_x of backward is wrong")
+
+
+def test_a_multiple_of_the_right_gradient_is_said():
+    """Where it is one throughout: one wrong element is none."""
+    assert "-1 times the right one (its sign)" in failures("end", "A *= -1")[0]
+    assert " 3 times the right one" in failures("end", "A *= 3")[0]
+    assert "times" not in failures("end", "A[0, 1] *= -1")[0]
+
+
+class Returns(SinhLayer):
+    """A layer of which one method returns something else."""
+
+    def __getattribute__(self, name):
+        if name == super().__getattribute__("place"):
+            return lambda *arguments: eval(super(Returns, self).__getattribute__("line"))
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, error, said",
+    [
+        (SinhLayer, (D,), UsageError, "SinhLayer'> is no layer: give an instance"),
+        (np.sinh, (D,), UsageError, "is no layer"),
+        (SinhLayer(), D, UsageError, "shape is 4: give one sample's, as "),
+        (Returns("forward", "None"), (D,), GradientError, "forward must return z, ldj, cache, and"),
+        (Returns("forward", "(1, 2)"), (D,), GradientError, "and returns 2 of them"),
+        (Returns("backward", "None"), (D,), GradientError, "backward must return δ_x, and returns"),
+        (Returns("inverse", "None"), (D,), GradientError, "inverse must return x, and returns No"),
+    ],
+)
+def test_a_mistake_in_the_call_is_one_line(layer, shape, error, said):
+    with pytest.raises(error) as caught:
+        check_layer(layer, shape)
+    assert_one_line(caught.value, said)
 
 
 def test_the_message_shows_the_numbers():
@@ -187,7 +244,6 @@ class WideSplit(SplitPrior):
         (WideSplit, "^latent is float64"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # -inf / inf
 def test_a_wrong_split_fails(split, message):
     check_layer(SplitPrior(ActNorm()), (2, 3, 4))
     with pytest.raises(GradientError, match=message):

@@ -51,8 +51,7 @@ def contents(folder):
 
 def test_the_formats_above_are_all():
     assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
-    supported = plots.plt.figure().canvas.get_supported_filetypes()
-    plots.plt.close("all")
+    supported = plots.Figure().canvas.get_supported_filetypes()
     assert {suffix[1:] for suffix in plots.SUFFIXES} <= set(supported)
 
 
@@ -214,9 +213,20 @@ def test_the_default_picture_is_about_square_and_shows_every_pixel(folder, tmp_p
     assert not plots.is_large(*plots.grid_size(3000, plots.default_columns(3000), (28, 28, 1)))
     with Image.open(out) as picture:
         pixels = np.asarray(picture.convert("L")).astype(int)
+    assert (pixels[-20:] < 255).any()  # no margin below
     # noise has an edge between nearly any two pixels: there are as many as the grid has
     row = pixels[:, pixels.shape[1] // 2]
     assert (np.diff(row) != 0).sum() > 0.95 * 55 * 28
+
+
+def test_drawing_leaves_the_users_backend_alone(tmp_path):
+    code = "import matplotlib as m; m.use('svg'); import numpy, sys;"
+    code += "from snfnp.training import plots;"
+    code += "from pathlib import Path; images = numpy.zeros((4, 3, 3, 1), 'u1');"
+    code += "plots.save_samples(Path(sys.argv[1]), {'a': images}, '');"
+    code += "import matplotlib.pyplot as p; print(m.get_backend(), p.get_fignums())"
+    done = python(code, tmp_path / "a.png")
+    assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), done.stderr
 
 
 def test_measuring_needs_no_matplotlib():

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tqdm.auto
 from support.messages import assert_one_line
+from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_dataset
 from support.trainers import small_config as config
@@ -95,6 +97,42 @@ def test_the_lines_of_a_run_survive_an_output_without_greek(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "stdout", output)
     run_training(tmp_path / "run", epochs=1, report=print)
     assert b"lambda = 1" in output.buffer.getvalue() and output.errors == "strict"
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path, monkeypatch):
+    said = []
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        at_step(patched, 8, kill)
+        run_training(tmp_path / "run", checkpoint_every="2", report=said.append)
+    assert not any("resumed" in line for line in said)
+    run_training(tmp_path / "run", resume=True, report=said.append)
+    assert said.count("resumed from step 7 (epoch 1)") == 1
+
+
+def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
+    """None within a minute of another line; in a terminal or a notebook the bar moves instead."""
+    said = []
+    run_training(tmp_path / "short", report=said.append)
+    assert not any("steps left" in line for line in said)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    run_training(tmp_path / "run", report=said.append)
+    lines = [line for line in said if "steps left" in line]
+    assert len(lines) == 15 and lines[6].startswith("step 7 of 15, 0.0 minutes of steps left at ")
+    assert "surrogate" in lines[6] and progress.tqdm is tqdm.auto.tqdm
+
+
+def test_an_optimiser_of_ones_own_goes_on_with_its_own_state(tmp_path):
+    settings = {"optimiser": own("Momentum", RULES)(), "lr": 1e-5}
+    _, adams = run_training(tmp_path / "adam")
+    _, summary = run_training(tmp_path / "whole", **settings)
+    assert summary["validation_nll_nats"] != adams["validation_nll_nats"]
+    run_training(tmp_path / "part", epochs=1, **settings)
+    run_training(tmp_path / "part", resume=True, **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert RunFolder.open(tmp_path / "part")[1]["optimiser"] == "Momentum"
+    with pytest.raises(UsageError) as caught:
+        run_training(tmp_path / "part", resume=True, epochs=4, lr=1e-5)
+    assert_one_line(caught.value, "was trained by the optimiser Momentum, not by Adam", "resume(")
 
 
 def poison(monkeypatch, step, layer, parameter, value):

@@ -4,10 +4,13 @@ A command is a module here with main(argv, prog=None); prog: what its help calls
 when it runs: until then nothing here takes time.
 """
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 
+import snfnp
 from snfnp.errors import UsageError
 from snfnp.processes import terminal
 
@@ -23,15 +26,26 @@ COMMANDS = {
 
 def main(argv: list[str]) -> None:
     """Run the command that argv[0] names, or list all of them."""
+    program = "snfnp" if Path(sys.argv[0]).stem == "snfnp" else "python -m snfnp"
+    if argv == ["--version"]:
+        print(f"snfnp {snfnp.__version__}")
+        return
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m snfnp COMMAND …; COMMAND --help explains every option\n")
+        print(f"usage: {program} COMMAND …; COMMAND --help explains every option\n")
         for name, summary in COMMANDS.items():
             print(f"  {name:<10}{summary}")
         return
     name, *arguments = argv
     if name not in COMMANDS:
-        raise UsageError(f"no command is called {name}: choose from {', '.join(COMMANDS)}")
-    command(f"snfnp.cli.{name}", prog=f"python -m snfnp {name}")(arguments)
+        hint = suggestion(name, COMMANDS)
+        raise UsageError(f"no command is called {name}{hint}: choose from {', '.join(COMMANDS)}")
+    command(f"snfnp.cli.{name}", prog=f"{program} {name}")(arguments)
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """The name that a wrong word looks like, as the end of a message; nothing if none does."""
+    close = difflib.get_close_matches(word, names, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def command(module: str, **settings) -> Callable[[list[str]], None]:
@@ -39,8 +53,9 @@ def command(module: str, **settings) -> Callable[[list[str]], None]:
     return lambda argv: import_module(module).main(argv, **settings)
 
 
-def run_script(main: Callable[[list[str]], None]) -> None:
-    """Run a script's main(argv), with exit statuses and errors as `terminal.run` has them."""
+def run_script(main: Callable[[list[str]], None] = main) -> None:
+    """Run a script's main(argv), or that of all commands, with exit statuses and errors as
+    `terminal.run` has them."""
     status = terminal.run(lambda: main(sys.argv[1:]))
     if status:
         sys.exit(status)

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from snfnp.cli import suggestion
 from snfnp.cli.shared import Parser
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.gradcheck.catalogue import catalogue
@@ -26,8 +27,9 @@ def main(argv, prog=None) -> None:
     args = parser.parse_args(argv)
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:
-        names = ", ".join(dict.fromkeys(check.name for check in catalogue()))
-        raise UsageError(f"no layer, rule or map has {args.layer!r} in its name: {names}")
+        names = dict.fromkeys(check.name for check in catalogue())
+        found = f"no layer, rule or map has {args.layer!r} in its name"
+        raise UsageError(f"{found}{suggestion(args.layer, names)}: choose from {'; '.join(names)}")
     ops, dtype = get_ops(args.backend), np.dtype(args.dtype).type
     allowed = f"a relative error of {tolerance(dtype):.0e} is allowed"
     print(f"{ops.name} backend, {args.dtype}: {allowed}")

@@ -3,28 +3,45 @@
 import argparse
 import math
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from snfnp.cli import suggestion
 from snfnp.data import load_dataset
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
 from snfnp.training.runs.load import LoadedRun, load_run
 
+_VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
+
+
+class _Help(argparse.HelpFormatter):
+    def _get_default_metavar_for_optional(self, action):
+        return _VALUES.get(action.type, "VALUE")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as everybody's are, and whose help cannot get lost."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": _Help, **settings})
 
     def print_help(self, file=None):
         print(self.format_help(), end="", file=file)  # argparse passes over what goes wrong here
 
     def error(self, message):
+        hint = ""
+        if unknown := re.match(r"unrecognized arguments: (?:.*? )?(--[\w-]+)", message):
+            hint = suggestion(unknown[1], self._option_string_actions)
+        elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = suggestion(choice[1], re.split(r"[', ]+", choice[2]))
         if len(message) > 300:
             message = f"{message[:300]} …"
-        raise UsageError(f"{message}: see {self.prog} --help")
+        raise UsageError(f"{message}{hint}: see {self.prog} --help")
 
 
 def run_parser(prog: str | None, description: str) -> Parser:

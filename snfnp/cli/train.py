@@ -14,6 +14,9 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 AUTO = "auto"  # a value of --resume
+# What --help begins with; the other options follow in the configuration's parts.
+EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
+EVERYDAY += ("seed", "backend")
 _SAMPLES = 64
 _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
@@ -65,11 +68,14 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     """
     parser = Parser(
         prog=prog,
+        usage="%(prog)s [-h] [OPTION …]",
         description=f"Train {subject}. Writes a run folder with the configuration, metrics, "
-        "checkpoints, samples and curves.",
+        "checkpoints, samples and curves. The first options are the everyday ones.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    everyday = parser.add_argument_group("Everyday options")
+    start = parser.add_argument_group("How it starts")
     for part in PARTS.values():
         group = parser.add_argument_group(part.__doc__.partition("\n")[0].rstrip("."))
         for option in options_in(part).values():
@@ -79,17 +85,17 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
             elif option.choices:
                 settings = {"choices": option.choices}
             else:
-                settings = {"type": _KINDS[option.kind], "metavar": option.kind.upper()}
-            group.add_argument(option.flag, dest=option.name, help=text, **settings)
-    group = parser.add_argument_group("How it starts")
-    group.add_argument(
+                settings = {"type": _KINDS[option.kind]}
+            place = everyday if option.name in EVERYDAY else group
+            place.add_argument(option.flag, dest=option.name, help=text, **settings)
+    start.add_argument(
         launching.OPTION,
         type=int,
         metavar="N",
         help="train in so many processes, each with its share of every batch: on GPUs, one for "
-        'each (starts this command with mpiexec; needs pip install ".[mpi]")',
+        "each (starts this command with mpiexec; needs mpi4py)",
     )
-    group.add_argument(
+    start.add_argument(
         "--resume",
         nargs="?",
         const=True,
@@ -98,7 +104,7 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
         "longer); auto: start it if there is nothing to go on with, so that one command can be "
         "submitted again and again",
     )
-    group.add_argument(
+    start.add_argument(
         "--rollback",
         action="store_true",
         help="go back to the best checkpoint of the run in --out, with its λ and other settings "

@@ -4,7 +4,9 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +18,8 @@ from snfnp.images import fault
 
 SPLITS = ("train", "validation", "test")
 _HASHED = 4096  # images at once
+_FAILED = ".failed"  # of the file beside a folder of the cache that says when no mirror gave it
+_RETRY_AFTER = 600  # seconds from then on in which it is not tried again
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +147,12 @@ class Published:
             raise SnfnpError("registered users alone are given the files")
         if missing and os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
             raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
+        failed = folder.with_suffix(_FAILED)
+        with suppress(OSError):
+            ago = time.time() - failed.stat().st_mtime
+            if missing and 0 <= ago < _RETRY_AFTER:
+                again = f"to try again now, delete {failed}"
+                raise SnfnpError(f"the download failed {ago / 60:.0f} minutes ago: {again}")
         return list(dict.fromkeys(_download(self, key, folder) for key in missing))
 
     def _to_get(self) -> str:
@@ -198,4 +208,6 @@ def _download(published: Published, key: str, folder: Path) -> str:
                 failures.append(f"{host}: {problem}")
     except OSError as error:
         raise SnfnpError(f"the cache {folder} cannot be written ({error.strerror})") from error
+    with suppress(OSError):
+        folder.with_suffix(_FAILED).touch()
     raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")

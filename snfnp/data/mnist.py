@@ -75,9 +75,8 @@ class MnistSpec(Published):
                 splits.append(read_idx(path, (count, *IMAGE_SIZE))[..., None])
         report(
             f"WARNING: NOT THE FULL {self.title}: using the sample shipped with the package (5000 "
-            f"train, 1000 validation, 1000 test images), because {error}; for the full data give a "
-            f"folder with {' and '.join(self.names.values())} by --data-dir or SNFNP_DATA_DIR, or "
-            "run again when the download works"
+            f"train, 1000 validation, 1000 test images), because {error}; --data-dir or "
+            "SNFNP_DATA_DIR may name a folder with the full data's files"
         )
         return Dataset(self.name, *splits, "sample shipped with the package", is_sample=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
+_MOST = 1000  # elements of an array that are looked at one by one
 
 
 class GradientError(AssertionError):
@@ -102,6 +103,7 @@ def measure_gradient(
             raise GradientError(
                 f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
                 f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(at)})"
+                + _where(f, x, gradient, h, name)
             )
         worst = max(worst, error)
         for factor in controls:
@@ -112,6 +114,23 @@ def measure_gradient(
             raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
     control = min(controls.values()) if typical > 0 else float("nan")
     return Measured(worst, control, (numeric, analytic))
+
+
+def _where(f: Callable, x, gradient, h: float, name: str) -> str:
+    """Words for the element of a wrong gradient that is furthest off, and for a gradient that is a
+    multiple of the right one. Nothing for a large array: this costs O(size) evaluations."""
+    if x.size > _MOST:
+        return ""
+    units = np.eye(x.size).reshape(x.size, *x.shape)
+    numeric = np.reshape([central_difference(f, x, unit, h) for unit in units], x.shape)
+    off = np.nan_to_num(np.abs(gradient - numeric), nan=np.inf)
+    worst = np.unravel_index(np.argmax(off), x.shape)
+    place = f"{name}[{', '.join(map(str, worst))}]"
+    words = f"; furthest off at {place}: {gradient[worst]:.6g}, not {numeric[worst]:.6g}"
+    ratio = float(np.sum(gradient * numeric)) / max(float(np.sum(numeric**2)), 1e-300)
+    if ratio and np.linalg.norm(gradient - ratio * numeric) <= 1e-6 * np.linalg.norm(gradient):
+        words += f"; all of it is {ratio:.6g} times the right one" + " (its sign)" * (ratio < 0)
+    return words
 
 
 def relative(value: float, expected: float, typical: float) -> float:

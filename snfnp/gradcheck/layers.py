@@ -11,10 +11,18 @@ import numpy as np
 
 from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import GradientError, measure_gradient, relative, tolerance
+from snfnp.gradcheck.differences import (
+    GradientError,
+    central_difference,
+    measure_gradient,
+    relative,
+    tolerance,
+)
+from snfnp.layers import Layer
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
+_UNWRITTEN = "backward left its gradient (partly) unwritten or NaN"
 
 
 @dataclass
@@ -59,7 +67,12 @@ class Case:
     report: Report = field(default_factory=Report)
 
     def __post_init__(self):
-        layer, self.shape = self.layer, tuple(self.shape)
+        layer = self.layer
+        if not isinstance(layer, Layer):
+            raise UsageError(f"{str(layer)[:60]} is no layer: give an instance of a snfnp.Layer")
+        if not isinstance(self.shape, (tuple, list)):
+            raise UsageError(f"shape is {self.shape!r}: give one sample's, as (6,) or (8, 8, 3)")
+        self.shape = tuple(self.shape)
         self.ops = self.ops or get_ops("numpy")
         self.rtol = tolerance(self.dtype) if self.rtol is None else self.rtol
         self.rng = rng = np.random.default_rng(self.seed)
@@ -87,7 +100,8 @@ class Case:
 
     def forward(self, x, params) -> tuple[list, np.ndarray | int]:
         """The outputs, and ldj."""
-        z, ldj, cache = self.layer.forward(self.ops, self.put(params), self.put(x))
+        returned = self.layer.forward(self.ops, self.put(params), self.put(x))
+        z, ldj, cache = _returned(returned, "forward", "z, ldj, cache")
         outputs = (z, cache["latent"]) if len(self.c) == 2 else (z,)
         ldj = ldj if isinstance(ldj, int) else self.ops.to_host(ldj)
         return [self.ops.to_host(output) for output in outputs], ldj
@@ -115,6 +129,7 @@ class Case:
             ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
+            _returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
             if self.layer.learns_inverse:
                 dx, measured = dx
                 grads |= measured.updates
@@ -134,11 +149,13 @@ class Case:
         grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
         for name in self.params:
             if np.isnan(grads[name]).any():
-                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
+                raise GradientError(f"{name}: {_UNWRITTEN}")
         return grads
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
+        if np.isnan(gradient).any():
+            raise GradientError(f"{name}: {_UNWRITTEN}")
         settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
         measured = measure_gradient(scalar, point, gradient, **settings)
         self.report.errors[name], self.report.controls[name] = measured.error, measured.control
@@ -168,6 +185,15 @@ def as_matrix(f, ops, w, shape) -> np.ndarray:
     dimension = int(np.prod(shape))
     basis = ops.asarray(np.eye(dimension).reshape(dimension, *shape))
     return ops.to_host(f.apply(ops, ops.asarray(w), basis)).reshape(dimension, -1).T
+
+
+def _returned(value, method: str, expected: str):
+    """A method's result, if it is as many things as are expected. Raises GradientError."""
+    count = len(value) if isinstance(value, tuple) else int(value is not None)
+    if count != len(expected.split(", ")):
+        found = f"{count} of them" if count else "None"
+        raise GradientError(f"{method} must return {expected}, and returns {found}")
+    return value
 
 
 def _each(function: Callable, given):
@@ -212,8 +238,9 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     return scalar
 
 
-def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report:
-    """Check a layer on random points and parameters. Raises GradientError.
+def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
+    """Check a layer on random points and parameters. Raises GradientError with everything that is
+    wrong, a line each (a wrong shape or dtype alone: the rest would mean nothing).
 
     * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
     * inverse(forward(x)) = x, by the exact inverse;
@@ -225,7 +252,8 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
     full precision: it is the exact gradient of another scalar, by default `frozen_bar_scalar`.
 
     shape: one sample's; scalar: the function that makes the scalar of a rule of your own, with
-    the arguments of `frozen_bar_scalar`; settings, all optional: ops: a backend (default: plain
+    the arguments of `frozen_bar_scalar` (derivations/28-write-your-own-rule.md, also for a rule
+    without an R); settings, all optional: ops: a backend (default: plain
     NumPy), to which host arrays are moved as needed; batch: how many samples (default 3); seed: of
     the random numbers; x: the points (host), default standard normal (keep them off kinks); params:
     {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
@@ -234,21 +262,34 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
     1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
     Costs O(D) forward passes: keep D small.
     """
+    case = Case(layer, shape, **settings)
     if layer.learns_inverse and layer.rule.updates:
         found = ", ".join(layer.rule.updates)
         raise UsageError(f"{found} of this layer has no gradient, its rule finds it by itself")
-    case = Case(layer, shape, **settings)
     _check_arrays(case)
-    case.report.errors["inverse(forward(x))"] = _inverse_error(case)
-    case.report.errors["log-determinant"] = max(_log_det_error(case, sample) for sample in case.x)
-    x, params, grads = case.x, case.params, case.gradients()
-    case.measure("x", lambda value: case.objective(value, params), x, grads["x"])
+    wrong = []
+
+    def attempt(check: Callable, *arguments):
+        try:
+            return check(*arguments)
+        except GradientError as error:
+            wrong.append(str(error))
+
+    x, params, errors = case.x, case.params, case.report.errors
+    errors["inverse(forward(x))"] = attempt(_inverse_error, case)
+    errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in x))
+    grads = case.backward(*map(case.cast, (x, params, case.c, case.a)))
+    attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
-    if layer.learns_inverse:
-        f = scalar(layer, shape, case.ops, params, x, case.c[0], case.a, case.lam)
+    if scalar or layer.learns_inverse:
+        make = scalar or frozen_bar_scalar
+        f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in params:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
-        case.measure(name, of_one, params[name], grads[name])
+        attempt(case.measure, name, of_one, params[name], grads[name])
+    if wrong:
+        head = f"{len(wrong)} of {2 + len(grads)} checks failed:\n" if len(wrong) > 1 else ""
+        raise GradientError(head + "\n".join(wrong))
     return case.report
 
 
@@ -277,7 +318,7 @@ def _check_arrays(case: Case) -> None:
 def _inverse_error(case: Case) -> float:
     outputs = case.forward(case.x, case.params)[0]
     p, z = case.put(case.cast(case.params)), case.put(case.cast(outputs))
-    back = case.ops.to_host(case.layer.exact_inverse(case.ops, p, *z))
+    back = case.ops.to_host(_returned(case.layer.exact_inverse(case.ops, p, *z), "inverse", "x"))
     error = float(np.max(np.abs(back - case.x)) / max(1.0, np.max(np.abs(case.x))))
     if not error <= case.rtol:
         raise GradientError(f"inverse(forward(x)) differs from x by {error:.2e} > {case.rtol:.0e}")
@@ -285,7 +326,10 @@ def _inverse_error(case: Case) -> float:
 
 
 def _log_det_error(case: Case, sample: np.ndarray) -> float:
-    """ldj + log_det against slogdet of the Jacobian at one sample; row i of it is backward(e_i)."""
+    """ldj + log_det against slogdet of the Jacobian at one sample; row i of it is backward(e_i).
+
+    Where they differ, the Jacobian by differences of `forward` says which of them is wrong.
+    """
     dimension = sample.size
     copies = np.repeat(sample[None], dimension, axis=0)
     outputs, ldj = case.forward(copies, case.params)
@@ -294,10 +338,20 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     deltas = [e.reshape(o.shape) for e, o in zip(parts, outputs, strict=True)]
     x, a, *deltas = case.cast([copies, np.zeros(dimension), *deltas])
     rows = case.backward(x, case.cast(case.params), deltas, a)["x"].reshape(dimension, dimension)
-    expected = np.linalg.slogdet(rows.astype(np.float64))[1]
+    expected = float(np.linalg.slogdet(rows.astype(np.float64))[1])
     declared = float(np.broadcast_to(ldj, (dimension,))[0]) + case.log_det(case.params)
     error = abs(declared - expected) / max(1.0, abs(expected))
-    if not error <= case.rtol:
-        found = f"log|det J| is {expected:.12g} from the Jacobian"
-        raise GradientError(f"{found}, {declared:.12g} from the layer")
-    return error
+    if error <= case.rtol:
+        return error
+
+    def rows_of(x):
+        return np.concatenate([flat(z) for z in case.forward(x, case.params)[0]], axis=1)
+
+    columns = central_difference(rows_of, copies, np.eye(dimension).reshape(copies.shape), 1e-2)
+    numeric = float(np.linalg.slogdet(columns)[1])
+    closer = abs(declared - numeric) < abs(expected - numeric)
+    raise GradientError(
+        f"log|det J| is {expected:.12g} from the Jacobian that backward makes, {declared:.12g} "
+        f"from the layer, and {numeric:.8g} from finite differences of forward: "
+        f"{'δ_x of backward' if closer else 'ldj or log_det'} is wrong"
+    )

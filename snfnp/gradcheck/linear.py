@@ -1,4 +1,7 @@
-"""Checking maps T(w) and rules against T(w) written out, on any backend."""
+"""Checking maps T(w) and rules against T(w) written out, on any backend.
+
+Derivation: derivations/28-write-your-own-rule.md.
+"""
 
 import numpy as np
 
@@ -65,15 +68,16 @@ def check_rule(rule, linear_map, shape, **settings) -> Report:
     """Check what a rule makes of a linear layer where that must be exact. Raises GradientError.
 
     This does not use the rule's own formula: it differentiates the likelihood, log|det T|
-    included, numerically. A self-normalizing rule is put at R = W⁻¹, where Eqs. 10 and 11 become
-    Eqs. 8 and 9 (so the map must be one whose inverse is of its own kind: dense, or 1×1), and no
-    reconstruction error is left (`check_layer` checks what λ scales); a relative one must be the
-    exact gradient times WᵀW. settings: ops, batch, seed, rtol, dtype as in `check_layer`. O(D³).
+    included, numerically. A rule that learns an inverse, one of your own too, is put at R = W⁻¹,
+    where Eqs. 10 and 11 become Eqs. 8 and 9 (so the map must be one whose inverse is of its own
+    kind: dense, or 1×1), and no reconstruction error is left (`check_layer` checks what λ scales);
+    a relative one must be the exact gradient times WᵀW. settings: ops, batch, seed, rtol, dtype as
+    in `check_layer`. O(D³).
     """
     case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
     params, volume = case.params, case.a.sum()
-    learns, w = isinstance(rule, SelfNormalizing), params["W"]
-    mixture = learns and rule.objective == "mixture"
+    learns, w = rule.learns_inverse, params["W"]
+    mixture = isinstance(rule, SelfNormalizing) and rule.objective == "mixture"
     if learns:
         # w.shape[-2:] is the matrix of a dense map (transposed in a kernel, as its inverse is)
         params["R"] = np.linalg.inv(w)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, world
-from snfnp.ops.communication import launched
+from snfnp.ops.communication import INSTALL, launched
 from snfnp.processes import terminal
 
 OPTION = "--processes"
@@ -55,10 +55,12 @@ def _require_cores(count: int) -> None:
 def find_mpiexec(feature: str) -> str:
     """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
     or no mpi4py. feature: needs it."""
+    if sys.platform == "win32":
+        raise UsageError(f"{feature} does not work on Windows: train in one process, or in WSL2")
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
         if not place:
-            raise UsageError(f'{feature} needs {missing}, which is missing: pip install ".[mpi]"')
+            raise UsageError(f"{feature} needs {missing}, which is missing: {INSTALL}")
     return mpiexec
 
 

@@ -34,11 +34,12 @@ def _point(record: dict, figure: str) -> tuple[float, float, float] | None:
 
 
 def rows(records: list[dict]) -> list[Row]:
-    """The rows that some record has a figure for."""
+    """The rows that some record has a figure for; λ if it moves."""
     drawn = []
     for figure, label, style in ROWS:
         points = [_point(record, figure) for record in records]
-        if any(points):
+        fixed = figure == "lam" and len({value for point in points for value in point or ()}) == 1
+        if any(points) and not fixed:
             lines = np.array([point or [np.nan] * 3 for point in points]).T
             drawn.append(Row(label, lines, **style))
     return drawn

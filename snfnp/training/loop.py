@@ -33,6 +33,7 @@ def train(
     resume: bool | str = False,
     report: Callable[[str], None] = print,
     world: Communicator = SINGLE_PROCESS,
+    optimiser=None,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
@@ -40,7 +41,8 @@ def train(
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
     end reports the test likelihood there. resume: go on from the last checkpoint; "best": from
     the best one, or from the start if there is none yet. report: gets every line. world: the ranks
-    that train together, each of which calls this; rank 0 alone reports and writes.
+    that train together, each of which calls this; rank 0 alone reports and writes. optimiser: one
+    of your own in Adam's place (derivations/28-write-your-own-rule.md); a run goes on with its own.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError if another program trains
@@ -60,7 +62,7 @@ def train(
                 report(line)
         flow = config.build_flow(dataset.train.shape[1:])
         batches = Batches(ops, dataset.train, config, flow.shape, world)
-        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world)
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
@@ -90,7 +92,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
     """The remaining steps, with checkpoints and evaluations; keep: gets every record of these."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    progress = ProgressLine(config, trainer, clock, steps)
+    progress = ProgressLine(config, trainer, clock, steps, report)
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps:
@@ -104,7 +106,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 progress.show()
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
-                progress.bar.clear()
+                progress.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
                 keep(record)
@@ -117,7 +119,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
             elif requests & (_SAVE | _CHECKPOINT | _STOP):
                 checkpoints.save(run.last)
             if requests & _CHECKPOINT:
-                progress.bar.clear()
+                progress.clear()
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 signals.checkpoint = False
             if requests & _STOP:

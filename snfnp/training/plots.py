@@ -33,9 +33,7 @@ if "MPLCONFIGDIR" not in os.environ and not all(
         os.environ["MPLCONFIGDIR"] = str(_folder)
 
 import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")  # files only: works without a display
-import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402, no pyplot: the user's backend stays
 
 
 def default_columns(count: int) -> int:
@@ -81,14 +79,15 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
     size = (4.6 * len(panels) * grow, 5.2 * grow)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(name)
         axis.axis("off")
     figure.suptitle(title)
     figure.tight_layout()
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,10 @@ class Row:
 
 def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
     """Every row against every x axis: {its label: x of each record}."""
-    figure, axes = plt.subplots(
-        *(len(rows), len(columns)),
-        figsize=(9.5, 3 * len(rows) + 0.4),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",  # a title of its own height above any number of rows
-    )
+    # constrained: a title of its own height above any number of rows
+    figure = Figure(figsize=(9.5, 3 * len(rows) + 0.4), layout="constrained")
+    shared = {"sharex": "col", "sharey": "row", "squeeze": False}
+    axes = figure.subplots(len(rows), len(columns), **shared)
     for column, (label, x) in enumerate(columns.items()):
         for number, row in enumerate(rows):
             axis, color = axes[number, column], f"C{number}"
@@ -126,6 +121,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
             if row.log and not (row.lines <= 0).any():
                 axis.set_yscale("log")
         axes[-1, column].set_xlabel(label)
+        axes[-1, column].xaxis.get_major_locator().set_params(integer=label == "epoch")
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
     figure.suptitle(title)
@@ -142,11 +138,13 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     The first evaluations, far above all others, are left out if they would flatten the rest.
     """
     *columns, y = COMPARED
-    figure, axes = plt.subplots(1, len(columns), figsize=(11, 4.6), sharey=True)
+    figure = Figure(figsize=(11, 4.6))
+    axes = figure.subplots(1, len(columns), sharey=True)
     for axis, x in zip(axes, columns, strict=True):
         for name, figures in lines.items():
             axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
+        axis.xaxis.get_major_locator().set_params(integer=x == "epoch")
         axis.grid(alpha=0.3)
     lowest = min(min(figures[y]) for figures in lines.values())
     settled = max(figures[y][len(figures[y]) // 5] for figures in lines.values())
@@ -163,10 +161,9 @@ def _marker(x) -> str | None:
     return "." if len(x) < 50 else None
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure, path: Path, **settings) -> None:
     content, kind = io.BytesIO(), path.suffix[1:].lower()
     undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
-    with plt.rc_context({"svg.hashsalt": "snfnp"}):
-        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated)
-    plt.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
+        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated, **settings)
     write_atomically(path, content.getvalue())

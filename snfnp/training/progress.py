@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
+from tqdm.auto import tqdm  # a notebook's own bar, too
 
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
+_LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 
 
 class Clock:
@@ -56,10 +57,11 @@ class Clock:
 
 
 class ProgressLine:
-    """The progress bar, in units of images, with the last step's figures: on rank 0 alone."""
+    """The progress bar, in units of images, with the last step's figures: on rank 0 alone. Where
+    the output is neither a terminal nor a notebook, a line of them every minute: report gets it."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int):
-        self._trainer, self._clock = trainer, clock
+    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int, report):
+        self._trainer, self._clock, self._steps, self._report = trainer, clock, steps, report
         silent = trainer.world.rank > 0
         self.bar = tqdm(
             total=steps * config.batch_size,
@@ -73,7 +75,13 @@ class ProgressLine:
 
     def due(self) -> bool:
         """Say whether it is time to show the figures of a step: a look waits for the device."""
-        return time.perf_counter() - self._shown >= _SHOW_EVERY
+        every = _LINE_EVERY if self.bar.disable else _SHOW_EVERY
+        return time.perf_counter() - self._shown >= every
+
+    def clear(self) -> None:
+        """Make room for another line: the next one of a log file is a minute off."""
+        self.bar.clear()
+        self._shown = max(self._shown, time.perf_counter())
 
     def show(self) -> None:
         """Show the figures of the last step. All ranks wait for it; raises DivergedError if it
@@ -86,7 +94,12 @@ class ProgressLine:
         if self._trainer.multipliers:
             lams = self._trainer.lam_by_layer().values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
-        self.bar.set_postfix_str(
+        figures = (
             f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
             f"{lam}|grad| {metrics.gradient_norm:.1f}"
         )
+        self.bar.set_postfix_str(figures)
+        if self.bar.disable:
+            step, speed = self._trainer.step, self._clock.steps_per_second
+            left = f"{(self._steps - step) / speed / 60:.1f} minutes of steps left"
+            self._report(f"step {step} of {self._steps}, {left} at {speed:.3g} a second: {figures}")

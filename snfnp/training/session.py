@@ -32,7 +32,7 @@ class Session:
     goes_on: bool | str
     world: Communicator
 
-    def train(self, report: Callable[[str], None] = print) -> dict:
+    def train(self, report: Callable[[str], None] = print, optimiser=None) -> dict:
         """Train to the end; the summary, as `snfnp.train` returns it."""
         config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
@@ -40,7 +40,7 @@ class Session:
             also += ", or --recompute"
         with within_memory(self.ops, "--batch-size", config.batch_size, also):
             how = (self.folder, self.goes_on, report)
-            return train(config, dataset, self.ops, *how, world=self.world)
+            return train(config, dataset, self.ops, *how, self.world, optimiser)
 
 
 @contextmanager
@@ -93,6 +93,7 @@ def resume(
     rollback: bool = False,
     dataset: Dataset | None = None,
     report: Callable[[str], None] = print,
+    optimiser=None,
     **changes,
 ) -> dict:
     """Go on with the run in a folder, and return what `snfnp.train` returns.
@@ -101,12 +102,12 @@ def resume(
 
     rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
     images, if the run was trained on others than `load_dataset` finds; report: gets every line;
-    changes: options of `TrainConfig` with new values from here on. Raises UsageError if `path` is
-    no run's folder, if another program trains in it, or if with these options or images it would
-    not be the same run.
+    optimiser: the run's own, if it was started with one; changes: options of `TrainConfig` with
+    new values from here on. Raises UsageError if `path` is no run's folder, if another program
+    trains in it, or if with these options or images it would not be the same run.
     """
     with resumed(Path(path), changes, rollback, dataset=dataset) as session:
-        return session.train(report)
+        return session.train(report, optimiser)
 
 
 def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):

@@ -16,7 +16,7 @@ from snfnp import registry
 from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE
-from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, RandomKey, shares
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
 from snfnp.training.followers import make_followers
@@ -42,13 +42,14 @@ class TrainingStep:
     number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers: λ's
     controllers, or None; followers: these and others (`snfnp.training.followers`); state, states:
     their state, flat and by name. world: the ranks that train together; communicator: the one that
-    sums arrays of the device over them.
+    sums arrays of the device over them. optimiser: what `update`s the parameters, `Adam` or one of
+    your own (derivations/28-write-your-own-rule.md).
     """
 
-    def __init__(self, ops, flow: Flow, config: TrainConfig, world: Communicator = SINGLE_PROCESS):
+    def __init__(self, ops, flow: Flow, config: TrainConfig, world=SINGLE_PROCESS, optimiser=None):
         self.ops, self.flow, self.config, self.world = ops, flow, config, world
         self.communicator = ops.device.communicator(world)
-        self.adam = Adam()
+        self.optimiser = optimiser or Adam()
         self.layout = layout = flow.layout
         self.p = self.initial()
         self.gradient = ops.xp.zeros_like(self.p)
@@ -141,13 +142,13 @@ class TrainingStep:
             log.density(self.sums[:_RECONSTRUCTION], scalars.number)
             reconstruction = self.sums[_RECONSTRUCTION, ...]
 
-        # Adam, and the next values of the parameters that no optimiser moves.
+        # Adam or another optimiser, and the next values of the parameters that none moves.
         optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
         failed, nonfinite, has_updates = log.failed, 0.0, self.layout.split < self.layout.size
         if has_updates:
             nonfinite = ops.step.nonfinite_flag(self.gradient[updated])
             failed = failed + nonfinite
-        squares = self.adam.update(
+        squares = self.optimiser.update(
             ops,
             self.gradient[optimised],
             scalars.lr,

@@ -9,7 +9,6 @@ from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS
 from snfnp.training.adam import warmed_up
-from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
 
@@ -39,9 +38,9 @@ class Trainer(TrainingStep):
     """
 
     def __init__(
-        self, ops, flow, config: TrainConfig, steps_per_epoch, report=print, world=SINGLE_PROCESS
+        self, ops, flow, config, steps_per_epoch, report=print, world=SINGLE_PROCESS, optimiser=None
     ):
-        super().__init__(ops, flow, config, world)
+        super().__init__(ops, flow, config, world, optimiser)
         self.steps_per_epoch = steps_per_epoch
         self.step, self.lam = 0, config.lam
         self._ascend = self.ascend

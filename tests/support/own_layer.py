@@ -1,4 +1,4 @@
-"""The layer and the map that derivations/16-write-your-own-layer.md writes, taken from the page."""
+"""The layer, the map, the rule and the optimiser that pages of the derivations write."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import doctest
 from functools import cache
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "derivations" / "16-write-your-own-layer.md"
+DERIVATIONS = Path(__file__).parents[2] / "derivations"
+LAYERS, RULES = "16-write-your-own-layer.md", "28-write-your-own-rule.md"
 
 
 @cache
-def own(name: str):
-    """A class that the page defines."""
-    for example in doctest.DocTestParser().get_examples(PAGE.read_text()):
-        if f"class {name}" in example.source:
+def own(name: str, page: str = LAYERS):
+    """A class that a page defines."""
+    text = (DERIVATIONS / page).read_text(encoding="utf-8")
+    sources = [each.source for each in doctest.DocTestParser().get_examples(text)]
+    imports = "".join(source for source in sources if source.startswith(("import ", "from ")))
+    for source in sources:
+        if f"class {name}" in source:
             namespace: dict = {}
-            exec(_imports() + example.source, namespace)
+            exec(imports + source, namespace)
             return namespace[name]
-    raise LookupError(f"{PAGE.name} defines no class {name}")
-
-
-def _imports() -> str:
-    """All imports of the page."""
-    sources = (each.source for each in doctest.DocTestParser().get_examples(PAGE.read_text()))
-    return "".join(source for source in sources if source.startswith(("import ", "from ")))
+    raise LookupError(f"{page} defines no class {name}")

@@ -90,12 +90,14 @@ def small_config(**changes):
     ).resolve(IMAGES)
 
 
-def run_training(path, dataset=None, resume=False, report=lambda text: None, **changes):
+def run_training(
+    path, dataset=None, resume=False, report=lambda text: None, optimiser=None, **changes
+):
     """A small run, or more of it: (its folder, its summary)."""
     config, ops = small_config(**changes), get_ops(changes.get("backend", "numba"))
     run = RunFolder(path) if resume else RunFolder.create(path)
     dataset = dataset or small_dataset()
-    return run, train(config, dataset, ops, run, resume, report)
+    return run, train(config, dataset, ops, run, resume, report, optimiser=optimiser)
 
 
 def without_time(records):

@@ -10,7 +10,7 @@ from snfnp.errors import BackendError
 from snfnp.ops.communication.definition import SINGLE_PROCESS, Communicator, shares
 from snfnp.ops.communication.launch import launched
 
-_INSTALL = 'pip install ".[mpi]"'
+INSTALL = "python -m pip install mpi4py mpich"
 
 
 @cache
@@ -30,10 +30,10 @@ def world() -> Communicator:
         mpi4py.rc.thread_level = "funneled"  # the main thread alone communicates
         from mpi4py import MPI
     except ModuleNotFoundError:
-        raise BackendError(f"{started}, but mpi4py is not installed: {_INSTALL}") from None
+        raise BackendError(f"{started}, but mpi4py is not installed: {INSTALL}") from None
     except (ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise BackendError(f"{started}, but mpi4py finds no MPI ({reason}): {_INSTALL}") from None
+        raise BackendError(f"{started}, but mpi4py finds no MPI ({reason}): {INSTALL}") from None
     if MPI.COMM_WORLD.size != launch.size:
         library = MPI.Get_library_version().split("\n")[0].strip()
         raise BackendError(
@@ -45,4 +45,4 @@ def world() -> Communicator:
     return Mpi(MPI)
 
 
-__all__ = ["SINGLE_PROCESS", "Communicator", "launched", "shares", "world"]
+__all__ = ["INSTALL", "SINGLE_PROCESS", "Communicator", "launched", "shares", "world"]

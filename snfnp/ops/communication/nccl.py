@@ -61,7 +61,7 @@ def _load(cupy):
     if nccl.available:
         return nccl, None
     cuda = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    return nccl, f'NCCL is not installed: pip install ".[nccl{cuda}]"'
+    return nccl, f"NCCL is not installed: python -m pip install nvidia-nccl-cu{cuda}"
 
 
 def _place(cupy) -> tuple[str, str]:

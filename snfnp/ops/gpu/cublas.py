@@ -6,12 +6,15 @@ array is a column-major N × M matrix, so C = A B is computed as Cᵀ = Bᵀ A�
 """
 
 import ctypes
+import sys
 import weakref
+from contextlib import suppress
 
 import numpy as np
 
 from snfnp.errors import BackendError, SnfnpError
 from snfnp.ops.gpu.launch import DeviceGuard
+from snfnp.ops.gpu.requirements import first_line, install
 
 _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
@@ -99,13 +102,18 @@ def _destroy(device, library, handle) -> None:
 
 
 def _load(cupy):
-    """The cuBLAS library that CuPy itself has loaded: its name carries the CUDA version."""
+    """The cuBLAS library that CuPy itself has loaded: its name carries the CUDA version. Where the
+    system does not find that name, CuPy's own finder of NVIDIA's packages does."""
     import cupy.cublas
 
     major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    name = f"cublas64_{major}.dll" if sys.platform == "win32" else f"libcublas.so.{major}"
+    with suppress(OSError):
+        return ctypes.CDLL(name)
     try:
-        return ctypes.CDLL(f"libcublas.so.{major}")
-    except OSError as error:
-        raise BackendError(
-            f'backend cupy cannot load cuBLAS ({error}): pip install ".[cuda{major}]" brings it'
-        ) from None
+        from cuda import pathfinder
+
+        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+    except (ImportError, OSError, RuntimeError) as error:
+        found = f"backend cupy cannot load cuBLAS ({name}: {first_line(error)})"
+        raise BackendError(f"{found}: {install(major)} brings it") from None

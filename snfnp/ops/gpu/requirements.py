@@ -14,9 +14,15 @@ _DRIVERS = {13: 580, 12: 525}
 # The first that keeps compiled modules of templates on disk: older ones compile at every start.
 _OLDEST_CUPY = (14, 1)
 _OUT_OF_MEMORY = re.compile("MemoryAllocation|OUT_OF_MEMORY|ALLOC_FAILED")
-_INSTALL = " or ".join(
-    f'pip install ".[cuda{major}]" (driver {oldest} or newer)' for major, oldest in _DRIVERS.items()
-)
+
+
+def install(major: int) -> str:
+    """The command that installs CuPy and the libraries of a version of CUDA."""
+    first, second = _OLDEST_CUPY
+    return f'python -m pip install "cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"'
+
+
+_INSTALL = " or ".join(f"{install(k)} (driver {oldest} or newer)" for k, oldest in _DRIVERS.items())
 
 
 def require_cupy(turn: int | None = None):
@@ -40,14 +46,14 @@ def require_cupy(turn: int | None = None):
         if turn is not None:
             cupy.cuda.Device(turn % count).use()
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-        task, remedy = "load CUDA's libraries", f'pip install ".[cuda{major}]" brings them along'
+        task, remedy = "load CUDA's libraries", f"{install(major)} brings them along"
         cupy.cuda.nvrtc.getVersion()
         # as attributes: CuPy then also looks where pip puts the libraries
         _ = cupy.cuda.cublas, cupy.cuda.cusolver
         task, remedy = "run a first kernel", "nvidia-smi shows whether the GPU is free"
         int((cupy.zeros(1) + 1)[0])
     except Exception as error:
-        found = f"{called} cannot {task} ({_line(error.__cause__ or error)})"
+        found = f"{called} cannot {task} ({first_line(error.__cause__ or error)})"
         raise BackendError(
             f"backend cupy cannot run: {found}: {remedy}; more is in scripts/gpu.md, and "
             "backend numba needs no GPU"
@@ -79,10 +85,10 @@ def explain_out_of_memory(error: Exception, cupy) -> str | None:
     if not of_a_library and not isinstance(error, MemoryError):
         return None
     if not isinstance(error, (cupy.cuda.memory.OutOfMemoryError, RuntimeError)):
-        return f"on the host: {_line(error)}"
+        return f"on the host: {first_line(error)}"
     free, total = (f"{size / 2**30:.1f} GiB" for size in cupy.cuda.runtime.memGetInfo())
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return f"{_line(error).rstrip('.')}; {name} has {total}, of which {free} are free"
+    return f"{first_line(error).rstrip('.')}; {name} has {total}, of which {free} are free"
 
 
 def _version(number: int) -> str:
@@ -90,7 +96,7 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error with a word in it."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     words = next((line for line in lines if re.search("[A-Za-z]", line)), type(error).__name__)

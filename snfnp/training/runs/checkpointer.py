@@ -30,6 +30,7 @@ class Checkpointer:
         self.clock, self.evaluator = clock, evaluator
         self.identity: str | None = None
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
+        self._optimiser = type(trainer.optimiser).__qualname__
 
     def due(self) -> bool:
         """Say whether `--checkpoint-every` asks for one now."""
@@ -71,7 +72,8 @@ class Checkpointer:
         self.trainer.world.on_rank_zero(claim)
         self.trainer.initialise_from_data(self.clock.whole_batch(0))
         if self.trainer.world.rank == 0:
-            self.folder.write_config({**description, "run": self.identity})
+            own = {"optimiser": self._optimiser, "run": self.identity}
+            self.folder.write_config({**description, **own})
         self.save(self.folder.last)
 
     def go_on(self, rollback: bool, report: Callable[[str], None]) -> None:
@@ -96,6 +98,9 @@ class Checkpointer:
         folder = self.folder
         _, record = folder.open(folder.path)
         folder.remove_partial()
+        if (then := record.get("optimiser", "Adam")) != self._optimiser:
+            found = f"{folder.path} was trained by the optimiser {then}, not by {self._optimiser}"
+            raise UsageError(f"{found}: give snfnp.resume(…, optimiser=…) the same one")
         if rollback and not folder.best.exists() and not folder.read_metrics():
             return record, None
         path = folder.best if rollback else folder.last
@@ -141,6 +146,7 @@ class Checkpointer:
             self.save(folder.best)  # a crash came between the two files
         if step < steps:
             folder.remove_summary()
+            report(f"resumed from step {step} (epoch {step // trainer.steps_per_epoch})")
         else:
             report(f"{folder.path} is finished: give more --epochs to train longer")
         if changed:

@@ -74,7 +74,9 @@ class RunFolder:
     def open(cls, path: Path) -> tuple[RunFolder, dict]:
         """An existing run and the contents of its config.json."""
         run = cls(path)
-        missing = f"{path} is no run folder (it has no config.json): check the path"
+        inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
+        advice = f"give its folder, {run.path.parent}" if inside else "check the path"
+        missing = f"{path} is no run folder (it has no config.json): {advice}"
         content = files.read_bytes(run.config_file, UsageError, missing)
         try:
             record = files.parse_json(content)
