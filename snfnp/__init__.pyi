@@ -6,6 +6,7 @@ from snfnp import layers as layers
 from snfnp import maps as maps
 from snfnp import rules as rules
 from snfnp import training as training
+from snfnp.data import Dataset as Dataset
 from snfnp.data import load_dataset as load_dataset
 from snfnp.errors import SnfnpError as SnfnpError
 from snfnp.flow import Flow as Flow

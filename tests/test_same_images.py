@@ -10,8 +10,9 @@ from support.trainers import run_training, small_dataset
 
 import snfnp
 from snfnp.cli import angle, evaluate, shared
-from snfnp.data import SPLITS, Dataset
+from snfnp.data import LOADERS, SPLITS, Dataset
 from snfnp.errors import UsageError
+from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
 SAME, LARGER = small_dataset(), small_dataset(side=6)
@@ -111,3 +112,18 @@ def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch)
     for images in (changed, SAME.train[::-1], SAME.train[:-1], SAME.train.reshape(25, 10, 10, 1)):
         other = Dataset("mnist", images, images[:1], images[:1], "random images", False)
         assert other.fingerprint("train") != known
+
+
+@pytest.mark.parametrize("way", SEES)
+def test_a_run_of_the_sample_finds_it_again(way, tmp_path, monkeypatch, capsys):
+    """Also where all of MNIST, or what goes for it, has come since."""
+    path, sample = tmp_path / "run", snfnp.load_dataset("mnist-sample")
+    config = TrainConfig(epochs=1, batch_size=1000, warmup_epochs=1).resolve(len(sample.train))
+    snfnp.train(config, sample, snfnp.get_ops("numpy"), RunFolder.create(path))
+    here = replace(SAME, source="the cache")
+    monkeypatch.setitem(LOADERS, "mnist", lambda *arguments: here)
+    if way == "resume":
+        snfnp.resume(path, epochs=2, report=print)
+    else:
+        COMMANDS[way].main([str(path)])
+    assert "from sample shipped with the package" in capsys.readouterr().out

@@ -62,7 +62,8 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
     """A split of the data that a run was trained on, and its source; of other data, with a line
     that says so, if --data-dir names their folder. Raises UsageError otherwise."""
-    dataset = load_dataset(run.config.data, args.data_dir or run.config.data_dir)
+    folder = args.data_dir or run.config.data_dir
+    dataset = load_dataset(run.folder.data_name(run.record, folder), folder)
     given = args.data_dir is not None
     if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
         print(line)

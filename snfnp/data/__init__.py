@@ -11,6 +11,7 @@ from snfnp.errors import UsageError
 # By name, what makes the images: called with the folder that was given, or None, and `report`.
 LOADERS: dict[str, Callable[..., Dataset]] = {
     **{name: spec.load for name, spec in mnist.SPECS.items()},
+    "mnist-sample": mnist.sample,
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
     "patches": lambda *arguments: registry.find("patches")(*arguments),
@@ -33,7 +34,7 @@ def load_dataset(
     SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
     A given folder is the only place that is searched: its subfolder `name` first, then the folder
     itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
-    downloaded), `snfnp.beyond.patches.load` (always from the scikit-image package).
+    downloaded), `snfnp.beyond.patches.load` (always from the scikit-image package), `mnist.sample`.
 
     `report` is called with one line if a sample takes the place of the full data, and before work
     that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist

@@ -11,9 +11,10 @@ import numpy as np
 
 from snfnp.data.files import SPLITS, Dataset, Published
 from snfnp.data.reading import idx_header, read_idx
-from snfnp.errors import SnfnpError
+from snfnp.errors import SnfnpError, UsageError
 
 IMAGE_SIZE = (28, 28)
+SAMPLE = "sample shipped with the package"  # its source, in words
 TRAIN_STEM, TEST_STEM = "train-images", "t10k-images"
 NAMES = {stem: f"{stem}-idx3-ubyte.gz" for stem in (TRAIN_STEM, TEST_STEM)}
 
@@ -69,16 +70,23 @@ class MnistSpec(Published):
     def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         if self.name != "mnist":
             return super().without_download(error, report)
-        folder, splits = resources.files("snfnp.data").joinpath("sample"), []
-        for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
-            with resources.as_file(folder.joinpath(f"{split}-images.idx3-ubyte.gz")) as path:
-                splits.append(read_idx(path, (count, *IMAGE_SIZE))[..., None])
         report(
-            f"WARNING: NOT THE FULL {self.title}: using the sample shipped with the package (5000 "
+            f"WARNING: NOT THE FULL {self.title}: using the {SAMPLE} (5000 "
             f"train, 1000 validation, 1000 test images), because {error}; --data-dir or "
             "SNFNP_DATA_DIR may name a folder with the full data's files"
         )
-        return Dataset(self.name, *splits, "sample shipped with the package", is_sample=True)
+        return sample()
+
+
+def sample(data_dir=None, report=None) -> Dataset:
+    """The sample of MNIST that the package ships. Raises UsageError if a folder is given."""
+    if data_dir is not None:
+        raise UsageError(f"mnist-sample comes with the package: leave --data-dir {data_dir} out")
+    folder, splits = resources.files("snfnp.data").joinpath("sample"), []
+    for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
+        with resources.as_file(folder.joinpath(f"{split}-images.idx3-ubyte.gz")) as path:
+            splits.append(read_idx(path, (count, *IMAGE_SIZE))[..., None])
+    return Dataset("mnist", *splits, SAMPLE, is_sample=True)
 
 
 SPECS = {

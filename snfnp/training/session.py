@@ -78,12 +78,14 @@ def resumed(
     folder = RunFolder(path)
     with ExitStack() as held:
 
-        def opened() -> TrainConfig:
-            folder.open(path)  # raises before a folder that is no run's gets a lock
+        def opened() -> tuple[TrainConfig, str]:
+            _, record = folder.open(path)  # raises before a folder that is no run's gets a lock
             held.enter_context(folder.lock)
-            return folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
+            config = folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
+            return config, folder.data_name(record, config.data_dir)
 
-        config, dataset, ops = _prepare(world.on_rank_zero(opened), dataset, world)
+        config, name = world.on_rank_zero(opened)
+        config, dataset, ops = _prepare(config, dataset, world, name)
         yield Session(config, dataset, ops, folder, "best" if rollback else True, world)
 
 
@@ -110,11 +112,12 @@ def resume(
         return session.train(report, optimiser)
 
 
-def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
-    """The configuration resolved, the images, and the operations."""
+def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, name=None):
+    """The configuration resolved, the images, and the operations. name: of the images, if it is not
+    the configuration's."""
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:
-        dataset = _load(config, world)
+        dataset = _load(name or config.data, config.data_dir, world)
     require_dataset(dataset)
     config = config.resolve(len(dataset.train))
     if config.tensorboard:
@@ -122,16 +125,16 @@ def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator):
     return config, dataset, ops
 
 
-def _load(config: TrainConfig, world: Communicator) -> Dataset:
+def _load(name: str, data_dir: Path | None, world: Communicator) -> Dataset:
     """The images; on each machine one process goes first and downloads them if need be."""
     dataset = error = None
     # Notices other than errors are printed by rank 0 alone.
     with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
         if world.local_rank == 0:
             try:
-                dataset = load_dataset(config.data, config.data_dir)
+                dataset = load_dataset(name, data_dir)
             except SnfnpError as failure:
                 error = failure
         for failed in filter(None, world.gather(error)):
             raise failed
-        return dataset or load_dataset(config.data, config.data_dir)
+        return dataset or load_dataset(name, data_dir)

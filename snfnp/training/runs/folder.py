@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from snfnp.data import SPLITS, Dataset
+from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
@@ -107,6 +108,14 @@ class RunFolder:
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
         return images, tuple(shape)
+
+    def data_name(self, record: dict, data_dir: Path | None) -> str:
+        """The name by which `load_dataset` finds the images of a config.json again: the sample of
+        MNIST for a run that was trained on it, even if all of MNIST has come since. data_dir: a
+        folder in which to look, which has no sample."""
+        name, data = record["config"]["data"], record.get("data")
+        sample = isinstance(data, dict) and data.get("source") == SAMPLE and data_dir is None
+        return "mnist-sample" if sample else name
 
     def refuse_other_images(
         self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
