@@ -2,7 +2,8 @@
 (async () => {
   await document.fonts.ready;
   for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-  const problems = [], wide = innerWidth >= 1152, root = document.documentElement;
+  const problems = [], root = document.documentElement;
+  const wide = innerWidth >= 1152 && document.querySelectorAll("aside.beside").length > 1;
   const words = (box) => box.textContent.trim().replace(/\s+/g, " ").slice(0, 40);
   const cut = (box) => box.clientWidth && box.scrollWidth > box.clientWidth + 2;
   const hint = (box) => box.classList.contains("fades");
