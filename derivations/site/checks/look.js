@@ -18,6 +18,8 @@
     const over = math.getBoundingClientRect().right - block.getBoundingClientRect().right;
     if (over > 3 && math.checkVisibility()) problems.push(`a formula that sticks out: ${words(math)}`);
   }
+  for (const row of document.querySelectorAll("article tr"))
+    if (row.offsetHeight > 300) problems.push(`a row of ${row.offsetHeight} pixels: ${words(row)}`);
   for (const picture of document.images)
     if (picture.complete && !picture.naturalWidth) problems.push(`no picture: ${picture.src}`);
   if (document.querySelector("math") && !document.fonts.check('16px "STIX Two Math"', "x"))
