@@ -44,7 +44,7 @@ class Bend:
         return x
 
     def backward(self, delta, lam):
-        stretch = (self.slope - 0.3) * (1 - self.slope) / 0.7 / self.slope  # of log slope, by x
+        stretch = (self.slope - 0.3) * (1 - self.slope) / 0.7 / self.slope  # d log(slope) / dx
         return delta * self.slope + stretch / len(delta)
 
 
@@ -95,7 +95,7 @@ def digits(rng, images):
 def show(name, flow, seen, z, data):
     for layer in reversed(flow):
         z = layer.inverse(z)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     if z.shape == (36, 196):
         z = (z + data.mean(0)).reshape(6, 6, 14, 14).swapaxes(1, 2).reshape(84, 84)
         left.imshow(z, cmap="gray", vmin=0, vmax=10)

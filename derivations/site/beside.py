@@ -216,14 +216,17 @@ def _list_citing_lines(page: _Page, doctree) -> None:
         names = (*section["ids"], section.get("slug"))
         rows = []
         for n in next((of_page[name] for name in names if name in of_page), []):
-            links = ", ".join(
+            links = [
                 f'<a href="{page.link(sources.site_page(file) + ".html")}#L{line}">'
                 f"{file.removeprefix('snfnp/')}:{line}</a>"
                 for file in sources.files()
                 for line in sources.citing_lines(file).get(n, [])
-            )
-            if links:
-                rows.append(f"<li>Eq. {n} in the code: {links}</li>")
+            ]
+            if len(links) > 6:
+                title = f"<summary>Eq. {n} in the code: {len(links)} lines</summary>"
+                rows.append(f"<li><details>{title}{', '.join(links)}</details></li>")
+            elif links:
+                rows.append(f"<li>Eq. {n} in the code: {', '.join(links)}</li>")
         if rows:
             text = f'<ul class="citing">{"".join(rows)}</ul>'
             section.insert(1, Html(html=text))

@@ -2,7 +2,8 @@
 (async () => {
   await document.fonts.ready;
   for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-  const problems = [], wide = innerWidth >= 1152, root = document.documentElement;
+  const problems = [], root = document.documentElement;
+  const wide = innerWidth >= 1152 && document.querySelectorAll("aside.beside").length > 1;
   const words = (box) => box.textContent.trim().replace(/\s+/g, " ").slice(0, 40);
   const cut = (box) => box.clientWidth && box.scrollWidth > box.clientWidth + 2;
   const hint = (box) => box.classList.contains("fades");
@@ -17,6 +18,8 @@
     const over = math.getBoundingClientRect().right - block.getBoundingClientRect().right;
     if (over > 3 && math.checkVisibility()) problems.push(`a formula that sticks out: ${words(math)}`);
   }
+  for (const row of document.querySelectorAll("article tr"))
+    if (row.offsetHeight > 300) problems.push(`a row of ${row.offsetHeight} pixels: ${words(row)}`);
   for (const picture of document.images)
     if (picture.complete && !picture.naturalWidth) problems.push(`no picture: ${picture.src}`);
   if (document.querySelector("math") && !document.fonts.check('16px "STIX Two Math"', "x"))

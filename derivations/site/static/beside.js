@@ -1,9 +1,11 @@
-// On a wide screen the code stands open beside the paragraph that points at it; on a narrow one it
-// is folded after it. And what scrolls sideways fades where there is more. See beside.css.
+// On a wide screen the code stands open beside the paragraph that points at it; on a narrow one, or
+// where it is a page's only piece, it is folded after it. And what scrolls sideways fades where
+// there is more. See beside.css.
 (() => {
   const wide = window.matchMedia("(min-width: 72em)");
   const article = document.querySelector(".article-container");
   const blocks = [...document.querySelectorAll("aside.beside")];
+  const beside = () => wide.matches && blocks.length > 1;
   const GAP = 12, LEAST = 240; // pixels: between two blocks, and what a paragraph's blocks keep
 
   /** The block that an aside belongs to: what stands before it and is no aside. */
@@ -21,9 +23,9 @@
     let free = 0; // where the column is free again
     blocks.forEach((block, index) => {
       const code = block.querySelector(".highlight");
-      block.classList.toggle("right", wide.matches);
+      block.classList.toggle("right", beside());
       code.style.maxHeight = block.style.top = "";
-      if (!wide.matches) return;
+      if (!beside()) return;
       const start = Math.max(wanted[index], free);
       const room = (wanted[index + 1] ?? Infinity) - start - GAP;
       const height = block.offsetHeight;
@@ -46,7 +48,7 @@
   }
 
   function open() {
-    for (const block of blocks) block.firstElementChild.open = wide.matches;
+    for (const block of blocks) block.firstElementChild.open = beside();
   }
 
   function show() {
