@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-from numba import prange
 
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import FLAT_BLOCK, parallel, serial
 from snfnp.ops.random.definition import Random
 from snfnp.ops.random.philox import RandomKey, philox4x32
 
@@ -31,7 +30,7 @@ def _draw(kernel, key: RandomKey, shape, dtype, *numbers):
     wanted is not the first of one, up to three more are made before it."""
     first_block, extra = divmod(key.start(shape), 4)
     out = np.empty(extra + math.prod(shape), dtype)
-    kernel(key_words(key), first_block, *numbers, out)
+    kernel(-(-out.size // FLAT_BLOCK), key_words(key), first_block, *numbers, out)
     return out[extra:].reshape(shape)
 
 
@@ -56,25 +55,25 @@ def word(four, index):
 
 
 @parallel
-def _of_words(key, first_block, drop, start, scale, out):
+def _of_words(task, key, first_block, drop, start, scale, out):
     """out (count,) = start + scale (word >> drop)."""
-    blocks = (out.size + 3) // 4
-    for block in prange(blocks):
-        four = philox(first_block + block, key)
-        for index in range(4 * block, min(4 * block + 4, out.size)):
+    end = min((task + 1) * FLAT_BLOCK, out.size)
+    for first in range(task * FLAT_BLOCK, end, 4):
+        four = philox(first_block + first // 4, key)
+        for index in range(first, min(first + 4, end)):
             out[index] = start + scale * np.float64(word(four, index) >> drop)
 
 
 @parallel
-def _normal(key, first_block, out):
+def _normal(task, key, first_block, out):
     """out (count,): Box-Muller on words (0, 1) and (2, 3) of each block."""
-    blocks = (out.size + 3) // 4
-    for block in prange(blocks):
-        four = philox(first_block + block, key)
-        for index in range(4 * block, min(4 * block + 4, out.size), 2):
-            first, second = word(four, index), word(four, index + 1)
-            radius = math.sqrt(-2.0 * math.log((np.float64(first) + 1.0) * TO_UNIT))
-            angle = 2.0 * math.pi * (np.float64(second) * TO_UNIT)
+    end = min((task + 1) * FLAT_BLOCK, out.size)
+    for first in range(task * FLAT_BLOCK, end, 4):
+        four = philox(first_block + first // 4, key)
+        for index in range(first, min(first + 4, end), 2):
+            one, other = word(four, index), word(four, index + 1)
+            radius = math.sqrt(-2.0 * math.log((np.float64(one) + 1.0) * TO_UNIT))
+            angle = 2.0 * math.pi * (np.float64(other) * TO_UNIT)
             out[index] = radius * math.cos(angle)
-            if index + 1 < out.size:
+            if index + 1 < end:
                 out[index + 1] = radius * math.sin(angle)
