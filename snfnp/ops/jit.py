@@ -66,9 +66,9 @@ def parallel(kernel):
     call = ", ".join(arguments)
     source = f"""def {kernel.__name__}(tasks, {call}):
     for task in prange(tasks):
-        kernel(intp(task), {call})"""
+        kernel(uintp(task), {call})"""
     inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
-    scope = {"prange": prange, "intp": np.intp, "kernel": inner, "__name__": kernel.__module__}
+    scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
     exec(compile(source, inspect.getfile(kernel), "exec"), scope)  # whose date Numba looks at
     how = {"parallel": True, "cache": _CACHE, "error_model": "numpy", "no_cfunc_wrapper": True}
     return njit(**how)(scope[kernel.__name__])
@@ -98,10 +98,17 @@ def compilations(begins, ends):
 
 def total(parts, before=0.0):
     """before + Σ of `parts` over their first axis, one after another, in double precision."""
-    result = before + np.zeros(parts.shape[1:])
-    for part in parts:
-        result = result + part
-    return result
+    sums = np.empty(parts.shape[1:])
+    sums[...] = before
+    _add(parts.reshape(len(parts), sums.size), sums.reshape(-1))
+    return sums
+
+
+@compiled
+def _add(parts, sums):
+    for part in range(len(parts)):
+        for j in range(sums.size):
+            sums[j] += parts[part, j]
 
 
 GROUP = 8  # factors multiplied in double precision before one logarithm is taken

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 
+from snfnp.processes import terminal
+
 
 class Signals:
     """The signals that came.
@@ -20,6 +22,12 @@ class Signals:
     def ends_no_process(self):
         """A context in which SIGUSR1 ends no process."""
         return _handled(self._checkpoint, "SIGUSR1")
+
+    def ends_at_once(self):
+        """A context in which Ctrl-C ends a command as SIGTERM does: a compiler keeps Python from
+        hearing of it. In other programs, a notebook among them, it stays what it is."""
+        ours = signal.getsignal(signal.SIGINT) is terminal.interrupt
+        return _handled(signal.SIG_DFL, *["SIGINT"] * ours)
 
     def stops_between_steps(self):
         """A context in which Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does
@@ -38,7 +46,7 @@ class Signals:
 
 
 @contextmanager
-def _handled(handler: Callable, *names: str):
+def _handled(handler: Callable | signal.Handlers, *names: str):
     """Handle the signals of these names, as far as the system knows them, in here."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers}

@@ -12,9 +12,9 @@ class CpuChannels(Channels):
     def sum(self, x, out=None):
         out = np.empty(x.shape[-1], x.dtype) if out is None else out
         x = rows(x)
-        sums = np.empty((-(-len(x) // _TASK), x.shape[1]))
-        _sum(len(sums), x, out.size, sums)
-        out[...] = total(sums[:, : out.size])
+        sums = np.empty((-(-len(x) // _TASK), out.size))
+        _sum(len(sums), x, sums)
+        out[...] = total(sums)
         return out
 
     def shift(self, x, b):
@@ -69,7 +69,9 @@ def scale_backward(delta, x, factor):
 
 def _along(values, x):
     """values (C,) for every pixel: (P C,), like a row of x (N, P C)."""
-    return np.tile(values.astype(x.dtype, copy=False), x.shape[1] // len(values))
+    along = np.empty((x.shape[1] // len(values), len(values)), x.dtype)
+    along[...] = values
+    return along.reshape(-1)
 
 
 @parallel
@@ -98,11 +100,11 @@ def _scale_backward(task, delta, x, factors, scaled, sums):
 
 
 @parallel
-def _sum(task, x, channels, sums):
-    """x (N, P C) -> the first C values of sums (tasks, P C): over _TASK samples in x's precision,
-    in double from there on."""
+def _sum(task, x, sums):
+    """x (N, P C) -> sums (tasks, C): over _TASK samples in x's precision, in double from there."""
     samples, length = x.shape
-    row, sum_of_row = x[task * _TASK].copy(), sums[task]
+    channels = sums.shape[1]
+    row, sum_of_row = x[task * _TASK].copy(), np.empty(length)
     for n in range(task * _TASK + 1, min(samples, (task + 1) * _TASK)):
         source = x[n]
         for j in range(length):
@@ -110,6 +112,8 @@ def _sum(task, x, channels, sums):
     for j in range(length):
         sum_of_row[j] = row[j]
     _fold(sum_of_row, channels)
+    for c in range(channels):
+        sums[task, c] = sum_of_row[c]
 
 
 @serial

@@ -12,7 +12,8 @@ from snfnp.ops.random.philox import RandomKey
 
 class CpuImages(Images):
     def preprocess(self, images, key: RandomKey, alpha, levels, dtype):
-        pixels, start = rows(images), key.start(images.shape)
+        # what is read-only, as data are, would be compiled once more
+        pixels, start = np.require(rows(images), requirements="W"), key.start(images.shape)
         odds, ldj = np.empty(pixels.shape), np.empty(len(pixels))
         constant = pixels.shape[1] * (math.log1p(-2 * alpha) - math.log(levels))
         numbers = (key_words(key), start, constant, alpha, float(levels))
@@ -30,12 +31,12 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     """
     dimension = images.shape[1]
     row = start + n * dimension
-    four = philox(row // 4, key)
+    four = philox(row >> 2, key)
     total, product = 0.0, 1.0
     for d in range(dimension):
         index = row + d
         if index & 3 == 0:
-            four = philox(index // 4, key)
+            four = philox(index >> 2, key)
         noisy = images[n, d] + np.float64(word(four, index)) * TO_UNIT
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)

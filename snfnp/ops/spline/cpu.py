@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from snfnp.ops.jit import compiled, parallel, serial, total
-from snfnp.ops.spline.cpu_rows import LANES, at, backward_row, forward_row, inverse_row, select
+from snfnp.ops.spline.cpu_rows import LANES, backward_row, forward_row, inverse_row, select
 from snfnp.ops.spline.definition import Spline, slope_shift
 
 _FACTORS = 16  # slopes multiplied in double precision before one logarithm is taken
@@ -56,7 +56,7 @@ class CpuSpline(Spline):
         sums = np.zeros((*tasks, 3 * (len(bins) - 1) * LANES), x.dtype)
         of_tasks = sums.reshape(tasks[0] * tasks[1], -1)
         _backward(len(of_tasks), rows, table, bins, dy, dldj, dx, of_tasks)
-        _raw_gradients(sums, factors.reshape(len(factors), -1), scale, *grads)
+        _raw_gradients(sums, bins, factors.reshape(len(factors), -1), scale, *grads)
         return dx.reshape(x.shape)
 
 
@@ -198,32 +198,41 @@ def _backward(task, x, knots, bins, dy, dldj, dx, sums):
 
 
 @compiled
-def _raw_gradients(sums, factors, scale, g_widths, g_heights, g_slopes):
+def _raw_gradients(sums, bins, factors, scale, g_widths, g_heights, g_slopes):
     """The sums of `_backward` (parts, blocks, 3(K-1) LANES), factors (3K-1, P) -> raw gradients
-    (P, K), (P, K), (P, K-1) summed over all samples."""
-    pixels, inner = g_slopes.shape
-    for p in range(pixels):
-        block, lane = p // LANES, p % LANES
-        if lane == 0:
-            whole = np.zeros(sums.shape[2], sums.dtype)
+    (P, K), (P, K), (P, K-1) summed over all samples, a knot of all pixels after another."""
+    pixels, inner = len(g_slopes), len(bins) - 1
+    knots = np.zeros((3 * inner, sums.shape[1] * LANES), sums.dtype)
+    for block in range(sums.shape[1]):
+        for row in range(3 * inner):
+            target = knots[row, block * LANES : (block + 1) * LANES]
             for part in range(len(sums)):
-                for j in range(whole.size):
-                    whole[j] += sums[part, block, j]
-        _raw_sizes(whole, 0, lane, factors[: inner + 1, p], scale, g_widths[p])
-        _raw_sizes(whole, inner, lane, factors[inner + 1 : 2 * inner + 2, p], scale, g_heights[p])
-        for k in range(inner):
-            g_slopes[p, k] = at(whole, 2 * inner + k, lane) * factors[2 * inner + 2 + k, p]
+                source = sums[part, block, row * LANES : (row + 1) * LANES]
+                for i in range(LANES):
+                    target[i] += source[i]
+    _raw_sizes(knots[:inner], factors[: inner + 1], scale, g_widths)
+    _raw_sizes(knots[inner : 2 * inner], factors[inner + 1 : 2 * inner + 2], scale, g_heights)
+    for k in range(inner):
+        g, slopes, shares = g_slopes[:, k], knots[2 * inner + k], factors[2 * inner + 2 + k]
+        for i in range(pixels):
+            g[i] = slopes[i] * shares[i]
 
 
 @serial
-def _raw_sizes(sums, row, lane, shares, scale, g):
-    """g (K,) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots' gradients."""
-    following = scale - scale
-    mean = following
-    for k in range(len(g) - 1, -1, -1):
-        g[k] = following
-        mean += following * shares[k]
-        if k > 0:
-            following += at(sums, row + k - 1, lane)
-    for k in range(len(g)):
-        g[k] = scale * shares[k] * (g[k] - mean)
+def _raw_sizes(knots, shares, scale, out):
+    """out (P, K) = scale · p ⊙ (c - ⟨c, p⟩), p the softmax, c_j = Σ_{k > j} of the knots':
+    knots (K-1, P), shares (K, P)."""
+    pixels, bins = out.shape
+    following, mean = np.zeros((bins, pixels), knots.dtype), np.zeros(pixels, knots.dtype)
+    for k in range(bins - 1, -1, -1):
+        c, p = following[k], shares[k]
+        if k < bins - 1:
+            after, knot = following[k + 1], knots[k]
+            for i in range(pixels):
+                c[i] = after[i] + knot[i]
+        for i in range(pixels):
+            mean[i] += c[i] * p[i]
+    for k in range(bins):
+        g, c, p = out[:, k], following[k], shares[k]
+        for i in range(pixels):
+            g[i] = scale * p[i] * (c[i] - mean[i])
