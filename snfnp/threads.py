@@ -7,16 +7,28 @@ thread soon, unless the environment already says otherwise, and every run record
 Soon, not at once: to wake a thread takes about as long as a small kernel runs, of which a
 convolutional step starts more than a hundred. GNU OpenMP, which Numba has on Linux, can be told how
 long to spin; others, and Numba's work queue, sleep at once. See derivations/25-many-cores.md.
+
+There are as many threads as cores, or as a container has a share of. Where other programs compute
+on the same cores, threads wait for those that do not run: `choose` finds out whether one is faster.
 """
 
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 _OMP_WAIT = "OMP_WAIT_POLICY"
 _GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
+_NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_CLEARLY = 1.5  # times as long: rounding of BLAS depends on its threads, so a little is no reason
+_TRIALS, _TRIAL_SECONDS = 6, 2.0  # of `choose`: turns at most, and until no further one begins
 _in_force = {"blas_timeout_in_time": True}
+_asked: list[int] = []  # by --threads
 
 
 def configure_blas() -> None:
@@ -63,19 +75,96 @@ def cores() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
-def share_cores(processes: int) -> None:
-    """Leave most cores to others: this is one of so many processes that compute on them at once.
+def quota(root: Path = Path("/")) -> float:
+    """The cores whose time this process may use: a container's, by Linux's control groups of
+    either version; infinite without a limit."""
+    found = [math.inf]
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            group = base / path.lstrip("/")
+            found += map(_limit, (group, *(up for up in group.parents if up.is_relative_to(base))))
+    return min(found)
+
+
+def _limit(group: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            most, period = " ".join((group / name).read_text() for name in names).split()
+            if float(most) > 0:
+                return float(most) / float(period)
+    return math.inf
+
+
+def share_cores(processes: int = 1) -> None:
+    """Use this process's share of the cores, one of so many that compute on them at once.
 
     BLAS and Numba then have as many threads as there are cores for each, or as few as the
-    environment says.
+    environment says; or as many as `ask` was told.
     """
-    import numba
+    if _asked:
+        limit(*_asked, more=True)
+    elif processes > 1 or not _stated():
+        limit(max(1, int(min(len(cores()), quota())) // processes))
+
+
+def ask(count: int) -> None:
+    """Have so many threads whatever there is; for every `get_ops` from now on."""
+    _asked[:] = [count]
+
+
+def limit(count: int, more: bool = False) -> None:
+    """Let BLAS and Numba, if it is loaded, have at most so many threads; more: or raise it."""
+    for pool in _blas():
+        pool.set_num_threads(count if more else min(count, pool.get_num_threads()))
+    if numba := sys.modules.get("numba"):
+        highest = numba.config.NUMBA_NUM_THREADS if more else numba.get_num_threads()
+        numba.set_num_threads(min(count, highest))
+
+
+def most() -> int:
+    """The threads of the larger pool."""
+    numba = sys.modules.get("numba")
+    counts = [pool.get_num_threads() for pool in _blas()]
+    return max(1, *counts, numba.get_num_threads() if numba else 1)
+
+
+def choose(work: Callable[[], None]) -> str:
+    """One thread from now on if `work` then takes clearly less time; a line that says so, or "".
+
+    Not where somebody has said how many there are to be, or there is one. In turns, so that what
+    else the machine does meanwhile slows both.
+    """
+    count = most()
+    if count == 1 or _asked or _stated():
+        return ""
+    seconds, begun = {count: 0.0, 1: 0.0}, time.perf_counter()
+    for _ in range(_TRIALS):
+        for threads in seconds:
+            limit(threads, more=True)
+            start = time.perf_counter()
+            work()
+            seconds[threads] += time.perf_counter() - start
+        if time.perf_counter() - begun > _TRIAL_SECONDS:
+            break
+    ratio = seconds[count] / seconds[1]
+    limit(1 if ratio > _CLEARLY else count, more=True)
+    if ratio <= _CLEARLY:
+        return ""
+    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine"
+
+
+def _stated() -> bool:
+    return any(name in os.environ for name in _NUMBERS)
+
+
+def _blas() -> list:
     import threadpoolctl
 
-    share = max(1, len(cores()) // processes)
-    numba.set_num_threads(min(share, numba.get_num_threads()))
-    for pool in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
-        pool.set_num_threads(min(share, pool.get_num_threads()))
+    return threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def describe() -> dict:

@@ -1,15 +1,18 @@
 """The package settles the thread pools: in a process of its own, since it happens once."""
 
+import math
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from support.ranks import on_ranks
 
 from snfnp import threads
+from snfnp.errors import UsageError
 from snfnp.ops.host import ranks_on_shared_cores
 
 _PRINT = """
@@ -134,3 +137,86 @@ def test_what_is_said_of_blas_is_not_of_openmp(monkeypatch):
     pools = [{"user_api": "openmp", "num_threads": 4}, {"user_api": "blas", "num_threads": 2}]
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: pools)
     assert [pool["num_threads"] for pool in threads.describe()["blas"]] == [2]
+
+
+# ---------------------------------------------------------------- how many there are
+
+_SUMS = """
+import hashlib
+import numba
+import numpy as np
+from snfnp.ops import get_ops
+ops, rng = get_ops("numba"), np.random.default_rng(0)
+values = [rng.normal(size=700_001).astype(np.float32) for _ in range(6)]
+for threads in (1, 2, 3):
+    numba.set_num_threads(threads)
+    sums = []
+    for g in values:
+        out = tuple(np.zeros_like(g) for _ in range(3))
+        sums.append(ops.step.adam(g, 0.1, 0.9, 0.999, 1e-8, 1.0, 1.0, 0.0, out=out))
+        sums += [ops.linalg.sum_squares(g), ops.linalg.residual(g.copy(), values[0])]
+    print(hashlib.sha256(np.array(sums).tobytes()).hexdigest())
+"""
+
+
+def test_sums_over_blocks_have_the_same_bits_whatever_the_number_of_threads():
+    """Numba would add what the threads have added up."""
+    assert len(set(printed(_SUMS, NUMBA_NUM_THREADS="3").split())) == 1
+
+
+@pytest.mark.parametrize(
+    "groups, files, cores",
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2.5),
+        ("0::/", {"cpu.max": "50000 100000"}, 0.5),
+        ("0::/", {"cpu.max": "max 100000"}, math.inf),
+        (
+            "3:memory:/a\n2:cpu,cpuacct:/a",
+            {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"},
+            math.inf,
+        ),
+        (
+            "2:cpu,cpuacct:/elsewhere",
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        (None, {}, math.inf),
+    ],
+)
+def test_a_containers_share_of_the_cores_is_counted(tmp_path, groups, files, cores):
+    files = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in (files | ({"proc/self/cgroup": groups} if groups else {})).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert threads.quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    "slower, settings, chosen, line",
+    [
+        (3, {}, 1, "one thread: 4 take .* times as long"),
+        (1, {}, 4, ""),
+        (3, {"OMP_NUM_THREADS": "4"}, None, ""),  # somebody has said how many
+    ],
+)
+def test_a_few_steps_say_whether_one_thread_is_faster(monkeypatch, slower, settings, chosen, line):
+    used = []
+    for name in threads._NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads, "most", lambda: 4)
+    monkeypatch.setattr(threads, "limit", lambda count, more: used.append(count))
+    said = threads.choose(lambda: time.sleep(0.002 * (slower if used[-1] == 4 else 1)))
+    assert re.fullmatch(line, said.partition(" on ")[0]) and (used or [None])[-1] == chosen
+    assert set(used) <= {1, 4}
+
+
+def test_threads_are_as_many_as_were_asked_for(snfnp_train, monkeypatch):
+    monkeypatch.setattr(threads, "_asked", [])
+    with pytest.raises(UsageError, match="--threads is 0: it must be at least 1"):
+        snfnp_train("--threads", 0)
+    script = _PRINT.format(before="from snfnp import threads; threads.ask(1)")
+    script += "print(found['numba_threads'], *(pool['num_threads'] for pool in found['blas']))"
+    variables = {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    assert set(printed(script, **variables).splitlines()[-1].split()) == {"1"}

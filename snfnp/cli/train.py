@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from snfnp import threads
 from snfnp.cli.shared import Parser
 from snfnp.errors import UsageError
 from snfnp.processes import launching
@@ -34,6 +35,10 @@ def main(
     with launching.process_group() as world:
         given = vars(_parser(prog, subject, defaults).parse_args(argv))
         processes = given.pop("processes", 1)
+        if (count := given.pop("threads", None)) is not None:
+            if count < 1:
+                raise UsageError(f"--threads is {count}: it must be at least 1")
+            threads.ask(count)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
         if resume == AUTO and rollback:
@@ -94,6 +99,13 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
         metavar="N",
         help="train in so many processes, each with its share of every batch: on GPUs, one for "
         "each (starts this command with mpiexec; needs mpi4py)",
+    )
+    start.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="compute on so many threads, in every process (default: as many as there are cores "
+        "for it, or one if a few steps at the start show that other programs need the others)",
     )
     start.add_argument(
         "--resume",

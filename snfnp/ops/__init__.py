@@ -20,7 +20,6 @@ from snfnp.ops.random.philox import RandomKey
 
 Array = Any  # an array of a device: NumPy's, or CuPy's
 BACKENDS = ("numba", "numpy", "cupy")
-_COMPILES = "the first run on a machine compiles its kernels: a minute or two before it moves"
 
 
 def get_ops(
@@ -33,10 +32,13 @@ def get_ops(
     BackendError, with one line that says what is missing, if the backend cannot run.
     """
     if backend in ("numpy", "numba"):
-        groups = DEFINITIONS if backend == "numpy" else overrides("cpu")
-        if world.size > 1:
-            threads.share_cores(ranks_on_shared_cores(world))
-        return assemble(HostDevice(backend, _COMPILES if backend == "numba" else ""), groups)
+        groups, device = DEFINITIONS, HostDevice(backend)
+        if backend == "numba":
+            from snfnp.ops.jit import compilations
+
+            groups, device = overrides("cpu"), HostDevice(backend, compilations)
+        threads.share_cores(ranks_on_shared_cores(world))
+        return assemble(device, groups)
     if backend == "cupy":
         from snfnp.ops.gpu.device import Gpu
 

@@ -38,7 +38,6 @@ class Ops:
     # The device's members that all other code uses: `HostDevice` says what each does.
     xp = property(attrgetter("device.xp"))
     name = property(attrgetter("device.name"))
-    start_note = property(attrgetter("device.start_note"))
     asynchronous = property(attrgetter("device.asynchronous"))
     asarray = property(attrgetter("device.asarray"))
     constant = property(attrgetter("device.constant"))

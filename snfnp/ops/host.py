@@ -1,6 +1,7 @@
 """The CPU as a device."""
 
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -19,15 +20,17 @@ def ranks_on_shared_cores(world: Communicator) -> int:
 class HostDevice:
     """The CPU: arrays are NumPy's, and every operation is done when it returns.
 
-    xp: the array namespace; name: of the backend; start_note: a line for the user of a first run
-    that is slow to start, or ""; asynchronous: operations may return before they are done.
+    xp: the array namespace; name: of the backend; asynchronous: operations may return before they
+    are done; compiles: the first call of a kernel takes long; compilations(begins, ends): a context
+    in which begins() is called before kernels are compiled and ends(count) after it.
     """
 
     xp = np
     asynchronous = False
 
-    def __init__(self, name: str, start_note: str = ""):
-        self.name, self.start_note = name, start_note
+    def __init__(self, name: str, compilations=None):
+        self.name, self.compiles = name, compilations is not None
+        self.compilations = compilations or (lambda begins, ends: nullcontext())
 
     def asarray(self, host, dtype=None):
         """A host array as a C-contiguous one on the device, cast if `dtype` is given."""
@@ -64,6 +67,19 @@ class HostDevice:
         why. communicator: the one that the function uses: all of its ranks record, or none does.
         """
         return function
+
+    def prepare(self, work: Callable[[], None], alone: bool = True) -> str:
+        """Call work() until it runs as fast as it ever will, and choose the threads for it, if no
+        other process has to do the same (`alone`); a line on that choice, or ""."""
+        if self.compiles:
+            work()
+        return threads.choose(work) if alone else ""
+
+    def limit_threads(self, described: dict) -> None:
+        """Have no more threads than `threads.describe` once said, so that results are the same."""
+        counts = [pool["num_threads"] for pool in described.get("blas", ())]
+        if counts:
+            threads.limit(max(*counts, described.get("numba_threads", 1)))
 
     def run_async(self, function, *arguments, **named) -> None:
         """Call `function(*arguments, **named)`, for its writes to arrays among them.

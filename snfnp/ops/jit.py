@@ -1,19 +1,25 @@
 """Numba's compilers for the kernels of the CPU, and helpers of these.
 
-Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
-No `fastmath`: isnan must work. `prange` is over samples, or blocks in the order of samples: a core
-then finds in its cache what it computed of the same samples in the kernel before.
+Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread,
+and `total` adds them up in their order. No `fastmath`: isnan must work. Tasks are samples, or
+blocks in the order of samples: a core then finds in its cache what it computed of the same samples
+in the kernel before.
+
+Compiling must not take long: what is in a parallel loop Numba analyses many times over. So the loop
+of every kernel has one call in it (`parallel`), and what comes before or after is NumPy's.
 
 Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
 alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
 NUMBA_CACHE_DIR names another place; if none can be written, it is a temporary folder, or none.
 """
 
+import inspect
 import sys
 
 import numba
 import numpy as np
-from numba import njit
+from numba import njit, prange
+from numba.core import event
 
 from snfnp import folders, threads
 from snfnp.ops import group
@@ -47,9 +53,63 @@ def _find_cache() -> bool:
 
 
 _CACHE = _find_cache()
-parallel = njit(parallel=True, cache=_CACHE, error_model="numpy")
 compiled = njit(cache=_CACHE, error_model="numpy")
 serial = njit(cache=_CACHE, error_model="numpy", inline="always")
+
+
+def parallel(kernel):
+    """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel.
+
+    The function is made as source text, since a parallel loop takes tuples, but no tuple of them.
+    """
+    _, *arguments = inspect.signature(kernel).parameters
+    call = ", ".join(arguments)
+    source = f"""def {kernel.__name__}(tasks, {call}):
+    for task in prange(tasks):
+        kernel(uintp(task), {call})"""
+    inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
+    scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
+    exec(compile(source, inspect.getfile(kernel), "exec"), scope)  # whose date Numba looks at
+    how = {"parallel": True, "cache": _CACHE, "error_model": "numpy", "no_cfunc_wrapper": True}
+    return njit(**how)(scope[kernel.__name__])
+
+
+class _Compilations(event.Listener):
+    """Numba's compilations as calls of `begins` and `ends`; those within another are part of it."""
+
+    def __init__(self, begins, ends):
+        self._begins, self._ends, self._depth = begins, ends, 0
+
+    def on_start(self, event):
+        if self._depth == 0:
+            self._begins()
+        self._depth += 1
+
+    def on_end(self, event):
+        self._depth -= 1
+        if self._depth == 0:
+            self._ends(1)
+
+
+def compilations(begins, ends):
+    """See `HostDevice`."""
+    return event.install_listener("numba:compile", _Compilations(begins, ends))
+
+
+def total(parts, before=0.0):
+    """before + Σ of `parts` over their first axis, one after another, in double precision."""
+    sums = np.empty(parts.shape[1:])
+    sums[...] = before
+    _add(parts.reshape(len(parts), sums.size), sums.reshape(-1))
+    return sums
+
+
+@compiled
+def _add(parts, sums):
+    for part in range(len(parts)):
+        for j in range(sums.size):
+            sums[j] += parts[part, j]
+
 
 GROUP = 8  # factors multiplied in double precision before one logarithm is taken
 FLAT_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache

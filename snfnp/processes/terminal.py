@@ -51,7 +51,7 @@ def run(work: Callable[[], None]) -> int:
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     if hasattr(signal, "SIGUSR1"):  # before a run has begun there is nothing to save
         signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
@@ -104,7 +104,7 @@ def exit_status(error: BaseException) -> int:
     return error.exit_status if isinstance(error, SnfnpError) else 1
 
 
-def _interrupt(signum, frame):
+def interrupt(signum, frame):
     """Ctrl-C: KeyboardInterrupt; in an import, where libraries make something else of that or go on
     as if nothing were, the end."""
     while frame is not None:

@@ -80,6 +80,13 @@ class Evaluator:
                 f"{bits:.4g} bits/dim (a run that learns has at most {limit:.4g})"
             )
 
+    def rehearse(self, images) -> None:
+        """Evaluate some images with the first parameters, where that compiles something."""
+        trainer = self._trainer
+        if trainer.ops.device.compiles:
+            likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, trainer.initial())
+            self._evaluate(likelihood, images[: self._config.batch_size])
+
     def describe(self, record: dict) -> str:
         """A record in a line; the best one has a star."""
         star = "*" if record is self.best else " "

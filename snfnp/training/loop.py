@@ -1,21 +1,22 @@
 """Training: the loop over steps and epochs. A step is in `trainer.py`."""
 
 import shlex
+import sys
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 
 import numpy as np
 
 from snfnp import registry
 from snfnp.data import Dataset, require_dataset
-from snfnp.errors import CheckpointError, DivergedError
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Clock, ProgressLine
+from snfnp.training.progress import Clock, ProgressLine, compilations_shown
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
@@ -66,12 +67,17 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
-        if resume:
-            checkpoints.go_on(resume == "best", report)
-        else:
-            layout = trainer.layout
-            checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
-        report(_introduction(config, flow, trainer, dataset, ops, run))
+        with signals.ends_at_once(), compilations_shown(ops, report, not first):
+            if resume:
+                checkpoints.go_on(resume == "best", report)
+                record = world.on_rank_zero(lambda: run.open(run.path)[1])
+                ops.device.limit_threads(record.get("threads", {}))
+            report(_introduction(config, flow, trainer, dataset, ops, run))
+            sys.stdout.flush()  # a signal may end the process
+            _rehearse(trainer, evaluator, batches, dataset, report, choose=not resume)
+            if not resume:
+                layout = trainer.layout
+                checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         try:
             record = nullcontext(run.append_metrics if first else _silent)
             if first and config.tensorboard:
@@ -82,6 +88,19 @@ def train(
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
+
+
+def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> None:
+    """Let everything be compiled and recorded before a clock runs, and threads be chosen: a step
+    and an evaluation that leave no trace."""
+    if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
+        return
+    chosen = ""
+    with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
+        chosen = trainer.ops.device.prepare(step, choose and trainer.world.size == 1)
+    if chosen:
+        report(chosen)
+    evaluator.rehearse(dataset.validation)
 
 
 def _silent(what) -> None:
@@ -147,7 +166,7 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
         f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
-        f"run folder {run.path}" + (f"\n({ops.start_note})" if ops.start_note else "")
+        f"run folder {run.path}"
     )
 
 

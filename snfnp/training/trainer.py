@@ -3,6 +3,8 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from snfnp.errors import CheckpointError, DivergedError
@@ -70,20 +72,37 @@ class Trainer(TrainingStep):
 
     # ---------------------------------------------------------------- steps
 
+    @contextmanager
+    def rehearsal(self, images) -> Iterator[Callable[[], None]]:
+        """A context with a function that takes the next step, on these images, again and again.
+
+        It leaves no trace: at the end everything that steps go on from is as it was. No check.
+        """
+        arrays = (self.p, self.m, self.v, self.state, self.log.array)
+        kept = [array.copy() for array in arrays]
+        try:
+            yield lambda: self._take(images)
+        finally:
+            for array, values in zip(arrays, kept, strict=True):
+                array[...] = values
+
     def training_step(self, images) -> None:
         """Ascend Eq. 3 once, on device images (N, *shape), uint8.
 
         On an asynchronous backend this returns before the step is done; on others it raises
         DivergedError if anything is not finite (see `check`).
         """
+        self._take(images)
+        self.step += 1
+        if not self.ops.asynchronous:
+            self.check(lambda step: images)
+
+    def _take(self, images) -> None:
         config = self.config
         lr = warmed_up(config.lr, self.step, self.steps_per_epoch, config.warmup_epochs)
         self.scalars.set(self.step, lr, self.lam)
         self.slice_of(len(images))
         self._ascend(images)
-        self.step += 1
-        if not self.ops.asynchronous:
-            self.check(lambda step: images)
 
     def check(self, images_of) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.

@@ -6,11 +6,10 @@ derivations/11-emerging.md.
 from functools import cache
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops.causal.definition import Causal
 from snfnp.ops.conv import cpu_tiles
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import parallel, serial, total
 
 _TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
 
@@ -38,7 +37,9 @@ class CpuCausal(Causal):
         before, gradient = _BEFORE[reverse], np.empty(out.shape, out.dtype)
         if x.shape[3] == 1:
             planes = (np.ascontiguousarray(images[..., 0]) for images in (delta, x))
-            _plane_weight_grad(*planes, before, gradient.reshape(4))
+            sums = np.empty((-(-len(x) // _TASK), 4))
+            _plane_weight_grad(len(sums), *planes, before, sums)
+            gradient.reshape(4)[...] = total(sums)
         else:
             cpu_tiles.weight_grad(delta, x, False, gradient, before)
         out[...] = self._masked(gradient[::-1, ::-1] if reverse else gradient)
@@ -49,7 +50,7 @@ class CpuCausal(Causal):
     def inverse(self, z, k, reverse=False):
         x = np.empty(z.shape, z.dtype)
         turned = np.ascontiguousarray(self._turned(z, reverse))
-        _inverse(turned, np.ascontiguousarray(k), x)
+        _inverse(len(x), turned, np.ascontiguousarray(k), x)
         return self._turned(x, reverse)
 
     def _masked(self, k):
@@ -74,7 +75,7 @@ def _convolve(x, taps, b, turn):
     b = np.zeros(x.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
     if x.shape[3] == 1:
         x = np.ascontiguousarray(x[..., 0])
-        _plane(x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape))
+        _plane(-(-len(x) // _TASK), x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape))
     else:
         cpu_tiles.correlate(x, taps, z, _BEFORE[turn], b)
     return z
@@ -99,79 +100,74 @@ def _seen(padded, row, length):
 
 
 @parallel
-def _plane(x, k, b, before, z):
+def _plane(task, x, k, b, before, z):
     """x (N, H, W), k (4,), b (1,) -> z (N, H, W). The loop runs over a whole image: what it finds
     for the last value of a row, which is padding, is dropped."""
     samples, height, width = x.shape
     row = width + 1
     k0, k1, k2, k3, shift = k[0], k[1], k[2], k[3], b[0]
-    for task in prange((samples + _TASK - 1) // _TASK):
-        padded, sums = np.zeros((height + 1) * row + 1, x.dtype), np.empty(height * row, x.dtype)
-        x0, x1, x2, x3 = _seen(padded, row, sums.size)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _spread(x[n], before, row, padded)
-            for j in range(sums.size):
-                sums[j] = k0 * x0[j] + k1 * x1[j] + k2 * x2[j] + k3 * x3[j] + shift
-            for y in range(height):
-                source, target = sums[y * row : y * row + width], z[n, y]
-                for j in range(width):
-                    target[j] = source[j]
+    padded, sums = np.zeros((height + 1) * row + 1, x.dtype), np.empty(height * row, x.dtype)
+    x0, x1, x2, x3 = _seen(padded, row, sums.size)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        _spread(x[n], before, row, padded)
+        for j in range(sums.size):
+            sums[j] = k0 * x0[j] + k1 * x1[j] + k2 * x2[j] + k3 * x3[j] + shift
+        for y in range(height):
+            source, target = sums[y * row : y * row + width], z[n, y]
+            for j in range(width):
+                target[j] = source[j]
 
 
 @parallel
-def _plane_weight_grad(delta, x, before, out):
-    """delta, x (N, H, W) -> out (4,); the sums over a task's images are in x's precision, all
-    others in double. δ is 0 in the value that pads a row."""
+def _plane_weight_grad(task, delta, x, before, sums):
+    """delta, x (N, H, W) -> sums (tasks, 4): over a task's images in x's precision, all others in
+    double. δ is 0 in the value that pads a row."""
     samples, height, width = x.shape
     row = width + 1
-    sums = np.zeros(((samples + _TASK - 1) // _TASK, 4))
-    for task in prange(len(sums)):
-        padded, deltas = np.zeros((height + 1) * row + 1, x.dtype), np.zeros(height * row, x.dtype)
-        pixels = np.zeros((4, deltas.size), x.dtype)
-        s0, s1, s2, s3 = pixels[0], pixels[1], pixels[2], pixels[3]
-        x0, x1, x2, x3 = _seen(padded, row, deltas.size)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _spread(x[n], before, row, padded)
-            _spread(delta[n], (0, 0), row, deltas)
-            for j in range(deltas.size):
-                s0[j] += deltas[j] * x0[j]
-                s1[j] += deltas[j] * x1[j]
-            for j in range(deltas.size):
-                s2[j] += deltas[j] * x2[j]
-                s3[j] += deltas[j] * x3[j]
-        for tap in range(4):  # adding one by one would wait for each sum: rows first
-            columns, total = pixels[tap, :row], 0.0
-            for y in range(1, height):
-                source = pixels[tap, y * row : (y + 1) * row]
-                for j in range(row):
-                    columns[j] += source[j]
+    padded, deltas = np.zeros((height + 1) * row + 1, x.dtype), np.zeros(height * row, x.dtype)
+    pixels = np.zeros((4, deltas.size), x.dtype)
+    s0, s1, s2, s3 = pixels[0], pixels[1], pixels[2], pixels[3]
+    x0, x1, x2, x3 = _seen(padded, row, deltas.size)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        _spread(x[n], before, row, padded)
+        _spread(delta[n], (0, 0), row, deltas)
+        for j in range(deltas.size):
+            s0[j] += deltas[j] * x0[j]
+            s1[j] += deltas[j] * x1[j]
+        for j in range(deltas.size):
+            s2[j] += deltas[j] * x2[j]
+            s3[j] += deltas[j] * x3[j]
+    for tap in range(4):  # adding one by one would wait for each sum: rows first
+        columns, pixel_sum = pixels[tap, :row], 0.0
+        for y in range(1, height):
+            source = pixels[tap, y * row : (y + 1) * row]
             for j in range(row):
-                total += columns[j]
-            sums[task, tap] = total
-    out[:] = sums.sum(axis=0)
+                columns[j] += source[j]
+        for j in range(row):
+            pixel_sum += columns[j]
+        sums[task, tap] = pixel_sum
 
 
 @parallel
-def _inverse(z, k, x):
+def _inverse(n, z, k, x):
     """z (N, H, W, C), k (2, 2, C, C) -> x (N, H, W, C)."""
-    samples, height, width, channels = z.shape
-    for n in prange(samples):
-        rest = np.empty(channels, z.dtype)
-        for row in range(height):
-            for column in range(width):
-                for o in range(channels):
-                    rest[o] = z[n, row, column, o]
-                if row and column:
-                    _subtract(x[n, row - 1, column - 1], k[0, 0], rest)
-                if row:
-                    _subtract(x[n, row - 1, column], k[0, 1], rest)
-                if column:
-                    _subtract(x[n, row, column - 1], k[1, 0], rest)
-                for c in range(channels):
-                    solved = rest[c] / k[1, 1, c, c]
-                    x[n, row, column, c] = solved
-                    for o in range(c + 1, channels):
-                        rest[o] -= solved * k[1, 1, c, o]
+    _, height, width, channels = z.shape
+    rest = np.empty(channels, z.dtype)
+    for row in range(height):
+        for column in range(width):
+            for o in range(channels):
+                rest[o] = z[n, row, column, o]
+            if row and column:
+                _subtract(x[n, row - 1, column - 1], k[0, 0], rest)
+            if row:
+                _subtract(x[n, row - 1, column], k[0, 1], rest)
+            if column:
+                _subtract(x[n, row, column - 1], k[1, 0], rest)
+            for c in range(channels):
+                solved = rest[c] / k[1, 1, c, c]
+                x[n, row, column, c] = solved
+                for o in range(c + 1, channels):
+                    rest[o] -= solved * k[1, 1, c, o]
 
 
 @serial

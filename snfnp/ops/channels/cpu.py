@@ -1,10 +1,9 @@
 """Sums over channels, actnorm and squeezes on the CPU; see derivations/13-actnorm-and-1x1.md."""
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops.channels.definition import Channels, pixels
-from snfnp.ops.jit import parallel, rows, serial
+from snfnp.ops.jit import parallel, rows, serial, total
 
 _TASK = 10  # samples per task: their rows are added up first, in a buffer that stays in the cache
 
@@ -12,7 +11,10 @@ _TASK = 10  # samples per task: their rows are added up first, in a buffer that 
 class CpuChannels(Channels):
     def sum(self, x, out=None):
         out = np.empty(x.shape[-1], x.dtype) if out is None else out
-        _sum(rows(x), out)
+        x = rows(x)
+        sums = np.empty((-(-len(x) // _TASK), out.size))
+        _sum(len(sums), x, sums)
+        out[...] = total(sums)
         return out
 
     def shift(self, x, b):
@@ -36,83 +38,82 @@ class CpuChannels(Channels):
         n, height, width, channels = x.shape
         z = np.empty((n, height // 2, width // 2, 4 * channels), x.dtype)
         shape = (n * height // 2, 2, width // 2, 2, channels)
-        _squeeze(np.ascontiguousarray(x).reshape(shape), z.reshape(-1, width // 2, channels, 4))
+        cells = z.reshape(-1, width // 2, channels, 4)
+        _squeeze(len(cells), np.ascontiguousarray(x).reshape(shape), cells)
         return z
 
     def unsqueeze(self, z):
         n, height, width, channels = z.shape
         x = np.empty((n, 2 * height, 2 * width, channels // 4), z.dtype)
         cells = np.ascontiguousarray(z).reshape(n * height, width, channels // 4, 4)
-        _unsqueeze(cells, x.reshape(n * height, 2, width, 2, channels // 4))
+        _unsqueeze(len(cells), cells, x.reshape(n * height, 2, width, 2, channels // 4))
         return x
 
 
 def shift_and_scale(x, shift, factor, out) -> None:
     """out = (x + shift) factor: x (N, ..., C), shift and factor (C,), out contiguous."""
-    _shift_and_scale(rows(x), shift, factor, rows(out))
+    x = rows(x)
+    values = (_along(each, x) for each in (shift, factor))
+    _shift_and_scale(len(x), x, *values, rows(out))
 
 
 def scale_backward(delta, x, factor):
     """δ factor, and Σ δ factor and Σ δ x over samples and pixels in one array (2, C), in double
     precision: delta, x (N, ..., C), factor (C,)."""
-    scaled, sums = np.empty(delta.shape, delta.dtype), np.empty((2, delta.shape[-1]))
-    _scale_backward(rows(delta), rows(x), factor, rows(scaled), sums)
-    return scaled, sums
+    scaled, tasks = np.empty(delta.shape, delta.dtype), -(-len(x) // _TASK)
+    sums = np.zeros((tasks, 2, delta.shape[-1]))
+    deltas, others = rows(delta), rows(x)
+    _scale_backward(tasks, deltas, others, _along(factor, deltas), rows(scaled), sums)
+    return scaled, total(sums)
+
+
+def _along(values, x):
+    """values (C,) for every pixel: (P C,), like a row of x (N, P C)."""
+    along = np.empty((x.shape[1] // len(values), len(values)), x.dtype)
+    along[...] = values
+    return along.reshape(-1)
 
 
 @parallel
-def _shift_and_scale(x, shift, factor, out):
-    """x, out (N, P C), shift, factor (C,)."""
-    samples, length = x.shape
-    shifts, factors = np.empty(length, x.dtype), np.empty(length, x.dtype)
-    for j in range(length):
-        shifts[j], factors[j] = shift[j % shift.size], factor[j % factor.size]
-    for n in prange(samples):
-        source, target = x[n], out[n]
-        for j in range(length):
-            target[j] = (source[j] + shifts[j]) * factors[j]
+def _shift_and_scale(n, x, shifts, factors, out):
+    """x, out (N, P C), shifts, factors (P C,)."""
+    source, target = x[n], out[n]
+    for j in range(source.size):
+        target[j] = (source[j] + shifts[j]) * factors[j]
 
 
 @parallel
-def _scale_backward(delta, x, factor, scaled, sums):
-    """delta, x, scaled (N, P C), factor (C,), sums (2, C): as in `_sum`."""
+def _scale_backward(task, delta, x, factors, scaled, sums):
+    """delta, x, scaled (N, P C), factors (P C,), sums (tasks, 2, C), zeros: as in `_sum`."""
     samples, length = delta.shape
-    channels = factor.size
-    factors = np.empty(length, delta.dtype)
-    for j in range(length):
-        factors[j] = factor[j % channels]
-    tasks = (samples + _TASK - 1) // _TASK
-    partial = np.zeros((tasks, 2, channels))
-    for task in prange(tasks):
-        first, second = np.zeros(length, delta.dtype), np.zeros(length, delta.dtype)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            deltas, others, target = delta[n], x[n], scaled[n]
-            for j in range(length):
-                target[j] = deltas[j] * factors[j]
-                first[j] += target[j]
-                second[j] += deltas[j] * others[j]
+    channels = sums.shape[2]
+    first, second = np.zeros(length, delta.dtype), np.zeros(length, delta.dtype)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        deltas, others, target = delta[n], x[n], scaled[n]
         for j in range(length):
-            partial[task, 0, j % channels] += first[j]
-            partial[task, 1, j % channels] += second[j]
-    sums[:] = partial.sum(axis=0)
+            target[j] = deltas[j] * factors[j]
+            first[j] += target[j]
+            second[j] += deltas[j] * others[j]
+    for j in range(length):
+        sums[task, 0, j % channels] += first[j]
+        sums[task, 1, j % channels] += second[j]
 
 
 @parallel
-def _sum(x, out):
-    """x (N, P C) -> out (C,): over _TASK samples in x's precision, in double from there on."""
+def _sum(task, x, sums):
+    """x (N, P C) -> sums (tasks, C): over _TASK samples in x's precision, in double from there."""
     samples, length = x.shape
-    tasks = (samples + _TASK - 1) // _TASK
-    sums = np.zeros((tasks, length))
-    for task in prange(tasks):
-        row, total = x[task * _TASK].copy(), sums[task]
-        for n in range(task * _TASK + 1, min(samples, (task + 1) * _TASK)):
-            source = x[n]
-            for j in range(length):
-                row[j] += source[j]
+    channels = sums.shape[1]
+    row, sum_of_row = x[task * _TASK].copy(), np.empty(length)
+    for n in range(task * _TASK + 1, min(samples, (task + 1) * _TASK)):
+        source = x[n]
         for j in range(length):
-            total[j] = row[j]
-        _fold(total, out.size)
-    out[:] = sums[:, : out.size].sum(axis=0)
+            row[j] += source[j]
+    for j in range(length):
+        sum_of_row[j] = row[j]
+    _fold(sum_of_row, channels)
+    for c in range(channels):
+        sums[task, c] = sum_of_row[c]
 
 
 @serial
@@ -131,28 +132,26 @@ def _fold(row, channels):
 
 
 @parallel
-def _squeeze(x, z):
+def _squeeze(row, x, z):
     """x (rows of cells, 2, W, 2, C) -> z (rows of cells, W, C, 4)."""
-    for row in prange(len(x)):
-        upper, lower, cells = x[row, 0], x[row, 1], z[row]
-        width, channels, _ = cells.shape
-        for column in range(width):
-            for c in range(channels):
-                cells[column, c, 0] = upper[column, 0, c]
-                cells[column, c, 1] = upper[column, 1, c]
-                cells[column, c, 2] = lower[column, 0, c]
-                cells[column, c, 3] = lower[column, 1, c]
+    upper, lower, cells = x[row, 0], x[row, 1], z[row]
+    width, channels, _ = cells.shape
+    for column in range(width):
+        for c in range(channels):
+            cells[column, c, 0] = upper[column, 0, c]
+            cells[column, c, 1] = upper[column, 1, c]
+            cells[column, c, 2] = lower[column, 0, c]
+            cells[column, c, 3] = lower[column, 1, c]
 
 
 @parallel
-def _unsqueeze(z, x):
+def _unsqueeze(row, z, x):
     """z (rows of cells, W, C, 4) -> x (rows of cells, 2, W, 2, C)."""
-    for row in prange(len(x)):
-        upper, lower, cells = x[row, 0], x[row, 1], z[row]
-        width, channels, _ = cells.shape
-        for column in range(width):
-            for c in range(channels):
-                upper[column, 0, c] = cells[column, c, 0]
-                upper[column, 1, c] = cells[column, c, 1]
-                lower[column, 0, c] = cells[column, c, 2]
-                lower[column, 1, c] = cells[column, c, 3]
+    upper, lower, cells = x[row, 0], x[row, 1], z[row]
+    width, channels, _ = cells.shape
+    for column in range(width):
+        for c in range(channels):
+            upper[column, 0, c] = cells[column, c, 0]
+            upper[column, 1, c] = cells[column, c, 1]
+            lower[column, 0, c] = cells[column, c, 2]
+            lower[column, 1, c] = cells[column, c, 3]

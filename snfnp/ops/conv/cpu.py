@@ -3,7 +3,6 @@
 """
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops.conv import cpu_planes, cpu_tiles
 from snfnp.ops.conv.definition import Conv
@@ -23,7 +22,8 @@ class CpuConv(Conv):
         if kh == kw == 1:
             return super().patches(x, kernel)
         cols = np.empty((n, height, width, kh, kw * channels), x.dtype)
-        _patches(np.ascontiguousarray(x).reshape(n, height, width * channels), kw, cols)
+        x = np.ascontiguousarray(x).reshape(n, height, width * channels)
+        _patches(-(-n // _TASK), x, kw, cols)
         return cols.reshape(n * height * width, kh * kw * channels)
 
     def correlate(self, x, k):
@@ -63,13 +63,13 @@ class CpuConv(Conv):
         pairs = np.ascontiguousarray(matrix).reshape(*p, channels, q[0], q[1] * channels)
         along = ((0, rows), (1, columns))
         counts = (np.ascontiguousarray(n).reshape(g[i], h[i], p[i], q[i]) for i, n in along)
-        _sums_of_pairs(pairs, *counts, out)
+        _sums_of_pairs(g[0] * g[1], pairs, *counts, out)
         return out.reshape(g[0] * g[1] * channels, -1)
 
     def shift_and_add(self, products):
         n, height, width, _, _, outputs = products.shape
         z = np.empty((n, height, width, outputs), products.dtype)
-        _shift_and_add(np.ascontiguousarray(products), z)
+        _shift_and_add(n * height, np.ascontiguousarray(products), z)
         return z
 
 
@@ -80,64 +80,61 @@ def _few(kernel, most) -> bool:
 
 
 @parallel
-def _patches(x, kw, cols):
+def _patches(task, x, kw, cols):
     """x (N, H, W·C) -> cols (N, H, W, kH, kW·C), from one padded image at a time."""
     samples, height, width, kh, run = cols.shape
     channels = run // kw
     row = (width + kw - 1) * channels
-    for task in prange((samples + _TASK - 1) // _TASK):
-        padded = np.zeros((height + kh - 1) * row, x.dtype)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            for y in range(height):
-                first = (y + kh // 2) * row + kw // 2 * channels
-                padded[first : first + width * channels] = x[n, y]
-            for y in range(height):
-                for column in range(width):
-                    for h in range(kh):
-                        first = (y + h) * row + column * channels
-                        source, target = padded[first : first + run], cols[n, y, column, h]
-                        for j in range(run):
-                            target[j] = source[j]
+    padded = np.zeros((height + kh - 1) * row, x.dtype)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        for y in range(height):
+            first = (y + kh // 2) * row + kw // 2 * channels
+            padded[first : first + width * channels] = x[n, y]
+        for y in range(height):
+            for column in range(width):
+                for h in range(kh):
+                    first = (y + h) * row + column * channels
+                    source, target = padded[first : first + run], cols[n, y, column, h]
+                    for j in range(run):
+                        target[j] = source[j]
 
 
 @parallel
-def _sums_of_pairs(pairs, rows, columns, out):
+def _sums_of_pairs(g, pairs, rows, columns, out):
     """pairs (p1, p2, C, q1, q2·C), out (g1, g2, C, h1, h2·C), zeros; rows (g1, h1, p1, q1) and
     columns (g2, h2, p2, q2), most of them 0."""
     channels = pairs.shape[2]
     g1s, h1s, p1s, q1s = rows.shape
     g2s, h2s, p2s, q2s = columns.shape
-    for g in prange(g1s * g2s):
-        g1, g2 = g // g2s, g % g2s
-        for h1, p1, q1 in np.ndindex(h1s, p1s, q1s):
-            count = rows[g1, h1, p1, q1]
-            if count == 0:
+    g1, g2 = g // g2s, g % g2s
+    for h1, p1, q1 in np.ndindex(h1s, p1s, q1s):
+        count = rows[g1, h1, p1, q1]
+        if count == 0:
+            continue
+        for h2, p2, q2 in np.ndindex(h2s, p2s, q2s):
+            factor = count * columns[g2, h2, p2, q2]
+            if factor == 0:
                 continue
-            for h2, p2, q2 in np.ndindex(h2s, p2s, q2s):
-                factor = count * columns[g2, h2, p2, q2]
-                if factor == 0:
-                    continue
-                for c in range(channels):
-                    source = pairs[p1, p2, c, q1, q2 * channels : (q2 + 1) * channels]
-                    target = out[g1, g2, c, h1, h2 * channels : (h2 + 1) * channels]
-                    for i in range(channels):
-                        target[i] += factor * source[i]
+            for c in range(channels):
+                source = pairs[p1, p2, c, q1, q2 * channels : (q2 + 1) * channels]
+                target = out[g1, g2, c, h1, h2 * channels : (h2 + 1) * channels]
+                for i in range(channels):
+                    target[i] += factor * source[i]
 
 
 @parallel
-def _shift_and_add(products, z):
+def _shift_and_add(task, products, z):
     """products (N, H, W, kH, kW, O) -> z (N, H, W, O), image rows in parallel."""
-    samples, height, width, kh, kw, outputs = products.shape
-    for task in prange(samples * height):
-        n, y = task // height, task % height
-        row = z[n, y]
-        row[:] = row.dtype.type(0)
-        for h in range(kh):
-            source = y + h - kh // 2
-            if source < 0 or source >= height:
-                continue
-            for w in range(kw):
-                shift = w - kw // 2
-                for x in range(max(0, -shift), min(width, width - shift)):
-                    for o in range(outputs):
-                        row[x, o] += products[n, source, x + shift, h, w, o]
+    _, height, width, kh, kw, outputs = products.shape
+    n, y = task // height, task % height
+    row = z[n, y]
+    row[:] = row.dtype.type(0)
+    for h in range(kh):
+        source = y + h - kh // 2
+        if source < 0 or source >= height:
+            continue
+        for w in range(kw):
+            shift = w - kw // 2
+            for x in range(max(0, -shift), min(width, width - shift)):
+                for o in range(outputs):
+                    row[x, o] += products[n, source, x + shift, h, w, o]

@@ -10,9 +10,8 @@ import math
 from functools import cache
 
 import numpy as np
-from numba import prange
 
-from snfnp.ops.jit import parallel, serial
+from snfnp.ops.jit import parallel, serial, total
 
 _TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
 _LANES = 16  # loops over an image are a multiple of this long
@@ -22,15 +21,22 @@ _FOLD = 4  # parts of an image that share the accumulators of a weight gradient
 
 def correlate(x, k, z) -> None:
     """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O)."""
-    offsets = _offsets(*k.shape[:3], *x.shape[1:3])
-    _correlate_images(np.ascontiguousarray(x), np.ascontiguousarray(k), offsets, z)
+    kh, kw, inputs, outputs = k.shape
+    offsets = _offsets(kh, kw, inputs, *x.shape[1:3])
+    weights = np.zeros((outputs, offsets.size), x.dtype)
+    weights[:, : kh * kw * inputs] = k.reshape(-1, outputs).T
+    _correlate_images(-(-len(x) // _TASK), np.ascontiguousarray(x), (kh, kw), weights, offsets, z)
 
 
 def weight_grad(delta, x, add: bool, out) -> None:
     """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
     sums of _TASK images are in x's precision, all others in double."""
     offsets = _offsets(*out.shape[:3], *x.shape[1:3])[: math.prod(out.shape[:3])]
-    _weight_grad(np.ascontiguousarray(delta), np.ascontiguousarray(x), offsets, add, out)
+    sums = np.empty((-(-len(x) // _TASK), offsets.size, out.shape[3]))
+    images = map(np.ascontiguousarray, (delta, x))
+    _weight_grad(len(sums), *images, out.shape[:2], offsets, sums)
+    flat = out.reshape(sums.shape[1:])
+    flat[...] = total(sums, flat if add else 0.0)
 
 
 @cache
@@ -45,28 +51,24 @@ def _offsets(kh, kw, inputs, height, width):
 
 
 @parallel
-def _correlate_images(x, k, offsets, z):
-    """x (N, H, W, I), k (kH, kW, I, O), offsets (taps,) -> z (N, H, W, O)."""
+def _correlate_images(task, x, size, weights, offsets, z):
+    """x (N, H, W, I), size (kH, kW), weights (O, taps), offsets (taps,) -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
-    kh, kw, _, outputs = k.shape
+    (kh, kw), outputs = size, len(weights)
     row = width + kw - 1
     plane = (height + kh - 1) * row
-    weights = np.zeros((outputs, offsets.size), x.dtype)
-    taps = k.reshape(-1, outputs)
-    weights[:, : len(taps)] = taps.T
     length = (height * row + _LANES - 1) // _LANES * _LANES
-    for task in prange((samples + _TASK - 1) // _TASK):
-        # beyond the last plane: the last taps of outputs that are computed and dropped
-        padded = np.zeros(inputs * plane + _LANES + kw, x.dtype)
-        sums = np.empty((outputs, length), x.dtype)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
-            for o in range(outputs):
-                _one_output(padded, offsets, weights[o], sums[o])
-                for y in range(height):
-                    source, target = sums[o, y * row : y * row + width], z[n, y, :, o]
-                    for column in range(width):
-                        target[column] = source[column]
+    # beyond the last plane: the last taps of outputs that are computed and dropped
+    padded = np.zeros(inputs * plane + _LANES + kw, x.dtype)
+    sums = np.empty((outputs, length), x.dtype)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
+        for o in range(outputs):
+            _one_output(padded, offsets, weights[o], sums[o])
+            for y in range(height):
+                source, target = sums[o, y * row : y * row + width], z[n, y, :, o]
+                for column in range(width):
+                    target[column] = source[column]
 
 
 @serial
@@ -95,34 +97,25 @@ def _one_output(padded, offsets, w, z):
 
 
 @parallel
-def _weight_grad(delta, x, offsets, add, out):
-    """delta (N, H, W, O), x (N, H, W, I), offsets (taps,) -> out (kH, kW, I, O), or added to it."""
+def _weight_grad(task, delta, x, size, offsets, sums):
+    """delta (N, H, W, O), x (N, H, W, I), offsets (taps,) -> sums (tasks, taps, O)."""
     samples, height, width, inputs = x.shape
-    kh, kw, _, outputs = out.shape
-    taps, row = offsets.size, width + kw - 1
-    sums = np.empty(((samples + _TASK - 1) // _TASK, outputs, taps))
+    (kh, kw), (taps, outputs) = size, sums.shape[1:]
+    row = width + kw - 1
     plane = (height + kh - 1) * row
     part = (height * row + _FOLD * _LANES - 1) // (_FOLD * _LANES) * _LANES
-    for task in prange(len(sums)):
-        padded = np.zeros(inputs * plane + _FOLD * _LANES + kw, x.dtype)
-        # δ is zero in the values at the ends of rows, so that they count for nothing
-        deltas = np.zeros((outputs, _FOLD * part), x.dtype)
-        lanes = np.zeros((outputs, taps, part), x.dtype)
-        for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-            _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
-            _spread(delta[n], deltas.reshape(-1), 0, row, _FOLD * part)
-            for o in range(outputs):
-                _correlate(padded, offsets, deltas[o], lanes[o])
+    padded = np.zeros(inputs * plane + _FOLD * _LANES + kw, x.dtype)
+    # δ is zero in the values at the ends of rows, so that they count for nothing
+    deltas = np.zeros((outputs, _FOLD * part), x.dtype)
+    lanes = np.zeros((outputs, taps, part), x.dtype)
+    for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
+        _spread(x[n], padded, kh // 2 * row + kw // 2, row, plane)
+        _spread(delta[n], deltas.reshape(-1), 0, row, _FOLD * part)
         for o in range(outputs):
-            for k in range(taps):
-                sums[task, o, k] = _total(lanes[o, k])
-    flat = out.reshape(taps, outputs)
-    for k in range(taps):
-        for o in range(outputs):
-            total = np.float64(flat[k, o]) if add else 0.0
-            for task in range(len(sums)):
-                total += sums[task, o, k]
-            flat[k, o] = total
+            _correlate(padded, offsets, deltas[o], lanes[o])
+    for o in range(outputs):
+        for k in range(taps):
+            sums[task, k, o] = _total(lanes[o, k])
 
 
 @serial

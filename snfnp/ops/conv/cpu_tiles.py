@@ -11,10 +11,9 @@ registers, and the loop runs over the pixels. See derivations/07-convolutions.md
 from functools import cache
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops import simd
-from snfnp.ops.jit import compiled, parallel, serial
+from snfnp.ops.jit import compiled, parallel, serial, total
 from snfnp.ops.simd import tile
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
@@ -36,8 +35,8 @@ def correlate(x, k, z, before, b=None) -> None:
     """
     b = np.empty(0, x.dtype) if b is None else b
     tile_size = simd.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
-    flat = np.ascontiguousarray(k).reshape(-1)
-    _correlate_images(np.ascontiguousarray(x), flat, k.shape[:2], before, b, *tile_size, z)
+    x, flat, tasks = np.ascontiguousarray(x), np.ascontiguousarray(k).reshape(-1), _tasks(x)
+    _correlate_images(tasks, x, flat, k.shape[:2], before, b, *tile_size, z)
 
 
 def weight_grad(delta, x, add: bool, out, before) -> None:
@@ -46,8 +45,11 @@ def weight_grad(delta, x, add: bool, out, before) -> None:
     before: as in `correlate`."""
     kh, kw, inputs, outputs = out.shape
     tile_size = simd.of_taps(kw * inputs, outputs, x.dtype.itemsize)
-    x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
-    _weight_grad(delta, x, kw, before, *tile_size, add, out.reshape(kh, -1))
+    sums = np.zeros((_tasks(x), kh, kw * inputs * outputs), x.dtype)
+    images = map(np.ascontiguousarray, (delta, x))
+    _weight_grad(len(sums), *images, kw, before, *tile_size, sums)
+    flat = out.reshape(kh, -1)
+    flat[...] = total(sums, flat if add else 0.0)
 
 
 def inverse_series(r, w, nu, terms: int):
@@ -59,8 +61,12 @@ def inverse_series(r, w, nu, terms: int):
         tile_size = simd.of_pixels(width, channels, itemsize)
     kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
     nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
-    _inverse_series(nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile_size, tail)
+    _inverse_series(len(nu), nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile_size, tail)
     return tail
+
+
+def _tasks(x) -> int:
+    return -(-len(x) // _IMAGES)
 
 
 @serial
@@ -111,25 +117,24 @@ def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
 
 
 @parallel
-def _correlate_images(x, k, size, before, b, pixels, lanes, z):
+def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
     """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
     samples, height, width, inputs = x.shape
     (kh, kw), outputs = size, z.shape[3]
     shape, row = (height, width, inputs, outputs), (width + kw - 1) * inputs
-    for task in prange((samples + _IMAGES - 1) // _IMAGES):
-        padded = np.zeros((height + kh - 1) * row, x.dtype)
-        shift = np.zeros(width * outputs, x.dtype)  # b for a row of pixels
-        for j in range(shift.size if b.size else 0):
-            shift[j] = b[j % outputs]
-        for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            pad(x[n], before[0], before[1], row, padded)
-            flat = z[n].reshape(-1)
-            _convolve(padded, k, size, shape, pixels, lanes, flat)
-            if b.size:
-                for y in range(height):
-                    target = flat[y * len(shift) : (y + 1) * len(shift)]
-                    for j in range(len(shift)):
-                        target[j] += shift[j]
+    padded = np.zeros((height + kh - 1) * row, x.dtype)
+    shift = np.zeros(width * outputs, x.dtype)  # b for a row of pixels
+    for j in range(shift.size if b.size else 0):
+        shift[j] = b[j % outputs]
+    for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
+        pad(x[n], before[0], before[1], row, padded)
+        flat = z[n].reshape(-1)
+        _convolve(padded, k, size, shape, pixels, lanes, flat)
+        if b.size:
+            for y in range(height):
+                target = flat[y * len(shift) : (y + 1) * len(shift)]
+                for j in range(len(shift)):
+                    target[j] += shift[j]
 
 
 @compiled
@@ -146,58 +151,44 @@ def _convolve_image(image, k, size, padded, pixels, lanes, z):
 
 
 @parallel
-def _inverse_series(nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
+def _inverse_series(n, nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
     """nu, tail (N, H, W, C), flat kernels r and w: an image stays in the first cache."""
-    samples, height, width, channels = nu.shape
-    for n in prange(samples):
-        rows = ((width + r_size[1] - 1) * channels, (width + w_size[1] - 1) * channels)
-        before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
-        before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
-        rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
-        term_image = np.empty(nu.shape[1:], nu.dtype)
-        flat, sums = term_image.reshape(-1), tail[n].reshape(-1)
-        left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
-        for term in range(terms + 1):
-            if term > 0:
-                _convolve_image(y, w, w_size, before_w, pixels, lanes, flat)
-                for j in range(flat.size):
-                    left_over[j] = start[j] - flat[j]
-            _convolve_image(rest, r, r_size, before_r, pixels, lanes, flat)
+    _, height, width, channels = nu.shape
+    rows = ((width + r_size[1] - 1) * channels, (width + w_size[1] - 1) * channels)
+    before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
+    before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
+    rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
+    term_image = np.empty(nu.shape[1:], nu.dtype)
+    flat, sums = term_image.reshape(-1), tail[n].reshape(-1)
+    left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
+    for term in range(terms + 1):
+        if term > 0:
+            _convolve_image(y, w, w_size, before_w, pixels, lanes, flat)
             for j in range(flat.size):
-                approximation[j] += flat[j]
-                if term > 1:
-                    sums[j] += flat[j]
+                left_over[j] = start[j] - flat[j]
+        _convolve_image(rest, r, r_size, before_r, pixels, lanes, flat)
+        for j in range(flat.size):
+            approximation[j] += flat[j]
+            if term > 1:
+                sums[j] += flat[j]
 
 
 @parallel
-def _weight_grad(delta, x, kw, before, taps, lanes, add, out):
-    """delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW·I·O), or added to it."""
+def _weight_grad(task, delta, x, kw, before, taps, lanes, sums):
+    """delta (N, H, W, O), x (N, H, W, I) -> sums (tasks, kH, kW·I·O), zeros."""
     samples, height, width, inputs = x.shape
-    outputs, run, kh = delta.shape[3], kw * inputs, len(out)
-    sums = np.zeros(((samples + _IMAGES - 1) // _IMAGES, kh, out.shape[1]), x.dtype)
+    outputs, run, kh = delta.shape[3], kw * inputs, sums.shape[1]
     row = (width + kw - 1) * inputs
-    for task in prange(len(sums)):
-        padded = np.zeros((height + kh - 1) * row, x.dtype)
-        for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
-            pad(x[n], before[0], before[1], row, padded)
-            flat = delta[n].reshape(-1)
-            for o in range(0, outputs, len(lanes)):
-                for h in range(kh):
-                    for tap in range(0, run, len(taps)):
-                        tile(
-                            *(padded, h * row + tap, (row, inputs, 1)),
-                            *(flat, o, (width * outputs, outputs), (height, width)),
-                            *(sums[task, h], tap * outputs + o, outputs, True),
-                            *(taps, lanes),
-                        )
-    totals = np.empty(out.shape[1])
-    for h in range(kh):
-        target = out[h]
-        for j in range(len(totals)):
-            totals[j] = target[j] if add else 0.0
-        for task in range(len(sums)):
-            source = sums[task, h]
-            for j in range(len(totals)):
-                totals[j] += source[j]
-        for j in range(len(totals)):
-            target[j] = totals[j]
+    padded = np.zeros((height + kh - 1) * row, x.dtype)
+    for n in range(task * _IMAGES, min(samples, (task + 1) * _IMAGES)):
+        pad(x[n], before[0], before[1], row, padded)
+        flat = delta[n].reshape(-1)
+        for o in range(0, outputs, len(lanes)):
+            for h in range(kh):
+                for tap in range(0, run, len(taps)):
+                    tile(
+                        *(padded, h * row + tap, (row, inputs, 1)),
+                        *(flat, o, (width * outputs, outputs), (height, width)),
+                        *(sums[task, h], tap * outputs + o, outputs, True),
+                        *(taps, lanes),
+                    )

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops.channels.cpu import scale_backward, shift_and_scale
 from snfnp.ops.coupling.definition import Coupling
@@ -14,12 +13,12 @@ _TASK = 64  # rows per task: the task's rows and its sums stay in the second cac
 
 class CpuCoupling(Coupling):
     def bias_relu(self, out, b):
-        _bias_relu(out, np.ascontiguousarray(b))
+        _bias_relu(-(-len(out) // _TASK), out, np.ascontiguousarray(b))
         return out
 
     def bias_relu_backward(self, out, a):
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
-        _bias_relu_backward(out, a, sums)
+        _bias_relu_backward(len(sums), out, a, sums)
         return sums.sum(axis=0)
 
     def bias_scale(self, v, b, k, logs, out):
@@ -35,18 +34,18 @@ class CpuCoupling(Coupling):
     def forward(self, x, h):
         z, s = np.empty(x.shape, x.dtype), np.empty((*h.shape[:3], h.shape[3] // 2), h.dtype)
         ldj = np.empty(len(x), x.dtype)
-        _forward(_pixels(x), _pixels(h), _pixels(z), ldj, _pixels(s))
+        _forward(len(x), _pixels(x), _pixels(h), _pixels(z), ldj, _pixels(s))
         return z, ldj, s
 
     def inverse(self, z, h):
         x = np.empty(z.shape, z.dtype)
-        _inverse(_pixels(z), _pixels(h), _pixels(x))
+        _inverse(len(z), _pixels(z), _pixels(h), _pixels(x))
         return x
 
     def backward(self, x, s, dz, dldj):
         dx, dh = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
         arrays = (_pixels(array) for array in (x, s, dz))
-        _backward(*arrays, np.ascontiguousarray(dldj), _pixels(dx), _pixels(dh))
+        _backward(len(x), *arrays, np.ascontiguousarray(dldj), _pixels(dx), _pixels(dh))
         return dx, dh
 
 
@@ -57,74 +56,69 @@ def _pixels(images):
 
 
 @parallel
-def _bias_relu(out, b):
+def _bias_relu(task, out, b):
     """out (M, F), b (F,). A NaN is not below zero, and stays."""
     zero = out.dtype.type(0)
-    for task in prange((len(out) + _TASK - 1) // _TASK):
-        for m in range(task * _TASK, min(len(out), (task + 1) * _TASK)):
-            row = out[m]
-            for f in range(row.size):
-                value = row[f] + b[f]
-                row[f] = zero if value < zero else value
+    for m in range(task * _TASK, min(len(out), (task + 1) * _TASK)):
+        row = out[m]
+        for f in range(row.size):
+            value = row[f] + b[f]
+            row[f] = zero if value < zero else value
 
 
 @parallel
-def _bias_relu_backward(out, a, sums):
+def _bias_relu_backward(task, out, a, sums):
     """out, a (M, F) -> sums (tasks, F), at first zero."""
     one = out.dtype.type(1)
     zero = out.dtype.type(0)
-    for task in prange(len(sums)):
-        total = sums[task]
-        for m in range(task * _TASK, min(len(out), (task + 1) * _TASK)):
-            row, active = out[m], a[m]
-            for f in range(row.size):
-                value = row[f] * (zero if active[f] <= zero else one)
-                row[f] = value
-                total[f] += value
+    totals = sums[task]
+    for m in range(task * _TASK, min(len(out), (task + 1) * _TASK)):
+        row, active = out[m], a[m]
+        for f in range(row.size):
+            value = row[f] * (zero if active[f] <= zero else one)
+            row[f] = value
+            totals[f] += value
 
 
 @parallel
-def _forward(x, h, z, ldj, s):
+def _forward(n, x, h, z, ldj, s):
     """x, h, z (N, P, C), ldj (N,), s (N, P, C/2)."""
-    samples, pixels, half = s.shape
+    _, pixels, half = s.shape
     two = x.dtype.type(2)
-    for n in prange(samples):
-        total = 0.0
-        for p in range(pixels):
-            for c in range(half):
-                scale = two * math.tanh(h[n, p, 2 * c] / two)
-                s[n, p, c] = scale
-                total += scale
-                z[n, p, c] = x[n, p, c]
-                z[n, p, half + c] = x[n, p, half + c] * math.exp(scale) + h[n, p, 2 * c + 1]
-        ldj[n] = total
+    total = 0.0
+    for p in range(pixels):
+        for c in range(half):
+            scale = two * math.tanh(h[n, p, 2 * c] / two)
+            s[n, p, c] = scale
+            total += scale
+            z[n, p, c] = x[n, p, c]
+            z[n, p, half + c] = x[n, p, half + c] * math.exp(scale) + h[n, p, 2 * c + 1]
+    ldj[n] = total
 
 
 @parallel
-def _inverse(z, h, x):
+def _inverse(n, z, h, x):
     """z, h, x (N, P, C)."""
-    samples, pixels, channels = z.shape
+    _, pixels, channels = z.shape
     half, two = channels // 2, z.dtype.type(2)
-    for n in prange(samples):
-        for p in range(pixels):
-            for c in range(half):
-                factor = math.exp(-two * math.tanh(h[n, p, 2 * c] / two))
-                x[n, p, c] = z[n, p, c]
-                x[n, p, half + c] = (z[n, p, half + c] - h[n, p, 2 * c + 1]) * factor
+    for p in range(pixels):
+        for c in range(half):
+            factor = math.exp(-two * math.tanh(h[n, p, 2 * c] / two))
+            x[n, p, c] = z[n, p, c]
+            x[n, p, half + c] = (z[n, p, half + c] - h[n, p, 2 * c + 1]) * factor
 
 
 @parallel
-def _backward(x, s, dz, dldj, dx, dh):
+def _backward(n, x, s, dz, dldj, dx, dh):
     """x, dz, dx, dh (N, P, C), s (N, P, C/2), dldj (N,)."""
-    samples, pixels, half = s.shape
+    _, pixels, half = s.shape
     one, quarter = x.dtype.type(1), x.dtype.type(0.25)
-    for n in prange(samples):
-        for p in range(pixels):
-            for c in range(half):
-                scale, delta = s[n, p, c], dz[n, p, half + c]
-                through = delta * math.exp(scale)
-                dx[n, p, c] = dz[n, p, c]
-                dx[n, p, half + c] = through
-                d_scale = through * x[n, p, half + c] + dldj[n]
-                dh[n, p, 2 * c] = d_scale * (one - quarter * scale * scale)
-                dh[n, p, 2 * c + 1] = delta
+    for p in range(pixels):
+        for c in range(half):
+            scale, delta = s[n, p, c], dz[n, p, half + c]
+            through = delta * math.exp(scale)
+            dx[n, p, c] = dz[n, p, c]
+            dx[n, p, half + c] = through
+            d_scale = through * x[n, p, half + c] + dldj[n]
+            dh[n, p, 2 * c] = d_scale * (one - quarter * scale * scale)
+            dh[n, p, 2 * c + 1] = delta

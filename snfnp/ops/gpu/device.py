@@ -1,6 +1,7 @@
 """The GPU as a device for groups of operations: arrays, and launches of kernels."""
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from snfnp.ops.communication import SINGLE_PROCESS, Communicator
 from snfnp.ops.communication.nccl import Nccl
 from snfnp.ops.gpu import source
 from snfnp.ops.gpu.cublas import Cublas
-from snfnp.ops.gpu.graph import Graph
+from snfnp.ops.gpu.graph import CALLS_UNTIL_RECORDED, Graph
 from snfnp.ops.gpu.launch import DeviceGuard, Launcher
 from snfnp.ops.gpu.requirements import describe, explain_out_of_memory, require_cupy
 from snfnp.ops.gpu.side_stream import SideStream
@@ -31,8 +32,8 @@ class Gpu:
     """
 
     name = "cupy"
-    start_note = "the first steps compile the kernels; later runs load them from CuPy's cache"
     asynchronous = True  # operations return before they are done
+    compiles = True
 
     def __init__(self, tf32=False, world: Communicator = SINGLE_PROCESS, overlap=False):
         self.xp = require_cupy(world.local_rank if world.size > 1 else None)
@@ -64,6 +65,24 @@ class Gpu:
 
     def known_on_host(self, condition) -> None:
         return None  # the host would have to wait for the answer
+
+    @contextmanager
+    def compilations(self, begins, ends) -> Iterator[None]:
+        """See `HostDevice`; what CuPy finds in its cache takes a moment only."""
+        self.launch.begins, self.launch.ends = begins, ends
+        try:
+            yield
+        finally:
+            self.launch.begins = self.launch.ends = None
+
+    def prepare(self, work: Callable[[], None], alone: bool = True) -> str:
+        for _ in range(CALLS_UNTIL_RECORDED):
+            work()
+        self.synchronise()
+        return ""
+
+    def limit_threads(self, described: dict) -> None:
+        """Nothing that this device computes depends on the host's threads."""
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, communicator)

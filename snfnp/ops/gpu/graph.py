@@ -18,6 +18,7 @@ from snfnp.ops.communication import SINGLE_PROCESS
 from snfnp.ops.gpu.launch import DeviceGuard
 
 _WARM_UP = 2  # calls before the capture: kernels are compiled and memory is allocated
+CALLS_UNTIL_RECORDED = _WARM_UP + 1
 
 
 class Graph:

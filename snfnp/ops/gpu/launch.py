@@ -36,6 +36,8 @@ class Launcher:
     def __init__(self, cupy):
         self._cupy, self._guard = cupy, DeviceGuard(cupy)
         self._functions = {}
+        self.begins: Callable[[], None] | None = None  # see `Gpu.compilations`
+        self.ends: Callable[[int], None] | None = None
 
     def __call__(self, kernel: str, dtype, blocks: int, /, *, threads=source.THREADS, **arguments):
         """Launch a kernel for arrays of `dtype`; blocks = 0 (an empty array) does nothing.
@@ -70,11 +72,15 @@ class Launcher:
             group = source.kernels()[kernel]
             names = [name for name, place in source.kernels().items() if place == group]
             expressions = [source.expression(name, dtype) for name in names]
+            if self.begins:
+                self.begins()
             module = self._cupy.RawModule(
                 code=source.source(group), options=source.OPTIONS, name_expressions=expressions
             )
             for name, expression in zip(names, expressions, strict=True):
                 self._functions[name, dtype] = module.get_function(expression)
+            if self.ends:
+                self.ends(len(names))
         return self._functions[kernel, dtype]
 
 

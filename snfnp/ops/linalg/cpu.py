@@ -1,11 +1,10 @@
 """BLAS and LAPACK called directly, and passes over buffers; see derivations/07-convolutions.md."""
 
 import numpy as np
-from numba import prange
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from snfnp.errors import SingularMatrixError
-from snfnp.ops.jit import FLAT_BLOCK, compiled, parallel, serial
+from snfnp.ops.jit import FLAT_BLOCK, compiled, parallel, serial, total
 from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.linalg.definition import LinearAlgebra
 
@@ -42,12 +41,14 @@ class CpuLinearAlgebra(LinearAlgebra):
         if not out.flags.c_contiguous:
             return super().axpby(a, x, b, out)
         cast = out.dtype.type
-        _axpby(cast(a), np.ascontiguousarray(x).reshape(-1), cast(b), out.reshape(-1))
+        x, blocks = np.ascontiguousarray(x).reshape(-1), -(-out.size // _BLOCK)
+        _axpby(blocks, cast(a), x, cast(b), out.reshape(-1))
         return out
 
     def scale_into(self, out, scale, a, multiple, volume=1.0):
         if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
-            _scaled_transpose(a.T, out.dtype.type(scale * volume * multiple), out)
+            strips, factor = -(-out.shape[1] // _TILE), out.dtype.type(scale * volume * multiple)
+            _scaled_transpose(strips, a.T, factor, out)
             return out
         if a.ndim == 4 and np.shape(multiple) == (*a.shape[:2], 1, 1):
             _scaled_taps(a, float(scale * volume), multiple, out)
@@ -56,13 +57,18 @@ class CpuLinearAlgebra(LinearAlgebra):
 
     def sum_squares(self, x) -> float:
         x = np.ascontiguousarray(x).reshape(-1)
-        return float(_sum_few_squares(x) if x.size <= _FEW else _sum_squares(x))
+        if x.size <= _FEW:
+            return float(_sum_few_squares(x))
+        squares = np.empty(-(-x.size // FLAT_BLOCK))
+        _sum_squares(len(squares), x, squares)
+        return float(total(squares))
 
     def residual(self, out, x, before=0.0):
         if not out.flags.c_contiguous:
             return super().residual(out, x, before)
-        squares = _residual(out.reshape(-1), np.ascontiguousarray(x).reshape(-1))
-        return before + squares / len(x)
+        squares = np.empty(-(-out.size // _BLOCK))
+        _residual(len(squares), out.reshape(-1), np.ascontiguousarray(x).reshape(-1), squares)
+        return before + total(squares) / len(x)
 
     def inverse(self, w):
         if not 0 < len(w) <= _SMALL:
@@ -98,25 +104,20 @@ def _column_major(matrix):
 
 
 @parallel
-def _axpby(a, x, b, out):
+def _axpby(task, a, x, b, out):
     """out (count,) = a · x + b · out."""
-    for task in prange((out.size + _BLOCK - 1) // _BLOCK):
-        target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
-        for i in range(target.size):
-            target[i] = b * target[i] + a * source[i]
+    target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+    for i in range(target.size):
+        target[i] = b * target[i] + a * source[i]
 
 
 @parallel
-def _residual(out, x):
-    """out (count,) -= x, and Σ out²."""
-    tasks = (out.size + _BLOCK - 1) // _BLOCK
-    squares = np.zeros(tasks)
-    for task in prange(tasks):
-        target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
-        for i in range(target.size):
-            target[i] -= source[i]
-        squares[task] = block_sum_squares(target)
-    return squares.sum()
+def _residual(task, out, x, squares):
+    """out (count,) -= x, and Σ out² over each task's part."""
+    target, source = out[task * _BLOCK :][:_BLOCK], x[task * _BLOCK :][:_BLOCK]
+    for i in range(target.size):
+        target[i] -= source[i]
+    squares[task] = block_sum_squares(target)
 
 
 @compiled
@@ -132,38 +133,33 @@ def _scaled_taps(a, scale, multiple, out):
 
 
 @parallel
-def _scaled_transpose(a, scale, out):
+def _scaled_transpose(strip, a, scale, out):
     """out = scale · aᵀ, a (K, M), out (M, K), through square tiles in the first cache, where
     reading columns costs nothing."""
     rows, columns = out.shape
-    for strip in prange((columns + _TILE - 1) // _TILE):
-        first = strip * _TILE
-        tile = np.empty((_TILE, _TILE), a.dtype)
-        for start in range(0, rows, _TILE):
-            if start + _TILE <= rows and first + _TILE <= columns:  # constant bounds: vectorised
-                for j in range(_TILE):
-                    for i in range(_TILE):
-                        tile[i, j] = a[first + j, start + i]
+    first = strip * _TILE
+    tile = np.empty((_TILE, _TILE), a.dtype)
+    for start in range(0, rows, _TILE):
+        if start + _TILE <= rows and first + _TILE <= columns:  # constant bounds: vectorised
+            for j in range(_TILE):
                 for i in range(_TILE):
-                    for j in range(_TILE):
-                        out[start + i, first + j] = scale * tile[i, j]
-            else:
-                for i in range(start, min(rows, start + _TILE)):
-                    for j in range(first, min(columns, first + _TILE)):
-                        out[i, j] = scale * a[j, i]
+                    tile[i, j] = a[first + j, start + i]
+            for i in range(_TILE):
+                for j in range(_TILE):
+                    out[start + i, first + j] = scale * tile[i, j]
+        else:
+            for i in range(start, min(rows, start + _TILE)):
+                for j in range(first, min(columns, first + _TILE)):
+                    out[i, j] = scale * a[j, i]
 
 
 @parallel
-def _sum_squares(g):
-    """Σ g² over the flat buffer."""
-    blocks = (g.size + FLAT_BLOCK - 1) // FLAT_BLOCK
-    squares = np.zeros(blocks)
-    for block in prange(blocks):
-        squares[block] = block_sum_squares(g[block * FLAT_BLOCK :][:FLAT_BLOCK])
-    return squares.sum()
+def _sum_squares(task, g, squares):
+    """Σ g² over each task's part of the flat buffer."""
+    squares[task] = block_sum_squares(g[task * FLAT_BLOCK :][:FLAT_BLOCK])
 
 
-@serial
+@compiled
 def _sum_few_squares(g):
     """Σ g² of a short buffer, on one thread: waking the others would take longer."""
     total = 0.0

@@ -5,10 +5,9 @@ wakes threads of its own for: it is made for large matrices. See derivations/07-
 """
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops import simd
-from snfnp.ops.jit import parallel
+from snfnp.ops.jit import parallel, total
 from snfnp.ops.simd import tile
 
 _ROWS = 512  # of a task, at least
@@ -34,13 +33,14 @@ def fits(a, b) -> bool:
 def product(a, b, out) -> None:
     """out = a b for factors that `fits` accepts, out contiguous."""
     if len(a) > len(b):
-        _product(a, np.ascontiguousarray(b).reshape(-1), *_tile_sizes(len(a), b), out)
-    elif b.shape[1] % _LANES == 0:
-        _transposed_product(a.T, b, *_tile_sizes(len(a), b), out)
-    else:
-        swapped = np.empty(out.shape[::-1], out.dtype)
-        _transposed_product(b, a.T, *_tile_sizes(b.shape[1], a.T), swapped)
-        out[...] = swapped.T
+        flat = np.ascontiguousarray(b).reshape(-1)
+        _product(len(a) // _ROWS, a, flat, *_tile_sizes(len(a), b), out)
+        return
+    swapped = b.shape[1] % _LANES != 0
+    a, b, target = (b, a.T, out.T) if swapped else (a.T, b, out)
+    sums = np.empty((len(a) // _ROWS, a.shape[1] * b.shape[1]), a.dtype)
+    _transposed_product(len(sums), a, b, *_tile_sizes(a.shape[1], b), sums)
+    target[...] = total(sums).reshape(target.shape)
 
 
 def _tile_sizes(count, b):
@@ -50,46 +50,35 @@ def _tile_sizes(count, b):
 
 
 @parallel
-def _product(a, b, rows, lanes, out):
+def _product(task, a, b, rows, lanes, out):
     """a (M, K), b flat -> out (M, N). The last tile of a task may overlap the one before."""
-    inner, columns = a.shape[1], out.shape[1]
-    tasks = len(a) // _ROWS
-    for task in prange(tasks):
-        start, end = task * len(a) // tasks, (task + 1) * len(a) // tasks
-        source, target = a[start:end].reshape(-1), out[start:end].reshape(-1)
-        for o in range(0, columns, len(lanes)):
-            for row in range(0, end - start, len(rows)):
-                first = min(row, end - start - len(rows))
-                tile(
-                    *(source, first * inner, (0, 1, inner)),
-                    *(b, o, (0, columns), (1, inner)),
-                    *(target, first * columns + o, columns, False),
-                    *(rows, lanes),
-                )
+    inner, columns, tasks = a.shape[1], out.shape[1], len(a) // _ROWS
+    start, end = task * len(a) // tasks, (task + 1) * len(a) // tasks
+    source, target = a[start:end].reshape(-1), out[start:end].reshape(-1)
+    for o in range(0, columns, len(lanes)):
+        for row in range(0, end - start, len(rows)):
+            first = min(row, end - start - len(rows))
+            tile(
+                *(source, first * inner, (0, 1, inner)),
+                *(b, o, (0, columns), (1, inner)),
+                *(target, first * columns + o, columns, False),
+                *(rows, lanes),
+            )
 
 
 @parallel
-def _transposed_product(a, b, taps, lanes, out):
-    """a (M, K), b (M, N) -> out (K, N) = aᵀ b: over a task's rows in their precision, in double
-    from there on."""
-    inner, columns = a.shape[1], b.shape[1]
-    tasks = len(a) // _ROWS
-    sums = np.empty((tasks, inner * columns), a.dtype)
-    for task in prange(tasks):
-        start, end = task * len(a) // tasks, (task + 1) * len(a) // tasks
-        source, others = a[start:end].reshape(-1), b[start:end].reshape(-1)
-        for o in range(0, columns, len(lanes)):
-            for tap in range(0, inner, len(taps)):
-                first = min(tap, inner - len(taps))
-                tile(
-                    *(source, first, (inner, 0, 1)),
-                    *(others, o, (columns, 0), (end - start, 1)),
-                    *(sums[task], first * columns + o, columns, False),
-                    *(taps, lanes),
-                )
-    for k in range(inner):
-        for o in range(columns):
-            total = 0.0
-            for task in range(tasks):
-                total += sums[task, k * columns + o]
-            out[k, o] = total
+def _transposed_product(task, a, b, taps, lanes, sums):
+    """a (M, K), b (M, N) -> sums (tasks, K N), of aᵀ b: over a task's rows in their precision, in
+    double from there on."""
+    inner, columns, tasks = a.shape[1], b.shape[1], len(sums)
+    start, end = task * len(a) // tasks, (task + 1) * len(a) // tasks
+    source, others = a[start:end].reshape(-1), b[start:end].reshape(-1)
+    for o in range(0, columns, len(lanes)):
+        for tap in range(0, inner, len(taps)):
+            first = min(tap, inner - len(taps))
+            tile(
+                *(source, first, (inner, 0, 1)),
+                *(others, o, (columns, 0), (end - start, 1)),
+                *(sums[task], first * columns + o, columns, False),
+                *(taps, lanes),
+            )

@@ -3,13 +3,13 @@
 import math
 
 import numpy as np
-from numba import prange
 
 from snfnp.ops.jit import parallel, serial
 from snfnp.ops.random.definition import Random
 from snfnp.ops.random.philox import RandomKey, philox4x32
 
 TO_UNIT = 2.0**-32  # from a word to [0, 1)
+_BLOCKS = 1024  # blocks of four numbers that one task takes
 
 _rounds = serial(philox4x32)
 
@@ -31,13 +31,13 @@ def _draw(kernel, key: RandomKey, shape, dtype, *numbers):
     wanted is not the first of one, up to three more are made before it."""
     first_block, extra = divmod(key.start(shape), 4)
     out = np.empty(extra + math.prod(shape), dtype)
-    kernel(key_words(key), first_block, *numbers, out)
+    kernel(-(-out.size // (4 * _BLOCKS)), key_words(key), first_block, *numbers, out)
     return out[extra:].reshape(shape)
 
 
 def key_words(key: RandomKey):
     """A key as the kernels take it: (step low, step high, stream, seed low, seed high)."""
-    return np.array(key.words, np.uint64)
+    return tuple(map(np.uint64, key.words))
 
 
 @serial
@@ -56,20 +56,18 @@ def word(four, index):
 
 
 @parallel
-def _of_words(key, first_block, drop, start, scale, out):
+def _of_words(task, key, first_block, drop, start, scale, out):
     """out (count,) = start + scale (word >> drop)."""
-    blocks = (out.size + 3) // 4
-    for block in prange(blocks):
+    for block in range(task * _BLOCKS, min((task + 1) * _BLOCKS, (out.size + 3) // 4)):
         four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size)):
             out[index] = start + scale * np.float64(word(four, index) >> drop)
 
 
 @parallel
-def _normal(key, first_block, out):
+def _normal(task, key, first_block, out):
     """out (count,): Box-Muller on words (0, 1) and (2, 3) of each block."""
-    blocks = (out.size + 3) // 4
-    for block in prange(blocks):
+    for block in range(task * _BLOCKS, min((task + 1) * _BLOCKS, (out.size + 3) // 4)):
         four = philox(first_block + block, key)
         for index in range(4 * block, min(4 * block + 4, out.size), 2):
             first, second = word(four, index), word(four, index + 1)

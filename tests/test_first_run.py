@@ -1,0 +1,115 @@
+"""The first run on a machine: what is compiled is said, takes no step's time, and can be ended."""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from support.runs import assert_same_run
+from support.trainers import run_training, small_config, small_dataset
+
+from snfnp.ops import get_ops
+from snfnp.ops.gpu.launch import Launcher
+from snfnp.ops.host import HostDevice
+from snfnp.training.loop import train
+from snfnp.training.runs.folder import RunFolder
+from snfnp.training.trainer import Trainer
+
+_SECONDS = 0.6  # of a compilation, more than a moment
+
+
+@pytest.fixture
+def slow_ops(monkeypatch):
+    """NumPy's, with steps whose first call compiles two kernels."""
+    ops, watching, ascend = get_ops("numpy"), [], Trainer.ascend
+
+    @contextmanager
+    def compilations(begins, ends):
+        watching.append((begins, ends))
+        yield
+
+    def ascend_slowly(trainer, images):
+        while watching:
+            begins, ends = watching.pop()
+            begins()
+            time.sleep(_SECONDS)
+            ends(2)
+        ascend(trainer, images)
+
+    ops.device.compiles, ops.device.compilations = True, compilations
+    monkeypatch.setattr(Trainer, "ascend", ascend_slowly)
+    return ops
+
+
+def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops):
+    said, run = [], RunFolder.create(tmp_path / "run")
+    config = small_config(backend="numpy", epochs=1)
+    summary = train(config, small_dataset(), slow_ops, run, report=said.append)
+    assert sum(line.startswith("compiling kernels") for line in said) == 1
+    assert "compiled 2 kernels in 1 s" in said
+    assert summary["training_seconds"] < _SECONDS
+    assert run.read_metrics()[0]["seconds"] < _SECONDS
+
+
+@pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
+def test_a_rehearsal_leaves_no_trace(tmp_path, monkeypatch, changes):
+    run_training(tmp_path / "rehearsed", **changes)
+    monkeypatch.setattr(HostDevice, "prepare", lambda device, work, alone: "")
+    run_training(tmp_path / "not", **changes)
+    assert_same_run(tmp_path / "rehearsed", tmp_path / "not")
+
+
+def test_a_rehearsal_puts_back_what_steps_change_if_it_fails(monkeypatch):
+    config = small_config(backend="numpy")
+    trainer = Trainer(get_ops("numpy"), config.build_flow((5, 5, 1)), config, 5)
+    before = trainer.p.copy()
+    with pytest.raises(KeyboardInterrupt), trainer.rehearsal(small_dataset().train[:20]) as step:
+        step()
+        assert (trainer.p != before).any() and trainer.log.read().last[2] > 0
+        raise KeyboardInterrupt
+    assert (trainer.p == before).all() and not trainer.m.any() and not trainer.v.any()
+    assert trainer.step == 0 and not trainer.log.array.any()
+
+
+def test_a_launcher_says_when_it_compiles(monkeypatch):
+    """Once for a group of kernels and a type, before and after."""
+    said = []
+    module = SimpleNamespace(get_function=lambda name: name)
+    runtime = SimpleNamespace(getDevice=lambda: 0)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime), RawModule=lambda **how: module)
+    launcher = Launcher(cupy)
+    launcher.begins, launcher.ends = lambda: said.append("begins"), said.append
+    for kernel in ("adam", "adam", "log_step"):
+        launcher._function(kernel, "float32")
+    assert said[0] == "begins" and said[1] > 1 and len(said) == 2
+
+
+_COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+import sys
+from snfnp.cli.train import main
+from snfnp.processes import terminal
+terminal.run(lambda: main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_compilation_at_once(tmp_path, number, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SNFNP_OFFLINE", "1")
+    options = ["--model", "conv", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", _COMMAND, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = next(line for line in process.stdout if line.startswith("compiling"))
+            process.send_signal(number)
+            assert process.wait(5) == -number and "Ctrl-C loses nothing" in said
+        finally:
+            process.kill()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.lock"]
+    RunFolder.create(tmp_path / "run")  # the same command starts it again
