@@ -80,7 +80,7 @@ def quota(root: Path = Path("/")) -> float:
     either version; infinite without a limit."""
     found = [math.inf]
     with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines():
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue
@@ -93,7 +93,9 @@ def quota(root: Path = Path("/")) -> float:
 def _limit(group: Path) -> float:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            most, period = " ".join((group / name).read_text("utf-8") for name in names).split()
+            most, period = " ".join(
+                (group / name).read_text(encoding="utf-8") for name in names
+            ).split()
             if float(most) > 0:
                 return float(most) / float(period)
     return math.inf
