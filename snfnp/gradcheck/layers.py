@@ -12,6 +12,7 @@ import numpy as np
 from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
 from snfnp.gradcheck.differences import GradientError, measure_gradient, relative, tolerance
+from snfnp.layers import Whiten
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
@@ -73,6 +74,11 @@ class Case:
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The parameters that have a gradient: a `Whiten` has none of them."""
+        return () if isinstance(self.layer, Whiten) else tuple(self.params)
+
     def cast(self, given):
         """A host array, or a list or dict of them, in the precision that is checked."""
         return _each(lambda array: array.astype(self.dtype), given)
@@ -132,10 +138,10 @@ class Case:
     def gradients(self) -> dict[str, np.ndarray]:
         """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
         grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
-        for name in self.params:
+        for name in self.learned:
             if np.isnan(grads[name]).any():
                 raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
-        return grads
+        return {name: grads[name] for name in (*self.learned, "x")}
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
@@ -246,7 +252,7 @@ def check_layer(layer, shape, *, scalar=frozen_bar_scalar, **settings) -> Report
     f = case.objective
     if layer.learns_inverse:
         f = scalar(layer, shape, case.ops, params, x, case.c[0], case.a, case.lam)
-    for name in params:
+    for name in case.learned:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
         case.measure(name, of_one, params[name], grads[name])
     return case.report

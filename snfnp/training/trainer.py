@@ -61,7 +61,8 @@ class Trainer(TrainingStep):
 
     def start(self, images) -> Likelihood:
         """An exact snapshot of what the run started from; images: those of its first step."""
-        p = self.initial()
+        p, fixed = self.initial(), slice(self.layout.fixed, None)
+        p[fixed] = self.p[fixed]
         self._initialise_from_data(self.layout.views(p), images)
         return Likelihood(self.ops, self.flow, self.layout, p)
 

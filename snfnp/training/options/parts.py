@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, WHITENED, Preset
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
@@ -151,6 +151,12 @@ class ModelOptions:
     )
     bias_init: str | None = option(
         None, "biases at 0 (zero), or for first outputs of mean 0 (data)", choices=BIAS_INITS
+    )
+    whiten: str = option(
+        "none",
+        "coordinates in which inputs of dense layers have mean 0 and covariance I, from all "
+        "training images: of the first layer, or of all",
+        choices=tuple(WHITENED),
     )
 
 

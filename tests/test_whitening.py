@@ -1,0 +1,194 @@
+"""Whitening layers: their numbers, what training with them is, and what is refused."""
+
+import numpy as np
+import pytest
+from support.messages import assert_one_line
+from support.ranks import on_ranks
+from support.runs import assert_same_run, state
+from support.trainers import (
+    BATCH,
+    images_of,
+    make_trainer,
+    run_training,
+    small_config,
+    small_dataset,
+    take_steps,
+)
+
+from snfnp.beyond.second_moment import stable_above
+from snfnp.errors import DivergedError, UsageError
+from snfnp.layers import Whiten
+from snfnp.layers.whiten import Moments
+from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import SelfNormalizing
+from snfnp.training.whitening import whiten_data
+
+OPS = get_ops("numpy")
+D, ROWS, WHITE = 12, 400, {"model": "fc", "whiten": "first", "dtype": "float64"}
+
+
+def correlated(rows=ROWS, smallest=0.05):
+    """Rows of variances from `smallest`² to 9, turned, with a mean."""
+    rng = np.random.default_rng(3)
+    turn, _ = np.linalg.qr(rng.standard_normal((D, D)))
+    return 5 + rng.standard_normal((rows, D)) * np.geomspace(smallest, 3, D) @ turn
+
+
+def whitening(*parts, ops=OPS):
+    moments = Moments(ops, parts[0].shape[1])
+    for part in parts:
+        moments.add(ops.asarray(part))
+    return moments.whitening()
+
+
+def inputs(trainer):
+    """x of all training steps of the first epoch, double."""
+    rows = []
+    for step in range(trainer.steps_per_epoch):
+        key = RandomKey(trainer.config.seed, TRAINING_NOISE, step)
+        rows.append(trainer.flow.encode(trainer.ops, images_of(trainer, step), key, "float64")[0])
+    return np.concatenate(rows)
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
+    """C is a difference of mean squares, 300 in all, that are 1e5 times its least eigenvalue."""
+    x = correlated()
+    layer, p = Whiten(D), whitening(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    np.testing.assert_array_equal(p["U"], p["U"].T)
+    z, ldj, _ = layer.forward(OPS, p, x)
+    assert ldj == 0
+    assert abs(layer.log_det(OPS, p, (D,)) + np.log(values).sum() / 2) < 1e-10
+    np.testing.assert_allclose(layer.inverse(OPS, p, z), x, atol=1e-11)
+    root = (vectors * values**0.5) @ vectors.T
+    np.testing.assert_allclose(layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-11)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
+
+
+def test_parts_of_any_size_and_every_backend_give_the_same_numbers(ops):
+    x = correlated()
+    expected, found = whitening(x), whitening(x[:1], x[1:300], x[300:], ops=ops)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_direction_without_variance_has_the_floors():
+    """A constant feature, and one that another determines: what they come to is bounded."""
+    x = correlated()
+    x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
+    u = whitening(x)["U"]
+    largest = np.linalg.eigvalsh(np.cov(x.T, bias=True))[-1]
+    np.testing.assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * largest) ** 0.5, 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "x, error, message",
+    [
+        (correlated(D), UsageError, f"{D} images have no covariance in {D} dimensions: give more"),
+        (np.full((30, D), 0.3), UsageError, "all images are alike"),
+        (np.where(np.eye(30, D), np.nan, 1.0), DivergedError, "not finite"),
+    ],
+)
+def test_inputs_without_a_covariance_are_refused_in_one_line(x, error, message):
+    with pytest.raises(error, match=message) as caught:
+        whitening(x)
+    assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"model": "conv"}, {"model": "fc", "gradient": "relative"}])
+def test_where_whitening_makes_no_sense_it_is_refused(options):
+    message = "--whiten only has an effect with --.*: leave it out"
+    with pytest.raises(UsageError, match=message) as caught:
+        small_config(whiten="first", **options)
+    assert_one_line(caught.value)
+
+
+def test_the_margin_of_stability_is_lambdas_own():
+    """λ σ²_min, which has to be above 1/8 (derivations/24-stability.md), before and after."""
+    x = correlated()
+    z = Whiten(D).forward(OPS, whitening(x), x)[0]
+    before, after = (np.linalg.eigvalsh(rows.T @ rows / len(rows))[0] for rows in (x, z))
+    assert before < 0.01 < stable_above(SelfNormalizing()) and abs(after - 1) < 1e-10
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_the_first_layers_input_is_white():
+    trainer = make_trainer(OPS, **WHITE)
+    whiten_data(trainer, lambda step: images_of(trainer, step))
+    z = trainer.flow.layers[0][1].forward(OPS, trainer.params["whiten1"], inputs(trainer))[0]
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(len(z.T)), atol=1e-9)
+
+
+def test_the_likelihood_is_that_of_the_model_without_it():
+    """W₁ = V U and b₁ = b + V b_U: the same density, the same learned inverse with R U-fold."""
+    trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
+    plain = make_trainer(OPS, **WHITE | {"whiten": "none"})
+    assert plain.layout.count == trainer.layout.count
+    white, p = trainer.params["whiten1"], plain.params
+    for name, own in trainer.params.items():
+        for parameter in own if name != "whiten1" else ():
+            p[name][parameter][...] = own[parameter]
+    first = p["dense1"]
+    first["b"] += first["W"] @ white["b"]
+    first["W"][...] = first["W"] @ white["U"]
+    images, key = images_of(trainer, 9), RandomKey(0, 0)
+    found, expected = (
+        Likelihood(OPS, each.flow, each.layout, each.p).log_prob(images, key)
+        for each in (trainer, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypatch):
+    trainer = take_steps(make_trainer(OPS, **WHITE), [0])
+    before, learned = trainer.p.copy(), trainer.layout.fixed
+    assert trainer.flow.learns_from == 1 and trainer.grads["whiten1"] == {}
+
+    def below(*arguments):
+        raise AssertionError("a gradient that nobody needs")
+
+    monkeypatch.setattr(Whiten, "backward", below)
+    take_steps(trainer, range(1, 4))
+    np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
+    for view, old in zip(
+        trainer.params["dense1"].values(),
+        trainer.layout.views(before)["dense1"].values(),
+        strict=True,
+    ):
+        assert (view != old).any()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    for name, epochs in (("whole", (2,)), ("parts", (1, 2))):
+        for done, count in enumerate(epochs):
+            settings = {"backend": "numpy", "whiten": "first", "resume": done > 0}
+            run_training(tmp_path / name, epochs=count, **settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    saved = state(tmp_path / "whole")
+    assert np.count_nonzero(saved.p[saved.layout.fixed :]) == 25 * 25 + 25
+
+
+def test_ranks_find_the_numbers_of_one():
+    def numbers(world):
+        trainer = make_trainer(OPS, world=world, **WHITE)
+        own = BATCH // world.size
+        whiten_data(trainer, lambda step: images_of(trainer, step)[own * world.rank :][:own])
+        return trainer.params["whiten1"]["U"]
+
+    (alone,), several = on_ranks(1, numbers), on_ranks(2, numbers)
+    np.testing.assert_array_equal(*several)
+    np.testing.assert_allclose(several[0], alone, rtol=1e-9, atol=1e-11)
+
+
+def test_too_few_images_are_said_before_a_run_begins(tmp_path):
+    with pytest.raises(UsageError, match="20 images have no covariance in 25 dimensions"):
+        run_training(tmp_path / "run", small_dataset(20), backend="numpy", whiten="first")
+    assert not (tmp_path / "run" / "config.json").exists()
