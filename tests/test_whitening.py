@@ -7,6 +7,7 @@ from support.ranks import on_ranks
 from support.runs import assert_same_run, state
 from support.trainers import (
     BATCH,
+    gradient_of,
     images_of,
     make_trainer,
     run_training,
@@ -22,10 +23,13 @@ from snfnp.layers.whiten import Moments
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
-from snfnp.training.whitening import whiten_data
+from snfnp.training import whitening as whitening_module
+from snfnp.training.whitening import change_coordinates, renew, whiten_data
 
 OPS = get_ops("numpy")
-D, ROWS, WHITE = 12, 400, {"model": "fc", "whiten": "first", "dtype": "float64"}
+D, ROWS = 12, 400
+WHITE = {"model": "fc", "whiten": "first", "dtype": "float64"}
+ALL = WHITE | {"whiten": "all"}
 
 
 def correlated(rows=ROWS, smallest=0.05):
@@ -167,28 +171,98 @@ def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypat
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    for name, epochs in (("whole", (2,)), ("parts", (1, 2))):
+    """Step 20 is where the deeper layer's numbers are renewed, and where a part ends."""
+    for name, epochs in (("whole", (5,)), ("parts", (1, 4, 5))):
         for done, count in enumerate(epochs):
-            settings = {"backend": "numpy", "whiten": "first", "resume": done > 0}
+            settings = {"backend": "numpy", "whiten": "all", "resume": done > 0}
             run_training(tmp_path / name, epochs=count, **settings)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     saved = state(tmp_path / "whole")
-    assert np.count_nonzero(saved.p[saved.layout.fixed :]) == 25 * 25 + 25
+    assert np.count_nonzero(saved.p[saved.layout.fixed :]) == 2 * (25 * 25 + 25)
 
 
 def test_ranks_find_the_numbers_of_one():
     def numbers(world):
-        trainer = make_trainer(OPS, world=world, **WHITE)
+        trainer = make_trainer(OPS, world=world, **ALL)
         own = BATCH // world.size
-        whiten_data(trainer, lambda step: images_of(trainer, step)[own * world.rank :][:own])
-        return trainer.params["whiten1"]["U"]
+
+        def mine(step):
+            return images_of(trainer, step)[own * world.rank :][:own]
+
+        whiten_data(trainer, mine)
+        trainer.m += 1
+        renew(trainer, mine)
+        return np.concatenate([trainer.p, trainer.m, trainer.v])
 
     (alone,), several = on_ranks(1, numbers), on_ranks(2, numbers)
     np.testing.assert_array_equal(*several)
-    np.testing.assert_allclose(several[0], alone, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(several[0], alone, rtol=1e-9, atol=1e-9)
 
 
 def test_too_few_images_are_said_before_a_run_begins(tmp_path):
     with pytest.raises(UsageError, match="20 images have no covariance in 25 dimensions"):
         run_training(tmp_path / "run", small_dataset(20), backend="numpy", whiten="first")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+# ---------------------------------------------------------------- new coordinates
+
+
+def renewed(monkeypatch, forgotten=None):
+    """What a trainer computes before and after a renewal in the middle of training: log-densities,
+    and the linear part of what dense2 and its whitening make of latents."""
+    trainer = take_steps(make_trainer(OPS, **ALL), range(5))
+    white, dense = trainer.params["whiten2"], trainer.params["dense2"]
+
+    def computed():
+        log_prob = trainer.likelihood().log_prob(images_of(trainer, 9), RandomKey(0, 0))
+        return log_prob, np.linalg.solve(white["U"], dense["R"])
+
+    def changed(new, old, p, m, v):
+        _, after, *moments = change_coordinates(new, old, p, m, v)
+        if forgotten in p:
+            after[forgotten] = p[forgotten]
+        return new, after, *moments
+
+    monkeypatch.setattr(whitening_module, "change_coordinates", changed)
+    trainer.step, numbers, before = 20, white["U"].copy(), computed()
+    renew(trainer, lambda step: images_of(trainer, step))
+    assert np.abs(white["U"] - numbers).max() > 1e-3
+    return [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(computed(), before, strict=True)]
+
+
+@pytest.mark.parametrize("forgotten, moved", [(None, ()), ("W", (0,)), ("b", (0,)), ("R", (1,))])
+def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten, moved):
+    """To rounding: products and a solve of 64 terms each. A wrong one moves what it has to."""
+    for place, error in enumerate(renewed(monkeypatch, forgotten)):
+        assert error > 1e-5 if place in moved else error < 1e-12, (place, error)
+
+
+def test_moments_follow_the_chain_rule(monkeypatch):
+    """Of the exact gradient before a renewal, m is the exact gradient after it; and v of a gradient
+    with one entry is its square."""
+    trainer = take_steps(make_trainer(OPS, **ALL, gradient="exact"), range(5))
+    images, views = images_of(trainer, 9), trainer.layout.optimised.views
+    trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.split]
+    renew(trainer, lambda step: images_of(trainer, step))
+    expected = views(gradient_of(trainer, images))["dense2"]
+    for name, found in views(trainer.m)["dense2"].items():
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-12 * BATCH)
+
+    rng = np.random.default_rng(5)
+    old, new = ({"U": rng.standard_normal((3, 3)), "b": rng.standard_normal(3)} for _ in "on")
+    for name in ("W", "b", "R"):
+        m = {"W": np.zeros((3, 3)), "b": np.zeros(3), "R": np.zeros((3, 3))}
+        m[name].flat[1] = 2.0
+        _, _, first, second = change_coordinates(new, old, m, m, {k: a**2 for k, a in m.items()})
+        for each in m:
+            np.testing.assert_allclose(second[each], first[each] ** 2, rtol=1e-12, atol=1e-15)
+
+
+def test_renewals_come_early_and_then_ever_more_seldom(monkeypatch):
+    trainer, due = make_trainer(OPS, **ALL), []
+    monkeypatch.setattr(whitening_module, "_numbers", lambda *_: due.append(trainer.step) or {})
+    monkeypatch.setattr(whitening_module, "change_coordinates", lambda *_: ({}, {}, {}, {}))
+    for trainer.step in range(9000):
+        renew(trainer, None)
+    assert due == [0, 20, 100, 500, 1000, 2000, 4000, 8000]

@@ -1,7 +1,9 @@
-"""The numbers of whitening layers, from the training images.
+"""The numbers of whitening layers: from the training images, and anew as activations change.
 
 Derivation: derivations/24-stability.md.
 """
+
+import math
 
 import numpy as np
 
@@ -10,26 +12,88 @@ from snfnp.layers.whiten import Moments
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey
 
+_EARLY = (20, 100)  # steps: activations change most at the start
+_ROWS = 10  # images per dimension that a renewal sees
+
 
 def whiten_data(trainer, images_of) -> None:
     """Set the numbers of the flow's first layer if it is a `Whiten`: those of all images of the
-    first epoch, with the noise that its steps will draw, in double precision.
+    first epoch, with the noise that its steps will draw.
 
     images_of(step): this rank's images of step 0, 1, … One pass, O(D²) an image: a few seconds for
     the 50,000 images of MNIST on a core.
     """
-    ops, flow, world = trainer.ops, trainer.flow, trainer.world
-    name, layer = flow.layers[0]
-    if not isinstance(layer, Whiten):
+    name, layer = trainer.flow.layers[0]
+    if isinstance(layer, Whiten):
+        found = _numbers(trainer, 0, images_of, range(trainer.steps_per_epoch))
+        _put(trainer.ops, trainer.params[name], found)
+
+
+def renew(trainer, images_of) -> None:
+    """Renew the numbers of deeper `Whiten` layers before steps 0, 20, 100, 500, 1000, 2000, 4000, …
+    from their inputs in the steps to come, 10 D images. The function stays the same but for
+    rounding (`change_coordinates`). O(D³), outside of the recorded step."""
+    whole, rest = divmod(trainer.step, 500)
+    if trainer.step not in _EARLY and (rest or whole & (whole - 1)):
         return
-    moments = Moments(ops, layer.features)
-    for step in range(trainer.steps_per_epoch):
+    ops, flow, optimised = trainer.ops, trainer.flow, trainer.layout.optimised
+    for place, (name, layer) in enumerate(flow.layers):
+        if not place or not isinstance(layer, Whiten):
+            continue
+        count = math.ceil(_ROWS * layer.features / trainer.config.batch_size)
+        new = _numbers(trainer, place, images_of, range(trainer.step, trainer.step + count))
+        behind = flow.layers[place + 1][0]
+        moments = (optimised.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
+        device = (trainer.params[name], trainer.params[behind], *moments)
+        host = [{k: ops.to_host(a).astype(np.float64) for k, a in own.items()} for own in device]
+        for own, values in zip(device, change_coordinates(new, *host), strict=True):
+            _put(ops, own, values)
+        trainer.share(trainer.p, trainer.m, trainer.v)
+
+
+def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
+    """(new, p, m, v) of the linear layer behind a `Whiten` whose numbers change from `old` to
+    `new`; p, and Adam's m and v: float64 host arrays by name.
+
+    With U'x + b_U' = T (U x + b_U) + t and T = U'U⁻¹ the function stays the same for W' = W T⁻¹ and
+    b' = b − W' t, and the linear part of the learned inverse for R' = T R. m, an average of
+    gradients, follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R; v, of squares, the
+    same with all factors squared, as if the entries of a gradient were not correlated.
+    """
+    turn = np.linalg.solve(old["U"].T, new["U"].T).T
+    back = np.linalg.solve(new["U"].T, old["U"].T).T
+    shift = new["b"] - turn @ old["b"]
+    w = p["W"] @ back
+    p, m, v = (
+        {**p, "W": w, "b": p["b"] - w @ shift},
+        {**m, "W": m["W"] @ turn.T + np.outer(m["b"], shift)},
+        {**v, "W": v["W"] @ (turn**2).T + np.outer(v["b"], shift**2)},
+    )
+    for own, factor in ((p, turn), (m, back.T), (v, (back**2).T)):
+        if "R" in own:  # no optimiser moves a projected one
+            own["R"] = factor @ own["R"]
+    return new, p, m, v
+
+
+def _numbers(trainer, place: int, images_of, steps) -> dict[str, np.ndarray]:
+    """U and b for the input of the place-th layer in these steps, as the run's precision has them,
+    in double precision on the host."""
+    ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
+    moments = Moments(ops, flow.layers[place][1].features)
+    for step in steps:
         images = images_of(step)
         part, _ = trainer.slice_of(len(images))
         key = RandomKey(trainer.config.seed, TRAINING_NOISE, step, part.first)
-        moments.add(flow.encode(ops, images, key, np.float64)[0])
-    if world.size > 1:
-        moments.count *= world.size
+        x = flow.encode(ops, images, key, dtype if place else np.float64)[0]
+        for name, layer in flow.layers[:place]:
+            x = layer.forward(ops, trainer.params[name], x)[0]
+        moments.add(x.astype(np.float64))
+    if trainer.world.size > 1:
+        moments.count *= trainer.world.size
         trainer.communicator.all_reduce(moments.total, moments.products)
-    for parameter, value in moments.whitening().items():
-        trainer.params[name][parameter][...] = ops.asarray(value, trainer.p.dtype)
+    return {k: value.astype(dtype).astype(np.float64) for k, value in moments.whitening().items()}
+
+
+def _put(ops, arrays: dict, values: dict) -> None:
+    for name, value in values.items():
+        arrays[name][...] = ops.asarray(value, arrays[name].dtype)

@@ -82,6 +82,11 @@ def test_a_graph_does_what_plain_steps_do(ops, way):
         for trainer in (graph, eager):
             take_steps(trainer, range(6, 8))
         assert_alike(graph, eager)
+    if way == "whitened":  # and so do new coordinates
+        for trainer in (graph, eager):
+            trainer.step = 20
+            take_steps(trainer, range(20, 23))
+        assert_alike(graph, eager)
 
 
 def assert_alike(found, expected):
