@@ -2,41 +2,33 @@
 
 import numpy as np
 import pytest
+from support import trainers
 from support.messages import assert_one_line
 from support.ranks import on_ranks
 from support.runs import assert_same_run, state
-from support.trainers import (
-    BATCH,
-    gradient_of,
-    images_of,
-    make_trainer,
-    run_training,
-    small_config,
-    small_dataset,
-    take_steps,
-)
+from support.trainers import BATCH, gradient_of, images_of, make_trainer, take_steps
 
 from snfnp.beyond.second_moment import stable_above
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Whiten
 from snfnp.layers.whiten import Moments
-from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training import whitening as whitening_module
 from snfnp.training.whitening import change_coordinates, renew, whiten_data
 
 OPS = get_ops("numpy")
-D, ROWS = 12, 400
+D = 12
 WHITE = {"model": "fc", "whiten": "first", "dtype": "float64"}
 ALL = WHITE | {"whiten": "all"}
 
 
-def correlated(rows=ROWS, smallest=0.05):
-    """Rows of variances from `smallest`² to 9, turned, with a mean."""
+def correlated(rows=400):
+    """Rows of variances from 1/400 to 9, turned, with a mean."""
     rng = np.random.default_rng(3)
     turn, _ = np.linalg.qr(rng.standard_normal((D, D)))
-    return 5 + rng.standard_normal((rows, D)) * np.geomspace(smallest, 3, D) @ turn
+    return 5 + rng.standard_normal((rows, D)) * np.geomspace(0.05, 3, D) @ turn
 
 
 def whitening(*parts, ops=OPS):
@@ -44,15 +36,6 @@ def whitening(*parts, ops=OPS):
     for part in parts:
         moments.add(ops.asarray(part))
     return moments.whitening()
-
-
-def inputs(trainer):
-    """x of all training steps of the first epoch, double."""
-    rows = []
-    for step in range(trainer.steps_per_epoch):
-        key = RandomKey(trainer.config.seed, TRAINING_NOISE, step)
-        rows.append(trainer.flow.encode(trainer.ops, images_of(trainer, step), key, "float64")[0])
-    return np.concatenate(rows)
 
 
 # ---------------------------------------------------------------- the numbers
@@ -90,25 +73,24 @@ def test_a_direction_without_variance_has_the_floors():
     np.testing.assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * largest) ** 0.5, 1, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "x, error, message",
-    [
-        (correlated(D), UsageError, f"{D} images have no covariance in {D} dimensions: give more"),
-        (np.full((30, D), 0.3), UsageError, "all images are alike"),
-        (np.where(np.eye(30, D), np.nan, 1.0), DivergedError, "not finite"),
-    ],
-)
-def test_inputs_without_a_covariance_are_refused_in_one_line(x, error, message):
-    with pytest.raises(error, match=message) as caught:
-        whitening(x)
+BAD = {
+    f"{D} images have no covariance in {D} dimensions: give more": correlated(D),
+    "all images are alike": np.full((30, D), 0.3),
+    "not finite": np.where(np.eye(30, D), np.nan, 1.0),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_inputs_without_a_covariance_are_refused_in_one_line(message):
+    with pytest.raises((UsageError, DivergedError), match=message) as caught:
+        whitening(BAD[message])
     assert_one_line(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"model": "conv"}, {"model": "fc", "gradient": "relative"}])
 def test_where_whitening_makes_no_sense_it_is_refused(options):
-    message = "--whiten only has an effect with --.*: leave it out"
-    with pytest.raises(UsageError, match=message) as caught:
-        small_config(whiten="first", **options)
+    with pytest.raises(UsageError, match="--whiten only has an effect with --") as caught:
+        trainers.small_config(whiten="first", **options)
     assert_one_line(caught.value)
 
 
@@ -124,28 +106,27 @@ def test_the_margin_of_stability_is_lambdas_own():
 
 
 def test_the_first_layers_input_is_white():
-    trainer = make_trainer(OPS, **WHITE)
-    whiten_data(trainer, lambda step: images_of(trainer, step))
-    z = trainer.flow.layers[0][1].forward(OPS, trainer.params["whiten1"], inputs(trainer))[0]
+    """In the steps of the first epoch, all together, with their noise."""
+    trainer = take_steps(make_trainer(OPS, **WHITE), [0])
+    keys = [RandomKey(0, TRAINING_NOISE, step) for step in range(trainer.steps_per_epoch)]
+    images = (images_of(trainer, key.step) for key in keys)
+    x = [trainer.flow.encode(OPS, *each, float)[0] for each in zip(images, keys, strict=True)]
+    z, _, _ = Whiten(64).forward(OPS, trainer.params["whiten1"], np.concatenate(x))
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(len(z.T)), atol=1e-9)
 
 
 def test_the_likelihood_is_that_of_the_model_without_it():
-    """W₁ = V U and b₁ = b + V b_U: the same density, the same learned inverse with R U-fold."""
+    """Whose first matrix is W U, and whose first bias b + W b_U."""
     trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
     plain = make_trainer(OPS, **WHITE | {"whiten": "none"})
-    assert plain.layout.count == trainer.layout.count
-    white, p = trainer.params["whiten1"], plain.params
-    for name, own in trainer.params.items():
-        for parameter in own if name != "whiten1" else ():
-            p[name][parameter][...] = own[parameter]
-    first = p["dense1"]
+    assert plain.layout.count == trainer.layout.count  # numbers that are not learned do not count
+    size, white, first = plain.layout.size, trainer.params["whiten1"], plain.params["dense1"]
+    plain.p[...] = trainer.p[:size]
     first["b"] += first["W"] @ white["b"]
     first["W"][...] = first["W"] @ white["U"]
-    images, key = images_of(trainer, 9), RandomKey(0, 0)
     found, expected = (
-        Likelihood(OPS, each.flow, each.layout, each.p).log_prob(images, key)
+        each.likelihood().log_prob(images_of(trainer, 9), RandomKey(0, 0))
         for each in (trainer, plain)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-11)
@@ -162,12 +143,7 @@ def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypat
     monkeypatch.setattr(Whiten, "backward", below)
     take_steps(trainer, range(1, 4))
     np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
-    for view, old in zip(
-        trainer.params["dense1"].values(),
-        trainer.layout.views(before)["dense1"].values(),
-        strict=True,
-    ):
-        assert (view != old).any()
+    assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99  # all but the padding
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
@@ -175,7 +151,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     for name, epochs in (("whole", (5,)), ("parts", (1, 4, 5))):
         for done, count in enumerate(epochs):
             settings = {"backend": "numpy", "whiten": "all", "resume": done > 0}
-            run_training(tmp_path / name, epochs=count, **settings)
+            trainers.run_training(tmp_path / name, epochs=count, **settings)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     saved = state(tmp_path / "whole")
     assert np.count_nonzero(saved.p[saved.layout.fixed :]) == 2 * (25 * 25 + 25)
@@ -201,7 +177,9 @@ def test_ranks_find_the_numbers_of_one():
 
 def test_too_few_images_are_said_before_a_run_begins(tmp_path):
     with pytest.raises(UsageError, match="20 images have no covariance in 25 dimensions"):
-        run_training(tmp_path / "run", small_dataset(20), backend="numpy", whiten="first")
+        trainers.run_training(
+            tmp_path / "run", trainers.small_dataset(20), backend="numpy", whiten="first"
+        )
     assert not (tmp_path / "run" / "config.json").exists()
 
 
