@@ -29,7 +29,8 @@ GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
 INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-WHITENED = {"none": (), "first": ("dense1",), "all": ("dense1", "dense2")}  # the layers
+WHITENED = ("none", "first", "all")
+_LEADING = 64  # directions of a deeper input: some tenth of the cost of all
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Preset:
     paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
     biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
-    linear layers may be whitened; `inverse_updates`: how R may be
-    found; `recipe`: what `--recipe least-squares` sets; `lam_forward`: λ of the forward objective.
+    linear layers may be whitened; `inverse_updates`: how R may be found; `recipe`: what `--recipe
+    least-squares` sets; `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -132,8 +133,9 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = []
     for index in (1, 2):
-        if f"dense{index}" in WHITENED[choices.whiten]:
-            layers.append((f"whiten{index}", Whiten(dimension)))
+        if index <= WHITENED.index(choices.whiten):
+            rank = None if index == 1 else min(_LEADING, dimension)
+            layers.append((f"whiten{index}", Whiten(dimension, rank)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]))
 

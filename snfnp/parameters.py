@@ -8,11 +8,13 @@ Derivation: derivations/06-adam.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
+Names = dict[str, tuple[str, ...]]  # {layer: names}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
 
 
@@ -47,29 +49,20 @@ class Layout:
     fixed: int
 
     @classmethod
-    def of(
-        cls,
-        shapes: Shapes,
-        updates: dict[str, tuple[str, ...]] | None = None,
-        fixed: tuple[str, ...] = (),
-    ) -> Layout:
+    def of(cls, shapes: Shapes, updates: Names | None = None, fixed: Container = ()) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}.
 
         updates: {layer: names} of those that no optimiser moves (`Rule.updates`); fixed: the layers
         whose numbers no step changes.
         """
-
-        def part(key: tuple[str, str]) -> int:
-            layer, name = key
-            return 2 if layer in fixed else int(name in (updates or {}).get(layer, ()))
-
+        updates = updates or {}
         keys = [(layer, name) for layer, named in shapes.items() for name in named]
+        part = {(k, name): 2 if k in fixed else name in updates.get(k, ()) for k, name in keys}
         entries, start, ends = [], 0, [0, 0, 0]
-        for layer, name in sorted(keys, key=part):
+        for layer, name in sorted(keys, key=part.__getitem__):
             entries.append(Entry(layer, name, tuple(shapes[layer][name]), start))
             start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-            for later in range(part((layer, name)), 3):
-                ends[later] = start
+            ends[part[layer, name] :] = [start] * (3 - part[layer, name])
         split, end, size = ends
         return cls(tuple(entries), tuple(shapes), size, split, end)
 

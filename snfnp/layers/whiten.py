@@ -19,32 +19,48 @@ class Whiten(Layer):
 
     Its numbers are found from data, and no gradient moves them. Parameters: U (D, D) and b = −U μ
     (D,), the identity until those of `Moments` are put in their place. One product, O(N D²).
+    rank: with k, U = I − Pᵀ P with P (k, D) brings only the k directions of largest variance to the
+    median one. Two products of O(N D k).
     """
 
     features: int
+    rank: int | None = None
 
     def parameter_shapes(self, shape) -> dict:
-        return {"U": (self.features, self.features), "b": (self.features,)}
+        return {name: value.shape for name, value in self.init(None, shape).items()}
 
     def init(self, rng, shape) -> dict:
-        return {"U": np.eye(self.features), "b": np.zeros(self.features)}
+        size, rank = self.features, self.rank
+        turn = {"U": np.eye(size)} if rank is None else {"P": np.zeros((rank, size))}
+        return {**turn, "b": np.zeros(size)}
+
+    def matrix(self, ops, p):
+        """U (D, D)."""
+        return self._times(ops, p, ops.xp.eye(self.features, dtype=p["b"].dtype), transposed=True)
 
     def forward(self, ops, p, x):
         """z = U x + b. ldj is 0: see `log_det`."""
-        return ops.channels.shift(ops.linalg.matmul(x, p["U"].T), p["b"]), 0, {}
+        return ops.channels.shift(self._times(ops, p, x), p["b"]), 0, {}
 
     def inverse(self, ops, p, z):
         """x = U⁻¹ (z − b), exact. O(D³ + N D²)."""
-        return ops.linalg.solve(p["U"], z - p["b"])
+        return ops.linalg.solve(self.matrix(ops, p), z - p["b"])
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det U| of the numbers as they are kept: −½ Σ log of C's eigenvalues but for their
-        rounding to the precision of training. O(D³)."""
-        return ops.linalg.log_abs_det(p["U"])
+        """log|det U| of the numbers as they are kept: of a whole U −½ Σ log of C's eigenvalues, but
+        for their rounding to the precision of training. O(D³)."""
+        return ops.linalg.log_abs_det(self.matrix(ops, p))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = Uᵀ δ_z."""
-        return ctx.ops.linalg.matmul(dz, p["U"])
+        return self._times(ctx.ops, p, dz, transposed=True)
+
+    def _times(self, ops, p, x, transposed=False):
+        """U x or Uᵀ x of rows x."""
+        matmul = ops.linalg.matmul
+        if self.rank is None:
+            return matmul(x, p["U"] if transposed else p["U"].T)
+        return x - matmul(matmul(x, p["P"].T), p["P"])
 
 
 class Moments:
@@ -63,8 +79,8 @@ class Moments:
         self.total += x.sum(axis=0)
         self._ops.linalg.matmul_add(x.T, x, self.products)
 
-    def whitening(self) -> dict[str, np.ndarray]:
-        """U and b of a `Whiten` layer, float64 on the host.
+    def whitening(self, rank: int | None = None) -> dict[str, np.ndarray]:
+        """The numbers of a `Whiten` layer of this rank, float64 on the host.
 
         U is the symmetric root: of all U with U C Uᵀ = I it turns x least. Directions with less
         than 1e-6 of the largest variance count as having so much. Raises UsageError for a count
@@ -82,6 +98,11 @@ class Moments:
         values, vectors = np.linalg.eigh(covariance)
         if values[-1] <= len(mean) * np.finfo(float).eps * np.trace(second):
             raise UsageError("all images are alike: there is nothing to whiten")
+        if rank is not None:
+            # I − (1 − f) q qᵀ has the factor f along q
+            factors = np.minimum(1, np.median(values) / values[-rank:]) ** 0.5
+            turn = (vectors[:, -rank:] * (1 - factors) ** 0.5).T
+            return {"P": turn, "b": turn.T @ (turn @ mean) - mean}
         values = np.maximum(values, _FLOOR * values[-1])
         u = (vectors * values**-0.5) @ vectors.T
         return {"U": (u + u.T) / 2, "b": -u @ mean}

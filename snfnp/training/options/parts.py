@@ -154,9 +154,9 @@ class ModelOptions:
     )
     whiten: str = option(
         "none",
-        "coordinates in which inputs of dense layers have mean 0 and covariance I, from all "
-        "training images: of the first layer, or of all",
-        choices=tuple(WHITENED),
+        "fixed coordinates for the inputs of dense layers: mean 0 and covariance I, from all "
+        "training images, for the first; for all, mean 0 and no large variance for the others too",
+        choices=WHITENED,
     )
 
 

@@ -53,9 +53,8 @@ _GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 _WHITENING = _preset_needs(lambda preset: preset.has_whitening)
-_NOT_RELATIVE = Need(  # its direction W WᵀW is the same in all coordinates
-    lambda c: c.gradient != "relative", "--gradient self-normalizing, probe or exact"
-)
+# the relative gradient has the same direction in all coordinates
+_NOT_RELATIVE = _is("gradient", "self-normalizing", "probe", "exact")
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
