@@ -30,7 +30,6 @@ INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 WHITENED = ("none", "first", "all")
-_LEADING = 64  # directions of a deeper input: some tenth of the cost of all
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     layers = []
     for index in (1, 2):
         if index <= WHITENED.index(choices.whiten):
-            rank = None if index == 1 else min(_LEADING, dimension)
-            layers.append((f"whiten{index}", Whiten(dimension, rank)))
+            layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]))
 

@@ -122,7 +122,7 @@ def _other_layers() -> list[tuple]:
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
         ("whitening", Whiten(5), (5,)),
         ("whitening, one feature", Whiten(1), (1,)),
-        ("whitening, leading directions", Whiten(5, 2), (5,)),
+        ("whitening, by features", Whiten(5, whole=False), (5,)),
         ("bias", bias(), (3, 4, 2)),
         ("bias, features", bias(), (5,)),
         ("causal conv", causal(3), (3, 2, 3)),

@@ -13,7 +13,8 @@ from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey
 
 _EARLY = (20, 100)  # steps: activations change most at the start
-_ROWS = 10  # images per dimension that a renewal sees
+_EVERY = 500
+_IMAGES = 2000  # that a renewal sees
 
 
 def whiten_data(trainer, images_of) -> None:
@@ -30,63 +31,53 @@ def whiten_data(trainer, images_of) -> None:
 
 
 def renew(trainer, images_of) -> None:
-    """Renew the numbers of deeper `Whiten` layers before steps 0, 20, 100, 500, 1000, 2000, 4000, …
-    from their inputs in the steps to come, 10 D images, and carry the linear layer behind along:
-    the function stays the same but for rounding. O(D³), outside of the recorded step."""
-    whole, rest = divmod(trainer.step, 500)
-    if trainer.step not in _EARLY and (rest or whole & (whole - 1)):
+    """Renew the numbers of deeper `Whiten` layers before steps 0, 20, 100, and every 500, from 2000
+    images of the steps to come, and carry the linear layer behind along: the function stays the
+    same but for rounding. Costs some 10 steps, outside of the recorded one."""
+    if trainer.step not in _EARLY and trainer.step % _EVERY:
         return
     ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
     for place, (name, layer) in enumerate(flow.layers):
         if not place or not isinstance(layer, Whiten):
             continue
-        white, behind = trainer.params[name], flow.layers[place + 1][0]
-        count = math.ceil(_ROWS * layer.features / trainer.config.batch_size)
-        steps = range(trainer.step, trainer.step + count)
-        old = _coordinates(ops, layer, white)
-        _put(ops, white, _numbers(trainer, place, images_of, steps))
-        new = _coordinates(ops, layer, white)  # as it is kept: its rounding is carried along
+        steps = range(trainer.step, trainer.step + math.ceil(_IMAGES / trainer.config.batch_size))
+        new, behind = _numbers(trainer, place, images_of, steps), flow.layers[place + 1][0]
         moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
-        device = (trainer.params[behind], *moments)
-        host = ({k: _on_host(ops, array) for k, array in own.items()} for own in device)
-        for own, values in zip(device, change_coordinates(old, new, *host), strict=True):
+        device = (trainer.params[name], trainer.params[behind], *moments)
+        host = [{k: ops.to_host(a).astype(np.float64) for k, a in own.items()} for own in device]
+        for own, values in zip(device, (new, *change_coordinates(new, *host)), strict=True):
             _put(ops, own, values)
         trainer.share(trainer.p, trainer.m, trainer.v)
 
 
-def change_coordinates(old: tuple, new: tuple, p: dict, m: dict, v: dict) -> tuple:
-    """(p, m, v) of the linear layer behind a `Whiten` whose (U, b_U) change from `old` to `new`; p,
-    and Adam's m and v: float64 host arrays by name.
+def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
+    """(p, m, v) of the linear layer behind a diagonal `Whiten` whose numbers change from `old` to
+    `new`; p, and Adam's m and v: float64 host arrays by name.
 
     With U'x + b_U' = T (U x + b_U) + t and T = U'U⁻¹ the function stays the same for W' = W T⁻¹ and
     b' = b − W' t, and the linear part of the learned inverse for R' = T R. m, an average of
     gradients, follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R; v, of squares, the
-    same with all factors squared, as if the entries of a gradient were not correlated.
+    same with all factors squared, as if the two terms were not correlated.
     """
-    turn = np.linalg.solve(old[0].T, new[0].T).T
-    back = np.linalg.solve(new[0].T, old[0].T).T
-    shift = new[1] - turn @ old[1]
-    w = p["W"] @ back
+    turn = new["U"] / old["U"]
+    shift = new["b"] - turn * old["b"]
+    w = p["W"] / turn
     p, m, v = (
         {**p, "W": w, "b": p["b"] - w @ shift},
-        {**m, "W": m["W"] @ turn.T + np.outer(m["b"], shift)},
-        {**v, "W": v["W"] @ (turn**2).T + np.outer(v["b"], shift**2)},
+        {**m, "W": m["W"] * turn + np.outer(m["b"], shift)},
+        {**v, "W": v["W"] * turn**2 + np.outer(v["b"], shift**2)},
     )
-    for own, factor in ((p, turn), (m, back.T), (v, (back**2).T)):
+    for own, factor in ((p, turn), (m, 1 / turn), (v, turn**-2)):
         if "R" in own:  # no optimiser moves a projected one
-            own["R"] = factor @ own["R"]
+            own["R"] = factor[:, None] * own["R"]
     return p, m, v
 
 
-def _coordinates(ops, layer: Whiten, p: dict) -> tuple[np.ndarray, np.ndarray]:
-    wide = {name: array.astype(np.float64) for name, array in p.items()}
-    return _on_host(ops, layer.matrix(ops, wide)), _on_host(ops, wide["b"])
-
-
 def _numbers(trainer, place: int, images_of, steps) -> dict[str, np.ndarray]:
-    """The numbers of the place-th layer, a `Whiten`, for its input in these steps."""
-    ops, flow, (_, white) = trainer.ops, trainer.flow, trainer.flow.layers[place]
-    moments, dtype = Moments(ops, white.features), trainer.p.dtype
+    """The numbers of the place-th layer, a `Whiten`, for its input in these steps: as the run's
+    precision has them, in double precision on the host."""
+    ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
+    moments = Moments(ops, flow.layers[place][1])
     for step in steps:
         images = images_of(step)
         part, _ = trainer.slice_of(len(images))
@@ -98,11 +89,7 @@ def _numbers(trainer, place: int, images_of, steps) -> dict[str, np.ndarray]:
     if trainer.world.size > 1:
         moments.count *= trainer.world.size
         trainer.communicator.all_reduce(moments.total, moments.products)
-    return moments.whitening(white.rank)
-
-
-def _on_host(ops, array) -> np.ndarray:
-    return ops.to_host(array).astype(np.float64)
+    return {k: value.astype(dtype).astype(np.float64) for k, value in moments.whitening().items()}
 
 
 def _put(ops, arrays: dict, values: dict) -> None:

@@ -155,7 +155,7 @@ class ModelOptions:
     whiten: str = option(
         "none",
         "fixed coordinates for the inputs of dense layers: mean 0 and covariance I, from all "
-        "training images, for the first; for all, mean 0 and no large variance for the others too",
+        "training images, for the first; for all, variance 1 per feature in the others too",
         choices=WHITENED,
     )
 
