@@ -150,6 +150,8 @@ def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypat
     take_steps(trainer, range(1, 4))
     np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
     assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99  # all but the padding
+    start, now = trainer.start(images_of(trainer, 0)).log_dets, trainer.likelihood().log_dets
+    assert start["whiten1"] == now["whiten1"] != 0 and start["dense1"] != now["dense1"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
