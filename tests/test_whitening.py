@@ -12,7 +12,7 @@ from snfnp.beyond.second_moment import stable_above
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Whiten
 from snfnp.layers.whiten import Moments
-from snfnp.likelihood import TRAINING_NOISE
+from snfnp.likelihood import WHITENING_NOISE
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training import whitening as whitening_module
@@ -116,9 +116,9 @@ def test_the_margin_of_stability_is_lambdas_own():
 
 
 def test_the_first_layers_input_is_white():
-    """In the steps of the first epoch, all together, with their noise."""
+    """Of the images of the first epoch, all together, with noise of their own."""
     trainer = take_steps(make_trainer(OPS, **WHITE), [0])
-    keys = [RandomKey(0, TRAINING_NOISE, step) for step in range(trainer.steps_per_epoch)]
+    keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)]
     images = (images_of(trainer, key.step) for key in keys)
     x = [trainer.flow.encode(OPS, *each, float)[0] for each in zip(images, keys, strict=True)]
     z, _, _ = Whiten(64).forward(OPS, trainer.params["whiten1"], np.concatenate(x))

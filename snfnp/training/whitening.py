@@ -9,7 +9,7 @@ import numpy as np
 
 from snfnp.layers import Whiten
 from snfnp.layers.whiten import Moments
-from snfnp.likelihood import TRAINING_NOISE
+from snfnp.likelihood import WHITENING_NOISE
 from snfnp.ops import RandomKey
 
 _EARLY = (20, 100)  # steps: activations change most at the start
@@ -19,7 +19,7 @@ _IMAGES = 2000  # that a renewal sees
 
 def whiten_data(trainer, images_of) -> None:
     """Set the numbers of the flow's first layer if it is a `Whiten`: those of all images of the
-    first epoch, with the noise that its steps will draw.
+    first epoch, with noise of their own: with that of its steps they would be whiter than others.
 
     images_of(step): this rank's images of step 0, 1, … One pass, O(D²) an image: a few seconds for
     the 50,000 images of MNIST on a core.
@@ -81,7 +81,7 @@ def _numbers(trainer, place: int, images_of, steps) -> dict[str, np.ndarray]:
     for step in steps:
         images = images_of(step)
         part, _ = trainer.slice_of(len(images))
-        key = RandomKey(trainer.config.seed, TRAINING_NOISE, step, part.first)
+        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step, part.first)
         x = flow.encode(ops, images, key, dtype if place else np.float64)[0]
         for name, layer in flow.layers[:place]:
             x = layer.forward(ops, trainer.params[name], x)[0]
