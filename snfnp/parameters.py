@@ -8,13 +8,11 @@ Derivation: derivations/06-adam.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # {layer: {name: shape}}
-Names = dict[str, tuple[str, ...]]  # {layer: names}
 _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single precision
 
 
@@ -49,7 +47,7 @@ class Layout:
     fixed: int
 
     @classmethod
-    def of(cls, shapes: Shapes, updates: Names | None = None, fixed: Container = ()) -> Layout:
+    def of(cls, shapes: Shapes, updates: dict | None = None, fixed: tuple = ()) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}.
 
         updates: {layer: names} of those that no optimiser moves (`Rule.updates`); fixed: the layers

@@ -70,14 +70,10 @@ class Case:
             name: value + self.noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
+        self.learned = () if isinstance(layer, Whiten) else tuple(self.params)  # have gradients
         shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """The parameters that have a gradient: a `Whiten` has none of them."""
-        return () if isinstance(self.layer, Whiten) else tuple(self.params)
 
     def cast(self, given):
         """A host array, or a list or dict of them, in the precision that is checked."""
