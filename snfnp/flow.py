@@ -13,7 +13,7 @@ import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import fault
-from snfnp.layers import Layer, Linear, Preprocess
+from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.ops import Array
 from snfnp.parameters import Layout
 
@@ -110,7 +110,14 @@ class Flow:
     def layout(self) -> Layout:
         """The place of each parameter in a flat buffer."""
         updates = {name: layer.rule.updates for name, (layer, _) in self.learned_inverses().items()}
-        return Layout.of(self.parameter_shapes(), updates)
+        fixed = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
+        return Layout.of(self.parameter_shapes(), updates, fixed)
+
+    @cached_property
+    def learns_from(self) -> int:
+        """The place of the first layer with something to learn: no gradient is needed below it."""
+        learned = {entry.layer for entry in self.layout.entries if entry.start < self.layout.fixed}
+        return next((i for i, (name, _) in enumerate(self.layers) if name in learned), 0)
 
     def init(self, seed: int) -> dict:
         """Initial parameters (float64, host), the same on every backend."""
@@ -204,17 +211,20 @@ class Flow:
         samples: N, if the latents are those of a part of the batch."""
         return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
 
-    def backward(self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None):
+    def backward(
+        self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None, first=0
+    ):
         """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
         the last to the first; every layer writes its parameters' gradients into `grads`.
 
         error_factors: {layer: −2λ/N} of layers with a λ of their own. If `forward` dropped a
         cache, the layer's input is computed from its output, and the cache from this input.
+        first: the place of the layer to stop at, with the δ of its input.
         """
         *split_off, delta = dlatents
         splits, factors, measured = self._splits, error_factors or {}, {}
         x = None  # the output of the layer at hand, if the one after it computed its input again
-        for place in reversed(range(len(self.layers))):
+        for place in reversed(range(first, len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             with _naming(name):
                 context = ctx.at(place, factors.get(name, ctx.error_factor))

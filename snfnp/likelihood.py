@@ -17,7 +17,7 @@ from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
-TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION = 0, 1, 2, 3
+TRAINING_NOISE, EVALUATION_NOISE, SAMPLE_LATENTS, AUGMENTATION, WHITENING_NOISE = range(5)
 _BATCH = 1000  # images whose noise is drawn together
 
 

@@ -20,6 +20,7 @@ from snfnp.layers import (
     SmoothLeakyReLU,
     SplitPrior,
     Squeeze,
+    Whiten,
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
@@ -28,6 +29,7 @@ GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
 INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
+WHITENED = ("none", "first", "all")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class GlowSize:
 @dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
-    (`BIAS_INITS`), how a convolution's exact determinant is found ("block" or "dense"), the learned
-    inverse's kernel size (None: the forward kernel's) and number of layers, and Glow's size."""
+    (`BIAS_INITS`), whose inputs are whitened (`WHITENED`), how a convolution's exact determinant is
+    found ("block" or "dense"), the learned inverse's kernel size (None: the forward kernel's) and
+    number of layers, and Glow's size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
     bias_init: str = "zero"
+    whiten: str = "none"
     exact: str = "block"
     inverse_kernel: int | None = None
     inverse_depth: int = 1
@@ -65,8 +69,9 @@ class Preset:
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
     paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
-    biases may start from data (Glow's actnorm centres already); `inverse_updates`: how R may be
-    found; `recipe`: what `--recipe least-squares` sets; `lam_forward`: λ of the forward objective.
+    biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
+    linear layers may be whitened; `inverse_updates`: how R may be found; `recipe`: what `--recipe
+    least-squares` sets; `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -84,6 +89,7 @@ class Preset:
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
+    has_whitening: bool = False
     inverse_updates: tuple[str, ...] = ("gradient",)
     recipe: dict = field(default_factory=dict)
     lam_forward: float | None = None
@@ -124,8 +130,12 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     dimension = shape[0] * shape[1] * shape[2]
     kind = "identity" if choices.init == "authors" else choices.init
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
-    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
-    return Flow(shape=(dimension,), layers=layers, image_shape=shape)
+    layers = []
+    for index in (1, 2):
+        if index <= WHITENED.index(choices.whiten):
+            layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
+        layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
+    return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
 
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -226,6 +236,7 @@ PRESETS = {
         paper_epochs=6000,
         has_recomputable_layers=False,
         has_bias_init=True,
+        has_whitening=True,
         inverse_updates=("gradient", "projection"),
         recipe={"inverse_update": "projection", "bias_init": "data"},
         lam_forward=0.1,

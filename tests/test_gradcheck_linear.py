@@ -17,7 +17,7 @@ from snfnp.beyond.inverse_updates import LeastSquares, Projection
 from snfnp.beyond.probes import JacobianPenalty, Probe
 from snfnp.beyond.variational import Variational
 from snfnp.gradcheck import GradientError, check_layer, check_map, check_rule
-from snfnp.layers import Layer, Linear, Parameterless, Preprocess
+from snfnp.layers import Layer, Linear, Parameterless, Preprocess, Whiten
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
@@ -57,7 +57,8 @@ def reported(check) -> list[str]:
     """The names of all that a check compares."""
     subject, *arguments = check.run.args
     if check.kind == "layer":
-        parameters = subject.parameter_shapes(*arguments)
+        fixed = isinstance(subject, Whiten)
+        parameters = () if fixed else subject.parameter_shapes(*arguments)
         return ["inverse(forward(x))", "log-determinant", "x", *parameters]
     if check.kind == "map":
         square = subject.output_shape(*arguments) == arguments[0]

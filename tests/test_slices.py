@@ -37,6 +37,7 @@ STEPS = {
     "Eq. 31": {"model": "conv", "jvp_weight": 0.3},
     "variational": {"model": "conv", "objective": "variational", "sigma": 0.1, "noise_vectors": 5},
     "conv": {"model": "conv"},
+    "whitened": {"model": "fc", "whiten": "all"},
     "5x5": {"model": "conv", "inverse_kernel": 5},
     "chain": {"model": "conv", "inverse_depth": 2},
     "conv exact": {"model": "conv", "gradient": "exact"},
@@ -71,7 +72,7 @@ def whole_gradient(step):
 def gradient_in_slices(trainer, images, parts):
     total = np.zeros_like(trainer.gradient)
     for part in parts:
-        for named in trainer.layout.views(trainer.gradient).values():
+        for named in (*trainer.grads.values(), *trainer.updates.values()):
             for view in named.values():
                 view[...] = np.nan
         total += gradient_of(trainer, images[part.first : part.first + part.count], part)

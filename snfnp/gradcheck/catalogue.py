@@ -21,6 +21,7 @@ from snfnp.layers import (
     SmoothLeakyReLU,
     SplitPrior,
     Squeeze,
+    Whiten,
 )
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, SelfNormalizing
@@ -119,6 +120,9 @@ def _other_layers() -> list[tuple]:
         coupling("split prior", 4, 8, (3, 2, 4), SplitPrior),
         ("split prior, actnorm", SplitPrior(ActNorm()), (3, 2, 4)),
         ("split prior, ReLU", SplitPrior(SmoothLeakyReLU(0.3)), (2, 3, 2)),
+        ("whitening", Whiten(5), (5,)),
+        ("whitening, one feature", Whiten(1), (1,)),
+        ("whitening, by features", Whiten(5, whole=False), (5,)),
         ("bias", bias(), (3, 4, 2)),
         ("bias, features", bias(), (5,)),
         ("causal conv", causal(3), (3, 2, 3)),

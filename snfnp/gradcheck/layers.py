@@ -18,7 +18,7 @@ from snfnp.gradcheck.differences import (
     relative,
     tolerance,
 )
-from snfnp.layers import Layer
+from snfnp.layers import Layer, Whiten
 from snfnp.ops import RandomKey, get_ops
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
@@ -82,6 +82,7 @@ class Case:
             name: value + self.noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
+        self.learned = () if isinstance(layer, Whiten) else tuple(self.params)  # have gradients
         shapes = [layer.output_shape(self.shape), layer.latent_shape(self.shape)]
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
@@ -147,10 +148,10 @@ class Case:
     def gradients(self) -> dict[str, np.ndarray]:
         """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
         grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
-        for name in self.params:
+        for name in self.learned:
             if np.isnan(grads[name]).any():
                 raise GradientError(f"{name}: {_UNWRITTEN}")
-        return grads
+        return {name: grads[name] for name in (*self.learned, "x")}
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
@@ -284,11 +285,11 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
     if scalar or layer.learns_inverse:
         make = scalar or frozen_bar_scalar
         f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
-    for name in params:
+    for name in case.learned:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731
         attempt(case.measure, name, of_one, params[name], grads[name])
     if wrong:
-        head = f"{len(wrong)} of {2 + len(grads)} checks failed:\n" if len(wrong) > 1 else ""
+        head = f"{len(wrong)} of {3 + len(case.learned)} checks failed:\n" if len(wrong) > 1 else ""
         raise GradientError(head + "\n".join(wrong))
     return case.report
 

@@ -9,6 +9,7 @@ from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.spline import RationalQuadraticSpline
 from snfnp.layers.split import SplitPrior
 from snfnp.layers.squeeze import Squeeze
+from snfnp.layers.whiten import Whiten
 
 __all__ = [
     "ActNorm",
@@ -21,4 +22,5 @@ __all__ = [
     "SmoothLeakyReLU",
     "SplitPrior",
     "Squeeze",
+    "Whiten",
 ]

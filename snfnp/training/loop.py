@@ -22,6 +22,7 @@ from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
+from snfnp.training.whitening import renew
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
@@ -115,6 +116,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps:
+            renew(trainer, batches)
             trainer.training_step(batches(trainer.step))
             progress.bar.update(config.batch_size)
             # All ranks do what any was asked to do or has due; later requests wait for a step.

@@ -37,7 +37,7 @@ class TrainingStep:
     """The arrays of a run on one device, all of them at fixed addresses, and the step itself.
 
     p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`). m and v
-    cover what the optimiser moves; for the other parameters `gradient` holds their next values.
+    cover what the optimiser moves; for what rules find `gradient` holds the next values.
     params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
     number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers: λ's
     controllers, or None; followers: these and others (`snfnp.training.followers`); state, states:
@@ -125,7 +125,8 @@ class TrainingStep:
                 factors |= follower.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
             with ops.side_stream():
-                _, measured = flow.backward(ctx, self.params, caches, deltas, self.grads, factors)
+                given = (self.params, caches, deltas, self.grads, factors, flow.learns_from)
+                _, measured = flow.backward(ctx, *given)
             for layer, result in measured.items():
                 for name, value in result.updates.items():
                     self.updates[layer][name][...] = value
@@ -138,13 +139,14 @@ class TrainingStep:
         if self.world.size > 1:
             self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
             self.sums[_RECONSTRUCTION] = reconstruction * share
-            self.communicator.all_reduce(self.gradient, self.sums)
+            self.communicator.all_reduce(self.gradient[: self.layout.fixed], self.sums)
             log.density(self.sums[:_RECONSTRUCTION], scalars.number)
             reconstruction = self.sums[_RECONSTRUCTION, ...]
 
         # Adam or another optimiser, and the next values of the parameters that none moves.
-        optimised, updated = slice(0, self.layout.split), slice(self.layout.split, None)
-        failed, nonfinite, has_updates = log.failed, 0.0, self.layout.split < self.layout.size
+        split, fixed = self.layout.split, self.layout.fixed
+        optimised, updated, has_updates = slice(0, split), slice(split, fixed), split < fixed
+        failed, nonfinite = log.failed, 0.0
         if has_updates:
             nonfinite = ops.step.nonfinite_flag(self.gradient[updated])
             failed = failed + nonfinite

@@ -57,12 +57,17 @@ class Trainer(TrainingStep):
         like all others. One forward pass.
         """
         self._initialise_from_data(self.params, images)
-        if self.world.size > 1:  # the same bits on every rank, even if the machines differ
-            self.p[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(self.p)))
+        self.share(self.p)
+
+    def share(self, *buffers) -> None:
+        """Put the bits of rank 0 into every rank's buffers: the machines may differ."""
+        for buffer in buffers if self.world.size > 1 else ():
+            buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
     def start(self, images) -> Likelihood:
         """An exact snapshot of what the run started from; images: those of its first step."""
-        p = self.initial()
+        p, fixed = self.initial(), slice(self.layout.fixed, None)
+        p[fixed] = self.p[fixed]
         self._initialise_from_data(self.layout.views(p), images)
         return Likelihood(self.ops, self.flow, self.layout, p)
 

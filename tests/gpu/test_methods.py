@@ -33,6 +33,7 @@ NOISE = {"objective": "variational", "sigma": 0.4}
 # T(W)ν of Eq. 31 alone, its sum over the layers, and three for the log.
 WAYS = {
     "plain": ({"model": "fc"}, None),
+    "whitened": ({"model": "fc", "whiten": "all"}, None),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
     "geco, one λ": ({"model": "fc", **GECO, "lambda_sharing": "flow"}, None),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),
@@ -80,6 +81,11 @@ def test_a_graph_does_what_plain_steps_do(ops, way):
         graph.restore(checkpoint)
         for trainer in (graph, eager):
             take_steps(trainer, range(6, 8))
+        assert_alike(graph, eager)
+    if way == "whitened":  # and so do new coordinates
+        for trainer in (graph, eager):
+            trainer.step = 20
+            take_steps(trainer, range(20, 23))
         assert_alike(graph, eager)
 
 

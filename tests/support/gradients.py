@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snfnp.context import BackwardContext
+from snfnp.layers import Whiten
 from snfnp.parameters import Layout
 
 
@@ -23,7 +24,8 @@ def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
     dlatent: δ of the latent, where one leaves at the layer; dldj: default 1/N, as in training.
     """
     dldj = np.full(len(dz), 1 / len(dz), dz.dtype) if dldj is None else dldj
-    grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    learned = {} if isinstance(layer, Whiten) else p
+    grads = {name: np.full_like(value, np.nan) for name, value in learned.items()}
     ctx = BackwardContext.of(ops, dldj, lam)
     # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
     result = layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)

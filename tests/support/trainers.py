@@ -1,5 +1,7 @@
 """Small trainers of every preset, on any operations, and small runs in a folder."""
 
+from functools import partial
+
 import numpy as np
 
 from snfnp.context import Slice
@@ -10,6 +12,7 @@ from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
+from snfnp.training.whitening import renew, whiten_data
 
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
@@ -44,10 +47,13 @@ def images_of(trainer, step, batch=BATCH):
 
 def take_steps(trainer, steps, batch=BATCH):
     """Steps with images of their own, the first one's data-dependent initialisation included."""
+    of_step = partial(images_of, trainer, batch=batch)
     for step in steps:
-        images = images_of(trainer, step, batch)
+        images = of_step(step)
         if step == 0:
+            whiten_data(trainer, of_step)
             trainer.initialise_from_data(images)
+        renew(trainer, of_step)
         trainer.training_step(images)
     return trainer
 

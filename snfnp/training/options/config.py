@@ -118,7 +118,7 @@ class TrainConfig:
 
     def build_flow(self, image_shape):
         """The flow that this configuration describes, for images (H, W, C)."""
-        names = ("init", "bias_init", "inverse_kernel", "inverse_depth")
+        names = ("init", "bias_init", "whiten", "inverse_kernel", "inverse_depth")
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, WHITENED, Preset
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
@@ -152,6 +152,12 @@ class ModelOptions:
     )
     bias_init: str | None = option(
         None, "biases at 0 (zero), or for first outputs of mean 0 (data)", choices=BIAS_INITS
+    )
+    whiten: str = option(
+        "none",
+        "fixed coordinates for the inputs of dense layers: mean 0 and covariance I, from all "
+        "training images, for the first; for all, variance 1 per feature in the others too",
+        choices=WHITENED,
     )
 
 

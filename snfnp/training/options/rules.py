@@ -52,6 +52,9 @@ _CONTROLLED = _is("lambda_control", *CONTROLLERS)
 _GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
+_WHITENING = _preset_needs(lambda preset: preset.has_whitening)
+# the relative gradient has the same direction in all coordinates
+_NOT_RELATIVE = _is("gradient", "self-normalizing", "probe", "exact")
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
@@ -109,6 +112,7 @@ _RULES = {
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
     "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), _ZERO),
+    "whiten": Rule((_WHITENING, _NOT_RELATIVE)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
     "objective": Rule(HAS_LAMBDA),
     "sigma": _only(

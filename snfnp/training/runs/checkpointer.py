@@ -15,6 +15,7 @@ from snfnp.training.progress import Clock
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder, metrics_digest
 from snfnp.training.trainer import Trainer
+from snfnp.training.whitening import whiten_data
 
 _LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
@@ -70,7 +71,7 @@ class Checkpointer:
             self.identity = uuid.uuid4().hex
 
         self.trainer.world.on_rank_zero(claim)
-        self.trainer.initialise_from_data(self.clock.whole_batch(0))
+        self._initialise()
         if self.trainer.world.rank == 0:
             own = {"optimiser": self._optimiser, "run": self.identity}
             self.folder.write_config({**description, **own})
@@ -84,7 +85,7 @@ class Checkpointer:
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
         if saved is None:
-            trainer.initialise_from_data(clock.whole_batch(0))
+            self._initialise()
         else:
             trainer.restore(saved)
             clock.seconds = saved.record["seconds"]
@@ -92,6 +93,11 @@ class Checkpointer:
         trainer.lam = self.config.lam
         trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
         self.evaluator.best = trainer.world.broadcast(self.evaluator.best)
+
+    def _initialise(self) -> None:
+        """Set what depends on the training images, before the first step."""
+        whiten_data(self.trainer, self.clock.images_of)
+        self.trainer.initialise_from_data(self.clock.whole_batch(0))
 
     def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
         """config.json, and the checkpoint to go on from; None: from the start."""
