@@ -35,7 +35,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
-    optional |= {"lambda_min", "lambda_max"}
+    optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
@@ -90,7 +90,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
-    may_change |= {"overlap"}
+    may_change |= {"overlap", "lr_schedule", "final_lr_fraction"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS
-from snfnp.training.adam import warmed_up
+from snfnp.training.adam import learning_rate
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
@@ -77,8 +77,7 @@ class Trainer(TrainingStep):
         On an asynchronous backend this returns before the step is done; on others it raises
         DivergedError if anything is not finite (see `check`).
         """
-        config = self.config
-        lr = warmed_up(config.lr, self.step, self.steps_per_epoch, config.warmup_epochs)
+        lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, self.lam)
         self.slice_of(len(images))
         self._ascend(images)
