@@ -63,7 +63,8 @@ class Preset:
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    paper's; `has_convolutions`: whether Adam may ascend in white coordinates of kernels;
+    `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
     biases may start from data (Glow's actnorm centres already); `inverse_updates`: how R may be
     found; `recipe`: what `--recipe least-squares` sets; `lam_forward`: λ of the forward objective.
@@ -81,6 +82,7 @@ class Preset:
     steps: int = 5000
     paper_epochs: int | None = None
     size: GlowSize | None = None
+    has_convolutions: bool = True
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
@@ -224,6 +226,7 @@ PRESETS = {
         ("self-normalizing", "probe", "exact", "relative"),
         lr=1e-4,
         paper_epochs=6000,
+        has_convolutions=False,
         has_recomputable_layers=False,
         has_bias_init=True,
         inverse_updates=("gradient", "projection"),

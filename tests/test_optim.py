@@ -138,8 +138,15 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
 
 
-@pytest.mark.parametrize("epochs, warmup", [(10, 10), (3, None)])
-def test_a_schedule_needs_epochs_after_the_warm_up(epochs, warmup):
-    with pytest.raises(UsageError, match=f"10, and --epochs is {epochs}: give more epochs") as said:
-        TrainConfig(lr_schedule="cosine", epochs=epochs, warmup_epochs=warmup).resolve(1000)
+REFUSED = [
+    ({"lr_schedule": "cosine", "epochs": 3}, "10, and --epochs is 3: give more epochs, or"),
+    ({"final_lr_fraction": 0.1}, "--final-lr-fraction only has an effect with --lr-schedule"),
+    ({"coordinates": "white"}, "--coordinates only has an effect with --model conv"),
+]
+
+
+@pytest.mark.parametrize("options, line", REFUSED)
+def test_what_would_have_no_effect_is_refused(options, line):
+    with pytest.raises(UsageError, match=line) as said:
+        TrainConfig(model="fc", **options).resolve(1000)
     assert_one_line(said.value)

@@ -77,6 +77,8 @@ class Trainer(TrainingStep):
         On an asynchronous backend this returns before the step is done; on others it raises
         DivergedError if anything is not finite (see `check`).
         """
+        if self.coordinates:
+            self.coordinates.renew(self, images)
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, self.lam)
         self.slice_of(len(images))

@@ -238,6 +238,12 @@ class OptimiserOptions:
     batch_size: int | None = option(None, "images per step; a rest is left out", AT_LEAST_1)
     lr: float | None = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
     warmup_epochs: float | None = option(None, "epochs in which --lr rises from 0", NOT_NEGATIVE)
+    coordinates: str = option(
+        "plain",
+        "what Adam ascends in: the weights (plain), or coordinates in which the rows that a "
+        "convolution multiplies have second moments I (white)",
+        choices=("plain", "white"),
+    )
     lr_schedule: str = changeable(
         "constant", "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
     )

@@ -146,6 +146,7 @@ _RULES = {
         name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
         for name in ("batch_size", "lr", "warmup_epochs")
     },
+    "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     "data_dir": Rule(words=_DATA),
