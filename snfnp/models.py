@@ -67,7 +67,8 @@ class Preset:
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    paper's; `has_convolutions`: whether Adam may ascend in white coordinates of kernels;
+    `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
     biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
     linear layers may be whitened; `inverse_updates`: how R may be found; `recipe`: what `--recipe
@@ -86,6 +87,7 @@ class Preset:
     steps: int = 5000
     paper_epochs: int | None = None
     size: GlowSize | None = None
+    has_convolutions: bool = True
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
@@ -234,6 +236,7 @@ PRESETS = {
         ("self-normalizing", "probe", "exact", "relative"),
         lr=1e-4,
         paper_epochs=6000,
+        has_convolutions=False,
         has_recomputable_layers=False,
         has_bias_init=True,
         has_whitening=True,

@@ -123,7 +123,7 @@ def test_override_matches_its_definition(name, dtype, size):
 
 # They take no arrays, or such as are always contiguous.
 CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
-CONTIGUOUS |= {"step.adam", "step.log_step"}
+CONTIGUOUS |= {"step.adam", "step.log_step", "step.turn"}
 
 
 @pytest.mark.parametrize("layout", [every_second, transposed])

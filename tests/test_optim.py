@@ -1,11 +1,14 @@
-"""Adam, warm-up and clipping."""
+"""Adam, its learning rate and clipping."""
 
 import math
 
 import numpy as np
 import pytest
+from support.messages import assert_one_line
 
-from snfnp.training.adam import Adam, clip_scale, warmed_up
+from snfnp.errors import UsageError
+from snfnp.training.adam import Adam, clip_scale, learning_rate, warmed_up
+from snfnp.training.options import TrainConfig
 
 
 def buffers(size, dtype=np.float64, seed=0):
@@ -116,3 +119,34 @@ def test_warm_up():
     assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
     for epochs, step, fraction in ((0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)):
         np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
+
+
+RATES = [  # schedule, final fraction, rates of two steps of warm-up and six more, for --lr 1
+    ("constant", None, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+    ("linear", 0.0, [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
+    ("linear", 0.4, [0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]),
+    ("cosine", 0.0, [0.5, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
+    ("cosine", 0.2, [0.5, 1, *(0.6 + 0.4 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
+]
+
+
+@pytest.mark.parametrize("schedule, final, rates", RATES)
+def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
+    options = {"lr_schedule": schedule, "final_lr_fraction": final}
+    config = TrainConfig(lr=2.0, warmup_epochs=1, epochs=4, **options).resolve(1000)
+    found = [learning_rate(config, step, steps_per_epoch=2) for step in range(9)]
+    np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
+
+
+REFUSED = [
+    ({"lr_schedule": "cosine", "epochs": 3}, "10, and --epochs is 3: give more epochs, or"),
+    ({"final_lr_fraction": 0.1}, "--final-lr-fraction only has an effect with --lr-schedule"),
+    ({"coordinates": "white"}, "--coordinates only has an effect with --model conv"),
+]
+
+
+@pytest.mark.parametrize("options, line", REFUSED)
+def test_what_would_have_no_effect_is_refused(options, line):
+    with pytest.raises(UsageError, match=line) as said:
+        TrainConfig(model="fc", **options).resolve(1000)
+    assert_one_line(said.value)

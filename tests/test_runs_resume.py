@@ -12,7 +12,9 @@ from support.runs import START, STATE, Killed, around, assert_same_run, kill, st
 from support.trainers import at_step, run_training, small_config, small_dataset, spoil
 
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.ops.step.definition import StepScalars
 from snfnp.training import session
+from snfnp.training.adam import learning_rate
 from snfnp.training.runs import checkpointer
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -213,6 +215,24 @@ def test_a_change_is_in_force_from_that_step_on(tmp_path, monkeypatch):
     expected = load_checkpoint(tmp_path / "by hand" / "last.safetensors", found.layout)
     for name in STATE:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_schedule_goes_on_as_if_there_had_been_no_end(tmp_path, monkeypatch):
+    """Interrupted, it gives the same bits; with more epochs it has the rates of so many."""
+    falling, rates = {"lr_schedule": "cosine", "final_lr_fraction": 0.1}, {}
+    run_training(tmp_path / "whole", **falling)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        at_step(patched, 12, kill)
+        run_training(tmp_path / "part", **falling)
+    run_training(tmp_path / "part", resume=True, **falling)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    note = StepScalars.set
+    monkeypatch.setattr(
+        StepScalars, "set", lambda *args: (rates.update({args[1]: args[2]}), note(*args))
+    )
+    run_training(tmp_path / "part", resume=True, epochs=4, **falling)
+    longer = small_config(epochs=4, **falling)
+    assert rates == {step: learning_rate(longer, step, 5) for step in range(15, 20)}
 
 
 @pytest.fixture

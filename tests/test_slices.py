@@ -42,6 +42,7 @@ STEPS = {
     "chain": {"model": "conv", "inverse_depth": 2},
     "conv exact": {"model": "conv", "gradient": "exact"},
     "least squares": {"model": "conv", "recipe": "least-squares", "inverse_kernel": 3},
+    "white": {"model": "conv", "coordinates": "white"},
     "emerging": {"model": "emerging"},
     "exponential": {"model": "conv-exponential"},
     "glow": {"model": "glow"},

@@ -136,8 +136,7 @@ def test_the_likelihood_is_that_of_the_model_without_it():
     first["b"] += first["W"] @ white["b"]
     first["W"][...] = first["W"] @ white["U"]
     found, expected = (
-        each.likelihood().log_prob(images_of(trainer, 9), RandomKey(0, 0))
-        for each in (trainer, plain)
+        each.likelihood().log_prob(images_of(trainer, 9)) for each in (trainer, plain)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
@@ -198,7 +197,7 @@ def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
     white, dense = trainer.params["whiten2"], trainer.params["dense2"]
 
     def computed():
-        log_prob = trainer.likelihood().log_prob(images_of(trainer, 9), RandomKey(0, 0))
+        log_prob = trainer.likelihood().log_prob(images_of(trainer, 9))
         return log_prob, dense["R"] / white["U"][:, None]
 
     def changed(new, old, p, m, v):

@@ -21,8 +21,7 @@ class HostDevice:
     """The CPU: arrays are NumPy's, and every operation is done when it returns.
 
     xp: the array namespace; name: of the backend; asynchronous: operations may return before they
-    are done; compiles: the first call of a kernel takes long; compilations(begins, ends): a context
-    in which begins() is called before kernels are compiled and ends(count) after it.
+    are done; compiles: the first call of a kernel takes long.
     """
 
     xp = np
@@ -30,7 +29,11 @@ class HostDevice:
 
     def __init__(self, name: str, compilations=None):
         self.name, self.compiles = name, compilations is not None
-        self.compilations = compilations or (lambda begins, ends: nullcontext())
+        self._compilations = compilations
+
+    def compilations(self, begins, ends):
+        """A context in which begins() is called before kernels are compiled, ends(count) after."""
+        return self._compilations(begins, ends) if self._compilations else nullcontext()
 
     def asarray(self, host, dtype=None):
         """A host array as a C-contiguous one on the device, cast if `dtype` is given."""

@@ -1,10 +1,13 @@
-"""Adam by hand (Kingma & Ba 2014), linear warm-up, and clipping by the global norm.
+"""Adam by hand (Kingma & Ba 2014), its learning rate, and clipping by the global norm.
 
 The optimiser ascends: gradients are of the objective that the paper maximises (Eq. 3).
 Derivation: derivations/06-adam.md.
 """
 
+import math
 from dataclasses import dataclass
+
+SCHEDULES = ("constant", "cosine", "linear")
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,22 @@ def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) 
     """The learning rate of step 0, 1, …: linear up to `lr` over the first epochs (A.3)."""
     warmup_steps = warmup_epochs * steps_per_epoch
     return lr if step + 1 >= warmup_steps else lr * (step + 1) / warmup_steps
+
+
+def learning_rate(config, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step 0, 1, …: warm-up, and then what `--lr-schedule` makes of --lr.
+
+    "linear" falls on a straight line, "cosine" on half a wave (Loshchilov & Hutter 2017), from the
+    end of the warm-up to the last step of `--epochs`, where `--final-lr-fraction` of --lr is left.
+    A function of the step and the options alone: a run that goes on with more epochs has from then
+    on the rates of one that was planned for as many.
+    """
+    rate = warmed_up(config.lr, step, steps_per_epoch, config.warmup_epochs)
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if config.lr_schedule == "constant" or step + 1 <= warmup_steps:
+        return rate
+    steps = config.epochs * steps_per_epoch
+    progress = min((step + 1 - warmup_steps) / (steps - warmup_steps), 1.0)
+    cosine = config.lr_schedule == "cosine"
+    left = (1 + math.cos(math.pi * progress)) / 2 if cosine else 1 - progress
+    return rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * left)

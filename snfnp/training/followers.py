@@ -40,7 +40,10 @@ class Follower:
 
 
 def make_followers(ops, flow, config) -> tuple:
-    """(the controllers of λ, the mean of Eq. 31), None for what a run does not have."""
+    """(the controllers of λ, the mean of Eq. 31, Adam's coordinates), None for what a run does not
+    have."""
     multipliers = registry.find("multipliers")(ops, flow, config) if config.controller else None
     jacobian_mean = registry.find("jacobian-mean")(ops) if config.jvp_weight else None
-    return multipliers, jacobian_mean
+    white = config.coordinates == "white"
+    coordinates = registry.find("coordinates")(ops, flow, config) if white else None
+    return multipliers, jacobian_mean, coordinates

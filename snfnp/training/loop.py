@@ -160,6 +160,9 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
     elif config.gradient == "relative":
         gradient += f" (bias: {config.relative_bias})"
+    schedule = ""
+    if config.lr_schedule != "constant":
+        schedule = f", then {config.lr_schedule} to {config.final_lr_fraction * config.lr:g}"
     count = trainer.world.size
     processes = f", {count} processes" if count > 1 else ""
     return (
@@ -167,7 +170,7 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         f"{gradient} gradient, {ops.name} backend, {config.dtype}{processes}\n"
         f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
-        f"{config.warmup_epochs:g} warm-up epochs, seed {config.seed}\n"
+        f"{config.warmup_epochs:g} warm-up epochs{schedule}, seed {config.seed}\n"
         f"run folder {run.path}"
     )
 

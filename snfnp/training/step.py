@@ -40,10 +40,11 @@ class TrainingStep:
     cover what the optimiser moves; for what rules find `gradient` holds the next values.
     params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
     number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers: λ's
-    controllers, or None; followers: these and others (`snfnp.training.followers`); state, states:
-    their state, flat and by name. world: the ranks that train together; communicator: the one that
-    sums arrays of the device over them. optimiser: what `update`s the parameters, `Adam` or one of
-    your own (derivations/28-write-your-own-rule.md).
+    controllers, or None; coordinates: those that Adam ascends in, or None; followers: these and
+    others (`snfnp.training.followers`); state, states: their state, flat and by name. world: the
+    ranks that train together; communicator: the one that sums arrays of the device over them.
+    optimiser: what `update`s the parameters, `Adam` or one of your own
+    (derivations/28-write-your-own-rule.md).
     """
 
     def __init__(self, ops, flow: Flow, config: TrainConfig, world=SINGLE_PROCESS, optimiser=None):
@@ -59,8 +60,9 @@ class TrainingStep:
         self.updates = layout.updated.views(self.gradient)
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
 
-        self.multipliers, jacobian_mean = make_followers(ops, flow, config)
-        self.followers = [follower for follower in (self.multipliers, jacobian_mean) if follower]
+        self.multipliers, jacobian_mean, self.coordinates = make_followers(ops, flow, config)
+        followers = (self.multipliers, jacobian_mean, self.coordinates)
+        self.followers = [follower for follower in followers if follower]
         shapes = {k: v for follower in self.followers for k, v in follower.state_shapes.items()}
         self.state_layout = Layout.of(shapes)
         self.state = ops.xp.zeros(self.state_layout.size)
@@ -150,15 +152,13 @@ class TrainingStep:
         if has_updates:
             nonfinite = ops.step.nonfinite_flag(self.gradient[updated])
             failed = failed + nonfinite
-        squares = self.optimiser.update(
-            ops,
-            self.gradient[optimised],
-            scalars.lr,
-            scalars.number,
-            config.clip_norm,
-            failed,
-            out=(self.p[optimised], self.m, self.v),
-        )
+        gradient, moved = self.gradient[optimised], self.p[optimised]
+        if self.coordinates:
+            gradient, moved = self.coordinates.enter(gradient)
+        given = (scalars.lr, scalars.number, config.clip_norm, failed)
+        squares = self.optimiser.update(ops, gradient, *given, out=(moved, self.m, self.v))
+        if self.coordinates:
+            self.coordinates.leave(self.p[optimised])
         if has_updates:
             squares = squares + nonfinite
             ops.step.assign(self.gradient[updated], squares, failed, out=self.p[updated])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from snfnp.errors import CheckpointError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS
-from snfnp.training.adam import warmed_up
+from snfnp.training.adam import learning_rate
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
 
@@ -103,8 +103,9 @@ class Trainer(TrainingStep):
             self.check(lambda step: images)
 
     def _take(self, images) -> None:
-        config = self.config
-        lr = warmed_up(config.lr, self.step, self.steps_per_epoch, config.warmup_epochs)
+        if self.coordinates:
+            self.coordinates.renew(self, images)
+        lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, self.lam)
         self.slice_of(len(images))
         self._ascend(images)

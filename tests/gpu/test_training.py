@@ -56,10 +56,15 @@ def assert_numpys(found, expected, tolerance):
     assert np.abs(host(found, "p") - p)[large].max() <= tolerance / 1e-3 * moves + 1e-15
 
 
-@pytest.mark.parametrize("model, gradient", MODELS)
-def test_a_step_is_numpys_in_double_precision(ops, model, gradient):
+@pytest.mark.parametrize(
+    "model, gradient, coordinates",
+    [(*case, "plain") for case in MODELS]
+    + [(model, None, "white") for model in ("conv", "emerging", "conv-exponential", "glow-2l-4k")],
+)
+def test_a_step_is_numpys_in_double_precision(ops, model, gradient, coordinates):
+    chosen = {"dtype": "float64", "coordinates": coordinates}
     found, expected = (
-        take_steps(make_trainer(each, model, gradient, dtype="float64"), range(2))
+        take_steps(make_trainer(each, model, gradient, **chosen), range(2))
         for each in (ops, get_ops("numpy"))
     )
     assert_numpys(found, expected, 1e-10)
@@ -105,6 +110,7 @@ def test_recomputation_gives_the_same_gradient(ops, model):
         ("conv", "self-normalizing", 95),
         ("glow-2l-4k", "self-normalizing", None),
         ("fc", "relative", 27),
+        ("conv in white coordinates", "self-normalizing", 99),
     ],
 )
 def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model, gradient, most):
@@ -112,7 +118,9 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
     products, cublas = [], ops.device.cublas
     gemm = cublas.gemm
     monkeypatch.setattr(cublas, "gemm", lambda *args, **kw: products.append(gemm(*args, **kw)))
-    trainer = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
+    model, _, white = model.partition(" in ")
+    chosen = {"coordinates": "white" if white else "plain"}
+    trainer = take_steps(make_trainer(ops, model, gradient, graph=False, **chosen), range(2))
     products.clear()
     spent = spent_by_a_step(trainer, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)

@@ -179,6 +179,17 @@ def call_step_adam(rng, dtype, size):
     )
 
 
+def call_step_turn(rng, dtype, size):
+    """Blocks of one column and of several, what lies between them, and both ways of writing."""
+    values, out = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(2))
+    blocks = ((0, 2, 1, 0), (3, 1, 1, 4), (5, 3, values.size // 6, 5))
+    blocks = blocks[: 3 if values.size > 30 else 0]
+    matrices = rng.standard_normal(14)
+    # sums of up to 3 products of rounded factors, in any order, and one addition
+    bound = 8 * eps_of(dtype) * (3 * np.abs(matrices).max() * np.abs(values).max(initial=0) + 5)
+    return Call((values, matrices, blocks, out, len(size) == 2), bounds=(bound,), mutated=(3,))
+
+
 def call_step_control(rng, dtype, size):
     """Every kind, of each layer and of all; a layer whose input is 0, and a step that failed."""
     kind = CONTROLLERS[size[0] % 2]

@@ -79,6 +79,22 @@ class Step(OperationGroup):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
+    def turn(self, values, matrices, blocks, out, add=False):
+        """out ← values, flat buffers, in which each block M (K, O) becomes U M; `add`: out += that.
+
+        matrices: all U (K, K), flat and in double precision; blocks: (its start in `values`, K, O,
+        the start of its U) of each block. O(Σ K² O).
+        """
+        turned = values.copy()
+        for start, size, outputs, place in blocks:
+            u = matrices[place : place + size**2].reshape(size, size).astype(values.dtype)
+            part = slice(start, start + size * outputs)
+            block = values[part].reshape(size, outputs)
+            turned[part] = self.linalg.matmul(u, block).reshape(-1)
+        if add:
+            turned += out
+        out[...] = turned
+
     def nonfinite_flag(self, assigned):
         """0 if all of a flat buffer is finite, else NaN: of shape (), in double precision.
 

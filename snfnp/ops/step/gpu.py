@@ -48,6 +48,13 @@ class GpuStep(Step):
         device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
+    def turn(self, values, matrices, blocks, out, add=False):
+        device = self.device
+        table = device.constant(np.array(blocks, np.int64), np.int64)
+        arrays = {"values": values, "matrices": matrices, "blocks": table, "out": out}
+        sizes = {"count": len(blocks), "add": add, "n": values.size}
+        device.each("turn", values.dtype, values.size, **arrays, **sizes)
+
     def control(self, measured, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
         settings = asdict(controller)

@@ -118,6 +118,27 @@ __global__ void adam(T* __restrict__ p, const T* __restrict__ g, T* __restrict__
   }
 }
 
+// Blocks (size, outputs) of flat values, multiplied by matrices (size, size) each; the rest as it is.
+// blocks (count, 4): start in values, size, outputs, start in matrices.
+template <typename T>
+__global__ void turn(const T* __restrict__ values, const double* __restrict__ matrices,
+                     const long long* __restrict__ blocks, T* __restrict__ out, long long count,
+                     long long add, long long n) {
+  for (long long i = first_item(); i < n; i += item_stride()) {
+    T turned = values[i];
+    for (const long long* block = blocks; block < blocks + 4 * count; block += 4) {
+      const long long place = i - block[0], size = block[1], outputs = block[2];
+      if (place < 0 || place >= size * outputs) continue;
+      const double* row = matrices + block[3] + place / outputs * size;
+      const T* column = values + block[0] + place % outputs;
+      turned = T(0);
+      for (long long k = 0; k < size; ++k) turned += T(row[k]) * column[k * outputs];
+      break;
+    }
+    out[i] = add ? out[i] + turned : turned;
+  }
+}
+
 __device__ inline double between(double lowest, double x, double highest) {
   return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
 }

@@ -150,6 +150,10 @@ class TrainConfig:
         if config.epochs is None:
             epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
             config = replace(config, epochs=epochs)
+        if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
+            found = f"--lr-schedule {config.lr_schedule} begins after --warmup-epochs"
+            found += f" {config.warmup_epochs:g}, and --epochs is {config.epochs}"
+            raise UsageError(f"{found}: give more epochs, or fewer of warm-up")
         return config
 
     def check_processes(self, processes: int) -> None:

@@ -16,6 +16,7 @@ from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS,
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
+from snfnp.training.adam import SCHEDULES
 
 LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
 _KINDS: dict[str, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
@@ -35,6 +36,7 @@ _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _UP_TO_3: Limits = (lambda value: 1 <= value <= 3, "1, 2 or 3")
+_FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
 _SMOOTHING: Limits = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
 _INTERVAL: Limits = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
@@ -243,6 +245,16 @@ class OptimiserOptions:
     batch_size: int | None = option(None, "images per step; a rest is left out", AT_LEAST_1)
     lr: float | None = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
     warmup_epochs: float | None = option(None, "epochs in which --lr rises from 0", NOT_NEGATIVE)
+    coordinates: str = option(
+        "plain",
+        "what Adam ascends in: the weights (plain), or coordinates in which the rows that a "
+        "convolution multiplies have second moments I (white)",
+        choices=("plain", "white"),
+    )
+    lr_schedule: str = changeable(
+        "constant", "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
+    )
+    final_lr_fraction: float | None = changeable(None, "what is left of --lr then", _FRACTION)
     clip_norm: float | None = changeable(None, "scale gradients to at most this norm", POSITIVE)
 
 

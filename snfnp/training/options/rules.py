@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from snfnp.ops.step.control import CONTROLLERS
+from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
 
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
@@ -149,6 +150,8 @@ _RULES = {
         name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
         for name in ("batch_size", "lr", "warmup_epochs")
     },
+    "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
+    "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     "data_dir": Rule(words=_DATA),
     "augment": Rule((), lambda c: c.data in _AUGMENTED, f"for {', '.join(_AUGMENTED)} only"),
