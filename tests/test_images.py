@@ -53,6 +53,7 @@ WRONG = {
     "negative": (IMAGES.astype(int) - 1, f"values from -1 to 254; {INTO_RANGE}"),
     "NaN": (np.where(IMAGES > 9, IMAGES, np.nan), f"values from nan to nan; {INTO_RANGE} and cast"),
     "infinity": (np.where(IMAGES > 9, np.inf, 0), f"values from 0.0 to inf; {INTO_RANGE} and cast"),
+    "hidden values": (np.ma.masked_greater(2 * IMAGES.astype(int), 255), f"MaskedArray {NOT}"),
     "objects": (IMAGES.astype(object), f"object {NOT}"),
     "complex": (IMAGES + 0j, f"complex128 {NOT}"),
     "a list": (IMAGES.tolist(), f"list {NOT}"),
