@@ -10,7 +10,9 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
     Bytes need no look at their values if all 256 are levels: O(1), and no device is waited for.
     """
     kind, wanted = getattr(images, "dtype", None), ", ".join(map(str, ("N", *(shape or "HWC"))))
-    array = isinstance(kind, np.dtype) and (shape is not None or isinstance(images, np.ndarray))
+    taken = shape is not None or isinstance(images, np.ndarray)
+    taken = taken and not isinstance(images, np.ma.MaskedArray)  # which hides values
+    array = isinstance(kind, np.dtype) and taken
     if not array or kind.kind not in "buif":
         found = kind if array else type(images).__name__
         return f"{found} instead of numbers; give a NumPy array of uint8, ({wanted})"

@@ -81,9 +81,9 @@ class Likelihood:
         watch: Callable | None = None,
         world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
-        """The mean over host images, as a ledger. O(N D²) beyond the determinants.
+        """The mean over images, as a ledger. O(N D²) beyond the determinants.
 
-        images: as `Flow.encode` takes them, but on the host. seed: of the noise. batch_size: images
+        images: as `Flow.encode` takes them, or on the host. seed: of the noise. batch_size: images
         whose noise is drawn together; at_once: how many of them go through the flow together
         (default: all), which changes the memory only. watch(layer, x): gets every input of every
         layer. world: the ranks, which all call this, share the images and get one result; rank 0
@@ -126,7 +126,9 @@ class Likelihood:
 
     def _encode(self, images, part) -> tuple:
         which, key = part
-        return self._flow.encode(self._ops, self._ops.asarray(images[which]), key, np.float64)
+        some = images[which]
+        some = self._ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
+        return self._flow.encode(self._ops, some, key, np.float64)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""

@@ -199,6 +199,23 @@ def test_powers_survive_the_worst_rounding_of_a_product(monkeypatch):
     assert 0.9 <= module._above(SimpleNamespace(linalg=linalg), e, 1e-3) < 0.91
 
 
+def test_norms_and_traces_survive_the_worst_rounding_of_a_sum(monkeypatch):
+    """Every sum of n numbers loses n units, here of 1e-4, of all their absolute values."""
+    e, unit = 0.1 * np.eye(5), 1e-4
+    monkeypatch.setattr(module, "_UNIT", unit)
+    monkeypatch.setattr(module, "_written_out", lambda *arguments: e)
+    monkeypatch.setattr(module, "_rounding", lambda *arguments: 0.0)
+    monkeypatch.setattr(contraction, "rho", lambda *arguments: 0.1)
+    linalg = SimpleNamespace(
+        norms=lambda m: [np.linalg.norm(m) * math.sqrt(1 - m.size * unit)], matmul=np.matmul
+    )
+    xp = SimpleNamespace(trace=lambda m: np.trace(m) * (1 - len(m) * unit))
+    ops, dense = SimpleNamespace(linalg=linalg, xp=xp), Dense(5)
+    found = certify(ops, "a", dense, dense, e, e, (5,))
+    assert np.linalg.norm(e) <= found.frobenius < 1.01 * np.linalg.norm(e)
+    assert 0 < abs(found.trace - np.trace(e)) <= found.rounding
+
+
 def test_rounding_counts_every_product():
     """(n_W + n_R + 2) u ‖(I + |R| |W|) 1‖; here each row of the latter is 2."""
     for f, shape in ((Dense(9), (9,)), (Conv2d((1, 1), 3), (1, 1, 3))):

@@ -5,15 +5,20 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.messages import assert_one_line
+from support.trainers import small_config, small_dataset
 
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Preset, fully_connected
+from snfnp.ops import get_ops
+from snfnp.training.loop import train
 from snfnp.training.options import OPTIONS, RetiredError, TrainConfig
 from snfnp.training.options.config import PARTS, help_of
 from snfnp.training.options.parts import interval
 from snfnp.training.options.rules import RETIRED, RULES
+from snfnp.training.runs.folder import RunFolder
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SHAPE = (8, 8, 1)
@@ -149,6 +154,30 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
         assert_one_line(caught.value)
 
 
+def test_numbers_of_numpy_are_plain_ones():
+    """A sweep over an array, also when a run goes on; np.float64 is a float that prints itself."""
+    kinds = {"epochs": np.int64, "lr": np.float32, "lam": np.float64, "model": np.str_}
+    given = {"epochs": 3, "lr": 0.5, "lam": 0.25, "model": "conv", "recompute": True}
+    kinds["recompute"] = np.bool_
+    found = TrainConfig(**{name: kind(given[name]) for name, kind in kinds.items()}).resolve(1000)
+    assert found == TrainConfig(**given).resolve(1000)
+    assert all(type(getattr(found, name)) is type(value) for name, value in given.items())
+    assert found.resumed({"epochs": np.int64(4)}, Path("run")).epochs == 4
+    with pytest.raises(UsageError, match="--epochs is 2.5: it must be a whole number"):
+        TrainConfig(epochs=np.float32(2.5)).resolve(1000)
+
+
+@pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"data": "mine"}, {"epochs": 2.5}])
+def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp_path, changes):
+    """It would be trained to its end, and never be opened again."""
+    dataset, ops, folder = small_dataset(), get_ops("numpy"), RunFolder.create(tmp_path / "run")
+    config = dataclasses.replace(small_config(backend="numpy"), **changes)
+    with pytest.raises(UsageError, match="--.* is .*: it must be ") as caught:
+        train(config, dataset, ops, folder)
+    assert_one_line(caught.value)
+    assert not list(folder.path.iterdir())
+
+
 def test_an_option_is_in_one_part_and_has_one_flat_name():
     config = TrainConfig(model="conv", lr=0.5)
     assert config.optimiser.lr == config.lr == 0.5 and config.architecture.model == "conv"
@@ -162,6 +191,9 @@ def test_an_option_is_in_one_part_and_has_one_flat_name():
     assert len(set(flags.values())) == len(flags)
     with pytest.raises(AttributeError, match="a configuration has no 'colour'"):
         config.colour  # noqa: B018
+    for other in (3, config.architecture, {"lr": 0.5}):
+        with pytest.raises(UsageError, match="optimiser is .*: give its options by name"):
+            TrainConfig(optimiser=other)
     with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
         TrainConfig(colour=3)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.messages import assert_one_line
+from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_config, small_dataset
 
 import snfnp
@@ -53,6 +54,7 @@ WRONG = {
     "negative": (IMAGES.astype(int) - 1, f"values from -1 to 254; {INTO_RANGE}"),
     "NaN": (np.where(IMAGES > 9, IMAGES, np.nan), f"values from nan to nan; {INTO_RANGE} and cast"),
     "infinity": (np.where(IMAGES > 9, np.inf, 0), f"values from 0.0 to inf; {INTO_RANGE} and cast"),
+    "hidden values": (np.ma.masked_greater(2 * IMAGES.astype(int), 255), f"MaskedArray {NOT}"),
     "objects": (IMAGES.astype(object), f"object {NOT}"),
     "complex": (IMAGES + 0j, f"complex128 {NOT}"),
     "a list": (IMAGES.tolist(), f"list {NOT}"),
@@ -118,6 +120,13 @@ def test_all_integers_are_the_same_images_to_the_last_bit(model, dtype, entry):
         else:
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_images_that_are_on_the_device_need_not_come_back():
+    trainer = make_trainer(strict_ops(), "fc")
+    likelihood, images = trainer.likelihood(), trainer.ops.asarray(IMAGES)
+    np.testing.assert_array_equal(likelihood.log_prob(images), likelihood.log_prob(IMAGES))
+    assert likelihood.evaluate(images) == likelihood.evaluate(IMAGES)
 
 
 def test_levels_of_the_preprocessing_are_the_limit(ops):

@@ -161,7 +161,8 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
         victim.write_text("precious")
     before = victim.read_bytes()
     (copy / name).symlink_to(victim)
-    with pytest.raises(SnfnpError, match=f"cannot write .*{name} .it is a symbolic link") as caught:
+    problem = f"cannot write .*{name} .it is a symbolic link.: (let it be a file|choose another)"
+    with pytest.raises(SnfnpError, match=problem) as caught:
         run_training(copy, resume=True, backend="numpy", epochs=4)
     assert_one_line(caught.value)
     if name == "run.lock":

@@ -11,6 +11,7 @@ from support.trainers import run_training, small_dataset
 import snfnp
 from snfnp.cli import angle, evaluate, shared
 from snfnp.data import LOADERS, SPLITS, Dataset
+from snfnp.data.mnist import SAMPLE
 from snfnp.errors import UsageError
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
@@ -127,3 +128,10 @@ def test_a_run_of_the_sample_finds_it_again(way, tmp_path, monkeypatch, capsys):
     else:
         COMMANDS[way].main([str(path)])
     assert "from sample shipped with the package" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-sample"])
+def test_a_folder_that_is_given_has_files_of_mnist_and_no_sample(name, tmp_path):
+    record = {"config": {"data": name}, "data": {"source": SAMPLE}}
+    assert RunFolder(tmp_path).data_name(record, None) == "mnist-sample"
+    assert RunFolder(tmp_path).data_name(record, tmp_path) == "mnist"

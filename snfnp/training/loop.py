@@ -39,7 +39,8 @@ def train(
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
-    config: resolved (`TrainConfig.resolve`). Evaluates exactly on the validation images every
+    config: `TrainConfig.resolve` fills it in and checks it, also one that was resolved before and
+    has changed since. Evaluates exactly on the validation images every
     `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
     end reports the test likelihood there. resume: go on from the last checkpoint; "best": from
     the best one, or from the start if there is none yet. report: gets every line. world: the ranks
@@ -52,6 +53,7 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     require_dataset(dataset)
+    config = config.resolve(len(dataset.train))
     config.check_processes(world.size)
     first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if first else _silent

@@ -9,6 +9,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snfnp.errors import UsageError
 from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
@@ -55,10 +57,16 @@ class TrainConfig:
 
     def __init__(self, **given):
         for part, kind in PARTS.items():
-            object.__setattr__(self, part, given.pop(part, None) or kind())
+            whole = given.pop(part, None) or kind()
+            if not isinstance(whole, kind):
+                found = f"{part} is {str(whole)[:40]}"
+                raise UsageError(f"{found}: give its options by name, or as {kind.__name__}")
+            object.__setattr__(self, part, whole)
         for name, value in given.items():
             if name not in OPTIONS:
                 raise TypeError(f"no option of a run is called {name!r}")
+            if isinstance(value, np.generic):
+                value = value.item()  # a sweep's numbers are NumPy's
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
             part = _PART_OF[name]

@@ -112,10 +112,11 @@ class RunFolder:
     def data_name(self, record: dict, data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
         MNIST for a run that was trained on it, even if all of MNIST has come since. data_dir: a
-        folder in which to look, which has no sample."""
+        folder in which to look, which has no sample: only files of MNIST."""
         name, data = record["config"]["data"], record.get("data")
-        sample = isinstance(data, dict) and data.get("source") == SAMPLE and data_dir is None
-        return "mnist-sample" if sample else name
+        if data_dir is not None:
+            return "mnist" if name == "mnist-sample" else name
+        return "mnist-sample" if isinstance(data, dict) and data.get("source") == SAMPLE else name
 
     def refuse_other_images(
         self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
@@ -179,7 +180,7 @@ class RunFolder:
         line = json.dumps(record, allow_nan=False) + "\n"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with (
-            files.explained(f"write {self.metrics_file}", "free some space"),
+            files.explained(f"write {self.metrics_file}", "let it be a file, with room to grow"),
             open(files.open_regular(self.metrics_file, flags), "ab") as file,
         ):
             file.write(line.encode())
