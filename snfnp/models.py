@@ -5,6 +5,7 @@ field of `Choices`, never another model.
 Derivation: derivations/17-from-the-paper-to-here.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,7 +66,8 @@ class Preset:
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
     paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
-    biases may start from data (Glow's actnorm centres already); `inverse_updates`: how R may be
+    biases may start from data (Glow's actnorm centres already); `takes_rows`: whether shape may be
+    (D,), of rows of numbers; `inverse_updates`: how R may be
     found; `recipe`: what `--recipe least-squares` sets; `lam_forward`: λ of the forward objective.
     """
 
@@ -84,6 +86,7 @@ class Preset:
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
+    takes_rows: bool = False
     inverse_updates: tuple[str, ...] = ("gradient",)
     recipe: dict = field(default_factory=dict)
     lam_forward: float | None = None
@@ -121,7 +124,7 @@ def make_rule(
 
 def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
-    dimension = shape[0] * shape[1] * shape[2]
+    dimension = math.prod(shape)
     kind = "identity" if choices.init == "authors" else choices.init
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
@@ -226,6 +229,7 @@ PRESETS = {
         paper_epochs=6000,
         has_recomputable_layers=False,
         has_bias_init=True,
+        takes_rows=True,
         inverse_updates=("gradient", "projection"),
         recipe={"inverse_update": "projection", "bias_init": "data"},
         lam_forward=0.1,

@@ -35,7 +35,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
-    optional |= {"lambda_min", "lambda_max"}
+    optional |= {"lambda_min", "lambda_max", "validation", "test", "preprocess"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
