@@ -72,7 +72,7 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
 
 
 def fault_of_rows(rows, shape: tuple[int, ...] | None = None) -> str | None:
-    """The same for rows (N, D) of finite numbers; shape: (D,) of a model, or None.
+    """A twin of `fault` for rows (N, D) of finite numbers; shape: (D,), a model's, or None.
 
     Rows on the host are looked at, in parts; for others, no device is waited for.
     """

@@ -65,7 +65,7 @@ class Dataset:
 
     @property
     def noun(self) -> str:
-        """What its samples are: "images" or "rows"."""
+        """Its samples, in a word: "images" or "rows"."""
         return "rows" if is_rows(self.train) else "images"
 
     @cached_property

@@ -17,7 +17,7 @@ from snfnp.images import fault, fault_of_rows
 
 
 class _OfImages:
-    """What the ways from images have in common: values in [0, levels), uint8 on the way back."""
+    """Values in [0, levels) on the way in, uint8 on the way back."""
 
     noun = "images"
     levels: int
@@ -28,7 +28,7 @@ class _OfImages:
         return math.log2(self.levels)
 
     def fault(self, images, shape) -> str | None:
-        """What is wrong with images of that shape: see `snfnp.images`."""
+        """The reason why these are no images of that shape: see `snfnp.images`."""
         return fault(images, shape, self.levels)
 
     def _integers(self, ops, noisy):
@@ -108,7 +108,7 @@ class Standardise:
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
 
     def fault(self, rows, shape) -> str | None:
-        """What is wrong with rows of that shape: see `snfnp.images`."""
+        """The reason why these are no rows of that shape: see `snfnp.images`."""
         return fault_of_rows(rows, shape)
 
     def forward(self, ops, rows, key, dtype):
@@ -134,8 +134,11 @@ WAYS = ("logit", "scale", "standardise", "none")
 
 
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
-    """What `--preprocess` names, or what fits data of this shape (None). moments: (mean, spread) of
-    the training rows, or None if no data will come. Raises UsageError for a name of other data."""
+    """The way that `--preprocess` names, or that fits data of this shape (None).
+
+    moments: (mean, spread) of training rows, or None if none will come. Raises UsageError for a
+    name that is for other data.
+    """
     images = len(shape) == 3
     name = name or ("logit" if images else "standardise")
     if images != (name in WAYS[:2]):

@@ -125,7 +125,7 @@ class TrainConfig:
         return Path(self.data).stem
 
     def splits_of(self, data: str) -> dict:
-        """What `load_dataset` has to know beside the name or path of data."""
+        """The arguments of `load_dataset` beside the name or path of data."""
         own = {name: getattr(self, name) for name in ("validation", "test", "seed")}
         return {} if data in DATA_SETS else own
 
