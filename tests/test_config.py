@@ -90,7 +90,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
-    may_change |= {"overlap", "data", "validation", "test"}
+    may_change |= {"overlap", "validation", "test"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:

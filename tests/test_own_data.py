@@ -30,6 +30,7 @@ KEY = RandomKey(0, 1)
 
 def pictures(folder, images):
     folder.mkdir()
+    (folder / "._hidden.png").write_bytes(b"")
     for place, image in enumerate(images):
         suffix = ".PNG" if place % 2 else ".png"
         Image.fromarray(image).save(folder / f"{place:03}{suffix}")
@@ -108,13 +109,13 @@ def text(folder, name, content):
     (folder / name).write_text(content)
 
 
+def none(folder, name, content):
+    np.savez(folder / name)
+
+
 def mixed(folder, name, extra):
     pictures(folder / name, GREY[:3])
     Image.fromarray(extra).save(folder / name / "x.png")
-
-
-def named(folder, name, **arrays):
-    np.savez(folder / name, **arrays)
 
 
 def with_nan(value=np.nan):
@@ -128,7 +129,8 @@ WRONG = {
     "a.npy": (write, with_nan(), "nan in row "),
     "b.csv": (write, with_nan(-np.inf), "-inf in row "),
     "c.npy": (write, ROWS[:1], "has 1 samples, of which -1 would be left to train on: give more"),
-    "d.npy": (write, ROWS * (1, 0), "the same number in all of column 1 (from 0); leave such"),
+    "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0; leave such"),
+    "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation nan, and 1 oth"),
     "e.npy": (write, ROWS.astype(object), PICKLED),
     "f.npz": (write, ROWS.astype(object), PICKLED),
     "g.npy": (write, ROWS.astype(str), "of shape (200, 2); give images, uint8 (N, H, W) or"),
@@ -148,6 +150,7 @@ WRONG = {
     "u.csv": (text, "", "cannot be read (it has no rows of numbers)"),
     "v.txt": (text, "1 2", "give a .npy, .npz or .csv file, or a folder of images"),
     "w.npy": (text, "", "cannot be read ("),
+    "z.npz": (none, None, "has the arrays none: name them train, validation and test, or give"),
     "x.npz": (text, "not a zip file at all", PICKLED),
 }
 
@@ -332,7 +335,7 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path):
     np.save(path, RNG.normal(size=size))  # 128 MB
     tracemalloc.start()
     train.main(
-        [str(path), "--backend", "numpy", "--batch-size", "250", "--epochs", "1"]
+        [str(path), "--backend", "numpy", "--batch-size", "500", "--epochs", "1"]
         + ["--out", str(tmp_path / "run")]
     )
     _, peak = tracemalloc.get_traced_memory()

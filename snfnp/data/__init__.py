@@ -53,10 +53,8 @@ def load_dataset(
             found = f"--data-dir {data_dir} is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
         return own.load(name, validation, test, seed)
-    hint = "".join(
-        f" (did you mean {near}?)" for near in difflib.get_close_matches(name, LOADERS, 1)
-    )
-    found = f"{name!r} is neither a data set nor a path{hint}"
-    raise UsageError(
-        f"{found}: use one of {', '.join(DATA_SETS)}, or the path of your data (--data)"
-    )
+    near = difflib.get_close_matches(name, LOADERS, 1)
+    found = f"{name!r} is neither a data set nor a path"
+    found += f" (did you mean {near[0]}?)" if near else ""
+    names = ", ".join(DATA_SETS)
+    raise UsageError(f"{found}: use one of {names}, or the path of your data (--data)")

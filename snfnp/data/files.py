@@ -54,12 +54,13 @@ class Dataset:
                 images = images[:]  # a view: what was given stays as it is
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
-        if self.noun == "rows" and (constant := np.flatnonzero(self.moments[1] == 0)).size:
-            others = f" and of {len(constant) - 1} others" * (len(constant) > 1)
-            problem = (
-                f"the same number in all of column {constant[0]} (from 0){others}; leave such "
-            )
-            problem += "columns out: their density is infinite"
+        if self.noun == "images":
+            return
+        spread = self.moments[1]
+        if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
+            problem = f"column {bad[0]} (from 0) has the standard deviation {spread[bad[0]]:g}"
+            problem += f", and {len(bad) - 1} others" * (len(bad) > 1)
+            problem += "; leave such columns out, or rescale them"
             problem = problem if len(self.train) > 1 else "there is only one; give more"
             raise UsageError(f"the train rows of {self.name}: {problem}")
 
@@ -72,16 +73,15 @@ class Dataset:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each column of the training rows, (D,) in float64; 0
         exactly where all are the same. One pass in parts (Chan et al. 1983)."""
-        count, mean, squares = 0, np.float64(0), np.float64(0)
-        constant = True
+        count, mean, squares, constant = 0, np.float64(0), np.float64(0), True
         for _, part in parts(self.train):
-            part = part.astype(np.float64)
-            own, total = part.mean(axis=0), count + len(part)
-            apart = own - mean
-            squares = squares + ((part - own) ** 2).sum(axis=0)
-            squares = squares + apart**2 * (count * len(part) / total)
-            mean, count = mean + apart * (len(part) / total), total
             constant = constant & (part == self.train[:1]).all(axis=0)
+            with np.errstate(over="ignore", invalid="ignore"):
+                part = part.astype(np.float64)
+                own, total = part.mean(axis=0), count + len(part)
+                squares = squares + ((part - own) ** 2).sum(axis=0)
+                squares = squares + (own - mean) ** 2 * (count * len(part) / total)
+                mean, count = mean + (own - mean) * (len(part) / total), total
         return mean, np.where(constant, 0.0, np.sqrt(squares / count))
 
     def fingerprint(self, split: str) -> str:

@@ -120,7 +120,8 @@ def _table(place: Path) -> np.ndarray:
 def _pictures(folder: Path) -> np.ndarray:
     """All images in a folder and below it, in the order of their names, (N, H, W, C): grey if all
     are, else with three channels, without transparency."""
-    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in _PICTURES)
+    files = [each for each in folder.rglob("[!.]*") if each.suffix.lower() in _PICTURES]
+    files.sort()
     if not files:
         raise UsageError(f"{folder} has no images ({', '.join(_PICTURES)}): check the path")
     sizes, modes = Counter(), set()

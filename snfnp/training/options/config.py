@@ -219,7 +219,8 @@ class TrainConfig:
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
-            if value != before and not option.changeable:
+            moved = name != "data" or not {before, value} & set(DATA_SETS)  # one's own data may be
+            if value != before and not (option.changeable and moved):
                 found = f"{run} was started with {name} = {before}: it cannot go on with {value}"
                 raise UsageError(f"{found}; leave that option out, or start a new run")
             if value != before and name == "lam" and self.controller:
