@@ -330,6 +330,18 @@ def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_
             snfnp.load_run(folder.path)
 
 
+def test_other_units_are_the_same_run_and_another_density(tmp_path):
+    """By a power of two: every step has the same bits, and nats differ by D times its logarithm."""
+    found = []
+    for unit in (1.0, 2.0**-40):
+        dataset = snfnp.Dataset("mine", *np.split(ROWS * unit, [150, 175]))
+        folder, config = RunFolder.create(tmp_path / str(unit)), small_config(backend="numpy")
+        found.append(snfnp.train(config, dataset, get_ops("numpy"), folder, report=len))
+    apart = found[1]["test_nll_nats"] - found[0]["test_nll_nats"]
+    np.testing.assert_allclose(apart, -2 * 40 * np.log(2), rtol=1e-12)
+    assert found[0]["reconstruction"] == found[1]["reconstruction"]
+
+
 def test_a_large_file_is_never_in_memory_whole(tmp_path):
     path, size = tmp_path / "large.npy", (40_000, 400)
     np.save(path, RNG.normal(size=size))  # 128 MB

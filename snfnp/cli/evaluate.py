@@ -81,8 +81,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
         lines.append(f"all layers together: their sums differ by at most {total:.4g} nats")
     most, mean = (value + total for value in (np.abs(apart).max(), np.abs(apart).mean()))
     lines.append(
-        f"densities: log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} images differ by "
-        f"at most {most:.4g} nats, and by {mean:.4g} on average; {total:.4g} of it is the bound "
+        f"densities: log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} samples differ "
+        f"by at most {most:.4g} nats, and by {mean:.4g} on average; {total:.4g} of it is the bound "
         "above, the rest the activations' part"
     )
     return "\n".join(lines)

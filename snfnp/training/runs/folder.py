@@ -152,8 +152,9 @@ class RunFolder:
         name, option = data.get("name", record["config"].get("data")), "--data-dir"
         if record["config"].get("data") not in DATA_SETS:
             option = "--data"
+        noun = "images" if len(shape) == 3 else "rows"
         line = (
-            f"{self.path} was trained on {counts} {dataset.noun} (train, validation, test) of "
+            f"{self.path} was trained on {counts} {noun} (train, validation, test) of "
             f"shape {shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
             f"{found[1]}, {dataset.name} from {dataset.source}"
         )
