@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.images import fault
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
+from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.ops import Array
 from snfnp.parameters import Layout
 
@@ -57,7 +57,7 @@ class Flow:
 
     shape: tuple[int, ...]
     layers: tuple[tuple[str, Layer], ...] = field(repr=False)
-    preprocess: Preprocess = Preprocess()
+    preprocess: Preprocess | Scale | Standardise = Preprocess()
     image_shape: tuple[int, ...] | None = None
 
     @property
@@ -136,22 +136,23 @@ class Flow:
     def encode(self, ops, images, key, dtype):
         """Device images -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
 
-        images: (N, *image_shape) or (N, *shape), uint8 or other integers below `Preprocess.levels`:
-        see `require_images`. key (`snfnp.ops.RandomKey`): that of the dequantisation noise.
+        images: (N, *image_shape) or (N, *shape), uint8 or other integers below `Preprocess.levels`,
+        or rows of numbers (N, D): see `require_images`. key (`snfnp.ops.RandomKey`): that of the
+        dequantisation noise.
         """
         self.require_images(images)
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
     def decode(self, ops, x):
-        """x (N, *shape) -> images (N, *image_shape), uint8, on the device."""
+        """x (N, *shape) -> images (N, *image_shape), uint8, or rows, float64, on the device."""
         return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
 
     def require_images(self, images) -> None:
         """Raises UsageError for what `encode` does not take. O(1) for uint8: no device waits."""
         rows = getattr(images, "shape", ())[1:] == self.shape
         shape = self.shape if rows else self.image_shape or self.shape
-        if problem := fault(images, shape, self.preprocess.levels):
-            raise UsageError(f"the images: {problem}")
+        if problem := self.preprocess.fault(images, shape):
+            raise UsageError(f"the {self.preprocess.noun}: {problem}")
 
     def log_density(self, ops, latents):
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""

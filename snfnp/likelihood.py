@@ -23,7 +23,7 @@ _BATCH = 1000  # images whose noise is drawn together
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean log-likelihood of a set of images as a ledger of terms, in nats per image.
+    """Mean log-likelihood of a set of images, or rows, as a ledger of terms, in nats for each.
 
     ledger: term -> nats; their sum is the mean log p(x), with noise from `dequantisation_seed`. Its
     mean over the noise is a lower bound on the log-probability of the integer images.
@@ -177,7 +177,8 @@ class Likelihood:
         part: int = 0,
         refined: bool = False,
     ):
-        """`count` images (count, H, W, C), uint8 on the host, from latents that `seed` fixes.
+        """`count` images (count, H, W, C), uint8, or rows (count, D), float64, on the host, from
+        latents that `seed` fixes.
 
         temperature scales the standard deviation of the latents that are drawn; exact, refined: as
         in `Flow.inverse`. latents: for each of `Flow.latent_shapes` a device array (count, *latent

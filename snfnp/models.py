@@ -5,6 +5,7 @@ field of `Choices`, never another model.
 Derivation: derivations/17-from-the-paper-to-here.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,8 +72,9 @@ class Preset:
     `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
     biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
-    linear layers may be whitened; `inverse_updates`: how R may be found; `recipe`: what `--recipe
-    least-squares` sets; `lam_forward`: λ of the forward objective.
+    linear layers may be whitened; `takes_rows`: whether shape may be (D,), of rows of numbers;
+    `inverse_updates`: how R may be found; `recipe`: what `--recipe least-squares` sets;
+    `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -92,6 +94,7 @@ class Preset:
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
     has_whitening: bool = False
+    takes_rows: bool = False
     inverse_updates: tuple[str, ...] = ("gradient",)
     recipe: dict = field(default_factory=dict)
     lam_forward: float | None = None
@@ -129,7 +132,7 @@ def make_rule(
 
 def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 2-layer flow of Table 1: Dense D - smooth leaky ReLU(0.3) - Dense D, with biases."""
-    dimension = shape[0] * shape[1] * shape[2]
+    dimension = math.prod(shape)
     kind = "identity" if choices.init == "authors" else choices.init
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = []
@@ -240,6 +243,7 @@ PRESETS = {
         has_recomputable_layers=False,
         has_bias_init=True,
         has_whitening=True,
+        takes_rows=True,
         inverse_updates=("gradient", "projection"),
         recipe={"inverse_update": "projection", "bias_init": "data"},
         lam_forward=0.1,

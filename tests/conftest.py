@@ -25,7 +25,7 @@ SLOW = (
     *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
     *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
     *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
-    "test_cupy_device.py::test_the_gpu_needs",
+    *("test_cupy_device.py::test_the_gpu_needs", "test_own_data.py::test_a_large_file"),
 )
 
 

@@ -314,7 +314,7 @@ def test_the_command_says_what_is_proved(tmp_path, capsys, monkeypatch):
     loaded, key = load_run(run.path), RandomKey(0, EVALUATION_NOISE)
     x, _ = loaded.flow.encode(loaded.ops, small_dataset().test, key, np.float64)
     of_f, of_g = log_densities(loaded.flow, loaded.params, x)
-    (said,) = re.findall(r"of 30 images differ by at most (\S+) nats, and by (\S+) on", out)
+    (said,) = re.findall(r"of 30 samples differ by at most (\S+) nats, and by (\S+) on", out)
     total = bounds(loaded.flow, loaded.params, x)[1]
     apart = np.abs(of_f - of_g)
     assert f"their sums differ by at most {total:.4g} nats" in out

@@ -41,6 +41,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing", "lambda_damping"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
+    optional |= {"validation", "test", "preprocess"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
@@ -97,7 +98,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
-    may_change |= {"overlap", "lr_schedule", "final_lr_fraction"}
+    may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:
@@ -167,7 +168,7 @@ def test_numbers_of_numpy_are_plain_ones():
         TrainConfig(epochs=np.float32(2.5)).resolve(1000)
 
 
-@pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"data": "mine"}, {"epochs": 2.5}])
+@pytest.mark.parametrize("changes", [{"clip_norm": math.inf}, {"data": ""}, {"epochs": 2.5}])
 def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp_path, changes):
     """It would be trained to its end, and never be opened again."""
     dataset, ops, folder = small_dataset(), get_ops("numpy"), RunFolder.create(tmp_path / "run")

@@ -211,7 +211,7 @@ IMPOSSIBLE = [
     ({"lr": float("inf")}, "--lr is inf"),
     ({"clip_norm": 1e300}, "--clip-norm is 1e+300: it must be positive and finite"),
     ({"epochs": 2.5}, "--epochs is 2.5: it must be a whole number"),
-    ({"data": "mine"}, "--data is mine: it must be one of mnist"),
+    ({"data": ""}, "--data is : it must be a name or a path"),
     ({"model": "cnn"}, "--model is cnn: it must be one of fc"),
     ({"dtype": "float16"}, "--dtype is float16: it must be one of float32, float64"),
     ({"backend": "cuda"}, "--backend is cuda: it must be one of numba, numpy, cupy"),

@@ -1,10 +1,8 @@
 """Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
 
-from pathlib import Path
-
 import numpy as np
 
-from snfnp.cli.shared import check_range, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, check_range, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
@@ -14,7 +12,7 @@ from snfnp.training.memory import within_memory
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
-    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    add_data(parser)
     args = parser.parse_args(argv)
     check_range(args, "--images", 1)
 
@@ -27,7 +25,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
-    print(f"{len(images):,} training images from {source}, λ = {', '.join(of) or f'{lam:g}'}")
+    what = f"{len(images):,} training {run.flow.preprocess.noun} from {source}"
+    print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
     print(
         f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
     )

@@ -1,12 +1,11 @@
 """Print the likelihood ledger of a trained run: every term of Eq. 7, in nats and bits/dim."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from snfnp import registry
-from snfnp.cli.shared import check_range, check_seed, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, check_range, check_seed, images_of, open_run, run_parser
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 from snfnp.training.memory import within_memory
@@ -20,7 +19,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help=seed)
     at_once = "images at once (default: 1000)"
     parser.add_argument("--batch-size", type=int, default=1000, help=at_once)
-    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    add_data(parser)
     parser.add_argument(
         "--certify",
         action="store_true",
@@ -47,14 +46,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
             part = registry.find("activations-part")(run.ops, run.flow, run.params, x)
             apart = run.ops.to_host(part)
 
-    bits = 1 / (result.dimension * math.log(2))
-    of = f"{result.images:,} {args.split} images from {source}"
-    print(f"{of}, dequantisation seed {result.dequantisation_seed}")
-    print(f"{'mean log-likelihood':<24}{'nats':>14}{'bits/dim':>12}")
-    for term, nats in result.ledger.items():
-        print(f"{term:<24}{nats:>14.3f}{nats * bits:>12.4f}")
-    print(f"{'log p(x)':<24}{-result.nll:>14.3f}{-result.bits_per_dimension:>12.4f}")
-    print(f"NLL {result.nll:.3f} nats = {result.bits_per_dimension:.4f} bits/dim")
+    noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
+    of = f"{result.images:,} {args.split} {noun} from {source}"
+    bits = noun == "images"  # bits per dimension, and noise, are of bytes alone
+    print(of + f", dequantisation seed {result.dequantisation_seed}" * bits)
+    print(f"{'mean log-likelihood':<24}{'nats':>14}" + f"{'bits/dim':>12}" * bits)
+    for term, nats in {**result.ledger, "log p(x)": -result.nll}.items():
+        print(f"{term:<24}{nats:>14.3f}" + f"{nats * per_dimension:>12.4f}" * bits)
+    print(f"NLL {result.nll:.3f} nats" + f" = {result.bits_per_dimension:.4f} bits/dim" * bits)
     if proved:
         print("\n" + _proof(proved, apart))
 
@@ -82,8 +81,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
         lines.append(f"all layers together: their sums differ by at most {total:.4g} nats")
     most, mean = (value + total for value in (np.abs(apart).max(), np.abs(apart).mean()))
     lines.append(
-        f"densities: log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} images differ by "
-        f"at most {most:.4g} nats, and by {mean:.4g} on average; {total:.4g} of it is the bound "
+        f"densities: log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} samples differ "
+        f"by at most {most:.4g} nats, and by {mean:.4g} on average; {total:.4g} of it is the bound "
         "above, the rest the activations' part"
     )
     return "\n".join(lines)

@@ -1,5 +1,6 @@
-"""Draw samples from a trained run and write them as a picture."""
+"""Draw samples from a trained run and write them as a picture, or a .npy file of rows."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,18 @@ import numpy as np
 from snfnp.cli.shared import check_file, check_range, check_seed, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
+from snfnp.training.files import write_atomically
 from snfnp.training.memory import within_memory
 
+_TABLE = ".npy"
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    parser.add_argument("--out", type=Path, help="the picture (default: RUN/sample-<inverse>.png)")
+    out = "the picture, or .npy file of rows (default: RUN/sample-<inverse>.png, or .npy)"
+    parser.add_argument("--out", type=Path, help=out)
     through = (
         "through the learned inverses, one pass; through these, refined until nothing is left "
     )
@@ -31,17 +35,24 @@ def main(argv: list[str], prog: str | None = None) -> None:
     check_range(args, "--count", 1)
     check_range(args, "--temperature", 0)
     check_seed(args)
+    in_rows = args.columns
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
     check_range(args, "--columns", 1, args.count)
-    if args.out:
+    if args.out and args.out.suffix != _TABLE:
         check_file(args.out, "--out", plots.SUFFIXES)
 
     run = open_run(args)
-    out = args.out or run.folder.path / f"sample-{args.inverse}.png"
-    check_file(out, "--out", plots.SUFFIXES)
-    _check_size(args, run.image_shape, out)
-    images = np.empty((args.count, *run.image_shape), np.uint8)
+    shape = run.image_shape
+    rows = len(shape) == 1
+    suffixes = (_TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
+    out = args.out or run.folder.path / f"sample-{args.inverse}{_TABLE if rows else '.png'}"
+    check_file(out, "--out", suffixes)
+    if not rows:
+        _check_size(args, shape, out)
+    elif in_rows:
+        raise UsageError("--columns is for images, and this run has rows of numbers: leave it out")
+    images = np.empty((args.count, *shape), np.float64 if rows else np.uint8)
     for part, first in enumerate(range(0, args.count, _AT_ONCE)):
         count = min(_AT_ONCE, args.count - first)
         with within_memory(run.ops, "--count", count):
@@ -49,8 +60,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
             drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **inverse)
         images[first : first + count] = drawn
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-    title = f"{run.config.data}, {run.config.model_name}"
-    plots.save_samples(out, {panel: images}, title, args.columns)
+    title = f"{run.config.data_name}, {run.config.model_name}"
+    if out.suffix == _TABLE:
+        content = io.BytesIO()
+        np.save(content, images)
+        write_atomically(out, content.getvalue())
+    else:
+        plots.save_samples(out, {panel: images}, title, args.columns)
     print(out)
 
 

@@ -54,6 +54,12 @@ def run_parser(prog: str | None, description: str) -> Parser:
     return parser
 
 
+def add_data(parser: Parser) -> None:
+    """The options by which `images_of` finds the data of a run that are not where they were."""
+    parser.add_argument("--data", help="the data set's name or path (default: the run's)")
+    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+
+
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name."""
     return load_run(args.run, args.checkpoint, args.backend)
@@ -61,10 +67,11 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
     """A split of the data that a run was trained on, and its source; of other data, with a line
-    that says so, if --data-dir names their folder. Raises UsageError otherwise."""
+    that says so, if --data-dir or --data names their place. Raises UsageError otherwise."""
     folder = args.data_dir or run.config.data_dir
-    dataset = load_dataset(run.folder.data_name(run.record, folder), folder)
-    given = args.data_dir is not None
+    name = args.data or run.folder.data_name(run.record, folder)
+    dataset = load_dataset(name, folder, **run.config.splits_of(name))
+    given = args.data_dir is not None or args.data is not None
     if line := run.folder.refuse_other_images(run.record, dataset, (split,), given):
         print(line)
     return getattr(dataset, split), dataset.source

@@ -18,7 +18,7 @@ AUTO = "auto"  # a value of --resume
 # What --help begins with; the other options follow in the configuration's parts.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
-_SAMPLES = 64
+_SAMPLES, _POINTS = 64, 2000  # images, and points of a plane, in samples.png
 _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 
@@ -34,6 +34,10 @@ def main(
     """
     with launching.process_group() as world:
         given = vars(_parser(prog, subject, defaults).parse_args(argv))
+        if path := given.pop("path", None):
+            if "data" in given:
+                raise UsageError(f"{path} and --data {given['data']}: give one of them")
+            given["data"] = path
         processes = given.pop("processes", 1)
         if (count := given.pop("threads", None)) is not None:
             if count < 1:
@@ -73,12 +77,14 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     """
     parser = Parser(
         prog=prog,
-        usage="%(prog)s [-h] [OPTION …]",
+        usage="%(prog)s [-h] [OPTION …] [PATH]",
         description=f"Train {subject}. Writes a run folder with the configuration, metrics, "
         "checkpoints, samples and curves. The first options are the everyday ones.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    about = "your data: the same as --data PATH"
+    parser.add_argument("path", metavar="PATH", nargs="?", help=about)
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("How it starts")
     for part in PARTS.values():
@@ -131,13 +137,17 @@ def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
 
     records = folder.read_metrics()
     how = f"{config.gradient} gradient, {config.epochs} epochs"
-    title = f"{config.data}, {config.model_name}, {how}"
+    title = f"{config.data_name}, {config.model_name}, {how}"
     if records:  # they may have been lost
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
+    if run.flow.preprocess.noun == "rows" and run.image_shape != (2,):
+        print(f"picture: {folder.curves}")
+        return
     inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
+    count = _SAMPLES if run.flow.preprocess.noun == "images" else _POINTS
     panels = {
-        name: run.likelihood.sample(_SAMPLES, config.seed, exact=exact)
+        name: run.likelihood.sample(count, config.seed, exact=exact)
         for name, exact in {**inverses, "exact inverse": True}.items()
     }
     plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")

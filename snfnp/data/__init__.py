@@ -1,10 +1,11 @@
-"""Images to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches."""
+"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches, one's own."""
 
+import difflib
 import os
 from collections.abc import Callable
 
 from snfnp import registry
-from snfnp.data import cifar, imagenet, mnist
+from snfnp.data import cifar, imagenet, mnist, own
 from snfnp.data.files import SPLITS, Dataset, print_to_stderr, require_dataset
 from snfnp.errors import UsageError
 
@@ -26,8 +27,12 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     report: Callable[[str], None] = print_to_stderr,
+    validation: str | None = None,
+    test: str | None = None,
+    seed: int = 0,
 ) -> Dataset:
-    """Load the images of a data set, one of DATA_SETS, from the first place that has them.
+    """Load the images of a data set, one of DATA_SETS, from the first place that has them; or the
+    images or rows at a path, of which validation, test and seed make splits (`own.load`).
 
     The places, in order: `data_dir`; else the folder in the environment variable SNFNP_DATA_DIR;
     else the user's cache; else a download into that cache (not if the environment variable
@@ -41,6 +46,15 @@ def load_dataset(
     or lacks the files; SnfnpError if a file is damaged or holds something else, or nothing was
     found anywhere.
     """
-    if name not in LOADERS:
-        raise UsageError(f"unknown data set {name!r}; use one of: {', '.join(DATA_SETS)}")
-    return LOADERS[name](data_dir, report)
+    if name in LOADERS:
+        return LOADERS[name](data_dir, report)
+    if os.path.exists(name):
+        if data_dir is not None:
+            found = f"--data-dir {data_dir} is for published data sets, and {name} is a path"
+            raise UsageError(f"{found}: leave it out")
+        return own.load(name, validation, test, seed)
+    near = difflib.get_close_matches(name, LOADERS, 1)
+    found = f"{name!r} is neither a data set nor a path"
+    found += f" (did you mean {near[0]}?)" if near else ""
+    names = ", ".join(DATA_SETS)
+    raise UsageError(f"{found}: use one of {names}, or the path of your data (--data)")

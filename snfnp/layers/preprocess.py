@@ -1,18 +1,43 @@
-"""From integer images to unbounded reals: dequantise, scale, logit (Dinh et al. 2016; A.3).
+"""From data to a flow's input, and back: the first steps of every flow, and of its ledger.
 
-All three steps count in the likelihood. On MNIST their log-Jacobians sum to about 272.7 nats (A.3),
-with α = 1e-6 as in the authors' code.
+Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
+standardise, or nothing. All of it counts in the likelihood, which is that of the data as they were
+given. On MNIST the three steps' log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as in
+the authors' code.
 Derivation: derivations/02-change-of-variables.md.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from snfnp.errors import UsageError
+from snfnp.images import fault, fault_of_rows
+
+
+class _OfImages:
+    """Values in [0, levels) on the way in, uint8 on the way back."""
+
+    noun = "images"
+    levels: int
+
+    @property
+    def usual_bits(self) -> float:
+        """Bits per dimension that data take without any model."""
+        return math.log2(self.levels)
+
+    def fault(self, images, shape) -> str | None:
+        """The reason why these are no images of that shape: see `snfnp.images`."""
+        return fault(images, shape, self.levels)
+
+    def _integers(self, ops, noisy):
+        """The floor takes the noise away."""
+        return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Preprocess(_OfImages):
     """v = (image + u)/levels, u ~ U[0, 1);  s = α + (1-2α) v;  x = logit(s). O(N D).
 
     Images (N, ...) hold values in [0, levels). The noise u is a function of `key`
@@ -31,12 +56,12 @@ class Preprocess:
         return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
     def inverse(self, ops, x):
-        """x -> images, uint8: levels · (σ(x) - α)/(1-2α), and the floor takes the noise away."""
+        """x -> images, uint8: the floor of levels · (σ(x) - α)/(1-2α)."""
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
         noisy = self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
-        return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
+        return self._integers(ops, noisy)
 
     def terms(self, ldj, dimension: int) -> dict:
         """The ledger's rows: what each step contributes to ldj (a mean over samples), in nats.
@@ -45,3 +70,82 @@ class Preprocess:
         """
         scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
         return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}
+
+
+@dataclass(frozen=True)
+class Scale(_OfImages):
+    """x = (image + u)/levels − 1/2, u ~ U[0, 1) from `key`, as in `Preprocess`. O(N D)."""
+
+    levels: int = 256
+
+    def forward(self, ops, images, key, dtype):
+        """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""
+        noisy = images + ops.random.uniform(key, images.shape, np.float64)
+        ldj = -math.prod(images.shape[1:]) * math.log(self.levels)
+        return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(len(images), ldj, dtype)
+
+    def inverse(self, ops, x):
+        """x -> images, uint8: the floor of levels · (x + 1/2)."""
+        return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
+
+    def terms(self, ldj, dimension: int) -> dict:
+        """The ledger's rows, in nats."""
+        return {"dequantisation": 0.0, "scale": ldj}
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """x = (row − mean)/spread, column by column; mean, spread: (D,). O(N D). Rows are real numbers,
+    to which no noise is added."""
+
+    mean: tuple[float, ...] = field(repr=False)
+    spread: tuple[float, ...] = field(repr=False)
+    noun = "rows"
+
+    @property
+    def usual_bits(self) -> float:
+        """Bits per dimension that a Gaussian of these spreads takes in each column."""
+        return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
+
+    def fault(self, rows, shape) -> str | None:
+        """The reason why these are no rows of that shape: see `snfnp.images`."""
+        return fault_of_rows(rows, shape)
+
+    def forward(self, ops, rows, key, dtype):
+        """rows (N, D) -> x (N, D) of `dtype`, ldj (N,). key: not used."""
+        mean, spread = self._moments(ops)
+        ldj = -float(np.log(self.spread).sum())
+        return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
+
+    def inverse(self, ops, x):
+        """x -> rows (N, D), float64."""
+        mean, spread = self._moments(ops)
+        return x.astype(ops.xp.float64) * spread + mean
+
+    def terms(self, ldj, dimension: int) -> dict:
+        """The ledger's row, in nats."""
+        return {"scale": ldj}
+
+    def _moments(self, ops):
+        return ops.constant(np.array(self.mean)), ops.constant(np.array(self.spread))
+
+
+WAYS = ("logit", "scale", "standardise", "none")
+
+
+def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
+    """The way that `--preprocess` names, or that fits data of this shape (None).
+
+    moments: (mean, spread) of training rows, or None if none will come. Raises UsageError for a
+    name that is for other data.
+    """
+    images = len(shape) == 3
+    name = name or ("logit" if images else "standardise")
+    if images != (name in WAYS[:2]):
+        found, right = ("images", WAYS[:2]) if images else ("rows of numbers", WAYS[2:])
+        raise UsageError(f"--preprocess {name} is not for {found}: choose {' or '.join(right)}")
+    if images:
+        return Preprocess() if name == "logit" else Scale()
+    if name == "none" or moments is None:
+        moments = np.zeros(shape), np.full(shape, 1.0 if name == "none" else math.nan)
+    return Standardise(*(tuple(map(float, each)) for each in moments))

@@ -11,7 +11,7 @@ from snfnp.training.plots import Row
 # (figure of a record or of its layers, label of its row, how it is drawn)
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("validation_nll_nats", "exact validation NLL (nats)", {"log": False}),
-    ("reconstruction", "reconstruction error\nΣ ‖g(f(h)) − h‖² per image", {}),
+    ("reconstruction", "reconstruction error\nΣ ‖g(f(h)) − h‖² per sample", {}),
     ("jacobian_error", "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", {}),
     ("lam", "λ: mean and range\nover the layers", {}),
     ("constraint", "constraint C: mean and\nrange over the layers", {}),

@@ -11,7 +11,8 @@ from snfnp.training.trainer import Trainer
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
-_TOLERATED = 2.0  # times the bits that count as the worst of a run that learns
+_BITS = "validation_bits_per_dimension"
+_TOLERATED = 8.0  # bits per dimension, at least, above the worst of a run that learns
 
 
 class Evaluator:
@@ -26,6 +27,7 @@ class Evaluator:
         self._config, self._trainer, self._clock = config, trainer, clock
         self._monitors = registry.find("monitors")(trainer, clock.whole_batch)
         self.warnings = self._monitors.warnings
+        self._of_images = trainer.flow.preprocess.noun == "images"
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.
@@ -41,7 +43,7 @@ class Evaluator:
             "step": self._trainer.step,
             "seconds": round(self._clock.seconds, 3),
             "validation_nll_nats": evaluation.nll,
-            "validation_bits_per_dimension": evaluation.bits_per_dimension,
+            **({_BITS: evaluation.bits_per_dimension} if self._of_images else {}),
             "surrogate": metrics.surrogate,
             "reconstruction": metrics.reconstruction,
             "gradient_norm": metrics.gradient_norm,
@@ -56,28 +58,31 @@ class Evaluator:
         if world.rank == 0:
             record |= self._monitors.figures(likelihood)
         record = world.broadcast(record)
-        self._refuse_explosion(record, images)
+        self._refuse_explosion(evaluation, epoch, images)
         if self.best is None or evaluation.nll < self.best["validation_nll_nats"]:
             self.best = record
         return record
 
-    def _refuse_explosion(self, record: dict, images) -> None:
+    def _refuse_explosion(self, evaluation: Evaluation, epoch: int, images) -> None:
         """Raises DivergedError for a likelihood that is finite, but no model's that learns.
 
         The limit is twice the 8 bits that pixels of 256 values take without any model, or twice the
-        best so far (the start's, if nothing was evaluated yet), whichever is more.
+        best so far (the start's, if nothing was evaluated yet), whichever is more. Rows may take
+        less than nothing, in small units: at least 8 bits more than usual are always allowed.
         """
-        key = "validation_bits_per_dimension"
-        bits, limit = record[key], _TOLERATED * math.log2(self._trainer.flow.preprocess.levels)
+        bits, usual = evaluation.bits_per_dimension, self._trainer.flow.preprocess.usual_bits
         if self.best is not None:
-            limit = max(limit, _TOLERATED * self.best[key])
-        elif bits > limit:
+            best = self.best["validation_nll_nats"] / (evaluation.dimension * math.log(2))
+            usual = max(usual, best)
+        elif bits > usual + max(_TOLERATED, abs(usual)):
             start = self._evaluate(self._trainer.start(self._clock.whole_batch(0)), images)
-            limit = max(limit, _TOLERATED * start.bits_per_dimension)
+            usual = max(usual, start.bits_per_dimension)
+        limit = usual + max(_TOLERATED, abs(usual))
         if bits > limit:
+            unit, scale = ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
             raise DivergedError(
-                f"the exact validation likelihood after epoch {record['epoch']} has exploded: "
-                f"{bits:.4g} bits/dim (a run that learns has at most {limit:.4g})"
+                f"the exact validation likelihood after epoch {epoch} has exploded: "
+                f"{bits * scale:.4g} {unit} (a run that learns has at most {limit * scale:.4g})"
             )
 
     def rehearse(self, images) -> None:
@@ -90,10 +95,11 @@ class Evaluator:
     def describe(self, record: dict) -> str:
         """A record in a line; the best one has a star."""
         star = "*" if record is self.best else " "
+        bits = f"= {record[_BITS]:.4f} bits/dim " if self._of_images else ""
         return (
             f"epoch {record['epoch']:4d}/{self._config.epochs}  "
             f"exact validation NLL {record['validation_nll_nats']:8.2f} nats "
-            f"= {record['validation_bits_per_dimension']:.4f} bits/dim {star} | "
+            f"{bits}{star} | "
             f"surrogate {record['surrogate']:.1f}, reconstruction {record['reconstruction']:.2e}, "
             f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
         )

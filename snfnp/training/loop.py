@@ -53,18 +53,24 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     require_dataset(dataset)
-    config = config.resolve(len(dataset.train))
+    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     config.check_processes(world.size)
     first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if first else _silent
     # What overflows is found at every step and told in one line, with no warning before it.
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
     with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
+        moments = dataset.moments if dataset.noun == "rows" else None
         if resume:
-            refuse = run.refuse_other_images
-            if line := world.on_rank_zero(lambda: refuse(run.open(run.path)[1], dataset)):
+
+            def opened():
+                record = run.open(run.path)[1]
+                return run.refuse_other_images(record, dataset), run.moments(record)
+
+            line, moments = world.on_rank_zero(opened)
+            if line:
                 report(line)
-        flow = config.build_flow(dataset.train.shape[1:])
+        flow = config.build_flow(dataset.train.shape[1:], moments)
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)
@@ -167,12 +173,13 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         schedule = f", then {config.lr_schedule} to {config.final_lr_fraction * config.lr:g}"
     count = trainer.world.size
     processes = f", {count} processes" if count > 1 else ""
+    what = f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}"
     return (
         f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
         f"{gradient} gradient, {ops.name} backend, {config.dtype}{processes}\n"
-        f"{len(dataset.train):,} training images from {dataset.source}; {config.epochs} epochs of "
-        f"{trainer.steps_per_epoch} steps, batch {config.batch_size}, lr {config.lr:g} after "
-        f"{config.warmup_epochs:g} warm-up epochs{schedule}, seed {config.seed}\n"
+        f"{what}; {config.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"batch {config.batch_size}, lr {config.lr:g} after {config.warmup_epochs:g} warm-up "
+        f"epochs{schedule}, seed {config.seed}\n"
         f"run folder {run.path}"
     )
 
@@ -189,22 +196,24 @@ def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evalua
         return saved
 
     test = evaluator.test(world.on_rank_zero(load_best).p, dataset.test)
+    images = dataset.noun == "images"  # bits per dimension, and noise, are of bytes alone
     summary = {
         "best_epoch": best["epoch"],
         "validation_nll_nats": best["validation_nll_nats"],
         "test_nll_nats": test.nll,
-        "test_bits_per_dimension": test.bits_per_dimension,
+        **({"test_bits_per_dimension": test.bits_per_dimension} if images else {}),
         "reconstruction": best["reconstruction"],
         "training_seconds": round(clock.seconds, 1),
         "milliseconds_per_step": round(1e3 * clock.seconds / trainer.step, 2),
     }
     if world.rank == 0:
         run.write_summary(summary)
+    bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
+    noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
     report(
         f"best epoch {summary['best_epoch']}: exact validation NLL "
-        f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats = "
-        f"{test.bits_per_dimension:.4f} bits/dim ({test.images} test images, dequantisation "
-        f"seed {EVALUATION_SEED})\n"
+        f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats"
+        f"{bits} ({test.images} test {dataset.noun}{noise})\n"
         f"{trainer.step} steps in {clock.seconds:.1f} s, "
         f"{summary['milliseconds_per_step']:.2f} ms per step"
     )

@@ -62,11 +62,15 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_samples(path: Path, panels: dict, title: str, columns: int | None = None) -> None:
-    """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2).
+    """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2), or
+    {name: points of a plane (N, 2)}.
 
     columns: images in a row (default: `default_columns`). No pixel of an image is lost: a figure
     grows with its panels, and a single panel that `is_large` is written alone, without its name.
     """
+    if next(iter(panels.values())).ndim == 2:
+        _save_points(path, panels, title)
+        return
     grids = {
         name: image_grid(images, columns or default_columns(len(images))).squeeze()
         for name, images in panels.items()
@@ -88,6 +92,16 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     figure.suptitle(title)
     figure.tight_layout()
     _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
+
+
+def _save_points(path: Path, panels: dict, title: str) -> None:
+    figure = Figure(figsize=(4.6 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
+    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
+        axis.scatter(*points.T, s=3, linewidths=0)
+        axis.set_title(name)
+    figure.suptitle(title)
+    _save(figure, path)
 
 
 @dataclass(frozen=True)

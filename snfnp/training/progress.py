@@ -106,7 +106,7 @@ class ProgressLine:
         self.bar = tqdm(
             total=steps * config.batch_size,
             initial=trainer.step * config.batch_size,
-            unit="img",
+            unit="img" if trainer.flow.preprocess.noun == "images" else "row",
             unit_scale=True,
             disable=silent or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,

@@ -51,7 +51,7 @@ def started(
     config, dataset, ops = _prepare(config, dataset, world)
     _ = config.build_flow(dataset.train.shape[1:]).layout  # raises before a folder is made
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.data}-{config.model}-{config.gradient}-{stamp}"
+    name = f"{config.data_name}-{config.model}-{config.gradient}-{stamp}"
     path = world.broadcast(config.out or Path("runs") / name)
     folder = RunFolder(path)
     with ExitStack() as held:
@@ -78,11 +78,11 @@ def resumed(
     folder = RunFolder(path)
     with ExitStack() as held:
 
-        def opened() -> tuple[TrainConfig, str]:
+        def opened() -> tuple[TrainConfig, str | None]:
             _, record = folder.open(path)  # raises before a folder that is no run's gets a lock
             held.enter_context(folder.lock)
             config = folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
-            return config, folder.data_name(record, config.data_dir)
+            return config, None if "data" in changes else folder.data_name(record, config.data_dir)
 
         config, name = world.on_rank_zero(opened)
         config, dataset, ops = _prepare(config, dataset, world, name)
@@ -113,28 +113,30 @@ def resume(
 
 
 def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, name=None):
-    """The configuration resolved, the images, and the operations. name: of the images, if it is not
-    the configuration's."""
+    """The configuration resolved, the data, and the operations. name: of the data, if it is not the
+    configuration's."""
     ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     if dataset is None:
-        dataset = _load(name or config.data, config.data_dir, world)
+        config = config.located()
+        name = name or config.data
+        dataset = _load(name, config.data_dir, world, config.splits_of(name))
     require_dataset(dataset)
-    config = config.resolve(len(dataset.train))
+    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     if config.tensorboard:
         registry.find("event-files-package")()  # raises before a folder is made
     return config, dataset, ops
 
 
-def _load(name: str, data_dir: Path | None, world: Communicator) -> Dataset:
-    """The images; on each machine one process goes first and downloads them if need be."""
+def _load(name: str, data_dir: Path | None, world: Communicator, splits: dict) -> Dataset:
+    """The data; on each machine one process goes first and downloads them if need be."""
     dataset = error = None
     # Notices other than errors are printed by rank 0 alone.
     with redirect_stderr(io.StringIO()) if world.rank else nullcontext():
         if world.local_rank == 0:
             try:
-                dataset = load_dataset(name, data_dir)
+                dataset = load_dataset(name, data_dir, **splits)
             except SnfnpError as failure:
                 error = failure
         for failed in filter(None, world.gather(error)):
             raise failed
-        return dataset or load_dataset(name, data_dir)
+        return dataset or load_dataset(name, data_dir, **splits)

@@ -15,6 +15,8 @@ _STAGES = 2  # batches on their way: the host fills one while the device reads t
 
 class GpuImages(Images):
     def source(self, images: np.ndarray) -> ImageSource:
+        if images.dtype != np.uint8:
+            return super().source(images)
         kind = ResidentImages if images.nbytes <= RESIDENT else StreamedImages
         return kind(self.device, images)
 
@@ -53,7 +55,7 @@ class ResidentImages(_Gathering):
     """All images on the device, as bytes."""
 
     def __init__(self, device, images: np.ndarray):
-        super().__init__(device, device.asarray(images))
+        super().__init__(device, device.asarray(images[:]))
         self.reorder(self._order)
 
     def reorder(self, order: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from snfnp.data import DATA_SETS
 from snfnp.errors import UsageError
+from snfnp.layers.preprocess import preprocess_by_name
 from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.registry import WHOLE_BATCH
@@ -124,14 +127,41 @@ class TrainConfig:
     def steps_per_epoch(self, training_images: int) -> int:
         return training_images // self.batch_size
 
-    def build_flow(self, image_shape):
-        """The flow that this configuration describes, for images (H, W, C)."""
+    @property
+    def data_name(self) -> str:
+        """The name of the data: of those at a path, the file's or folder's without its suffix."""
+        return Path(self.data).stem
+
+    def splits_of(self, data: str) -> dict:
+        """The arguments of `load_dataset` beside the name or path of data."""
+        own = {name: getattr(self, name) for name in ("validation", "test", "seed")}
+        return {} if data in DATA_SETS else own
+
+    def located(self) -> TrainConfig:
+        """The configuration with absolute paths of one's own data: found from any folder."""
+        own = {name: getattr(self, name) for name in ("data", "validation", "test")}
+        own = {name: os.path.abspath(at) for name, at in own.items() if at and os.path.exists(at)}
+        return self if self.data in DATA_SETS else replace(self, **own)
+
+    def build_flow(self, image_shape, moments=None):
+        """The flow that this configuration describes, for images (H, W, C) or rows (D,), of which
+        moments are the training rows' mean and spread."""
+        if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
+            given = "--augment" if self.augment else f"--model {self.model}"
+            fits = parts.presets_with(lambda preset: preset.takes_rows)
+            advice = "leave it out" if self.augment else f"choose {fits}"
+            found = f"found rows of {image_shape[0]} numbers"
+            raise UsageError(f"{given} needs images, {found}: {advice}")
         names = ("init", "bias_init", "whiten", "inverse_kernel", "inverse_depth")
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)
         choices = Choices(self.rule, exact=exact, size=size, **chosen)
-        return self.preset.build(choices, tuple(image_shape))
+        flow = self.preset.build(choices, tuple(image_shape))
+        if self.preprocess is None and len(image_shape) == 3:
+            return flow
+        preprocess = preprocess_by_name(self.preprocess, image_shape, moments)
+        return replace(flow, preprocess=preprocess)
 
     def filled(self) -> TrainConfig:
         """The configuration with every option that was left out filled in, except the epochs."""
@@ -140,20 +170,30 @@ class TrainConfig:
             config = replace(config, **{name: config.chosen(name)})
         return config
 
-    def resolve(self, training_images: int) -> TrainConfig:
-        """The configuration with everything filled in and checked. Raises UsageError, one line."""
+    def resolve(self, training_images: int, shape: tuple[int, ...] = ()) -> TrainConfig:
+        """The configuration with everything filled in and checked. Raises UsageError, one line.
+
+        shape: of an image or row, if sizes that are left out are to fit it: Glow squeezes as often
+        as height and width halve.
+        """
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             if problem := option.problem(value):
                 raise UsageError(f"{option.flag} is {str(value)[:40]}: it must be {problem}")
         config = self.filled()
+        if self.levels is None and config.levels and len(shape) == 3:
+            side, halves = math.gcd(*shape[:2]), 1
+            while halves < config.levels and side % 2 ** (halves + 1) == 0:
+                halves += 1
+            config = replace(config, levels=halves)
         for option, need in config._without_effect():
             flag = option.flag_for(getattr(config, option.name))
             raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
         for conflict in conflicts(config):
             raise UsageError(conflict)
         if config.batch_size > training_images:
-            found = f"but there are only {training_images} training images"
+            noun = "rows" if len(shape) == 1 else "images"
+            found = f"but there are only {training_images} training {noun}"
             raise UsageError(f"--batch-size is {config.batch_size}, {found}: choose a smaller one")
         if config.epochs is None:
             epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
@@ -191,7 +231,8 @@ class TrainConfig:
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
-            if value != before and not option.changeable:
+            moved = name != "data" or not {before, value} & set(DATA_SETS)  # one's own data may be
+            if value != before and not (option.changeable and moved):
                 found = f"{run} was started with {name} = {before}: it cannot go on with {value}"
                 raise UsageError(f"{found}; leave that option out, or start a new run")
             if value != before and name == "lam" and self.controller:

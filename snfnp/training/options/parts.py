@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
+from snfnp.layers.preprocess import WAYS
 from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, WHITENED, Preset
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
@@ -32,6 +33,9 @@ Limits = tuple[Callable[[Any], object], str]
 AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
 POSITIVE: Limits = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
+_GIVEN: Limits = (bool, "a name or a path")
+_OWN = ".npy, .npz or .csv files or of a folder of images"
+_HELD_OUT = "data of --data PATH: another path, or a fraction, drawn by --seed"
 _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
@@ -262,7 +266,15 @@ class OptimiserOptions:
 class RunOptions:
     """The images, the random numbers, and what is kept of the run."""
 
-    data: str = option("mnist", "the images to model", choices=DATA_SETS)
+    data: str = changeable("mnist", f"{', '.join(DATA_SETS)}, or the path of {_OWN}", _GIVEN)
+    validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
+    test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
+    preprocess: str | None = option(
+        None,
+        "what turns data into the flow's inputs: dequantisation and a logit, or a scale alone, for "
+        "images; standardise, or none, for rows of numbers",
+        choices=WAYS,
+    )
     data_dir: Path | None = changeable(None, "folder with the data set's files")
     augment: bool | None = option(None, "randomly flip images horizontally, shift them by a pixel")
     shuffle: bool = option(True, "draw a new order of the training images for every epoch")

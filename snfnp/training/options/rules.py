@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from snfnp.data import DATA_SETS
+from snfnp.data.own import HELD_OUT
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
@@ -50,6 +52,7 @@ HAS_LAMBDA = (LEARNS, Need(lambda c: c.rule.has_lambda, "--inverse-update gradie
 FREE_LAMBDA = (*HAS_LAMBDA, _is("objective", "mixture", "forward"))  # else σ decides λ
 _VARIATIONAL = _is("objective", "variational")
 _CONTROLLED = _is("lambda_control", *CONTROLLERS)
+_OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
@@ -153,6 +156,8 @@ _RULES = {
     "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
+    **dict.fromkeys(("validation", "test"), Rule((_OWN_DATA,), words=f"{HELD_OUT}, or the file's")),
+    "preprocess": Rule(words="logit for images, standardise for rows"),
     "data_dir": Rule(words=_DATA),
     "augment": Rule((), lambda c: c.data in _AUGMENTED, f"for {', '.join(_AUGMENTED)} only"),
     "epochs": Rule(words=_EPOCHS),

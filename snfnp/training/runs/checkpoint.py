@@ -140,7 +140,7 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
         plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
-            plausible = plausible and abs(best["validation_bits_per_dimension"]) < LARGEST
+            plausible = plausible and abs(best.get("validation_bits_per_dimension", 0.0)) < LARGEST
     except (KeyError, TypeError, ValueError, UsageError):
         plausible = False
     if not plausible:

@@ -24,6 +24,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
     if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
         initialisation += f"; actnorm {first}"
     order = "a new order per epoch, NumPy default_rng((seed, epoch))"
+    rows = dataset.noun == "rows"
     return {
         "config": config.as_dict(),
         "data": {
@@ -32,6 +33,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
             "is_sample": dataset.is_sample,
             "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
+            **({"moments": [each.tolist() for each in dataset.moments]} if rows else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {

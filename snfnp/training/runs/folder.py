@@ -16,10 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snfnp.data import SPLITS, Dataset
+import numpy as np
+
+from snfnp.data import DATA_SETS, SPLITS, Dataset
 from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
@@ -99,15 +102,26 @@ class RunFolder:
         return TrainConfig.from_dict(self.open(self.path)[1]["config"])
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
-        """The data by a config.json: images per split, and their shape (H, W, C)."""
+        """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
         data: Any = record.get("data")
         images: Any = data.get("images") if isinstance(data, dict) else None
         shape: Any = data.get("shape") if isinstance(data, dict) else None
-        for numbers in (images, shape):
-            whole = isinstance(numbers, list) and len(numbers) == 3
+        for numbers, lengths in ((images, (3,)), (shape, (1, 3))):
+            whole = isinstance(numbers, list) and len(numbers) in lengths
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
                 raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
         return images, tuple(shape)
+
+    def moments(self, record: dict) -> np.ndarray | None:
+        """Mean and spread of the training rows by a config.json, (2, D); None: it has images."""
+        _, (columns, *images) = self.data(record)
+        if images:
+            return None
+        with suppress(ValueError, TypeError):
+            found = np.array(record["data"].get("moments"), np.float64)
+            if found.shape == (2, columns) and np.isfinite(found).all() and (found[1] > 0).all():
+                return found
+        raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
 
     def data_name(self, record: dict, data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
@@ -136,16 +150,19 @@ class RunFolder:
             return f"{self.path} has no SHA-256 of its images (an earlier version's): {unknown}"
         if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
             return None
-        name = data.get("name", record["config"].get("data"))
+        name, option = data.get("name", record["config"].get("data")), "--data-dir"
+        if record["config"].get("data") not in DATA_SETS:
+            option = "--data"
+        noun = "images" if len(shape) == 3 else "rows"
         line = (
-            f"{self.path} was trained on {counts} images (train, validation, test) of shape "
-            f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
+            f"{self.path} was trained on {counts} {noun} (train, validation, test) of "
+            f"shape {shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
             f"{found[1]}, {dataset.name} from {dataset.source}"
         )
         if allowed and found[1] == shape:
             return line
         others = "" if splits == SPLITS else ", or others of its shape to look at,"
-        raise UsageError(f"{line}: give the same data{others} with --data-dir (dataset= in Python)")
+        raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
 
     def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
         """The configuration with which a run goes on.

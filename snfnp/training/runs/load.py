@@ -55,7 +55,7 @@ class LoadedRun:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of the images that it was trained on."""
+        """(H, W, C) of the images that it was trained on, or (D,) of rows."""
         return self.folder.data(self.record)[1]
 
 
@@ -75,7 +75,7 @@ def load_run(
         raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
-    flow = config.build_flow(folder.data(record)[1])
+    flow = config.build_flow(folder.data(record)[1], folder.moments(record))
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)

@@ -1,0 +1,355 @@
+"""Data of one's own: what is taken, from files and in code, and one line for everything else."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.messages import assert_one_line
+from support.trainers import small_config
+
+import snfnp
+from snfnp.cli import angle, evaluate, sample, train
+from snfnp.data import own
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.gradcheck import central_difference
+from snfnp.images import Mapped
+from snfnp.layers.preprocess import Scale, preprocess_by_name
+from snfnp.models import PRESETS
+from snfnp.ops import RandomKey, get_ops
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.folder import RunFolder
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
+GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
+COLOUR = RNG.integers(0, 256, (60, 4, 6, 3)).astype(np.uint8)
+SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "1")
+KEY = RandomKey(0, 1)
+
+
+def pictures(folder, images):
+    folder.mkdir()
+    (folder / "._hidden.png").write_bytes(b"")
+    for place, image in enumerate(images):
+        suffix = ".PNG" if place % 2 else ".png"
+        Image.fromarray(image).save(folder / f"{place:03}{suffix}")
+    return folder
+
+
+def write(folder, name, array):
+    """An array as a file or folder of that name."""
+    path = folder / name
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".npz":
+        np.savez(path, array)
+    elif path.suffix == ".csv":
+        np.savetxt(path, array, fmt="%.17g", delimiter=";", header="first;second", comments="")
+    else:
+        pictures(path, array)
+    return path
+
+
+SOURCES = {
+    "rows.npy": ROWS,
+    "single.npy": ROWS.astype(np.float32),
+    "rows.npz": ROWS,
+    "rows.csv": ROWS,
+    "grey.npy": GREY,
+    "colour.npz": COLOUR,
+    "greys": GREY,
+    "colours": COLOUR,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
+    path, array = write(tmp_path, name, SOURCES[name]), SOURCES[name]
+    array = array[..., np.newaxis] if array.ndim == 3 else array
+    found, again, other = (
+        snfnp.load_dataset(str(path), validation="0.25", seed=seed) for seed in (3, 3, 4)
+    )
+    assert found.name == path.stem and found.source == str(path) and not found.is_sample
+    splits = [found.train[:], found.validation[:], found.test[:]]
+    assert [len(split) for split in splits[1:]] == [len(array) // 4, len(array) // 10]
+    assert found.train.dtype == array.dtype and found.train.shape[1:] == array.shape[1:]
+    everything = np.concatenate([split.reshape(len(split), -1) for split in splits])
+    expected = array.reshape(len(array), -1)
+    in_order = (each[np.lexsort(each.T)] for each in (everything, expected))
+    np.testing.assert_array_equal(*in_order)
+    assert found.fingerprint("train") == again.fingerprint("train") != other.fingerprint("train")
+    assert isinstance(found.train, Mapped) == (path.suffix == ".npy")
+
+
+def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
+    parts = {"train": ROWS[:100], "validation": ROWS[100:150], "test": ROWS[150:]}
+    np.savez(tmp_path / "named.npz", **parts)
+    others = {split: str(write(tmp_path, f"{split}.npy", rows)) for split, rows in parts.items()}
+    (tmp_path / "folder").mkdir()
+    for split, images in zip(parts, np.split(GREY, 3), strict=True):
+        pictures(tmp_path / "folder" / split, images)
+    apart = own.load(others["train"], others["validation"], others["test"], 0)
+    for found in (apart, snfnp.load_dataset(str(tmp_path / "named.npz"))):
+        for split, rows in parts.items():
+            np.testing.assert_array_equal(getattr(found, split), rows)
+    folder = snfnp.load_dataset(str(tmp_path / "folder"))
+    np.testing.assert_array_equal(folder.test[..., 0], np.split(GREY, 3)[2])
+    with pytest.raises(UsageError, match=r"named.npz has test data already: leave --test out"):
+        own.load(str(tmp_path / "named.npz"), None, "0.1", 0)
+
+
+def cut_short(folder, name, array):
+    path = write(folder, name, array)
+    path = max(path.iterdir()) if path.is_dir() else path
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def text(folder, name, content):
+    (folder / name).write_text(content)
+
+
+def none(folder, name, content):
+    np.savez(folder / name)
+
+
+def mixed(folder, name, extra):
+    pictures(folder / name, GREY[:3])
+    Image.fromarray(extra).save(folder / name / "x.png")
+
+
+def with_nan(value=np.nan):
+    rows = ROWS.copy()
+    rows[7, 1] = value
+    return rows
+
+
+PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
+WRONG = {
+    "a.npy": (write, with_nan(), "nan in row "),
+    "b.csv": (write, with_nan(-np.inf), "-inf in row "),
+    "c.npy": (write, ROWS[:1], "has 1 samples, of which -1 would be left to train on: give more"),
+    "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0; leave such"),
+    "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation nan, and 1 oth"),
+    "e.npy": (write, ROWS.astype(object), PICKLED),
+    "f.npz": (write, ROWS.astype(object), PICKLED),
+    "g.npy": (write, ROWS.astype(str), "of shape (200, 2); give images, uint8 (N, H, W) or"),
+    "h.npy": (write, ROWS.astype(int), "int64 of shape (200, 2); give images, uint8 (N, H, W) or"),
+    "i.npy": (write, ROWS[:, 0], "float64 of shape (200,); give images"),
+    "j.npy": (write, GREY / 255, "float64 from 0.0 to 1.0; multiply by 255 and cast to uint8"),
+    "k.npy": (write, GREY.astype(int) - 9, "bring them to 0 to 255 and cast to uint8"),
+    "l.npy": (cut_short, ROWS, "cannot be read ("),
+    "m.npz": (cut_short, ROWS, "cannot be read ("),
+    "n": (cut_short, GREY, "059.PNG cannot be read ("),
+    "o": (pictures, (), "has no images (.png, .jpg, .jpeg): check the path"),
+    "p": (mixed, COLOUR[0, :3], "has images of 2 sizes (3 of 6 x 4, 1 of 6 x 3): bring them to"),
+    "q": (mixed, GREY[0].astype(np.uint16), "its pixels have more than 8 bits"),
+    "r.csv": (text, "a,b\n1,2\n3,x\n", "could not convert string 'x' to float64"),
+    "s.csv": (text, "1,2\n3\n4\n5\n6\n", "the number of columns changed from 2 to 1"),
+    "t.csv": (text, "a,b\n", "cannot be read (it has no rows of numbers)"),
+    "u.csv": (text, "", "cannot be read (it has no rows of numbers)"),
+    "v.txt": (text, "1 2", "give a .npy, .npz or .csv file, or a folder of images"),
+    "w.npy": (text, "", "cannot be read ("),
+    "z.npz": (none, None, "has the arrays none: name them train, validation and test, or give"),
+    "x.npz": (text, "not a zip file at all", PICKLED),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
+    make, content, problem = WRONG[name]
+    make(tmp_path / name, content) if make is pictures else make(tmp_path, name, content)
+    with pytest.raises(UsageError) as caught:
+        train.main([str(tmp_path / name), *SHORT, "--out", str(tmp_path / "run")])
+    assert_one_line(caught.value, name.partition(".")[0], problem)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["mnits"], "'mnits' is neither a data set nor a path (did you mean mnist?): use one of"),
+        (["{rows}", "--data", "mnist"], "rows.npy and --data mnist: give one of them"),
+        (["{rows}", "--data-dir", "x"], "--data-dir x is for published data sets, and "),
+        (["{rows}", "--test", "1.5"], "--test is 1.5: give a fraction between 0 and 1, or a path"),
+        (["{rows}", "--test", "there.npy"], "there.npy does not exist: check the path"),
+        (["{rows}", "--test", "0.995"], "would be left to train on"),
+        (["{rows}", "--model", "conv"], "--model conv needs images, found rows of 2 numbers: ch"),
+        (["{rows}", "--augment"], "--augment needs images, found rows of 2 numbers: leave it out"),
+        (["{rows}", "--preprocess", "logit"], "--preprocess logit is not for rows of numbers: cho"),
+        (["{grey}", "--preprocess", "none"], "--preprocess none is not for images: choose logit"),
+        (["{grey}", "--test", "{rows}"], "shape (200, 2) is not (N, H, W, C); give images"),
+        (["{rows}", "--batch-size", "500"], "there are only 160 training rows: choose a smaller"),
+        (["--data", "mnist-sample", "--test", "0.1"], "--test only has an effect with --data PATH"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
+    paths = {"rows": write(tmp_path, "rows.npy", ROWS), "grey": write(tmp_path, "g.npy", GREY)}
+    given = [option.format(**paths) for option in options]
+    with pytest.raises(UsageError) as caught:
+        train.main([*SHORT, "--out", str(tmp_path / "run"), *given])
+    assert_one_line(caught.value, problem)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- preprocessing and likelihood
+
+
+@pytest.mark.parametrize("way", ["scale", "standardise", "none"])
+def test_a_way_back_a_jacobian_and_its_terms(way, ops):
+    images = way == "scale"
+    data = COLOUR if images else ROWS
+    moments = ROWS.mean(axis=0), ROWS.std(axis=0)
+    preprocess = preprocess_by_name(way, data.shape[1:], moments)
+    x, ldj = preprocess.forward(ops, data, KEY, np.float64)
+    assert x.shape == data.shape and ldj.shape == (len(data),)
+    np.testing.assert_allclose(preprocess.inverse(ops, x), data, rtol=1e-12)
+    real = data.astype(float)
+    slopes = central_difference(
+        lambda v: preprocess.forward(ops, v, KEY, np.float64)[0], real, np.ones_like(real), 1.0
+    )
+    expected = np.log(slopes).reshape(len(data), -1).sum(axis=1)
+    np.testing.assert_allclose(ldj, expected, atol=1e-6)
+    terms = preprocess.terms(float(ldj.mean()), data[0].size)
+    np.testing.assert_allclose(sum(terms.values()), ldj.mean(), atol=1e-12)
+    single = preprocess.forward(ops, data, KEY, np.float32)
+    assert [each.dtype for each in single] == [np.float32] * 2
+    if way == "standardise":
+        np.testing.assert_allclose([x.mean(axis=0), x.std(axis=0)], [[0, 0], [1, 1]], atol=1e-12)
+
+
+def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
+    monkeypatch.setattr("snfnp.images._AT_ONCE", 14)
+    dataset = snfnp.Dataset("mine", ROWS, ROWS[:9], ROWS[:9])
+    for found, expected in zip(dataset.moments, (ROWS.mean(0), ROWS.std(0)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+    with pytest.raises(UsageError, match="the train rows of mine: there is only one; give more"):
+        snfnp.Dataset("mine", ROWS[:1], ROWS, ROWS)
+    with pytest.raises(UsageError, match="the test rows of mine: uint8|shape .*is not"):
+        snfnp.Dataset("mine", ROWS, ROWS, COLOUR)
+
+
+@pytest.mark.parametrize("model", [name for name, preset in PRESETS.items() if preset.size])
+@pytest.mark.parametrize("side, most", [(2, 1), (12, 2), (32, 5)])
+def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
+    shape = (side, 2 * side, 1)
+    config = TrainConfig(model=model, width=2, depth=1).resolve(1000, shape)
+    assert config.levels == min(PRESETS[model].size.levels, most)
+    assert config.build_flow(shape).layout.count > 0
+    assert TrainConfig(model=model, levels=3).resolve(1000, shape).levels == 3
+
+
+@pytest.mark.parametrize("columns", [1, 2, 2000])
+def test_the_fully_connected_flow_fits_any_rows(columns):
+    assert TrainConfig().resolve(100).build_flow((columns,)).dimension == columns
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(params=["rows.npy", "grey.npy"])
+def run(request, tmp_path, monkeypatch, capsys):
+    """A run by a relative path, the file, and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, request.param, SOURCES[request.param])
+    train.main([request.param, *SHORT, "--out", "run", "--lr", "0.01"])
+    return tmp_path / "run", path, capsys.readouterr().out
+
+
+def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkeypatch, capsys):
+    out, path, said = run
+    rows = path.stem == "rows"
+    noun = "rows" if rows else "images"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert f"training {noun} from {path}" in said and ("bits" in said) == (not rows)
+    for command in (evaluate, angle):
+        command.main([str(out)])
+        said = capsys.readouterr().out
+        assert f"{noun} from {path}" in said and ("bits" in said or "noise" in said) <= (not rows)
+    assert (out / "samples.png").exists() and (out / "curves.png").exists()
+    moved = path.rename(tmp_path / f"moved{path.suffix}")
+    for command in (evaluate, angle):
+        with pytest.raises(SnfnpError) as caught:
+            command.main([str(out)])
+        assert_one_line(caught.value, str(path), "the path of your data (--data)")
+        command.main([str(out), "--data", str(moved)])
+        assert "found others" not in capsys.readouterr().out
+    train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
+    assert snfnp.load_run(out, "last").checkpoint.step > 0
+    other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])
+    with pytest.raises(UsageError) as caught:
+        train.main(["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)])
+    assert_one_line(caught.value, f"{noun} (train, validation, test)", "with --data (dataset= in")
+
+
+def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
+    out, path, _ = run
+    likelihood = snfnp.load_run(out).likelihood
+    drawn = likelihood.sample(50, seed=0)
+    if path.stem != "rows":
+        assert drawn.dtype == np.uint8 and drawn.shape == (50, 4, 6, 1)
+        return
+    assert np.abs((drawn.mean(0) - ROWS.mean(0)) / ROWS.std(0)).max() < 2
+    grid = np.stack(np.meshgrid(np.linspace(4, 6, 201), np.linspace(-7e4, 1e4, 201)), -1)
+    density = np.exp(likelihood.log_prob(grid.reshape(-1, 2)))
+    np.testing.assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
+    evaluation = likelihood.evaluate(ROWS)
+    np.testing.assert_allclose(-likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12)
+    assert "scale" in evaluation.ledger and "logit" not in evaluation.ledger
+    for bad in (with_nan(), ROWS[:, :1], ROWS.tolist(), ROWS[0]):
+        with pytest.raises(UsageError, match="^the rows: .*; "):
+            likelihood.log_prob(bad)
+    for suffix in (".npy", ".png"):
+        sample.main([str(out), "--count", "5", "--out", str(out / f"s{suffix}")])
+    np.testing.assert_array_equal(np.load(out / "s.npy"), likelihood.sample(5, seed=0))
+    with pytest.raises(UsageError, match="--columns is for images"):
+        sample.main([str(out), "--columns", "2"])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("data, way", [(ROWS, "none"), (ROWS, None), (COLOUR, "scale")])
+def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
+    data = (data - data.mean(0)) / data.std(0) if way == "none" else data
+    dataset = snfnp.Dataset("mine", data[20:], data[:10], data[10:20])
+    config = small_config(data="mine", preprocess=way, backend=backend)
+    folder = RunFolder.create(tmp_path / "run")
+    snfnp.train(config, dataset, get_ops(backend), folder, report=lambda line: None)
+    snfnp.resume(folder.path, dataset=dataset, epochs=4, report=lambda line: None)
+    run = snfnp.load_run(folder.path)
+    assert run.record["data"]["name"] == "mine" and f"mine {data.shape[1:]}" in repr(run)
+    assert np.isfinite(run.likelihood.log_prob(dataset.test)).all()
+    assert isinstance(run.flow.preprocess, Scale) == (way == "scale")
+    with pytest.raises(UsageError, match="'mine' is neither a data set nor a path"):
+        evaluate.main([str(folder.path)])
+    record = run.record
+    if data is not COLOUR:
+        record["data"]["moments"][1][0] = 0.0
+        folder.write_config(record)
+        with pytest.raises(SnfnpError, match=r"is damaged \(its data\): restore it"):
+            snfnp.load_run(folder.path)
+
+
+def test_other_units_are_the_same_run_and_another_density(tmp_path):
+    """By a power of two: every step has the same bits, and nats differ by D times its logarithm."""
+    found = []
+    for unit in (1.0, 2.0**-40):
+        dataset = snfnp.Dataset("mine", *np.split(ROWS * unit, [150, 175]))
+        folder, config = RunFolder.create(tmp_path / str(unit)), small_config(backend="numpy")
+        found.append(snfnp.train(config, dataset, get_ops("numpy"), folder, report=len))
+    apart = found[1]["test_nll_nats"] - found[0]["test_nll_nats"]
+    np.testing.assert_allclose(apart, -2 * 40 * np.log(2), rtol=1e-12)
+    assert found[0]["reconstruction"] == found[1]["reconstruction"]
+
+
+def test_a_large_file_is_never_in_memory_whole(tmp_path):
+    path, size = tmp_path / "large.npy", (40_000, 400)
+    np.save(path, RNG.normal(size=size))  # 128 MB
+    tracemalloc.start()
+    train.main(
+        [str(path), "--backend", "numpy", "--batch-size", "500", "--epochs", "1"]
+        + ["--out", str(tmp_path / "run")]
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
