@@ -127,13 +127,26 @@ def test_steps_stand_beside_the_rate_of_their_products():
 
 def test_a_backend_without_a_device_is_refused():
     with pytest.raises(UsageError, match="no device"):
-        device.report(lambda tf32, overlap: get_ops("numpy"), device.QUICK, print)
+        device.report(lambda tf32, overlap: get_ops("numpy"), device.QUICK, print, print)
 
 
-def test_a_verdict_for_every_bar():
-    row = {"precision": SINGLE, "how": "graph", "bar ms": 0.2}
-    rows = [row | {"median ms": ms} for ms in (0.2, 0.201)] + [row | {"bar ms": None}]
-    assert [line.rsplit(" ", 1)[1] for line in device._verdict(rows)] == ["reached", "MISSED"]
+@pytest.mark.parametrize(
+    "graph, overlap, verdict",
+    [
+        (0.2, 0.3, "graph: 0.200 ms, bar 0.20 ms: reached"),
+        (0.3, 0.201, "overlap: 0.201 ms, bar 0.20 ms: MISSED"),
+        (0.201, 0.19, "overlap: 0.190 ms, bar 0.20 ms: reached"),
+    ],
+)
+def test_a_verdict_for_every_bar_by_the_faster_recorded_way(graph, overlap, verdict):
+    times = {"eager": 0.1, "graph": graph, "overlap": overlap, "PyTorch": 0.1}
+    rows = [
+        {"precision": precision, "how": how, "median ms": ms, "bar ms": bar}
+        for precision, faster in ((SINGLE, 0), (device.TF32, 0.15))
+        for how, ms in {how: ms - faster for how, ms in times.items()}.items()
+        for bar in [0.2 if (precision, how) == (SINGLE, "graph") else None]
+    ]
+    assert device._verdict(rows) == [f"{SINGLE}, {verdict}"]
 
 
 # ---------------------------------------------------------------- the script
@@ -144,6 +157,7 @@ def test_a_verdict_for_every_bar():
     [
         ("conv --backend cupy", "conv measures a CPU: leave --backend cupy out"),
         ("device", "device measures a GPU: add --backend cupy"),
+        ("pytorch", "pytorch measures a GPU: add --backend cupy"),
         ("nonsense --backend cupy", "no benchmark is called nonsense"),
         ("--backend cupy --threads 1", "--threads has no effect"),
         ("--threads 0", "give numbers of at least 1"),

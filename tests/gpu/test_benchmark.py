@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import benchmark
 import pytest
 from benchmarks import device, sweep, timing
 from benchmarks.device import SINGLE, TF32, Case, Plan
@@ -41,17 +42,13 @@ def cupy_ops(tf32, overlap=False):
 
 
 def test_the_device_part_runs_end_to_end(tiny):
-    said, compared = [], []
-
-    def comparison(trainer, images, tf32):
-        compared.append((trainer.config.model, tf32, images.shape))
-        if trainer.config.model == "glow":
-            raise NotImplementedError("no Glow here\nat all")
-        return lambda: None
-
-    results = device.report(cupy_ops, tiny, said.append, comparison)
-    json.dumps(results)
+    """Each model's figures are written as soon as it is measured."""
+    said, saved = [], []
+    device.report(cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found)))
+    written = [len(json.loads(each)["steps"]) for each in saved]
+    assert written == [6, 9]
     name = cupy_ops(False).device.describe()["name"]
+    results = json.loads(saved[-1])
     assert results["device"] == name and all(name in text for text in said)
     steps = results["steps"]
     assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
@@ -62,17 +59,32 @@ def test_the_device_part_runs_end_to_end(tiny):
     for row in steps:
         assert 0 < row["min ms"] <= row["median ms"]
         assert row["floor: bytes ms"] > 0 and row["floor: operations ms"] > 0
-        compares = (row["step"], row["how"]) == ("tiny FC", "eager")
-        assert compares == ("PyTorch median ms" in row)
     assert [row["bar ms"] for row in steps] == [None, 0.2, *[None] * 5, 10, None]
-    images = (COUNT, *SHAPE)
-    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
     text = "\n".join(said)
-    assert text.count("no comparison with PyTorch (NotImplementedError: no Glow here)") == 1
     # the stand-in records one stream only
     unrecorded = 3 * (devices.device().kind == devices.STANDIN)
     assert text.count(", overlap: the training step cannot be recorded") == unrecorded
     assert text.count("cannot be recorded") == unrecorded
+
+
+def test_another_framework_is_timed_in_turn_and_what_fails_there_costs_nothing(tiny):
+    said, saved, compared, taken = [], [], [], []
+
+    def comparison(trainer, images, tf32):
+        compared.append((trainer.config.model, tf32, images.shape))
+        if trainer.config.model == "glow":
+            raise NotImplementedError("no Glow here\nat all")
+        return lambda: taken.append(tf32)
+
+    device.report(cupy_ops, tiny, said.append, saved.append, comparison)
+    ways = [(row["step"], row["how"]) for row in saved[-1]["steps"]]
+    ours = ["eager", "graph", "overlap"]
+    expected = [("tiny FC", how) for how in [*ours, "PyTorch"] * 2]
+    assert ways == expected + [("tiny Glow", how) for how in ours]
+    images = (COUNT, *SHAPE)
+    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
+    assert taken.count(False) == taken.count(True) > 1
+    assert "no comparison with PyTorch (NotImplementedError: no Glow here)" in "\n".join(said)
 
 
 def test_the_sweep_runs_on_the_device(tiny):
@@ -90,7 +102,7 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
 
     monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
     case = Case("FC", "fc", {}, None, (SINGLE,))
-    device.report(cupy_ops, tiny._replace(cases=(case,)), said.append)
+    device.report(cupy_ops, tiny._replace(cases=(case,)), said.append, lambda found: None)
     assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
 
 
@@ -99,4 +111,19 @@ def test_a_run_that_diverges_is_not_reported(tiny):
     settings = {"lr": 1e30}
     case = Case("FC", "fc", {}, None, (SINGLE,), settings)
     with pytest.raises(DivergedError):
-        device.report(cupy_ops, tiny._replace(cases=(case,)), lambda text: None)
+        device.report(cupy_ops, tiny._replace(cases=(case,)), *[lambda what: None] * 2)
+
+
+def test_our_figures_are_written_before_pytorch_is_looked_for(monkeypatch, tmp_path):
+    file, found = tmp_path / "figures.json", []
+
+    def report(ops_of, plan, show, save, comparison):
+        save({"steps": 3})
+
+    def pytorch(show):
+        found.append(json.loads(file.read_text())["device"])
+
+    monkeypatch.setattr(device, "report", report)
+    monkeypatch.setattr(benchmark, "_pytorch", pytorch)
+    benchmark.main(["--backend", "cupy", "--json", str(file)])
+    assert found == [{"steps": 3}]
