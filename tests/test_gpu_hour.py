@@ -60,17 +60,10 @@ def test_the_order_is_that_of_value():
 
 
 def test_every_test_of_a_device_is_in_one_step_and_the_second_branch_comes_first():
-    here, ran = Path(__file__).parent, []
-    for name in ("tests", "more tests"):
-        command = next(step.command for step in STEPS if step.name == name)
-        command = [*command, "-n", "0", "--collect-only", "-q", "-q"]
-        said = subprocess.run(command, cwd=here.parent, capture_output=True, text=True).stdout
-        ran += re.findall(r"^tests/gpu/(\w+)\.py::", said, re.M)
-    files = dict.fromkeys(ran)
-    assert next(iter(files)) == "test_overlap"
-    assert files.keys() == {path.stem for path in (here / "gpu").glob("test_*.py")}
-    # once each: a file's tests are one block
-    assert len(files) == 1 + sum(a != b for a, b in zip(ran, ran[1:], strict=False))
+    ran = [word for each in STEPS for word in each.command if word.startswith("tests/")]
+    files = (Path(__file__).parent / "gpu").glob("test_*.py")
+    assert sorted(ran) == sorted(f"tests/gpu/{path.name}" for path in files)
+    assert ran[0] == "tests/gpu/test_overlap.py"
 
 
 def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
@@ -142,36 +135,30 @@ time.sleep(60 if len(open(sys.argv[1]).read()) < 2 else 0)
 """
 
 
-def test_a_step_that_continues_is_stopped_and_run_again(run):
-    steps = (step("table", ONLY_FAST_AGAIN, limit=40, continues=True),)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_step_that_continues_is_stopped_and_run_again(run, beside):
+    steps = (step("table", ONLY_FAST_AGAIN, limit=40, continues=True, beside=beside),)
     assert run(*steps, seconds=2)[:2] == (3, {"table": "stopped at its limit"})
     status, states, out = run(*steps)
     assert (status, states) == (0, {"table": "passed"})
     assert (out / "table").read_text() == "xx"
 
 
-SLEEPS = "import time; open(__import__('sys').argv[1], 'a').write('x'); time.sleep(60)"
 MEETS = """
-import pathlib, sys, time
-until = time.monotonic() + 30
+import pathlib, time
 while not pathlib.Path(sys.argv[1]).with_name("training").exists():
-    assert time.monotonic() < until
     time.sleep(0.02)
 """
 
 
 def test_training_runs_beside_other_steps_until_one_is_to_be_alone(run):
-    training = step("training", SLEEPS, continues=True, beside=True)
-    steps = (training, step("a", MEETS), step("timed", NOTE, alone=True), step("b", NOTE))
+    training = step("training", f"{NOTE}; import time; time.sleep(60)", continues=True, beside=True)
+    meets = step("a", NOTE + MEETS)
     began = time.monotonic()
-    status, states, out = run(*steps)
-    others = {"a": "passed", "timed": "passed", "b": "passed"}
-    assert states == others | {"training": "stopped at its limit"} and time.monotonic() - began < 50
+    status, states, _ = run(training, meets, step("timed", NOTE, alone=True), step("b", NOTE))
     assert list(states) == ["a", "training", "timed", "b"] and status == 3
-    assert run(training, seconds=2)[:2] == (3, states)  # goes on beside nothing, to the piece's end
-    assert (out / "training").read_text() == "xx"
-    done = step("training", NOTE, continues=True, beside=True)
-    assert run(done)[:2] == (0, others | {"training": "passed"})
+    assert list(states.values()) == ["passed", "stopped at its limit", "passed", "passed"]
+    assert time.monotonic() - began < 50
 
 
 def test_what_is_compiled_stays_in_the_folder(run):
@@ -185,13 +172,13 @@ def test_what_is_compiled_stays_in_the_folder(run):
 def test_the_folder_is_taken_along_in_parts_that_fit(tmp_path):
     """By the two commands of the head: a checkpoint of the fully connected model has 28 MiB."""
     pack, unpack = re.findall("^    (tar .*|mkdir .*)$", gpu_hour.__doc__, re.M)
-    run = tmp_path / "runs/gpu-hour/reproduction/run"
-    for folder in (run, tmp_path / "parts", tmp_path / "runs/gpu-hour/kernels"):
-        folder.mkdir(parents=True)
+    run, parts = tmp_path / "runs/gpu-hour/reproduction/run", tmp_path / "parts"
+    run.mkdir(parents=True)
+    parts.mkdir()
     for name in ("last", "best"):
         (run / f"{name}.safetensors").write_bytes(name.encode() * (28 << 18))
     subprocess.run(pack, shell=True, cwd=tmp_path, check=True)
-    sizes = [path.stat().st_size for path in (tmp_path / "parts").iterdir()]
+    sizes = [path.stat().st_size for path in parts.iterdir()]
     assert len(sizes) <= 8 and max(sizes) <= 16 << 20 and sum(sizes) <= 40 << 20
     (tmp_path / "runs").rename(tmp_path / "before")
     subprocess.run(unpack, shell=True, cwd=tmp_path, check=True)

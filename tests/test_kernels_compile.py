@@ -4,7 +4,9 @@ A kernel that spills registers runs at the speed of memory, and one with too man
 most of the card idle: both are seen here, without a card.
 """
 
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from support import nvrtc
@@ -46,6 +48,14 @@ def test_kernels_compile_and_do_not_spill(group, arch):
     usage = compiled(source.source(group), names, arch)
     assert len(usage) == 2 * len(names)
     assert complaints(usage, arch) == []
+
+
+def test_kernels_are_compiled_here_as_cupy_does():
+    """Beside what its caller gives: denormal numbers of single precision, for one, become 0."""
+    if (cupy := importlib.util.find_spec("cupy")) is None:
+        pytest.skip("CuPy is not installed")
+    text = Path(cupy.submodule_search_locations[0], "cuda", "compiler.py").read_text()
+    assert all(f"options += ('{option}',)" in text for option in nvrtc.CUPY_OPTIONS)
 
 
 KERNEL = """
