@@ -57,7 +57,7 @@ def main(argv):
     results, show = {"machine": machine}, partial(print, flush=True)
 
     def save(part: str, figures) -> None:
-        """What is measured so far: the next part may be stopped, or fail."""
+        """Write all figures so far: the next part may be stopped, or fail."""
         results[part] = figures
         if args.json:
             write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())

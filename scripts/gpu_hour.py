@@ -39,16 +39,6 @@ OUT = "{out}"  # in a command: the folder of the output
 PASSED, FAILED, STOPPED, SKIPPED = "passed", "failed", "stopped at its limit", "skipped"
 _SHORTEST = 30  # seconds that a step which continues is started for
 
-# Runs its first argument, a script, where `import cupy` finds a GPU or the stand-in.
-_ON_DEVICE = """
-import runpy, sys
-sys.path[:0] = ["tests", "scripts"]
-from gpu import standin
-standin.device()
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 # Every kernel on shapes of a few blocks, against the definitions. Without CuPy's pool an array ends
 # where its memory ends, so that an overrun is seen.
 _KERNELS = """
@@ -109,7 +99,7 @@ def _python(*arguments) -> list[str]:
 
 def _script(name: str, limit: int, script: str, *arguments, **options) -> Step:
     command = _python(f"scripts/{script}.py", *arguments, "--backend", "cupy")
-    return Step(name, limit, command, _python("-c", _ON_DEVICE, command[1], "--help"), **options)
+    return Step(name, limit, command, _python(command[1], "--help"), **options)
 
 
 def _pytest(name: str, limit: int, *arguments) -> Step:
@@ -195,8 +185,11 @@ def main(argv=None) -> int:
         unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
         unfinished.replace(file)
 
-    with contextlib.ExitStack() as open_:
-        log, other = (open_.enter_context(open(out / n, "a")) for n in ("log.txt", "beside.txt"))
+    with (
+        open(out / "log.txt", "a", encoding="utf-8") as log,
+        open(out / "beside.txt", "a", encoding="utf-8") as other,
+        contextlib.ExitStack() as started,
+    ):
         beside = None  # the step that runs beside the others, and its process
         for step in (step for step in STEPS if step.is_open(state)):
             room = end - time.monotonic()
@@ -207,7 +200,7 @@ def main(argv=None) -> int:
                     beside = keep(beside[0], _status(beside[1], 0))
                 _say(f"== {step.name}, at most {min(step.limit, room):.0f} s", log)
                 process = _start(step, out, args.dry_run, other if step.beside else log)
-                open_.callback(_end, process)
+                started.callback(_end, process)
                 if step.beside:
                     beside = step, process
                 else:
