@@ -73,9 +73,8 @@ ops.device.synchronise()
 class Step(NamedTuple):
     """command, dry: the arguments with and without a GPU, with OUT for the folder of the output.
 
-    limit: seconds in a piece. needs: says why the step cannot run, or None. continues: it may be
-    stopped and run again, and then goes on, until it is done. beside: it runs while those after it
-    do, until one that is to be alone, or the piece ends.
+    limit: seconds in a piece. needs: says why the step cannot run, or None. continues: stopped and
+    run again it goes on. beside: it runs while later ones do, until one that is to be alone.
     """
 
     name: str

@@ -76,8 +76,7 @@ def report(
     """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
 
     ops_of(tf32, overlap) -> ops. comparison(trainer, images, tf32) -> the same step in another
-    framework, started eagerly, as a call without arguments, to be timed in turn with ours; it may
-    raise.
+    framework, as a call without arguments, to be timed in turn with ours; it may raise.
     """
     precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
     backends, beside = (

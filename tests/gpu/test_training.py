@@ -123,6 +123,13 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
     assert most is None or launches <= most
 
 
+def test_exponentials_upload_nothing(ops, standin):
+    """No addresses of arrays to be concatenated, which a recording forbids; nine inverses wait."""
+    trainer = take_steps(make_trainer(ops, "conv-exponential", graph=False), range(2))
+    spent = spent_by_a_step(trainer, standin)
+    assert (spent["h2d"], spent["d2h"]) == (0, 9)
+
+
 @pytest.mark.parametrize("model", ["fc", "conv"])
 def test_the_memory_of_a_step_is_what_the_page_says(ops, model):
     """MiB of 100 images, on a straight line from few: the arrays' sizes are all that counts."""
