@@ -11,11 +11,13 @@ from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
 CPU_PARTS = ("fc", "conv", "glow", "scaling")
-_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
+GPU_PARTS = ("device", "pytorch")
+_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
+{" or ".join(GPU_PARTS)} (default: both in this order).
 fc: the training step of the fully connected model; conv: the 9-layer convolutional models; glow:
 2L-16K, and the memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI;
-device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows,
-and beside the same steps in PyTorch if that is installed"""
+device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows;
+pytorch: in turn with the same steps in PyTorch, if that is installed"""
 
 
 def main(argv):
@@ -53,24 +55,33 @@ def main(argv):
     }
     print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
     results, show = {"machine": machine}, partial(print, flush=True)
+
+    def save(part: str, figures) -> None:
+        """Write all figures so far: the next part may be stopped, or fail."""
+        results[part] = figures
+        if args.json:
+            write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
+
     for part in parts:
-        if part == "device":  # shown model by model
+        if part in GPU_PARTS:  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
-            results[part] = device.report(partial(get_ops, "cupy"), plan, show, _pytorch(show))
+            comparison = _pytorch(show) if part == "pytorch" else None
+            if comparison or part == "device":
+                own = (partial(get_ops, "cupy"), plan, show, partial(save, part))
+                device.report(*own, comparison)
             continue
         if part == "scaling":
-            results[part], text = scaling.report(ops, max(2, cores), quick)
+            figures, text = scaling.report(ops, max(2, cores), quick)
         else:
-            results[part], text = models.PARTS[part](ops, counts, quick)
+            figures, text = models.PARTS[part](ops, counts, quick)
         show(text + "\n")
-    if args.json:
-        write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
+        save(part, figures)
 
 
 def _parts(given: list[str], on_gpu: bool) -> list[str]:
-    known = ("device",) if on_gpu else CPU_PARTS
+    known = GPU_PARTS if on_gpu else CPU_PARTS
     for part in sorted(set(given) - set(known)):
-        if part in (*CPU_PARTS, "device"):
+        if part in CPU_PARTS + GPU_PARTS:
             where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
             raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
         raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")

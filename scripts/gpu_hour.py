@@ -2,11 +2,17 @@
 
 Run it again with the same --out until it says that nothing is left: what passed or failed is not
 repeated (but if its line is deleted from state.json), and a step is started only if its time limit
-fits into the piece. All output is in that one folder: log.txt (of all steps), state.json (what is
-done), and what the steps write.
+fits into the piece. All output is in that one folder: log.txt (of all steps, beside.txt of what
+trains beside them), state.json (what is done), what the steps write, and CuPy's compiled kernels.
 
     python -m pip install --no-deps "nvidia-cuda-sanitizer-api==13.0.*"  # if there is none
     SNFNP_DATA_DIR=mnist python scripts/gpu_hour.py --out runs/gpu-hour    # MNIST's files
+
+From a machine that is lent for minutes it is taken along in parts that fit through a narrow door,
+without the best checkpoints, which a run that goes on can do without:
+
+    tar -c -C runs --exclude=best.safetensors gpu-hour | split -b 15M - parts/part-
+    mkdir -p runs && cat parts/part-* | tar -x -C runs
 
 A newer compute-sanitizer may need a newer driver than CUDA 13.0 does. --dry-run takes the same way
 with short commands on the CPU stand-in for a GPU (tests/gpu). Exit status: 0 all done, 1 a step
@@ -29,18 +35,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECE = 9 * 60  # seconds
+OUT = "{out}"  # in a command: the folder of the output
 PASSED, FAILED, STOPPED, SKIPPED = "passed", "failed", "stopped at its limit", "skipped"
 _SHORTEST = 30  # seconds that a step which continues is started for
-
-# Runs its first argument, a script, where `import cupy` finds a GPU or the stand-in.
-_ON_DEVICE = """
-import runpy, sys
-sys.path[:0] = ["tests", "scripts"]
-from gpu import standin
-standin.device()
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 # Every kernel on shapes of a few blocks, against the definitions. Without CuPy's pool an array ends
 # where its memory ends, so that an overrun is seen.
@@ -74,18 +71,20 @@ ops.device.synchronise()
 
 
 class Step(NamedTuple):
-    """command, dry: the arguments with and without a GPU, made from the folder of the output.
+    """command, dry: the arguments with and without a GPU, with OUT for the folder of the output.
 
-    limit: seconds in a piece. needs: says why the step cannot run, or None. continues: it may be
-    stopped and run again, and then goes on, until it is done.
+    limit: seconds in a piece. needs: says why the step cannot run, or None. continues: stopped and
+    run again it goes on. beside: it runs while later ones do, until one that is to be alone.
     """
 
     name: str
     limit: int
-    command: Callable[[Path], list[str]]
-    dry: Callable[[Path], list[str]]
+    command: list[str]
+    dry: list[str]
     needs: Callable[[], str | None] = lambda: None
     continues: bool = False
+    beside: bool = False
+    alone: bool = False
 
     def is_open(self, state: dict[str, str]) -> bool:
         """True if the step is still to be done; what was missing may be there now."""
@@ -97,13 +96,15 @@ def _python(*arguments) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
-def _script(path: str, *arguments) -> list[str]:
-    return _python("-c", _ON_DEVICE, path, *arguments)
+def _script(name: str, limit: int, script: str, *arguments, **options) -> Step:
+    command = _python(f"scripts/{script}.py", *arguments, "--backend", "cupy")
+    return Step(name, limit, command, _python(command[1], "--help"), **options)
 
 
-def _pytest(*arguments) -> list[str]:
+def _pytest(name: str, limit: int, *arguments) -> Step:
     """-v: what was running when it was stopped, and what had failed, is in the log."""
-    return _python("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments)
+    pytest = _python("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider")
+    return Step(name, limit, [*pytest, *arguments], [*pytest, _ONE_TEST])
 
 
 def _sanitizer() -> str | None:
@@ -115,66 +116,50 @@ def _sanitizer() -> str | None:
 
 def _sanitised(tool: str, limit: int) -> Step:
     options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-    return Step(
-        tool,
-        limit,
-        lambda out: [str(_sanitizer()), *options, *_python("-c", _KERNELS, 1000)],
-        lambda out: _python("-c", _KERNELS, 3),
-        lambda: None if _sanitizer() else "no compute-sanitizer: see the head of this script",
-    )
+    command = [str(_sanitizer()), *options, *_python("-c", _KERNELS, 1000)]
+    missing = None if _sanitizer() else "no compute-sanitizer: see the head of this script"
+    return Step(tool, limit, command, _python("-c", _KERNELS, 3), lambda: missing)
 
 
 def _no_mnist() -> str | None:
     """Without its files, and without a network, training takes the sample of the package."""
     sys.path.insert(0, str(ROOT))
     from snfnp.data import load_dataset
-    from snfnp.errors import SnfnpError
 
     try:
-        found = load_dataset("mnist")
-    except SnfnpError as error:
-        return str(error)
-    return "no MNIST but the package's sample: set SNFNP_DATA_DIR" if found.is_sample else None
+        sample = load_dataset("mnist").is_sample
+    except Exception as error:  # whatever it is, other steps can do without
+        return f"{type(error).__name__}: {error}"
+    return "no MNIST but the package's sample: set SNFNP_DATA_DIR" if sample else None
 
 
-_BENCHMARK, _REPRODUCE = "scripts/benchmark.py", "scripts/reproduce.py"
-_HELP = {path: lambda out, path=path: _script(path, "--help") for path in (_BENCHMARK, _REPRODUCE)}
-# Of Table 1, in order of value. An exact evaluation takes as long as the steps of some epochs: so
-# one in 20. The convolution's 1000 epochs then fit into its limit; the fully connected flow's 6000
-# do not, and go on in the next piece, if its runs are kept.
-_EVAL_EVERY, _FIRST = 20, ("conv-snf",)
-_ROWS = (*_FIRST, "fc-snf", "conv-exact", "fc-exact", "glow-lambda-100", "glow-exact")
 _ONE_TEST = "tests/gpu/test_graph.py::test_constants_are_not_in_a_graphs_pool"
-# One rank, and two on one GPU if that is allowed; the log says why a test was skipped.
-_NCCL = ("tests/gpu/test_communication.py", "-m", "real_gpu", "-rs")
-
-
-def _reproduce(out: Path, *arguments) -> list[str]:
-    return _script(_REPRODUCE, *arguments, "--backend", "cupy", "--runs", out / "reproduction")
-
-
-def _table_1(out: Path, scale: str, rows: tuple[str, ...]) -> list[str]:
-    options = ("--scale", scale, "--seeds", 0, "--eval-every", _EVAL_EVERY, "--rows", *rows)
-    return _reproduce(out, "table1", *options)
-
+# Most tests are of these. What the others hold a GPU alone can say: so they come first, and of them
+# the second branch, which no stand-in has recorded.
+_MOST = ("tests/gpu/test_ops.py", "tests/gpu/test_own_layer.py")
+_FILES = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/gpu/test_*.py")}
+_FIRST = sorted(_FILES.difference(_MOST), key=lambda name: ("overlap" not in name, name))
+# Of Table 1, in order of value. An exact evaluation takes as long as the steps of some epochs: so
+# one in 20. What a piece leaves goes on in the next, if the folder is kept.
+_ROWS, _RUNS = ("conv-snf", "fc-snf"), ("--runs", f"{OUT}/reproduction")
+_PAPER = ("table1", "--scale", "paper", "--eval-every", 20, *_RUNS, "--rows", *_ROWS, "--seeds")
+_MNIST = {"needs": _no_mnist, "continues": True}
 
 # fmt: off
 STEPS = (
-    Step("environment", 20, lambda out: ["nvidia-smi"],
-         lambda out: _python("-c", "print('no nvidia-smi on the stand-in')")),
-    Step("tests", 360, lambda out: _pytest("tests/gpu"), lambda out: _pytest(_ONE_TEST)),
-    Step("benchmark", 240,
-         lambda out: _script(_BENCHMARK, "--backend", "cupy", "--json", out / "benchmark.json"),
-         _HELP[_BENCHMARK]),
-    Step("table 1, convolution", 320, lambda out: _table_1(out, "paper", _FIRST),
-         _HELP[_REPRODUCE], _no_mnist, continues=True),
+    Step("environment", 20, ["nvidia-smi"], _python("-c", "print('no nvidia-smi here')")),
+    _script("train", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/train"),
+    _script("overlap", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/overlap", "--overlap"),
+    _pytest("tests", 150, *_FIRST),
+    _script("device", 120, "benchmark", "device", "--json", f"{OUT}/device.json"),
     _sanitised("memcheck", 150),
-    Step("sweep", 110, lambda out: _reproduce(out, "figure4"), _HELP[_REPRODUCE]),
+    _script("table 1, one seed", PIECE, "reproduce", *_PAPER, 0, beside=True, **_MNIST),
+    _pytest("more tests", 300, *_MOST),
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
-    Step("nccl", 40, lambda out: _pytest(*_NCCL), lambda out: _pytest(*_NCCL, "--collect-only")),
-    Step("table 1", PIECE, lambda out: _table_1(out, "paper", _ROWS),
-         lambda out: _table_1(out, "smoke", _ROWS[:1]), _no_mnist, continues=True),
+    _script("pytorch", 150, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
+    _script("sweep", 110, "reproduce", "figure4", *_RUNS, alone=True),
+    _script("table 1", PIECE, "reproduce", *_PAPER, 0, 1, 2, alone=True, **_MNIST),
 )
 # fmt: on
 
@@ -191,21 +176,36 @@ def main(argv=None) -> int:
     state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     # by an exception, so that what the script started ends as well
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with open(out / "log.txt", "a", encoding="utf-8") as log:
+
+    def keep(step: Step, status: str, why: str = "") -> None:
+        state[step.name] = status
+        _say(f"== {step.name}: {status}{why}", log)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
+        unfinished.replace(file)
+
+    with (
+        open(out / "log.txt", "a", encoding="utf-8") as log,
+        open(out / "beside.txt", "a", encoding="utf-8") as other,
+        contextlib.ExitStack() as started,
+    ):
+        beside = None  # the step that runs beside the others, and its process
         for step in (step for step in STEPS if step.is_open(state)):
-            missing, room = None if args.dry_run else step.needs(), end - time.monotonic()
-            if missing:
-                _say(f"{step.name}: {SKIPPED} ({missing})", log)
-                state[step.name] = SKIPPED
+            room = end - time.monotonic()
+            if missing := None if args.dry_run else step.needs():
+                keep(step, SKIPPED, f" ({missing})")
             elif room >= (_SHORTEST if step.continues else step.limit):
-                limit, began = min(step.limit, room), time.monotonic()
-                _say(f"== {step.name}, at most {limit:.0f} s", log)
-                command = (step.dry if args.dry_run else step.command)(out)
-                status = state[step.name] = _run(command, limit, args.dry_run, log)
-                _say(f"== {step.name}: {status} after {time.monotonic() - began:.0f} s", log)
-            unfinished = file.with_suffix(".part")
-            unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
-            unfinished.replace(file)
+                if beside and step.alone:
+                    beside = keep(beside[0], _status(beside[1], 0))
+                _say(f"== {step.name}, at most {min(step.limit, room):.0f} s", log)
+                process = _start(step, out, args.dry_run, other if step.beside else log)
+                started.callback(_end, process)
+                if step.beside:
+                    beside = step, process
+                else:
+                    keep(step, _status(process, min(step.limit, room)))
+        if beside:
+            keep(beside[0], _status(beside[1], max(0, end - time.monotonic())))
         rest = [step for step in STEPS if state.get(step.name) not in (PASSED, SKIPPED)]
         left = [step.name for step in rest if step.is_open(state)]
         failed = [step.name for step in rest if step.name not in left]
@@ -214,31 +214,40 @@ def main(argv=None) -> int:
     return 3 if left else 1 if failed else 0
 
 
-def _run(command: list[str], limit: float, dry: bool, log) -> str:
-    """The status of a command, which is stopped, with what it started, at its limit."""
+def _start(step: Step, out: Path, dry: bool, log) -> subprocess.Popen | None:
+    """The step's command in a process and session of its own; None, and a line, if it has none."""
+    command = [word.replace(OUT, str(out)) for word in (step.dry if dry else step.command)]
     # the package need not be installed, and on a GPU no test may be skipped for want of one
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
         "SNFNP_DEVICE": "standin" if dry else "gpu",
         "SNFNP_REQUIRE": "device" if dry else "device,real_gpu",
+        "CUPY_CACHE_DIR": str(out / "kernels"),  # what is compiled goes along with the folder
     }
     options = {"cwd": ROOT, "env": environment, "start_new_session": True}
     try:
-        process = subprocess.Popen(command, stdout=log, stderr=log, **options)
+        return subprocess.Popen(command, stdout=log, stderr=log, **options)
     except OSError as error:
-        _say(f"{command[0]}: {error.strerror}", log)
-        return FAILED
+        return _say(f"{command[0]}: {error.strerror}", log)
+
+
+def _status(process: subprocess.Popen | None, limit: float) -> str:
+    """The status of a command, which is stopped, with what it started, at its limit."""
     try:
-        return FAILED if process.wait(limit) else PASSED
+        return FAILED if process is None or process.wait(limit) else PASSED
     except subprocess.TimeoutExpired:
+        _end(process)
         return STOPPED
-    finally:  # after an interrupt too: nothing may run on
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
+
+
+def _end(process: subprocess.Popen | None) -> None:
+    """Let nothing run on, after an interrupt either."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process and process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
 
 
 def _say(line: str, log) -> None:

@@ -127,13 +127,17 @@ def test_steps_stand_beside_the_rate_of_their_products():
 
 def test_a_backend_without_a_device_is_refused():
     with pytest.raises(UsageError, match="no device"):
-        device.report(lambda tf32, overlap: get_ops("numpy"), device.QUICK, print)
+        device.report(lambda tf32, overlap: get_ops("numpy"), device.QUICK, print, print)
 
 
-def test_a_verdict_for_every_bar():
-    row = {"precision": SINGLE, "how": "graph", "bar ms": 0.2}
-    rows = [row | {"median ms": ms} for ms in (0.2, 0.201)] + [row | {"bar ms": None}]
-    assert [line.rsplit(" ", 1)[1] for line in device._verdict(rows)] == ["reached", "MISSED"]
+@pytest.mark.parametrize("overlap, verdict", [(0.3, "MISSED"), (0.2, "reached")])
+def test_a_verdict_for_every_bar_by_the_faster_recorded_way(overlap, verdict):
+    times = {"eager": 0.1, "graph": 0.201, "overlap": overlap, "PyTorch": 0.1}
+    rows = [{"precision": SINGLE, "how": how, "median ms": ms} for how, ms in times.items()]
+    rows = [row | {"bar ms": 0.2 if row["how"] == "graph" else None} for row in rows]
+    rows += [row | {"precision": device.TF32, "median ms": 0.05, "bar ms": None} for row in rows]
+    found, how = min((0.201, "graph"), (overlap, "overlap"))
+    assert device._verdict(rows) == [f"{SINGLE}, {how}: {found:.3f} ms, bar 0.20 ms: {verdict}"]
 
 
 # ---------------------------------------------------------------- the script
@@ -144,6 +148,7 @@ def test_a_verdict_for_every_bar():
     [
         ("conv --backend cupy", "conv measures a CPU: leave --backend cupy out"),
         ("device", "device measures a GPU: add --backend cupy"),
+        ("pytorch", "pytorch measures a GPU: add --backend cupy"),
         ("nonsense --backend cupy", "no benchmark is called nonsense"),
         ("--backend cupy --threads 1", "--threads has no effect"),
         ("--threads 0", "give numbers of at least 1"),

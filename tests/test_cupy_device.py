@@ -1,8 +1,10 @@
 """The messages of a GPU backend that cannot run, or whose memory is full: with a fake CuPy."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,6 +161,20 @@ def test_the_description_of_a_device(monkeypatch):
         "cupy": "14.2.0",
         "packages": {"cupy-cuda13x": "14.2.0", "nvidia-cublas": "13.1"},
     }
+
+
+def test_the_page_for_people_installs_what_there_is():
+    """The extras exist, the tests come with theirs, and no command waits for a "y"."""
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "scripts/gpu.md").read_text()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [set(names.split(",")) for names in re.findall(r'"\.\[([\w,]+)\]"', page)]
+    assert all(extras.keys() >= names for names in asked)
+    assert {"cuda13", "nccl13", "test"} in asked
+    assert not any("gputest" in names and any("cuda" in each for each in names) for names in asked)
+    assert all(more.startswith(" -y ") for more in page.split("pip uninstall")[1:])
+    assert {each.replace("[ctk]", "") for each in extras["cuda12"]} <= set(page.split('"'))
 
 
 # ---------------------------------------------------------------- out of memory

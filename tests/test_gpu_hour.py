@@ -14,37 +14,56 @@ import benchmark
 import gpu_hour
 import pytest
 import reproduce
-from gpu_hour import PIECE, STEPS, Step
+from gpu_hour import OUT, PIECE, STEPS, Step
 from reproduction.rows import TABLES
+
+import snfnp.cli.train
 
 
 def test_every_step_fits_into_a_piece():
     *limited, last = STEPS
-    assert max(step.limit for step in limited) < PIECE == last.limit and last.continues
+    assert all(each.limit < PIECE or each.beside for each in limited)
+    assert last.limit == PIECE and last.continues and last.alone
     assert len({step.name for step in STEPS}) == len(STEPS)
 
 
-SCRIPTS = {"scripts/benchmark.py": benchmark, "scripts/reproduce.py": reproduce}
+SCRIPTS = {"benchmark": benchmark, "reproduce": reproduce, "train_mnist": snfnp.cli.train}
 
 
 @pytest.mark.parametrize(
-    "path, step",
-    [(path, each) for each in STEPS for path in SCRIPTS if path in each.command(Path("out"))],
+    "name, step",
+    [(n, each) for each in STEPS for n in SCRIPTS if f"scripts/{n}.py" in each.command],
 )
-def test_a_step_on_a_gpu_gives_options_that_its_script_has(path, step):
+def test_a_step_on_a_gpu_gives_options_that_its_script_has(name, step):
     """The dry run gives fewer, and a wrong one would cost the step its place in the hour."""
-    command, said = step.command(Path("out")), io.StringIO()
+    command, said = step.command, io.StringIO()
     with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
-        SCRIPTS[path].main(["--help"])
-    options = {word for word in command[command.index(path) :] if word.startswith("--")}
-    assert options and options <= set(re.findall(r"--[\w-]+", said.getvalue()))
+        SCRIPTS[name].main(["--help"])
+    given = command[command.index(f"scripts/{name}.py") :]
+    options = {word for word in given if word.startswith("--")}
+    assert options <= set(re.findall(r"--[\w-]+", said.getvalue()))
+    assert given[-2:] == ["--backend", "cupy"]
 
 
-def test_the_rows_of_table_1_are_trained_in_order_of_value():
-    rows = [row.name for row in TABLES["table1"].rows]
-    first, named = gpu_hour._FIRST, gpu_hour._ROWS
-    assert named[: len(first)] == first  # what its own step leaves is gone on with
-    assert set(named) <= set(rows) and len(set(named)) == len(named)
+def test_the_order_is_that_of_value():
+    """What people run first; our figures before PyTorch's; nothing that is timed beside training,
+    and no two that train the same runs at once."""
+    names = [step.name for step in STEPS]
+    beside = [step.beside for step in STEPS].index(True)
+    assert "scripts/train_mnist.py" in STEPS[1].command and "--overlap" in STEPS[2].command
+    timed = [step for step in STEPS if {*step.command} & {"figure4", "scripts/benchmark.py"}]
+    assert [each.name for each in timed] == ["device", "pytorch", "sweep"]
+    trains = [step for step in STEPS if "table1" in step.command]
+    assert set(gpu_hour._ROWS) <= {row.name for row in TABLES["table1"].rows}
+    for each in (*timed, *trains[1:]):
+        assert each.alone or names.index(each.name) < beside
+
+
+def test_every_test_of_a_device_is_in_one_step_and_the_second_branch_comes_first():
+    ran = [word for each in STEPS for word in each.command if word.startswith("tests/")]
+    files = (Path(__file__).parent / "gpu").glob("test_*.py")
+    assert sorted(ran) == sorted(f"tests/gpu/{path.name}" for path in files)
+    assert ran[0] == "tests/gpu/test_overlap.py"
 
 
 def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
@@ -52,14 +71,14 @@ def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("SNFNP_DATA_DIR", raising=False)
     assert "set SNFNP_DATA_DIR" in gpu_hour._no_mnist()
+    monkeypatch.setattr("snfnp.data.load_dataset", lambda name: {}["pooch"])
+    assert gpu_hour._no_mnist() == "KeyError: 'pooch'"
     waiting = [step.name for step in STEPS if step.needs is gpu_hour._no_mnist]
-    assert waiting == ["table 1, convolution", "table 1"]
+    assert waiting == ["table 1, one seed", "table 1"]
 
 
 def step(name, code, limit=20, **options):
-    def command(out):
-        return [sys.executable, "-c", code, str(out / name)]
-
+    command = [sys.executable, "-c", code, f"{OUT}/{name}"]
     return Step(name, limit, command, command, **options)
 
 
@@ -111,12 +130,55 @@ time.sleep(60 if len(open(sys.argv[1]).read()) < 2 else 0)
 """
 
 
-def test_a_step_that_continues_is_stopped_and_run_again(run):
-    steps = (step("table", ONLY_FAST_AGAIN, limit=40, continues=True),)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_step_that_continues_is_stopped_and_run_again(run, beside):
+    steps = (step("table", ONLY_FAST_AGAIN, limit=40, continues=True, beside=beside),)
     assert run(*steps, seconds=2)[:2] == (3, {"table": "stopped at its limit"})
     status, states, out = run(*steps)
     assert (status, states) == (0, {"table": "passed"})
     assert (out / "table").read_text() == "xx"
+
+
+MEETS = """
+import pathlib, time
+while not pathlib.Path(sys.argv[1]).with_name("training").exists():
+    time.sleep(0.02)
+"""
+
+
+def test_training_runs_beside_other_steps_until_one_is_to_be_alone(run):
+    training = step("training", f"{NOTE}; import time; time.sleep(60)", continues=True, beside=True)
+    meets = step("a", NOTE + MEETS)
+    began = time.monotonic()
+    status, states, _ = run(training, meets, step("timed", NOTE, alone=True), step("b", NOTE))
+    assert list(states) == ["a", "training", "timed", "b"] and status == 3
+    assert list(states.values()) == ["passed", "stopped at its limit", "passed", "passed"]
+    assert time.monotonic() - began < 50
+
+
+def test_what_is_compiled_stays_in_the_folder(run):
+    """A lent machine starts without CuPy's cache."""
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUPY_CACHE_DIR'])"
+    out = run(step("a", code))[2]
+    assert (out / "a").read_text() == str(out / "kernels")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's tar and split")
+def test_the_folder_is_taken_along_in_parts_that_fit(tmp_path):
+    """By the two commands of the head: a checkpoint of the fully connected model has 28 MiB."""
+    pack, unpack = re.findall("^    (tar .*|mkdir .*)$", gpu_hour.__doc__, re.M)
+    run, parts = tmp_path / "runs/gpu-hour/reproduction/run", tmp_path / "parts"
+    run.mkdir(parents=True)
+    parts.mkdir()
+    for name in ("last", "best"):
+        (run / f"{name}.safetensors").write_bytes(name.encode() * (28 << 18))
+    subprocess.run(pack, shell=True, cwd=tmp_path, check=True)
+    sizes = [path.stat().st_size for path in parts.iterdir()]
+    assert len(sizes) <= 8 and max(sizes) <= 16 << 20 and sum(sizes) <= 40 << 20
+    (tmp_path / "runs").rename(tmp_path / "before")
+    subprocess.run(unpack, shell=True, cwd=tmp_path, check=True)
+    assert [path.name for path in run.iterdir()] == ["last.safetensors"]
+    assert (run / "last.safetensors").read_bytes() == b"last" * (28 << 18)
 
 
 WAITS = """
@@ -152,6 +214,6 @@ def test_what_stops_the_script_stops_its_step_which_is_done_again(run, tmp_path)
 @pytest.mark.device
 def test_a_dry_run_on_the_stand_in(tmp_path):
     status = gpu_hour.main(["--out", str(tmp_path), "--dry-run"])
-    assert status == 0, (tmp_path / "log.txt").read_text()
+    assert status == 0, "".join(map(Path.read_text, tmp_path.glob("*.txt")))
     states = json.loads((tmp_path / "state.json").read_text())
     assert set(states) == {step.name for step in STEPS} and set(states.values()) == {"passed"}

@@ -20,15 +20,15 @@ from snfnp.training.trainer import Trainer
 
 SINGLE, TF32 = "float32", "TF32"
 # How a step is started: launch by launch, as a graph, as one with `--overlap`.
-EAGER, GRAPH, OVERLAP = "eager", "graph", "overlap"
+EAGER, GRAPH, OVERLAP, PYTORCH = "eager", "graph", "overlap", "PyTorch"
 
 
 class Case(NamedTuple):
     """A model's self-normalizing step.
 
-    bars: {precision: milliseconds} that it must reach as a graph on a GPU of the H100's class;
-    paper: milliseconds of the paper's Table 3, on a 1080 Ti; settings: of the configuration, beside
-    the model's own.
+    bars: {precision: milliseconds} that it must reach, recorded, on an H100 SXM (one for PCIe has
+    three quarters of its rate in float32); paper: milliseconds of the paper's Table 3, on a 1080
+    Ti; settings: of the configuration, beside the model's own.
     """
 
     title: str
@@ -41,8 +41,8 @@ class Case(NamedTuple):
 
 CASES = (
     Case("FC 2 × 784", "fc", {SINGLE: 0.20}, 18.7, (SINGLE, TF32)),
-    Case("conv, 9 layers", "conv", {SINGLE: 0.50}, 212.5, (SINGLE,)),
-    Case("Glow 2L-16K", "glow", {SINGLE: 25.0, TF32: 10.0}, 476.4, (SINGLE, TF32)),
+    Case("conv, 9 layers", "conv", {SINGLE: 0.45}, 212.5, (SINGLE,)),
+    Case("Glow 2L-16K", "glow", {SINGLE: 22.0, TF32: 9.0}, 476.4, (SINGLE, TF32)),
 )
 
 
@@ -71,12 +71,12 @@ QUICK = Plan(bursts=3, seconds=0.05)
 
 
 def report(
-    ops_of: Callable, plan: Plan, show: Callable[[str], None], comparison: Callable | None = None
-) -> dict:
-    """Every figure of this module as data; as text to `show`, model by model.
+    ops_of: Callable, plan: Plan, show: Callable, save: Callable, comparison: Callable | None = None
+) -> None:
+    """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
 
     ops_of(tf32, overlap) -> ops. comparison(trainer, images, tf32) -> the same step in another
-    framework, started eagerly, as a call without arguments; it may raise.
+    framework, as a call without arguments, to be timed in turn with ours; it may raise.
     """
     precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
     backends, beside = (
@@ -94,10 +94,10 @@ def report(
     for case in plan.cases:
         rows, notes = _measure_case(ways, case, plan, limits, comparison)
         results["steps"] += rows
+        save(results)
         shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
         title = f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}"
         show("\n".join([title, table(rows, shown), *notes, *_verdict(rows)]) + "\n")
-    return results
 
 
 def _limits(backends: dict, plan: Plan) -> dict:
@@ -142,27 +142,27 @@ def _measure_case(ways: dict, case: Case, plan: Plan, limits, comparison):
     for precision in case.precisions:
         own = (case, plan, images, precision)
         runs = {how: _Run(ops[precision], *own, how) for how, ops in ways.items()}
-        eager = runs[EAGER].trainer
-        timings = plan.time(eager.ops, {how: run.step for how, run in runs.items()})
-        for run in runs.values():  # after a failure steps do less than they should: raises
-            run.trainer.check(run.batches)
-        # after ours: what fails there must not cost our figures
-        others = {}
+        eager, calls = runs[EAGER].trainer, {how: run.step for how, run in runs.items()}
         try:
             if comparison:
                 step = comparison(eager, images, tf32=precision == TF32)
-                others = plan.time(eager.ops, {EAGER: step})
+                step()
+                calls[PYTORCH] = step
         except Exception as error:  # whatever it was
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             notes.append(f"{precision}: no comparison with PyTorch ({reason})")
+        timings = plan.time(eager.ops, calls)
+        for how, run in runs.items():  # after a failure steps do less than they should: raises
+            run.trainer.check(run.batches)
+            notes += [f"{precision}, {how}: {note}" for note in run.notes]
         moved, done = traffic(eager, runs[EAGER].batches(0)), operations(eager.flow, plan.batch)
-        for how, run in runs.items():
-            row = {"step": case.title, "precision": precision, "how": how}
-            for prefix, found in (("", timings), ("PyTorch ", others)):
-                if how in found:
-                    row[f"{prefix}min ms"] = found[how].minimum
-                    row[f"{prefix}median ms"] = found[how].median
-            row |= {
+        for how, timing in timings.items():
+            row = {
+                "step": case.title,
+                "precision": precision,
+                "how": how,
+                "min ms": timing.minimum,
+                "median ms": timing.median,
                 "bytes": moved,
                 "operations": done,
                 "floor: bytes ms": 1e3 * moved / limits["memory"],
@@ -171,12 +171,11 @@ def _measure_case(ways: dict, case: Case, plan: Plan, limits, comparison):
                 "1080 Ti ms": case.paper,
             }
             rows.append(row)
-            notes += [f"{precision}, {how}: {note}" for note in run.notes]
     return rows, notes
 
 
 _COLUMNS = ("precision", "how", "min ms", "median ms", "floor: bytes ms", "floor: operations ms")
-_COLUMNS += ("bar ms", "PyTorch min ms", "PyTorch median ms", "1080 Ti ms")
+_COLUMNS += ("bar ms", "1080 Ti ms")
 
 
 class _Run:
@@ -196,10 +195,11 @@ class _Run:
 
 
 def _verdict(rows: list[dict]) -> list[str]:
-    """A line for every bar: the median reaches it or not."""
-    return [
-        f"{row['precision']}, {row['how']}: {row['median ms']:.3f} ms, bar {row['bar ms']:.2f} ms: "
-        + ("reached" if row["median ms"] <= row["bar ms"] else "MISSED")
-        for row in rows
-        if row["bar ms"]
-    ]
+    """A line for every bar: the faster of the recorded ways reaches it or not."""
+    said = []
+    for precision, bar in ((row["precision"], row["bar ms"]) for row in rows if row["bar ms"]):
+        ways = [r for r in rows if r["precision"] == precision and r["how"] in (GRAPH, OVERLAP)]
+        found, how = min((row["median ms"], row["how"]) for row in ways)
+        reached = "reached" if found <= bar else "MISSED"
+        said.append(f"{precision}, {how}: {found:.3f} ms, bar {bar:.2f} ms: {reached}")
+    return said

@@ -196,5 +196,7 @@ class ConvExponential(Layer):
             deltas += [u, u_bar]
             inputs += [following_bar, v]
             v_bar = self.map.adjoint(ops, w, u_bar)
-        deltas, inputs = map(ops.xp.concatenate, (deltas, inputs))
+        # by eight: CuPy copies the addresses of more to the device, which no graph can record
+        join, of = ops.xp.concatenate, range(0, len(deltas), 8)
+        deltas, inputs = (join([join(own[i : i + 8]) for i in of]) for own in (deltas, inputs))
         return self.map.weight_grad(ops, deltas, inputs, out=ops.xp.empty_like(w))

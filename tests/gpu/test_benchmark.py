@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import benchmark
 import pytest
 from benchmarks import device, sweep, timing
 from benchmarks.device import SINGLE, TF32, Case, Plan
@@ -41,32 +42,37 @@ def cupy_ops(tf32, overlap=False):
 
 
 def test_the_device_part_runs_end_to_end(tiny):
-    said, compared = [], []
+    """Each model's figures are written as soon as it is measured, and another framework's steps are
+    timed in turn with ours."""
+    said, saved, compared = [], [], []
 
     def comparison(trainer, images, tf32):
         compared.append((trainer.config.model, tf32, images.shape))
         if trainer.config.model == "glow":
             raise NotImplementedError("no Glow here\nat all")
-        return lambda: None
+        return lambda: compared.append(tf32)
 
-    results = device.report(cupy_ops, tiny, said.append, comparison)
-    json.dumps(results)
+    device.report(
+        cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found)), comparison
+    )
+    first, results = map(json.loads, saved)
     name = cupy_ops(False).device.describe()["name"]
     assert results["device"] == name and all(name in text for text in said)
-    steps = results["steps"]
+    steps, ways = results["steps"], ("eager", "graph", "overlap", "PyTorch")
+    assert first["steps"] == steps[:8]
     assert [(row["step"], row["precision"], row["how"]) for row in steps] == [
         (model, precision, how)
         for model, precision in (("tiny FC", SINGLE), ("tiny FC", TF32), ("tiny Glow", TF32))
-        for how in ("eager", "graph", "overlap")
+        for how in ways[: 3 if model == "tiny Glow" else 4]
     ]
     for row in steps:
         assert 0 < row["min ms"] <= row["median ms"]
         assert row["floor: bytes ms"] > 0 and row["floor: operations ms"] > 0
-        compares = (row["step"], row["how"]) == ("tiny FC", "eager")
-        assert compares == ("PyTorch median ms" in row)
-    assert [row["bar ms"] for row in steps] == [None, 0.2, *[None] * 5, 10, None]
-    images = (COUNT, *SHAPE)
-    assert compared == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
+    assert [row["bar ms"] for row in steps] == [None, 0.2, *[None] * 7, 10, None]
+    images, taken = (COUNT, *SHAPE), {True: compared.count(True), False: compared.count(False)}
+    models = [each for each in compared if each not in taken]
+    assert models == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
+    assert taken[True] == taken[False] > 1
     text = "\n".join(said)
     assert text.count("no comparison with PyTorch (NotImplementedError: no Glow here)") == 1
     # the stand-in records one stream only
@@ -90,7 +96,7 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
 
     monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)
     case = Case("FC", "fc", {}, None, (SINGLE,))
-    device.report(cupy_ops, tiny._replace(cases=(case,)), said.append)
+    device.report(cupy_ops, tiny._replace(cases=(case,)), said.append, lambda found: None)
     assert re.search("float32, graph: the training step cannot be recorded", "\n".join(said))
 
 
@@ -99,4 +105,13 @@ def test_a_run_that_diverges_is_not_reported(tiny):
     settings = {"lr": 1e30}
     case = Case("FC", "fc", {}, None, (SINGLE,), settings)
     with pytest.raises(DivergedError):
-        device.report(cupy_ops, tiny._replace(cases=(case,)), lambda text: None)
+        device.report(cupy_ops, tiny._replace(cases=(case,)), *[lambda what: None] * 2)
+
+
+def test_our_figures_are_written_before_pytorch_is_looked_for(monkeypatch, tmp_path):
+    file, found = tmp_path / "figures.json", []
+    monkeypatch.setattr(device, "report", lambda *arguments: arguments[3]("ours"))
+    look = lambda show: found.append(json.loads(file.read_text())["device"])  # noqa: E731
+    monkeypatch.setattr(benchmark, "_pytorch", look)
+    benchmark.main(["--backend", "cupy", "--json", str(file)])
+    assert found == ["ours"]

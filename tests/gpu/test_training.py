@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +129,28 @@ def test_a_step_neither_waits_nor_launches_much(ops, standin, monkeypatch, model
     launches = spent["launches"] + len(products)
     print(f"{model}, {gradient}: {launches} launches, {len(products)} of them products")
     assert most is None or launches <= most
+
+
+def test_exponentials_upload_nothing(ops, standin):
+    """No addresses of arrays to be concatenated, which a recording forbids; nine inverses wait."""
+    trainer = take_steps(make_trainer(ops, "conv-exponential", graph=False), range(2))
+    spent = spent_by_a_step(trainer, standin)
+    assert (spent["h2d"], spent["d2h"]) == (0, 9)
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_the_memory_of_a_step_is_what_the_page_says(ops, model):
+    """MiB of 100 images, on a straight line from few: the arrays' sizes are all that counts."""
+    few, more = (
+        trainer._ascend._recording.pool.total_bytes() / 2**20
+        for batch in (4, 8)
+        for trainer in [make_trainer(ops, model, side=28, batch_size=batch)]
+        if take_steps(trainer, range(3), batch)
+    )
+    found = few + 96 / 4 * (more - few)
+    print(f"{model}: {found:.1f} MiB for a recorded step of 100 images")
+    page = (Path(__file__).parents[2] / "scripts/gpu.md").read_text()
+    assert abs(int(re.search(rf"`{model}` \| \d+ \| (\d+) ", page)[1]) - found) <= 1
 
 
 # ---------------------------------------------------------------- failures

@@ -13,7 +13,8 @@ kernels:
 * All other arrays are C-contiguous and as the definitions describe them; every store is inside.
 * Launched with any number of blocks of a multiple of 32 threads, at most 256 (`THREADS`): kernels
   over items take grid-sized strides, kernels over rows take one block per row.
-* Sums are taken in an order that depends on shapes alone: the same run gives the same numbers.
+* Sums are taken in an order that depends on shapes alone. (cuBLAS and CuPy's own reductions choose
+  theirs by the card: the same run gives the same bits on the same card, others on another.)
 """
 
 import re
