@@ -103,11 +103,9 @@ class Likelihood:
             for term, values in self._terms(x, ldj, watching).items():
                 total = float(values.sum()) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
-        means: dict[str, float] = {}
-        for of_rank in world.gather(totals):
-            for term, total in of_rank.items():
-                means[term] = means.get(term, 0.0) + total
-        means = {term: total / len(images) for term, total in means.items()}
+        every = world.gather(totals)
+        terms = {term for of_rank in every for term in of_rank}
+        means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:

@@ -89,8 +89,8 @@ class Evaluator:
         """Evaluate some images with the first parameters, where that compiles something."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
-            likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, trainer.initial())
-            self._evaluate(likelihood, images[: self._config.batch_size])
+            images = images[: self._config.batch_size]
+            self._evaluate(trainer.likelihood(trainer.initial()), images)
 
     def describe(self, record: dict) -> str:
         """A record in a line; the best one has a star."""
@@ -106,8 +106,8 @@ class Evaluator:
 
     def test(self, p, images) -> Evaluation:
         """The evaluation of test images at parameters p, a flat host array."""
-        ops, flow, layout = self._trainer.ops, self._trainer.flow, self._trainer.layout
-        evaluation = self._evaluate(Likelihood(ops, flow, layout, ops.asarray(p)), images)
+        trainer = self._trainer
+        evaluation = self._evaluate(trainer.likelihood(trainer.ops.asarray(p)), images)
         if not math.isfinite(evaluation.nll):
             raise DivergedError("the exact test likelihood at the best epoch is not finite")
         return evaluation

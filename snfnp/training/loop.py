@@ -104,11 +104,9 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
     and an evaluation that leave no trace."""
     if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
         return
-    chosen = ""
     with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
-        chosen = trainer.ops.device.prepare(step, choose and trainer.world.size == 1)
-    if chosen:
-        report(chosen)
+        if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
+            report(chosen)
     evaluator.rehearse(dataset.validation)
 
 

@@ -69,7 +69,7 @@ class Trainer(TrainingStep):
         p, fixed = self.initial(), slice(self.layout.fixed, None)
         p[fixed] = self.p[fixed]
         self._initialise_from_data(self.layout.views(p), images)
-        return Likelihood(self.ops, self.flow, self.layout, p)
+        return self.likelihood(p)
 
     def _initialise_from_data(self, params, images) -> None:
         x, _ = self.encode(images, 0, cut(len(images), 1)[0])
@@ -166,9 +166,9 @@ class Trainer(TrainingStep):
             return self.multipliers.lam
         return dict.fromkeys(self.flow.learned_inverses(), float(self.lam))
 
-    def likelihood(self) -> Likelihood:
-        """An exact, immutable snapshot of the present parameters."""
-        return Likelihood(self.ops, self.flow, self.layout, self.p)
+    def likelihood(self, p=None) -> Likelihood:
+        """An exact, immutable snapshot of the present parameters, or of others, flat."""
+        return Likelihood(self.ops, self.flow, self.layout, self.p if p is None else p)
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state on the host."""
