@@ -201,10 +201,9 @@ class Likelihood:
             filled.append(latent)
         x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
-            raise DivergedError(
-                "samples are not finite: the inverse of this flow is not to be used at this "
-                "checkpoint; try exact=True (--inverse exact), or another checkpoint"
-            )
+            found = "samples are not finite: the inverse of this flow is not to be used at this"
+            remedy = "try exact=True (--inverse exact), or another checkpoint"
+            raise DivergedError(f"{found} checkpoint; {remedy}")
         return ops.to_host(flow.decode(ops, x))
 
 

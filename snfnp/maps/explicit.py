@@ -67,12 +67,10 @@ def gather(ops, strip, kernel, width, rows):
     above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
     # with zeros around the columns, every row has a place for every tap
     before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)
-    padded = ops.xp.zeros(
-        (rows, width, outputs, before + columns + after, width + breadth - 1, inputs)
-    )
-    padded[:, :, :, before : before + columns, across : across + width] = strip.reshape(
-        rows, width, outputs, columns, width, inputs
-    )
+    sides = before + columns + after, width + breadth - 1
+    padded = ops.xp.zeros((rows, width, outputs, *sides, inputs))
+    strip = strip.reshape(rows, width, outputs, columns, width, inputs)
+    padded[:, :, :, before : before + columns, across : across + width] = strip
     row, x, o, down, right, i = padded.strides
     positions = ops.xp.lib.stride_tricks.as_strided(
         padded[:, :, :, before - above :],

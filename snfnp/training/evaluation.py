@@ -80,10 +80,9 @@ class Evaluator:
         limit = usual + max(_TOLERATED, abs(usual))
         if bits > limit:
             unit, scale = ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
-            raise DivergedError(
-                f"the exact validation likelihood after epoch {epoch} has exploded: "
-                f"{bits * scale:.4g} {unit} (a run that learns has at most {limit * scale:.4g})"
-            )
+            found = f"the exact validation likelihood after epoch {epoch} has exploded"
+            most = f"a run that learns has at most {limit * scale:.4g}"
+            raise DivergedError(f"{found}: {bits * scale:.4g} {unit} ({most})")
 
     def rehearse(self, images) -> None:
         """Evaluate some images with the first parameters, where that compiles something."""
@@ -116,6 +115,5 @@ class Evaluator:
         # People whose memory is short make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
         at_once, world = 10 * self._config.batch_size, self._trainer.world
-        return likelihood.evaluate(
-            images, EVALUATION_SEED, at_once=at_once, watch=watch, world=world
-        )
+        how = {"at_once": at_once, "watch": watch, "world": world}
+        return likelihood.evaluate(images, EVALUATION_SEED, **how)

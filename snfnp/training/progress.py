@@ -126,10 +126,8 @@ class ProgressLine:
         if self._trainer.multipliers:
             lams = self._trainer.lam_by_layer().values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
-        figures = (
-            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
-            f"{lam}|grad| {metrics.gradient_norm:.1f}"
-        )
+        figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+        figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
             step, speed = self._trainer.step, self._clock.steps_per_second

@@ -129,8 +129,7 @@ class Trainer(TrainingStep):
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
                 self.ascend(images_of(failed))
-            views = self.layout.views(self.gradient)
-            where = self.flow.first_nonfinite_gradient(self.ops, views)
+            where = self.flow.first_nonfinite_gradient(self.ops, self.layout.views(self.gradient))
             what = f"the gradient of {where or 'all layers together'}"
         else:
             images = images_of(failed)

@@ -24,10 +24,9 @@ class DeviceGuard:
         """Raises BackendError if another device is current."""
         current = self._current()
         if current != self.id:
-            raise BackendError(
-                f"this backend was made on GPU {self.id}, and GPU {current} is the current one: "
-                f"use it inside `with cupy.cuda.Device({self.id})`, or make another with get_ops"
-            )
+            found = f"this backend was made on GPU {self.id}, and GPU {current} is the current one"
+            inside = f"use it inside `with cupy.cuda.Device({self.id})`"
+            raise BackendError(f"{found}: {inside}, or make another with get_ops")
 
 
 class Launcher:
@@ -70,9 +69,8 @@ class Launcher:
             expressions = [source.expression(name, dtype) for name in names]
             if self.begins:
                 self.begins()
-            module = self._cupy.RawModule(
-                code=source.source(group), options=source.OPTIONS, name_expressions=expressions
-            )
+            how = {"options": source.OPTIONS, "name_expressions": expressions}
+            module = self._cupy.RawModule(code=source.source(group), **how)
             for name, expression in zip(names, expressions, strict=True):
                 self._functions[name, dtype] = module.get_function(expression)
             if self.ends:

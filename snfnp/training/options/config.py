@@ -160,8 +160,7 @@ class TrainConfig:
         flow = self.preset.build(choices, tuple(image_shape))
         if self.preprocess is None and len(image_shape) == 3:
             return flow
-        preprocess = preprocess_by_name(self.preprocess, image_shape, moments)
-        return replace(flow, preprocess=preprocess)
+        return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
 
     def filled(self) -> TrainConfig:
         """The configuration with every option that was left out filled in, except the epochs."""
