@@ -107,14 +107,9 @@ class Inspection:
         R may grow, and training on few images may cross it at its start and go well.
         """
         lines = []
-        for cause, page, crossed in (
-            ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far),
-            (
-                "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2",
-                "24-stability.md",
-                self._unstable,
-            ),
-        ):
+        far = ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far)
+        unstable = "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2"
+        for cause, page, crossed in (far, (unstable, "24-stability.md", self._unstable)):
             new = {}
             for name, figures in record.get("layers", {}).items():
                 value = crossed(name, figures)

@@ -49,11 +49,9 @@ def strip(ops, w, rows, columns, width):
     taps_across, place_across = _overlap(breadth, 2 * width - 1, width - 1 - across)
     padded[place, place_across] = w[taps, taps_across]
     down, right, i, o = padded.strides
-    windows = ops.xp.lib.stride_tricks.as_strided(
-        padded[rows - 1 :, width - 1 :],
-        (rows, width, outputs, columns, width, inputs),
-        (-down, -right, o, down, right, i),
-    )
+    sizes = (rows, width, outputs, columns, width, inputs)
+    seen, steps = padded[rows - 1 :, width - 1 :], (-down, -right, o, down, right, i)
+    windows = ops.xp.lib.stride_tricks.as_strided(seen, sizes, steps)
     return ops.xp.ascontiguousarray(windows)
 
 
@@ -72,11 +70,9 @@ def gather(ops, strip, kernel, width, rows):
     strip = strip.reshape(rows, width, outputs, columns, width, inputs)
     padded[:, :, :, before : before + columns, across : across + width] = strip
     row, x, o, down, right, i = padded.strides
-    positions = ops.xp.lib.stride_tricks.as_strided(
-        padded[:, :, :, before - above :],
-        (rows, width, outputs, height, breadth, inputs),
-        (row + down, x + right, o, down, right, i),
-    )
+    sizes = (rows, width, outputs, height, breadth, inputs)
+    seen, steps = padded[:, :, :, before - above :], (row + down, x + right, o, down, right, i)
+    positions = ops.xp.lib.stride_tricks.as_strided(seen, sizes, steps)
     return ops.xp.ascontiguousarray(positions.sum(axis=(0, 1)).transpose(1, 2, 3, 0))
 
 
