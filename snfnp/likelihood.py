@@ -103,11 +103,9 @@ class Likelihood:
             for term, values in self._terms(x, ldj, watching).items():
                 total = float(values.sum()) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
-        means: dict[str, float] = {}
-        for of_rank in world.gather(totals):
-            for term, total in of_rank.items():
-                means[term] = means.get(term, 0.0) + total
-        means = {term: total / len(images) for term, total in means.items()}
+        every = world.gather(totals)
+        terms = {term for of_rank in every for term in of_rank}
+        means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
         return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
@@ -203,10 +201,9 @@ class Likelihood:
             filled.append(latent)
         x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
-            raise DivergedError(
-                "samples are not finite: the inverse of this flow is not to be used at this "
-                "checkpoint; try exact=True (--inverse exact), or another checkpoint"
-            )
+            found = "samples are not finite: the inverse of this flow is not to be used at this"
+            remedy = "try exact=True (--inverse exact), or another checkpoint"
+            raise DivergedError(f"{found} checkpoint; {remedy}")
         return ops.to_host(flow.decode(ops, x))
 
 

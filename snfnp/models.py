@@ -146,15 +146,12 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 9-layer flow of Table 1, of 3×3 convolutions with bias."""
 
+    kind = "identity" if choices.init == "identity" else "paper"
+
     def layers(name, channels):
-        linear = Linear(
-            Conv2d((3, 3), channels, exact=choices.exact),
-            choices.rule,
-            init_kind="identity" if choices.init == "identity" else "paper",
-            inverse_map=_inverse_map(choices, channels),
-            bias_init=choices.bias_init,
-        )
-        return [(name, linear)]
+        f, g = Conv2d((3, 3), channels, exact=choices.exact), _inverse_map(choices, channels)
+        own = {"init_kind": kind, "bias_init": choices.bias_init}
+        return [(name, Linear(f, choices.rule, inverse_map=g, **own))]
 
     return _nine_layers(layers, shape)
 
@@ -206,12 +203,8 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4
         for step in range(1, size.depth + 1):
-            mixing = Linear(
-                Conv2d(kernel, channels, exact=choices.exact),
-                choices.rule,
-                bias=choices.rule.learns_inverse,
-                init_kind=kind,
-            )
+            mix = Conv2d(kernel, channels, exact=choices.exact)
+            mixing = Linear(mix, choices.rule, bias=choices.rule.learns_inverse, init_kind=kind)
             layers += [
                 (f"actnorm{block}.{step}", ActNorm()),
                 (f"mix{block}.{step}", mixing),
@@ -230,7 +223,9 @@ _glow = partial(
     gradients=("self-normalizing", "probe", "exact"),
     inverse_updates=("gradient", "least-squares"),
     recipe={"inverse_update": "least-squares"},
+    lam=100,
 )
+_large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
 
 PRESETS = {
     "fc": Preset(
@@ -268,28 +263,11 @@ PRESETS = {
         )
     },
     "glow": _glow(
-        "Glow of L levels and K steps, 2L-16K",
-        lam=100,
-        steps=500,
-        paper_epochs=250,
-        size=GlowSize(2, 16),
+        "Glow of L levels and K steps, 2L-16K", steps=500, paper_epochs=250, size=GlowSize(2, 16)
     ),
-    "glow-2l-4k": _glow("2L-4K of width 16", lam=100, steps=2500, size=GlowSize(2, 4, 16)),
-    "glow-3l-32k": _glow(
-        "3L-32K (CIFAR-10)",
-        lam=1000,
-        clip_norm=10_000,
-        clip_exact=False,
-        steps=400,
-        size=GlowSize(3, 32),
-    ),
-    "glow-3l-48k": _glow(
-        "3L-48K (ImageNet32)",
-        lam=1000,
-        warmup_epochs=0,
-        batch_size=64,
-        clip_norm=10_000,
-        steps=400,
-        size=GlowSize(3, 48),
+    "glow-2l-4k": _glow("2L-4K of width 16", steps=2500, size=GlowSize(2, 4, 16)),
+    "glow-3l-32k": _large("3L-32K (CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
+    "glow-3l-48k": _large(
+        "3L-48K (ImageNet32)", warmup_epochs=0, batch_size=64, size=GlowSize(3, 48)
     ),
 }

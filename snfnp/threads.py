@@ -153,10 +153,9 @@ def choose(work: Callable[[], None]) -> str:
         if time.perf_counter() - begun > _TRIAL_SECONDS:
             break
     ratio = seconds[count] / seconds[1]
-    limit(1 if ratio > _CLEARLY else count, more=True)
-    if ratio <= _CLEARLY:
-        return ""
-    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine"
+    busy = ratio > _CLEARLY
+    limit(1 if busy else count, more=True)
+    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine" * busy
 
 
 def _stated() -> bool:

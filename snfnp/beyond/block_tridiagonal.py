@@ -178,9 +178,8 @@ class _BlockLU:
                 i -= steps
         # ∂ log|det T| / ∂T_ab = (T⁻¹)_ba: what stands above T's diagonal goes with G's below it
         strip = xp.concatenate((-above.T, diagonal.T, -below.T), axis=1)
-        return explicit.gather(
-            self.ops, strip, self.kernel, self.shape[1], size // math.prod(self.shape[1:])
-        )
+        rows = size // math.prod(self.shape[1:])
+        return explicit.gather(self.ops, strip, self.kernel, self.shape[1], rows)
 
     def solve(self, rows):
         """Forward and back substitution for the rows z (N, HWC), block by block."""

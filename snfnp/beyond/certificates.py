@@ -105,14 +105,9 @@ def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
     trace, norm = float(ops.xp.trace(e)), _norm(ops, e)
     off = _rounding(ops, f, g, w, r, shape)
     lower = max(0.0, contraction.rho(ops, f, g, w, r, shape) / _SURE - off)
-    return Certificate(
-        name,
-        lower,
-        _above(ops, e, lower) + off,
-        copies * trace,
-        math.sqrt(copies) * (norm + off) * _SURE,
-        copies * math.sqrt(size) * (off + size * _UNIT * norm) * _SURE,
-    )
+    upper, frobenius = _above(ops, e, lower) + off, math.sqrt(copies) * (norm + off) * _SURE
+    rounding = copies * math.sqrt(size) * (off + size * _UNIT * norm) * _SURE
+    return Certificate(name, lower, upper, copies * trace, frobenius, rounding)
 
 
 def _norm(ops, matrix) -> float:

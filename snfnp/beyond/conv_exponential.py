@@ -85,10 +85,8 @@ class ConvExponential(Layer):
         if not self.norm > 0:
             raise UsageError(f"norm of an exponential is {self.norm}: it must be positive")
         if self.iterations < 1 or min(self.terms) < 1:
-            raise UsageError(
-                f"an exponential of {self.terms} terms and {self.iterations} iterations: it needs "
-                "at least one of each"
-            )
+            found = f"an exponential of {self.terms} terms and {self.iterations} iterations"
+            raise UsageError(f"{found}: it needs at least one of each")
 
     @cached_property
     def map(self) -> Conv2d:

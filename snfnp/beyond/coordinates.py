@@ -100,10 +100,8 @@ class Coordinates(Follower):
                 seconds[self._places[layer, name]] = ops.linalg.matmul(rows.T, rows).reshape(-1)
         if trainer.world.size > 1:
             trainer.communicator.all_reduce(seconds)
-        found = ops.to_host(seconds)
-        return [
-            whitening(found[place : place + k * k].reshape(k, k)) for _, k, _, place in self._blocks
-        ]
+        found, places = ops.to_host(seconds), [(k, place) for _, k, _, place in self._blocks]
+        return [whitening(found[place : place + k * k].reshape(k, k)) for k, place in places]
 
     def enter(self, gradient):
         """From the gradient with respect to W, flat, the one with respect to V; and where Adam is

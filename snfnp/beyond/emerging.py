@@ -87,8 +87,7 @@ class CausalConv2d(Layer):
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|, in nats. O(C)."""
-        logs = ops.xp.log(ops.xp.abs(self._diagonal(ops, p)))
-        return shape[0] * shape[1] * float(logs.sum())
+        return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
 
     def _diagonal(self, ops, p, wait: bool = True):
         """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only if

@@ -48,9 +48,8 @@ class Multipliers(Follower):
 
     def update(self, figures, samples, squares, failed) -> tuple:
         """λ for the next step; Σ E of this one, and the mean of its λ, weighted by errors."""
-        return self.ops.step.control(
-            self._found, samples, self.controller, squares, failed, out=self._rows
-        )
+        given = (self._found, samples, self.controller, squares, failed)
+        return self.ops.step.control(*given, out=self._rows)
 
     @property
     def lam(self) -> dict[str, float]:

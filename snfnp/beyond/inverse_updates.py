@@ -59,8 +59,7 @@ class LeastSquares(Rule):
             excess = ops.xp.maximum(best.error - self.tolerance, 0)
             # a device is not waited for: there it may add 0
             if ops.known_on_host(excess) is not False:
-                pull = -2 * self.stiffness * excess * best.error_grad()
-                grads["W"] += pull.astype(w.dtype)
+                grads["W"] -= (2 * self.stiffness * excess * best.error_grad()).astype(w.dtype)
         return f.adjoint(ops, w, dz), Measured(error, updates={"R": best.r.astype(w.dtype)})
 
 

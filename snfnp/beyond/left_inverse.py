@@ -86,8 +86,7 @@ class LeftInverse:
 
     def _taps(self):
         """w as rows (tap, output) of its inputs: (kH kW C, C)."""
-        rows = self._ops.xp.ascontiguousarray(self._w.swapaxes(2, 3))
-        return rows.reshape(-1, self._shape[2])
+        return self._ops.xp.ascontiguousarray(self._w.swapaxes(2, 3)).reshape(-1, self._shape[2])
 
     def _across(self, kernel):
         """A kernel as rows of outputs, with columns (tap, input): (C, kH kW C)."""

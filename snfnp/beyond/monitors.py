@@ -80,8 +80,7 @@ class Inspection:
         if not self._layers:
             return {}
         ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
-        weighed = any(lam.values())
-        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if weighed else {}
+        ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
         angles = self._angles(params, lam)
         layers = {}
         for name, (layer, shape) in self._layers.items():
@@ -108,14 +107,9 @@ class Inspection:
         R may grow, and training on few images may cross it at its start and go well.
         """
         lines = []
-        for cause, page, crossed in (
-            ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far),
-            (
-                "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2",
-                "24-stability.md",
-                self._unstable,
-            ),
-        ):
+        far = ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far)
+        unstable = "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2"
+        for cause, page, crossed in (far, (unstable, "24-stability.md", self._unstable)):
             new = {}
             for name, figures in record.get("layers", {}).items():
                 value = crossed(name, figures)
@@ -129,10 +123,8 @@ class Inspection:
                 layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
                 weighed = any(rule.has_lambda for rule in rules)
                 do = "raise --lambda" if weighed else "sample with --inverse exact"
-                lines.append(
-                    f"early warning, not a verdict: {words}: {layers}; "
-                    f"if the likelihood suffers, {do} (derivations/{page})"
-                )
+                do = f"if the likelihood suffers, {do} (derivations/{page})"
+                lines.append(f"early warning, not a verdict: {words}: {layers}; {do}")
         return lines
 
     def _far(self, name: str, figures: dict) -> float | None:

@@ -44,17 +44,15 @@ def load(data_dir: str | os.PathLike[str] | None, report: Callable[[str], None])
         raise UsageError(f"patches are cut from scikit-image's photographs: leave out {data_dir}")
     spec = find_spec("skimage")
     if spec is None:
-        raise UsageError(
-            "patches are cut from scikit-image's photographs: python -m pip install scikit-image"
-        )
+        install = "python -m pip install scikit-image"
+        raise UsageError(f"patches are cut from scikit-image's photographs: {install}")
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     splits = cut_splits([_read_photograph(folder / file) for file in PHOTOGRAPHS])
     train, validation, test = map(len, splits)
-    report(
-        f"WARNING: NOT A PUBLISHED DATA SET: {train} + {validation} + {test} patches of "
-        f"{len(PHOTOGRAPHS)} photographs from scikit-image (train, validation, test); results are "
-        "not comparable with CIFAR-10 or ImageNet32"
-    )
+    patches = f"{train} + {validation} + {test} patches of {len(PHOTOGRAPHS)} photographs from"
+    patches += " scikit-image (train, validation, test)"
+    results = "results are not comparable with CIFAR-10 or ImageNet32"
+    report(f"WARNING: NOT A PUBLISHED DATA SET: {patches}; {results}")
     names = ", ".join(Path(file).stem for file in PHOTOGRAPHS)
     source = f"patches of {names} from scikit-image {metadata.version('scikit-image')}"
     return Dataset("patches", *splits, source=source, is_sample=True)

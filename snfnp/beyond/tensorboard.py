@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import UsageError
+from snfnp.training.files import explained
 from snfnp.training.runs.folder import RunFolder
 
 _AXES = ("epoch", "step", "seconds")
@@ -14,10 +15,9 @@ def require():
     try:
         import tensorboardX
     except ImportError as error:
-        raise UsageError(
-            f"--tensorboard needs tensorboardX ({error}): install it with "
-            '`python -m pip install "tensorboardX>=2.6.2.2"`, or leave the option out'
-        ) from None
+        remedy = 'install it with `python -m pip install "tensorboardX>=2.6.2.2"`'
+        found = f"--tensorboard needs tensorboardX ({error})"
+        raise UsageError(f"{found}: {remedy}, or leave the option out") from None
     return tensorboardX
 
 
@@ -50,17 +50,13 @@ def scalars(record: dict) -> dict[str, float]:
 
 def _new_writer(run: RunFolder):
     package, folder = require(), run.event_files
-    try:
+    with explained(f"write {folder}", "remove it, or leave --tensorboard out"):
         if folder.is_symlink():
             raise OSError(0, "it is a symbolic link")
         folder.mkdir(exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):  # TensorBoard's own names
             old.unlink()
         return package.SummaryWriter(str(folder))
-    except OSError as error:
-        raise SnfnpError(
-            f"cannot write {folder} ({error.strerror}): remove it, or leave --tensorboard out"
-        ) from None
 
 
 def _write(writer, record: dict) -> None:

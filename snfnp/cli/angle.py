@@ -20,16 +20,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
     images, source = images_of(run, args, "train")
     images, ops, lam = images[: args.images], run.ops, run.lam
     with within_memory(ops, "--images", len(images)):
-        key = RandomKey(0, EVALUATION_NOISE)
-        x, _ = run.flow.encode(ops, ops.asarray(images), key, np.float64)
+        x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
     what = f"{len(images):,} training {run.flow.preprocess.noun} from {source}"
     print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
-    print(
-        f"{'layer':<12}{'angle of W':>12}{'of R':>10}{'|likelihood|':>16}{'|reconstruction|':>18}"
-    )
+    norms = f"{'|likelihood|':>16}{'|reconstruction|':>18}"
+    print(f"{'layer':<12}{'angle of W':>12}{'of R':>10}{norms}")
     for row in rows:
         of_r = "-" if row.inverse_angle is None else f"{row.inverse_angle:.3f}°"
         norms = f"{row.likelihood:>16.4g}{row.reconstruction:>18.4g}"

@@ -21,9 +21,8 @@ def main(argv, prog=None) -> None:
     only = "only layers, rules and maps whose name contains NAME (default: all)"
     parser.add_argument("--layer", metavar="NAME", help=only)
     precision = "what gradients are computed in; differences are in float64 (default: float64)"
-    parser.add_argument(
-        "--dtype", choices=("float64", "float32"), default="float64", help=precision
-    )
+    dtypes = ("float64", "float32")
+    parser.add_argument("--dtype", choices=dtypes, default="float64", help=precision)
     args = parser.parse_args(argv)
     checks = [check for check in catalogue() if not args.layer or args.layer in check.name]
     if not checks:

@@ -49,15 +49,10 @@ def _table(runs, names, start) -> str:
         if gap:
             part = gap[1] / (runs[0].nll[gap[0]] or math.inf)
             shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
-        cells = (
-            f"`{name}`" if name else "the run",
-            *(_short(run.nll[epoch]) for epoch in epochs),
-            shown,
-            f"{_short(run.nll[best])} at {best}",
-            "not done" if run.test_nll is None else _short(run.test_nll),
-            _short(last["seconds"] / last["epoch"], ".1f"),
-        )
-        lines.append(cells)
+        own = (f"`{name}`" if name else "the run", *(_short(run.nll[epoch]) for epoch in epochs))
+        test = "not done" if run.test_nll is None else _short(run.test_nll)
+        speed = _short(last["seconds"] / last["epoch"], ".1f")
+        lines.append((*own, shown, f"{_short(run.nll[best])} at {best}", test, speed))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

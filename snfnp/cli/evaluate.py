@@ -20,13 +20,10 @@ def main(argv: list[str], prog: str | None = None) -> None:
     at_once = "images at once (default: 1000)"
     parser.add_argument("--batch-size", type=int, default=1000, help=at_once)
     add_data(parser)
-    parser.add_argument(
-        "--certify",
-        action="store_true",
-        help="also say what is proved of every learned inverse without a determinant: that W and R "
-        "are invertible, and by how much log|W| and -log|R|, and the two densities of Eq. 3 at one "
-        "batch's latents, can differ",
-    )
+    proof = "also say what is proved of every learned inverse without a determinant: that W and R "
+    proof += "are invertible, and by how much log|W| and -log|R|, and the two densities of Eq. 3 "
+    proof += "at one batch's latents, can differ"
+    parser.add_argument("--certify", action="store_true", help=proof)
     args = parser.parse_args(argv)
     check_range(args, "--batch-size", 1)
     check_seed(args)
@@ -69,10 +66,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
         cells = f"{certificate.lower:>12.4g}{certificate.upper:>12.4g}{certificate.trace:>12.4g}"
         lines.append(f"{certificate.layer:<12}{cells}{says:>14}")
     sure = [certificate.difference for certificate in proved if certificate.holds]
-    lines.append(
-        f"proved for {len(sure)} of {len(proved)} layers: W and R are invertible, and log|W| and "
-        "-log|R| differ by at most as many nats"
-    )
+    says = "W and R are invertible, and log|W| and -log|R| differ by at most as many nats"
+    lines.append(f"proved for {len(sure)} of {len(proved)} layers: {says}")
     if len(sure) < len(proved):
         lines.append("none: ρ < 1 is not proved there, so nothing is known without a determinant")
         return "\n".join(lines)
@@ -80,9 +75,8 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
     if len(sure) > 1:
         lines.append(f"all layers together: their sums differ by at most {total:.4g} nats")
     most, mean = (value + total for value in (np.abs(apart).max(), np.abs(apart).mean()))
-    lines.append(
-        f"densities: log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} samples differ "
-        f"by at most {most:.4g} nats, and by {mean:.4g} on average; {total:.4g} of it is the bound "
-        "above, the rest the activations' part"
-    )
+    of = f"log p^f and log p^g (Eq. 3) at the latents of {len(apart):,} samples"
+    differ = f"differ by at most {most:.4g} nats, and by {mean:.4g} on average"
+    rest = f"{total:.4g} of it is the bound above, the rest the activations' part"
+    lines.append(f"densities: {of} {differ}; {rest}")
     return "\n".join(lines)

@@ -20,10 +20,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     out = "the picture, or .npy file of rows (default: RUN/sample-<inverse>.png, or .npy)"
     parser.add_argument("--out", type=Path, help=out)
-    through = (
-        "through the learned inverses, one pass; through these, refined until nothing is left "
-    )
-    through += "over; or through exact solves (default: learned)"
+    through = "through the learned inverses, one pass; through these, refined until nothing is "
+    through += "left over; or through exact solves (default: learned)"
     inverses = ("learned", "refined", "exact")
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
     scale = "scales the latents (default: 1.0)"

@@ -14,6 +14,7 @@ from snfnp.cli import suggestion
 from snfnp.data import load_dataset
 from snfnp.errors import UsageError
 from snfnp.ops import BACKENDS
+from snfnp.training.files import explained
 from snfnp.training.runs.load import LoadedRun, load_run
 
 _VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
@@ -105,12 +106,7 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
         raise UsageError(f"{option} is {path}: its name must end in one of {', '.join(suffixes)}")
     if os.path.isdir(path):
         raise UsageError(f"{option} is {path}, which is a folder: give the name of a file")
-    try:
+    with explained(f"write {path}", f"choose another {option}", UsageError):
         with suppress(FileNotFoundError):
             path.lstat()  # a name may be too long
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror}): choose another {option}"
-        ) from None
+        tempfile.TemporaryFile(dir=path.parent).close()

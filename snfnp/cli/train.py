@@ -75,14 +75,10 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     Options that are not given are absent from the result: defaults live in TrainConfig, and those
     of a script in `defaults`, which the help texts show.
     """
-    parser = Parser(
-        prog=prog,
-        usage="%(prog)s [-h] [OPTION …] [PATH]",
-        description=f"Train {subject}. Writes a run folder with the configuration, metrics, "
-        "checkpoints, samples and curves. The first options are the everyday ones.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    about = f"Train {subject}. Writes a run folder with the configuration, metrics, checkpoints, "
+    about += "samples and curves. The first options are the everyday ones."
+    how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
+    parser = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, **how)
     about = "your data: the same as --data PATH"
     parser.add_argument("path", metavar="PATH", nargs="?", help=about)
     everyday = parser.add_argument_group("Everyday options")
@@ -99,35 +95,19 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
                 settings = {"type": _KINDS[option.kind]}
             place = everyday if option.name in EVERYDAY else group
             place.add_argument(option.flag, dest=option.name, help=text, **settings)
-    start.add_argument(
-        launching.OPTION,
-        type=int,
-        metavar="N",
-        help="train in so many processes, each with its share of every batch: on GPUs, one for "
-        "each (starts this command with mpiexec; needs mpi4py)",
-    )
-    start.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="compute on so many threads, in every process (default: as many as there are cores "
-        "for it, or one if a few steps at the start show that other programs need the others)",
-    )
-    start.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        choices=(AUTO,),
-        help="go on with the run in --out from its last checkpoint (with --epochs to train "
-        "longer); auto: start it if there is nothing to go on with, so that one command can be "
-        "submitted again and again",
-    )
-    start.add_argument(
-        "--rollback",
-        action="store_true",
-        help="go back to the best checkpoint of the run in --out, with its λ and other settings "
-        "(and --lr to train on more carefully), and on from there",
-    )
+    about = "train in so many processes, each with its share of every batch: on GPUs, one for each "
+    about += "(starts this command with mpiexec; needs mpi4py)"
+    start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
+    about = "compute on so many threads, in every process (default: as many as there are cores for "
+    about += "it, or one if a few steps at the start show that other programs need the others)"
+    start.add_argument("--threads", type=int, metavar="N", help=about)
+    about = "go on with the run in --out from its last checkpoint (with --epochs to train longer); "
+    about += "auto: start it if there is nothing to go on with, so that one command can be "
+    about += "submitted again and again"
+    start.add_argument("--resume", nargs="?", const=True, choices=(AUTO,), help=about)
+    about = "go back to the best checkpoint of the run in --out, with its λ and other settings "
+    about += "(and --lr to train on more carefully), and on from there"
+    start.add_argument("--rollback", action="store_true", help=about)
     return parser
 
 

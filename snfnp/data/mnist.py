@@ -70,11 +70,9 @@ class MnistSpec(Published):
     def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         if self.name != "mnist":
             return super().without_download(error, report)
-        report(
-            f"WARNING: NOT THE FULL {self.title}: using the {SAMPLE} (5000 "
-            f"train, 1000 validation, 1000 test images), because {error}; --data-dir or "
-            "SNFNP_DATA_DIR may name a folder with the full data's files"
-        )
+        used = f"using the {SAMPLE} (5000 train, 1000 validation, 1000 test images)"
+        given = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
+        report(f"WARNING: NOT THE FULL {self.title}: {used}, because {error}; {given}")
         return sample()
 
 

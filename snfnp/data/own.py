@@ -154,5 +154,4 @@ def _explained(path):
         problem = one_line(error)
         if "pickle" in problem or "Python objects" in problem:
             problem = "it is no array of numbers, and Python objects are never loaded"
-        advice = "mend it, or leave it out"
-        raise UsageError(f"{path} cannot be read ({problem}): {advice}") from None
+        raise UsageError(f"{path} cannot be read ({problem}): mend it, or leave it out") from None

@@ -100,11 +100,9 @@ def measure_gradient(
         error = relative(numeric, analytic, typical)
         if not error <= rtol:
             at = [f"h={s:.0e}: {central_difference(f, x, u, s):.12g}" for s in (h, h / 4, h / 16)]
-            raise GradientError(
-                f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}, "
-                f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(at)})"
-                + _where(f, x, gradient, h, name)
-            )
+            found = f"{name}, direction {index}: analytic {analytic:.12g}, numeric {numeric:.12g}"
+            off = f"relative error {error:.2e} > {rtol:.0e} (f = {f(x):.6g}; {', '.join(at)})"
+            raise GradientError(f"{found}, {off}{_where(f, x, gradient, h, name)}")
         worst = max(worst, error)
         for factor in controls:
             error = relative(numeric, factor * analytic, typical)

@@ -351,8 +351,7 @@ def _log_det_error(case: Case, sample: np.ndarray) -> float:
     columns = central_difference(rows_of, copies, np.eye(dimension).reshape(copies.shape), 1e-2)
     numeric = float(np.linalg.slogdet(columns)[1])
     closer = abs(declared - numeric) < abs(expected - numeric)
-    raise GradientError(
-        f"log|det J| is {expected:.12g} from the Jacobian that backward makes, {declared:.12g} "
-        f"from the layer, and {numeric:.8g} from finite differences of forward: "
-        f"{'δ_x of backward' if closer else 'ldj or log_det'} is wrong"
-    )
+    wrong = "δ_x of backward" if closer else "ldj or log_det"
+    found = f"{expected:.12g} from the Jacobian that backward makes, {declared:.12g} from the layer"
+    slope = f"{numeric:.8g} from finite differences of forward"
+    raise GradientError(f"log|det J| is {found}, and {slope}: {wrong} is wrong")

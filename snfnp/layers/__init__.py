@@ -11,16 +11,5 @@ from snfnp.layers.split import SplitPrior
 from snfnp.layers.squeeze import Squeeze
 from snfnp.layers.whiten import Whiten
 
-__all__ = [
-    "ActNorm",
-    "AffineCoupling",
-    "Layer",
-    "Linear",
-    "Parameterless",
-    "Preprocess",
-    "RationalQuadraticSpline",
-    "SmoothLeakyReLU",
-    "SplitPrior",
-    "Squeeze",
-    "Whiten",
-]
+__all__ = ["ActNorm", "AffineCoupling", "Layer", "Linear", "Parameterless", "Preprocess"]
+__all__ += ["RationalQuadraticSpline", "SmoothLeakyReLU", "SplitPrior", "Squeeze", "Whiten"]

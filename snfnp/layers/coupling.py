@@ -38,23 +38,16 @@ class AffineCoupling(Layer):
 
     def __post_init__(self):
         if self.channels < 2 or self.channels % 2:
-            raise UsageError(
-                f"an affine coupling of {self.channels} channels: they cannot split into halves"
-            )
+            found = f"an affine coupling of {self.channels} channels"
+            raise UsageError(f"{found}: they cannot split into halves")
         if self.width < 1:
             raise UsageError(f"width of a coupling's network is {self.width}: it must be positive")
 
     def parameter_shapes(self, shape) -> dict:
         channels, width = self.channels, self.width
-        return {
-            "w1": (*_KERNEL, channels // 2, width),
-            "b1": (width,),
-            "w2": (width, width),
-            "b2": (width,),
-            "w3": (*_KERNEL, width, channels),
-            "b3": (channels,),
-            "logs": (channels,),
-        }
+        first, last = (*_KERNEL, channels // 2, width), (*_KERNEL, width, channels)
+        hidden = {"w1": first, "b1": (width,), "w2": (width, width), "b2": (width,)}
+        return hidden | {"w3": last, "b3": (channels,), "logs": (channels,)}
 
     def init(self, rng, shape) -> dict:
         params = {name: np.zeros(size) for name, size in self.parameter_shapes(shape).items()}

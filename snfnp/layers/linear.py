@@ -40,9 +40,8 @@ class Linear(Layer):
 
     def __post_init__(self):
         if self.init_kind not in ("paper", "identity", "orthogonal"):
-            raise UsageError(
-                f"init_kind is {self.init_kind!r}: choose paper, identity or orthogonal"
-            )
+            found = f"init_kind is {self.init_kind!r}"
+            raise UsageError(f"{found}: choose paper, identity or orthogonal")
         if self.bias_init not in ("zero", "data"):
             raise UsageError(f"bias_init is {self.bias_init!r}: choose zero or data")
         if self.bias_init == "data" and not self.bias:

@@ -60,8 +60,7 @@ class Preprocess(_OfImages):
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
-        noisy = self.levels * (s - self.alpha) / (1 - 2 * self.alpha)
-        return self._integers(ops, noisy)
+        return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
 
     def terms(self, ldj, dimension: int) -> dict:
         """The ledger's rows: what each step contributes to ldj (a mean over samples), in nats.

@@ -34,9 +34,8 @@ class RationalQuadraticSpline(Layer):
         if not 0 < self.bound < math.inf:
             raise UsageError(f"bound of a spline is {self.bound}: it must be positive")
         if not 0 < self.eps * self.bins < 1:
-            raise UsageError(
-                f"eps of a spline is {self.eps}: it must be in (0, 1/bins) = (0, {1 / self.bins:g})"
-            )
+            limits = f"(0, 1/bins) = (0, {1 / self.bins:g})"
+            raise UsageError(f"eps of a spline is {self.eps}: it must be in {limits}")
 
     def parameter_shapes(self, shape) -> dict:
         sizes = {"widths": self.bins, "heights": self.bins, "slopes": self.bins - 1}

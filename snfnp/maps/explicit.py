@@ -49,11 +49,9 @@ def strip(ops, w, rows, columns, width):
     taps_across, place_across = _overlap(breadth, 2 * width - 1, width - 1 - across)
     padded[place, place_across] = w[taps, taps_across]
     down, right, i, o = padded.strides
-    windows = ops.xp.lib.stride_tricks.as_strided(
-        padded[rows - 1 :, width - 1 :],
-        (rows, width, outputs, columns, width, inputs),
-        (-down, -right, o, down, right, i),
-    )
+    sizes = (rows, width, outputs, columns, width, inputs)
+    seen, steps = padded[rows - 1 :, width - 1 :], (-down, -right, o, down, right, i)
+    windows = ops.xp.lib.stride_tricks.as_strided(seen, sizes, steps)
     return ops.xp.ascontiguousarray(windows)
 
 
@@ -67,18 +65,14 @@ def gather(ops, strip, kernel, width, rows):
     above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
     # with zeros around the columns, every row has a place for every tap
     before, after = max(above, 0), max(rows - 1 + height - 1 - above - (columns - 1), 0)
-    padded = ops.xp.zeros(
-        (rows, width, outputs, before + columns + after, width + breadth - 1, inputs)
-    )
-    padded[:, :, :, before : before + columns, across : across + width] = strip.reshape(
-        rows, width, outputs, columns, width, inputs
-    )
+    sides = before + columns + after, width + breadth - 1
+    padded = ops.xp.zeros((rows, width, outputs, *sides, inputs))
+    strip = strip.reshape(rows, width, outputs, columns, width, inputs)
+    padded[:, :, :, before : before + columns, across : across + width] = strip
     row, x, o, down, right, i = padded.strides
-    positions = ops.xp.lib.stride_tricks.as_strided(
-        padded[:, :, :, before - above :],
-        (rows, width, outputs, height, breadth, inputs),
-        (row + down, x + right, o, down, right, i),
-    )
+    sizes = (rows, width, outputs, height, breadth, inputs)
+    seen, steps = padded[:, :, :, before - above :], (row + down, x + right, o, down, right, i)
+    positions = ops.xp.lib.stride_tricks.as_strided(seen, sizes, steps)
     return ops.xp.ascontiguousarray(positions.sum(axis=(0, 1)).transpose(1, 2, 3, 0))
 
 

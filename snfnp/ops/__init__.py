@@ -46,16 +46,5 @@ def get_ops(
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = [
-    "SINGLE_PROCESS",
-    "BACKENDS",
-    "Array",
-    "Communicator",
-    "Epilogue",
-    "Ops",
-    "RandomKey",
-    "WeightGradient",
-    "get_ops",
-    "shares",
-    "world",
-]
+__all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Epilogue", "Ops"]
+__all__ += ["RandomKey", "WeightGradient", "get_ops", "shares", "world"]

@@ -43,12 +43,9 @@ def _find_cache() -> bool:
     if place:
         numba.config.CACHE_DIR = str(place)
     kept = place is not None and works()
-    print(
-        "compiled kernels cannot be kept beside the package or in the home folder: they are "
-        + (f"kept in {place}" if kept else "compiled again in every run")
-        + " (NUMBA_CACHE_DIR names another place)",
-        file=sys.stderr,
-    )
+    found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
+    what = f"kept in {place}" if kept else "compiled again in every run"
+    print(f"{found} {what} (NUMBA_CACHE_DIR names another place)", file=sys.stderr)
     return kept
 
 

@@ -23,9 +23,8 @@ class Relative(Rule):
 
     def __post_init__(self):
         if self.bias not in ("plain", "gresele", "full"):
-            raise UsageError(
-                f"bias of the relative gradient is {self.bias!r}: choose plain, gresele or full"
-            )
+            found = f"bias of the relative gradient is {self.bias!r}"
+            raise UsageError(f"{found}: choose plain, gresele or full")
 
     def check_maps(self, f, g) -> None:
         if f.shares_weights:

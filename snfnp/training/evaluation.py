@@ -80,17 +80,16 @@ class Evaluator:
         limit = usual + max(_TOLERATED, abs(usual))
         if bits > limit:
             unit, scale = ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
-            raise DivergedError(
-                f"the exact validation likelihood after epoch {epoch} has exploded: "
-                f"{bits * scale:.4g} {unit} (a run that learns has at most {limit * scale:.4g})"
-            )
+            found = f"the exact validation likelihood after epoch {epoch} has exploded"
+            most = f"a run that learns has at most {limit * scale:.4g}"
+            raise DivergedError(f"{found}: {bits * scale:.4g} {unit} ({most})")
 
     def rehearse(self, images) -> None:
         """Evaluate some images with the first parameters, where that compiles something."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
-            likelihood = Likelihood(trainer.ops, trainer.flow, trainer.layout, trainer.initial())
-            self._evaluate(likelihood, images[: self._config.batch_size])
+            images = images[: self._config.batch_size]
+            self._evaluate(trainer.likelihood(trainer.initial()), images)
 
     def describe(self, record: dict) -> str:
         """A record in a line; the best one has a star."""
@@ -106,8 +105,8 @@ class Evaluator:
 
     def test(self, p, images) -> Evaluation:
         """The evaluation of test images at parameters p, a flat host array."""
-        ops, flow, layout = self._trainer.ops, self._trainer.flow, self._trainer.layout
-        evaluation = self._evaluate(Likelihood(ops, flow, layout, ops.asarray(p)), images)
+        trainer = self._trainer
+        evaluation = self._evaluate(trainer.likelihood(trainer.ops.asarray(p)), images)
         if not math.isfinite(evaluation.nll):
             raise DivergedError("the exact test likelihood at the best epoch is not finite")
         return evaluation
@@ -116,6 +115,5 @@ class Evaluator:
         # People whose memory is short make batches smaller, and evaluation, in double precision
         # but without gradients, is to follow.
         at_once, world = 10 * self._config.batch_size, self._trainer.world
-        return likelihood.evaluate(
-            images, EVALUATION_SEED, at_once=at_once, watch=watch, world=world
-        )
+        how = {"at_once": at_once, "watch": watch, "world": world}
+        return likelihood.evaluate(images, EVALUATION_SEED, **how)

@@ -104,11 +104,9 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
     and an evaluation that leave no trace."""
     if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
         return
-    chosen = ""
     with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
-        chosen = trainer.ops.device.prepare(step, choose and trainer.world.size == 1)
-    if chosen:
-        report(chosen)
+        if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
+            report(chosen)
     evaluator.rehearse(dataset.validation)
 
 
@@ -210,11 +208,9 @@ def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evalua
         run.write_summary(summary)
     bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
     noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
-    report(
-        f"best epoch {summary['best_epoch']}: exact validation NLL "
-        f"{summary['validation_nll_nats']:.2f} nats, exact test NLL {test.nll:.2f} nats"
-        f"{bits} ({test.images} test {dataset.noun}{noise})\n"
-        f"{trainer.step} steps in {clock.seconds:.1f} s, "
-        f"{summary['milliseconds_per_step']:.2f} ms per step"
-    )
+    chosen = f"exact validation NLL {summary['validation_nll_nats']:.2f} nats"
+    tested = f"exact test NLL {test.nll:.2f} nats{bits} ({test.images} test {dataset.noun}{noise})"
+    speed = f"{summary['milliseconds_per_step']:.2f} ms per step"
+    steps = f"{trainer.step} steps in {clock.seconds:.1f} s, {speed}"
+    report(f"best epoch {summary['best_epoch']}: {chosen}, {tested}\n{steps}")
     return summary

@@ -82,8 +82,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
         write_atomically(path, content.getvalue())
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
-    size = (4.6 * len(panels) * grow, 5.2 * grow)
-    figure = Figure(figsize=size)
+    figure = Figure(figsize=(4.6 * len(panels) * grow, 5.2 * grow))
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -16,41 +16,33 @@ _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 _MOMENT = 0.5  # seconds of compilation that are not worth a word
 
 
-class _Compilations:
-    """Reports compilations as they happen, on a line that moves if the output is a terminal."""
-
-    def __init__(self, report: Callable[[str], None], silent: bool):
-        self._report, self._silent = report, silent
-        self._kernels, self._seconds, self._begun = 0, 0.0, 0.0
-        self._line: tqdm | None = None
-
-    def begins(self) -> None:
-        self._begun = time.perf_counter()
-
-    def ends(self, kernels: int) -> None:
-        self._kernels += kernels
-        self._seconds += time.perf_counter() - self._begun
-        if self._line is None and self._seconds > _MOMENT:
-            self._report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
-            sys.stdout.flush()  # a log file is to say so now
-            hidden = self._silent or None
-            self._line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
-        if self._line is not None:
-            self._line.set_description_str(f"{self._kernels} kernels, {self._seconds:.0f} s")
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._report(f"compiled {self._kernels} kernels in {self._seconds:.0f} s")
-
-
 @contextmanager
 def compilations_shown(ops, report: Callable[[str], None], silent=False) -> Iterator[None]:
-    """A context that says so if kernels are compiled in it: no step of training takes that time."""
-    shown = _Compilations(report, silent)
-    with ops.device.compilations(shown.begins, shown.ends):
+    """A context that says so if kernels are compiled in it, on a line that moves if the output is a
+    terminal: no step of training takes that time."""
+    kernels, seconds, begun = 0, 0.0, 0.0
+    line: tqdm | None = None
+
+    def begins() -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+
+    def ends(count: int) -> None:
+        nonlocal kernels, seconds, line
+        kernels, seconds = kernels + count, seconds + time.perf_counter() - begun
+        if line is None and seconds > _MOMENT:
+            report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
+            sys.stdout.flush()  # a log file is to say so now
+            hidden = silent or None
+            line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
+        if line is not None:
+            line.set_description_str(f"{kernels} kernels, {seconds:.0f} s")
+
+    with ops.device.compilations(begins, ends):
         yield
-    shown.close()
+    if line is not None:
+        line.close()
+        report(f"compiled {kernels} kernels in {seconds:.0f} s")
 
 
 class Clock:
@@ -134,10 +126,8 @@ class ProgressLine:
         if self._trainer.multipliers:
             lams = self._trainer.lam_by_layer().values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
-        figures = (
-            f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
-            f"{lam}|grad| {metrics.gradient_norm:.1f}"
-        )
+        figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
+        figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
             step, speed = self._trainer.step, self._clock.steps_per_second

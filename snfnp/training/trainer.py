@@ -69,7 +69,7 @@ class Trainer(TrainingStep):
         p, fixed = self.initial(), slice(self.layout.fixed, None)
         p[fixed] = self.p[fixed]
         self._initialise_from_data(self.layout.views(p), images)
-        return Likelihood(self.ops, self.flow, self.layout, p)
+        return self.likelihood(p)
 
     def _initialise_from_data(self, params, images) -> None:
         x, _ = self.encode(images, 0, cut(len(images), 1)[0])
@@ -129,8 +129,7 @@ class Trainer(TrainingStep):
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
                 self.ascend(images_of(failed))
-            views = self.layout.views(self.gradient)
-            where = self.flow.first_nonfinite_gradient(self.ops, views)
+            where = self.flow.first_nonfinite_gradient(self.ops, self.layout.views(self.gradient))
             what = f"the gradient of {where or 'all layers together'}"
         else:
             images = images_of(failed)
@@ -166,9 +165,9 @@ class Trainer(TrainingStep):
             return self.multipliers.lam
         return dict.fromkeys(self.flow.learned_inverses(), float(self.lam))
 
-    def likelihood(self) -> Likelihood:
-        """An exact, immutable snapshot of the present parameters."""
-        return Likelihood(self.ops, self.flow, self.layout, self.p)
+    def likelihood(self, p=None) -> Likelihood:
+        """An exact, immutable snapshot of the present parameters, or of others, flat."""
+        return Likelihood(self.ops, self.flow, self.layout, self.p if p is None else p)
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state on the host."""

@@ -35,11 +35,9 @@ def world() -> Communicator:
         reason = (str(error).splitlines() or [""])[0]
         raise BackendError(f"{started}, but mpi4py finds no MPI ({reason}): {INSTALL}") from None
     if MPI.COMM_WORLD.size != launch.size:
-        library = MPI.Get_library_version().split("\n")[0].strip()
-        raise BackendError(
-            f"{started}, of which mpi4py's {' '.join(library.split())} sees "
-            f"{MPI.COMM_WORLD.size}: use the mpiexec of the same MPI, or srun --mpi=pmi2 or pmix"
-        )
+        library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+        found = f"{started}, of which mpi4py's {library} sees {MPI.COMM_WORLD.size}"
+        raise BackendError(f"{found}: use the mpiexec of the same MPI, or srun --mpi=pmi2 or pmix")
     from snfnp.ops.communication.mpi import Mpi
 
     return Mpi(MPI)

@@ -80,10 +80,8 @@ class Communicator:
             for name in every[0] | theirs:
                 here, there = (str(given.get(name, "not given")) for given in (every[0], theirs))
                 if here != there:
-                    raise UsageError(
-                        f"{name} is {here} for rank 0 and {there} for rank {rank}: give all "
-                        "processes the same"
-                    )
+                    found = f"{name} is {here} for rank 0 and {there} for rank {rank}"
+                    raise UsageError(f"{found}: give all processes the same")
 
 
 SINGLE_PROCESS = Communicator()

@@ -29,9 +29,8 @@ class Nccl(Communicator):
         nccl, missing = _load(cupy)
         for rank, reason in enumerate(world.gather(missing)):
             if reason:
-                raise BackendError(
-                    f"several processes on GPUs need NCCL, and for rank {rank} {reason}"
-                )
+                found = f"for rank {rank} {reason}"
+                raise BackendError(f"several processes on GPUs need NCCL, and {found}")
         _require_apart(world.gather(_place(cupy)))
         self._nccl = nccl
         self._types = {np.dtype("f4"): nccl.NCCL_FLOAT32, np.dtype("f8"): nccl.NCCL_FLOAT64}
@@ -77,7 +76,6 @@ def _require_apart(places: list[tuple[str, str]]) -> None:
         first = places.index(place)
         if first != rank:
             here = [other for other in places if other[0] == place[0]]
-            raise BackendError(
-                f"{len(here)} processes on {place[0]} are more than its {len(set(here))} GPU(s): "
-                f"ranks {first} and {rank} both have {place[1]}; start one process for each GPU"
-            )
+            found = f"{len(here)} processes on {place[0]} are more than its {len(set(here))} GPU(s)"
+            both = f"ranks {first} and {rank} both have {place[1]}"
+            raise BackendError(f"{found}: {both}; start one process for each GPU")

@@ -54,8 +54,7 @@ class Conv(OperationGroup):
             taps = k.transpose(2, 0, 1, 3).reshape(inputs, kh * kw * outputs)
             products = self.linalg.matmul(x.reshape(-1, inputs), taps)
             return self.shift_and_add(products.reshape(*x.shape[:3], kh, kw, outputs))
-        cols = self.patches(x, (kh, kw))
-        z = self.linalg.matmul(cols, k.reshape(kh * kw * inputs, outputs))
+        z = self.linalg.matmul(self.patches(x, (kh, kw)), k.reshape(kh * kw * inputs, outputs))
         return z.reshape(*x.shape[:3], outputs)
 
     def shift_and_add(self, products):

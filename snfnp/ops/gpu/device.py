@@ -46,9 +46,8 @@ class Gpu:
             shortfall = self.shortfall(error)
             if shortfall is None:
                 raise
-            raise BackendError(
-                f"the GPU's memory is full ({shortfall}): see with nvidia-smi what holds it"
-            ) from None
+            found = f"the GPU's memory is full ({shortfall})"
+            raise BackendError(f"{found}: see with nvidia-smi what holds it") from None
         self._counter = self.xp.zeros(1, np.uint32)
         self.xp.cuda.get_current_stream().synchronize()  # it is 0, whatever stream uses it first
         self._constants: dict = {}

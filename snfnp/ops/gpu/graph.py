@@ -122,9 +122,8 @@ class Graph:
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
-        self._report(
-            f"the training step cannot be recorded as a CUDA graph ({error}): it runs without one"
-        )
+        found = f"the training step cannot be recorded as a CUDA graph ({error})"
+        self._report(f"{found}: it runs without one")
 
 
 class _Recording:

@@ -24,10 +24,9 @@ class DeviceGuard:
         """Raises BackendError if another device is current."""
         current = self._current()
         if current != self.id:
-            raise BackendError(
-                f"this backend was made on GPU {self.id}, and GPU {current} is the current one: "
-                f"use it inside `with cupy.cuda.Device({self.id})`, or make another with get_ops"
-            )
+            found = f"this backend was made on GPU {self.id}, and GPU {current} is the current one"
+            inside = f"use it inside `with cupy.cuda.Device({self.id})`"
+            raise BackendError(f"{found}: {inside}, or make another with get_ops")
 
 
 class Launcher:
@@ -59,12 +58,8 @@ class Launcher:
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
-            self._start(kernel, dtype, blocks, threads, values)
-
-    def _start(self, kernel, dtype, blocks, threads, values) -> None:
-        """Launch with the values of all parameters, in the kernel's order."""
-        self._guard.require()
-        self._function(kernel, str(dtype))((blocks,), (threads,), values)
+            self._guard.require()
+            self._function(kernel, str(dtype))((blocks,), (threads,), values)
 
     def _function(self, kernel: str, dtype: str):
         if (kernel, dtype) not in self._functions:
@@ -74,9 +69,8 @@ class Launcher:
             expressions = [source.expression(name, dtype) for name in names]
             if self.begins:
                 self.begins()
-            module = self._cupy.RawModule(
-                code=source.source(group), options=source.OPTIONS, name_expressions=expressions
-            )
+            how = {"options": source.OPTIONS, "name_expressions": expressions}
+            module = self._cupy.RawModule(code=source.source(group), **how)
             for name, expression in zip(names, expressions, strict=True):
                 self._functions[name, dtype] = module.get_function(expression)
             if self.ends:

@@ -53,11 +53,9 @@ def require_cupy(turn: int | None = None):
         task, remedy = "run a first kernel", "nvidia-smi shows whether the GPU is free"
         int((cupy.zeros(1) + 1)[0])
     except Exception as error:
-        found = f"{called} cannot {task} ({first_line(error.__cause__ or error)})"
-        raise BackendError(
-            f"backend cupy cannot run: {found}: {remedy}; more is in scripts/gpu.md, and "
-            "backend numba needs no GPU"
-        ) from None
+        found = f"{called} cannot {task} ({first_line(error.__cause__ or error)}): {remedy}"
+        more = "more is in scripts/gpu.md, and backend numba needs no GPU"
+        raise BackendError(f"backend cupy cannot run: {found}; {more}") from None
     return cupy
 
 

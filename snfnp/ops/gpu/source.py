@@ -24,18 +24,9 @@ from typing import NamedTuple
 
 TYPES = {"float32": "float", "float64": "double"}
 # What a kernel's pointers point to, by NumPy's names; T is the type it is instantiated for.
-POINTED = {
-    qualifier + name + "*": kind
-    for qualifier in ("", "const ")
-    for name, kind in {
-        "T": "T",
-        "double": "float64",
-        "unsigned char": "uint8",
-        "unsigned int": "uint32",
-        "long long": "int64",
-        "unsigned long long": "uint64",
-    }.items()
-}
+_KINDS = {"T": "T", "double": "float64", "unsigned char": "uint8", "unsigned int": "uint32"}
+_KINDS |= {"long long": "int64", "unsigned long long": "uint64"}
+POINTED = {f"{of}{name}*": kind for of in ("", "const ") for name, kind in _KINDS.items()}
 THREADS = 256
 OPTIONS = ("-std=c++17",)  # no fast-math: infinities and NaN must be seen
 

@@ -89,8 +89,7 @@ class Step(OperationGroup):
         for start, size, outputs, place in blocks:
             u = matrices[place : place + size**2].reshape(size, size).astype(values.dtype)
             part = slice(start, start + size * outputs)
-            block = values[part].reshape(size, outputs)
-            turned[part] = self.linalg.matmul(u, block).reshape(-1)
+            turned[part] = self.linalg.matmul(u, values[part].reshape(size, outputs)).reshape(-1)
         if add:
             turned += out
         out[...] = turned
@@ -105,8 +104,7 @@ class Step(OperationGroup):
     def assign(self, values, squares, failed, out) -> None:
         """out ← values, flat buffers, if `failed` is 0 and Σ g² (`squares`) is finite, so that
         parameters which no optimiser moves stop when the others do."""
-        going = self.xp.isfinite(squares) & (failed == 0)
-        out[...] = self.xp.where(going, values, out)
+        out[...] = self.xp.where(self.xp.isfinite(squares) & (failed == 0), values, out)
 
     def control(self, measured, samples, controller: Controller, squares, failed, out):
         """λ for the next step, from what this one measured: out (rows, K), see `Row`.

@@ -160,8 +160,7 @@ class TrainConfig:
         flow = self.preset.build(choices, tuple(image_shape))
         if self.preprocess is None and len(image_shape) == 3:
             return flow
-        preprocess = preprocess_by_name(self.preprocess, image_shape, moments)
-        return replace(flow, preprocess=preprocess)
+        return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
 
     def filled(self) -> TrainConfig:
         """The configuration with every option that was left out filled in, except the epochs."""
@@ -282,9 +281,8 @@ class TrainConfig:
         gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
         gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
         if gone:
-            found = f"it was trained with {gone[0]} = {values[gone[0]]}"
             advice = "which only earlier versions have: use the one that trained it"
-            raise RetiredError(f"{found}, {advice}")
+            raise RetiredError(f"it was trained with {gone[0]} = {values[gone[0]]}, {advice}")
         for name, value in values.items():
             if name in OPTIONS and OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")

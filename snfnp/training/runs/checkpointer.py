@@ -126,8 +126,7 @@ class Checkpointer:
         lost = best is not None and kept != at
         if step == steps and (best is None or lost and at < step):
             found = f"{folder.best} is not of the best evaluation of {folder.last}"
-            advice = "restore it, or give more --epochs to choose another"
-            raise CheckpointError(f"{found}: {advice}")
+            raise CheckpointError(f"{found}: restore it, or give more --epochs to choose another")
         if lost and at < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
             self.evaluator.best = None

@@ -150,15 +150,12 @@ class RunFolder:
             return f"{self.path} has no SHA-256 of its images (an earlier version's): {unknown}"
         if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
             return None
-        name, option = data.get("name", record["config"].get("data")), "--data-dir"
-        if record["config"].get("data") not in DATA_SETS:
-            option = "--data"
+        given = record["config"].get("data")
+        name, option = data.get("name", given), "--data-dir" if given in DATA_SETS else "--data"
         noun = "images" if len(shape) == 3 else "rows"
-        line = (
-            f"{self.path} was trained on {counts} {noun} (train, validation, test) of "
-            f"shape {shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
-            f"{found[1]}, {dataset.name} from {dataset.source}"
-        )
+        line = f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
+        line += f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
+        line += f"{found[1]}, {dataset.name} from {dataset.source}"
         if allowed and found[1] == shape:
             return line
         others = "" if splits == SPLITS else ", or others of its shape to look at,"
@@ -236,8 +233,7 @@ class RunFolder:
                     raise ValueError("no evaluation")
             except ValueError as error:
                 found = f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]})"
-                advice = "restore it, or delete it to go on without"
-                raise SnfnpError(f"{found}: {advice}") from None
+                raise SnfnpError(f"{found}: restore it, or delete it to go on without") from None
         return records
 
 
