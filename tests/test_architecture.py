@@ -153,12 +153,7 @@ def test_the_architecture_is_as_planned(rule):
 @pytest.mark.parametrize(
     "rule, file, text, said",
     [
-        (
-            upward,
-            "snfnp/flow.py",
-            "from snfnp.training import x",
-            "imports snfnp.training.x",
-        ),
+        (upward, "snfnp/flow.py", "from snfnp.training import x", "imports snfnp.training.x"),
         (upward, "snfnp/maps/conv.py", "from snfnp import rules", "imports snfnp.rules"),
         (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
         (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),

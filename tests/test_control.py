@@ -168,10 +168,7 @@ def solve(ops, own, steps, lam=0.2, a=A, at=T, seen=lambda error: error):
     return float(state[Row.LAM, 0]), path[-1], np.array(path)
 
 
-CLOSED = {
-    "geco": {"smoothing": 0.9, "rate": 0.05},
-    "mdmm": {"damping": 1.0, "rate": 0.05},
-}
+CLOSED = {"geco": {"smoothing": 0.9, "rate": 0.05}, "mdmm": {"damping": 1.0, "rate": 0.05}}
 
 
 @KINDS

@@ -113,10 +113,7 @@ def test_over_all_probes_the_mean_is_the_series(monkeypatch):
 
 @pytest.mark.parametrize(
     "linear, shape, rule",
-    [
-        (Conv2d((1, 1), 3), (2, 3, 3), LeastSquares()),
-        (Dense(5), (5,), Projection()),
-    ],
+    [(Conv2d((1, 1), 3), (2, 3, 3), LeastSquares()), (Dense(5), (5,), Projection())],
     ids=str,
 )
 def test_at_the_inverse_the_gradient_is_the_exact_one(ops, linear, shape, rule):
