@@ -115,17 +115,10 @@ def of_types(*dtypes):
     return change
 
 
-HEADERS = [
-    {"step": -1},
-    {"step": 2**63},
-    {"step": 1.5},
-    {"lam": -1.0},
-    {"lam": np.nan},
-    {"lam": np.inf},
-]
+HEADERS = [{"step": -1}, {"step": 2**63}, {"step": 1.5}, {"lam": -1.0}, {"lam": np.nan}]
 HEADERS += [{"seed": -1}, {"seed": 2**63}, {"seed": "x"}, {"sums": (1.0, 2.0)}, {"sums": "abcd"}]
 HEADERS += [{"sums": (1.0, 2.0, 3.0, value)} for value in (np.nan, 10**400)]
-HEADERS += [{"record": []}, {"record": {"seconds": np.nan}}]
+HEADERS += [{"lam": np.inf}, {"record": []}, {"record": {"seconds": np.nan}}]
 FORGED = [
     *(spoiled(name, value) for name, value in (("p", np.nan), ("p", np.inf), ("m", -np.inf))),
     *(spoiled("v", value) for value in (np.nan, np.inf, -1.0)),
@@ -167,8 +160,6 @@ RECORDS += [{"best": {"epoch": 9, "step": 99, "seconds": 1, "validation_nll_nats
 RECORDS += [{"seconds": 10**400}, {"metrics": [1.5, ""]}, {"metrics": [3, 5]}]
 BEST = {"step": 10**400, "epoch": 10**400, "validation_nll_nats": [1]}
 BEST |= {"validation_bits_per_dimension": -(10**400), "reconstruction": None}
-
-
 RECORDS += [{name: value} for name, value in BEST.items()]
 
 

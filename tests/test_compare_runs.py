@@ -61,7 +61,9 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
 
 def test_models_are_named_without_what_their_presets_say(tmp_path):
     for name, model in (("fc", "fc"), ("conv", "conv")):
-        run_training(tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1)
+        run_training(
+            tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1, backend="numpy"
+        )
     opened = comparison.open_runs([tmp_path / "fc", tmp_path / "conv"])
     assert comparison.labels(opened) == ["--model fc", "--model conv"]
 

@@ -237,19 +237,12 @@ class WideSplit(SplitPrior):
 
 @pytest.mark.parametrize(
     "split, message",
-    [
-        (ForgetfulSplit, r"log\|det J\| is -inf"),
-        (DenseSplit, r"log\|det J\| is "),
-        (WideSplit, "^latent is float64"),
-    ],
+    [(ForgetfulSplit, "is -inf"), (DenseSplit, r"det J\| is "), (WideSplit, "^latent is float64")],
 )
 def test_a_wrong_split_fails(split, message):
     check_layer(SplitPrior(ActNorm()), (2, 3, 4))
     with pytest.raises(GradientError, match=message):
         check_layer(split(ActNorm()), (2, 3, 4))
-
-
-# ---------------------------------------------------------------- stencils
 
 
 def test_a_stencil_converges_at_its_order():

@@ -95,11 +95,10 @@ def test_a_larger_kernel_is_nearer_to_the_inverse():
 
 def test_in_single_precision_the_normal_equations_are_in_double():
     case = Case((5, 4, 2), (3, 3), (5, 5))
-    single = LeftInverse(case.ops, case.f, case.g, case.w.astype(np.float32), case.shape)
+    w = case.w.astype(np.float32)
+    single = LeftInverse(case.ops, case.f, case.g, w, case.shape)
     assert single.r.dtype == np.float64
-    rounded = LeftInverse(
-        case.ops, case.f, case.g, case.w.astype(np.float32).astype(np.float64), case.shape
-    )
+    rounded = LeftInverse(case.ops, case.f, case.g, w.astype(np.float64), case.shape)
     np.testing.assert_array_equal(single.r, rounded.r)
 
 

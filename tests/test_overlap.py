@@ -71,12 +71,8 @@ def test_so_are_those_of_slices(late, model, changes):
         trainer = make_trainer(ops, model, **changes)
         images = images_of(trainer, 0)
         trainer.initialise_from_data(images)
-        gradients.append(
-            [
-                gradient_of(trainer, images[part.first :][: part.count], part)
-                for part in cut(BATCH, 2)
-            ]
-        )
+        slices = ((images[part.first :][: part.count], part) for part in cut(BATCH, 2))
+        gradients.append([gradient_of(trainer, *each) for each in slices])
     assert late.device.put_off.done
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)

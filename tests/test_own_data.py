@@ -342,10 +342,8 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path):
     path, size = tmp_path / "large.npy", (40_000, 400)
     np.save(path, RNG.normal(size=size))  # 128 MB
     tracemalloc.start()
-    train.main(
-        [str(path), "--backend", "numpy", "--batch-size", "500", "--epochs", "1"]
-        + ["--out", str(tmp_path / "run")]
-    )
+    options = ("--batch-size", "500", "--epochs", "1", "--out", str(tmp_path / "run"))
+    train.main([str(path), *SHORT, *options])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < path.stat().st_size / 2

@@ -337,7 +337,5 @@ def test_what_processes_needs_and_is_missing(monkeypatch, missing):
 
     monkeypatch.setattr(starting.shutil, "which", found)
     monkeypatch.setattr(starting.importlib.util, "find_spec", found)
-    with pytest.raises(
-        UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py mpich"
-    ):
+    with pytest.raises(UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"):
         starting.start(2, ["--processes", "2"], SINGLE_PROCESS)

@@ -254,7 +254,5 @@ def test_recomputation_is_refused_where_it_would_do_nothing():
     with pytest.raises(UsageError, match="--recompute only has an effect with") as caught:
         config.resolve(1000)
     assert "\n" not in str(caught.value)
-    assert not any(
-        layer.cheap_exact_inverse
-        for _, layer in TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1)).layers
-    )
+    flow = TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1))
+    assert not any(layer.cheap_exact_inverse for _, layer in flow.layers)

@@ -282,17 +282,11 @@ class TestInABrowser:
             (f'<div class="formula">{WIDE}</div>', "cut without a hint: a"),
             (f"<pre>{WIDE}</pre>", "code that is cut: a"),
             ('<div style="width: 500px">a</div>', "wider than the screen: "),
-            (
-                '<p style="width: 9px"><math><mi>x</mi><mi>y</mi></math></p>',
-                "a formula that sticks",
-            ),
+            ('<p style="width: 9px"><math><mi>x</mi><mi>y</mi></math></p>', "a formula that st"),
             ('<img src="gone.png">', "no picture: file:///"),
             ("<script>gone()</script>", "an error: Uncaught"),
             ("<script>console.error(1)</script>", "on the console: "),
-            (
-                '<img src="http://127.0.0.1:9/x.png">',
-                "a request that leaves the machine: http://127",
-            ),
+            ('<img src="http://127.0.0.1:9/x.png">', "a request that leaves the machine"),
         ],
     )
     def test_the_check_sees_what_a_reader_would(self, page, tmp_path, html, problem):

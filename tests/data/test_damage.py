@@ -244,9 +244,6 @@ def test_a_bomb(tmp_path: Path, name: str, files: dict, problem: str) -> None:
     assert done.stdout.count("\n") == 1 and problem in done.stdout
 
 
-# ---------------------------------------------------------------- every data set
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_of_every_set(name: str, tmp_path: Path, cache: Path, small) -> None:
     for file, content in FILES[name].items():
