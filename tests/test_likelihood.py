@@ -39,17 +39,9 @@ class Reverse(Parameterless):
 
 
 def small_flow(rule=None, dimension=D):
-    rule = rule or SelfNormalizing()
-    return Flow(
-        shape=(dimension,),
-        layers=(
-            ("dense1", Linear(Dense(dimension), rule)),
-            ("activation1", SmoothLeakyReLU(0.3)),
-            ("reverse", Reverse()),
-            ("dense2", Linear(Dense(dimension), rule)),
-        ),
-        preprocess=Preprocess(alpha=0.01),
-    )
+    dense = Linear(Dense(dimension), rule or SelfNormalizing())
+    before = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("reverse", Reverse()))
+    return Flow((dimension,), (*before, ("dense2", dense)), Preprocess(alpha=0.01))
 
 
 def random_parameters(flow, seed=0, exact_inverse=False):

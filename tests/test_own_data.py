@@ -51,16 +51,9 @@ def write(folder, name, array):
     return path
 
 
-SOURCES = {
-    "rows.npy": ROWS,
-    "single.npy": ROWS.astype(np.float32),
-    "rows.npz": ROWS,
-    "rows.csv": ROWS,
-    "grey.npy": GREY,
-    "colour.npz": COLOUR,
-    "greys": GREY,
-    "colours": COLOUR,
-}
+SOURCES = dict.fromkeys(("rows.npy", "rows.npz", "rows.csv"), ROWS)
+SOURCES |= {"single.npy": ROWS.astype(np.float32), "grey.npy": GREY, "colour.npz": COLOUR}
+SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -161,14 +161,9 @@ def test_without_reconstruction_weight_the_update_is_equations_10_and_11(ops, rn
 
 
 def two_layers(rule, features=D):
-    return Flow(
-        shape=(features,),
-        layers=(
-            ("dense1", Linear(Dense(features), rule)),
-            ("activation1", SmoothLeakyReLU(0.3)),
-            ("dense2", Linear(Dense(features), rule)),
-        ),
-    )
+    dense = Linear(Dense(features), rule)
+    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
+    return Flow((features,), layers)
 
 
 def random_params(flow, rng):

@@ -231,7 +231,7 @@ IMPOSSIBLE = [
     ({"model": "glow", "init": "authors"}, "where authors is not the same as paper"),
     ({"graph": False}, "--no-graph only has an effect with --backend cupy: leave it out"),
     ({"tf32": True}, "--tf32 only has an effect with --backend cupy: leave it out"),
-    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "--tf32 only has an effect"),
+    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with --dtype float32"),
     ({"gradient": "exact", "track_angle": 2}, "--track-angle only has an effect with"),
     ({"track_angle": 0}, "--track-angle is 0: it must be at least 1"),
     ({"model": "glow", "bias_init": "data"}, "--bias-init only has an effect with --model fc or c"),
