@@ -332,8 +332,8 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
 
 
 def test_a_large_file_is_never_in_memory_whole(tmp_path):
-    path, size = tmp_path / "large.npy", (40_000, 400)
-    np.save(path, RNG.normal(size=size))  # 128 MB
+    path, size = tmp_path / "large.npy", (80_000, 100)
+    np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()
     options = ("--batch-size", "500", "--epochs", "1", "--out", str(tmp_path / "run"))
     train.main([str(path), *SHORT, *options])
