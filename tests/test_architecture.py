@@ -17,32 +17,14 @@ from snfnp.rules import Rule
 
 ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself.
-FLOORS = (
-    {"scripts", "__main__"},
-    {"cli"},
-    {"beyond"},
-    {"training"},
-    {"likelihood", "diagnostics", "gradcheck", "models", "data"},
-    {"flow"},
-    {"layers"},
-    {"rules"},
-    {"maps", "context", "parameters", "processes"},
-    {"ops", "__init__"},
-    {"images"},
-    {"errors", "folders", "threads", "registry"},
-)
+FLOORS = """scripts __main__ / cli / beyond / training
+/ likelihood diagnostics gradcheck models data / flow / layers / rules
+/ maps context parameters processes / ops __init__ / images / errors folders threads registry"""
+FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
 # The same for the folders and files of `ops`.
-FLOORS_OF_OPS = (
-    {"__init__"},
-    {"backends"},
-    {"causal", "coupling"},
-    {"conv"},
-    {"channels", "images", "step"},
-    {"activation", "linalg", "random", "spline"},
-    {"gpu"},
-    {"host", "jit"},
-    {"communication", "epilogue", "group", "simd"},
-)
+FLOORS_OF_OPS = """__init__ / backends / causal coupling / conv / channels images step
+/ activation linalg random spline / gpu / host jit / communication epilogue group simd"""
+FLOORS_OF_OPS = tuple(set(floor.split()) for floor in FLOORS_OF_OPS.split("/"))
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
@@ -153,12 +135,7 @@ def test_the_architecture_is_as_planned(rule):
 @pytest.mark.parametrize(
     "rule, file, text, said",
     [
-        (
-            upward,
-            "snfnp/flow.py",
-            "from snfnp.training import x",
-            "imports snfnp.training.x",
-        ),
+        (upward, "snfnp/flow.py", "from snfnp.training import x", "imports snfnp.training.x"),
         (upward, "snfnp/maps/conv.py", "from snfnp import rules", "imports snfnp.rules"),
         (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
         (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),

@@ -20,9 +20,8 @@ def random_batch(images=12, side=SIDE):
 
 def means_of_linear_outputs(trainer, images):
     """The largest |mean| per feature or channel of every linear layer's output, over its size."""
-    x, _ = trainer.flow.encode(
-        trainer.ops, images, RandomKey(0, TRAINING_NOISE, 0), trainer.p.dtype
-    )
+    key = RandomKey(0, TRAINING_NOISE, 0)
+    x, _ = trainer.flow.encode(trainer.ops, images, key, trainer.p.dtype)
     found = []
     for name, layer in trainer.flow.layers:
         x = layer.forward(trainer.ops, trainer.params[name], x)[0]

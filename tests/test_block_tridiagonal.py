@@ -137,9 +137,6 @@ def test_a_loose_stop_would_be_caught(ops, monkeypatch):
     assert np.abs(loose - expected).max() > 100 * EPS * np.abs(expected).max()
 
 
-# ---------------------------------------------------------------- precision
-
-
 @pytest.mark.parametrize("shape", PAPER_SHAPES, ids=str)
 def test_single_precision_is_rounded_once(ops, shape):
     """Everything is computed in double; float32 comes in exactly and goes out rounded."""

@@ -168,10 +168,7 @@ def solve(ops, own, steps, lam=0.2, a=A, at=T, seen=lambda error: error):
     return float(state[Row.LAM, 0]), path[-1], np.array(path)
 
 
-CLOSED = {
-    "geco": {"smoothing": 0.9, "rate": 0.05},
-    "mdmm": {"damping": 1.0, "rate": 0.05},
-}
+CLOSED = {"geco": {"smoothing": 0.9, "rate": 0.05}, "mdmm": {"damping": 1.0, "rate": 0.05}}
 
 
 @KINDS
@@ -310,10 +307,7 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
 REFUSED = [
     ({"gradient": "exact", "lambda_control": "geco"}, "--gradient self-normalizing: leave it out"),
     ({"gradient": "relative", "lambda_control": "mdmm"}, "--gradient self-normalizing"),
-    (
-        {"tolerance": 0.1},
-        "--tolerance only has an effect with --lambda-control geco or mdmm: leave",
-    ),
+    ({"tolerance": 0.1}, "--tolerance only has an effect .*geco or mdmm: leave"),
     ({"lambda_sharing": "flow"}, "--lambda-sharing only has an effect with --lambda-control"),
     ({"lambda_control": "geco", "lambda_damping": 1.0}, "only has an effect with .* mdmm"),
     ({"lambda_control": "mdmm", "lambda_smoothing": 0.5}, "with --lambda-control geco: leave"),

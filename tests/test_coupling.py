@@ -128,9 +128,6 @@ def test_nan_is_never_zeroed(ops, dtype):
     assert all(np.isnan(value).any() for value in g.values())
 
 
-# ---------------------------------------------------------------- memory
-
-
 def test_memory_is_one_hidden_activation_and_three_blocks():
     """At (14, 14, 4) and width 512, where one activation (N H W, width) is 16 MB.
 

@@ -253,11 +253,7 @@ def test_every_module_names_its_derivation_and_every_derivation_its_modules():
         (r"^(\| 6 \|.*)snfnp/flow.py", r"\1snfnp/flows.py", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.foreword", "Eq. 6: no such code"),
         (r"^(\| 6 \|.*)Flow.forward", r"\1Flow.init", "Eq. 6: the code does not name it"),
-        (
-            r"^(\| 19 \|.*)a step of the.*?nowhere",
-            r"\1`snfnp/rules/exact.py: Exact`",
-            "Eq. 19: expected 'a",
-        ),
+        (r"^(\| 19 \|.*)a .*?nowhere", r"\1`snfnp/rules/exact.py: Exact`", "Eq. 19: expected '"),
         (r"^(\| 8 \|.*)`snfnp.*?`", r"\1a step of the derivation: computed nowhere", "Eq. 8: no s"),
         (r"^(\| 1 \|.*)tests/test_likelihood.py", r"\1tests/test_gone.py", "Eq. 1: no such test"),
         (r"^(\| 1 \|.*)::test_log_prob", r"\1::test_log_probe", "Eq. 1: no such test"),
@@ -359,11 +355,7 @@ POINTING = {
         ({}, {"02-two.md": "`snfnp/free.py: f`"}, "snfnp/free.py: the docstring names none of 02"),
         ({"snfnp/flow.py": '"""01-gone.md, 01-one.md"""'}, {}, "snfnp/flow.py: names 01-gone.md"),
         ({}, {"01-one.md": ""}, "snfnp/flow.py: names 01-one.md, which does not point at it"),
-        (
-            {"snfnp/ops/conv/gpu.py": '"""CUDA."""'},
-            {},
-            "snfnp/ops/conv/gpu.py: the docstring names",
-        ),
+        ({"snfnp/ops/conv/gpu.py": '"""CUDA."""'}, {}, "snfnp/ops/conv/gpu.py: the doc"),
     ],
 )
 def test_guard_finds_a_module_without_its_derivation(files, pages, problem, tmp_path):
@@ -394,14 +386,9 @@ def log_normal(z):
 def test_log_determinants_add_up_to_that_of_the_whole_jacobian(ops):
     """Eq. 6: ldj of `Flow.forward`, and the data-independent log-determinants."""
     d, rng = 4, np.random.default_rng(6)
-    layers = (
-        ("actnorm", ActNorm()),
-        ("dense1", Linear(Dense(d), Exact())),
-        ("activation1", SmoothLeakyReLU(0.3)),
-        ("dense2", Linear(Dense(d), Exact())),
-        ("activation2", SmoothLeakyReLU(0.3)),
-    )
-    flow = Flow((d,), layers)
+    names = ("actnorm", "dense1", "activation1", "dense2", "activation2")
+    layers = (ActNorm(), *(Linear(Dense(d), Exact()), SmoothLeakyReLU(0.3)) * 2)
+    flow = Flow((d,), tuple(zip(names, layers, strict=True)))
     params, x = moved(flow.init(0), rng, 0.3), rng.standard_normal((3, d))
 
     def whole(flow):
@@ -438,11 +425,8 @@ def test_a_training_step_has_the_gradient_of_eq_3(ops):
     adds the gradient of −λ Σ_k ‖R_k W_k h_k − h_k‖² with the inputs h_k held constant.
     """
     d, rng = 4, np.random.default_rng(3)
-    layers = (
-        ("dense1", Linear(Dense(d))),
-        ("activation1", SmoothLeakyReLU(0.3)),
-        ("dense2", Linear(Dense(d))),
-    )
+    dense = Linear(Dense(d))
+    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
     images, lam = rng.integers(64, 192, (5, d)).astype(np.uint8), 0.7  # logits of size 1
     trainer = make_trainer(ops, flow=Flow((d,), layers), dtype="float64")
     key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)

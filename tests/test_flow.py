@@ -163,17 +163,12 @@ def test_gradients_of_a_flow_with_splits(ops, recompute):
     check_gradient(lambda v: objective(v, params), x, found.dx, rng=rng, h=small, rtol=1e-8)
     for layer, named in params.items():
         for name, value in named.items():
-            check_gradient(
-                lambda v, layer=layer, name=name: objective(
-                    x, {**params, layer: {**params[layer], name: v}}
-                ),
-                value,
-                found.grads[layer][name],
-                rng=rng,
-                h=small,
-                rtol=1e-8,
-                name=f"{layer}.{name}",
-            )
+
+            def moved(v, layer=layer, name=name):
+                return objective(x, {**params, layer: {**params[layer], name: v}})
+
+            how = {"rng": rng, "h": small, "rtol": 1e-8, "name": f"{layer}.{name}"}
+            check_gradient(moved, value, found.grads[layer][name], **how)
 
 
 @pytest.mark.parametrize("missing", range(3))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from support.messages import assert_one_line
+from support.messages import one_line
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck import (
@@ -173,9 +173,8 @@ class Returns(SinhLayer):
     ],
 )
 def test_a_mistake_in_the_call_is_one_line(layer, shape, error, said):
-    with pytest.raises(error) as caught:
+    with one_line(error, said):
         check_layer(layer, shape)
-    assert_one_line(caught.value, said)
 
 
 def test_the_message_shows_the_numbers():
@@ -238,19 +237,12 @@ class WideSplit(SplitPrior):
 
 @pytest.mark.parametrize(
     "split, message",
-    [
-        (ForgetfulSplit, r"log\|det J\| is -inf"),
-        (DenseSplit, r"log\|det J\| is "),
-        (WideSplit, "^latent is float64"),
-    ],
+    [(ForgetfulSplit, "is -inf"), (DenseSplit, r"det J\| is "), (WideSplit, "^latent is float64")],
 )
 def test_a_wrong_split_fails(split, message):
     check_layer(SplitPrior(ActNorm()), (2, 3, 4))
     with pytest.raises(GradientError, match=message):
         check_layer(split(ActNorm()), (2, 3, 4))
-
-
-# ---------------------------------------------------------------- stencils
 
 
 def test_a_stencil_converges_at_its_order():

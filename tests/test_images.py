@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.messages import assert_one_line
+from support.messages import assert_one_line, one_line
 from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_config, small_dataset
 
@@ -88,9 +88,8 @@ def test_what_is_no_image_is_one_line_before_a_device_gets_it(wrong, entry, mode
         raise AssertionError("it went to the device")
 
     monkeypatch.setattr(HostDevice, "asarray", asarray)
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, "the images: ", problem.format(shape="N, 8, 8, 1")):
         ENTRIES[entry](trainer, likelihood, images)
-    assert_one_line(caught.value, "the images: ", problem.format(shape="N, 8, 8, 1"))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -178,9 +177,8 @@ def test_noise_is_of_the_seed_the_batch_and_the_place_in_it():
 @pytest.mark.parametrize("entry", ["log_prob", "evaluate", "latents", "sample"])
 def test_a_seed_is_a_whole_number(entry, seed):
     given = COUNT if entry == "sample" else IMAGES
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1"):
         getattr(trained()[1], entry)(given, seed)
-    assert_one_line(caught.value, f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1")
 
 
 @pytest.mark.parametrize(
@@ -196,9 +194,8 @@ def test_a_seed_is_a_whole_number(entry, seed):
     ],
 )
 def test_other_numbers_are_checked_as_on_the_command_line(entry, given, problem):
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, problem):
         getattr(trained()[1], entry)(**given)
-    assert_one_line(caught.value, problem)
 
 
 @pytest.mark.parametrize("model", [name for name in PRESETS if "glow-3l" not in name])

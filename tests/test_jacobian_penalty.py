@@ -20,18 +20,10 @@ from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.options import TrainConfig
 
 D, N = 4, 3
-FLOWS = {
-    "fc": two_layers(SelfNormalizing(), D),
-    "conv": spline_flow(),
-    "data-initialised": Flow(
-        (D,),
-        (
-            ("activation1", SmoothLeakyReLU()),
-            ("dense", Linear(Dense(D), bias_init="data")),
-            ("activation2", SmoothLeakyReLU()),
-        ),
-    ),
-}
+_DENSE = ("dense", Linear(Dense(D), bias_init="data"))
+_AROUND = (("activation1", SmoothLeakyReLU()), _DENSE, ("activation2", SmoothLeakyReLU()))
+FLOWS = {"fc": two_layers(SelfNormalizing(), D), "conv": spline_flow()}
+FLOWS["data-initialised"] = Flow((D,), _AROUND)
 BEYOND = (("dense2", "b"), ("dense", "b"))  # g takes it off again: J_g sees nothing of it
 H = 2e-4  # small enough that no value meets a knot of a spline
 

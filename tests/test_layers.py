@@ -70,9 +70,8 @@ def test_single_precision(layer, shape, settings, ops):
         p = {k: v.astype(dtype) for k, v in params.items()}
         z, ldj, cache = layer.forward(ops, p, x.astype(dtype))
         deltas = [delta.astype(dtype) for delta in c]
-        dx, grads, _ = layer_backward(
-            ops, layer, p, cache, *deltas, dldj=dldj.astype(dtype), lam=0.7
-        )
+        weights = {"dldj": dldj.astype(dtype), "lam": 0.7}
+        dx, grads, _ = layer_backward(ops, layer, p, cache, *deltas, **weights)
         latents = [z, cache["latent"]] if len(c) == 2 else [z]
         found = {"z": z, "dx": dx, **grads, "latent": latents[-1]}
         if np.ndim(ldj):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from support.messages import assert_one_line
+from support.messages import one_line
 from support.runs import assert_same_run
 from support.trainers import small_dataset, without_time
 
@@ -108,9 +108,8 @@ def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
         ({"epochs": 1}, "is at step 4, past --epochs 1"),
         ({"dataset": small_dataset()}, "was trained on .* images .*, found"),
     ):
-        with pytest.raises(UsageError, match=message) as caught:
+        with one_line(UsageError, match=message):
             snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
-        assert_one_line(caught.value)
     with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
         snfnp.resume(tmp_path / "run", dataset=dataset, colour=3)
     with pytest.raises(UsageError, match="is no run folder"):

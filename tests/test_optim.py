@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from support.messages import assert_one_line
+from support.messages import one_line
 
 from snfnp.errors import UsageError
 from snfnp.training.adam import Adam, clip_scale, learning_rate, warmed_up
@@ -147,6 +147,5 @@ REFUSED = [
 
 @pytest.mark.parametrize("options, line", REFUSED)
 def test_what_would_have_no_effect_is_refused(options, line):
-    with pytest.raises(UsageError, match=line) as said:
+    with one_line(UsageError, match=line):
         TrainConfig(model="fc", **options).resolve(1000)
-    assert_one_line(said.value)

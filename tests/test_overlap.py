@@ -32,22 +32,13 @@ def after_steps(ops, model, **changes):
     return {name: host(trainer, name) for name in ("p", "m", "v", "gradient", "state")}
 
 
-LEARNED = [
-    ("fc", {}),
-    ("fc", {"objective": "forward"}),
-    ("fc", {"objective": "variational"}),
-    ("fc", {"jvp_weight": 0.1}),
-    ("fc", {"gradient": "probe"}),
-    ("conv", {}),
-    ("conv", {"inverse_kernel": 5}),
-    ("conv", {"inverse_depth": 2}),
-    ("conv", {"objective": "variational"}),
-    ("conv", {"lambda_control": "geco"}),
-    ("conv", {"recompute": True, "clip_norm": 1.0}),
-    ("conv", {"gradient": "probe"}),
-    ("glow-2l-4k", {}),
-    ("glow-2l-4k", {"jvp_weight": 0.1, "recompute": True}),
-]
+_FC = ({}, {"objective": "forward"}, {"objective": "variational"}, {"jvp_weight": 0.1})
+_CONV = ({}, {"inverse_kernel": 5}, {"inverse_depth": 2}, {"objective": "variational"})
+_CONV += ({"lambda_control": "geco"}, {"recompute": True, "clip_norm": 1.0})
+_PROBE = {"gradient": "probe"}
+LEARNED = [("fc", changes) for changes in (*_FC, _PROBE)]
+LEARNED += [("conv", changes) for changes in (*_CONV, _PROBE)]
+LEARNED += [("glow-2l-4k", {}), ("glow-2l-4k", {"jvp_weight": 0.1, "recompute": True})]
 ALONE = [("fc", {"gradient": "relative"}), ("conv", {"gradient": "exact"}), ("emerging", {})]
 
 
@@ -71,12 +62,8 @@ def test_so_are_those_of_slices(late, model, changes):
         trainer = make_trainer(ops, model, **changes)
         images = images_of(trainer, 0)
         trainer.initialise_from_data(images)
-        gradients.append(
-            [
-                gradient_of(trainer, images[part.first :][: part.count], part)
-                for part in cut(BATCH, 2)
-            ]
-        )
+        slices = ((images[part.first :][: part.count], part) for part in cut(BATCH, 2))
+        gradients.append([gradient_of(trainer, *each) for each in slices])
     assert late.device.put_off.done
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
-from support.messages import assert_one_line
+from support.messages import one_line
 from support.trainers import small_config
 
 import snfnp
@@ -51,16 +51,9 @@ def write(folder, name, array):
     return path
 
 
-SOURCES = {
-    "rows.npy": ROWS,
-    "single.npy": ROWS.astype(np.float32),
-    "rows.npz": ROWS,
-    "rows.csv": ROWS,
-    "grey.npy": GREY,
-    "colour.npz": COLOUR,
-    "greys": GREY,
-    "colours": COLOUR,
-}
+SOURCES = dict.fromkeys(("rows.npy", "rows.npz", "rows.csv"), ROWS)
+SOURCES |= {"single.npy": ROWS.astype(np.float32), "grey.npy": GREY, "colour.npz": COLOUR}
+SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -159,9 +152,8 @@ WRONG = {
 def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
     make, content, problem = WRONG[name]
     make(tmp_path / name, content) if make is pictures else make(tmp_path, name, content)
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, name.partition(".")[0], problem):
         train.main([str(tmp_path / name), *SHORT, "--out", str(tmp_path / "run")])
-    assert_one_line(caught.value, name.partition(".")[0], problem)
     assert not (tmp_path / "run").exists()
 
 
@@ -186,9 +178,8 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
 def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
     paths = {"rows": write(tmp_path, "rows.npy", ROWS), "grey": write(tmp_path, "g.npy", GREY)}
     given = [option.format(**paths) for option in options]
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, problem):
         train.main([*SHORT, "--out", str(tmp_path / "run"), *given])
-    assert_one_line(caught.value, problem)
     assert not (tmp_path / "run").exists()
 
 
@@ -270,17 +261,15 @@ def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkey
     assert (out / "samples.png").exists() and (out / "curves.png").exists()
     moved = path.rename(tmp_path / f"moved{path.suffix}")
     for command in (evaluate, angle):
-        with pytest.raises(SnfnpError) as caught:
+        with one_line(SnfnpError, str(path), "the path of your data (--data)"):
             command.main([str(out)])
-        assert_one_line(caught.value, str(path), "the path of your data (--data)")
         command.main([str(out), "--data", str(moved)])
         assert "found others" not in capsys.readouterr().out
     train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
     assert snfnp.load_run(out, "last").checkpoint.step > 0
     other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, f"{noun} (train, validation, test)", "with --data (dataset= in"):
         train.main(["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)])
-    assert_one_line(caught.value, f"{noun} (train, validation, test)", "with --data (dataset= in")
 
 
 def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
@@ -343,13 +332,11 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
 
 
 def test_a_large_file_is_never_in_memory_whole(tmp_path):
-    path, size = tmp_path / "large.npy", (40_000, 400)
-    np.save(path, RNG.normal(size=size))  # 128 MB
+    path, size = tmp_path / "large.npy", (80_000, 100)
+    np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()
-    train.main(
-        [str(path), "--backend", "numpy", "--batch-size", "500", "--epochs", "1"]
-        + ["--out", str(tmp_path / "run")]
-    )
+    options = ("--batch-size", "500", "--epochs", "1", "--out", str(tmp_path / "run"))
+    train.main([str(path), *SHORT, *options])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < path.stat().st_size / 2

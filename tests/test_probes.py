@@ -90,9 +90,8 @@ def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, 
     layer = layer_of(which, JacobianPenalty(objective, MU, 16))
     p, x, dz = point(layer, MAPS[which][0], rng)
     dx, grads, measured = backward(ops, layer, p, x, dz)
-    plain_dx, plain, plain_measured = backward(
-        ops, layer_of(which, SelfNormalizing(objective)), p, x, dz
-    )
+    layer = layer_of(which, SelfNormalizing(objective))
+    plain_dx, plain, plain_measured = backward(ops, layer, p, x, dz)
     assert measured.jacobian_error == pytest.approx(penalty(ops, which, p) / MU, rel=1e-12)
     assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
     np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
@@ -119,9 +118,8 @@ def test_the_expectation_of_probes_is_the_self_normalizing_gradient(
     layer = layer_of(which, Probe(objective, 16))
     p, x, dz = point(layer, MAPS[which][0], rng)
     dx, found, measured = backward(ops, layer, p, x, dz)
-    plain_dx, plain, plain_measured = backward(
-        ops, layer_of(which, SelfNormalizing(objective)), p, x, dz
-    )
+    layer = layer_of(which, SelfNormalizing(objective))
+    plain_dx, plain, plain_measured = backward(ops, layer, p, x, dz)
     assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
     np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
     for name in p:
@@ -212,9 +210,8 @@ def test_the_angle_is_the_likelihoods_alone(rng):
 
 def test_off_by_default_it_is_the_plain_rule():
     assert small_config().rule == SelfNormalizing()
-    assert make_rule("self-normalizing", "forward", "plain", jvp_probes=8) == SelfNormalizing(
-        "forward"
-    )
+    rule = make_rule("self-normalizing", "forward", "plain", jvp_probes=8)
+    assert rule == SelfNormalizing("forward")
     assert small_config(jvp_weight=0.2).rule == JacobianPenalty("mixture", 0.2, 4)
     assert small_config(gradient="probe", probes=3, objective="forward").rule == Probe("forward", 3)
 
@@ -229,30 +226,15 @@ def test_off_by_default_it_is_the_plain_rule():
         ({"jvp_probes": 2}, "--jvp-probes only has an effect with a positive --jvp-weight"),
         ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
         ({"jvp_weight": 0.2, "gradient": "probe"}, "only has an effect with --gradient self-norm"),
-        (
-            {"jvp_weight": 0.2, "inverse_update": "projection"},
-            "--jvp-weight only has an effect with --inverse-update gradient",
-        ),
-        (
-            {"gradient": "probe", "inverse_update": "projection"},
-            "--inverse-update only has an effect with --gradient self-normalizing",
-        ),
-        (
-            {"gradient": "probe", "recipe": "least-squares"},
-            "--recipe only has an effect with --gradient self-normalizing",
-        ),
-        (
-            {"jvp_weight": 0.2, "objective": "variational"},
-            "--jvp-weight only has an effect with --objective mixture or forward",
-        ),
+        ({"jvp_weight": 0.2, "inverse_update": "projection"}, "--jvp-weight .*--inverse-update g"),
+        ({"gradient": "probe", "inverse_update": "projection"}, "--inverse-update .*self-norm"),
+        ({"gradient": "probe", "recipe": "least-squares"}, "--recipe .*--gradient self-normaliz"),
+        ({"jvp_weight": 0.2, "objective": "variational"}, "--jvp-weight .*mixture or forward"),
         ({"gradient": "probe", "objective": "variational"}, "choose mixture or forward"),
         ({"gradient": "probe", "probes": 0}, "--probes is 0: it must be at least 1"),
         ({"probes": 2}, "--probes only has an effect with --gradient probe"),
         ({"gradient": "probe", "model": "emerging"}, "emerging cannot be trained with --gradient"),
-        (
-            {"gradient": "probe", "model": "conv", "inverse_depth": 2},
-            "--inverse-depth only has an effect with --gradient self-normalizing",
-        ),
+        ({"gradient": "probe", "model": "conv", "inverse_depth": 2}, "--inverse-depth .*self-norm"),
     ],
     ids=str,
 )

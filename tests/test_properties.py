@@ -3,10 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.explicit import (
-    convolve,
-    convolve_weight_grad,
-)
+from support.explicit import convolve, convolve_weight_grad
 from support.properties import cases
 
 from snfnp.ops import get_ops

@@ -60,34 +60,18 @@ def glow(rule=None, split=True):
 
 
 def splines():
-    return Flow(
-        (4, 4, 1),
-        (
-            ("mix1", Linear(Conv2d((3, 3), 1))),
-            ("spline1", RationalQuadraticSpline(gain=0.1)),
-            ("actnorm1", ActNorm()),
-            ("squeeze1", Squeeze()),
-            ("mix2", Linear(Conv2d((3, 3), 4))),
-            ("spline2", RationalQuadraticSpline(gain=0.1)),
-        ),
-    )
+    spline = RationalQuadraticSpline(gain=0.1)
+    first = (("mix1", Linear(Conv2d((3, 3), 1))), ("spline1", spline), ("actnorm1", ActNorm()))
+    rest = (("squeeze1", Squeeze()), ("mix2", Linear(Conv2d((3, 3), 4))), ("spline2", spline))
+    return Flow((4, 4, 1), first + rest)
 
 
 def mixed():
     """Layers without a cheap exact inverse at both ends, in between, and inside a split."""
-    return Flow(
-        (4, 4, 2),
-        (
-            ("bias", Bias()),
-            ("actnorm1", ActNorm()),
-            ("activation1", SmoothLeakyReLU()),
-            ("actnorm2", ActNorm()),
-            ("actnorm3", ActNorm()),
-            ("split", SplitPrior(SmoothLeakyReLU())),
-            ("squeeze", Squeeze()),
-            ("activation2", SmoothLeakyReLU()),
-        ),
-    )
+    names = ("bias", "actnorm1", "activation1", "actnorm2", "actnorm3", "split", "squeeze")
+    layers = [Bias(), ActNorm(), SmoothLeakyReLU(), ActNorm(), ActNorm()]
+    layers += [SplitPrior(SmoothLeakyReLU()), Squeeze(), SmoothLeakyReLU()]
+    return Flow((4, 4, 2), tuple(zip((*names, "activation2"), layers, strict=True)))
 
 
 FLOWS = {
@@ -254,7 +238,5 @@ def test_recomputation_is_refused_where_it_would_do_nothing():
     with pytest.raises(UsageError, match="--recompute only has an effect with") as caught:
         config.resolve(1000)
     assert "\n" not in str(caught.value)
-    assert not any(
-        layer.cheap_exact_inverse
-        for _, layer in TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1)).layers
-    )
+    flow = TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1))
+    assert not any(layer.cheap_exact_inverse for _, layer in flow.layers)

@@ -201,9 +201,8 @@ def test_means_deviations_and_how_far(tmp_path, monkeypatch):
         diverged,
         diverged | {"diverged_at": 12},
     ]
-    for run, nll, epochs in zip(
-        planned, (700.0, 702.0), ((10, 11, 30, 60), (10, 30)), strict=False
-    ):
+    evaluated = ((700.0, (10, 11, 30, 60)), (702.0, (10, 30)))
+    for run, (nll, epochs) in zip(planned, evaluated, strict=False):
         write_metrics(run, {n: nll - n for n in epochs})
     found = {run.folder: own for run, own in zip(planned, outcomes, strict=True)}
     record = target.collect(command, found)

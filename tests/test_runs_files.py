@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.messages import assert_one_line
+from support.messages import assert_one_line, one_line
 from support.runs import START, assert_same_run
 from support.trainers import at_step, run_training, small_config, small_dataset
 
@@ -38,9 +38,8 @@ def holder(tmp_path):
 
 def test_a_second_trainer_is_told_who_is_the_first_and_its_death_is_enough(tmp_path, holder):
     path = tmp_path / "run"
-    with pytest.raises(UsageError) as caught:
+    with one_line(UsageError, path, "is in use by process", holder.pid, os.uname().nodename):
         run_training(path)
-    assert_one_line(caught.value, path, "is in use by process", holder.pid, os.uname().nodename)
     assert {file.name for file in path.iterdir()} == {"run.lock"}
     holder.kill()
     holder.wait()
@@ -162,9 +161,8 @@ def test_nothing_is_written_through_a_link(copy, tmp_path, name):
     before = victim.read_bytes()
     (copy / name).symlink_to(victim)
     problem = f"cannot write .*{name} .it is a symbolic link.: (let it be a file|choose another)"
-    with pytest.raises(SnfnpError, match=problem) as caught:
+    with one_line(SnfnpError, match=problem):
         run_training(copy, resume=True, backend="numpy", epochs=4)
-    assert_one_line(caught.value)
     if name == "run.lock":
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / name).symlink_to(victim)
@@ -178,9 +176,8 @@ def test_a_linked_folder_of_events_is_left_alone(copy, tmp_path):
     events.parent.mkdir()
     events.write_text("precious")
     (copy / "tensorboard").symlink_to(events.parent)
-    with pytest.raises(SnfnpError, match="tensorboard .it is a symbolic link") as caught:
+    with one_line(SnfnpError, match="tensorboard .it is a symbolic link"):
         run_training(copy, resume=True, backend="numpy", epochs=4, tensorboard=True)
-    assert_one_line(caught.value)
     assert [file.read_text() for file in events.parent.iterdir()] == ["precious"]
 
 
@@ -216,9 +213,8 @@ def test_what_is_far_too_long_is_not_read(copy, way, name):
     if (way, name) == ("compare", "last.safetensors"):
         compare.main([str(copy)])  # reads its header alone
         return
-    with pytest.raises(SnfnpError, match="has 1,099,511,627,776 bytes, and one of a") as caught:
+    with one_line(SnfnpError, name, match="has 1,099,511,627,776 bytes, and one of a"):
         WAYS[way](copy, name.partition(".")[0])
-    assert_one_line(caught.value, name)
 
 
 def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
@@ -239,9 +235,8 @@ def test_a_lock_does_not_need_room_for_its_holders_name(tmp_path):
 def test_auto_on_a_path_that_cannot_be_is_one_line(snfnp_train, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot make") as caught:
+    with one_line(UsageError, match="cannot make"):
         snfnp_train(*START, "--resume", "auto", "--out", out)
-    assert_one_line(caught.value)
 
 
 def test_a_link_to_a_whole_run_folder_is_one(finished, copy, tmp_path):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from support.messages import assert_one_line
+from support.messages import one_line
 from support.runs import START, STATE, Killed, around, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_config, small_dataset, spoil
 
@@ -34,9 +34,8 @@ NO_START = [
 
 @pytest.mark.parametrize("options, message", NO_START)
 def test_a_start_that_is_refused_makes_no_folder(snfnp_train, tmp_path, options, message):
-    with pytest.raises(SnfnpError, match=message) as caught:
+    with one_line(SnfnpError, match=message):
         snfnp_train("--backend", "numpy", "--batch-size", 20, *options, "--out", tmp_path / "run")
-    assert_one_line(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -56,9 +55,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         snfnp_train(*start)
     (tmp_path / "run" / "run.lock").write_text("process 1 on elsewhere\n")
     (tmp_path / "run" / "last.safetensors.1-ab.partial").write_bytes(b"half")
-    with pytest.raises(SnfnpError, match="no checkpoint|is no run folder") as caught:
+    with one_line(SnfnpError, match="no checkpoint|is no run folder"):
         snfnp_train("--resume", "--out", tmp_path / "run")
-    assert_one_line(caught.value)
     snfnp_train(*start)
     snfnp_train(*START, "--out", tmp_path / "other")
     assert_same_run(tmp_path / "run", tmp_path / "other")

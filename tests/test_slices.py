@@ -84,9 +84,6 @@ def assert_close(found, expected, tolerance=ROUNDING):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-# ---------------------------------------------------------------- cutting
-
-
 @pytest.mark.parametrize(("total", "parts"), [*product((1, 5, 12, 100), (1, 2, 3, 4, 5))])
 def test_slices_cover_a_batch_in_order(total, parts):
     found = cut(total, parts)
@@ -282,9 +279,6 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
     everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
     for found in everything:
         np.testing.assert_array_equal(found, whole)
-
-
-# ---------------------------------------------------------------- wrong use
 
 
 def test_what_ranks_cannot_share_is_refused(tmp_path):

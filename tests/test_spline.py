@@ -91,9 +91,6 @@ def test_against_one_value_at_a_time(ops, layer):
     np.testing.assert_allclose(found["ldj"], expected, rtol=0, atol=tolerance * x[0].size)
 
 
-# ---------------------------------------------------------------- gradients
-
-
 # ---------------------------------------------------------------- at the knots and the bounds
 
 
@@ -181,11 +178,8 @@ def test_equal_bins_and_unit_slopes_are_the_identity(ops):
     for name, expected in (("y", x), ("inverse", x), ("ldj", np.zeros(4))):
         np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-13)
     initial = LAYER.init(np.random.default_rng(0), (200,))
-    assert {k: v.shape for k, v in initial.items()} == {
-        "widths": (200, 5),
-        "heights": (200, 5),
-        "slopes": (200, 4),
-    }
+    shapes = {"widths": (200, 5), "heights": (200, 5), "slopes": (200, 4)}
+    assert {k: v.shape for k, v in initial.items()} == shapes
     for value in initial.values():  # the standard error of a standard deviation is σ/√(2n)
         assert abs(value.std() - 0.01) < 5 * 0.01 / math.sqrt(2 * value.size)
 

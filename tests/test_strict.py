@@ -243,26 +243,11 @@ class Meddler(SmoothLeakyReLU):
 OFFENCES = {
     "NumPy's function": (lambda ops, x: np.tanh(x), "np.tanh met a device array"),
     "a host array": (lambda ops, x: x * np.ones(x.shape[1:]), "mul met a host array"),
-    "a host array on the left": (
-        lambda ops, x: np.ones(x.shape[1:]) * x,
-        "np.multiply met a device array",
-    ),
-    "a number read back": (
-        lambda ops, x: x / float(abs(x).max()),
-        r"float\(\) makes the host wait",
-    ),
-    "a decision on the host": (
-        lambda ops, x: x if x.max() < 1e9 else 0 * x,
-        r"bool\(\) makes the host wait",
-    ),
-    "an upload": (
-        lambda ops, x: x + ops.asarray(np.ones(x.shape[1:])),
-        r"asarray\(\) .* copies from the host",
-    ),
-    "a product of CuPy's": (
-        lambda ops, x: x @ ops.xp.eye(x.shape[1]),
-        "matmul cannot be captured in a graph",
-    ),
+    "host array on the left": (lambda ops, x: np.ones(x.shape[1:]) * x, "np.multiply met a device"),
+    "a number read back": (lambda ops, x: x / float(abs(x).max()), r"float\(\) makes the host"),
+    "a decision on the host": (lambda ops, x: x if x.max() < 9 else 0 * x, r"bool\(\) makes the"),
+    "an upload": (lambda ops, x: x + ops.asarray(np.ones(x.shape[1:])), r"asarray\(\) .* copies"),
+    "a product of CuPy's": (lambda ops, x: x @ ops.xp.eye(x.shape[1]), "matmul cannot be captured"),
 }
 
 

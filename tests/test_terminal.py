@@ -180,8 +180,6 @@ def test_a_request_for_a_checkpoint_before_there_is_a_run_ends_no_command():
     assert python("-c", code).returncode == 0
 
 
-# ---------------------------------------------------------------- options
-
 WHOLE = "from 0 to 9,223,372,036,854,775,807"
 OPTIONS = [
     ("sample", ["r", "--seed", "-1"], f"--seed is -1: it must be {WHOLE}"),

@@ -172,9 +172,6 @@ def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings
     np.testing.assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
 
 
-# ---------------------------------------------------------------- what evaluate prints
-
-
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatch, capsys, split):
     data, run, _, config = disagreeing

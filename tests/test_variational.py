@@ -128,10 +128,7 @@ class WithoutTheNoiseOfX(Variational):
 @pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), (Conv2d((3, 3), 2), (3, 4, 2))])
 @pytest.mark.parametrize(
     "wrong, message",
-    [
-        (WithoutItsTerm(SIGMA, 2), "^W, direction"),
-        (WithoutTheNoiseOfX(SIGMA, 2), "^W, direction"),
-    ],
+    [(WithoutItsTerm(SIGMA, 2), "^W, direction"), (WithoutTheNoiseOfX(SIGMA, 2), "^W, direction")],
     ids=["term", "noise"],
 )
 def test_a_wrong_rule_is_caught(ops, wrong, message, linear_map, shape):

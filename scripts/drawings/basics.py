@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
 from snfnp.layers import RationalQuadraticSpline, SmoothLeakyReLU
 from snfnp.ops import get_ops
 from snfnp.training.adam import Adam
@@ -65,8 +65,7 @@ def stretching():
     axis.text(3.05, top, "$z$", va="center")
     axis.text(3.05, 0, "$x$", va="center")
     axis.axis("off")
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def six_products():
@@ -132,8 +131,7 @@ def newton():
     right.semilogy(range(len(errors)), np.maximum(errors, 1e-17), "o-", color=RED)
     right.set(xlabel="Newton steps", title="distance from the root", xticks=range(5))
     right.grid()
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def adam_steps():
@@ -154,8 +152,7 @@ def adam_steps():
     axis.set(xlabel="step", ylabel="length / learning rate", ylim=(0, None))
     axis.grid()
     axis.legend(fontsize=8, loc="upper right")
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def spline():
@@ -190,5 +187,4 @@ def spline():
         above.text(middle, -12.6, f"bin {k}", ha="center", fontsize=8)
     for end in (-1, 1):
         above.text(end * 11.6, -8 if end > 0 else 4, "tail:\n$y = x$", ha="center", fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)

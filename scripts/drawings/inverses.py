@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.beyond.probes import Probe
 from snfnp.context import BackwardContext, layer_key
 from snfnp.layers import Linear
@@ -61,7 +61,7 @@ def stability():
     return figure
 
 
-def refined():
+def refined_inverse():
     """x ← x + R(z − Wx) for matrices with ρ = ‖I − RW‖₂ below and above 1."""
     rng = np.random.default_rng(1)
     dimension, steps = 30, 24
@@ -84,8 +84,7 @@ def refined():
     axis.set_ylabel(r"$\|x_k - x\| \,/\, \|x\|$")
     axis.grid()
     axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 class _Layer:
@@ -121,7 +120,7 @@ class _Layer:
         return float(np.sqrt(np.mean(np.square(found))))
 
 
-def variance():
+def probe_variance():
     """Left: one step's error against the number of probes; right: that of a mean over steps."""
     figure, (noise, bias) = plt.subplots(1, 2, figsize=(9.0, 3.6))
     counts = 4 ** np.arange(5)
@@ -150,5 +149,4 @@ def variance():
     for axis, columns in ((noise, 2), (bias, 1)):
         axis.grid()
         axis.legend(loc="upper right", ncols=columns, fontsize=9, columnspacing=1)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)

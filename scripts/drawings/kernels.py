@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.linalg import expm
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
 from snfnp.beyond.conv_exponential import ConvExponential
 from snfnp.beyond.emerging import CausalConv2d
 from snfnp.gradcheck import as_matrix
@@ -31,10 +31,7 @@ def inverse_entries():
         axis.axvline(at, color=color, linestyle="--", linewidth=1.2)
         axis.text(at + 0.05, 1.1, f"{size}×{size}", color=color, fontsize=9)
     axis.set(xlabel="distance of the two pixels", ylabel="|entry of the inverse|")
-    axis.grid()
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure, axis)
 
 
 def masks():
@@ -61,8 +58,7 @@ def masks():
             axis.plot([line, line], [0, side], color=INK, linewidth=0.5)
         axis.set(title=title, aspect="equal", ylim=(side, 0))
         axis.axis("off")
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def exponential_terms():
@@ -89,10 +85,7 @@ def exponential_terms():
     axis.axhline(2**-24, color=INK, linestyle=":", linewidth=1)
     axis.text(1, 2**-24 * 1.6, "single precision", fontsize=8)
     axis.set(xlabel="terms", ylabel="relative error")
-    axis.grid()
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure, axis)
 
 
 def border_walk():
@@ -131,7 +124,7 @@ def _grid(axis, height, width):
     axis.spines[:].set_visible(False)
 
 
-def matrix():
+def convolution_matrix():
     """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
     ops, (height, width) = get_ops("numpy"), (5, 4)
     f = Conv2d((3, 3), 1)
@@ -164,8 +157,7 @@ def matrix():
     axes[2].set_title(f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$")
     for axis in axes[1:3]:
         _grid(axis, height, width)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def block_elimination():

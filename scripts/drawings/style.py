@@ -34,6 +34,15 @@ def canvas(width: float, height: float):
     return figure, axis
 
 
+def laid_out(figure, *axes):
+    """The figure with no more margins than it needs, and a grid and a legend on these axes."""
+    for axis in axes:
+        axis.grid()
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def box(axis, x, y, width, height, label, color=INK, size=10, alpha=0.14):
     """A rounded box around (x, y) with a label."""
     place, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"

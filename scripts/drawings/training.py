@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from benchmarks.work import operations
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, move, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, move, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
 from snfnp.ops.step.control import Controller, Row
@@ -31,8 +31,7 @@ def actnorm():
                       histtype="step", color=color, label=f"channel {channel}")  # fmt: skip
         axis.set(title=title, xlim=(-7, 15), yticks=[])
     axes[1].legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def planar_density():
@@ -56,8 +55,7 @@ def planar_density():
     axis.contour(first, second, density.reshape(side, side), **look)
     axis.plot(*points[::2].T, ".", color=INK, markersize=2.5, alpha=0.8)
     axis.set(xlabel="first coordinate", ylabel="second coordinate")
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def noise_bound():
@@ -75,10 +73,7 @@ def noise_bound():
         label = "R = W⁻¹" if not distance else f"R = W⁻¹ + {distance} noise"
         axis.loglog(sigma, error + noise, color=color, label=label)
     axis.set(xlabel="σ", ylabel="log-likelihood − bound (nats)")
-    axis.grid()
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure, axis)
 
 
 def controllers():
@@ -111,8 +106,7 @@ def controllers():
     plane.legend(fontsize=8)
     for axis in (plane, time):
         axis.grid()
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def processes():
@@ -130,13 +124,10 @@ def processes():
         axis.loglog(counts, work / rate / counts * 1e3, color=color, linestyle=":", linewidth=1)
         axis.plot(counts[time.argmin()], time.min() * 1e3, "o", color=color)
     axis.set(xlabel="processes P", ylabel="ms", ylim=(1e-3, 200))
-    axis.grid()
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure, axis)
 
 
-def plane():
+def method_plane():
     """The program's flow, trained as the program does: data and samples, ‖RW − I‖, the angle."""
     program = runpy.run_path(str(_PAGES / "00-the-method.py"))
     rng = np.random.default_rng(0)
@@ -161,8 +152,7 @@ def plane():
         axis.grid()
     for axis in (left, middle):
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def plane_training():

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, RED, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, RED, laid_out, plt
 from snfnp.beyond.left_inverse import LeftInverse
 from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey, get_ops
@@ -31,8 +31,7 @@ def least_squares():
         axis.grid(True)
         axis.legend(fontsize=8, loc="upper left" if axis is left else "lower right")
     left.set(ylabel="relative to the exact term", ylim=(1e-7, 1))
-    figure.tight_layout()
-    return figure
+    return laid_out(figure)
 
 
 def _errors(noise: float) -> tuple[float, ...]:

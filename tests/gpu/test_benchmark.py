@@ -22,19 +22,11 @@ SMALL_GLOW = {"levels": 1, "depth": 1, "width": 8}
 def tiny(monkeypatch):
     """A plan of two models that the stand-in can do in seconds."""
     monkeypatch.setattr(timing, "_SHORTEST", 1)
-    return Plan(
-        cases=(
-            Case("tiny FC", "fc", {SINGLE: 0.2}, 18.7, (SINGLE, TF32)),
-            Case("tiny Glow", "glow", {TF32: 10}, None, (TF32,), SMALL_GLOW),
-        ),
-        shape=SHAPE,
-        images=COUNT,
-        batch=BATCH,
-        products=((16, 24, 8),),
-        copied=1 << 16,
-        bursts=1,
-        seconds=0.0,
+    cases = (
+        Case("tiny FC", "fc", {SINGLE: 0.2}, 18.7, (SINGLE, TF32)),
+        Case("tiny Glow", "glow", {TF32: 10}, None, (TF32,), SMALL_GLOW),
     )
+    return Plan(cases, SHAPE, COUNT, BATCH, ((16, 24, 8),), copied=1 << 16, bursts=1, seconds=0.0)
 
 
 def cupy_ops(tf32, overlap=False):

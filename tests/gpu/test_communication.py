@@ -80,9 +80,7 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     for name in ("p", "m", "state"):
         a, b = host(found, name), host(expected, name)
         assert a.size == 0 or np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
-    for a, b in zip(
-        vars(found.averages()).values(), vars(expected.averages()).values(), strict=True
-    ):
+    for a, b in zip(*(vars(t.averages()).values() for t in (found, expected)), strict=True):
         assert a == pytest.approx(b, rel=1e-10)
     # two plain calls and the recording, in place on its stream; replays add all the same
     assert found._ascend.recorded and doubling.calls.count("start") == 3

@@ -213,9 +213,6 @@ def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
     assert run_alone(_NAN_PIVOTS) == "raised\n"
 
 
-# ---------------------------------------------------------------- data
-
-
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_are_the_hosts(ops, monkeypatch, resident, change):

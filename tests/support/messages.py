@@ -1,5 +1,7 @@
 """Checks of how errors and announcements look."""
 
+from contextlib import contextmanager
+
 import pytest
 
 
@@ -8,6 +10,14 @@ def assert_one_line(error: BaseException, *parts: object) -> None:
     assert "\n" not in message
     for part in parts:
         assert str(part) in message
+
+
+@contextmanager
+def one_line(kind: type[BaseException], *parts: object, match: str | None = None):
+    """The block raises an error of that kind, whose message is one line with these parts."""
+    with pytest.raises(kind, match=match) as caught:
+        yield
+    assert_one_line(caught.value, *parts)
 
 
 def no_announcement(line: str) -> None:

@@ -73,16 +73,9 @@ NO_SAMPLES = [(0, 5), (0, 3, 4, 2)]
 
 # For the convolutions, in the order of SIZES: images (N, H, W, I), kernel (kH, kW), outputs O.
 # Few and many channels, an odd number of outputs, a kernel larger than the image.
-CONVOLUTIONS = [
-    ((1, 1, 1, 1), (3, 3), 1),
-    ((1, 5, 3, 2), (5, 3), 3),
-    ((11, 4, 7, 3), (3, 3), 5),
-    ((17, 2, 2, 4), (3, 3), 9),
-    ((6, 28, 28, 1), (3, 3), 6),
-    ((3, 5, 7, 2), (1, 1), 4),
-    ((13, 5, 4, 72), (3, 3), 2),
-    ((16, 8, 8, 16), (3, 3), 16),
-]
+CONVOLUTIONS = [((1, 1, 1, 1), (3, 3), 1), ((1, 5, 3, 2), (5, 3), 3), ((11, 4, 7, 3), (3, 3), 5)]
+CONVOLUTIONS += [((17, 2, 2, 4), (3, 3), 9), ((6, 28, 28, 1), (3, 3), 6), ((3, 5, 7, 2), (1, 1), 4)]
+CONVOLUTIONS += [((13, 5, 4, 72), (3, 3), 2), ((16, 8, 8, 16), (3, 3), 16)]
 
 
 def convolution_shapes(rng, size):

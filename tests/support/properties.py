@@ -9,9 +9,5 @@ _SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 def cases(count: int):
     """A decorator: this many cases, drawn alike on every machine and in every run."""
     return settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=_SHARED,
+        max_examples=count, derandomize=True, deadline=None, suppress_health_check=_SHARED
     )

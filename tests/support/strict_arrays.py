@@ -215,9 +215,7 @@ class ndarray:
         if any(isinstance(part, np.ndarray) and part.dtype != bool for part in key):
             stored = np.arange(self.size).reshape(self.shape)[key]
             if np.unique(stored).size < stored.size:
-                raise ValueError(
-                    "an assignment met an index twice: which value stays is not defined"
-                )
+                raise ValueError("an assignment met an index twice: which value stays is open")
         self._host[key] = value
 
 
