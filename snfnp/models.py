@@ -233,7 +233,7 @@ PRESETS = {
         "the 2-layer fully connected flow",
         ("self-normalizing", "probe", "exact", "relative"),
         lr=1e-4,
-        steps=4000,
+        steps=3000,
         paper_epochs=6000,
         has_convolutions=False,
         has_recomputable_layers=False,

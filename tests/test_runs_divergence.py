@@ -109,7 +109,7 @@ def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, 
     run, _ = run_training(tmp_path / "run", epochs=1)
     older = run.best.read_bytes()
 
-    def swap(path, checkpoint):
+    def swap(path, *_):
         if path.name == "best.safetensors":
             path.write_bytes(older)
 

@@ -99,7 +99,7 @@ def saved_steps(monkeypatch):
     """The steps at which last.safetensors is written."""
     steps = []
 
-    def note(path, checkpoint):
+    def note(path, checkpoint, _):
         steps.extend([checkpoint.step] * (path.name == "last.safetensors"))
 
     around(monkeypatch, checkpointer, "save_checkpoint", note)
@@ -151,7 +151,7 @@ def test_a_kill_between_the_files_of_an_evaluation_changes_no_number(
 ):
     run_training(tmp_path / "whole")
 
-    def saved(path, checkpoint):
+    def saved(path, checkpoint, _):
         if path.name == name and checkpoint.step == 5 * epoch:
             raise Killed
 

@@ -137,9 +137,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
                 keep(record)
-                checkpoints.save(run.last)
-                if record is evaluator.best:
-                    checkpoints.save(run.best)
+                checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
                 clock.start()

@@ -59,8 +59,14 @@ class Checkpoint:
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, content: bytearray | None = None) -> None:
+    """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole.
+    content: the file's, if it is known."""
+    write_atomically(path, content or file_content(checkpoint))
+
+
+def file_content(checkpoint: Checkpoint) -> bytearray:
+    """The content of a checkpoint's file, SHA-256 included."""
     tensors = {
         key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
         for key, (name, entry) in _places(checkpoint.layout, checkpoint.state_layout).items()
@@ -77,7 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = bytearray(save(tensors, metadata=header))
     start, stop = _place_of_checksum(content)
     content[start:stop] = _digest(content).encode()
-    write_atomically(path, content)
+    return content
 
 
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:

@@ -12,7 +12,12 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.options.parts import interval
 from snfnp.training.options.rules import FREE_LAMBDA
 from snfnp.training.progress import Clock
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from snfnp.training.runs.checkpoint import (
+    Checkpoint,
+    file_content,
+    load_checkpoint,
+    save_checkpoint,
+)
 from snfnp.training.runs.folder import RunFolder, metrics_digest
 from snfnp.training.trainer import Trainer
 from snfnp.training.whitening import whiten_data
@@ -39,9 +44,10 @@ class Checkpointer:
         step, then = self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
-    def save(self, path: Path, metrics: bytes | None = None) -> None:
-        """Write a checkpoint. Waits for all steps; raises DivergedError if one failed, or if they
-        left what could not be loaded: the square of a finite gradient may overflow in Adam's v.
+    def save(self, *paths: Path, metrics: bytes | None = None) -> None:
+        """Write a checkpoint to these paths. Waits for all steps; raises DivergedError if one
+        failed, or if they left what could not be loaded: the square of a finite gradient may
+        overflow in Adam's v.
 
         metrics: those that belong to it, if they are not those of now.
         """
@@ -58,7 +64,9 @@ class Checkpointer:
                 "run": self.identity,
                 "metrics": metrics_digest(self.folder.metrics() if metrics is None else metrics),
             }
-            save_checkpoint(path, checkpoint)
+            content = file_content(checkpoint)
+            for path in paths:
+                save_checkpoint(path, checkpoint, content)
         self._saved = (step, time.monotonic())
         self.clock.skip()
 
@@ -135,7 +143,7 @@ class Checkpointer:
             report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
             length, digest = metrics_digest(b"")
         metrics = folder.metrics_until(length, digest)
-        self.save(folder.last, metrics)
+        self.save(folder.last, metrics=metrics)
         if metrics != folder.metrics():
             folder.write_metrics(metrics)
         changed = config.changes_from(TrainConfig.from_dict(record["config"]))
