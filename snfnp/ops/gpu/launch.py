@@ -58,8 +58,12 @@ class Launcher:
         if blocks:
             dtype = np.dtype(dtype)
             values = tuple(convert(arguments[name], dtype) for name, convert in converters)
-            self._guard.require()
-            self._function(kernel, str(dtype))((blocks,), (threads,), values)
+            self._start(kernel, dtype, blocks, threads, values)
+
+    def _start(self, kernel, dtype, blocks, threads, values) -> None:
+        """Launch with the values of all parameters, in the kernel's order."""
+        self._guard.require()
+        self._function(kernel, str(dtype))((blocks,), (threads,), values)
 
     def _function(self, kernel: str, dtype: str):
         if (kernel, dtype) not in self._functions:
