@@ -151,7 +151,7 @@ def test_whitening():
 @pytest.mark.parametrize("step", [7, 8, 9])
 def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
     """Killed right before, at and after a step at which U is found anew."""
-    monkeypatch.setattr(coordinates, "_EVERY", 4)
+    monkeypatch.setattr("snfnp.training.whitening._EVERY", 4)
     how = {"dataset": small_dataset(side=8), "model": "conv", "coordinates": "white"}
     how |= {"backend": "numpy", "checkpoint_every": "1", "epochs": 2}
     run_training(tmp_path / "whole", **how)

@@ -101,7 +101,7 @@ def test_an_earlier_versions_run_is_said_not_to_be_checked(way, photographs, sai
 
 
 def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("snfnp.data.files._HASHED", 7)
+    monkeypatch.setattr("snfnp.images._AT_ONCE", 7 * SAME.train[0].size)
     apart = np.zeros((100, 5, 10, 1), np.uint8)
     apart[:, :, ::2] = SAME.train
     np.save(tmp_path / "images.npy", SAME.train)

@@ -16,8 +16,8 @@ from snfnp.beyond.emerging import CausalConv2d
 from snfnp.layers import AffineCoupling, Linear, SplitPrior
 from snfnp.maps import Conv2d
 from snfnp.training.followers import Follower
+from snfnp.training.whitening import due
 
-_FIRST, _EVERY = (20, 100), 500  # U is found in the batches of steps 0, 20, 100 and every 500th
 _FLOOR = 1e-2  # times m: smaller eigenvalues count as this, and U's are at most 10
 _STATE = "coordinates"  # what the state is called in checkpoints
 
@@ -81,7 +81,7 @@ class Coordinates(Follower):
     def renew(self, trainer, images) -> None:
         """Find U, if it is time to, for a step that is to come, from this rank's images of it: one
         forward pass, outside of a recorded step. The host waits for the device."""
-        if trainer.step % _EVERY == 0 or trainer.step in _FIRST:
+        if due(trainer.step):  # steps 0, 20, 100 and every 500th
             with self._ops.linalg.chain_of_products(1):  # so small that threads only wait
                 found = self._find(trainer, images)
             self._set(trainer.world.broadcast(found))  # the same bits, even if machines differ

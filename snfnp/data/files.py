@@ -18,7 +18,6 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import Mapped, fault, fault_of_rows, is_rows, parts
 
 SPLITS = ("train", "validation", "test")
-_HASHED = 4096  # images at once
 _FAILED = ".failed"  # of the file beside a folder of the cache that says when no mirror gave it
 _RETRY_AFTER = 600  # seconds from then on in which it is not tried again
 
@@ -89,8 +88,8 @@ class Dataset:
         for a split that is mapped from a file, the file."""
         images = getattr(self, split)
         digest = hashlib.sha256(repr(images.shape).encode())
-        for first in range(0, len(images), _HASHED):
-            digest.update(np.ascontiguousarray(images[first : first + _HASHED]))
+        for _, part in parts(images):
+            digest.update(np.ascontiguousarray(part))
         return digest.hexdigest()
 
 

@@ -17,6 +17,11 @@ _EVERY = 500
 _IMAGES = 2000  # that a renewal sees
 
 
+def due(step: int) -> bool:
+    """Say whether what is found from activations is found anew before a step (0, 1, …)."""
+    return step in _EARLY or step % _EVERY == 0
+
+
 def whiten_data(trainer, images_of) -> None:
     """Set the numbers of the flow's first layer if it is a `Whiten`: those of all images of the
     first epoch, with noise of their own: with that of its steps they would be whiter than others.
@@ -34,7 +39,7 @@ def renew(trainer, images_of) -> None:
     """Renew the numbers of deeper `Whiten` layers before steps 0, 20, 100, and every 500, from 2000
     images of the steps to come, and carry the linear layer behind along: the function stays the
     same but for rounding. Costs some 10 steps, outside of the recorded one."""
-    if trainer.step not in _EARLY and trainer.step % _EVERY:
+    if not due(trainer.step):
         return
     ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
     for place, (name, layer) in enumerate(flow.layers):
