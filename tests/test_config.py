@@ -199,10 +199,12 @@ def test_an_option_is_in_one_part_and_has_one_flat_name():
 def test_options_that_are_gone_are_read_if_they_did_nothing():
     saved = TrainConfig().resolve(1000).as_dict()
     assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
-    for gone in ({"track_log_det": True}, {"lambda_integral": 2.0}, {"inverse_update": "newton"}):
-        (name,) = gone
+    white = TrainConfig.from_dict(saved | {"whiten": "all"})
+    assert white == TrainConfig.from_dict(saved | {"coordinates": "white"})
+    gone = {"track_log_det": True, "lambda_integral": 2.0, "whiten": "first"}
+    for name, value in (gone | {"inverse_update": "newton"}).items():
         with one_line(RetiredError, match=f"with {name} = .*earlier versions"):
-            TrainConfig.from_dict(saved | gone)
+            TrainConfig.from_dict(saved | {name: value})
     with pytest.raises(UsageError, match="unknown entries: colour"):
         TrainConfig.from_dict(saved | {"colour": 3})
     with pytest.raises(UsageError, match="no JSON object"):

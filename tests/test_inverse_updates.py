@@ -242,9 +242,7 @@ def test_the_forward_objective_has_a_lambda_of_its_own():
         ({"model": "conv", "inverse_depth": 2, **RECIPE}, "--inverse-depth only has an effect"),
         ({"inverse_update": "projection", "model": "conv"}, "choose gradient or least-squares"),
         ({"inverse_update": "least-squares"}, "choose gradient or projection"),
-        ({"gradient": "exact", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
         ({"gradient": "exact", "inverse_update": "projection"}, "--inverse-update only has"),
-        ({"model": "emerging", **RECIPE}, "--recipe only has an effect with --gradient self-norm"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(options, message):

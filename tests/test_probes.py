@@ -228,7 +228,6 @@ def test_off_by_default_it_is_the_plain_rule():
         ({"jvp_weight": 0.2, "gradient": "probe"}, "only has an effect with --gradient self-norm"),
         ({"jvp_weight": 0.2, "inverse_update": "projection"}, "--jvp-weight .*--inverse-update g"),
         ({"gradient": "probe", "inverse_update": "projection"}, "--inverse-update .*self-norm"),
-        ({"gradient": "probe", "recipe": "least-squares"}, "--recipe .*--gradient self-normaliz"),
         ({"jvp_weight": 0.2, "objective": "variational"}, "--jvp-weight .*mixture or forward"),
         ({"gradient": "probe", "objective": "variational"}, "choose mixture or forward"),
         ({"gradient": "probe", "probes": 0}, "--probes is 0: it must be at least 1"),

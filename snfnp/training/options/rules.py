@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.own import HELD_OUT
+from snfnp.models import GRADIENTS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
@@ -56,9 +57,8 @@ _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
-_WHITENING = _preset_needs(lambda preset: preset.has_whitening)
 # the relative gradient has the same direction in all coordinates
-_NOT_RELATIVE = _is("gradient", "self-normalizing", "probe", "exact")
+_NOT_RELATIVE = _is("gradient", *(name for name in GRADIENTS if name != "relative"))
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
@@ -71,9 +71,16 @@ def _only(need: Need, fill: Callable, words: str) -> Rule:
     return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
-def _recipe(name: str, otherwise=None) -> Callable:
-    """The value of option `name` in the preset's recipe, which sets several options at once."""
-    return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
+def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
+    """The rule of an option that the recipe sets, one of several at once; usual: its value where it
+    does not, if that is not a setting of the preset's."""
+
+    def fill(c):
+        sets = {"paper": {}, "white": c.preset.white}.get(c.recipe, c.preset.recipe)
+        return sets.get(name, getattr(c.preset, name, usual))
+
+    white = by_preset(lambda preset: preset.white.get(name, getattr(preset, name, usual)))
+    return Rule(needs, fill, f"{usual or by_preset(name)}; with --recipe white {white}")
 
 
 def _lam(config: Any) -> float:
@@ -100,7 +107,6 @@ def _rate(config) -> float:
 _EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
 _EPOCHS += by_preset("paper_epochs", none="")
 _LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
-_ZERO = "zero; data with --recipe least-squares"
 _RATE = f"1 for geco, --lambda for mdmm; {1 / _USUAL_INPUT:g} times that for --constraint absolute"
 _GRADIENT = "self-normalizing; exact for "
 _GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
@@ -112,11 +118,14 @@ _RULES = {
         name: Rule((_GLOW,), lambda c, name=name: getattr(c.preset.size, name, None))
         for name in ("levels", "depth", "width", "kernel")
     },
-    "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
+    "inverse_kernel": Rule(
+        (_LARGE_INVERSE, LEARNS),
+        lambda c: c.preset.recipe.get("inverse_kernel") if c.recipe == "least-squares" else None,
+        _KERNEL,
+    ),
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
-    "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), _ZERO),
-    "whiten": Rule((_WHITENING, _NOT_RELATIVE)),
+    "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
     "objective": Rule(HAS_LAMBDA),
     "sigma": _only(
@@ -124,9 +133,9 @@ _RULES = {
     ),
     "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
     "relative_bias": Rule((_is("gradient", "relative"),)),
-    "recipe": Rule((SELF_NORMALIZING,)),
+    "recipe": Rule((_NOT_RELATIVE,)),
     "inverse_update": Rule(
-        (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
+        (SELF_NORMALIZING,), _recipe("inverse_update", "gradient").fill, "the recipe's"
     ),
     "jvp_weight": Rule((SELF_NORMALIZING, *FREE_LAMBDA)),
     "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
@@ -149,11 +158,11 @@ _RULES = {
     ),
     "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
     "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
-    **{
-        name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
-        for name in ("batch_size", "lr", "warmup_epochs")
-    },
-    "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
+    "lr": _recipe("lr"),
+    "warmup_epochs": _recipe("warmup_epochs"),
+    "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
+    "lr_schedule": _recipe("lr_schedule", "constant"),
+    "batch_size": Rule((), lambda c: c.preset.batch_size, by_preset("batch_size")),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     **dict.fromkeys(("validation", "test"), Rule((_OWN_DATA,), words=f"{HELD_OUT}, or the file's")),
@@ -194,4 +203,5 @@ def conflicts(c) -> Iterator[str]:
 # Options of earlier versions that a config.json may still have, with the values at which they had
 # no effect; and values that options no longer take.
 RETIRED = {"track_log_det": False, "lambda_integral": None, "lambda_proportional": None}
+RETIRED["whiten"] = "none"
 RETIRED_VALUES = {"lambda_control": "nu-pi", "inverse_update": "newton"}
