@@ -30,7 +30,6 @@ GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
 INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-COORDINATES = ("plain", "white")
 WHITE = {"coordinates": "white", "lr_schedule": "cosine", "warmup_epochs": 1}  # of --recipe white
 
 
@@ -48,9 +47,9 @@ class GlowSize:
 @dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
-    (`BIAS_INITS`), whether inputs of dense layers are whitened (`COORDINATES`), how a convolution's
-    exact determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the
-    forward kernel's) and number of layers, and Glow's size."""
+    (`BIAS_INITS`), whether inputs of dense layers are whitened ("white"), how a convolution's exact
+    determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the forward
+    kernel's) and number of layers, and Glow's size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"

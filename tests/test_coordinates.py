@@ -189,6 +189,13 @@ def test_the_recipe_sets_what_is_not_given(model):
         assert chosen(**{name: value}) == sets | {name: value}
 
 
+def test_a_flow_of_ones_own_is_whitened_by_its_layers():
+    flow = Flow((64,), (("white", Whiten(64)), ("dense", Linear(Dense(64)))))
+    trainer = make_trainer(OPS, flow=flow)
+    take_steps(trainer, [0])
+    assert trainer.params["white"]["b"].all() and not trainer.coordinates
+
+
 DENSE, UNBIASED = Linear(Dense(4)), Linear(Dense(4), bias=False)
 OWN = {
     "neither convolutions nor Whiten layers: leave it out": (DENSE,),

@@ -13,12 +13,10 @@ from support.trainers import BATCH, gradient_of, images_of, make_trainer, take_s
 
 from snfnp.beyond import coordinates
 from snfnp.beyond.coordinates import change_coordinates
-from snfnp.beyond.second_moment import stable_above
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers import Whiten
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.ops import RandomKey, get_ops
-from snfnp.rules import SelfNormalizing
 
 OPS = get_ops("numpy")
 D = 12
@@ -85,14 +83,6 @@ BAD = {
 def test_inputs_without_a_covariance_are_refused_in_one_line(message):
     with one_line((UsageError, DivergedError), match=message):
         whitening(BAD[message])
-
-
-def test_the_margin_of_stability_is_lambdas_own():
-    """λ σ²_min, which has to be above 1/8 (derivations/24-stability.md), before and after."""
-    x = correlated()
-    z = Whiten(D).forward(OPS, whitening(x), x)[0]
-    before, after = (np.linalg.eigvalsh(rows.T @ rows / len(rows))[0] for rows in (x, z))
-    assert before < 0.01 < stable_above(SelfNormalizing()) and abs(after - 1) < 1e-10
 
 
 # ---------------------------------------------------------------- training

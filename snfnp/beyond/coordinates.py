@@ -28,15 +28,12 @@ _STATE = "coordinates"  # what the state is called in checkpoints
 
 
 def white_followers(ops, flow, config) -> tuple:
-    """(the `Whitening`, the `Coordinates`) of a flow, None for what it has no layers for.
-
-    Raises UsageError if it has neither, or a `Whiten` layer that could not be renewed.
-    """
+    """(the `Whitening`, the `Coordinates`) of a flow, None for what it has no layers for. Raises
+    UsageError if it has neither, or a `Whiten` layer that could not be renewed."""
     layers = [*(layer for _, layer in flow.layers), None]
     places = [place for place, layer in enumerate(layers) if isinstance(layer, Whiten)]
     for place in filter(None, places):
-        behind = layers[place + 1]
-        if layers[place].whole or not (isinstance(behind, Linear) and behind.bias):
+        if layers[place].whole or not getattr(layers[place + 1], "bias", False):
             needs = "is not the first, and needs whole=False and a Linear with a bias behind it"
             raise UsageError(f"the Whiten layer {flow.layers[place][0]} {needs}")
     white, kernels = config.coordinates == "white", any(inputs(layer) for layer in layers)
@@ -60,8 +57,8 @@ class Whitening(Follower):
             _put(trainer.ops, trainer.params[name], found)
 
     def renew(self, trainer, images_of) -> None:
-        """Renew those of deeper layers from 2000 images of the steps to come, and carry the linear
-        layer behind along: the function stays the same but for rounding. Costs some 10 steps."""
+        """Renew those of deeper layers from 2000 images of the steps to come, and with them the
+        linear layer behind: the function stays the same but for rounding. Costs some 10 steps."""
         ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
         for place, (name, layer) in enumerate(flow.layers):
             if not place or not isinstance(layer, Whiten):
@@ -81,14 +78,12 @@ def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple
     """(p, m, v) of the linear layer behind a diagonal `Whiten` whose numbers change from `old` to
     `new`; p, and Adam's m and v: float64 host arrays by name.
 
-    With U'x + b_U' = T (U x + b_U) + t and T = U'U⁻¹ the function stays the same for W' = W T⁻¹ and
-    b' = b − W' t, and the linear part of the learned inverse for R' = T R. m, an average of
-    gradients, follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R; v, of squares, the
-    same with all factors squared, as if the two terms were not correlated.
+    With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
+    and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
+    same with all factors squared.
     """
     turn = new["U"] / old["U"]
-    shift = new["b"] - turn * old["b"]
-    w = p["W"] / turn
+    shift, w = new["b"] - turn * old["b"], p["W"] / turn
     p, m, v = (
         {**p, "W": w, "b": p["b"] - w @ shift},
         {**m, "W": m["W"] * turn + np.outer(m["b"], shift)},

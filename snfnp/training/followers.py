@@ -21,11 +21,10 @@ class Follower:
         values, and what slices add up in `sums`, float64 (self.sums,)."""
 
     def start(self, trainer, images_of) -> None:
-        """Set what depends on the training images, before the first step. images_of(step): this
-        rank's images of step 0, 1, …"""
+        """Set what all training images decide, before the first step (see `Trainer.renew`)."""
 
     def renew(self, trainer, images_of) -> None:
-        """Find anew what depends on activations, before a step (`Trainer.renew`)."""
+        """Find anew what activations decide, before a step (see `Trainer.renew`)."""
 
     def error_factors(self, samples: int) -> dict:
         """{layer: −2λ/N} of layers with a λ of their own; samples: N."""

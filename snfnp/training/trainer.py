@@ -14,8 +14,7 @@ from snfnp.training.adam import learning_rate
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
 
-_EARLY = (20, 100)  # steps of a renewal: activations change most at the start
-_EVERY = 500
+_EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,8 @@ class Trainer(TrainingStep):
                 array[...] = values
 
     def renew(self, images_of) -> None:
-        """Find anew what followers have from activations, before steps 0, 20, 100 and every 500.
-
-        images_of(step): this rank's images of step 0, 1, … Outside of a recorded step: the host
-        waits for the device.
-        """
+        """Find anew what followers have from activations, before steps 0, 20, 100 and every 500,
+        outside of a recorded step. images_of(step): this rank's images of step 0, 1, …"""
         if self.step in _EARLY or self.step % _EVERY == 0:
             for follower in self.followers:
                 follower.renew(self, images_of)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import BIAS_INITS, COORDINATES, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
@@ -248,7 +248,7 @@ class OptimiserOptions:
         None,
         "what Adam ascends in: the weights (plain), or coordinates in which the inputs of weights "
         "have second moments I (white): dense layers behind fixed ones, which whiten",
-        choices=COORDINATES,
+        choices=("plain", "white"),
     )
     lr_schedule: str | None = changeable(
         None, "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
