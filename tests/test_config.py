@@ -196,8 +196,11 @@ def test_an_option_is_in_one_part_and_has_one_flat_name():
 def test_options_that_are_gone_are_read_if_they_did_nothing():
     saved = TrainConfig().resolve(1000).as_dict()
     assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
+    white = TrainConfig.from_dict(saved | {"whiten": "all"})
+    assert white == TrainConfig.from_dict(saved | {"coordinates": "white"})
     for gone in (
         {"lambda_integral": 2.0},
+        {"whiten": "first"},
         {"lambda_control": "mdmm"},
         {"inverse_update": "projection", "recipe": "least-squares", "inverse_depth": 1},
         {"inverse_depth": 2},

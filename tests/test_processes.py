@@ -92,7 +92,7 @@ def assert_close(first, second):
 
 MODELS = {
     "fc": ["--model", "fc"],
-    "fc whitened": ["--model", "fc", "--whiten", "all"],
+    "fc whitened": ["--model", "fc", "--coordinates", "white"],
     "fc exact": ["--model", "fc", "--gradient", "exact", "--clip-norm", "5"],
     "conv": ["--model", "conv", "--epochs", "1"],
     # Adam divides a gradient by its size, or by 1e-8 where it is smaller: where the terms of one

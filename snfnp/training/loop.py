@@ -22,7 +22,6 @@ from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import renew
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
@@ -105,6 +104,7 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
     if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
         return
     with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
+        trainer.renew(batches)
         if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
             report(chosen)
     evaluator.rehearse(dataset.validation)
@@ -122,7 +122,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps:
-            renew(trainer, batches)
+            trainer.renew(batches)
             trainer.training_step(batches(trainer.step))
             progress.bar.update(config.batch_size)
             # All ranks do what any was asked to do or has due; later requests wait for a step.

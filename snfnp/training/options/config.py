@@ -149,7 +149,7 @@ class TrainConfig:
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
-        names = ("init", "bias_init", "whiten", "inverse_kernel")
+        names = ("init", "bias_init", "coordinates", "inverse_kernel")
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)
@@ -272,6 +272,8 @@ class TrainConfig:
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
         if unknown:
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
+        if values.get("whiten") == "all":  # what is --coordinates white now
+            values = values | {"whiten": "none", "coordinates": "white"}
         gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
         gone += [name for name, retired in RETIRED_VALUES.items() if values.get(name) in retired]
         if gone:
