@@ -73,6 +73,7 @@ class Preset:
     whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
     biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
     linear layers may be whitened; `takes_rows`: whether shape may be (D,), of rows of numbers;
+    `takes_choices`: whether `build` looks at them;
     `inverse_updates`: how R may be found; `recipe`: what `--recipe least-squares` sets;
     `lam_forward`: λ of the forward objective.
     """
@@ -95,6 +96,7 @@ class Preset:
     has_bias_init: bool = False
     has_whitening: bool = False
     takes_rows: bool = False
+    takes_choices: bool = True
     inverse_updates: tuple[str, ...] = ("gradient",)
     recipe: dict = field(default_factory=dict)
     lam_forward: float | None = None

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
@@ -14,6 +15,30 @@ from snfnp.training.trainer import Trainer
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 _MOMENT = 0.5  # seconds of compilation that are not worth a word
+
+
+@dataclass(frozen=True)
+class Record:
+    """A look at a run in training, for callbacks: an exact evaluation, or a step between two.
+
+    step, epoch: done, of `steps`; seconds: spent on them; surrogate: nats, no likelihood;
+    reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping; these three of the last step, or
+    averages since the last evaluation. Of an evaluation alone: nats, the exact validation NLL per
+    sample; bits_per_dimension: the same, of images; best: whether none was better; figures: its
+    line of metrics.jsonl.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    seconds: float
+    surrogate: float
+    reconstruction: float
+    gradient_norm: float
+    nats: float | None = None
+    bits_per_dimension: float | None = None
+    best: bool = False
+    figures: dict = field(default_factory=dict, repr=False)
 
 
 @contextmanager
@@ -90,9 +115,12 @@ class Clock:
 
 class ProgressLine:
     """The progress bar, in units of images, with the last step's figures: on rank 0 alone. Where
-    the output is neither a terminal nor a notebook, a line of them every minute: report gets it."""
+    the output is neither a terminal nor a notebook, a line of them every minute: report gets it.
+    hidden: no bar at all."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int, report):
+    def __init__(
+        self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int, report, hidden=False
+    ):
         self._trainer, self._clock, self._steps, self._report = trainer, clock, steps, report
         silent = trainer.world.rank > 0
         self.bar = tqdm(
@@ -100,7 +128,7 @@ class ProgressLine:
             initial=trainer.step * config.batch_size,
             unit="img" if trainer.flow.preprocess.noun == "images" else "row",
             unit_scale=True,
-            disable=silent or None,  # None: no bar if the output is not a terminal
+            disable=silent or hidden or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,
         )
         self._shown = math.inf if silent else time.perf_counter()
@@ -115,12 +143,12 @@ class ProgressLine:
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
-    def show(self) -> None:
-        """Show the figures of the last step. All ranks wait for it; raises DivergedError if it
-        failed."""
+    def show(self, epoch: int) -> Record | None:
+        """Show the figures of the last step, and return them; None on other ranks. All of them wait
+        for it; raises DivergedError if it failed."""
         self._clock.settle()
         if self._trainer.world.rank:
-            return
+            return None
         self._shown = time.perf_counter()
         metrics, lam = self._trainer.metrics(), ""
         if self._trainer.multipliers:
@@ -133,3 +161,5 @@ class ProgressLine:
             step, speed = self._trainer.step, self._clock.steps_per_second
             left = f"{(self._steps - step) / speed / 60:.1f} minutes of steps left"
             self._report(f"step {step} of {self._steps}, {left} at {speed:.3g} a second: {figures}")
+        place = self._trainer.step, self._steps, epoch, self._clock.seconds
+        return Record(*place, *astuple(metrics))

@@ -177,7 +177,11 @@ def conflicts(c) -> Iterator[str]:
         value, possible = getattr(c, name), getattr(c.preset, f"{name}s")
         if value not in possible:
             given, choices = f"--{name.replace('_', '-')} {value}", " or ".join(possible)
-            yield f"--model {c.model} cannot be trained with {given}: choose {choices}"
+            yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
+    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+        if not c.preset.takes_choices and getattr(c, name) != default:
+            flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
+            yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
     if not c.controller:
         return
     if c.tolerance is None:
