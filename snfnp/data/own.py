@@ -23,49 +23,24 @@ _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, zli
 _DAMAGED += (zipfile.BadZipFile, Image.DecompressionBombError)
 
 
-def load(path: str, validation: str | None, test: str | None, seed: int) -> Dataset:
-    """The data at a path: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
+def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
+    """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
-    validation, test: the path of others, or the fraction of the data, drawn by `seed`, that is held
+    validation, test: others, or the fraction of the data, drawn by `seed`, that is held
     out, unless the data name their splits. A .npy file is mapped, and read as it is needed.
     Raises UsageError for what is none of this.
     """
-    return _cut(Path(path).stem, path, _read(path), validation, test, seed)
-
-
-def arrays(data, validation=None, test=None, seed: int = 0) -> Dataset:
-    """Data in memory, as `load` finds them in files: arrays, or what NumPy makes arrays of;
-    validation, test: arrays, or fractions."""
-    splits, held_out = {"train": data}, {}
-    for split, given in (("validation", validation), ("test", test)):
-        which = held_out if given is None or np.ndim(given) == 0 else splits
-        which[split] = given
-    splits = {split: _required(_array(each), f"the {split} data") for split, each in splits.items()}
-    where = "arrays in memory"
-    return _cut("array", where, splits, held_out.get("validation"), held_out.get("test"), seed)
-
-
-def _array(given) -> np.ndarray:
-    if isinstance(given, np.ndarray):
-        return given  # mapped from a file, perhaps
-    try:
-        return np.asarray(given)
-    except ValueError as error:
-        raise UsageError(f"the data are no array ({one_line(error)}): give one") from None
-
-
-def _cut(name: str, where: str, splits: dict, validation, test, seed: int) -> Dataset:
-    """The data set of these splits, of which the training data give those that are missing."""
-    fractions = {}
+    splits, fractions, named = _read(path), {}, isinstance(path, str)
+    name, path = (Path(path).stem, path) if named else ("array", "arrays in memory")
     for split, given in (("validation", validation), ("test", test)):
         if split in splits and given is not None:
-            raise UsageError(f"{where} has {split} data already: leave --{split} out")
+            raise UsageError(f"{path} has {split} data already: leave --{split} out")
         if split in splits:
             continue
         try:
             fractions[split] = float(HELD_OUT if given is None else given)
-        except ValueError:
-            others = _read(str(given))
+        except (ValueError, TypeError):
+            others = _read(given)
             splits[split] = others.get(split, others["train"])
             continue
         if not 0 < fractions[split] < 1:
@@ -75,18 +50,22 @@ def _cut(name: str, where: str, splits: dict, validation, test, seed: int) -> Da
         counts = {split: max(1, round(part * len(train))) for split, part in fractions.items()}
         left = len(train) - sum(counts.values())
         if left < 2:
-            found = f"{where} has {len(train)} samples, of which {left} would be left to train on"
+            found = f"{path} has {len(train)} samples, of which {left} would be left to train on"
             raise UsageError(f"{found}: give more, or smaller fractions")
         order, first = np.random.default_rng((seed, len(train), 1)).permutation(len(train)), 0
         for split, count in {**counts, "train": left}.items():
             places, first = np.sort(order[first : first + count]), first + count
             mapped = isinstance(train, np.memmap)
             splits[split] = Mapped(train, places) if mapped else train[places]
-    return Dataset(name, **splits, source=where)
+    return Dataset(name, **splits, source=path)
 
 
-def _read(path: str) -> dict:
+def _read(path) -> dict:
     """{split: array} at a path; a single array is "train"."""
+    if not isinstance(path, str):
+        with _explained("the array"):  # which may be mapped from a file
+            array = path if isinstance(path, np.ndarray) else np.asarray(path)
+        return {"train": _required(array, "the array")}
     place = Path(path)
     suffix = place.suffix.lower()
     if place.is_dir():

@@ -2,11 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,14 @@ from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Clock, ProgressLine, Record, compilations_shown
+from snfnp.training.progress import (
+    Callbacks,
+    Clock,
+    ProgressLine,
+    Record,
+    compilations_shown,
+    silent,
+)
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
@@ -41,7 +47,7 @@ def train(
     optimiser=None,
     *,
     flow=None,
-    callbacks: Iterable[Callable[[Record], Any]] = (),
+    callbacks: Callbacks = (),
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
@@ -72,8 +78,7 @@ def train(
         ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
     run = run or RunFolder.create(path_of(config))
     first, signals = world.rank == 0, Signals(world.rank, world.size)
-    hidden = report is None or not first
-    report = _silent if report is None or not first else report
+    report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
     with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
@@ -93,7 +98,7 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
-        with signals.ends_at_once(), compilations_shown(ops, report, hidden):
+        with signals.ends_at_once(), compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
                 record = world.on_rank_zero(lambda: run.open(run.path)[1])
@@ -105,12 +110,11 @@ def train(
                 layout = trainer.layout
                 checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         try:
-            record = nullcontext(run.append_metrics if first else _silent)
+            record = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
                 record = registry.find("event-files")(run)
             with record as keep:
-                told = partial(_tell, tuple(callbacks), checkpoints)
-                how = (signals, report, keep, told, hidden)
+                how = (signals, report, keep, partial(_tell, tuple(callbacks), checkpoints))
                 _take_steps(dataset, batches, evaluator, checkpoints, *how)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
@@ -127,10 +131,6 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
         if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
             report(chosen)
     evaluator.rehearse(dataset.validation)
-
-
-def _silent(what) -> None:
-    """Drop a line or a record that rank 0 reports already."""
 
 
 def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) -> bool:
@@ -154,14 +154,12 @@ def _is_patient(config: TrainConfig, best: dict | None, epoch: int) -> bool:
     return epoch // config.eval_every - best["epoch"] // config.eval_every < config.patience
 
 
-def _take_steps(
-    dataset, batches, evaluator, checkpoints, signals, report, keep, told, hidden
-) -> None:
+def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep, tell) -> None:
     """The remaining steps, with checkpoints and evaluations; keep: gets every record of these;
-    told: the callbacks; hidden: no bar is shown."""
+    tell: gives one to the callbacks."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    progress = ProgressLine(config, trainer, clock, steps, report, hidden)
+    progress = ProgressLine(config, trainer, clock, steps, report)
     epoch, ends = trainer.step // batches.steps_per_epoch, False
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
@@ -175,9 +173,9 @@ def _take_steps(
             requests = trainer.world.any(requests)
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
             if requests & _SHOW:
-                ends = told(progress.show(epoch)) or ends
-            last = trainer.step == steps or ends
-            if rest == 0 and (epoch % config.eval_every == 0 or last):
+                ends = tell(progress.show(epoch)) or ends
+            due = epoch % config.eval_every == 0 or trainer.step == steps or ends
+            if rest == 0 and due:
                 progress.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
@@ -185,8 +183,7 @@ def _take_steps(
                 checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
-                ends = told(_record(record, evaluator, steps)) or ends
-                if ends:
+                if tell(Record.of(record, steps, record is evaluator.best)) or ends:
                     report(f"a callback ended training after epoch {epoch}")
                     return
                 clock.start()
@@ -203,20 +200,6 @@ def _take_steps(
     if trainer.step < steps:
         waited = f"no better one in {config.patience} evaluations (--patience)"
         report(f"stopped after epoch {epoch}, as there was {waited}")
-
-
-def _record(figures: dict, evaluator: Evaluator, steps: int) -> Record:
-    """The record of an evaluation for callbacks, from its line of metrics."""
-    names = ("step", "epoch", "seconds", "surrogate", "reconstruction", "gradient_norm")
-    known = {name: figures[name] for name in names}
-    return Record(
-        **known,
-        steps=steps,
-        nats=figures["validation_nll_nats"],
-        bits_per_dimension=figures.get("validation_bits_per_dimension"),
-        best=figures is evaluator.best,
-        figures=dict(figures),
-    )
 
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:

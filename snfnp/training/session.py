@@ -3,21 +3,19 @@
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from snfnp import registry
-from snfnp.data import Dataset, load_dataset, require_dataset
-from snfnp.data.own import arrays
+from snfnp.data import Dataset, load_dataset, own, require_dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Record
+from snfnp.training.progress import Callbacks
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.runs.load import LoadedRun, load_run
 
@@ -48,8 +46,7 @@ class Session:
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
         with within_memory(self.ops, "--batch-size", config.batch_size, also):
-            how = (self.folder, self.goes_on, report)
-            how = (*how, self.world, optimiser)
+            how = (self.folder, self.goes_on, report, self.world, optimiser)
             return train(config, dataset, self.ops, *how, callbacks=callbacks)
 
 
@@ -104,7 +101,7 @@ def resume(
     dataset: Dataset | None = None,
     report: Callable[[str], None] | None = print,
     optimiser=None,
-    callbacks: Iterable[Callable[[Record], Any]] = (),
+    callbacks: Callbacks = (),
     **changes,
 ) -> dict:
     """Go on with the run in a folder, and return what `snfnp.train` returns.
@@ -129,7 +126,7 @@ def fit(
     flow=None,
     out: str | Path | None = None,
     report: Callable[[str], None] | None = print,
-    callbacks: Iterable[Callable[[Record], Any]] = (),
+    callbacks: Callbacks = (),
     optimiser=None,
     **options,
 ) -> LoadedRun:
@@ -138,8 +135,8 @@ def fit(
         run = snfnp.fit(rows, epochs=200, patience=10)
         run.likelihood.log_prob(others), run.likelihood.sample(100)
 
-    data: rows of floats (N, D), images, uint8 (N, H, W[, C]), a `Dataset`, or the name or path of
-    data; validation, test: others, or the fraction that is held out (a tenth), drawn by `seed`;
+    data: rows of floats (N, D), images, uint8 (N, H, W[, C]), or a `Dataset`;
+    validation, test: others, or the fraction that is held out (a tenth), drawn by `seed`;
     flow: a model of one's own (`TrainConfig(model=…)`); out: the run's folder; None: a temporary
     one, which is removed at the end, but not if training was interrupted or failed; report,
     callbacks, optimiser: as for `snfnp.train`; options: those of `TrainConfig`, of which eval_every
@@ -147,24 +144,18 @@ def fit(
     """
     if flow is not None:
         options["model"] = flow
-    held_out = {"validation": validation, "test": test}
-    held_out = {name: given for name, given in held_out.items() if given is not None}
     if isinstance(data, (str, Path)):
-        options |= {name: str(given) for name, given in held_out.items()}
-        config = TrainConfig(data=str(data), **options).located()
-        dataset = load_dataset(config.data, config.data_dir, **config.splits_of(config.data))
-    else:
-        if isinstance(data, Dataset) and held_out:
-            raise UsageError(f"{data.name} has its splits already: leave validation and test out")
-        seed = options.get("seed", 0)
-        dataset = data if isinstance(data, Dataset) else arrays(data, **held_out, seed=seed)
-        config = TrainConfig(data=dataset.name, **options)
-    resolved = config.resolve(len(dataset.train), dataset.train.shape[1:])
+        raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
+    if not isinstance(data, Dataset):
+        data = own.load(data, validation, test, options.get("seed", 0))
+    elif validation is not None or test is not None:
+        raise UsageError(f"{data.name} has its splits already: leave validation and test out")
+    config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])
     if "eval_every" not in options:
-        resolved = replace(resolved, eval_every=max(1, resolved.epochs // _EVALUATIONS))
+        config = replace(config, eval_every=max(1, config.epochs // _EVALUATIONS))
     run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:
-        with started(replace(resolved, out=path), dataset) as session:
+        with started(replace(config, out=path), data) as session:
             session.train(report, optimiser, callbacks)
             run = load_run(path, ops=session.ops)
         return run

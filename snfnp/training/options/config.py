@@ -68,7 +68,8 @@ class TrainConfig:
                 found = f"{part} is {str(whole)[:40]}"
                 raise UsageError(f"{found}: give its options by name, or as {kind.__name__}")
             object.__setattr__(self, part, whole)
-        own = given.get("model")
+        if (own := given.get("model")) is not None:
+            given["model"] = text_of(own)
         if isinstance(own, Flow) and not own.learned_inverses() and self.gradient is None:
             given.setdefault("gradient", "exact")
         for name, value in given.items():
@@ -78,7 +79,6 @@ class TrainConfig:
                 value = value.item()  # a sweep's numbers are NumPy's
             if OPTIONS[name].kind == "Path" and isinstance(value, str):
                 value = Path(value)
-            value = text_of(value) if name == "model" else value
             part = _PART_OF[name]
             object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
 

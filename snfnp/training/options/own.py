@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import reduce
 from importlib import import_module
 from typing import Any
 
@@ -23,9 +23,7 @@ from snfnp.layers import Layer
 from snfnp.models import PRESETS, Choices, Preset
 
 _OURS = tuple(PRESETS)
-_REFERENCE = re.compile(r"[\w.]+:[\w.]+")
-_CLASS = "class"  # the key of an object's class in a description
-_GRADIENTS = ("self-normalizing", "exact")
+_REFERENCE = re.compile(r"\w[\w.]*:[\w.]+")
 
 
 def register(name: str, build: Callable[..., Flow], **settings) -> None:
@@ -37,11 +35,11 @@ def register(name: str, build: Callable[..., Flow], **settings) -> None:
     the flow for data of that shape. settings: its training settings, fields of
     `snfnp.models.Preset`. Raises UsageError for a name of the package's own, or an unknown field.
     """
-    if not re.fullmatch(r"[\w.-]+", str(name)):
-        found = f"{name!r} is no name for a preset"
-        raise UsageError(f"{found}: use letters, digits, hyphens, dots and underscores")
-    if name in _OURS:
-        raise UsageError(f"{name} is a preset of the package's own: choose another name")
+    if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
+        found = f"{name!r} cannot be the name of a preset of your own"
+        raise UsageError(f"{found}: choose another, of letters, digits, hyphens and dots")
+    if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)[1:]}):
+        raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
     PRESETS[name] = _preset(name, build, **settings)
 
 
@@ -51,9 +49,9 @@ def preset_of(model: str) -> Preset:
     if model in PRESETS:
         return PRESETS[model]
     if model.startswith("{"):
-        return _preset("the flow", partial(_whole, model))
+        return _preset("the flow", lambda shape: _rebuilt(json.loads(model)))
     if _REFERENCE.fullmatch(model):
-        return _preset(model, _found(model, f"--model {model}"))
+        return _preset(model, _found(model, "--model"))
     near = difflib.get_close_matches(model, PRESETS, 1)
     found = f"--model {model[:40]} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
     advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
@@ -64,6 +62,7 @@ def text_of(model: Any) -> Any:
     """The text that a configuration keeps of a whole flow or a builder; a name stays as it is.
     Raises UsageError for what could not be found by that text again."""
     if isinstance(model, Flow):
+        _require_flow(model, model.image_shape or model.shape, "the flow")
         return json.dumps(_described(model, "the flow"))
     return _reference(model) if callable(model) else model
 
@@ -79,40 +78,37 @@ def _preset(name: str, build: Any, **settings) -> Preset:
     if not callable(build):
         found = f"{name} is of type {type(build).__name__}"
         raise UsageError(f"{found}: let it be a function build(shape) -> Flow")
-    if unknown := sorted(settings.keys() - {field.name for field in fields(Preset)[1:]}):
-        raise UsageError(f"a preset has no {unknown[0]}: see snfnp.models.Preset")
     takes = "choices" in inspect.signature(build).parameters
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
-        flow = build(shape, choices=choices) if takes else build(shape)
-        if problem := _fault(flow, shape):
-            raise UsageError(f"{name}: {problem}")
-        return flow
+        flow: Any = build(shape, choices=choices) if takes else build(shape)
+        return _require_flow(flow, shape, name)
 
-    usual = {"gradients": _GRADIENTS, "takes_rows": True, "takes_choices": takes}
+    usual = {"gradients": ("self-normalizing", "exact"), "takes_rows": True, "takes_choices": takes}
     return Preset(built, **{"summary": "one's own", **usual, **settings})
 
 
-def _fault(flow: Any, shape: tuple[int, ...]) -> str | None:
-    """The reason why this is no flow for data of that shape."""
-    if not isinstance(flow, Flow):
-        return f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
-    names = [name for name, _ in flow.layers]
-    if twice := [name for name in names if names.count(name) > 1]:
-        return f"two layers are called {twice[0]}; give each a name of its own"
-    for name, layer in flow.layers:
-        if not isinstance(layer, Layer):
-            return f"layer {name} is a {type(layer).__name__}; make it an instance of a snfnp.Layer"
-    if (flow.image_shape or flow.shape) != shape:
-        found = f"its flow is for data of shape {flow.image_shape or flow.shape}, found {shape}"
-        return f"{found}; give both one shape (Flow(…, image_shape=) if its layers have another)"
-    return None
+def _require_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
+    """The same, if it is a flow for data of that shape. Raises UsageError otherwise."""
+    layers, problem = flow.layers if isinstance(flow, Flow) else (), ""
+    names = [layer for layer, _ in layers]
+    if not layers:
+        problem = f"the function returned a {type(flow).__name__}; let it return a snfnp.Flow"
+    elif twice := [layer for layer in names if names.count(layer) > 1]:
+        problem = f"two layers are called {twice[0]}; give each a name of its own"
+    elif wrong := [layer for layer, each in layers if not isinstance(each, Layer)]:
+        problem = f"layer {wrong[0]} is no snfnp.Layer; make it an instance of one"
+    elif (own := flow.image_shape or flow.shape) != shape:
+        problem = f"it is for data of shape {own}, found {shape}; give both the same (image_shape=)"
+    if problem:
+        raise UsageError(f"{name}: {problem}")
+    return flow
 
 
 def _reference(thing: Any) -> str:
     """The "module:name" by which a function or class is found again."""
     name = f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '?')}"
-    if not _REFERENCE.fullmatch(name) or _found(name, name) is not thing:
+    if not _REFERENCE.fullmatch(name) or _found(name, "the run") is not thing:
         found = f"{name} is no name at the top of a module, by which the run would find it again"
         advice = "define it there, or snfnp.register a name for what builds the flow"
         raise UsageError(f"{found}: {advice}")
@@ -120,28 +116,15 @@ def _reference(thing: Any) -> str:
 
 
 def _found(reference: str, what: str) -> Any:
-    """The object that a "module:name" stands for. what: what it is for, in words."""
+    """The object that a "module:name" stands for. what: what needs it."""
     module, _, path = reference.partition(":")
-    place = "define it here first" if module == "__main__" else "restore it, or name another"
     try:
-        value: Any = import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise _failed(what, module, error) from error
-        advice = "install it, or put its folder on PYTHONPATH"
-        raise UsageError(f"{what}: there is no module {error.name} here; {advice}") from None
+        return reduce(getattr, path.split("."), import_module(module))
     except Exception as error:
-        raise _failed(what, module, error) from error
-    for part in path.split("."):
-        if not hasattr(value, part):
-            raise UsageError(f"{what}: the module {module} has no {path}; {place}")
-        value = getattr(value, part)
-    return value
-
-
-def _failed(what: str, module: str, error: Exception) -> UsageError:
-    why = f"{type(error).__name__}: {str(error)[:80]}"
-    return UsageError(f"{what}: the module {module} cannot be imported ({why}); mend it")
+        why = f"{type(error).__name__}: {str(error)[:80]}"
+        advice = "define it here first" if module == "__main__" else "mend it, or set PYTHONPATH"
+        found = f"{what} needs {reference}, which cannot be imported ({why})"
+        raise UsageError(f"{found}: {advice}") from error
 
 
 def _described(value: Any, where: str) -> Any:
@@ -151,7 +134,7 @@ def _described(value: Any, where: str) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
         inside = {name: _described(each, f"{where}.{name}") for name, each in own.items()}
-        return {_CLASS: _reference(type(value)), **inside}
+        return {"class": _reference(type(value)), **inside}
     if isinstance(value, (tuple, list)):
         return [_described(each, f"{where}[{place}]") for place, each in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -160,24 +143,14 @@ def _described(value: Any, where: str) -> Any:
     raise UsageError(f"{found}: give a function of a module that builds the flow instead")
 
 
-def _whole(description: str, shape: tuple[int, ...]) -> Any:
-    """The flow of a description, whatever the shape: `_fault` compares them."""
-    try:
-        return _rebuilt(json.loads(description))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        why = f"{type(error).__name__}: {str(error)[:80]}"
-        found = f"the flow cannot be made of its description ({why})"
-        raise UsageError(f"{found}: restore its classes as they were") from None
-
-
 def _rebuilt(value: Any) -> Any:
     """The inverse of `_described`."""
     if isinstance(value, list):
         return tuple(map(_rebuilt, value))
     if not isinstance(value, dict):
         return value
-    reference = value[_CLASS]
-    kind = _found(reference, f"the flow has a {reference}")
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise TypeError(f"{reference} is no dataclass")
-    return kind(**{name: _rebuilt(each) for name, each in value.items() if name != _CLASS})
+    given = {name: _rebuilt(each) for name, each in value.items()}
+    kind: Any = _found(name := given.pop("class"), "the flow")
+    if not (is_dataclass(kind) and given.keys() <= {field.name for field in fields(kind)}):
+        raise UsageError(f"the flow needs {name} with {', '.join(given)}: restore it as it was")
+    return kind(**given)
