@@ -150,7 +150,8 @@ def _rebuilt(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     given = {name: _rebuilt(each) for name, each in value.items()}
-    kind: Any = _found(name := given.pop("class"), "the flow")
-    if not (is_dataclass(kind) and given.keys() <= {field.name for field in fields(kind)}):
+    kind = _found(name := given.pop("class"), "the flow")
+    known = getattr(kind, "__dataclass_fields__", None)
+    if not isinstance(kind, type) or known is None or given.keys() - known.keys():
         raise UsageError(f"the flow needs {name} with {', '.join(given)}: restore it as it was")
     return kind(**given)
