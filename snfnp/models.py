@@ -70,7 +70,8 @@ class Preset:
     paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
     data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
-    numbers; `white`: what `--recipe white` sets; `lam_forward`: λ of the forward objective.
+    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
+    `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -89,6 +90,7 @@ class Preset:
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
     takes_rows: bool = False
+    takes_choices: bool = True
     white: dict = field(default_factory=WHITE.copy)
     lam_forward: float | None = None
 
