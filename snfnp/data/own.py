@@ -59,6 +59,13 @@ def load(path: str, validation: str | None, test: str | None, seed: int) -> Data
     return Dataset(Path(path).stem, **splits, source=path)
 
 
+def whole(path: str):
+    """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
+    Raises UsageError for what is none of this."""
+    splits = _read(path)
+    return splits.get("test", splits["train"])
+
+
 def _read(path: str) -> dict:
     """{split: array} at a path; a single array is "train"."""
     place = Path(path)

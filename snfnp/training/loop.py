@@ -36,6 +36,7 @@ def train(
     report: Callable[[str], None] = print,
     world: Communicator = SINGLE_PROCESS,
     optimiser=None,
+    watch: Callable | None = None,
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
@@ -46,6 +47,7 @@ def train(
     the best one, or from the start if there is none yet. report: gets every line. world: the ranks
     that train together, each of which calls this; rank 0 alone reports and writes. optimiser: one
     of your own in Adam's place (derivations/28-write-your-own-rule.md); a run goes on with its own.
+    watch(record, likelihood): called on rank 0 after each evaluation.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError if another program trains
@@ -74,7 +76,7 @@ def train(
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)
-        evaluator = Evaluator(config, trainer, clock)
+        evaluator = Evaluator(config, trainer, clock, watch)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
         with signals.ends_at_once(), compilations_shown(ops, report, not first):
             if resume:

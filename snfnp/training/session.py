@@ -32,15 +32,15 @@ class Session:
     goes_on: bool | str
     world: Communicator
 
-    def train(self, report: Callable[[str], None] = print, optimiser=None) -> dict:
-        """Train to the end; the summary, as `snfnp.train` returns it."""
+    def train(self, report: Callable[[str], None] = print, optimiser=None, watch=None) -> dict:
+        """Train to the end; the summary, as `snfnp.train` returns it. watch: see there."""
         config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
         with within_memory(self.ops, "--batch-size", config.batch_size, also):
             how = (self.folder, self.goes_on, report)
-            return train(config, dataset, self.ops, *how, self.world, optimiser)
+            return train(config, dataset, self.ops, *how, self.world, optimiser, watch)
 
 
 @contextmanager
