@@ -1,6 +1,5 @@
 """Draw samples from a trained run and write them as a picture, or a .npy file of rows."""
 
-import argparse
 import io
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from snfnp.training.files import write_atomically
 from snfnp.training.memory import within_memory
 from snfnp.training.runs.load import LoadedRun
 
-_TABLE = ".npy"
+TABLE = ".npy"
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
 
@@ -34,7 +33,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
     check_range(args, "--columns", 1, args.count)
-    check_out(args)
+    if args.out and args.out.suffix != TABLE:
+        check_file(args.out, "--out", plots.SUFFIXES)
 
     run = open_run(args)
     out = destination(args, run, "sample", args.count, args.columns)
@@ -42,7 +42,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         raise UsageError("--columns is for images, and this run has rows of numbers: leave it out")
     images = drawn(run, args, args.count, args.temperature)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-    if out.suffix == _TABLE:
+    if out.suffix == TABLE:
         save_table(out, images)
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
@@ -60,19 +60,14 @@ def add_inverse(parser: Parser, name: str) -> None:
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
 
 
-def check_out(args: argparse.Namespace) -> None:
-    """Refuse an --out that no picture can be written to, before a run is opened."""
-    if args.out and args.out.suffix != _TABLE:
-        check_file(args.out, "--out", plots.SUFFIXES)
-
-
-def destination(args, run: LoadedRun, name: str, count: int, columns: int) -> Path:
-    """The file for so many samples, which can be written: a picture of images, in columns, or of a
-    plane, or a table of rows."""
+def destination(args, run: LoadedRun, name: str, count: int, columns: int, table=True) -> Path:
+    """The file for so many samples, after checks: a picture of images, in columns, or of a plane,
+    or a table of rows. table: what is the default for rows."""
     shape = run.image_shape
     rows = len(shape) == 1
-    suffixes = (_TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
-    out = args.out or run.folder.path / f"{name}-{args.inverse}{_TABLE if rows else '.png'}"
+    suffixes = (TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
+    file = f"{name}-{args.inverse}{TABLE if rows and table else '.png'}"
+    out = args.out or run.folder.path / file
     check_file(out, "--out", suffixes)
     if not rows:
         _check_size(count, columns, shape, out)
@@ -108,8 +103,8 @@ def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> 
         fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
         ask = f"ask for {fits:,} or fewer, and for more with another --seed"
         ask = ask if fits else "a single one of its images is too large to be drawn"
-        raise UsageError(f"--count {count} would be {size}: {ask}")
+        raise UsageError(f"{count} images would be {size}: {ask}")
     if max(height, width) > _LONGEST:
-        raise UsageError(f"--columns {columns} would be {size}: leave it out")
+        raise UsageError(f"{columns} in a row would be {size}: leave --columns out")
     if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
         raise UsageError(f"--out is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")

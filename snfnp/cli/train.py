@@ -138,6 +138,6 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> Non
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)
     if film and film.frames:  # none if a run was done before
-        plots.save_film(folder.film, film.titled())
+        plots.save_film(folder.film, film.frames)
         drawn.append(folder.film)
     print(f"pictures: {', '.join(map(str, drawn))}")

@@ -4,6 +4,7 @@ the plane, one's own."""
 import difflib
 import os
 from collections.abc import Callable
+from functools import partial
 
 from snfnp import registry
 from snfnp.data import cifar, imagenet, mnist, own, plane
@@ -17,10 +18,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
     "patches": lambda *arguments: registry.find("patches")(*arguments),
-    **{
-        name: lambda data_dir, report, name=name: plane.load(name, data_dir)
-        for name in plane.DENSITIES
-    },
+    **{name: partial(plane.load, name) for name in plane.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
 

@@ -4,6 +4,7 @@ Derivation: derivations/30-a-plane.md.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,27 +63,21 @@ class View:
 class Film:
     """Views of a flow while it trains: called with each evaluation's record and likelihood.
 
-    data: points (n, 2). An evaluation takes some milliseconds more. Of a long run every second,
-    fourth, … evaluation is kept: frames are (record, view).
+    data: points (n, 2); frames: (title, view), of a long run those of every second, fourth, …
+    evaluation. Each takes some milliseconds.
     """
 
     def __init__(self, data: np.ndarray):
-        self.frames: list[tuple[dict, View]] = []
-        self.data, self._every, self._seen = data, 1, 0
+        self.data, self.frames, self._every, self._seen = data, [], 1, 0
 
     def __call__(self, record: dict, likelihood: Likelihood) -> None:
         self._seen += 1
         if (self._seen - 1) % self._every:
             return
+        title = "epoch {epoch}: exact validation NLL {validation_nll_nats:.3f} nats"
         inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
-        try:
-            self.frames.append((record, View.of(likelihood, self.data, [inverse])))
-        except DivergedError:  # training goes on, and so may the inverse
-            return
+        with suppress(DivergedError):  # training goes on, and so may the inverse
+            view = View.of(likelihood, self.data, [inverse])
+            self.frames.append((title.format(**record), view))
         if len(self.frames) > _FRAMES:
             self.frames, self._every = self.frames[::2], 2 * self._every
-
-    def titled(self) -> list[tuple[str, View]]:
-        """(title, view) of every frame."""
-        says = "epoch {epoch}: exact validation NLL {validation_nll_nats:.3f} nats"
-        return [(says.format(**record), view) for record, view in self.frames]

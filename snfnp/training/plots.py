@@ -21,7 +21,7 @@ LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`
 _DPI = 110
 _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _LARGEST_PANEL = 2000
-_INK = "0.55"  # of data
+_INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 
 
 # Matplotlib gets a folder for its cache of fonts if its own cannot be written.
@@ -74,7 +74,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     grows with its panels, and a single panel that `is_large` is written alone, without its name.
     """
     if next(iter(panels.values())).ndim == 2:
-        _save_points(path, panels, title)
+        save_points(path, panels, title)
         return
     grids = {
         name: image_grid(images, columns or default_columns(len(images))).squeeze()
@@ -99,11 +99,15 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
 
 
-def _save_points(path: Path, panels: dict, title: str) -> None:
-    figure = Figure(figsize=(4.6 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
-    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
-        axis.scatter(*points.T, s=3, linewidths=0)
+def save_points(path: Path, panels: dict, title: str, data=()) -> None:
+    """Points of a plane side by side, {name: points (n, 2), or paths (paths, steps, 2)}; data
+    (n, 2): what the first are drawn over."""
+    figure = Figure(figsize=(4.8 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if len(data):
+        axes[0].scatter(*data.T, **_DOTS, color=_INK)
+    for axis, (name, points) in zip(axes, panels.items(), strict=True):
+        axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
         axis.set_title(name)
     figure.suptitle(title)
     _save(figure, path)
@@ -112,90 +116,59 @@ def _save_points(path: Path, panels: dict, title: str) -> None:
 def save_plane(path: Path, view: View, title: str) -> None:
     """A view of the plane: density, samples, the bent grid, and the data as latents."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
-    (density, samples), (grid, latents) = figure.subplots(2, 2)
-    _density(density, view, view.density.max())
-    _points(samples, view, view.samples)
-    _points(grid, view, {})
-    _grid(grid, view)
-    for radius in (1, 2):
-        latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
-    latents.scatter(*view.latents.T, s=4, linewidths=0, color=_INK)
-    latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
-    latents.set_title("data through f: noise, with circles of 1 and 2 σ")
-    figure.suptitle(title)
+    _draw_plane(figure, view, title, view.density.max())
     _save(figure, path)
 
 
 def save_film(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
-    """A GIF that lasts so long, then rests on its last frame and begins again: of each view the
-    density and the bent grid with samples, under its title."""
-    brightest, pictures = frames[-1][1].density.max(), []
+    """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
+    pictures = []
     for title, view in frames:
-        figure = Figure(figsize=(7.2, 3.9), dpi=72)
-        density, grid = figure.subplots(1, 2, subplot_kw={"xticks": [], "yticks": []})
-        figure.subplots_adjust(0.01, 0.01, 0.99, 0.86, 0.03)
-        _density(density, view, brightest)
-        _points(grid, view, dict(list(view.samples.items())[:1]))
-        _grid(grid, view)
-        figure.suptitle(title)
-        canvas = FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
+        figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.03, 0.12)
+        _draw_plane(figure, view, title, frames[-1][1].density.max(), xticks=[], yticks=[])
         canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    palette = pictures[-1].quantize(64)  # one for all, or the colours would flicker
-    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    times = [round(1e3 * seconds / len(frames))] * (len(frames) - 1) + [3000]
+        pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+    palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
+    first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
+    times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
     content = io.BytesIO()
-    how = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
-    pictures[0].save(content, format="GIF", **how)
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
     write_atomically(path, content.getvalue())
 
 
-def save_paths(path: Path, data: np.ndarray, panels: dict[str, np.ndarray], title: str) -> None:
-    """Paths {name: (paths, steps, 2)}, the first among data (n, 2), the others alone."""
-    figure = Figure(figsize=(4.8 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    axes[0].scatter(*data.T, s=4, linewidths=0, color=_INK)
-    for axis, (name, paths) in zip(axes, panels.items(), strict=True):
-        for points in paths:
-            axis.plot(*points.T, marker=".", linewidth=1)
-        axis.set_title(name)
+def _draw_plane(figure, view: View, title: str, brightest: float, **ticks) -> None:
+    (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
+    how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
+    density.imshow(view.density, extent=view.extent, interpolation="bilinear", **how)
+    density.set_title("density, exact")
+    for axis, points in ((samples, view.data), (grid, view.data), (latents, view.latents)):
+        axis.scatter(*points.T, **_DOTS, color=_INK, label="data")
+        axis.set(xlim=view.extent[:2], ylim=view.extent[2:])
+    for name, points in view.samples.items():
+        samples.scatter(*points.T, **_DOTS, label=f"{name} inverse")
+    samples.set_title("samples, of the same latents")
+    samples.legend(fontsize="small", markerscale=3, loc="upper right")
+    name, lines = next(iter(view.grid.items()))
+    grid.add_collection(LineCollection(list(lines), colors="C1", linewidths=0.7))
+    grid.set_title(f"a grid through the {name} inverse")
+    for radius in (1, 2):
+        latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
+    latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")
     figure.suptitle(title)
-    _save(figure, path)
 
 
 def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title: str) -> None:
     """Histograms {name: values (n,)} in one frame, of what is finite."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
-    values = {name: each[np.isfinite(each)] for name, each in values.items()}
-    bins = np.histogram_bin_edges(np.concatenate(list(values.values())), 80)
-    for name, each in values.items():
+    finite = {name: each[np.isfinite(each)] for name, each in values.items()}
+    bins = list(np.histogram_bin_edges(np.concatenate(list(finite.values())), 80))
+    for name, each in finite.items():
         axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=name)
-    axis.set(xlabel=label, yticks=[])
+    axis.set(xlabel=label, yticks=[], title=title)
     axis.legend()
-    figure.suptitle(title)
     _save(figure, path)
-
-
-def _density(axis, view: View, brightest: float) -> None:
-    how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
-    axis.imshow(view.density, extent=view.extent, interpolation="bilinear", **how)
-    axis.set_title("density, exact")
-
-
-def _points(axis, view: View, samples: dict[str, np.ndarray]) -> None:
-    """The data, and samples through inverses, in the frame of the density."""
-    axis.scatter(*view.data.T, s=4, linewidths=0, color=_INK, label="data")
-    for color, (name, points) in zip(("C0", "C1"), samples.items(), strict=False):
-        axis.scatter(*points.T, s=4, linewidths=0, color=color, label=f"{name} inverse")
-    axis.set(xlim=view.extent[:2], ylim=view.extent[2:], title="samples, the same latents")
-    axis.legend(fontsize="small", markerscale=3)
-
-
-def _grid(axis, view: View) -> None:
-    name, lines = next(iter(view.grid.items()))
-    axis.add_collection(LineCollection(list(lines), colors="C1", linewidths=0.7))
-    axis.set_title(f"a grid through the {name} inverse")
 
 
 @dataclass(frozen=True)
