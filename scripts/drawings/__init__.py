@@ -1,6 +1,6 @@
 """The figures of the derivations, by the name of their file: functions of that name draw one."""
 
-from drawings import basics, curves, diagrams, inverses, kernels, training, updates
+from drawings import basics, curves, diagrams, inverses, kernels, plane, training, updates
 
 _DRAWN = {
     basics: "rows stretching six-products newton adam-steps spline",
@@ -9,8 +9,8 @@ _DRAWN = {
     inverses: "stability refined-inverse probe-variance",
     kernels: "inverse-entries masks exponential-terms border-walk convolution-matrix "
     "block-elimination",
-    training: "method-plane plane-training actnorm planar-density noise-bound controllers "
-    "processes",
+    plane: "plane-training plane-matrices plane-layers",
+    training: "method-plane actnorm planar-density noise-bound controllers processes",
     updates: "least-squares",
 }
 FIGURES = {
