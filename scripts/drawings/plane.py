@@ -1,4 +1,4 @@
-"""What page 00's program does to a plane: its matrices, its layers one by one, and its training."""
+"""Page 00's program on a plane: its matrices, its layers one by one, and its training."""
 
 import runpy
 from functools import cache

@@ -1,4 +1,7 @@
-"""Densities of the plane that one can see. Points are numbers x + iy until they are rows."""
+"""Densities of the plane that one can see. Points are numbers x + iy until they are rows.
+
+Derivation: derivations/30-a-plane.md.
+"""
 
 import numpy as np
 
