@@ -73,7 +73,7 @@ def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple
         {**v, "W": v["W"] * turn**2 + np.outer(v["b"], shift**2)},
     )
     for own, factor in ((p, turn), (m, 1 / turn), (v, turn**-2)):
-        if "R" in own:  # no optimiser moves a projected one
+        if "R" in own:
             own["R"] = factor[:, None] * own["R"]
     return p, m, v
 
