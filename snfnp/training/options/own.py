@@ -89,7 +89,7 @@ def _preset(name: str, build: Any, **settings) -> Preset:
 
 
 def _require_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
-    """The same, if it is a flow for data of that shape. Raises UsageError otherwise."""
+    """Pass a flow on if it is one for data of that shape. Raises UsageError otherwise."""
     layers, problem = flow.layers if isinstance(flow, Flow) else (), ""
     names = [layer for layer, _ in layers]
     if not layers:
