@@ -116,7 +116,7 @@ def save_points(path: Path, panels: dict, title: str, data=()) -> None:
 def save_plane(path: Path, view: View, title: str) -> None:
     """A view of the plane: density, samples, the bent grid, and the data as latents."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
-    _draw_plane(figure, view, title, view.density.max())
+    _draw_plane(figure, view, title, view)
     _save(figure, path)
 
 
@@ -126,7 +126,7 @@ def save_film(path: Path, frames: list[tuple[str, View]], seconds: float = 6) ->
     for title, view in frames:
         canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
         figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.03, 0.12)
-        _draw_plane(figure, view, title, frames[-1][1].density.max(), xticks=[], yticks=[])
+        _draw_plane(figure, view, title, frames[-1][1], xticks=[], yticks=[])
         canvas.draw()
         pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
@@ -137,7 +137,8 @@ def save_film(path: Path, frames: list[tuple[str, View]], seconds: float = 6) ->
     write_atomically(path, content.getvalue())
 
 
-def _draw_plane(figure, view: View, title: str, brightest: float, **ticks) -> None:
+def _draw_plane(figure, view: View, title: str, last: View, **ticks) -> None:
+    brightest = np.quantile(last.density, 0.995)  # a peak would leave the rest in the dark
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
     density.imshow(view.density, extent=view.extent, interpolation="bilinear", **how)
