@@ -31,7 +31,6 @@ from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import renew
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
@@ -128,6 +127,7 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
     if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
         return
     with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
+        trainer.renew(batches)
         if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
             report(chosen)
     evaluator.rehearse(dataset.validation)
@@ -164,7 +164,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
         while trainer.step < steps and _is_patient(config, evaluator.best, epoch):
-            renew(trainer, batches)
+            trainer.renew(batches)
             trainer.training_step(batches(trainer.step))
             progress.bar.update(config.batch_size)
             # All ranks do what any was asked to do or has due; later requests wait for a step.
@@ -205,9 +205,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
     gradient = config.gradient
-    if config.rule.learns_inverse and not config.rule.has_lambda:
-        gradient += f" (R by {config.inverse_update})"
-    elif config.rule.learns_inverse:
+    if config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
         penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
         gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"

@@ -20,7 +20,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Layer
-from snfnp.models import PRESETS, Choices, Preset
+from snfnp.models import PRESETS, WHITE, Choices, Preset
 
 _OURS = tuple(PRESETS)
 _REFERENCE = re.compile(r"\w[\w.]*:[\w.]+")
@@ -85,6 +85,7 @@ def _preset(name: str, build: Any, **settings) -> Preset:
         return _require_flow(flow, shape, name)
 
     usual = {"gradients": ("self-normalizing", "exact"), "takes_rows": True, "takes_choices": takes}
+    usual["white"] = {name: value for name, value in WHITE.items() if takes or name != "objective"}
     return Preset(built, **{"summary": "one's own", **usual, **settings})
 
 
