@@ -90,7 +90,7 @@ def _preset(name: str, build: Any, **settings) -> Preset:
 
 
 def _require_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
-    """The same, if it is a flow for data of that shape. Raises UsageError otherwise."""
+    """A flow for data of that shape, as it is. Raises UsageError for anything else."""
     layers, problem = flow.layers if isinstance(flow, Flow) else (), ""
     names = [layer for layer, _ in layers]
     if not layers:
