@@ -70,8 +70,8 @@ class Preset:
     paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
     whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
     data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
-    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white`
-    sets; `lam_forward`: λ of the forward objective.
+    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
+    `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -227,7 +227,7 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        white=WHITE | {"lr": 5e-3, "bias_init": "data"},
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     **{
@@ -235,7 +235,7 @@ PRESETS = {
             partial(other_convolutional, name),
             f"the same flow of {what}",
             ("exact",),
-            white=WHITE | {"lr": 5e-3},
+            white=WHITE | {"lr": 1e-2},
         )
         for name, what in (
             ("emerging", "emerging convolutions (Table 1)"),

@@ -31,9 +31,8 @@ def correlated(rows=400):
 
 
 def whitening(x, whole=True):
-    return Whiten(D, whole).numbers(
-        len(x), x.sum(axis=0), x.T @ x if whole else (x * x).sum(axis=0)
-    )
+    products = x.T @ x if whole else (x * x).sum(axis=0)
+    return Whiten(D, whole).numbers(len(x), x.sum(axis=0), products)
 
 
 # ---------------------------------------------------------------- the numbers

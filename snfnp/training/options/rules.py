@@ -163,9 +163,8 @@ RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one need
 def conflicts(c) -> Iterator[str]:
     """One line for each way in which options of a whole configuration contradict each other."""
     if c.gradient not in c.preset.gradients:
-        choices = " or ".join(c.preset.gradients)
-        found = f"--model {c.model_name} cannot be trained with --gradient {c.gradient}"
-        yield f"{found}: choose {choices}"
+        choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
+        yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
     for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
         if not c.preset.takes_choices and getattr(c, name) != default:
             flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
