@@ -207,7 +207,7 @@ def test_moments_follow_the_chain_rule(monkeypatch):
     with one entry is its square."""
     trainer = take_steps(make_trainer(OPS, **WHITE, gradient="exact"), range(5))
     images, views = images_of(trainer, 9), trainer.layout.optimised.views
-    trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.split]
+    trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.fixed]
     trainer.renew(lambda step: images_of(trainer, step))
     expected = views(gradient_of(trainer, images))["dense2"]
     for name, found in views(trainer.m)["dense2"].items():

@@ -127,14 +127,13 @@ def _put(ops, arrays: dict, values: dict) -> None:
 
 
 def inputs(layer) -> dict[str, Callable]:
-    """{name of a kernel: images(cache), what it is correlated with} of a layer's kernels that the
-    optimiser moves."""
+    """{name of a kernel: images(cache), what it is correlated with} of a layer's kernels."""
     if isinstance(layer, Linear):
         maps = zip("WR"[: 1 + layer.learns_inverse], layer.maps, ("x", "z0"), strict=False)
         return {
             name: lambda cache, images=images: cache[images]
             for name, f, images in maps
-            if isinstance(f, Conv2d) and name not in layer.rule.updates
+            if isinstance(f, Conv2d)
         }
     if isinstance(layer, AffineCoupling):  # the network's first: the others' inputs are wide
         return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
@@ -171,7 +170,7 @@ class Coordinates(Follower):
                 blocks.append((entry.start, size, outputs, place))
                 place += size**2
         self._blocks, self.state_shapes = tuple(blocks), {_STATE: {"U": (place,)}}
-        moved = flow.layout.split
+        moved = flow.layout.fixed
         self._gradient, self._step = (ops.xp.zeros(moved, config.dtype) for _ in range(2))
 
     def attach(self, states, sums) -> None:

@@ -156,9 +156,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
     gradient = config.gradient
-    if config.rule.learns_inverse and not config.rule.has_lambda:
-        gradient += f" (R by {config.inverse_update})"
-    elif config.rule.learns_inverse:
+    if config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
         penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
         gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"

@@ -136,7 +136,7 @@ class Trainer(TrainingStep):
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
                 self.ascend(images_of(failed))
-            where = self.flow.first_nonfinite_gradient(self.ops, self.layout.views(self.gradient))
+            where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"
         else:
             images = images_of(failed)
@@ -187,7 +187,7 @@ class Trainer(TrainingStep):
         saved, own = checkpoint.state_layout, self.state_layout
         then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
         if then != kept:
-            found = "of a run with other options (its layers keep other values from step to step)"
+            found = "of another version or other options (it keeps other values from step to step)"
             raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)

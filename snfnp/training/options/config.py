@@ -17,7 +17,6 @@ from snfnp.errors import UsageError
 from snfnp.layers.preprocess import preprocess_by_name
 from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
-from snfnp.registry import WHOLE_BATCH
 from snfnp.rules import Rule
 from snfnp.training.options import parts
 from snfnp.training.options.parts import Option, options_in
@@ -97,12 +96,10 @@ class TrainConfig:
         if self.lambda_control == "fixed":
             return None
         return Controller(
-            kind=self.lambda_control,
             relative=self.constraint == "relative",
             tolerance=self.tolerance,
             rate=self.lambda_rate,
-            smoothing=self.lambda_smoothing or 0.0,
-            damping=self.lambda_damping or 0.0,
+            smoothing=self.lambda_smoothing,
             lowest=self.lambda_min,
             highest=self.lambda_max,
         )
@@ -152,7 +149,7 @@ class TrainConfig:
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
-        names = ("init", "bias_init", "coordinates", "inverse_kernel", "inverse_depth")
+        names = ("init", "bias_init", "coordinates", "inverse_kernel")
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)
@@ -205,16 +202,13 @@ class TrainConfig:
 
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if this many processes cannot share this run's batches."""
-        batch, update = self.chosen("batch_size"), self.chosen("inverse_update")
+        batch = self.chosen("batch_size")
         if processes > batch > 0:
             found = f"--batch-size {batch} has too few images for {processes} processes"
             raise UsageError(f"{found}: start {batch} or fewer, or give a larger batch")
         if batch % processes:
             found = f"--batch-size {batch} does not divide by {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
-        if processes > 1 and update in WHOLE_BATCH:
-            found = f"--inverse-update {update} needs every batch whole"
-            raise UsageError(f"{found}: train in one process, or with another --inverse-update")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it has no effect, with the first unmet need."""
@@ -281,9 +275,9 @@ class TrainConfig:
         if values.get("whiten") == "all":  # what is --coordinates white now
             values = values | {"whiten": "none", "coordinates": "white"}
         gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
-        gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
+        gone += [name for name, retired in RETIRED_VALUES.items() if values.get(name) in retired]
         if gone:
-            advice = "which only earlier versions have: use the one that trained it"
+            advice = "which no version after 0.1.0 has: use the one that trained it"
             raise RetiredError(f"it was trained with {gone[0]} = {values[gone[0]]}, {advice}")
         for name, value in values.items():
             if name in OPTIONS and OPTIONS[name].problem(value):

@@ -13,9 +13,8 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, INVERSE_UPDATES, PRESETS, Preset
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
 from snfnp.ops import BACKENDS
-from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
 
@@ -39,7 +38,6 @@ _HELD_OUT = "data of --data PATH: another path, or a fraction, drawn by --seed"
 _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
-_UP_TO_3: Limits = (lambda value: 1 <= value <= 3, "1, 2 or 3")
 _FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
 _SMOOTHING: Limits = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
@@ -149,7 +147,6 @@ class ModelOptions:
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
     kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", _ODD)
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
-    inverse_depth: int = option(1, "convolutions in a learned inverse (A.4): 1 to 3", _UP_TO_3)
     init: str = option(
         "paper",
         "the start of weights. paper (A.3): the identity plus Xavier noise of gain 0.01, in Glow "
@@ -169,8 +166,8 @@ class GradientOptions:
     gradient: str | None = option(
         None,
         "the gradient of log|det W|: by the learned inverse (self-normalizing, Eqs. 10, 11, 15, "
-        "16) or random probes of it (probe), exact (Eq. 2; by blocks, or exact-dense through the "
-        f"whole matrix, the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
+        "16), exact (Eq. 2; by blocks, or exact-dense through the whole matrix, the paper's "
+        f"baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
     objective: str = option(
@@ -188,21 +185,13 @@ class GradientOptions:
     recipe: str = option(
         "paper",
         "defaults of other options: the paper's, or those that come to its likelihoods in a few "
-        "epochs (white: --coordinates white, cosine, one epoch of warm-up, a larger --lr, biases "
-        "from data), or that need no λ (least-squares: fc by projection, conv with 5x5 inverses)",
-        choices=("paper", "white", "least-squares"),
-    )
-    inverse_update: str | None = option(
-        None,
-        "how R is found: by its gradient (Eqs. 11, 16), or without λ: projected on every batch "
-        "(projection, fc), or the best one for W of its kernel size (least-squares, conv and glow)",
-        choices=INVERSE_UPDATES,
+        "epochs (white: white coordinates, larger rates and a cosine, biases from data)",
+        choices=("paper", "white"),
     )
     jvp_weight: float = option(
         0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖² of every layer (0: off)", NOT_NEGATIVE
     )
     jvp_probes: int = option(4, "how many directions ν of Eq. 31 a step looks along", AT_LEAST_1)
-    probes: int = option(1, "how many directions take the place of flip(R) ⊙ m", AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -214,8 +203,8 @@ class MultiplierOptions:
     )
     lambda_control: str = option(
         "fixed",
-        "λ stays (fixed), or keeps the error below --tolerance: geco (A.5) or mdmm (Platt & Barr)",
-        choices=("fixed", *CONTROLLERS),
+        "λ stays (fixed), or keeps the error below --tolerance (geco, A.5)",
+        choices=("fixed", "geco"),
     )
     lambda_sharing: str = option(
         "layer", "a λ for every layer, or one for the whole flow", choices=("layer", "flow")
@@ -226,11 +215,10 @@ class MultiplierOptions:
         choices=("relative", "absolute"),
     )
     tolerance: float | None = option(
-        None, "κ, the error that is allowed; 0 (geco): λ never falls, as in A.5", NOT_NEGATIVE
+        None, "κ, the error that is allowed; 0: λ never falls, as in A.5", NOT_NEGATIVE
     )
     lambda_rate: float | None = option(None, "η, how fast λ moves", POSITIVE)
     lambda_smoothing: float | None = option(None, "α, what a step keeps of C's mean", _SMOOTHING)
-    lambda_damping: float | None = option(None, "c; λ + c (C − κ) is used for λ", NOT_NEGATIVE)
     lambda_min: float | None = option(
         None, "λ never falls below this: for the mixture too small a λ breaks a run", NOT_NEGATIVE
     )

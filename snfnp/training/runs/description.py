@@ -16,7 +16,6 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
     initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-    initialisation += "" if config.inverse_depth == 1 else ", then identities"
     zero, first = config.chosen("bias_init") == "zero", "from the first batch"
     initialisation += "; b = 0" if zero else f"; b {first}"
     if any(isinstance(layer, Whiten) for _, layer in flow.layers):
