@@ -29,7 +29,8 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-WHITE = {"coordinates": "white", "lr_schedule": "cosine", "warmup_epochs": 1}  # of --recipe white
+WHITE = {"coordinates": "white", "objective": "forward"}  # of --recipe white, for every preset
+WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Preset:
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_recomputable_layers`: whether `--recompute` saves anything;
-    `has_inverse_kernel`: whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether
-    biases may start from data (Glow's actnorm centres already); `takes_rows`: whether shape may be
-    (D,), of rows of numbers; `recipe`: what `--recipe white` sets; `lam_forward`: λ of the forward
-    objective.
+    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
+    data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
+    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
+    `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -89,7 +90,8 @@ class Preset:
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
     takes_rows: bool = False
-    recipe: dict = field(default_factory=WHITE.copy)
+    takes_choices: bool = True
+    white: dict = field(default_factory=WHITE.copy)
     lam_forward: float | None = None
 
 
@@ -204,8 +206,6 @@ _glow = partial(
 )
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
 
-_CONV = WHITE | {"lr": 5e-3}
-
 PRESETS = {
     "fc": Preset(
         fully_connected,
@@ -217,7 +217,7 @@ PRESETS = {
         has_recomputable_layers=False,
         has_bias_init=True,
         takes_rows=True,
-        recipe=WHITE | {"lr": 1e-3, "bias_init": "data"},
+        white=WHITE | {"lr": 4e-3, "bias_init": "data"},
         lam_forward=0.1,
     ),
     "conv": Preset(
@@ -227,12 +227,15 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        recipe=_CONV | {"bias_init": "data"},
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     **{
         name: Preset(
-            partial(other_convolutional, name), f"the same flow of {what}", ("exact",), recipe=_CONV
+            partial(other_convolutional, name),
+            f"the same flow of {what}",
+            ("exact",),
+            white=WHITE | {"lr": 1e-2},
         )
         for name, what in (
             ("emerging", "emerging convolutions (Table 1)"),

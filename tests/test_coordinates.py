@@ -175,10 +175,10 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
 def test_the_recipe_sets_what_is_not_given(model):
     def chosen(**options):
         config = TrainConfig(model=model, recipe="white", epochs=9, **options).resolve(1000)
-        return {name: getattr(config, name) for name in ("bias_init", *given)}
+        return {name: getattr(config, name) for name in ("bias_init", "objective", *given)}
 
     given = {"lr": 0.1, "coordinates": "plain", "lr_schedule": "constant", "warmup_epochs": 2.5}
-    sets = {"bias_init": "zero", "lr": PRESETS[model].lr} | PRESETS[model].recipe
+    sets = {"bias_init": "zero", "lr": PRESETS[model].lr} | PRESETS[model].white
     white = {"coordinates": "white", "lr_schedule": "cosine", "warmup_epochs": 1}
     assert chosen() == chosen(gradient="exact") == sets == sets | white
     for name, value in given.items():

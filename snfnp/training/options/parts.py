@@ -134,6 +134,7 @@ def by_preset(setting: str | Callable[[Preset], Any], none: str = "none") -> str
 
 
 _MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
+_MODELS = f"the model: {_MODELS}; or module:function, which builds one of your own"
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 
 
@@ -141,7 +142,7 @@ _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 class ModelOptions:
     """The flow and where its weights start."""
 
-    model: str = option("fc", f"the model: {_MODELS}", choices=tuple(PRESETS))
+    model: str = option("fc", _MODELS, _GIVEN)
     levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(None, "K of Glow, steps of flow per block", _UP_TO_1000)
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
@@ -170,8 +171,8 @@ class GradientOptions:
         f"baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
-    objective: str = option(
-        "mixture",
+    objective: str | None = option(
+        None,
         "both densities (mixture, Eq. 3), the forward one alone, or the variational bound (A.4)",
         choices=("mixture", "forward", "variational"),
     )
@@ -185,7 +186,8 @@ class GradientOptions:
     recipe: str = option(
         "paper",
         "defaults of other options: the paper's, or those that come to its likelihoods in a few "
-        "epochs (white: white coordinates, larger rates and a cosine, biases from data)",
+        "epochs (white: --coordinates white, --objective forward, cosine, one epoch of warm-up, a "
+        "larger --lr, biases from data)",
         choices=("paper", "white"),
     )
     jvp_weight: float = option(
@@ -269,6 +271,9 @@ class RunOptions:
     )
     track_angle: int | None = changeable(
         None, "record the angles to exact gradients on so many batches (Fig. 3)", AT_LEAST_1
+    )
+    patience: int | None = changeable(
+        None, "stop after so many evaluations in a row without a better one", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard; needs tensorboardX")
     out: Path | None = changeable(None, "run folder to make")

@@ -71,12 +71,12 @@ def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
     """The rule of an option that the recipe sets, one of several at once; usual: its value where it
     does not, if that is not a setting of the preset's."""
 
-    def value(preset, recipe: str = "white"):
-        sets = preset.recipe if recipe == "white" else {}
-        return sets.get(name, getattr(preset, name, usual))
+    def fill(c):
+        sets = c.preset.white if c.recipe == "white" else {}
+        return sets.get(name, getattr(c.preset, name, usual))
 
-    words = f"{usual or by_preset(name)}; with --recipe white {by_preset(value)}"
-    return Rule(needs, lambda c: value(c.preset, c.recipe), words)
+    white = by_preset(lambda preset: preset.white.get(name, getattr(preset, name, usual)))
+    return Rule(needs, fill, f"{usual or by_preset(name)}; with --recipe white {white}")
 
 
 def _lam(config: Any) -> float:
@@ -116,7 +116,7 @@ _RULES = {
     "init": Rule((_OTHER_INIT,)),
     "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
-    "objective": Rule((LEARNS,)),
+    "objective": _recipe("objective", "mixture", (LEARNS,)),
     "sigma": _only(
         _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
     ),
@@ -163,8 +163,12 @@ RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one need
 def conflicts(c) -> Iterator[str]:
     """One line for each way in which options of a whole configuration contradict each other."""
     if c.gradient not in c.preset.gradients:
-        choices = " or ".join(c.preset.gradients)
-        yield f"--model {c.model} cannot be trained with --gradient {c.gradient}: choose {choices}"
+        choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
+        yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
+    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+        if not c.preset.takes_choices and getattr(c, name) not in (default, RULES[name].fill(c)):
+            flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
+            yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
     if not c.controller:
         return
     if c.tolerance is None:
