@@ -106,8 +106,7 @@ class Trainer(TrainingStep):
         if self.coordinates:
             self.coordinates.renew(self, images)
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
-        self.scalars.set(self.step, lr, self.lam)
-        self.slice_of(len(images))
+        self.scalars.set(self.step, lr, self.lam, self.slice_of(len(images))[0].total)
         self._ascend(images)
 
     def check(self, images_of) -> None:
