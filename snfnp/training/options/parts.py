@@ -309,4 +309,6 @@ class DeviceOptions:
     tf32: bool = option(
         False, "round factors of float32 products to 10 bits: faster, no longer single precision"
     )
-    overlap: bool = changeable(False, "gradients of linear layers' weights on a second stream")
+    overlap: bool = changeable(
+        True, "gradients of linear layers' weights on a second stream (default: --overlap)"
+    )
