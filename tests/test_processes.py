@@ -92,7 +92,7 @@ def assert_close(first, second):
 
 MODELS = {
     "fc": ["--model", "fc"],
-    "fc whitened": ["--model", "fc", "--whiten", "all"],
+    "fc whitened": ["--model", "fc", "--coordinates", "white"],
     "fc exact": ["--model", "fc", "--gradient", "exact", "--clip-norm", "5"],
     "conv": ["--model", "conv", "--epochs", "1"],
     # Adam divides a gradient by its size, or by 1e-8 where it is smaller: where the terms of one
@@ -289,7 +289,6 @@ TOO_MANY = [
     ("999999", ["--model", "conv"], f"--batch-size 100 {FEW} 100 or fewer"),
     ("999999", ["--batch-size", "999999"], "999999 processes are far more than the"),
     ("3", ["--batch-size", "500"], "--batch-size 500 does not divide by 3 processes"),
-    ("2", ["--recipe", "least-squares"], "--inverse-update projection needs every batch whole"),
     ("3", ["--resume"], "--batch-size 20 does not divide by 3 processes"),
     ("999999", ["--resume", "auto", "--seed", "0"], f"--batch-size 20 {FEW} 20 or fewer"),
     ("0", [], "--processes is 0: it must be at least 1"),

@@ -68,18 +68,13 @@ LEARNING = [
     for changes in (
         {},
         {"objective": "forward", "recompute": model != "fc", "clip_norm": 0.5},
-        *[{"recipe": "least-squares"}] * bool(preset.recipe),
         *[{"objective": "variational"}] * (model in ("fc", "conv")),
-        *[{"inverse_kernel": 5}, {"inverse_depth": 2}] * (model == "conv"),
+        *[{"inverse_kernel": 5}] * (model == "conv"),
     )
 ]
 PROBING = [
-    (model, gradient, changes)
+    (model, "self-normalizing", {"jvp_weight": 0.3, "jvp_probes": 2})
     for model in ("fc", "conv", "glow-2l-4k")
-    for gradient, changes in (
-        ("self-normalizing", {"jvp_weight": 0.3, "jvp_probes": 2}),
-        ("probe", {"probes": 2}),
-    )
 ] + [("fc", "self-normalizing", {"jvp_weight": 0.3, "lambda_control": "geco"})]
 RELATIVE = [("fc", "relative", {"relative_bias": bias}) for bias in ("plain", "full", "gresele")]
 EXACT = [

@@ -37,11 +37,9 @@ def every_choice():
     sizes |= {"glow": {"kernel": 1}, "glow-2l-4k": {"kernel": 3, "depth": 2}}
     for model, preset in PRESETS.items():
         for gradient in preset.gradients:
-            if gradient != "probe":  # random: only its expectation is Eq. 3's (test_probes.py)
-                yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
+            yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
     yield {"model": "fc", "objective": "forward"}
     yield {"model": "conv", "inverse_kernel": 5}
-    yield {"model": "conv", "inverse_depth": 2}
     yield {"model": "conv", "recompute": True}
     yield {"model": "glow", "recompute": True}
 
@@ -75,12 +73,8 @@ def move(trainer):
 
 
 def matrix(w, shape):
-    """T(w) (D, D): w itself, a convolution's, or the product of a chain's, first to last."""
-    if w.ndim == 2:
-        return w
-    if w.ndim == 5:
-        return np.linalg.multi_dot([matrix(kernel, shape) for kernel in w[::-1]])
-    return convolution_matrix(w, shape)
+    """T(w) (D, D): w itself, or a convolution's."""
+    return w if w.ndim == 2 else convolution_matrix(w, shape)
 
 
 def affine_matrix(layer, p, shape):

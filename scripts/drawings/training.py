@@ -77,19 +77,15 @@ def noise_bound():
 
 
 def controllers():
-    """Paths of (θ, λ) on page 20's problem: a plain multiplier, MDMM and GECO."""
+    """Paths of (θ, λ) on page 20's problem, by GECO at three rates."""
     ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
-    dt, rate = 0.02, 0.8
-    steady = {"relative": False, "tolerance": kappa, "highest": 9.0}
-    kinds = (
-        ("plain", INK, Controller("mdmm", rate=rate * dt, damping=0.0, lowest=-9.0, **steady)),
-        ("MDMM", BLUE, Controller("mdmm", rate=rate * dt, damping=1.5, lowest=-9.0, **steady)),
-        ("GECO", GREEN, Controller("geco", rate=2 * dt, smoothing=0.9, lowest=1e-3, **steady)),
-    )
+    dt = 0.02
+    bounds = {"lowest": 1e-3, "highest": 9.0}
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
-    for name, color, own in kinds:
+    for rate, color in ((0.3, BLUE), (2, GREEN), (8, INK)):
+        own = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
         state, theta, path = own.new_state(1, 0.3), 1.4, []
         for _ in range(1500):
             lam, error = float(state[Row.LAM, 0]), np.array([[theta * theta, 1.0]])
@@ -97,7 +93,7 @@ def controllers():
             ops.step.control(error, 1, own, squares=1.0, failed=0.0, out=state)
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
         path = np.array(path)
-        plane.plot(*path.T, color=color, linewidth=1.3, label=name)
+        plane.plot(*path.T, color=color, linewidth=1.3, label=f"η = {rate}")
         time.plot(np.arange(len(path)) * dt, path[:, 0] ** 2 - kappa, color=color, linewidth=1.3)
     plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
     plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))

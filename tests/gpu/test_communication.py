@@ -63,7 +63,7 @@ class Doubling(OneOfTwo):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lambda_control": "mdmm"}, {"jvp_weight": 0.3, "inverse_kernel": 5}]
+    "changes", [{"lambda_control": "geco"}, {"jvp_weight": 0.3, "inverse_kernel": 5}]
 )
 def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     """A rank of two, whose partner has the same part of the gradient: the same as on the host."""
