@@ -286,8 +286,9 @@ class DeviceOptions:
     backend: str = changeable(
         "numba", "numba (CPU, fused kernels), numpy (CPU, plain) or cupy (GPU)", choices=BACKENDS
     )
-    dtype: str = option(
-        "float32", "precision of training; evaluation is in float64", choices=("float32", "float64")
+    dtype: str = option("float32", "precision of training", choices=("float32", "float64"))
+    eval_dtype: str = changeable(
+        "float64", "precision of evaluation, but for determinants", choices=("float32", "float64")
     )
     recompute: bool = changeable(
         False, "save memory: find layer inputs in the backward pass by exact inverses"
