@@ -99,6 +99,7 @@ NUMBA = {"backend": "numba"}
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
         (NUMBA, {"overlap": False}, NUMBA | {"overlap": True}),
         ({}, {"tf32": True}, {"tf32": True}),
+        ({"eval_dtype": "float32"}, {"tf32": True}, "--tf32 would round the products of --eval"),
         (NUMBA | {"graph": False}, {}, "--no-graph only has an effect with"),
         (NUMBA, {"tf32": True}, "--tf32, which --backend numba does not have: leave --backend"),
     ],
