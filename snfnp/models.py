@@ -227,7 +227,7 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        white=WHITE | {"lr": 5e-3, "bias_init": "data"},
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     **{
@@ -235,7 +235,7 @@ PRESETS = {
             partial(other_convolutional, name),
             f"the same flow of {what}",
             ("exact",),
-            white=WHITE | {"lr": 5e-3},
+            white=WHITE | {"lr": 1e-2},
         )
         for name, what in (
             ("emerging", "emerging convolutions (Table 1)"),

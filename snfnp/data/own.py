@@ -60,6 +60,13 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
     return Dataset(name, **splits, source=path)
 
 
+def whole(path: str):
+    """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
+    Raises UsageError for what is none of this."""
+    splits = _read(path)
+    return splits.get("test", splits["train"])
+
+
 def _read(path) -> dict:
     """{split: array} at a path; a single array is "train"."""
     if not isinstance(path, str):

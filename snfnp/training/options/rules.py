@@ -166,7 +166,7 @@ def conflicts(c) -> Iterator[str]:
         choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
         yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
     for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
-        if not c.preset.takes_choices and getattr(c, name) not in (default, RULES[name].fill(c)):
+        if not c.preset.takes_choices and getattr(c, name) != default:
             flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
             yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
     if c.tf32 and c.eval_dtype == "float32":

@@ -6,7 +6,7 @@ metrics.jsonl            one line per exact evaluation
 last.safetensors         the checkpoint from which `--resume` goes on
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
-samples.png, curves.png
+samples.png, curves.png, and of data with two columns training.gif
 tensorboard              the same metrics for TensorBoard, with --tensorboard
 run.lock                 the process that trains in the folder, while one does
 """
@@ -47,6 +47,7 @@ class RunFolder:
     summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
+    film = property(lambda self: self.path / "training.gif")
     event_files = property(lambda self: self.path / "tensorboard")
 
     @classmethod
