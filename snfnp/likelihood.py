@@ -1,7 +1,8 @@
 """Exact likelihoods. Nothing else in this package is called a likelihood.
 
-`Likelihood` takes a snapshot of the parameters in double precision and computes the expensive,
-data-independent log-determinants once (section 3.3, Eq. 7): after a training step, make a new one.
+`Likelihood` takes a snapshot of the parameters, in double precision unless told otherwise, and
+computes the expensive, data-independent log-determinants once (section 3.3, Eq. 7): after a
+training step, make a new one.
 Derivation: derivations/02-change-of-variables.md.
 """
 
@@ -48,14 +49,15 @@ class Evaluation:
 class Likelihood:
     """Exact density of a flow at fixed parameters.
 
-    flat: the parameter buffer (any precision; a double-precision copy is kept).
+    flat: the parameter buffer (any precision; a copy is kept). dtype: of that copy, and of all that
+    depends on x; determinants are in double precision, and so are sums over images.
     Constructing one costs every layer's exact determinant: O(D³) for a dense layer.
     """
 
-    def __init__(self, ops, flow: Flow, layout: Layout, flat):
-        self.ops, self.flow = ops, flow
-        self.params = layout.views(flat.astype(np.float64))  # not to be changed
-        self._log_dets = flow.log_dets(ops, self.params)
+    def __init__(self, ops, flow: Flow, layout: Layout, flat, dtype="float64"):
+        self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
+        self.params = layout.views(flat.astype(self._dtype))  # not to be changed
+        self._log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
 
     @property
     def log_dets(self) -> dict[str, float]:
@@ -101,7 +103,7 @@ class Likelihood:
                 continue
             x, ldj = self._encode(images, part)
             for term, values in self._terms(x, ldj, watching).items():
-                total = float(values.sum()) if place in mine else 0.0
+                total = float(values.sum(dtype=np.float64)) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
@@ -126,7 +128,7 @@ class Likelihood:
         which, key = part
         some = images[which]
         some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
-        return self.flow.encode(self.ops, some, key, np.float64)
+        return self.flow.encode(self.ops, some, key, self._dtype)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
@@ -140,7 +142,9 @@ class Likelihood:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
             if name not in self._log_dets:
-                terms[name] = layer_ldj + ops.xp.zeros(len(x))  # an ldj may be the number 0
+                terms[name] = layer_ldj + ops.xp.zeros(
+                    len(x)
+                )  # in double; an ldj may be the number 0
         for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
@@ -195,7 +199,7 @@ class Likelihood:
         for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
             if latent is None:
                 key = RandomKey(seed, SAMPLE_LATENTS, part * len(shapes) + index)
-                latent = temperature * ops.random.normal(key, (count, *shape), np.float64)
+                latent = temperature * ops.random.normal(key, (count, *shape), self._dtype)
             elif len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)

@@ -178,6 +178,8 @@ def conflicts(c) -> Iterator[str]:
         if not c.preset.takes_choices and getattr(c, name) != default:
             flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
             yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
+    if c.tf32 and c.eval_dtype == "float32":
+        yield "--tf32 would round the products of --eval-dtype float32: leave one of them out"
     if not c.controller:
         return
     if c.tolerance is None:
