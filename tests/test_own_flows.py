@@ -187,6 +187,13 @@ def local():
     return lambda shape: None
 
 
+def renamed(shape):
+    return None
+
+
+renamed.__qualname__ = "local"
+
+
 @dataclasses.dataclass(frozen=True)
 class Odd(SmoothLeakyReLU):
     """A layer with what JSON cannot hold."""
@@ -209,6 +216,7 @@ WRONG = {
     "no class": ('{"class": "os:system"}', "the flow needs os:system with : restore it as it was"),
     "fields": ('{"class": "mine:Own", "x": 1}', "the flow needs mine:Own with x: restore it"),
     "local": (local(), "local.<locals>.<lambda> is no name at the top of a module"),
+    "renamed": (renamed, "test_own_flows:local is no name at the top of a module"),
     "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
     "twice": (flow(OWN, OWN, names="aa"), "two layers are called a; give each a name of its own"),
     "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
