@@ -29,7 +29,8 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-WHITENED = ("none", "first", "all")
+WHITE = {"coordinates": "white", "objective": "forward"}  # of --recipe white, for every preset
+WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class GlowSize:
 @dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
-    (`BIAS_INITS`), whose inputs are whitened (`WHITENED`), how a convolution's exact determinant is
-    found ("block" or "dense"), the learned inverse's kernel size (None: the forward kernel's), and
-    Glow's size."""
+    (`BIAS_INITS`), whether inputs of dense layers are whitened ("white"), how a convolution's exact
+    determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the forward
+    kernel's), and Glow's size."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
     bias_init: str = "zero"
-    whiten: str = "none"
+    coordinates: str = "plain"
     exact: str = "block"
     inverse_kernel: int | None = None
     size: GlowSize | None = None
@@ -66,12 +67,11 @@ class Preset:
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_convolutions`: whether Adam may ascend in white coordinates of kernels;
-    `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
-    whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether
-    biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
-    linear layers may be whitened; `takes_rows`: whether shape may be (D,), of rows of numbers;
-    `recipe`: what a `--recipe` sets; `lam_forward`: λ of the forward objective.
+    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
+    data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
+    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
+    `lam_forward`: λ of the forward objective.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -86,13 +86,12 @@ class Preset:
     steps: int = 5000
     paper_epochs: int | None = None
     size: GlowSize | None = None
-    has_convolutions: bool = True
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
-    has_whitening: bool = False
     takes_rows: bool = False
-    recipe: dict = field(default_factory=dict)
+    takes_choices: bool = True
+    white: dict = field(default_factory=WHITE.copy)
     lam_forward: float | None = None
 
 
@@ -127,7 +126,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = []
     for index in (1, 2):
-        if index <= WHITENED.index(choices.whiten):
+        if choices.coordinates == "white":
             layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
@@ -215,11 +214,10 @@ PRESETS = {
         lr=1e-4,
         steps=3000,
         paper_epochs=6000,
-        has_convolutions=False,
         has_recomputable_layers=False,
         has_bias_init=True,
-        has_whitening=True,
         takes_rows=True,
+        white=WHITE | {"lr": 4e-3, "bias_init": "data"},
         lam_forward=0.1,
     ),
     "conv": Preset(
@@ -229,10 +227,16 @@ PRESETS = {
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     **{
-        name: Preset(partial(other_convolutional, name), f"the same flow of {what}", ("exact",))
+        name: Preset(
+            partial(other_convolutional, name),
+            f"the same flow of {what}",
+            ("exact",),
+            white=WHITE | {"lr": 1e-2},
+        )
         for name, what in (
             ("emerging", "emerging convolutions (Table 1)"),
             ("conv-exponential", "convolution exponentials (Table 1)"),

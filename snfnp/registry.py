@@ -29,7 +29,7 @@ _FACTORIES = {
     # followers of a training run (`snfnp.training.followers.Follower`)
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
-    "coordinates": "coordinates:Coordinates",
+    "coordinates": "coordinates:white_followers",
     "controlled-lambda": "followers:controlled_lambda",
     # monitors at evaluations, and proven bounds
     "monitors": "monitors:Inspection",

@@ -41,7 +41,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
-    optional |= {"validation", "test", "preprocess"}
+    optional |= {"validation", "test", "preprocess", "patience"}
     optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
@@ -50,8 +50,6 @@ def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
     """A new one, as `models.py` would add it: trained, refused and described by its properties."""
     new = Preset(fully_connected, "one more", ("exact",), lr=0.5, has_recomputable_layers=False)
     monkeypatch.setitem(PRESETS, "new", new)
-    models = dataclasses.replace(OPTIONS["model"], choices=tuple(PRESETS))
-    monkeypatch.setitem(OPTIONS, "model", models)
     resolved = TrainConfig(model="new").resolve(1000)
     found = (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs)
     assert found == ("exact", 0.5, 0.0, 500)
@@ -94,7 +92,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
-    may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test"}
+    may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:
@@ -196,8 +194,11 @@ def test_an_option_is_in_one_part_and_has_one_flat_name():
 def test_options_that_are_gone_are_read_if_they_did_nothing():
     saved = TrainConfig().resolve(1000).as_dict()
     assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
+    white = TrainConfig.from_dict(saved | {"whiten": "all"})
+    assert white == TrainConfig.from_dict(saved | {"coordinates": "white"})
     for gone in (
         {"lambda_integral": 2.0},
+        {"whiten": "first"},
         {"lambda_control": "mdmm"},
         {"inverse_update": "projection", "recipe": "least-squares", "inverse_depth": 1},
         {"inverse_depth": 2},

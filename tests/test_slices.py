@@ -36,7 +36,7 @@ STEPS = {
     "Eq. 31": {"model": "conv", "jvp_weight": 0.3},
     "variational": {"model": "conv", "objective": "variational", "sigma": 0.1, "noise_vectors": 5},
     "conv": {"model": "conv"},
-    "whitened": {"model": "fc", "whiten": "all"},
+    "whitened": {"model": "fc", "coordinates": "white"},
     "5x5": {"model": "conv", "inverse_kernel": 5},
     "conv exact": {"model": "conv", "gradient": "exact"},
     "white": {"model": "conv", "coordinates": "white"},

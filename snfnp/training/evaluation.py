@@ -16,15 +16,15 @@ _TOLERATED = 8.0  # bits per dimension, at least, above the worst of a run that 
 
 
 class Evaluator:
-    """Evaluates the trainer's parameters, and keeps the best epoch so far; watch: see `train`.
+    """Evaluates the trainer's parameters, and keeps the best epoch so far.
 
     best: that epoch's record (see `validate`), or None; warnings(record): the lines that the
     monitors have to say about one.
     """
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, watch=None):
+    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
-        self._config, self._trainer, self._clock, self._watch = config, trainer, clock, watch
+        self._config, self._trainer, self._clock = config, trainer, clock
         self._monitors = registry.find("monitors")(trainer, clock.whole_batch)
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.noun == "images"
@@ -61,8 +61,6 @@ class Evaluator:
         self._refuse_explosion(evaluation, epoch, images)
         if self.best is None or evaluation.nll < self.best["validation_nll_nats"]:
             self.best = record
-        if self._watch and world.rank == 0:
-            self._watch(record, likelihood)
         return record
 
     def _refuse_explosion(self, evaluation: Evaluation, epoch: int, images) -> None:

@@ -58,8 +58,8 @@ class TrainingStep:
         self.grads = layout.optimised.views(self.gradient)
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
 
-        self.multipliers, jacobian_mean, self.coordinates = make_followers(ops, flow, config)
-        followers = (self.multipliers, jacobian_mean, self.coordinates)
+        followers = make_followers(ops, flow, config)
+        self.multipliers, *_, self.coordinates = followers
         self.followers = [follower for follower in followers if follower]
         shapes = {k: v for follower in self.followers for k, v in follower.state_shapes.items()}
         self.state_layout = Layout.of(shapes)

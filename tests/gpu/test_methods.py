@@ -20,7 +20,7 @@ NOISE = {"objective": "variational", "sigma": 0.4}
 # T(W)ν of Eq. 31 alone, its sum over the layers, and three for the log.
 WAYS = {
     "plain": ({"model": "fc"}, None),
-    "whitened": ({"model": "fc", "whiten": "all"}, None),
+    "whitened": ({"model": "fc", "coordinates": "white"}, None),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
     "geco, one λ": ({"model": "fc", **GECO, "lambda_sharing": "flow"}, None),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),

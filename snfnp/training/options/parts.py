@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, WHITENED, Preset
+from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
@@ -119,13 +119,14 @@ def presets_with(has: Callable[[Preset], object]) -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
-def by_preset(setting: str, none: str = "none") -> str:
-    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". none: the name of None;
-    "" leaves it out."""
+def by_preset(setting: str | Callable[[Preset], Any], none: str = "none") -> str:
+    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". setting: of a preset, or
+    a function of it; none: the name of None; "" leaves it out."""
     models: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
-        value = getattr(preset, setting)
-        models.setdefault(none if value is None else f"{value:g}", []).append(name)
+        value = setting(preset) if callable(setting) else getattr(preset, setting)
+        text = none if value is None else value if isinstance(value, str) else f"{value:g}"
+        models.setdefault(text, []).append(name)
     models.pop("", None)
     if len(models) == 1:
         return next(iter(models))
@@ -133,6 +134,7 @@ def by_preset(setting: str, none: str = "none") -> str:
 
 
 _MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
+_MODELS = f"the model: {_MODELS}; or module:function, which builds one of your own"
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 
 
@@ -140,7 +142,7 @@ _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 class ModelOptions:
     """The flow and where its weights start."""
 
-    model: str = option("fc", f"the model: {_MODELS}", choices=tuple(PRESETS))
+    model: str = option("fc", _MODELS, _GIVEN)
     levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(None, "K of Glow, steps of flow per block", _UP_TO_1000)
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
@@ -156,12 +158,6 @@ class ModelOptions:
     bias_init: str | None = option(
         None, "biases at 0 (zero), or for first outputs of mean 0 (data)", choices=BIAS_INITS
     )
-    whiten: str = option(
-        "none",
-        "fixed coordinates for the inputs of dense layers: mean 0 and covariance I, from all "
-        "training images, for the first; for all, variance 1 per feature in the others too",
-        choices=WHITENED,
-    )
 
 
 @dataclass(frozen=True)
@@ -175,8 +171,8 @@ class GradientOptions:
         f"baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
-    objective: str = option(
-        "mixture",
+    objective: str | None = option(
+        None,
         "both densities (mixture, Eq. 3), the forward one alone, or the variational bound (A.4)",
         choices=("mixture", "forward", "variational"),
     )
@@ -187,7 +183,13 @@ class GradientOptions:
         "the bias on its own (plain), in an augmented matrix (full), or as in Gresele's code",
         choices=("plain", "gresele", "full"),
     )
-    recipe: str = option("paper", "defaults of other options: the paper's", choices=("paper",))
+    recipe: str = option(
+        "paper",
+        "defaults of other options: the paper's, or those that come to its likelihoods in a few "
+        "epochs (white: --coordinates white, --objective forward, cosine, one epoch of warm-up, a "
+        "larger --lr, biases from data)",
+        choices=("paper", "white"),
+    )
     jvp_weight: float = option(
         0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖² of every layer (0: off)", NOT_NEGATIVE
     )
@@ -232,14 +234,14 @@ class OptimiserOptions:
     batch_size: int | None = option(None, "images per step; a rest is left out", AT_LEAST_1)
     lr: float | None = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
     warmup_epochs: float | None = option(None, "epochs in which --lr rises from 0", NOT_NEGATIVE)
-    coordinates: str = option(
-        "plain",
-        "what Adam ascends in: the weights (plain), or coordinates in which the rows that a "
-        "convolution multiplies have second moments I (white)",
+    coordinates: str | None = option(
+        None,
+        "what Adam ascends in: the weights (plain), or coordinates in which the inputs of weights "
+        "have second moments I (white): dense layers behind fixed ones, which whiten",
         choices=("plain", "white"),
     )
-    lr_schedule: str = changeable(
-        "constant", "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
+    lr_schedule: str | None = changeable(
+        None, "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
     )
     final_lr_fraction: float | None = changeable(None, "what is left of --lr then", _FRACTION)
     clip_norm: float | None = changeable(None, "scale gradients to at most this norm", POSITIVE)
@@ -269,6 +271,9 @@ class RunOptions:
     )
     track_angle: int | None = changeable(
         None, "record the angles to exact gradients on so many batches (Fig. 3)", AT_LEAST_1
+    )
+    patience: int | None = changeable(
+        None, "stop after so many evaluations in a row without a better one", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard; needs tensorboardX")
     out: Path | None = changeable(None, "run folder to make")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.own import HELD_OUT
+from snfnp.models import GRADIENTS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
 
@@ -52,9 +53,8 @@ _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
 _GLOW = _preset_needs(lambda preset: preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
-_WHITENING = _preset_needs(lambda preset: preset.has_whitening)
 # the relative gradient has the same direction in all coordinates
-_NOT_RELATIVE = _is("gradient", "self-normalizing", "exact")
+_NOT_RELATIVE = _is("gradient", *(name for name in GRADIENTS if name != "relative"))
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
@@ -67,9 +67,16 @@ def _only(need: Need, fill: Callable, words: str) -> Rule:
     return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
-def _recipe(name: str, otherwise=None) -> Callable:
-    """The value of option `name` in the preset's recipe, which sets several options at once."""
-    return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
+def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
+    """The rule of an option that the recipe sets, one of several at once; usual: its value where it
+    does not, if that is not a setting of the preset's."""
+
+    def fill(c):
+        sets = c.preset.white if c.recipe == "white" else {}
+        return sets.get(name, getattr(c.preset, name, usual))
+
+    white = by_preset(lambda preset: preset.white.get(name, getattr(preset, name, usual)))
+    return Rule(needs, fill, f"{usual or by_preset(name)}; with --recipe white {white}")
 
 
 def _lam(config: Any) -> float:
@@ -107,16 +114,15 @@ _RULES = {
     },
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "init": Rule((_OTHER_INIT,)),
-    "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), "zero"),
-    "whiten": Rule((_WHITENING, _NOT_RELATIVE)),
+    "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
-    "objective": Rule((LEARNS,)),
+    "objective": _recipe("objective", "mixture", (LEARNS,)),
     "sigma": _only(
         _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
     ),
     "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
     "relative_bias": Rule((_is("gradient", "relative"),)),
-    "recipe": Rule((LEARNS,)),
+    "recipe": Rule((_NOT_RELATIVE,)),
     "jvp_weight": Rule(FREE_LAMBDA),
     "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
     "lam": Rule(FREE_LAMBDA, _lam, _LAM),
@@ -132,11 +138,11 @@ _RULES = {
     "lambda_smoothing": _only(_CONTROLLED, lambda c: 0.99, "0.99"),
     "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
     "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
-    **{
-        name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
-        for name in ("batch_size", "lr", "warmup_epochs")
-    },
-    "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
+    "lr": _recipe("lr"),
+    "warmup_epochs": _recipe("warmup_epochs"),
+    "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
+    "lr_schedule": _recipe("lr_schedule", "constant"),
+    "batch_size": Rule((), lambda c: c.preset.batch_size, by_preset("batch_size")),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     **dict.fromkeys(("validation", "test"), Rule((_OWN_DATA,), words=f"{HELD_OUT}, or the file's")),
@@ -157,8 +163,12 @@ RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one need
 def conflicts(c) -> Iterator[str]:
     """One line for each way in which options of a whole configuration contradict each other."""
     if c.gradient not in c.preset.gradients:
-        choices = " or ".join(c.preset.gradients)
-        yield f"--model {c.model} cannot be trained with --gradient {c.gradient}: choose {choices}"
+        choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
+        yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
+    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+        if not c.preset.takes_choices and getattr(c, name) not in (default, RULES[name].fill(c)):
+            flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
+            yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
     if not c.controller:
         return
     if c.tolerance is None:
@@ -175,6 +185,7 @@ def conflicts(c) -> Iterator[str]:
 RETIRED = {
     **{"track_log_det": False, "lambda_integral": None, "lambda_proportional": None},
     **{"lambda_damping": None, "inverse_update": "gradient", "inverse_depth": 1, "probes": 1},
+    "whiten": "none",
 }
 RETIRED_VALUES = {
     "lambda_control": ("nu-pi", "mdmm"),
