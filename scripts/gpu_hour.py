@@ -145,11 +145,21 @@ _ROWS, _RUNS = ("conv-snf", "fc-snf"), ("--runs", f"{OUT}/reproduction")
 _PAPER = ("table1", "--scale", "paper", "--eval-every", 20, *_RUNS, "--rows", *_ROWS, "--seeds")
 _MNIST = {"needs": _no_mnist, "continues": True}
 
+# What white coordinates are worth in a tenth of the paper's epochs.
+_WHITE = tuple(
+    _script(
+        f"{model}, {each}", 150, "train_mnist", "--model", model, "--coordinates", each, "--resume",
+        "auto", "--epochs", epochs, "--eval-every", 20, "--out", f"{OUT}/{model}-{each}", **_MNIST,
+    )
+    for model, epochs in (("conv", 100), ("fc", 600))
+    for each in ("plain", "white")
+)  # fmt: skip
+
 # fmt: off
 STEPS = (
     Step("environment", 20, ["nvidia-smi"], _python("-c", "print('no nvidia-smi here')")),
     _script("train", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/train"),
-    _script("overlap", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/overlap", "--overlap"),
+    _script("one stream", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/one", "--no-overlap"),
     _pytest("tests", 150, *_FIRST),
     _script("device", 120, "benchmark", "device", "--json", f"{OUT}/device.json"),
     _sanitised("memcheck", 150),
@@ -157,6 +167,7 @@ STEPS = (
     _pytest("more tests", 300, *_MOST),
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
+    *_WHITE,
     _script("pytorch", 150, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
     _script("sweep", 110, "reproduce", "figure4", *_RUNS, alone=True),
     _script("table 1", PIECE, "reproduce", *_PAPER, 0, 1, 2, alone=True, **_MNIST),

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.layers import Layer, Linear, Preprocess, Whiten
+from snfnp.layers import Layer, Linear, Preprocess, RationalQuadraticSpline, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.ops import Array
 from snfnp.parameters import Layout
@@ -170,6 +170,7 @@ class Flow:
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
+        params = params | self._with_knots(ops, params)
         for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if noise is not None:
@@ -185,6 +186,14 @@ class Flow:
             caches.append(cache)
             del cache  # frees a dropped one before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
+
+    def _with_knots(self, ops, params) -> dict:
+        """The parameters of all splines, with their knots, which a device finds in one launch."""
+        splines = [(k, s) for k, s in self.layers if isinstance(s, RationalQuadraticSpline)]
+        raw = [spline.raw(params[name]) for name, spline in splines]
+        every = ops.spline.knots_of_all(raw) if raw else ()
+        pairs = zip(splines, every, strict=True)
+        return {name: params[name] | {"knots": knots} for (name, _), knots in pairs}
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the

@@ -1,7 +1,8 @@
 """Exact likelihoods. Nothing else in this package is called a likelihood.
 
-`Likelihood` takes a snapshot of the parameters in double precision and computes the expensive,
-data-independent log-determinants once (section 3.3, Eq. 7): after a training step, make a new one.
+`Likelihood` takes a snapshot of the parameters, in double precision unless told otherwise, and
+computes the expensive, data-independent log-determinants once (section 3.3, Eq. 7): after a
+training step, make a new one.
 Derivation: derivations/02-change-of-variables.md.
 """
 
@@ -48,14 +49,15 @@ class Evaluation:
 class Likelihood:
     """Exact density of a flow at fixed parameters.
 
-    flat: the parameter buffer (any precision; a double-precision copy is kept).
+    flat: the parameter buffer (any precision; a copy is kept). dtype: of that copy, and of all that
+    depends on x; determinants are in double precision, and so are sums over images.
     Constructing one costs every layer's exact determinant: O(D³) for a dense layer.
     """
 
-    def __init__(self, ops, flow: Flow, layout: Layout, flat):
-        self._ops, self._flow = ops, flow
-        self.params = layout.views(flat.astype(np.float64))  # not to be changed
-        self._log_dets = flow.log_dets(ops, self.params)
+    def __init__(self, ops, flow: Flow, layout: Layout, flat, dtype="float64"):
+        self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
+        self.params = layout.views(flat.astype(self._dtype))  # not to be changed
+        self._log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
 
     @property
     def log_dets(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ class Likelihood:
         expensive, found = sum(self._log_dets.values()), []
         for part in self._parts(images, seed, batch_size, at_once):
             terms = self._terms(*self._encode(images, part))
-            found.append(self._ops.to_host(sum(terms.values()) + expensive))
+            found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
 
     def evaluate(
@@ -101,16 +103,16 @@ class Likelihood:
                 continue
             x, ldj = self._encode(images, part)
             for term, values in self._terms(x, ldj, watching).items():
-                total = float(values.sum()) if place in mine else 0.0
+                total = float(values.sum(dtype=np.float64)) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
         means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
-        return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
+        return Evaluation(self._in_order(means), self.flow.dimension, len(images), seed)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
         """(which images go through the flow together, the key of their noise), in order."""
-        self._flow.require_images(images)
+        self.flow.require_images(images)
         _require_whole(0, seed=seed)
         at_once = batch_size if at_once is None else at_once
         _require_whole(1, batch_size=batch_size, at_once=at_once)
@@ -125,12 +127,12 @@ class Likelihood:
     def _encode(self, images, part) -> tuple:
         which, key = part
         some = images[which]
-        some = self._ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
-        return self._flow.encode(self._ops, some, key, np.float64)
+        some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
+        return self.flow.encode(self.ops, some, key, self._dtype)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
-        ops, flow = self._ops, self._flow
+        ops, flow = self.ops, self.flow
         terms, latents = {"preprocess": ldj}, []
         for name, layer in flow.layers:
             if watch is not None:
@@ -140,14 +142,16 @@ class Likelihood:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
             if name not in self._log_dets:
-                terms[name] = layer_ldj + ops.xp.zeros(len(x))  # an ldj may be the number 0
+                terms[name] = layer_ldj + ops.xp.zeros(
+                    len(x)
+                )  # in double; an ldj may be the number 0
         for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         """The ledger: base densities first, then every layer in the order of the forward pass."""
-        flow = self._flow
+        flow = self.flow
         *splits, z = map(_density_row, flow.latent_names)
         ledger = {row: means[row] for row in (z, *splits)}
         ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
@@ -162,8 +166,8 @@ class Likelihood:
         for part in self._parts(images, seed, batch_size, at_once):
             x, _ = self._encode(images, part)
             # recompute: caches are not needed here
-            found.append(self._flow.forward(self._ops, self.params, x, recompute=True)[0])
-        return tuple(map(self._ops.xp.concatenate, zip(*found, strict=True)))
+            found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
+        return tuple(map(self.ops.xp.concatenate, zip(*found, strict=True)))
 
     def sample(
         self,
@@ -188,14 +192,14 @@ class Likelihood:
         _require_whole(1, count=count)
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
-        ops, flow = self._ops, self._flow
+        ops, flow = self.ops, self.flow
         shapes = flow.latent_shapes
         given = (None,) * len(shapes) if latents is None else latents
         filled = []
         for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
             if latent is None:
                 key = RandomKey(seed, SAMPLE_LATENTS, part * len(shapes) + index)
-                latent = temperature * ops.random.normal(key, (count, *shape), np.float64)
+                latent = temperature * ops.random.normal(key, (count, *shape), self._dtype)
             elif len(latent) != count:
                 raise ValueError(f"expected {count} latents of shape {shape}, found {len(latent)}")
             filled.append(latent)

@@ -59,7 +59,7 @@ def test_the_checksum_is_of_the_file_with_its_own_place_as_zeros(saved):
     assert hashlib.sha256(blank).hexdigest().encode() == checksum
 
 
-@settings(max_examples=400, derandomize=True, deadline=None, database=None)
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(data=st.data())
 def test_no_flip_and_no_cut_is_loaded(saved, data):
     path, layout, content = saved

@@ -93,6 +93,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
     may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
+    may_change |= {"eval_dtype"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:

@@ -187,8 +187,7 @@ def test_the_recipe_sets_what_is_not_given(model):
 
 def test_a_flow_of_ones_own_is_whitened_by_its_layers():
     flow = Flow((64,), (("white", Whiten(64)), ("dense", Linear(Dense(64)))))
-    trainer = make_trainer(OPS, flow=flow)
-    take_steps(trainer, [0])
+    trainer = take_steps(make_trainer(OPS, flow=flow), [0])
     assert trainer.params["white"]["b"].all() and not trainer.coordinates
 
 

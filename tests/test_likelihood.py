@@ -10,6 +10,7 @@ from scipy.special import logit
 from scipy.stats import norm
 from support.fullmnist import find_full_mnist
 from support.gradients import moved
+from support.trainers import images_of, make_trainer
 
 from snfnp.data import load_dataset
 from snfnp.errors import DivergedError
@@ -183,6 +184,17 @@ def test_evaluation_is_in_double_precision(ops, images):
     double = Likelihood(ops, flow, layout, rounded.astype(np.float64)).log_prob(images, seed=3)
     assert single.dtype == np.float64
     np.testing.assert_array_equal(single, double)
+
+
+def test_evaluation_in_single_precision_is_off_by_its_rounding(ops, images):
+    """Some ten roundings of each value of an image, whose logit and terms are below 30 nats; the
+    determinants are those of double precision."""
+    trainer = make_trainer(ops, "fc", eval_dtype="float32")
+    single, double = trainer.likelihood(), Likelihood(ops, trainer.flow, trainer.layout, trainer.p)
+    assert single.log_dets == double.log_dets
+    images = ops.to_host(images_of(trainer, 0))
+    found, expected = (each.evaluate(images, seed=3).nll for each in (single, double))
+    assert 0 < abs(found - expected) <= 10 * 30 * trainer.flow.dimension * np.finfo(np.float32).eps
 
 
 def test_nan_parameters_have_no_finite_likelihood(ops, images):

@@ -1,7 +1,6 @@
 """The plane: densities one can see, their pictures and film, paths between latents, scores."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from support.messages import one_line
 import snfnp
 from snfnp.cli import evaluate, interpolate, score, train
 from snfnp.data import plane as densities
-from snfnp.errors import DivergedError, UsageError
-from snfnp.likelihood import Likelihood
+from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.plane import Film, View
 from snfnp.training.progress import Record
@@ -97,7 +95,7 @@ def test_a_run_on_a_plane_leaves_a_picture_and_a_film(folder, capsys):
 
 
 def test_a_view_is_what_the_flow_says(run):
-    view = View.of(run, snfnp.load_dataset("moons").test)
+    view = View.of(run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"])
     x, y = np.linspace(*view.extent[:2], 128), np.linspace(*view.extent[2:], 128)
     expected = np.exp(run.likelihood.log_prob(np.array([[x[100], y[7]], [x[3], y[64]]])))
     rows, columns = [7, 64], [100, 3]  # a row is a height, the lowest first
@@ -113,31 +111,28 @@ def test_a_view_is_what_the_flow_says(run):
 @pytest.mark.parametrize("scale, low, high", [(2, 0.999, 1.001), (20, 15, 25)])
 def test_axes_of_comparable_units_have_one_scale(scale, low, high, run):
     data = RNG.normal(0, (1, scale), (500, 2))
-    left, right, bottom, top = View.of(run, data).extent
+    left, right, bottom, top = View.of(run.likelihood, data, ["exact"]).extent
     assert low < (top - bottom) / (right - left) < high
 
 
-def test_a_film_is_thinned_and_skips_what_is_not_finite(folder, monkeypatch):
-    """An inverse that is not finite costs a frame and not the run."""
-    film = Film(snfnp.load_dataset("moons").test, folder, snfnp.get_ops("numpy"))
-    record = Record(1, 1, 1, *[0.0] * 4, nats=2.0)
-    film(replace(record, nats=None))
-    assert not film.frames  # of a step
-    film(record)
-    assert [*film.frames[0][1].samples] == ["learned"]
-    with monkeypatch.context() as patched:
-        patched.setattr(Likelihood, "sample", diverged)
-        film(record)
-    assert len(film.frames) == 1
-    monkeypatch.setattr(View, "of", lambda *given, **how: given)
-    for epoch in range(3, 301):
-        film(replace(record, epoch=epoch))
+def record(epoch: int, likelihood=None) -> Record:
+    return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nats=0.0, likelihood=likelihood)
+
+
+def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
+    monkeypatch.setattr(View, "of", lambda *given: given[2])
+    film = Film(np.zeros((5, 2)))
+    for epoch in range(1, 301):
+        film(record(epoch, run.likelihood))
+        film(record(epoch))  # of a step
     epochs = [int(re.match(r"epoch (\d+):", title)[1]) for title, _ in film.frames]
-    assert len(epochs) <= 48 and epochs[-1] > 290 and {*np.diff(epochs)[-20:]} == {8}
-
-
-def diverged(*given, **how):
-    raise DivergedError("samples are not finite")
+    assert epochs == [*range(1, 301, 8)] and film.frames[0][1] == ["learned"]
+    infinite = run.params["dense1"]["R"] * np.inf
+    monkeypatch.undo()
+    monkeypatch.setitem(run.likelihood.params["dense1"], "R", infinite)
+    for epoch in range(301, 309):
+        film(record(epoch, run.likelihood))
+    assert len(film.frames) == len(epochs)
 
 
 # ---------------------------------------------------------------- paths

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from test_scripts import SCRIPTS
 
 from snfnp.cli import COMMANDS, main, run_script
 from snfnp.errors import UsageError
@@ -146,9 +147,6 @@ class Press:
                     raise
 sys.meta_path.insert(0, Press())
 """
-SCRIPTS = sorted(
-    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(" in path.read_text()
-)
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,9 @@ def main(
         else:
             opened = training.started(config, world=world)
         with opened as session:
-            data = session.dataset.validation
-            plane = data.shape[1:] == (2,)
-            film = Film(data, session.folder.path, session.ops) if plane else None
-            session.train(callbacks=[film] if film else [])
+            points = session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
+            film = None if points is None else Film(points)
+            session.train(callbacks=(film,) if film else ())
             if world.rank == 0:
                 _draw(session.folder, session.config, session.ops, film)
 
@@ -125,14 +124,16 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> Non
     if records:  # they may have been lost
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
+    inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if film:
-        plots.save_plane(folder.samples, View.of(run, film.data, config.seed), title)
+        view = View.of(run.likelihood, film.data, inverses, config.seed)
+        plots.save_plane(folder.samples, view, title)
         drawn.append(folder.samples)
     elif run.flow.preprocess.noun == "images":
-        inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
+        names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
         panels = {
-            name: run.likelihood.sample(_SAMPLES, config.seed, exact=exact)
-            for name, exact in {**inverses, "exact inverse": True}.items()
+            names[name]: run.likelihood.sample(_SAMPLES, config.seed, exact=name == "exact")
+            for name in inverses
         }
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)

@@ -48,7 +48,7 @@ class RationalQuadraticSpline(Layer):
 
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
-        knots, factors = self._knots(ops, p)
+        knots, factors = p.get("knots") or self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
@@ -64,4 +64,8 @@ class RationalQuadraticSpline(Layer):
         return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
 
     def _knots(self, ops, p):
-        return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)
+        return ops.spline.knots(*self.raw(p))
+
+    def raw(self, p) -> tuple:
+        """What `ops.spline.knots` takes. What that finds, `forward` also takes as p["knots"]."""
+        return p["widths"], p["heights"], p["slopes"], self.bound, self.eps

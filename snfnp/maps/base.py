@@ -24,8 +24,8 @@ class Map:
         fit(w)                              another map's weight at this one's size (Eq. 30)
         log_det, log_det_grad, solve        exact, whatever that costs: O(D³) for `Dense`
 
-    The members below use these. `apply_then` and `weight_grads` are overridden for backends that do
-    in one pass what a linear layer computes together.
+    The members below use these. `apply_then`, `deltas` and `weight_grads` are overridden for
+    backends that do in one pass what a linear layer computes together.
     """
 
     # A map's own members that the ones below call, declared for type checkers.
@@ -62,15 +62,25 @@ class Map:
         """E = T(w) z − x, and `before` + ‖E‖²/N in double precision."""
         return self.apply_then(ops, w, z, Epilogue(y=x, b=-1.0, before=before))[1:]
 
+    def deltas(self, ops, f, w, r, dz, error, shares, factor):
+        """Δ_W = c δ_z + a T(r)ᵀ E, Δ_R = −c' δ_x + a E, and δ_x = T_f(w)ᵀ δ_z, all (N, ...).
+
+        error: E, which may be overwritten; shares: (c, c'); factor: a, a number or an array of
+        shape ().
+        """
+        delta_w, dx = self.adjoint(ops, r, error), f.adjoint(ops, w, dz)
+        sums = (shares[0], dz, factor, delta_w), (-shares[1], dx, factor, error)
+        ops.linalg.axpby_each(*sums)
+        return delta_w, error, dx
+
     def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
         """The gradients of weights of this map and of others of its kind, each into its own `out`,
         and, unless db is None, db ← Σ δ_z over samples and pixels.
 
         gradients: a sequence of `WeightGradient`; volume: v, a number or an array of shape ().
         """
+        ops.linalg.scale_each([(g.out, g.scale, g.term, g.multiple) for g in gradients], volume)
         for gradient in gradients:
-            delta, x, scale, term, multiple, out = gradient
-            ops.linalg.scale_into(out, scale, term, multiple, volume)
-            self.weight_grad(ops, delta, x, out=out, add=True)
+            self.weight_grad(ops, gradient.delta, gradient.x, out=gradient.out, add=True)
         if db is not None:
             ops.channels.sum(dz, out=db)

@@ -16,6 +16,7 @@ from snfnp.errors import UsageError
 from snfnp.maps import explicit
 from snfnp.maps.base import Map
 from snfnp.ops.conv.definition import flip
+from snfnp.ops.epilogue import Epilogue
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class Conv2d(Map):
 
     def apply_then(self, ops, w, x, epilogue):
         return ops.conv.correlate_then(x, w, epilogue)
+
+    def deltas(self, ops, f, w, r, dz, error, shares, factor):
+        if not isinstance(f, Conv2d):
+            return super().deltas(ops, f, w, r, dz, error, shares, factor)
+        of_w = error, self.flip(r), Epilogue(a=factor, y=dz, b=shares[0])
+        of_r = dz, f.flip(w), Epilogue(a=-shares[1], y=error, b=factor, out=error)
+        (_, delta_w, _), (dx, delta_r, _) = ops.conv.correlate_both(of_w, of_r)
+        return delta_w, delta_r, dx
 
     def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
         ops.conv.weight_grads(gradients, volume, dz, db)

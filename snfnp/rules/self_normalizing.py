@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.ops import Epilogue, WeightGradient
+from snfnp.ops import WeightGradient
 from snfnp.rules.base import Rule
 
 
@@ -68,15 +68,12 @@ class SelfNormalizing(Rule):
 
     def deltas(self, ctx, f, g, p, cache, dz):
         """(Δ_W, X), (Δ_R, Z0), δ_x, measurements; a subclass may append rows to the pairs."""
-        ops, w, r, (c_f, c_g) = ctx.ops, p["W"], p["R"], self.shares
+        ops, w, r = ctx.ops, p["W"], p["R"]
         x, z0 = cache["x"], cache["z0"]
         residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
-        of_w = Epilogue(a=ctx.error_factor, y=dz, b=c_f)
-        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
-        delta_w = g.adjoint_then(ops, r, residual, of_w).out
-        dx = f.adjoint_then(ops, w, dz, of_r).z
-        # the residual's array now holds Δ_R
-        return (delta_w, x), (residual, z0), dx, Measured(error)
+        given = (w, r, dz, residual, self.shares, ctx.error_factor)
+        delta_w, delta_r, dx = g.deltas(ops, f, *given)
+        return (delta_w, x), (delta_r, z0), dx, Measured(error)
 
     @property
     def without_penalty(self) -> SelfNormalizing:

@@ -183,7 +183,8 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
                 checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
-                if tell(Record.of(record, steps, record is evaluator.best)) or ends:
+                own = Record.of(record, steps, record is evaluator.best, trainer.likelihood())
+                if tell(own) or ends:
                     report(f"a callback ended training after epoch {epoch}")
                     return
                 clock.start()

@@ -3,17 +3,15 @@
 Derivation: derivations/30-a-plane.md.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from snfnp.errors import DivergedError
-from snfnp.ops import Ops
+from snfnp.likelihood import Likelihood
 from snfnp.training.progress import Record
-from snfnp.training.runs.load import LoadedRun, load_run
 
 _SIDE = 128  # places of a density along each axis
 _LINES, _REACH, _SHOWN = 11, 2.5, 600  # of the grid: lines each way, and their ends; points shown
@@ -34,11 +32,10 @@ class View:
     grid: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, run: LoadedRun, data, seed: int = 0, both: bool = True) -> "View":
-        """The view of a run with some of `data` (n, 2): through the learned inverse, if there is
-        one, and the exact one, or through the first alone. Raises DivergedError if an inverse is
-        not finite."""
-        ops, likelihood = run.ops, run.likelihood
+    def of(cls, likelihood: Likelihood, data, inverses: Sequence[str], seed: int = 0) -> "View":
+        """The view of a flow with `data` (n, 2), of which some are shown, through these inverses,
+        "learned" or "exact". Raises DivergedError if an inverse is not finite."""
+        ops = likelihood.ops
         data = np.asarray(data[:: max(1, len(data) // _SHOWN)], np.float64)
         low, high = np.quantile(data, (0.01, 0.99), axis=0)
         middle, half = (low + high) / 2, 0.65 * (high - low)
@@ -48,13 +45,14 @@ class View:
         x, y = np.linspace(left, right, _SIDE), np.linspace(bottom, top, _SIDE)
         places = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
         density = np.exp(likelihood.log_prob(places)).reshape(_SIDE, _SIDE)
-        along = np.linspace(-_REACH, _REACH, 101), np.linspace(-_REACH, _REACH, _LINES)
-        lines = np.stack(np.meshgrid(*along), axis=-1)
+        along, across = np.meshgrid(
+            np.linspace(-_REACH, _REACH, 101), np.linspace(-_REACH, _REACH, _LINES)
+        )
+        lines = np.stack([along, across], axis=-1)
         lines = np.concatenate([lines, lines[..., ::-1]])
         latents = (ops.asarray(lines.reshape(-1, 2)),)
         samples, grid = {}, {}
-        inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
-        for name in inverses if both else inverses[:1]:
+        for name in inverses:
             exact = name == "exact"
             samples[name] = likelihood.sample(len(data), seed, exact=exact)
             bent = likelihood.sample(lines.size // 2, latents=latents, exact=exact)
@@ -64,22 +62,26 @@ class View:
 
 
 class Film:
-    """Views of a flow while it trains: a callback, which reads the last checkpoint at evaluations.
+    """Views of a flow while it trains: a callback of `snfnp.train`, which sees each evaluation.
 
     data: points (n, 2); frames: (title, view), of a long run those of every second, fourth, …
     evaluation. Each takes some milliseconds.
     """
 
-    def __init__(self, data: np.ndarray, path: Path, ops: Ops):
+    def __init__(self, data: np.ndarray):
         self.data, self.frames, self._every, self._seen = data, [], 1, 0
-        self._run = partial(load_run, path, "last", ops=ops)
 
     def __call__(self, record: Record) -> None:
-        self._seen += record.nats is not None
-        if record.nats is None or (self._seen - 1) % self._every:
+        likelihood = record.likelihood
+        if likelihood is None:  # between evaluations
+            return
+        self._seen += 1
+        if (self._seen - 1) % self._every:
             return
         title = f"epoch {record.epoch}: exact validation NLL {record.nats:.3f} nats"
+        inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
         with suppress(DivergedError):  # training goes on, and so may the inverse
-            self.frames.append((title, View.of(self._run(), self.data, both=False)))
+            view = View.of(likelihood, self.data, [inverse])
+            self.frames.append((title, view))
         if len(self.frames) > _FRAMES:
             self.frames, self._every = self.frames[::2], 2 * self._every

@@ -26,7 +26,7 @@ class Record:
     reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping; these three of the last step, or
     averages since the last evaluation. Of an evaluation alone: nats, the exact validation NLL per
     sample; bits_per_dimension: the same, of images; best: whether none was better; figures: its
-    line of metrics.jsonl.
+    line of metrics.jsonl; likelihood: the flow as it is (`snfnp.Likelihood`).
     """
 
     step: int
@@ -40,14 +40,16 @@ class Record:
     bits_per_dimension: float | None = None
     best: bool = False
     figures: dict = field(default_factory=dict, repr=False)
+    likelihood: Any = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, line: dict, steps: int, best: bool):
+    def of(cls, line: dict, steps: int, best: bool, likelihood):
         """The record of an evaluation, from its line of metrics.jsonl."""
         known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
         bits = line.get("validation_bits_per_dimension")
         exact = {"nats": line["validation_nll_nats"], "bits_per_dimension": bits}
-        return cls(steps=steps, best=best, figures=dict(line), **known, **exact)
+        more = {"figures": dict(line), "likelihood": likelihood}
+        return cls(steps=steps, best=best, **known, **exact, **more)
 
 
 Callbacks = Iterable[Callable[[Record], Any]]

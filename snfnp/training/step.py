@@ -111,14 +111,15 @@ class TrainingStep:
         key = RandomKey(config.seed, 0, scalars.step, part.first)
         noise = self._noise and self._noise(ops, flow, self.params, key)
         latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
-        density = flow.log_density(ops, latents) + log_jacobian + ldj
+        terms = flow.log_density(ops, latents), log_jacobian, ldj
+        density = ops.channels.total([term for term in terms if not isinstance(term, int)])
         log.density(density, scalars.number)
 
         # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
         if not ops.known_on_host(log.failed):
             weight = self.p.dtype.type(1 / samples)
-            volume, factor = samples * np.float64(weight), scalars.lam * (-2 / samples)
+            volume, factor = samples * np.float64(weight), scalars.error_factor(samples)
             ctx = BackwardContext(ops, weights, volume, factor, key, part)
             factors = {}
             for follower in self.followers:

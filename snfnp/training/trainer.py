@@ -113,8 +113,7 @@ class Trainer(TrainingStep):
 
     def _take(self, images) -> None:
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
-        self.scalars.set(self.step, lr, self.lam)
-        self.slice_of(len(images))
+        self.scalars.set(self.step, lr, self.lam, self.slice_of(len(images))[0].total)
         self._ascend(images)
 
     def check(self, images_of) -> None:
@@ -174,7 +173,8 @@ class Trainer(TrainingStep):
 
     def likelihood(self, p=None) -> Likelihood:
         """An exact, immutable snapshot of the present parameters, or of others, flat."""
-        return Likelihood(self.ops, self.flow, self.layout, self.p if p is None else p)
+        p, dtype = self.p if p is None else p, self.config.eval_dtype
+        return Likelihood(self.ops, self.flow, self.layout, p, dtype)
 
     def checkpoint(self, record: dict) -> Checkpoint:
         """The state on the host."""

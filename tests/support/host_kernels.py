@@ -173,6 +173,9 @@ class HostGpu(Gpu):
         array[...] = 0xFF  # NaN
         return array.view(dtype).reshape(shape)
 
+    def address(self, array) -> int:
+        return array.ctypes.data
+
     def to_host(self, array):
         return np.asarray(array)
 
@@ -225,9 +228,10 @@ def hold(ops: Ops, name: str, call, layout=None) -> None:
 
 def hold_scalars(ops: Ops) -> None:
     scalars = ops.step.scalars()
-    scalars.set(2**40 + 3, 0.25, 3.0)
+    scalars.set(2**40 + 3, 0.25, 3.0, 12)
     found = [float(each) for each in (scalars.step, scalars.number, scalars.lr, scalars.lam)]
     assert found == [2**40 + 3, 2**40 + 4, 0.25, 3.0]
+    assert [float(scalars.error_factor(samples)) for samples in (12, 5)] == [-0.5, -1.2]
 
 
 def hold_images(ops: Ops) -> None:

@@ -142,10 +142,10 @@ def call_activation_smooth_leaky_relu_backward(rng, dtype, size):
 def call_images_preprocess(rng, dtype, size):
     images = rng.integers(0, 256, size).astype(np.uint8)
     images.reshape(-1)[:1], images.reshape(-1)[-1:] = 0, 255
-    # in double, |log s| and |log(1-s)| <= log(1/α) < 14; then one rounding to dtype
-    double, dimension = eps_of(np.float64), math.prod(size[1:])
-    bound_x = 8 * double * 28 + eps_of(dtype) * 14
-    bound_ldj = (8 + dimension) * double * dimension * 28 + eps_of(dtype) * dimension * 20
+    # |log s| and |log(1-s)| <= log(1/α) < 14, their arguments a few roundings of themselves
+    eps, dimension = eps_of(dtype), math.prod(size[1:])
+    bound_x = eps * (2 * 14 + 8)
+    bound_ldj = (dimension * eps_of(np.float64) + 16 * eps + eps) * dimension * 28
     args = (images, RandomKey(1, 0, 9, first=size[0] % 4), 1e-6, 256, dtype)
     return Call(args, bounds=(bound_x, bound_ldj), strided=(0,))
 
@@ -217,6 +217,25 @@ def call_conv_correlate_then(rng, dtype, size):
     bounds = (bound, 2 * bound + eps * np.abs(bias), of_error, of_total, of_sum, bound)
     bounds += (bound, every, total, of_sum)
     return Call(args, bounds, mutated=(7,), strided=(0, 1, 2, 3), calling=calling)
+
+
+def call_conv_correlate_both(rng, dtype, size):
+    """As for a layer's deltas: sums, and the second's in the place of what it adds to."""
+    a, b = (number(value, size) for value in (0.3, -0.7))
+    first = convolution(rng, dtype, size)
+    second = [rng.standard_normal(each.shape).astype(dtype) for each in first]
+    (bound, _), (bound_2, of_z_2) = (
+        (forward_bound(x, k) + 4 * eps_of(dtype) * np.abs(y), forward_bound(x, k))
+        for x, k, y in (first, second)
+    )
+
+    def calling(operation, x, k, y, x_2, k_2, y_2, a, b):
+        out = y_2.copy()
+        of_2 = Epilogue(a=-0.5, y=out, b=b, out=out)
+        return operation((x, k, Epilogue(a=a, y=y, b=0.5)), (x_2, k_2, of_2))
+
+    args, strided = (*first, *second, a, b), (0, 1, 2, 3, 4, 5)
+    return Call(args, (bound, of_z_2, bound_2), strided=strided, calling=calling)
 
 
 def call_conv_weight_grads(rng, dtype, size):
@@ -399,6 +418,19 @@ def call_spline_knots(rng, dtype, size):
     return Call((*raw, *SPLINE), bounds=(bound_knots, 12 * eps), strided=(0, 1, 2))
 
 
+def call_spline_knots_of_all(rng, dtype, size):
+    """Three, of which the last may have another bound."""
+    calls = [call_spline_knots(rng, dtype, size) for _ in range(3)]
+    raw, last = sum((call.args[:3] for call in calls), ()), SPLINE[0] - size[0] % 2
+
+    def calling(operation, *raw):
+        given = [(*raw[i : i + 3], *SPLINE) for i in (0, 3)]
+        return operation([*given, (*raw[6:], last, SPLINE[1])])
+
+    bounds = sum((call.bounds for call in calls), ())
+    return Call(raw, bounds, strided=tuple(range(9)), calling=calling)
+
+
 def spline_call(rng, dtype, size):
     """x over all bins and both tails, knots and factors; mean slopes are between 1/6 and 6."""
     knots, factors = DEFINITION.spline.knots(*spline_parameters(rng, dtype, size), *SPLINE)
@@ -425,6 +457,9 @@ def call_spline_inverse(rng, dtype, size):
 
 
 def call_spline_backward(rng, dtype, size):
+    pixels = math.prod(size[1:])
+    if pixels > 1000:  # a thread that is simulated takes long
+        size = (size[0], 1031)
     x, knots, factors = spline_call(rng, dtype, size)
     bins = knots.shape[1] - 1
     dy = rng.standard_normal(size).astype(dtype)

@@ -74,6 +74,31 @@ def call_linalg_axpby(rng, dtype, size):
     return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1, 3))
 
 
+def call_linalg_axpby_each(rng, dtype, size):
+    calls = [call_linalg_axpby(rng, dtype, size) for _ in range(2)]
+    args = sum((call.args for call in calls), ())
+    bounds = tuple(call.bounds[1] for call in calls)
+
+    def calling(operation, *args):
+        operation(args[:4], args[4:])
+
+    return Call(args, bounds, mutated=(3, 7), strided=(1, 3, 5, 7), calling=calling)
+
+
+def call_linalg_scale_each(rng, dtype, size):
+    (*first, volume), (*second, _) = (call_linalg_scale_into(rng, dtype, size).args for _ in "ab")
+    second[1] *= -0.6
+    bounds = tuple(
+        5 * eps_of(dtype) * np.abs(a) * multiple for _, _, a, multiple in (first, second)
+    )
+
+    def calling(operation, volume, *args):
+        operation([args[:4], args[4:]], volume)
+
+    args = (volume, *first, *second)
+    return Call(args, bounds, (1, 5), strided=(3, 7), host=(4, 8), calling=calling)
+
+
 def near_identity(rng, dtype, size):
     n = size_2d(size)[1]
     return (np.eye(n) + rng.standard_normal((n, n)) / (3 * math.sqrt(n))).astype(dtype)

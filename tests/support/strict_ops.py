@@ -89,7 +89,7 @@ class StrictStepScalars(StepScalars):
         self.step = xp.zeros((), np.uint64)
         self.number, self.lr, self.lam = (xp.zeros(()) for _ in range(3))
 
-    def set(self, step: int, lr: float, lam: float) -> None:
+    def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:
         numbers = (step, step + 1.0, lr, lam)
         arrays = (self.step, self.number, self.lr, self.lam)
         for array, number in zip(arrays, numbers, strict=True):

@@ -97,6 +97,11 @@ class Conv(OperationGroup):
         """z = correlate(x, k), and what `epilogue` makes of it."""
         return epilogue.finish(self.correlate(x, k), self.linalg, self.channels)
 
+    def correlate_both(self, first, second) -> tuple[Finished, Finished]:
+        """`correlate_then` of both (x, k, epilogue), in this order: the second may put its result
+        into an array that the first reads. In one launch of a device it takes another for it."""
+        return self.correlate_then(*first), self.correlate_then(*second)
+
     def weight_grads(self, gradients: Sequence[WeightGradient], volume, dz=None, db=None) -> None:
         """The gradients of one or more kernels (kH, kW, I, O), each into its own `out`, and, unless
         db (O,) is None, db ← the sum of dz (N, H, W, O) over samples and pixels.

@@ -19,6 +19,9 @@ _MOST_SUMS = 128  # the most output channels for which a block can also sum dz
 _CHUNKS = 128  # the most parts of a batch whose weight gradients are summed separately
 
 
+_NO_SECOND = dict.fromkeys(("x_2", "k_2", "z_2", "out_2", "y_2")) | {"a_2": 0.0, "b_2": 0.0}
+
+
 class GpuConv(Conv):
     """Launches: 1 for `patches`, `shift_and_add`, `correlate` of few channels and its epilogue, 2
     for `weight_grads` of few channels (1×1 too: a product would have as few rows as channels), 1
@@ -45,8 +48,21 @@ class GpuConv(Conv):
             return super().correlate_then(x, k, epilogue)
         return self._convolve(x, k, epilogue)
 
-    def _convolve(self, x, k, epilogue: Epilogue | None = None):
-        """correlate(x, k) and its epilogue in one launch."""
+    def correlate_both(self, first, second):
+        (x, k, _), (x_2, k_2, more) = first, second
+        alike = (x.shape, k.shape, x.dtype) == (x_2.shape, k_2.shape, x_2.dtype)
+        totals = first[2].before is not None or more.before is not None or first[2].out is not None
+        if not alike or totals or more.bias is not None or not _direct(k.shape) or not x.size:
+            return super().correlate_both(first, second)
+        keep = more.keep or more.out is not None
+        out_2 = self.device.empty((*x.shape[:3], k.shape[3]), x.dtype)
+        z_2 = self.device.empty(out_2.shape, x.dtype) if keep else None
+        own = {"x_2": x_2, "k_2": k_2, "z_2": z_2, "out_2": out_2}
+        own |= {"a_2": more.a, "b_2": more.b, "y_2": more.y}
+        return self._convolve(*first, own), Finished(z_2, out_2, None)
+
+    def _convolve(self, x, k, epilogue: Epilogue | None = None, second=_NO_SECOND):
+        """correlate(x, k) and its epilogue in one launch; second: arguments for another one."""
         device, (kh, kw, inputs, outputs) = self.device, k.shape
         shape = (*x.shape[:3], outputs)
         a, y, b, bias, before, out, keep = epilogue or Epilogue(keep=True)
@@ -63,7 +79,8 @@ class GpuConv(Conv):
         numbers = {"a": a, "b": b, "before": 0.0 if before is None else before}
         sums = {"partial": partial, "total": total, "arrived": device.counter()}
         sizes = _sizes(x, (kh, kw)) | {"inputs": inputs, "outputs": outputs, "splits": splits}
-        arguments = arrays | numbers | sums | sizes
+        arguments = arrays | numbers | sums | sizes | second
+        blocks *= 1 if second is _NO_SECOND else 2
         device.launch("conv", x.dtype, blocks, threads=splits * _CONV_ITEMS, **arguments)
         return Finished(z, out, total)
 

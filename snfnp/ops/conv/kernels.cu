@@ -78,15 +78,15 @@ __device__ void add_products(Four<T>& sums, T v, const Four<T> weights) {
 // What becomes of a sum: z = sum, and out = a sum + b y + bias, where null pointers are left out.
 // Returns out², or 0.
 template <typename T>
-__device__ double store(T sum, long long at, int o, T* __restrict__ z, T* out, T a, T b,
-                        const T* y, const T* __restrict__ bias) {
+__device__ T store(T sum, long long at, int o, T* __restrict__ z, T* out, T a, T b, const T* y,
+                   const T* __restrict__ bias) {
   if (z) z[at] = sum;
-  if (!out) return 0.0;
+  if (!out) return T(0);
   T result = a * sum;
   if (y) result += b * y[at];
   if (bias) result += bias[o];
   out[at] = result;
-  return double(result) * double(result);
+  return result * result;
 }
 
 // z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which may be strided: kernels of adjoint
@@ -97,39 +97,55 @@ __device__ double store(T sum, long long at, int o, T* __restrict__ z, T* out, T
 //
 // Beside z, or instead of it: out = a z + b y + bias, where y may be `out` itself; and, if there is
 // a `partial` (one number per block), total = before + Σ out² / N.
+//
+// Two convolutions of one size may share a launch: the second, whose arrays end in _2, has the
+// second half of the blocks, and neither has a total. It has no bias, and its `out_2` is none of
+// the arrays that the first reads.
 template <typename T>
 __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
                      long long k_stride_1, long long k_stride_2, long long k_stride_3,
                      T* __restrict__ z, T* out, const double* a_at, double a, const double* b_at,
                      double b, const T* y, const T* __restrict__ bias, const double* before_at,
                      double before, double* partial, double* __restrict__ total,
-                     unsigned int* arrived, long long samples, long long height, long long width,
-                     long long kh, long long kw, long long inputs, long long outputs,
-                     long long splits) {
+                     unsigned int* arrived, const T* x_2, const T* k_2, long long k_2_stride_0,
+                     long long k_2_stride_1, long long k_2_stride_2, long long k_2_stride_3,
+                     T* z_2, T* out_2, const double* a_2_at, double a_2, const double* b_2_at,
+                     double b_2, const T* y_2, long long samples, long long height,
+                     long long width, long long kh, long long kw, long long inputs,
+                     long long outputs, long long splits) {
   __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, groups = (o_count + 3) / 4;
+  const unsigned int blocks = x_2 ? gridDim.x / 2 : gridDim.x;
+  const bool second = blockIdx.x >= blocks;
+  const unsigned int block = second ? blockIdx.x - blocks : blockIdx.x;
+  const T* kernel = second ? k_2 : k;
+  const long long h_stride = second ? k_2_stride_0 : k_stride_0;
+  const long long w_stride = second ? k_2_stride_1 : k_stride_1;
+  const long long i_stride = second ? k_2_stride_2 : k_stride_2;
+  const long long o_stride = second ? k_2_stride_3 : k_stride_3;
   for (int j = threadIdx.x; j < down * across * i_count * groups; j += blockDim.x) {
     const int o = j % groups * 4, i = j / groups % i_count, tap = j / (groups * i_count);
-    const long long at = tap / across * k_stride_0 + tap % across * k_stride_1 + i * k_stride_2;
-    taps[j].a = weight(k, at, k_stride_3, o, o_count);
-    taps[j].b = weight(k, at, k_stride_3, o + 1, o_count);
-    taps[j].c = weight(k, at, k_stride_3, o + 2, o_count);
-    taps[j].d = weight(k, at, k_stride_3, o + 3, o_count);
+    const long long at = tap / across * h_stride + tap % across * w_stride + i * i_stride;
+    taps[j].a = weight(kernel, at, o_stride, o, o_count);
+    taps[j].b = weight(kernel, at, o_stride, o + 1, o_count);
+    taps[j].c = weight(kernel, at, o_stride, o + 2, o_count);
+    taps[j].d = weight(kernel, at, o_stride, o + 3, o_count);
   }
   __syncthreads();
-  const bool by_four = i_count % 4 == 0 && (unsigned long long)x % sizeof(Four<T>) == 0;
+  const T* images = second ? x_2 : x;
+  const bool by_four = i_count % 4 == 0 && (unsigned long long)images % sizeof(Four<T>) == 0;
   const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
   const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   const long long sample = (long long)pixels * groups, count = samples * sample;
   double squares = 0.0;
-  for (long long start = blockIdx.x * (long long)lanes; start < count;
-       start += gridDim.x * (long long)lanes) {
+  for (long long start = block * (long long)lanes; start < count;
+       start += blocks * (long long)lanes) {
     const long long t = start + lane, image = t / sample;
     const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
     const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
-    const T* source = x + image * pixels * i_count;
+    const T* source = images + image * pixels * i_count;
     Four<T> sum = {T(0), T(0), T(0), T(0)};
     for (int h = t < count ? part : down; h < down; h += parts) {
       const int row = top + h;
@@ -165,13 +181,17 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
       __syncthreads();
     }
     if (part > 0 || t >= count) continue;
-    const T a_ = T(value(a_at, a)), b_ = T(value(b_at, b));
+    const T a_ = T(second ? value(a_2_at, a_2) : value(a_at, a));
+    const T b_ = T(second ? value(b_2_at, b_2) : value(b_at, b));
+    T *z_ = second ? z_2 : z, *out_ = second ? out_2 : out;
+    const T *y_ = second ? y_2 : y, *bias_ = second ? nullptr : bias;
     const int o = 4 * group;
     const long long first = (image * pixels + pixel) * o_count + o;
-    squares += store(sum.a, first, o, z, out, a_, b_, y, bias);
-    if (o + 1 < o_count) squares += store(sum.b, first + 1, o + 1, z, out, a_, b_, y, bias);
-    if (o + 2 < o_count) squares += store(sum.c, first + 2, o + 2, z, out, a_, b_, y, bias);
-    if (o + 3 < o_count) squares += store(sum.d, first + 3, o + 3, z, out, a_, b_, y, bias);
+    T four = store(sum.a, first, o, z_, out_, a_, b_, y_, bias_);
+    if (o + 1 < o_count) four += store(sum.b, first + 1, o + 1, z_, out_, a_, b_, y_, bias_);
+    if (o + 2 < o_count) four += store(sum.c, first + 2, o + 2, z_, out_, a_, b_, y_, bias_);
+    if (o + 3 < o_count) four += store(sum.d, first + 3, o + 3, z_, out_, a_, b_, y_, bias_);
+    if (partial) squares += double(four);
   }
   if (!partial) return;
   if (sum_of_all(squares, partial, arrived) && threadIdx.x == 0)
@@ -304,11 +324,12 @@ __global__ void conv_weight_grad_sum(
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const long long gradients = out_2 ? 2 * size : size, columns = gradients + channels;
   const long long column = blockIdx.x * 32LL + threadIdx.x % 32;
-  double sum = 0.0;
+  T own = T(0);  // of few rows: double precision is slow on many cards
   if (column < columns) {
 #pragma unroll 4
-    for (long long row = warp; row < count; row += warps) sum += parts[row * columns + column];
+    for (long long row = warp; row < count; row += warps) own += parts[row * columns + column];
   }
+  double sum = own;
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (warp > 0 || column >= columns) return;

@@ -12,6 +12,22 @@ __device__ inline unsigned long long value(const unsigned long long* at, long lo
   return at ? *at : (unsigned long long)fixed;
 }
 
+// A thread's sum: of runs of 16 numbers, in double precision, which many cards have little of.
+template <typename T>
+struct Sum {
+  double of_runs = 0.0;
+  T run = T(0);
+  int length = 0;
+  __device__ void add(T v) {
+    run += v;
+    if (++length < 16) return;
+    of_runs += double(run);
+    run = T(0);
+    length = 0;
+  }
+  __device__ double total() const { return of_runs + double(run); }
+};
+
 // The sum of v over the block, to every thread of it. All threads must come here.
 template <typename T>
 __device__ T block_sum(T v) {

@@ -84,7 +84,11 @@ class Gpu:
         """Nothing that this device computes depends on the host's threads."""
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
-        return Graph(self.xp, function, report, communicator)
+        return Graph(self.xp, function, report, communicator, self._without_side_stream)
+
+    def _without_side_stream(self) -> str:
+        had, self._side = self._side is not None, None
+        return "a second stream" if had else ""
 
     def run_async(self, function, *arguments, **named) -> None:
         if self._side:
@@ -111,6 +115,10 @@ class Gpu:
     def empty(self, shape, dtype):
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
+
+    def address(self, array) -> int:
+        """The place of an array's first number in memory."""
+        return array.data.ptr
 
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""

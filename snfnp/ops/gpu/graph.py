@@ -29,11 +29,15 @@ class Graph:
     anew. If the capture fails, `report` gets one line that says why, and every call is a plain one.
     A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
     communicator fails, none records.
+
+    simplify: makes a function that could not be recorded an easier one, and says in words what it
+    now does without; "" if there is nothing more that it can do without.
     """
 
-    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS):
+    def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS, simplify=lambda: ""):
         self._cupy, self._function, self._report = cupy, function, report
-        self._communicator, self._guard = communicator, DeviceGuard(cupy)
+        self._simplify, self._guard = simplify, DeviceGuard(cupy)
+        self._communicator = communicator
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._reached, self._done = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
         self._recording: _Recording | None = None
@@ -59,7 +63,7 @@ class Graph:
                 error = self._record(recording)
             if error:
                 self._give_up(error)
-                self._function(images)
+                self(images)
                 return
         caller.wait_event(self._done)
         recording.input[...] = images
@@ -118,12 +122,14 @@ class Graph:
         return self._recording is not None and self._recording.graph is not None
 
     def _give_up(self, error: str) -> None:
-        self._failed = True
+        """Try again with an easier function, if there is one; else every call is a plain one."""
+        without = self._simplify()
+        self._failed = not without
         gc.collect()  # what failed may have left cycles that hold arrays of the pool
         self._release()
         self._recording = None
         found = f"the training step cannot be recorded as a CUDA graph ({error})"
-        self._report(f"{found}: it runs without one")
+        self._report(f"{found}: it runs without {without or 'one'}")
 
 
 class _Recording:

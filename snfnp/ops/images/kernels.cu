@@ -4,8 +4,9 @@
 #include "../random/philox.cuh"
 
 // Dequantise, scale, logit, with the log-Jacobian of each sample. A block per sample of
-// `dimension` values, in double precision: 255 + u would round to 256 in single. Its
-// noise is made of the key's words from `first_word` on.
+// `dimension` values. Both image + u and levels − (image + u) are whole multiples of 2^-32, each of
+// which is rounded once: 255 + u would be 256 in single precision. The noise is made of the key's
+// words from `first_word` on.
 template <typename T>
 __global__ void preprocess(const unsigned char* __restrict__ images, T* __restrict__ x,
                            T* __restrict__ ldj, const unsigned long long* step_at, long long step,
@@ -13,22 +14,23 @@ __global__ void preprocess(const unsigned char* __restrict__ images, T* __restri
                            double levels, double constant, long long dimension) {
   const unsigned long long step_ = value(step_at, step);
   const long long start = blockIdx.x * dimension, stop = start + dimension;
-  double sum = 0.0;
+  const unsigned long long top = (unsigned long long)levels << 32;
+  const T least = T(alpha), scale = T(1.0 - 2.0 * alpha), all = T(levels), each = T(constant);
+  Sum<T> terms;
   for (long long block = (first_word + start) / 4 + threadIdx.x; 4 * block < first_word + stop;
        block += blockDim.x) {
     const Words four = philox(block, step_, stream, seed);
     for (int lane = 0; lane < 4; ++lane) {
       const long long i = 4 * block + lane - first_word;
       if (i < start || i >= stop) continue;
-      const double noisy = images[i] + word(four, lane) * 0x1p-32;
-      const double scale = 1.0 - 2.0 * alpha;
-      const double log_s = log(alpha + scale * (noisy / levels));
-      const double log_1_s = log(alpha + scale * ((levels - noisy) / levels));
-      x[i] = T(log_s - log_1_s);
-      sum += constant - log_s - log_1_s;
+      const unsigned long long noisy = ((unsigned long long)images[i] << 32) + word(four, lane);
+      const T log_s = log(least + scale * (T(noisy) * T(0x1p-32) / all));
+      const T log_1_s = log(least + scale * (T(top - noisy) * T(0x1p-32) / all));
+      x[i] = log_s - log_1_s;
+      terms.add(each - log_s - log_1_s);
     }
   }
-  sum = block_sum(sum);
+  const double sum = block_sum(terms.total());
   if (threadIdx.x == 0) ldj[blockIdx.x] = T(sum);
 }
 

@@ -36,6 +36,11 @@ class LinearAlgebra(OperationGroup):
         out += a * x
         return out
 
+    def axpby_each(self, *sums) -> None:
+        """`axpby` of each (a, x, b, out): in one launch of a device, where they are alike."""
+        for each in sums:
+            self.axpby(*each)
+
     def scale_into(self, out, scale, a, multiple, volume=1.0):
         """out = scale * volume * a * multiple; `multiple` broadcasts to a's shape.
 
@@ -48,6 +53,11 @@ class LinearAlgebra(OperationGroup):
         if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
             out *= self.device.asarray(multiple, out.dtype)
         return out
+
+    def scale_each(self, terms, volume) -> None:
+        """`scale_into` of each (out, scale, a, multiple): as `axpby_each`."""
+        for each in terms:
+            self.scale_into(*each, volume)
 
     def sum_squares(self, x) -> float:
         """Σ x², in double precision."""
@@ -63,7 +73,8 @@ class LinearAlgebra(OperationGroup):
         return before + self.sum_squares(out) / len(x)
 
     def inverse(self, w):
-        """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError."""
+        """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
+        wait for that may return NaN instead."""
         try:
             return self.xp.linalg.inv(w)
         except np.linalg.LinAlgError:

@@ -2,7 +2,8 @@
 
 cuSOLVER does not report that a matrix is singular. Its pivots show it, and they give the
 log-determinant too: inverses, solves and norms wait for the device, once each. Only exact
-evaluation and exact gradients use them. See derivations/07-convolutions.md.
+evaluation and exact gradients use them. The inverse of a few channels does not wait: of a singular
+matrix it is NaN, and the step that uses it fails as others do. See derivations/07-convolutions.md.
 """
 
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from snfnp.errors import SingularMatrixError
+from snfnp.ops.gpu import source
 from snfnp.ops.linalg.definition import LinearAlgebra
 
 # Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
@@ -43,18 +45,36 @@ class GpuLinearAlgebra(LinearAlgebra):
         self.device.each("axpby", out.dtype, out.size, a=a, x=x, b=b, out=out, n=out.size)
         return out
 
+    def axpby_each(self, first, *others):
+        out, outs = first[3], [each[3] for each in (first, *others)]
+        kinds = {(each.size, each.dtype, each.flags.c_contiguous) for each in outs}
+        if len(outs) != 2 or kinds != {(out.size, out.dtype, True)}:
+            return super().axpby_each(first, *others)
+        names = ("a", "x", "b", "out", "a_2", "x_2", "b_2", "out_2")
+        arguments = dict(zip(names, (*first, *others[0]), strict=True))
+        return self.device.each("axpby_pair", out.dtype, 2 * out.size, n=out.size, **arguments)
+
+    def scale_each(self, terms, volume):
+        (out, scale, a, multiple), second = terms[0], (*terms[1:], (None, 0.0, None, 0))[0]
+        alike = len(terms) < 3 and all(each[0].shape == out.shape for each in terms)
+        if not alike or not all(_is_transpose(o, m, of) for o, _, m, of in terms):
+            return super().scale_each(terms, volume)
+        (rows, columns), (out_2, scale_2, a_2, multiple_2) = out.shape, second
+        own = {"out": out, "a": a.T, "scale": scale * multiple, "volume": volume, "rows": rows}
+        own |= {"out_2": out_2, "a_2": None if a_2 is None else a_2.T, "columns": columns}
+        tiles = -(-rows // 32) * -(-columns // 32) * len(terms)
+        scale_2 = scale_2 * multiple_2
+        return self.device.launch("scaled_transpose", out.dtype, tiles, scale_2=scale_2, **own)
+
     def scale_into(self, out, scale, a, multiple, volume=1.0):
+        if _is_transpose(out, a, multiple):
+            self.scale_each([(out, scale, a, multiple)], volume)
+            return out
         if not out.flags.c_contiguous or a.dtype != out.dtype:
             return super().scale_into(out, scale, a, multiple, volume)
         device = self.device
         if isinstance(multiple, int):
             scale, multiple = scale * multiple, None
-            if a.ndim == 2 and a.T.flags.c_contiguous:
-                rows, columns = out.shape
-                tiles = -(-rows // 32) * -(-columns // 32)
-                own = {"out": out, "a": a.T, "scale": scale, "volume": volume, "rows": rows}
-                device.launch("scaled_transpose", out.dtype, tiles, columns=columns, **own)
-                return out
         if a.ndim != 4:
             return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
         constant = None if multiple is None else device.constant(multiple)
@@ -88,7 +108,11 @@ class GpuLinearAlgebra(LinearAlgebra):
         return blocks, {"partial": partial, "total": total, "arrived": self.device.counter()}
 
     def inverse(self, w):
-        return self.inverse_and_log_abs_det(w)[0]
+        if not 0 < len(w) <= source.constant("linalg", "MOST_ROWS"):
+            return self.inverse_and_log_abs_det(w)[0]
+        inverse = self.device.empty(w.shape, w.dtype)
+        self.device.launch("small_inverse", w.dtype, 1, a=w, inverse=inverse, size=len(w))
+        return inverse
 
     def solve(self, w, z):
         x, pivots = self._solve(w, z)
@@ -124,3 +148,9 @@ class GpuLinearAlgebra(LinearAlgebra):
         if not host.all():
             raise SingularMatrixError("the matrix is singular")
         return float(np.log(np.abs(host)).sum())
+
+
+def _is_transpose(out, a, multiple) -> bool:
+    """True for what `scaled_transpose` does: an integer multiple of a transposed matrix."""
+    plain = isinstance(multiple, int) and a.ndim == 2 and a.dtype == out.dtype
+    return plain and a.T.flags.c_contiguous and out.flags.c_contiguous

@@ -10,25 +10,47 @@ __global__ void axpby(const double* a_at, double a, const T* __restrict__ x, con
   for (long long i = first_item(); i < n; i += item_stride()) out[i] = b_ * out[i] + a_ * x[i];
 }
 
+// The same for two pairs of arrays of n numbers each.
+template <typename T>
+__global__ void axpby_pair(const double* a_at, double a, const T* __restrict__ x,
+                           const double* b_at, double b, T* __restrict__ out,
+                           const double* a_2_at, double a_2, const T* __restrict__ x_2,
+                           const double* b_2_at, double b_2, T* __restrict__ out_2, long long n) {
+  const T a_1 = T(value(a_at, a)), b_1 = T(value(b_at, b));
+  const T a_of_2 = T(value(a_2_at, a_2)), b_of_2 = T(value(b_2_at, b_2));
+  for (long long i = first_item(); i < 2 * n; i += item_stride()) {
+    if (i < n)
+      out[i] = b_1 * out[i] + a_1 * x[i];
+    else
+      out_2[i - n] = b_of_2 * out_2[i - n] + a_of_2 * x_2[i - n];
+  }
+}
+
 // out (rows, columns) = scale · volume · a (columns, rows)ᵀ, in tiles of 32 × 32 that are read and
-// written along rows. Blocks of 256 threads, 8 rows of a tile at a time.
+// written along rows; and out_2 from a_2 with scale_2, if there is one. Blocks of 256 threads, 8
+// rows of a tile at a time.
 template <typename T>
 __global__ void scaled_transpose(T* __restrict__ out, double scale, const double* volume_at,
-                                 double volume, const T* __restrict__ a, long long rows,
+                                 double volume, const T* __restrict__ a, T* __restrict__ out_2,
+                                 double scale_2, const T* __restrict__ a_2, long long rows,
                                  long long columns) {
   __shared__ T tile[32][33];  // 33: the 32 values of a column lie in different banks
-  const T factor = T(scale * value(volume_at, volume));
   const int lane = threadIdx.x & 31, first = threadIdx.x >> 5, step = blockDim.x >> 5;
   const long long across = (columns + 31) / 32, tiles = across * ((rows + 31) / 32);
-  for (long long t = blockIdx.x; t < tiles; t += gridDim.x) {
-    const long long row = t / across * 32, column = t % across * 32;
+  for (long long t = blockIdx.x; t < (out_2 ? 2 * tiles : tiles); t += gridDim.x) {
+    const bool second = t >= tiles;
+    const long long of_one = second ? t - tiles : t;
+    const T factor = T((second ? scale_2 : scale) * value(volume_at, volume));
+    const T* source = second ? a_2 : a;
+    T* target = second ? out_2 : out;
+    const long long row = of_one / across * 32, column = of_one % across * 32;
     for (int i = first; i < 32; i += step)
       if (column + i < columns && row + lane < rows)
-        tile[i][lane] = a[(column + i) * rows + row + lane];
+        tile[i][lane] = source[(column + i) * rows + row + lane];
     __syncthreads();
     for (int i = first; i < 32; i += step)
       if (row + i < rows && column + lane < columns)
-        out[(row + i) * columns + column + lane] = factor * tile[lane][i];
+        target[(row + i) * columns + column + lane] = factor * tile[lane][i];
     __syncthreads();
   }
 }
@@ -49,12 +71,79 @@ __global__ void scaled_kernel(T* __restrict__ out, double scale, const double* v
   }
 }
 
-// Σ g² in double precision.
+// The side of the largest matrix for `small_inverse`; read by gpu.py.
+constexpr int MOST_ROWS = 48;
+
+// a⁻¹ (size, size), size <= MOST_ROWS, by elimination with the largest pivot of each column, in
+// place; all NaN if a pivot is 0. One block.
+template <typename T>
+__global__ void small_inverse(const T* a, T* inverse, long long size) {
+  __shared__ T rows[MOST_ROWS][MOST_ROWS + 1];
+  __shared__ T column[MOST_ROWS];
+  __shared__ T line[MOST_ROWS];
+  __shared__ int pivots[MOST_ROWS];
+  const int n = int(size), t = threadIdx.x, threads = blockDim.x;
+  for (int i = t; i < n * n; i += threads) rows[i / n][i % n] = a[i];
+  __syncthreads();
+  for (int k = 0; k < n; ++k) {
+    if (t < 32) {
+      T largest = T(-1);
+      int row = k;
+      for (int i = k + t; i < n; i += 32) {
+        if (fabs(rows[i][k]) > largest) {
+          largest = fabs(rows[i][k]);
+          row = i;
+        }
+      }
+      for (int offset = 16; offset > 0; offset >>= 1) {
+        const T other = __shfl_xor_sync(0xffffffffu, largest, offset);
+        const int its_row = __shfl_xor_sync(0xffffffffu, row, offset);
+        if (other > largest || (other == largest && its_row < row)) {
+          largest = other;
+          row = its_row;
+        }
+      }
+      if (t == 0) pivots[k] = row;
+    }
+    __syncthreads();
+    const int row = pivots[k];
+    for (int j = t; j < n; j += threads) {
+      const T above = rows[k][j];
+      rows[k][j] = rows[row][j];
+      rows[row][j] = above;
+    }
+    __syncthreads();
+    for (int i = t; i < n; i += threads) {
+      const T pivot = rows[k][k] == T(0) ? sqrt(T(-1)) : rows[k][k];  // NaN: singular
+      column[i] = rows[i][k];
+      line[i] = (i == k ? T(1) : rows[k][i]) / pivot;
+    }
+    __syncthreads();
+    for (int at = t; at < n * n; at += threads) {
+      const int i = at / n, j = at % n;
+      rows[i][j] = i == k ? line[j] : (j == k ? T(0) : rows[i][j]) - column[i] * line[j];
+    }
+    __syncthreads();
+  }
+  for (int i = t; i < n; i += threads) {  // rows that changed places are columns of the inverse
+    for (int k = n - 1; k >= 0; --k) {
+      const T left = rows[i][k];
+      rows[i][k] = rows[i][pivots[k]];
+      rows[i][pivots[k]] = left;
+    }
+  }
+  __syncthreads();
+  for (int i = t; i < n * n; i += threads) inverse[i] = rows[i / n][i % n];
+}
+
+// Σ g², of runs of few.
 template <typename T>
 __global__ void sum_squares(const T* __restrict__ g, double* partial, double* __restrict__ total,
                             unsigned int* arrived, long long n) {
-  double sum = 0.0;
-  for (long long i = first_item(); i < n; i += item_stride()) sum += double(g[i]) * double(g[i]);
+  Sum<T> squares;
+#pragma unroll 4
+  for (long long i = first_item(); i < n; i += item_stride()) squares.add(g[i] * g[i]);
+  double sum = squares.total();
   if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum;
 }
 
@@ -63,13 +152,14 @@ template <typename T>
 __global__ void residual(T* __restrict__ error, const T* __restrict__ x, const double* before_at,
                          double before, double* partial, double* __restrict__ total,
                          unsigned int* arrived, long long samples, long long n) {
-  double sum = 0.0;
+  Sum<T> squares;
 #pragma unroll 4
   for (long long i = first_item(); i < n; i += item_stride()) {
     const T difference = error[i] - x[i];
     error[i] = difference;
-    sum += double(difference) * double(difference);
+    squares.add(difference * difference);
   }
+  double sum = squares.total();
   if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0)
     *total = value(before_at, before) + sum / double(samples);
 }

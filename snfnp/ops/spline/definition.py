@@ -56,6 +56,11 @@ class Spline(OperationGroup):
         factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
         return knots, factors
 
+    def knots_of_all(self, splines) -> list:
+        """`knots` of each (widths, heights, slopes, bound, eps): in one launch of a device, where
+        they are of one size."""
+        return [self.knots(*each) for each in splines]
+
     def evaluate(self, x, knots):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""
         xp = self.xp

@@ -22,8 +22,13 @@ class StepScalars:
     number = 1.0
     lr = lam = 0.0
 
-    def set(self, step: int, lr: float, lam: float) -> None:
+    def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:
+        """samples: N of the step's batch, so far as it is known."""
         self.step, self.number, self.lr, self.lam = step, step + 1.0, lr, lam
+
+    def error_factor(self, samples: int):
+        """−2λ/N, the factor of the gradients of a reconstruction error."""
+        return self.lam * (-2 / samples)
 
 
 class Step(OperationGroup):

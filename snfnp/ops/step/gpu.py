@@ -16,12 +16,21 @@ class GpuStepScalars(StepScalars):
     def __init__(self, device):
         self._launch = device.launch
         self.step = device.xp.zeros((), np.uint64)
-        self.number, self.lr, self.lam = (device.xp.zeros((), np.float64) for _ in range(3))
+        self.number, self.lr, self.lam, self._factor = (
+            device.xp.zeros((), np.float64) for _ in range(4)
+        )
+        self._samples = 0
 
-    def set(self, step: int, lr: float, lam: float) -> None:
+    def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:
         arrays = {"step": self.step, "number": self.number, "lr": self.lr, "lam": self.lam}
-        numbers = {"step_": step, "lr_": lr, "lam_": lam}
-        self._launch("set_scalars", np.float64, 1, threads=32, **arrays, **numbers)
+        numbers = {"step_": step, "lr_": lr, "lam_": lam, "factor_": lam * (-2 / samples)}
+        own = arrays | numbers | {"factor": self._factor}
+        self._launch("set_scalars", np.float64, 1, threads=32, **own)
+        self._samples = samples
+
+    def error_factor(self, samples: int):
+        known = samples == self._samples
+        return self._factor if known else super().error_factor(samples)
 
 
 class GpuStep(Step):

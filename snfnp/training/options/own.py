@@ -20,7 +20,7 @@ import numpy as np
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import Layer
-from snfnp.models import PRESETS, Choices, Preset
+from snfnp.models import PRESETS, WHITE, Choices, Preset
 
 _OURS = tuple(PRESETS)
 _REFERENCE = re.compile(r"\w[\w.]*:[\w.]+")
@@ -85,11 +85,12 @@ def _preset(name: str, build: Any, **settings) -> Preset:
         return _require_flow(flow, shape, name)
 
     usual = {"gradients": ("self-normalizing", "exact"), "takes_rows": True, "takes_choices": takes}
+    usual["white"] = {name: value for name, value in WHITE.items() if takes or name != "objective"}
     return Preset(built, **{"summary": "one's own", **usual, **settings})
 
 
 def _require_flow(flow: Any, shape: tuple[int, ...], name: str) -> Flow:
-    """The same, if it is a flow for data of that shape. Raises UsageError otherwise."""
+    """A flow for data of that shape, as it is. Raises UsageError for anything else."""
     layers, problem = flow.layers if isinstance(flow, Flow) else (), ""
     names = [layer for layer, _ in layers]
     if not layers:

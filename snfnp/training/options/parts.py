@@ -286,8 +286,9 @@ class DeviceOptions:
     backend: str = changeable(
         "numba", "numba (CPU, fused kernels), numpy (CPU, plain) or cupy (GPU)", choices=BACKENDS
     )
-    dtype: str = option(
-        "float32", "precision of training; evaluation is in float64", choices=("float32", "float64")
+    dtype: str = option("float32", "precision of training", choices=("float32", "float64"))
+    eval_dtype: str = changeable(
+        "float64", "precision of evaluation, but for determinants", choices=("float32", "float64")
     )
     recompute: bool = changeable(
         False, "save memory: find layer inputs in the backward pass by exact inverses"
@@ -297,4 +298,6 @@ class DeviceOptions:
     tf32: bool = option(
         False, "round factors of float32 products to 10 bits: faster, no longer single precision"
     )
-    overlap: bool = changeable(False, "gradients of linear layers' weights on a second stream")
+    overlap: bool = changeable(
+        True, "gradients of linear layers' weights on a second stream (default: --overlap)"
+    )

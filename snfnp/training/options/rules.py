@@ -79,6 +79,15 @@ def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
     return Rule(needs, fill, f"{usual or by_preset(name)}; with --recipe white {white}")
 
 
+def _warmup(c) -> float:
+    """The preset's or the recipe's, whose rate has to fall behind it: at most half of a run."""
+    usual = _WARMUP.fill(c)
+    return min(usual, c.epochs / 2) if c.recipe == "white" and c.epochs else usual
+
+
+_WARMUP = _recipe("warmup_epochs")
+
+
 def _lam(config: Any) -> float:
     """The preset's λ for the objective, or the λ that σ decides; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
@@ -139,7 +148,7 @@ _RULES = {
     "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
     "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
     "lr": _recipe("lr"),
-    "warmup_epochs": _recipe("warmup_epochs"),
+    "warmup_epochs": _WARMUP._replace(fill=_warmup),
     "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
     "lr_schedule": _recipe("lr_schedule", "constant"),
     "batch_size": Rule((), lambda c: c.preset.batch_size, by_preset("batch_size")),
@@ -166,9 +175,11 @@ def conflicts(c) -> Iterator[str]:
         choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
         yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
     for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
-        if not c.preset.takes_choices and getattr(c, name) not in (default, RULES[name].fill(c)):
+        if not c.preset.takes_choices and getattr(c, name) != default:
             flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
             yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
+    if c.tf32 and c.eval_dtype == "float32":
+        yield "--tf32 would round the products of --eval-dtype float32: leave one of them out"
     if not c.controller:
         return
     if c.tolerance is None:
