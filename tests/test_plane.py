@@ -14,6 +14,7 @@ from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.plane import Film, View
 from snfnp.training.progress import Record
+from snfnp.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 FAST = ("--backend", "numpy", "--warmup-epochs", "1", "--lr", "0.01")
@@ -133,6 +134,17 @@ def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
     for epoch in range(301, 309):
         film(record(epoch, run.likelihood))
     assert len(film.frames) == len(epochs)
+
+
+def test_a_run_without_a_film_takes_no_likelihood_for_it(tmp_path, monkeypatch):
+    made, make = [], Trainer.likelihood
+    monkeypatch.setattr(Trainer, "likelihood", lambda *given: made.append(1) or make(*given))
+    for columns, count in ((3, 3), (2, 5)):  # two evaluations and the test's, and two of the film
+        np.save(tmp_path / "a.npy", RNG.normal(size=(60, columns)))
+        options = (*FAST, "--batch-size", "20", "--epochs", "2", "--out")
+        train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / str(columns))])
+        assert len(made) == count
+        made.clear()
 
 
 # ---------------------------------------------------------------- paths

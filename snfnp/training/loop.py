@@ -138,6 +138,8 @@ def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) ->
     What one raises goes on from here, once everything is saved."""
     ends, world = False, checkpoints.trainer.world
     if callbacks and world.rank == 0:
+        if record.nats is not None:  # determinants, that nobody else asks for
+            record = replace(record, likelihood=checkpoints.trainer.likelihood())
         try:
             said = [callback(record) for callback in callbacks]
             ends = any(isinstance(each, (bool, np.bool_)) and each for each in said)
@@ -183,7 +185,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
                 checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
-                own = Record.of(record, steps, record is evaluator.best, trainer.likelihood())
+                own = Record.of(record, steps, record is evaluator.best)
                 if tell(own) or ends:
                     report(f"a callback ended training after epoch {epoch}")
                     return

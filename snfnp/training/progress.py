@@ -43,13 +43,12 @@ class Record:
     likelihood: Any = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, line: dict, steps: int, best: bool, likelihood):
+    def of(cls, line: dict, steps: int, best: bool):
         """The record of an evaluation, from its line of metrics.jsonl."""
         known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
         bits = line.get("validation_bits_per_dimension")
         exact = {"nats": line["validation_nll_nats"], "bits_per_dimension": bits}
-        more = {"figures": dict(line), "likelihood": likelihood}
-        return cls(steps=steps, best=best, **known, **exact, **more)
+        return cls(steps=steps, best=best, **known, **exact, figures=dict(line))
 
 
 Callbacks = Iterable[Callable[[Record], Any]]
