@@ -23,16 +23,17 @@ def due(step: int) -> bool:
 
 
 def whiten_data(trainer, images_of) -> None:
-    """Set the numbers of the flow's first layer if it is a `Whiten`: those of all images of the
-    first epoch, with noise of their own: with that of its steps they would be whiter than others.
+    """Set the numbers of each `Whiten` that is the flow's first layer, or whole: those of all
+    images of the first epoch, with noise of their own: with that of its steps they would be whiter
+    than others.
 
     images_of(step): this rank's images of step 0, 1, … One pass, O(D²) an image: a few seconds for
     the 50,000 images of MNIST on a core.
     """
-    name, layer = trainer.flow.layers[0]
-    if isinstance(layer, Whiten):
-        found = _numbers(trainer, 0, images_of, range(trainer.steps_per_epoch))
-        _put(trainer.ops, trainer.params[name], found)
+    for place, (name, layer) in enumerate(trainer.flow.layers):
+        if isinstance(layer, Whiten) and (layer.whole or not place):
+            found = _numbers(trainer, place, images_of, range(trainer.steps_per_epoch))
+            _put(trainer.ops, trainer.params[name], found)
 
 
 def renew(trainer, images_of) -> None:
@@ -43,7 +44,7 @@ def renew(trainer, images_of) -> None:
         return
     ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
     for place, (name, layer) in enumerate(flow.layers):
-        if not place or not isinstance(layer, Whiten):
+        if not place or not isinstance(layer, Whiten) or layer.whole:
             continue
         steps = range(trainer.step, trainer.step + math.ceil(_IMAGES / trainer.config.batch_size))
         new, behind = _numbers(trainer, place, images_of, steps), flow.layers[place + 1][0]

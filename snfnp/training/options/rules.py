@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.own import HELD_OUT
+from snfnp.models import GlowSize, VectorSize
 from snfnp.ops.step.control import CONTROLLERS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
@@ -54,7 +55,9 @@ _VARIATIONAL = _is("objective", "variational")
 _CONTROLLED = _is("lambda_control", *CONTROLLERS)
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
-_GLOW = _preset_needs(lambda preset: preset.size)
+_SIZED = _preset_needs(lambda preset: preset.size)
+_GLOW = _preset_needs(lambda preset: isinstance(preset.size, GlowSize))
+_VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 _WHITENING = _preset_needs(lambda preset: preset.has_whitening)
 # the relative gradient has the same direction in all coordinates
@@ -109,9 +112,10 @@ _KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
 
 _RULES = {
     **{
-        name: Rule((_GLOW,), lambda c, name=name: getattr(c.preset.size, name, None))
-        for name in ("levels", "depth", "width", "kernel")
+        name: Rule((need,), lambda c, name=name: getattr(c.preset.size, name, None))
+        for name, need in dict(depth=_SIZED, levels=_GLOW, width=_GLOW, kernel=_GLOW).items()
     },
+    "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
     "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
     "init": Rule((_OTHER_INIT,)),
