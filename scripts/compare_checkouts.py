@@ -39,15 +39,13 @@ _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 _SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
-_PATCHES = "--data patches --depth 1 --width 8 --batch-size 1900 --epochs 1"
 # (model, options of all of its runs, and between bars the runs: a name, = for the model's own, and
 # options). A run "resume" is one of the other checkout, of an epoch, that both go on with to two
 # epochs: which proves that old run folders open.
 _RUNS = (
     ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
-     """= | forward --objective forward | probe --gradient probe | recipe --recipe least-squares
-        | variational --objective variational | jvp --jvp-weight 0.2
-        | control --lambda-control geco | exact --gradient exact
+     """= | forward --objective forward | variational --objective variational
+        | jvp --jvp-weight 0.2 | control --lambda-control geco | exact --gradient exact
         | relative-plain --gradient relative --relative-bias plain
         | relative-gresele --gradient relative --relative-bias gresele
         | relative-full --gradient relative --relative-bias full
@@ -57,10 +55,9 @@ _RUNS = (
     ("vector", f"{_SHORT} --depth 1",
      "= | exact --gradient exact | relative --gradient relative --activation smooth-leaky-relu"),
     ("conv", _SHORT,
-     """= | forward --objective forward | probe --gradient probe | recipe --recipe least-squares
-        | exact --gradient exact | exact-dense --gradient exact-dense
-        | inverse-kernel --inverse-kernel 5 | inverse-depth --inverse-depth 2
-        | recompute --recompute | identity --init identity
+     """= | forward --objective forward | exact --gradient exact
+        | exact-dense --gradient exact-dense
+        | inverse-kernel --inverse-kernel 5 | recompute --recompute | identity --init identity
         | float64 --dtype float64 --clip-norm 100"""),
     ("emerging", _SHORT, "= | recompute --recompute --init identity"),
     ("conv-exponential", _SHORT, "="),
@@ -68,16 +65,16 @@ _RUNS = (
      """= | forward --objective forward | exact --gradient exact | recompute --recompute
         | identity --init identity | kernel-5 --kernel 5 --levels 1 | float64 --dtype float64
         | recompute-float64 --recompute --dtype float64 | resume"""),
-    ("glow-2l-4k", _PATCHES, "="),
-    ("glow-3l-32k", _PATCHES, "= --augment | exact --gradient exact"),
-    ("glow-3l-48k", _PATCHES, "= --clip-norm 100"),
+    ("glow-2l-4k", f"{_SHORT} --depth 1 --width 8", "="),
+    ("glow-3l-32k", f"{_SHORT} --depth 1 --width 8", "= --augment | exact --gradient exact"),
+    ("glow-3l-48k", f"{_SHORT} --depth 1 --width 8", "= --clip-norm 100"),
 )  # fmt: skip
 CONFIGURATIONS = {
     f"{model}-{name}".removesuffix("-="): f"--model {model} {options} {' '.join(own)}".strip()
     for model, options, runs in _RUNS
     for name, *own in map(str.split, runs.split("|"))
 }
-_ANGLES = ("fc", "conv", "conv-inverse-kernel", "conv-inverse-depth", "glow")  # angle.py reports
+_ANGLES = ("fc", "conv", "conv-inverse-kernel", "glow")  # angle.py reports
 
 
 class FailedError(Exception):

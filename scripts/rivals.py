@@ -148,7 +148,9 @@ def main() -> None:
             likely = float(score(fresh[:count]).mean())
             figure = float(truth[:count].mean()) - likely if known else likely
             figures[case][name] = {"nats": figure, "seconds": spent}
-        row = "".join(f"{own['nats']:12.4f} {own['seconds']:5.0f} s" for own in figures[case].values())
+        row = "".join(
+            f"{own['nats']:12.4f} {own['seconds']:5.0f} s" for own in figures[case].values()
+        )
         print(f"{case:18}{row}", flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

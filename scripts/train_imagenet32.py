@@ -1,10 +1,9 @@
-"""Train a self-normalizing Glow on ImageNet 32x32, or on the patches that stand in for it."""
+"""Train a self-normalizing Glow on ImageNet 32x32."""
 
 from snfnp.cli import command, run_script
 
 SUBJECT = (
-    "a self-normalizing Glow (Keller et al. 2021, Table 2) or its exact baseline on ImageNet "
-    "32x32; --data patches takes photographs that scikit-image ships instead"
+    "a self-normalizing Glow (Keller et al. 2021, Table 2) or its exact baseline on ImageNet 32x32"
 )
 
 if __name__ == "__main__":

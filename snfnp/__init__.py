@@ -1,5 +1,6 @@
 """Self Normalizing Flows (Keller et al., ICML 2021) in NumPy and CuPy, every gradient by hand.
 
+    run = snfnp.fit(rows)                   # a flow of an array (N, D) or of images
     run = snfnp.load_run("runs/…")          # a finished run: flow, params, likelihood, …
     run.likelihood.sample(16, seed=0)
 
@@ -29,8 +30,11 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "load_run": "training.runs.load",
+    "fit": "training.session",
     "train": "training.loop",
     "resume": "training.session",
+    "Record": "training.progress",
+    "register": "training.options.own",
     "TrainConfig": "training.options",
     "RunFolder": "training.runs.folder",
     "load_dataset": "data",

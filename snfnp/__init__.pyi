@@ -23,8 +23,11 @@ from snfnp.ops import get_ops as get_ops
 from snfnp.parameters import Layout as Layout
 from snfnp.training.loop import train as train
 from snfnp.training.options import TrainConfig as TrainConfig
+from snfnp.training.options.own import register as register
+from snfnp.training.progress import Record as Record
 from snfnp.training.runs.folder import RunFolder as RunFolder
 from snfnp.training.runs.load import load_run as load_run
+from snfnp.training.session import fit as fit
 from snfnp.training.session import resume as resume
 
 __version__: str

@@ -5,7 +5,7 @@ Derivation: derivations/03-self-normalizing.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from snfnp.ops import Ops, RandomKey
@@ -47,9 +47,9 @@ class BackwardContext:
     random numbers that the layer draws in this step, which all samples share.
 
     part: the slice of the batch that the pass is for. The gradients of slices add up to the
-    batch's. What does not depend on samples (the terms of log-determinants, probes, an R that is
-    found from W) is computed in the slice that `leads`; in the others `volume` is 0. Averages are
-    over the slice: the training step weighs them.
+    batch's. What does not depend on samples (the terms of log-determinants, probes) is computed in
+    the slice that `leads`; in the others `volume` is 0. Averages are over the slice: the training
+    step weighs them.
     """
 
     ops: Ops
@@ -81,11 +81,9 @@ class Measured:
 
     error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of Eq. 3
     without its λ), and jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None
-    if the rule does not compute them in this slice. input: h (N, ...). updates: {name: array},
-    the next values of the parameters that the rule finds by itself (`Rule.updates`).
+    if the rule does not compute them in this slice. input: h (N, ...).
     """
 
     error: Any = None
     jacobian_error: Any = None
     input: Any = None
-    updates: dict = field(default_factory=dict)

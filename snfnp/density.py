@@ -24,7 +24,6 @@ from snfnp.training.runs.checkpoint import (
     save_checkpoint,
 )
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import whiten_data
 
 _EVALUATIONS = 40  # of a whole training, about
 _BATCH = 16, 500  # rows of a step, at least and at most
@@ -164,7 +163,8 @@ class FlowDensity:
         flow = config.build_flow(rows.shape[1:], moments)
         batches = Batches(ops, rows, config, flow.shape)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
-        whiten_data(trainer, batches)
+        for follower in trainer.followers:
+            follower.start(trainer, batches)
         steps = config.epochs * batches.steps_per_epoch
         every, rng = max(1, steps // _EVALUATIONS), np.random.default_rng(config.seed)
 

@@ -23,7 +23,7 @@ def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[d
 
     x: preprocessed inputs (N, *shape). lams: numbers or {layer: number}, and None for the
     likelihood's gradient alone, without Eq. 31 either; key: the step's random numbers. One forward
-    pass, and a backward pass for each λ. Parameters that a rule finds by itself have none.
+    pass, and a backward pass for each λ.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
@@ -65,7 +65,7 @@ class LayerGradients:
     without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
     that of g⁻¹, or None if the rule has no such gradient or R no exact one; likelihood,
     reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W, Eq. 31
-    among the latter. A rule of probes: those of one step.
+    among the latter.
     """
 
     layer: str
@@ -132,14 +132,11 @@ def has_inverse_likelihood(rule: Rule) -> bool:
 
 
 def _exact_of_r(ops, flow: Flow, params, x) -> dict | None:
-    """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular or not
-    of W's kind: the product of a chain."""
-    replaced = {}
-    for name, (layer, _) in flow.learned_inverses().items():
-        f, g = layer.maps
-        if not (has_inverse_likelihood(layer.rule) and isinstance(g, type(f))):
-            return None
-        replaced[name] = _Generated(g)
+    """The exact gradients of log p^g; None if R ascends no likelihood, or T(R) is singular."""
+    learned = [(name, layer) for name, (layer, _) in flow.learned_inverses().items()]
+    if not all(has_inverse_likelihood(layer.rule) for _, layer in learned):
+        return None
+    replaced = {name: _Generated(layer.maps[1]) for name, layer in learned}
     try:
         return gradients(ops, with_layers(flow, replaced), params, x)[0]
     except SingularMatrixError:

@@ -109,9 +109,8 @@ class Flow:
     @property
     def layout(self) -> Layout:
         """The place of each parameter in a flat buffer."""
-        updates = {name: layer.rule.updates for name, (layer, _) in self.learned_inverses().items()}
         fixed = tuple(name for name, layer in self.layers if isinstance(layer, Whiten))
-        return Layout.of(self.parameter_shapes(), updates, fixed)
+        return Layout.of(self.parameter_shapes(), fixed)
 
     @cached_property
     def learns_from(self) -> int:

@@ -53,7 +53,7 @@ class Likelihood:
     """
 
     def __init__(self, ops, flow: Flow, layout: Layout, flat):
-        self._ops, self._flow = ops, flow
+        self.ops, self.flow = ops, flow
         self.params = layout.views(flat.astype(np.float64))  # not to be changed
         self._log_dets = flow.log_dets(ops, self.params)
 
@@ -69,7 +69,7 @@ class Likelihood:
         expensive, found = sum(self._log_dets.values()), []
         for part in self._parts(images, seed, batch_size, at_once):
             terms = self._terms(*self._encode(images, part))
-            found.append(self._ops.to_host(sum(terms.values()) + expensive))
+            found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
 
     def evaluate(
@@ -106,11 +106,11 @@ class Likelihood:
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
         means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
-        return Evaluation(self._in_order(means), self._flow.dimension, len(images), seed)
+        return Evaluation(self._in_order(means), self.flow.dimension, len(images), seed)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
         """(which images go through the flow together, the key of their noise), in order."""
-        self._flow.require_images(images)
+        self.flow.require_images(images)
         _require_whole(0, seed=seed)
         at_once = batch_size if at_once is None else at_once
         _require_whole(1, batch_size=batch_size, at_once=at_once)
@@ -125,12 +125,12 @@ class Likelihood:
     def _encode(self, images, part) -> tuple:
         which, key = part
         some = images[which]
-        some = self._ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
-        return self._flow.encode(self._ops, some, key, np.float64)
+        some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
+        return self.flow.encode(self.ops, some, key, np.float64)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""
-        ops, flow = self._ops, self._flow
+        ops, flow = self.ops, self.flow
         terms, latents = {"preprocess": ldj}, []
         for name, layer in flow.layers:
             if watch is not None:
@@ -147,7 +147,7 @@ class Likelihood:
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         """The ledger: base densities first, then every layer in the order of the forward pass."""
-        flow = self._flow
+        flow = self.flow
         *splits, z = map(_density_row, flow.latent_names)
         ledger = {row: means[row] for row in (z, *splits)}
         ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
@@ -162,8 +162,8 @@ class Likelihood:
         for part in self._parts(images, seed, batch_size, at_once):
             x, _ = self._encode(images, part)
             # recompute: caches are not needed here
-            found.append(self._flow.forward(self._ops, self.params, x, recompute=True)[0])
-        return tuple(map(self._ops.xp.concatenate, zip(*found, strict=True)))
+            found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
+        return tuple(map(self.ops.xp.concatenate, zip(*found, strict=True)))
 
     def sample(
         self,
@@ -188,7 +188,7 @@ class Likelihood:
         _require_whole(1, count=count)
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
-        ops, flow = self._ops, self._flow
+        ops, flow = self.ops, self.flow
         shapes = flow.latent_shapes
         given = (None,) * len(shapes) if latents is None else latents
         filled = []

@@ -26,12 +26,12 @@ from snfnp.layers import (
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
-GRADIENTS = ("self-normalizing", "probe", "exact", "exact-dense", "relative")
-INVERSE_UPDATES = ("gradient", *registry.INVERSE_UPDATES)
+GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-WHITENED = ("none", "first", "all")
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
+WHITE = {"coordinates": "white", "objective": "forward"}  # of --recipe white, for every preset
+WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,16 @@ class VectorSize:
 @dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
-    (`BIAS_INITS`), whose inputs are whitened (`WHITENED`), how a convolution's exact determinant is
-    found ("block" or "dense"), the learned inverse's kernel size (None: the forward kernel's) and
-    number of layers, the model's size, and the elementwise maps of `vector` (`ACTIVATIONS`)."""
+    (`BIAS_INITS`), whether inputs of dense layers are whitened ("white"), how a convolution's exact
+    determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the forward
+    kernel's), the model's size, and the elementwise maps of `vector` (`ACTIVATIONS`)."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
     bias_init: str = "zero"
-    whiten: str = "none"
+    coordinates: str = "plain"
     exact: str = "block"
     inverse_kernel: int | None = None
-    inverse_depth: int = 1
     size: GlowSize | VectorSize | None = None
     activation: str = "spline"
 
@@ -77,12 +76,10 @@ class Preset:
     `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
     it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
     gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_convolutions`: whether Adam may ascend in white coordinates of kernels;
-    `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
-    whether R may have a larger kernel (Eqs. 28-30) or several layers; `has_bias_init`: whether
-    biases may start from data (Glow's actnorm centres already); `has_whitening`: whether inputs of
-    linear layers may be whitened; `takes_rows`: whether shape may be (D,), of rows of numbers;
-    `inverse_updates`: how R may be found; `recipe`: what `--recipe least-squares` sets;
+    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
+    whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
+    data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
+    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
     `lam_forward`: λ of the forward objective; `fits(shape)`: options that data of a shape set.
     """
 
@@ -98,14 +95,12 @@ class Preset:
     steps: int = 5000
     paper_epochs: int | None = None
     size: GlowSize | VectorSize | None = None
-    has_convolutions: bool = True
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
-    has_whitening: bool = False
     takes_rows: bool = False
-    inverse_updates: tuple[str, ...] = ("gradient",)
-    recipe: dict = field(default_factory=dict)
+    takes_choices: bool = True
+    white: dict = field(default_factory=WHITE.copy)
     lam_forward: float | None = None
     fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}
 
@@ -114,25 +109,19 @@ def make_rule(
     gradient: str,
     objective: str,
     relative_bias: str,
-    inverse_update: str = "gradient",
     sigma: float | None = None,
     noise_vectors: int | None = None,
     jvp_weight: float = 0.0,
     jvp_probes: int = 1,
-    probes: int = 1,
 ) -> Rule:
-    """The rule behind a `--gradient` name, an `--inverse-update` and a `--jvp-weight`; sigma,
-    noise_vectors: of the variational objective."""
+    """The rule behind a `--gradient` name and a `--jvp-weight`; sigma, noise_vectors: of the
+    variational objective."""
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
         return Relative(relative_bias)
-    if gradient == "probe":
-        return registry.find("probe")(objective, probes)
     if gradient != "self-normalizing":
         raise UsageError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
-    if inverse_update != "gradient":
-        return registry.find(inverse_update)()
     if objective == "variational":
         return registry.find("variational")(sigma, noise_vectors)
     if jvp_weight > 0:
@@ -147,7 +136,7 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
     dense = Linear(Dense(dimension), choices.rule, init_kind=kind, bias_init=choices.bias_init)
     layers = []
     for index in (1, 2):
-        if index <= WHITENED.index(choices.whiten):
+        if choices.coordinates == "white":
             layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
@@ -185,20 +174,12 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
     kind = "identity" if choices.init == "identity" else "paper"
 
     def layers(name, channels):
-        f, g = Conv2d((3, 3), channels, exact=choices.exact), _inverse_map(choices, channels)
+        f, size = Conv2d((3, 3), channels, exact=choices.exact), choices.inverse_kernel
+        g = size and Conv2d((size, size), channels)  # Eqs. 28-30
         own = {"init_kind": kind, "bias_init": choices.bias_init}
         return [(name, Linear(f, choices.rule, inverse_map=g, **own))]
 
     return _nine_layers(layers, shape)
-
-
-def _inverse_map(choices: Choices, channels: int):
-    """The map of the learned inverse of a 3×3 convolution, if it is another (A.4)."""
-    size = choices.inverse_kernel or 3
-    inverse = Conv2d((size, size), channels)
-    if choices.inverse_depth > 1:
-        return registry.find("chain")(inverse, choices.inverse_depth)
-    return inverse if choices.inverse_kernel else None
 
 
 def other_convolutional(convolution: str, choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -256,9 +237,7 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 _glow = partial(
     Preset,
     glow,
-    gradients=("self-normalizing", "probe", "exact"),
-    inverse_updates=("gradient", "least-squares"),
-    recipe={"inverse_update": "least-squares"},
+    gradients=("self-normalizing", "exact"),
     lam=100,
 )
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
@@ -267,17 +246,14 @@ PRESETS = {
     "fc": Preset(
         fully_connected,
         "the 2-layer fully connected flow",
-        ("self-normalizing", "probe", "exact", "relative"),
+        ("self-normalizing", "exact", "relative"),
         lr=1e-4,
         steps=3000,
         paper_epochs=6000,
-        has_convolutions=False,
         has_recomputable_layers=False,
         has_bias_init=True,
-        has_whitening=True,
         takes_rows=True,
-        inverse_updates=("gradient", "projection"),
-        recipe={"inverse_update": "projection", "bias_init": "data"},
+        white=WHITE | {"lr": 4e-3, "bias_init": "data"},
         lam_forward=0.1,
     ),
     "vector": Preset(
@@ -288,23 +264,26 @@ PRESETS = {
         warmup_epochs=1,
         steps=2000,
         size=VectorSize(6),
-        has_convolutions=False,
         takes_rows=True,
         fits=_fitting_vector,
     ),
     "conv": Preset(
         convolutional,
         "the 9-layer convolutional flow with splines",
-        ("self-normalizing", "probe", "exact", "exact-dense"),
+        ("self-normalizing", "exact", "exact-dense"),
         paper_epochs=1000,
         has_inverse_kernel=True,
         has_bias_init=True,
-        inverse_updates=("gradient", "least-squares"),
-        recipe={"inverse_update": "least-squares", "inverse_kernel": 5, "bias_init": "data"},
+        white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
     **{
-        name: Preset(partial(other_convolutional, name), f"the same flow of {what}", ("exact",))
+        name: Preset(
+            partial(other_convolutional, name),
+            f"the same flow of {what}",
+            ("exact",),
+            white=WHITE | {"lr": 1e-2},
+        )
         for name, what in (
             ("emerging", "emerging convolutions (Table 1)"),
             ("conv-exponential", "convolution exponentials (Table 1)"),

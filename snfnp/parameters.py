@@ -37,44 +37,33 @@ class Entry:
 @dataclass(frozen=True)
 class Layout:
     """The places of parameters in a flat buffer. `size` counts the padding, `count` does not. What
-    an optimiser moves comes first, up to `split`; what rules find by themselves lies behind it, up
-    to `fixed`; then come numbers that no step changes, which `count` leaves out."""
+    an optimiser moves comes first, up to `fixed`; then come numbers that no step changes, which
+    `count` leaves out."""
 
     entries: tuple[Entry, ...] = field(repr=False)
     layers: tuple[str, ...] = field(repr=False)
     size: int
-    split: int
     fixed: int
 
     @classmethod
-    def of(cls, shapes: Shapes, updates: dict | None = None, fixed: tuple = ()) -> Layout:
+    def of(cls, shapes: Shapes, fixed: tuple = ()) -> Layout:
         """The layout of parameters of these shapes, {layer: {name: shape}}.
 
-        updates: {layer: names} of those that no optimiser moves (`Rule.updates`); fixed: the layers
-        whose numbers no step changes.
+        fixed: the layers whose numbers no step changes.
         """
-        updates = updates or {}
-        keys = [(layer, name) for layer, named in shapes.items() for name in named]
-        part = {(k, name): 2 if k in fixed else name in updates.get(k, ()) for k, name in keys}
-        entries, start, ends = [], 0, [0, 0, 0]
-        for layer, name in sorted(keys, key=part.__getitem__):
-            entries.append(Entry(layer, name, tuple(shapes[layer][name]), start))
-            start = -(-entries[-1].stop // _ALIGN) * _ALIGN
-            ends[part[layer, name] :] = [start] * (3 - part[layer, name])
-        split, end, size = ends
-        return cls(tuple(entries), tuple(shapes), size, split, end)
+        entries, start, end = [], 0, 0
+        for layer in sorted(shapes, key=lambda layer: layer in fixed):
+            for name, shape in shapes[layer].items():
+                entries.append(Entry(layer, name, tuple(shape), start))
+                start = -(-entries[-1].stop // _ALIGN) * _ALIGN
+            end = end if layer in fixed else start
+        return cls(tuple(entries), tuple(shapes), start, end)
 
     @property
     def optimised(self) -> Layout:
         """The first part of it: what the optimiser moves, and has moments of."""
-        entries = tuple(entry for entry in self.entries if entry.start < self.split)
-        return Layout(entries, self.layers, self.split, self.split, self.split)
-
-    @property
-    def updated(self) -> Layout:
-        """The second part, at the same places: what rules find by themselves."""
-        entries = tuple(e for e in self.entries if self.split <= e.start < self.fixed)
-        return Layout(entries, self.layers, self.fixed, self.split, self.fixed)
+        entries = tuple(entry for entry in self.entries if entry.start < self.fixed)
+        return Layout(entries, self.layers, self.fixed, self.fixed)
 
     @property
     def count(self) -> int:

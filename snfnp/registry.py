@@ -6,20 +6,13 @@
 from importlib import import_module
 from typing import Any
 
-INVERSE_UPDATES = ("projection", "least-squares")  # rules that find R without a gradient
-WHOLE_BATCH = ("projection",)  # those of them that cannot learn from a slice of a batch
 SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
 
 # name: the module in `snfnp.beyond`, and its member (none: the module itself)
 _FACTORIES = {
     # rules
-    "projection": "inverse_updates:Projection",
-    "least-squares": "inverse_updates:LeastSquares",
-    "probe": "probes:Probe",
-    "jacobian-penalty": "probes:JacobianPenalty",
+    "jacobian-penalty": "jacobian_penalty:JacobianPenalty",
     "variational": "variational:Variational",
-    # the map of a learned inverse with several layers
-    "chain": "chain:Chain",
     # log_det, log_det_grad and solve of a convolution, as in `snfnp.maps.explicit`
     "block": "block_tridiagonal",
     # refining a learned inverse until it is exact, and the rate at which that converges
@@ -36,14 +29,13 @@ _FACTORIES = {
     # followers of a training run (`snfnp.training.followers.Follower`)
     "multipliers": "followers:Multipliers",
     "jacobian-mean": "followers:JacobianMean",
-    "coordinates": "coordinates:Coordinates",
+    "coordinates": "coordinates:white_followers",
     "controlled-lambda": "followers:controlled_lambda",
     # monitors at evaluations, and proven bounds
     "monitors": "monitors:Inspection",
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
-    # a data set of photographs, and curves for TensorBoard
-    "patches": "patches:load",
+    # curves for TensorBoard
     "event-files": "tensorboard:recording",
     "event-files-package": "tensorboard:require",
 }

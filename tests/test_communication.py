@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support import processes
+from support.ranks import fake_nccl
 
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
@@ -210,17 +211,7 @@ def nccl(monkeypatch):
         calls.append(arguments)
         return SimpleNamespace(allReduce=lambda *of: calls.append(of))
 
-    fake = SimpleNamespace(
-        available=True,
-        calls=calls,
-        NCCL_SUM=0,
-        NCCL_FLOAT32=7,
-        NCCL_FLOAT64=8,
-        get_unique_id=lambda: b"id",
-        groupStart=lambda: calls.append("start"),
-        groupEnd=lambda: calls.append("end"),
-        NcclCommunicator=communicator,
-    )
+    fake = fake_nccl(communicator, calls)
     cuda = SimpleNamespace(nccl=fake)
     for name, module in {"cupy": SimpleNamespace(cuda=cuda), "cupy.cuda": cuda}.items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -6,7 +6,6 @@ from PIL import Image
 from support.trainers import run_training
 
 from snfnp.beyond import contraction
-from snfnp.beyond.chain import Chain
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix
@@ -32,7 +31,6 @@ def convolutions(rng, scale=0.1):
         (Conv2d((1, 1), 3), Conv2d((1, 1), 3), (4, 5, 3)),
         (Conv2d((3, 3), 2), Conv2d((3, 3), 2), (4, 5, 2)),
         (Conv2d((3, 3), 2), Conv2d((5, 5), 2), (4, 5, 2)),
-        (Conv2d((3, 3), 2), Chain(Conv2d((3, 3), 2), 2), (4, 5, 2)),
         (Dense(3), Dense(3), (3,)),  # fewer directions than a block has
     ):
         w = f.identity() + scale * rng.standard_normal(f.weight_shape)

@@ -18,18 +18,15 @@ from support.trainers import (
 from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
-from snfnp.ops.step.control import CONTROLLERS, Controller, Row
+from snfnp.ops.step.control import Controller, Row
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.load import load_run
 
-KINDS = pytest.mark.parametrize("kind", CONTROLLERS)
-SETTINGS = {"geco": {"smoothing": 0.9}, "mdmm": {"damping": 2.0}}
 
-
-def controller(kind, **changes):
+def controller(**changes):
     defaults = {"relative": False, "tolerance": 0.3, "rate": 0.1, "highest": 5.0, "lowest": 1e-3}
-    return Controller(kind, **{**defaults, **SETTINGS[kind], **changes})
+    return Controller(**{**defaults, "smoothing": 0.9, **changes})
 
 
 def put(ops, own, lam, multipliers):
@@ -50,17 +47,6 @@ def geco(constraints, lam, own):
     return found
 
 
-def mdmm(constraints, lam, own):
-    """Platt & Barr 1988: the multiplier climbs, and the damping is on top of what is used."""
-    found = []
-    for c in constraints:
-        lam = min(max(lam + own.rate * (c - own.tolerance), own.lowest), own.highest)
-        used = lam + own.damping * (c - own.tolerance)
-        found.append(min(max(used, own.lowest), own.highest))
-    return found
-
-
-REFERENCES = {"geco": geco, "mdmm": mdmm}
 STEPS, LAYERS, SAMPLES = 60, 3, 7
 
 
@@ -75,14 +61,13 @@ def run_control(ops, own, found, shared, lam=0.9):
     return np.array(lams), np.array(totals), ops.to_host(state)
 
 
-@KINDS
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
-def test_the_formulas_over_many_steps(ops, kind, shared, relative):
+def test_the_formulas_over_many_steps(ops, shared, relative):
     rng = np.random.default_rng(3)
     errors = rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
     inputs = rng.uniform(0.5, 2.0, (STEPS, LAYERS)) * SAMPLES
-    own = controller(kind, relative=relative, tolerance=1.0 if shared and not relative else 0.3)
+    own = controller(relative=relative, tolerance=1.0 if shared and not relative else 0.3)
     found = np.stack([errors, inputs], axis=2)
     lams, totals, state = run_control(ops, own, found, shared)
     seen, of = (errors, inputs / SAMPLES) if relative else (errors, np.ones_like(errors))
@@ -90,7 +75,7 @@ def test_the_formulas_over_many_steps(ops, kind, shared, relative):
         seen, of = seen.sum(axis=1, keepdims=True), of.sum(axis=1, keepdims=True)
         of = of if relative else np.ones_like(of)
     constraints = seen / of
-    expected = np.stack([REFERENCES[kind](c, 0.9, own) for c in constraints.T], axis=1)
+    expected = np.stack([geco(c, 0.9, own) for c in constraints.T], axis=1)
     np.testing.assert_allclose(lams, expected, rtol=1e-12)
     assert len(np.unique(expected)) > STEPS / 2  # most steps are between the bounds
     used = np.vstack([np.full((1, expected.shape[1]), 0.9), expected[:-1]])
@@ -101,35 +86,31 @@ def test_the_formulas_over_many_steps(ops, kind, shared, relative):
     assert (state[Row.COUNTED] == STEPS).all()
 
 
-@KINDS
-def test_a_wrong_formula_would_be_seen(ops, kind):
+def test_a_wrong_formula_would_be_seen(ops):
     """Negative controls: the other sign of C − κ, and an average that starts at 0."""
     found = np.random.default_rng(4).uniform(0, 0.6, (STEPS, 1, 2))
-    own = controller(kind)
+    own = controller()
     lams, _, _ = run_control(ops, own, found, shared=False)
-    right = np.array(REFERENCES[kind](found[:, 0, 0], 0.9, own))
+    right = np.array(geco(found[:, 0, 0], 0.9, own))
     np.testing.assert_allclose(lams[:, 0], right, rtol=1e-12)
-    mirrored = REFERENCES[kind](2 * own.tolerance - found[:, 0, 0], 0.9, own)
+    mirrored = geco(2 * own.tolerance - found[:, 0, 0], 0.9, own)
     assert np.abs(lams[:, 0] - mirrored).max() > 0.1
-    if own.smoothing:
-        late = REFERENCES[kind](np.insert(found[:, 0, 0], 0, own.tolerance), 0.9, own)[1:]
-        assert np.abs(lams[:, 0] - late).max() > 1e-3
+    late = geco(np.insert(found[:, 0, 0], 0, own.tolerance), 0.9, own)[1:]
+    assert np.abs(lams[:, 0] - late).max() > 1e-3
 
 
-@KINDS
-def test_bounds_are_kept(ops, kind):
+def test_bounds_are_kept(ops):
     for size, bound in ((1e300, 5.0), (0.0, 1e-3)):
         found = np.full((200, 1, 2), size)
-        own = controller(kind, rate=100.0)
+        own = controller(rate=100.0)
         lams, _, state = run_control(ops, own, found, shared=False)
         assert lams[-1] == bound and np.isfinite(state).all()
 
 
-@KINDS
 @pytest.mark.parametrize("what", ["error", "inputs", "squares", "failed"])
-def test_what_is_not_finite_moves_nothing(ops, kind, what):
+def test_what_is_not_finite_moves_nothing(ops, what):
     """Neither λ nor an average. Beside it, a layer whose C is finite goes on."""
-    own = controller(kind, relative=what == "inputs")
+    own = controller(relative=what == "inputs")
     state = put(ops, own, 0.9, 2)
     found = np.ones((2, 2))
     ops.step.control(ops.asarray(found), SAMPLES, own, 1.0, 0.0, out=state)
@@ -168,12 +149,8 @@ def solve(ops, own, steps, lam=0.2, a=A, at=T, seen=lambda error: error):
     return float(state[Row.LAM, 0]), path[-1], np.array(path)
 
 
-CLOSED = {"geco": {"smoothing": 0.9, "rate": 0.05}, "mdmm": {"damping": 1.0, "rate": 0.05}}
-
-
-@KINDS
-def test_the_known_multiplier_is_found(ops, kind):
-    own = controller(kind, tolerance=KAPPA, highest=1e3, **CLOSED[kind])
+def test_the_known_multiplier_is_found(ops):
+    own = controller(tolerance=KAPPA, highest=1e3, rate=0.05)
     lam, error, _ = solve(ops, own, 4000)
     assert lam == pytest.approx(LAM, rel=1e-8)
     assert error == pytest.approx(KAPPA, rel=1e-8)
@@ -204,7 +181,7 @@ def test_a_lambda_that_cannot_move_is_a_fixed_one(ops):
 @pytest.mark.parametrize("constraint", ["relative", "absolute"])
 def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     """E and ‖h‖² from the layers themselves, one by one."""
-    changes = {"lambda_control": "mdmm", "constraint": constraint, "tolerance": 1e-3}
+    changes = {"lambda_control": "geco", "constraint": constraint, "tolerance": 1e-3}
     trainer = make_trainer(ops, model, dtype="float64", **changes)
     trainer.initialise_from_data(images_of(trainer, 0))
     images, params = images_of(trainer, 0), trainer.layout.views(host(trainer, "p").copy())
@@ -224,7 +201,7 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
 @pytest.mark.parametrize("sharing", ["layer", "flow"])
 def test_a_step_uses_the_lambdas_that_the_step_before_left(ops, sharing):
     """The next gradient is that of these λ given by hand, and not of those that follow."""
-    changes = {"lambda_control": "mdmm", "lambda_sharing": sharing, "tolerance": 1e-6, **FAST}
+    changes = {"lambda_control": "geco", "lambda_sharing": sharing, "tolerance": 1e-6, **FAST}
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
     lams, p = trainer.multipliers.lam, host(trainer, "p").copy()
     assert (len(set(lams.values())) == 1) == (sharing == "flow")
@@ -259,11 +236,10 @@ def test_the_surrogate_has_every_layers_lambda(ops):
 # ---------------------------------------------------------------- in a run
 
 
-@KINDS
-def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, kind):
+def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path):
     """Through a file, in the middle of the averages that the metrics show."""
     ops = get_ops("numba")
-    make = {"lambda_control": kind, "tolerance": 1e-5, **FAST}
+    make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
     whole = take_steps(make_trainer(ops, **make), range(7))
     part = take_steps(make_trainer(ops, **make), range(4))
     path = tmp_path / "part.safetensors"
@@ -306,15 +282,13 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
 
 REFUSED = [
     ({"gradient": "exact", "lambda_control": "geco"}, "--gradient self-normalizing: leave it out"),
-    ({"gradient": "relative", "lambda_control": "mdmm"}, "--gradient self-normalizing"),
-    ({"tolerance": 0.1}, "--tolerance only has an effect .*geco or mdmm: leave"),
+    ({"gradient": "relative", "lambda_control": "geco"}, "--gradient self-normalizing"),
+    ({"tolerance": 0.1}, "--tolerance only has an effect .*--lambda-control geco: leave"),
     ({"lambda_sharing": "flow"}, "--lambda-sharing only has an effect with --lambda-control"),
-    ({"lambda_control": "geco", "lambda_damping": 1.0}, "only has an effect with .* mdmm"),
-    ({"lambda_control": "mdmm", "lambda_smoothing": 0.5}, "with --lambda-control geco: leave"),
+    ({"lambda_smoothing": 0.5}, "with --lambda-control geco: leave"),
     ({"lambda_control": "geco", "tolerance": -1.0}, "--tolerance is -1.0: it must be 0 or more"),
     ({"lambda_control": "geco", "lambda_rate": 0.0}, "--lambda-rate is 0.0: it must be positive"),
     ({"lambda_control": "geco", "lambda_smoothing": 1.0}, "it must be from 0 up to, but not, 1"),
-    ({"lambda_control": "mdmm", "tolerance": 0.0}, "--lambda-control mdmm needs a positive one"),
     ({"lambda_control": "geco", "constraint": "absolute"}, "absolute needs --tolerance"),
     ({"lambda_control": "geco", "lambda_min": 0.0}, "geco multiplies λ, and needs a positive one"),
     ({"lambda_control": "geco", "lam": 1e5}, "--lambda is 100000, where it starts"),
@@ -332,8 +306,6 @@ def test_what_does_not_go_together_is_one_line(changes, said):
 def test_defaults_follow_where_lambda_starts():
     """ln λ starts to move by C − κ a step, whatever λ is."""
     for model in ("fc", "glow"):
-        config = TrainConfig(model=model, lambda_control="mdmm").resolve(1000)
-        assert config.lambda_rate == config.lam and config.lambda_damping == 100 * config.lam
         assert TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate == 1.0
 
 

@@ -21,7 +21,7 @@ from snfnp.ops.conv import cpu, cpu_tiles
 from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
-IMAGES = [(4, 3), (9, 8)]  # smaller than some kernels, and larger than all
+IMAGES = [(4, 3), (9, 7)]  # smaller than some kernels, and as large as any
 CHANNELS = [(1, 1), (3, 3), (16, 16), (1, 6), (5, 2), (40, 3), (4, 12)]
 FLOATS = [np.float64, np.float32]
 
@@ -103,8 +103,9 @@ def test_all_ways_of_the_cpu_backend_are_tested():
         assert planes[1, 6] and planes[5, 2] and not planes[40, 3]
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(3, 3, 4, 16), (2, 2, 8, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype", [((3, 3, 4, 16), np.float64), ((2, 2, 8, 4), np.float32)], ids=str
+)
 def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch, shape, dtype):
     """Processors differ in how many sums fit into registers, not in the order of a sum's terms."""
     ops = get_ops("numba")
@@ -131,14 +132,14 @@ def test_tiles_of_two_precisions_are_refused():
     "kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))]
 )
 def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kernel, channels):
-    x, k, _ = arrays(kernel, (9, 8), channels)
-    for pixel in ((0, 0), (4, 7), (8, 7)):
+    x, k, _ = arrays(kernel, (9, 7), channels)
+    for pixel in ((0, 0), (4, 6), (8, 6)):
         spoiled = x.copy()
         spoiled[3, *pixel, -1] = bad
         z = ops.conv.correlate(spoiled, k)
         rows, columns = (
             np.abs(np.arange(length) - at) <= taps // 2
-            for length, at, taps in zip((9, 8), pixel, kernel, strict=True)
+            for length, at, taps in zip((9, 7), pixel, kernel, strict=True)
         )
         reached = np.zeros(z.shape, bool)
         reached[3] = (rows[:, None] & columns)[..., None]
@@ -148,7 +149,7 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
 @pytest.mark.parametrize("channels", [(1, 1), (2, 5), (4, 16)])
 def test_the_number_of_threads_does_not_change_a_bit(channels):
     conv = get_ops("numba").conv
-    x, k, delta = arrays((3, 3), (9, 8), channels, np.float32, samples=23)
+    x, k, delta = arrays((3, 3), (9, 7), channels, np.float32, samples=23)
     assert_threads_change_no_bit(
         lambda: (
             conv.weight_grad(delta, x, np.empty_like(k)),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.messages import one_line
 from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import (
     at_step,
@@ -13,11 +14,15 @@ from support.trainers import (
     take_steps,
 )
 
-from snfnp.beyond import coordinates
 from snfnp.beyond.coordinates import inputs, whitening
 from snfnp.context import BackwardContext
-from snfnp.layers import SplitPrior
+from snfnp.errors import UsageError
+from snfnp.flow import Flow
+from snfnp.layers import Linear, SplitPrior, Whiten
+from snfnp.maps import Dense
+from snfnp.models import PRESETS
 from snfnp.ops import get_ops
+from snfnp.training.options import TrainConfig
 
 OPS = get_ops("numpy")
 MODELS = {  # its kernels with a U, per layer: small models of 8×8 images
@@ -60,7 +65,7 @@ def adam_in_v(model, entering=True, leaving=True):
     Wrong without `entering`, the gradient of W as it is, or `leaving`, a step of W as it is.
     """
     white, plain = trainer_of(model), trainer_of(model, "plain")
-    white.coordinates.renew(white, images_of(white, 0))
+    white.renew(lambda step: images_of(white, step))
     u, (b1, b2, eps), lr = matrices(white), (0.9, 0.999, 1e-8), plain.config.lr
     own = turned(flat(plain.params), u, np.linalg.inv)
     m, v = ({key: np.zeros_like(a) for key, a in own.items()} for _ in range(2))
@@ -127,7 +132,7 @@ def test_u_whitens_the_rows_of_a_batch():
     x, _ = trainer.encode(images, 0, trainer.slice_of(len(images))[0])
     padded = np.pad(x[..., 0], ((0, 0), (1, 1), (1, 1)))
     rows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).reshape(-1, 9)
-    trainer.coordinates.renew(trainer, images)
+    trainer.renew(lambda step: images)
     u = matrices(trainer)["conv1.1", "W"]
     np.testing.assert_allclose(u, whitening(rows.T @ rows / len(rows)), rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(trainer.p, before)
@@ -151,7 +156,7 @@ def test_whitening():
 @pytest.mark.parametrize("step", [7, 8, 9])
 def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
     """Killed right before, at and after a step at which U is found anew."""
-    monkeypatch.setattr("snfnp.training.whitening._EVERY", 4)
+    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
     how = {"dataset": small_dataset(side=8), "model": "conv", "coordinates": "white"}
     how |= {"backend": "numpy", "checkpoint_every": "1", "epochs": 2}
     run_training(tmp_path / "whole", **how)
@@ -163,10 +168,41 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
     assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
-def test_it_is_renewed_when_it_is_time(monkeypatch):
-    trainer, found = trainer_of("conv"), []
-    monkeypatch.setattr(coordinates, "whitening", lambda second: found.append(step) or second)
-    for step in (0, 1, 19, 20, 21, 100, 101, 499, 500, 501, 1000):
-        trainer.step = step
-        trainer.coordinates.renew(trainer, images_of(trainer, step))
-    assert sorted({*found}) == [0, 20, 100, 500, 1000]
+# ---------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_the_recipe_sets_what_is_not_given(model):
+    def chosen(**options):
+        config = TrainConfig(model=model, recipe="white", epochs=9, **options).resolve(1000)
+        return {name: getattr(config, name) for name in ("bias_init", "objective", *given)}
+
+    given = {"lr": 0.1, "coordinates": "plain", "lr_schedule": "constant", "warmup_epochs": 2.5}
+    sets = {"bias_init": "zero", "lr": PRESETS[model].lr} | PRESETS[model].white
+    white = {"coordinates": "white", "lr_schedule": "cosine", "warmup_epochs": 1}
+    assert chosen() == chosen(gradient="exact") == sets == sets | white
+    for name, value in given.items():
+        assert chosen(**{name: value}) == sets | {name: value}
+
+
+def test_a_flow_of_ones_own_is_whitened_by_its_layers():
+    flow = Flow((64,), (("white", Whiten(64)), ("dense", Linear(Dense(64)))))
+    trainer = make_trainer(OPS, flow=flow)
+    take_steps(trainer, [0])
+    assert trainer.params["white"]["b"].all() and not trainer.coordinates
+
+
+DENSE, UNBIASED = Linear(Dense(4)), Linear(Dense(4), bias=False)
+OWN = {
+    "neither convolutions nor Whiten layers: leave it out": (DENSE,),
+    "Whiten layer b is not the first, and needs whole=False and": (DENSE, Whiten(4), DENSE),
+    "layer b is not the first, and needs .* a Linear": (DENSE, Whiten(4, whole=False)),
+    "b is not .* with a bias behind it": (DENSE, Whiten(4, whole=False), UNBIASED),
+}
+
+
+@pytest.mark.parametrize("message", OWN)
+def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
+    flow = Flow((4,), tuple(zip("abc", OWN[message], strict=False)))
+    with one_line(UsageError, match=message):
+        make_trainer(OPS, flow=flow, coordinates="white")

@@ -1,15 +1,12 @@
 """The figures of the pages: each is drawn by a script, shown on a page, and has words beside it."""
 
-import json
 import re
 from xml.etree import ElementTree
 
 import pytest
-from drawings import FIGURES, curves, diagrams
+from drawings import FIGURES, diagrams
 from drawings.style import save
 from pages import DERIVATIONS, ROOT
-
-from snfnp.training.runs.folder import RunFolder
 
 FOLDER = DERIVATIONS / "figures"
 MOVING = "plane-training"
@@ -39,20 +36,6 @@ def test_a_figure_has_a_text_in_its_place_and_a_caption(page):
         for words, target in IMAGE.findall(line):
             assert len(words) > 10, target
             assert lines[index + 2].startswith("*"), f"{target}: no caption"
-
-
-def test_curves_are_collected_from_the_folders_of_runs(tmp_path, monkeypatch):
-    run = RunFolder.create(tmp_path / "run")
-    config = {"model": "fc", "gradient": "exact", "seed": 2}
-    record = {"config": config, "images": {"train": 10}}
-    lines = [{"epoch": n, "validation_nll_nats": nll} for n, nll in ((1, 2.00049), (2, 1.5))]
-    monkeypatch.setattr(curves, "FILE", tmp_path / "likelihoods.json")
-    monkeypatch.setattr(RunFolder, "open", lambda path: (run, record))
-    monkeypatch.setattr(RunFolder, "read_metrics", lambda self: lines)
-    monkeypatch.setattr(RunFolder, "data", lambda self, record: ([10, 1, 1], (28, 28, 1)))
-    (found,) = json.loads(curves.collect([tmp_path / "run"]).read_text())
-    assert (found["model"], found["seed"], found["images"]) == ("fc", 2, 10)
-    assert found["points"] == [{"epoch": 1, "nll": 2.0}, {"epoch": 2, "nll": 1.5}]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -21,26 +21,26 @@ from snfnp.training.trainer import Trainer
 _SECONDS = 0.6  # of a compilation, more than a moment
 
 
-@pytest.fixture
-def slow_ops(monkeypatch):
-    """NumPy's, with steps whose first call compiles two kernels."""
-    ops, watching, ascend = get_ops("numpy"), [], Trainer.ascend
+@pytest.fixture(params=["ascend", "renew"])
+def slow_ops(monkeypatch, request):
+    """NumPy's, with steps, or renewals before them, whose first call compiles two kernels."""
+    ops, watching, original = get_ops("numpy"), [], getattr(Trainer, request.param)
 
     @contextmanager
     def compilations(begins, ends):
         watching.append((begins, ends))
         yield
 
-    def ascend_slowly(trainer, images):
+    def slowly(trainer, images):
         while watching:
             begins, ends = watching.pop()
             begins()
             time.sleep(_SECONDS)
             ends(2)
-        ascend(trainer, images)
+        original(trainer, images)
 
     ops.device.compiles, ops.device.compilations = True, compilations
-    monkeypatch.setattr(Trainer, "ascend", ascend_slowly)
+    monkeypatch.setattr(Trainer, request.param, slowly)
     return ops
 
 

@@ -1,31 +1,38 @@
-"""Eq. 31 for whole chains of layers, and its gradient: a second-order check by differences."""
+"""Eq. 31 along random directions.
+
+With all 2^D sign vectors for probes Σ ννᵀ/n is the identity: what holds in expectation then holds
+to rounding, and it knows nothing of the rule's own formulas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
 
 import numpy as np
 import pytest
-from support.gradients import moved
-from support.strict_ops import strict_ops
-from test_flow_bound import spline_flow
-from test_rules import two_layers
-from test_variational import unwritten
+from support.trainers import make_trainer, run_training, small_config
 
-from snfnp.beyond import differentiable
-from snfnp.beyond.differentiable import jacobian_penalty
+from snfnp.beyond import jacobian_penalty as module
+from snfnp.beyond.jacobian_penalty import JacobianPenalty
+from snfnp.context import BackwardContext, layer_key
+from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
-from snfnp.flow import Flow
-from snfnp.gradcheck import GradientError, check_gradient
-from snfnp.layers import Linear, SmoothLeakyReLU
-from snfnp.maps import Dense
-from snfnp.ops import get_ops
-from snfnp.rules import Exact, SelfNormalizing
+from snfnp.gradcheck import GradientError, as_matrix, check_gradient
+from snfnp.layers import Linear
+from snfnp.maps import Conv2d, Dense
+from snfnp.models import make_rule
+from snfnp.ops import RandomKey, get_ops
+from snfnp.rules import Relative, SelfNormalizing
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs.load import load_run
 
-D, N = 4, 3
-_DENSE = ("dense", Linear(Dense(D), bias_init="data"))
-_AROUND = (("activation1", SmoothLeakyReLU()), _DENSE, ("activation2", SmoothLeakyReLU()))
-FLOWS = {"fc": two_layers(SelfNormalizing(), D), "conv": spline_flow()}
-FLOWS["data-initialised"] = Flow((D,), _AROUND)
-BEYOND = (("dense2", "b"), ("dense", "b"))  # g takes it off again: J_g sees nothing of it
-H = 2e-4  # small enough that no value meets a knot of a spline
+N, MU, LAM = 3, 0.6, 0.7
+KEY = RandomKey(5, 0, 3)
+DENSE = ((4,), Dense(4), None)
+CONV = ((2, 2, 1), Conv2d((3, 3), 1), None)
+LARGER = ((2, 2, 1), Conv2d((3, 3), 1), Conv2d((5, 5), 1))
+MAPS = {"dense": DENSE, "conv": CONV, "inverse 5x5": LARGER}
 
 
 @pytest.fixture
@@ -33,124 +40,183 @@ def rng():
     return np.random.default_rng(0)
 
 
-def point(flow, rng, count=N):
-    """Parameters off every special point, inputs, and probes."""
-    params = moved(flow.init(0), rng, 0.1)
-    x, probes = 0.5 * rng.standard_normal((2, count, *flow.shape))
-    return params, x, np.sign(probes)
+@pytest.fixture
+def all_signs(monkeypatch):
+    """The probes become all sign vectors of four values."""
+
+    def draw(ops, key, count, x):
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=4)))
+        assert count == len(signs)
+        return signs.reshape(count, *x.shape[1:])
+
+    monkeypatch.setattr(module, "draw_probes", draw)
 
 
-def check_all(ops, flow, params, x, probes, rng, spoiled=lambda grads: None):
-    def value(params, x):
-        return float(jacobian_penalty(ops, flow, params, x, probes).mean())
-
-    grads = unwritten(params)
-    penalties, dx = jacobian_penalty(ops, flow, params, x, probes, grads)
-    np.testing.assert_array_equal(penalties, jacobian_penalty(ops, flow, params, x, probes))
-    spoiled(grads)
-    check_gradient(lambda v: value(params, v), x, dx, rng=rng, h=H)
-    for layer, named in params.items():
-        for name, at in named.items():
-
-            def moved_to(v, layer=layer, name=name):
-                return value({**params, layer: {**params[layer], name: v}}, x)
-
-            if (layer, name) in BEYOND:
-                assert np.abs(grads[layer][name]).max() < 1e-14
-                continue
-            check_gradient(moved_to, at, grads[layer][name], rng=rng, h=H, name=f"{layer}.{name}")
+def layer_of(which, rule):
+    shape, f, g = MAPS[which]
+    return Linear(f, rule, inverse_map=g)
 
 
-@pytest.mark.parametrize("which", FLOWS)
-def test_the_gradient_by_central_differences(ops, rng, which):
-    flow = FLOWS[which]
-    check_all(ops, flow, *point(flow, rng), rng)
+def point(layer, shape, rng):
+    p = {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
+    return p, rng.standard_normal((N, *shape)), rng.standard_normal((N, *shape))
 
 
-def test_one_linear_layer_is_the_rules_penalty(ops, rng):
-    flow = Flow((D,), (("dense", Linear(Dense(D))),))
-    params, x, probes = point(flow, rng)
-    w, r = params["dense"]["W"], params["dense"]["R"]
-    expected = np.sum((probes @ w.T @ r.T - probes) ** 2, axis=1)
-    np.testing.assert_allclose(jacobian_penalty(ops, flow, params, x, probes), expected, rtol=1e-12)
+def backward(ops, layer, p, x, dz, lam=LAM, key=KEY):
+    """δ_x, the gradients, and what was measured."""
+    grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    ctx = BackwardContext.of(ops, np.full(N, 0.4), lam, key=layer_key(key, 2))
+    _, _, cache = layer.forward(ops, p, x)
+    dx, measured = layer.backward(ctx, p, cache, dz, grads)
+    return dx, grads, measured
 
 
-def test_the_products_are_those_of_the_jacobians(ops, rng):
-    """Both Jacobians written out by differences of f and g: this knows nothing of `jvp`."""
-    flow = FLOWS["fc"]
-    params, x, probes = point(flow, rng)
-    h, expected = 1e-5, []
-
-    def encode(v):
-        return flow.forward(ops, params, v)[0][-1]
-
-    def jacobian(function, at):
-        columns = [
-            (function((at + h * e)[None]) - function((at - h * e)[None]))[0] / (2 * h)
-            for e in np.eye(D)
-        ]
-        return np.stack(columns, axis=1)
-
-    for x_n, probe in zip(x, probes, strict=True):
-        of_f = jacobian(encode, x_n)
-        of_g = jacobian(lambda v: flow.inverse(ops, params, (v,)), encode(x_n[None])[0])
-        expected.append(np.sum((of_g @ of_f @ probe - probe) ** 2))
-    found = jacobian_penalty(ops, flow, params, x, probes)
-    np.testing.assert_allclose(found, expected, rtol=1e-7)
-    assert found.min() > 0.01
+def penalty(ops, which, p) -> float:
+    """μ ‖T(R) T(W) − I‖²_F, written out."""
+    shape, f, g = MAPS[which]
+    w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g or f, ops, p["R"], shape)
+    return float(MU * np.sum((r @ w - np.eye(4)) ** 2))
 
 
-def test_exact_inverses_leave_no_penalty(ops, rng):
-    flow = FLOWS["fc"]
-    params, x, probes = point(flow, rng)
-    for name in ("dense1", "dense2"):
-        params[name]["R"] = np.linalg.inv(params[name]["W"])
-    grads = unwritten(params)
-    penalties, dx = jacobian_penalty(ops, flow, params, x, probes, grads)
-    for found in (penalties, dx, *(v for named in grads.values() for v in named.values())):
-        np.testing.assert_allclose(found, 0, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("objective", ["mixture", "forward"])
+@pytest.mark.parametrize("which", MAPS)
+def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, which, objective):
+    layer = layer_of(which, JacobianPenalty(objective, MU, 16))
+    p, x, dz = point(layer, MAPS[which][0], rng)
+    dx, grads, measured = backward(ops, layer, p, x, dz)
+    layer = layer_of(which, SelfNormalizing(objective))
+    plain_dx, plain, plain_measured = backward(ops, layer, p, x, dz)
+    assert measured.jacobian_error == pytest.approx(penalty(ops, which, p) / MU, rel=1e-12)
+    assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
+    np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(grads["b"], plain["b"], rtol=0, atol=1e-13)
+    for name in ("W", "R"):
+
+        def ascends(v, name=name):
+            return -penalty(ops, which, {**p, name: v})
+
+        added = grads[name] - plain[name]
+        check_gradient(ascends, p[name], added, rng=rng)
+        with pytest.raises(GradientError):
+            check_gradient(ascends, p[name], 1.01 * added, rng=rng)
 
 
-def test_a_small_error_of_the_gradient_is_found(ops, rng):
-    def spoiled(grads):
-        grads["dense1"]["R"] *= 1.01
-
-    with pytest.raises(GradientError, match=r"dense1\.R"):
-        check_all(ops, FLOWS["fc"], *point(FLOWS["fc"], rng), rng, spoiled)
+# ---------------------------------------------------------------- products, numbers, memory
 
 
-def test_second_derivatives_matter(monkeypatch, ops, rng):
-    """Eq. 31 with the activation taken for a linear map: W and b of the first layer see it."""
+@pytest.mark.parametrize("rule, products", [(SelfNormalizing(), 5), (JacobianPenalty(), 6)])
+def test_probes_are_merged_into_the_products_that_there_are(monkeypatch, rng, rule, products):
+    """Of a backward pass: only T(W)ν of Eq. 31 finds none, T(W)x was made in the forward pass."""
+    ops, rows = get_ops("numpy"), []
+    layer = layer_of("dense", rule)
+    p, x, dz = point(layer, (4,), rng)
+    _, _, cache = layer.forward(ops, p, x)
+    for name in ("matmul", "matmul_add"):
+        original = getattr(ops.linalg, name)
 
-    class Forgetful(type(differentiable.derivatives(SmoothLeakyReLU()))):
-        def jvp_backward(self, ops, p, cache, dx, delta, grads):
-            return 0, super().jvp_backward(ops, p, cache, dx, delta, grads)[1]
+        def counted(a, b, out=None, original=original):
+            rows.append(len(a))
+            return original(a, b, out=out)
 
-    monkeypatch.setitem(differentiable.DERIVATIVES, SmoothLeakyReLU, Forgetful)
-    with pytest.raises(GradientError):
-        check_all(ops, FLOWS["fc"], *point(FLOWS["fc"], rng), rng)
-
-
-def test_a_flow_without_learned_inverses_or_products_is_refused_in_one_line(ops, rng):
-    exact = two_layers(Exact(), D)
-    glow = TrainConfig(model="glow-2l-4k").resolve(1000).build_flow((8, 8, 1))
-    for flow in (exact, glow):
-        x = np.zeros((2, *flow.shape))
-        with pytest.raises(UsageError, match="need learned inverses, and no split priors"):
-            jacobian_penalty(ops, flow, flow.init(0), x, x)
+        monkeypatch.setattr(ops.linalg, name, counted)
+    ctx = BackwardContext.of(ops, np.ones(N), LAM, key=RandomKey(0, 0))
+    layer.backward(ctx, p, cache, dz, {k: np.empty_like(v) for k, v in p.items()})
+    assert len(rows) == products
 
 
-def test_on_strict_arrays(rng):
-    params, x, probes = point(FLOWS["conv"], rng)
-    found = []
-    for ops in (get_ops("numpy"), strict_ops()):
-        p, grads = (
-            {k: {n: ops.asarray(v) for n, v in named.items()} for k, named in each.items()}
-            for each in (params, unwritten(params))
-        )
-        given = (ops.asarray(x), ops.asarray(probes), grads)
-        arrays = [*jacobian_penalty(ops, FLOWS["conv"], p, *given)]
-        arrays += [v for named in grads.values() for v in named.values()]
-        found.append([ops.to_host(array) for array in arrays])
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step():
+    """Whatever part of the batch a key is for."""
+    drawn = []
+    for ops, first in ((get_ops("numpy"), 0), (get_ops("numba"), 5)):
+        for place, step in ((0, 0), (1, 0), (0, 1)):
+            key = layer_key(RandomKey(3, 0, step, first), place)
+            drawn.append(module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32)))
+    for a, b in zip(drawn[:3], drawn[3:], strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a.shape, a.dtype) == ((2, 4, 3), np.float32)
+        assert set(a.flat) == {1.0, -1.0}
+    assert len({a.tobytes() for a in drawn}) == 3
+
+
+def test_the_angle_is_the_likelihoods_alone(rng):
+    """Eq. 31 is part of what pulls, also where λ is 0; the likelihood's gradient has none of it."""
+    ops, found = get_ops("numpy"), []
+    x = rng.standard_normal((8, 16))
+    for make in ({}, {"jvp_weight": 0.5}):
+        trainer = make_trainer(ops, side=4, dtype="float64", **make)
+        found.append(gradient_angles(ops, trainer.flow, trainer.params, x, 0.0))
+    for plain, penalised in zip(*found, strict=True):
+        assert (plain.angle, plain.likelihood) == (penalised.angle, penalised.likelihood)
+        assert plain.reconstruction == 0.0 < penalised.reconstruction
+
+
+# ---------------------------------------------------------------- options, runs
+
+
+def test_off_by_default_it_is_the_plain_rule():
+    assert small_config().rule == SelfNormalizing()
+    rule = make_rule("self-normalizing", "forward", "plain", jvp_probes=8)
+    assert rule == SelfNormalizing("forward")
+    assert small_config(jvp_weight=0.2).rule == JacobianPenalty("mixture", 0.2, 4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"jvp_weight": -1.0}, "--jvp-weight is -1.0: it must be 0 or more"),
+        ({"jvp_weight": float("nan")}, "--jvp-weight is nan: it must be 0 or more"),
+        ({"jvp_weight": float("inf")}, "--jvp-weight is inf: it must be 0 or more and finite"),
+        ({"jvp_weight": 0.2, "jvp_probes": 0}, "--jvp-probes is 0: it must be at least 1"),
+        ({"jvp_probes": 2}, "--jvp-probes only has an effect with a positive --jvp-weight"),
+        ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
+        ({"jvp_weight": 0.2, "objective": "variational"}, "--jvp-weight .*mixture or forward"),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message) as found:
+        TrainConfig(**changes).resolve(1000)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1}, {"probes": 0}, {"objective": "all"}], ids=str)
+def test_a_rule_is_checked(wrong):
+    with pytest.raises(UsageError):
+        JacobianPenalty(**wrong)
+
+
+def test_a_run_opened_again_has_its_rule(tmp_path):
+    make = {"jvp_weight": 0.2, "lambda_control": "geco"}
+    whole, _ = run_training(tmp_path / "whole", epochs=1, **make)
+    assert all("jacobian_error" in record for record in whole.read_metrics())
+    rules = {layer.rule for _, layer in load_run(whole.path).flow.layers if layer.learns_inverse}
+    assert rules == {small_config(**make).rule}
+
+
+def test_the_metrics_have_the_average_of_the_steps(ops):
+    """And a checkpoint in the middle of an epoch has what it is made of."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (4, 6, 64)).astype(np.uint8)
+    make = partial(make_trainer, ops, jvp_weight=0.2, dtype="float64")
+    errors = []
+    for step in range(4):  # each alone, with the parameters that the others made
+        trainer = make()
+        for each in range(step + 1):
+            trainer.lam_figures()
+            trainer.training_step(images[each])
+        errors.append(trainer.lam_figures()["jacobian_error"])
+    trainer, again = make(), make()
+    for step in range(2):
+        trainer.training_step(images[step])
+    again.restore(trainer.checkpoint({}))
+    for step in (2, 3):
+        again.training_step(images[step])
+    assert again.lam_figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
+    assert again.lam_figures()["jacobian_error"] == 0.0
+    assert min(errors) > 0
+
+
+def test_a_layer_refuses_maps_that_its_rule_is_not_for():
+    """In Python as on the command line, and not in its first backward pass."""
+    with pytest.raises(UsageError, match="^the relative gradient needs a dense layer"):
+        Linear(Conv2d((3, 3), 2), Relative())

@@ -5,7 +5,6 @@ The GPU's groups run here on NumPy arrays, with their kernels compiled by g++
 functions, and CuPy.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from support.operation_calls import (
     FLOATS,
     NO_SAMPLES,
     SIZES,
+    TWO_SIZES,
     assert_nan_spreads_as_defined,
     every_second,
     in_order,
@@ -52,40 +52,30 @@ def ops(request, folder):
     return host_ops(Launcher(folder, ORDERS[request.param]))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_do_what_the_definition_says(ops, name, dtype, size):
-    hold(ops, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", NAMES)
-def test_kernels_at_random_shapes(ops, name, dtype):
-    for seed, size in enumerate(random_sizes(3, 8)):
+def test_kernels_do_what_the_definition_says(ops, name, dtype):
+    """At sizes that were chosen, and at random ones."""
+    for seed, size in (*((0, size) for size in SIZES), *enumerate(random_sizes(3, 8))):
         hold(ops, name, OVERRIDES[name](np.random.default_rng(seed), dtype, size))
 
 
-@pytest.mark.parametrize("layout", [every_second, transposed])
-@pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_take_strided_and_transposed_arguments(ops, name, size, layout):
-    hold(ops, name, OVERRIDES[name](np.random.default_rng(1), np.float64, size), layout)
-
-
-@pytest.mark.parametrize("size", NO_SAMPLES, ids=str)
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEVER_EMPTY])
-def test_kernels_take_no_samples(ops, name, size):
-    hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
+def test_kernels_take_strided_and_transposed_arguments_and_no_samples(ops, name):
+    for size in TWO_SIZES:
+        for layout in (every_second, transposed):
+            hold(ops, name, OVERRIDES[name](np.random.default_rng(1), np.float64, size), layout)
+    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
+        hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_nan_spreads_as_defined(ops, name, size):
-    call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-    assert_nan_spreads_as_defined(ops, name, call, in_order(ops.device.guarded))
-    ops.device.check(name)
+def test_nan_spreads_as_defined(ops, name):
+    for size in TWO_SIZES:
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_nan_spreads_as_defined(ops, name, call, in_order(ops.device.guarded))
+        ops.device.check(name)
 
 
 @pytest.mark.parametrize("draw", ["uniform", "normal", "rademacher"])
@@ -200,14 +190,6 @@ def test_a_launch_expands_numbers_and_strides(ops):
 
 
 # ---------------------------------------------------------------- every kernel, and sanitizers
-
-
-def test_every_kernel_has_run(ops):
-    """By now, or, where the other tests run elsewhere, in their cases of a size or two."""
-    for size in sorted(SIZES, key=math.prod):
-        if not set(source.kernels()) <= ops.device.launch.launched:
-            host_kernels.run_all(ops, [size])
-    assert set(source.kernels()) - ops.device.launch.launched == set()
 
 
 def under_sanitizers(folder, *patch):

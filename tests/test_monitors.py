@@ -226,13 +226,6 @@ def test_a_warning_names_layer_cause_action_and_page_once():
     assert all((Path(__file__).parents[1] / page).is_file() for _, page in (FAR, UNSTABLE))
 
 
-def test_where_lambda_weighs_nothing_the_action_is_another():
-    trainer = make_trainer(OPS, "conv", inverse_update="least-squares")
-    name = next(iter(trainer.flow.learned_inverses()))
-    (line,) = inspected(trainer)[0].warnings({"layers": {name: {"rho": 1.5}}})
-    assert "if the likelihood suffers, sample with --inverse exact (" in line
-
-
 def test_a_run_reports_its_warnings(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(contraction, "rho", lambda *arguments: 0.5)

@@ -138,10 +138,12 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
 
 
+RELATIVE = {"gradient": "relative"}
 REFUSED = [
     ({"lr_schedule": "cosine", "epochs": 3}, "10, and --epochs is 3: give more epochs, or"),
     ({"final_lr_fraction": 0.1}, "--final-lr-fraction only has an effect with --lr-schedule"),
-    ({"coordinates": "white"}, "--coordinates only has an effect with --model conv"),
+    ({"coordinates": "white", **RELATIVE}, "--coordinates only has an effect with --gradient self"),
+    ({"recipe": "white", **RELATIVE}, "--recipe only has an effect with --gradient self-normal"),
 ]
 
 

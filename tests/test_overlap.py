@@ -33,11 +33,9 @@ def after_steps(ops, model, **changes):
 
 
 _FC = ({}, {"objective": "forward"}, {"objective": "variational"}, {"jvp_weight": 0.1})
-_CONV = ({}, {"inverse_kernel": 5}, {"inverse_depth": 2}, {"objective": "variational"})
+_CONV = ({}, {"inverse_kernel": 5}, {"objective": "variational"})
 _CONV += ({"lambda_control": "geco"}, {"recompute": True, "clip_norm": 1.0})
-_PROBE = {"gradient": "probe"}
-LEARNED = [("fc", changes) for changes in (*_FC, _PROBE)]
-LEARNED += [("conv", changes) for changes in (*_CONV, _PROBE)]
+LEARNED = [("fc", changes) for changes in _FC] + [("conv", changes) for changes in _CONV]
 LEARNED += [("glow-2l-4k", {}), ("glow-2l-4k", {"jvp_weight": 0.1, "recompute": True})]
 ALONE = [("fc", {"gradient": "relative"}), ("conv", {"gradient": "exact"}), ("emerging", {})]
 
@@ -48,8 +46,8 @@ def test_early_or_late_the_numbers_are_the_same(late, model, changes):
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert bool(late.device.put_off.done) == ((model, changes) in LEARNED)
-    # whose rules are those that λ is for: the option's condition asks for that
-    assert TrainConfig(model=model, **changes).resolve(1000).rule.has_lambda == (
+    # whose rules learn an inverse: the option's condition asks for that
+    assert TrainConfig(model=model, **changes).resolve(1000).rule.learns_inverse == (
         (model, changes) in LEARNED
     )
 
@@ -84,7 +82,6 @@ def test_what_may_not_be_done_in_between_shows(late):
     [
         ({}, "--backend cupy"),
         ({"backend": "cupy", "gradient": "exact"}, "--gradient self-normalizing"),
-        ({"backend": "cupy", "recipe": "least-squares"}, "--inverse-update gradient"),
     ],
 )
 def test_where_it_has_no_effect_it_is_refused(changes, needed):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,8 +97,8 @@ def test_the_benchmark_refuses_a_bad_path_before_the_work(monkeypatch):
 
 
 TOO_LARGE = [
-    (["--count", "100000000"], "--count 100000000 would be a picture of 49,999 x 49,999 pixels"),
-    (["--count", "20000", "--columns", "1"], "--columns 1 would be a picture of 4 x 99,999"),
+    (["--count", "100000000"], "100000000 images would be a picture of 49,999 x 49,999 pixels"),
+    (["--count", "20000", "--columns", "1"], "1 in a row would be a picture of 4 x 99,999"),
     (["--count", "400000", "--out", "{}/a.pdf"], "pixels its name must end in .png"),
 ]
 
@@ -113,10 +112,10 @@ def test_a_picture_that_nobody_could_see_is_refused(
         sample.main([str(folder), *(option.format(tmp_path) for option in options)])
     assert message in str(caught.value) and "\n" not in str(caught.value)
     for shape in ((28, 28, 1), (32, 32, 3)):
-        args = SimpleNamespace(count=100_000, columns=plots.default_columns(100_000))
-        sample._check_size(args, shape, tmp_path / "a.png")  # is not too many
+        args = 100_000, plots.default_columns(100_000)
+        sample._check_size(*args, shape, tmp_path / "a.png")  # is not too many
     with pytest.raises(UsageError, match="pixels: a single one of its images is too large"):
-        sample._check_size(args, (30_000, 40_000, 3), tmp_path / "a.png")
+        sample._check_size(*args, (30_000, 40_000, 3), tmp_path / "a.png")
 
 
 def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):

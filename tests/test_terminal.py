@@ -1,14 +1,17 @@
 """Output and what may go wrong with it, Ctrl-C during imports, errors in options."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from test_scripts import SCRIPTS
 
-from snfnp.cli import COMMANDS, main
+from snfnp.cli import COMMANDS, main, run_script
 from snfnp.errors import UsageError
 from snfnp.processes import terminal
 
@@ -28,21 +31,6 @@ def python(*arguments, **settings):
 
 # ---------------------------------------------------------------- characters
 
-EVERY_HELP = """
-from snfnp.cli import COMMANDS, main, run_script
-def every(argv):
-    for name in COMMANDS:
-        try:
-            main([name, "--help"])
-        except SystemExit:
-            pass
-    print("λ = 1, 3° − ∂ × ‖g‖² …")
-    raise UsageError("λ is −1")
-from snfnp.errors import UsageError
-run_script(every)
-"""
-
-
 PRINTED = {
     "utf-8": "λ = 1, 3° − ∂ × ‖g‖² …",
     "ascii": "lambda = 1, 3 deg - d x ||g||^2 ...",
@@ -51,22 +39,43 @@ PRINTED = {
 }
 
 
+@pytest.fixture
+def said(monkeypatch):
+    """What a command's work prints, on both outputs, where they have this encoding."""
+
+    def run(encoding, work):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in "12"]
+        with monkeypatch.context() as patched:
+            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+                patched.setattr(sys, name, stream)
+            work()
+        return [stream.buffer.getvalue().decode(encoding) for stream in streams]
+
+    return run
+
+
+def every_help():
+    for name in COMMANDS:
+        with suppress(SystemExit):
+            main([name, "--help"])
+    print(PRINTED["utf-8"])
+    raise UsageError("λ is −1")
+
+
 @pytest.mark.parametrize("encoding", PRINTED)
-def test_an_output_without_greek_gets_words(encoding):
-    done = python("-c", EVERY_HELP, PYTHONIOENCODING=encoding)
-    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
-    assert done.returncode == 2, err
+def test_an_output_without_greek_gets_words(encoding, said):
+    statuses = []
+    out, err = said(encoding, lambda: statuses.append(terminal.run(every_help)))
     assert out.count("usage: ") == len(COMMANDS) and "\\u" not in out and "\\x" not in out
     assert out.splitlines()[-1] == PRINTED[encoding]
     minus, lam = ("−", "λ") if encoding == "utf-8" else ("-", "lambda")
-    assert err == f"error: {lam} is {minus}1\n" and f"{lam} of Eq. 3" in out
+    assert err == f"error: {lam} is {minus}1\n" and f"{lam} of Eq. 3" in out and statuses == [2]
 
 
-def test_a_character_nobody_thought_of_is_escaped():
-    code = "from snfnp.cli import run_script; run_script(lambda argv: print('a \\u2603 \\udcff'))"
-    done = python("-c", code, PYTHONIOENCODING="utf-8")
-    assert (done.returncode, done.stdout) == (0, "a \u2603 \\udcff\n".encode())
-    assert python("-c", code, PYTHONIOENCODING="ascii").stdout == b"a \\u2603 \\udcff\n"
+def test_a_character_nobody_thought_of_is_escaped(said):
+    for encoding, snowman in (("utf-8", "\u2603"), ("ascii", "\\u2603")):
+        out, _ = said(encoding, lambda: terminal.run(lambda: print("a \u2603 \udcff")))
+        assert out == f"a {snowman} \\udcff\n"
 
 
 # ---------------------------------------------------------------- pipes and disks
@@ -115,10 +124,8 @@ def test_without_an_output_there_is_no_error():
 
 
 def test_an_error_of_the_program_itself_keeps_its_traceback():
-    code = "from snfnp.cli import run_script; run_script(lambda argv: open('/no/such/file'))"
-    done, last = python("-c", code), b"FileNotFoundError: [Errno 2] No such file or directory: "
-    assert done.returncode == 1 and b"Traceback" in done.stderr
-    assert done.stderr.endswith(last + b"'/no/such/file'\n")
+    with pytest.raises(FileNotFoundError, match="/no/such/file"):
+        run_script(lambda argv: Path("/no/such/file").read_text())
 
 
 # ---------------------------------------------------------------- Ctrl-C
@@ -140,9 +147,6 @@ class Press:
                     raise
 sys.meta_path.insert(0, Press())
 """
-SCRIPTS = sorted(
-    path.name for path in (ROOT / "scripts").glob("*.py") if "run_script(" in path.read_text()
-)
 
 
 @pytest.mark.parametrize(

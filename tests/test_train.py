@@ -39,14 +39,10 @@ RESUMED = [
     {},
     {"clip_norm": 5.0},
     {"gradient": "exact"},
-    {"recipe": "least-squares"},
-    {"model": "conv", "recipe": "least-squares"},
-    {"model": "conv", "inverse_depth": 2},
     {"model": "conv", "bias_init": "data"},
     {"bias_init": "data"},
     {"lambda_control": "geco", **CONTROLLED},
-    {"lambda_control": "mdmm", "jvp_weight": 0.2, **CONTROLLED},
-    {"gradient": "probe", "probes": 2},
+    {"lambda_control": "geco", "jvp_weight": 0.2, **CONTROLLED},
     {"objective": "variational", "sigma": 0.5},
 ]
 
@@ -224,9 +220,7 @@ IMPOSSIBLE = [
     ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),
     ({"inverse_kernel": 7}, "--inverse-kernel only has an effect with --model conv"),
     ({"model": "conv", "inverse_kernel": 4}, "--inverse-kernel is 4: it must be odd"),
-    ({"inverse_depth": 2}, "--inverse-depth only has an effect with --model conv"),
-    ({"model": "conv", "inverse_depth": 4}, "--inverse-depth is 4: it must be 1, 2 or 3"),
-    ({"model": "conv", "gradient": "exact", "inverse_depth": 2}, "--gradient self-normalizing"),
+    ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "--gradient self-normalizing"),
     ({"model": "conv", "init": "authors"}, "--init only has an effect with --model fc or a"),
     ({"model": "glow", "init": "authors"}, "where authors is not the same as paper"),
     ({"graph": False}, "--no-graph only has an effect with --backend cupy: leave it out"),
@@ -238,7 +232,6 @@ IMPOSSIBLE = [
     ({"width": 3}, "--width only has an effect with --model glow"),
     ({"model": "glow", "kernel": 4}, "--kernel is 4: it must be odd"),
     ({"model": "conv", "gradient": "relative"}, "--model conv cannot be trained with"),
-    ({"model": "conv", "inverse_update": "projection"}, "choose gradient or least-squares"),
     ({"shuffle": False, "graph": False, "jvp_probes": 2}, "with a positive --jvp-weight: leave"),
 ]
 

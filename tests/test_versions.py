@@ -28,8 +28,7 @@ def test_the_oldest_versions_are_the_lower_bounds(oldest):
     assert [line.replace("==", ">=") for line in found] == [
         requirement.partition(";")[0] for requirement in declared
     ]
-    for extra in ("patches", "mpi"):
-        assert set(project["optional-dependencies"][extra]) <= set(declared)
+    assert set(project["optional-dependencies"]["mpi"]) <= set(declared)
 
 
 @pytest.mark.parametrize("requirement", ["numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"])

@@ -13,24 +13,20 @@ from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
 
 # {row: (gradient, settings, products of a step)} of the fully connected model. The exact rule's
-# inverse is no product: its share says how much the inverse costs. R's update by projection is one
-# product where its gradient is two, and N² D for the batch's Gram matrix and for what is made of
-# it; noise takes five products with its 8 vectors.
+# inverse is no product: its share says how much the inverse costs. Noise takes five products with
+# its 8 vectors.
 _SNF, _D = "self-normalizing", int(np.prod(IMAGE))
 _FC = {gradient: (gradient, {}, products) for gradient, products in PRODUCTS.items()} | {
-    "recipe: projection": (_SNF, {"recipe": "least-squares"}, 5 + 2 * BATCH / _D),
     "variational": (_SNF, {"objective": "variational", "noise_vectors": 8}, 6 + 5 * 8 / BATCH),
 }
-# {row: (model, gradient, settings)}: Table 1's convolutions, and other learned inverses of the same
-# reach beside the paper's of 3×3 (A.4).
+# {row: (model, gradient, settings)}: Table 1's convolutions, and a larger learned inverse beside
+# the paper's of 3×3 (A.4).
 _CONV = {
     "conv, self-normalizing": ("conv", _SNF, {}),
     "conv, exact": ("conv", "exact", {}),
     "emerging, exact": ("emerging", "exact", {}),
     "conv-exponential, exact": ("conv-exponential", "exact", {}),
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
-    "conv, self-normalizing, inverse of two 3x3": ("conv", _SNF, {"inverse_depth": 2}),
-    "conv, recipe: least squares, 5x5": ("conv", _SNF, {"recipe": "least-squares"}),
 }
 _SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))  # the images that nine convolutions see, (H, W, C)
 

@@ -1,17 +1,14 @@
 """The figures of the derivations, by the name of their file: functions of that name draw one."""
 
-from drawings import basics, curves, diagrams, inverses, kernels, training, updates
+from drawings import basics, diagrams, inverses, kernels, plane, training
 
 _DRAWN = {
     basics: "rows stretching six-products newton adam-steps spline",
-    curves: "likelihoods",
     diagrams: "framework glow-step multi-scale floors",
-    inverses: "stability refined-inverse probe-variance",
-    kernels: "inverse-entries masks exponential-terms border-walk convolution-matrix "
-    "block-elimination",
-    training: "method-plane plane-training actnorm planar-density noise-bound controllers "
-    "processes",
-    updates: "least-squares",
+    inverses: "stability refined-inverse",
+    kernels: "inverse-entries masks exponential-terms convolution-matrix block-elimination",
+    plane: "plane-training plane-matrices plane-layers",
+    training: "method-plane actnorm planar-density noise-bound controllers processes",
 }
 FIGURES = {
     name: getattr(module, name.replace("-", "_"))

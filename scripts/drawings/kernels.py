@@ -88,33 +88,6 @@ def exponential_terms():
     return laid_out(figure, axis)
 
 
-def border_walk():
-    """Closed walks of three steps, one for each kernel: the left one stays inside, the right one
-    does not (page 22)."""
-    figure, axis = canvas(6.2, 2.7)
-    size, low = 0.62, 0.35
-    for left, title, steps, color in (
-        (0.6, "counts: inside at every step", ((1, 0), (2, 1), (1, 1)), BLUE),
-        (3.9, "does not count: outside there is 0", ((2, 0), (1, -1), (1, 0)), RED),
-    ):
-        for row in range(3):
-            for column in range(3):
-                corner = (left + column * size, low + row * size)
-                look = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.7}
-                axis.add_patch(plt.Rectangle(corner, size, size, **look))
-        points = [(left + (c + 0.5) * size, low + (r + 0.5) * size) for r, c in steps]
-        middle = np.mean(points, axis=0)
-        for k, step in enumerate(("$w$", "$r_2$", "$r_1$")):
-            start, end = np.array(points[k]), np.array(points[(k + 1) % 3])
-            arrow(axis, tuple(start), tuple(end), "", color)
-            outwards = (start + end) / 2 - middle
-            at = (start + end) / 2 + 0.2 * outwards / max(np.linalg.norm(outwards), 1e-9)
-            axis.text(*at, step, color=color, ha="center", va="center", fontsize=11)
-        axis.plot(*points[0], "o", color=color, markersize=7)
-        axis.text(left + 1.5 * size, 2.4, title, ha="center", fontsize=9, color=color)
-    return figure
-
-
 def _grid(axis, height, width):
     """Lines between the blocks of a matrix, one for each pair of image rows."""
     for edge in range(0, height * width + 1, width):

@@ -2,13 +2,12 @@
 
 import doctest
 import runpy
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 from benchmarks.work import operations
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, move, plt
+from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.layers import ActNorm
 from snfnp.ops import get_ops
 from snfnp.ops.step.control import Controller, Row
@@ -77,19 +76,15 @@ def noise_bound():
 
 
 def controllers():
-    """Paths of (θ, λ) on page 20's problem: a plain multiplier, MDMM and GECO."""
+    """Paths of (θ, λ) on page 20's problem, by GECO at three rates."""
     ops, a, b, kappa = get_ops("numpy"), 0.1, 2.0, 0.25
     theta_star = np.sqrt(kappa)
     lam_star = a * (b - theta_star) / (2 * theta_star)
-    dt, rate = 0.02, 0.8
-    steady = {"relative": False, "tolerance": kappa, "highest": 9.0}
-    kinds = (
-        ("plain", INK, Controller("mdmm", rate=rate * dt, damping=0.0, lowest=-9.0, **steady)),
-        ("MDMM", BLUE, Controller("mdmm", rate=rate * dt, damping=1.5, lowest=-9.0, **steady)),
-        ("GECO", GREEN, Controller("geco", rate=2 * dt, smoothing=0.9, lowest=1e-3, **steady)),
-    )
+    dt = 0.02
+    bounds = {"lowest": 1e-3, "highest": 9.0}
     figure, (plane, time) = plt.subplots(1, 2, figsize=(7.4, 3.2))
-    for name, color, own in kinds:
+    for rate, color in ((0.3, BLUE), (2, GREEN), (8, INK)):
+        own = Controller(False, kappa, rate * dt, smoothing=0.9, **bounds)
         state, theta, path = own.new_state(1, 0.3), 1.4, []
         for _ in range(1500):
             lam, error = float(state[Row.LAM, 0]), np.array([[theta * theta, 1.0]])
@@ -97,7 +92,7 @@ def controllers():
             ops.step.control(error, 1, own, squares=1.0, failed=0.0, out=state)
             theta -= dt * (a * (theta - b) + float(state[Row.LAM, 0]) * 2 * theta)
         path = np.array(path)
-        plane.plot(*path.T, color=color, linewidth=1.3, label=name)
+        plane.plot(*path.T, color=color, linewidth=1.3, label=f"η = {rate}")
         time.plot(np.arange(len(path)) * dt, path[:, 0] ** 2 - kappa, color=color, linewidth=1.3)
     plane.plot(theta_star, lam_star, "*", color=RED, markersize=11)
     plane.set(xlabel="θ", ylabel="λ", ylim=(-0.5, 3.2))
@@ -153,41 +148,3 @@ def method_plane():
     for axis in (left, middle):
         axis.legend(fontsize=8)
     return laid_out(figure)
-
-
-def plane_training():
-    """Noise on its way to data through R, and data on its way to noise, while four layers train."""
-    program, rng = runpy.run_path(str(_PAGES / "00-the-method.py")), np.random.default_rng(0)
-    kinds = [lambda: program["Dense"](2, rng, 0.1), program["Bend"]]
-    flow, steps = [kinds[k % 2]() for k in range(7)], 2000
-    data, noise = program["cloud"](rng, 150), rng.standard_normal((120, 2))
-    first, second = np.meshgrid(np.linspace(-2.2, 2.2, 17), np.linspace(-2.2, 2.2, 9))
-    grid = np.concatenate([np.stack([first, second], 2), np.stack([second, first], 2)])
-    step, shown, seen = count(1), {*np.geomspace(1, steps, 20).astype(int)}, []
-
-    def draw(rng):
-        if next(step) in shown:
-            z, points = data, np.concatenate([noise, grid.reshape(-1, 2)])
-            for layer, back in zip(flow, reversed(flow), strict=True):
-                z, points = layer.forward(z), back.inverse(points)
-            seen.append((z[:, None], points[:120, None], points[120:].reshape(grid.shape)))
-        return program["cloud"](rng)
-
-    program["train"](flow, draw, steps, 0.02, rng)
-    to_noise, samples, bent = map(np.array, zip(*seen, strict=True))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
-    left.plot(*data.T, ".", color=INK, markersize=3, alpha=0.6)
-    angle = np.linspace(0, 2 * np.pi, 80)
-    for radius in (1, 2):
-        right.plot(radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8)
-    left.set(title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4))
-    right.set(title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1))
-    for axis in (left, right):
-        axis.set(xticks=[], yticks=[])
-        axis.title.set_fontsize(13)  # to be read on a phone, too
-        axis.spines[:].set_visible(False)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.04)
-    move(left, bent, ORANGE, 0.7)
-    move(left, samples, BLUE, 2.6)
-    move(right, to_noise, INK, 2.6)
-    return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reproduction import pictures, provenance
-from reproduction.rows import FC_EPOCHS, TABLES, TITLES, Row
+from reproduction.rows import TABLES, TITLES
 from reproduction.runs import Command, Run, plan
 from reproduction.target import SMOKE, Target, markdown
 from reproduction.times import FAMILIES
@@ -186,9 +186,6 @@ def _difference(mean: float, curve: dict) -> str:
     return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
 
 
-_OURS = ("SNF FC 2-Layer, --recipe least-squares (ours)",)
-_OPTIONS = {"model": "fc", "recipe": "least-squares"}
-_RECIPE = Row("fc-snf-recipe", _OURS, _OPTIONS, "not the paper's", 60, FC_EPOCHS)
 # The paper's figure has the times of its Table 3: the share of the exact gradient's time.
 _SHARES = {"fc-exact": 1.0, "fc-snf": FAMILIES[0][2].batch[0] / FAMILIES[0][0].batch[0]}
 _SHOWN = 5  # epochs
@@ -199,12 +196,12 @@ class Figure5(_OneSeed):
 
     title = "Fig. 5: exact validation NLL in nats on MNIST, over time and over epochs"
     hour = 60
-    rows = (*(row for row in TABLES["table1"].rows if row.name in _SHARES), _RECIPE)
+    rows = tuple(row for row in TABLES["table1"].rows if row.name in _SHARES)
 
     def measure(self, run: Run) -> dict:
         lines = RunFolder(run.folder).read_metrics()
         points = [[line[key] for key in plots.COMPARED] for line in lines]
-        return {"paper_share": _SHARES.get(run.row.name), "points": thinned(points)}
+        return {"paper_share": _SHARES[run.row.name], "points": thinned(points)}
 
     def show(self, record: dict) -> str:
         curves = record["curves"]
@@ -216,19 +213,15 @@ class Figure5(_OneSeed):
             nll = {epoch: value for epoch, _, value in curve["points"]}
             seconds, paper = _seconds(curve), curve["paper_share"]
             share = seconds / base if seconds and base else None
-            trained = f"{curve['epochs']:,} / –" if paper is None else _trained(curve)
-            table.append([curve["model"], trained])
+            table.append([curve["model"], _trained(curve)])
             table[-1] += [f"{nll[epoch]:.1f}" if nll else "–" for epoch in epochs]
             table[-1] += [f"{seconds:.3g}" if seconds else "diverged"]
-            table[-1] += ["–" if own is None else f"{own:.2f}" for own in (share, paper)]
-            table[-1] += ["" if None in (share, paper) else f"{share - paper:+.2f}"]
+            table[-1] += [f"{share:.2f}" if share else "–", f"{paper:.2f}"]
+            table[-1] += [f"{share - paper:+.2f}" if share else ""]
         said = [
             "Seconds are of training steps alone. The paper's figure has no printed likelihoods; "
             "its times are Table 3's. It says that both converge to similar optima, and that SNF "
             "takes less than half the time.",
-            "The recipe also starts biases from the first batch. Exact gradients with such biases "
-            "are level with it, epoch by epoch (derivations/21-learning-the-inverse.md): what it "
-            "is ahead of them here comes from the start.",
         ]
         if len({curve["made_with"]["processor"] for curve in curves}) > 1:
             said.append("The runs are from different machines: their seconds do not compare.")

@@ -121,9 +121,7 @@ class Inspection:
                 limits = {stable_above(rule) for rule in rules}
                 words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
-                weighed = any(rule.has_lambda for rule in rules)
-                do = "raise --lambda" if weighed else "sample with --inverse exact"
-                do = f"if the likelihood suffers, {do} (derivations/{page})"
+                do = f"if the likelihood suffers, raise --lambda (derivations/{page})"
                 lines.append(f"early warning, not a verdict: {words}: {layers}; {do}")
         return lines
 

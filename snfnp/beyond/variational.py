@@ -45,7 +45,6 @@ class Variational(Rule):
     sigma: float
     vectors: int = 8
     learns_inverse: ClassVar[bool] = True
-    has_lambda: ClassVar[bool] = True
     objective: ClassVar[str] = "variational"
 
     def __post_init__(self):
@@ -79,7 +78,7 @@ class Variational(Rule):
         result = _FORWARD.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
         if "noise" not in cache:
             return result
-        ops, w, r, (nu, moved, first) = ctx.ops, p["W"], p["R"], cache["noise"]
+        ops, r, (nu, moved, first) = ctx.ops, p["R"], cache["noise"]
         each = -1 / self.vectors
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
@@ -89,8 +88,7 @@ class Variational(Rule):
         error = g.apply(ops, r, moved)
         delta = g.adjoint_then(ops, r, error, Epilogue(a=each, y=taken)).out
         ops.run_async(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
-        for part in g.gradients(ops, f, w, r, each * error, moved, 0.0, grads["R"]):
-            ops.run_async(f.weight_grad, ops, part.delta, part.x, out=part.out, add=True)
+        ops.run_async(g.weight_grad, ops, each * error, moved, out=grads["R"], add=True)
         return result
 
 

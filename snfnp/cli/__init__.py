@@ -18,6 +18,8 @@ COMMANDS = {
     "train": "train a flow, or go on with a run",
     "evaluate": "print the likelihood of a run, term by term",
     "sample": "draw samples from a run and write them as a picture",
+    "interpolate": "draw paths between test samples, through the latents",
+    "score": "compare the likelihoods of other data with the test data's",
     "angle": "print how far a run's gradient is from the exact one",
     "compare": "print runs beside each other, and draw them in one picture",
     "check": "check every gradient by finite differences",
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {program} COMMAND …; COMMAND --help explains every option\n")
         for name, summary in COMMANDS.items():
-            print(f"  {name:<10}{summary}")
+            print(f"  {name:<13}{summary}")
         return
     name, *arguments = argv
     if name not in COMMANDS:

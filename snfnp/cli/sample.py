@@ -5,25 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import check_file, check_range, check_seed, open_run, run_parser
+from snfnp.cli.shared import Parser, check_file, check_range, check_seed, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
 from snfnp.training.memory import within_memory
+from snfnp.training.runs.load import LoadedRun
 
-_TABLE = ".npy"
+TABLE = ".npy"
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    out = "the picture, or .npy file of rows (default: RUN/sample-<inverse>.png, or .npy)"
-    parser.add_argument("--out", type=Path, help=out)
-    through = "through the learned inverses, one pass; through these, refined until nothing is "
-    through += "left over; or through exact solves (default: learned)"
-    inverses = ("learned", "refined", "exact")
-    parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
+    add_inverse(parser, "sample")
     scale = "scales the latents (default: 1.0)"
     parser.add_argument("--temperature", type=float, default=1.0, help=scale)
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
@@ -37,47 +33,78 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
     check_range(args, "--columns", 1, args.count)
-    if args.out and args.out.suffix != _TABLE:
+    if args.out and args.out.suffix != TABLE:
         check_file(args.out, "--out", plots.SUFFIXES)
 
     run = open_run(args)
-    shape = run.image_shape
-    rows = len(shape) == 1
-    suffixes = (_TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
-    out = args.out or run.folder.path / f"sample-{args.inverse}{_TABLE if rows else '.png'}"
-    check_file(out, "--out", suffixes)
-    if not rows:
-        _check_size(args, shape, out)
-    elif in_rows:
+    out = destination(args, run, "sample", args.count, args.columns)
+    if in_rows and len(run.image_shape) == 1:
         raise UsageError("--columns is for images, and this run has rows of numbers: leave it out")
-    images = np.empty((args.count, *shape), np.float64 if rows else np.uint8)
-    for part, first in enumerate(range(0, args.count, _AT_ONCE)):
-        count = min(_AT_ONCE, args.count - first)
-        with within_memory(run.ops, "--count", count):
-            inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
-            drawn = run.likelihood.sample(count, args.seed, args.temperature, part=part, **inverse)
-        images[first : first + count] = drawn
+    images = drawn(run, args, args.count, args.temperature)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-    title = f"{run.config.data_name}, {run.config.model_name}"
-    if out.suffix == _TABLE:
-        content = io.BytesIO()
-        np.save(content, images)
-        write_atomically(out, content.getvalue())
+    if out.suffix == TABLE:
+        save_table(out, images)
     else:
+        title = f"{run.config.data_name}, {run.config.model_name}"
         plots.save_samples(out, {panel: images}, title, args.columns)
     print(out)
 
 
-def _check_size(args, shape: tuple[int, ...], out: Path) -> None:
+def add_inverse(parser: Parser, name: str) -> None:
+    """The options by which samples are made, and where they go; name: what files are called."""
+    out = f"the picture, or .npy file of rows (default: RUN/{name}-<inverse>.png, or .npy)"
+    parser.add_argument("--out", type=Path, help=out)
+    through = "through the learned inverses, one pass; through these, refined until nothing is "
+    through += "left over; or through exact solves (default: learned)"
+    inverses = ("learned", "refined", "exact")
+    parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
+
+
+def destination(args, run: LoadedRun, name: str, count: int, columns: int, table=True) -> Path:
+    """The file for so many samples, after checks: a picture of images, in columns, or of a plane,
+    or a table of rows. table: what is the default for rows."""
+    shape = run.image_shape
+    rows = len(shape) == 1
+    suffixes = (TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
+    file = f"{name}-{args.inverse}{TABLE if rows and table else '.png'}"
+    out = args.out or run.folder.path / file
+    check_file(out, "--out", suffixes)
+    if not rows:
+        _check_size(count, columns, shape, out)
+    return out
+
+
+def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np.ndarray:
+    """So many samples, in parts that fit; latents: theirs (count, ...), on the host."""
+    rows = len(run.image_shape) == 1
+    images = np.empty((count, *run.image_shape), np.float64 if rows else np.uint8)
+    inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
+    for part, first in enumerate(range(0, count, _AT_ONCE)):
+        some = slice(first, min(first + _AT_ONCE, count))
+        with within_memory(run.ops, "--count", some.stop - first):
+            given = latents and tuple(run.ops.asarray(latent[some]) for latent in latents)
+            how = {"part": part, "latents": given, **inverse}
+            images[some] = run.likelihood.sample(some.stop - first, args.seed, temperature, **how)
+    return images
+
+
+def save_table(out: Path, rows: np.ndarray) -> None:
+    """Write an array as a .npy file."""
+    content = io.BytesIO()
+    np.save(content, rows)
+    write_atomically(out, content.getvalue())
+
+
+def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> None:
     """Refuse a picture that is too large for its format, or to be seen."""
-    height, width = plots.grid_size(args.count, args.columns, shape)
+    height, width = plots.grid_size(count, columns, shape)
     size = f"a picture of {width:,} x {height:,} pixels"
     if height * width > _LARGEST:
         fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
         ask = f"ask for {fits:,} or fewer, and for more with another --seed"
         ask = ask if fits else "a single one of its images is too large to be drawn"
-        raise UsageError(f"--count {args.count} would be {size}: {ask}")
+        raise UsageError(f"{count} images would be {size}: {ask}")
     if max(height, width) > _LONGEST:
-        raise UsageError(f"--columns {args.columns} would be {size}: leave it out")
+        raise UsageError(f"{columns} in a row would be {size}: leave --columns out")
     if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
         raise UsageError(f"--out is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")

@@ -11,6 +11,7 @@ from snfnp.training import session as training
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
 from snfnp.training.options.parts import options_in
+from snfnp.training.plane import Film, View
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -18,7 +19,7 @@ AUTO = "auto"  # a value of --resume
 # What --help begins with; the other options follow in the configuration's parts.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
-_SAMPLES, _POINTS = 64, 2000  # images, and points of a plane, in samples.png
+_SAMPLES = 64  # images in samples.png
 _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 
@@ -64,9 +65,11 @@ def main(
         else:
             opened = training.started(config, world=world)
         with opened as session:
-            session.train()
+            points = session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
+            film = None if points is None else Film(points)
+            session.train(callbacks=(film,) if film else ())
             if world.rank == 0:
-                _draw(session.folder, session.config, session.ops)
+                _draw(session.folder, session.config, session.ops, film)
 
 
 def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
@@ -111,24 +114,30 @@ def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
     return parser
 
 
-def _draw(folder: RunFolder, config: TrainConfig, ops) -> None:
-    """Draw curves.png, and samples.png at the best epoch."""
+def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> None:
+    """Draw curves.png; samples.png at the best epoch, of images or a plane; and the film of it."""
     from snfnp.training import curves, plots
 
     records = folder.read_metrics()
     how = f"{config.gradient} gradient, {config.epochs} epochs"
-    title = f"{config.data_name}, {config.model_name}, {how}"
+    title, drawn = f"{config.data_name}, {config.model_name}, {how}", [folder.curves]
     if records:  # they may have been lost
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
-    if run.flow.preprocess.noun == "rows" and run.image_shape != (2,):
-        print(f"picture: {folder.curves}")
-        return
-    inverses = {"learned inverse (one pass)": False} if run.flow.has_learned_inverse else {}
-    count = _SAMPLES if run.flow.preprocess.noun == "images" else _POINTS
-    panels = {
-        name: run.likelihood.sample(count, config.seed, exact=exact)
-        for name, exact in {**inverses, "exact inverse": True}.items()
-    }
-    plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
-    print(f"pictures: {folder.samples}, {folder.curves}")
+    inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
+    if film:
+        view = View.of(run.likelihood, film.data, inverses, config.seed)
+        plots.save_plane(folder.samples, view, title)
+        drawn.append(folder.samples)
+    elif run.flow.preprocess.noun == "images":
+        names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
+        panels = {
+            names[name]: run.likelihood.sample(_SAMPLES, config.seed, exact=name == "exact")
+            for name in inverses
+        }
+        plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
+        drawn.append(folder.samples)
+    if film and film.frames:  # none if a run was done before
+        plots.save_film(folder.film, film.frames)
+        drawn.append(folder.film)
+    print(f"pictures: {', '.join(map(str, drawn))}")

@@ -1,11 +1,11 @@
-"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, photograph patches, one's own."""
+"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, densities of the plane, one's own."""
 
 import difflib
 import os
 from collections.abc import Callable
+from functools import partial
 
-from snfnp import registry
-from snfnp.data import cifar, imagenet, mnist, own
+from snfnp.data import cifar, imagenet, mnist, own, plane
 from snfnp.data.files import SPLITS, Dataset, print_to_stderr, require_dataset
 from snfnp.errors import UsageError
 
@@ -15,7 +15,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "mnist-sample": mnist.sample,
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
-    "patches": lambda *arguments: registry.find("patches")(*arguments),
+    **{name: partial(plane.load, name) for name in plane.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
 
@@ -39,7 +39,7 @@ def load_dataset(
     SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
     A given folder is the only place that is searched: its subfolder `name` first, then the folder
     itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
-    downloaded), `snfnp.beyond.patches.load` (always from the scikit-image package), `mnist.sample`.
+    downloaded), `mnist.sample`, `plane.load`.
 
     `report` is called with one line if a sample takes the place of the full data, and before work
     that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist

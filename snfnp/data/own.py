@@ -23,23 +23,24 @@ _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, zli
 _DAMAGED += (zipfile.BadZipFile, Image.DecompressionBombError)
 
 
-def load(path: str, validation: str | None, test: str | None, seed: int) -> Dataset:
-    """The data at a path: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
+def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
+    """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
-    validation, test: the path of others, or the fraction of the data, drawn by `seed`, that is held
+    validation, test: others, or the fraction of the data, drawn by `seed`, that is held
     out, unless the data name their splits. A .npy file is mapped, and read as it is needed.
     Raises UsageError for what is none of this.
     """
-    splits, fractions = _read(path), {}
+    splits, fractions, named = _read(path), {}, isinstance(path, str)
+    name, path = (Path(path).stem, path) if named else ("array", "arrays in memory")
     for split, given in (("validation", validation), ("test", test)):
-        if split in splits and given:
+        if split in splits and given is not None:
             raise UsageError(f"{path} has {split} data already: leave --{split} out")
         if split in splits:
             continue
         try:
-            fractions[split] = float(given or HELD_OUT)
-        except ValueError:
-            others = _read(str(given))
+            fractions[split] = float(HELD_OUT if given is None else given)
+        except (ValueError, TypeError):
+            others = _read(given)
             splits[split] = others.get(split, others["train"])
             continue
         if not 0 < fractions[split] < 1:
@@ -56,11 +57,22 @@ def load(path: str, validation: str | None, test: str | None, seed: int) -> Data
             places, first = np.sort(order[first : first + count]), first + count
             mapped = isinstance(train, np.memmap)
             splits[split] = Mapped(train, places) if mapped else train[places]
-    return Dataset(Path(path).stem, **splits, source=path)
+    return Dataset(name, **splits, source=path)
 
 
-def _read(path: str) -> dict:
+def whole(path: str):
+    """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
+    Raises UsageError for what is none of this."""
+    splits = _read(path)
+    return splits.get("test", splits["train"])
+
+
+def _read(path) -> dict:
     """{split: array} at a path; a single array is "train"."""
+    if not isinstance(path, str):
+        with _explained("the array"):  # which may be mapped from a file
+            array = path if isinstance(path, np.ndarray) else np.asarray(path)
+        return {"train": _required(array, "the array")}
     place = Path(path)
     suffix = place.suffix.lower()
     if place.is_dir():

@@ -89,8 +89,7 @@ class Layer:
 
         ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
         ctx.volume, its sum; the rest is for layers that learn their inverse. Such a layer returns
-        (δ_x, a `snfnp.context.Measured`); parameters that its rule finds by itself (`Rule.updates`)
-        have no place in `grads`.
+        (δ_x, a `snfnp.context.Measured`).
         """
         raise NotImplementedError
 

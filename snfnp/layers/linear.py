@@ -25,9 +25,9 @@ class Linear(Layer):
     Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
     dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
     same for all pixels (Glow), plus that noise if the kernel has more than one tap.
-    inverse_map: the structure of R if it is not W's: a larger kernel, or a chain of them (A.4).
+    inverse_map: the structure of R if it is not W's: a larger kernel (A.4).
     bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
-    Parameters: W, R (only if the rule learns an inverse; starts at flip(W), see `Map.start`), b.
+    Parameters: W, R (only if the rule learns an inverse; starts at flip(W)), b.
     """
 
     map: Map
@@ -82,7 +82,7 @@ class Linear(Layer):
             w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
-            params["R"] = g.start(f, w)
+            params["R"] = g.fit(f.flip(w)).copy()  # T(R) = T(W)ᵀ (A.3)
         if self.bias:
             params["b"] = np.zeros(self.output_shape(shape)[-1])
         return params

@@ -1,6 +1,6 @@
 """Whitening: coordinates in which the input of a linear layer has mean 0 and covariance I.
 
-Derivation: derivations/24-stability.md.
+Derivation: derivations/29-natural-coordinates.md.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,15 @@ import numpy as np
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers.base import Layer
 
-_FLOOR = 1e-6  # times the largest variance: U's condition is at most 1e3, which float32 bears
+_FLOOR = 1e-6  # times the mean variance: U's condition is some 1e3, which float32 bears
+
+
+def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
+    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, of whose
+    eigenvalues those below `floor` count as that much. Of all U with U M Uᵀ = I it turns rows
+    least. O(K³)."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
 
 
 @dataclass(frozen=True)
@@ -18,10 +26,10 @@ class Whiten(Layer):
     """z = U (x − μ), with U = C^{-1/2} of the covariance C of x, for rows x (N, D).
 
     whole: False if U has only the variances of the features, C's diagonal; shrink: C is drawn to a
-    multiple of I by as much as so few rows deserve (`_shrunk`), and may be singular. Its numbers
+    multiple of I by as much as so few rows deserve (`_shrunk`), and may be singular. Its `numbers`
     are found from data, and no gradient moves them. Parameters: U (D, D), or (D,) its diagonal, and
-    b = −U μ (D,), the identity until those of `Moments` are put in their place. One product,
-    O(N D²), or O(N D).
+    b = −U μ (D,), the identity until those of data are put in their place. One product, O(N D²), or
+    O(N D).
     """
 
     features: int
@@ -56,55 +64,32 @@ class Whiten(Layer):
         """δ_x = Uᵀ δ_z."""
         return ctx.ops.linalg.matmul(dz, p["U"]) if self.whole else dz * p["U"]
 
+    def numbers(self, count: int, total, products) -> dict[str, np.ndarray]:
+        """U and b for `count` rows x whose sums are Σ x (D,) and Σ x xᵀ, or its diagonal: float64,
+        on the host.
 
-class Moments:
-    """Sums over rows x (n, D) that come part by part, in double precision: how many, Σ x, and, as
-    the `Whiten` layer needs, Σ x xᵀ or its diagonal.
-
-    No shift is needed: of logits of images that have noise, the mean square is at most some hundred
-    times the variance. `add` costs O(n D²), `whitening` O(D³), or for a diagonal O(n D) and O(D).
-    """
-
-    def __init__(self, ops, layer: Whiten):
-        shapes = layer.parameter_shapes(())
-        self._ops, self._layer, self.count = ops, layer, 0
-        self.total, self.products = ops.xp.zeros(shapes["b"]), ops.xp.zeros(shapes["U"])
-
-    def add(self, x) -> None:
-        self.count += len(x)
-        self.total += x.sum(axis=0)
-        if self._layer.whole:
-            self._ops.linalg.matmul_add(x.T, x, self.products)
-        else:
-            self.products += (x * x).sum(axis=0)
-
-    def whitening(self) -> dict[str, np.ndarray]:
-        """U and b of the layer, float64 on the host.
-
-        U is the symmetric root: of all U with U C Uᵀ = I it turns x least. Directions with less
-        than 1e-6 of the largest variance count as having so much. Raises UsageError for a count
-        that leaves directions without variance, or if x does not vary at all, DivergedError if it
-        is not finite.
+        No shift is needed: of logits of images that have noise, the mean square is at most some
+        hundred times the variance. Directions with less than 1e-6 of the mean variance count as
+        having so much. O(D³), or O(D). Raises UsageError for a count that leaves directions without
+        variance, or if x does not vary at all, DivergedError if it is not finite.
         """
-        features, whole = len(self.total), self._layer.whole
-        shrink = self._layer.shrink
-        if whole and self.count <= features and not shrink:
-            found = f"{self.count} images have no covariance in {features} dimensions"
-            raise UsageError(f"{found}: give more than {features}, or leave --whiten out")
-        mean, second = (self._ops.to_host(a) / self.count for a in (self.total, self.products))
+        features, whole = self.features, self.whole
+        if whole and count <= features and not self.shrink:
+            found = f"{count} images have no covariance in {features} dimensions"
+            raise UsageError(f"{found}: give more than {features}, or --coordinates plain")
+        mean, second = total / count, products / count
         covariance = second - (np.outer(mean, mean) if whole else mean**2)
         if not np.isfinite(covariance).all():
             raise DivergedError("the inputs that are to be whitened are not finite")
-        if shrink:
-            covariance = _shrunk(covariance, self.count)
-        values, vectors = np.linalg.eigh(covariance) if whole else (covariance, None)
-        largest = values.max()
-        if largest <= features**2 * np.finfo(float).eps * np.abs(second).max():
+        if self.shrink:
+            covariance = _shrunk(covariance, count)
+        variance = (np.diag(covariance) if whole else covariance).mean()
+        if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all images are alike: there is nothing to whiten")
-        scales = np.maximum(values, _FLOOR * largest) ** -0.5
-        if vectors is None:
+        if not whole:
+            scales = np.maximum(covariance, _FLOOR * variance) ** -0.5
             return {"U": scales, "b": -scales * mean}
-        u = (vectors * scales) @ vectors.T
+        u = inverse_root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ mean}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from snfnp.ops import Array
-from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
+from snfnp.ops.epilogue import Epilogue, Finished
 
 
 class Map:
@@ -25,7 +25,7 @@ class Map:
         log_det, log_det_grad, solve        exact, whatever that costs: O(D³) for `Dense`
 
     The members below use these. `apply_then` and `weight_grads` are overridden for backends that do
-    in one pass what a linear layer computes together; the others are for the map g of R.
+    in one pass what a linear layer computes together.
     """
 
     # A map's own members that the ones below call, declared for type checkers.
@@ -42,25 +42,13 @@ class Map:
     shares_weights: ClassVar[bool] = True
     # Whether T(w)⁻¹ is T of another weight.
     inverts_in_kind: ClassVar[bool] = False
-    # Whether `snfnp.beyond.left_inverse` finds the weight nearest to another one's inverse.
-    has_left_inverse: ClassVar[bool] = False
 
-    def start(self, f, w):
-        """The r at which learning starts: T(r) = T_f(w)ᵀ (A.3). Host arrays."""
-        return self.fit(f.flip(w)).copy()
-
-    def stand_in(self, ops, f, r, shape):
-        """(term, multiple): term ⊙ multiple stands in for ∂log|det T_f(w)|/∂w, at w's size: T(r)ᵀ
-        in place of T_f(w)⁻ᵀ, summed over the positions of each weight. flip(r) ⊙ m (Eq. 15, the
-        second term of Eq. 10 for a dense map), of r's centre if r is larger (Eq. 28)."""
-        return f.flip(f.fit(r, ops.xp)), f.multiple(shape)
-
-    def gradients(self, ops, f, w, r, delta, z, scale, out) -> tuple[WeightGradient, ...]:
-        """The terms of the gradient of ⟨δ, T(r) z⟩ + scale · v · log|det T(r)| with respect to r,
-        with T_f(w) in place of T(r)⁻¹: flip(w) ⊙ m (Eq. 16, the second term of Eq. 11 for a dense
-        map), w padded with zeros if r is larger (Eq. 29). z: (N, ...); out: r's gradient."""
-        term, multiple = self.flip(self.fit(w, ops.xp)), self.multiple(z.shape[1:])
-        return (WeightGradient(delta, z, scale, term, multiple, out),)
+    def stand_in(self, ops, r, shape):
+        """(term, multiple): term ⊙ multiple stands in for ∂log|det T(w)|/∂w: T(r)ᵀ in place of
+        T(w)⁻ᵀ, summed over the positions of each weight. flip(r) ⊙ m (Eqs. 15 and 16, the second
+        term of Eqs. 10 and 11 for a dense map), of r's centre if r is larger (Eq. 28), of r padded
+        with zeros if it is smaller (Eq. 29)."""
+        return self.flip(self.fit(r, ops.xp)), self.multiple(shape)
 
     def apply_then(self, ops, w, x, epilogue: Epilogue) -> Finished:
         """z = T(w) x, and what `epilogue` makes of it."""

@@ -8,7 +8,6 @@ Derivation: derivations/07-convolutions.md and 08-asymmetric-kernels.md.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +31,6 @@ class Conv2d(Map):
     channels: int
     out_channels: int | None = None
     exact: str = "block"
-    has_left_inverse: ClassVar[bool] = True
 
     def __post_init__(self):
         kh, kw = self.kernel

@@ -35,12 +35,6 @@ def of_taps(run: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
     return (1,) * taps, (1,) * lanes
 
 
-def of_a_plane(width: int, itemsize: int) -> tuple[tuple, tuple]:
-    """(pixels, lanes) for one channel: the lanes are neighbouring pixels of an image of this
-    width."""
-    return (1,), (1,) * _lanes(1 << width.bit_length() - 1, itemsize)
-
-
 @cache
 def register_bytes() -> int:
     """The bytes of the vector registers that a tile may take: 28 of AVX-512's 32 registers, or 12

@@ -21,13 +21,8 @@ from typing import ClassVar
 class Rule:
     """The way in which a linear layer learns. A rule is a frozen dataclass of settings."""
 
-    # Whether the layer has an R beside W.
+    # Whether the layer has an R beside W, whose reconstruction error λ weighs.
     learns_inverse: ClassVar[bool] = False
-    # Whether λ weighs R's reconstruction error in the gradients of W and R.
-    has_lambda: ClassVar[bool] = False
-    # The parameters that the rule finds by itself: `backward` returns their next values, and the
-    # optimiser leaves them alone.
-    updates: ClassVar[tuple[str, ...]] = ()
 
     def check_maps(self, f, g) -> None:
         """Raises UsageError, in one line, if the rule is not for maps f and g."""

@@ -25,7 +25,6 @@ class SelfNormalizing(Rule):
 
     objective: str = "mixture"
     learns_inverse: ClassVar[bool] = True
-    has_lambda: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.objective not in ("mixture", "forward"):
@@ -48,17 +47,18 @@ class SelfNormalizing(Rule):
         # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
         # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
         # and of r's centre if r is larger (Eq. 28).
-        term, multiple = g.stand_in(ops, f, r, shape)
+        term, multiple = f.stand_in(ops, r, shape)
         of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
 
         # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
         # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
         # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros if r is larger
         # (Eq. 29). z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
-        of_r = g.gradients(ops, f, w, r, delta_r, z0, -c_g, grads["R"])
+        term, multiple = g.stand_in(ops, w, shape)
+        of_r = WeightGradient(delta_r, z0, -c_g, term, multiple, grads["R"])
 
         # both densities contain b: ½ + ½ = 1
-        ops.run_async(f.weight_grads, ops, (of_w, *of_r), ctx.volume, dz, grads.get("b"))
+        ops.run_async(f.weight_grads, ops, (of_w, of_r), ctx.volume, dz, grads.get("b"))
         return dx, measured
 
     @property

@@ -20,6 +20,12 @@ class Follower:
         """Keep the state in `states`, views of the trainer's buffer, from here on, with its first
         values, and what slices add up in `sums`, float64 (self.sums,)."""
 
+    def start(self, trainer, images_of) -> None:
+        """Set what all training images decide, before the first step (see `Trainer.renew`)."""
+
+    def renew(self, trainer, images_of) -> None:
+        """Find anew what activations decide, before a step (see `Trainer.renew`)."""
+
     def error_factors(self, samples: int) -> dict:
         """{layer: −2λ/N} of layers with a λ of their own; samples: N."""
         return {}
@@ -40,10 +46,11 @@ class Follower:
 
 
 def make_followers(ops, flow, config) -> tuple:
-    """(the controllers of λ, the mean of Eq. 31, Adam's coordinates), None for what a run does not
-    have."""
+    """(the controllers of λ, the mean of Eq. 31, the numbers of `Whiten` layers, Adam's
+    coordinates), None for what a run does not have."""
     multipliers = registry.find("multipliers")(ops, flow, config) if config.controller else None
     jacobian_mean = registry.find("jacobian-mean")(ops) if config.jvp_weight else None
-    white = config.coordinates == "white"
-    coordinates = registry.find("coordinates")(ops, flow, config) if white else None
-    return multipliers, jacobian_mean, coordinates
+    whitening = coordinates = None
+    if config.coordinates == "white" or flow.layout.fixed < flow.layout.size:
+        whitening, coordinates = registry.find("coordinates")(ops, flow, config)
+    return multipliers, jacobian_mean, whitening, coordinates

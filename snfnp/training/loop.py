@@ -4,25 +4,33 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from snfnp import registry
 from snfnp.data import Dataset, require_dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError
-from snfnp.ops import SINGLE_PROCESS, Communicator, Ops
+from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import Clock, ProgressLine, compilations_shown
+from snfnp.training.progress import (
+    Callbacks,
+    Clock,
+    ProgressLine,
+    Record,
+    compilations_shown,
+    silent,
+)
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run
-from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import renew
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
@@ -30,22 +38,30 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 def train(
     config: TrainConfig,
     dataset: Dataset,
-    ops: Ops,
-    run: RunFolder,
+    ops: Ops | None = None,
+    run: RunFolder | None = None,
     resume: bool | str = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] | None = print,
     world: Communicator = SINGLE_PROCESS,
     optimiser=None,
+    *,
+    flow=None,
+    callbacks: Callbacks = (),
 ) -> dict:
     """Train to the configured number of epochs and return the summary that it also writes.
 
     config: `TrainConfig.resolve` fills it in and checks it, also one that was resolved before and
-    has changed since. Evaluates exactly on the validation images every
-    `eval_every` epochs and after the last one, keeps `best.safetensors` by that figure, and at the
-    end reports the test likelihood there. resume: go on from the last checkpoint; "best": from
-    the best one, or from the start if there is none yet. report: gets every line. world: the ranks
-    that train together, each of which calls this; rank 0 alone reports and writes. optimiser: one
-    of your own in Adam's place (derivations/28-write-your-own-rule.md); a run goes on with its own.
+    has changed since; ops, run: None makes them, as it says. Evaluates exactly on the validation
+    images every `eval_every` epochs and after the last one, keeps `best.safetensors` by that
+    figure, and at the end reports the test likelihood there. resume: go on from the last
+    checkpoint; "best": from the best one, or from the start if there is none yet. report:
+    gets every line; None: nothing is shown, not even a bar. world: the ranks that train together,
+    each of which calls this; rank 0 alone reports and writes. optimiser: one of your own in Adam's
+    place (derivations/28-write-your-own-rule.md); a run goes on with its own. flow: the model
+    instead of config.model, as `TrainConfig(model=flow)`. callbacks: each gets a `Record` of every
+    evaluation, and of a step whenever a progress bar shows one (without a bar, once a minute); one
+    that returns True ends the run well, after the epoch; what it raises stops the run, which can go
+    on from there.
 
     An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
     KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError if another program trains
@@ -53,10 +69,15 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     require_dataset(dataset)
+    if flow is not None:
+        config = replace(config, model=flow)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     config.check_processes(world.size)
+    if ops is None:
+        ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
+    run = run or RunFolder.create(path_of(config))
     first, signals = world.rank == 0, Signals(world.rank, world.size)
-    report = report if first else _silent
+    report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
     with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
@@ -76,7 +97,7 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(config, trainer, clock)
         checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
-        with signals.ends_at_once(), compilations_shown(ops, report, not first):
+        with signals.ends_at_once(), compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
                 record = world.on_rank_zero(lambda: run.open(run.path)[1])
@@ -88,11 +109,12 @@ def train(
                 layout = trainer.layout
                 checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         try:
-            record = nullcontext(run.append_metrics if first else _silent)
+            record = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
                 record = registry.find("event-files")(run)
             with record as keep:
-                _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
+                how = (signals, report, keep, partial(_tell, tuple(callbacks), checkpoints))
+                _take_steps(dataset, batches, evaluator, checkpoints, *how)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
@@ -105,34 +127,55 @@ def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> Non
     if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
         return
     with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
+        trainer.renew(batches)
         if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
             report(chosen)
     evaluator.rehearse(dataset.validation)
 
 
-def _silent(what) -> None:
-    """Drop a line or a record that rank 0 reports already."""
+def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) -> bool:
+    """Give a record to every callback, on rank 0; say, on all, whether one of them returned True.
+    What one raises goes on from here, once everything is saved."""
+    ends, world = False, checkpoints.trainer.world
+    if callbacks and world.rank == 0:
+        try:
+            said = [callback(record) for callback in callbacks]
+            ends = any(isinstance(each, (bool, np.bool_)) and each for each in said)
+        except BaseException:
+            checkpoints.save(checkpoints.folder.last)
+            raise
+    return bool(callbacks and world.any(ends))
 
 
-def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep) -> None:
-    """The remaining steps, with checkpoints and evaluations; keep: gets every record of these."""
+def _is_patient(config: TrainConfig, best: dict | None, epoch: int) -> bool:
+    """Say whether a better evaluation may still come, by `--patience`."""
+    if best is None or config.patience is None:
+        return True
+    return epoch // config.eval_every - best["epoch"] // config.eval_every < config.patience
+
+
+def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep, tell) -> None:
+    """The remaining steps, with checkpoints and evaluations; keep: gets every record of these;
+    tell: gives one to the callbacks."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
     progress = ProgressLine(config, trainer, clock, steps, report)
+    epoch, ends = trainer.step // batches.steps_per_epoch, False
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()
-        while trainer.step < steps:
-            renew(trainer, batches)
+        while trainer.step < steps and _is_patient(config, evaluator.best, epoch):
+            trainer.renew(batches)
             trainer.training_step(batches(trainer.step))
             progress.bar.update(config.batch_size)
             # All ranks do what any was asked to do or has due; later requests wait for a step.
             requests = _STOP * signals.stop | _CHECKPOINT * signals.checkpoint
             requests |= _SAVE * checkpoints.due() | _SHOW * progress.due()
             requests = trainer.world.any(requests)
-            if requests & _SHOW:
-                progress.show()
             epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
-            if rest == 0 and (epoch % config.eval_every == 0 or trainer.step == steps):
+            if requests & _SHOW:
+                ends = tell(progress.show(epoch)) or ends
+            due = epoch % config.eval_every == 0 or trainer.step == steps or ends
+            if rest == 0 and due:
                 progress.clear()
                 clock.stop()
                 record = evaluator.validate(epoch, dataset.validation)
@@ -140,6 +183,10 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
+                own = Record.of(record, steps, record is evaluator.best, trainer.likelihood())
+                if tell(own) or ends:
+                    report(f"a callback ended training after epoch {epoch}")
+                    return
                 clock.start()
             elif requests & (_SAVE | _CHECKPOINT | _STOP):
                 checkpoints.save(run.last)
@@ -151,14 +198,15 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep)
                 advice = f"go on with --resume --out {shlex.quote(str(run.path))} (snfnp.resume)"
                 report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
                 raise KeyboardInterrupt
+    if trainer.step < steps:
+        waited = f"no better one in {config.patience} evaluations (--patience)"
+        report(f"stopped after epoch {epoch}, as there was {waited}")
 
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
     gradient = config.gradient
-    if config.rule.learns_inverse and not config.rule.has_lambda:
-        gradient += f" (R by {config.inverse_update})"
-    elif config.rule.learns_inverse:
+    if config.rule.learns_inverse:
         control = "" if not config.controller else f" at the start, then {config.lambda_control}"
         penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
         gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"

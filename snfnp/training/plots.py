@@ -14,12 +14,14 @@ from PIL import Image
 
 from snfnp import folders
 from snfnp.training.files import write_atomically
+from snfnp.training.plane import View
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`
 _DPI = 110
 _PANEL = 440  # pixels of a panel's side in a figure that has not grown
 _LARGEST_PANEL = 2000
+_INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 
 
 # Matplotlib gets a folder for its cache of fonts if its own cannot be written.
@@ -33,7 +35,10 @@ if "MPLCONFIGDIR" not in os.environ and not all(
         os.environ["MPLCONFIGDIR"] = str(_folder)
 
 import matplotlib  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, no pyplot: the user's backend stays
+from matplotlib.patches import Circle  # noqa: E402
 
 
 def default_columns(count: int) -> int:
@@ -69,7 +74,7 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     grows with its panels, and a single panel that `is_large` is written alone, without its name.
     """
     if next(iter(panels.values())).ndim == 2:
-        _save_points(path, panels, title)
+        save_points(path, panels, title)
         return
     grids = {
         name: image_grid(images, columns or default_columns(len(images))).squeeze()
@@ -82,7 +87,8 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
         write_atomically(path, content.getvalue())
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
-    figure = Figure(figsize=(4.6 * len(panels) * grow, 5.2 * grow))
+    high = 0.6 + 4.6 * min(1, height / width)
+    figure = Figure(figsize=(4.6 * len(panels) * grow, high * grow))
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -93,13 +99,76 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
 
 
-def _save_points(path: Path, panels: dict, title: str) -> None:
-    figure = Figure(figsize=(4.6 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
-    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
-        axis.scatter(*points.T, s=3, linewidths=0)
+def save_points(path: Path, panels: dict, title: str, data=()) -> None:
+    """Points of a plane side by side, {name: points (n, 2), or paths (paths, steps, 2)}; data
+    (n, 2): what the first are drawn over."""
+    figure = Figure(figsize=(4.8 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if len(data):
+        axes[0].scatter(*data.T, **_DOTS, color=_INK)
+    for axis, (name, points) in zip(axes, panels.items(), strict=True):
+        axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
         axis.set_title(name)
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def save_plane(path: Path, view: View, title: str) -> None:
+    """A view of the plane: density, samples, the bent grid, and the data as latents."""
+    figure = Figure(figsize=(9.2, 9.6), layout="constrained")
+    _draw_plane(figure, view, title, view)
+    _save(figure, path)
+
+
+def save_film(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
+    """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
+    pictures = []
+    for title, view in frames:
+        canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
+        figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.03, 0.12)
+        _draw_plane(figure, view, title, frames[-1][1], xticks=[], yticks=[])
+        canvas.draw()
+        pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+    palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
+    first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
+    times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
+    content = io.BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
+    write_atomically(path, content.getvalue())
+
+
+def _draw_plane(figure, view: View, title: str, last: View, **ticks) -> None:
+    brightest = np.quantile(last.density, 0.995)  # a peak would leave the rest in the dark
+    (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
+    how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
+    density.imshow(view.density, extent=view.extent, interpolation="bilinear", **how)
+    density.set_title("density, exact")
+    for axis, points in ((samples, view.data), (grid, view.data), (latents, view.latents)):
+        axis.scatter(*points.T, **_DOTS, color=_INK, label="data")
+        axis.set(xlim=view.extent[:2], ylim=view.extent[2:])
+    for name, points in view.samples.items():
+        samples.scatter(*points.T, **_DOTS, label=f"{name} inverse")
+    samples.set_title("samples, of the same latents")
+    samples.legend(fontsize="small", markerscale=3, loc="upper right")
+    name, lines = next(iter(view.grid.items()))
+    grid.add_collection(LineCollection(list(lines), colors="C1", linewidths=0.7))
+    grid.set_title(f"a grid through the {name} inverse")
+    for radius in (1, 2):
+        latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
+    latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")
+    figure.suptitle(title)
+
+
+def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title: str) -> None:
+    """Histograms {name: values (n,)} in one frame, of what is finite."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    finite = {name: each[np.isfinite(each)] for name, each in values.items()}
+    bins = list(np.histogram_bin_edges(np.concatenate(list(finite.values())), 80))
+    for name, each in finite.items():
+        axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=name)
+    axis.set(xlabel=label, yticks=[], title=title)
+    axis.legend()
     _save(figure, path)
 
 

@@ -3,8 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields
+from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
@@ -16,8 +18,49 @@ _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
 _MOMENT = 0.5  # seconds of compilation that are not worth a word
 
 
+@dataclass(frozen=True)
+class Record:
+    """A look at a run in training, for callbacks: an exact evaluation, or a step between two.
+
+    step, epoch: done, of `steps`; seconds: spent on them; surrogate: nats, no likelihood;
+    reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping; these three of the last step, or
+    averages since the last evaluation. Of an evaluation alone: nats, the exact validation NLL per
+    sample; bits_per_dimension: the same, of images; best: whether none was better; figures: its
+    line of metrics.jsonl; likelihood: the flow as it is (`snfnp.Likelihood`).
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    seconds: float
+    surrogate: float
+    reconstruction: float
+    gradient_norm: float
+    nats: float | None = None
+    bits_per_dimension: float | None = None
+    best: bool = False
+    figures: dict = field(default_factory=dict, repr=False)
+    likelihood: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, line: dict, steps: int, best: bool, likelihood):
+        """The record of an evaluation, from its line of metrics.jsonl."""
+        known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
+        bits = line.get("validation_bits_per_dimension")
+        exact = {"nats": line["validation_nll_nats"], "bits_per_dimension": bits}
+        more = {"figures": dict(line), "likelihood": likelihood}
+        return cls(steps=steps, best=best, **known, **exact, **more)
+
+
+Callbacks = Iterable[Callable[[Record], Any]]
+
+
+def silent(what) -> None:
+    """Drop a line that is not asked for, or a record that rank 0 reports already."""
+
+
 @contextmanager
-def compilations_shown(ops, report: Callable[[str], None], silent=False) -> Iterator[None]:
+def compilations_shown(ops, report: Callable[[str], None]) -> Iterator[None]:
     """A context that says so if kernels are compiled in it, on a line that moves if the output is a
     terminal: no step of training takes that time."""
     kernels, seconds, begun = 0, 0.0, 0.0
@@ -33,7 +76,7 @@ def compilations_shown(ops, report: Callable[[str], None], silent=False) -> Iter
         if line is None and seconds > _MOMENT:
             report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
             sys.stdout.flush()  # a log file is to say so now
-            hidden = silent or None
+            hidden = report is silent or None
             line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
         if line is not None:
             line.set_description_str(f"{kernels} kernels, {seconds:.0f} s")
@@ -90,20 +133,20 @@ class Clock:
 
 class ProgressLine:
     """The progress bar, in units of images, with the last step's figures: on rank 0 alone. Where
-    the output is neither a terminal nor a notebook, a line of them every minute: report gets it."""
+    the output is neither a terminal nor a notebook, a line of them every minute: report gets it.
+    If that is `silent`, nothing is shown."""
 
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int, report):
         self._trainer, self._clock, self._steps, self._report = trainer, clock, steps, report
-        silent = trainer.world.rank > 0
         self.bar = tqdm(
             total=steps * config.batch_size,
             initial=trainer.step * config.batch_size,
             unit="img" if trainer.flow.preprocess.noun == "images" else "row",
             unit_scale=True,
-            disable=silent or None,  # None: no bar if the output is not a terminal
+            disable=report is silent or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,
         )
-        self._shown = math.inf if silent else time.perf_counter()
+        self._shown = math.inf if trainer.world.rank else time.perf_counter()
 
     def due(self) -> bool:
         """Say whether it is time to show the figures of a step: a look waits for the device."""
@@ -115,12 +158,12 @@ class ProgressLine:
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
-    def show(self) -> None:
-        """Show the figures of the last step. All ranks wait for it; raises DivergedError if it
-        failed."""
+    def show(self, epoch: int) -> Record | None:
+        """Show the figures of the last step, and return them; None on other ranks. All of them wait
+        for it; raises DivergedError if it failed."""
         self._clock.settle()
         if self._trainer.world.rank:
-            return
+            return None
         self._shown = time.perf_counter()
         metrics, lam = self._trainer.metrics(), ""
         if self._trainer.multipliers:
@@ -133,3 +176,5 @@ class ProgressLine:
             step, speed = self._trainer.step, self._clock.steps_per_second
             left = f"{(self._steps - step) / speed / 60:.1f} minutes of steps left"
             self._report(f"step {step} of {self._steps}, {left} at {speed:.3g} a second: {figures}")
+        place = self._trainer.step, self._steps, epoch, self._clock.seconds
+        return Record(*place, *astuple(metrics))

@@ -1,20 +1,25 @@
 """A run from its options to its summary: `start` a new one, `resume` one from its folder."""
 
 import io
-import time
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snfnp import registry
-from snfnp.data import Dataset, load_dataset, require_dataset
-from snfnp.errors import SnfnpError
+from snfnp.data import Dataset, load_dataset, own, require_dataset
+from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
 from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.folder import RunFolder
+from snfnp.training.progress import Callbacks
+from snfnp.training.runs.folder import RunFolder, path_of
+from snfnp.training.runs.load import LoadedRun, load_run
+
+_EVALUATIONS = 50  # in a run of `fit`, about
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,17 @@ class Session:
     goes_on: bool | str
     world: Communicator
 
-    def train(self, report: Callable[[str], None] = print, optimiser=None) -> dict:
+    def train(
+        self, report: Callable[[str], None] | None = print, optimiser=None, callbacks=()
+    ) -> dict:
         """Train to the end; the summary, as `snfnp.train` returns it."""
         config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
             also += ", or --recompute"
         with within_memory(self.ops, "--batch-size", config.batch_size, also):
-            how = (self.folder, self.goes_on, report)
-            return train(config, dataset, self.ops, *how, self.world, optimiser)
+            how = (self.folder, self.goes_on, report, self.world, optimiser)
+            return train(config, dataset, self.ops, *how, callbacks=callbacks)
 
 
 @contextmanager
@@ -50,9 +57,7 @@ def started(
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
     _ = config.build_flow(dataset.train.shape[1:]).layout  # raises before a folder is made
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.data_name}-{config.model}-{config.gradient}-{stamp}"
-    path = world.broadcast(config.out or Path("runs") / name)
+    path = world.broadcast(path_of(config))
     folder = RunFolder(path)
     with ExitStack() as held:
 
@@ -94,8 +99,9 @@ def resume(
     *,
     rollback: bool = False,
     dataset: Dataset | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] | None = print,
     optimiser=None,
+    callbacks: Callbacks = (),
     **changes,
 ) -> dict:
     """Go on with the run in a folder, and return what `snfnp.train` returns.
@@ -103,13 +109,59 @@ def resume(
         snfnp.resume("runs/mine", epochs=20, lr=1e-4)
 
     rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
-    images, if the run was trained on others than `load_dataset` finds; report: gets every line;
-    optimiser: the run's own, if it was started with one; changes: options of `TrainConfig` with
-    new values from here on. Raises UsageError if `path` is no run's folder, if another program
-    trains in it, or if with these options or images it would not be the same run.
+    images, if the run was trained on others than `load_dataset` finds; report, callbacks: as for
+    `snfnp.train`; optimiser: the run's own, if it was started with one; changes: options of
+    `TrainConfig` with new values from here on. Raises UsageError if `path` is no run's folder, if
+    another program trains in it, or if with these options or images it would not be the same run.
     """
     with resumed(Path(path), changes, rollback, dataset=dataset) as session:
-        return session.train(report, optimiser)
+        return session.train(report, optimiser, callbacks)
+
+
+def fit(
+    data,
+    *,
+    validation=None,
+    test=None,
+    flow=None,
+    out: str | Path | None = None,
+    report: Callable[[str], None] | None = print,
+    callbacks: Callbacks = (),
+    optimiser=None,
+    **options,
+) -> LoadedRun:
+    """Train a flow on data in one call, and return the run at its best evaluation.
+
+        run = snfnp.fit(rows, epochs=200, patience=10)
+        run.likelihood.log_prob(others), run.likelihood.sample(100)
+
+    data: rows of floats (N, D), images, uint8 (N, H, W[, C]), or a `Dataset`;
+    validation, test: others, or the fraction that is held out (a tenth), drawn by `seed`;
+    flow: a model of one's own (`TrainConfig(model=…)`); out: the run's folder; None: a temporary
+    one, which is removed at the end, but not if training was interrupted or failed; report,
+    callbacks, optimiser: as for `snfnp.train`; options: those of `TrainConfig`, of which eval_every
+    is by default what makes about 50 evaluations. Raises what `snfnp.train` raises.
+    """
+    if flow is not None:
+        options["model"] = flow
+    if isinstance(data, (str, Path)):
+        raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
+    if not isinstance(data, Dataset):
+        data = own.load(data, validation, test, options.get("seed", 0))
+    elif validation is not None or test is not None:
+        raise UsageError(f"{data.name} has its splits already: leave validation and test out")
+    config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])
+    if "eval_every" not in options:
+        config = replace(config, eval_every=max(1, config.epochs // _EVALUATIONS))
+    run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
+    try:
+        with started(replace(config, out=path), data) as session:
+            session.train(report, optimiser, callbacks)
+            run = load_run(path, ops=session.ops)
+        return run
+    finally:  # a run that was interrupted or failed goes on in its folder
+        if not out and (run or not RunFolder(path).has_checkpoint()):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, name=None):

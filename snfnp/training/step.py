@@ -36,11 +36,10 @@ def cut(total: int, parts: int) -> list[Slice]:
 class TrainingStep:
     """The arrays of a run on one device, all of them at fixed addresses, and the step itself.
 
-    p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`). m and v
-    cover what the optimiser moves; for what rules find `gradient` holds the next values.
-    params, grads, updates: p, gradient and these next values by layer and name; scalars: the step's
-    number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers: λ's
-    controllers, or None; coordinates: those that Adam ascends in, or None; followers: these and
+    p, gradient, m, v: the parameters, their gradient and Adam's moments, flat (`Layout`), the last
+    three of what the optimiser moves. params, grads: p and gradient by layer and name; scalars: the
+    step's number, learning rate and λ; log: figures of steps (`snfnp.ops.step.log`); multipliers:
+    λ's controllers, or None; coordinates: those that Adam ascends in, or None; followers: these and
     others (`snfnp.training.followers`); state, states: their state, flat and by name. world: the
     ranks that train together; communicator: the one that sums arrays of the device over them.
     optimiser: what `update`s the parameters, `Adam` or one of your own
@@ -53,15 +52,14 @@ class TrainingStep:
         self.optimiser = optimiser or Adam()
         self.layout = layout = flow.layout
         self.p = self.initial()
-        self.gradient = ops.xp.zeros_like(self.p)
-        self.m, self.v = (ops.xp.zeros_like(self.p[: layout.split]) for _ in range(2))
+        moved = self.p[: layout.fixed]
+        self.gradient, self.m, self.v = (ops.xp.zeros_like(moved) for _ in range(3))
         self.params = layout.views(self.p)
         self.grads = layout.optimised.views(self.gradient)
-        self.updates = layout.updated.views(self.gradient)
         self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
 
-        self.multipliers, jacobian_mean, self.coordinates = make_followers(ops, flow, config)
-        followers = (self.multipliers, jacobian_mean, self.coordinates)
+        followers = make_followers(ops, flow, config)
+        self.multipliers, *_, self.coordinates = followers
         self.followers = [follower for follower in followers if follower]
         shapes = {k: v for follower in self.followers for k, v in follower.state_shapes.items()}
         self.state_layout = Layout.of(shapes)
@@ -116,7 +114,7 @@ class TrainingStep:
         density = flow.log_density(ops, latents) + log_jacobian + ldj
         log.density(density, scalars.number)
 
-        # Backward: the gradients of Eq. 3, R's next value if a rule finds it, each layer's error.
+        # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
         if not ops.known_on_host(log.failed):
             weight = self.p.dtype.type(1 / samples)
@@ -129,9 +127,6 @@ class TrainingStep:
             with ops.side_stream():
                 given = (self.params, caches, deltas, self.grads, factors, flow.learns_from)
                 _, measured = flow.backward(ctx, *given)
-            for layer, result in measured.items():
-                for name, value in result.updates.items():
-                    self.updates[layer][name][...] = value
         errors = [result.error for result in measured.values() if result.error is not None]
         reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
         for follower in self.followers:
@@ -141,27 +136,19 @@ class TrainingStep:
         if self.world.size > 1:
             self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
             self.sums[_RECONSTRUCTION] = reconstruction * share
-            self.communicator.all_reduce(self.gradient[: self.layout.fixed], self.sums)
+            self.communicator.all_reduce(self.gradient, self.sums)
             log.density(self.sums[:_RECONSTRUCTION], scalars.number)
             reconstruction = self.sums[_RECONSTRUCTION, ...]
 
-        # Adam or another optimiser, and the next values of the parameters that none moves.
-        split, fixed = self.layout.split, self.layout.fixed
-        optimised, updated, has_updates = slice(0, split), slice(split, fixed), split < fixed
-        failed, nonfinite = log.failed, 0.0
-        if has_updates:
-            nonfinite = ops.step.nonfinite_flag(self.gradient[updated])
-            failed = failed + nonfinite
-        gradient, moved = self.gradient[optimised], self.p[optimised]
+        # Adam or another optimiser.
+        gradient = self.gradient
+        p = moved = self.p[: self.layout.fixed]
         if self.coordinates:
             gradient, moved = self.coordinates.enter(gradient)
-        given = (scalars.lr, scalars.number, config.clip_norm, failed)
+        given = (scalars.lr, scalars.number, config.clip_norm, log.failed)
         squares = self.optimiser.update(ops, gradient, *given, out=(moved, self.m, self.v))
         if self.coordinates:
-            self.coordinates.leave(self.p[optimised])
-        if has_updates:
-            squares = squares + nonfinite
-            ops.step.assign(self.gradient[updated], squares, failed, out=self.p[updated])
+            self.coordinates.leave(p)
 
         # Followers: λ of the next step, the mean of Eq. 31.
         figures = reconstruction, scalars.lam

@@ -14,6 +14,8 @@ from snfnp.training.adam import learning_rate
 from snfnp.training.runs.checkpoint import Checkpoint
 from snfnp.training.step import TrainingStep, cut
 
+_EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -91,6 +93,13 @@ class Trainer(TrainingStep):
             for array, values in zip(arrays, kept, strict=True):
                 array[...] = values
 
+    def renew(self, images_of) -> None:
+        """Find anew what followers have from activations, before steps 0, 20, 100 and every 500,
+        outside of a recorded step. images_of(step): this rank's images of step 0, 1, …"""
+        if self.step in _EARLY or self.step % _EVERY == 0:
+            for follower in self.followers:
+                follower.renew(self, images_of)
+
     def training_step(self, images) -> None:
         """Ascend Eq. 3 once, on device images (N, *shape), uint8.
 
@@ -103,8 +112,6 @@ class Trainer(TrainingStep):
             self.check(lambda step: images)
 
     def _take(self, images) -> None:
-        if self.coordinates:
-            self.coordinates.renew(self, images)
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, self.lam)
         self.slice_of(len(images))
@@ -129,7 +136,7 @@ class Trainer(TrainingStep):
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
                 self.ascend(images_of(failed))
-            where = self.flow.first_nonfinite_gradient(self.ops, self.layout.views(self.gradient))
+            where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"
         else:
             images = images_of(failed)
@@ -180,7 +187,7 @@ class Trainer(TrainingStep):
         saved, own = checkpoint.state_layout, self.state_layout
         then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
         if then != kept:
-            found = "of a run with other options (its layers keep other values from step to step)"
+            found = "of another version or other options (it keeps other values from step to step)"
             raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)

@@ -204,5 +204,5 @@ def test_other_versions_are_not_read(name: str, said: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_name() -> None:
-    names = "mnist, fashion-mnist, mnist-sample, cifar-10, imagenet32, patches"
+    names = "mnist, fashion-mnist, mnist-sample, cifar-10, imagenet32"
     refused("cifar", None, "'cifar' is neither a data set nor a path", names, kind=UsageError)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.ranks import fake_nccl
 from support.trainers import host, make_trainer
 
 from gpu import standin as devices
@@ -38,17 +39,7 @@ def doubling(ops, monkeypatch):
         array = xp.ndarray(count, types[kind], xp.cuda.MemoryPointer(memory, 0))
         xp.multiply(array, 2, out=array)
 
-    fake = SimpleNamespace(
-        available=True,
-        NCCL_SUM=0,
-        NCCL_FLOAT32=7,
-        NCCL_FLOAT64=8,
-        calls=calls,
-        get_unique_id=lambda: b"id",
-        groupStart=lambda: calls.append("start"),
-        groupEnd=lambda: calls.append("end"),
-        NcclCommunicator=lambda *of: SimpleNamespace(allReduce=all_reduce),
-    )
+    fake = fake_nccl(lambda *of: SimpleNamespace(allReduce=all_reduce), calls)
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)
     monkeypatch.setattr(xp.cuda, "nccl", fake, raising=False)
     return fake
@@ -63,7 +54,7 @@ class Doubling(OneOfTwo):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lambda_control": "mdmm"}, {"jvp_weight": 0.3, "inverse_kernel": 5}]
+    "changes", [{"lambda_control": "geco"}, {"jvp_weight": 0.3, "inverse_kernel": 5}]
 )
 def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     """A rank of two, whose partner has the same part of the gradient: the same as on the host."""

@@ -19,7 +19,7 @@ from snfnp.ops.gpu.cublas import Cublas
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_replay_equals_eager(ops, monkeypatch, model, gradient, clip_norm):
     """Bit for bit, with arrays made and dropped between the replays, and U found anew."""
-    monkeypatch.setattr("snfnp.training.whitening._EVERY", 4)
+    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
     reports, chosen = [], {"clip_norm": clip_norm}
     if clip_norm and model != "fc":
         chosen |= {"coordinates": "white", "lr_schedule": "cosine"}

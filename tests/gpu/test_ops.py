@@ -6,6 +6,7 @@ from support.operation_calls import (
     FLOATS,
     NO_SAMPLES,
     SIZES,
+    TWO_SIZES,
     assert_as_defined,
     assert_nan_spreads_as_defined,
     every_second,
@@ -25,27 +26,23 @@ NAMES = [name for name in OVERRIDES if name in overridden(overrides("gpu"))]
 FACTORISING = [f"linalg.{name}" for name in ("inverse", "solve", "inverse_and_log_abs_det")]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", NAMES)
-def test_operation_is_the_definition(ops, name, dtype, size):
-    call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
-    assert_as_defined(ops, name, call, in_order(ops.asarray))
+def test_operation_is_the_definition(ops, name, dtype):
+    for size in SIZES:
+        call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
+        assert_as_defined(ops, name, call, in_order(ops.asarray))
 
 
-@pytest.mark.parametrize("layout", [every_second, transposed])
-@pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_operation_takes_strided_and_transposed_arguments(ops, name, size, layout):
-    call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
-    assert_as_defined(ops, name, call, in_order(ops.asarray), layout)
-
-
-@pytest.mark.parametrize("size", NO_SAMPLES, ids=str)
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEVER_EMPTY])
-def test_operation_takes_no_samples(ops, name, size):
-    call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-    assert_as_defined(ops, name, call, in_order(ops.asarray))
+def test_operation_takes_strided_and_transposed_arguments_and_no_samples(ops, name):
+    for size in TWO_SIZES:
+        for layout in (every_second, transposed):
+            call = OVERRIDES[name](np.random.default_rng(1), np.float64, size)
+            assert_as_defined(ops, name, call, in_order(ops.asarray), layout)
+    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_as_defined(ops, name, call, in_order(ops.asarray))
 
 
 def test_a_product_into_an_array_of_another_precision_is_cast(ops):
@@ -60,23 +57,23 @@ def test_a_product_into_an_array_of_another_precision_is_cast(ops):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("size", [(5, 37), (3, 5, 7, 2)], ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FACTORISING])
-def test_nan_spreads_as_defined(ops, name, size):
-    call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
-    assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
+def test_nan_spreads_as_defined(ops, name):
+    for size in TWO_SIZES:
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
 
 
 _ALONE = """
 import sys, warnings
 import numpy as np
-from support.operation_calls import assert_nan_spreads_as_defined, in_order
+from support.operation_calls import TWO_SIZES, assert_nan_spreads_as_defined, in_order
 from support.operation_cases import OVERRIDES
 from snfnp.ops import get_ops
 warnings.simplefilter("ignore", RuntimeWarning)
 ops = get_ops("cupy")
 for name in sys.argv[1:]:
-    for size in [(5, 37), (3, 5, 7, 2)]:
+    for size in TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
         assert_nan_spreads_as_defined(ops, name, call, in_order(ops.asarray))
     print(name)

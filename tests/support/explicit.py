@@ -50,8 +50,3 @@ def units(shape, image):
     flat = np.eye(np.prod(shape)).reshape(-1, *shape)
     matrices = np.array([convolution_matrix(e, image) for e in flat])
     return matrices.reshape(*shape, *matrices.shape[1:])
-
-
-def on_taps(matrix, shape, image):
-    """∂⟨T(v), matrix⟩/∂v: the sums over the positions of each weight of a kernel v."""
-    return np.einsum("...ab,ab->...", units(shape, image), matrix)

@@ -70,6 +70,7 @@ def square_bound(g):
 SIZES = [(1, 1), (1, 13), (5, 37), (17, 2), (3, 16_411), (3, 5, 7, 2), (300, 3), (96, 8)]
 
 NO_SAMPLES = [(0, 5), (0, 3, 4, 2)]
+TWO_SIZES = [(5, 37), (3, 5, 7, 2)]  # where it is not the size that matters
 
 # For the convolutions, in the order of SIZES: images (N, H, W, I), kernel (kH, kW), outputs O.
 # Few and many channels, an odd number of outputs, a kernel larger than the image.
@@ -212,7 +213,7 @@ def assert_within(name, found, expected, bounds):
         excess = difference - bound
         worst = np.unravel_index(np.argmax(excess), excess.shape)
         raise AssertionError(
-            f"{name}, result {index} at {worst}: {np.asarray(f)[worst]!r} instead of "
+            f"{name}, result {index} {np.shape(f)} at {worst}: {np.asarray(f)[worst]!r} instead of "
             f"{np.asarray(e)[worst]!r}, {np.max(excess):.1e} beyond the bound"
         )
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from snfnp.ops import RandomKey
-from snfnp.ops.step.control import CONTROLLERS, ROWS, Controller, Row
+from snfnp.ops.step.control import ROWS, Controller, Row
 from snfnp.ops.step.log import SIZE, Entry
 from support.operation_calls import Call, convolution_shapes, eps_of, number, size_2d, square_bound
 
@@ -97,14 +97,6 @@ def call_linalg_solve(rng, dtype, size):
     return Call((a, z), bounds=(bound,), strided=(0, 1))
 
 
-def call_linalg_solve_spd(rng, dtype, size):
-    root = near_identity(rng, np.float64, size)
-    a = (root @ root.T).astype(dtype)
-    b = rng.standard_normal((len(a), size[0])).astype(dtype)
-    bound = 2 * math.prod(inverse_bound(a)) * np.linalg.norm(b, axis=0, keepdims=True)
-    return Call((a, b), bounds=(bound,), strided=(0, 1))
-
-
 def call_linalg_inverse_and_log_abs_det(rng, dtype, size):
     a = near_identity(rng, dtype, size)
     bound, inverse_norm = inverse_bound(a)
@@ -191,11 +183,8 @@ def call_step_turn(rng, dtype, size):
 
 
 def call_step_control(rng, dtype, size):
-    """Every kind, of each layer and of all; a layer whose input is 0, and a step that failed."""
-    kind = CONTROLLERS[size[0] % 2]
-    controller = Controller(
-        kind, *(len(size) == 2, 0.3, 0.2, 0.9, 1.5 * (kind == "mdmm")), *(0.4, 1.2)
-    )
+    """Of each layer and of all; a layer whose input is 0, and a step that failed."""
+    controller = Controller(len(size) == 2, 0.3, 0.2, 0.9, 0.4, 1.2)
     layers = max(1, size[0])
     found = rng.uniform(0.1, 3.0, (layers, 2))
     if layers > 2:

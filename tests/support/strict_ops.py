@@ -54,10 +54,6 @@ class StrictLinearAlgebra(LinearAlgebra):
         with own_handle():
             return super().matmul_add(a, b, out)
 
-    def solve_spd(self, a, b, overwrite=False):
-        with own_handle():
-            return super().solve_spd(a, b)
-
     def scale_into(self, out, scale, a, multiple, volume=1.0):
         super().scale_into(out, scale, a, 1, volume)
         if not isinstance(multiple, int):

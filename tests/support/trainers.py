@@ -11,7 +11,6 @@ from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import renew, whiten_data
 
 SIDE, BATCH = 8, 6
 SMALL_GLOW = {"levels": 2, "depth": 1, "width": 8}
@@ -50,9 +49,10 @@ def take_steps(trainer, steps, batch=BATCH):
     for step in steps:
         images = of_step(step)
         if step == 0:
-            whiten_data(trainer, of_step)
+            for follower in trainer.followers:
+                follower.start(trainer, of_step)
             trainer.initialise_from_data(images)
-        renew(trainer, of_step)
+        trainer.renew(of_step)
         trainer.training_step(images)
     return trainer
 

@@ -51,21 +51,6 @@ class CpuConv(Conv):
             out[...] = target
         return out
 
-    def inverse_series(self, r, w, nu, terms):
-        if nu.shape[2] < 4:
-            return super().inverse_series(r, w, nu, terms)
-        return cpu_tiles.inverse_series(r, w, nu, terms)
-
-    def sums_of_pairs(self, matrix, rows, columns, taken, given):
-        (p, q), (g, h) = taken, given
-        channels = len(matrix) // (p[0] * p[1])
-        out = np.zeros((*g, channels, h[0], h[1] * channels), matrix.dtype)
-        pairs = np.ascontiguousarray(matrix).reshape(*p, channels, q[0], q[1] * channels)
-        along = ((0, rows), (1, columns))
-        counts = (np.ascontiguousarray(n).reshape(g[i], h[i], p[i], q[i]) for i, n in along)
-        _sums_of_pairs(g[0] * g[1], pairs, *counts, out)
-        return out.reshape(g[0] * g[1] * channels, -1)
-
     def shift_and_add(self, products):
         n, height, width, _, _, outputs = products.shape
         z = np.empty((n, height, width, outputs), products.dtype)
@@ -97,29 +82,6 @@ def _patches(task, x, kw, cols):
                     source, target = padded[first : first + run], cols[n, y, column, h]
                     for j in range(run):
                         target[j] = source[j]
-
-
-@parallel
-def _sums_of_pairs(g, pairs, rows, columns, out):
-    """pairs (p1, p2, C, q1, q2·C), out (g1, g2, C, h1, h2·C), zeros; rows (g1, h1, p1, q1) and
-    columns (g2, h2, p2, q2), most of them 0."""
-    channels = pairs.shape[2]
-    g1s, h1s, p1s, q1s = rows.shape
-    g2s, h2s, p2s, q2s = columns.shape
-    g1, g2 = g // g2s, g % g2s
-    for h1, p1, q1 in np.ndindex(h1s, p1s, q1s):
-        count = rows[g1, h1, p1, q1]
-        if count == 0:
-            continue
-        for h2, p2, q2 in np.ndindex(h2s, p2s, q2s):
-            factor = count * columns[g2, h2, p2, q2]
-            if factor == 0:
-                continue
-            for c in range(channels):
-                source = pairs[p1, p2, c, q1, q2 * channels : (q2 + 1) * channels]
-                target = out[g1, g2, c, h1, h2 * channels : (h2 + 1) * channels]
-                for i in range(channels):
-                    target[i] += factor * source[i]
 
 
 @parallel

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from snfnp.ops import simd
-from snfnp.ops.jit import compiled, parallel, serial, total
+from snfnp.ops.jit import parallel, serial, total
 from snfnp.ops.simd import tile
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
@@ -52,19 +52,6 @@ def weight_grad(delta, x, add: bool, out, before) -> None:
     flat[...] = total(sums, flat if add else 0.0)
 
 
-def inverse_series(r, w, nu, terms: int):
-    """See `Conv.inverse_series`; images of fewer than four columns are not for tiles."""
-    width, channels, itemsize = nu.shape[2], nu.shape[3], nu.dtype.itemsize
-    if channels == 1:  # neighbouring pixels fill the lanes
-        tile_size = simd.of_a_plane(width, itemsize)
-    else:
-        tile_size = simd.of_pixels(width, channels, itemsize)
-    kernels = (np.ascontiguousarray(k).reshape(-1) for k in (r, w))
-    nu, tail = np.ascontiguousarray(nu), np.zeros(nu.shape, nu.dtype)
-    _inverse_series(len(nu), nu, *kernels, r.shape[:2], w.shape[:2], terms, *tile_size, tail)
-    return tail
-
-
 def _tasks(x) -> int:
     return -(-len(x) // _IMAGES)
 
@@ -99,23 +86,6 @@ def _convolve(padded, k, size, shape, pixels, lanes, z):
                 )
 
 
-@serial
-def _convolve_plane(padded, k, size, shape, pixels, lanes, z):
-    """`_convolve` for one channel: the lanes of a tile are neighbouring pixels."""
-    kh, kw = size
-    height, width = shape[:2]
-    row = width + kw - 1
-    for y in range(height):
-        for left in range(0, width, len(lanes)):
-            first = min(left, width - len(lanes))
-            tile(
-                *(k, 0, (kw, 1, 0)),
-                *(padded, y * row + first, (row, 1), (kh, kw)),
-                *(z, y * width + first, 0, False),
-                *(pixels, lanes),
-            )
-
-
 @parallel
 def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
     """x (N, H, W, I), k flat, b (O,) or without values -> z (N, H, W, O)."""
@@ -135,42 +105,6 @@ def _correlate_images(task, x, k, size, before, b, pixels, lanes, z):
                 target = flat[y * len(shift) : (y + 1) * len(shift)]
                 for j in range(len(shift)):
                     target[j] += shift[j]
-
-
-@compiled
-def _convolve_image(image, k, size, padded, pixels, lanes, z):
-    """An image (H, W, C) and a flat kernel (of `size`, C inputs and outputs) -> flat z."""
-    height, width, channels = image.shape
-    row = (width + size[1] - 1) * channels
-    shape = (height, width, channels, channels)
-    pad(image, size[0] // 2, size[1] // 2, row, padded)
-    if channels == 1:
-        _convolve_plane(padded, k, size, shape, pixels, lanes, z)
-    else:
-        _convolve(padded, k, size, shape, pixels, lanes, z)
-
-
-@parallel
-def _inverse_series(n, nu, r, w, r_size, w_size, terms, pixels, lanes, tail):
-    """nu, tail (N, H, W, C), flat kernels r and w: an image stays in the first cache."""
-    _, height, width, channels = nu.shape
-    rows = ((width + r_size[1] - 1) * channels, (width + w_size[1] - 1) * channels)
-    before_r = np.zeros((height + r_size[0] - 1) * rows[0], nu.dtype)
-    before_w = np.zeros((height + w_size[0] - 1) * rows[1], nu.dtype)
-    rest, y = nu[n].copy(), np.zeros(nu.shape[1:], nu.dtype)
-    term_image = np.empty(nu.shape[1:], nu.dtype)
-    flat, sums = term_image.reshape(-1), tail[n].reshape(-1)
-    left_over, approximation, start = rest.reshape(-1), y.reshape(-1), nu[n].reshape(-1)
-    for term in range(terms + 1):
-        if term > 0:
-            _convolve_image(y, w, w_size, before_w, pixels, lanes, flat)
-            for j in range(flat.size):
-                left_over[j] = start[j] - flat[j]
-        _convolve_image(rest, r, r_size, before_r, pixels, lanes, flat)
-        for j in range(flat.size):
-            approximation[j] += flat[j]
-            if term > 1:
-                sums[j] += flat[j]
 
 
 @parallel

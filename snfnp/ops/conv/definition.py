@@ -93,43 +93,6 @@ class Conv(OperationGroup):
         out[...] = gradient
         return out
 
-    def inverse_series(self, r, w, nu, terms: int):
-        """Σ_k Eᵏ T(r) ν over k = 2 … terms, with E = I − T(r) T(w): what the first two terms of
-        the series for T(w)⁻¹ leave out. O(terms N H W taps C²).
-
-        r, w: kernels (kH, kW, C, C) of any odd sizes, nu (N, H, W, C).
-        """
-        # y: the sum up to k − 1, so that T(r) (ν − T(w) y) = Eᵏ T(r) ν
-        y, tail = self.correlate(nu, r), 0 * nu
-        for k in range(1, terms + 1):
-            term = self.correlate(nu - self.correlate(y, w), r)
-            y = y + term
-            if k > 1:
-                tail = tail + term
-        return tail
-
-    def sums_of_pairs(self, matrix, rows, columns, taken, given):
-        """Σ over pairs of taps (p, q), times counts, for every pair of taps (g, h) of two other
-        kernels and every pair of channels:
-
-            out[(g, c), (h, c')] = Σ_{p,q} rows[(g₁, h₁), (p₁, q₁)] columns[(g₂, h₂), (p₂, q₂)]
-                                           · matrix[(p, c), (q, c')]
-
-        matrix (taps · C, taps · C); taken, given: the sizes (kH, kW) of the kernels of p and q, and
-        of g and h; rows, columns: host arrays that depend on shapes alone.
-        """
-        xp, ((p1, p2), (q1, q2)) = self.xp, taken
-        channels = matrix.shape[0] // (p1 * p2)
-        blocks = matrix.reshape(p1, p2, channels, q1, q2, channels).transpose(0, 3, 1, 4, 2, 5)
-        blocks = xp.ascontiguousarray(blocks).reshape(p1 * q1, -1)
-        blocks = self.linalg.combine(rows, blocks)
-        blocks = blocks.reshape(len(rows), p2 * q2, channels**2).transpose(1, 0, 2)
-        blocks = xp.ascontiguousarray(blocks).reshape(p2 * q2, -1)
-        blocks = self.linalg.combine(columns, blocks)
-        (g1, g2), (h1, h2) = given
-        blocks = blocks.reshape(g2, h2, g1, h1, channels, channels).transpose(2, 0, 4, 3, 1, 5)
-        return xp.ascontiguousarray(blocks).reshape(g1 * g2 * channels, -1)
-
     def correlate_then(self, x, k, epilogue: Epilogue) -> Finished:
         """z = correlate(x, k), and what `epilogue` makes of it."""
         return epilogue.finish(self.correlate(x, k), self.linalg, self.channels)

@@ -10,7 +10,6 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 
 _GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
 _LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
-_SPD = {np.dtype(kind): get_lapack_funcs("posv", dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
 _FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
 _BLOCK = 4096  # values that a task takes of an array as large as a batch's: many even shares
@@ -91,11 +90,6 @@ class CpuLinearAlgebra(LinearAlgebra):
             identity = np.eye(len(a), dtype=a.dtype, order="F")
             inverse, _ = getrs(lu, pivots, identity, overwrite_b=1)
         return inverse.T, log_abs_det
-
-    def solve_spd(self, a, b, overwrite=False):
-        # a is its own transpose: whether rows or columns come first makes no difference
-        _, x, status = _SPD[a.dtype](a.T, b, lower=1, overwrite_a=overwrite)
-        return np.ascontiguousarray(x) if status == 0 else np.full_like(b, np.nan)
 
 
 def _column_major(matrix):

@@ -83,20 +83,6 @@ class LinearAlgebra(OperationGroup):
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
-    def solve_spd(self, a, b, overwrite: bool = False):
-        """a⁻¹ b (n, K) for a symmetric positive definite a (n, n), by Cholesky. O(n³ + n² K).
-
-        overwrite: `a` is not needed any more, and its memory may be used.
-        All NaN if a is not positive definite or not finite: nothing is raised, so that the host
-        need not wait for a device.
-        """
-        xp = self.xp
-        try:
-            lower = xp.linalg.cholesky(a)
-        except np.linalg.LinAlgError:
-            return xp.full(b.shape, math.nan, b.dtype)
-        return xp.linalg.solve(lower.T, xp.linalg.solve(lower, b))
-
     # ------------------------------------------ for `snfnp.beyond.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):

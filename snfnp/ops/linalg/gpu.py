@@ -15,7 +15,6 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 # Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
 # in one order.
 _MOST_BLOCKS = 512
-_DIAGONAL = 32  # side of the diagonal blocks of a Cholesky factor: a warp has a thread for each row
 
 
 class GpuLinearAlgebra(LinearAlgebra):
@@ -94,29 +93,6 @@ class GpuLinearAlgebra(LinearAlgebra):
     def solve(self, w, z):
         x, pivots = self._solve(w, z)
         self._log_abs_det(pivots)
-        return x
-
-    def solve_spd(self, a, b, overwrite=False):
-        # L Lᵀ = a by blocks: a kernel inverts the factor of each diagonal block, all else are
-        # products. (A graph cannot record cuSOLVER's.)
-        device, matmul, add, factors = self.device, self.matmul, self.matmul_add, []
-        rest, y = device.xp.ascontiguousarray(a), device.xp.ascontiguousarray(b)
-        while len(rest):
-            size = min(_DIAGONAL, len(rest))
-            inverse = device.empty((size, size), rest.dtype)
-            arguments = {"a": rest, "stride": len(rest), "inverse": inverse, "size": size}
-            device.launch("cholesky_inverse", rest.dtype, 1, threads=_DIAGONAL, **arguments)
-            minus_below = -matmul(rest[size:, :size], inverse.T)  # of L, under the block
-            solved = matmul(inverse, y[:size])
-            factors.append((inverse, minus_below, solved))
-            y = add(minus_below, solved, device.xp.ascontiguousarray(y[size:]).copy())
-            rest = device.xp.ascontiguousarray(rest[size:, size:]).copy()
-            rest = add(-minus_below, minus_below.T, rest)
-        x = y  # nothing is left of it
-        for inverse, minus_below, solved in reversed(factors):
-            if len(x):
-                solved = add(minus_below.T, x, solved)
-            x = self.xp.concatenate([matmul(inverse.T, solved), x])
         return x
 
     def inverse_and_log_abs_det(self, a):

@@ -49,36 +49,6 @@ __global__ void scaled_kernel(T* __restrict__ out, double scale, const double* v
   }
 }
 
-// inverse (size, size), size <= 32, = L⁻¹ for a = L Lᵀ, a positive definite with its rows `stride`
-// apart. NaN where a pivot is not positive. One block of 32 threads: thread i has row i of L, then
-// column i of its inverse.
-template <typename T>
-__global__ void cholesky_inverse(const T* a, long long stride, T* __restrict__ inverse,
-                                 long long size) {
-  __shared__ T lower[32][33];  // 33: the values of a column lie in different banks
-  const int i = threadIdx.x, n = int(size);
-  for (int j = 0; j < n; ++j)
-    if (i < n) lower[i][j] = a[i * stride + j];
-  __syncthreads();
-  for (int j = 0; j < n; ++j) {
-    const T pivot = lower[j][j];
-    const T root = sqrt(pivot > T(0) ? pivot : T(-1));  // NaN: not positive definite
-    __syncthreads();  // all have read the pivot
-    if (i > j && i < n) lower[i][j] /= root;
-    if (i == j) lower[j][j] = root;
-    __syncthreads();
-    if (i > j && i < n)
-      for (int k = j + 1; k <= i; ++k) lower[i][k] -= lower[i][j] * lower[k][j];
-    __syncthreads();
-  }
-  if (i >= n) return;
-  for (int j = 0; j < n; ++j) {
-    T sum = T(j == i);
-    for (int k = i; k < j; ++k) sum -= lower[j][k] * inverse[k * size + i];
-    inverse[j * size + i] = j < i ? T(0) : sum / lower[j][j];
-  }
-}
-
 // Σ g² in double precision.
 template <typename T>
 __global__ void sum_squares(const T* __restrict__ g, double* partial, double* __restrict__ total,

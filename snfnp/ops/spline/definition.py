@@ -95,8 +95,7 @@ class Spline(OperationGroup):
         xp = self.xp
         b = self._bin(x, knots, 0)
         gy = xp.where(b.outside, 0, dy)
-        weights = dldj if dldj.ndim == x.ndim else dldj.reshape((-1,) + (1,) * (x.ndim - 1))
-        gl = xp.where(b.outside, 0, weights)
+        gl = xp.where(b.outside, 0, dldj.reshape((-1,) + (1,) * (x.ndim - 1)))
         s, t, u, n, denominator = self._terms(x, b)
         m, bend = 1 - t, b.d0 + b.d1 - 2 * s
         r = (s * t * t + b.d0 * u) / denominator
@@ -114,21 +113,6 @@ class Spline(OperationGroup):
         inner = [self._sum_per_knot(b.index, *side, bins=knots.shape[1] - 1) for side in sides]
         self._raw_gradients(inner, factors, bound, eps, out)
         return xp.where(b.outside, dy, dx)
-
-    def slope(self, x, knots):
-        """x (N, *shape), knots -> dy/dx (N, *shape). O(N P)."""
-        b = self._bin(x, knots, 0)
-        s, _, _, n, denominator = self._terms(x, b)
-        return self.xp.where(b.outside, 1, n * (s / denominator) ** 2)
-
-    def slope_backward(self, x, knots, factors, bound, eps, dslope, out):
-        """The gradient of Σ dslope · dy/dx, dslope (N, *shape): that of x is returned, and `out`
-        is as in `backward`. d(dy/dx) = dy/dx dℓ, so it is `backward` with a weight of ℓ of its own
-        for every value. O(N P).
-        """
-        weights = dslope * self.slope(x, knots)
-        nothing = self.xp.zeros_like(x)
-        return Spline.backward(self, x, knots, factors, bound, eps, nothing, weights, out)
 
     def _bin(self, values, knots, axis) -> _Bin:
         """The bin of each value (N, *shape) among the positions (axis 0) or the values (axis 1)."""

@@ -5,7 +5,6 @@ from enum import IntEnum
 
 import numpy as np
 
-CONTROLLERS = ("geco", "mdmm")
 LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision holds
 
 
@@ -13,18 +12,17 @@ class Row(IntEnum):
     """The rows of a controller's state (rows, K), float64, a column for each of K multipliers;
     `kernels.cu` has the same numbers.
 
-    LAM: the λ that the next step uses; MULTIPLIER: the same without MDMM's damping; AVERAGE: ξ,
-    the average of C − κ; CONSTRAINT: C of the last step; CONSTRAINT_SUM, COUNTED: its sum over the
-    steps since that was cleared, and their number; STARTED: 0 until there is an average.
+    LAM: the λ that the next step uses; AVERAGE: ξ, the average of C − κ; CONSTRAINT: C of the last
+    step; CONSTRAINT_SUM, COUNTED: its sum over the steps since that was cleared, and their number;
+    STARTED: 0 until there is an average.
     """
 
     LAM = 0
-    MULTIPLIER = 1
-    AVERAGE = 2
-    CONSTRAINT = 3
-    CONSTRAINT_SUM = 4
-    COUNTED = 5
-    STARTED = 6
+    AVERAGE = 1
+    CONSTRAINT = 2
+    CONSTRAINT_SUM = 3
+    COUNTED = 4
+    STARTED = 5
 
 
 ROWS = len(Row)
@@ -34,21 +32,19 @@ ROWS = len(Row)
 class Controller:
     """Settings by which λ follows the constraint C ≤ κ; `Step.control` has the formulas.
 
-    kind: of `CONTROLLERS`; relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η;
-    smoothing: α of GECO; damping: c of MDMM; lowest, highest: λ stays between them.
+    relative: C is E/‖h‖² instead of E; tolerance: κ; rate: η; smoothing: α; lowest, highest: λ
+    stays between them.
     """
 
-    kind: str
     relative: bool
     tolerance: float
     rate: float
     smoothing: float = 0.0
-    damping: float = 0.0
     lowest: float = 0.0
     highest: float = np.inf
 
     def new_state(self, multipliers: int, lam: float) -> np.ndarray:
         """The state (rows, K) before the first step, on the host."""
         state = np.zeros((ROWS, multipliers))
-        state[[Row.LAM, Row.MULTIPLIER]] = lam
+        state[Row.LAM] = lam
         return state

@@ -94,30 +94,17 @@ class Step(OperationGroup):
             turned += out
         out[...] = turned
 
-    def nonfinite_flag(self, assigned):
-        """0 if all of a flat buffer is finite, else NaN: of shape (), in double precision.
-
-        Added to a step's `failed` and to its Σ g², it stops the step and is found in the log.
-        """
-        return 0 * self.linalg.sum_squares(assigned)
-
-    def assign(self, values, squares, failed, out) -> None:
-        """out ← values, flat buffers, if `failed` is 0 and Σ g² (`squares`) is finite, so that
-        parameters which no optimiser moves stop when the others do."""
-        out[...] = self.xp.where(self.xp.isfinite(squares) & (failed == 0), values, out)
-
     def control(self, measured, samples, controller: Controller, squares, failed, out):
         """λ for the next step, from what this one measured: out (rows, K), see `Row`.
 
         measured (L, 2): of each layer its reconstruction error E, averaged over the batch, and
         Σ ‖h‖² over its samples. K = L: every layer has its own λ; K = 1: one λ is for all layers,
         and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² if the controller is `relative`,
-        e = C − κ, and ξ ← α ξ + (1 − α) e, which the first step starts at e:
+        e = C − κ, and ξ ← α ξ + (1 − α) e, which the first step starts at e (GECO):
 
-            geco   μ ← μ exp(η ξ),   λ = μ
-            mdmm   μ ← μ + η e,      λ = μ + c e
+            λ ← λ exp(η ξ)
 
-        μ and λ are kept between `lowest` and `highest`. A column whose C is not finite stays as it
+        λ is kept between `lowest` and `highest`. A column whose C is not finite stays as it
         is, and so do all if `failed` is not 0 or Σ g² (`squares`) is not finite.
         Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 if Σ E = 0): what
         `log_step` takes for its reconstruction error and its λ.
@@ -135,19 +122,14 @@ class Step(OperationGroup):
         error = constraint - controller.tolerance
         before = xp.where(out[Row.STARTED] > 0, out[Row.AVERAGE], error)
         average = controller.smoothing * before + (1 - controller.smoothing) * error
-        if controller.kind == "geco":
-            exponent = controller.rate * average
-            exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
-            moved = out[Row.MULTIPLIER] * xp.exp(exponent)
-        else:
-            moved = out[Row.MULTIPLIER] + controller.rate * error
-        low, high = controller.lowest, controller.highest
-        moved = xp.maximum(low, xp.minimum(moved, high))
-        lam = xp.maximum(low, xp.minimum(moved + controller.damping * error, high))
+        exponent = controller.rate * average
+        exponent = xp.maximum(-LARGEST_EXPONENT, xp.minimum(exponent, LARGEST_EXPONENT))
+        lam = xp.minimum(used * xp.exp(exponent), controller.highest)
+        lam = xp.maximum(controller.lowest, lam)
         there = total > 0
         mean = xp.where(there, weighted / xp.where(there, total, 1), 0)
         sums, counted = out[Row.CONSTRAINT_SUM] + constraint, out[Row.COUNTED] + 1
-        after = (lam, moved, average, constraint, sums, counted, xp.ones_like(lam))
+        after = (lam, average, constraint, sums, counted, xp.ones_like(lam))
         for row, value in zip(Row, after, strict=True):
             out[row] = xp.where(going, value, out[row])
         return total, mean

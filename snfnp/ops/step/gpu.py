@@ -57,11 +57,9 @@ class GpuStep(Step):
 
     def control(self, measured, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
-        settings = asdict(controller)
-        exponential = settings.pop("kind") == "geco"
         arrays = {"state": out, "measured": measured, "totals": totals}
         sizes = {"multipliers": out.shape[1], "layers": len(measured), "samples": samples}
-        numbers = {"exponential": exponential, "squares": squares, "failed": failed}
-        arguments = arrays | sizes | numbers | settings
+        numbers = {"squares": squares, "failed": failed} | asdict(controller)
+        arguments = arrays | sizes | numbers
         self.device.launch("control", np.float64, 1, **arguments)
         return totals[0, ...], totals[1, ...]

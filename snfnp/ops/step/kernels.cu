@@ -18,12 +18,11 @@ enum {
 // The rows of a controller's state, and the largest exponent: see control.py.
 enum {
   LAM = 0,
-  MULTIPLIER = 1,
-  AVERAGE = 2,
-  CONSTRAINT = 3,
-  CONSTRAINT_SUM = 4,
-  COUNTED = 5,
-  STARTED = 6
+  AVERAGE = 1,
+  CONSTRAINT = 2,
+  CONSTRAINT_SUM = 3,
+  COUNTED = 4,
+  STARTED = 5
 };
 constexpr double LARGEST_EXPONENT = 700.0;
 
@@ -147,8 +146,8 @@ __device__ inline double between(double lowest, double x, double highest) {
 template <typename T>
 __global__ void control(T* __restrict__ state, const T* __restrict__ measured,
                         T* __restrict__ totals, long long multipliers, long long layers,
-                        long long samples, long long exponential, long long relative,
-                        double tolerance, double rate, double smoothing, double damping,
+                        long long samples, long long relative,
+                        double tolerance, double rate, double smoothing,
                         double lowest, double highest, const double* squares_at, double squares,
                         const double* failed_at, double failed) {
   if (blockIdx.x > 0) return;
@@ -180,14 +179,9 @@ __global__ void control(T* __restrict__ state, const T* __restrict__ measured,
     const double error = constraint - tolerance;
     const double before = column[STARTED * multipliers] > T(0) ? column[AVERAGE * multipliers] : error;
     const double average = smoothing * before + (1.0 - smoothing) * error;
-    double multiplier = column[MULTIPLIER * multipliers];
-    if (exponential)
-      multiplier *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
-    else
-      multiplier += rate * error;
-    multiplier = between(lowest, multiplier, highest);
-    column[LAM * multipliers] = T(between(lowest, multiplier + damping * error, highest));
-    column[MULTIPLIER * multipliers] = T(multiplier);
+    double lam = column[LAM * multipliers];
+    lam *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
+    column[LAM * multipliers] = T(between(lowest, lam, highest));
     column[AVERAGE * multipliers] = T(average);
     column[CONSTRAINT * multipliers] = T(constraint);
     column[CONSTRAINT_SUM * multipliers] += T(constraint);

@@ -14,12 +14,13 @@ import numpy as np
 
 from snfnp.data import DATA_SETS
 from snfnp.errors import UsageError
-from snfnp.layers.preprocess import preprocess_by_name
-from snfnp.models import PRESETS, Choices, GlowSize, Preset, make_rule
+from snfnp.flow import Flow
+from snfnp.layers.preprocess import Preprocess, preprocess_by_name
+from snfnp.models import Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
-from snfnp.registry import WHOLE_BATCH
 from snfnp.rules import Rule
 from snfnp.training.options import parts
+from snfnp.training.options.own import preset_of, text_of, title_of
 from snfnp.training.options.parts import Option, options_in
 from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
 
@@ -48,7 +49,8 @@ class TrainConfig:
     An option has one name, flat, as a keyword here, on the command line, whose flags messages name
     (--batch-size is batch_size; --lambda is lam), in config.json, and when it is read:
     `TrainConfig(epochs=5).epochs`. A part can be read and given whole, too: `config.optimiser`.
-    None: filled in by `resolve`.
+    None: filled in by `resolve`. model: a preset's name (`snfnp.register` adds one), a `Flow`, or a
+    function build(shape) -> Flow, of which "module:function" is kept.
     """
 
     architecture: parts.ModelOptions
@@ -65,6 +67,10 @@ class TrainConfig:
                 found = f"{part} is {str(whole)[:40]}"
                 raise UsageError(f"{found}: give its options by name, or as {kind.__name__}")
             object.__setattr__(self, part, whole)
+        if (own := given.get("model")) is not None:
+            given["model"] = text_of(own)
+        if isinstance(own, Flow) and not own.learned_inverses() and self.gradient is None:
+            given.setdefault("gradient", "exact")
         for name, value in given.items():
             if name not in OPTIONS:
                 raise TypeError(f"no option of a run is called {name!r}")
@@ -84,7 +90,7 @@ class TrainConfig:
     @property
     def preset(self) -> Preset:
         """The model's preset, with its defaults."""
-        return PRESETS[self.model]
+        return preset_of(self.model)
 
     @property
     def rule(self) -> Rule:
@@ -97,12 +103,10 @@ class TrainConfig:
         if self.lambda_control == "fixed":
             return None
         return Controller(
-            kind=self.lambda_control,
             relative=self.constraint == "relative",
             tolerance=self.tolerance,
             rate=self.lambda_rate,
-            smoothing=self.lambda_smoothing or 0.0,
-            damping=self.lambda_damping or 0.0,
+            smoothing=self.lambda_smoothing,
             lowest=self.lambda_min,
             highest=self.lambda_max,
         )
@@ -111,7 +115,7 @@ class TrainConfig:
     def model_name(self) -> str:
         """The model's name for people: its preset, or Glow's size."""
         if self.levels is None:
-            return self.model
+            return title_of(self.model)
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
         return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
 
@@ -147,19 +151,24 @@ class TrainConfig:
         """The flow that this configuration describes, for images (H, W, C) or rows (D,), of which
         moments are the training rows' mean and spread."""
         if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
-            given = "--augment" if self.augment else f"--model {self.model}"
+            given = "--augment" if self.augment else f"--model {self.model_name}"
             fits = parts.presets_with(lambda preset: preset.takes_rows)
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
-        names = ("init", "bias_init", "whiten", "inverse_kernel", "inverse_depth")
+        names = ("init", "bias_init", "coordinates", "inverse_kernel")
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)
         activation = self.chosen("activation") or "spline"
         choices = Choices(self.rule, exact=exact, size=size, activation=activation, **chosen)
         flow = self.preset.build(choices, tuple(image_shape))
-        if self.preprocess is None and len(image_shape) == 3:
+        if bool(flow.learned_inverses()) != self.rule.learns_inverse:
+            found = f"--gradient {self.gradient} is not that of the layers of {self.model_name}"
+            other = "exact" if self.rule.learns_inverse else "self-normalizing"
+            raise UsageError(f"{found}: choose {other}")
+        own = flow.preprocess != Preprocess()
+        if self.preprocess is None and (own or len(image_shape) == 3):
             return flow
         return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
 
@@ -194,6 +203,8 @@ class TrainConfig:
             raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
         for conflict in conflicts(config):
             raise UsageError(conflict)
+        if self.batch_size is None:
+            config = replace(config, batch_size=min(config.batch_size, training_images))
         if config.batch_size > training_images:
             noun = "rows" if len(shape) == 1 else "images"
             found = f"but there are only {training_images} training {noun}"
@@ -209,16 +220,13 @@ class TrainConfig:
 
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if this many processes cannot share this run's batches."""
-        batch, update = self.chosen("batch_size"), self.chosen("inverse_update")
+        batch = self.chosen("batch_size")
         if processes > batch > 0:
             found = f"--batch-size {batch} has too few images for {processes} processes"
             raise UsageError(f"{found}: start {batch} or fewer, or give a larger batch")
         if batch % processes:
             found = f"--batch-size {batch} does not divide by {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
-        if processes > 1 and update in WHOLE_BATCH:
-            found = f"--inverse-update {update} needs every batch whole"
-            raise UsageError(f"{found}: train in one process, or with another --inverse-update")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it has no effect, with the first unmet need."""
@@ -282,10 +290,12 @@ class TrainConfig:
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
         if unknown:
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
+        if values.get("whiten") == "all":  # what is --coordinates white now
+            values = values | {"whiten": "none", "coordinates": "white"}
         gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
-        gone += [name for name, value in RETIRED_VALUES.items() if values.get(name) == value]
+        gone += [name for name, retired in RETIRED_VALUES.items() if values.get(name) in retired]
         if gone:
-            advice = "which only earlier versions have: use the one that trained it"
+            advice = "which no version after 0.1.0 has: use the one that trained it"
             raise RetiredError(f"it was trained with {gone[0]} = {values[gone[0]]}, {advice}")
         for name, value in values.items():
             if name in OPTIONS and OPTIONS[name].problem(value):

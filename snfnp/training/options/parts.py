@@ -13,18 +13,8 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import (
-    ACTIVATIONS,
-    BIAS_INITS,
-    GRADIENTS,
-    INITS,
-    INVERSE_UPDATES,
-    PRESETS,
-    WHITENED,
-    Preset,
-)
+from snfnp.models import ACTIVATIONS, BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
 from snfnp.ops import BACKENDS
-from snfnp.ops.step.control import CONTROLLERS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
 
@@ -48,7 +38,6 @@ _HELD_OUT = "data of --data PATH: another path, or a fraction, drawn by --seed"
 _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
-_UP_TO_3: Limits = (lambda value: 1 <= value <= 3, "1, 2 or 3")
 _FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
 _SMOOTHING: Limits = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
@@ -130,13 +119,14 @@ def presets_with(has: Callable[[Preset], object]) -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
-def by_preset(setting: str, none: str = "none") -> str:
-    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". none: the name of None;
-    "" leaves it out."""
+def by_preset(setting: str | Callable[[Preset], Any], none: str = "none") -> str:
+    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". setting: of a preset, or
+    a function of it; none: the name of None; "" leaves it out."""
     models: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
-        value = getattr(preset, setting)
-        models.setdefault(none if value is None else f"{value:g}", []).append(name)
+        value = setting(preset) if callable(setting) else getattr(preset, setting)
+        text = none if value is None else value if isinstance(value, str) else f"{value:g}"
+        models.setdefault(text, []).append(name)
     models.pop("", None)
     if len(models) == 1:
         return next(iter(models))
@@ -144,6 +134,7 @@ def by_preset(setting: str, none: str = "none") -> str:
 
 
 _MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
+_MODELS = f"the model: {_MODELS}; or module:function, which builds one of your own"
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 
 
@@ -151,7 +142,7 @@ _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 class ModelOptions:
     """The flow and where its weights start."""
 
-    model: str = option("fc", f"the model: {_MODELS}", choices=tuple(PRESETS))
+    model: str = option("fc", _MODELS, _GIVEN)
     levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(
         None, "K of Glow, steps of flow per block; of vector, dense layers but one", _UP_TO_1000
@@ -162,7 +153,6 @@ class ModelOptions:
         None, "the elementwise maps of vector: splines, or the paper's for fc", choices=ACTIVATIONS
     )
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
-    inverse_depth: int = option(1, "convolutions in a learned inverse (A.4): 1 to 3", _UP_TO_3)
     init: str = option(
         "paper",
         "the start of weights. paper (A.3): the identity plus Xavier noise of gain 0.01, in Glow "
@@ -173,12 +163,6 @@ class ModelOptions:
     bias_init: str | None = option(
         None, "biases at 0 (zero), or for first outputs of mean 0 (data)", choices=BIAS_INITS
     )
-    whiten: str = option(
-        "none",
-        "fixed coordinates for the inputs of dense layers: mean 0 and covariance I, from all "
-        "training images, for the first; for all, variance 1 per feature in the others too",
-        choices=WHITENED,
-    )
 
 
 @dataclass(frozen=True)
@@ -188,12 +172,12 @@ class GradientOptions:
     gradient: str | None = option(
         None,
         "the gradient of log|det W|: by the learned inverse (self-normalizing, Eqs. 10, 11, 15, "
-        "16) or random probes of it (probe), exact (Eq. 2; by blocks, or exact-dense through the "
-        f"whole matrix, the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
+        "16), exact (Eq. 2; by blocks, or exact-dense through the whole matrix, the paper's "
+        f"baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
-    objective: str = option(
-        "mixture",
+    objective: str | None = option(
+        None,
         "both densities (mixture, Eq. 3), the forward one alone, or the variational bound (A.4)",
         choices=("mixture", "forward", "variational"),
     )
@@ -206,22 +190,15 @@ class GradientOptions:
     )
     recipe: str = option(
         "paper",
-        "defaults for --inverse-update, --inverse-kernel and --bias-init: the paper's, or those "
-        "that need no λ and keep up with the exact gradient (least-squares: fc by projection, conv "
-        "with 5x5 inverses, both with biases from data)",
-        choices=("paper", "least-squares"),
-    )
-    inverse_update: str | None = option(
-        None,
-        "how R is found: by its gradient (Eqs. 11, 16), or without λ: projected on every batch "
-        "(projection, fc), or the best one for W of its kernel size (least-squares, conv and glow)",
-        choices=INVERSE_UPDATES,
+        "defaults of other options: the paper's, or those that come to its likelihoods in a few "
+        "epochs (white: --coordinates white, --objective forward, cosine, one epoch of warm-up, a "
+        "larger --lr, biases from data)",
+        choices=("paper", "white"),
     )
     jvp_weight: float = option(
         0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖² of every layer (0: off)", NOT_NEGATIVE
     )
     jvp_probes: int = option(4, "how many directions ν of Eq. 31 a step looks along", AT_LEAST_1)
-    probes: int = option(1, "how many directions take the place of flip(R) ⊙ m", AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -233,8 +210,8 @@ class MultiplierOptions:
     )
     lambda_control: str = option(
         "fixed",
-        "λ stays (fixed), or keeps the error below --tolerance: geco (A.5) or mdmm (Platt & Barr)",
-        choices=("fixed", *CONTROLLERS),
+        "λ stays (fixed), or keeps the error below --tolerance (geco, A.5)",
+        choices=("fixed", "geco"),
     )
     lambda_sharing: str = option(
         "layer", "a λ for every layer, or one for the whole flow", choices=("layer", "flow")
@@ -245,11 +222,10 @@ class MultiplierOptions:
         choices=("relative", "absolute"),
     )
     tolerance: float | None = option(
-        None, "κ, the error that is allowed; 0 (geco): λ never falls, as in A.5", NOT_NEGATIVE
+        None, "κ, the error that is allowed; 0: λ never falls, as in A.5", NOT_NEGATIVE
     )
     lambda_rate: float | None = option(None, "η, how fast λ moves", POSITIVE)
     lambda_smoothing: float | None = option(None, "α, what a step keeps of C's mean", _SMOOTHING)
-    lambda_damping: float | None = option(None, "c; λ + c (C − κ) is used for λ", NOT_NEGATIVE)
     lambda_min: float | None = option(
         None, "λ never falls below this: for the mixture too small a λ breaks a run", NOT_NEGATIVE
     )
@@ -263,14 +239,14 @@ class OptimiserOptions:
     batch_size: int | None = option(None, "images per step; a rest is left out", AT_LEAST_1)
     lr: float | None = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
     warmup_epochs: float | None = option(None, "epochs in which --lr rises from 0", NOT_NEGATIVE)
-    coordinates: str = option(
-        "plain",
-        "what Adam ascends in: the weights (plain), or coordinates in which the rows that a "
-        "convolution multiplies have second moments I (white)",
+    coordinates: str | None = option(
+        None,
+        "what Adam ascends in: the weights (plain), or coordinates in which the inputs of weights "
+        "have second moments I (white): dense layers behind fixed ones, which whiten",
         choices=("plain", "white"),
     )
-    lr_schedule: str = changeable(
-        "constant", "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
+    lr_schedule: str | None = changeable(
+        None, "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
     )
     final_lr_fraction: float | None = changeable(None, "what is left of --lr then", _FRACTION)
     clip_norm: float | None = changeable(None, "scale gradients to at most this norm", POSITIVE)
@@ -300,6 +276,9 @@ class RunOptions:
     )
     track_angle: int | None = changeable(
         None, "record the angles to exact gradients on so many batches (Fig. 3)", AT_LEAST_1
+    )
+    patience: int | None = changeable(
+        None, "stop after so many evaluations in a row without a better one", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard; needs tensorboardX")
     out: Path | None = changeable(None, "run folder to make")

@@ -1,7 +1,7 @@
 """The rules between options: what each needs, what fills it in, and what does not go together.
 
 `TrainConfig.resolve` checks them and fills in from them what was left out; `--help` prints them.
-Derivation: derivations/21-learning-the-inverse.md.
+Derivation: derivations/20-lambda-controllers.md.
 """
 
 import math
@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.own import HELD_OUT
-from snfnp.models import GlowSize, VectorSize
-from snfnp.ops.step.control import CONTROLLERS
+from snfnp.models import GRADIENTS, GlowSize, VectorSize
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
 
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 _TOLERANCE = 1e-3
-_DAMPING = 100.0  # steps at a constant C − κ in which the rate adds to λ what damping adds at once
 _USUAL_INPUT = 1e4  # a typical ‖h‖² at the first layers, for images of 784 pixels
 
 
@@ -48,20 +46,17 @@ def _preset_needs(has: Callable) -> Need:
 
 
 LEARNS = Need(lambda c: c.rule.learns_inverse, "--gradient self-normalizing")
-SELF_NORMALIZING = _is("gradient", "self-normalizing")
-HAS_LAMBDA = (LEARNS, Need(lambda c: c.rule.has_lambda, "--inverse-update gradient"))
-FREE_LAMBDA = (*HAS_LAMBDA, _is("objective", "mixture", "forward"))  # else σ decides λ
+FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
 _VARIATIONAL = _is("objective", "variational")
-_CONTROLLED = _is("lambda_control", *CONTROLLERS)
+_CONTROLLED = _is("lambda_control", "geco")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
 _SIZED = _preset_needs(lambda preset: preset.size)
 _GLOW = _preset_needs(lambda preset: isinstance(preset.size, GlowSize))
 _VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
-_WHITENING = _preset_needs(lambda preset: preset.has_whitening)
 # the relative gradient has the same direction in all coordinates
-_NOT_RELATIVE = _is("gradient", "self-normalizing", "probe", "exact")
+_NOT_RELATIVE = _is("gradient", *(name for name in GRADIENTS if name != "relative"))
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
 _OTHER_INIT = Need(
     lambda c: c.init != "authors" or c.model == "fc" or c.chosen("kernel") not in (None, 1),
@@ -74,15 +69,22 @@ def _only(need: Need, fill: Callable, words: str) -> Rule:
     return Rule((need,), lambda c: fill(c) if need.holds(c) else None, words)
 
 
-def _recipe(name: str, otherwise=None) -> Callable:
-    """The value of option `name` in the preset's recipe, which sets several options at once."""
-    return lambda c: otherwise if c.recipe == "paper" else c.preset.recipe.get(name, otherwise)
+def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
+    """The rule of an option that the recipe sets, one of several at once; usual: its value where it
+    does not, if that is not a setting of the preset's."""
+
+    def fill(c):
+        sets = c.preset.white if c.recipe == "white" else {}
+        return sets.get(name, getattr(c.preset, name, usual))
+
+    white = by_preset(lambda preset: preset.white.get(name, getattr(preset, name, usual)))
+    return Rule(needs, fill, f"{usual or by_preset(name)}; with --recipe white {white}")
 
 
 def _lam(config: Any) -> float:
     """The preset's λ for the objective, or the λ that σ decides; 0 if the rule has none."""
     preset, rule = config.preset, config.rule
-    if not rule.has_lambda:
+    if not rule.learns_inverse:
         return 0.0
     if _VARIATIONAL.holds(config):
         return rule.lam
@@ -96,19 +98,16 @@ def _clip_norm(c) -> float | None:
 
 def _rate(config) -> float:
     """η, such that ln λ moves at first by about C − κ per step, for the relative C."""
-    scale = 1.0 if config.constraint == "relative" else 1 / _USUAL_INPUT
-    return scale if config.lambda_control == "geco" else scale * (config.chosen("lam") or 1.0)
+    return 1.0 if config.constraint == "relative" else 1 / _USUAL_INPUT
 
 
 _EPOCHS = f"the fewest that come to this many steps: {by_preset('steps')}; the paper ran "
 _EPOCHS += by_preset("paper_epochs", none="")
 _LAM = f"{by_preset('lam')}; with --objective forward {by_preset('lam_forward', none='')}"
-_ZERO = "zero; data with --recipe least-squares"
-_RATE = f"1 for geco, --lambda for mdmm; {1 / _USUAL_INPUT:g} times that for --constraint absolute"
+_RATE = f"1; {1 / _USUAL_INPUT:g} for --constraint absolute"
 _GRADIENT = "self-normalizing; exact for "
 _GRADIENT += presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
-_KERNEL = "the forward kernel's, 3; 5 with --recipe least-squares"
 
 _RULES = {
     **{
@@ -116,25 +115,19 @@ _RULES = {
         for name, need in dict(depth=_SIZED, levels=_GLOW, width=_GLOW, kernel=_GLOW).items()
     },
     "activation": _only(_VECTOR, lambda c: "spline", "spline"),
-    "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), _recipe("inverse_kernel"), _KERNEL),
-    "inverse_depth": Rule((_LARGE_INVERSE, SELF_NORMALIZING, *HAS_LAMBDA)),
+    "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "init": Rule((_OTHER_INIT,)),
-    "bias_init": Rule((_BIAS_INIT,), _recipe("bias_init", "zero"), _ZERO),
-    "whiten": Rule((_WHITENING, _NOT_RELATIVE)),
+    "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
-    "objective": Rule(HAS_LAMBDA),
+    "objective": _recipe("objective", "mixture", (LEARNS,)),
     "sigma": _only(
         _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ whose λ is the preset's"
     ),
     "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
     "relative_bias": Rule((_is("gradient", "relative"),)),
-    "recipe": Rule((SELF_NORMALIZING,)),
-    "inverse_update": Rule(
-        (SELF_NORMALIZING,), _recipe("inverse_update", "gradient"), "the recipe's"
-    ),
-    "jvp_weight": Rule((SELF_NORMALIZING, *FREE_LAMBDA)),
+    "recipe": Rule((_NOT_RELATIVE,)),
+    "jvp_weight": Rule(FREE_LAMBDA),
     "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
-    "probes": Rule((_is("gradient", "probe"),)),
     "lam": Rule(FREE_LAMBDA, _lam, _LAM),
     "lambda_control": Rule(FREE_LAMBDA),
     "lambda_sharing": Rule((_CONTROLLED,)),
@@ -145,19 +138,14 @@ _RULES = {
         f"{_TOLERANCE:g}; none for --constraint absolute",
     ),
     "lambda_rate": _only(_CONTROLLED, _rate, _RATE),
-    "lambda_smoothing": _only(_is("lambda_control", "geco"), lambda c: 0.99, "0.99"),
-    "lambda_damping": _only(
-        _is("lambda_control", "mdmm"),
-        lambda c: _DAMPING * c.chosen("lambda_rate"),
-        f"{_DAMPING:g} times --lambda-rate",
-    ),
+    "lambda_smoothing": _only(_CONTROLLED, lambda c: 0.99, "0.99"),
     "lambda_min": _only(_CONTROLLED, lambda c: c.chosen("lam"), "--lambda"),
     "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
-    **{
-        name: Rule((), lambda c, name=name: getattr(c.preset, name), by_preset(name))
-        for name in ("batch_size", "lr", "warmup_epochs")
-    },
-    "coordinates": Rule((_preset_needs(lambda preset: preset.has_convolutions),)),
+    "lr": _recipe("lr"),
+    "warmup_epochs": _recipe("warmup_epochs"),
+    "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
+    "lr_schedule": _recipe("lr_schedule", "constant"),
+    "batch_size": Rule((), lambda c: c.preset.batch_size, by_preset("batch_size")),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
     **dict.fromkeys(("validation", "test"), Rule((_OWN_DATA,), words=f"{HELD_OUT}, or the file's")),
@@ -170,25 +158,25 @@ _RULES = {
     "recompute": Rule((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
     "graph": Rule((_GPU,)),
     "tf32": Rule((_GPU, _is("dtype", "float32"))),
-    "overlap": Rule((_GPU, *HAS_LAMBDA)),
+    "overlap": Rule((_GPU, LEARNS)),
 }
 RULES: dict[str, Rule] = defaultdict(Rule, _RULES)  # an option without one needs nothing
 
 
 def conflicts(c) -> Iterator[str]:
     """One line for each way in which options of a whole configuration contradict each other."""
-    for name in ("gradient", "inverse_update"):
-        value, possible = getattr(c, name), getattr(c.preset, f"{name}s")
-        if value not in possible:
-            given, choices = f"--{name.replace('_', '-')} {value}", " or ".join(possible)
-            yield f"--model {c.model} cannot be trained with {given}: choose {choices}"
+    if c.gradient not in c.preset.gradients:
+        choices, given = " or ".join(c.preset.gradients), f"--gradient {c.gradient}"
+        yield f"--model {c.model_name} cannot be trained with {given}: choose {choices}"
+    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+        if not c.preset.takes_choices and getattr(c, name) != default:
+            flag = f"--{name.replace('_', '-')} {getattr(c, name)}"
+            yield f"{flag} is nothing that {c.model_name} asks for (choices): leave it out"
     if not c.controller:
         return
     if c.tolerance is None:
         yield "--constraint absolute needs --tolerance: give the error per image that is allowed"
-    if c.tolerance == 0 and c.lambda_control != "geco":
-        yield f"--tolerance is 0: --lambda-control {c.lambda_control} needs a positive one"
-    if c.lambda_control == "geco" and c.lambda_min == 0:
+    if c.lambda_min == 0:
         yield "--lambda-min is 0: geco multiplies λ, and needs a positive one"
     if not c.lambda_min <= c.lam <= c.lambda_max:
         bounds = f"--lambda-min ({c.lambda_min:g}) and --lambda-max ({c.lambda_max:g})"
@@ -197,5 +185,14 @@ def conflicts(c) -> Iterator[str]:
 
 # Options of earlier versions that a config.json may still have, with the values at which they had
 # no effect; and values that options no longer take.
-RETIRED = {"track_log_det": False, "lambda_integral": None, "lambda_proportional": None}
-RETIRED_VALUES = {"lambda_control": "nu-pi", "inverse_update": "newton"}
+RETIRED = {
+    **{"track_log_det": False, "lambda_integral": None, "lambda_proportional": None},
+    **{"lambda_damping": None, "inverse_update": "gradient", "inverse_depth": 1, "probes": 1},
+    "whiten": "none",
+}
+RETIRED_VALUES = {
+    "lambda_control": ("nu-pi", "mdmm"),
+    "gradient": ("probe",),
+    "recipe": ("least-squares",),
+    "data": ("patches",),
+}

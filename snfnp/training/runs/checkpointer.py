@@ -20,7 +20,6 @@ from snfnp.training.runs.checkpoint import (
 )
 from snfnp.training.runs.folder import RunFolder, metrics_digest
 from snfnp.training.trainer import Trainer
-from snfnp.training.whitening import whiten_data
 
 _LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
@@ -104,7 +103,8 @@ class Checkpointer:
 
     def _initialise(self) -> None:
         """Set what depends on the training images, before the first step."""
-        whiten_data(self.trainer, self.clock.images_of)
+        for follower in self.trainer.followers:
+            follower.start(self.trainer, self.clock.images_of)
         self.trainer.initialise_from_data(self.clock.whole_batch(0))
 
     def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:

@@ -7,7 +7,7 @@ from importlib import metadata
 import snfnp
 from snfnp import threads
 from snfnp.data import SPLITS
-from snfnp.layers import ActNorm
+from snfnp.layers import ActNorm, Whiten
 from snfnp.training.options import TrainConfig
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
@@ -16,11 +16,10 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
     initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-    initialisation += "" if config.inverse_depth == 1 else ", then identities"
     zero, first = config.chosen("bias_init") == "zero", "from the first batch"
     initialisation += "; b = 0" if zero else f"; b {first}"
-    if config.whiten != "none":
-        initialisation += f"; whitened ({config.whiten}) by all training images"
+    if any(isinstance(layer, Whiten) for _, layer in flow.layers):
+        initialisation += "; whitened by all training images"
     if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
         initialisation += f"; actnorm {first}"
     order = "a new order per epoch, NumPy default_rng((seed, epoch))"

@@ -6,7 +6,7 @@ metrics.jsonl            one line per exact evaluation
 last.safetensors         the checkpoint from which `--resume` goes on
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
-samples.png, curves.png
+samples.png, curves.png, and of data with two columns training.gif
 tensorboard              the same metrics for TensorBoard, with --tensorboard
 run.lock                 the process that trains in the folder, while one does
 """
@@ -16,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
+from snfnp.training.options.own import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
 
@@ -44,6 +47,7 @@ class RunFolder:
     summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
+    film = property(lambda self: self.path / "training.gif")
     event_files = property(lambda self: self.path / "tensorboard")
 
     @classmethod
@@ -235,6 +239,13 @@ class RunFolder:
                 found = f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]})"
                 raise SnfnpError(f"{found}: restore it, or delete it to go on without") from None
         return records
+
+
+def path_of(config: TrainConfig) -> Path:
+    """The folder that a new run makes: `--out`, or one named after its options and the time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.data_name}-{title_of(config.model)}-{config.gradient}-{stamp}"
+    return config.out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 
 def metrics_digest(metrics: bytes) -> list:

@@ -1,0 +1,107 @@
+"""Page 00's program on a plane: its matrices, its layers one by one, and its training."""
+
+import runpy
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, move, plt
+
+_PROGRAM = Path(__file__).parents[2] / "derivations" / "00-the-method.py"
+
+
+@cache
+def _trained(steps=2000):
+    """The program's flow with four layers, its data, and (data, noise, grid) after f, g and g at
+    20 steps of training, evenly by their logarithm."""
+    program, rng = runpy.run_path(str(_PROGRAM)), np.random.default_rng(0)
+    kinds = [lambda: program["Dense"](2, rng, 0.1), program["Bend"]]
+    flow = [kinds[k % 2]() for k in range(7)]
+    data, noise = program["cloud"](rng, 150), rng.standard_normal((120, 2))
+    grid = _grid(np.linspace(-2.2, 2.2, 9), 17)
+    step, shown, seen = count(1), {*np.geomspace(1, steps, 20).astype(int)}, []
+
+    def draw(rng):
+        if next(step) in shown:
+            z, points = data, np.concatenate([noise, grid.reshape(-1, 2)])
+            for layer, back in zip(flow, reversed(flow), strict=True):
+                z, points = layer.forward(z), back.inverse(points)
+            seen.append((z[:, None], points[:120, None], points[120:].reshape(grid.shape)))
+        return program["cloud"](rng)
+
+    program["train"](flow, draw, steps, 0.02, rng)
+    return flow, data, seen
+
+
+def _grid(places, points):
+    """Lines across and along a square, (lines, points, 2)."""
+    first, second = np.meshgrid(np.linspace(places[0], places[-1], points), places)
+    return np.concatenate([np.stack([first, second], 2), np.stack([second, first], 2)])
+
+
+def plane_training():
+    """Noise on its way to data through R, and data on its way to noise, while four layers train."""
+    _, data, seen = _trained()
+    to_noise, samples, bent = map(np.array, zip(*seen, strict=True))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    left.plot(*data.T, ".", color=INK, markersize=3, alpha=0.6)
+    angle = np.linspace(0, 2 * np.pi, 80)
+    for radius in (1, 2):
+        right.plot(radius * np.cos(angle), radius * np.sin(angle), color=GREEN, linewidth=0.8)
+    left.set(title="noise becomes data, through $R$", xlim=(-4.1, 4.1), ylim=(-3.8, 2.4))
+    right.set(title="data become noise, through $W$", xlim=(-4.1, 4.1), ylim=(-3.1, 3.1))
+    for axis in (left, right):
+        axis.set(xticks=[], yticks=[])
+        axis.title.set_fontsize(13)  # to be read on a phone, too
+        axis.spines[:].set_visible(False)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.04)
+    move(left, bent, ORANGE, 0.7)
+    move(left, samples, BLUE, 2.6)
+    move(right, to_noise, INK, 2.6)
+    return figure
+
+
+def plane_matrices():
+    """Unit vectors, unit circle and a grid, under W, R and R W of each dense layer of the flow."""
+    layers, _, _ = _trained()
+    angle = np.linspace(0, 2 * np.pi, 100)
+    circle, grid = np.stack([np.cos(angle), np.sin(angle)]), _grid(np.linspace(-1, 1, 5), 2)
+    figure, axes = plt.subplots(3, 4, figsize=(9.2, 5.7), sharex=True, sharey=True)
+    for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
+        for name, matrix, axis in zip(
+            "WRE", (layer.W, layer.R, layer.R @ layer.W), column, strict=True
+        ):
+            for line in grid @ matrix.T:
+                axis.plot(*line.T, color=INK, linewidth=0.6, alpha=0.6)
+            axis.plot(*(matrix @ circle), color=GREEN, linewidth=1.4)
+            for end, color in zip(matrix.T, (BLUE, ORANGE), strict=True):
+                how = {"color": color, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+                axis.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", **how})
+            title = f"$R_{number} W_{number}$" if name == "E" else f"${name}_{number}$"
+            area = abs(np.linalg.det(matrix))
+            axis.set(title=f"{title}: areas × {area:.2f}", xticks=[], yticks=[], aspect="equal")
+            axis.spines[:].set_visible(False)
+    return laid_out(figure)
+
+
+def plane_layers():
+    """The data and a grid around them, before the flow, after every layer, and all the way back."""
+    flow, data, _ = _trained()
+    grid, points = _grid(np.linspace(-3.6, 3.6, 9), 23) - (0, 0.4), data[::3]
+    stages = [("data", grid, points)]
+    for place, layer in enumerate(flow):
+        grid, points = layer.forward(grid), layer.forward(points)
+        stages.append(
+            (f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$", grid, points)
+        )
+    figure, axes = plt.subplots(2, 4, figsize=(9.2, 4.9))
+    for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):
+        for line in lines:
+            axis.plot(*line.T, color=ORANGE, linewidth=0.5)
+        axis.plot(*dots.T, ".", color=BLUE, markersize=3)
+        middle, half = dots.mean(axis=0), 1.25 * np.abs(dots - dots.mean(axis=0)).max()
+        (left, bottom), (right, top) = middle - half, middle + half
+        axis.set(title=name, xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+    return laid_out(figure)

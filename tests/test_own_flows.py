@@ -1,0 +1,377 @@
+"""Flows of one's own in the trainer, `snfnp.fit`, patience and callbacks."""
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.messages import one_line
+from support.runs import assert_same_run, state
+from support.trainers import at_step, spoil, without_time
+
+import snfnp
+from snfnp.cli import angle, evaluate, sample, train
+from snfnp.errors import UsageError
+from snfnp.layers import Linear, SmoothLeakyReLU
+from snfnp.layers.preprocess import Standardise
+from snfnp.maps import Dense
+from snfnp.models import PRESETS
+from snfnp.rules import Exact
+from snfnp.training import progress, session
+from snfnp.training.options.own import preset_of, text_of
+from snfnp.training.runs.folder import RunFolder
+
+ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
+DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
+QUICK = {"backend": "numpy", "batch_size": 20, "epochs": 3, "warmup_epochs": 1, "lr": 1e-3}
+MODULE = """
+from dataclasses import dataclass
+import snfnp
+from snfnp.layers import Linear, SmoothLeakyReLU
+from snfnp.maps import Dense
+from snfnp.models import Preset
+
+@dataclass(frozen=True)
+class Own(Linear):
+    factor: float = 2.0
+
+def build(shape):
+    return snfnp.Flow(shape, (("a", Own(Dense(shape[0]), factor=1.5)), ("b", SmoothLeakyReLU(0.3))))
+
+def chosen(shape, choices):
+    return snfnp.Flow(shape, (("a", Linear(Dense(shape[0]), choices.rule)),))
+
+class Inside:
+    builds = lambda choices, shape: build(shape)
+    PRESET = Preset(builds, "mine", ("self-normalizing",), lr=0.25, takes_rows=True)
+
+number, nothing = 3, lambda shape: None
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of one's own, which can be imported."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    for name in ("mine", "registered"):  # what a test leaves is taken back
+        monkeypatch.setitem(sys.modules if name == "mine" else PRESETS, name, None)
+    del PRESETS["registered"], sys.modules["mine"]
+    return importlib.import_module("mine")
+
+
+KINDS = {
+    "registered": lambda mine: snfnp.register("registered", mine.build) or "registered",
+    "a function": lambda mine: mine.build,
+    "its name": lambda mine: "mine:build",
+    "a flow": lambda mine: mine.build((2,)),
+    "a preset": lambda mine: "mine:Inside.PRESET",
+}
+
+
+def trained(path, flow=None, report=None, callbacks=(), **changes):
+    """(a run's folder, the summary) of three epochs of five steps."""
+    folder, config = (
+        RunFolder.create(path),
+        snfnp.TrainConfig(**{**QUICK, "data": "mine", **changes}),
+    )
+    how = {"report": report, "flow": flow, "callbacks": callbacks}
+    return folder, snfnp.train(config, DATA, run=folder, **how)
+
+
+def resume(path, **changes):
+    return snfnp.resume(path, **{"dataset": DATA, "report": None, **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_is_done_with_a_run_is_done_with_one_of_an_own_flow(
+    kind, mine, tmp_path, capsys
+):
+    whole, part, model = tmp_path / "whole", tmp_path / "part", KINDS[kind](mine)
+    data = tmp_path / "data.npz"
+    np.savez(data, train=DATA.train, validation=DATA.validation, test=DATA.test)
+    trained(whole, model)
+    run = snfnp.fit(DATA, flow=model, out=part, report=None, eval_every=1, **QUICK | {"epochs": 1})
+    assert run.flow.layers == mine.build((2,)).layers and "{" not in repr(run)
+    resume(part, epochs=3)
+    assert_same_run(whole, part)
+    for command in (evaluate, angle):
+        command.main([str(part), "--data", str(data)])
+        assert "\na " in capsys.readouterr().out
+    sample.main([str(part), "--count", "4", "--out", str(tmp_path / "s.npy")])
+    assert np.load(tmp_path / "s.npy").shape == (4, 2)
+    resume(part, rollback=True, epochs=4)
+    assert RunFolder.open(part)[1]["history"][-1]["rollback"]
+
+
+def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
+    snfnp.register("registered", mine.chosen, lr=0.5, steps=30)
+    config = snfnp.TrainConfig(model="registered").resolve(100)
+    assert (config.lr, config.epochs, config.gradient) == (0.5, 30, "self-normalizing")
+    for gradient, learns in (("exact", False), ("self-normalizing", True)):
+        flow = dataclasses.replace(config, gradient=gradient).build_flow((2,))
+        assert bool(flow.learned_inverses()) == learns
+    assert snfnp.TrainConfig(model="mine:Inside.PRESET").resolve(100).lr == 0.25
+    own = Standardise((1.0, 2.0), (1.0, 4.0))
+    exact = snfnp.Flow((2,), (("a", Linear(Dense(2), Exact())),), own)
+    folder, _ = trained(tmp_path / "run", exact)
+    run = snfnp.load_run(folder.path)
+    assert run.flow == exact and run.flow.preprocess == own and run.config.gradient == "exact"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_any_flow_is_described_by_classes_and_fields(name):
+    sizes = {"levels": 2, "depth": 1, "width": 8} if PRESETS[name].size else {}
+    flow = snfnp.TrainConfig(model=name, **sizes).resolve(100).build_flow((8, 8, 1))
+    again = preset_of(text_of(flow)).build(None, (8, 8, 1))
+    assert again == flow and again.layers == flow.layers
+
+
+LOST = {
+    "registered": (
+        lambda mine: PRESETS.pop("registered"),
+        "--model registered is unknown: choose one of fc, ",
+        "or first import what registers it (snfnp.register), or give module:function",
+    ),
+    "a function": (
+        lambda mine: delattr(mine, "build"),
+        "--model needs mine:build, which cannot be imported (AttributeError: module 'mine' has no",
+    ),
+    "its name": (
+        lambda mine: (Path(mine.__file__).unlink(), sys.modules.pop("mine")),
+        "(ModuleNotFoundError: No module named 'mine'): mend it, or set PYTHONPATH",
+    ),
+    "a preset": (
+        lambda mine: (Path(mine.__file__).write_text("1 / 0"), sys.modules.pop("mine")),
+        "needs mine:Inside.PRESET, which cannot be imported (ZeroDivisionError: division by zero)",
+    ),
+    "a flow": (
+        lambda mine: delattr(mine, "Own"),
+        "the flow needs mine:Own, which cannot be imported (AttributeError: module 'mine' has",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_what_is_missing_is_named_in_a_line_and_nothing_is_lost(kind, mine, tmp_path):
+    lose, *parts = LOST[kind]
+    path = tmp_path / "run"
+    trained(path, KINDS[kind](mine), epochs=1)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    lose(mine)
+    importlib.invalidate_caches()
+    for act in (snfnp.load_run, resume, lambda path: evaluate.main([str(path)])):
+        with one_line(UsageError, *parts):
+            act(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_another_process_opens_what_the_command_line_trained(mine, tmp_path, monkeypatch):
+    np.save(tmp_path / "rows.npy", ROWS)
+    monkeypatch.setattr(train, "_draw", lambda *args: None)
+    options = ["--backend", "numpy", "--epochs", "1", "--out", str(tmp_path / "run")]
+    train.main([str(tmp_path / "rows.npy"), "--model", "mine:build", *options])
+    code = f"import snfnp; assert snfnp.load_run({options[-1]!r}).flow.layers[0][1].factor == 1.5"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+
+
+def local():
+    return lambda shape: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(SmoothLeakyReLU):
+    """A layer with what JSON cannot hold."""
+
+    table: object = None
+
+
+def flow(*layers, names="ab", shape=(2,)):
+    return snfnp.Flow(shape, tuple(zip(names, layers, strict=False)))
+
+
+OWN = Linear(Dense(2))
+WRONG = {
+    "typo": ("glwo", "--model glwo is unknown (did you mean glow?): choose one of fc, conv"),
+    "number": (3, "--model is 3: it must be text"),
+    "no builder": ("mine:number", "mine:number is of type int: let it be a function build(shape)"),
+    "nothing": ("mine:nothing", "mine:nothing: the function returned a NoneType; let it return"),
+    "dots": (".mine:build", "--model .mine:build is unknown"),
+    "main": ("__main__:gone", "needs __main__:gone, which cannot be imported (AttributeError: "),
+    "no class": ('{"class": "os:system"}', "the flow needs os:system with : restore it as it was"),
+    "fields": ('{"class": "mine:Own", "x": 1}', "the flow needs mine:Own with x: restore it"),
+    "local": (local(), "local.<locals>.<lambda> is no name at the top of a module"),
+    "array": (flow(Odd(table=np.zeros(2))), "the flow.layers[0][1].table is a ndarray, which con"),
+    "twice": (flow(OWN, OWN, names="aa"), "two layers are called a; give each a name of its own"),
+    "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
+    "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
+    "rule": ("mine:build", "--gradient exact is not that of the layers of mine:build: choose self"),
+    "choices": ("mine:build", "--objective forward is nothing that mine:build asks for (choices)"),
+}
+OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_model_that_is_none_is_one_line_before_a_folder_is_made(case, mine, tmp_path):
+    model, problem = WRONG[case]
+    with one_line(UsageError, problem):
+        snfnp.fit(ROWS, flow=model, out=tmp_path / "run", **QUICK, **OPTIONS.get(case, {}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name, build, settings, problem",
+    [
+        ("fc", local(), {}, "'fc' cannot be the name of a preset of your own: choose another"),
+        ("a:b", local(), {}, "'a:b' cannot be the name"),
+        ("x", 3, {}, "x is of type int: let it be a function build(shape) -> Flow"),
+        ("x", local(), {"speed": 3}, "a preset has no speed: see snfnp.models.Preset"),
+    ],
+)
+def test_a_registration_that_is_none_is_one_line(name, build, settings, problem):
+    before = dict(PRESETS)
+    with one_line(UsageError, problem):
+        snfnp.register(name, build, **settings)
+    assert before == PRESETS
+
+
+# ---------------------------------------------------------------- fit
+
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (60, 4, 4)).astype(np.uint8)
+FITTED = {
+    "rows": (ROWS, {}, [112, 14, 14]),
+    "a list": (ROWS.tolist(), {"validation": 0.25, "test": "0.25"}, [70, 35, 35]),
+    "images": (IMAGES, {}, [48, 6, 6]),
+    "arrays": (ROWS, {"validation": ROWS[:9], "test": 0.5}, [70, 9, 70]),
+    "a dataset": (DATA, {}, [100, 20, 20]),
+}
+
+
+@pytest.mark.parametrize("case", FITTED)
+def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeypatch, capfd):
+    data, held_out, counts = FITTED[case]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session, "_EVALUATIONS", 3)
+    run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
+    assert run.record["data"]["images"] == counts and list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "") and run.config.eval_every == 4
+    assert run.config.batch_size == min(100, counts[0])
+    assert run.likelihood.sample(3).shape[1:] == run.image_shape
+    if case == "rows":  # split as in a file
+        np.save(tmp_path / "array.npy", data)
+        file = snfnp.load_dataset(str(tmp_path / "array.npy"), seed=3)
+        digests = {split: file.fingerprint(split) for split in ("train", "validation", "test")}
+        assert digests == run.record["data"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    "data, options, problem",
+    [
+        (ROWS.astype(int), {}, "the array: int64 of shape (140, 2); give images, uint8"),
+        (ROWS[:, 0], {}, "the array: float64 of shape (140,); give images, uint8 (N, H"),
+        ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
+        ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),
+        (ROWS, {"validation": ROWS[:, :1]}, "the validation rows of array: shape (140, 1) beside"),
+        (ROWS, {"validation": 2}, "--validation is 2: give a fraction between 0 and 1"),
+        (DATA, {"test": 0.1}, "mine has its splits already: leave validation and test out"),
+        (ROWS, {"patience": 0}, "--patience is 0: it must be at least 1"),
+        (ROWS, {"model": "conv"}, "--model conv needs images, found rows of 2 numbers"),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
+    data, options, problem, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with one_line(UsageError, problem):
+        snfnp.fit(data, **QUICK | options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- patience and callbacks
+
+
+def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monkeypatch):
+    said, how = [], {"epochs": 9, "patience": 2, "lr": 1e-9}
+    with monkeypatch.context() as patched:
+        at_step(patched, 11, spoil)
+        folder, summary = trained(tmp_path / "run", report=said.append, **how)
+    nlls = [record["validation_nll_nats"] for record in folder.read_metrics()]
+    best, ran = int(np.argmin(nlls)), len(nlls)
+    stopped = f"after epoch {ran}, as there was no better one in 2 evaluations (--patience)"
+    assert any(stopped in line for line in said) and ran == best + 3 < 9
+    assert summary["best_epoch"] == best + 1
+    assert snfnp.load_run(folder.path).checkpoint.step == 5 * (best + 1)
+    again = resume(folder.path, report=said.append)
+    assert stopped in said[-2] and without_time([again]) == without_time([summary])
+    assert state(folder.path).step == 5 * ran
+    resume(folder.path, patience=ran)
+    assert state(folder.path).step > 5 * ran
+
+
+def test_patience_counts_evaluations_not_epochs(tmp_path):
+    """A learning rate of almost nothing: the first evaluation, of equal ones, is the best."""
+    folder, _ = trained(tmp_path / "run", epochs=9, eval_every=2, patience=2, lr=1e-30)
+    assert [record["epoch"] for record in folder.read_metrics()] == [2, 4, 6]
+
+
+def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    found = []
+    folder, _ = trained(tmp_path / "run", callbacks=[found.append, lambda record: [record]])
+    evaluations = [record for record in found if record.nats is not None]
+    assert [record.figures for record in evaluations] == folder.read_metrics()
+    for record, line in zip(evaluations, folder.read_metrics(), strict=True):
+        assert all(getattr(record, name) == line[name] for name in ("step", "epoch", "surrogate"))
+        assert record.nats == line["validation_nll_nats"] and record.bits_per_dimension is None
+    steps = [record for record in found if record.nats is None]
+    assert [(each.step, each.epoch) for each in steps] == [(n, n // 5) for n in range(1, 16)]
+    assert {each.steps for each in found} == {15}
+    nats = np.array([record.nats for record in evaluations])
+    assert [record.best for record in evaluations] == list(nats == np.minimum.accumulate(nats))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        steps[0].step = 3
+
+
+@pytest.mark.parametrize("step", [7, 10])
+@pytest.mark.parametrize("ending", [True, np.True_, ValueError("mine"), UsageError("mine")])
+def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monkeypatch):
+    """Well, by True, after the epoch, or at once, by an error; either goes on to the same end."""
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    fails, path = isinstance(ending, Exception), tmp_path / "part"
+
+    def callback(record):
+        if record.step == step and (record.nats is None) == (step == 7):
+            if fails:
+                raise ending
+            return ending
+
+    how = {"callbacks": [callback], "eval_every": 3 if step == 7 else 2}
+    trained(tmp_path / "whole", eval_every=3)
+    if fails:
+        with pytest.raises(type(ending), match="^mine$"):
+            trained(path, **how)
+        assert state(path).step == step
+    else:
+        _, summary = trained(path, **how)
+        assert state(path).step == 10 and summary["best_epoch"] == 2
+    resume(path, eval_every=3)
+    np.testing.assert_array_equal(state(tmp_path / "whole").p, state(path).p)
+
+
+def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        fail = [lambda record: 1 / 0]
+        snfnp.fit(DATA, callbacks=fail, report=None, eval_every=1, **QUICK)
+    (folder,) = tmp_path.iterdir()
+    resume(folder)
+    assert state(folder).step == 15

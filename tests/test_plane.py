@@ -1,0 +1,256 @@
+"""The plane: densities one can see, their pictures and film, paths between latents, scores."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.messages import one_line
+
+import snfnp
+from snfnp.cli import evaluate, interpolate, score, train
+from snfnp.data import plane as densities
+from snfnp.errors import UsageError
+from snfnp.training import plots
+from snfnp.training.plane import Film, View
+from snfnp.training.progress import Record
+
+RNG = np.random.default_rng(0)
+FAST = ("--backend", "numpy", "--warmup-epochs", "1", "--lr", "0.01")
+
+# ---------------------------------------------------------------- densities
+
+T = np.linspace(0, np.pi, 400)
+CIRCLE, ARM = np.exp(2j * T), (T * np.exp(3j * T))[40:]
+HALF = np.exp(1j * T) - 0.5 - 0.25j
+# the curves in the middle of each density, its noise across them (squared), its share of points
+CURVES = {
+    "moons": ([HALF, -HALF], 0.1**2, [1, 1]),
+    "rings": ([CIRCLE, 2 * CIRCLE, 3 * CIRCLE], 0.1**2, [1, 2, 3]),
+    "spirals": ([ARM, -ARM], 0.1**2, [1, 1]),
+    "gaussians": (np.split(2 * np.exp(0.25j * np.pi * np.arange(8)), 8), 2 * 0.2**2, [1] * 8),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_points_lie_around_their_curves_with_their_noise(name):
+    curves, noise, shares = CURVES[name]
+    points = densities.draw(name, 4000, 3) @ (1, 1j)
+    apart = np.array([np.abs(points[:, None] - curve).min(axis=1) for curve in curves])
+    found = np.bincount(apart.argmin(axis=0), minlength=len(shares)) / len(points)
+    np.testing.assert_allclose(found, np.array(shares) / sum(shares), atol=0.03)
+    np.testing.assert_allclose(np.mean(apart.min(axis=0) ** 2), noise, rtol=0.12)
+
+
+def test_the_squares_of_the_checkerboard_and_the_arms_of_the_pinwheel():
+    column, row = np.floor(densities.draw("checkerboard", 8000, 1)).T.astype(int)
+    counts = np.bincount(4 * (column + 2) + row + 2)
+    assert {*(column + row) % 2} == {0} and {*column} == {*row} == {-2, -1, 0, 1}
+    np.testing.assert_allclose(counts[counts > 0], 1000, atol=150)
+    angle = np.angle(densities.draw("pinwheel", 8000, 1) @ (1, 1j))
+    turned = [abs(np.mean(np.exp(1j * n * angle))) for n in range(1, 6)]
+    assert max(turned[:4]) < 0.05 and turned[4] > 0.3
+
+
+@pytest.mark.parametrize("name", densities.DENSITIES)
+def test_a_density_is_a_data_set_by_name(name):
+    data = snfnp.load_dataset(name)
+    splits = [getattr(data, split) for split in snfnp.data.SPLITS]
+    assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
+    np.testing.assert_array_equal(data.test, snfnp.load_dataset(name).test)
+    assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
+    with one_line(UsageError, f"{name} is drawn, not read: leave --data-dir x out"):
+        snfnp.load_dataset(name, "x")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "moons"
+    options = ("--data", "moons", *FAST, "--batch-size", "1000", "--epochs", "3")
+    train.main([*options, "--out", str(path)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return snfnp.load_run(folder)
+
+
+def test_a_run_on_a_plane_leaves_a_picture_and_a_film(folder, capsys):
+    with Image.open(folder / "training.gif") as film:
+        assert film.n_frames == 3 and film.info["loop"] == 0
+        first = np.asarray(film.convert("RGB"))
+        film.seek(2)
+        assert film.info["duration"] >= 2000, "it rests on its last frame"
+        assert (first != np.asarray(film.convert("RGB"))).any()
+    assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+    evaluate.main([str(folder)])
+    assert "5,000 test rows from a density of the plane" in capsys.readouterr().out
+    kept = (folder / "training.gif").read_bytes()
+    train.main(["--resume", "--out", str(folder)])  # nothing is left to do, and to film
+    assert (folder / "training.gif").read_bytes() == kept and "gif" not in capsys.readouterr().out
+
+
+def test_a_view_is_what_the_flow_says(run):
+    view = View.of(run.likelihood, snfnp.load_dataset("moons").test, ["learned", "exact"])
+    x, y = np.linspace(*view.extent[:2], 128), np.linspace(*view.extent[2:], 128)
+    expected = np.exp(run.likelihood.log_prob(np.array([[x[100], y[7]], [x[3], y[64]]])))
+    rows, columns = [7, 64], [100, 3]  # a row is a height, the lowest first
+    np.testing.assert_allclose(view.density[rows, columns], expected, rtol=1e-12)
+    assert not np.allclose(view.density[columns, rows], expected, rtol=1e-3)
+    back = run.ops.to_host(run.likelihood.latents(view.grid["exact"].reshape(-1, 2))[0])
+    for lines, still in zip(np.split(back.reshape(22, -1, 2), 2), (1, 0), strict=True):
+        assert np.ptp(lines[..., still], axis=1).max() < 1e-9 < np.ptp(lines[..., 1 - still])
+    np.testing.assert_array_equal(view.latents, run.likelihood.latents(view.data)[0])
+    assert (view.samples["learned"] != view.samples["exact"]).any() and len(view.data) >= 600
+
+
+@pytest.mark.parametrize("scale, low, high", [(2, 0.999, 1.001), (20, 15, 25)])
+def test_axes_of_comparable_units_have_one_scale(scale, low, high, run):
+    data = RNG.normal(0, (1, scale), (500, 2))
+    left, right, bottom, top = View.of(run.likelihood, data, ["exact"]).extent
+    assert low < (top - bottom) / (right - left) < high
+
+
+def record(epoch: int, likelihood=None) -> Record:
+    return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nats=0.0, likelihood=likelihood)
+
+
+def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
+    monkeypatch.setattr(View, "of", lambda *given: given[2])
+    film = Film(np.zeros((5, 2)))
+    for epoch in range(1, 301):
+        film(record(epoch, run.likelihood))
+        film(record(epoch))  # of a step
+    epochs = [int(re.match(r"epoch (\d+):", title)[1]) for title, _ in film.frames]
+    assert epochs == [*range(1, 301, 8)] and film.frames[0][1] == ["learned"]
+    infinite = run.params["dense1"]["R"] * np.inf
+    monkeypatch.undo()
+    monkeypatch.setitem(run.likelihood.params["dense1"], "R", infinite)
+    for epoch in range(301, 309):
+        film(record(epoch, run.likelihood))
+    assert len(film.frames) == len(epochs)
+
+
+# ---------------------------------------------------------------- paths
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_paths_end_at_their_ends_and_circles_keep_the_norm(spherical):
+    start, end = RNG.standard_normal((2, 5, 20, 20))
+    end[3], end[4], start[2] = -start[3], 2 * start[4], 0  # all straight
+    paths = interpolate.between(start, end, 5, spherical)
+    straight = np.linspace(start, end, 5, axis=1)
+    same = slice(2 if spherical else 0, None)
+    np.testing.assert_allclose(paths[same], straight[same], atol=1e-12)
+    np.testing.assert_allclose(paths[:, [0, -1]], straight[:, [0, -1]], atol=1e-12)
+    flat = paths[:2].reshape(2, 5, -1)
+    norms = np.linalg.norm(flat, axis=2)
+    assert (norms[:, 2] < 0.85 * norms[:, 0]).all() == (not spherical)
+    if spherical:
+        np.testing.assert_allclose(norms, np.linspace(norms[:, 0], norms[:, -1], 5, axis=1))
+        turns = (flat[:, 1:] * flat[:, :-1]).sum(axis=2) / norms[:, 1:] / norms[:, :-1]
+        np.testing.assert_allclose(turns, turns[:, :1] + np.zeros(4))  # even
+
+
+@pytest.mark.parametrize("kind", ["glow", "rows"])
+def test_paths_between_test_samples_begin_and_end_with_these(kind, tmp_path, monkeypatch):
+    """Of images with two latents each, and of rows of three numbers."""
+    data, options, drawn = RNG.normal(size=(60, 3)), [], []
+    if kind == "glow":
+        data = RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
+        options = ["--model", "glow", "--levels", "2", "--depth", "1", "--width", "4"]
+    np.save(tmp_path / "data.npy", data)
+    options += [*FAST, "--batch-size", "20", "--epochs", "1", "--out", str(tmp_path / "run")]
+    train.main([str(tmp_path / "data.npy"), "--test", "0.4", *options])
+    monkeypatch.setattr(plots, "save_samples", lambda out, panels, *_: drawn.append(panels))
+    options = ["--inverse", "exact", "--pairs", "3", "--steps", "4"]
+    interpolate.main([str(tmp_path / "run"), *options])
+    if kind == "rows":
+        paths = np.load(tmp_path / "run" / "interpolate-exact.npy")
+        assert paths.shape == (3, 4, 3)
+    else:  # between the images themselves, to which the exact inverse returns
+        paths = next(iter(drawn[0].values())).reshape(3, 6, 4, 4, 1)
+        np.testing.assert_array_equal(paths[:, [1, -2]], paths[:, [0, -1]])
+    assert (paths[:, 2] != paths[:, 1]).any()
+    ends = paths[:, [0, -1]].reshape(6, 1, -1).astype(float)
+    assert (np.abs(ends - data.reshape(60, -1)).max(axis=2).min(axis=1) < 1e-9).all()
+
+
+def test_paths_of_a_plane_are_a_picture(folder, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append((figure, path)))
+    interpolate.main([str(folder)])
+    assert drawn[0][1] == folder / "interpolate-learned.png"
+    assert [len(axis.lines) for axis in drawn[0][0].axes] == [8, 8]
+
+
+WRONG_PATHS = [
+    (["--steps", "1"], "--steps is 1: it must be at least 2"),
+    (["--pairs", "3000"], "--pairs 3000 needs 6000 test rows, and there are 5000: ask for fewer"),
+    (["--path", "curved"], "invalid choice: 'curved'"),
+    (["--out", "a.txt"], "--out is a.txt: its name must end in one of .npy, .png"),
+]
+
+
+@pytest.mark.parametrize("options, problem", WRONG_PATHS)
+def test_paths_that_cannot_be_are_one_line(options, problem, folder):
+    with one_line(UsageError, problem):
+        interpolate.main([str(folder), *options])
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_the_area_under_the_curve_is_a_share_of_pairs():
+    ours, others = RNG.integers(0, 9, (50, 1)), RNG.integers(2, 12, 70)
+    expected = np.mean((ours > others) + 0.5 * (ours == others))
+    np.testing.assert_allclose(score.auroc(ours[:, 0], others), expected, rtol=1e-14)
+
+
+def test_scores_are_log_likelihoods_of_both(run, folder, tmp_path, capsys):
+    data = snfnp.load_dataset("moons").test
+    far = np.concatenate([data[:20] + 3, [[1e300, -1e300]]])
+    np.save(tmp_path / "far.npy", far)
+    score.main([str(folder), str(tmp_path / "far.npy"), "--count", "900"])
+    first, *lines = (folder / "score-far.csv").read_text().splitlines()
+    names, places, nats = zip(*(line.split(",") for line in lines), strict=True)
+    assert first == "data,place,nats" and names == ("test",) * 900 + ("other",) * 21
+    assert places[899:901] == ("899", "0") and nats[-1] == "-inf"
+    expected = run.likelihood.log_prob(np.concatenate([data[:900], far[:-1]]))
+    np.testing.assert_allclose(np.array(nats[:-1], float), expected, rtol=1e-12)
+    said, median = capsys.readouterr().out, np.median(expected[:900])
+    assert f"median log-likelihood {median:.3f} nats of 900 test samples (moons)" in said
+    assert "AUROC 1.0000" in said and "Nalisnick" not in said
+
+
+def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
+    """As black images are beside digits: points near the mode."""
+    np.save(tmp_path / "mode.npy", RNG.normal(0, 1e-3, (30, 2)))
+    out = tmp_path / "a.pdf"
+    score.main([str(folder), str(tmp_path / "mode.npy"), "--out", str(out), "--count", "500"])
+    said = capsys.readouterr().out
+    assert "likelier than the test data" in said and "Nalisnick et al. 2019" in said
+    assert out.read_bytes().startswith(b"%PDF") and out.with_suffix(".csv").exists()
+    score.main([str(folder), "moons", "--out", str(out)])
+    assert "AUROC 0.5000" in capsys.readouterr().out
+
+
+SCORELESS = {
+    "mons": "'mons' is neither a data set nor a path (did you mean moons?)",
+    "mnist-sample": "mnist-sample: shape (1000, 28, 28, 1) is not (N, 2)",
+    "nan.npy": "nan.npy: nan in row 1, column 0",
+    "three.npy": "three.npy: shape (4, 3) is not (N, 2)",
+}
+
+
+@pytest.mark.parametrize("other", SCORELESS)
+def test_what_has_no_score_is_one_line(other, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("nan.npy", [[0.0, 1.0], [np.nan, 2.0]])
+    np.save("three.npy", np.ones((4, 3)))
+    with one_line(UsageError, SCORELESS[other]):
+        score.main([str(folder), other])
