@@ -10,6 +10,8 @@
     snfnp.train(config, data, snfnp.get_ops(config.backend), folder)
     snfnp.resume("runs/mine", epochs=10)    # and on with it
 
+    snfnp.FlowDensity().fit(X).score_samples(X)    # rows X (N, D), as in scikit-learn
+
     snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
 
 `__all__` has the other names; modules are loaded when a name is first used (editors, which do not
@@ -44,6 +46,7 @@ _MODULES = {
     "Layer": "layers",
     "Layout": "parameters",
     "Likelihood": "likelihood",
+    "FlowDensity": "density",
     "check_layer": "gradcheck",
     "check_map": "gradcheck",
     "check_gradient": "gradcheck",

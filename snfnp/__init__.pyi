@@ -8,6 +8,7 @@ from snfnp import rules as rules
 from snfnp import training as training
 from snfnp.data import Dataset as Dataset
 from snfnp.data import load_dataset as load_dataset
+from snfnp.density import FlowDensity as FlowDensity
 from snfnp.errors import SnfnpError as SnfnpError
 from snfnp.flow import Flow as Flow
 from snfnp.gradcheck import check_gradient as check_gradient

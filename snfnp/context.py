@@ -5,7 +5,7 @@ Derivation: derivations/03-self-normalizing.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from snfnp.ops import Ops, RandomKey
@@ -71,8 +71,8 @@ class BackwardContext:
         """The step as the place-th layer of a flow sees it, from that of the flow."""
         leads = self.part.leads(place)
         volume = self.volume if leads else 0.0
-        key = self.key and layer_key(self.key, place)
-        return replace(self, volume=volume, error_factor=error_factor, key=key, leads=leads)
+        key, own = self.key and layer_key(self.key, place), (self.ops, self.dldj, volume)
+        return BackwardContext(*own, error_factor, key, self.part, leads)
 
 
 @dataclass(frozen=True)

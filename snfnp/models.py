@@ -29,6 +29,7 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
+ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of --recipe white, for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
@@ -45,11 +46,18 @@ class GlowSize:
 
 
 @dataclass(frozen=True)
+class VectorSize:
+    """depth: dense layers, each with elementwise maps before and behind it."""
+
+    depth: int
+
+
+@dataclass(frozen=True)
 class Choices:
     """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
     (`BIAS_INITS`), whether inputs of dense layers are whitened ("white"), how a convolution's exact
     determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the forward
-    kernel's), and Glow's size."""
+    kernel's), the model's size, and the elementwise maps of `vector` (`ACTIVATIONS`)."""
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
@@ -57,7 +65,8 @@ class Choices:
     coordinates: str = "plain"
     exact: str = "block"
     inverse_kernel: int | None = None
-    size: GlowSize | None = None
+    size: GlowSize | VectorSize | None = None
+    activation: str = "spline"
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Preset:
     whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
     data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
     numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
-    `lam_forward`: λ of the forward objective.
+    `lam_forward`: λ of the forward objective; `fits(shape)`: options that data of a shape set.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -85,7 +94,7 @@ class Preset:
     clip_exact: bool = True
     steps: int = 5000
     paper_epochs: int | None = None
-    size: GlowSize | None = None
+    size: GlowSize | VectorSize | None = None
     has_recomputable_layers: bool = True
     has_inverse_kernel: bool = False
     has_bias_init: bool = False
@@ -93,6 +102,7 @@ class Preset:
     takes_choices: bool = True
     white: dict = field(default_factory=WHITE.copy)
     lam_forward: float | None = None
+    fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}
 
 
 def make_rule(
@@ -130,6 +140,32 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
             layers.append((f"whiten{index}", Whiten(dimension, whole=index == 1)))
         layers += [(f"dense{index}", dense), (f"activation{index}", SmoothLeakyReLU(0.3))]
     return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
+
+
+def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
+    """Rows of numbers: elementwise maps, whitening, and then dense layers with an elementwise map
+    behind each and a last dense layer. Splines are the identity outside of 4 standard deviations.
+
+    The first maps give each column a bell shape, which whitening alone makes a Gaussian copula of;
+    the dense layers behind start at random rotations, the first at the identity.
+    """
+    dimension = math.prod(shape)
+    smooth = choices.activation == "smooth-leaky-relu"
+    activation = SmoothLeakyReLU(0.3) if smooth else RationalQuadraticSpline(bins=8, bound=4.0)
+    kinds = ["identity", *["orthogonal"] * choices.size.depth]
+    if choices.init == "identity":
+        kinds = ["identity"] * len(kinds)
+    layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
+    for index, kind in enumerate(kinds, start=1):
+        layers.append((f"dense{index}", Linear(Dense(dimension), choices.rule, init_kind=kind)))
+        layers.append((f"activation{index}", activation))
+    return Flow((dimension,), tuple(layers[:-1]), image_shape=shape)
+
+
+def _fitting_vector(shape: tuple[int, ...]) -> dict:
+    """Fewer layers, and smaller steps, for many columns: a step moves a product of D weights."""
+    root = math.sqrt(16 / math.prod(shape))
+    return {"depth": max(1, min(6, round(4 * root))), "lr": 0.01 * min(1.0, root)}
 
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
@@ -219,6 +255,17 @@ PRESETS = {
         takes_rows=True,
         white=WHITE | {"lr": 4e-3, "bias_init": "data"},
         lam_forward=0.1,
+    ),
+    "vector": Preset(
+        vector,
+        "dense layers between splines, for rows of numbers",
+        ("self-normalizing", "exact", "relative"),
+        lr=0.01,
+        warmup_epochs=1,
+        steps=2000,
+        size=VectorSize(6),
+        takes_rows=True,
+        fits=_fitting_vector,
     ),
     "conv": Preset(
         convolutional,

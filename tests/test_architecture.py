@@ -17,7 +17,7 @@ from snfnp.rules import Rule
 
 ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself.
-FLOORS = """scripts __main__ / cli / beyond / training
+FLOORS = """scripts __main__ / cli density / beyond / training
 / likelihood diagnostics gradcheck models data / flow / layers / rules
 / maps context parameters processes / ops __init__ / images / errors folders threads registry"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))

@@ -42,7 +42,8 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
     optional |= {"validation", "test", "preprocess", "patience"}
-    optional |= set() if PRESETS[model].size else {"levels", "depth", "width", "kernel"}
+    sizes = {"levels", "depth", "width", "kernel"} - set(vars(PRESETS[model].size or object))
+    optional |= sizes | (set() if model == "vector" else {"activation"})
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 
 
@@ -61,7 +62,8 @@ def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
 
 @pytest.mark.parametrize("model, gradient", CASES)
 def test_presets_have_the_properties_that_they_state(model, gradient):
-    preset, size = PRESETS[model], {"depth": 1, "width": 8} if PRESETS[model].size else {}
+    preset, size = PRESETS[model], {"depth": 1, "width": 8}
+    size = {name: value for name, value in size.items() if hasattr(preset.size, name)}
     config = TrainConfig(model=model, gradient=gradient, **size).resolve(1000)
     flow = config.build_flow(SHAPE)
     cheap = [layer.cheap_exact_inverse for _, layer in flow.layers]
@@ -76,7 +78,7 @@ def test_help_is_made_from_the_presets_and_the_rules():
     help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
     for name, preset in PRESETS.items():
         assert f"{name}, {preset.summary}" in help_texts["model"]
-    assert "0.0001 for fc; 0.001 for conv" in help_texts["lr"]
+    assert "0.0001 for fc; 0.01 for vector; 0.001 for conv" in help_texts["lr"]
     assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
     assert "6000 for fc; 1000 for conv; 250 for glow" in help_texts["epochs"]
     for name, rule in RULES.items():

@@ -220,7 +220,7 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
         snfnp.Dataset("mine", ROWS, ROWS, COLOUR)
 
 
-@pytest.mark.parametrize("model", [name for name, preset in PRESETS.items() if preset.size])
+@pytest.mark.parametrize("model", [name for name in PRESETS if "glow" in name])
 @pytest.mark.parametrize("side, most", [(2, 1), (12, 2), (32, 5)])
 def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
     shape = (side, 2 * side, 1)

@@ -92,6 +92,8 @@ def test_a_step_neither_mixes_nor_waits(model, gradient, changes):
     )
     images = [images_of(found, step) for step in range(3)]
     take_steps(expected, range(3))
+    for follower in found.followers:
+        follower.start(found, partial(images_of, found))
     waits = traffic.waits
     found.initialise_from_data(images[0])
     found.training_step(images[0])

@@ -33,8 +33,8 @@ def white_followers(ops, flow, config) -> tuple:
     layers = [*(layer for _, layer in flow.layers), None]
     places = [place for place, layer in enumerate(layers) if isinstance(layer, Whiten)]
     for place in filter(None, places):
-        if layers[place].whole or not getattr(layers[place + 1], "bias", False):
-            needs = "is not the first, and needs whole=False and a Linear with a bias behind it"
+        if not layers[place].whole and not getattr(layers[place + 1], "bias", False):
+            needs = "is not the first, and needs a Linear with a bias behind it"
             raise UsageError(f"the Whiten layer {flow.layers[place][0]} {needs}")
     white, kernels = config.coordinates == "white", any(inputs(layer) for layer in layers)
     if white and not (places or kernels):
@@ -48,20 +48,21 @@ class Whitening(Follower):
     """The numbers of `Whiten` layers, which are fixed parameters: it has no state of its own."""
 
     def start(self, trainer, images_of) -> None:
-        """Set those of the flow's first layer from all images of the first epoch, with noise of
-        their own: with that of its steps they would be whiter than others. One pass, O(D²) an
-        image: a few seconds for the 50,000 images of MNIST on a core."""
-        name, layer = trainer.flow.layers[0]
-        if isinstance(layer, Whiten):
-            found = _numbers(trainer, 0, images_of, range(trainer.steps_per_epoch))
-            _put(trainer.ops, trainer.params[name], found)
+        """Set those of whole layers, and of the flow's first, from all images of the first epoch,
+        with noise of their own: with that of its steps they would be whiter than others. One pass,
+        O(D²) an image: a few seconds for the 50,000 images of MNIST on a core."""
+        for place, (name, layer) in enumerate(trainer.flow.layers):
+            if isinstance(layer, Whiten) and (layer.whole or not place):
+                found = _numbers(trainer, place, images_of, range(trainer.steps_per_epoch))
+                _put(trainer.ops, trainer.params[name], found)
 
     def renew(self, trainer, images_of) -> None:
-        """Renew those of deeper layers from 2000 images of the steps to come, and with them the
-        linear layer behind: the function stays the same but for rounding. Costs some 10 steps."""
+        """Renew those of deeper layers that are not whole from 2000 images of the steps to come,
+        and with them the linear layer behind: the function stays the same but for rounding. Costs
+        some 10 steps."""
         ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
         for place, (name, layer) in enumerate(flow.layers):
-            if not place or not isinstance(layer, Whiten):
+            if not place or not isinstance(layer, Whiten) or layer.whole:
                 continue
             last = trainer.step + math.ceil(_IMAGES / trainer.config.batch_size)
             new = _numbers(trainer, place, images_of, range(trainer.step, last))

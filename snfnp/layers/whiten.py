@@ -25,13 +25,16 @@ def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
 class Whiten(Layer):
     """z = U (x − μ), with U = C^{-1/2} of the covariance C of x, for rows x (N, D).
 
-    whole: False if U has only the variances of the features, C's diagonal. Its `numbers` are found
-    from data, and no gradient moves them. Parameters: U (D, D), or (D,) its diagonal, and b = −U μ
-    (D,), the identity until those of data are put in their place. One product, O(N D²), or O(N D).
+    whole: False if U has only the variances of the features, C's diagonal; shrink: C is drawn to a
+    multiple of I by as much as so few rows deserve (`_shrunk`), and may be singular. Its `numbers`
+    are found from data, and no gradient moves them. Parameters: U (D, D), or (D,) its diagonal, and
+    b = −U μ (D,), the identity until those of data are put in their place. One product, O(N D²), or
+    O(N D).
     """
 
     features: int
     whole: bool = True
+    shrink: bool = False
 
     def parameter_shapes(self, shape) -> dict:
         return {"U": (self.features,) * (2 if self.whole else 1), "b": (self.features,)}
@@ -71,13 +74,15 @@ class Whiten(Layer):
         variance, or if x does not vary at all, DivergedError if it is not finite.
         """
         features, whole = self.features, self.whole
-        if whole and count <= features:
+        if whole and count <= features and not self.shrink:
             found = f"{count} images have no covariance in {features} dimensions"
             raise UsageError(f"{found}: give more than {features}, or --coordinates plain")
         mean, second = total / count, products / count
         covariance = second - (np.outer(mean, mean) if whole else mean**2)
         if not np.isfinite(covariance).all():
             raise DivergedError("the inputs that are to be whitened are not finite")
+        if self.shrink:
+            covariance = _shrunk(covariance, count)
         variance = (np.diag(covariance) if whole else covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
             raise UsageError("all images are alike: there is nothing to whiten")
@@ -86,3 +91,16 @@ class Whiten(Layer):
             return {"U": scales, "b": -scales * mean}
         u = inverse_root(covariance, _FLOOR * variance)
         return {"U": (u + u.T) / 2, "b": -u @ mean}
+
+
+def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
+    """(1 − ρ) C + ρ m I of the covariance C (D, D) of `count` rows, m the mean of its eigenvalues:
+    ρ as if the rows were Gaussian (Chen et al. 2010, "OAS"), about 1/count for correlated columns,
+    1 for more columns than rows that are independent."""
+    features = len(covariance)
+    mean = np.trace(covariance) / features
+    squares, square = np.vdot(covariance, covariance), (features * mean) ** 2
+    spread = (count + 1 - 2 / features) * (squares - square / features)
+    known = (1 - 2 / features) * squares + square
+    share = 1.0 if spread <= known else known / spread
+    return (1 - share) * covariance + share * mean * np.eye(features)

@@ -50,25 +50,42 @@ def _find_cache() -> bool:
 
 
 _CACHE = _find_cache()
+_SHORT = 1 << 12  # values: some microseconds of work
 compiled = njit(cache=_CACHE, error_model="numpy")
 serial = njit(cache=_CACHE, error_model="numpy", inline="always")
 
 
 def parallel(kernel):
-    """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel.
+    """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel; one
+    after another if its first array is so short that waking threads takes longer.
 
-    The function is made as source text, since a parallel loop takes tuples, but no tuple of them.
+    The loops are made as source text, since a parallel one takes tuples, but no tuple of them.
     """
     _, *arguments = inspect.signature(kernel).parameters
     call = ", ".join(arguments)
-    source = f"""def {kernel.__name__}(tasks, {call}):
-    for task in prange(tasks):
-        kernel(uintp(task), {call})"""
     inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
     scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
-    exec(compile(source, inspect.getfile(kernel), "exec"), scope)  # whose date Numba looks at
-    how = {"parallel": True, "cache": _CACHE, "error_model": "numpy", "no_cfunc_wrapper": True}
-    return njit(**how)(scope[kernel.__name__])
+    how = {"cache": _CACHE, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+    def loop(name, over):
+        source = f"""def {name}(tasks, {call}):
+    for task in {over}(tasks):
+        kernel(uintp(task), {call})"""
+        exec(compile(source, inspect.getfile(kernel), "exec"), scope)  # whose date Numba looks at
+        return njit(**how, parallel=over == "prange")(scope[name])
+
+    # of different names: what is kept on disk is found by them
+    shared, alone = loop(kernel.__name__, "prange"), loop(f"{kernel.__name__}_alone", "range")
+
+    place = None
+
+    def run(tasks, *given):
+        nonlocal place
+        if place is None:
+            place = next(i for i, each in enumerate(given) if isinstance(each, np.ndarray))
+        (shared if given[place].size > _SHORT else alone)(tasks, *given)
+
+    return run
 
 
 class _Compilations(event.Listener):

@@ -6,7 +6,6 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.data import Dataset
-from snfnp.models import PRESETS
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
@@ -29,7 +28,7 @@ def make_trainer(
     **changes,
 ):
     """A trainer for images (side, side, 1); gradient None: the preset's."""
-    size = SMALL_GLOW if PRESETS[model].size else {}
+    size = SMALL_GLOW if "glow" in model else {"depth": 2} if model == "vector" else {}
     backend = ops.name if ops.name in BACKENDS else "numpy"
     defaults = {"lr": 1e-3, "batch_size": BATCH, "warmup_epochs": 1, "backend": backend}
     config = TrainConfig(model=model, gradient=gradient, **{**defaults, **size, **changes})

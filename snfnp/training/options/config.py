@@ -160,7 +160,8 @@ class TrainConfig:
         chosen = {name: self.chosen(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
         size = GlowSize(self.levels, self.depth, self.width, self.kernel)
-        choices = Choices(self.rule, exact=exact, size=size, **chosen)
+        activation = self.chosen("activation") or "spline"
+        choices = Choices(self.rule, exact=exact, size=size, activation=activation, **chosen)
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
             found = f"--gradient {self.gradient} is not that of the layers of {self.model_name}"
@@ -194,6 +195,9 @@ class TrainConfig:
             while halves < config.levels and side % 2 ** (halves + 1) == 0:
                 halves += 1
             config = replace(config, levels=halves)
+        for name, value in config.preset.fits(shape).items() if shape else ():
+            if getattr(self, name) is None:
+                config = replace(config, **{name: value})
         for option, need in config._without_effect():
             flag = option.flag_for(getattr(config, option.name))
             raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
+from snfnp.models import ACTIVATIONS, BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
 from snfnp.ops import BACKENDS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
@@ -144,9 +144,14 @@ class ModelOptions:
 
     model: str = option("fc", _MODELS, _GIVEN)
     levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
-    depth: int | None = option(None, "K of Glow, steps of flow per block", _UP_TO_1000)
+    depth: int | None = option(
+        None, "K of Glow, steps of flow per block; of vector, dense layers but one", _UP_TO_1000
+    )
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
     kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", _ODD)
+    activation: str | None = option(
+        None, "the elementwise maps of vector: splines, or the paper's for fc", choices=ACTIVATIONS
+    )
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
     init: str = option(
         "paper",

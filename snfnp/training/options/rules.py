@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.own import HELD_OUT
-from snfnp.models import GRADIENTS
+from snfnp.models import GRADIENTS, GlowSize, VectorSize
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with
 
@@ -51,7 +51,9 @@ _VARIATIONAL = _is("objective", "variational")
 _CONTROLLED = _is("lambda_control", "geco")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "--data PATH")
 _GPU = _is("backend", "cupy")
-_GLOW = _preset_needs(lambda preset: preset.size)
+_SIZED = _preset_needs(lambda preset: preset.size)
+_GLOW = _preset_needs(lambda preset: isinstance(preset.size, GlowSize))
+_VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
 _NOT_RELATIVE = _is("gradient", *(name for name in GRADIENTS if name != "relative"))
@@ -118,9 +120,10 @@ _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small s
 
 _RULES = {
     **{
-        name: Rule((_GLOW,), lambda c, name=name: getattr(c.preset.size, name, None))
-        for name in ("levels", "depth", "width", "kernel")
+        name: Rule((need,), lambda c, name=name: getattr(c.preset.size, name, None))
+        for name, need in dict(depth=_SIZED, levels=_GLOW, width=_GLOW, kernel=_GLOW).items()
     },
+    "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "init": Rule((_OTHER_INIT,)),
     "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),

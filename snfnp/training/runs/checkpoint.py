@@ -171,12 +171,18 @@ def is_evaluation(record: dict) -> bool:
     )
 
 
-def recorded_metrics(path: Path) -> list:
-    """[length, SHA-256] of the metrics that belong to a checkpoint, by its header alone: the rest
-    of the file is not read. Raises CheckpointError as `load_checkpoint` does."""
+def record_of(path: Path) -> dict:
+    """The record in a checkpoint's header: the rest of the file is not read. Raises CheckpointError
+    as `load_checkpoint` does."""
     content = read_bytes(path, CheckpointError, f"{path} is gone", _LONGEST_HEADER, whole=False)
     with _refused_if_damaged(path):
-        length, digest = parse_json(_header(path, content)["record"].encode())["metrics"]
+        return dict(parse_json(_header(path, content)["record"].encode()))
+
+
+def recorded_metrics(path: Path) -> list:
+    """[length, SHA-256] of the metrics that belong to a checkpoint (`record_of`)."""
+    with _refused_if_damaged(path):
+        length, digest = record_of(path)["metrics"]
         return [max(int(length), 0), digest]
 
 
