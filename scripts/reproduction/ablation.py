@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 
 from drawings.style import BLUE, GREEN, INK, plt, save
+
 from reproduction.likelihoods import LikelihoodTable, _notes, compared, nlls
 from reproduction.rows import NOT_GIVEN, Row, Table
 from reproduction.target import markdown

@@ -51,11 +51,12 @@ def assert_numpys(found, expected, tolerance):
         a, b = host(found, name), host(expected, name)
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), name
     # Adam divides by the size of a gradient: where that is all rounding, so is the step
-    gradient, p = host(expected, "gradient"), host(expected, "p")
+    gradient = host(expected, "gradient")
+    p, other = (host(each, "p")[: len(gradient)] for each in (expected, found))
     large = np.abs(gradient) >= 1e-3 * np.abs(gradient).max()
     assert large.sum() > 5
     moves = 2 * expected.config.lr
-    assert np.abs(host(found, "p") - p)[large].max() <= tolerance / 1e-3 * moves + 1e-15
+    assert np.abs(other - p)[large].max() <= tolerance / 1e-3 * moves + 1e-15
 
 
 @pytest.mark.parametrize(
