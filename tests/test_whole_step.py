@@ -34,7 +34,11 @@ RTOL, H = 1e-9, 1e-3
 
 def every_choice():
     sizes = {"glow-3l-32k": {"levels": 3}, "glow-3l-48k": {"levels": 3, "kernel": 3}}
-    sizes |= {"vector": {"init": "identity"}, "glow": {"kernel": 1}, "glow-2l-4k": {"kernel": 3, "depth": 2}}
+    sizes |= {
+        "vector": {"init": "identity"},
+        "glow": {"kernel": 1},
+        "glow-2l-4k": {"kernel": 3, "depth": 2},
+    }
     for model, preset in PRESETS.items():
         for gradient in preset.gradients:
             yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
