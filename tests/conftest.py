@@ -17,7 +17,7 @@ from snfnp.ops import get_ops
 # Tests (by the starts of their names) outside the quick tier: they train in processes of their own,
 # go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
-    *("gpu/", "test_benchmarks", "test_bias_init", "test_chain_runs", "test_communication"),
+    *("gpu/", "test_benchmarks", "test_bias_init", "test_communication"),
     *("test_compare_", "test_gpu_hour", "test_kernels_", "test_mutate", "test_pictures"),
     *("test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),

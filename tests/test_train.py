@@ -207,7 +207,7 @@ IMPOSSIBLE = [
     ({"clip_norm": 1e300}, "--clip-norm is 1e+300: it must be positive and finite"),
     ({"epochs": 2.5}, "--epochs is 2.5: it must be a whole number"),
     ({"data": ""}, "--data is : it must be a name or a path"),
-    ({"model": "cnn"}, "--model is cnn: it must be one of fc"),
+    ({"model": "cnn"}, "--model cnn is unknown: choose one of fc, "),
     ({"dtype": "float16"}, "--dtype is float16: it must be one of float32, float64"),
     ({"backend": "cuda"}, "--backend is cuda: it must be one of numba, numpy, cupy"),
     ({"batch_size": 101}, "--batch-size is 101, but there are only 100 training images"),

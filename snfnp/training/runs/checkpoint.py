@@ -181,8 +181,9 @@ def record_of(path: Path) -> dict:
 
 def recorded_metrics(path: Path) -> list:
     """[length, SHA-256] of the metrics that belong to a checkpoint (`record_of`)."""
+    record = record_of(path)
     with _refused_if_damaged(path):
-        length, digest = record_of(path)["metrics"]
+        length, digest = record["metrics"]
         return [max(int(length), 0), digest]
 
 
