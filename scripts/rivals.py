@@ -66,7 +66,7 @@ def table(name, seed):
 
 
 def gaussian_mixture(x, seconds):
-    kinds = [(n, kind) for n in COMPONENTS for kind in ("full", "diag")]
+    kinds = [(n, kind) for n in COMPONENTS for kind in ("full", "diag") if n * x.shape[1] < len(x)]
     fitted = [GaussianMixture(n, covariance_type=kind, random_state=0).fit(x) for n, kind in kinds]
     return min(fitted, key=lambda each: each.bic(x)).score_samples
 
@@ -122,36 +122,31 @@ def main() -> None:
     rivals = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
     for name in ("NSF", "MAF") if args.torch else ():
         rivals[name] = lambda x, seconds, name=name: torch_flow(name, x, seconds)
-    cases = {}
-    for known in (mixture, banana, exponentials):
-        for columns in (2, 8):
-            make = [np.random.default_rng(seed) for seed in (11, 12)]
-            cases[f"{known.__name__}-{columns}"] = (known, columns, make)
-    cases |= {f"{name}-{seed}": (table, name, seed) for name in TABLES for seed in range(5)}
+    cases = [(known, columns) for known in (mixture, banana, exponentials) for columns in (2, 8)]
+    cases += [(name, seed) for name in TABLES for seed in range(5)]
     print(f"{'':18}" + "".join(f"{name:>20}" for name in rivals))
     figures = {}
-    for case, (make, what, how) in cases.items():
+    for what, number in cases:
+        case = f"{getattr(what, '__name__', what)}-{number}"
         if not case.startswith(args.only):
             continue
-        known = make is not table
-        if known:
-            (x, _), (fresh, truth) = make(how[0], ROWS, what), make(how[1], FRESH, what)
+        if callable(what):
+            x, _ = what(np.random.default_rng(11), ROWS, number)
+            fresh, truth = what(np.random.default_rng(12), FRESH, number)
         else:
-            x, fresh = make(what, how)
-        figures[case], seconds = {}, 0.0
+            (x, fresh), truth = table(what, number), None
+        figures[case], seconds, row = {}, 0.0, f"{case:18}"
         for name, fit in rivals.items():
             start = time.process_time()
             score = fit(x, seconds)
             spent = time.process_time() - start
             seconds = spent if name == "flow" else seconds
-            count = SHOWN if name == "kernels" else len(fresh)
-            likely = float(score(fresh[:count]).mean())
-            figure = float(truth[:count].mean()) - likely if known else likely
-            figures[case][name] = {"nats": figure, "seconds": spent}
-        row = "".join(
-            f"{own['nats']:12.4f} {own['seconds']:5.0f} s" for own in figures[case].values()
-        )
-        print(f"{case:18}{row}", flush=True)
+            some = slice(SHOWN if name == "kernels" else None)
+            nats = float(score(fresh[some]).mean())
+            nats = nats if truth is None else float(truth[some].mean()) - nats
+            figures[case][name] = {"nats": nats, "seconds": spent}
+            row += f"{nats:12.4f} {spent:5.0f} s"
+        print(row, flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
