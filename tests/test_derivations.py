@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from method import NOTEBOOKS
 from pages import (
     CODE,
     DERIVATIONS,
@@ -218,8 +219,8 @@ def test_page(page):
     assert re.search(r"^>>> ", text, flags=re.M), "no executable check"
 
 
-def test_the_links_of_the_repositorys_readme():
-    page = ROOT / "README.md"
+@pytest.mark.parametrize("page", [ROOT / "README.md", *NOTEBOOKS], ids=lambda page: page.name)
+def test_the_links_of_the_repositorys_readme_and_the_notebooks(page):
     assert link_problems(page, page.read_text(encoding="utf-8")) == []
 
 

@@ -1,4 +1,4 @@
-"""Page 00: its program is the page's, stands alone, and takes the package's steps."""
+"""What is made of pages is theirs; page 00's program stands alone and takes the package's steps."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ from snfnp.rules import SelfNormalizing
 from snfnp.training.adam import Adam
 
 matplotlib.use("Agg")
-PROGRAM = PAGE.with_suffix(".py")
+PROGRAM, MADE = PAGE.with_suffix(".py"), files()
 STEPS, RATE, LAM = 40, 0.02, 0.7
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -30,12 +30,10 @@ def method():
     return runpy.run_path(str(PROGRAM))
 
 
-@pytest.mark.parametrize("suffix", [".py", ".ipynb"])
-def test_what_is_made_of_the_page_is_the_page_as_it_stands(suffix):
-    made = files(PAGE.read_text(encoding="utf-8"))[suffix]
-    assert PAGE.with_suffix(suffix).read_text(encoding="utf-8") == made, (
-        "run python derivations/site/method.py"
-    )
+@pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
+def test_what_is_made_of_the_pages_is_the_pages_as_they_stand(path):
+    text = path.read_text(encoding="utf-8")
+    assert text == MADE[path], "run python derivations/site/method.py"
 
 
 def test_the_program_is_short_and_imports_nothing_of_the_package():
