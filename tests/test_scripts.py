@@ -237,7 +237,7 @@ def test_help_explains_every_option(environment):
 
 def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
     file = tmp_path / "figures.json"
-    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--threads", "1", "--json", file)
+    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--json", file)
     results = json.loads(file.read_text())
     steps = results["fc"]["steps"]
     gradients = {"self-normalizing", "exact", "relative"}
