@@ -12,6 +12,8 @@ import argparse
 import json
 import time
 import warnings
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +57,21 @@ def exponentials(rng, rows, columns):
     return x @ turn.T, -x.sum(axis=1)
 
 
+def drawn(known, columns):
+    """(rows to fit, fresh rows, their log-densities)."""
+    x, _ = known(np.random.default_rng(11), ROWS, columns)
+    return x, *known(np.random.default_rng(12), FRESH, columns)
+
+
 def table(name, seed):
-    """(rows to fit, rows held out), standardised by the former; digits with the noise that makes
-    whole numbers a density."""
+    """(rows to fit, rows held out, None), standardised by the former; digits with the noise that
+    makes whole numbers a density."""
     rng = np.random.default_rng(seed)
     x = getattr(datasets, f"load_{name}")().data.astype(float)
     x = x + rng.uniform(size=x.shape) if name == "digits" else x
     x, held_out = np.split(x[rng.permutation(len(x))], [len(x) - len(x) // 5])
-    return (x - x.mean(axis=0)) / x.std(axis=0), (held_out - x.mean(axis=0)) / x.std(axis=0)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    return (x - mean) / spread, (held_out - mean) / spread, None
 
 
 def gaussian_mixture(x, seconds):
@@ -92,7 +101,7 @@ def torch_flow(kind, x, seconds):
     x = torch.tensor((x - moments[0]) / moments[1], dtype=torch.float32)
     x, held_out = x[len(x) // 10 :], x[: len(x) // 10]
     model = getattr(zuko.flows, kind)(x.shape[1], transforms=4, hidden_features=(64, 64))
-    optimiser, best, until = torch.optim.Adam(model.parameters(), 1e-3), (np.inf, None), None
+    optimiser, best = torch.optim.Adam(model.parameters(), 1e-3), (np.inf, None)
     until = time.process_time() + seconds
     while time.process_time() < until:
         for rows in torch.randperm(len(x)).split(min(256, max(16, len(x) // 8))):
@@ -122,22 +131,14 @@ def main() -> None:
     rivals = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
     for name in ("NSF", "MAF") if args.torch else ():
         rivals[name] = lambda x, seconds, name=name: torch_flow(name, x, seconds)
-    cases = {}
-    for known in (mixture, banana, exponentials):
-        for columns in (2, 8):
-            make = [np.random.default_rng(seed) for seed in (11, 12)]
-            cases[f"{known.__name__}-{columns}"] = (known, columns, make)
-    cases |= {f"{name}-{seed}": (table, name, seed) for name in TABLES for seed in range(5)}
+    densities = product((mixture, banana, exponentials), (2, 8))
+    cases = {f"{known.__name__}-{n}": partial(drawn, known, n) for known, n in densities}
+    tables = product(TABLES, range(5))
+    cases |= {f"{name}-{seed}": partial(table, name, seed) for name, seed in tables}
     print(f"{'':18}" + "".join(f"{name:>20}" for name in rivals))
     figures = {}
-    for case, (make, what, how) in cases.items():
-        if not case.startswith(args.only):
-            continue
-        known = make is not table
-        if known:
-            (x, _), (fresh, truth) = make(how[0], ROWS, what), make(how[1], FRESH, what)
-        else:
-            x, fresh = make(what, how)
+    for case in (case for case in cases if case.startswith(args.only)):
+        x, fresh, truth = cases[case]()
         figures[case], seconds = {}, 0.0
         for name, fit in rivals.items():
             start = time.process_time()
@@ -146,12 +147,10 @@ def main() -> None:
             seconds = spent if name == "flow" else seconds
             count = SHOWN if name == "kernels" else len(fresh)
             likely = float(score(fresh[:count]).mean())
-            figure = float(truth[:count].mean()) - likely if known else likely
+            figure = likely if truth is None else float(truth[:count].mean()) - likely
             figures[case][name] = {"nats": figure, "seconds": spent}
-        row = "".join(
-            f"{own['nats']:12.4f} {own['seconds']:5.0f} s" for own in figures[case].values()
-        )
-        print(f"{case:18}{row}", flush=True)
+        cells = (f"{own['nats']:12.4f} {own['seconds']:5.0f} s" for own in figures[case].values())
+        print(f"{case:18}{''.join(cells)}", flush=True)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
