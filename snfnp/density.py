@@ -153,6 +153,7 @@ class FlowDensity:
         own = {name: getattr(self, name) for name in ("activation", "gradient", "epochs", "lr")}
         own |= {"depth": self.layers, "batch_size": batch}
         plain = self.activation != "spline" and batch * columns <= _SMALL
+        own["warmup_epochs"] = 0.5 if self.epochs == 1 else None
         how = {"lr_schedule": "cosine", "backend": "numpy" if plain else "numba", "seed": seed}
         return TrainConfig(model="vector", **own, **how).resolve(rows, (columns,))
 

@@ -158,12 +158,12 @@ def test_parts_that_make_no_sense_are_refused(arguments, message):
 
 
 def test_nothing_else_imports_the_comparison():
-    """The package is free of PyTorch, and the script asks for it only when it measures a GPU."""
+    """The package is free of PyTorch, and scripts ask for it only to compare with it."""
     root = SCRIPTS.parent
     importing = re.compile(r"^\s*(import|from)\s+torch", re.M)
     files = {p.relative_to(root) for f in ("snfnp", "scripts") for p in root.glob(f"{f}/**/*.py")}
     found = {str(file) for file in files if importing.search((root / file).read_text())}
-    assert found == {"scripts/benchmark.py", "scripts/torch_steps.py"}
+    assert found == {f"scripts/{name}.py" for name in ("benchmark", "rivals", "torch_steps")}
     assert not re.search(r"^(import|from)\s+torch", (SCRIPTS / "benchmark.py").read_text(), re.M)
 
 

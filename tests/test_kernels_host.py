@@ -30,6 +30,7 @@ from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
 from snfnp.ops import RandomKey
 from snfnp.ops.backends import overrides
+from snfnp.ops.conv import gpu as conv_on_a_gpu
 from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda
@@ -174,6 +175,7 @@ def test_a_launch_expands_numbers_and_strides(ops):
     ops.device.launch._start = lambda *launched: found.update(values=launched[-1])
     x, out = np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 4))
     missing = dict.fromkeys(("z", "y", "bias", "partial", "total", "arrived"))
+    missing |= conv_on_a_gpu.NO_SECOND
     numbers = dict.fromkeys(("samples", "height", "width", "kh", "kw", "splits"), 1)
     a = np.array(3.0, np.float32)
     given = {"x": x, "k": k, "out": out, "a": a, "b": 2, "before": 0.5, "inputs": 2, "outputs": 4}

@@ -34,7 +34,11 @@ RTOL, H = 1e-9, 1e-3
 
 def every_choice():
     sizes = {"glow-3l-32k": {"levels": 3}, "glow-3l-48k": {"levels": 3, "kernel": 3}}
-    sizes |= {"vector": {"init": "identity"}, "glow": {"kernel": 1}, "glow-2l-4k": {"kernel": 3, "depth": 2}}
+    sizes |= {
+        "vector": {"init": "identity"},
+        "glow": {"kernel": 1},
+        "glow-2l-4k": {"kernel": 3, "depth": 2},
+    }
     for model, preset in PRESETS.items():
         for gradient in preset.gradients:
             yield {"model": model, "gradient": gradient, **sizes.get(model, {})}
@@ -68,7 +72,7 @@ def move(trainer):
     rng = np.random.default_rng(6)
     for layer in trainer.params.values():
         for name, p in layer.items():
-            fan = np.prod(p.shape[:-1]) if name in ("W", "R", "w1", "w2", "w3") else 1
+            fan = np.prod(p.shape[:-1]) if name in ("U", "W", "R", "w1", "w2", "w3") else 1
             p += 0.02 / np.sqrt(fan) * rng.standard_normal(p.shape)
             if name in ("b1", "b2"):
                 p[:] += np.resize([1.5, -1.5], p.shape)
@@ -212,7 +216,9 @@ def step(ops, choice):
         for gradient in layer.values():
             gradient[...] = np.nan  # what the step does not write
     trainer.training_step(pixels)
-    return Comparison(trainer, objective, before, trainer.gradient)
+    gradient = np.zeros(trainer.layout.size)  # 0 for the numbers that no step changes
+    gradient[: trainer.gradient.size] = trainer.gradient
+    return Comparison(trainer, objective, before, gradient)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=words)

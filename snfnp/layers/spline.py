@@ -67,5 +67,5 @@ class RationalQuadraticSpline(Layer):
         return ops.spline.knots(*self.raw(p))
 
     def raw(self, p) -> tuple:
-        """What `ops.spline.knots` takes. What that finds, `forward` also takes as p["knots"]."""
+        """Arguments of `ops.spline.knots`. What that finds, `forward` also takes as p["knots"]."""
         return p["widths"], p["heights"], p["slopes"], self.bound, self.eps

@@ -137,7 +137,7 @@ def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) ->
     """Give a record to every callback, on rank 0; say, on all, whether one of them returned True.
     What one raises goes on from here, once everything is saved."""
     ends, world = False, checkpoints.trainer.world
-    if callbacks and world.rank == 0:
+    if callbacks and record and world.rank == 0:
         if record.nats is not None:  # determinants, that nobody else asks for
             record = replace(record, likelihood=checkpoints.trainer.likelihood())
         try:

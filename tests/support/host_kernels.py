@@ -231,7 +231,8 @@ def hold_scalars(ops: Ops) -> None:
     scalars.set(2**40 + 3, 0.25, 3.0, 12)
     found = [float(each) for each in (scalars.step, scalars.number, scalars.lr, scalars.lam)]
     assert found == [2**40 + 3, 2**40 + 4, 0.25, 3.0]
-    assert [float(scalars.error_factor(samples)) for samples in (12, 5)] == [-0.5, -1.2]
+    for samples in (12, 5):
+        assert float(scalars.error_factor(samples)) == 3.0 * (-2 / samples)
 
 
 def hold_images(ops: Ops) -> None:

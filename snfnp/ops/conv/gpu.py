@@ -19,7 +19,7 @@ _MOST_SUMS = 128  # the most output channels for which a block can also sum dz
 _CHUNKS = 128  # the most parts of a batch whose weight gradients are summed separately
 
 
-_NO_SECOND = dict.fromkeys(("x_2", "k_2", "z_2", "out_2", "y_2")) | {"a_2": 0.0, "b_2": 0.0}
+NO_SECOND = dict.fromkeys(("x_2", "k_2", "z_2", "out_2", "y_2")) | {"a_2": 0.0, "b_2": 0.0}
 
 
 class GpuConv(Conv):
@@ -61,7 +61,7 @@ class GpuConv(Conv):
         own |= {"a_2": more.a, "b_2": more.b, "y_2": more.y}
         return self._convolve(*first, own), Finished(z_2, out_2, None)
 
-    def _convolve(self, x, k, epilogue: Epilogue | None = None, second=_NO_SECOND):
+    def _convolve(self, x, k, epilogue: Epilogue | None = None, second=NO_SECOND):
         """correlate(x, k) and its epilogue in one launch; second: arguments for another one."""
         device, (kh, kw, inputs, outputs) = self.device, k.shape
         shape = (*x.shape[:3], outputs)
@@ -80,7 +80,7 @@ class GpuConv(Conv):
         sums = {"partial": partial, "total": total, "arrived": device.counter()}
         sizes = _sizes(x, (kh, kw)) | {"inputs": inputs, "outputs": outputs, "splits": splits}
         arguments = arrays | numbers | sums | sizes | second
-        blocks *= 1 if second is _NO_SECOND else 2
+        blocks *= 1 if second is NO_SECOND else 2
         device.launch("conv", x.dtype, blocks, threads=splits * _CONV_ITEMS, **arguments)
         return Finished(z, out, total)
 
