@@ -64,7 +64,7 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
 
 def page(records: dict[str, dict]) -> str:
     """The text of the page: that of page.md, with what the records say at its @names@."""
-    head, *others = re.split(r"^%% (\w+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
+    head, *others = re.split(r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
     texts = dict(zip(others[::2], others[1::2], strict=True))
     parts = [_filled(head, _facts(records))]
     for name, target in TARGETS.items():
