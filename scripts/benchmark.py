@@ -1,6 +1,5 @@
 """Measure the speed of training steps: medians, minima, and ratios within one run."""
 
-import json
 import platform
 from functools import partial
 from pathlib import Path
@@ -26,23 +25,20 @@ def main(argv):
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
-    from snfnp.training.files import write_atomically
+    from snfnp.training.files import write_json
 
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=_PARTS)
-    add("--threads", help="thread counts on a CPU (default: 1,2)")
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(argv)
     cores, on_gpu = len(threads.cores()), args.backend == "cupy"
     parts = _parts(args.parts, on_gpu)
-    if on_gpu and args.threads:
-        raise UsageError("--threads has no effect with --backend cupy: leave it out")
     if args.json:
         check_file(args.json, "--json")
-    counts, quick = _thread_counts(args.threads or "1,2", cores), args.quick
+    counts, quick = sorted({1, min(2, cores)}), args.quick
 
     ops = get_ops(args.backend)
     machine = {
@@ -60,7 +56,7 @@ def main(argv):
         """Write all figures so far: the next part may be stopped, or fail."""
         results[part] = figures
         if args.json:
-            write_atomically(args.json, (json.dumps(results, indent=2) + "\n").encode())
+            write_json(args.json, results)
 
     for part in parts:
         if part in GPU_PARTS:  # shown, and written, model by model
@@ -86,16 +82,6 @@ def _parts(given: list[str], on_gpu: bool) -> list[str]:
             raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
         raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
     return given or list(known)
-
-
-def _thread_counts(given: str, cores: int) -> list[int]:
-    try:
-        counts = sorted({min(int(count), cores) for count in given.split(",")})
-    except ValueError:
-        counts = [0]
-    if counts[0] < 1:
-        raise UsageError(f"--threads is {given}: give numbers of at least 1, such as 1,2")
-    return counts
 
 
 def _where(machine: dict) -> str:

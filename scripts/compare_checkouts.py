@@ -46,7 +46,7 @@ _RUNS = (
     ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
      """= | forward --objective forward | variational --objective variational
         | jvp --jvp-weight 0.2 | control --lambda-control geco | exact --gradient exact
-        | relative-plain --gradient relative --relative-bias plain
+        | relative --gradient relative
         | relative-gresele --gradient relative --relative-bias gresele
         | relative-full --gradient relative --relative-bias full
         | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
@@ -89,8 +89,6 @@ def main(argv: list[str]) -> int:
     add("--backend", default="numpy,numba", help="one or several (default: numpy,numba)")
     names = "configurations: names or patterns, separated by commas (default: all): "
     add("--only", default="*", metavar="NAME", help=names + ", ".join(CONFIGURATIONS))
-    keep = "keep the other checkout's runs here, for as long as that checkout does not change"
-    add("--keep", type=Path, metavar="FOLDER", help=keep)
     args = parser.parse_args(argv)
     chosen, checkouts = choose(args.only), (ROOT, args.other.resolve())
     if not chosen:
@@ -107,7 +105,7 @@ def main(argv: list[str]) -> int:
     print(f"this checkout {ROOT}\nother checkout {checkouts[1]}\n")
     print(f"{_row('', '', COLUMNS)}  seconds")
     cases = [(name, backend) for name in chosen for backend in args.backend.split(",")]
-    same = {case: _compare(*case, checkouts, args.keep) for case in cases}
+    same = {case: _compare(*case, checkouts) for case in cases}
     different = [f"{name} ({backend})" for (name, backend), own in same.items() if not own]
     print(f"\n{len(cases) - len(different)} of {len(cases)} bit-equal", end="")
     print(f"; different: {', '.join(different)}" if different else "")
@@ -119,19 +117,13 @@ def choose(only: str) -> list[str]:
     return [name for name in CONFIGURATIONS if any(fnmatchcase(name, p) for p in only.split(","))]
 
 
-def _compare(name: str, backend: str, checkouts, keep: Path | None) -> bool:
+def _compare(name: str, backend: str, checkouts) -> bool:
     """Run one configuration in both checkouts, and print its row; True if nothing differs."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         this, other = Path(temporary, "this"), Path(temporary, "other")
-        if keep:
-            other = keep.resolve() / f"{name}-{backend}"
-        done = other / "done"
         try:
-            if not (done.exists() and done.read_text(encoding="utf-8") == CONFIGURATIONS[name]):
-                shutil.rmtree(other, ignore_errors=True)
-                _train(checkouts[1], name, backend, other)
-                done.write_text(CONFIGURATIONS[name], encoding="utf-8")
+            _train(checkouts[1], name, backend, other)
             _train(checkouts[0], name, backend, this, other / "begun")
         except FailedError as error:
             print(f"{_row(name, backend, ())} failed: {error}", flush=True)

@@ -143,17 +143,8 @@ _FIRST = sorted(_FILES.difference(_MOST), key=lambda name: ("overlap" not in nam
 # one in 20. What a piece leaves goes on in the next, if the folder is kept.
 _ROWS, _RUNS = ("conv-snf", "fc-snf"), ("--runs", f"{OUT}/reproduction")
 _PAPER = ("table1", "--scale", "paper", "--eval-every", 20, *_RUNS, "--rows", *_ROWS, "--seeds")
+_WHITE = ("conv-white", "fc-white")
 _MNIST = {"needs": _no_mnist, "continues": True}
-
-# What white coordinates are worth in a tenth of the paper's epochs.
-_WHITE = tuple(
-    _script(
-        f"{model}, {each}", 150, "train_mnist", "--model", model, "--coordinates", each, "--resume",
-        "auto", "--epochs", epochs, "--eval-every", 20, "--out", f"{OUT}/{model}-{each}", **_MNIST,
-    )
-    for model, epochs in (("conv", 100), ("fc", 600))
-    for each in ("plain", "white")
-)  # fmt: skip
 
 # fmt: off
 STEPS = (
@@ -167,7 +158,7 @@ STEPS = (
     _pytest("more tests", 300, *_MOST),
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
-    *_WHITE,
+    _script("recipe", 300, "reproduce", "white", *_RUNS, "--rows", *_WHITE, **_MNIST),
     _script("pytorch", 150, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
     _script("sweep", 110, "reproduce", "figure4", *_RUNS, alone=True),
     _script("table 1", PIECE, "reproduce", *_PAPER, 0, 1, 2, alone=True, **_MNIST),

@@ -37,7 +37,6 @@ TESTS = {
     "context": ("rules", "flow", "whole_step"),
     "flow": ("flow", "split", "recompute", "likelihood", "whole_step", "actnorm"),
     "dense": ("maps", "layers"),
-    "base": _USUAL,
     "explicit": ("maps", "block_tridiagonal", "conv"),
     "block_tridiagonal": ("maps", "block_tridiagonal"),
     "emerging": ("emerging", "gradcheck_linear"),

@@ -92,7 +92,7 @@ def torch_flow(kind, x, seconds):
     x = torch.tensor((x - moments[0]) / moments[1], dtype=torch.float32)
     x, held_out = x[len(x) // 10 :], x[: len(x) // 10]
     model = getattr(zuko.flows, kind)(x.shape[1], transforms=4, hidden_features=(64, 64))
-    optimiser, best, until = torch.optim.Adam(model.parameters(), 1e-3), (np.inf, None), None
+    optimiser, best = torch.optim.Adam(model.parameters(), 1e-3), (np.inf, None)
     until = time.process_time() + seconds
     while time.process_time() < until:
         for rows in torch.randperm(len(x)).split(min(256, max(16, len(x) // 8))):

@@ -39,12 +39,11 @@ class Step:
         adam, betas = trainer.optimiser, (trainer.optimiser.beta1, trainer.optimiser.beta2)
         options = {"lr": config.lr, "betas": betas, "eps": adam.eps, "maximize": True}
         self.optimiser = torch.optim.Adam(self.leaves, fused=True, **options)
-        self.products, shape = {}, self.flow.shape
-        for name, layer in self.flow.layers:
+        self.products = {}
+        for name, layer, shape in self.flow.with_shapes():
             if isinstance(layer, layers.Linear):
                 dense = isinstance(layer.map, Dense)
                 self.products[name] = _Dense if dense else _Conv(layer.map, shape, self.leaves[0])
-            shape = layer.output_shape(shape)
         self.images = torch.from_numpy(images).to(device)
         self.index = len(images)  # a new epoch comes first
 

@@ -1,5 +1,8 @@
 """The errors that a user can cause and act on."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class SnfnpError(Exception):
     """A failure that a person can act on: one line that says what was found and what to do."""
@@ -34,3 +37,9 @@ class CheckpointError(SnfnpError):
 
 class BackendError(UsageError):
     """A backend that this machine cannot run; the message says what is missing."""
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """The name that a wrong word looks like, as the end of a message; nothing if none does."""
+    close = difflib.get_close_matches(word, names, 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -40,8 +40,8 @@ def configuration(command: str, monkeypatch) -> TrainConfig:
     script, *argv = shlex.split(command)
     made = []
 
-    def main(argv, prog=None, subject="", **defaults):
-        given = vars(train._parser(prog, subject, defaults).parse_args(argv))
+    def main(argv, prog=None, **defaults):
+        given = vars(train._parser(prog, defaults).parse_args(argv))
         made.append(TrainConfig(**{**defaults, **given}))
 
     monkeypatch.setattr(train, "main", main)
@@ -80,7 +80,7 @@ def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
         subprocess.run(["bash", "-n"], input=job, text=True, check=True)
     command = job.partition("snfnp train ")[2].partition("\nstatus")[0]
     words = shlex.split(command.replace("\\\n", ""))
-    given = vars(train._parser(None, "", {}).parse_args(words))
+    given = vars(train._parser(None, {}).parse_args(words))
     assert given.pop("resume") == train.AUTO
     assert TrainConfig(**given).resolve(IMAGES["mnist"]).epochs == 1000
 

@@ -29,8 +29,8 @@ def controller(**changes):
     return Controller(**{**defaults, "smoothing": 0.9, **changes})
 
 
-def put(ops, own, lam, multipliers):
-    return ops.asarray(own.new_state(multipliers, lam))
+def put(ops, own, lam, layers):
+    return ops.asarray(own.new_state(layers, lam))
 
 
 # ---------------------------------------------------------------- against references written out
@@ -50,9 +50,9 @@ def geco(constraints, lam, own):
 STEPS, LAYERS, SAMPLES = 60, 3, 7
 
 
-def run_control(ops, own, found, shared, lam=0.9):
-    """λ after each step (steps, K), and what the steps returned."""
-    state, lams, totals = put(ops, own, lam, 1 if shared else found.shape[1]), [], []
+def run_control(ops, own, found, lam=0.9):
+    """λ after each step (steps, L), and what the steps returned."""
+    state, lams, totals = put(ops, own, lam, found.shape[1]), [], []
     for each in found:
         each = ops.asarray(each)
         results = ops.step.control(each, SAMPLES, own, 1.0, 0.0, out=state)
@@ -61,20 +61,15 @@ def run_control(ops, own, found, shared, lam=0.9):
     return np.array(lams), np.array(totals), ops.to_host(state)
 
 
-@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("relative", [False, True])
-def test_the_formulas_over_many_steps(ops, shared, relative):
+def test_the_formulas_over_many_steps(ops, relative):
     rng = np.random.default_rng(3)
     errors = rng.uniform(0, 0.8, (STEPS, LAYERS)) * np.linspace(1.6, 0.2, STEPS)[:, None]
     inputs = rng.uniform(0.5, 2.0, (STEPS, LAYERS)) * SAMPLES
-    own = controller(relative=relative, tolerance=1.0 if shared and not relative else 0.3)
+    own = controller(relative=relative)
     found = np.stack([errors, inputs], axis=2)
-    lams, totals, state = run_control(ops, own, found, shared)
-    seen, of = (errors, inputs / SAMPLES) if relative else (errors, np.ones_like(errors))
-    if shared:
-        seen, of = seen.sum(axis=1, keepdims=True), of.sum(axis=1, keepdims=True)
-        of = of if relative else np.ones_like(of)
-    constraints = seen / of
+    lams, totals, state = run_control(ops, own, found)
+    constraints = errors * SAMPLES / inputs if relative else errors
     expected = np.stack([geco(c, 0.9, own) for c in constraints.T], axis=1)
     np.testing.assert_allclose(lams, expected, rtol=1e-12)
     assert len(np.unique(expected)) > STEPS / 2  # most steps are between the bounds
@@ -90,7 +85,7 @@ def test_a_wrong_formula_would_be_seen(ops):
     """Negative controls: the other sign of C − κ, and an average that starts at 0."""
     found = np.random.default_rng(4).uniform(0, 0.6, (STEPS, 1, 2))
     own = controller()
-    lams, _, _ = run_control(ops, own, found, shared=False)
+    lams, _, _ = run_control(ops, own, found)
     right = np.array(geco(found[:, 0, 0], 0.9, own))
     np.testing.assert_allclose(lams[:, 0], right, rtol=1e-12)
     mirrored = geco(2 * own.tolerance - found[:, 0, 0], 0.9, own)
@@ -103,7 +98,7 @@ def test_bounds_are_kept(ops):
     for size, bound in ((1e300, 5.0), (0.0, 1e-3)):
         found = np.full((200, 1, 2), size)
         own = controller(rate=100.0)
-        lams, _, state = run_control(ops, own, found, shared=False)
+        lams, _, state = run_control(ops, own, found)
         assert lams[-1] == bound and np.isfinite(state).all()
 
 
@@ -198,13 +193,12 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     np.testing.assert_allclose(rows(trainer)[Row.CONSTRAINT], expected, rtol=1e-8, atol=1e-25)
 
 
-@pytest.mark.parametrize("sharing", ["layer", "flow"])
-def test_a_step_uses_the_lambdas_that_the_step_before_left(ops, sharing):
+def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
     """The next gradient is that of these λ given by hand, and not of those that follow."""
-    changes = {"lambda_control": "geco", "lambda_sharing": sharing, "tolerance": 1e-6, **FAST}
+    changes = {"lambda_control": "geco", "tolerance": 1e-6, **FAST}
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
     lams, p = trainer.multipliers.lam, host(trainer, "p").copy()
-    assert (len(set(lams.values())) == 1) == (sharing == "flow")
+    assert len(set(lams.values())) == len(lams)
     trainer.training_step(images_of(trainer, 2))
     found = trainer.gradient.copy()
     assert trainer.multipliers.lam != lams
@@ -284,7 +278,6 @@ REFUSED = [
     ({"gradient": "exact", "lambda_control": "geco"}, "--gradient self-normalizing: leave it out"),
     ({"gradient": "relative", "lambda_control": "geco"}, "--gradient self-normalizing"),
     ({"tolerance": 0.1}, "--tolerance only has an effect .*--lambda-control geco: leave"),
-    ({"lambda_sharing": "flow"}, "--lambda-sharing only has an effect with --lambda-control"),
     ({"lambda_smoothing": 0.5}, "with --lambda-control geco: leave"),
     ({"lambda_control": "geco", "tolerance": -1.0}, "--tolerance is -1.0: it must be 0 or more"),
     ({"lambda_control": "geco", "lambda_rate": 0.0}, "--lambda-rate is 0.0: it must be positive"),

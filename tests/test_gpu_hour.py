@@ -74,8 +74,7 @@ def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
     monkeypatch.setattr("snfnp.data.load_dataset", lambda name: {}["pooch"])
     assert gpu_hour._no_mnist() == "KeyError: 'pooch'"
     waiting = [step.name for step in STEPS if step.needs is gpu_hour._no_mnist]
-    whiten = [f"{model}, {how}" for model in ("conv", "fc") for how in ("plain", "white")]
-    assert waiting == ["table 1, one seed", *whiten, "table 1"]
+    assert waiting == ["table 1, one seed", "recipe", "table 1"]
 
 
 def step(name, code, limit=20, **options):

@@ -222,10 +222,11 @@ SCRIPTS = sorted(
 
 def test_help_explains_every_option(environment):
     results = run_all(environment, [(name, ["--help"]) for name in SCRIPTS])
+    fewest = {"benchmark.py": 3, "check_gradients.py": 3, "compare_runs.py": 2}
     for name, (status, out, err) in zip(SCRIPTS, results, strict=True):
         assert status == 0 and not err, f"{name}: {err}"
         options = re.findall(r"^  (--[\w-]+)", out, re.M)
-        assert len(options) >= {"check_gradients.py": 3, "compare_runs.py": 2}.get(name, 4), name
+        assert len(options) >= fewest.get(name, 4), name
         for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
             assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
         if name.startswith("train_"):
@@ -237,7 +238,7 @@ def test_help_explains_every_option(environment):
 
 def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
     file = tmp_path / "figures.json"
-    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--threads", "1", "--json", file)
+    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--json", file)
     results = json.loads(file.read_text())
     steps = results["fc"]["steps"]
     gradients = {"self-normalizing", "exact", "relative"}

@@ -45,7 +45,6 @@ STEPS = {
     "glow": {"model": "glow"},
     "glow exact": {"model": "glow", "gradient": "exact"},
     "controlled": {"model": "conv", "lambda_control": "geco"},
-    "one controller": {"model": "fc", "lambda_control": "geco", "lambda_sharing": "flow"},
     "clipped": {"model": "fc", "clip_norm": 1.0},
     "recomputed": {"model": "glow", "recompute": True},
 }

@@ -43,17 +43,16 @@ def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -
     return rows
 
 
-def _rates(rows: list[dict], products: dict, work: dict) -> list[dict]:
-    """The rows of steps, beside the rate of a product of the same run.
+def _rates(rows: list[dict], products: int, work: dict) -> list[dict]:
+    """The rows of steps, beside the rate of the products alone, a call of the same run.
 
-    products: {name: operations} of the one product among the calls; work: {step: operations}.
+    products: their operations; work: {step: operations}.
     """
-    ((name, operations_of_it),) = products.items()
-    medians = {row["threads"]: row["median ms"] for row in rows if row["step"] == name}
+    medians = {row["threads"]: row["median ms"] for row in rows if row["step"] == "products"}
     for row in rows:
         if row["step"] in work:
             rate = work[row["step"]] / row["median ms"] / 1e6
-            gemm = operations_of_it / medians[row["threads"]] / 1e6
+            gemm = products / medians[row["threads"]] / 1e6
             row |= {"GFLOP": work[row["step"]] / 1e9, "GFLOP/s": rate, "sgemm GFLOP/s": gemm}
             row["share"] = rate / gemm
     return [row for row in rows if row["step"] in work]
@@ -83,7 +82,7 @@ def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls = {"products": _products(BATCH, _D, _D)}
     calls |= {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
     work = {name: 2 * products * unit for name, (*_, products) in _FC.items()}
-    rows = _rates(_timed(thread_counts, calls, repeats, "step"), {"products": 3 * unit}, work)
+    rows = _rates(_timed(thread_counts, calls, repeats, "step"), 3 * unit, work)
     return {"steps": rows}, f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
 
 
@@ -141,7 +140,7 @@ def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls["2L-16K"] = partial(trainer.training_step, images)
     rows = _timed(thread_counts, calls, 2 if quick else 5, "step")
     work = {"2L-16K": operations(trainer.flow, BATCH)}
-    rows = _rates(rows, {"products": 6 * pixels * width**2}, work)
+    rows = _rates(rows, 6 * pixels * width**2, work)
     with threads(max(thread_counts)):
         memory = [] if quick else recomputation(ops)
     text = f"training step, self-normalizing Glow, batch {BATCH}, float32\n{table(rows)}"

@@ -19,8 +19,8 @@ def operations(flow: Flow, batch: int, gradient: str = "self-normalizing") -> in
     Those of the linear layers, and those of the couplings' networks: forward, and twice that
     backward. What is elementwise or computed again does not count; zeros at a border do.
     """
-    shape, total = flow.shape, 0
-    for _, layer in flow.layers:
+    total = 0
+    for _, layer, shape in flow.with_shapes():
         if isinstance(layer, Linear):
             pixels = math.prod(shape[:-1])
             total += PRODUCTS[gradient] * pixels * math.prod(layer.map.weight_shape)
@@ -30,7 +30,6 @@ def operations(flow: Flow, batch: int, gradient: str = "self-normalizing") -> in
             hidden = coupling.width
             per_pixel = hidden**2 + 9 * (channels // 2) * hidden + 9 * hidden * channels
             total += 3 * height * width * per_pixel
-        shape = layer.output_shape(shape)
     return 2 * batch * total
 
 

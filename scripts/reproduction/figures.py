@@ -1,7 +1,6 @@
 """Figs. 2, 3 and 5, which are made of one run of each row: samples, angles, likelihoods."""
 
 import statistics
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from reproduction.target import SMOKE, Target, markdown
 from reproduction.times import FAMILIES
 from snfnp.errors import DivergedError
 from snfnp.training import plots
+from snfnp.training.runs.comparison import common_epochs
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -205,7 +205,8 @@ class Figure5(_OneSeed):
 
     def show(self, record: dict) -> str:
         curves = record["curves"]
-        epochs = _common(curves)
+        known = [[point[0] for point in curve["points"]] for curve in curves if curve["points"]]
+        epochs = common_epochs(known or [[]], _SHOWN)
         heads = ["model", "epochs: ours / paper", *(f"NLL at {epoch}" for epoch in epochs)]
         table = [[*heads, "s / epoch", "time / exact's: ours", "paper", "difference in time"]]
         base = next((_seconds(curve) for curve in curves if curve["paper_share"] == 1), None)
@@ -238,12 +239,3 @@ def _seconds(curve: dict) -> float | None:
     """The seconds of an epoch, None without any."""
     epoch, seconds, _ = curve["points"][-1] if curve["points"] else (1, None, None)
     return seconds and seconds / epoch
-
-
-def _common(curves: list[dict]) -> Iterable[int]:
-    """Choose at most `_SHOWN` of the epochs that all curves have (but those without any), with the
-    last one."""
-    epochs = [{point[0] for point in curve["points"]} for curve in curves if curve["points"]]
-    common = sorted(set.intersection(*epochs)) if epochs else []
-    count = min(_SHOWN, len(common))
-    return [common[(i + 1) * len(common) // count - 1] for i in range(count)]

@@ -1,6 +1,5 @@
 """The commit, the hardware and the versions that a run was made with."""
 
-import json
 import platform
 import re
 import subprocess
@@ -53,7 +52,7 @@ def note(folder: Path) -> None:
     """Add the present commit and processor to those that trained the run in a folder."""
     (file, known), now = _noted(folder), here()
     if now not in known:
-        files.write_atomically(file, (json.dumps([*known, now], indent=2) + "\n").encode())
+        files.write_json(file, [*known, now])
 
 
 def of_run(folder: Path) -> dict:
@@ -74,5 +73,4 @@ def _of(record: dict) -> dict:
     # older runs have Numba's OpenMP among these, if a kernel had run before they were started
     threads = [own["num_threads"] for own in pools if own.get("internal_api") != "openmp"]
     kept = {key: record[key] for key in ("platform", "backend", "device", "versions")}
-    processes = record.get("processes", 1)
-    return kept | {"threads": max(threads, default=None), "processes": processes}
+    return kept | {"threads": max(threads, default=None), "processes": record.get("processes", 1)}

@@ -31,8 +31,7 @@ def write(path: Path, records: dict[str, dict], order: list[str]) -> None:
     """Put records in the place of older ones of the same targets. order: of all targets."""
     known = read(path) | records
     content = {"format": _FORMAT, "targets": {name: known[name] for name in order if name in known}}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    files.write_atomically(path, text.encode())
+    files.write_json(path, content, indent=1, ensure_ascii=False)
 
 
 def distinct(origins: list[dict]) -> list[dict]:

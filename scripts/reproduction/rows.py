@@ -160,36 +160,30 @@ def _table_5() -> Iterator[Row]:
         yield Row(name, (label,), own, nats, 10, GLOW_EPOCHS, spread, epochs_given=False)
 
 
-WHITE = {"recipe": "white"}
-# Table 1's models and Table 5's by the recipe: (the paper's row, our label, our name, options, the
-# paper's figures and epochs, our epochs).
-# fmt: off
-_WHITE = (
-    ("SNF FC 2-Layer", "fc-white-20", {"model": "fc"}, 947.1, 0.2, FC_EPOCHS, 20),
-    ("SNF FC 2-Layer", "fc-white-120", {"model": "fc"}, 947.1, 0.2, FC_EPOCHS, 120),
-    ("SNF FC 2-Layer", "fc-white", {"model": "fc"}, 947.1, 0.2, FC_EPOCHS, 300),
-    ("Exact Gradient FC 2-Layer", "fc-white-exact", {"model": "fc"} | EXACT,
-     947.6, 0.2, FC_EPOCHS, 20),
-    ("SNF Conv. 9-Layer", "conv-white-10", {"model": "conv"}, 638.6, 0.9, CONV_EPOCHS, 10),
-    ("SNF Conv. 9-Layer", "conv-white", {"model": "conv"}, 638.6, 0.9, CONV_EPOCHS, 150),
-    ("Exact Gradient Conv. 9-Layer", "conv-white-exact", {"model": "conv"} | EXACT,
-     637.4, 0.2, CONV_EPOCHS, 150),
-    ("Emerging Conv. 9-Layer", "emerging-white", {"model": "emerging"},
-     645.7, 3.6, CONV_EPOCHS, 150),
-    ("Conv. Exponential 9-Layer", "conv-exponential-white", {"model": "conv-exponential"},
-     638.1, 1.0, CONV_EPOCHS, 150),
-    ("Glow 1x1", "glow-1x1-white-exact", {"model": "glow-2l-4k"} | EXACT,
-     678.3, 2.0, GLOW_EPOCHS, 50),
-    ("SNF Glow 1x1", "glow-1x1-white", {"model": "glow-2l-4k"}, 678.3, 9.7, GLOW_EPOCHS, 50),
-    ("SNF Glow 5x5", "glow-5x5-white", {"model": "glow-2l-4k", "kernel": 5, "init": "authors"},
-     669.9, 2.8, GLOW_EPOCHS, 50),
-)
-# fmt: on
+# Table 1's models and Table 5's by the recipe: {the paper's row: {our name: our epochs}}.
+_WHITE = {
+    "fc-snf": {"fc-white-20": 20, "fc-white-120": 120, "fc-white": 300},
+    "fc-exact": {"fc-white-exact": 20},
+    "conv-snf": {"conv-white-10": 10, "conv-white": 150},
+    "conv-exact": {"conv-white-exact": 150},
+    "emerging": {"emerging-white": 150},
+    "conv-exponential": {"conv-exponential-white": 150},
+    "glow-1x1-exact": {"glow-1x1-white-exact": 50},
+    "glow-1x1-geco": {"glow-1x1-white": 50},
+    "glow-5x5-geco": {"glow-5x5-white": 50},
+}
+_OF_MODELS = ("model", "gradient", "kernel", "init")  # options that are not the recipe's
 
 
 def _white() -> Iterator[Row]:
-    for label, name, options, nats, spread, epochs, hour in _WHITE:
-        yield Row(name, (f"{label}, {hour} epochs",), options | WHITE, nats, hour, epochs, spread)
+    rows = {row.name: row for row in (*_table_1(), *_table_5())}
+    for paper, named in _WHITE.items():
+        row = rows[paper]
+        options = {key: row.options[key] for key in _OF_MODELS if key in row.options}
+        label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
+        for name, hour in named.items():
+            cells, own = (f"{label}, {hour} epochs",), options | {"recipe": "white"}
+            yield Row(name, cells, own, row.paper, hour, row.epochs, row.spread)
 
 
 TABLES = {

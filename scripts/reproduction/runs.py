@@ -1,6 +1,5 @@
 """The runs behind a command's tables: planned, looked at, trained from where they are."""
 
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -102,8 +101,7 @@ class Run:
 
     @property
     def is_started(self) -> bool:
-        folder = RunFolder(self.folder)
-        return folder.last.exists() or folder.best.exists()
+        return RunFolder(self.folder).has_checkpoint()
 
     def config(self, training_images: int, backend: str) -> TrainConfig:
         """The run's configuration: the row's options, and what every run has of its own."""
@@ -134,11 +132,7 @@ class Training:
 
     def __init__(self, runs: list[Run], command: Command):
         self._command = command
-        self._runs: dict[Path, Run] = {}
-        for run in runs:
-            known = self._runs.setdefault(run.folder, run)
-            if run.epochs > known.epochs:
-                self._runs[run.folder] = run
+        self._runs = {run.folder: run for run in sorted(runs, key=lambda run: run.epochs)}
         found = ((folder, outcome(run, command)) for folder, run in self._runs.items())
         self._outcomes = {folder: own for folder, own in found if own is not None}
 
@@ -207,7 +201,7 @@ def perform(run: Run, command: Command) -> None:
         record = {"step": getattr(error, "step", None), "message": str(error)}
         record["before"] = _monitors(metrics[-1]) if metrics else {}
         record["config"] = config.as_dict()
-        files.write_atomically(run.divergence, (json.dumps(record, indent=2) + "\n").encode())
+        files.write_json(run.divergence, record)
     except UsageError as error:  # which names the option of the training scripts
         raise UsageError(str(error).replace("--out", "--runs")) from None
 

@@ -20,22 +20,20 @@ class Multipliers(Follower):
     def __init__(self, ops, flow, config):
         self.ops, self.controller, self._start = ops, config.controller, config.lam
         self.layers = tuple(flow.learned_inverses())
-        count = 1 if config.lambda_sharing == "flow" else len(self.layers)
-        self.state_shapes = {_CONTROL: {"rows": (ROWS, count)}}
+        self.state_shapes = {_CONTROL: {"rows": (ROWS, len(self.layers))}}
         self.sums = 2 * len(self.layers)
 
     def attach(self, states, sums) -> None:
         self._rows = states[_CONTROL]["rows"]
-        start = self.controller.new_state(self._rows.shape[1], self._start)
-        self._rows[...] = self.ops.asarray(start)
+        self._rows[...] = self.ops.asarray(self.controller.new_state(len(self.layers), self._start))
         self._found = sums.reshape(-1, 2)  # of each layer E, and Σ ‖h‖² if it is needed
 
     def error_factors(self, samples) -> dict:
         """With the λ that the step before left."""
         factors = self._rows[Row.LAM] * (-2 / samples)
-        if self.ops.asynchronous:
-            return _by_layer(self.layers, [factors[k, ...] for k in range(len(factors))])
-        return _by_layer(self.layers, factors.tolist())
+        each = (factors[k, ...] for k in range(len(factors)))  # arrays of a device
+        values = each if self.ops.asynchronous else factors.tolist()
+        return dict(zip(self.layers, values, strict=True))
 
     def collect(self, measured, share) -> None:
         if not measured:  # the step has failed
@@ -54,7 +52,7 @@ class Multipliers(Follower):
     @property
     def lam(self) -> dict[str, float]:
         """{layer: λ of the next step}. Waits for the device."""
-        return _by_layer(self.layers, self.ops.to_host(self._rows)[Row.LAM].tolist())
+        return dict(zip(self.layers, self.ops.to_host(self._rows)[Row.LAM].tolist(), strict=True))
 
     def figures(self) -> dict[str, float]:
         """λ and C over the layers: λ as it is now, C averaged over the steps."""
@@ -68,15 +66,10 @@ class Multipliers(Follower):
         }
 
 
-def _by_layer(layers: tuple[str, ...], values) -> dict:
-    """{layer: its value} of K values: one for each layer, or one for all of them."""
-    return {name: values[k if len(values) == len(layers) else 0] for k, name in enumerate(layers)}
-
-
 def controlled_lambda(checkpoint, flow) -> dict[str, float]:
     """{layer: λ} of a checkpoint of a run whose λ is controlled."""
     rows = checkpoint.state_layout.views(checkpoint.state)[_CONTROL]["rows"]
-    return _by_layer(tuple(flow.learned_inverses()), rows[Row.LAM].tolist())
+    return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))
 
 
 class JacobianMean(Follower):

@@ -4,14 +4,13 @@ A command is a module here with main(argv, prog=None); prog: what its help calls
 when it runs: until then nothing here takes time.
 """
 
-import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import snfnp
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 from snfnp.processes import terminal
 
 COMMANDS = {
@@ -42,12 +41,6 @@ def main(argv: list[str]) -> None:
         hint = suggestion(name, COMMANDS)
         raise UsageError(f"no command is called {name}{hint}: choose from {', '.join(COMMANDS)}")
     command(f"snfnp.cli.{name}", prog=f"{program} {name}")(arguments)
-
-
-def suggestion(word: str, names: Iterable[str]) -> str:
-    """The name that a wrong word looks like, as the end of a message; nothing if none does."""
-    close = difflib.get_close_matches(word, names, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def command(module: str, **settings) -> Callable[[list[str]], None]:

@@ -5,9 +5,8 @@ import time
 
 import numpy as np
 
-from snfnp.cli import suggestion
 from snfnp.cli.shared import Parser
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import SnfnpError, UsageError, suggestion
 from snfnp.gradcheck.catalogue import catalogue
 from snfnp.gradcheck.differences import GradientError, tolerance
 from snfnp.ops import BACKENDS, get_ops

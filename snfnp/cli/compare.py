@@ -36,9 +36,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def _table(runs, names, start) -> str:
     """A Markdown table, a row for each run."""
-    common = comparison.common_epochs(runs)
-    count = min(_SHOWN, len(common))  # evenly spread, the last one among them
-    epochs = [common[(i + 1) * len(common) // count - 1] for i in range(count)]
+    epochs = comparison.common_epochs([run.nll for run in runs], _SHOWN)
     columns = ("largest gap", "best", "test", "s/epoch")
     head = ("run", *(f"NLL at {epoch}" for epoch in epochs), *columns)
     lines = [head, ("---", *["---:"] * (len(head) - 1))]

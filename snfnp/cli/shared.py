@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli import suggestion
 from snfnp.data import load_dataset
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 from snfnp.ops import BACKENDS
 from snfnp.training.files import explained
 from snfnp.training.runs.load import LoadedRun, load_run

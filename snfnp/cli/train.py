@@ -23,18 +23,10 @@ _SAMPLES = 64  # images in samples.png
 _KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 
-def main(
-    argv: list[str],
-    prog: str | None = None,
-    subject: str = "a self-normalizing flow (Keller et al. 2021) or one of its baselines on MNIST",
-    **defaults,
-) -> None:
-    """Parse, train, draw.
-
-    subject: of the training, for --help; defaults: the options that a script sets otherwise.
-    """
+def main(argv: list[str], prog: str | None = None, **defaults) -> None:
+    """Parse, train, draw. defaults: the options that a script sets otherwise."""
     with launching.process_group() as world:
-        given = vars(_parser(prog, subject, defaults).parse_args(argv))
+        given = vars(_parser(prog, defaults).parse_args(argv))
         if path := given.pop("path", None):
             if "data" in given:
                 raise UsageError(f"{path} and --data {given['data']}: give one of them")
@@ -72,14 +64,15 @@ def main(
                 _draw(session.folder, session.config, session.ops, film)
 
 
-def _parser(prog: str | None, subject: str, defaults: dict) -> Parser:
+def _parser(prog: str | None, defaults: dict) -> Parser:
     """A parser with every option of TrainConfig, and --resume.
 
     Options that are not given are absent from the result: defaults live in TrainConfig, and those
     of a script in `defaults`, which the help texts show.
     """
-    about = f"Train {subject}. Writes a run folder with the configuration, metrics, checkpoints, "
-    about += "samples and curves. The first options are the everyday ones."
+    about = "Train a self-normalizing flow (Keller et al. 2021) or one of its baselines. Writes a "
+    about += "run folder with the configuration, metrics, checkpoints, samples and curves. The "
+    about += "first options are the everyday ones."
     how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
     parser = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, **how)
     about = "your data: the same as --data PATH"

@@ -1,13 +1,12 @@
 """Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, densities of the plane, one's own."""
 
-import difflib
 import os
 from collections.abc import Callable
 from functools import partial
 
 from snfnp.data import cifar, imagenet, mnist, own, plane
 from snfnp.data.files import SPLITS, Dataset, print_to_stderr, require_dataset
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 
 # By name, what makes the images: called with the folder that was given, or None, and `report`.
 LOADERS: dict[str, Callable[..., Dataset]] = {
@@ -53,8 +52,6 @@ def load_dataset(
             found = f"--data-dir {data_dir} is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
         return own.load(name, validation, test, seed)
-    near = difflib.get_close_matches(name, LOADERS, 1)
-    found = f"{name!r} is neither a data set nor a path"
-    found += f" (did you mean {near[0]}?)" if near else ""
+    found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
     names = ", ".join(DATA_SETS)
     raise UsageError(f"{found}: use one of {names}, or the path of your data (--data)")

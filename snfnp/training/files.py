@@ -64,6 +64,11 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
             os.close(folder)
 
 
+def write_json(path: Path, content, indent: int = 2, **how) -> None:
+    """Write JSON atomically; how: of `json.dumps`."""
+    write_atomically(path, (json.dumps(content, indent=indent, **how) + "\n").encode())
+
+
 def remove(path: Path) -> None:
     """Remove a file if there is one and it can be removed."""
     with suppress(OSError):

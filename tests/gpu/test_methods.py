@@ -21,7 +21,6 @@ WAYS = {
     "plain": ({"model": "fc"}, None),
     "whitened": ({"model": "fc", "coordinates": "white"}, None),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
-    "geco, one λ": ({"model": "fc", **GECO, "lambda_sharing": "flow"}, None),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),
     "geco, conv": ({"model": "conv", **GECO}, None),
     "Eq. 31": ({"model": "fc", **PENALTY}, 17),

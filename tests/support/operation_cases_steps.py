@@ -208,15 +208,14 @@ def call_step_turn(rng, dtype, size):
 
 
 def call_step_control(rng, dtype, size):
-    """Of each layer and of all; a layer whose input is 0, and a step that failed."""
+    """Of each layer; a layer whose input is 0, and a step that failed."""
     controller = Controller(len(size) == 2, 0.3, 0.2, 0.9, 0.4, 1.2)
     layers = max(1, size[0])
     found = rng.uniform(0.1, 3.0, (layers, 2))
     if layers > 2:
         found[0, 1] = 0
-    shared = len(size) == 4 and size[0] < 3
-    state = rng.uniform(0.3, 1.3, (ROWS, 1 if shared else layers))
-    state[Row.STARTED] = rng.integers(0, 2, state.shape[1])
+    state = rng.uniform(0.3, 1.3, (ROWS, layers))
+    state[Row.STARTED] = rng.integers(0, 2, layers)
     failed = float(size[0] == 17)  # then nothing is to change
     # at most a dozen roundings and a sum over the layers, of numbers below 100 for each
     bound = (12 + layers) * eps_of(np.float64) * 100 * layers

@@ -70,14 +70,13 @@ class GpuLinearAlgebra(LinearAlgebra):
         if _is_transpose(out, a, multiple):
             self.scale_each([(out, scale, a, multiple)], volume)
             return out
-        if not out.flags.c_contiguous or a.dtype != out.dtype:
+        if a.ndim != 4 or not out.flags.c_contiguous or a.dtype != out.dtype:
             return super().scale_into(out, scale, a, multiple, volume)
-        device = self.device
+        device, constant = self.device, None
         if isinstance(multiple, int):
-            scale, multiple = scale * multiple, None
-        if a.ndim != 4:
-            return super().scale_into(out, scale, a, 1 if multiple is None else multiple, volume)
-        constant = None if multiple is None else device.constant(multiple)
+            scale = scale * multiple
+        else:
+            constant = device.constant(multiple)
         _, width, inputs, outputs = out.shape
         arguments = {"out": out, "scale": scale, "volume": volume, "a": a, "multiple": constant}
         sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}

@@ -9,7 +9,7 @@ LARGEST_EXPONENT = 700.0  # e to the 709 is the largest that double precision ho
 
 
 class Row(IntEnum):
-    """The rows of a controller's state (rows, K), float64, a column for each of K multipliers;
+    """The rows of a controller's state (rows, L), float64, a column for each of L layers;
     `kernels.cu` has the same numbers.
 
     LAM: the λ that the next step uses; AVERAGE: ξ, the average of C − κ; CONSTRAINT: C of the last
@@ -43,8 +43,8 @@ class Controller:
     lowest: float = 0.0
     highest: float = np.inf
 
-    def new_state(self, multipliers: int, lam: float) -> np.ndarray:
-        """The state (rows, K) before the first step, on the host."""
-        state = np.zeros((ROWS, multipliers))
+    def new_state(self, layers: int, lam: float) -> np.ndarray:
+        """The state (rows, L) before the first step, on the host."""
+        state = np.zeros((ROWS, layers))
         state[Row.LAM] = lam
         return state

@@ -100,12 +100,11 @@ class Step(OperationGroup):
         out[...] = turned
 
     def control(self, measured, samples, controller: Controller, squares, failed, out):
-        """λ for the next step, from what this one measured: out (rows, K), see `Row`.
+        """λ for the next step, from what this one measured: out (rows, L), see `Row`.
 
         measured (L, 2): of each layer its reconstruction error E, averaged over the batch, and
-        Σ ‖h‖² over its samples. K = L: every layer has its own λ; K = 1: one λ is for all layers,
-        and E and ‖h‖² are sums over them. With C = E, or E/‖h‖² if the controller is `relative`,
-        e = C − κ, and ξ ← α ξ + (1 − α) e, which the first step starts at e (GECO):
+        Σ ‖h‖² over its samples. With C = E, or E/‖h‖² if the controller is `relative`, e = C − κ,
+        and ξ ← α ξ + (1 − α) e, which the first step starts at e (GECO):
 
             λ ← λ exp(η ξ)
 
@@ -117,8 +116,6 @@ class Step(OperationGroup):
         xp = self.xp
         errors, inputs, used = measured[:, 0], measured[:, 1], out[Row.LAM]
         total, weighted = errors.sum(), (used * errors).sum()
-        if out.shape[1] == 1:
-            errors, inputs = (sums.sum(axis=0, keepdims=True) for sums in (errors, inputs))
         constraint = errors
         if controller.relative:
             constraint = errors * samples / xp.where(inputs > 0, inputs, math.nan)

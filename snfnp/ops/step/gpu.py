@@ -67,8 +67,7 @@ class GpuStep(Step):
     def control(self, measured, samples, controller, squares, failed, out):
         totals = self.device.empty(2, np.float64)
         arrays = {"state": out, "measured": measured, "totals": totals}
-        sizes = {"multipliers": out.shape[1], "layers": len(measured), "samples": samples}
-        numbers = {"squares": squares, "failed": failed} | asdict(controller)
-        arguments = arrays | sizes | numbers
+        numbers = {"layers": len(measured), "samples": samples, "squares": squares}
+        arguments = arrays | numbers | {"failed": failed} | asdict(controller)
         self.device.launch("control", np.float64, 1, **arguments)
         return totals[0, ...], totals[1, ...]

@@ -143,50 +143,46 @@ __device__ inline double between(double lowest, double x, double highest) {
   return x < lowest ? lowest : x > highest ? highest : x;  // NaN stays
 }
 
-// λ for the next step: state (rows, multipliers), measured (layers, 2), totals (2,). One block.
+// λ for the next step: state (rows, layers), measured (layers, 2), totals (2,). One block.
 template <typename T>
 __global__ void control(T* __restrict__ state, const T* __restrict__ measured,
-                        T* __restrict__ totals, long long multipliers, long long layers,
-                        long long samples, long long relative,
-                        double tolerance, double rate, double smoothing,
+                        T* __restrict__ totals, long long layers, long long samples,
+                        long long relative, double tolerance, double rate, double smoothing,
                         double lowest, double highest, const double* squares_at, double squares,
                         const double* failed_at, double failed) {
   if (blockIdx.x > 0) return;
-  const bool shared = multipliers == 1;
-  double all_errors = 0.0, all_inputs = 0.0, weighted = 0.0;
+  double all_errors = 0.0, weighted = 0.0;
   for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
     const double error = measured[2 * k];
     all_errors += error;
-    all_inputs += measured[2 * k + 1];
-    weighted += state[LAM * multipliers + (shared ? 0 : k)] * error;
+    weighted += state[LAM * layers + k] * error;
   }
   all_errors = block_sum(all_errors);
-  all_inputs = block_sum(all_inputs);
   weighted = block_sum(weighted);  // from here on every thread has read its λ
   if (threadIdx.x == 0) {
     totals[0] = T(all_errors);
     totals[1] = T(all_errors > 0.0 ? weighted / all_errors : 0.0);
   }
   if (value(failed_at, failed) != 0.0 || !isfinite(value(squares_at, squares))) return;
-  for (long long k = threadIdx.x; k < multipliers; k += blockDim.x) {
+  for (long long k = threadIdx.x; k < layers; k += blockDim.x) {
     T* column = state + k;
-    double constraint = shared ? all_errors : double(measured[2 * k]);
+    double constraint = double(measured[2 * k]);
     if (relative) {
-      const double inputs = shared ? all_inputs : double(measured[2 * k + 1]);
+      const double inputs = double(measured[2 * k + 1]);
       if (!(inputs > 0.0)) continue;
       constraint = constraint * double(samples) / inputs;
     }
     if (!isfinite(constraint)) continue;
     const double error = constraint - tolerance;
-    const double before = column[STARTED * multipliers] > T(0) ? column[AVERAGE * multipliers] : error;
+    const double before = column[STARTED * layers] > T(0) ? column[AVERAGE * layers] : error;
     const double average = smoothing * before + (1.0 - smoothing) * error;
-    double lam = column[LAM * multipliers];
+    double lam = column[LAM * layers];
     lam *= exp(between(-LARGEST_EXPONENT, rate * average, LARGEST_EXPONENT));
-    column[LAM * multipliers] = T(between(lowest, lam, highest));
-    column[AVERAGE * multipliers] = T(average);
-    column[CONSTRAINT * multipliers] = T(constraint);
-    column[CONSTRAINT_SUM * multipliers] += T(constraint);
-    column[COUNTED * multipliers] += T(1);
-    column[STARTED * multipliers] = T(1);
+    column[LAM * layers] = T(between(lowest, lam, highest));
+    column[AVERAGE * layers] = T(average);
+    column[CONSTRAINT * layers] = T(constraint);
+    column[CONSTRAINT_SUM * layers] += T(constraint);
+    column[COUNTED * layers] += T(1);
+    column[STARTED * layers] = T(1);
   }
 }

@@ -5,7 +5,6 @@ flow's layers in JSON, by their classes and fields. Nothing is ever unpickled.
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
-import difflib
 import inspect
 import json
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
 from snfnp.layers import Layer
 from snfnp.models import PRESETS, WHITE, Choices, Preset
@@ -52,8 +51,7 @@ def preset_of(model: str) -> Preset:
         return _preset("the flow", lambda shape: _rebuilt(json.loads(model)))
     if _REFERENCE.fullmatch(model):
         return _preset(model, _found(model, "--model"))
-    near = difflib.get_close_matches(model, PRESETS, 1)
-    found = f"--model {model[:40]} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
+    found = f"--model {model[:40]} is unknown{suggestion(model, PRESETS)}"
     advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
     raise UsageError(f"{found}: {advice} (snfnp.register), or give module:function")
 

@@ -213,9 +213,6 @@ class MultiplierOptions:
         "λ stays (fixed), or keeps the error below --tolerance (geco, A.5)",
         choices=("fixed", "geco"),
     )
-    lambda_sharing: str = option(
-        "layer", "a λ for every layer, or one for the whole flow", choices=("layer", "flow")
-    )
     constraint: str = option(
         "relative",
         "what stays below --tolerance: a layer's reconstruction error E/‖h‖² (relative), or E",

@@ -139,7 +139,6 @@ _RULES = {
     "jvp_probes": Rule((Need(lambda c: c.jvp_weight > 0, "a positive --jvp-weight"),)),
     "lam": Rule(FREE_LAMBDA, _lam, _LAM),
     "lambda_control": Rule(FREE_LAMBDA),
-    "lambda_sharing": Rule((_CONTROLLED,)),
     "constraint": Rule((_CONTROLLED,)),
     "tolerance": _only(
         _CONTROLLED,
@@ -199,7 +198,7 @@ def conflicts(c) -> Iterator[str]:
 RETIRED = {
     **{"track_log_det": False, "lambda_integral": None, "lambda_proportional": None},
     **{"lambda_damping": None, "inverse_update": "gradient", "inverse_depth": 1, "probes": 1},
-    "whiten": "none",
+    **{"whiten": "none", "lambda_sharing": "layer"},
 }
 RETIRED_VALUES = {
     "lambda_control": ("nu-pi", "mdmm"),

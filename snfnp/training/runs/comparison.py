@@ -1,5 +1,6 @@
 """Several runs beside each other: what each of them reached, and how far it is from the first."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +74,17 @@ def labels(runs: list[ComparedRun]) -> list[str]:
     return joined if len(set(joined)) == len(joined) else [str(run.path) for run in runs]
 
 
-def common_epochs(runs: list[ComparedRun]) -> list[int]:
-    """The epochs after which every run was evaluated."""
-    return sorted(set.intersection(*(set(run.nll) for run in runs)))
+def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
+    """The epochs after which every run was evaluated, given those of each; if they are more than
+    `most`, so many of them, evenly spread, the last one among them."""
+    common = sorted(set.intersection(*map(set, runs)))
+    count = min(most or len(common), len(common))
+    return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
 
 
 def largest_gap(run: ComparedRun, first: ComparedRun, start: int) -> tuple[int, float] | None:
     """(epoch, difference in nats from `first`) of the largest difference in size, over the
     evaluations of both from epoch `start` on; None: there are none."""
-    later = [epoch for epoch in common_epochs([run, first]) if epoch >= start]
+    later = [epoch for epoch in common_epochs([run.nll, first.nll]) if epoch >= start]
     gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in later}
     return max(gaps.items(), key=lambda gap: abs(gap[1]), default=None)

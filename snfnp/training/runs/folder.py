@@ -183,10 +183,10 @@ class RunFolder:
         return config.resumed(changes, self.path)
 
     def write_config(self, record: dict) -> None:
-        _write_json(self.config_file, {**record, "sha256": _digest(record)})
+        files.write_json(self.config_file, {**record, "sha256": _digest(record)})
 
     def write_summary(self, record: dict) -> None:
-        _write_json(self.summary_file, record)
+        files.write_json(self.summary_file, record)
 
     def remove_summary(self) -> None:
         """Remove the summary of a run that goes on: it will have another."""
@@ -257,7 +257,3 @@ def _digest(record: dict) -> str:
     """The SHA-256 of a record, without that itself."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_json(path: Path, record: dict) -> None:
-    files.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
