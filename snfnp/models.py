@@ -89,6 +89,7 @@ class Preset:
     lr: float = 1e-3
     lam: float = 1.0
     warmup_epochs: float = 10
+    lr_schedule: str = "constant"
     batch_size: int = 100
     clip_norm: float | None = None
     clip_exact: bool = True
@@ -262,6 +263,7 @@ PRESETS = {
         ("self-normalizing", "exact", "relative"),
         lr=0.01,
         warmup_epochs=1,
+        lr_schedule="cosine",
         steps=2000,
         size=VectorSize(6),
         takes_rows=True,

@@ -90,7 +90,7 @@ class TrainConfig:
     @property
     def preset(self) -> Preset:
         """The model's preset, with its defaults."""
-        return preset_of(self.model)
+        return preset_of(self.chosen("model"))
 
     @property
     def rule(self) -> Rule:
@@ -185,6 +185,8 @@ class TrainConfig:
         shape: of an image or row, if sizes that are left out are to fit it: Glow squeezes as often
         as height and width halve.
         """
+        if self.model is None and len(shape) == 1:
+            return replace(self, model="vector").resolve(training_images, shape)
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             if problem := option.problem(value):

@@ -142,7 +142,7 @@ _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 class ModelOptions:
     """The flow and where its weights start."""
 
-    model: str = option("fc", _MODELS, _GIVEN)
+    model: str | None = option(None, _MODELS, _GIVEN)
     levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(
         None, "K of Glow, steps of flow per block; of vector, dense layers but one", _UP_TO_1000

@@ -84,7 +84,8 @@ def _recipe(name: str, usual: Any = None, needs: tuple[Need, ...] = ()) -> Rule:
 def _warmup(c) -> float:
     """The preset's or the recipe's, whose rate has to fall behind it: at most half of a run."""
     usual = _WARMUP.fill(c)
-    return min(usual, c.epochs / 2) if c.recipe == "white" and c.epochs else usual
+    falls = c.recipe == "white" or c.preset.lr_schedule != "constant"
+    return min(usual, c.epochs / 2) if falls and c.epochs else usual
 
 
 _WARMUP = _recipe("warmup_epochs")
@@ -125,6 +126,7 @@ _RULES = {
     },
     "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Rule((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
+    "model": Rule((), lambda c: "fc", "fc; vector for rows of numbers"),
     "init": Rule((_OTHER_INIT,)),
     "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Rule((), lambda c: c.preset.gradients[0], _GRADIENT),
