@@ -4,7 +4,7 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -170,9 +170,12 @@ class Flow:
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
-        params = params | self._with_knots(ops, params)
+        knots = self._knots(ops, params)
         for place, (name, layer) in enumerate(self.layers):
-            x, layer_ldj, cache = layer.forward(ops, params[name], x)
+            p = params[name]
+            if isinstance(layer, RationalQuadraticSpline):
+                p = p | {"knots": next(knots)}
+            x, layer_ldj, cache = layer.forward(ops, p, x)
             if noise is not None:
                 x = noise(place, x, cache)
             if not isinstance(layer_ldj, int):  # 0: it does not depend on x
@@ -187,13 +190,12 @@ class Flow:
             del cache  # frees a dropped one before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
-    def _with_knots(self, ops, params) -> dict:
-        """The parameters of all splines, with their knots, which a device finds in one launch."""
+    def _knots(self, ops, params) -> Iterator:
+        """The knots of the splines in turn. A host finds each when it is asked for: memory for all
+        of them would grow with depth."""
         splines = [(k, s) for k, s in self.layers if isinstance(s, RationalQuadraticSpline)]
         raw = [spline.raw(params[name]) for name, spline in splines]
-        every = ops.spline.knots_of_all(raw) if raw else ()
-        pairs = zip(splines, every, strict=True)
-        return {name: params[name] | {"knots": knots} for (name, _), knots in pairs}
+        return iter(ops.spline.knots_of_all(raw) if raw else ())
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the

@@ -6,6 +6,7 @@ last section holds what the index needs and no other file tests.
 """
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
     """What the reading order (in the text of README.md) says wrongly about titles and links.
 
     pages: name -> text. A page may link to earlier pages that it builds on, directly or through
-    others, and to later ones.
+    others, and to later ones, by number or in the order.
     """
     builds_on: dict[str, set[str]] = {}
     for row in re.findall(r"^\| \[\d\d .+\|$", text, flags=re.M):
@@ -162,6 +163,7 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
             known |= new
             new = set().union(*(builds_on.get(n, set()) for n in new)) - known
         used = {link[:2] for link in LINK.findall(prose(page_text)) if PAGE_NAME.match(link)}
+        used &= set(takewhile(number.__ne__, builds_on))
         problems += [
             f"{page} uses {other}: the reading order does not say so"
             for other in sorted(used - known)

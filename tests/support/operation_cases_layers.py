@@ -425,7 +425,7 @@ def call_spline_knots_of_all(rng, dtype, size):
 
     def calling(operation, *raw):
         given = [(*raw[i : i + 3], *SPLINE) for i in (0, 3)]
-        return operation([*given, (*raw[6:], last, SPLINE[1])])
+        return list(operation([*given, (*raw[6:], last, SPLINE[1])]))
 
     bounds = sum((call.bounds for call in calls), ())
     return Call(raw, bounds, strided=tuple(range(9)), calling=calling)
