@@ -154,7 +154,7 @@ _RULES = {
     "lr": _recipe("lr"),
     "warmup_epochs": _WARMUP._replace(fill=_warmup),
     "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
-    "lr_schedule": _recipe("lr_schedule", "constant"),
+    "lr_schedule": _recipe("lr_schedule"),
     "batch_size": Rule((), lambda c: c.preset.batch_size, by_preset("batch_size")),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
     "clip_norm": Rule((), _clip_norm, by_preset("clip_norm")),
