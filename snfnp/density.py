@@ -48,8 +48,9 @@ class FlowDensity:
     learning rate, which falls to 0 on half a wave (None: 0.01, less for more than 16 columns);
     noise: in standard deviations, added to the rows of every step, which smooths the density
     (None: 0, or up to 2000 rows 0.3 if held-out rows are more likely with it); validation_fraction:
-    of the rows, which are held out to stop by; patience: stop after so many of 40 evaluations
-    without a better one; random_state: None, a whole number, or a generator of NumPy's.
+    of the rows, which are held out to choose the best of some 40 evaluations by; patience: stop
+    after so many of them without a better one (None: never, as the last, at the smallest rates, are
+    mostly the best); random_state: None, a whole number, or a generator of NumPy's.
 
     After `fit`: n_features_in_ (D); n_iter_, the step of the best evaluation; likelihood_, a
     `snfnp.Likelihood`, and config_, the `TrainConfig` of it.
@@ -66,7 +67,7 @@ class FlowDensity:
         lr: float | None = None,
         noise: float | None = None,
         validation_fraction: float = 0.1,
-        patience: int = 8,
+        patience: int | None = None,
         random_state=None,
     ):
         self.layers = layers
@@ -177,7 +178,8 @@ class FlowDensity:
 
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             best, waited = evaluated(), 0
-            while trainer.step < steps and waited < self.patience:
+            patience = steps if self.patience is None else self.patience
+            while trainer.step < steps and waited < patience:
                 batch = batches(trainer.step)
                 if noise:
                     batch = batch + noise * moments[1] * rng.standard_normal(batch.shape)

@@ -294,7 +294,13 @@ PRESETS = {
     "glow": _glow(
         "Glow of L levels and K steps, 2L-16K", steps=500, paper_epochs=250, size=GlowSize(2, 16)
     ),
-    "glow-2l-4k": _glow("2L-4K of width 16", steps=2500, size=GlowSize(2, 4, 16)),
+    "glow-2l-4k": _glow(
+        "2L-4K of width 16",
+        steps=2500,
+        size=GlowSize(2, 4, 16),
+        white=WHITE | {"lr": 1e-2},
+        lam_forward=0.1,
+    ),
     "glow-3l-32k": _large("3L-32K (CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
     "glow-3l-48k": _large(
         "3L-48K (ImageNet32)", warmup_epochs=0, batch_size=64, size=GlowSize(3, 48)

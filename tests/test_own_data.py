@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 COLOUR = RNG.integers(0, 256, (60, 4, 6, 3)).astype(np.uint8)
-SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "1")
+SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
 KEY = RandomKey(0, 1)
 
 

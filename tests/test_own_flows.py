@@ -309,7 +309,7 @@ def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
 
 
 def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monkeypatch):
-    said, how = [], {"epochs": 9, "patience": 2, "lr": 1e-9}
+    said, how = [], {"epochs": 9, "patience": 2, "lr": 1e-9, "model": "fc"}
     with monkeypatch.context() as patched:
         at_step(patched, 11, spoil)
         folder, summary = trained(tmp_path / "run", report=said.append, **how)

@@ -17,7 +17,7 @@ from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
-FAST = ("--backend", "numpy", "--warmup-epochs", "1", "--lr", "0.01")
+FAST = ("--backend", "numpy", "--warmup-epochs", "0.5", "--lr", "0.01")
 
 # ---------------------------------------------------------------- densities
 

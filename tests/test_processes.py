@@ -88,7 +88,6 @@ def alone(snfnp_train, monkeypatch):
     """The same runs in this process."""
     monkeypatch.setattr(session, "load_dataset", lambda *of: small_dataset(images=96, side=8))
 
-
     def run(path, *arguments):
         until = time.monotonic() + 60
         while True:

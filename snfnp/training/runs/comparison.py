@@ -59,13 +59,14 @@ def labels(runs: list[ComparedRun]) -> list[str]:
     models without what each preset says. Runs that differ in nothing: the names of their folders.
     """
     names: list[list[str]] = [[] for _ in runs]
-    models = {run.config.model for run in runs}
+    several = len({run.config.model for run in runs}) > 1
     for option in OPTIONS.values():
         values = [getattr(run.config, option.name) for run in runs]
         if option.name in _UNNAMED or len(set(map(repr, values))) == 1:
             continue
         for run, value, parts in zip(runs, values, names, strict=True):
-            if value is None or len(models) > 1 and value == run.config.usual(option.name):
+            usual = several and option.name != "model" and value == run.config.usual(option.name)
+            if value is None or usual:
                 continue
             flag = option.flag_for(value)
             shown = f"{value:g}" if isinstance(value, float) else value
