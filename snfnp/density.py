@@ -117,16 +117,18 @@ class FlowDensity:
     def fit(self, X, y=None) -> FlowDensity:
         """Train on rows X (N, D) of finite numbers, D from 1 on; y is ignored.
 
-        Raises ValueError, in one line, for other rows, for a single one, for columns that are
+        Raises ValueError, in one line, for other rows, for fewer than 3, for columns that are
         constant, and for parameters that no training can have.
         """
         rows = _rows(X)
-        if len(rows) < 2:
-            raise ValueError("n_samples = 1: a density needs at least 2 rows")
-        spread = rows.std(axis=0)
-        if (constant := np.flatnonzero(np.ptp(rows, axis=0) == 0)).size or not spread.all():
-            found = f"column {constant[0] if constant.size else np.argmin(spread)} (from 0)"
-            raise ValueError(f"{found} of X is constant: leave such columns out")
+        if len(rows) < 3:  # one of which is held out
+            raise ValueError(f"n_samples = {len(rows)}: a density needs at least 3 rows")
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = rows.std(axis=0)
+        spread[np.ptp(rows, axis=0) == 0] = 0.0
+        if (bad := np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))).size:
+            found = f"column {bad[0]} (from 0) of X has the standard deviation {spread[bad[0]]:g}"
+            raise ValueError(f"{found}: leave such columns out, or rescale them")
         rng = _generator(self.random_state)
         seed, order = int(rng.integers(2**31)), rng.permutation(len(rows))
         try:
@@ -273,6 +275,8 @@ def _rows(X) -> np.ndarray:
     numbers at all) for anything else, in the words that scikit-learn has for it."""
     if hasattr(X, "toarray"):
         raise TypeError("Sparse data was passed for X, but dense data is required: X.toarray()")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError("X is a masked array: leave masked rows out, or fill them in")
     if np.iscomplexobj(array := np.asarray(X)):
         raise ValueError("Complex data not supported: give real numbers")
     rows = np.ascontiguousarray(array, np.float64)

@@ -77,8 +77,9 @@ def fault_of_rows(rows, shape: tuple[int, ...] | None = None) -> str | None:
     Rows on the host are looked at, in parts; for others, no device is waited for.
     """
     kind, wanted = getattr(rows, "dtype", None), f"(N, {shape[0] if shape else 'D'})"
-    if not isinstance(kind, np.dtype) or kind.kind not in "buif":
-        found = kind if isinstance(kind, np.dtype) else type(rows).__name__
+    array = isinstance(kind, np.dtype) and not isinstance(rows, np.ma.MaskedArray)  # hides values
+    if not array or kind.kind not in "buif":
+        found = kind if array else type(rows).__name__
         return f"{found} instead of numbers; give an array of floats, {wanted}"
     if len(rows.shape) != 2 or shape not in (None, rows.shape[1:]):
         return f"shape {rows.shape} is not {wanted}; give rows of that length"

@@ -150,14 +150,20 @@ def test_any_number_of_columns_and_rows(columns, rows, activation):
     "rows, problem",
     [
         (np.ones((1, 3)), "n_samples = 1"),
-        (np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]]), "column 1 .* is constant: leave"),
+        (np.array([[1.0, 5.0], [2.0, 6.0]]), "n_samples = 2: a density needs at least 3 rows"),
+        (np.array([[1.0], [2e300], [3e300]]), "column 0 .* has the standard deviation inf: leave"),
+        (np.ma.masked_array([[1.0], [2.0], [4.0]]), "X is a masked array: leave masked rows"),
+        (
+            np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 5.0]]),
+            "column 1 .* has the standard deviation 0: leave",
+        ),
         (np.array([[1.0, 2.0], [np.nan, 1.0]]), "X contains NaN or infinity, first in row 1"),
         (np.array([["a", "b"], ["c", "d"]]), "could not convert string to float"),
         (np.arange(4.0), "Expected 2D array, got 1D array .* Reshape your data"),
     ],
 )
 def test_rows_that_no_density_can_be_of_are_refused(rows, problem):
-    with one_line(ValueError, match=problem):
+    with one_line((ValueError, TypeError), match=problem):
         snfnp.FlowDensity().fit(rows)
 
 

@@ -119,9 +119,9 @@ def with_nan(value=np.nan):
 
 PICKLED = "cannot be read (it is no array of numbers, and Python objects are never loaded)"
 WRONG = {
-    "a.npy": (write, with_nan(), "nan in row "),
+    "a.npy": (write, with_nan(), "nan in row 7, column 1 (from 0); leave"),
     "b.csv": (write, with_nan(-np.inf), "-inf in row "),
-    "c.npy": (write, ROWS[:1], "has 1 samples, of which -1 would be left to train on: give more"),
+    "c.npy": (write, ROWS[:1], "has 1 samples, of which 0 would be left to train on: give more"),
     "d.npy": (write, ROWS * (1, 0), "column 1 (from 0) has the standard deviation 0; leave such"),
     "y.npy": (write, ROWS * 1e300, "column 0 (from 0) has the standard deviation nan, and 1 oth"),
     "e.npy": (write, ROWS.astype(object), PICKLED),
@@ -214,6 +214,8 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
     dataset = snfnp.Dataset("mine", ROWS, ROWS[:9], ROWS[:9])
     for found, expected in zip(dataset.moments, (ROWS.mean(0), ROWS.std(0)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-13)
+    with pytest.raises(UsageError, match="the train rows of mine: MaskedArray instead of numbers"):
+        snfnp.Dataset("mine", np.ma.masked_array(ROWS), ROWS, ROWS)
     with pytest.raises(UsageError, match="the train rows of mine: there is only one; give more"):
         snfnp.Dataset("mine", ROWS[:1], ROWS, ROWS)
     with pytest.raises(UsageError, match="the test rows of mine: uint8|shape .*is not"):
@@ -286,7 +288,7 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     evaluation = likelihood.evaluate(ROWS)
     np.testing.assert_allclose(-likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12)
     assert "scale" in evaluation.ledger and "logit" not in evaluation.ledger
-    for bad in (with_nan(), ROWS[:, :1], ROWS.tolist(), ROWS[0]):
+    for bad in (with_nan(), ROWS[:, :1], ROWS.tolist(), ROWS[0], np.ma.masked_array(ROWS)):
         with pytest.raises(UsageError, match="^the rows: .*; "):
             likelihood.log_prob(bad)
     for suffix in (".npy", ".png"):
@@ -301,12 +303,13 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
 def test_arrays_in_code_are_trained_on_and_kept_by_name(data, way, backend, tmp_path):
     data = (data - data.mean(0)) / data.std(0) if way == "none" else data
     dataset = snfnp.Dataset("mine", data[20:], data[:10], data[10:20])
-    config = small_config(data="mine", preprocess=way, backend=backend)
+    config = small_config(preprocess=way, backend=backend)  # which would be of mnist
     folder = RunFolder.create(tmp_path / "run")
     snfnp.train(config, dataset, get_ops(backend), folder, report=lambda line: None)
     snfnp.resume(folder.path, dataset=dataset, epochs=4, report=lambda line: None)
     run = snfnp.load_run(folder.path)
-    assert run.record["data"]["name"] == "mine" and f"mine {data.shape[1:]}" in repr(run)
+    assert run.record["data"]["name"] == run.config.data == "mine"
+    assert f"mine {data.shape[1:]}" in repr(run)
     assert np.isfinite(run.likelihood.log_prob(dataset.test)).all()
     assert isinstance(run.flow.preprocess, Scale) == (way == "scale")
     with pytest.raises(UsageError, match="'mine' is neither a data set nor a path"):

@@ -73,7 +73,7 @@ def test_a_direction_without_variance_has_the_floors():
 
 BAD = {
     f"{D} images have no covariance in {D} dimensions: give more": correlated(D),
-    "all images are alike": np.full((30, D), 0.3),
+    "all samples are alike": np.full((30, D), 0.3),
     "not finite": np.where(np.eye(30, D), np.nan, 1.0),
 }
 

@@ -15,7 +15,7 @@ from PIL import Image
 from snfnp.data.files import SPLITS, Dataset
 from snfnp.data.reading import one_line
 from snfnp.errors import UsageError
-from snfnp.images import Mapped, fault
+from snfnp.images import Mapped, fault, fault_of_rows
 
 HELD_OUT = "0.1"  # of the data, for validation and again for the test
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -48,7 +48,7 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
     train = splits["train"]
     if fractions:
         counts = {split: max(1, round(part * len(train))) for split, part in fractions.items()}
-        left = len(train) - sum(counts.values())
+        left = max(len(train) - sum(counts.values()), 0)
         if left < 2:
             found = f"{path} has {len(train)} samples, of which {left} would be left to train on"
             raise UsageError(f"{found}: give more, or smaller fractions")
@@ -107,6 +107,8 @@ def _required(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim != 4 and (array.ndim != 2 or array.dtype.kind != "f"):
         problem = f"{array.dtype} of shape {array.shape}; give images, uint8 (N, H, W) or "
         problem += "(N, H, W, C), or rows of floats, (N, D)"
+    elif array.ndim == 2:  # before splits are drawn, in which rows have other numbers
+        problem = fault_of_rows(array)
     if problem:
         raise UsageError(f"{where}: {problem}")
     return array

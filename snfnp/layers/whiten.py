@@ -85,7 +85,7 @@ class Whiten(Layer):
             covariance = _shrunk(covariance, count)
         variance = (np.diag(covariance) if whole else covariance).mean()
         if variance <= features**2 * np.finfo(float).eps * np.abs(second).max():
-            raise UsageError("all images are alike: there is nothing to whiten")
+            raise UsageError("all samples are alike: there is nothing to whiten")
         if not whole:
             scales = np.maximum(covariance, _FLOOR * variance) ** -0.5
             return {"U": scales, "b": -scales * mean}

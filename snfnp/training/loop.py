@@ -71,6 +71,8 @@ def train(
     require_dataset(dataset)
     if flow is not None:
         config = replace(config, model=flow)
+    if dataset.source == Dataset.source and not resume:  # what is called mnist otherwise
+        config = replace(config, data=dataset.name)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     config.check_processes(world.size)
     if ops is None:
