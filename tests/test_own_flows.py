@@ -382,5 +382,13 @@ def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch)
         fail = [lambda record: 1 / 0]
         snfnp.fit(DATA, callbacks=fail, report=None, eval_every=1, **QUICK)
     (folder,) = tmp_path.iterdir()
+    with one_line(UsageError, "give a Dataset as dataset="):
+        resume(folder, data=DATA)
     resume(folder)
     assert state(folder).step == 15
+
+
+@pytest.mark.parametrize("callbacks", [len, [3]])
+def test_callbacks_are_a_list_of_functions(callbacks):
+    with one_line(UsageError, "callbacks is ", "give a list of functions"):
+        snfnp.fit(DATA, callbacks=callbacks, report=None, **QUICK)

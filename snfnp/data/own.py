@@ -15,7 +15,7 @@ from PIL import Image
 from snfnp.data.files import SPLITS, Dataset
 from snfnp.data.reading import one_line
 from snfnp.errors import UsageError
-from snfnp.images import Mapped, fault, fault_of_rows
+from snfnp.images import Mapped, fault, fault_of_rows, is_rows
 
 HELD_OUT = "0.1"  # of the data, for validation and again for the test
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -103,12 +103,11 @@ def _required(array: np.ndarray, where: str) -> np.ndarray:
     """Images (N, H, W, C) or rows of floats (N, D), whose values `Dataset` checks."""
     if array.ndim == 3:
         array = array[..., np.newaxis]
-    problem = fault(array) if array.ndim == 4 else None
-    if array.ndim != 4 and (array.ndim != 2 or array.dtype.kind != "f"):
+    # before splits are drawn, in which rows have other numbers
+    problem = fault_of_rows(array) if is_rows(array) else fault(array)
+    if array.ndim != 4 and not is_rows(array):
         problem = f"{array.dtype} of shape {array.shape}; give images, uint8 (N, H, W) or "
         problem += "(N, H, W, C), or rows of floats, (N, D)"
-    elif array.ndim == 2:  # before splits are drawn, in which rows have other numbers
-        problem = fault_of_rows(array)
     if problem:
         raise UsageError(f"{where}: {problem}")
     return array

@@ -11,7 +11,7 @@ import numpy as np
 
 from snfnp import registry
 from snfnp.data import Dataset, require_dataset
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import plain_output
@@ -69,6 +69,8 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     require_dataset(dataset)
+    if callable(callbacks) or not all(map(callable, callbacks := tuple(callbacks))):
+        raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     if flow is not None:
         config = replace(config, model=flow)
     if dataset.source == Dataset.source and not resume:  # what is called mnist otherwise
@@ -115,7 +117,7 @@ def train(
             if first and config.tensorboard:
                 record = registry.find("event-files")(run)
             with record as keep:
-                how = (signals, report, keep, partial(_tell, tuple(callbacks), checkpoints))
+                how = (signals, report, keep, partial(_tell, callbacks, checkpoints))
                 _take_steps(dataset, batches, evaluator, checkpoints, *how)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:

@@ -114,6 +114,8 @@ def resume(
     `TrainConfig` with new values from here on. Raises UsageError if `path` is no run's folder, if
     another program trains in it, or if with these options or images it would not be the same run.
     """
+    if not isinstance(changes.get("data", ""), (str, Path)):
+        raise UsageError("data is where they are: give a Dataset as dataset=")
     with resumed(Path(path), changes, rollback, dataset=dataset) as session:
         return session.train(report, optimiser, callbacks)
 
