@@ -254,7 +254,7 @@ def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
 SCORELESS = {
     "mons": "'mons' is neither a data set nor a path (did you mean moons?)",
     "mnist-sample": "mnist-sample: shape (1000, 28, 28, 1) is not (N, 2)",
-    "nan.npy": "nan.npy: nan in row 1, column 0",
+    "nan.npy": "nan.npy (train): nan in row 1, column 0",
     "three.npy": "three.npy: shape (4, 3) is not (N, 2)",
 }
 

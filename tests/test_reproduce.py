@@ -47,6 +47,8 @@ def smoke(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         offline(patch, folder)
         printed = []
+        for name, count in (("white", 3), ("white-parts", 2)):  # of many
+            patch.setattr(TARGETS[name], "rows", TARGETS[name].rows[:count])
         patch.setattr("builtins.print", lambda *text, **_: printed.append(" ".join(text)))
         reproduce.main(["all", "--runs", str(folder), "--scale", "smoke", "--backend", "numpy"])
     tables = [text for text in printed if "(scale: smoke)" in text]
