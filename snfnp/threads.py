@@ -152,7 +152,7 @@ def choose(work: Callable[[], None]) -> str:
             seconds[threads] += time.perf_counter() - start
         if time.perf_counter() - begun > _TRIAL_SECONDS:
             break
-    ratio = seconds[count] / seconds[1]
+    ratio = seconds[count] / max(seconds[1], 1e-9)  # a clock may stand still
     busy = ratio > _CLEARLY
     limit(1 if busy else count, more=True)
     return f"one thread: {count} take {ratio:.1f} times as long on this busy machine" * busy
