@@ -8,10 +8,8 @@ from snfnp.errors import UsageError
 from snfnp.training import plots
 
 _ALONG = "on a great circle, or straight. Of D latents the norm is near √D, but half way on a "
-_ALONG += (
-    "straight line near √(D/2), where a flow of many dimensions has seen nothing (White 2016, "
-)
-_ALONG += "arXiv:1609.04468) (default: spherical)"
+_ALONG += "straight line near √(D/2), where a flow of many dimensions has seen nothing "
+_ALONG += "(White 2016, arXiv:1609.04468) (default: spherical)"
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
