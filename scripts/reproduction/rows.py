@@ -165,12 +165,12 @@ _WHITE = {
     "fc-snf": {"fc-white-20": 20, "fc-white-120": 120, "fc-white": 300},
     "fc-exact": {"fc-white-exact": 20},
     "conv-snf": {"conv-white-10": 10, "conv-white": 150},
-    "conv-exact": {"conv-white-exact": 150},
-    "emerging": {"emerging-white": 150},
-    "conv-exponential": {"conv-exponential-white": 150},
-    "glow-1x1-exact": {"glow-1x1-white-exact": 50},
-    "glow-1x1-geco": {"glow-1x1-white": 50},
-    "glow-5x5-geco": {"glow-5x5-white": 50},
+    "conv-exact": {"conv-white-exact": 100},
+    "emerging": {"emerging-white": 100},
+    "conv-exponential": {"conv-exponential-white": 100},
+    "glow-1x1-exact": {"glow-1x1-white-exact": 20},
+    "glow-1x1-geco": {"glow-1x1-white": 20},
+    "glow-5x5-geco": {"glow-5x5-white": 20},
 }
 _OF_MODELS = ("model", "gradient", "kernel", "init")  # options that are not the recipe's
 
