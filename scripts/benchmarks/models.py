@@ -14,15 +14,18 @@ from snfnp.maps import Conv2d
 
 # {row: (gradient, settings, products of a step)} of the fully connected model. The exact rule's
 # inverse is no product: its share says how much the inverse costs. Noise takes five products with
-# its 8 vectors.
+# its 8 vectors, whitening the images one.
 _SNF, _D = "self-normalizing", int(np.prod(IMAGE))
+_WHITE = {"coordinates": "white"}
 _FC = {gradient: (gradient, {}, products) for gradient, products in PRODUCTS.items()} | {
+    "self-normalizing, white": (_SNF, _WHITE, 6 + 1),
     "variational": (_SNF, {"objective": "variational", "noise_vectors": 8}, 6 + 5 * 8 / BATCH),
 }
 # {row: (model, gradient, settings)}: Table 1's convolutions, and a larger learned inverse beside
 # the paper's of 3×3 (A.4).
 _CONV = {
     "conv, self-normalizing": ("conv", _SNF, {}),
+    "conv, self-normalizing, white": ("conv", _SNF, _WHITE),
     "conv, exact": ("conv", "exact", {}),
     "emerging, exact": ("emerging", "exact", {}),
     "conv-exponential, exact": ("conv-exponential", "exact", {}),
@@ -83,7 +86,17 @@ def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls |= {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
     work = {name: 2 * products * unit for name, (*_, products) in _FC.items()}
     rows = _rates(_timed(thread_counts, calls, repeats, "step"), 3 * unit, work)
-    return {"steps": rows}, f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
+    renewals = _renewals(ops, thread_counts, "fc", repeats // 10)
+    text = f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
+    return {"steps": rows, "renewals": renewals}, f"{text}\n\n{table(renewals)}"
+
+
+def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
+    """What white coordinates cost beside their steps: found anew once in 500, by activations."""
+    trainer = make_trainer(ops, model, _SNF, **_WHITE)
+    images = random_images(ops, trainer)
+    calls = {f"{model}, renewal of coordinates": partial(trainer.renew, lambda step: images)}
+    return _timed(thread_counts, calls, repeats, "once in 500 steps")
 
 
 def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
@@ -107,9 +120,10 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     inference = _timed(thread_counts, calls, repeats, "what (float64)")
     with threads(most):
         exact = determinants(ops, repeats)
+    renewals = _renewals(ops, thread_counts, "conv", repeats // 10)
     text = f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n"
-    text += f"\n{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
-    found = {"steps": steps, "inference": inference, "determinants": exact}
+    text += f"\n{table(renewals)}\n\n{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
+    found = {"steps": steps, "renewals": renewals, "inference": inference, "determinants": exact}
     return found, text + table(exact)
 
 
