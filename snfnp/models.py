@@ -298,7 +298,7 @@ PRESETS = {
         "2L-4K of width 16",
         steps=2500,
         size=GlowSize(2, 4, 16),
-        white=WHITE | {"lr": 3e-2},
+        white=WHITE | {"lr": 1e-2},
         lam_forward=0.1,
     ),
     "glow-3l-32k": _large("3L-32K (CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
