@@ -338,7 +338,7 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path):
     path, size = tmp_path / "large.npy", (80_000, 100)
     np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()
-    options = ("--batch-size", "500", "--epochs", "1", "--out", str(tmp_path / "run"))
+    options = [*"--model fc --batch-size 500 --epochs 1 --out".split(), str(tmp_path / "run")]
     train.main([str(path), *SHORT, *options])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -83,6 +83,15 @@ def trained(size, path, *arguments, **environment):
     return output
 
 
+def all_trained(size, runs):
+    """What so many processes print that train one run after another: (folder, arguments …)."""
+    words = [[*SMALL, "--out", str(path), *arguments] for path, *arguments in runs]
+    process = processes.start(size, ["-c", SEVERAL, repr(words)])
+    status, output, errors = processes.finish(process)
+    assert status == 0, errors[-2000:]
+    return output
+
+
 @pytest.fixture
 def alone(snfnp_train, monkeypatch):
     """The same runs in this process."""
@@ -130,10 +139,8 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
     for name, options in MODELS.items():
         alone(tmp_path / f"{name}-1", *double, *options)
     for size in (2, 3):
-        paths = {name: str(tmp_path / f"{name}-{size}") for name in MODELS}
-        words = [[*SMALL, "--out", paths[name], *double, *MODELS[name]] for name in MODELS]
-        status, _, errors = processes.finish(processes.start(size, ["-c", SEVERAL, repr(words)]))
-        assert status == 0, errors[-2000:]
+        paths = {name: tmp_path / f"{name}-{size}" for name in MODELS}
+        all_trained(size, [(paths[name], *double, *own) for name, own in MODELS.items()])
         for name, path in paths.items():
             assert_close(tmp_path / f"{name}-1", path)
 
@@ -141,13 +148,12 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
 @pytest.mark.mpi
 def test_the_same_number_gives_the_same_bits_and_another_one_may_go_on(tmp_path, alone):
     """In single precision, where another order of a sum would show."""
-    for name in ("first", "second"):
-        output = trained(2, tmp_path / name, "--epochs", "2")
-        assert output.count("epoch    2/2") == output.count("run folder") == 1  # rank 0's
+    double, long = ["--dtype", "float64"], ["--epochs", "2"]
+    runs = [(tmp_path / "first", *long), (tmp_path / "second", *long)]
+    output = all_trained(2, [*runs, (tmp_path / "part", "--epochs", "1", *double)])
+    assert output.count("epoch    2/2") == 2 and output.count("run folder") == 3  # rank 0's
     assert_same_run(tmp_path / "first", tmp_path / "second")
-    double = ["--dtype", "float64"]
-    alone(tmp_path / "whole", "--epochs", "2", *double)
-    trained(2, tmp_path / "part", "--epochs", "1", *double)
+    alone(tmp_path / "whole", *long, *double)
     trained(3, tmp_path / "part", "--epochs", "2", "--resume")
     assert_close(tmp_path / "whole", tmp_path / "part")
 
@@ -180,7 +186,7 @@ def gone(process):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
     """At random moments, as often as SNFNP_KILLS says; killed with no warning, as kill -9 does."""
-    kills, options = int(os.environ.get("SNFNP_KILLS", 2)), ["--epochs", "4"]
+    kills, options = int(os.environ.get("SNFNP_KILLS", 1)), ["--epochs", "4"]
     rng = np.random.default_rng(int(os.environ.get("SNFNP_SEED", 0)))
     whole, part = tmp_path / "whole", tmp_path / "part"
     trained(2, whole, *options)

@@ -1,6 +1,7 @@
 """The paper's tables and figures from one command: killed, resumed, skipped, and shown."""
 
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -93,18 +94,18 @@ def test_all_makes_every_table_and_picture_of_results_json_alone(smoke):
 
 
 @pytest.mark.slow
-def test_a_table_is_trained_once_and_shown_again(command, monkeypatch, tmp_path):
-    first = command("table4")
+def test_a_table_is_trained_once_and_shown_again(smoke, command, monkeypatch, tmp_path):
+    folder, first = shutil.copytree(smoke[0], tmp_path / "runs/smoke"), smoke[1]["table4"]
     rows = [list(row.values()) for row in rows_of(first)]
     assert [row[:2] for row in rows[:14]] == [list(row.cells) for row in TABLES["table4"].rows[:14]]
     assert rows[14][:2] == ["2L-16K Glow", "100 (stand-in: 2L-4K of width 16)"]
     for row in rows:
         assert float(row[2]) > 0 and row[3] == "0" and row[6] == "other data"
     assert rows[3][4:6] == ["1 / 6,000", "946.3"]
-    config = RunFolder.open(tmp_path / "runs/smoke/conv-lambda-0.3-seed-0")[1]["config"]
+    config = RunFolder.open(folder / "conv-lambda-0.3-seed-0")[1]["config"]
     assert (config["lam"], config["model"], config["epochs"]) == (0.3, "conv", 1)
     monkeypatch.setattr(runs, "train", no_training)
-    assert command("table4") == first
+    assert first.strip() in command("table4")
 
 
 @pytest.mark.slow

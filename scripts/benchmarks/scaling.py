@@ -37,7 +37,7 @@ def scaling(ops, processes: int, rounds: int, models) -> list[dict]:
     count, rows = len(cores()), []
     for model, gradient in models:
         step = step_call(ops, model, gradient)
-        repeats = 3 if model == "glow" else 25  # of two seconds each
+        repeats = 3 if model == "glow" else 5 * rounds  # of two seconds each
         times: dict[str, list[float]] = {"one": [], "threads": [], "processes": [], "sums": []}
         for _ in range(rounds):
             for name, number in (("one", 1), ("threads", count)):
