@@ -122,7 +122,8 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
         exact = determinants(ops, repeats)
     renewals = _renewals(ops, thread_counts, "conv", repeats // 10)
     text = f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n"
-    text += f"\n{table(renewals)}\n\n{table(inference)}\n\nexact determinants, float64, {most} threads, median\n"
+    text += f"\n{table(renewals)}\n\n{table(inference)}\n\n"
+    text += f"exact determinants, float64, {most} threads, median\n"
     found = {"steps": steps, "renewals": renewals, "inference": inference, "determinants": exact}
     return found, text + table(exact)
 
