@@ -95,8 +95,8 @@ def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
     """What white coordinates cost beside their steps: found anew once in 500, by activations."""
     trainer = make_trainer(ops, model, _SNF, **_WHITE)
     images = random_images(ops, trainer)
-    calls = {f"{model}, renewal of coordinates": partial(trainer.renew, lambda step: images)}
-    return _timed(thread_counts, calls, repeats, "once in 500 steps")
+    renewal = {f"{model}, renewal": partial(trainer.renew, lambda step: images)}
+    return _timed(thread_counts, renewal, repeats, "once in 500 steps")
 
 
 def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:

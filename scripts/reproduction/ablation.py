@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-from drawings.style import BLUE, GREEN, INK, plt, save
+from drawings.style import BLUE, GREEN, laid_out, plt, save
 
 from reproduction.likelihoods import LikelihoodTable, _notes, compared, nlls
 from reproduction.rows import NOT_GIVEN, Row, Table
@@ -47,19 +47,14 @@ class Ablation(LikelihoodTable):
         figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)
         looks = {("plain", "mixture"): (BLUE, "o", "--"), ("plain", "forward"): (BLUE, "s", "-")}
         looks |= {("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()}
+        found = {tuple(row["cells"]): nlls(row)[0] for row in record["rows"] if nlls(row)}
         for axis, model in zip(axes[0], _MODELS.values(), strict=True):
             for (coordinates, objective), (color, marker, line) in looks.items():
-                found = {
-                    row["cells"][3]: nlls(row)[0]
-                    for row in record["rows"]
-                    if row["cells"][:3] == [model, coordinates, objective] and nlls(row)
-                }
+                which = (model, coordinates, objective)
+                own = {key[3]: value for key, value in found.items() if key[:3] == which}
                 look = {"color": color, "marker": marker, "linestyle": line}
-                axis.plot(found.keys(), found.values(), label=f"{coordinates}, {objective}", **look)
+                axis.plot(own.keys(), own.values(), label=f"{coordinates}, {objective}", **look)
             axis.set(title=model, xlabel="learning rate")
             axis.margins(x=0.2)
-            axis.grid(axis="y")
         axes[0, 0].set_ylabel("test NLL (nats)")
-        axes[0, 0].legend(labelcolor=INK)
-        figure.tight_layout()
-        save(figure, path)
+        save(laid_out(figure, *axes[0]), path)

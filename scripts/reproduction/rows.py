@@ -221,9 +221,6 @@ TABLES = {
     "white": Table(
         "The recipe: test NLL in nats on MNIST with --recipe white, beside the paper's rows",
         *(("model",), tuple(_white())),
-        notes=(
-            "The paper's figures are of its own settings, for so many more epochs; of SNF Glow, of "
-            "Table 5.",
-        ),
+        notes=("The paper's figures are of its own settings; those of SNF Glow, of Table 5.",),
     ),
 }
