@@ -299,7 +299,7 @@ PRESETS = {
         steps=2500,
         size=GlowSize(2, 4, 16),
         white=WHITE | {"lr": 1e-2},
-        lam_forward=0.1,
+        lam_forward=10,
     ),
     "glow-3l-32k": _large("3L-32K (CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
     "glow-3l-48k": _large(
