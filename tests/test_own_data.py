@@ -77,7 +77,7 @@ def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
 
 def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
     parts = {"train": ROWS[:100], "validation": ROWS[100:150], "test": ROWS[150:]}
-    np.savez(tmp_path / "named.npz", **parts)
+    np.savez(tmp_path / "named.npz", **parts, train_labels=np.arange(9))  # which nothing reads
     others = {split: str(write(tmp_path, f"{split}.npy", rows)) for split, rows in parts.items()}
     (tmp_path / "folder").mkdir()
     for split, images in zip(parts, np.split(GREY, 3), strict=True):

@@ -85,7 +85,7 @@ def _read(path) -> dict:
             splits = {"train": np.load(place, mmap_mode="r", allow_pickle=False)}
     elif suffix == ".npz":
         with _explained(path), np.load(place, allow_pickle=False) as file:
-            splits = {name: file[name] for name in file.files}
+            splits = {name: file[name] for name in file.files if not name.endswith("labels")}
         if len(splits) == 1:
             splits = {"train": next(iter(splits.values()))}
     elif suffix == ".csv":
