@@ -1,6 +1,7 @@
 """The parts of `--recipe white`, each with and without the others."""
 
 from itertools import product
+from math import nan
 from pathlib import Path
 
 from drawings.style import BLUE, GREEN, laid_out, plt, save
@@ -49,11 +50,10 @@ class Ablation(LikelihoodTable):
         looks |= {("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()}
         found = {tuple(row["cells"]): nlls(row)[0] for row in record["rows"] if nlls(row)}
         for axis, model in zip(axes[0], _MODELS.values(), strict=True):
-            for (coordinates, objective), (color, marker, line) in looks.items():
-                which = (model, coordinates, objective)
-                own = {key[3]: value for key, value in found.items() if key[:3] == which}
+            for which, (color, marker, line) in looks.items():
+                points = [found.get((model, *which, own), nan) for own in _PARTS["lr_schedule"]]
                 look = {"color": color, "marker": marker, "linestyle": line}
-                axis.plot(own.keys(), own.values(), label=f"{coordinates}, {objective}", **look)
+                axis.plot(_PARTS["lr_schedule"], points, label=", ".join(which), **look)
             axis.set(title=model, xlabel="learning rate")
             axis.margins(x=0.2)
         axes[0, 0].set_ylabel("test NLL (nats)")
