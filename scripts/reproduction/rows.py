@@ -165,7 +165,7 @@ _WHITE = {
     "fc-snf": {"fc-white-20": 20, "fc-white-120": 120, "fc-white": 300},
     "fc-exact": {"fc-white-exact": 20},
     "conv-snf": {"conv-white-10": 10, "conv-white": 150},
-    "conv-exact": {"conv-white-exact": 100},
+    "conv-exact": {"conv-white-exact": 60},
     "emerging": {"emerging-white": 100},
     "conv-exponential": {"conv-exponential-white": 100},
     "glow-1x1-exact": {"glow-1x1-white-exact": 20},
