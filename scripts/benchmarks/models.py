@@ -92,7 +92,7 @@ def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
 
 
 def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
-    """What white coordinates cost beside their steps: found anew once in 500, by activations."""
+    """Renewals of white coordinates, which come beside their steps, once in 500."""
     trainer = make_trainer(ops, model, _SNF, **_WHITE)
     images = random_images(ops, trainer)
     renewal = {f"{model}, renewal": partial(trainer.renew, lambda step: images)}
