@@ -1,5 +1,6 @@
 """Fixtures that several test files share, what tests need, and which of them are slow."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -88,6 +89,11 @@ def pytest_collection_modifyitems(items):
         file = os.path.relpath(item.path, here).replace(os.sep, "/")
         if f"{file}::{item.name}".startswith(SLOW) or "numba" in item.name:
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """Keep Python from looking for garbage among thousands of collected tests, again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

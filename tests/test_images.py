@@ -78,9 +78,8 @@ OF_DATA = {
 
 
 @pytest.mark.parametrize("model", ["fc", "conv"])
-@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("wrong", WRONG | OF_MODELS)
-def test_what_is_no_image_is_one_line_before_a_device_gets_it(wrong, entry, model, monkeypatch):
+def test_what_is_no_image_is_one_line_before_a_device_gets_it(wrong, model, monkeypatch):
     trainer, likelihood = trained(model)
     images, problem = (WRONG | OF_MODELS)[wrong]
 
@@ -88,8 +87,9 @@ def test_what_is_no_image_is_one_line_before_a_device_gets_it(wrong, entry, mode
         raise AssertionError("it went to the device")
 
     monkeypatch.setattr(HostDevice, "asarray", asarray)
-    with one_line(UsageError, "the images: ", problem.format(shape="N, 8, 8, 1")):
-        ENTRIES[entry](trainer, likelihood, images)
+    for entry in ENTRIES.values():
+        with one_line(UsageError, "the images: ", problem.format(shape="N, 8, 8, 1")):
+            entry(trainer, likelihood, images)
 
 
 @pytest.mark.parametrize("split", SPLITS)

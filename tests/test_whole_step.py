@@ -236,9 +236,9 @@ def test_the_gradient_of_a_step_is_that_of_eq_3(ops, choice):
         assert error <= RTOL, compared.by_parameter()
 
 
-def test_a_wrong_gradient_would_be_seen(ops):
+def test_a_wrong_gradient_would_be_seen():
     """By the same comparison: 10 % more of any parameter's gradient."""
-    compared = step(ops, {"model": "conv"})
+    compared = step(NUMPY, {"model": "conv"})
     layout, right = compared.trainer.layout, compared.gradient.copy()
     for entry in learned(layout):
         compared.gradient = right.copy()

@@ -48,7 +48,7 @@ class Launcher(launch.Launcher):
     """
 
     def __init__(self, folder, backwards=False, text_of=source.source, flags=()):
-        self._folder, self._backwards, self._text_of = folder, backwards, text_of
+        self._folder, self.backwards, self._text_of = folder, backwards, text_of
         self._flags = flags
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: set[str] = set()
@@ -61,7 +61,7 @@ class Launcher(launch.Launcher):
         _check_overlap(kernel, values)
         kinds = (parameter.kind for parameter in source.parameters(kernel))
         self.launched.add(kernel)
-        error = function(blocks, threads, int(self._backwards), *map(_converted, values, kinds))
+        error = function(blocks, threads, int(self.backwards), *map(_converted, values, kinds))
         assert error is None, f"{kernel}: {error.decode()}"
 
     def library(self, group: str) -> ctypes.CDLL:
