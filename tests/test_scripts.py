@@ -155,16 +155,12 @@ def test_angle_prints_one_row_per_learned_layer(environment, finished):
 
 def test_sample_writes_a_picture(environment, finished, tmp_path):
     folder, _, _ = finished
-    pictures = {
-        tmp_path / f"{inverse} {temperature}.png": (
-            "--inverse",
-            inverse,
-            "--temperature",
-            temperature,
-        )
-        for inverse, temperature in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
-    }
-    outputs(environment, *(("sample.py", folder, *o, "--out", p) for p, o in pictures.items()))
+    pictures, commands = [tmp_path / f"{index}.png" for index in range(3)], []
+    ways = (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
+    for picture, (inverse, temperature) in zip(pictures, ways, strict=True):
+        options = ("--inverse", inverse, "--temperature", temperature, "--out", picture)
+        commands.append(("sample.py", folder, *options))
+    outputs(environment, *commands)
     contents = {picture.read_bytes() for picture in pictures}
     assert len(contents) == 3
     assert all(content.startswith(b"\x89PNG") for content in contents)

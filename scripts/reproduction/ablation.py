@@ -48,7 +48,7 @@ class Ablation(LikelihoodTable):
         figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)
         looks = {("plain", "mixture"): (BLUE, "o", "--"), ("plain", "forward"): (BLUE, "s", "-")}
         looks |= {("white", own): (GREEN, *look[1:]) for (_, own), look in looks.items()}
-        found = {tuple(row["cells"]): nlls(row)[0] for row in record["rows"] if nlls(row)}
+        found = {tuple(row["cells"]): own[0] for row in record["rows"] if (own := nlls(row))}
         for axis, model in zip(axes[0], _MODELS.values(), strict=True):
             for which, (color, marker, line) in looks.items():
                 points = [found.get((model, *which, own), nan) for own in _PARTS["lr_schedule"]]
