@@ -26,9 +26,9 @@ def make_trainer(
 
 
 def random_images(ops, trainer: Trainer):
-    """Images (BATCH, *shape) that look no special way; the time does not depend on them."""
-    rng = np.random.default_rng(0)
-    return ops.asarray(rng.integers(0, 256, (BATCH, *trainer.flow.shape)).astype(np.uint8))
+    """A batch of images (N, *shape) that look no special way; the time does not depend on them."""
+    rng, size = np.random.default_rng(0), (trainer.config.batch_size, *trainer.flow.shape)
+    return ops.asarray(rng.integers(0, 256, size).astype(np.uint8))
 
 
 def step_call(ops, model: str, gradient: str, **settings) -> Callable[[], object]:

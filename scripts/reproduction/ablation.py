@@ -30,8 +30,6 @@ def _rows():
 class Ablation(LikelihoodTable):
     """Test likelihoods after ten epochs with every choice of the recipe's parts."""
 
-    shows_paper = False
-
     def __init__(self):
         title = f"Parts of --recipe white: test NLL in nats on MNIST after {_EPOCHS} epochs"
         super().__init__(Table(title, ("model", *_PARTS), tuple(_rows())))

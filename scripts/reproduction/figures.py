@@ -20,7 +20,8 @@ from snfnp.training.runs.load import load_run
 
 class _OneSeed(Target):
     """A figure of one run of each row, with the first seed, by default a curve each.
-    hour: epochs at that scale, if not the rows'; list_name: of the runs in its record."""
+    hour: epochs at that scale, if not the rows'; list_name: of the runs in its record;
+    measure(run): the figures of a run, beside how it was trained."""
 
     hour: int | None = None
     list_name = "curves"
@@ -40,10 +41,6 @@ class _OneSeed(Target):
             own |= {key: outcome[key] for key in ("asked", "diverged_at") if key in outcome}
             described.append(own | self.measure(run))
         return self.record(command, **{self.list_name: described})
-
-    def measure(self, run: Run) -> dict:
-        """The figures of a run, beside how it was trained."""
-        raise NotImplementedError
 
     def drawn(self, record: dict) -> dict[str, tuple[dict, list[tuple]]]:
         """{model and its epochs: its curve, and the columns of its points}, of those with any."""
@@ -136,7 +133,6 @@ class Figure3(_OneSeed):
     """The angle between the learned and the exact gradient, over the epochs."""
 
     title = "Fig. 3: angle in degrees between the learned and the exact gradient"
-    shows_paper = True
     rows = tuple(row for row in TABLES["table1"].rows if row.name in _SAID)
 
     def measure(self, run: Run) -> dict:

@@ -23,8 +23,6 @@ _LOST = (
 class LikelihoodTable(Target):
     """One of the tables of `reproduction.rows`."""
 
-    shows_paper = True
-
     def __init__(self, table: Table):
         self.table, self.title, self.rows = table, table.title, table.rows
 

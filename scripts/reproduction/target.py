@@ -1,7 +1,6 @@
 """A table or figure of the paper: what all of them have in common."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from reproduction.rows import Row
 from reproduction.runs import Command, Run
@@ -10,13 +9,16 @@ SMOKE = "These show that everything runs; their figures mean nothing."
 
 
 class Target:
-    """title: heads its table; suffix: of its picture; shows_paper: whether the picture has the
-    paper's figures beside ours; made_of_record: whether it is drawn from the record alone; rows:
-    those that it trains, none if it is measured.
+    """title: heads its table; suffix: of its picture; made_of_record: whether it is drawn from the
+    record alone; rows: those that it trains, none if it is measured. Members of its own:
+
+        collect(command, outcomes)    its record, from the outcomes by the runs' folders
+        show(record)                  its table in Markdown
+        draw(record, path)            its picture in the derivations' style, if there is one
     """
 
     title: str
-    suffix, shows_paper, made_of_record = ".svg", False, True
+    suffix, made_of_record = ".svg", True
     rows: tuple[Row, ...] = ()
 
     def names(self, scale: str) -> list[str]:
@@ -30,18 +32,6 @@ class Target:
     def record(self, command: Command, **parts) -> dict:
         """The head of its record in results.json, and its parts."""
         return {"title": self.title, "scale": command.scale, **parts}
-
-    def collect(self, command: Command, outcomes: dict[Path, dict]) -> dict:
-        """Its record, from the outcomes by the runs' folders."""
-        raise NotImplementedError
-
-    def show(self, record: dict) -> str:
-        """Its table in Markdown."""
-        raise NotImplementedError
-
-    def draw(self, record: dict, path: Path) -> None:
-        """Its picture, in the style of the derivations' figures, if there is something to draw."""
-        raise NotImplementedError
 
 
 def grid(table: Iterable[Iterable[str]]) -> str:

@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from benchmarks.steps import make_trainer
+from benchmarks.steps import make_trainer, random_images
 from benchmarks.sweep import growth, sweep
 from benchmarks.timing import measure, measure_asynchronous
 
@@ -67,7 +66,6 @@ class Table3(Target):
     """Milliseconds of a step and of a sample, as shares of the exact gradient's."""
 
     title = "Table 3: milliseconds of a training step, and of one sample"
-    shows_paper = True
 
     def collect(self, command: Command, outcomes: dict) -> dict:
         rows = []
@@ -140,8 +138,7 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
             settings = _SMALL if row.model.startswith("glow") else {}
         settings |= {"report": lambda text: None, "batch_size": count}
         trainer = make_trainer(ops, row.model, row.gradient, shape, **settings)
-        rng = np.random.default_rng(0)
-        images = ops.asarray(rng.integers(0, 256, (count, *shape)).astype(np.uint8))
+        images = random_images(ops, trainer)
         trainer.initialise_from_data(images)
         likelihood, exact = trainer.likelihood(), not trainer.flow.has_learned_inverse
         calls[row, "batch"] = lambda own=trainer, x=images: own.training_step(x)
