@@ -218,11 +218,9 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             for name in ("step", "lam", "seed"):
                 value = np.array(float(file.metadata()[name]))
                 found["metrics"][f"{checkpoint} {name}"] = value
-    files = [
-        (folder / "run" / name).read_text(encoding="utf-8")
-        for name in ("metrics.jsonl", "summary.json")
-    ]
-    for index, text in enumerate([*files[0].splitlines(), files[1]]):
+    names = ("metrics.jsonl", "summary.json")
+    lines, last = ((folder / "run" / name).read_text(encoding="utf-8") for name in names)
+    for index, text in enumerate([*lines.splitlines(), last]):
         for name, value in flat(json.loads(text)):
             if name.rpartition(" ")[2] not in _TIMED:
                 found["metrics"][f"{index} {name}"] = np.array(value)

@@ -64,10 +64,8 @@ def _rates(rows: list[dict], products: int, work: dict) -> list[dict]:
 def _products(rows: int, inner: int, columns: int) -> Callable[[], None]:
     """The three kinds of product of a step: X Wᵀ, δ W, δᵀ X, in single precision."""
     rng = np.random.default_rng(0)
-    x, w, delta = (
-        rng.standard_normal(shape, np.float32)
-        for shape in ((rows, inner), (columns, inner), (rows, columns))
-    )
+    shapes = (rows, inner), (columns, inner), (rows, columns)
+    x, w, delta = (rng.standard_normal(shape, np.float32) for shape in shapes)
     z, dx, gradient = np.empty_like(delta), np.empty_like(x), np.empty_like(w)
 
     def run():
@@ -109,12 +107,9 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     trainer = make_trainer(ops, "conv", _SNF)
     images, snapshot = ops.to_host(random_images(ops, trainer)), trainer.likelihood()
     own = (ops, trainer.flow, trainer.layout, trainer.p)
-    calls = {
-        "nine determinants": trainer.likelihood,
-        "exact evaluation of 100 images, determinants included": (
-            lambda: Likelihood(*own).log_prob(images)
-        ),
-    }
+    whole = "exact evaluation of 100 images, determinants included"
+    calls = {"nine determinants": trainer.likelihood}
+    calls[whole] = lambda: Likelihood(*own).log_prob(images)
     for name, how in (("learned", {}), ("refined", {"refined": True}), ("exact", {"exact": True})):
         calls[f"one sample, {name} inverse"] = partial(snapshot.sample, 1, seed=0, **how)
     inference = _timed(thread_counts, calls, repeats, "what (float64)")

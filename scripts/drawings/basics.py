@@ -150,9 +150,7 @@ def adam_steps():
     axis.semilogx(at, without, color=ORANGE, label="without: $m/\\sqrt{v}$")
     axis.semilogx(at, 1 - 0.9**at, color=PURPLE, linestyle="--", label="$v$ corrected, $m$ not")
     axis.set(xlabel="step", ylabel="length / learning rate", ylim=(0, None))
-    axis.grid()
-    axis.legend(fontsize=8, loc="upper right")
-    return laid_out(figure)
+    return laid_out(figure, axis, loc="upper right")
 
 
 def spline():

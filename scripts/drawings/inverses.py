@@ -81,6 +81,4 @@ def refined_inverse():
     axis.axhline(1, color=INK, linewidth=1, linestyle=":")
     axis.set(xlabel="further passes through $R$", ylim=(1e-8, 1e3))
     axis.set_ylabel(r"$\|x_k - x\| \,/\, \|x\|$")
-    axis.grid()
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return laid_out(figure)
+    return laid_out(figure, axis, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))

@@ -88,15 +88,6 @@ def exponential_terms():
     return laid_out(figure, axis)
 
 
-def _grid(axis, height, width):
-    """Lines between the blocks of a matrix, one for each pair of image rows."""
-    for edge in range(0, height * width + 1, width):
-        axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
-        axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-
-
 def convolution_matrix():
     """T(w) of a 3×3 kernel on an image of 5×4 pixels, one U_i, and m."""
     ops, (height, width) = get_ops("numpy"), (5, 4)
@@ -129,7 +120,11 @@ def convolution_matrix():
     count = int(indicator.sum())
     axes[2].set_title(f"$U_2$: 1 where $w_2$ stands,\n{count} places, so $m_2 = {count}$")
     for axis in axes[1:3]:
-        _grid(axis, height, width)
+        for edge in range(0, height * width + 1, width):  # between blocks
+            axis.axhline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+            axis.axvline(edge - 0.5, color=INK, linewidth=0.5, alpha=0.6)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     return laid_out(figure)
 
 

@@ -70,9 +70,8 @@ def plane_matrices():
     circle, grid = np.stack([np.cos(angle), np.sin(angle)]), _grid(np.linspace(-1, 1, 5), 2)
     figure, axes = plt.subplots(3, 4, figsize=(9.2, 5.7), sharex=True, sharey=True)
     for number, (layer, column) in enumerate(zip(layers[::2], axes.T, strict=True), 1):
-        for name, matrix, axis in zip(
-            "WRE", (layer.W, layer.R, layer.R @ layer.W), column, strict=True
-        ):
+        matrices = (layer.W, layer.R, layer.R @ layer.W)
+        for name, matrix, axis in zip("WRE", matrices, column, strict=True):
             for line in grid @ matrix.T:
                 axis.plot(*line.T, color=INK, linewidth=0.6, alpha=0.6)
             axis.plot(*(matrix @ circle), color=GREEN, linewidth=1.4)
@@ -93,9 +92,8 @@ def plane_layers():
     stages = [("data", grid, points)]
     for place, layer in enumerate(flow):
         grid, points = layer.forward(grid), layer.forward(points)
-        stages.append(
-            (f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$", grid, points)
-        )
+        name = f"bend {place // 2 + 1}" if place % 2 else f"$W_{place // 2 + 1}$"
+        stages.append((name, grid, points))
     figure, axes = plt.subplots(2, 4, figsize=(9.2, 4.9))
     for axis, (name, lines, dots) in zip(axes.flat, stages, strict=True):
         for line in lines:

@@ -34,11 +34,11 @@ def canvas(width: float, height: float):
     return figure, axis
 
 
-def laid_out(figure, *axes):
+def laid_out(figure, *axes, **legend):
     """The figure with no more margins than it needs, and a grid and a legend on these axes."""
     for axis in axes:
         axis.grid()
-        axis.legend(fontsize=8)
+        axis.legend(**{"fontsize": 8, **legend})
     figure.tight_layout()
     return figure
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drawings.style import BLUE, GREEN, INK, ORANGE, plt, save
+from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, plt, save
 
 
 def save_beside(
@@ -40,8 +40,7 @@ def save_angles(path: Path, panels: dict[str, tuple[dict, list[list]]]) -> None:
         axis.grid()
         axis.legend()
     axes[0, 0].set_ylabel("angle to the exact gradient (°)")
-    figure.tight_layout()
-    save(figure, path)
+    save(laid_out(figure), path)
 
 
 def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
@@ -57,5 +56,4 @@ def save_sweeps(path: Path, layers: dict[str, list[dict]]) -> None:
         axis.grid(which="both")
         axis.legend()
     axes[0, 0].set_ylabel("time per batch of 128 (ms)")
-    figure.tight_layout()
-    save(figure, path)
+    save(laid_out(figure), path)
