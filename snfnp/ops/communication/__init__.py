@@ -4,13 +4,46 @@
 (`device.communicator(world)`).
 """
 
+import os
 from functools import cache
+from typing import NamedTuple
 
 from snfnp.errors import BackendError
 from snfnp.ops.communication.definition import SINGLE_PROCESS, Communicator, shares
-from snfnp.ops.communication.launch import launched
 
 INSTALL = "python -m pip install mpi4py mpich"
+# (how many processes, this one's number, how many on this machine), as each launcher tells its
+# processes. Hydra (MPICH, Intel MPI) and Slurm's PMI-1 and PMI-2; Open MPI; Slurm's steps, which
+# have nothing to do with the size of the job around them.
+_VARIABLES = (
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
+)
+
+
+class Launch(NamedTuple):
+    """size: how many processes were started; rank: this one's number; here: how many on this
+    machine, 0 if nothing tells; by: what tells."""
+
+    size: int
+    rank: int
+    here: int
+    by: str
+
+
+def launched() -> Launch | None:
+    """The launch of this process by the environment, if it is one of several: without MPI."""
+    for size, *others in _VARIABLES:
+        launch = Launch(_number(size), *map(_number, others), size)
+        if launch.size > 1:
+            return launch
+    return None
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0
 
 
 @cache
