@@ -1,7 +1,8 @@
 """The errors that a user can cause and act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SnfnpError(Exception):
@@ -37,6 +38,20 @@ class CheckpointError(SnfnpError):
 
 class BackendError(UsageError):
     """A backend that this machine cannot run; the message says what is missing."""
+
+
+@contextmanager
+def within_memory(ops, option: str, count: int, also: str = "") -> Iterator[None]:
+    """Turn running out of memory in here into a SnfnpError that says which `option`, of which there
+    are now `count`, takes less; also: other help."""
+    try:
+        yield
+    except Exception as error:
+        shortfall = ops.device.shortfall(error)
+        if shortfall is None:
+            raise
+        advice = f"choose a smaller {option} than {count}"
+        raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

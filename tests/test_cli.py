@@ -18,13 +18,12 @@ import snfnp
 from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
-from snfnp.errors import DivergedError, SnfnpError, UsageError
+from snfnp.errors import DivergedError, SnfnpError, UsageError, within_memory
 from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
 from snfnp.training import session
-from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS
 from snfnp.training.runs.description import describe_run

@@ -4,9 +4,9 @@ import numpy as np
 
 from snfnp.cli.shared import add_data, check_range, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
+from snfnp.errors import within_memory
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
-from snfnp.training.memory import within_memory
 
 
 def main(argv: list[str], prog: str | None = None) -> None:

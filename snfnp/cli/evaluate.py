@@ -6,9 +6,9 @@ import numpy as np
 
 from snfnp import registry
 from snfnp.cli.shared import add_data, check_range, check_seed, images_of, open_run, run_parser
+from snfnp.errors import within_memory
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
-from snfnp.training.memory import within_memory
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -30,8 +30,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused
-    certificates = registry.find("certificates")
-    proved = certificates(run.ops, run.flow, run.params) if args.certify else []
+    how = (run.ops, run.flow, run.params)
+    proved = registry.find("certificates")(*how) if args.certify else []
     (images, source), likelihood = images_of(run, args, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
     with within_memory(run.ops, "--batch-size", at_once):
@@ -40,8 +40,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         if proved and all(certificate.holds for certificate in proved):
             few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
-            part = registry.find("activations-part")(run.ops, run.flow, run.params, x)
-            apart = run.ops.to_host(part)
+            apart = run.ops.to_host(registry.find("activations-part")(*how, x))
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
     of = f"{result.images:,} {args.split} {noun} from {source}"

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.cli.shared import Parser, check_file, check_range, check_seed, open_run, run_parser
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, within_memory
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
-from snfnp.training.memory import within_memory
 from snfnp.training.runs.load import LoadedRun
 
 TABLE = ".npy"

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from snfnp import registry
 from snfnp.data import Dataset, load_dataset, own, require_dataset
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import SnfnpError, UsageError, within_memory
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
-from snfnp.training.memory import within_memory
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Callbacks
 from snfnp.training.runs.folder import RunFolder, path_of
