@@ -17,12 +17,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    record_of,
-    save_checkpoint,
-)
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
 from snfnp.training.trainer import Trainer
 
 _EVALUATIONS = 40  # of a whole training, about
@@ -167,8 +162,6 @@ class FlowDensity:
         flow = config.build_flow(rows.shape[1:], moments)
         batches = Batches(ops, rows, config, flow.shape)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
-        for follower in trainer.followers:
-            follower.start(trainer, batches)
         steps = config.epochs * batches.steps_per_epoch
         every, rng = max(1, steps // _EVALUATIONS), np.random.default_rng(config.seed)
 
@@ -177,6 +170,7 @@ class FlowDensity:
             return likely if np.isfinite(likely) else -np.inf, trainer.p.copy(), trainer.step
 
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            trainer.begin(batches)
             best, waited = evaluated(), 0
             patience = steps if self.patience is None else self.patience
             while trainer.step < steps and waited < patience:

@@ -39,7 +39,7 @@ def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, floa
 class Inspection:
     """The monitors of a run's linear layers that learn their inverse.
 
-    `watch` before an evaluation, `figures` after it. images_of(step): see `Clock`.
+    `watch` before an evaluation, `figures` after it. images_of(step): of all ranks.
     """
 
     def __init__(self, trainer: Trainer, images_of: Callable):

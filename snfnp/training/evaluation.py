@@ -25,7 +25,7 @@ class Evaluator:
     def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = config, trainer, clock
-        self._monitors = registry.find("monitors")(trainer, clock.whole_batch)
+        self._monitors = registry.find("monitors")(trainer, clock.batches.whole)
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.noun == "images"
 
@@ -75,7 +75,7 @@ class Evaluator:
             best = self.best["validation_nll_nats"] / (evaluation.dimension * math.log(2))
             usual = max(usual, best)
         elif bits > usual + max(_TOLERATED, abs(usual)):
-            start = self._evaluate(self._trainer.start(self._clock.whole_batch(0)), images)
+            start = self._evaluate(self._trainer.start(self._clock.batches.whole(0)), images)
             usual = max(usual, start.bits_per_dimension)
         limit = usual + max(_TOLERATED, abs(usual))
         if bits > limit:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
+from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -88,16 +89,11 @@ def compilations_shown(ops, report: Callable[[str], None]) -> Iterator[None]:
 
 
 class Clock:
-    """Seconds spent on training steps alone: it runs from `start` to `stop`.
+    """Seconds spent on training steps alone, on these batches: it runs from `start` to `stop`."""
 
-    images_of(step): the images of step 0, 1, … that this rank sees; whole_batch(step): those of
-    all ranks.
-    """
-
-    def __init__(self, trainer: Trainer, images_of: Callable):
+    def __init__(self, trainer: Trainer, batches: Batches):
         self.seconds = 0.0
-        self._trainer, self.images_of = trainer, images_of
-        self.whole_batch = getattr(images_of, "whole", images_of)
+        self._trainer, self.batches = trainer, batches
         self._counted: float | None = None  # up to when `seconds` is, while the clock runs
         self._since = (0, 0.0)  # step and seconds at the last start
 
@@ -107,7 +103,7 @@ class Clock:
 
     def settle(self) -> None:
         """Wait for all steps and count their time. Raises DivergedError if one failed."""
-        self._trainer.check(self.images_of)
+        self._trainer.check(self.batches)
         if self._counted is not None:
             now = time.perf_counter()
             self.seconds += now - self._counted

@@ -17,6 +17,7 @@ from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import SINGLE_PROCESS, RandomKey, shares
+from snfnp.ops.step.log import StepLog
 from snfnp.parameters import Layout
 from snfnp.training.adam import Adam
 from snfnp.training.followers import make_followers
@@ -56,7 +57,7 @@ class TrainingStep:
         self.gradient, self.m, self.v = (ops.xp.zeros_like(moved) for _ in range(3))
         self.params = layout.views(self.p)
         self.grads = layout.optimised.views(self.gradient)
-        self.log, self.scalars = ops.step.new_log(), ops.step.scalars()
+        self.log, self.scalars = StepLog(ops.step), ops.step.scalars()
 
         followers = make_followers(ops, flow, config)
         self.multipliers, *_, self.coordinates = followers

@@ -3,6 +3,7 @@
 Derivation: derivations/13-actnorm-and-1x1.md.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,13 +52,15 @@ class Trainer(TrainingStep):
         if config.graph:
             self._ascend = ops.device.capture(self.ascend, report, self.communicator)
 
+    def begin(self, batches) -> None:
+        """Set what depends on the training images (`Batches`), before the first step."""
+        for follower in self.followers:
+            follower.start(self, batches)
+        self.initialise_from_data(batches.whole(0))
+
     def initialise_from_data(self, images) -> None:
         """Set the parameters that depend on data (`Flow.init_from_data`) from the first batch,
-        device images (N, *shape).
-
-        Called once, before the first step, with that step's noise; afterwards these are parameters
-        like all others. One forward pass.
-        """
+        device images (N, *shape), with that step's noise. One forward pass."""
         self._initialise_from_data(self.params, images)
         self.share(self.p)
 
@@ -131,7 +134,7 @@ class Trainer(TrainingStep):
         if not reading.failed:
             return
         failed = reading.failed - 1
-        if reading.density_finite:
+        if math.isfinite(reading.density):  # then it is the gradient's failure
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
                 self.ascend(images_of(failed))

@@ -9,7 +9,7 @@ import math
 
 from snfnp.ops.group import OperationGroup
 from snfnp.ops.step.control import LARGEST_EXPONENT, Controller, Row
-from snfnp.ops.step.log import LAST, SUMS, Entry, StepLog
+from snfnp.ops.step.log import LAST, SUMS, Entry
 
 
 class StepScalars:
@@ -38,10 +38,6 @@ class Step(OperationGroup):
 
     def scalars(self) -> StepScalars:
         return StepScalars()
-
-    def new_log(self) -> StepLog:
-        """An empty log."""
-        return StepLog(self)
 
     def log_density(self, log_density, number, out) -> None:
         """Note the mean of the log-densities (N,) of step `number` (1, 2, …) in a log's array."""

@@ -16,9 +16,8 @@ class GpuStepScalars(StepScalars):
     def __init__(self, device):
         self._launch = device.launch
         self.step = device.xp.zeros((), np.uint64)
-        self.number, self.lr, self.lam, self._factor = (
-            device.xp.zeros((), np.float64) for _ in range(4)
-        )
+        real = (device.xp.zeros((), np.float64) for _ in range(4))
+        self.number, self.lr, self.lam, self._factor = real
         self._samples = 0
 
     def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:

@@ -47,14 +47,9 @@ class Reading:
     failed: int
     density: float
 
-    @property
-    def density_finite(self) -> bool:
-        """True if the last density was finite, so that a failure is the gradient's."""
-        return math.isfinite(self.density)
-
 
 class StepLog:
-    """A log of steps, which `ops.step.new_log()` makes. array: its entries, on the device."""
+    """A log of steps on the device of `step`, a group of operations. array: its entries, there."""
 
     def __init__(self, step):
         self._step, self.array = step, step.device.asarray(np.zeros(SIZE))

@@ -78,7 +78,7 @@ class Checkpointer:
             self.identity = uuid.uuid4().hex
 
         self.trainer.world.on_rank_zero(claim)
-        self._initialise()
+        self.trainer.begin(self.clock.batches)
         if self.trainer.world.rank == 0:
             own = {"optimiser": self._optimiser, "run": self.identity}
             self.folder.write_config({**description, **own})
@@ -92,7 +92,7 @@ class Checkpointer:
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
         if saved is None:
-            self._initialise()
+            trainer.begin(clock.batches)
         else:
             trainer.restore(saved)
             clock.seconds = saved.record["seconds"]
@@ -100,12 +100,6 @@ class Checkpointer:
         trainer.lam = self.config.lam
         trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
         self.evaluator.best = trainer.world.broadcast(self.evaluator.best)
-
-    def _initialise(self) -> None:
-        """Set what depends on the training images, before the first step."""
-        for follower in self.trainer.followers:
-            follower.start(self.trainer, self.clock.images_of)
-        self.trainer.initialise_from_data(self.clock.whole_batch(0))
 
     def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
         """config.json, and the checkpoint to go on from; None: from the start."""
