@@ -9,6 +9,7 @@ import numpy as np
 
 from snfnp.ops.causal.definition import Causal
 from snfnp.ops.conv import cpu_tiles
+from snfnp.ops.conv.cpu_tiles import pad
 from snfnp.ops.jit import parallel, serial, total
 
 _TASK = 10  # images per task: their buffers are allocated once, their weight gradients summed
@@ -36,7 +37,7 @@ class CpuCausal(Causal):
             return super().weight_grad(delta, x, k, volume, out, reverse)
         before, gradient = _BEFORE[reverse], np.empty(out.shape, out.dtype)
         if x.shape[3] == 1:
-            planes = (np.ascontiguousarray(images[..., 0]) for images in (delta, x))
+            planes = map(np.ascontiguousarray, (delta, x))
             sums = np.empty((-(-len(x) // _TASK), 4))
             _plane_weight_grad(len(sums), *planes, before, sums)
             gradient.reshape(4)[...] = total(sums)
@@ -74,22 +75,11 @@ def _convolve(x, taps, b, turn):
     z, taps = np.empty(x.shape, x.dtype), np.ascontiguousarray(taps[::-1, ::-1] if turn else taps)
     b = np.zeros(x.shape[3], x.dtype) if b is None else np.ascontiguousarray(b)
     if x.shape[3] == 1:
-        x = np.ascontiguousarray(x[..., 0])
-        _plane(-(-len(x) // _TASK), x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape))
+        x, tasks = np.ascontiguousarray(x), -(-len(x) // _TASK)
+        _plane(tasks, x, taps.reshape(4), b, _BEFORE[turn], z.reshape(x.shape[:3]))
     else:
         cpu_tiles.correlate(x, taps, z, _BEFORE[turn], b)
     return z
-
-
-@serial
-def _spread(image, before, row, flat):
-    """image (H, W) into `flat`, whose rows are `row` values long."""
-    height, width = image.shape
-    for y in range(height):
-        first = (y + before[0]) * row + before[1]
-        source, target = image[y], flat[first : first + width]
-        for j in range(width):
-            target[j] = source[j]
 
 
 @serial
@@ -101,15 +91,15 @@ def _seen(padded, row, length):
 
 @parallel
 def _plane(task, x, k, b, before, z):
-    """x (N, H, W), k (4,), b (1,) -> z (N, H, W). The loop runs over a whole image: what it finds
-    for the last value of a row, which is padding, is dropped."""
-    samples, height, width = x.shape
+    """x (N, H, W, 1), k (4,), b (1,) -> z (N, H, W). The loop runs over a whole image: the last
+    value of a row, which is padding, is dropped."""
+    samples, height, width, _ = x.shape
     row = width + 1
     k0, k1, k2, k3, shift = k[0], k[1], k[2], k[3], b[0]
     padded, sums = np.zeros((height + 1) * row + 1, x.dtype), np.empty(height * row, x.dtype)
     x0, x1, x2, x3 = _seen(padded, row, sums.size)
     for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-        _spread(x[n], before, row, padded)
+        pad(x[n], before[0], before[1], row, padded)
         for j in range(sums.size):
             sums[j] = k0 * x0[j] + k1 * x1[j] + k2 * x2[j] + k3 * x3[j] + shift
         for y in range(height):
@@ -120,17 +110,17 @@ def _plane(task, x, k, b, before, z):
 
 @parallel
 def _plane_weight_grad(task, delta, x, before, sums):
-    """delta, x (N, H, W) -> sums (tasks, 4): over a task's images in x's precision, all others in
-    double. δ is 0 in the value that pads a row."""
-    samples, height, width = x.shape
+    """delta, x (N, H, W, 1) -> sums (tasks, 4): over a task's images in x's precision, all others
+    in double. δ is 0 in the value that pads a row."""
+    samples, height, width, _ = x.shape
     row = width + 1
     padded, deltas = np.zeros((height + 1) * row + 1, x.dtype), np.zeros(height * row, x.dtype)
     pixels = np.zeros((4, deltas.size), x.dtype)
     s0, s1, s2, s3 = pixels[0], pixels[1], pixels[2], pixels[3]
     x0, x1, x2, x3 = _seen(padded, row, deltas.size)
     for n in range(task * _TASK, min(samples, (task + 1) * _TASK)):
-        _spread(x[n], before, row, padded)
-        _spread(delta[n], (0, 0), row, deltas)
+        pad(x[n], before[0], before[1], row, padded)
+        pad(delta[n], 0, 0, row, deltas)
         for j in range(deltas.size):
             s0[j] += deltas[j] * x0[j]
             s1[j] += deltas[j] * x1[j]
