@@ -50,7 +50,7 @@ TESTS = {
     "communication": ("communication", "slices", "processes"),
     "conv": ("maps", "conv", "rules", "emerging", "ops"),
     "coupling": ("coupling", "layers", "ops", "gradcheck_linear"),
-    "images": ("preprocess", "steps", "ops"),
+    "images": ("augment", "preprocess", "steps", "ops"),
     "linalg": ("rules", "maps", "layers", "block_tridiagonal", "ops"),
     "random": ("ops", "likelihood"),
     "spline": ("spline", "ops", "properties"),

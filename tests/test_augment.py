@@ -4,7 +4,7 @@ import numpy as np
 from support.data_files import colour_images
 
 from snfnp.ops import RandomKey
-from snfnp.ops.images.augment import augment
+from snfnp.ops.images.definition import augment
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:

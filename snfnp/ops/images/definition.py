@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from snfnp.ops.group import OperationGroup
-from snfnp.ops.images.augment import augment
 from snfnp.ops.random import philox
 from snfnp.ops.random.philox import RandomKey
+
+DRAWS = 3  # numbers that each image takes: whether to flip it, and how far to shift it each way
 
 
 class ImageSource:
@@ -27,8 +28,8 @@ class ImageSource:
     def take(self, first: int, count: int, key: RandomKey | None = None):
         """Images first, first + 1, … in the present order: device images (count, H, W, C).
 
-        key: flip and shift them at random (`snfnp.ops.images.augment`). What is returned may be
-        overwritten by the next call.
+        key: flip and shift them at random (`augment`). What is returned may be overwritten by the
+        next call.
         """
         images = self._images[self._order[first : first + count]]
         return self._device.asarray(images if key is None else augment(images, key))
@@ -55,3 +56,27 @@ class Images(OperationGroup):
         constant = math.log1p(-2 * alpha) - math.log(levels)
         ldj = (constant - log_s - log_1_s).reshape(len(images), -1).sum(axis=1)
         return (log_s - log_1_s).astype(dtype), ldj.astype(dtype)
+
+
+def augment(images: np.ndarray, key: RandomKey) -> np.ndarray:
+    """Flip each image horizontally with probability 1/2, then shift it by -1, 0 or 1 pixels.
+
+    Appendix A.3 of Keller et al. 2021: "random horizontal flipping with probability 0.5 and
+    random jitter by 1 pixel". Both directions are shifted independently, each of the three
+    values with probability 1/3; what a shift leaves without pixels repeats the image's border: a
+    density model would spend likelihood on a black line, which no test image has.
+
+    images (N, H, W, C), of any type, on the host -> a new array of the same shape and type.
+    key: of the random numbers, each step's own; with key.first the images are those of a larger
+    batch from that one on, and are changed as they would be in it. O(N H W C).
+    """
+    count, height, width, _ = images.shape
+    u = philox.uniform(np, key, (count, DRAWS))
+    flipped = u[:, 0, np.newaxis] < 0.5
+    down, right = np.floor(3 * u[:, 1:, np.newaxis]).astype(np.int64).swapaxes(0, 1) - 1
+    # Row y of the result is row y - down of the image; clipping an index repeats the border.
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    columns = np.where(flipped, width - 1 - columns, columns)
+    n = np.arange(count)
+    return images[n[:, np.newaxis, np.newaxis], rows[:, :, np.newaxis], columns[:, np.newaxis]]

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from snfnp.ops.images.augment import DRAWS
-from snfnp.ops.images.definition import Images, ImageSource
+from snfnp.ops.images.definition import DRAWS, Images, ImageSource
 from snfnp.ops.random.gpu import key_arguments
 from snfnp.ops.random.philox import RandomKey
 

@@ -35,7 +35,7 @@ __global__ void preprocess(const unsigned char* __restrict__ images, T* __restri
 }
 
 // Images order[first], order[first + 1], … of (M, H, W, C), a block per image; `change` flips and
-// shifts them as augment.py does, by the key's words from `first_word` on. T is not used: images
+// shifts them as `augment` does, by the key's words from `first_word` on. T is not used: images
 // are bytes.
 template <typename T>
 __global__ void gather(const unsigned char* __restrict__ images,
