@@ -30,11 +30,6 @@ class Slice(NamedTuple):
     index: int = 0
     parts: int = 1
 
-    def leads(self, place: int) -> bool:
-        """True if this slice, and no other, is to compute what depends on the parameters of the
-        place-th layer and on no sample."""
-        return place % self.parts == self.index
-
 
 @dataclass(frozen=True)
 class BackwardContext:
@@ -69,7 +64,8 @@ class BackwardContext:
 
     def at(self, place: int, error_factor) -> BackwardContext:
         """The step as the place-th layer of a flow sees it, from that of the flow."""
-        leads = self.part.leads(place)
+        # one slice alone computes what depends on the parameters of a layer and on no sample
+        leads = place % self.part.parts == self.part.index
         volume = self.volume if leads else 0.0
         key, own = self.key and layer_key(self.key, place), (self.ops, self.dldj, volume)
         return BackwardContext(*own, error_factor, key, self.part, leads)

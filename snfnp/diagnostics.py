@@ -105,9 +105,6 @@ class _Generated(Layer):
 
     map: Map
 
-    def parameter_shapes(self, shape) -> dict:
-        return {"R": self.map.weight_shape}
-
     def output_shape(self, shape):
         return self.map.output_shape(shape)
 

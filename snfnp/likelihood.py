@@ -142,9 +142,8 @@ class Likelihood:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
             if name not in self._log_dets:
-                terms[name] = layer_ldj + ops.xp.zeros(
-                    len(x)
-                )  # in double; an ldj may be the number 0
+                # in double; an ldj may be the number 0
+                terms[name] = layer_ldj + ops.xp.zeros(len(x))
         for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms

@@ -171,7 +171,6 @@ def _fitting_vector(shape: tuple[int, ...]) -> dict:
 
 def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """The 9-layer flow of Table 1, of 3×3 convolutions with bias."""
-
     kind = "identity" if choices.init == "identity" else "paper"
 
     def layers(name, channels):
@@ -235,13 +234,9 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 # Glow, but for its size and the settings that go with it.
-_glow = partial(
-    Preset,
-    glow,
-    gradients=("self-normalizing", "exact"),
-    lam=100,
-)
+_glow = partial(Preset, glow, gradients=("self-normalizing", "exact"), lam=100)
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
+_other = partial(Preset, gradients=("exact",), white=WHITE | {"lr": 1e-2})
 
 PRESETS = {
     "fc": Preset(
@@ -279,18 +274,13 @@ PRESETS = {
         white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
-    **{
-        name: Preset(
-            partial(other_convolutional, name),
-            f"the same flow of {what}",
-            ("exact",),
-            white=WHITE | {"lr": 1e-2},
-        )
-        for name, what in (
-            ("emerging", "emerging convolutions (Table 1)"),
-            ("conv-exponential", "convolution exponentials (Table 1)"),
-        )
-    },
+    "emerging": _other(
+        partial(other_convolutional, "emerging"), "the same flow of emerging convolutions (Table 1)"
+    ),
+    "conv-exponential": _other(
+        partial(other_convolutional, "conv-exponential"),
+        "the same flow of convolution exponentials (Table 1)",
+    ),
     "glow": _glow(
         "Glow of L levels and K steps, 2L-16K", steps=500, paper_epochs=250, size=GlowSize(2, 16)
     ),

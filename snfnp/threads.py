@@ -93,9 +93,8 @@ def quota(root: Path = Path("/")) -> float:
 def _limit(group: Path) -> float:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            most, period = " ".join(
-                (group / name).read_text(encoding="utf-8") for name in names
-            ).split()
+            texts = ((group / name).read_text(encoding="utf-8") for name in names)
+            most, period = " ".join(texts).split()
             if float(most) > 0:
                 return float(most) / float(period)
     return math.inf
@@ -184,8 +183,7 @@ def describe() -> dict:
         "omp_wait_policy": os.environ.get(_OMP_WAIT),
         "gomp_spincount": os.environ.get(_GOMP_SPIN),
     }
-    if "numba" in sys.modules:
-        numba = sys.modules["numba"]
+    if numba := sys.modules.get("numba"):
         described["numba_layer"] = str(numba.config.THREADING_LAYER)
         described["numba_threads"] = numba.get_num_threads()
     return described

@@ -10,7 +10,6 @@ from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.models import make_rule
-from snfnp.parameters import Layout
 
 # What stands in for the gradient of log|det|, by the shape of an input: (D,) or (H, W, C).
 _GRADIENTS = {1: ("self-normalizing", "exact"), 3: ("self-normalizing", "exact", "exact-dense")}
@@ -44,7 +43,7 @@ def _layer_step(ops, gradient: str, x):
     f = Dense(*shape) if len(shape) == 1 else Conv2d((3, 3), shape[2], exact=exact)
     layer = Linear(f, make_rule(gradient, "mixture", "plain"), bias=False)
     flow = Flow(shape, (("linear", layer),))
-    layout = Layout.of(flow.parameter_shapes())
+    layout = flow.layout
     flat = ops.asarray(layout.pack(flow.init(0), np.float32))
     params, grads = layout.views(flat), layout.views(ops.xp.zeros_like(flat))
     weights = ops.xp.full(len(x), 1 / len(x), np.float32)

@@ -48,13 +48,13 @@ class RationalQuadraticSpline(Layer):
 
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
-        knots, factors = p.get("knots") or self._knots(ops, p)
+        knots, factors = p.get("knots") or ops.spline.knots(*self.raw(p))
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):
         """Exact: in each bin x solves a quadratic equation."""
-        knots, _ = self._knots(ops, p)
+        knots, _ = ops.spline.knots(*self.raw(p))
         return ops.spline.inverse(z, knots)
 
     def backward(self, ctx, p, cache, dz, grads):
@@ -62,9 +62,6 @@ class RationalQuadraticSpline(Layer):
         out = (grads["widths"], grads["heights"], grads["slopes"])
         given = (cache["x"], cache["knots"], cache["factors"], self.bound, self.eps)
         return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
-
-    def _knots(self, ops, p):
-        return ops.spline.knots(*self.raw(p))
 
     def raw(self, p) -> tuple:
         """Arguments of `ops.spline.knots`. What that finds, `forward` also takes as p["knots"]."""

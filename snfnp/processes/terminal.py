@@ -13,17 +13,8 @@ from snfnp.errors import SnfnpError
 # What the package prints that an output's encoding may not have; the rest becomes \u….
 PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
 PLAIN |= {"σ": "sigma", "Σ": "sum ", "∂": "d", "°": " deg", "…": "...", "×": "x", "−": "-"}
-PLAIN |= {
-    "·": "*",
-    "⊙": "*",
-    "‖": "||",
-    "²": "^2",
-    "³": "^3",
-    "⁻": "^-",
-    "¹": "1",
-    "ᵀ": "^T",
-    "√": "sqrt ",
-}
+PLAIN |= {"·": "*", "⊙": "*", "‖": "||", "²": "^2", "³": "^3", "⁻": "^-", "¹": "1", "ᵀ": "^T"}
+PLAIN |= {"√": "sqrt "}
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"
 

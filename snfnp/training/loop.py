@@ -87,14 +87,10 @@ def train(
     with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
         moments = dataset.moments if dataset.noun == "rows" else None
         if resume:
-
-            def opened():
-                record = run.open(run.path)[1]
-                return run.refuse_other_images(record, dataset), run.moments(record)
-
-            line, moments = world.on_rank_zero(opened)
-            if line:
+            record = world.on_rank_zero(lambda: run.open(run.path)[1])
+            if line := world.on_rank_zero(lambda: run.refuse_other_images(record, dataset)):
                 report(line)
+            moments = run.moments(record)
         flow = config.build_flow(dataset.train.shape[1:], moments)
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
@@ -104,7 +100,6 @@ def train(
         with signals.ends_at_once(), compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
-                record = world.on_rank_zero(lambda: run.open(run.path)[1])
                 ops.device.limit_threads(record.get("threads", {}))
             report(_introduction(config, flow, trainer, dataset, ops, run))
             sys.stdout.flush()  # a signal may end the process
@@ -113,10 +108,10 @@ def train(
                 layout = trainer.layout
                 checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
         try:
-            record = nullcontext(run.append_metrics if first else silent)
+            metrics = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
-                record = registry.find("event-files")(run)
-            with record as keep:
+                metrics = registry.find("event-files")(run)
+            with metrics as keep:
                 how = (signals, report, keep, partial(_tell, callbacks, checkpoints))
                 _take_steps(dataset, batches, evaluator, checkpoints, *how)
             return _summarise(run, dataset, trainer, clock, evaluator, report)
@@ -189,8 +184,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
                 checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
                 for line in (evaluator.describe(record), *evaluator.warnings(record)):
                     report(line)
-                own = Record.of(record, steps, record is evaluator.best)
-                if tell(own) or ends:
+                if tell(Record.of(record, steps, record is evaluator.best)) or ends:
                     report(f"a callback ended training after epoch {epoch}")
                     return
                 clock.start()

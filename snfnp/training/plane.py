@@ -45,9 +45,8 @@ class View:
         x, y = np.linspace(left, right, _SIDE), np.linspace(bottom, top, _SIDE)
         places = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
         density = np.exp(likelihood.log_prob(places)).reshape(_SIDE, _SIDE)
-        along, across = np.meshgrid(
-            np.linspace(-_REACH, _REACH, 101), np.linspace(-_REACH, _REACH, _LINES)
-        )
+        sides = (np.linspace(-_REACH, _REACH, count) for count in (101, _LINES))
+        along, across = np.meshgrid(*sides)
         lines = np.stack([along, across], axis=-1)
         lines = np.concatenate([lines, lines[..., ::-1]])
         latents = (ops.asarray(lines.reshape(-1, 2)),)
@@ -81,7 +80,6 @@ class Film:
         title = f"epoch {record.epoch}: exact validation NLL {record.nats:.3f} nats"
         inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
         with suppress(DivergedError):  # training goes on, and so may the inverse
-            view = View.of(likelihood, self.data, [inverse])
-            self.frames.append((title, view))
+            self.frames.append((title, View.of(likelihood, self.data, [inverse])))
         if len(self.frames) > _FRAMES:
             self.frames, self._every = self.frames[::2], 2 * self._every

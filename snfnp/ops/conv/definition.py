@@ -35,9 +35,8 @@ class Conv(OperationGroup):
         padded[:, top : top + height, left : left + width] = x
         # the kW·C values of one kernel row are one contiguous run of the padded image
         image, row, pixel, value = padded.strides
-        windows = xp.lib.stride_tricks.as_strided(
-            padded, (n, height, width, kh, kw * channels), (image, row, pixel, row, value)
-        )
+        sizes, steps = (n, height, width, kh, kw * channels), (image, row, pixel, row, value)
+        windows = xp.lib.stride_tricks.as_strided(padded, sizes, steps)
         return windows.reshape(n * height * width, kh * kw * channels)
 
     def correlate(self, x, k):

@@ -202,9 +202,5 @@ RETIRED = {
     **{"lambda_damping": None, "inverse_update": "gradient", "inverse_depth": 1, "probes": 1},
     **{"whiten": "none", "lambda_sharing": "layer"},
 }
-RETIRED_VALUES = {
-    "lambda_control": ("nu-pi", "mdmm"),
-    "gradient": ("probe",),
-    "recipe": ("least-squares",),
-    "data": ("patches",),
-}
+RETIRED_VALUES = {"lambda_control": ("nu-pi", "mdmm"), "gradient": ("probe",)}
+RETIRED_VALUES |= {"recipe": ("least-squares",), "data": ("patches",)}
