@@ -73,7 +73,7 @@ def test_config_json_records_the_device_and_its_options():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)
     described = assemble(Described("numpy"), DEFINITIONS)
-    record = describe_run(config, flow, flow.layout, dataset, described)
+    record = describe_run(config, flow, dataset, described)
     assert record["device"] == {"name": "a card", "tf32": True}
     assert (record["config"]["tf32"], record["config"]["graph"]) == (True, False)
 

@@ -5,7 +5,6 @@ import math
 from snfnp import registry
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
-from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 
@@ -22,9 +21,9 @@ class Evaluator:
     monitors have to say about one.
     """
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock):
+    def __init__(self, trainer: Trainer, clock: Clock):
         self.best: dict | None = None
-        self._config, self._trainer, self._clock = config, trainer, clock
+        self._config, self._trainer, self._clock = trainer.config, trainer, clock
         self._monitors = registry.find("monitors")(trainer, clock.batches.whole)
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.noun == "images"

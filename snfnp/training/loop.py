@@ -95,8 +95,8 @@ def train(
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)
-        evaluator = Evaluator(config, trainer, clock)
-        checkpoints = Checkpointer(run, config, trainer, clock, evaluator)
+        evaluator = Evaluator(trainer, clock)
+        checkpoints = Checkpointer(run, trainer, clock, evaluator)
         with signals.ends_at_once(), compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
@@ -105,8 +105,7 @@ def train(
             sys.stdout.flush()  # a signal may end the process
             _rehearse(trainer, evaluator, batches, dataset, report, choose=not resume)
             if not resume:
-                layout = trainer.layout
-                checkpoints.start(describe_run(config, flow, layout, dataset, ops, world.size))
+                checkpoints.start(describe_run(config, flow, dataset, ops, world.size))
         try:
             metrics = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
@@ -160,7 +159,7 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
     tell: gives one to the callbacks."""
     run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
     clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    progress = ProgressLine(config, trainer, clock, steps, report)
+    progress = ProgressLine(trainer, clock, steps, report)
     epoch, ends = trainer.step // batches.steps_per_epoch, False
     with closing(progress.bar), signals.stops_between_steps():
         clock.start()

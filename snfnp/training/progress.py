@@ -11,7 +11,6 @@ from typing import Any
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
 from snfnp.training.batches import Batches
-from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
@@ -131,11 +130,11 @@ class ProgressLine:
     the output is neither a terminal nor a notebook, a line of them every minute: report gets it.
     If that is `silent`, nothing is shown."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, clock: Clock, steps: int, report):
+    def __init__(self, trainer: Trainer, clock: Clock, steps: int, report):
         self._trainer, self._clock, self._steps, self._report = trainer, clock, steps, report
         self.bar = tqdm(
-            total=steps * config.batch_size,
-            initial=trainer.step * config.batch_size,
+            total=steps * trainer.config.batch_size,
+            initial=trainer.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.noun == "images" else "row",
             unit_scale=True,
             disable=report is silent or None,  # None: no bar if the output is not a terminal

@@ -28,10 +28,8 @@ class Checkpointer:
     """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
     its checkpoints."""
 
-    def __init__(
-        self, folder: RunFolder, config: TrainConfig, trainer: Trainer, clock: Clock, evaluator
-    ):
-        self.folder, self.config, self.trainer = folder, config, trainer
+    def __init__(self, folder: RunFolder, trainer: Trainer, clock: Clock, evaluator):
+        self.folder, self.config, self.trainer = folder, trainer.config, trainer
         self.clock, self.evaluator = clock, evaluator
         self.identity: str | None = None
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint

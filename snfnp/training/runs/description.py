@@ -13,7 +13,7 @@ from snfnp.training.options import TrainConfig
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 
-def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int = 1) -> dict:
+def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
     initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
     zero, first = config.chosen("bias_init") == "zero", "from the first batch"
@@ -36,7 +36,7 @@ def describe_run(config: TrainConfig, flow, layout, dataset, ops, processes: int
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {
-            "parameters": layout.count,
+            "parameters": flow.layout.count,
             "layers": {name: repr(layer) for name, layer in flow.layers},
             "preprocess": repr(flow.preprocess),
             "initialisation": initialisation,
