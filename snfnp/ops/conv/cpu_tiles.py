@@ -60,10 +60,11 @@ def _tasks(x) -> int:
 def pad(image, top, left, row, padded):
     """image (H, W, C) into the flat `padded`, whose rows are `row` values long."""
     height, width, channels = image.shape
+    values, length = image.reshape(-1), width * channels
     for y in range(height):
         first = (y + top) * row + left * channels
-        source, target = image[y].reshape(-1), padded[first : first + width * channels]
-        for j in range(width * channels):
+        source, target = values[y * length : (y + 1) * length], padded[first : first + length]
+        for j in range(length):
             target[j] = source[j]
 
 
