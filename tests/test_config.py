@@ -89,8 +89,8 @@ def test_help_is_made_from_the_presets_and_the_rules():
 def test_a_resumed_run_may_change_what_says_so(name):
     """Anything else would be another run."""
     started = TrainConfig(backend="cupy").resolve(1000)
-    others = {"int": 7, "float": 0.125, "bool": not getattr(started, name)}
-    others |= {"Path": Path("elsewhere"), "str": "other"}
+    others = {int: 7, float: 0.125, bool: not getattr(started, name)}
+    others |= {Path: Path("elsewhere"), str: "other"}
     given = {name: others[OPTIONS[name].kind]}
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
@@ -120,11 +120,11 @@ def test_checkpoints_are_steps_or_minutes_apart():
 
 
 WRONG = {
-    "int": ["3", 1.5, True, [1]],
-    "float": ["0.1", math.nan, math.inf, 10**400, False],
-    "bool": [0, "yes"],
-    "str": [3, ["fc"], {}],
-    "Path": [3, []],
+    int: ["3", 1.5, True, [1]],
+    float: ["0.1", math.nan, math.inf, 10**400, False],
+    bool: [0, "yes"],
+    str: [3, ["fc"], {}],
+    Path: [3, []],
 }
 
 
@@ -136,7 +136,7 @@ def wrong_values(name):
         yield None
     if option.choices:
         yield "other"
-    if option.kind == "float":
+    if option.kind is float:
         yield 1e300
 
 

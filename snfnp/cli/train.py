@@ -1,7 +1,6 @@
 """Train a flow, or go on with a run: options from the configuration, training, pictures."""
 
 import argparse
-from pathlib import Path
 
 from snfnp import threads
 from snfnp.cli.shared import Parser
@@ -20,7 +19,6 @@ AUTO = "auto"  # a value of --resume
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
 _SAMPLES = 64  # images in samples.png
-_KINDS = {"int": int, "float": float, "str": str, "Path": Path}
 
 
 def main(argv: list[str], prog: str | None = None, **defaults) -> None:
@@ -83,12 +81,12 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
         group = parser.add_argument_group(part.__doc__.partition("\n")[0].rstrip("."))
         for option in options_in(part).values():
             text = help_of(option, defaults.get(option.name, option.default)).replace("%", "%%")
-            if option.kind == "bool":
+            if option.kind is bool:
                 settings = {"action": argparse.BooleanOptionalAction}
             elif option.choices:
                 settings = {"choices": option.choices}
             else:
-                settings = {"type": _KINDS[option.kind]}
+                settings = {"type": option.kind}
             place = everyday if option.name in EVERYDAY else group
             place.add_argument(option.flag, dest=option.name, help=text, **settings)
     about = "train in so many processes, each with its share of every batch: on GPUs, one for each "

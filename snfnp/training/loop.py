@@ -17,6 +17,7 @@ from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
+from snfnp.training.files import write_json
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import (
     Callbacks,
@@ -250,7 +251,7 @@ def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evalua
         "milliseconds_per_step": round(1e3 * clock.seconds / trainer.step, 2),
     }
     if world.rank == 0:
-        run.write_summary(summary)
+        write_json(run.summary_file, summary)
     bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
     noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
     chosen = f"exact validation NLL {summary['validation_nll_nats']:.2f} nats"

@@ -76,7 +76,7 @@ class TrainConfig:
                 raise TypeError(f"no option of a run is called {name!r}")
             if isinstance(value, np.generic):
                 value = value.item()  # a sweep's numbers are NumPy's
-            if OPTIONS[name].kind == "Path" and isinstance(value, str):
+            if OPTIONS[name].kind is Path and isinstance(value, str):
                 value = Path(value)
             part = _PART_OF[name]
             object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
@@ -270,7 +270,7 @@ class TrainConfig:
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
         """{option: [before, now]} of all that differ, except paths of files."""
         then, now = before.filled().as_dict(), self.filled().as_dict()
-        decisive = [name for name, option in OPTIONS.items() if option.kind != "Path"]
+        decisive = [name for name, option in OPTIONS.items() if option.kind is not Path]
         return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
 
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
@@ -311,7 +311,7 @@ def help_of(option: Option, default=None) -> str:
     if rule.needs and option.name != "init":
         needs = dict.fromkeys(need.words for need in rule.needs)
         text += f"; needs {', '.join(needs)}"
-    if option.kind == "bool" and option.default is True:
+    if option.kind is bool and option.default is True:
         return text
     shown = rule.words if default is None else default
     return f"{text} (default: {shown})" if shown not in ("", None) else text

@@ -19,12 +19,12 @@ from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
 
 LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
-_KINDS: dict[str, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
-    "bool": (bool, "True or False"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a finite number"),
-    "str": (str, "text"),
-    "Path": ((str, Path), "a path"),
+_KINDS: dict[type, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a finite number"),
+    str: (str, "text"),
+    Path: ((str, Path), "a path"),
 }
 
 # Limits of a value: a predicate, and words for it.
@@ -52,12 +52,12 @@ _SIGMA: Limits = (
 class Option:
     """A field of one of the parts of a configuration, by a name that is also in config.json.
 
-    kind: "bool", "int", "float", "str" or "Path"; optional: None is filled in by `rules`; must: the
+    kind: bool, int, float, str or Path; optional: None is filled in by `rules`; must: the
     limits of its values; changeable: a resumed run may have another value.
     """
 
     name: str
-    kind: str
+    kind: type
     optional: bool
     default: object
     help: str
@@ -75,12 +75,12 @@ class Option:
         types, words = _KINDS[self.kind]
         if value is None:
             return None if self.optional else words
-        if not isinstance(value, types) or isinstance(value, bool) != (self.kind == "bool"):
+        if not isinstance(value, types) or isinstance(value, bool) != (self.kind is bool):
             return words
         if self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
         holds, words = self.must
-        if self.kind == "float" and not abs(value) < LARGEST:
+        if self.kind is float and not abs(value) < LARGEST:
             return f"{words} and finite"
         return None if holds(value) else words
 
@@ -102,7 +102,7 @@ def options_in(part: type) -> dict[str, Option]:
         kind, *none = get_args(entry.type) or (entry.type,)
         about = {**entry.metadata}
         about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
-        options[entry.name] = Option(entry.name, kind.__name__, bool(none), entry.default, **about)
+        options[entry.name] = Option(entry.name, kind, bool(none), entry.default, **about)
     return options
 
 

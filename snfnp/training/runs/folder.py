@@ -185,9 +185,6 @@ class RunFolder:
     def write_config(self, record: dict) -> None:
         files.write_json(self.config_file, {**record, "sha256": _digest(record)})
 
-    def write_summary(self, record: dict) -> None:
-        files.write_json(self.summary_file, record)
-
     def remove_summary(self) -> None:
         """Remove the summary of a run that goes on: it will have another."""
         with files.explained(f"remove {self.summary_file}", "remove it"):
