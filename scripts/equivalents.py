@@ -16,6 +16,7 @@ _ABOVE = "above, across = (height - {}) // 2 - (columns - rows) // 2, (breadth -
 
 EQUIVALENT: dict[str, str] = {
     "if (change < STOP * norm):": _THRESHOLD,
+    "flipped = (u[:, 0, np.newaxis] <= 0.5)": _THRESHOLD,
     "if not (_EPS * norm * inverse_norm <= 1):": _THRESHOLD,
     "if not _EPS * norm * inverse_norm < 2:": "rounding decides in both cases",
     "steps = i - self.converged + 2": _ROUNDING,

@@ -18,7 +18,7 @@ _COMPARISONS = {
 }  # fmt: skip
 # Functions whose first two arguments may be swapped, or in which that is no mathematics.
 _COMMUTE = {"maximum", "minimum", "max", "min", "multiply", "add", "swapaxes", "slice"}
-_COMMUTE |= {"isinstance", "getattr"}
+_COMMUTE |= {"clip", "isinstance", "getattr"}
 _DROPPED_CALLS = {"copy", "swapaxes", "ascontiguousarray"}
 
 

@@ -5,6 +5,7 @@ from support.data_files import colour_images
 
 from snfnp.ops import RandomKey
 from snfnp.ops.images.definition import augment
+from snfnp.ops.random.philox import uniform
 
 
 def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
@@ -16,19 +17,22 @@ def shifted(image: np.ndarray, down: int, right: int, flip: bool) -> np.ndarray:
 
 
 def test_augment() -> None:
-    """Every result is one of the 18 possible ones, each as often as it should be."""
-    count = 1800
+    """Every result is one of the 18 possible ones, as the key's numbers say, each as often as it
+    should be."""
+    count, key = 1800, RandomKey(1, 2, 3)
     images = np.random.default_rng(0).integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
     before = images.copy()
-    result = augment(images, RandomKey(1, 2, 3))
+    result = augment(images, key)
+    u = uniform(np, key, (count, 3))
     assert result.shape == images.shape
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
     kinds = [(d, r, f) for d in (-1, 0, 1) for r in (-1, 0, 1) for f in (False, True)]
     tally = dict.fromkeys(kinds, 0)
-    for image, changed in zip(images, result, strict=True):
+    for image, changed, (f, *shift) in zip(images, result, u, strict=True):
         same = [kind for kind in kinds if np.array_equal(shifted(image, *kind), changed)]
-        assert len(same) == 1
+        down, right = (int(3 * each) - 1 for each in shift)
+        assert same == [(down, -right if f < 0.5 else right, f < 0.5)]  # the flip comes first
         tally[same[0]] += 1
     # Chi squared with 17 degrees of freedom is above 51 once in 30,000 draws; the draw is fixed.
     assert sum((n - 100) ** 2 / 100 for n in tally.values()) < 51
