@@ -83,6 +83,7 @@ class JacobianMean(Follower):
 
     def attach(self, states, sums) -> None:
         self._mean, self._found = states[_JACOBIAN]["sum_and_count"], sums
+        self._sum, self._count = self._mean[:1], self._mean[1:]
 
     def collect(self, measured, share) -> None:
         """Every layer's is measured in one slice alone."""
@@ -93,8 +94,8 @@ class JacobianMean(Follower):
             self._step = self._found
 
     def update(self, figures, samples, squares, failed) -> tuple:
-        self._mean[:1] += self._step
-        self._mean[1:] += 1
+        self._sum += self._step
+        self._count += 1
         return figures
 
     def figures(self) -> dict[str, float]:
