@@ -52,7 +52,7 @@ _RUNS = (
         | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
         | identity --init identity | float64 --dtype float64 | no-shuffle --no-shuffle
         | augment --augment | resume"""),
-    ("vector", f"{_SHORT} --depth 1",
+    ("vector", f"{_SHORT} --depth 1 --lr-schedule constant",
      "= | exact --gradient exact | relative --gradient relative --activation smooth-leaky-relu"),
     ("conv", _SHORT,
      """= | forward --objective forward | exact --gradient exact
