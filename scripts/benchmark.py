@@ -16,7 +16,7 @@ _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --b
 fc: the training step of the fully connected model; conv: the 9-layer convolutional models; glow:
 2L-16K, and the memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI;
 device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows;
-pytorch: in turn with the same steps in PyTorch, if that is installed"""
+pytorch: in turn with the same steps in PyTorch (eager, recorded, compiled), if that is installed"""
 
 
 def main(argv):
@@ -61,10 +61,10 @@ def main(argv):
     for part in parts:
         if part in GPU_PARTS:  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
-            comparison = _pytorch(show) if part == "pytorch" else None
-            if comparison or part == "device":
+            rivals = _pytorch(show) if part == "pytorch" else {}
+            if rivals or part == "device":
                 own = (partial(get_ops, "cupy"), plan, show, partial(save, part))
-                device.report(*own, comparison)
+                device.report(*own, rivals)
             continue
         if part == "scaling":
             figures, text = scaling.report(ops, max(2, cores), quick)
@@ -94,7 +94,7 @@ def _where(machine: dict) -> str:
 
 
 def _pytorch(show):
-    """PyTorch's training steps, or None, and a line, if it cannot run them.
+    """PyTorch's training steps by how they are run; none, and a line, if it cannot run them.
 
     This is the only place that imports it: the package never does.
     """
@@ -102,14 +102,15 @@ def _pytorch(show):
         import torch
     except ImportError:
         show("no comparison: PyTorch is not installed\n")
-        return None
+        return {}
     if not torch.cuda.is_available():
         show(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
-        return None
+        return {}
     from torch_steps import Step
 
     show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    return Step
+    ways = ("eager", "recorded", "compiled")
+    return {f"PyTorch, {how}": partial(Step, how=how) for how in ways}
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ STEPS = (
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
     _script("recipe", 300, "reproduce", "white", *_RUNS, "--rows", *_WHITE, **_MNIST),
-    _script("pytorch", 150, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
+    _script("pytorch", 300, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
     _script("sweep", 110, "reproduce", "figure4", *_RUNS, alone=True),
     _script("table 1", PIECE, "reproduce", *_PAPER, 0, 1, 2, alone=True, **_MNIST),
 )

@@ -61,7 +61,7 @@ PERFORMANCE = {
     # rows of a product at once; where BLAS is found, and held to one thread
     "linalg": {"_BLOCK", "_ONE_THREAD", "chain_of_products", "_blas_libraries"},
     "conv": {"_MANY"},  # which of two equal ways to take
-    "coupling": {"network_values"},  # how much of the hidden layers at once
+    "coupling": {"network_values", "keeps_first"},  # of the hidden layers, at once or at all
 }
 
 

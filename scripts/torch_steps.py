@@ -1,4 +1,5 @@
-"""The self-normalizing training steps in PyTorch, eager, for `benchmark.py` to put beside ours.
+"""The self-normalizing training steps in PyTorch, for `benchmark.py` to put beside ours: eager,
+compiled, and recorded as a CUDA graph.
 
 For comparison only: the package never imports PyTorch. What a person who has it would write: linear
 layers with the paper's update by hand (the six products of `snfnp.rules`, since no automatic
@@ -19,9 +20,13 @@ _KERNEL, _SPLINE = (3, 2, 0, 1), (2, 0, 1, 3)  # our axes in PyTorch's order
 
 
 class Step:
-    """step(): gather the next batch of host images (M, H, W, C) and ascend Eq. 3 once."""
+    """step(): gather the next batch of host images (M, H, W, C) and ascend Eq. 3 once.
 
-    def __init__(self, trainer, images, tf32=False, device="cuda"):
+    how: "compiled" (the density, forward and backward, by torch.compile), "recorded" (the whole
+    step but the gathering, as a CUDA graph), or neither.
+    """
+
+    def __init__(self, trainer, images, tf32=False, device="cuda", how="eager"):
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, True
         self.flow, self.lam, config = trainer.flow, trainer.lam, trainer.config
@@ -38,6 +43,7 @@ class Step:
         self.leaves = [leaf for own in self.params.values() for leaf in own.values()]
         adam, betas = trainer.optimiser, (trainer.optimiser.beta1, trainer.optimiser.beta2)
         options = {"lr": config.lr, "betas": betas, "eps": adam.eps, "maximize": True}
+        options["capturable"] = how == "recorded"
         self.optimiser = torch.optim.Adam(self.leaves, fused=True, **options)
         self.products = {}
         for name, layer, shape in self.flow.with_shapes():
@@ -46,6 +52,12 @@ class Step:
                 self.products[name] = _Dense if dense else _Conv(layer.map, shape, self.leaves[0])
         self.images = torch.from_numpy(images).to(device)
         self.index = len(images)  # a new epoch comes first
+        # its "gradient" is the sum of the layers' reconstruction errors
+        self.reconstruction = torch.zeros((), dtype=self.dtype, device=device, requires_grad=True)
+        if how == "compiled":
+            self.density = torch.compile(self.density, fullgraph=True)
+        if how == "recorded":
+            self.ascend = _Recorded(self.ascend)
 
     def __call__(self) -> None:
         if self.index + self.batch_size > len(self.images):
@@ -62,29 +74,26 @@ class Step:
         Leaves in `log`: the surrogate, the reconstruction error and the gradient's norm.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        errors: list[torch.Tensor] = []
-        density = self.density(images, noise, errors).mean()
+        self.reconstruction.grad = None
+        density = self.density(images, noise).mean()
         density.backward()
         self.optimiser.step()
         with torch.no_grad():
-            reconstruction = torch.stack(errors).sum()
+            reconstruction = self.reconstruction.grad
             norms = torch._foreach_norm([leaf.grad for leaf in self.leaves])
             surrogate = density - self.lam * reconstruction
             norm = torch.linalg.vector_norm(torch.stack(norms))
             self.log = torch.stack([surrogate, reconstruction, norm])
 
-    def density(self, images, noise, errors):
-        """log p_Z(z) + the data-dependent log-determinants (N,).
-
-        errors: receives each linear layer's reconstruction error in the backward pass.
-        """
+    def density(self, images, noise):
+        """log p_Z(z) + the data-dependent log-determinants (N,)."""
         x, ldj = _preprocess(self.flow.preprocess, images, noise, self.dtype)
         flat = len(self.flow.shape) == 1
         x = x.flatten(1) if flat else x.permute(0, 3, 1, 2).contiguous()
         for name, layer in self.flow.layers:
             p = self.params[name]
             if isinstance(layer, layers.Linear):
-                own = (p["W"], p["R"], p["b"], self.products[name], self.lam, errors)
+                own = (p["W"], p["R"], p["b"], self.reconstruction, self.products[name], self.lam)
                 x = _SelfNormalizing.apply(x, *own)
             elif isinstance(layer, layers.Squeeze):
                 x = F.pixel_unshuffle(x, 2)
@@ -92,6 +101,28 @@ class Step:
                 x, layer_ldj = _FORWARD[type(layer)](layer, p, x)
                 ldj = ldj + layer_ldj
         return ldj + _gaussian_log_density(x)
+
+
+class _Recorded:
+    """A function of tensors, recorded at the first call, after three plain ones, and replayed."""
+
+    def __init__(self, function):
+        self.function, self.graph = function, None
+
+    def __call__(self, *inputs) -> None:
+        if self.graph is None:
+            self.inputs, stream = [each.clone() for each in inputs], torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.function(*self.inputs)
+        for own, value in zip(self.inputs, inputs, strict=True):
+            own.copy_(value)
+        self.graph.replay()
 
 
 def to_torch(name: str, value):
@@ -122,10 +153,10 @@ class _SelfNormalizing(torch.autograd.Function):
     """z = T(W) x + b, with the update of `snfnp.rules.SelfNormalizing` for its gradient."""
 
     @staticmethod
-    def forward(ctx, x, w, r, b, product, lam, errors):
+    def forward(ctx, x, w, r, b, reconstruction, product, lam):
         z0 = product.apply(x, w)
         ctx.save_for_backward(x, z0, w, r)
-        ctx.product, ctx.lam, ctx.errors = product, lam, errors
+        ctx.product, ctx.lam = product, lam
         return z0 + (b if z0.ndim == 2 else b[:, None, None])
 
     @staticmethod
@@ -133,13 +164,13 @@ class _SelfNormalizing(torch.autograd.Function):
         (x, z0, w, r), product = ctx.saved_tensors, ctx.product
         factor = -2 * ctx.lam / len(x)  # of the reconstruction gradient
         error = product.apply(z0, r) - x
-        ctx.errors.append(error.square().sum() / len(x))
+        total = error.square().sum() / len(x)
         delta_w = torch.add(factor * product.adjoint(error, r), dz, alpha=0.5)
         dx = product.adjoint(dz, w)
-        delta_r = torch.add(factor * error, dx, alpha=-0.5)
+        delta_r = torch.sub(factor * error, dx, alpha=0.5)  # compiled, `add` loses its alpha
         g_w = product.weight_grad(delta_w, x, r, 0.5)
         g_r = product.weight_grad(delta_r, z0, w, -0.5)
-        return dx, g_w, g_r, dz.sum(0 if dz.ndim == 2 else (0, 2, 3)), None, None, None
+        return dx, g_w, g_r, dz.sum(0 if dz.ndim == 2 else (0, 2, 3)), total, None, None
 
 
 class _Dense:

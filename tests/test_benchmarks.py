@@ -170,11 +170,12 @@ def test_nothing_else_imports_the_comparison():
 # ---------------------------------------------------------------- the steps in PyTorch
 
 
+@pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize(
     "model,settings",
     [("fc", {}), ("conv", {}), ("glow", SMALL_GLOW), ("glow", SMALL_GLOW | {"kernel": 3})],
 )
-def test_the_step_in_pytorch_is_ours(model, settings):
+def test_the_step_in_pytorch_is_ours(model, settings, how):
     """Figures, gradients and updated parameters, in double precision.
 
     A gradient's sums have up to 10^4 terms, in another order: 1e-12 of its largest entry leaves a
@@ -188,7 +189,7 @@ def test_the_step_in_pytorch_is_ours(model, settings):
     rng = np.random.default_rng(1)
     trainer.p += 0.1 * rng.standard_normal(trainer.p.shape)  # away from what starts at 0 or R W = I
     images = random_images()
-    step = torch_steps.Step(trainer, images, device="cpu")
+    step = torch_steps.Step(trainer, images, device="cpu", how=how)
 
     batch = images[:BATCH]
     key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)

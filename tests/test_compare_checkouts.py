@@ -93,7 +93,9 @@ def test_difference(ours, theirs, expected):
 
 
 def test_every_preset_and_gradient_can_be_chosen():
+    from snfnp.cli import train
     from snfnp.models import PRESETS
+    from snfnp.training.options import TrainConfig
 
     assert len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2  # but for "resume"
     assert compare_checkouts.choose("*") == list(CONFIGURATIONS)
@@ -103,6 +105,9 @@ def test_every_preset_and_gradient_can_be_chosen():
         assert own, name
         for gradient in () if "glow" in name else preset.gradients[1:]:
             assert any(f"--gradient {gradient}" in options for options in own), (name, gradient)
+    for options in CONFIGURATIONS.values():  # none is refused
+        given = vars(train._parser(None, {}).parse_args(options.split()))
+        TrainConfig(**given).resolve(6000, (2,) if given["model"] == "vector" else (28, 28, 1))
 
 
 def test_a_row_is_printed_and_a_difference_named(monkeypatch, capsys):

@@ -108,6 +108,17 @@ FEW, MANY = (5, 37), (3, 16_411)  # values for one block, and for several
         # barriers before partial sums are read, and before it is known which block is the last
         ("linalg.sum_squares", FEW, "= v;\n  __syncthreads();", "= v;", "beyond the bound"),
         ("linalg.sum_squares", MANY, "__syncthreads();\n  return", "return", "divergent"),
+        # a product's tile is read before all have written it, overwritten before all have read it
+        (
+            "coupling.product_relu",
+            FEW,
+            "__syncthreads();\n      for (int k",
+            "for (int k",
+            "beyond",
+        ),
+        ("coupling.product_relu", FEW, "__syncthreads();\n    }\n", "}\n", "beyond the bound"),
+        ("coupling.product_relu_backward", FEW, "__syncthreads();\n    if (s", "if (s", "beyond"),
+        ("coupling.product_relu", FEW, "column >= line", "column > line", "stored outside"),
         # one store too many, one too few, and a digit of 2π
         ("linalg.axpby", FEW, STORE, TOO_MANY, "stored outside"),
         ("random.uniform", FEW, "i < n)", "i < n - 1)", "beyond the bound"),

@@ -20,7 +20,7 @@ from snfnp.training.trainer import Trainer
 
 SINGLE, TF32 = "float32", "TF32"
 # How a step is started: launch by launch, as a graph, as one with `--overlap`.
-EAGER, GRAPH, OVERLAP, PYTORCH = "eager", "graph", "overlap", "PyTorch"
+EAGER, GRAPH, OVERLAP = "eager", "graph", "overlap"
 
 
 class Case(NamedTuple):
@@ -71,12 +71,12 @@ QUICK = Plan(bursts=3, seconds=0.05)
 
 
 def report(
-    ops_of: Callable, plan: Plan, show: Callable, save: Callable, comparison: Callable | None = None
+    ops_of: Callable, plan: Plan, show: Callable, save: Callable, rivals: dict | None = None
 ) -> None:
     """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
 
-    ops_of(tf32, overlap) -> ops. comparison(trainer, images, tf32) -> the same step in another
-    framework, as a call without arguments, to be timed in turn with ours; it may raise.
+    ops_of(tf32, overlap) -> ops. rivals: {how: (trainer, images, tf32) -> the same step in another
+    framework, as a call without arguments, to be timed in turn with ours; it may raise}.
     """
     precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
     backends, beside = (
@@ -92,7 +92,7 @@ def report(
     results = {"device": name, "limits": limits, "steps": []}
     ways = {EAGER: backends, GRAPH: backends, OVERLAP: beside}
     for case in plan.cases:
-        rows, notes = _measure_case(ways, case, plan, limits, comparison)
+        rows, notes = _measure_case(ways, case, plan, limits, rivals or {})
         results["steps"] += rows
         save(results)
         shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
@@ -134,7 +134,7 @@ def _limits_text(limits: dict) -> str:
     )
 
 
-def _measure_case(ways: dict, case: Case, plan: Plan, limits, comparison):
+def _measure_case(ways: dict, case: Case, plan: Plan, limits, rivals):
     """The rows of a model, and what is to be said about them. ways: {how: {precision: ops}}."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
@@ -143,14 +143,14 @@ def _measure_case(ways: dict, case: Case, plan: Plan, limits, comparison):
         own = (case, plan, images, precision)
         runs = {how: _Run(ops[precision], *own, how) for how, ops in ways.items()}
         eager, calls = runs[EAGER].trainer, {how: run.step for how, run in runs.items()}
-        try:
-            if comparison:
-                step = comparison(eager, images, tf32=precision == TF32)
+        for how, make in rivals.items():
+            try:
+                step = make(eager, images, tf32=precision == TF32)
                 step()
-                calls[PYTORCH] = step
-        except Exception as error:  # whatever it was
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            notes.append(f"{precision}: no comparison with PyTorch ({reason})")
+                calls[how] = step
+            except Exception as error:  # whatever it was
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                notes.append(f"{precision}: nothing of {how} ({reason})")
         timings = plan.time(eager.ops, calls)
         for how, run in runs.items():  # after a failure steps do less than they should: raises
             run.trainer.check(run.batches)

@@ -24,8 +24,8 @@ class Map:
         fit(w)                              another map's weight at this one's size (Eq. 30)
         log_det, log_det_grad, solve        exact, whatever that costs: O(D³) for `Dense`
 
-    The members below use these. `apply_then`, `deltas` and `weight_grads` are overridden for
-    backends that do in one pass what a linear layer computes together.
+    The members below use these. They are overridden for backends that do in one pass what a linear
+    layer computes together.
     """
 
     # A map's own members that the ones below call, declared for type checkers.
@@ -68,10 +68,19 @@ class Map:
         error: E, which may be overwritten; shares: (c, c'); factor: a, a number or an array of
         shape ().
         """
-        delta_w, dx = self.adjoint(ops, r, error), f.adjoint(ops, w, dz)
+        delta_w, dx = self.adjoint_both(ops, f, (r, error), (w, dz))
         sums = (shares[0], dz, factor, delta_w), (-shares[1], dx, factor, error)
         ops.linalg.axpby_each(*sums)
         return delta_w, error, dx
+
+    def adjoint_both(self, ops, f, first, second):
+        """T(w)ᵀ δ of this map for the pair (w, δ) in `first`, and of the map f for the second."""
+        return self.adjoint(ops, *first), f.adjoint(ops, *second)
+
+    def add_weight_grads(self, ops, gradients):
+        """Σ_n δ_n ⋆ x_n, added to the `out` of each `WeightGradient`."""
+        for gradient in gradients:
+            self.weight_grad(ops, gradient.delta, gradient.x, out=gradient.out, add=True)
 
     def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
         """The gradients of weights of this map and of others of its kind, each into its own `out`,
@@ -80,7 +89,6 @@ class Map:
         gradients: a sequence of `WeightGradient`; volume: v, a number or an array of shape ().
         """
         ops.linalg.scale_each([(g.out, g.scale, g.term, g.multiple) for g in gradients], volume)
-        for gradient in gradients:
-            self.weight_grad(ops, gradient.delta, gradient.x, out=gradient.out, add=True)
+        self.add_weight_grads(ops, gradients)
         if db is not None:
             ops.channels.sum(dz, out=db)

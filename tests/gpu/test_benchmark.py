@@ -44,8 +44,9 @@ def test_the_device_part_runs_end_to_end(tiny):
             raise NotImplementedError("no Glow here\nat all")
         return lambda: compared.append(tf32)
 
+    rivals = {"PyTorch": comparison}
     device.report(
-        cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found)), comparison
+        cupy_ops, tiny, said.append, lambda found: saved.append(json.dumps(found)), rivals
     )
     first, results = map(json.loads, saved)
     name = cupy_ops(False).device.describe()["name"]
@@ -66,7 +67,7 @@ def test_the_device_part_runs_end_to_end(tiny):
     assert models == [("fc", False, images), ("fc", True, images), ("glow", True, images)]
     assert taken[True] == taken[False] > 1
     text = "\n".join(said)
-    assert text.count("no comparison with PyTorch (NotImplementedError: no Glow here)") == 1
+    assert text.count("nothing of PyTorch (NotImplementedError: no Glow here)") == 1
     # the stand-in records one stream only, and from then on there is no second
     unrecorded = 2 * (devices.device().kind == devices.STANDIN)
     assert text.count(", overlap: the training step cannot be recorded") == unrecorded

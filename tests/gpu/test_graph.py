@@ -203,6 +203,30 @@ def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkey
     destroy(device, library, of)
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_two_products_share_a_launch_if_cublas_takes_them(ops, monkeypatch, refused):
+    """Transposed factors, the second's matrices before and behind the first's."""
+    products, calls = Cublas(ops.xp, tf32=False), []
+    library, given = products._library, np.random.default_rng(0).standard_normal((6, 5, 7))
+
+    class Library:
+        def __getattr__(self, name):
+            calls.append(name)
+            taken = not (refused and "Batched" in name)
+            return getattr(library, name) if taken else lambda *arguments: 15
+
+    monkeypatch.setattr(products, "_library", Library())
+    a, a_2, b_2, b, *_ = ops.xp.asarray(given)
+    outs = ops.xp.ones((2, 7, 7))
+    products.gemm(a.T, b, outs[1], 1.0, (a_2.T, b_2, outs[0]))
+    for out, (first, second) in zip(ops.to_host(outs), ((1, 2), (0, 3)), strict=True):
+        np.testing.assert_allclose(out, 1 + given[first].T @ given[second], rtol=0, atol=1e-13)
+    assert [name for name in calls if "emm" in name or "Gemm" in name] == [
+        "cublasGemmStridedBatchedEx",
+        *["cublasDgemm_v2"] * 2 * refused,
+    ]
+
+
 def test_a_backend_refuses_another_device(ops, monkeypatch):
     a = ops.xp.ones((3, 3))
     for part in (ops.device.launch, ops.device.cublas):

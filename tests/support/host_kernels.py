@@ -140,9 +140,11 @@ def _check_overlap(kernel, values) -> None:
 class _Cublas:
     """`snfnp.ops.gpu.cublas.Cublas` on NumPy arrays."""
 
-    def gemm(self, a, b, out, beta=0.0):
+    def gemm(self, a, b, out, beta=0.0, second=None):
         assert a.dtype == b.dtype == out.dtype and out.flags.c_contiguous
         out[...] = a @ b + (beta * out if beta else 0)
+        if second:
+            self.gemm(*second, beta)
 
 
 class HostGpu(Gpu):

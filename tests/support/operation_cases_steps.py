@@ -50,6 +50,19 @@ def call_linalg_matmul_add(rng, dtype, size):
     return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
 
 
+def call_linalg_matmul_each(rng, dtype, size):
+    """Two products, laid out alike or not; added to what is there or not."""
+    (*first, bound), (*second, other) = (product(rng, dtype, size) for _ in range(2))
+    if size[0] == 17:
+        second[0] = np.asfortranarray(second[0])
+    args, add, bounds = (*first, *second), bool(size[0] % 2), (bound, other)
+
+    def calling(operation, *arrays):
+        return operation([arrays[:3], arrays[3:]], add)
+
+    return Call(args, bounds, mutated=(2, 5), strided=(0, 1, 3, 4), calling=calling)
+
+
 def call_linalg_scale_into(rng, dtype, size):
     """flip(W) of a dense map, in more than one tile each way; of a convolution, with its m."""
     if len(size) == 4:

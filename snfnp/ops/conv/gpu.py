@@ -38,13 +38,13 @@ class GpuConv(Conv):
         return cols
 
     def correlate(self, x, k):
-        if not _direct(k.shape):
+        if not _few(k.shape):
             return super().correlate(x, k)
         return self._convolve(x, k).z
 
     def correlate_then(self, x, k, epilogue):
         out = epilogue.out
-        if not _direct(k.shape) or not (out is None or out.flags.c_contiguous):
+        if not _few(k.shape) or not (out is None or out.flags.c_contiguous):
             return super().correlate_then(x, k, epilogue)
         return self._convolve(x, k, epilogue)
 
@@ -52,7 +52,7 @@ class GpuConv(Conv):
         (x, k, _), (x_2, k_2, more) = first, second
         alike = (x.shape, k.shape, x.dtype) == (x_2.shape, k_2.shape, x_2.dtype)
         totals = first[2].before is not None or more.before is not None or first[2].out is not None
-        if not alike or totals or more.bias is not None or not _direct(k.shape) or not x.size:
+        if not alike or totals or more.bias is not None or not _few(k.shape) or not x.size:
             return super().correlate_both(first, second)
         keep = more.keep or more.out is not None
         out_2 = self.device.empty((*x.shape[:3], k.shape[3]), x.dtype)
@@ -168,11 +168,6 @@ def _sizes(images, kernel) -> dict[str, int]:
 
 
 _NO_GRADIENT = WeightGradient(None, None, 0.0, None, 1, None)
-
-
-def _direct(kernel) -> bool:
-    """True if a convolution takes a direct kernel: a 1×1 kernel is a product."""
-    return kernel[0] * kernel[1] > 1 and _few(kernel)
 
 
 def _few(kernel) -> bool:

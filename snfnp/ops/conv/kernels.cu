@@ -7,12 +7,6 @@
 // kH kW I ceil(O / 4) that a block of `conv` holds: all of a 3 x 3 kernel from 16 to 16 channels.
 constexpr int MOST_TAPS = 576;
 
-// Four numbers that are read at once.
-template <typename T>
-struct alignas(4 * sizeof(T)) Four {
-  T a, b, c, d;
-};
-
 // im2col: cols (N, H, W, kH, kW, C) from x (N, H, W, C), which may be strided.
 template <typename T>
 __global__ void patches(const T* __restrict__ x, long long x_stride_0, long long x_stride_1,

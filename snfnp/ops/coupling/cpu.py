@@ -16,10 +16,10 @@ class CpuCoupling(Coupling):
         _bias_relu(-(-len(out) // _TASK), out, np.ascontiguousarray(b))
         return out
 
-    def bias_relu_backward(self, out, a):
+    def bias_relu_backward(self, out, a, g_b, add=False):
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
         _bias_relu_backward(len(sums), out, a, sums)
-        return sums.sum(axis=0)
+        g_b[...] = g_b + sums.sum(axis=0) if add else sums.sum(axis=0)
 
     def bias_scale(self, v, b, k, logs, out):
         shift_and_scale(v, b, np.exp(k * logs), out)

@@ -20,6 +20,9 @@ class Coupling(OperationGroup):
     # Values of a hidden layer that the network takes at once, so that a CPU's caches hold them:
     # 2000 rows of 512. With fewer, starting threads takes longer than what the caches save.
     network_values = 2000 * 512
+    # Whether the backward pass is given a₁. To compute it again is a small part of the operations,
+    # and on a CPU about the time of writing it in one pass and reading it in the other.
+    keeps_first = False
 
     def __init__(self, device, linalg, channels, conv):
         super().__init__(device)
@@ -60,14 +63,25 @@ class Coupling(OperationGroup):
         out += b
         return xp.maximum(out, 0, out=out)
 
-    def bias_relu_backward(self, out, a):
+    def bias_relu_backward(self, out, a, g_b, add=False):
         """out ← out ⊙ [a > 0] for a = max(v + b, 0): the delta of a becomes that of v.
 
-        out, a (M, F) -> the gradient of b, Σ of out's new rows (F,). Where a is NaN, out is kept;
-        a NaN in out stays NaN. O(M F).
+        out, a (M, F), g_b (F,): ← the gradient of b, Σ of out's new rows, or with `add` plus that.
+        Where a is NaN, out is kept; a NaN in out stays NaN. O(M F).
         """
         out *= ~(a <= 0)
-        return out.sum(axis=0)
+        sums = out.sum(axis=0)
+        g_b[...] = g_b + sums if add else sums
+
+    def product_relu(self, x, w, b, out):
+        """out = max(x w + b, 0): x (M, K), w (K, F), b (F,), out (M, F). O(M K F)."""
+        return self.bias_relu(self.linalg.matmul(x, w, out=out), b)
+
+    def product_relu_backward(self, d, w, a, out, g_b, add=False):
+        """out = (d w) ⊙ [a > 0], and g_b as in `bias_relu_backward`: d (M, K), w (K, F), a and
+        out (M, F). O(M K F)."""
+        self.linalg.matmul(d, w, out=out)
+        self.bias_relu_backward(out, a, g_b, add)
 
     def bias_scale(self, v, b, k, logs, out):
         """out = (v + b) exp(k logs): v, out (N, H, W, C), b and logs (C,). O(N H W C)."""
@@ -88,62 +102,65 @@ class Coupling(OperationGroup):
         return dv
 
     def network(self, x, p, scale, keep):
-        """x (N, H, W, C) -> h (N, H, W, C), and a₂ (N H W, width) if asked to keep it, else None.
+        """x (N, H, W, C) -> h (N, H, W, C), and what the backward pass needs, if asked to keep it.
 
         p: w1 (kH, kW, C/2, width), b1 (width,), w2 (width, width), b2 (width,), w3 (kH, kW, width,
-        C), b3 and logs (C,); scale: k. Reads x₁ alone. 2 N H W (width² + 1.5 kH kW C width)
-        operations; works in blocks of samples, see `network_values`.
+        C), b3 and logs (C,); scale: k. Reads x₁ alone. {"a2": a₂ (N H W, width)}, and "a1" like it
+        where `keeps_first`. 2 N H W (width² + 1.5 kH kW C width) operations; works in blocks of
+        samples, see `network_values`.
         """
         xp, width, (samples, height, columns, _) = self.xp, len(p["b1"]), x.shape
         h = xp.empty(x.shape, x.dtype)
         blocks, most = self._blocks(samples, height * columns, width)
-        patches = self._patches(x, p)
-        a1 = xp.empty((most, width), x.dtype)
-        a2 = xp.empty((samples * height * columns if keep else most, width), x.dtype)
+        patches, w1 = self._patches(x, p), p["w1"].reshape(-1, width)
+        kept = {"a1": keep and self.keeps_first, "a2": keep}
+        hidden = {
+            name: xp.empty((samples * height * columns if whole else most, width), x.dtype)
+            for name, whole in kept.items()
+        }
         for block, rows in blocks:
-            size = rows.stop - rows.start
-            a1_, a2_ = a1[:size], a2[rows] if keep else a2[:size]
-            self._first(patches[rows], p, out=a1_)
-            self.linalg.matmul(a1_, p["w2"], out=a2_)
-            self.bias_relu(a2_, p["b2"])
-            v = self.conv.correlate(a2_.reshape(-1, height, columns, width), p["w3"])
+            size = slice(rows.stop - rows.start)
+            a1, a2 = (hidden[name][rows if whole else size] for name, whole in kept.items())
+            self.product_relu(patches[rows], w1, p["b1"], out=a1)
+            self.product_relu(a1, p["w2"], p["b2"], out=a2)
+            v = self.conv.correlate(a2.reshape(-1, height, columns, width), p["w3"])
             self.bias_scale(v, p["b3"], scale, p["logs"], out=h[block])
-        return h, a2 if keep else None
+        return h, {name: hidden[name] for name, whole in kept.items() if whole}
 
-    def network_backward(self, x, a2, h, dh, p, scale, out, grads):
+    def network_backward(self, x, hidden, h, dh, p, scale, out, grads):
         """δ_h -> δ_{x₁}, which is added to out[..., :C/2], and the gradients of p.
 
-        x, p and scale are those of `network`, a2 and h its results; dh, out (N, H, W, C).
-        grads: an array for each parameter of p, all of them written. a₁ is computed again: a small
-        part of the operations, and about the time of writing it there and reading it here. Twice
-        the operations of `network`.
+        x, p and scale are those of `network`, h and hidden its results; dh, out (N, H, W, C).
+        grads: an array for each parameter of p, all of them written. Twice the operations of
+        `network`.
         """
-        xp, linalg, width = self.xp, self.linalg, len(p["b1"])
+        xp, width = self.xp, len(p["b1"])
         dh = self.bias_scale_backward(dh, h, scale, p["logs"], out=(grads["b3"], grads["logs"]))
 
         samples, height, columns, channels = x.shape
         kernel = p["w3"].shape[:2]
-        w1_adjoint, w3_adjoint = flip(p["w1"]), flip(p["w3"]).reshape(-1, width)
+        w1, w3_adjoint = p["w1"].reshape(-1, width), flip(p["w3"]).reshape(-1, width)
+        w1_adjoint = flip(p["w1"])
         patches_1, patches_3 = self._patches(x, p), self.conv.patches(dh, kernel)
         # (width, taps): BLAS is faster this way round. patches_3 are those of flip(w3).
         g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
         blocks, most = self._blocks(samples, height * columns, width)
+        kept = hidden.get("a1")
         a1, d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(3))
         for block, rows in blocks:
             size, add = rows.stop - rows.start, block.start > 0  # the first block writes
-            a1_, d1_, d2_, a2_ = a1[:size], d1[:size], d2[:size], a2[rows]
+            d1_, d2_, a2 = d1[:size], d2[:size], hidden["a2"][rows]
 
-            # products that are added are temporaries: on a CPU faster here than `matmul_add`
-            _put(linalg.matmul(a2_.T, patches_3[rows]), add, out=g_w3)
-            linalg.matmul(patches_3[rows], w3_adjoint, out=d2_)
-            _put(self.bias_relu_backward(d2_, a2_), add, out=grads["b2"])
+            self._product(a2.T, patches_3[rows], g_w3, add)
+            self.product_relu_backward(patches_3[rows], w3_adjoint, a2, d2_, grads["b2"], add)
 
-            self._first(patches_1[rows], p, out=a1_)
-            _put(linalg.matmul(a1_.T, d2_), add, out=grads["w2"])
-            linalg.matmul(d2_, p["w2"].T, out=d1_)
-            _put(self.bias_relu_backward(d1_, a1_), add, out=grads["b1"])
+            a1_ = a1[:size] if kept is None else kept[rows]
+            if kept is None:
+                self.product_relu(patches_1[rows], w1, p["b1"], out=a1_)
+            self._product(a1_.T, d2_, grads["w2"], add)
+            self.product_relu_backward(d2_, p["w2"].T, a1_, d1_, grads["b1"], add)
 
-            _put(linalg.matmul(d1_.T, patches_1[rows]), add, out=g_w1)
+            self._product(d1_.T, patches_1[rows], g_w1, add)
             images = d1_.reshape(-1, height, columns, width)
             out[block][..., : channels // 2] += self.conv.correlate(images, w1_adjoint)
         grads["w1"][...] = g_w1.T.reshape(p["w1"].shape)
@@ -162,15 +179,9 @@ class Coupling(OperationGroup):
         """The first convolution's patches, of x₁ alone."""
         return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
 
-    def _first(self, patches, p, out):
-        """Rows of patches -> the same rows of a₁, into out (rows, width)."""
-        self.linalg.matmul(patches, p["w1"].reshape(-1, len(p["b1"])), out=out)
-        self.bias_relu(out, p["b1"])
-
-
-def _put(value, add, out):
-    """out = value, or out += value."""
-    if add:
-        out += value
-    else:
-        out[...] = value
+    def _product(self, a, b, out, add):
+        """out = a b, or out += a b: by way of a temporary, on a CPU faster than `matmul_add`."""
+        if add:
+            out += self.linalg.matmul(a, b)
+        else:
+            self.linalg.matmul(a, b, out=out)

@@ -4,11 +4,19 @@ import math
 
 from snfnp.ops.channels.gpu import channel_blocks, shift_scale, shift_scale_backward
 from snfnp.ops.coupling.definition import Coupling
+from snfnp.ops.gpu import source
+
+# From so many columns of the first factor on, cuBLAS's product and a pass over it read and write
+# less in their time than `product_relu`'s multiplications take (an estimate, for tensor cores).
+_THIN = 72
 
 
 class GpuCoupling(Coupling):
+    """The ReLU's epilogues are kernels of our own: cuBLASLt's make a NaN 0, which hides it."""
+
     # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
     network_values = (1 << 17) * 512
+    keeps_first = True  # what is read takes a GPU less than what is computed, and read, again
 
     def bias_relu(self, out, b):
         device = self.device
@@ -18,7 +26,7 @@ class GpuCoupling(Coupling):
         device.launch("bias_relu", out.dtype, blocks, out=rows, b=b, **sizes)
         return _written(rows, out)
 
-    def bias_relu_backward(self, out, a):
+    def bias_relu_backward(self, out, a, g_b, add=False):
         device = self.device
         rows, channels = device.xp.ascontiguousarray(out), out.shape[1]
         blocks, groups = channel_blocks(out.size, channels, 4)
@@ -26,7 +34,35 @@ class GpuCoupling(Coupling):
         sizes = {"size": out.size, "channels": channels}
         device.launch("bias_relu_backward", out.dtype, blocks, out=rows, a=a, sums=sums, **sizes)
         _written(rows, out)
-        return self.channels.sum(sums) if groups > 1 else sums[0]
+        self._add_up(sums, g_b, add)
+
+    def product_relu(self, x, w, b, out):
+        if x.shape[1] > _THIN:
+            return super().product_relu(x, w, b, out)
+        self._product_relu(x, w, out, b=b, a=None, sums=None)
+        return out
+
+    def product_relu_backward(self, d, w, a, out, g_b, add=False):
+        if d.shape[1] > _THIN:
+            super().product_relu_backward(d, w, a, out, g_b, add)
+            return
+        tiles = -(-len(out) // source.constant("coupling", "SIDE"))
+        sums = self.device.empty((tiles, out.shape[1]), out.dtype)
+        self._product_relu(d, w, out, b=None, a=a, sums=sums)
+        self._add_up(sums, g_b, add)
+
+    def _product_relu(self, x, w, out, **more):
+        side, (rows, columns) = source.constant("coupling", "SIDE"), out.shape
+        sizes = {"rows": rows, "inner": x.shape[1], "columns": columns}
+        tiles = -(-rows // side) * -(-columns // side)
+        self.device.launch("product_relu", out.dtype, tiles, x=x, w=w, out=out, **more, **sizes)
+
+    def _add_up(self, sums, g_b, add):
+        """g_b (F,) = or += the sum of the rows of sums (groups, F)."""
+        if add:
+            g_b += self.channels.sum(sums)
+        else:
+            self.channels.sum(sums, out=g_b)
 
     def bias_scale(self, v, b, k, logs, out):
         shift_scale(self.device, v, 1.0, b, float(k), logs, None, out)

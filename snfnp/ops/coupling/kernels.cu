@@ -45,6 +45,81 @@ __global__ void bias_relu_backward(T* __restrict__ out, const T* __restrict__ a,
   if (at.leads()) sums[at.group * channels + at.channel] = sum;
 }
 
+// A tile of a product: rows and columns, and the terms of its sums that are read at once.
+constexpr int SIDE = 64;
+constexpr int DEPTH = 16;
+
+// The product of x (rows, inner), inner small, and w (inner, columns), and the pass over it that
+// follows in the network: out = max(x w + b, 0); or, without b, out = (x w) [a > 0] and what each
+// tile makes of its rows' sums: sums (tiles of rows, columns). NaNs as above. Of 256 threads each
+// takes 4 rows, and 4 columns a sixteenth of the tile apart, so that stores of neighbours are.
+template <typename T>
+__global__ void product_relu(const T* __restrict__ x, const T* __restrict__ w,
+                             const T* __restrict__ b, const T* __restrict__ a,
+                             T* __restrict__ out, T* __restrict__ sums, long long rows,
+                             long long inner, long long columns) {
+  __shared__ Four<T> lines[DEPTH][SIDE / 4 + 1];  // of x, transposed; one more for the banks
+  __shared__ T weights[DEPTH][SIDE];
+  __shared__ T totals[SIDE / 4][SIDE];
+  const int across = threadIdx.x % 16, down = threadIdx.x / 16;
+  const int terms = (int)inner, line_length = (int)columns;
+  const int width = (line_length + SIDE - 1) / SIDE;
+  const long long tiles = (rows + SIDE - 1) / SIDE * width;
+  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const int left = int(tile % width) * SIDE;
+    const long long top = tile / width * SIDE;
+    const int height = rows - top < SIDE ? int(rows - top) : SIDE;
+    T sum[4][4] = {};
+    for (int from = 0; from < terms; from += DEPTH) {
+      for (int i = threadIdx.x; i < SIDE * DEPTH; i += blockDim.x) {
+        const int row = i / DEPTH, k = from + i % DEPTH;
+        T* line = reinterpret_cast<T*>(lines[i % DEPTH]);
+        line[row] = row < height && k < terms ? x[(top + row) * terms + k] : T(0);
+        const int term = from + i / SIDE, column = left + i % SIDE;
+        weights[i / SIDE][i % SIDE] =
+            term < terms && column < line_length ? w[term * line_length + column] : T(0);
+      }
+      __syncthreads();
+      for (int k = 0; k < DEPTH; ++k) {
+        const Four<T> v = lines[k][down];
+        for (int c = 0; c < 4; ++c) {
+          const T weight = weights[k][across + SIDE / 4 * c];
+          sum[0][c] += v.a * weight;
+          sum[1][c] += v.b * weight;
+          sum[2][c] += v.c * weight;
+          sum[3][c] += v.d * weight;
+        }
+      }
+      __syncthreads();
+    }
+    for (int c = 0; c < 4; ++c) {
+      const int column = left + across + SIDE / 4 * c;
+      T total = T(0);
+      for (int r = 0; r < 4; ++r) {
+        const int row = 4 * down + r;
+        if (row >= height || column >= line_length) continue;
+        const long long at = (top + row) * line_length + column;
+        T v = sum[r][c];
+        if (b) {
+          v += b[column];
+          v = v < T(0) ? T(0) : v;
+        } else {
+          v *= a[at] <= T(0) ? T(0) : T(1);
+          total += v;
+        }
+        out[at] = v;
+      }
+      totals[down][across + SIDE / 4 * c] = total;
+    }
+    __syncthreads();
+    if (sums && threadIdx.x < SIDE && left + threadIdx.x < columns) {
+      T total = T(0);
+      for (int r = 0; r < SIDE / 4; ++r) total += totals[r][threadIdx.x];
+      sums[tile / width * line_length + left + threadIdx.x] = total;
+    }
+  }
+}
+
 // The coupling itself: images x, h, z (n, pixels, 2 half), s (n, pixels, half). z₁ = x₁ and
 // z₂ = x₂ exp(s) + h₁ with s = 2 tanh(h₀/2), where h₀ and h₁ are the even and odd channels of h.
 // A block per sample.

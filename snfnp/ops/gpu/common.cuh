@@ -12,6 +12,12 @@ __device__ inline unsigned long long value(const unsigned long long* at, long lo
   return at ? *at : (unsigned long long)fixed;
 }
 
+// Four numbers that are read at once.
+template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T a, b, c, d;
+};
+
 // A thread's sum: of runs of 16 numbers, in double precision, which many cards have little of.
 template <typename T>
 struct Sum {

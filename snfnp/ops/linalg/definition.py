@@ -25,6 +25,11 @@ class LinearAlgebra(OperationGroup):
             out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
         return out
 
+    def matmul_each(self, products, add=False):
+        """out = a b, or out += a b, for every (a, b, out) of a list; shapes (M, K), (K, N)."""
+        for a, b, out in products:
+            (self.matmul_add if add else self.matmul)(a, b, out)
+
     def combine(self, weights, a):
         """weights a, shapes (M, K) and (K, N); the small host array `weights` depends on shapes
         alone. O(M K N)."""

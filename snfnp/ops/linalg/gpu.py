@@ -39,6 +39,14 @@ class GpuLinearAlgebra(LinearAlgebra):
             self.device.cublas.gemm(a, b, out, beta=1.0)
         return out
 
+    def matmul_each(self, products, add=False):
+        kinds = {tuple((m.shape, m.strides, m.dtype) for m in each) for each in products}
+        plain = len({m.dtype for m in products[0]}) == 1 and products[0][2].flags.c_contiguous
+        if len(products) != 2 or len(kinds) > 1 or not plain:
+            super().matmul_each(products, add)
+        else:
+            self.device.cublas.gemm(*products[0], float(add), products[1])
+
     def axpby(self, a, x, b, out):
         if not out.flags.c_contiguous:
             return super().axpby(a, x, b, out)
