@@ -10,13 +10,15 @@ from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
 CPU_PARTS = ("fc", "conv", "glow", "scaling")
-GPU_PARTS = ("device", "pytorch")
+# What is timed beside our steps on a GPU: ways to run PyTorch's. Compiling those takes minutes.
+GPU_PARTS = {"device": (), "pytorch": ("eager", "recorded"), "compiled": ("compiled",)}
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
-{" or ".join(GPU_PARTS)} (default: both in this order).
+{" or ".join(GPU_PARTS)} (default: all in this order).
 fc: the training step of the fully connected model; conv: the 9-layer convolutional models; glow:
 2L-16K, and the memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI;
 device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows;
-pytorch: in turn with the same steps in PyTorch (eager, recorded, compiled), if that is installed"""
+pytorch: in turn with the same steps in PyTorch, eager and recorded, if that is installed; compiled:
+with those that its compiler made"""
 
 
 def main(argv):
@@ -61,8 +63,9 @@ def main(argv):
     for part in parts:
         if part in GPU_PARTS:  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
-            rivals = _pytorch(show) if part == "pytorch" else {}
-            if rivals or part == "device":
+            ways = GPU_PARTS[part]
+            rivals = _pytorch(show, ways) if ways else {}
+            if rivals or not ways:
                 own = (partial(get_ops, "cupy"), plan, show, partial(save, part))
                 device.report(*own, rivals)
             continue
@@ -75,9 +78,9 @@ def main(argv):
 
 
 def _parts(given: list[str], on_gpu: bool) -> list[str]:
-    known = GPU_PARTS if on_gpu else CPU_PARTS
+    known = tuple(GPU_PARTS) if on_gpu else CPU_PARTS
     for part in sorted(set(given) - set(known)):
-        if part in CPU_PARTS + GPU_PARTS:
+        if part in (*CPU_PARTS, *GPU_PARTS):
             where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
             raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
         raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
@@ -93,8 +96,8 @@ def _where(machine: dict) -> str:
     return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
 
 
-def _pytorch(show):
-    """PyTorch's training steps by how they are run; none, and a line, if it cannot run them.
+def _pytorch(show, ways):
+    """PyTorch's training steps, by the ways to run them; none, and a line, if it cannot.
 
     This is the only place that imports it: the package never does.
     """
@@ -109,7 +112,6 @@ def _pytorch(show):
     from torch_steps import Step
 
     show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    ways = ("eager", "recorded", "compiled")
     return {f"PyTorch, {how}": partial(Step, how=how) for how in ways}
 
 

@@ -9,9 +9,11 @@ trains beside them), state.json (what is done), what the steps write, and CuPy's
     SNFNP_DATA_DIR=mnist python scripts/gpu_hour.py --out runs/gpu-hour    # MNIST's files
 
 From a machine that is lent for minutes it is taken along in parts that fit through a narrow door,
-without the best checkpoints, which a run that goes on can do without:
+without the best checkpoints, which a run that goes on can do without, and the last ones of finished
+runs:
 
-    tar -c -C runs --exclude=best.safetensors gpu-hour | split -b 15M - parts/part-
+    (cd runs && find * -name summary.json -printf "%h/last.safetensors\\n") > parts/done
+    tar -c -C runs --exclude=best.safetensors -X parts/done gpu-hour | split -b 15M - parts/part-
     mkdir -p runs && cat parts/part-* | tar -x -C runs
 
 A newer compute-sanitizer may need a newer driver than CUDA 13.0 does. --dry-run takes the same way
@@ -159,7 +161,8 @@ STEPS = (
     _sanitised("racecheck", 110),
     _sanitised("initcheck", 110),
     _script("recipe", 300, "reproduce", "white", *_RUNS, "--rows", *_WHITE, **_MNIST),
-    _script("pytorch", 300, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
+    _script("pytorch", 150, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", alone=True),
+    _script("compiled", 300, "benchmark", "compiled", "--json", f"{OUT}/compiled.json", alone=True),
     _script("sweep", 110, "reproduce", "figure4", *_RUNS, alone=True),
     _script("table 1", PIECE, "reproduce", *_PAPER, 0, 1, 2, alone=True, **_MNIST),
 )

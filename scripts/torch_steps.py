@@ -22,8 +22,8 @@ _KERNEL, _SPLINE = (3, 2, 0, 1), (2, 0, 1, 3)  # our axes in PyTorch's order
 class Step:
     """step(): gather the next batch of host images (M, H, W, C) and ascend Eq. 3 once.
 
-    how: "compiled" (the density, forward and backward, by torch.compile), "recorded" (the whole
-    step but the gathering, as a CUDA graph), or neither.
+    how: "eager"; "compiled" (the density, forward and backward, by torch.compile); or "recorded"
+    (as a CUDA graph, all but images and noise, which are copied into it).
     """
 
     def __init__(self, trainer, images, tf32=False, device="cuda", how="eager"):

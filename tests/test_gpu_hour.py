@@ -52,7 +52,7 @@ def test_the_order_is_that_of_value():
     beside = [step.beside for step in STEPS].index(True)
     assert "scripts/train_mnist.py" in STEPS[1].command and "--no-overlap" in STEPS[2].command
     timed = [step for step in STEPS if {*step.command} & {"figure4", "scripts/benchmark.py"}]
-    assert [each.name for each in timed] == ["device", "pytorch", "sweep"]
+    assert [each.name for each in timed] == ["device", "pytorch", "compiled", "sweep"]
     trains = [step for step in STEPS if "table1" in step.command]
     assert set(gpu_hour._ROWS) <= {row.name for row in TABLES["table1"].rows}
     for each in (*timed, *trains[1:]):
@@ -165,20 +165,26 @@ def test_what_is_compiled_stays_in_the_folder(run):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's tar and split")
 def test_the_folder_is_taken_along_in_parts_that_fit(tmp_path):
-    """By the two commands of the head: a checkpoint of the fully connected model has 28 MiB."""
-    pack, unpack = re.findall("^    (tar .*|mkdir .*)$", gpu_hour.__doc__, re.M)
-    run, parts = tmp_path / "runs/gpu-hour/reproduction/run", tmp_path / "parts"
-    run.mkdir(parents=True)
+    """By the commands of the head: a checkpoint of the fully connected model has 28 MiB, and of its
+    four runs one goes on."""
+    *pack, unpack = re.findall(r"^    (\(cd .*|tar .*|mkdir .*)$", gpu_hour.__doc__, re.M)
+    runs, parts = tmp_path / "runs/gpu-hour/reproduction", tmp_path / "parts"
     parts.mkdir()
-    for name in ("last", "best"):
-        (run / f"{name}.safetensors").write_bytes(name.encode() * (28 << 18))
-    subprocess.run(pack, shell=True, cwd=tmp_path, check=True)
+    for run in "abcd":
+        (runs / run).mkdir(parents=True)
+        for name in ("last", "best"):
+            (runs / run / f"{name}.safetensors").write_bytes(name.encode() * (28 << 18))
+        if run != "c":
+            (runs / run / "summary.json").write_text("{}")
+    for command in pack:
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     sizes = [path.stat().st_size for path in parts.iterdir()]
     assert len(sizes) <= 8 and max(sizes) <= 16 << 20 and sum(sizes) <= 40 << 20
     (tmp_path / "runs").rename(tmp_path / "before")
     subprocess.run(unpack, shell=True, cwd=tmp_path, check=True)
-    assert [path.name for path in run.iterdir()] == ["last.safetensors"]
-    assert (run / "last.safetensors").read_bytes() == b"last" * (28 << 18)
+    left = sorted(path.relative_to(runs).as_posix() for path in runs.glob("*/*"))
+    assert left == ["a/summary.json", "b/summary.json", "c/last.safetensors", "d/summary.json"]
+    assert (runs / "c/last.safetensors").read_bytes() == b"last" * (28 << 18)
 
 
 WAITS = """

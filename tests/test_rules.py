@@ -51,6 +51,35 @@ def gradients(ops, layer, params, x, lam=0.0, dz=None, dldj=None):
     return grads, dx
 
 
+class Triangular(Dense):
+    """T(w) is w's lower triangle: of `Dense` in all but its products."""
+
+    def apply(self, ops, w, x):
+        return super().apply(ops, np.tril(w), x)
+
+    def adjoint(self, ops, w, dz):
+        return super().adjoint(ops, np.tril(w), dz)
+
+    def weight_grad(self, ops, delta, x, out, add=False):
+        found = np.tril(super().weight_grad(ops, delta, x, np.empty_like(out)))
+        out[...] = out + found if add else found
+        return out
+
+
+def test_a_map_made_from_dense_has_its_own_products(ops, rng):
+    """Where weights are triangular already, the other triangle's gradients are missing, and the
+    stand-ins ½ Rᵀ and -½ Wᵀ are not."""
+    params = {name: np.tril(matrix(rng)) for name in "WR"} | {"b": rng.standard_normal(D)}
+    x, maps = rng.standard_normal((N, D)), (Triangular(D), Dense(D))
+    (found, dx), (dense, expected) = (
+        gradients(ops, Linear(each), params, x, lam=0.7) for each in maps
+    )
+    np.testing.assert_allclose(dx, expected, rtol=RTOL)
+    for name, term in (("W", 0.5 * params["R"].T), ("R", -0.5 * params["W"].T)):
+        own = np.tril(dense[name] - term) + term
+        np.testing.assert_allclose(found[name], own, rtol=RTOL, err_msg=name)
+
+
 # ---------------------------------------------------------------- R = W⁻¹: the exact mixture
 
 

@@ -156,7 +156,8 @@ def outcome(run: Run, command: Command) -> dict | None:
 
     Raises UsageError if its folder holds another run, SnfnpError if it is damaged.
     """
-    if not (run.is_started or run.divergence.exists()):
+    there = (run.divergence, RunFolder(run.folder).summary_file)  # a finished run needs no more
+    if not (run.is_started or any(file.exists() for file in there)):
         return None
     folder, record = RunFolder.open(run.folder)
     dataset = command.dataset(run.row.data)

@@ -52,13 +52,17 @@ class Dense(Map):
         return ops.linalg.matmul(delta.T, x, out=out)
 
     def adjoint_both(self, ops, f, first, second):
+        if not type(self).adjoint is type(f).adjoint is Dense.adjoint:
+            return super().adjoint_both(ops, f, first, second)
         (w, delta), (w_2, delta_2) = first, second
         z, z_2 = (ops.xp.empty_like(each, order="C") for each in (delta, delta_2))
         ops.linalg.matmul_each([(delta, w, z), (delta_2, w_2, z_2)])
         return z, z_2
 
     def add_weight_grads(self, ops, gradients):
-        ops.linalg.matmul_each([(g.delta.T, g.x, g.out) for g in gradients], add=True)
+        if type(self).weight_grad is not Dense.weight_grad:
+            return super().add_weight_grads(ops, gradients)
+        return ops.linalg.matmul_each([(g.delta.T, g.x, g.out) for g in gradients], add=True)
 
     def flip(self, w):
         """The weight of the transposed map, T(flip w) = T(w)ᵀ: here wᵀ (a view)."""

@@ -60,7 +60,7 @@ def call_linalg_matmul_each(rng, dtype, size):
     def calling(operation, *arrays):
         return operation([arrays[:3], arrays[3:]], add)
 
-    return Call(args, bounds, mutated=(2, 5), strided=(0, 1, 3, 4), calling=calling)
+    return Call(args, bounds, mutated=(2, 5), strided=tuple(range(6)), calling=calling)
 
 
 def call_linalg_scale_into(rng, dtype, size):

@@ -146,7 +146,7 @@ class Coupling(OperationGroup):
         g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
         blocks, most = self._blocks(samples, height * columns, width)
         kept = hidden.get("a1")
-        a1, d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(3))
+        d1, d2, *a1 = (xp.empty((most, width), x.dtype) for _ in range(2 + (kept is None)))
         for block, rows in blocks:
             size, add = rows.stop - rows.start, block.start > 0  # the first block writes
             d1_, d2_, a2 = d1[:size], d2[:size], hidden["a2"][rows]
@@ -154,9 +154,10 @@ class Coupling(OperationGroup):
             self._product(a2.T, patches_3[rows], g_w3, add)
             self.product_relu_backward(patches_3[rows], w3_adjoint, a2, d2_, grads["b2"], add)
 
-            a1_ = a1[:size] if kept is None else kept[rows]
             if kept is None:
-                self.product_relu(patches_1[rows], w1, p["b1"], out=a1_)
+                a1_ = self.product_relu(patches_1[rows], w1, p["b1"], out=a1[0][:size])
+            else:
+                a1_ = kept[rows]
             self._product(a1_.T, d2_, grads["w2"], add)
             self.product_relu_backward(d2_, p["w2"].T, a1_, d1_, grads["b1"], add)
 

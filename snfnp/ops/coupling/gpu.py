@@ -12,7 +12,7 @@ _THIN = 72
 
 
 class GpuCoupling(Coupling):
-    """The ReLU's epilogues are kernels of our own: cuBLASLt's make a NaN 0, which hides it."""
+    """The ReLU's epilogues are kernels of our own: cuBLASLt's is reported to make a NaN 0."""
 
     # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
     network_values = (1 << 17) * 512

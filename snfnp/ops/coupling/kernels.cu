@@ -51,8 +51,8 @@ constexpr int DEPTH = 16;
 
 // The product of x (rows, inner), inner small, and w (inner, columns), and the pass over it that
 // follows in the network: out = max(x w + b, 0); or, without b, out = (x w) [a > 0] and what each
-// tile makes of its rows' sums: sums (tiles of rows, columns). NaNs as above. Of 256 threads each
-// takes 4 rows, and 4 columns a sixteenth of the tile apart, so that stores of neighbours are.
+// tile makes of its rows' sums: sums (tiles of rows, columns). NaNs as above. For 256 threads:
+// each takes 4 rows, and 4 columns a quarter of the tile apart, so that neighbours store neighbours.
 template <typename T>
 __global__ void product_relu(const T* __restrict__ x, const T* __restrict__ w,
                              const T* __restrict__ b, const T* __restrict__ a,

@@ -20,7 +20,6 @@ _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
 _DEFAULT_MATH, _TF32_MATH = 0, 3
 _NO_MEMORY = 3
-_REFUSED = (7, 15)  # CUBLAS_STATUS_INVALID_VALUE, CUBLAS_STATUS_NOT_SUPPORTED
 # cudaDataType and cublasComputeType_t: single precision without TF32 and with it, and double
 _SINGLE = (ctypes.c_int(0), ctypes.c_int(68)), (ctypes.c_int(0), ctypes.c_int(77))
 _DOUBLE = ctypes.c_int(1), ctypes.c_int(70)
@@ -89,11 +88,11 @@ class Cublas:
         more = (ctypes.c_int(2), precision, _DEFAULT_ALGORITHM)
         call = self._library.cublasGemmStridedBatchedEx
         status = call(*given, *of_b, *of_a, factor, *of_out, *more)
-        if status in _REFUSED:
+        if status == _NO_MEMORY:
+            self._check(status)
+        elif status:  # refused, whyever: as two products they are what they were before
             for product in ((a, b, out), second):
                 self.gemm(*product, beta)
-        else:
-            self._check(status)
 
     def _matrix(self, matrix):
         """(array, operation, leading dimension), copied if it is contiguous neither way."""
