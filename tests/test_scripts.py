@@ -249,16 +249,3 @@ def test_help_explains_every_option(environment):
             --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume
             --eval-every --dtype --data --graph --tf32"""
             assert set(expected.split()) <= set(options)
-
-
-def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
-    file = tmp_path / "figures.json"
-    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--json", file)
-    results = json.loads(file.read_text())
-    steps = results["fc"]["steps"]
-    gradients = {"self-normalizing", "exact", "relative"}
-    others = {"variational", "self-normalizing, white"}
-    assert {row["step"] for row in steps} == gradients | others
-    times = (*steps, *results["fc"]["renewals"])
-    assert all(0 < row["min ms"] <= row["median ms"] for row in times)
-    assert "sgemm" in out and "share" in out
