@@ -195,10 +195,13 @@ def test_a_launch_expands_numbers_and_strides(ops):
 
 
 def under_sanitizers(folder, *patch):
-    """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers."""
+    """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers,
+    which would make a compiler within it slow."""
     runtime = subprocess.getoutput("g++ -print-file-name=libasan.so")
     if not Path(runtime).is_absolute():
         pytest.skip("g++ has no AddressSanitizer")
+    text_of = host_kernels.patched(*patch) if patch else source.source
+    host_kernels.compile_all(folder, host_kernels.SANITIZE, text_of)
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # fibers have stacks of their own
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
     command = [sys.executable, "-m", host_kernels.__name__, str(folder), *patch]
