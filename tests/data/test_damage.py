@@ -195,9 +195,12 @@ except SnfnpError as error:
 """
 
 
+ZEROS = gzip.compress(bytes(64 << 20), 9)
+
+
 def repeated_zeros(count: int) -> bytes:
     """gzip data of `count` zero bytes, in as many members of 64 MiB as that takes."""
-    return gzip.compress(bytes(64 << 20), 9) * (count >> 26)
+    return ZEROS * (count >> 26)
 
 
 def sparse_tar(name: str, size: int) -> bytes:
