@@ -108,3 +108,9 @@ def pytest_runtest_setup(item):
 def ops(request):
     """Every backend that runs on a CPU, in turn."""
     return get_ops(request.param)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Kernels without their parallel loops, which take longest to compile; test_ops.py has them."""
+    monkeypatch.setattr("snfnp.ops.jit._SHORT", 1 << 60)

@@ -32,13 +32,6 @@ def start(environment, name, *arguments):
     return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
-def run(environment, name, *arguments, status=0):
-    process = start(environment, name, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == status and "Traceback" not in err, f"{out}\n{err}"
-    return out, err
-
-
 # Runs each of the commands on standard input as if it were alone, and tells what came of it.
 ONE_AFTER_ANOTHER = """
 import contextlib, io, json, runpy, sys
@@ -89,7 +82,9 @@ def outputs(environment, *commands, **how):
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    out, err = run(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    process = start(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "Traceback" not in err, f"{out}\n{err}"
     return Path(re.search("run folder (.*)", out).group(1)), out, err
 
 
