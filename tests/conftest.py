@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,8 +24,7 @@ SLOW = (
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
     *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
-    *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
-    *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
+    *("test_conv.py::test_the_size_of_a_tile", "test_figures.py::test_a_figure_is_drawn"),
     *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
     *("test_cupy_device.py::test_the_gpu_needs", "test_own_data.py::test_a_large_file"),
 )
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
         file = os.path.relpath(item.path, here).replace(os.sep, "/")
-        if f"{file}::{item.name}".startswith(SLOW) or "numba" in item.name:
+        if f"{file}::{item.name}".startswith(SLOW) or re.search("numba|threads", item.name):
             item.add_marker("slow")
 
 

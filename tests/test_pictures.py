@@ -166,8 +166,7 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     out.write_bytes(b"the old one")
     done = python(FULL, str(out))
     assert (done.returncode, done.stdout) == (0, "samples 1\nlarge 1\ncurves 1\n"), done.stderr
-    lines = done.stderr.splitlines()
-    begins = f"error: cannot write {out} (File too large)"
+    lines, begins = done.stderr.splitlines(), f"error: cannot write {out} (File too large)"
     assert len(lines) == 3 and all(line.startswith(begins) for line in lines)
     assert contents(tmp_path) == {"a.png": b"the old one"}
 

@@ -399,6 +399,7 @@ def call_causal_inverse(rng, dtype, size):
     return Call((z, k, reverse), bounds=(bound,), strided=(0, 1))
 
 
+SPLINE = (10.0, 1e-3)  # bound and eps
 LONG = 1031  # of more pixels, a thread that is simulated takes long
 
 
@@ -407,9 +408,6 @@ def spline_parameters(rng, dtype, size):
     bins = 5 if size in SIZES else 8 if size[-1] == LONG else int(rng.integers(2, 9))
     sizes = (bins, bins, bins - 1)
     return [(0.3 * rng.standard_normal((*size[1:], n))).astype(dtype) for n in sizes]
-
-
-SPLINE = (10.0, 1e-3)  # bound and eps
 
 
 def call_spline_knots(rng, dtype, size):
