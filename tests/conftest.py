@@ -29,6 +29,11 @@ SLOW = (
     *("test_cupy_device.py::test_the_gpu_needs", "test_own_data.py::test_a_large_file"),
 )
 
+# Files that compile most kernels. They come first: one of several processes has them all.
+FIRST = "actnorm benchmarks bias_init certificates contraction control conv conv_exponential "
+FIRST += "coupling density emerging layers models monitors notebooks ops preprocess properties recompute"
+COMPILING = {f"test_{name}.py" for name in (FIRST + " spline steps train").split()}
+
 
 def missing_compiler() -> str | None:
     """The reason why the kernels cannot be compiled for the CPU, or None."""
@@ -85,6 +90,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Mark what is slow: the tests above, and what runs on Numba's kernels."""
     here = Path(__file__).parent
+    items.sort(key=lambda item: os.path.relpath(item.path, here) not in COMPILING)
     for item in items:
         file = os.path.relpath(item.path, here).replace(os.sep, "/")
         if f"{file}::{item.name}".startswith(SLOW) or re.search("numba|threads", item.name):

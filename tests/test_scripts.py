@@ -198,12 +198,11 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
     ]
     results = run_all(environment, *((name, *words) for name, words, *_ in cases))
-    for (name, arguments, expected, message), (status, *said) in zip(cases, results, strict=True):
-        out, err = said
-        assert status == expected and "Traceback" not in err, f"{name} {arguments}: {err}"
-        assert not out, f"{name} {arguments}: {out}"
+    for (name, words, expected, message), (status, out, err) in zip(cases, results, strict=True):
+        assert status == expected and "Traceback" not in err, f"{name} {words}: {err}"
+        assert not out, f"{name} {words}: {out}"
         lines = [line for line in err.splitlines() if "error: " in line]
-        assert len(lines) == 1 and message in lines[0], f"{name} {arguments}: {err}"
+        assert len(lines) == 1 and message in lines[0], f"{name} {words}: {err}"
         assert len(err.splitlines()) <= 2, err  # training may say first which images it has
 
 
