@@ -31,8 +31,8 @@ SLOW = (
 
 # Files that compile most kernels. They come first: one of several processes has them all.
 FIRST = "actnorm benchmarks bias_init certificates contraction control conv conv_exponential "
-FIRST += "coupling density emerging gradcheck_linear layers models monitors notebooks ops preprocess "
-COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline steps").split()}
+FIRST += "coupling density emerging gradcheck_linear layers models monitors notebooks ops "
+COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline").split()}
 
 
 def missing_compiler() -> str | None:
