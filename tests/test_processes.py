@@ -67,8 +67,7 @@ TIGHT = 1e-12
 
 def train(size, path, *arguments, limit=180, **environment):
     """(exit status, output, errors) of a small run in so many processes."""
-    process = launch(size, path, *arguments, **environment)
-    return processes.finish(process, limit)
+    return processes.finish(launch(size, path, *arguments, **environment), limit)
 
 
 def launch(size, path, *arguments, **environment):
@@ -91,8 +90,7 @@ def trained(size, path, *arguments, **environment):
 def all_trained(size, runs):
     """What so many processes print that train one run after another: (folder, arguments …)."""
     words = [[*SMALL, "--out", str(path), *map(str, arguments)] for path, *arguments in runs]
-    process = processes.start(size, ["-c", SEVERAL, repr(words)])
-    status, output, errors = processes.finish(process)
+    status, output, errors = processes.finish(processes.start(size, ["-c", SEVERAL, repr(words)]))
     assert status == 0 and "status" not in output, errors[-2000:]
     return output
 
@@ -234,7 +232,8 @@ FAILURES = {
 def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure, alone):
     """The other one waits for it in a sum. What was saved before is whole."""
     action, status, said = FAILURES[failure]
-    environment = {"RANK": "1", "STEP": "9", "ACTION": action}
+    at_once = "from snfnp.processes import launching; launching._FAIL_TIMEOUT = 0.1"
+    environment = {"RANK": "1", "STEP": "9", "ACTION": f"{at_once}; {action}"}
     found, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
     assert found == status and errors.removeprefix("error: ").startswith(said)
     assert ("Traceback" in errors) == (failure == "mistake")
