@@ -190,8 +190,7 @@ def test_a_launch_expands_numbers_and_strides(ops):
 
 
 def under_sanitizers(folder, *patch):
-    """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers,
-    which would make a compiler within it slow."""
+    """host_kernels.py as a program: all kernels, compiled before the sanitizers slow a compiler."""
     runtime = subprocess.getoutput("g++ -print-file-name=libasan.so")
     if not Path(runtime).is_absolute():
         pytest.skip("g++ has no AddressSanitizer")
