@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,11 +24,15 @@ SLOW = (
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
     *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
-    *("test_conv.py::test_the_size_of_a_tile", "test_conv.py::test_the_number_of_threads"),
-    *("test_emerging.py::test_the_number_of_threads", "test_figures.py::test_a_figure_is_drawn"),
+    *("test_conv.py::test_the_size_of_a_tile", "test_figures.py::test_a_figure_is_drawn"),
     *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
     *("test_cupy_device.py::test_the_gpu_needs", "test_own_data.py::test_a_large_file"),
 )
+
+# Files that compile most kernels. They come first: one of several processes has them all.
+FIRST = "actnorm benchmarks bias_init certificates contraction control conv conv_exponential "
+FIRST += "coupling density emerging gradcheck_linear layers models monitors notebooks ops "
+COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline").split()}
 
 
 def missing_compiler() -> str | None:
@@ -85,9 +90,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Mark what is slow: the tests above, and what runs on Numba's kernels."""
     here = Path(__file__).parent
+    items.sort(key=lambda item: os.path.relpath(item.path, here) not in COMPILING)
     for item in items:
         file = os.path.relpath(item.path, here).replace(os.sep, "/")
-        if f"{file}::{item.name}".startswith(SLOW) or "numba" in item.name:
+        if f"{file}::{item.name}".startswith(SLOW) or re.search("numba|threads", item.name):
             item.add_marker("slow")
 
 
@@ -108,3 +114,9 @@ def pytest_runtest_setup(item):
 def ops(request):
     """Every backend that runs on a CPU, in turn."""
     return get_ops(request.param)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Kernels without their parallel loops, which take longest to compile; test_ops.py has them."""
+    monkeypatch.setattr("snfnp.ops.jit._SHORT", 1 << 60)

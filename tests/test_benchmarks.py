@@ -1,6 +1,7 @@
 """What the benchmark says a step must do, how it measures a device, and the steps in PyTorch."""
 
 import importlib
+import json
 import re
 import time
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_a_verdict_for_every_bar_by_the_faster_recorded_way(overlap, verdict):
 def test_parts_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         benchmark.main(arguments.split())
+
+
+def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
+    """Each call of a few is timed: once is enough."""
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr(models, "measure", lambda calls, repeats: timing.measure(calls, 1, 0))
+    benchmark.main(["fc", "--quick", "--json", str(file)])
+    out, results = capsys.readouterr().out, json.loads(file.read_text())
+    names = {"self-normalizing", "exact", "relative", "variational", "self-normalizing, white"}
+    assert {row["step"] for row in results["fc"]["steps"]} == names
+    times = (*results["fc"]["steps"], *results["fc"]["renewals"])
+    assert all(0 < row["min ms"] <= row["median ms"] for row in times)
+    assert "sgemm" in out and "share" in out
 
 
 def test_nothing_else_imports_the_comparison():

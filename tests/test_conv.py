@@ -24,6 +24,7 @@ KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
 IMAGES = [(4, 3), (9, 7)]  # smaller than some kernels, and as large as any
 CHANNELS = [(1, 1), (3, 3), (16, 16), (1, 6), (5, 2), (40, 3), (4, 12)]
 
+pytestmark = pytest.mark.usefixtures("alone")
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 images = pytest.mark.parametrize("image", IMAGES, ids=str)
 channels = pytest.mark.parametrize("channels", CHANNELS, ids=str)
@@ -79,13 +80,14 @@ def test_both_convolutions_are_their_definitions(ops, kernel, channels, dtype):
 
 @kernels
 @images
-@pytest.mark.parametrize("count", [1, 3, 16])
-def test_patches_are_windows(ops, kernel, image, count):
-    x, _, _ = arrays(kernel, image, (count, 1))
-    kh, kw = kernel
-    padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
-    expected = [padded[n, y : y + kh, c : c + kw].ravel() for n, y, c in np.ndindex(len(x), *image)]
-    np.testing.assert_array_equal(ops.conv.patches(x, kernel), expected)
+def test_patches_are_windows(ops, kernel, image):
+    for count in (1, 3, 16):
+        x, _, _ = arrays(kernel, image, (count, 1))
+        kh, kw = kernel
+        padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+        places = np.ndindex(len(x), *image)
+        expected = [padded[n, y : y + kh, c : c + kw].ravel() for n, y, c in places]
+        np.testing.assert_array_equal(ops.conv.patches(x, kernel), expected, f"{count} channels")
 
 
 def test_patches_of_a_pointwise_kernel_are_a_view(ops):
@@ -147,7 +149,7 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
 @pytest.mark.parametrize("channels", [(1, 1), (2, 5), (4, 16)])
 def test_the_number_of_threads_does_not_change_a_bit(channels):
     conv = get_ops("numba").conv
-    x, k, delta = arrays((3, 3), (9, 7), channels, np.float32, samples=23)
+    x, k, delta = arrays((3, 3), (9, 8), channels, np.float32, samples=23)
     assert_threads_change_no_bit(
         lambda: (
             conv.weight_grad(delta, x, np.empty_like(k)),
@@ -173,12 +175,12 @@ def test_flip_is_eq_26_in_the_papers_order(ops):
 
 @kernels
 @images
-@pytest.mark.parametrize("channels", [(1, 1), (2, 2), (1, 2)], ids=str)
-def test_multiple_is_the_convolution_of_ones(ops, kernel, image, channels):
+def test_multiple_is_the_convolution_of_ones(ops, kernel, image):
     """Eq. 27; test_maps.py has m by its definition."""
-    f, shape = Conv2d(kernel, *channels), (*image, channels[0])
-    m = np.broadcast_to(f.multiple(shape), f.weight_shape)
-    np.testing.assert_array_equal(f.multiple_by_definition(ops, shape), m)
+    for channels in ((1, 1), (2, 2), (1, 2)):
+        f, shape = Conv2d(kernel, *channels), (*image, channels[0])
+        m = np.broadcast_to(f.multiple(shape), f.weight_shape)
+        np.testing.assert_array_equal(f.multiple_by_definition(ops, shape), m, str(channels))
 
 
 # ---------------------------------------------------------------- kernels of two sizes (A.4)

@@ -75,9 +75,9 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
             call()
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3, 16])
 def test_the_number_of_threads_does_not_change_a_bit(channels):
-    ops, (layer, p, x) = get_ops("numba"), case((6, 5, channels), samples=23)
+    ops, (layer, p, x) = get_ops("numba"), case((6, 8, channels), samples=23)
 
     def results():
         z, _, cache = layer.forward(ops, p, x)

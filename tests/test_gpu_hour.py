@@ -78,6 +78,8 @@ def test_training_waits_for_all_of_mnist(monkeypatch, tmp_path):
 
 
 def step(name, code, limit=20, **options):
+    """Of a program that ends at SIGINT, which a shell may have ignored."""
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     command = [sys.executable, "-c", code, f"{OUT}/{name}"]
     return Step(name, limit, command, command, **options)
 

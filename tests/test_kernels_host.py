@@ -61,22 +61,17 @@ def test_kernels_do_what_the_definition_says(ops, name):
         hold(ops, name, OVERRIDES[name](np.random.default_rng(seed), dtype, size))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_take_strided_and_transposed_arguments_and_no_samples(ops, name):
+def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops, name):
     for size in TWO_SIZES:
         for layout in (every_second, transposed):
             hold(ops, name, OVERRIDES[name](np.random.default_rng(1), np.float64, size), layout)
-    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
-        hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", NAMES)
-def test_nan_spreads_as_defined(ops, name):
-    for size in TWO_SIZES:
         call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
         assert_nan_spreads_as_defined(ops, name, call, in_order(ops.device.guarded))
         ops.device.check(name)
+    for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
+        hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
 
 
 @pytest.mark.parametrize("draw", ["uniform", "normal", "rademacher"])
@@ -206,10 +201,12 @@ def test_a_launch_expands_numbers_and_strides(ops):
 
 
 def under_sanitizers(folder, *patch):
-    """host_kernels.py as a program: all kernels, in a process that starts with the sanitizers."""
+    """host_kernels.py as a program: all kernels, compiled before the sanitizers slow a compiler."""
     runtime = subprocess.getoutput("g++ -print-file-name=libasan.so")
     if not Path(runtime).is_absolute():
         pytest.skip("g++ has no AddressSanitizer")
+    text_of = host_kernels.patched(*patch) if patch else source.source
+    host_kernels.compile_all(folder, host_kernels.SANITIZE, text_of)
     options = "detect_leaks=0:detect_stack_use_after_return=0"  # fibers have stacks of their own
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
     command = [sys.executable, "-m", host_kernels.__name__, str(folder), *patch]

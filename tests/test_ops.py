@@ -9,7 +9,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import numba
 import numpy as np
 import pytest
 from support.operation_calls import (
@@ -27,6 +26,7 @@ from support.operation_cases import OVERRIDES
 from support.operation_cases_layers import ALPHA
 from support.operation_cases_steps import call_linalg_matmul_add
 from support.operation_values import OperationValues
+from support.threads import assert_threads_change_no_bit
 
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.ops import BACKENDS, RandomKey, get_ops
@@ -145,6 +145,7 @@ NOT_THIN = [(1023, 8, 8), (1500, 3, 8), (1500, 16, 68), (1500, 9, 9)]
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("sizes", [*THIN, *NOT_THIN], ids=str)
+@pytest.mark.usefixtures("alone")
 def test_products_of_tall_arrays(sizes, dtype):
     rows, inner, columns = sizes
     rng = np.random.default_rng(4)
@@ -162,15 +163,10 @@ def test_products_of_tall_arrays(sizes, dtype):
         np.testing.assert_array_equal(NUMBA.linalg.matmul(left, right), out)
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
 def test_products_of_tall_arrays_do_not_depend_on_threads():
-    rng, before = np.random.default_rng(5), numba.get_num_threads()
+    rng, matmul = np.random.default_rng(5), NUMBA.linalg.matmul
     a, c = (rng.standard_normal((3001, n)).astype(np.float32) for n in (18, 16))
-    two = NUMBA.linalg.matmul(a, c[:18]), NUMBA.linalg.matmul(a.T, c)
-    numba.set_num_threads(1)
-    one = NUMBA.linalg.matmul(a, c[:18]), NUMBA.linalg.matmul(a.T, c)
-    numba.set_num_threads(before)
-    assert all(map(np.array_equal, one, two))
+    assert_threads_change_no_bit(lambda: (matmul(a, c[:18]), matmul(a.T, c)))
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):

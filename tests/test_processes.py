@@ -51,9 +51,14 @@ Trainer.training_step = step
 run_script(command.main)
 """
 # Every command of a list, one after another in one process: most of the time such a process starts.
-SEVERAL = COMMAND.replace(
-    "run_script(command.main)", "[command.main([*map(str, words)]) for words in eval(sys.argv[1])]"
-)
+IN_TURN = """
+for sys.argv[1:] in eval(sys.argv[1]):
+    try:
+        run_script(command.main)
+    except SystemExit as end:
+        print("status", end.code)
+"""
+SEVERAL = COMMAND.replace("run_script(command.main)", IN_TURN)
 SMALL = ["--backend", "numpy", "--batch-size", "12", "--warmup-epochs", "1", "--lr", "1e-3"]
 GLOW = [word for name, value in SMALL_GLOW.items() for word in (f"--{name}", value)]
 LIMIT = 10  # seconds in which all processes have ended after one of them has
@@ -62,8 +67,7 @@ TIGHT = 1e-12
 
 def train(size, path, *arguments, limit=180, **environment):
     """(exit status, output, errors) of a small run in so many processes."""
-    process = launch(size, path, *arguments, **environment)
-    return processes.finish(process, limit)
+    return processes.finish(launch(size, path, *arguments, **environment), limit)
 
 
 def launch(size, path, *arguments, **environment):
@@ -85,10 +89,9 @@ def trained(size, path, *arguments, **environment):
 
 def all_trained(size, runs):
     """What so many processes print that train one run after another: (folder, arguments …)."""
-    words = [[*SMALL, "--out", str(path), *arguments] for path, *arguments in runs]
-    process = processes.start(size, ["-c", SEVERAL, repr(words)])
-    status, output, errors = processes.finish(process)
-    assert status == 0, errors[-2000:]
+    words = [[*SMALL, "--out", str(path), *map(str, arguments)] for path, *arguments in runs]
+    status, output, errors = processes.finish(processes.start(size, ["-c", SEVERAL, repr(words)]))
+    assert status == 0 and "status" not in output, errors[-2000:]
     return output
 
 
@@ -229,7 +232,8 @@ FAILURES = {
 def test_one_rank_that_fails_ends_all_with_its_own_line(tmp_path, failure, alone):
     """The other one waits for it in a sum. What was saved before is whole."""
     action, status, said = FAILURES[failure]
-    environment = {"RANK": "1", "STEP": "9", "ACTION": action}
+    at_once = "from snfnp.processes import launching; launching._FAIL_TIMEOUT = 0.1"
+    environment = {"RANK": "1", "STEP": "9", "ACTION": f"{at_once}; {action}"}
     found, _, errors = train(2, tmp_path / "run", "--epochs", "2", **environment)
     assert found == status and errors.removeprefix("error: ").startswith(said)
     assert ("Traceback" in errors) == (failure == "mistake")
@@ -277,21 +281,22 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
 # ---------------------------------------------------------------- wrong use, one line each
 
 WRONG = {
-    "an unknown option": (2, ["--nonsense"], "unrecognized arguments: --nonsense"),
-    "a batch that is too small": (2, ["--batch-size", "1"], "has too few images for 2 processes"),
-    "a batch that does not divide": (3, ["--batch-size", "20"], "does not divide by 3 processes"),
-    "both ways to start": (2, ["--processes", "2"], "and mpiexec has started 2 already: leave one"),
-    "nothing to go on with": (2, ["--resume"], "is no run folder"),
+    "--nonsense": "unrecognized arguments: --nonsense",
+    "--batch-size 1": "has too few images for 2 processes",
+    "--batch-size 21": "does not divide by 2 processes",
+    "--processes 2": "and mpiexec has started 2 already: leave one",
+    "--resume": "is no run folder",
 }
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_one_line(tmp_path, case):
-    size, arguments, said = WRONG[case]
-    status, output, errors = train(size, tmp_path / "run", *arguments)
-    assert status == 2 and not output.strip()
-    assert re.fullmatch(f"error: .*{re.escape(said)}.*\n", errors), errors
+def test_wrong_use_is_one_line(tmp_path):
+    """One after another: all ranks fail alike, and none of them ends the others."""
+    words = [[*SMALL, "--out", str(tmp_path / "run"), *options.split()] for options in WRONG]
+    status, output, errors = processes.finish(processes.start(2, ["-c", SEVERAL, repr(words)]))
+    assert (status, output) == (0, 2 * len(WRONG) * "status 2\n"), errors
+    for line, said in zip(errors.splitlines(), WRONG.values(), strict=True):
+        assert re.fullmatch(f"error: .*{re.escape(said)}.*", line), errors
     assert not (tmp_path / "run").exists()
 
 

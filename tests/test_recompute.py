@@ -193,6 +193,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_depth_costs_no_activation_memory(ops, kind):
     """Above 4 layers, 20 more do not add a single activation; stored, each adds one or more."""

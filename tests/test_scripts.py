@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snfnp.cli import train as learn
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,13 +32,6 @@ def start(environment, name, *arguments):
     return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
-def run(environment, name, *arguments, status=0):
-    process = start(environment, name, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == status and "Traceback" not in err, f"{out}\n{err}"
-    return out, err
-
-
 # Runs each of the commands on standard input as if it were alone, and tells what came of it.
 ONE_AFTER_ANOTHER = """
 import contextlib, io, json, runpy, sys
@@ -47,7 +42,8 @@ for path, *arguments in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         with contextlib.redirect_stderr(io.StringIO()) as err:
             try:
-                runpy.run_path(path, run_name="__main__")
+                run = runpy.run_path if path.endswith(".py") else runpy.run_module
+                run(path, run_name="__main__")
             except SystemExit as end:
                 status = end.code or 0
     results.append((status, out.getvalue(), err.getvalue()))
@@ -55,25 +51,28 @@ print(json.dumps(results))
 """
 
 
-def run_all(environment, *commands):
-    """(exit status, output, errors) of each (script, arguments …): all of them in one process, for
-    those that would take longest to start."""
+def run_all(environment, *commands, cwd=ROOT):
+    """(exit status, output, errors) of each (script or module, arguments …): all of them in one
+    process, for those that would take longest to start."""
     folder = ROOT / "scripts"
+    paths = f"{folder}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    placed = ((folder / name if ".py" in name else name, *words) for name, *words in commands)
     done = subprocess.run(
         [sys.executable, "-c", ONE_AFTER_ANOTHER],
-        input=json.dumps([[*map(str, (folder / name, *words))] for name, *words in commands]),
-        env={**environment, "PYTHONPATH": str(folder)},
+        input=json.dumps([[*map(str, words)] for words in placed]),
+        env={**environment, "PYTHONPATH": paths.rstrip(os.pathsep)},
         capture_output=True,
         text=True,
         timeout=240,
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def outputs(environment, *commands):
+def outputs(environment, *commands, **how):
     """What commands print that succeed."""
-    results = run_all(environment, *commands)
+    results = run_all(environment, *commands, **how)
     for status, out, err in results:
         assert status == 0 and "Traceback" not in err, f"{out}\n{err}"
     return [out for _, out, _ in results]
@@ -83,7 +82,9 @@ def outputs(environment, *commands):
 def finished(environment, tmp_path_factory):
     """A finished run of two epochs, and what it printed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    out, err = run(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    process = start(environment, "train_mnist.py", "--epochs", 2, "--out", folder)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "Traceback" not in err, f"{out}\n{err}"
     return Path(re.search("run folder (.*)", out).group(1)), out, err
 
 
@@ -113,12 +114,20 @@ def test_the_run_folder_is_complete(finished):
         assert width > 400 and height > 300
 
 
-def test_evaluate_prints_a_ledger_that_adds_up(environment, finished):
-    folder, trained, _ = finished
-    of_validation = ("--seed", 1, "--split", "validation")
-    out, other = outputs(
-        environment, ("evaluate.py", folder), ("evaluate.py", folder, *of_validation)
-    )
+@pytest.fixture(scope="session")
+def looks(environment, finished, tmp_path_factory):
+    """Commands that look at the finished run, and what they print."""
+    folder, pictures = finished[0], tmp_path_factory.mktemp("pictures")
+    commands = [("evaluate", folder), ("angle", folder, "--images", 200)]
+    commands.append(("evaluate", folder, "--seed", 1, "--split", "validation"))
+    for inverse, temperature in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
+        options = ("--inverse", inverse, "--temperature", temperature)
+        commands.append(("sample", folder, *options, "--out", pictures / f"{len(commands)}.png"))
+    return commands, outputs(environment, *((f"{name}.py", *words) for name, *words in commands))
+
+
+def test_evaluate_prints_a_ledger_that_adds_up(finished, looks):
+    trained, (out, _, other, *_) = finished[1], looks[1]
     rows = dict(re.findall(r"^(\w[\w() ]*?) {2,}(-?[\d.]+) +-?[\d.]+$", out, re.M))
     total = float(rows.pop("log p(x)"))
     assert {"base density", "scale", "logit", "dense1", "activation1", "dense2"} <= set(rows)
@@ -129,39 +138,26 @@ def test_evaluate_prints_a_ledger_that_adds_up(environment, finished):
     assert "dequantisation seed 1" in other and "1,000 validation images" in other
 
 
-def test_the_packages_commands_are_the_scripts(environment, finished, tmp_path):
+def test_the_packages_commands_are_the_scripts(environment, looks, tmp_path):
     """As a wheel has them: `python -m snfnp`, from another folder than the checkout."""
-    folder, _, _ = finished
-    picture = tmp_path / "samples.png"
-    commands = [("evaluate", folder), ("angle", folder, "--images", 50)]
-    commands.append(("sample", folder, "--count", 4, "--out", picture))
-    found = outputs(environment, *((f"{name}.py", *words) for name, *words in commands))
+    commands, found = ([part[i] for i in (0, 1, 3)] for part in looks)
+    picture = commands[2][-1]
     drawn = picture.read_bytes()
     picture.unlink()
-    for words, out in zip(commands, found, strict=True):
-        command = [sys.executable, "-m", "snfnp", *map(str, words)]
-        how = {"env": environment, "capture_output": True, "text": True, "timeout": 240}
-        done = subprocess.run(command, cwd=tmp_path, **how)
-        assert (done.returncode, done.stdout) == (0, out), done.stderr
+    own = (("snfnp", *words) for words in commands)
+    assert outputs(environment, *own, cwd=tmp_path) == found
     assert picture.read_bytes() == drawn
 
 
-def test_angle_prints_one_row_per_learned_layer(environment, finished):
-    out, _ = run(environment, "angle.py", finished[0], "--images", 200)
+def test_angle_prints_one_row_per_learned_layer(looks):
+    out = looks[1][1]
     rows = re.findall(r"^(dense\d) +([\d.]+)° +([\d.]+)° +([\d.e+-]+) +([\d.e+-]+)$", out, re.M)
     assert [row[0] for row in rows] == ["dense1", "dense2"]
     assert all(0 < float(angle) < 45 for row in rows for angle in row[1:3])
 
 
-def test_sample_writes_a_picture(environment, finished, tmp_path):
-    folder, _, _ = finished
-    pictures, commands = [tmp_path / f"{index}.png" for index in range(3)], []
-    ways = (("learned", 1.0), ("exact", 1.0), ("learned", 0.5))
-    for picture, (inverse, temperature) in zip(pictures, ways, strict=True):
-        options = ("--inverse", inverse, "--temperature", temperature, "--out", picture)
-        commands.append(("sample.py", folder, *options))
-    outputs(environment, *commands)
-    contents = {picture.read_bytes() for picture in pictures}
+def test_sample_writes_a_picture(looks):
+    contents = {words[-1].read_bytes() for words in looks[0][3:]}
     assert len(contents) == 3
     assert all(content.startswith(b"\x89PNG") for content in contents)
 
@@ -183,6 +179,10 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
 
 def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
     folder, broken, train = finished[0], tmp_path / "broken", "train_mnist.py"
+    exact, data = str(tmp_path / "exact"), str(tmp_path / "rows.npy")
+    np.save(data, np.random.default_rng(0).normal(size=(60, 3)))
+    few_steps = ("--epochs", "1", "--batch-size", "20", "--gradient", "exact")
+    learn.main([data, *few_steps, "--backend", "numpy", "--out", exact])
     broken.mkdir()
     for name in ("train", "t10k"):
         (broken / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(30))
@@ -192,25 +192,18 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         (train, ["--data-dir", str(broken)], 1, str(broken)),
         (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
         ("evaluate.py", [str(tmp_path)], 2, "is no run folder"),
+        ("sample.py", [exact], 2, "learned no inverse: use exact=True (--inverse exact)"),
+        ("angle.py", [exact], 2, "without learned inverses"),
+        ("train_imagenet32.py", ["--data-dir", tmp_path, "--out", "x"], 2, "of ImageNet32; "),
         ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
     ]
     results = run_all(environment, *((name, *words) for name, words, *_ in cases))
-    for (name, arguments, expected, message), (status, _, err) in zip(cases, results, strict=True):
-        assert status == expected and "Traceback" not in err, f"{name} {arguments}: {err}"
+    for (name, words, expected, message), (status, out, err) in zip(cases, results, strict=True):
+        assert status == expected and "Traceback" not in err, f"{name} {words}: {err}"
+        assert not out, f"{name} {words}: {out}"
         lines = [line for line in err.splitlines() if "error: " in line]
-        assert len(lines) == 1 and message in lines[0], f"{name} {arguments}: {err}"
+        assert len(lines) == 1 and message in lines[0], f"{name} {words}: {err}"
         assert len(err.splitlines()) <= 2, err  # training may say first which images it has
-
-
-def test_an_exact_run_has_no_learned_inverse(environment, tmp_path):
-    folder = tmp_path / "run"
-    few_steps = ("--epochs", 1, "--batch-size", 1000)
-    run(environment, "train_mnist.py", *few_steps, "--gradient", "exact", "--out", folder)
-    both = run_all(environment, ("sample.py", folder), ("angle.py", folder))
-    (first, _, of_sample), (second, out, of_angle) = both
-    assert (first, second, out) == (2, 2, "")
-    assert "learned no inverse" in of_sample and "--inverse exact" in of_sample
-    assert "without learned inverses" in of_angle
 
 
 def test_a_small_glow_on_colour_images_of_ones_own(environment, tmp_path):
@@ -219,15 +212,11 @@ def test_a_small_glow_on_colour_images_of_ones_own(environment, tmp_path):
     size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
     own = ("--backend", "numpy", "--out", folder)  # which has no kernels to compile
     train = ("train_cifar10.py", "--data", data, *size, *own)
-    out, _ = run(environment, *train)
+    out, ledger = outputs(environment, train, ("evaluate.py", folder))
     assert "glow 3L-1K width 8" in out
-    ledger, _ = run(environment, "evaluate.py", folder)
     assert "split1 base density" in ledger and "split2 base density" in ledger
     record = json.loads((folder / "config.json").read_text())
     assert record["data"]["shape"] == [32, 32, 3] and record["config"]["augment"] is True
-    other = ("train_imagenet32.py", "--data-dir", tmp_path, "--out", "x")
-    _, err = run(environment, *other, status=2)
-    assert len(err.strip().splitlines()) == 1 and "imagenet32" in err.lower()
 
 
 SCRIPTS = sorted(
@@ -249,16 +238,3 @@ def test_help_explains_every_option(environment):
             --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume
             --eval-every --dtype --data --graph --tf32"""
             assert set(expected.split()) <= set(options)
-
-
-def test_the_benchmark_prints_and_writes_its_figures(environment, tmp_path):
-    file = tmp_path / "figures.json"
-    out, _ = run(environment, "benchmark.py", "fc", "--quick", "--json", file)
-    results = json.loads(file.read_text())
-    steps = results["fc"]["steps"]
-    gradients = {"self-normalizing", "exact", "relative"}
-    others = {"variational", "self-normalizing, white"}
-    assert {row["step"] for row in steps} == gradients | others
-    times = (*steps, *results["fc"]["renewals"])
-    assert all(0 < row["min ms"] <= row["median ms"] for row in times)
-    assert "sgemm" in out and "share" in out

@@ -20,6 +20,7 @@ FLOATS = [np.float64, np.float32]
 SHAPE = (5, 7, 1)  # 35 pixels: more than one task of a kernel, and the second is not full
 LAYER = RationalQuadraticSpline()
 PARAMETERS = ("widths", "heights", "slopes")
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def parameters(spread=1.0, shape=SHAPE, layer=LAYER, seed=0, dtype=np.float64):

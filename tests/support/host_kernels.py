@@ -30,7 +30,8 @@ HEADER = Path(__file__).with_name("hostcuda.h")
 # Contraction of a·b + c as on a GPU, where this CPU has the instruction.
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=fast")
 FLAGS += ("-D_FORTIFY_SOURCE=2",)  # everywhere, as some compilers define it by themselves
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")  # lines
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE += ("-g1", "-O0")  # lines; compiling would take longer than running
 GUARD = 64  # bytes on both sides of an array
 # One of these is in all bytes of an array's guards: numbers from 12 to 1e16, or from 2e6 to 1e127.
 # Neighbours have different ones, so that a value that is read outside and stored outside shows.
@@ -71,11 +72,11 @@ class Launcher(launch.Launcher):
         return self._libraries[group]
 
 
-def compile_all(folder: Path, flags=()) -> None:
+def compile_all(folder: Path, flags=(), text_of=source.source) -> None:
     """Compile what is not in the folder yet, two groups at a time."""
     groups = source.groups()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda g: compile_group(g, source.source(g), folder, flags), groups))
+        list(pool.map(lambda g: compile_group(g, text_of(g), folder, flags), groups))
 
 
 def compile_group(group: str, text: str, folder: Path, flags=()) -> Path:
@@ -213,11 +214,10 @@ def host_ops(launcher: Launcher, guard: int = GUARD) -> Ops:
 
 
 def run_all(ops: Ops, sizes=SIZES) -> None:
-    """Every case of the table, and what launches kernels without being an operation on arrays."""
+    """Every case of the table, each size in one type, and other launches of kernels."""
     for name, case in OVERRIDES.items():
-        for dtype in FLOATS:
-            for size in sizes:
-                hold(ops, name, case(np.random.default_rng(0), dtype, size))
+        for dtype, size in zip(FLOATS * len(sizes), sizes, strict=False):
+            hold(ops, name, case(np.random.default_rng(0), dtype, size))
     hold_scalars(ops)
     hold_images(ops)
 

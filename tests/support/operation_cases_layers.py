@@ -426,13 +426,15 @@ def call_causal_inverse(rng, dtype, size):
     return Call((z, k, reverse), bounds=(bound,), strided=(0, 1))
 
 
+SPLINE = (10.0, 1e-3)  # bound and eps
+LONG = 1031  # of more pixels, a thread that is simulated takes long
+
+
 def spline_parameters(rng, dtype, size):
-    bins = 5 if size in SIZES else int(rng.integers(2, 9))
+    """Of as many bins as the models' splines have, 5 or 8, or of any number."""
+    bins = 5 if size in SIZES else 8 if size[-1] == LONG else int(rng.integers(2, 9))
     sizes = (bins, bins, bins - 1)
     return [(0.3 * rng.standard_normal((*size[1:], n))).astype(dtype) for n in sizes]
-
-
-SPLINE = (10.0, 1e-3)  # bound and eps
 
 
 def call_spline_knots(rng, dtype, size):
@@ -485,8 +487,8 @@ def call_spline_inverse(rng, dtype, size):
 
 def call_spline_backward(rng, dtype, size):
     pixels = math.prod(size[1:])
-    if pixels > 1000:  # a thread that is simulated takes long
-        size = (size[0], 1031)
+    if pixels > LONG:
+        size = (size[0], LONG)
     x, knots, factors = spline_call(rng, dtype, size)
     bins = knots.shape[1] - 1
     dy = rng.standard_normal(size).astype(dtype)
