@@ -28,7 +28,7 @@ _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _CLEARLY = 1.5  # times as long: rounding of BLAS depends on its threads, so a little is no reason
 _TRIALS, _TRIAL_SECONDS = 6, 2.0  # of `choose`: turns at most, and until no further one begins
 _in_force = {"blas_timeout_in_time": True}
-_asked: list[int] = []  # by --threads
+asked: list[int] = []  # by --threads
 
 
 def configure_blas() -> None:
@@ -106,15 +106,15 @@ def share_cores(processes: int = 1) -> None:
     BLAS and Numba then have as many threads as there are cores for each, or as few as the
     environment says; or as many as `ask` was told.
     """
-    if _asked:
-        limit(*_asked, more=True)
+    if asked:
+        limit(*asked, more=True)
     elif processes > 1 or not _stated():
         limit(max(1, int(min(len(cores()), quota())) // processes))
 
 
 def ask(count: int) -> None:
     """Have so many threads whatever there is; for every `get_ops` from now on."""
-    _asked[:] = [count]
+    asked[:] = [count]
 
 
 def limit(count: int, more: bool = False) -> None:
@@ -140,7 +140,7 @@ def choose(work: Callable[[], None]) -> str:
     else the machine does meanwhile slows both.
     """
     count = most()
-    if count == 1 or _asked or _stated():
+    if count == 1 or asked or _stated():
         return ""
     seconds, begun = {count: 0.0, 1: 0.0}, time.perf_counter()
     for _ in range(_TRIALS):

@@ -1,10 +1,12 @@
 """The first run on a machine: what is compiled is said, takes no step's time, and can be ended."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +54,38 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops)
     assert "compiled 2 kernels in 1 s" in said
     assert summary["training_seconds"] < _SECONDS
     assert run.read_metrics()[0]["seconds"] < _SECONDS
+
+
+_KERNELS = """
+import gc
+from numba.core.registry import CPUDispatcher
+from support.trainers import run_training, small_dataset
+from snfnp.training.runs.checkpointer import Checkpointer
+
+def ready():
+    found = (each for each in gc.get_objects() if isinstance(each, CPUDispatcher))
+    return {(each.py_func.__qualname__, str(of)) for each in found for of in each.signatures}
+
+known, saved = [], Checkpointer.save
+def save(*arguments, **named):
+    known.append(ready())
+    saved(*arguments, **named)
+
+Checkpointer.save = save
+for model in ("fc", "conv"):
+    known.clear()
+    run_training(model, small_dataset(side=8), model=model, epochs=2)
+    print(len(known), len(known[0]) > 10, sorted(known[-1] - known[0]))
+"""
+
+
+def test_nothing_is_compiled_after_the_rehearsal(tmp_path):
+    """From the first checkpoint, before the first step, to the one after the last evaluation."""
+    tests = str(Path(__file__).parent)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(tests).parent), tests))}
+    how = {"cwd": tmp_path, "env": variables, "text": True, "timeout": 300}
+    found = subprocess.check_output([sys.executable, "-c", _KERNELS], **how)
+    assert found.splitlines() == ["3 True []"] * 2
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])

@@ -78,6 +78,15 @@ def test_a_character_nobody_thought_of_is_escaped(said):
         assert out == f"a {snowman} \\udcff\n"
 
 
+def test_every_line_is_in_a_log_file_at_once(monkeypatch, tmp_path):
+    """Whoever waits for a run, and after a run that was killed; then the file is as it was."""
+    found, path = [], tmp_path / "log"
+    with open(path, "w") as log, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", log)
+        assert terminal.run(lambda: found.append((print("a line"), path.read_text())[1])) == 0
+        assert found == ["a line\n"] and not log.line_buffering
+
+
 # ---------------------------------------------------------------- pipes and disks
 
 

@@ -13,7 +13,7 @@ from support.ranks import on_ranks
 
 from snfnp import threads
 from snfnp.errors import UsageError
-from snfnp.ops.host import ranks_on_shared_cores
+from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 
 _PRINT = """
 {before}
@@ -216,10 +216,22 @@ def test_a_few_steps_say_whether_one_thread_is_faster(monkeypatch, slower, setti
     assert set(used) <= {1, 4}
 
 
+@pytest.mark.parametrize("asked, limits", [([], [3]), ([2], [])])
+def test_a_run_that_goes_on_has_its_threads_or_those_that_are_asked_for(monkeypatch, asked, limits):
+    found = []
+    monkeypatch.setattr(threads, "asked", asked)
+    monkeypatch.setattr(threads, "limit", found.append)
+    device = HostDevice("numpy")
+    device.limit_threads({"blas": [{"num_threads": 3}], "numba_threads": 2})
+    assert found == limits
+
+
 def test_threads_are_as_many_as_were_asked_for(snfnp_train, monkeypatch):
-    monkeypatch.setattr(threads, "_asked", [])
-    with pytest.raises(UsageError, match="--threads is 0: it must be at least 1"):
-        snfnp_train("--threads", 0)
+    monkeypatch.setattr(threads, "asked", [])
+    most = len(threads.cores())
+    for count in (0, most + 1):
+        with pytest.raises(UsageError, match=f"--threads is {count}: choose from 1 to {most}, the"):
+            snfnp_train("--threads", count)
     script = _PRINT.format(before="from snfnp import threads; threads.ask(1)")
     script += "print(found['numba_threads'], *(pool['num_threads'] for pool in found['blas']))"
     variables = {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}

@@ -31,8 +31,8 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             given["data"] = path
         processes = given.pop("processes", 1)
         if (count := given.pop("threads", None)) is not None:
-            if count < 1:
-                raise UsageError(f"--threads is {count}: it must be at least 1")
+            if count not in range(1, (most := len(threads.cores())) + 1):
+                raise UsageError(f"--threads is {count}: choose from 1 to {most}, the cores here")
             threads.ask(count)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)

@@ -79,9 +79,10 @@ class HostDevice:
         return threads.choose(work) if alone else ""
 
     def limit_threads(self, described: dict) -> None:
-        """Have no more threads than `threads.describe` once said, so that results are the same."""
+        """Have no more threads than `threads.describe` once said, so that results are the same, if
+        nobody has said how many."""
         counts = [pool["num_threads"] for pool in described.get("blas", ())]
-        if counts:
+        if counts and not threads.asked:
             threads.limit(max(*counts, described.get("numba_threads", 1)))
 
     def run_async(self, function, *arguments, **named) -> None:

@@ -29,18 +29,19 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 @contextmanager
 def plain_output() -> Iterator[None]:
-    """Put words in the place of characters that the encoding of an output does not have."""
+    """Put words in the place of characters that an output's encoding does not have, and write every
+    line at once: a log file is read while a run goes on, and after one that was killed."""
     codecs.register_error("snfnp.plain", _plain)
     streams = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
-    before = [(stream, stream.errors) for stream in streams]
+    before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
-        stream.reconfigure(errors="snfnp.plain")
+        stream.reconfigure(errors="snfnp.plain", line_buffering=True)
     try:
         yield
     finally:
         with suppress(OSError, ValueError):  # closed: who prints the next line is told
-            for stream, errors in before:
-                stream.reconfigure(errors=errors)
+            for stream, errors, by_line in before:
+                stream.reconfigure(errors=errors, line_buffering=by_line)
 
 
 @plain_output()

@@ -1,7 +1,6 @@
 """Training: the loop over steps and epochs. A step is in `trainer.py`."""
 
 import shlex
-import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
@@ -103,10 +102,11 @@ def train(
                 checkpoints.go_on(resume == "best", report)
                 ops.device.limit_threads(record.get("threads", {}))
             report(_introduction(config, flow, trainer, dataset, ops, run))
-            sys.stdout.flush()  # a signal may end the process
-            _rehearse(trainer, evaluator, batches, dataset, report, choose=not resume)
+            chosen = _rehearse(trainer, evaluator, batches, dataset, choose=not resume)
             if not resume:
                 checkpoints.start(describe_run(config, flow, dataset, ops, world.size))
+        if chosen:
+            report(chosen)
         try:
             metrics = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
@@ -120,16 +120,17 @@ def train(
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
-def _rehearse(trainer, evaluator, batches, dataset, report, choose: bool) -> None:
+def _rehearse(trainer, evaluator, batches, dataset, choose: bool) -> str:
     """Let everything be compiled and recorded before a clock runs, and threads be chosen: a step
-    and an evaluation that leave no trace."""
-    if trainer.step == trainer.config.epochs * trainer.steps_per_epoch:
-        return
-    with suppress(SnfnpError), trainer.rehearsal(batches(trainer.step)) as step:
-        trainer.renew(batches)
-        if chosen := trainer.ops.device.prepare(step, choose and trainer.world.size == 1):
-            report(chosen)
-    evaluator.rehearse(dataset.validation)
+    and an evaluation that leave no trace. A line on that choice, or ""."""
+    chosen = ""
+    if trainer.step < trainer.config.epochs * trainer.steps_per_epoch:
+        with suppress(SnfnpError):
+            with trainer.rehearsal(batches(trainer.step)) as step:
+                trainer.renew(batches)
+                chosen = trainer.ops.device.prepare(step, choose and trainer.world.size == 1)
+            evaluator.rehearse(dataset.validation)
+    return chosen
 
 
 def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) -> bool:

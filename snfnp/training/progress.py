@@ -1,7 +1,6 @@
 """The progress that training prints, and the time that its steps take."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -74,7 +73,6 @@ def compilations_shown(ops, report: Callable[[str], None]) -> Iterator[None]:
         kernels, seconds = kernels + count, seconds + time.perf_counter() - begun
         if line is None and seconds > _MOMENT:
             report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
-            sys.stdout.flush()  # a log file is to say so now
             hidden = report is silent or None
             line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
         if line is not None:
