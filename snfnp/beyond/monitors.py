@@ -43,7 +43,7 @@ class Inspection:
     """
 
     def __init__(self, trainer: Trainer, images_of: Callable):
-        self._trainer, self._images_of = trainer, images_of
+        self._trainer, self._images_of, self._ops = trainer, images_of, trainer.ops.definitions
         self._layers = trainer.flow.learned_inverses()
         self._moments: dict[str, SmallestSecondMoment] = {}
         self._warned: set[tuple[str, str]] = set()
@@ -52,7 +52,7 @@ class Inspection:
         """Itself, for `Likelihood.evaluate` to call with every layer's input; images: how many it
         gets. None: no layer asks for it."""
         self._moments = {
-            name: SmallestSecondMoment(self._trainer.ops, layer.map, images)
+            name: SmallestSecondMoment(self._ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
             if stable_above(layer.rule) is not None
         }
@@ -79,7 +79,7 @@ class Inspection:
         """
         if not self._layers:
             return {}
-        ops, params, lam = self._trainer.ops, likelihood.params, self._trainer.lam_by_layer()
+        ops, params, lam = self._ops, likelihood.params, self._trainer.lam_by_layer()
         ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
         angles = self._angles(params, lam)
         layers = {}
@@ -145,11 +145,11 @@ class Inspection:
 
     def _on_batches(self, count: int, params, lam) -> tuple:
         """The arguments of `gradients` for the batches of the next steps, with their noise."""
-        trainer, first = self._trainer, self._trainer.step
+        trainer, ops, first = self._trainer, self._ops, self._trainer.step
         seed, parts = trainer.config.seed, []
         for step in range(first, first + count):
             noise = RandomKey(seed, TRAINING_NOISE, step)
-            x, _ = trainer.flow.encode(trainer.ops, self._images_of(step), noise, np.float64)
+            x, _ = trainer.flow.encode(ops, self._images_of(step), noise, np.float64)
             parts.append(x)
-        x, key = trainer.ops.xp.concatenate(parts), RandomKey(seed, 0, first)
-        return trainer.ops, trainer.flow, params, x, lam, key
+        x, key = ops.xp.concatenate(parts), RandomKey(seed, 0, first)
+        return ops, trainer.flow, params, x, lam, key

@@ -46,6 +46,12 @@ class Ops:
     run_async = property(attrgetter("device.run_async"))
     side_stream = property(attrgetter("device.side_stream"))
 
+    @property
+    def definitions(self):
+        """The definitions, on a CPU: for what is computed so seldom that kernels of its own would
+        take longer to compile than they save. On a GPU this backend itself."""
+        return self if self.asynchronous else assemble(self.device, DEFINITIONS)
+
     def __reduce__(self):
         """A recipe for copies and pickles: the same classes on the device that unpickling makes."""
         return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})

@@ -84,14 +84,14 @@ class Evaluator:
             raise DivergedError(f"{found}: {bits * scale:.4g} {unit} ({most})")
 
     def rehearse(self, images) -> None:
-        """Evaluate some images with the first parameters, and look at the layers, where that
-        compiles something."""
+        """Evaluate some images with the first parameters, where that compiles something; and on a
+        GPU look at the layers, which elsewhere is done without kernels."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]
             likelihood = trainer.likelihood(trainer.initial())
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
-            if trainer.world.rank == 0:
+            if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
 
     def describe(self, record: dict) -> str:
