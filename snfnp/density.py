@@ -76,8 +76,6 @@ class FlowDensity:
         self.patience = patience
         self.random_state = random_state
 
-    # ---------------------------------------------------------------- the protocol of estimators
-
     @classmethod
     def _names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
@@ -106,8 +104,6 @@ class FlowDensity:
         own = {"target_tags": known.TargetTags(required=False)}
         own["transformer_tags"] = known.TransformerTags()
         return known.Tags(estimator_type="density_estimator", **own)
-
-    # ---------------------------------------------------------------- training
 
     def fit(self, X, y=None) -> FlowDensity:
         """Train on rows X (N, D) of finite numbers, D from 1 on; y is ignored.
@@ -192,8 +188,6 @@ class FlowDensity:
         self.n_features_in_, self.n_iter_, self.config_ = len(moments[0]), step, config
         self.likelihood_ = Likelihood(get_ops(config.backend), flow, flow.layout, p)
         self._learned = flow.layout, moments, p
-
-    # ---------------------------------------------------------------- what was found
 
     def score_samples(self, X) -> np.ndarray:
         """log p(x) of each row, exact, in nats and in the units of X: (N,)."""

@@ -15,9 +15,8 @@ _FACTORIES = {
     "variational": "variational:Variational",
     # log_det, log_det_grad and solve of a convolution, as in `snfnp.maps.explicit`
     "block": "block_tridiagonal",
-    # refining a learned inverse until it is exact, and the rate at which that converges
+    # refining a learned inverse until it is exact
     "refined-inverse": "contraction:solve",
-    "rho": "contraction:rho",
     # convolutions of other papers, and the layers that they are made of
     "emerging": "emerging:emerging_layers",
     "conv-exponential": "conv_exponential:exponential_layers",

@@ -10,7 +10,7 @@ from support.gradients import layer_backward, moved
 from support.trainers import gradient_of, make_trainer
 from test_rules import RTOL, check_flow, log_normal, two_layers
 
-from snfnp.beyond.variational import Drawn, Noise, Variational, perturbed
+from snfnp.beyond.variational import Drawn, Noise, Variational
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, check_gradient
@@ -43,11 +43,12 @@ class EveryDirection(Variational):
     """P = D vectors ν = √D e_i: of second moments they have the mean that Gaussian ones have, and
     with both signs of every one so do the samples' gradients, which are quadratic in ε."""
 
-    def perturb(self, ops, *, f, p, x, z, key, first):
+    def perturb(self, ops, *, f, p, z, cache, key):
         nu = np.sqrt(D) * np.eye(D)
-        n = np.arange(len(x))
+        n = np.arange(len(z))
         signs = self.sigma * (-1.0) ** n
-        return z + signs[:, None] * (nu @ p["W"].T)[n // 2 % D], Drawn(nu, nu @ p["W"].T)
+        cache["noise"] = Drawn(nu, nu @ p["W"].T)
+        return z + signs[:, None] * cache["noise"].moved[n // 2 % D]
 
 
 def expected_gradients(ops, p, x, sigma=SIGMA):
@@ -55,7 +56,7 @@ def expected_gradients(ops, p, x, sigma=SIGMA):
     layer = Linear(Dense(D), EveryDirection(sigma, D))
     every = np.repeat(x, 2 * D, axis=0)  # each row with every vector and either sign
     z, _, cache = layer.forward(ops, p, every)
-    z = perturbed(layer, ops, p, z, cache, KEY)
+    z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
     dx, grads, _ = layer_backward(ops, layer, p, cache, -z / len(z), lam=layer.rule.lam)
     return grads
 
@@ -136,7 +137,8 @@ def test_a_wrong_rule_is_caught(ops, wrong, message, linear_map, shape):
 
 class NoNoise(Variational):
     def perturb(self, ops, *, z, **given):
-        return z, super().perturb(ops, z=z, **given)[1]
+        super().perturb(ops, z=z, **given)
+        return z
 
 
 def test_noise_that_is_not_that_of_the_cache_is_caught(ops):
@@ -148,7 +150,8 @@ def test_noise_does_not_widen_single_precision(ops):
     layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
     p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
     z, _, cache = layer.forward(ops, p, x)
-    arrays = (perturbed(layer, ops, p, z, cache, KEY), *cache["noise"][:2])
+    z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
+    arrays = (z, *cache["noise"][:2])
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
@@ -161,7 +164,8 @@ def test_parts_of_a_batch_have_their_shares_of_its_noise(ops, rng, cut):
 
     def of(part, first):
         own = {name: array[part] for name, array in cache.items()}
-        noisy = perturbed(layer, ops, p, z[part], own, KEY, first)
+        given = {"f": layer.map, "p": p, "z": z[part], "cache": own}
+        noisy = layer.rule.perturb(ops, **given, key=KEY, first=first)
         return noisy, layer_backward(ops, layer, p, own, dz[part], lam=layer.rule.lam)[1]["W"]
 
     noisy, grad = of(slice(None), 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,17 +29,39 @@ STOP = _EPS
 
 def log_det(ops, w, shape) -> float:
     """log|det T(w)| in nats. Raises SingularMatrixError."""
-    return factor(ops, w, shape).log_det
+    block, copies, _ = factor(ops, w, shape)
+    return copies * block.log_det
 
 
 def log_det_grad(ops, w, shape):
     """∂ log|det T(w)| / ∂w, like w: T(w)⁻ᵀ summed over each tap's positions (Eq. 13, term 2)."""
-    return factor(ops, w, shape).log_det_grad()
+    block, copies, turned = factor(ops, w, shape)
+    gradient = copies * block.log_det_grad()
+    return (gradient.swapaxes(0, 1) if turned else gradient).astype(w.dtype, order="C")
 
 
 def solve(ops, w, z):
     """x (N, H, W, C) with T(w) x = z. O(N H/p (pWC)²) beyond the factorisation."""
-    return factor(ops, w, z.shape[1:]).solve(z)
+    block, _, turned = factor(ops, w, z.shape[1:])
+    wide = z.astype(np.float64)
+    if turned:
+        wide = wide.swapaxes(1, 2)
+    samples, height, width, channels = wide.shape
+    h, w, _ = block.shape
+    split = (samples, height // h, h, width // w, w, channels)
+    order = (0, 1, 3, 2, 4, 5)  # independent rows or columns become samples of their own
+    parts = wide.reshape(split).transpose(order)
+    x = block.solve(parts.reshape(-1, h * w * channels)).reshape(parts.shape)
+    x = x.transpose(order).reshape(wide.shape)  # the order is its own inverse
+    return (x.swapaxes(1, 2) if turned else x).astype(z.dtype, order="C")
+
+
+class Factors(NamedTuple):
+    """T(w) as `copies` equal diagonal blocks, each factorised, image sides swapped if `turned`."""
+
+    block: _BlockLU | _DenseLU
+    copies: int
+    turned: bool
 
 
 def factor(ops, w, shape) -> Factors:
@@ -52,41 +75,7 @@ def factor(ops, w, shape) -> Factors:
         wide, sides = wide.swapaxes(0, 1), sides[::-1]
     reduced = (*sides, shape[2])
     factors = _BlockLU.of(ops, wide, reduced) or _DenseLU.of(ops, wide, reduced)
-    return Factors(factors, math.prod(shape[:2]) // math.prod(sides), turned, w.dtype)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """T(w) as `copies` equal diagonal blocks, each factorised, image sides swapped if `turned`."""
-
-    block: _BlockLU | _DenseLU
-    copies: int
-    turned: bool
-    dtype: np.dtype
-
-    @property
-    def log_det(self) -> float:
-        """log|det T(w)| in nats."""
-        return self.copies * self.block.log_det
-
-    def log_det_grad(self):
-        """∂ log|det T(w)| / ∂w, like w."""
-        gradient = self.copies * self.block.log_det_grad()
-        return (gradient.swapaxes(0, 1) if self.turned else gradient).astype(self.dtype, order="C")
-
-    def solve(self, z):
-        """x (N, H, W, C) with T(w) x = z."""
-        wide = z.astype(np.float64)
-        if self.turned:
-            wide = wide.swapaxes(1, 2)
-        samples, height, width, channels = wide.shape
-        h, w, _ = self.block.shape
-        split = (samples, height // h, h, width // w, w, channels)
-        order = (0, 1, 3, 2, 4, 5)  # independent rows or columns become samples of their own
-        parts = wide.reshape(split).transpose(order)
-        x = self.block.solve(parts.reshape(-1, h * w * channels)).reshape(parts.shape)
-        x = x.transpose(order).reshape(wide.shape)  # the order is its own inverse
-        return (x.swapaxes(1, 2) if self.turned else x).astype(z.dtype, order="C")
+    return Factors(factors, math.prod(shape[:2]) // math.prod(sides), turned)
 
 
 @dataclass(frozen=True)

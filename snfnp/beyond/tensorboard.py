@@ -28,7 +28,15 @@ def recording(run: RunFolder) -> Iterator[Callable[[dict], None]]:
     TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
     a point twice, and begin at the first epoch, even if earlier parts were trained without it.
     """
-    with closing(_new_writer(run)) as writer:
+    package, folder = require(), run.event_files
+    with explained(f"write {folder}", "remove it, or leave --tensorboard out"):
+        if folder.is_symlink():
+            raise OSError(0, "it is a symbolic link")
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):  # TensorBoard's own names
+            old.unlink()
+        writer = package.SummaryWriter(str(folder))
+    with closing(writer):
 
         def keep(record: dict) -> None:
             run.append_metrics(record)
@@ -46,17 +54,6 @@ def scalars(record: dict) -> dict[str, float]:
     for layer, figures in record.get("layers", {}).items():
         curves |= {f"{figure}/{layer}": value for figure, value in figures.items()}
     return curves
-
-
-def _new_writer(run: RunFolder):
-    package, folder = require(), run.event_files
-    with explained(f"write {folder}", "remove it, or leave --tensorboard out"):
-        if folder.is_symlink():
-            raise OSError(0, "it is a symbolic link")
-        folder.mkdir(exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):  # TensorBoard's own names
-            old.unlink()
-        return package.SummaryWriter(str(folder))
 
 
 def _write(writer, record: dict) -> None:

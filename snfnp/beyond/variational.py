@@ -59,14 +59,17 @@ class Variational(Rule):
         """1/(2σ²): the weight of the reconstruction error."""
         return 1 / (2 * self.sigma**2)
 
-    def perturb(self, ops, *, f, p, x, z, key, first=0):
-        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b, and the noise. key: of the
-        layer's random numbers in this step; first: the place of x[0] in the batch."""
+    def perturb(self, ops, *, f, p, z, cache, key, first=0):
+        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b; the noise goes into the
+        cache, as "noise". key: of the layer's random numbers in this step; first: the place of x[0]
+        in the batch."""
+        x = cache["x"]
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
         shares = _shares(len(x), self.vectors, self.sigma, first)
         step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
-        return z + step.reshape(z.shape), Drawn(nu, moved, first)
+        cache["noise"] = Drawn(nu, moved, first)
+        return z + step.reshape(z.shape)
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """The rule of `forward`, and, if the forward pass had noise, with E = T(R) T(W) ν:
@@ -92,14 +95,6 @@ class Variational(Rule):
         return result
 
 
-def perturbed(layer, ops, p, z, cache, key, first: int = 0):
-    """Output of a linear layer with its rule's noise, in place of z; the noise goes into the cache.
-    Arguments as in `Variational.perturb`."""
-    x = cache["x"]
-    z, cache["noise"] = layer.rule.perturb(ops, f=layer.map, p=p, x=x, z=z, key=key, first=first)
-    return z
-
-
 class Noise:
     """Noise of a training step in the outputs of layers with this rule: noise(place, z, cache).
 
@@ -113,8 +108,8 @@ class Noise:
         name, layer = self._layers[place]
         if not (layer.learns_inverse and isinstance(layer.rule, Variational)):
             return z
-        key, first = layer_key(self._key, place), self._key.first
-        return perturbed(layer, self._ops, self._params[name], z, cache, key, first)
+        p, how = self._params[name], {"key": layer_key(self._key, place), "first": self._key.first}
+        return layer.rule.perturb(self._ops, f=layer.map, p=p, z=z, cache=cache, **how)
 
 
 @cache

@@ -20,6 +20,7 @@ from snfnp.gradcheck.differences import (
 )
 from snfnp.layers import Layer, Whiten
 from snfnp.ops import RandomKey, get_ops
+from snfnp.ops.group import rows as flat
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
 _UNWRITTEN = "backward left its gradient (partly) unwritten or NaN"
@@ -201,11 +202,6 @@ def _each(function: Callable, given):
     if isinstance(given, dict):
         return {name: function(array) for name, array in given.items()}
     return [function(array) for array in given] if isinstance(given, list) else function(given)
-
-
-def flat(array: np.ndarray) -> np.ndarray:
-    """Samples as rows."""
-    return array.reshape(len(array), -1)
 
 
 def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:

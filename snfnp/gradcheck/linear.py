@@ -5,8 +5,9 @@ Derivation: derivations/28-write-your-own-rule.md.
 
 import numpy as np
 
-from snfnp.gradcheck.layers import Case, Report, as_matrix, flat
+from snfnp.gradcheck.layers import Case, Report, as_matrix
 from snfnp.layers import Linear
+from snfnp.ops.group import rows as flat
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 

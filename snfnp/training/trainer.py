@@ -80,8 +80,6 @@ class Trainer(TrainingStep):
         x, _ = self.encode(images, 0, cut(len(images), 1)[0])
         self.flow.init_from_data(self.ops, params, x)
 
-    # ---------------------------------------------------------------- steps
-
     @contextmanager
     def rehearsal(self, images) -> Iterator[Callable[[], None]]:
         """A context with a function that takes the next step, on these images, again and again.
@@ -148,8 +146,6 @@ class Trainer(TrainingStep):
             what = f"the output of layer {layer or 'base density'}"
         message = f"training diverged at step {failed + 1}: {what} is not finite"
         raise DivergedError(message, failed + 1)
-
-    # ---------------------------------------------------------------- figures and checkpoints
 
     def metrics(self) -> StepMetrics:
         """The figures of the last step."""

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from snfnp.beyond.jacobian_penalty import JacobianPenalty, draw_probes
-from snfnp.beyond.variational import Variational, perturbed
+from snfnp.beyond.variational import Variational
 from snfnp.context import layer_key
 from snfnp.gradcheck.catalogue import Check, catalogue
 from snfnp.gradcheck.layers import (
@@ -54,7 +54,8 @@ class _Noisy(Linear):
 
     def forward(self, ops, p, x):
         z, ldj, cache = super().forward(ops, p, x)
-        return perturbed(self, ops, p, z, cache, _NOISE_KEY), ldj, cache
+        given = {"f": self.map, "p": p, "z": z, "cache": cache}
+        return self.rule.perturb(ops, **given, key=_NOISE_KEY), ldj, cache
 
 
 def check_variational(

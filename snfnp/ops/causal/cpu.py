@@ -3,8 +3,6 @@ moves to the other two sides. Their inverse: raster order, samples in parallel. 
 derivations/11-emerging.md.
 """
 
-from functools import cache
-
 import numpy as np
 
 from snfnp.ops.causal.definition import Causal
@@ -53,17 +51,6 @@ class CpuCausal(Causal):
         turned = np.ascontiguousarray(self._turned(z, reverse))
         _inverse(len(x), turned, np.ascontiguousarray(k), x)
         return self._turned(x, reverse)
-
-    def _masked(self, k):
-        return np.where(_read(k.shape[2]), k, k.dtype.type(0))
-
-
-@cache
-def _read(channels):
-    """True for the taps that are read: of the pixel itself, the channels up to the output's."""
-    read = np.ones((2, 2, channels, channels), bool)
-    read[1, 1] = np.triu(read[1, 1])
-    return read
 
 
 def _direct(shape) -> bool:

@@ -134,24 +134,18 @@ def _fold(row, channels):
 @parallel
 def _squeeze(row, x, z):
     """x (rows of cells, 2, W, 2, C) -> z (rows of cells, W, C, 4)."""
-    upper, lower, cells = x[row, 0], x[row, 1], z[row]
-    width, channels, _ = cells.shape
-    for column in range(width):
-        for c in range(channels):
-            cells[column, c, 0] = upper[column, 0, c]
-            cells[column, c, 1] = upper[column, 1, c]
-            cells[column, c, 2] = lower[column, 0, c]
-            cells[column, c, 3] = lower[column, 1, c]
+    pixels, cells = x[row], z[row]
+    for column in range(cells.shape[0]):
+        for c in range(cells.shape[1]):
+            for place in range(4):
+                cells[column, c, place] = pixels[place // 2, column, place % 2, c]
 
 
 @parallel
 def _unsqueeze(row, z, x):
     """z (rows of cells, W, C, 4) -> x (rows of cells, 2, W, 2, C)."""
-    upper, lower, cells = x[row, 0], x[row, 1], z[row]
-    width, channels, _ = cells.shape
-    for column in range(width):
-        for c in range(channels):
-            upper[column, 0, c] = cells[column, c, 0]
-            upper[column, 1, c] = cells[column, c, 1]
-            lower[column, 0, c] = cells[column, c, 2]
-            lower[column, 1, c] = cells[column, c, 3]
+    pixels, cells = x[row], z[row]
+    for column in range(cells.shape[0]):
+        for c in range(cells.shape[1]):
+            for place in range(4):
+                pixels[place // 2, column, place % 2, c] = cells[column, c, place]

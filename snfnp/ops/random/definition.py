@@ -17,10 +17,9 @@ class Random(OperationGroup):
 
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
-        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape))
-        if np.dtype(dtype) == np.float32:
-            return ((bits >> np.uint64(8)) * 2.0**-24).astype(np.float32).reshape(shape)
-        return (bits * 2.0**-32).astype(dtype).reshape(shape)
+        drop = 8 if np.dtype(dtype) == np.float32 else 0
+        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
+        return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
 
     def normal(self, key: RandomKey, shape, dtype):
         """Standard normal numbers by the Box-Muller transform, computed in double precision: words

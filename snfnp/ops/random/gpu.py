@@ -1,5 +1,7 @@
 """Random numbers on the GPU: one launch each."""
 
+from functools import partialmethod
+
 import numpy as np
 
 from snfnp.ops.random.definition import Random
@@ -7,21 +9,16 @@ from snfnp.ops.random.philox import RandomKey
 
 
 class GpuRandom(Random):
-    def uniform(self, key: RandomKey, shape, dtype):
-        return self._draw("uniform", key, shape, dtype)
-
-    def normal(self, key: RandomKey, shape, dtype):
-        return self._draw("normal", key, shape, dtype)
-
-    def rademacher(self, key: RandomKey, shape, dtype):
-        return self._draw("rademacher", key, shape, dtype)
-
-    def _draw(self, kernel, key, shape, dtype):
+    def _draw(self, kernel, key: RandomKey, shape, dtype):
         device = self.device
         out = device.empty(shape, dtype)
         blocks = -(-(key.start(shape) % 4 + out.size) // 4)
         device.each(kernel, dtype, blocks, out=out, n=out.size, **key_arguments(key, shape))
         return out
+
+    uniform = partialmethod(_draw, "uniform")
+    normal = partialmethod(_draw, "normal")
+    rademacher = partialmethod(_draw, "rademacher")
 
 
 def key_arguments(key: RandomKey, shape) -> dict:
