@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, check_range, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, busy, check_range, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
-from snfnp.errors import within_memory
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
@@ -19,7 +18,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     run = open_run(args)
     images, source = images_of(run, args, "train")
     images, ops, lam = images[: args.images], run.ops, run.lam
-    with within_memory(ops, "--images", len(images)):
+    with busy(ops, "--images", len(images)):
         x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 

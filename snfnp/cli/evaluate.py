@@ -5,8 +5,15 @@ import math
 import numpy as np
 
 from snfnp import registry
-from snfnp.cli.shared import add_data, check_range, check_seed, images_of, open_run, run_parser
-from snfnp.errors import within_memory
+from snfnp.cli.shared import (
+    add_data,
+    busy,
+    check_range,
+    check_seed,
+    images_of,
+    open_run,
+    run_parser,
+)
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
@@ -34,7 +41,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     proved = registry.find("certificates")(*how) if args.certify else []
     (images, source), likelihood = images_of(run, args, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
-    with within_memory(run.ops, "--batch-size", at_once):
+    with busy(run.ops, "--batch-size", at_once):
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
         apart = None
         if proved and all(certificate.holds for certificate in proved):

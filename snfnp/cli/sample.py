@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import Parser, check_file, check_range, check_seed, open_run, run_parser
-from snfnp.errors import UsageError, within_memory
+from snfnp.cli.shared import Parser, busy, check_file, check_range, check_seed, open_run, run_parser
+from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
 from snfnp.training.runs.load import LoadedRun
@@ -80,7 +80,7 @@ def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np
     inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
     for part, first in enumerate(range(0, count, _AT_ONCE)):
         some = slice(first, min(first + _AT_ONCE, count))
-        with within_memory(run.ops, "--count", some.stop - first):
+        with busy(run.ops, "--count", some.stop - first):
             given = latents and tuple(run.ops.asarray(latent[some]) for latent in latents)
             how = {"part": part, "latents": given, **inverse}
             images[some] = run.likelihood.sample(some.stop - first, args.seed, temperature, **how)

@@ -5,15 +5,16 @@ import math
 import os
 import re
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from snfnp.data import load_dataset
-from snfnp.errors import UsageError, suggestion
+from snfnp.errors import UsageError, suggestion, within_memory
 from snfnp.ops import BACKENDS
 from snfnp.training.files import explained
+from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.load import LoadedRun, load_run
 
 _VALUES = {int: "N", float: "NUMBER", Path: "PATH"}  # what help calls the values of a type
@@ -63,6 +64,13 @@ def add_data(parser: Parser) -> None:
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name."""
     return load_run(args.run, args.checkpoint, args.backend)
+
+
+@contextmanager
+def busy(ops, option: str, count: int):
+    """A context as `within_memory`. On a terminal a line moves while kernels are compiled in it."""
+    with within_memory(ops, option, count), compilations_shown(ops, lambda line: None):
+        yield
 
 
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
