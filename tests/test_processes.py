@@ -274,6 +274,23 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
     assert errors == "\nstopping after this step …\n"
 
 
+AT_START = """
+import os
+from snfnp.cli import run_script, train
+from snfnp.ops.communication.mpi import Mpi
+def begin(mpi, MPI, original=Mpi.__init__):
+    MPI.COMM_WORLD.rank and os.kill(os.getpid(), 15)
+    original(mpi, MPI)
+Mpi.__init__ = begin
+run_script(train.main)
+"""
+
+
+@pytest.mark.mpi
+def test_a_signal_before_the_ranks_know_each_other_ends_them():
+    assert processes.finish(processes.start(2, ["-c", AT_START]), LIMIT)[0] != 0
+
+
 # ---------------------------------------------------------------- wrong use, one line each
 
 WRONG = {

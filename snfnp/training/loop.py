@@ -98,12 +98,12 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(trainer, clock)
         checkpoints = Checkpointer(run, trainer, clock, evaluator)
-        with signals.ends_at_once(), compilations_shown(ops, report):
+        with compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
                 ops.device.limit_threads(record.get("threads", {}))
             report(_introduction(config, flow, trainer, dataset, ops, run))
-            sys.stdout.flush()  # a signal may end the process
+            sys.stdout.flush()  # a log file is to say so now
             _rehearse(trainer, evaluator, batches, dataset, report, choose=not resume)
             if not resume:
                 checkpoints.start(describe_run(config, flow, dataset, ops, world.size))
