@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from snfnp.errors import SnfnpError
+from snfnp.processes.signals import handled
 
 # What the package prints that an output's encoding may not have; the rest becomes \u….
 PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
@@ -53,27 +54,24 @@ def run(work: Callable[[], None]) -> int:
     SIGTERM, and 141 if nobody reads the output any more. An exception that no user can cause
     passes.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as a shell has Ctrl-C, with `command &`
-            signal.signal(number, interrupt)
+    names = ["SIGTERM"]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for `command &`
+        names.append("SIGINT")
     if hasattr(signal, "SIGUSR1"):  # before a run has begun there is nothing to save
         signal.signal(signal.SIGUSR1, lambda *_: None)
-    try:
+    with handled(interrupt, *names):
         try:
-            work()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # what was wrong with it is known here, not at exit
-        return 0
-    except BaseException as error:
-        status = report_error(error)
-        if status is None:
-            raise
-        return status
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            try:
+                work()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # what was wrong with it is known here, not at exit
+            return 0
+        except BaseException as error:
+            status = report_error(error)
+            if status is None:
+                raise
+            return status
 
 
 def report_error(error: BaseException, who: str = "") -> int | None:
