@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support import processes
 from support.runs import assert_same_run
 from support.trainers import run_training, small_config, small_dataset
 
@@ -50,7 +51,7 @@ def test_what_is_compiled_is_said_and_no_step_takes_its_time(tmp_path, slow_ops)
     said, run = [], RunFolder.create(tmp_path / "run")
     config = small_config(backend="numpy", epochs=1)
     summary = train(config, small_dataset(), slow_ops, run, report=said.append)
-    assert sum(line.startswith("compiling kernels") for line in said) == 1
+    assert sum(line.endswith("later runs find ready; Ctrl-C loses nothing") for line in said) == 1
     assert "compiled 2 kernels in 1 s" in said
     assert summary["training_seconds"] < _SECONDS
     assert run.read_metrics()[0]["seconds"] < _SECONDS
@@ -125,26 +126,25 @@ def test_a_launcher_says_when_it_compiles(monkeypatch):
 _COMMAND = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
-import sys
-from snfnp.cli.train import main
-from snfnp.processes import terminal
-terminal.run(lambda: main(sys.argv[1:]))
+from snfnp.cli import run_script
+run_script()
 """
+_TRAIN = ["train", "--model", "conv", "--out", "run"]
+_SEVERAL = pytest.param([*_TRAIN, "--processes", "2"], marks=pytest.mark.mpi)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_compilation_at_once(tmp_path, number, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("SNFNP_OFFLINE", "1")
-    options = ["--model", "conv", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-c", _COMMAND, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            said = next(line for line in process.stdout if line.startswith("compiling"))
-            process.send_signal(number)
-            assert process.wait(5) == -number and "Ctrl-C loses nothing" in said
-        finally:
-            process.kill()
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.lock"]
+@pytest.mark.parametrize("words", [["check"], _TRAIN, _SEVERAL], ids=len)
+def test_a_signal_ends_a_compilation_at_once(tmp_path, number, words):
+    environment = processes.environment(NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1")
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **how)
+    while process.poll() is None and not list(tmp_path.rglob("*.nbc")):  # the first kernel
+        time.sleep(0.02)
+    process.send_signal(number)
+    status, output, errors = processes.finish(process, 5)
+    assert status == 130, errors
+    assert "KeyboardInterrupt" not in errors and "BAD TERMINATION" not in output
+    assert not [file for file in tmp_path.glob("run/*") if file.name != "run.lock"]
     RunFolder.create(tmp_path / "run")  # the same command starts it again

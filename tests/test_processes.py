@@ -278,6 +278,22 @@ def test_a_signal_to_mpiexec_writes_a_checkpoint_first(tmp_path, number):
     assert errors == "\nstopping after this step …\n"
 
 
+AT_START = """
+import os
+from snfnp.cli import run_script, train
+from snfnp.ops.communication.mpi import Mpi
+def begin(mpi, MPI):
+    os.kill(os.getpid(), 15) if MPI.COMM_WORLD.rank else MPI.COMM_WORLD.Barrier()
+Mpi.__init__ = begin
+run_script(train.main)
+"""
+
+
+@pytest.mark.mpi
+def test_a_signal_before_the_ranks_know_each_other_ends_them():
+    assert processes.finish(processes.start(2, ["-c", AT_START]), LIMIT)[0] != 0
+
+
 # ---------------------------------------------------------------- wrong use, one line each
 
 WRONG = {

@@ -170,7 +170,7 @@ def test_a_few_steps_on_ranks_are_those_of_one_process(step):
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch):
     """Python handles signals in the main thread alone."""
-    monkeypatch.setattr(signals, "_handled", lambda handler, *names: nullcontext())
+    monkeypatch.setattr(signals, "handled", lambda handler, *names: nullcontext())
 
 
 def run_on_ranks(path, size, resume=False, epochs=2, **changes):

@@ -175,6 +175,32 @@ def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+AT_COMPILATION = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from numba import njit
+from numba.core.codegen import CPUCodeLibrary
+from snfnp.cli import run_script
+from snfnp.processes.signals import Signals
+def press(*of):
+    os.kill(os.getpid(), signal.SIGINT)
+def work(argv):
+    CPUCodeLibrary._object_compiled_hook = press  # LLVM calls it, and drops what it raises
+    steps = Signals().stops_between_steps()
+    if argv:
+        steps.__enter__(), press()
+    njit(lambda: 1)()
+run_script(work)
+"""
+
+
+@pytest.mark.parametrize("first", [[], ["in a step"]])
+def test_ctrl_c_where_llvm_calls_python_ends_a_command(first):
+    done = python("-c", AT_COMPILATION, *first, PYTHONIOENCODING="ascii")
+    said = b"\nstopping after this step ...\n" * len(first)
+    assert (done.returncode, done.stderr) == (130, said)
+
+
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
 def test_ctrl_c_is_left_as_it_was(before):
     """Ignored, as a shell has it for `command &`, it stays ignored."""

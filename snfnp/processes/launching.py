@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, world
 from snfnp.ops.communication import INSTALL, launched
 from snfnp.processes import terminal
+from snfnp.processes.signals import handled
 
 OPTION = "--processes"
 _PER_CORE = 4  # processes of a machine for each core, at most: more only wait for one another
@@ -88,7 +90,8 @@ def process_group() -> Iterator[Communicator]:
         return
     try:
         _require_cores(launch.here)  # before MPI, which has all of them wait for each other
-        ranks = world()
+        with handled(signal.SIG_DFL, "SIGINT", "SIGTERM"):  # MPI waits where Python hears of none
+            ranks = world()
     except SnfnpError as error:
         if launch.rank:
             raise SystemExit(error.exit_status) from None

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
-from snfnp.processes import terminal
-
 
 class Signals:
     """The signals that came.
@@ -29,23 +27,17 @@ class Signals:
 
     def ends_no_process(self):
         """A context in which SIGUSR1 ends no process."""
-        return _handled(self._checkpoint, "SIGUSR1")
-
-    def ends_at_once(self):
-        """A context in which Ctrl-C ends a command as SIGTERM does: a compiler keeps Python from
-        hearing of it. In other programs, a notebook among them, it stays what it is."""
-        ours = signal.getsignal(signal.SIGINT) is terminal.interrupt
-        return _handled(signal.SIG_DFL, *["SIGINT"] * ours)
+        return handled(self._checkpoint, "SIGUSR1")
 
     def stops_between_steps(self):
         """A context in which Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does
-        not."""
-        return _handled(self._stop, "SIGINT", "SIGTERM")
+        what it did before."""
+        self._ctrl_c = signal.getsignal(signal.SIGINT)
+        return handled(self._stop, "SIGINT", "SIGTERM")
 
     def _stop(self, number, frame) -> None:
-        if self._stop_came and number == signal.SIGINT:
-            raise KeyboardInterrupt
         self._stop_came = True
+        signal.signal(signal.SIGINT, self._ctrl_c)
         if not self._quiet:
             with suppress(OSError):  # nobody may be left to read it: the step goes on
                 print("\nstopping after this step …", file=sys.stderr)
@@ -55,7 +47,7 @@ class Signals:
 
 
 @contextmanager
-def _handled(handler: Callable | signal.Handlers, *names: str):
+def handled(handler: Callable | signal.Handlers, *names: str):
     """Handle the signals of these names, as far as the system knows them, in here."""
     main = threading.current_thread() is threading.main_thread()  # Python lets no other do it
     numbers = [getattr(signal, name) for name in names if main and hasattr(signal, name)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from snfnp.errors import SnfnpError
+from snfnp.processes.signals import handled
 
 # What the package prints that an output's encoding may not have; the rest becomes \u….
 PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
@@ -16,7 +17,9 @@ PLAIN |= {"σ": "sigma", "Σ": "sum ", "∂": "d", "°": " deg", "…": "...", "
 PLAIN |= {"·": "*", "⊙": "*", "‖": "||", "²": "^2", "³": "^3", "⁻": "^-", "¹": "1", "ᵀ": "^T"}
 PLAIN |= {"√": "sqrt "}
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
-_IMPORTING = "<frozen importlib._bootstrap>"
+# Packages whose code makes something else of KeyboardInterrupt, or nothing: in an import, and where
+# LLVM calls Python back.
+_DEAF = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -48,28 +51,28 @@ def plain_output() -> Iterator[None]:
 def run(work: Callable[[], None]) -> int:
     """Do a command's work; the exit status, 0 for success.
 
-    2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C and
-    141 if nobody reads the output any more. An exception that no user can cause passes.
+    2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C or
+    SIGTERM, and 141 if nobody reads the output any more. An exception that no user can cause
+    passes.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # not where a shell has it ignored, with `command &`
-        signal.signal(signal.SIGINT, interrupt)
+    names = ["SIGTERM"]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for `command &`
+        names.append("SIGINT")
     if hasattr(signal, "SIGUSR1"):  # before a run has begun there is nothing to save
         signal.signal(signal.SIGUSR1, lambda *_: None)
-    try:
+    with handled(interrupt, *names):
         try:
-            work()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # what was wrong with it is known here, not at exit
-        return 0
-    except BaseException as error:
-        status = report_error(error)
-        if status is None:
-            raise
-        return status
-    finally:
-        signal.signal(signal.SIGINT, before)
+            try:
+                work()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # what was wrong with it is known here, not at exit
+            return 0
+        except BaseException as error:
+            status = report_error(error)
+            if status is None:
+                raise
+            return status
 
 
 def report_error(error: BaseException, who: str = "") -> int | None:
@@ -107,10 +110,10 @@ def exit_status(error: BaseException) -> int:
 
 
 def interrupt(signum, frame):
-    """Ctrl-C: KeyboardInterrupt; in an import, where libraries make something else of that or go on
-    as if nothing were, the end."""
+    """Ctrl-C or SIGTERM: KeyboardInterrupt; in an import or a compilation the end at once, since
+    nothing that they do needs to be saved."""
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _DEAF:
             _abandon_output()
             os._exit(INTERRUPTED)
         frame = frame.f_back
@@ -134,6 +137,6 @@ def _abandon_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(nowhere, stream.fileno())
-        except (AttributeError, ValueError):  # there is none, or it is closed
+        except (AttributeError, ValueError, RuntimeError):  # none, closed, or being written to
             pass
     os.close(nowhere)

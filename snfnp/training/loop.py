@@ -97,7 +97,7 @@ def train(
         clock = Clock(trainer, batches)
         evaluator = Evaluator(trainer, clock)
         checkpoints = Checkpointer(run, trainer, clock, evaluator)
-        with signals.ends_at_once(), compilations_shown(ops, report):
+        with compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
                 ops.device.limit_threads(record.get("threads", {}))
