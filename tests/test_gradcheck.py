@@ -203,6 +203,7 @@ class ForgetfulExact(Exact):
         return super().backward(dataclasses.replace(ctx, volume=0.0), **given)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_given_points_and_parameters_are_used():
     params = {"A": np.zeros((D, D)), "t": np.zeros(D)}
     with pytest.raises(np.linalg.LinAlgError):

@@ -120,6 +120,7 @@ def record(epoch: int, likelihood=None) -> Record:
     return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nats=0.0, likelihood=likelihood)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
     monkeypatch.setattr(View, "of", lambda *given: given[2])
     film = Film(np.zeros((5, 2)))
