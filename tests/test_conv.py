@@ -127,6 +127,7 @@ def test_tiles_of_two_precisions_are_refused():
         cpu_tiles.weight_grad(delta.astype(np.float32), x, False, np.empty_like(k), (1, 1))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(
     "kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))]

@@ -11,6 +11,7 @@ from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
 from snfnp.training.options.parts import options_in
 from snfnp.training.plane import Film, View
+from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -59,7 +60,8 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             film = None if points is None else Film(points)
             session.train(callbacks=(film,) if film else ())
             if world.rank == 0:
-                _draw(session.folder, session.config, session.ops, film)
+                with compilations_shown(session.ops, lambda line: None):  # of an inverse
+                    _draw(session.folder, session.config, session.ops, film)
 
 
 def _parser(prog: str | None, defaults: dict) -> Parser:
