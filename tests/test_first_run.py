@@ -1,12 +1,10 @@
 """The first run on a machine: what is compiled is said, takes no step's time, and can be ended."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,9 +81,7 @@ for model in ("fc", "conv", "glow-2l-4k"):
 def test_nothing_is_compiled_after_the_rehearsal(tmp_path):
     """From the first checkpoint, before the first step, to the one after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
-    tests = str(Path(__file__).parent)
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(tests).parent), tests))}
-    how = {"cwd": tmp_path, "env": variables, "text": True, "timeout": 300}
+    how = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
     found = subprocess.check_output([sys.executable, "-c", _KERNELS], **how)
     assert found.splitlines() == ["3 True []"] * 3
 

@@ -69,7 +69,7 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 @contextmanager
 def busy(ops, option: str, count: int):
     """A context as `within_memory`. On a terminal a line moves while kernels are compiled in it."""
-    with within_memory(ops, option, count), compilations_shown(ops, lambda line: None):
+    with within_memory(ops, option, count), compilations_shown(ops):
         yield
 
 

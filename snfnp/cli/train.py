@@ -32,7 +32,8 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             given["data"] = path
         processes = given.pop("processes", 1)
         if (count := given.pop("threads", None)) is not None:
-            if count not in range(1, (most := len(threads.cores())) + 1):
+            most = len(threads.cores())
+            if not 1 <= count <= most:
                 raise UsageError(f"--threads is {count}: choose from 1 to {most}, the cores here")
             threads.ask(count)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
@@ -60,7 +61,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             film = None if points is None else Film(points)
             session.train(callbacks=(film,) if film else ())
             if world.rank == 0:
-                with compilations_shown(session.ops, lambda line: None):  # of an inverse
+                with compilations_shown(session.ops):  # of an inverse
                     _draw(session.folder, session.config, session.ops, film)
 
 

@@ -58,9 +58,9 @@ def silent(what) -> None:
 
 
 @contextmanager
-def compilations_shown(ops, report: Callable[[str], None]) -> Iterator[None]:
+def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """A context that says so if kernels are compiled in it, on a line that moves if the output is a
-    terminal: no step of training takes that time."""
+    terminal: no step of training takes that time. report: gets a line before and one after."""
     kernels, seconds, begun = 0, 0.0, 0.0
     line: tqdm | None = None
 

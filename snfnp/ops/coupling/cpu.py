@@ -19,7 +19,7 @@ class CpuCoupling(Coupling):
     def bias_relu_backward(self, out, a, g_b, add=False):
         sums = np.zeros((-(-len(out) // _TASK), out.shape[1]), out.dtype)
         _bias_relu_backward(len(sums), out, a, sums)
-        g_b[...] = g_b + sums.sum(axis=0) if add else sums.sum(axis=0)
+        self._add_up(sums, g_b, add)
 
     def bias_scale(self, v, b, k, logs, out):
         shift_and_scale(v, b, np.exp(k * logs), out)

@@ -70,8 +70,7 @@ class Coupling(OperationGroup):
         Where a is NaN, out is kept; a NaN in out stays NaN. O(M F).
         """
         out *= ~(a <= 0)
-        sums = out.sum(axis=0)
-        g_b[...] = g_b + sums if add else sums
+        self._add_up(out, g_b, add)
 
     def product_relu(self, x, w, b, out):
         """out = max(x w + b, 0): x (M, K), w (K, F), b (F,), out (M, F). O(M K F)."""
@@ -146,7 +145,8 @@ class Coupling(OperationGroup):
         g_w1, g_w3 = (xp.empty((width, q.shape[1]), x.dtype) for q in (patches_1, patches_3))
         blocks, most = self._blocks(samples, height * columns, width)
         kept = hidden.get("a1")
-        d1, d2, *a1 = (xp.empty((most, width), x.dtype) for _ in range(2 + (kept is None)))
+        d1, d2 = (xp.empty((most, width), x.dtype) for _ in range(2))
+        a1 = xp.empty((most, width), x.dtype) if kept is None else kept
         for block, rows in blocks:
             size, add = rows.stop - rows.start, block.start > 0  # the first block writes
             d1_, d2_, a2 = d1[:size], d2[:size], hidden["a2"][rows]
@@ -154,10 +154,9 @@ class Coupling(OperationGroup):
             self._product(a2.T, patches_3[rows], g_w3, add)
             self.product_relu_backward(patches_3[rows], w3_adjoint, a2, d2_, grads["b2"], add)
 
+            a1_ = a1[:size] if kept is None else a1[rows]
             if kept is None:
-                a1_ = self.product_relu(patches_1[rows], w1, p["b1"], out=a1[0][:size])
-            else:
-                a1_ = kept[rows]
+                self.product_relu(patches_1[rows], w1, p["b1"], out=a1_)
             self._product(a1_.T, d2_, grads["w2"], add)
             self.product_relu_backward(d2_, p["w2"].T, a1_, d1_, grads["b1"], add)
 
@@ -179,6 +178,11 @@ class Coupling(OperationGroup):
     def _patches(self, x, p):
         """The first convolution's patches, of x₁ alone."""
         return self.conv.patches(x[..., : x.shape[-1] // 2], p["w1"].shape[:2])
+
+    def _add_up(self, rows, g_b, add):
+        """g_b (F,) = or += the sum of rows (M, F)."""
+        sums = rows.sum(axis=0)
+        g_b[...] = g_b + sums if add else sums
 
     def _product(self, a, b, out, add):
         """out = a b, or out += a b: by way of a temporary, on a CPU faster than `matmul_add`."""

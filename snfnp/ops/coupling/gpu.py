@@ -57,12 +57,11 @@ class GpuCoupling(Coupling):
         tiles = -(-rows // side) * -(-columns // side)
         self.device.launch("product_relu", out.dtype, tiles, x=x, w=w, out=out, **more, **sizes)
 
-    def _add_up(self, sums, g_b, add):
-        """g_b (F,) = or += the sum of the rows of sums (groups, F)."""
+    def _add_up(self, rows, g_b, add):
         if add:
-            g_b += self.channels.sum(sums)
+            g_b += self.channels.sum(rows)
         else:
-            self.channels.sum(sums, out=g_b)
+            self.channels.sum(rows, out=g_b)
 
     def bias_scale(self, v, b, k, logs, out):
         shift_scale(self.device, v, 1.0, b, float(k), logs, None, out)

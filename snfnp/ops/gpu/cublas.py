@@ -49,15 +49,14 @@ class Cublas:
 
     def gemm(self, a, b, out, beta: float = 0.0, second=None) -> None:
         """a (M, K), b (K, N) of one type, each C-contiguous or the transpose of such; out (M, N),
-        C-contiguous. second: (a, b, out) of another product, laid out alike, for the same launch:
-        to cuBLAS they are a batch, whose second matrices are some way from the first, on either
-        side."""
+        C-contiguous. second: (a, b, out) of another product, laid out alike and not empty, for the
+        same launch: to cuBLAS they are a batch, whose second matrices are some way from the first,
+        on either side."""
         (rows, inner), columns = a.shape, b.shape[1]
         if not rows * columns:
             return
         if not inner:
-            for each in (out, *(second or ())[2:]):
-                each[...] = beta * each if beta else 0
+            out[...] = beta * out if beta else 0
             return
         single = out.dtype == np.float32
         real = ctypes.c_float if single else ctypes.c_double

@@ -41,7 +41,8 @@ class GpuLinearAlgebra(LinearAlgebra):
 
     def matmul_each(self, products, add=False):
         kinds = {tuple((m.shape, m.strides, m.dtype) for m in each) for each in products}
-        plain = len({m.dtype for m in products[0]}) == 1 and products[0][2].flags.c_contiguous
+        a, _, out = products[0]
+        plain = len({m.dtype for m in products[0]}) == 1 and out.flags.c_contiguous and a.size > 0
         if len(products) != 2 or len(kinds) > 1 or not plain:
             super().matmul_each(products, add)
         else:
