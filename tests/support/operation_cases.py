@@ -7,12 +7,12 @@ number of roundings, times eps, times the size of what is rounded.
 
 from collections.abc import Callable
 
-from support import operation_cases_layers, operation_cases_steps
+from support import operation_cases_convolutions, operation_cases_layers, operation_cases_steps
 from support.operation_calls import Call
 
 OVERRIDES: dict[str, Callable[..., Call]] = {
     name.removeprefix("call_").replace("_", ".", 1): case
-    for module in (operation_cases_steps, operation_cases_layers)
+    for module in (operation_cases_steps, operation_cases_layers, operation_cases_convolutions)
     for name, case in vars(module).items()
     if name.startswith("call_")
 }
