@@ -1,12 +1,9 @@
 """Data of one's own: .npy, .npz and .csv files, folders of images. Nothing is ever unpickled."""
 
-import io
-import warnings
 import zipfile
 import zlib
 from collections import Counter
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 
 from snfnp.data.files import SPLITS, Dataset
 from snfnp.data.reading import one_line
+from snfnp.data.table import read_table
 from snfnp.errors import UsageError
 from snfnp.images import Mapped, fault, fault_of_rows, is_rows
 
@@ -90,7 +88,7 @@ def _read(path) -> dict:
             splits = {"train": next(iter(splits.values()))}
     elif suffix == ".csv":
         with _explained(path):
-            splits = {"train": _table(place)}
+            splits = {"train": read_table(place)}
     else:
         raise UsageError(f"{path}: give a .npy, .npz or .csv file, or a folder of images")
     if "train" not in splits or not splits.keys() <= set(SPLITS):
@@ -111,23 +109,6 @@ def _required(array: np.ndarray, where: str) -> np.ndarray:
     if problem:
         raise UsageError(f"{where}: {problem}")
     return array
-
-
-def _table(place: Path) -> np.ndarray:
-    """The numbers in a table (N, D), with a line of names above them or without."""
-    content = place.read_text(encoding="utf-8-sig")
-    delimiter = max(",;\t", key=content.partition("\n")[0].count)
-    read = partial(np.loadtxt, delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
-    with warnings.catch_warnings(action="ignore"):  # of a table without rows
-        try:
-            table = read(io.StringIO(content))
-        except ValueError as error:
-            if "at row 0," not in str(error):
-                raise
-            table = read(io.StringIO(content), skiprows=1)
-    if table.size == 0:
-        raise ValueError("it has no rows of numbers")
-    return table
 
 
 def _pictures(folder: Path) -> np.ndarray:
