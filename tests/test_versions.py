@@ -1,9 +1,11 @@
-"""The oldest versions that pyproject.toml allows, as CI installs them (.ci/run)."""
+"""What CI reads of pyproject.toml: the oldest versions, ruff's version; and the size budget."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,22 +15,31 @@ CI = ROOT / ".ci"
 pytestmark = pytest.mark.skipif(not CI.exists(), reason="not a checkout")
 
 
-@pytest.fixture(scope="module")
-def oldest():
-    spec = importlib.util.spec_from_file_location("oldest", CI / "oldest.py")
+def of_ci(name):
+    """A script of CI as a module."""
+    spec = importlib.util.spec_from_file_location(name, CI / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.oldest
+    return module
+
+
+@pytest.fixture
+def oldest():
+    return of_ci("oldest").oldest
+
+
+def declared():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_oldest_versions_are_the_lower_bounds(oldest):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = declared()
     found = oldest(project)
-    declared = project["dependencies"] + project["optional-dependencies"]["test"]
+    required = project["dependencies"] + project["optional-dependencies"]["test"]
     assert [line.replace("==", ">=") for line in found] == [
-        requirement.partition(";")[0] for requirement in declared
+        requirement.partition(";")[0] for requirement in required
     ]
-    assert set(project["optional-dependencies"]["mpi"]) <= set(declared)
+    assert set(project["optional-dependencies"]["mpi"]) <= set(required)
 
 
 @pytest.mark.parametrize("requirement", ["numpy", "numpy==2.0", "numpy>=2.0,<3", "numpy<3"])
@@ -36,6 +47,27 @@ def test_a_version_that_would_not_be_checked_is_refused(oldest, requirement):
     project = {"dependencies": [requirement], "optional-dependencies": {"test": []}}
     with pytest.raises(ValueError, match="is not of the form name>=version"):
         oldest(project)
+
+
+def test_pre_commit_runs_the_ruff_that_is_pinned():
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    (pinned,) = re.findall(r"ruff-pre-commit\n    rev: v(\S+)\n", text)
+    assert f"ruff=={pinned}" in declared()["optional-dependencies"]["dev"]
+
+
+def test_the_size_budget_counts_lines_by_room_and_refuses_one_too_many(tmp_path):
+    size = of_ci("size")
+    for name, lines in (("snfnp/a.py", 3), ("snfnp/ops/b/c.py", 5), ("tests/d.py", 7)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass\n" * lines)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert not size.lines_by_room(tmp_path)  # only what is tracked counts
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    assert size.lines_by_room(tmp_path) == {"snfnp": 3, "snfnp/ops": 5, "tests": 7}
+    most = size.BUDGET["snfnp"]
+    assert size.excess(Counter({"snfnp": 1, "snfnp/ops": most - 1})) == []
+    (found,) = size.excess(Counter({"snfnp": 2, "snfnp/ops": most - 1}))
+    assert found == f"snfnp has {most + 1:,} lines of Python: its budget is {most:,}"
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
