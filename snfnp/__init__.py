@@ -34,7 +34,7 @@ _MODULES = {
     "train": "training.loop",
     "resume": "training.session",
     "Record": "training.progress",
-    "register": "training.options.own",
+    "register": "training.options.user_models",
     "TrainConfig": "training.options",
     "RunFolder": "training.runs.folder",
     "load_dataset": "data",

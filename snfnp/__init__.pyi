@@ -23,7 +23,7 @@ from snfnp.ops import get_ops as get_ops
 from snfnp.parameters import Layout as Layout
 from snfnp.training.loop import train as train
 from snfnp.training.options import TrainConfig as TrainConfig
-from snfnp.training.options.own import register as register
+from snfnp.training.options.user_models import register as register
 from snfnp.training.progress import Record as Record
 from snfnp.training.runs.folder import RunFolder as RunFolder
 from snfnp.training.runs.load import load_run as load_run

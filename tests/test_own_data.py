@@ -10,7 +10,7 @@ from support.trainers import small_config
 
 import snfnp
 from snfnp.cli import angle, evaluate, sample, train
-from snfnp.data import own
+from snfnp.data import user_data
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.gradcheck import central_difference
 from snfnp.images import Mapped
@@ -82,14 +82,14 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
     (tmp_path / "folder").mkdir()
     for split, images in zip(parts, np.split(GREY, 3), strict=True):
         pictures(tmp_path / "folder" / split, images)
-    apart = own.load(others["train"], others["validation"], others["test"], 0)
+    apart = user_data.load(others["train"], others["validation"], others["test"], 0)
     for found in (apart, snfnp.load_dataset(str(tmp_path / "named.npz"))):
         for split, rows in parts.items():
             np.testing.assert_array_equal(getattr(found, split), rows)
     folder = snfnp.load_dataset(str(tmp_path / "folder"))
     np.testing.assert_array_equal(folder.test[..., 0], np.split(GREY, 3)[2])
     with pytest.raises(UsageError, match=r"named.npz has test data already: leave --test out"):
-        own.load(str(tmp_path / "named.npz"), None, "0.1", 0)
+        user_data.load(str(tmp_path / "named.npz"), None, "0.1", 0)
 
 
 def cut_short(folder, name, array):

@@ -23,7 +23,7 @@ from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.rules import Exact
 from snfnp.training import progress, session
-from snfnp.training.options.own import preset_of, text_of
+from snfnp.training.options.user_models import preset_of, text_of
 from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))

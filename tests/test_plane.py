@@ -1,4 +1,4 @@
-"""The plane: densities one can see, their pictures and film, paths between latents, scores."""
+"""2-D toy data: densities, pictures and the animation, paths between latents, scores."""
 
 import re
 
@@ -9,10 +9,10 @@ from support.messages import one_line
 
 import snfnp
 from snfnp.cli import evaluate, interpolate, score, train
-from snfnp.data import plane as densities
+from snfnp.data import toy as densities
 from snfnp.errors import UsageError
 from snfnp.training import plots
-from snfnp.training.plane import Film, View
+from snfnp.training.animation import Animation, View
 from snfnp.training.progress import Record
 from snfnp.training.trainer import Trainer
 
@@ -80,18 +80,18 @@ def run(folder):
     return snfnp.load_run(folder)
 
 
-def test_a_run_on_a_plane_leaves_a_picture_and_a_film(folder, capsys):
-    with Image.open(folder / "training.gif") as film:
-        assert film.n_frames == 3 and film.info["loop"] == 0
-        first = np.asarray(film.convert("RGB"))
-        film.seek(2)
-        assert film.info["duration"] >= 2000, "it rests on its last frame"
-        assert (first != np.asarray(film.convert("RGB"))).any()
+def test_a_run_on_a_plane_leaves_a_picture_and_an_animation(folder, capsys):
+    with Image.open(folder / "training.gif") as animation:
+        assert animation.n_frames == 3 and animation.info["loop"] == 0
+        first = np.asarray(animation.convert("RGB"))
+        animation.seek(2)
+        assert animation.info["duration"] >= 2000, "it rests on its last frame"
+        assert (first != np.asarray(animation.convert("RGB"))).any()
     assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
     evaluate.main([str(folder)])
-    assert "5,000 test rows from a density of the plane" in capsys.readouterr().out
+    assert "5,000 test rows from 2-D toy data" in capsys.readouterr().out
     kept = (folder / "training.gif").read_bytes()
-    train.main(["--resume", "--out", str(folder)])  # nothing is left to do, and to film
+    train.main(["--resume", "--out", str(folder)])  # nothing is left to do, and to draw
     assert (folder / "training.gif").read_bytes() == kept and "gif" not in capsys.readouterr().out
 
 
@@ -123,24 +123,24 @@ def record(epoch: int, likelihood=None) -> Record:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_film_is_thinned_and_skips_what_is_not_finite(run, monkeypatch):
     monkeypatch.setattr(View, "of", lambda *given: given[2])
-    film = Film(np.zeros((5, 2)))
+    animation = Animation(np.zeros((5, 2)))
     for epoch in range(1, 301):
-        film(record(epoch, run.likelihood))
-        film(record(epoch))  # of a step
-    epochs = [int(re.match(r"epoch (\d+):", title)[1]) for title, _ in film.frames]
-    assert epochs == [*range(1, 301, 8)] and film.frames[0][1] == ["learned"]
+        animation(record(epoch, run.likelihood))
+        animation(record(epoch))  # of a step
+    epochs = [int(re.match(r"epoch (\d+):", title)[1]) for title, _ in animation.frames]
+    assert epochs == [*range(1, 301, 8)] and animation.frames[0][1] == ["learned"]
     infinite = run.params["dense1"]["R"] * np.inf
     monkeypatch.undo()
     monkeypatch.setitem(run.likelihood.params["dense1"], "R", infinite)
     for epoch in range(301, 309):
-        film(record(epoch, run.likelihood))
-    assert len(film.frames) == len(epochs)
+        animation(record(epoch, run.likelihood))
+    assert len(animation.frames) == len(epochs)
 
 
 def test_a_run_without_a_film_takes_no_likelihood_for_it(tmp_path, monkeypatch):
     made, make = [], Trainer.likelihood
     monkeypatch.setattr(Trainer, "likelihood", lambda *given: made.append(1) or make(*given))
-    for columns, count in ((3, 3), (2, 5)):  # two evaluations and the test's, and two of the film
+    for columns, count in ((3, 3), (2, 5)):  # two evaluations and the test's, and two of a frame
         np.save(tmp_path / "a.npy", RNG.normal(size=(60, columns)))
         options = (*FAST, "--batch-size", "20", "--epochs", "2", "--out")
         train.main([str(tmp_path / "a.npy"), *options, str(tmp_path / str(columns))])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.cli.shared import add_data, check_file, check_range, images_of, open_run, run_parser
-from snfnp.data import DATA_SETS, load_dataset, own
+from snfnp.data import DATA_SETS, load_dataset, user_data
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
@@ -35,7 +35,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     run = open_run(args)
     check_file(out, "--out", plots.SUFFIXES)
     named = args.other in DATA_SETS or not os.path.exists(args.other)
-    other = load_dataset(args.other).test if named else own.whole(args.other)
+    other = load_dataset(args.other).test if named else user_data.whole(args.other)
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")

@@ -7,10 +7,10 @@ from snfnp.cli.shared import Parser
 from snfnp.errors import UsageError
 from snfnp.processes import launching
 from snfnp.training import session as training
+from snfnp.training.animation import Animation, View
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
 from snfnp.training.options.parts import options_in
-from snfnp.training.plane import Film, View
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -58,11 +58,11 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             opened = training.started(config, world=world)
         with opened as session:
             points = session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
-            film = None if points is None else Film(points)
-            session.train(callbacks=(film,) if film else ())
+            animation = None if points is None else Animation(points)
+            session.train(callbacks=(animation,) if animation else ())
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
-                    _draw(session.folder, session.config, session.ops, film)
+                    _draw(session.folder, session.config, session.ops, animation)
 
 
 def _parser(prog: str | None, defaults: dict) -> Parser:
@@ -108,8 +108,8 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     return parser
 
 
-def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> None:
-    """Draw curves.png; samples.png at the best epoch, of images or a plane; and the film of it."""
+def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | None) -> None:
+    """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
     from snfnp.training import curves, plots
 
     records = folder.read_metrics()
@@ -119,8 +119,8 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> Non
         curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
     run = load_run(folder.path, ops=ops)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
-    if film:
-        view = View.of(run.likelihood, film.data, inverses, config.seed)
+    if animation:
+        view = View.of(run.likelihood, animation.data, inverses, config.seed)
         plots.save_plane(folder.samples, view, title)
         drawn.append(folder.samples)
     elif run.flow.preprocess.noun == "images":
@@ -131,7 +131,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, film: Film | None) -> Non
         }
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)
-    if film and film.frames:  # none if a run was done before
-        plots.save_film(folder.film, film.frames)
-        drawn.append(folder.film)
+    if animation and animation.frames:  # none if a run was done before
+        plots.save_animation(folder.animation, animation.frames)
+        drawn.append(folder.animation)
     print(f"pictures: {', '.join(map(str, drawn))}")

@@ -1,11 +1,12 @@
-"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, densities of the plane, one's own."""
+"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own."""
 
 import os
 from collections.abc import Callable
 from functools import partial
 
-from snfnp.data import cifar, imagenet, mnist, own, plane
-from snfnp.data.files import SPLITS, Dataset, print_to_stderr, require_dataset
+from snfnp.data import cifar, imagenet, mnist, toy, user_data
+from snfnp.data.dataset import SPLITS, Dataset, require_dataset
+from snfnp.data.published import print_to_stderr
 from snfnp.errors import UsageError, suggestion
 
 # By name, what makes the images: called with the folder that was given, or None, and `report`.
@@ -14,7 +15,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "mnist-sample": mnist.sample,
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
-    **{name: partial(plane.load, name) for name in plane.DENSITIES},
+    **{name: partial(toy.load, name) for name in toy.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
 
@@ -31,14 +32,14 @@ def load_dataset(
     seed: int = 0,
 ) -> Dataset:
     """Load the images of a data set, one of DATA_SETS, from the first place that has them; or the
-    images or rows at a path, of which validation, test and seed make splits (`own.load`).
+    images or rows at a path, of which validation, test and seed make splits (`user_data.load`).
 
     The places, in order: `data_dir`; else the folder in the environment variable SNFNP_DATA_DIR;
     else the user's cache; else a download into that cache (not if the environment variable
     SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
     A given folder is the only place that is searched: its subfolder `name` first, then the folder
     itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
-    downloaded), `mnist.sample`, `plane.load`.
+    downloaded), `mnist.sample`, `toy.load`.
 
     `report` is called with one line if a sample takes the place of the full data, and before work
     that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist
@@ -51,7 +52,7 @@ def load_dataset(
         if data_dir is not None:
             found = f"--data-dir {data_dir} is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
-        return own.load(name, validation, test, seed)
+        return user_data.load(name, validation, test, seed)
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
     names = ", ".join(DATA_SETS)
     raise UsageError(f"{found}: use one of {names}, or the path of your data (--data)")

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from snfnp.data.files import Dataset, Published
+from snfnp.data.dataset import Dataset
+from snfnp.data.published import Published
 from snfnp.data.reading import damaged, opened, read_at_most, read_tar
 
 ARCHIVE = "cifar-10-binary.tar.gz"

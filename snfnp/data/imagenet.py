@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from snfnp.data.files import Dataset, Published, cache_folder
+from snfnp.data.dataset import Dataset
+from snfnp.data.published import Published, cache_folder
 from snfnp.data.reading import damaged, one_line, read_tar
 from snfnp.errors import SnfnpError
 from snfnp.ops.random.philox import RandomKey, words

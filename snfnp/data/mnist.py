@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.data.files import SPLITS, Dataset, Published
+from snfnp.data.dataset import SPLITS, Dataset
+from snfnp.data.published import Published
 from snfnp.data.reading import idx_header, read_idx
 from snfnp.errors import SnfnpError, UsageError
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from snfnp import folders
+from snfnp.training.animation import View
 from snfnp.training.files import write_atomically
-from snfnp.training.plane import View
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`
@@ -120,7 +120,7 @@ def save_plane(path: Path, view: View, title: str) -> None:
     _save(figure, path)
 
 
-def save_film(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
+def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
     """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
     pictures = []
     for title, view in frames:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snfnp import registry
-from snfnp.data import Dataset, load_dataset, own, require_dataset
+from snfnp.data import Dataset, load_dataset, require_dataset, user_data
 from snfnp.errors import SnfnpError, UsageError, within_memory
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
@@ -148,7 +148,7 @@ def fit(
     if isinstance(data, (str, Path)):
         raise UsageError(f"fit takes data themselves: give it snfnp.load_dataset({str(data)!r})")
     if not isinstance(data, Dataset):
-        data = own.load(data, validation, test, options.get("seed", 0))
+        data = user_data.load(data, validation, test, options.get("seed", 0))
     elif validation is not None or test is not None:
         raise UsageError(f"{data.name} has its splits already: leave validation and test out")
     config = TrainConfig(data=data.name, **options).resolve(len(data.train), data.train.shape[1:])

@@ -11,7 +11,7 @@ import pytest
 from support.data_files import FILES, Mirror, assert_is, put, refused
 from support.messages import no_announcement
 
-from snfnp.data import files, load_dataset
+from snfnp.data import load_dataset, published
 from snfnp.errors import SnfnpError, UsageError
 
 NAMES = list(FILES)
@@ -161,7 +161,7 @@ def test_a_download_that_failed_is_not_tried_again_for_a_while(cache, small, mak
     assert "HTTP status 404" in lines[0] and f"delete {note}" in lines[1] == lines[2]
     assert len(lines[1]) - len(str(note)) < 300 and "--data-dir" in lines[1]
     mirror.files.update(FILES["mnist"])
-    past = time.time() - files._RETRY_AFTER
+    past = time.time() - published._RETRY_AFTER
     os.utime(note, (past, past))
     assert_is("mnist", load("mnist"))
 

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from snfnp.data.files import cache_folder
+from snfnp.data.published import cache_folder
 
 GPU, STANDIN = "gpu", "standin"
 # Of the stand-in's compiler: its own, and a header that is compiled with just the same ones.

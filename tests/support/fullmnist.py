@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from snfnp.data.files import cache_folder
 from snfnp.data.mnist import SPECS
+from snfnp.data.published import cache_folder
 
 
 def find_full_mnist() -> Path | None:

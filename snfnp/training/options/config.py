@@ -20,9 +20,9 @@ from snfnp.models import Choices, GlowSize, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import parts
-from snfnp.training.options.own import preset_of, text_of, title_of
 from snfnp.training.options.parts import Option, options_in
 from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
+from snfnp.training.options.user_models import preset_of, text_of, title_of
 
 # {part: its class}, in the order of --help.
 PARTS = {

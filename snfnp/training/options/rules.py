@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
-from snfnp.data.own import HELD_OUT
+from snfnp.data.user_data import HELD_OUT
 from snfnp.models import GRADIENTS, GlowSize, VectorSize
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.parts import by_preset, presets_with

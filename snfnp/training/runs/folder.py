@@ -29,7 +29,7 @@ from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
-from snfnp.training.options.own import title_of
+from snfnp.training.options.user_models import title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
 
@@ -47,7 +47,7 @@ class RunFolder:
     summary_file = property(lambda self: self.path / "summary.json")
     samples = property(lambda self: self.path / "samples.png")
     curves = property(lambda self: self.path / "curves.png")
-    film = property(lambda self: self.path / "training.gif")
+    animation = property(lambda self: self.path / "training.gif")
     event_files = property(lambda self: self.path / "tensorboard")
 
     @classmethod

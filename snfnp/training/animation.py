@@ -1,4 +1,4 @@
-"""The plane as a flow sees it: density, samples, latents, and the grid that it bends.
+"""Views of a flow of 2-D data: density, samples, latents, and the image of a square grid.
 
 Derivation: derivations/30-a-plane.md.
 """
@@ -15,14 +15,16 @@ from snfnp.training.progress import Record
 
 _SIDE = 128  # places of a density along each axis
 _LINES, _REACH, _SHOWN = 11, 2.5, 600  # of the grid: lines each way, and their ends; points shown
-_FRAMES = 48  # of a film, at most; half as many at least, once there were more
+_FRAMES = 48  # of an animation, at most; at least half as many once there were more
 
 
 @dataclass(frozen=True)
 class View:
-    """A flow's plane. extent: left, right, bottom, top; density: exact, in 1/area, (side, side),
-    the lowest row first; data, latents: points of the data and f of these, (n, 2); samples, grid:
-    {inverse: g of the same latents}, (n, 2), and of a square grid's lines, (lines, points, 2)."""
+    """A flow of 2-D data.
+
+    extent: left, right, bottom, top; density: exact, in 1/area, (side, side), the lowest row first;
+    data, latents: points of the data and f of these, (n, 2); samples, grid: {inverse: g of the same
+    latents}, (n, 2), and of a square grid's lines, (lines, points, 2)."""
 
     extent: tuple[float, float, float, float]
     density: np.ndarray
@@ -60,7 +62,7 @@ class View:
         return cls((left, right, bottom, top), density, data, found, samples, grid)
 
 
-class Film:
+class Animation:
     """Views of a flow while it trains: a callback of `snfnp.train`, which sees each evaluation.
 
     data: points (n, 2); frames: (title, view), of a long run those of every second, fourth, …

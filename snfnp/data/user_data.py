@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snfnp.data.files import SPLITS, Dataset
+from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.data.reading import one_line
 from snfnp.data.table import read_table
 from snfnp.errors import UsageError

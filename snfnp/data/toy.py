@@ -1,11 +1,11 @@
-"""Densities of the plane that one can see. Points are numbers x + iy until they are rows.
+"""2-D toy densities. A point is a complex number x + iy until the points become rows.
 
 Derivation: derivations/30-a-plane.md.
 """
 
 import numpy as np
 
-from snfnp.data.files import Dataset
+from snfnp.data.dataset import Dataset
 from snfnp.errors import UsageError
 
 COUNTS = (10_000, 2_000, 5_000)  # points to train on, to validate on, and to test on
@@ -59,9 +59,9 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
 
 
 def load(name: str, data_dir=None, report=None) -> Dataset:
-    """The points of seed 0, whatever the seed of a run is, so that runs compare. Raises UsageError
-    if a folder is given."""
+    """The points of seed 0, for every seed of a run, so that runs compare. Raises UsageError if a
+    folder is given."""
     if data_dir is not None:
         raise UsageError(f"{name} is drawn, not read: leave --data-dir {data_dir} out")
     splits = np.split(draw(name, sum(COUNTS), 0), np.cumsum(COUNTS[:-1]))
-    return Dataset(name, *splits, source="a density of the plane, drawn with seed 0")
+    return Dataset(name, *splits, source="2-D toy data, drawn with seed 0")

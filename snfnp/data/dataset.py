@@ -1,0 +1,90 @@
+"""A data set in memory or in a file, in three splits, checked when it is made."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from snfnp.errors import UsageError
+from snfnp.images import Mapped, fault, fault_of_rows, is_rows, parts
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The images or rows of one data set, in three splits.
+
+    name: as given to `load_dataset`, or any other. train, validation, test: images, uint8
+    (N, H, W, C), channel values 0 to 255; or rows of floats, (N, D), as they are; read-only, in
+    memory or, if that is too much, a `numpy.memmap` of a file or a `snfnp.images.Mapped`. source:
+    where they came from, in words. is_sample: true for a small part of a published data set or a
+    substitute for one, whose results cannot be compared with published ones. Raises UsageError for
+    a split that is anything else, or has none, and for a column in which all training rows agree.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    source: str = "arrays in memory"
+    is_sample: bool = False
+
+    def __post_init__(self):
+        for split in SPLITS:
+            images = getattr(self, split)
+            problem = (fault if self.noun == "images" else fault_of_rows)(images)
+            if not problem and images.shape[1:] != self.train.shape[1:]:
+                problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
+            if problem:
+                raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
+            if not isinstance(images, Mapped):
+                images = images[:]  # a view: what was given stays as it is
+                images.flags.writeable = False
+                object.__setattr__(self, split, images)
+        if self.noun == "images":
+            return
+        spread = self.moments[1]
+        if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
+            problem = f"column {bad[0]} (from 0) has the standard deviation {spread[bad[0]]:g}"
+            problem += f", and {len(bad) - 1} others" * (len(bad) > 1)
+            problem += "; leave such columns out, or rescale them"
+            problem = problem if len(self.train) > 1 else "there is only one; give more"
+            raise UsageError(f"the train rows of {self.name}: {problem}")
+
+    @property
+    def noun(self) -> str:
+        """Its samples, in a word: "images" or "rows"."""
+        return "rows" if is_rows(self.train) else "images"
+
+    @cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each column of the training rows, (D,) in float64; 0
+        exactly where all are the same. One pass in parts (Chan et al. 1983)."""
+        count, mean, squares, constant = 0, np.float64(0), np.float64(0), True
+        for _, part in parts(self.train):
+            constant = constant & (part == self.train[:1]).all(axis=0)
+            with np.errstate(over="ignore", invalid="ignore"):
+                part = part.astype(np.float64)
+                own, total = part.mean(axis=0), count + len(part)
+                squares = squares + ((part - own) ** 2).sum(axis=0)
+                squares = squares + (own - mean) ** 2 * (count * len(part) / total)
+                mean, count = mean + (own - mean) * (len(part) / total), total
+        return mean, np.where(constant, 0.0, np.sqrt(squares / count))
+
+    def fingerprint(self, split: str) -> str:
+        """The SHA-256 of a split's images, in their order and with their shape. It reads them all:
+        for a split that is mapped from a file, the file."""
+        images = getattr(self, split)
+        digest = hashlib.sha256(repr(images.shape).encode())
+        for _, part in parts(images):
+            digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()
+
+
+def require_dataset(dataset) -> None:
+    """Raises UsageError for what is no `Dataset`, whose images were checked when it was made."""
+    if not isinstance(dataset, Dataset):
+        found = f"the data is of type {type(dataset).__name__}"
+        raise UsageError(f"{found}: make a snfnp.Dataset(name, train, validation, test, …) of it")
