@@ -152,7 +152,7 @@ _MNIST = {"needs": _no_mnist, "continues": True}
 STEPS = (
     Step("environment", 20, ["nvidia-smi"], _python("-c", "print('no nvidia-smi here')")),
     _script("train", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/train"),
-    _script("one stream", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/one", "--no-overlap"),
+    _script("two streams", 60, "train_mnist", "--epochs", 2, "--out", f"{OUT}/two", "--overlap"),
     _pytest("tests", 150, *_FIRST),
     _script("device", 120, "benchmark", "device", "--json", f"{OUT}/device.json"),
     _sanitised("memcheck", 150),

@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
     plain = TrainConfig(backend="cupy").resolve(1000)
-    assert (plain.graph, plain.tf32, plain.overlap) == (True, False, True)
-    told = TrainConfig(backend="cupy", graph=False, tf32=True, overlap=False).resolve(1000)
+    assert (plain.graph, plain.tf32, plain.overlap) == (True, False, False)
+    told = TrainConfig(backend="cupy", graph=False, tf32=True, overlap=True).resolve(1000)
     assert TrainConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
     saved = TrainConfig().as_dict()
     for option in ("graph", "tf32", "overlap"):  # as before there were these options
@@ -47,7 +47,7 @@ def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(
-    "options, asked", [([], (0, 1)), (["--tf32"], (1, 1)), (["--no-overlap"], (0, 0))]
+    "options, asked", [([], (0, 0)), (["--tf32"], (1, 0)), (["--overlap"], (0, 1))]
 )
 def test_tf32_and_overlap_reach_the_device(monkeypatch, options, asked):
     def gpu(tf32, world, overlap):
@@ -96,7 +96,7 @@ NUMBA = {"backend": "numba"}
         ({}, {"graph": False}, {"graph": False}),
         (NUMBA, {"graph": False}, NUMBA | {"graph": True}),
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
-        (NUMBA, {"overlap": False}, NUMBA | {"overlap": True}),
+        (NUMBA, {"overlap": True}, NUMBA | {"overlap": False}),
         ({}, {"tf32": True}, {"tf32": True}),
         ({"eval_dtype": "float32"}, {"tf32": True}, "--tf32 would round the products of --eval"),
         (NUMBA | {"graph": False}, {}, "--no-graph only has an effect with"),

@@ -50,7 +50,7 @@ def test_the_order_is_that_of_value():
     and no two that train the same runs at once."""
     names = [step.name for step in STEPS]
     beside = [step.beside for step in STEPS].index(True)
-    assert "scripts/train_mnist.py" in STEPS[1].command and "--no-overlap" in STEPS[2].command
+    assert "scripts/train_mnist.py" in STEPS[1].command and "--overlap" in STEPS[2].command
     timed = [step for step in STEPS if {*step.command} & {"figure4", "scripts/benchmark.py"}]
     assert [each.name for each in timed] == ["device", "pytorch", "compiled", "sweep"]
     trains = [step for step in STEPS if "table1" in step.command]

@@ -260,6 +260,26 @@ def test_constants_are_not_in_a_graphs_pool(ops):
     assert made.shape == (7,) and pool.total_bytes() == 0
 
 
+def test_a_recording_may_need_new_memory_and_new_constants(ops):
+    """CuPy's pool breaks ties by host addresses, so that a recorded call may need one more block."""
+    said, calls = [], []
+    table, total = np.random.default_rng(0).normal(size=11), ops.xp.zeros(())
+
+    def step(images):
+        calls.append(None)
+        if len(calls) == 3:  # the recorded call
+            ops.xp.empty(1 << 20)
+            total[...] = ops.device.constant(table).sum() + images.sum()
+        else:
+            total[...] = images.sum()
+
+    graph = ops.device.capture(step, said.append)
+    for number in range(5):
+        graph(ops.xp.full((3, 4), number))
+    assert graph.recorded and not said and len(calls) == 3
+    np.testing.assert_allclose(float(total), 48 + table.sum(), rtol=1e-12)
+
+
 def test_replays_need_no_more_memory(ops):
     """By the pools' own count: the whole device's free memory is also the driver's, which may
     take some for itself at any time, and other programs'."""

@@ -140,10 +140,10 @@ class Gpu:
     def constant(self, host: np.ndarray, dtype=np.float64):
         key = (host.shape, host.tobytes(), np.dtype(dtype).char)
         if key not in self._constants:
-            cuda = self.xp.cuda
-            # It outlives a graph's pool, and any stream may read it: its copy is waited for.
-            with cuda.using_allocator(self.xp.get_default_memory_pool().malloc):
-                made = self.asarray(host, dtype)
-            cuda.get_current_stream().synchronize()
-            self._constants[key] = made
+            # It outlives a graph's pool, and any stream may read it. The current stream may be
+            # recording, which forbids copies from the host: this one is not.
+            stream = self.xp.cuda.Stream(non_blocking=True)
+            with self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc), stream:
+                self._constants[key] = self.asarray(host, dtype)
+            stream.synchronize()
         return self._constants[key]

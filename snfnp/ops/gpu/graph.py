@@ -95,7 +95,7 @@ class Graph:
     def _record(self, recording) -> str | None:
         """Capture the function; nothing runs. What went wrong, or None."""
         error = graph = None
-        size = recording.pool.total_bytes()
+        given_back = recording.given_back
         with no_collection():
             self._stream.begin_capture()
             try:
@@ -107,10 +107,10 @@ class Graph:
                     graph = self._stream.end_capture()
                 except Exception as failure:
                     error = error or _reason(failure)
-        if error is None and recording.pool.total_bytes() != size:
-            # Where memory runs out, a pool gives back its free blocks and asks again; of these the
-            # recording may have used some, and a replay would write to memory of others.
-            error = "the memory that it works in changed meanwhile"
+        if error is None and recording.given_back != given_back:
+            # When memory runs out, a pool returns its free blocks to CUDA and asks again. The
+            # recording may have used some of these, and a replay would write to others' memory.
+            error = "its pool ran out of memory and returned blocks"
         if self._communicator.any(error is not None) and error is None:
             error = "not by another process"
         recording.graph = None if error else graph
@@ -137,9 +137,20 @@ class _Recording:
 
     def __init__(self, cupy, stream, done, device: int):
         self._cupy, self._stream, self._done, self._device = cupy, stream, done, device
-        self.pool = cupy.cuda.MemoryPool()
+        self.pool, self._allocated = cupy.cuda.MemoryPool(self._allocate), 0
         self.input = self.graph = None
         self.calls = 0
+
+    def _allocate(self, size: int):
+        cuda = self._cupy.cuda
+        memory = cuda.MemoryPointer(cuda.Memory(size), 0)
+        self._allocated += size
+        return memory
+
+    @property
+    def given_back(self) -> int:
+        """Bytes that the pool has returned to CUDA. It may grow while a call is recorded."""
+        return self._allocated - self.pool.total_bytes()
 
     def fits(self, images) -> bool:
         known = self.input

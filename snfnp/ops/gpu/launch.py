@@ -63,23 +63,24 @@ class Launcher:
     def _start(self, kernel, dtype, blocks, threads, values) -> None:
         """Launch with the values of all parameters, in the kernel's order."""
         self._guard.require()
-        self._function(kernel, str(dtype))((blocks,), (threads,), values)
+        self._function(kernel, dtype)((blocks,), (threads,), values)
 
-    def _function(self, kernel: str, dtype: str):
-        if (kernel, dtype) not in self._functions:
+    def _function(self, kernel: str, dtype: np.dtype):
+        key = dtype.char  # `str(dtype)` would take longer than the launch
+        if (kernel, key) not in self._functions:
             # per group and type: training in one precision does not wait for the other's compiler
             group = source.kernels()[kernel]
             names = [name for name, place in source.kernels().items() if place == group]
-            expressions = [source.expression(name, dtype) for name in names]
+            expressions = [source.expression(name, str(dtype)) for name in names]
             if self.begins:
                 self.begins()
             how = {"options": source.OPTIONS, "name_expressions": expressions}
             module = self._cupy.RawModule(code=source.source(group), **how)
             for name, expression in zip(names, expressions, strict=True):
-                self._functions[name, dtype] = module.get_function(expression)
+                self._functions[name, key] = module.get_function(expression)
             if self.ends:
                 self.ends(len(names))
-        return self._functions[kernel, dtype]
+        return self._functions[kernel, key]
 
 
 @cache

@@ -301,5 +301,5 @@ class DeviceOptions:
         False, "round factors of float32 products to 10 bits: faster, no longer single precision"
     )
     overlap: bool = changeable(
-        True, "gradients of linear layers' weights on a second stream (default: --overlap)"
+        False, "compute the gradients of linear layers' weights on a second stream"
     )
