@@ -261,7 +261,7 @@ def test_constants_are_not_in_a_graphs_pool(ops):
 
 
 def test_a_recording_may_need_new_memory_and_new_constants(ops):
-    """CuPy's pool breaks ties by host addresses, so that a recorded call may need one more block."""
+    """CuPy's pool breaks ties by host addresses: a recorded call may need one more block."""
     said, calls = [], []
     table, total = np.random.default_rng(0).normal(size=11), ops.xp.zeros(())
 
