@@ -5,7 +5,7 @@ another one, by their own command lines only, and these are compared:
 
 parameters, Adam m, Adam v   of the best and the last checkpoint; the moments contain the gradients
 metrics                      metrics.jsonl, summary.json and the checkpoints' step, λ and seed
-reports                      the numbers of the exact ledger by evaluate.py, and of angle.py
+reports                      the numbers that `snfnp evaluate` and `snfnp angle` print
 samples                      the picture of samples through the learned and the exact inverses
 
 "=" is bit-equal. Otherwise a cell holds the largest difference, relative to the largest entry of
@@ -74,7 +74,7 @@ CONFIGURATIONS = {
     for model, options, runs in _RUNS
     for name, *own in map(str.split, runs.split("|"))
 }
-_ANGLES = ("fc", "conv", "conv-inverse-kernel", "glow")  # angle.py reports
+_ANGLES = ("fc", "conv", "conv-inverse-kernel", "glow")  # `snfnp angle` reports
 
 
 class FailedError(Exception):
@@ -159,9 +159,9 @@ def _train(checkout: Path, name: str, backend: str, folder: Path, begun: Path | 
     reports = {"evaluate": ("--split", "validation", "--seed", "1")}
     if name in _ANGLES:
         reports["angle"] = ("--images", "500")
-    for script, how in reports.items():
-        text = _run(checkout, f"scripts/{script}.py", str(run), *how)
-        (folder / f"{script}.txt").write_text(text, encoding="utf-8")
+    for command, how in reports.items():
+        text = _run(checkout, "-m", "snfnp", command, str(run), *how)
+        (folder / f"{command}.txt").write_text(text, encoding="utf-8")
 
 
 def _run(checkout: Path, *arguments: str) -> str:

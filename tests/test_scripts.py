@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snfnp.cli import COMMANDS
 from snfnp.cli import train as learn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +124,8 @@ def looks(environment, finished, tmp_path_factory):
     for inverse, temperature in (("learned", 1.0), ("exact", 1.0), ("learned", 0.5)):
         options = ("--inverse", inverse, "--temperature", temperature)
         commands.append(("sample", folder, *options, "--out", pictures / f"{len(commands)}.png"))
-    return commands, outputs(environment, *((f"{name}.py", *words) for name, *words in commands))
+    own = (("snfnp", *words) for words in commands)
+    return commands, outputs(environment, *own, cwd=pictures)  # as installed: outside the checkout
 
 
 def test_evaluate_prints_a_ledger_that_adds_up(finished, looks):
@@ -136,17 +138,6 @@ def test_evaluate_prints_a_ledger_that_adds_up(finished, looks):
     test_nll = re.search(r"exact test NLL ([\d.]+) nats", trained).group(1)
     assert abs(-total - float(test_nll)) < 0.006
     assert "dequantisation seed 1" in other and "1,000 validation images" in other
-
-
-def test_the_packages_commands_are_the_scripts(environment, looks, tmp_path):
-    """As a wheel has them: `python -m snfnp`, from another folder than the checkout."""
-    commands, found = ([part[i] for i in (0, 1, 3)] for part in looks)
-    picture = commands[2][-1]
-    drawn = picture.read_bytes()
-    picture.unlink()
-    own = (("snfnp", *words) for words in commands)
-    assert outputs(environment, *own, cwd=tmp_path) == found
-    assert picture.read_bytes() == drawn
 
 
 def test_angle_prints_one_row_per_learned_layer(looks):
@@ -191,9 +182,9 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
         (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
         (train, ["--data-dir", str(broken)], 1, str(broken)),
         (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
-        ("evaluate.py", [str(tmp_path)], 2, "is no run folder"),
-        ("sample.py", [exact], 2, "learned no inverse: use exact=True (--inverse exact)"),
-        ("angle.py", [exact], 2, "without learned inverses"),
+        ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
+        ("snfnp", ["sample", exact], 2, "learned no inverse: use exact=True (--inverse exact)"),
+        ("snfnp", ["angle", exact], 2, "without learned inverses"),
         ("train_imagenet32.py", ["--data-dir", tmp_path, "--out", "x"], 2, "of ImageNet32; "),
         ("benchmark.py", ["nonsense"], 2, "no benchmark is called nonsense"),
     ]
@@ -212,7 +203,7 @@ def test_a_small_glow_on_colour_images_of_ones_own(environment, tmp_path):
     size = ("--depth", 1, "--width", 8, "--epochs", 1, "--augment", "--recompute")
     own = ("--backend", "numpy", "--out", folder)  # which has no kernels to compile
     train = ("train_cifar10.py", "--data", data, *size, *own)
-    out, ledger = outputs(environment, train, ("evaluate.py", folder))
+    out, ledger = outputs(environment, train, ("snfnp", "evaluate", folder))
     assert "glow 3L-1K width 8" in out
     assert "split1 base density" in ledger and "split2 base density" in ledger
     record = json.loads((folder / "config.json").read_text())
@@ -225,15 +216,16 @@ SCRIPTS = sorted(
 
 
 def test_help_explains_every_option(environment):
-    results = run_all(environment, *((name, "--help") for name in SCRIPTS))
-    fewest = {"benchmark.py": 3, "check_gradients.py": 3, "compare_runs.py": 2}
-    for name, (status, out, err) in zip(SCRIPTS, results, strict=True):
+    programs = [(name,) for name in SCRIPTS] + [("snfnp", name) for name in COMMANDS]
+    results = run_all(environment, *((*words, "--help") for words in programs))
+    fewest = {"benchmark.py": 3, "check": 3, "compare": 2}
+    for (*_, name), (status, out, err) in zip(programs, results, strict=True):
         assert status == 0 and not err, f"{name}: {err}"
         options = re.findall(r"^  (--[\w-]+)", out, re.M)
         assert len(options) >= fewest.get(name, 4), name
         for text in re.split(r"^  (?=--)", out, flags=re.M)[1:]:  # names and values, then words
             assert re.match(r"(--[\w-]+(, )?)+( [A-Z_]+| \{[^}]*\})?\s+\S", text), text
-        if name.startswith("train_"):
+        if name.startswith("train"):
             expected = """--gradient --objective --backend --epochs --batch-size --lr --lambda
             --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume
             --eval-every --dtype --data --graph --tf32"""

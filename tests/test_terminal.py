@@ -159,19 +159,20 @@ sys.meta_path.insert(0, Press())
 
 
 @pytest.mark.parametrize(
-    "script, module, becomes",
+    "program, module, becomes",
     [
-        *((script, "numpy", "KeyboardInterrupt") for script in SCRIPTS),
-        ("evaluate.py", "numpy", "ImportError"),
-        ("evaluate.py", "numpy", "nothing"),
-        ("sample.py", "matplotlib", "KeyboardInterrupt"),
-        ("angle.py", "safetensors", "KeyboardInterrupt"),
+        *((f"scripts/{script}", "numpy", "KeyboardInterrupt") for script in SCRIPTS),
+        ("-m snfnp evaluate", "numpy", "KeyboardInterrupt"),
+        ("-m snfnp evaluate", "numpy", "ImportError"),
+        ("-m snfnp evaluate", "numpy", "nothing"),
+        ("-m snfnp sample", "matplotlib", "KeyboardInterrupt"),
+        ("-m snfnp angle", "safetensors", "KeyboardInterrupt"),
     ],
 )
-def test_ctrl_c_during_an_import_is_quiet(script, module, becomes, tmp_path):
+def test_ctrl_c_during_an_import_is_quiet(program, module, becomes, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module, becomes=becomes))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = python(ROOT / "scripts" / script, "--help", PYTHONPATH=path)
+    done = python(*program.split(), "--help", PYTHONPATH=path, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
