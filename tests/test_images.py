@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.messages import assert_one_line, one_line
-from support.strict_ops import strict_ops
 from support.trainers import make_trainer, run_training, small_config, small_dataset
 
 import snfnp
@@ -118,13 +117,6 @@ def test_all_integers_are_the_same_images_to_the_last_bit(model, dtype, entry):
         else:
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(one, other)
-
-
-def test_images_that_are_on_the_device_need_not_come_back():
-    trainer = make_trainer(strict_ops(), "fc")
-    likelihood, images = trainer.likelihood(), trainer.ops.asarray(IMAGES)
-    np.testing.assert_array_equal(likelihood.log_prob(images), likelihood.log_prob(IMAGES))
-    assert likelihood.evaluate(images) == likelihood.evaluate(IMAGES)
 
 
 def test_levels_of_the_preprocessing_are_the_limit(ops):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from support.trainers import host, images_of, make_trainer
 
-from gpu.test_training import assert_numpys, spent_by_a_step, take_steps
+from gpu.test_training import MODELS, assert_numpys, spent_by_a_step, take_steps
 from snfnp.beyond.monitors import Inspection
-from snfnp.ops import get_ops
+from snfnp.context import BackwardContext
+from snfnp.ops import RandomKey, get_ops
 
 GECO = {"lambda_control": "geco", "tolerance": 1e-5, "lambda_rate": 20.0}
 PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
 NOISE = {"objective": "variational", "sigma": 0.4}
+KEPT = {"recompute": True, "clip_norm": 0.5}
 # Options, and how many launches a step may take more than one without them. A controller: one for
 # all layers, one for each λ, and one for each ‖h‖². Probes, of two layers, each: the signs, their
 # rows beside those of two or three arrays, at two launches each, and their factors; the product
@@ -29,6 +31,10 @@ WAYS = {
     "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, None),
     "variational": ({"model": "fc", **NOISE}, None),
     "variational, conv": ({"model": "conv", **NOISE}, None),
+    "larger inverse": ({"model": "conv", "inverse_kernel": 5}, None),
+    "forward, recomputed": ({"model": "glow-2l-4k", "objective": "forward", **KEPT}, None),
+    "relative": ({"model": "fc", "gradient": "relative"}, None),
+    "relative, full": ({"model": "fc", "gradient": "relative", "relative_bias": "full"}, None),
 }
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -91,7 +97,25 @@ def test_a_step_neither_waits_nor_launches_much_more(ops, standin, way):
     assert most is None or launches[0] - launches[1] <= most
 
 
-@pytest.mark.parametrize("model", ["fc", "conv"])
+@pytest.mark.parametrize(
+    "changes",
+    [changes for changes, _ in WAYS.values()]
+    + [{"model": model, "gradient": gradient} for model, gradient in MODELS],
+    ids=str,
+)
+def test_numbers_on_the_device_do_not_widen_single_precision(ops, changes):
+    """λ is a 0-d array of doubles, which would make doubles of what a plain number leaves alone."""
+    trainer = make_trainer(ops, **changes)
+    flow, params = trainer.flow, trainer.params
+    x, log_jacobian = flow.encode(ops, images_of(trainer, 0), RandomKey(0, 0), np.float32)
+    latents, ldj, caches = flow.forward(ops, params, x, trainer.config.recompute)
+    ctx = BackwardContext.of(ops, ops.xp.ones_like(ldj), ops.xp.ones(()), key=RandomKey(0, 0))
+    dx, _ = flow.backward(ctx, params, caches, latents, trainer.grads)
+    arrays = (x, log_jacobian, *latents, ldj, flow.log_density(ops, latents), dx)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("model", ["fc", "conv", "glow"])
 def test_monitors_and_refined_samples_are_numpys(ops, model):
     figures, drawn = [], []
     for each in (ops, get_ops("numpy")):
