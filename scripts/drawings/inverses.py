@@ -5,21 +5,23 @@ import numpy as np
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, laid_out, plt
 from snfnp.context import BackwardContext
 from snfnp.layers import Linear
+from snfnp.layers.whiten import inverse_root
 from snfnp.maps import Dense
 from snfnp.ops import get_ops
 from snfnp.rules import SelfNormalizing
+from snfnp.training.adam import Adam
 
 
-def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
-    """Tell if W = Σ^(-1/2), R = Σ^(1/2) is stable, Σ = diag(smallest, 1, 2): the code's update, by
+def _returns(variances, lam: float, rule: SelfNormalizing) -> bool:
+    """Tell if W = Σ^(-1/2), R = Σ^(1/2) is stable for this diagonal Σ: the code's update, by
     central differences on a batch with these second moments. Rotations of z change nothing."""
-    ops = get_ops("numpy")
-    s = np.sqrt(np.array([smallest, 1.0, 2.0]))
-    x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(3)
-    layer, grads = Linear(Dense(3), rule, bias=False), {name: np.empty((3, 3)) for name in "WR"}
+    ops, s, size = get_ops("numpy"), np.sqrt(variances), len(variances)
+    x = np.vstack([np.diag(s), -np.diag(s)]) * np.sqrt(size)
+    layer, shape = Linear(Dense(size), rule, bias=False), (2, size, size)
+    grads = dict(zip("WR", np.empty(shape), strict=True))
 
     def update(point):
-        p = dict(zip("WR", point.reshape(2, 3, 3), strict=True))
+        p = dict(zip("WR", point.reshape(shape), strict=True))
         z, _, cache = layer.forward(ops, p, x)
         ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)), lam)
         layer.backward(ctx, p, cache, -z / len(x), grads)
@@ -28,8 +30,8 @@ def _returns(smallest: float, lam: float, rule: SelfNormalizing) -> bool:
     at, step = np.concatenate([np.diag(1 / s).ravel(), np.diag(s).ravel()]), 1e-5
     columns = [(update(at + e) - update(at - e)) / (2 * step) for e in step * np.eye(len(at))]
     found = np.linalg.eigvals(np.stack(columns, axis=1))
-    three_rotations = np.argsort(np.abs(found))[:3]
-    return bool(np.delete(found, three_rotations).real.max() < 0)
+    rotations = np.argsort(np.abs(found))[: size * (size - 1) // 2]
+    return bool(np.delete(found, rotations).real.max() < 0)
 
 
 def stability():
@@ -40,7 +42,7 @@ def stability():
     for axis, objective in zip(axes, ("mixture", "forward"), strict=True):
         rule = SelfNormalizing(objective)
         points = [(lam, variance) for lam in lams for variance in variances]
-        found = [_returns(variance, lam, rule) for lam, variance in points]
+        found = [_returns([variance, 1.0, 2.0], lam, rule) for lam, variance in points]
         looks = ((True, GREEN, "o", "returns"), (False, RED, "x", "is driven away"))
         for good, color, marker, label in looks:
             at = [point for point, returns in zip(points, found, strict=True) if returns is good]
@@ -82,3 +84,40 @@ def refined_inverse():
     axis.set(xlabel="further passes through $R$", ylim=(1e-8, 1e3))
     axis.set_ylabel(r"$\|x_k - x\| \,/\, \|x\|$")
     return laid_out(figure, axis, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def natural_coordinates():
+    """Page 29: two correlated pixels. Adam's noisy path in their own and in white coordinates, over
+    the level lines of a quadratic; and where the paper's update is stable."""
+    moments = np.array([[1.0, 0.9], [0.9, 1.0]])
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.5))
+    start, side = np.array([1.6, -0.4]), np.linspace(-2.2, 2.2, 200)
+    own, grid = inverse_root(moments, 0.0), np.stack(np.meshgrid(side, side), axis=-1)
+    turns = (("the pixels' coordinates", np.eye(2), ORANGE), ("white coordinates", own, BLUE))
+    for axis, (title, u, color) in zip(axes, turns, strict=False):
+        rng, at = np.random.default_rng(29), np.linalg.solve(u, start)
+        second, path, state = u @ moments @ u, [at], np.zeros((2, 2))
+        root = np.linalg.cholesky(second)
+        for t in range(1, 301):
+            gradient, step = -second @ at + 6 * root @ rng.standard_normal(2), np.zeros(2)
+            Adam().update(get_ops("numpy"), gradient, 0.04, t, out=(step, *state))
+            at = at + step
+            path.append(at)
+        height = np.einsum("...i,ij,...j", grid, second, grid)
+        axis.contour(side, side, height, np.geomspace(0.02, 8, 9), colors=INK, linewidths=0.7)
+        axis.plot(*np.array(path).T, color=color, linewidth=1.3)
+        axis.plot(*path[0], "o", color=color)
+        axis.plot(0, 0, "*", color=RED, markersize=11)
+        axis.set(title=title, xticks=[], yticks=[], aspect="equal")
+    lam, correlations = np.geomspace(0.03, 30, 60), np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97])
+    for c in correlations:
+        for each in np.geomspace(0.05, 20, 9):
+            stable = _returns([1 - c, 1 + c], each, SelfNormalizing())
+            look = {"marker": "o"} if stable else {"marker": "x"}
+            axes[2].plot(each, c, color=GREEN if stable else RED, markersize=4, **look)
+    axes[2].plot(lam, 1 - 1 / (8 * lam), color=ORANGE, label="the pixels")
+    axes[2].axvline(1 / 8, color=BLUE, label="white")
+    axes[2].set(xscale="log", xlabel=r"$\lambda$", ylabel="correlation", ylim=(-0.05, 1))
+    axes[2].set_title("stable to the right of the line")
+    axes[2].legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return laid_out(figure)
