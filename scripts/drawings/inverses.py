@@ -121,3 +121,33 @@ def natural_coordinates():
     axes[2].set_title("stable to the right of the line")
     axes[2].legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return laid_out(figure)
+
+
+def probes():
+    """Page 18: probes as the paper prints them and as signs, and the weight of every direction."""
+    figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.3), sharex=True, sharey=True)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    circle, signs = np.stack([np.cos(angle), np.sin(angle)]), np.array([[1, 1], [1, -1]])
+    uniform = np.random.default_rng(18).random((150, 2))
+    second = np.eye(2) / 12 + 1 / 4
+    for axis, title, drawn, q in (
+        (axes[0], "uniform on [0, 1]", uniform, second),
+        (axes[1], "signs", np.vstack([signs, -signs]), np.eye(2)),
+    ):
+        axis.plot(*drawn.T, ".", color=INK, markersize=4)
+        axis.plot(*(circle * np.einsum("ia,ij,ja->a", circle, q, circle)), color=BLUE)
+        axis.set(title=title, aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
+    return laid_out(figure)
+
+
+def newton_inverse():
+    """Page 28: how far R and R' = 2R - RWR are from the inverse of W = I, by the norm of E."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.3))
+    noise, sizes = np.random.default_rng(28).standard_normal((4, 4)), np.geomspace(0.03, 5, 40)
+    axis.loglog(sizes, sizes, color=ORANGE, label="$R$")
+    for label, e, line in (("symmetric", noise + noise.T, "-"), ("random", noise, "--")):
+        unit = e / np.linalg.norm(e, 2)
+        squared = sizes**2 * np.linalg.norm(unit @ unit, 2)
+        axis.loglog(sizes, squared, color=BLUE, linestyle=line, label=f"$R'$, {label} $E$")
+    axis.set(xlabel=r"$\Vert E\Vert$", ylabel="relative error")
+    return laid_out(figure, axis)
