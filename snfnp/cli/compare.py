@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from snfnp.cli.shared import Parser, check_file, check_range
+from snfnp.cli.shared import Parser, add_trust, check_file, check_range
 from snfnp.training.runs import comparison
 
 _SHOWN = 8  # epochs that the table shows at most
@@ -15,6 +15,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="a picture of NLL against epochs and seconds")
     first = "the first epoch at which the largest gap is looked for (default: 1)"
     parser.add_argument("--from-epoch", type=int, default=1, help=first)
+    add_trust(parser)
     args = parser.parse_args(argv)
     check_range(args, "--from-epoch", 1)
     if args.plot:
@@ -22,7 +23,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
         check_file(args.plot, "--plot", plots.SUFFIXES)
 
-    runs = comparison.open_runs(args.runs)
+    runs = comparison.open_runs(args.runs, args.trust)
     names = comparison.labels(runs)
     print(_table(runs, names, args.from_epoch))
     if args.plot:

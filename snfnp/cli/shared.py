@@ -52,7 +52,14 @@ def run_parser(prog: str | None, description: str) -> Parser:
     which = "the best validation epoch or the last step (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
     parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
+    add_trust(parser)
     return parser
+
+
+def add_trust(parser: Parser) -> None:
+    """The option without which a run folder makes no code of its own run."""
+    about = "import the module of the run's own model, which runs its code"
+    parser.add_argument("--trust", action="store_true", help=about)
 
 
 def add_data(parser: Parser) -> None:
@@ -63,7 +70,7 @@ def add_data(parser: Parser) -> None:
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
     """The run that the options of `run_parser` name."""
-    return load_run(args.run, args.checkpoint, args.backend)
+    return load_run(args.run, args.checkpoint, args.backend, trust=args.trust)
 
 
 @contextmanager

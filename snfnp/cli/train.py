@@ -3,7 +3,7 @@
 import argparse
 
 from snfnp import threads
-from snfnp.cli.shared import Parser
+from snfnp.cli.shared import Parser, add_trust
 from snfnp.errors import UsageError
 from snfnp.processes import launching
 from snfnp.training import session as training
@@ -11,6 +11,7 @@ from snfnp.training.animation import Animation, View
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import PARTS, help_of
 from snfnp.training.options.parts import options_in
+from snfnp.training.options.user_models import require_trusted
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -38,6 +39,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             threads.ask(count)
         world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
+        trust = given.pop("trust", False)
         if resume == AUTO and rollback:
             raise UsageError("--rollback with --resume auto would go back each time: choose one")
         if (resume or rollback) and "out" not in given:
@@ -48,12 +50,17 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         goes_on = resume or rollback
         config = TrainConfig(**{**defaults, **given})
         # What the processes share is known before any of them is started, or loads anything.
-        shared = world.on_rank_zero(RunFolder(given["out"]).config) if goes_on else config
+        shared = config
+        if goes_on:
+            require_trusted(config.model, trust=True)  # which the user names, and no file
+            shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config(trust))
         shared.check_processes(max(processes, world.size))
         launching.start(processes, argv, world)
         if goes_on:
             path = given.pop("out")
-            opened = training.resumed(path, given, rollback, resume == AUTO, world=world)
+            opened = training.resumed(
+                path, given, rollback, resume == AUTO, world=world, trust=trust
+            )
         else:
             opened = training.started(config, world=world)
         with opened as session:
@@ -105,6 +112,7 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     about = "go back to the best checkpoint of the run in --out, with its λ and other settings "
     about += "(and --lr to train on more carefully), and on from there"
     start.add_argument("--rollback", action="store_true", help=about)
+    add_trust(start)
     return parser
 
 

@@ -28,7 +28,7 @@ from snfnp.training.progress import (
 )
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.checkpointer import Checkpointer
-from snfnp.training.runs.description import describe_run
+from snfnp.training.runs.description import describe_run, refuse_other_flow
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.trainer import Trainer
 
@@ -92,6 +92,8 @@ def train(
                 report(line)
             moments = run.moments(record)
         flow = config.build_flow(dataset.train.shape[1:], moments)
+        if resume and (line := refuse_other_flow(run.path, record, flow)):
+            report(line)
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)

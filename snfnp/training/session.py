@@ -14,6 +14,7 @@ from snfnp.errors import SnfnpError, UsageError, within_memory
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
+from snfnp.training.options.user_models import require_trusted
 from snfnp.training.progress import Callbacks
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.runs.load import LoadedRun, load_run
@@ -76,14 +77,18 @@ def resumed(
     keep_longer: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
+    trust: bool = False,
 ) -> Iterator[Session]:
     """The run in a folder, which goes on; see `resume`. keep_longer: `epochs` in `changes` are
     ignored if they are fewer than the run's own."""
+    require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
     with ExitStack() as held:
 
         def opened() -> tuple[TrainConfig, str | None]:
-            _, record = folder.open(path)  # raises before a folder that is no run's gets a lock
+            _, record = folder.open(
+                path, trust
+            )  # raises before a folder that is no run's gets a lock
             held.enter_context(folder.lock)
             config = folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
             return config, None if "data" in changes else folder.data_name(record, config.data_dir)
@@ -101,6 +106,7 @@ def resume(
     report: Callable[[str], None] | None = print,
     optimiser=None,
     callbacks: Callbacks = (),
+    trust: bool = False,
     **changes,
 ) -> dict:
     """Go on with the run in a folder, and return what `snfnp.train` returns.
@@ -109,13 +115,14 @@ def resume(
 
     rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
     images, if the run was trained on others than `load_dataset` finds; report, callbacks: as for
-    `snfnp.train`; optimiser: the run's own, if it was started with one; changes: options of
+    `snfnp.train`; optimiser: the run's own, if it was started with one; trust: as for
+    `snfnp.load_run`; changes: options of
     `TrainConfig` with new values from here on. Raises UsageError if `path` is no run's folder, if
     another program trains in it, or if with these options or images it would not be the same run.
     """
     if not isinstance(changes.get("data", ""), (str, Path)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
-    with resumed(Path(path), changes, rollback, dataset=dataset) as session:
+    with resumed(Path(path), changes, rollback, dataset=dataset, trust=trust) as session:
         return session.train(report, optimiser, callbacks)
 
 

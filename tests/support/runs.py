@@ -1,5 +1,6 @@
 """Runs that tests stop, kill and compare."""
 
+import json
 import shutil
 
 import numpy as np
@@ -23,6 +24,15 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
+
+
+def forge(path, record=None, **options):
+    """Write a config.json with a right checksum: this record, or the run's with other options."""
+    folder = RunFolder(path)
+    if record is None:
+        record = json.loads(folder.config_file.read_text())
+        record["config"] |= options
+    folder.write_config(record)
 
 
 STATE = ("p", "m", "v", "state")

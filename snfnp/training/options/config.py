@@ -22,7 +22,7 @@ from snfnp.rules import Rule
 from snfnp.training.options import parts
 from snfnp.training.options.parts import Option, options_in
 from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
-from snfnp.training.options.user_models import preset_of, text_of, title_of
+from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
 
 # {part: its class}, in the order of --help.
 PARTS = {
@@ -284,9 +284,10 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Any) -> TrainConfig:
+    def from_dict(cls, values: Any, trust: bool = False) -> TrainConfig:
         """The configuration from `as_dict`. Options that are absent (an older version's) have
-        their defaults. Raises UsageError for unknown options (a newer version's) or bad values."""
+        their defaults. trust: see `require_trusted`. Raises UsageError for unknown options (a newer
+        version's) or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
@@ -302,6 +303,7 @@ class TrainConfig:
         for name, value in values.items():
             if name in OPTIONS and OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
+        require_trusted(values.get("model"), trust)
         return cls(**{name: values[name] for name in values if name in OPTIONS})
 
 

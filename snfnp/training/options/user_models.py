@@ -1,17 +1,18 @@
-"""A flow of one's own as a preset: registered, named by its function, or given whole.
+"""A user's own flow as a preset: registered, named by its function, or given as a whole.
 
-What config.json keeps of a model is text: a preset's name, "module:function" of a builder, or the
-flow's layers in JSON, by their classes and fields. Nothing is ever unpickled.
+config.json keeps a model as text: a preset's name, "module:function" of a builder, or the flow's
+layers in JSON, by their classes and fields. Nothing is ever unpickled, and text from a file makes
+nothing be imported but layers, maps and rules of this package (`require_trusted`).
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
 import inspect
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import reduce
-from importlib import import_module
+from importlib import import_module, util
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,19 @@ import numpy as np
 from snfnp.errors import UsageError, suggestion
 from snfnp.flow import Flow
 from snfnp.layers import Layer
+from snfnp.layers.preprocess import Preprocess, Scale, Standardise
+from snfnp.maps import Map
 from snfnp.models import PRESETS, WHITE, Choices, Preset
+from snfnp.rules import Rule
 
 _OURS = tuple(PRESETS)
-_REFERENCE = re.compile(r"\w[\w.]*:[\w.]+")
+_REFERENCE = re.compile(r"\w[\w.]*:(?!__)\w+(\.(?!__)\w+)*")
+_PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)  # classes that a text may name
+_ROOMS = re.compile(r"snfnp\.(flow|layers|maps|rules|beyond)\b")
+
+
+class UntrustedError(UsageError):
+    """A file names a module that would have to be imported, and nobody said that it may be."""
 
 
 def register(name: str, build: Callable[..., Flow], **settings) -> None:
@@ -48,7 +58,7 @@ def preset_of(model: str) -> Preset:
     if model in PRESETS:
         return PRESETS[model]
     if model.startswith("{"):
-        return _preset("the flow", lambda shape: _rebuilt(json.loads(model)))
+        return _preset("the flow", lambda shape: _rebuilt(_parsed(model)[0]))
     if _REFERENCE.fullmatch(model):
         return _preset(model, _found(model, "--model"))
     found = f"--model {model[:40]} is unknown{suggestion(model, PRESETS)}"
@@ -57,8 +67,8 @@ def preset_of(model: str) -> Preset:
 
 
 def text_of(model: Any) -> Any:
-    """The text that a configuration keeps of a whole flow or a builder; a name stays as it is.
-    Raises UsageError for what could not be found by that text again."""
+    """The text that a configuration keeps of a flow or a builder; a name stays as it is. Raises
+    UsageError for one that could not be found again by that text."""
     if isinstance(model, Flow):
         _require_flow(model, model.image_shape or model.shape, "the flow")
         return json.dumps(_described(model, "the flow"))
@@ -70,13 +80,44 @@ def title_of(model: str) -> str:
     return "own flow" if model.startswith("{") else model
 
 
+def require_trusted(model: Any, trust: bool = False) -> None:
+    """Let no model's text that a file holds run code that this process does not have.
+
+    Modules that it names must be imported already, or have this package's layers, maps or rules.
+    trust: others are imported now. Raises UntrustedError for any other module.
+    """
+    names: list[str] = []
+    if isinstance(model, str) and _REFERENCE.fullmatch(model):
+        names = [model]
+    elif isinstance(model, str) and model.startswith("{"):
+        _, names = _parsed(model)
+    for name in names:
+        module = name.partition(":")[0]
+        if module in sys.modules or _ROOMS.match(module):
+            continue
+        if not trust:
+            # only the first part: to look for a submodule imports what it is in
+            spec = util.find_spec(module.partition(".")[0])
+            where = (
+                spec.origin or next(iter(spec.submodule_search_locations or []), "") if spec else ""
+            )
+            would = f"would import {module} from {where}" if where else f"needs {module}, not found"
+            found = f"its model {name} {would}, and nobody said that its code may run"
+            raise UntrustedError(f"{found}: if you trust it, give --trust (trust=True in Python)")
+        _found(name, "the run")
+
+
 def _preset(name: str, build: Any, **settings) -> Preset:
     if isinstance(build, Preset):
         return build
-    if not callable(build):
-        found = f"{name} is of type {type(build).__name__}"
-        raise UsageError(f"{found}: let it be a function build(shape) -> Flow")
-    takes = "choices" in inspect.signature(build).parameters
+    try:
+        takes = list(inspect.signature(build).parameters)
+    except (TypeError, ValueError):  # it is no function, or not one of Python's
+        takes = []
+    if takes[:1] != ["shape"]:  # before it is called: the name may come from a file
+        found = f"{name} is {_kind(build)}"
+        raise UsageError(f"{found}: let it be build(shape) or build(shape, choices) -> Flow")
+    takes = "choices" in takes
 
     def built(choices: Choices, shape: tuple[int, ...]) -> Flow:
         flow: Any = build(shape, choices=choices) if takes else build(shape)
@@ -115,22 +156,37 @@ def _reference(thing: Any) -> str:
 
 
 def _found(reference: str, what: str) -> Any:
-    """The object that a "module:name" stands for. what: what needs it."""
+    """The object that a "module:name" stands for, at the top of its module or in a class there.
+    what: what needs it."""
     module, _, path = reference.partition(":")
     try:
-        return reduce(getattr, path.split("."), import_module(module))
-    except Exception as error:
+        found = import_module(module)
+        for name in path.split("."):
+            if not (found is sys.modules[module] or isinstance(found, type)):
+                raise AttributeError(f"{name} is in no class")
+            found = getattr(found, name)
+        return found
+    except (Exception, SystemExit) as error:  # as a program does that is imported
         why = f"{type(error).__name__}: {str(error)[:80]}"
         advice = "define it here first" if module == "__main__" else "mend it, or set PYTHONPATH"
         found = f"{what} needs {reference}, which cannot be imported ({why})"
         raise UsageError(f"{found}: {advice}") from error
 
 
+def _kind(value: Any) -> str:
+    """What a value is, for a message."""
+    return (
+        f"{value.__name__}{inspect.signature(value)}"[:80]
+        if inspect.isfunction(value)
+        else f"of type {type(value).__name__}"
+    )
+
+
 def _described(value: Any, where: str) -> Any:
-    """A flow, a layer or what is in one, as far as JSON can hold it."""
+    """A flow, or what is in one, as far as JSON can hold it and `_rebuilt` takes it."""
     if isinstance(value, np.generic):
         value = value.item()
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and isinstance(value, _PARTS):
         own = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
         inside = {name: _described(each, f"{where}.{name}") for name, each in own.items()}
         return {"class": _reference(type(value)), **inside}
@@ -142,15 +198,42 @@ def _described(value: Any, where: str) -> Any:
     raise UsageError(f"{found}: give a function of a module that builds the flow instead")
 
 
+def _parsed(model: str) -> tuple[Any, list[str]]:
+    """The JSON of a flow, and the names of the classes in it. Raises UsageError for other text."""
+    try:
+        value = json.loads(model)
+        return value, list(dict.fromkeys(_classes(value)))
+    except (ValueError, RecursionError) as error:
+        found = f"the flow is damaged ({type(error).__name__}: {str(error)[:80]})"
+        raise UsageError(f"{found}: restore it as it was") from None
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """The names of the classes in a flow's JSON. Raises ValueError for an object without one."""
+    if isinstance(value, dict):
+        name = value.get("class")
+        if not (isinstance(name, str) and _REFERENCE.fullmatch(name)):
+            raise ValueError(f"a part of class {name!r}")
+        yield name
+        value = list(value.values())
+    for each in value if isinstance(value, list) else ():
+        yield from _classes(each)
+
+
 def _rebuilt(value: Any) -> Any:
-    """The inverse of `_described`."""
+    """The inverse of `_described`. Every class is checked before it is called."""
     if isinstance(value, list):
         return tuple(map(_rebuilt, value))
     if not isinstance(value, dict):
         return value
-    given = {name: _rebuilt(each) for name, each in value.items()}
-    kind = _found(name := given.pop("class"), "the flow")
-    known = getattr(kind, "__dataclass_fields__", None)
-    if not isinstance(kind, type) or known is None or given.keys() - known.keys():
+    kind = _found(name := value["class"], "the flow")
+    if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
+        raise UsageError(f"the flow needs {name}, which is no layer, map or rule: restore it")
+    given = {field: _rebuilt(each) for field, each in value.items() if field != "class"}
+    if given.keys() - kind.__dataclass_fields__.keys():
         raise UsageError(f"the flow needs {name} with {', '.join(given)}: restore it as it was")
-    return kind(**given)
+    try:
+        return kind(**given)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        found = f"the flow needs {name} with {', '.join(given)} ({str(error)[:80]})"
+        raise UsageError(f"{found}: restore it as it was") from None

@@ -31,8 +31,8 @@ class ComparedRun:
     test_nll: float | None
 
 
-def _open(path: Path) -> ComparedRun:
-    folder, record = RunFolder.open(path)
+def _open(path: Path, trust: bool) -> ComparedRun:
+    folder, record = RunFolder.open(path, trust)
     metrics = folder.read_metrics()
     if not metrics:
         raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
@@ -43,10 +43,10 @@ def _open(path: Path) -> ComparedRun:
     return ComparedRun(path, config, (config.data, folder.data(record)), metrics, nll, test)
 
 
-def open_runs(paths: list[Path]) -> list[ComparedRun]:
-    """The runs in these folders. Raises UsageError for one that is none, or none evaluated yet, or
-    if they are not of the same images."""
-    first, *others = runs = [_open(path) for path in paths]
+def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
+    """The runs in these folders; trust: see `RunFolder.open`. Raises UsageError if one is no run or
+    has no evaluation yet, or if they are not of the same images."""
+    first, *others = runs = [_open(path, trust) for path in paths]
     for run in others:
         if run.data != first.data:
             found = f"{run.path} was trained on other images than {first.path}"

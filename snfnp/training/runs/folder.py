@@ -29,7 +29,7 @@ from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
 from snfnp.training.options import RetiredError, TrainConfig
-from snfnp.training.options.user_models import title_of
+from snfnp.training.options.user_models import UntrustedError, title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
 
@@ -79,8 +79,9 @@ class RunFolder:
                 files.remove(partial)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, dict]:
-        """An existing run and the contents of its config.json."""
+    def open(cls, path: Path, trust: bool = False) -> tuple[RunFolder, dict]:
+        """An existing run and the contents of its config.json. trust: let the modules of its model
+        be imported (`require_trusted`)."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
         advice = f"give its folder, {run.path.parent}" if inside else "check the path"
@@ -92,8 +93,8 @@ class RunFolder:
                 raise ValueError("its checksum differs")
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
-            TrainConfig.from_dict(record.get("config"))
-        except RetiredError as error:
+            TrainConfig.from_dict(record.get("config"), trust)
+        except (RetiredError, UntrustedError) as error:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged ({str(error)[:100]})"
@@ -101,9 +102,9 @@ class RunFolder:
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
 
-    def config(self) -> TrainConfig:
+    def config(self, trust: bool = False) -> TrainConfig:
         """The options that a config.json records."""
-        return TrainConfig.from_dict(self.open(self.path)[1]["config"])
+        return TrainConfig.from_dict(self.open(self.path, trust)[1]["config"])
 
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""

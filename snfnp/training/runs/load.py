@@ -1,5 +1,6 @@
 """A run opened again from its folder: for a notebook, an evaluation, or a picture."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,23 @@ from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
+from snfnp.training.runs.description import refuse_other_flow
 from snfnp.training.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """A run at a checkpoint: its files, its config.json, how it was trained (the optimiser's
-    settings are those of the checkpoint), what computes now, its model, the places of its
-    parameters, and its state on the host."""
+    """A run at one of its checkpoints, as `load_run` returns it.
+
+    Attributes:
+        folder: the run's files.
+        record: the contents of its config.json.
+        config: how it was trained; the optimiser's settings are those of the checkpoint.
+        ops: the operations that compute now.
+        flow: the model.
+        layout: the places of the parameters in a flat array.
+        checkpoint: the state of the training, on the host.
+    """
 
     folder: RunFolder
     record: dict
@@ -60,22 +70,43 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path, checkpoint: str = "best", backend: str | None = None, ops: Ops | None = None
+    path: str | Path,
+    checkpoint: str = "best",
+    backend: str | None = None,
+    ops: Ops | None = None,
+    trust: bool = False,
 ) -> LoadedRun:
-    """The run in a folder.
+    """Open the run in a folder at one of its checkpoints.
 
-    checkpoint: "best", the best validation epoch, or "last"; backend: what computes (default:
-    what the run was started with, without its --tf32); ops: the same, if it was made before.
-    Raises UsageError if `path` is no run's folder, CheckpointError if the checkpoint is missing,
-    damaged or another run's, SnfnpError if config.json is damaged.
+        run = snfnp.load_run("runs/mine")
+        run.likelihood.log_prob(rows), run.likelihood.sample(16, seed=0)
+
+    Args:
+        path: the run's folder.
+        checkpoint: "best", the best validation epoch, or "last".
+        backend: what computes: "numpy", "numba" or "cupy" (default: the run's, without its tf32).
+        ops: the operations themselves, instead of a backend's name.
+        trust: import the module of the run's own model, which runs its code. Without it a module
+            that is neither imported already nor this package's is refused.
+
+    Returns:
+        The run: its configuration, flow, parameters and exact likelihood.
+
+    Raises:
+        UsageError: `path` is no run's folder, its model's module is not trusted, or its code builds
+            another flow than the one that was trained.
+        CheckpointError: the checkpoint is missing, damaged or another run's.
+        SnfnpError: config.json is damaged.
     """
-    folder, record = RunFolder.open(Path(path))
+    folder, record = RunFolder.open(Path(path), trust)
     files = {"best": folder.best, "last": folder.last}
     if checkpoint not in files:
         raise UsageError(f"checkpoint is {checkpoint!r}: choose one of {', '.join(files)}")
     config = TrainConfig.from_dict(record["config"])
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
+    if line := refuse_other_flow(folder.path, record, flow):
+        print(line, file=sys.stderr)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)

@@ -1,0 +1,201 @@
+"""Run folders of strangers: no code of theirs runs, and code that has changed is noticed."""
+
+import importlib
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from support.messages import one_line
+from support.runs import forge
+
+import snfnp
+from snfnp.cli import angle, compare, evaluate, interpolate, sample, score, train
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from snfnp.training.runs.folder import RunFolder
+
+ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
+DATA = snfnp.Dataset("mine", ROWS[40:], ROWS[:20], ROWS[20:40])
+QUICK = {"backend": "numpy", "batch_size": 20, "epochs": 2, "warmup_epochs": 1, "report": None}
+STRANGE = """
+from pathlib import Path
+import snfnp
+from snfnp.layers import Linear, SmoothLeakyReLU
+from snfnp.maps import Dense
+
+Path(__file__).with_name("it-ran").touch()
+SLOPE = 0.5
+
+class Own(Linear):
+    pass
+
+def build(shape):
+    return snfnp.Flow(shape, (("a", Own(Dense(shape[0]))), ("b", SmoothLeakyReLU(SLOPE))))
+"""
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """A module that can be imported, is not, and leaves a file once it runs."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "strange.py").write_text(STRANGE, encoding="utf-8")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.setitem(sys.modules, "strange", None)
+    del sys.modules["strange"]
+    importlib.invalidate_caches()
+    return tmp_path / "code" / "it-ran"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("trained")
+    np.save(tmp_path / "rows.npy", ROWS)
+    data = snfnp.load_dataset(str(tmp_path / "rows.npy"))
+    how = {key: value for key, value in QUICK.items() if key != "report"}
+    config = snfnp.TrainConfig(model="fc", data=str(tmp_path / "rows.npy"), **how)
+    snfnp.train(config, data, run=RunFolder.create(tmp_path / "run"), report=None)
+    return tmp_path
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A run's folder, and the data beside it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"
+
+
+COMMANDS = {
+    "evaluate": lambda run, *trust: evaluate.main([run, *trust]),
+    "angle": lambda run, *trust: angle.main([run, *trust]),
+    "sample": lambda run, *trust: sample.main([run, "--count", "4", *trust]),
+    "score": lambda run, *trust: score.main([run, f"{run}/../rows.npy", *trust]),
+    "interpolate": lambda run, *trust: interpolate.main([run, "--pairs", "2", *trust]),
+    "compare": lambda run, *trust: compare.main([run, run, *trust]),
+    "train": lambda run, *trust: train.main(["--resume", "--out", run, "--epochs", "3", *trust]),
+    "rollback": lambda run, *trust: train.main(["--rollback", "--out", run, *trust]),
+    "load_run": lambda run, *trust: snfnp.load_run(run, trust=bool(trust)),
+    "resume": lambda run, *trust: snfnp.resume(run, report=None, trust=bool(trust)),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("model", ["strange:build", '{"class": "strange:Own", "of": [1, {}]}'])
+def test_a_folder_makes_nothing_run(name, model, run, strange):
+    model = model.replace("{}", '{"class": "snfnp.maps.dense:Dense", "dimension": 2}')
+    forge(run, model=model)
+    said = "cannot be opened: its model strange:"
+    with one_line(UsageError, run, said, f"would import strange from {strange.parent}/strange.py"):
+        COMMANDS[name](str(run))
+    assert not strange.exists() and "strange" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["evaluate", "train", "load_run", "resume"])
+def test_what_is_trusted_or_imported_or_typed_is_opened(name, run, strange, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_draw", lambda *args: None)
+    short = ["--epochs", "1", "--warmup-epochs", "0.5", "--backend", "numpy"]
+    out = ["--model", "strange:build", "--out", str(tmp_path / "own")]
+    train.main([f"{run}/../rows.npy", *out, *short])
+    assert strange.exists(), "the user typed it"
+    COMMANDS[name](str(tmp_path / "own"))  # it is imported
+    strange.unlink()
+    del sys.modules["strange"]
+    with one_line(UsageError, "would import strange"):
+        COMMANDS[name](str(tmp_path / "own"))
+    COMMANDS[name](str(tmp_path / "own"), "--trust")
+    assert strange.exists()
+    del sys.modules["strange"]
+    train.main(["--resume", "auto", *out])
+
+
+HARMFUL = [
+    *("code:interact", "builtins:input", "builtins:exec", "os:system", "subprocess:run"),
+    *("subprocess:Popen", "snfnp.layers:np.load", "snfnp.flow:Flow.__init__", "venv.__main__:x"),
+    *(
+        "snfnp.flow:Flow.__class__.__base__",
+        "snfnp.models:import_module",
+        "this:d",
+        "antigravity:x",
+    ),
+    *("snfnp.training.session:shutil.rmtree", "snfnp.flow:Flow.init", "snfnp.flow:np", "x" * 999),
+    '{"class": "subprocess:Popen", "args": "id"}',
+    '{"class": "snfnp.flow:Flow.init"}',
+    '{"class": "snfnp.training.runs.folder:RunFolder", "path": "/tmp/x"}',
+    '{"class": ["a"]}',
+    "{}",
+    "{",
+    "[" * 99_999,
+    '{"class":' * 9_999,
+]
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
+def test_no_name_of_anything_else_is_called(model, trust, run, monkeypatch):
+    """Not even of a module that is imported, or that the user trusts."""
+    for name in ("os.system", "subprocess.Popen", "builtins.input", "code.interact"):
+        monkeypatch.setattr(name, lambda *given, **more: pytest.fail(f"called with {given}"))
+    forge(run, model=model)
+    monkeypatch.setattr(sys, "stdout", None)  # "import this" prints
+    with one_line(SnfnpError):
+        snfnp.load_run(run, trust=trust)
+
+
+def test_a_header_and_an_estimator_s_file_make_nothing_run(run, strange, tmp_path):
+    """Their checksums are right: anybody can compute them."""
+    layout = snfnp.load_run(run).layout
+    saved = load_checkpoint(run / "best.safetensors", layout)
+    saved.record["config"]["model"] = "strange:build"
+    save_checkpoint(run / "best.safetensors", saved)
+    with one_line(SnfnpError, "best.safetensors"):
+        snfnp.load_run(run)
+    config = {**snfnp.load_run(run, "last").config.as_dict(), "model": "strange:build"}
+    record = {"class": "FlowDensity", "params": {}, "steps": 1, "config": config}
+    record["moments"] = [[0.0, 0.0], [1.0, 1.0]]
+    zeros = np.zeros(layout.optimised.size)
+    path = tmp_path / "density"
+    p = np.zeros(layout.size)
+    save_checkpoint(path, Checkpoint(layout, p, zeros, zeros, 1, 1.0, 0, record))
+    with one_line(SnfnpError, "strange"):
+        snfnp.FlowDensity.load(path)
+    assert not strange.exists()
+
+
+# ---------------------------------------------------------------- code that changes
+
+
+def fitted(path, flow):
+    return snfnp.fit(DATA, flow=flow, out=path, **QUICK)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_builder_that_changed_is_noticed_when_its_run_is_opened(
+    registered, tmp_path, strange, monkeypatch, capsys
+):
+    module, path = importlib.import_module("strange"), tmp_path / "run"
+    if registered:
+        monkeypatch.setitem(snfnp.PRESETS, "changing", None)
+        del snfnp.PRESETS["changing"]
+        snfnp.register("changing", module.build)
+    fitted(path, "changing" if registered else module.build)
+    module.SLOPE = 0.9
+    changed = "its model has changed since it was trained (layers.b.alpha was 0.5, is 0.9)"
+    for act in (snfnp.load_run, lambda path: snfnp.resume(path, dataset=DATA, report=None)):
+        with one_line(UsageError, path, changed, "restore the code"):
+            act(path)
+    module.SLOPE = 0.5
+    assert snfnp.load_run(path).flow.layers[1][1].alpha == 0.5
+    monkeypatch.setattr(module, "Linear", module.Own)
+    renamed = type("Other", (module.Own,), {})
+    monkeypatch.setattr(module, "Own", renamed)
+    with one_line(UsageError, "(layers.a.class was Own, is Other)"):
+        snfnp.load_run(path)
+    record = json.loads((path / "config.json").read_text())
+    del record["model"]["flow"]
+    forge(path, record=record)
+    capsys.readouterr()
+    assert snfnp.load_run(path).flow.layers[0][1].__class__ is renamed
+    said = capsys.readouterr().err
+    assert "has no description of its flow (an earlier version's): whether the code" in said
