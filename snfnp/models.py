@@ -2,7 +2,7 @@
 
 A preset is a builder and its training defaults (A.3). How a linear layer gets its gradient is one
 field of `Choices`, never another model.
-Derivation: derivations/17-from-the-paper-to-here.md.
+Derivation: derivations/26-the-paper-reproduced.md.
 """
 
 import math

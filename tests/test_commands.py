@@ -16,7 +16,7 @@ from snfnp.errors import UsageError
 from snfnp.models import PRESETS
 from snfnp.training.options import TrainConfig
 
-PAGE = DERIVATIONS / "17-from-the-paper-to-here.md"
+PAGE = DERIVATIONS / "26-the-paper-reproduced.md"
 COMMANDS = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
 TRAINING = sorted({command for command in COMMANDS if command.startswith("scripts/train_")})
 IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}

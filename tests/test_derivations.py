@@ -152,8 +152,10 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
     problems = [
         f"{page} is not in the reading order" for page in pages if page[:2] not in builds_on
     ]
-    for number, direct in builds_on.items():
-        problems += [f"{number} builds on {other}: later" for other in direct if other >= number]
+    order = list(builds_on)
+    for place, (number, direct) in enumerate(builds_on.items()):
+        later = direct.difference(order[:place])
+        problems += [f"{number} builds on {other}: later" for other in sorted(later)]
     for page, page_text in pages.items():
         number = page[:2]
         if f"[{page_text.partition(chr(10))[0].removeprefix('# ')}]({page})" not in text:
@@ -163,11 +165,10 @@ def order_problems(text: str, pages: dict[str, str]) -> list[str]:
             known |= new
             new = set().union(*(builds_on.get(n, set()) for n in new)) - known
         used = {link[:2] for link in LINK.findall(prose(page_text)) if PAGE_NAME.match(link)}
-        used &= set(takewhile(number.__ne__, builds_on))
+        used &= set(takewhile(number.__ne__, order))
         problems += [
             f"{page} uses {other}: the reading order does not say so"
             for other in sorted(used - known)
-            if other < number
         ]
     return problems
 

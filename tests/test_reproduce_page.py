@@ -100,7 +100,7 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
                 assert same_picture(picture, again), f"{picture} is of other results"
 
 
-def test_the_page_has_every_table_picture_and_origin(records):
+def test_the_page_has_every_table_and_picture(records):
     text = page(records)
     table = TARGETS["table1"].show(records["table1"])
     assert all(line in text for line in table.splitlines() if line.startswith("|"))
@@ -109,11 +109,9 @@ def test_the_page_has_every_table_picture_and_origin(records):
     words = " ".join(text.replace("\\\n", "").split())
     assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
     assert "as long as the paper's: 2 of 4 rows (those of Table 1" in words  # two are of a sample
-    assert "ence, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
+    assert "xact gradients, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
     assert "table1 --epochs 3 --seeds 0 --rows fc-snf conv-exact conv-snf python scripts" in words
     assert "reproduce.py table1 --epochs 3 --seeds 0 1 --rows fc-exact ##" in words
-    assert words.count("* Commit c0ffee on a processor, Linux-6, numba backend, threads: 2") == 1
-    assert words.partition("numpy 2.4: ")[2].startswith("table1. ")
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
@@ -121,14 +119,6 @@ def test_a_model_that_only_the_papers_scale_has_is_made_at_that_scale(records):
     records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0))
     (line,) = [line for line in page(records).splitlines() if "--scale paper" in line]
     assert line.endswith("table1 --scale paper --epochs 3 --seeds 0 --rows glow-exact")
-
-
-def test_rows_that_were_made_otherwise_are_named(records):
-    rows = records["table1"]["rows"]
-    rows[1]["made_with"] = [rows[1]["made_with"][0] | {"commit": "decade"}]
-    words = " ".join(page(records).split())
-    assert "numpy 2.4: table1 (FC-EXACT; CONV-EXACT; CONV-SNF). * Commit decade on" in words
-    assert "numpy 2.4: table1 (FC-SNF). " in words
 
 
 def test_the_gap_is_between_rows_that_can_be_compared(records):
@@ -166,7 +156,7 @@ def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     text = (folder / "derivations" / NAME).read_text(encoding="utf-8")
     test = doctest.DocTestParser().get_doctest(text, {}, NAME, None, 0)
     found = doctest.DocTestRunner().run(test)
-    assert (found.failed, found.attempted) == (0, 2)
+    assert found.failed == 0 and found.attempted
     said = "SNF minus exact +3.5 nats (test, 3 epochs, seed 0); in the paper -0.5 (3 epochs)\n"
     assert f"FC 2-layer: {said}" in text
 

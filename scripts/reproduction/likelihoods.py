@@ -13,6 +13,8 @@ from snfnp.training.runs.folder import RunFolder
 # The epochs of which the validation likelihood is kept, and those that are shown.
 _EPOCHS = {digit * scale for digit in range(1, 10) for scale in (10, 100, 1000)}
 _SHOWN_EPOCHS = (10, 30, 60, 100, 200, 300, 500, 1000, 2000, 6000)
+# What presets fill in differently from commit to commit.
+_RESOLVED = ("lr", "lam", "objective", "coordinates", "lr_schedule", "warmup_epochs", "bias_init")
 _LOST = (
     "Lost: the exact validation NLL went more than a tenth above its best and stayed there; the "
     "figure is that of the best epoch. Beside it the largest ρ = ‖I − RW‖₂ of a layer at the "
@@ -67,6 +69,8 @@ def _record(row: Row, runs: list[Run], outcomes: dict, command: Command) -> dict
         found.append(own | ({"lost": lost(lines)} if "value" in own else {}))
     data = {"name": row.data, "training_images": len(dataset.train)}
     record |= {"config": row.options, "data": data | {"is_sample": dataset.is_sample}}
+    config = runs[0].config(len(dataset.train), command.ops.name)
+    record["resolved"] = {name: getattr(config, name) for name in _RESOLVED}
     made_with = distinct([provenance.of_run(run.folder) for run in runs])
     return record | {"runs": found, "made_with": made_with}
 

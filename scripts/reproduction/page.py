@@ -73,7 +73,7 @@ def page(records: dict[str, dict]) -> str:
             parts.append(_filled(texts[name], _shown(name, records[name])))
         else:
             parts.append(f"Not run here: `python scripts/reproduce.py {name}` does it.\n\n")
-    parts.append(_filled(texts["end"], {"origins": "\n".join(_origins(records))}))
+    parts.append(texts["end"])
     return re.sub(r"\(derivations/((\d\d)-[\w-]+\.md)\)", r"([\2](\1))", "".join(parts))
 
 
@@ -168,33 +168,3 @@ def _commands(name: str, record: dict) -> list[str]:
 
 def picture_of(name: str) -> str:
     return f"reproduced-{name}{TARGETS[name].suffix}"
-
-
-def _origins(records: dict[str, dict]) -> list[str]:
-    """A list item for every commit, machine and set of versions, with all that was made there."""
-    made: dict[str, dict[str, list[str]]] = {}
-    for name, record in records.items():
-        for part in [record] if "made_with" in record else results.parts(record):
-            label = ", ".join(part["cells"]) if "cells" in part else part.get("model", "")
-            own = part.get("made_with", [])
-            for each in own if isinstance(own, list) else [own]:
-                made.setdefault(_words(each), {}).setdefault(name, []).append(label)
-    lines = []
-    for how, targets in made.items():
-        what = []
-        for name, labels in targets.items():
-            several = sum(name in others for others in made.values()) > 1
-            what.append(f"{name} ({'; '.join(labels)})" if several else name)
-        lines.append(f"* {how}: {', '.join(what)}.")
-    return lines
-
-
-def _words(made_with: dict) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
-    where = made_with["device"].get("name") or made_with["processor"]
-    platform, together = made_with["platform"].partition(",")[0], made_with.get("processes", 1)
-    processes = f"{together} processes, " if together > 1 else ""
-    return (
-        f"Commit {made_with['commit']} on {where}, {platform}, {made_with['backend']} backend, "
-        f"{processes}threads: {made_with['threads']}, {versions}"
-    )

@@ -183,7 +183,8 @@ def _white() -> Iterator[Row]:
         label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
         for name, hour in named.items():
             cells, own = (f"{label}, {hour} epochs",), options | {"recipe": "white"}
-            yield Row(name, cells, own, row.paper, hour, row.epochs, row.spread)
+            given = {"epochs_given": row.epochs_given}
+            yield Row(name, cells, own, row.paper, hour, row.epochs, row.spread, **given)
 
 
 TABLES = {
