@@ -8,6 +8,11 @@ import tempfile
 from pathlib import Path
 
 
+def user_cache() -> Path:
+    """The folder of this package in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "snfnp")
+
+
 def is_writable(folder: Path) -> bool:
     """Find out if files can be put into a folder, which may not exist yet. Makes nothing."""
     if not folder.is_absolute():  # "~/.cache" of a user without a home

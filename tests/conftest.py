@@ -20,7 +20,14 @@ from snfnp.ops import get_ops
 # go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
     *("gpu/", "test_benchmarks", "test_bias_init", "test_communication"),
-    *("test_compare_", "test_gpu_hour", "test_kernels_", "test_mutate", "test_notebooks"),
+    *(
+        "test_compare_",
+        "test_gpu_hour",
+        "test_kernel_cache",
+        "test_kernels_",
+        "test_mutate",
+        "test_notebooks",
+    ),
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
     *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),

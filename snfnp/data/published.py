@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from snfnp import folders
 from snfnp.data.dataset import Dataset
 from snfnp.errors import SnfnpError, UsageError
 
@@ -115,12 +116,7 @@ def print_to_stderr(line: str) -> None:
 
 def cache_folder(name: str) -> Path:
     """The folder in the user's cache that downloads of data set `name` are kept in."""
-    try:  # a machine that trains on files it has needs neither pooch nor requests
-        import pooch
-    except ModuleNotFoundError:
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        return Path(caches, "snfnp", name)
-    return Path(pooch.os_cache("snfnp")) / name
+    return folders.user_cache() / name
 
 
 def _download(published: Published, key: str, folder: Path) -> str:

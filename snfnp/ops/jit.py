@@ -5,76 +5,123 @@ and `total` adds them up in their order. No `fastmath`: isnan must work. Tasks a
 blocks in the order of samples: a core then finds in its cache what it computed of the same samples
 in the kernel before.
 
-Compiling must not take long: what is in a parallel loop Numba analyses many times over. So the loop
-of every kernel has one call in it (`parallel`), and what comes before or after is NumPy's.
+Numba analyses the body of a parallel loop many times over. To keep compilation short, the loop of
+every kernel has one call in it (`parallel`), and what comes before or after is NumPy's.
 
-Numba keeps what it has compiled beside the file of the kernel and looks at the date of that file
-alone: after a change to a function that kernels of other files call, delete their `__pycache__`.
-NUMBA_CACHE_DIR names another place; if none can be written, it is a temporary folder, or none.
+Compiled kernels are kept in a folder of their own for each state of the sources below `snfnp/ops`:
+Numba itself looks at the date of a kernel's file alone, and would go on with the old code of a
+function that is inlined from another file.
 """
 
+import hashlib
 import inspect
+import os
+import shutil
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import numba
 import numpy as np
 from numba import njit, prange
 from numba.core import event
 
+import snfnp
 from snfnp import folders, threads
 from snfnp.ops import group
 
 threads.configure_numba()
+_SOURCES = Path(__file__).resolve().parent
+_KEPT = 3  # states of the sources whose kernels are kept: those that were used last
 
 
-def _find_cache() -> bool:
-    """Let Numba keep its kernels in the first folder that can be written; False if none can."""
+def _digest() -> str:
+    """The state of everything that kernels are made of."""
+    versions = f"snfnp {snfnp.__version__}, Numba {numba.__version__}"
+    digest = hashlib.sha256(versions.encode())
+    for path in sorted(_SOURCES.rglob("*.py")):
+        digest.update(f"\n{path.relative_to(_SOURCES)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
-    def works() -> bool:
-        try:
-            njit(cache=True)(lambda: None)
-        except RuntimeError:  # of the places that Numba knows none can be written
-            return False
+
+def _kernel_folder() -> Path | None:
+    """The folder for compiled kernels, in the first place that can be written; None: there is none.
+
+    Places may be shared by several checkouts, each of which removes old kernels of its own alone.
+    """
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    places = [_SOURCES / "__pycache__", folders.user_cache() / "kernels"]
+    state = Path(f"snfnp-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:8]}", _digest())
+    usual = (place / state for place in ([Path(given)] if given else places))
+    folder = next(filter(_is_usable, usual), None)
+    if folder is None:
+        private = folders.private_folder("numba")
+        folder = private and private / state
+        found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
+        what = f"kept in {private}" if folder else "compiled again in every run"
+        print(f"{found} {what} (NUMBA_CACHE_DIR names another place)", file=sys.stderr)
+    if folder:
+        with suppress(OSError):  # another process may do the same
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
+            states = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
+            for old in states[:-_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _is_usable(folder: Path) -> bool:
+    """Find out if files can be put into a folder, which is made."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
         return True
-
-    if works():
-        return True
-    place = folders.private_folder("numba")
-    if place:
-        numba.config.CACHE_DIR = str(place)
-    kept = place is not None and works()
-    found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
-    what = f"kept in {place}" if kept else "compiled again in every run"
-    print(f"{found} {what} (NUMBA_CACHE_DIR names another place)", file=sys.stderr)
-    return kept
+    return False
 
 
-_CACHE = _find_cache()
+_FOLDER = _kernel_folder()
 _SHORT = 1 << 12  # values: some microseconds of work
-compiled = njit(cache=_CACHE, error_model="numpy")
-serial = njit(cache=_CACHE, error_model="numpy", inline="always")
+
+
+def _kept(kernel, **how):
+    """`njit` with the folder above; a user's own kernels go to Numba's."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER or "")
+    try:
+        return njit(cache=_FOLDER is not None, error_model="numpy", **how)(kernel)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def compiled(kernel):
+    """A function that is compiled when it is first called."""
+    return _kept(kernel)
+
+
+def serial(kernel):
+    """A function that is inlined into the kernels that call it."""
+    return _kept(kernel, inline="always")
 
 
 def parallel(kernel):
     """kernel(task, …) as a function of (tasks, …), which calls it for every task in parallel; one
     after another if its first array is so short that waking threads takes longer.
 
-    The loops are made as source text, since a parallel one takes tuples, but no tuple of them.
+    The loops are made as source text: a parallel loop takes tuples, but no nested ones.
     """
     _, *arguments = inspect.signature(kernel).parameters
     call = ", ".join(arguments)
     inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel)
     scope = {"prange": prange, "uintp": np.uintp, "kernel": inner, "__name__": kernel.__module__}
-    how = {"cache": _CACHE, "error_model": "numpy", "no_cfunc_wrapper": True}
 
     def loop(name, over):
         source = f"""def {name}(tasks, {call}):
     for task in {over}(tasks):
         kernel(uintp(task), {call})"""
-        exec(compile(source, inspect.getfile(kernel), "exec"), scope)  # whose date Numba looks at
-        return njit(**how, parallel=over == "prange")(scope[name])
+        exec(compile(source, inspect.getfile(kernel), "exec"), scope)
+        return _kept(scope[name], no_cfunc_wrapper=True, parallel=over == "prange")
 
-    # of different names: what is kept on disk is found by them
+    # of different names, by which the kernels on disk are found
     shared, alone = loop(kernel.__name__, "prange"), loop(f"{kernel.__name__}_alone", "range")
 
     place = None

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pooch
 import pytest
 from support.data_files import Mirror, use_small_sets
 
@@ -17,7 +16,7 @@ from snfnp.data import cifar, mnist
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package's cache folder, which does not exist yet."""
     root = tmp_path / "cache"
-    monkeypatch.setattr(pooch, "os_cache", lambda project: root / project)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root))
     return root / "snfnp"
 
 
