@@ -39,7 +39,7 @@ def main(argv):
     cores, on_gpu = len(threads.cores()), args.backend == "cupy"
     parts = _parts(args.parts, on_gpu)
     if args.json:
-        check_file(args.json, "--json")
+        check_file(args.json, "json")
     counts, quick = sorted({1, min(2, cores)}), args.quick
 
     ops = get_ops(args.backend)

@@ -54,8 +54,8 @@ def main(argv):
             if row not in known:
                 raise UsageError(f"there is no row {row} here: choose from {', '.join(known)}")
         wanted = {name: own for name, own in wanted.items() if set(args.rows) & set(names[name])}
-    for option in ["--eval-every"] + ["--epochs"] * (args.epochs is not None):
-        check_range(args, option, 1)
+    for name in ["eval_every"] + ["epochs"] * (args.epochs is not None):
+        check_range(args, name, 1)
     seeds = args.seeds or [0]
     if min(seeds) < 0 or max(seeds) >= 2**63:
         raise UsageError("--seeds must be whole numbers from 0 to 2**63 - 1")

@@ -134,7 +134,7 @@ class FlowDensity:
             moments = rows.mean(axis=0), spread
             found = [self._train(config, moments, *parts, noise) for noise in levels]
         except UsageError as error:
-            line = str(error).replace("--depth", "--layers").replace("--", "")
+            line = str(error).replace("`depth`", "`layers`")
             raise ValueError(line) from None
         _, p, step = max(found, key=lambda each: each[0])
         self._keep(config, moments, p, step)

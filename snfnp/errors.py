@@ -1,6 +1,11 @@
-"""The errors that a user can cause and act on."""
+"""The errors that a user can cause and act on.
+
+A message names parameters in backticks: `batch_size`, `graph=False`. `in_flags` turns them into the
+flags of the command line, which prints messages so.
+"""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -41,20 +46,37 @@ class BackendError(UsageError):
 
 
 @contextmanager
-def within_memory(ops, option: str, count: int, also: str = "") -> Iterator[None]:
-    """Turn running out of memory in here into a SnfnpError that says which `option`, of which there
-    are now `count`, takes less; also: other help."""
+def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[None]:
+    """Turn running out of memory in here into a SnfnpError that advises a smaller value of a
+    parameter, which is now `count`; also: other advice."""
     try:
         yield
     except Exception as error:
         shortfall = ops.device.shortfall(error)
         if shortfall is None:
             raise
-        advice = f"choose a smaller {option} than {count}"
+        advice = f"choose a smaller `{parameter}` than {count}"
         raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """The name that a wrong word looks like, as the end of a message; nothing if none does."""
+    """ " (did you mean NAME?)" for the name that a misspelt word resembles; "" if none does."""
     close = difflib.get_close_matches(word, names, 1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def flag_of(parameter: str) -> str:
+    """The flag of the command line for a parameter."""
+    return "--" + ("lambda" if parameter == "lam" else parameter.replace("_", "-"))
+
+
+def in_flags(message: str) -> str:
+    """A message with flags for the parameters that it names in backticks."""
+
+    def flag(named: re.Match) -> str:
+        name, value = named.groups()
+        if value == "False":
+            return flag_of(f"no_{name}")
+        return flag_of(name) if value in (None, "True") else f"{flag_of(name)} {value}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", flag, message)

@@ -275,24 +275,24 @@ PRESETS = {
         lam_forward=1.0,
     ),
     "emerging": _other(
-        partial(other_convolutional, "emerging"), "the same flow of emerging convolutions (Table 1)"
+        partial(other_convolutional, "emerging"), "conv with emerging convolutions (Table 1)"
     ),
     "conv-exponential": _other(
         partial(other_convolutional, "conv-exponential"),
-        "the same flow of convolution exponentials (Table 1)",
+        "conv with convolution exponentials (Table 1)",
     ),
     "glow": _glow(
-        "Glow of L levels and K steps, 2L-16K", steps=500, paper_epochs=250, size=GlowSize(2, 16)
+        "Glow with L = 2 levels of K = 16 steps", steps=500, paper_epochs=250, size=GlowSize(2, 16)
     ),
     "glow-2l-4k": _glow(
-        "2L-4K of width 16",
+        "L = 2, K = 4, width 16",
         steps=2500,
         size=GlowSize(2, 4, 16),
         white=WHITE | {"lr": 1e-2},
         lam_forward=10,
     ),
-    "glow-3l-32k": _large("3L-32K (CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
+    "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
     "glow-3l-48k": _large(
-        "3L-48K (ImageNet32)", warmup_epochs=0, batch_size=64, size=GlowSize(3, 48)
+        "L = 3, K = 48 (for ImageNet32)", warmup_epochs=0, batch_size=64, size=GlowSize(3, 48)
     ),
 }

@@ -299,7 +299,7 @@ def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(tmp_path, mon
     DAMAGE[damage](copy / "best.safetensors")
     with pytest.raises(SnfnpError, match="best.safetensors is not of the best eval") as caught:
         run_training(copy, resume=True, backend="numpy")  # nothing is left to do but test it
-    assert_one_line(caught.value, "give more --epochs")
+    assert_one_line(caught.value, "give more `epochs`")
     _, summary = run_training(copy, resume=True, backend="numpy", epochs=4, report=said.append)
     assert summary["best_epoch"] == 4 and load_run(copy).checkpoint.step == 20
     assert any("is lost or damaged: the best epoch is one after step 15" in s for s in said)

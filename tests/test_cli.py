@@ -18,7 +18,7 @@ import snfnp
 from snfnp import ops
 from snfnp.cli import COMMANDS, main, run_script, train
 from snfnp.data import Dataset
-from snfnp.errors import DivergedError, SnfnpError, UsageError, within_memory
+from snfnp.errors import DivergedError, SnfnpError, UsageError, flag_of, within_memory
 from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
@@ -98,9 +98,13 @@ NUMBA = {"backend": "numba"}
         ({"backend": "cupy"}, NUMBA, {"backend": "cupy", "graph": True}),
         (NUMBA, {"overlap": True}, NUMBA | {"overlap": False}),
         ({}, {"tf32": True}, {"tf32": True}),
-        ({"eval_dtype": "float32"}, {"tf32": True}, "--tf32 would round the products of --eval"),
-        (NUMBA | {"graph": False}, {}, "--no-graph only has an effect with"),
-        (NUMBA, {"tf32": True}, "--tf32, which --backend numba does not have: leave --backend"),
+        (
+            {"eval_dtype": "float32"},
+            {"tf32": True},
+            "`tf32` would round the products of",
+        ),
+        (NUMBA | {"graph": False}, {}, "`graph=False` only has an effect with"),
+        (NUMBA, {"tf32": True}, "`tf32`, which `backend=numba` does not have: leave `backend`"),
     ],
 )
 def test_a_resumed_run_may_change_its_backend_and_keeps_its_precision(
@@ -130,7 +134,7 @@ FULL = assemble(Full("numpy"), DEFINITIONS)
 
 def test_other_errors_than_of_memory_pass():
     for error in (DivergedError("NaN"), ValueError("shape"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as caught, within_memory(FULL, "--batch-size", 8):
+        with pytest.raises(type(error)) as caught, within_memory(FULL, "batch_size", 8):
             raise error
         assert caught.value is error
 
@@ -203,9 +207,9 @@ def test_help_begins_with_the_everyday_options(capsys):
     out = capsys.readouterr().out
     listed = re.findall(r"^  (--[\w-]+)", out, re.M)
     everyday, count = out.partition("Everyday options:")[2].split("\n\n")[0], len(train.EVERYDAY)
-    assert {OPTIONS[name].flag for name in train.EVERYDAY} == set(listed[:count])
+    assert {flag_of(name) for name in train.EVERYDAY} == set(listed[:count])
     assert re.findall(r"^  (--[\w-]+)", everyday, re.M) == listed[:count]
-    assert {option.flag for option in OPTIONS.values()} <= set(listed)
+    assert set(map(flag_of, OPTIONS)) <= set(listed)
     assert len(listed) == len(set(listed))
     assert not re.search(r"--[\w-]+ (INT|FLOAT|STR|[A-Z]+_[A-Z]+)\b", out)
 

@@ -134,8 +134,8 @@ except DivergedError as error:
 else:
     raise AssertionError
 assert w.on_rank_zero(lambda: {"rank": w.rank}) == {"rank": 0}
-w.require_same({"--seed": 1})
-for values in ({"--seed": w.rank}, {"--seed": 1} if w.rank else {}):
+w.require_same({"seed": 1})
+for values in ({"seed": w.rank}, {"seed": 1} if w.rank else {}):
     try:
         w.require_same(values)
     except UsageError as error:
@@ -149,8 +149,8 @@ except UsageError as error:
 
 @pytest.mark.mpi
 def test_an_error_of_rank_0_and_a_difference_are_raised_by_all():
-    differences = ["--seed is 0 for rank 0 and 1", "--seed is not given for rank 0 and 1"]
-    differences.append("--backend is numpy for rank 0 and numba")
+    differences = ["`seed` is 0 for rank 0 and 1", "`seed` is not given for rank 0 and 1"]
+    differences.append("`backend` is numpy for rank 0 and numba")
     lines = [f"{found} for rank 1: give all processes the same" for found in differences]
     assert processes.run(2, ERRORS) == sorted(2 * lines)
 

@@ -82,8 +82,8 @@ def test_one_line_says_what_is_wrong(runs, tmp_path):
         ([runs / "a", tmp_path / "other"], "was trained on other images than"),
         ([tmp_path], "is no run folder"),
         ([tmp_path / "new"], "has no evaluation yet"),
-        ([runs / "a", "--plot", tmp_path / "a.txt"], "--plot is"),
-        ([runs / "a", "--from-epoch", "0"], "--from-epoch is 0: it must be at least 1"),
+        ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),
+        ([runs / "a", "--from-epoch", "0"], "`from_epoch` is 0: it must be at least 1"),
     ):
         with pytest.raises(UsageError, match=message):
             compare.main([str(argument) for argument in arguments])

@@ -1,6 +1,7 @@
 """The configuration: one field per option, properties of presets, what a resumed run may change."""
 
 import dataclasses
+import inspect
 import math
 import pickle
 from pathlib import Path
@@ -10,14 +11,14 @@ import pytest
 from support.messages import one_line
 from support.trainers import small_config, small_dataset
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, flag_of, in_flags
 from snfnp.models import PRESETS, Preset, fully_connected
 from snfnp.ops import get_ops
 from snfnp.training.loop import train
-from snfnp.training.options import OPTIONS, RetiredError, TrainConfig
-from snfnp.training.options.config import PARTS, help_of
+from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.options.config import help_of
 from snfnp.training.options.parts import interval
-from snfnp.training.options.rules import RETIRED, RULES
+from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.folder import RunFolder
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -56,7 +57,7 @@ def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
     assert found == ("exact", 0.5, 0.0, 500)
     assert len(resolved.build_flow(SHAPE).layers) == 3
     for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"depth": 2}):
-        with pytest.raises(UsageError, match="only has an effect with --model"):
+        with pytest.raises(UsageError, match="only has an effect with `model="):
             TrainConfig(model="new", **changes).resolve(1000)
 
 
@@ -77,12 +78,12 @@ def test_presets_have_the_properties_that_they_state(model, gradient):
 def test_help_is_made_from_the_presets_and_the_rules():
     help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
     for name, preset in PRESETS.items():
-        assert f"{name}, {preset.summary}" in help_texts["model"]
-    assert "0.0001 for fc; 0.01 for vector; 0.001 for conv" in help_texts["lr"]
-    assert "10000 for glow-3l-32k, glow-3l-48k" in help_texts["clip_norm"]
-    assert "6000 for fc; 1000 for conv; 250 for glow" in help_texts["epochs"]
-    for name, rule in RULES.items():
-        assert name == "init" or all(need.words in help_texts[name] for need in rule.needs)
+        assert f"{name}: {preset.summary}" in help_texts["model"]
+    assert "(default: 0.001 (fc: 0.0001; vector: 0.01); with" in help_texts["lr"]
+    assert "none (glow-3l-32k, glow-3l-48k: 10000)" in help_texts["clip_norm"]
+    assert "in the paper fc: 6000, conv: 1000, glow: 250" in help_texts["epochs"]
+    for name, relation in RELATIONS.items():
+        assert name == "init" or all(need.words in help_texts[name] for need in relation.needs)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -115,7 +116,7 @@ def test_checkpoints_are_steps_or_minutes_apart():
         TrainConfig(checkpoint_every=text).resolve(1000)
         assert interval(text) == (steps, seconds)
     for text in ("0", "0m", "m", "", "-1", "5h", "1e3", "nan", "5 m", "٣"):
-        with pytest.raises(UsageError, match="--checkpoint-every is .*: it must be steps, as 500"):
+        with pytest.raises(UsageError, match="`checkpoint_every` is .*: it must be steps, as 500"):
             TrainConfig(checkpoint_every=text).resolve(1000)
 
 
@@ -147,7 +148,7 @@ def test_a_value_that_a_run_cannot_have_is_refused_before_its_first_step_and_in_
     for value in wrong_values(name):
         with pytest.raises(UsageError, match=f"the configuration has {name} = "):
             TrainConfig.from_dict({**saved, name: value})
-        with one_line(UsageError, match=f"{OPTIONS[name].flag} is .*: it must be "):
+        with one_line(UsageError, match=f"`{name}` is .*: it must be "):
             TrainConfig(**{name: value}).resolve(1000)
 
 
@@ -160,7 +161,7 @@ def test_numbers_of_numpy_are_plain_ones():
     assert found == TrainConfig(**given).resolve(1000)
     assert all(type(getattr(found, name)) is type(value) for name, value in given.items())
     assert found.resumed({"epochs": np.int64(4)}, Path("run")).epochs == 4
-    with pytest.raises(UsageError, match="--epochs is 2.5: it must be a whole number"):
+    with pytest.raises(UsageError, match="`epochs` is 2.5: it must be a whole number"):
         TrainConfig(epochs=np.float32(2.5)).resolve(1000)
 
 
@@ -169,48 +170,31 @@ def test_what_changed_after_it_was_resolved_is_checked_before_the_first_step(tmp
     """It would be trained to its end, and never be opened again."""
     dataset, ops, folder = small_dataset(), get_ops("numpy"), RunFolder.create(tmp_path / "run")
     config = dataclasses.replace(small_config(backend="numpy"), **changes)
-    with one_line(UsageError, match="--.* is .*: it must be "):
+    with one_line(UsageError, match="`.*` is .*: it must be "):
         train(config, dataset, ops, folder)
     assert not list(folder.path.iterdir())
 
 
-def test_an_option_is_in_one_part_and_has_one_flat_name():
+def test_a_configuration_is_a_flat_dataclass():
+    """Editors and type checkers see every option as a field and as a keyword."""
     config = TrainConfig(model="conv", lr=0.5)
-    assert config.optimiser.lr == config.lr == 0.5 and config.architecture.model == "conv"
-    assert TrainConfig(optimiser=config.optimiser, model="conv") == config
-    assert dataclasses.replace(config, lr=1.0).optimiser.lr == 1.0
+    assert [entry.name for entry in dataclasses.fields(TrainConfig)] == list(OPTIONS)
+    assert list(inspect.signature(TrainConfig).parameters) == list(OPTIONS)
     assert pickle.loads(pickle.dumps(config)) == config
-    assert sum(len(dataclasses.fields(part)) for part in PARTS.values()) == len(OPTIONS)
-    assert set(RULES) <= set(OPTIONS)
-    flags = {name: option.flag for name, option in OPTIONS.items()}
-    assert flags["lam"] == "--lambda" and flags["batch_size"] == "--batch-size"
-    assert len(set(flags.values())) == len(flags)
-    with pytest.raises(AttributeError, match="a configuration has no 'colour'"):
-        config.colour  # noqa: B018
-    for other in (3, config.architecture, {"lr": 0.5}):
-        with pytest.raises(UsageError, match="optimiser is .*: give its options by name"):
-            TrainConfig(optimiser=other)
-    with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
+    assert set(RELATIONS) <= set(OPTIONS)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         TrainConfig(colour=3)
 
 
-def test_options_that_are_gone_are_read_if_they_did_nothing():
+def test_the_command_line_has_flags_for_the_parameters_in_messages():
+    found = "`batch_size` is 0: see `lam`, `graph=False`, `tf32=True` and `model=conv or fc`"
+    flags = "--batch-size is 0: see --lambda, --no-graph, --tf32 and --model conv or fc"
+    assert in_flags(found) == flags
+    assert len({flag_of(name) for name in OPTIONS}) == len(OPTIONS)
+
+
+def test_a_saved_configuration_with_other_entries_is_refused():
     saved = TrainConfig().resolve(1000).as_dict()
-    assert TrainConfig.from_dict(saved | RETIRED) == TrainConfig.from_dict(saved)
-    white = TrainConfig.from_dict(saved | {"whiten": "all"})
-    assert white == TrainConfig.from_dict(saved | {"coordinates": "white"})
-    for gone in (
-        {"lambda_integral": 2.0},
-        {"whiten": "first"},
-        {"lambda_control": "mdmm"},
-        {"inverse_update": "projection", "recipe": "least-squares", "inverse_depth": 1},
-        {"inverse_depth": 2},
-        {"gradient": "probe"},
-        {"data": "patches"},
-    ):
-        name = next(iter(gone))
-        with one_line(RetiredError, match=f"with {name} = .*no version after 0.1.0 has: use the"):
-            TrainConfig.from_dict(saved | gone)
     with pytest.raises(UsageError, match="unknown entries: colour"):
         TrainConfig.from_dict(saved | {"colour": 3})
     with pytest.raises(UsageError, match="no JSON object"):

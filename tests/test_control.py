@@ -266,7 +266,7 @@ def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
 
 def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
     config = small_config(lambda_control="geco")
-    with pytest.raises(UsageError, match="its λ goes on from the checkpoint; leave --lambda out"):
+    with pytest.raises(UsageError, match="its λ goes on from the checkpoint; leave `lam` out"):
         config.resumed({"lam": 3.0}, tmp_path)
     assert config.resumed({"lam": 1.0}, tmp_path) == config
     with pytest.raises(UsageError, match="lambda_control = geco: it cannot go on with fixed"):
@@ -275,17 +275,17 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
 
 
 REFUSED = [
-    ({"gradient": "exact", "lambda_control": "geco"}, "--gradient self-normalizing: leave it out"),
-    ({"gradient": "relative", "lambda_control": "geco"}, "--gradient self-normalizing"),
-    ({"tolerance": 0.1}, "--tolerance only has an effect .*--lambda-control geco: leave"),
-    ({"lambda_smoothing": 0.5}, "with --lambda-control geco: leave"),
-    ({"lambda_control": "geco", "tolerance": -1.0}, "--tolerance is -1.0: it must be 0 or more"),
-    ({"lambda_control": "geco", "lambda_rate": 0.0}, "--lambda-rate is 0.0: it must be positive"),
-    ({"lambda_control": "geco", "lambda_smoothing": 1.0}, "it must be from 0 up to, but not, 1"),
-    ({"lambda_control": "geco", "constraint": "absolute"}, "absolute needs --tolerance"),
-    ({"lambda_control": "geco", "lambda_min": 0.0}, "geco multiplies λ, and needs a positive one"),
-    ({"lambda_control": "geco", "lam": 1e5}, "--lambda is 100000, where it starts"),
-    ({"lambda_control": "geco", "lambda_min": 2.0}, "--lambda is 1, where it starts"),
+    ({"gradient": "exact", "lambda_control": "geco"}, "`gradient=self-normalizing`: leave it out"),
+    ({"gradient": "relative", "lambda_control": "geco"}, "`gradient=self-normalizing`"),
+    ({"tolerance": 0.1}, "`tolerance` only has an effect .*`lambda_control=geco`: leave"),
+    ({"lambda_smoothing": 0.5}, "with `lambda_control=geco`: leave"),
+    ({"lambda_control": "geco", "tolerance": -1.0}, "`tolerance` is -1.0: it must be 0 or more"),
+    ({"lambda_control": "geco", "lambda_rate": 0.0}, "`lambda_rate` is 0.0: it must be positive"),
+    ({"lambda_control": "geco", "lambda_smoothing": 1.0}, "it must be at least 0 and less than 1"),
+    ({"lambda_control": "geco", "constraint": "absolute"}, "absolute` needs `tolerance`"),
+    ({"lambda_control": "geco", "lambda_min": 0.0}, "geco multiplies λ: give a positive one"),
+    ({"lambda_control": "geco", "lam": 1e5}, "`lam` is 100000, where λ starts"),
+    ({"lambda_control": "geco", "lambda_min": 2.0}, "`lam` is 1, where λ starts"),
 ]
 
 

@@ -163,13 +163,13 @@ def test_off_by_default_it_is_the_plain_rule():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"jvp_weight": -1.0}, "--jvp-weight is -1.0: it must be 0 or more"),
-        ({"jvp_weight": float("nan")}, "--jvp-weight is nan: it must be 0 or more"),
-        ({"jvp_weight": float("inf")}, "--jvp-weight is inf: it must be 0 or more and finite"),
-        ({"jvp_weight": 0.2, "jvp_probes": 0}, "--jvp-probes is 0: it must be at least 1"),
-        ({"jvp_probes": 2}, "--jvp-probes only has an effect with a positive --jvp-weight"),
-        ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with --gradient self-norm"),
-        ({"jvp_weight": 0.2, "objective": "variational"}, "--jvp-weight .*mixture or forward"),
+        ({"jvp_weight": -1.0}, "`jvp_weight` is -1.0: it must be 0 or more"),
+        ({"jvp_weight": float("nan")}, "`jvp_weight` is nan: it must be 0 or more"),
+        ({"jvp_weight": float("inf")}, "`jvp_weight` is inf: it must be 0 or more and finite"),
+        ({"jvp_weight": 0.2, "jvp_probes": 0}, "`jvp_probes` is 0: it must be at least 1"),
+        ({"jvp_probes": 2}, "`jvp_probes` only has an effect with a positive `jvp_weight`"),
+        ({"jvp_weight": 0.2, "gradient": "exact"}, "only has an effect with `gradient=self-norm"),
+        ({"jvp_weight": 0.2, "objective": "variational"}, "`jvp_weight` .*mixture or forward"),
     ],
     ids=str,
 )

@@ -105,12 +105,12 @@ def test_a_run_goes_on_from_a_notebook_as_from_the_command_line(tmp_path, rollba
 def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
     dataset, *_ = trained(tmp_path / "run")
     for changes, message in (
-        ({"epochs": 1}, "is at step 4, past --epochs 1"),
+        ({"epochs": 1}, "is at step 4, past `epochs=1`"),
         ({"dataset": small_dataset()}, "was trained on .* images .*, found"),
     ):
         with one_line(UsageError, match=message):
             snfnp.resume(tmp_path / "run", **{"dataset": dataset, **changes})
-    with pytest.raises(TypeError, match="no option of a run is called 'colour'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         snfnp.resume(tmp_path / "run", dataset=dataset, colour=3)
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.resume(tmp_path)

@@ -207,7 +207,7 @@ def test_a_warning_names_layer_cause_action_and_page_once():
         said = inspection.warnings({"layers": {"dense1": figures[0], "dense2": figures[1]}})
         assert said == [
             f"early warning, not a verdict: {cause}: {where}; if the likelihood suffers, raise "
-            f"--lambda ({page})"
+            f"`lam` ({page})"
             for cause, page, where in expected
         ]
     assert inspection.warnings({}) == []

@@ -140,10 +140,13 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
 
 RELATIVE = {"gradient": "relative"}
 REFUSED = [
-    ({"lr_schedule": "cosine", "epochs": 3}, "10, and --epochs is 3: give more epochs, or"),
-    ({"final_lr_fraction": 0.1}, "--final-lr-fraction only has an effect with --lr-schedule"),
-    ({"coordinates": "white", **RELATIVE}, "--coordinates only has an effect with --gradient self"),
-    ({"recipe": "white", **RELATIVE}, "--recipe only has an effect with --gradient self-normal"),
+    ({"lr_schedule": "cosine", "epochs": 3}, ".10., and `epochs` is 3: give more epochs, or"),
+    ({"final_lr_fraction": 0.1}, "`final_lr_fraction` only has an effect with `lr_schedule="),
+    (
+        {"coordinates": "white", **RELATIVE},
+        "`coordinates` only has an effect with a `gradient` oth",
+    ),
+    ({"recipe": "white", **RELATIVE}, "`recipe` only has an effect with a `gradient` other"),
 ]
 
 

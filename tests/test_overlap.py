@@ -87,5 +87,5 @@ def test_what_may_not_be_done_in_between_shows(late):
 def test_where_it_has_no_effect_it_is_refused(changes, needed):
     with pytest.raises(UsageError) as caught:
         TrainConfig(model="conv", overlap=True, **changes).resolve(1000)
-    assert str(caught.value).startswith("--overlap only has an effect with ")
+    assert str(caught.value).startswith("`overlap` only has an effect with ")
     assert needed in str(caught.value)

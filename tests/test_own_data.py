@@ -88,7 +88,7 @@ def test_splits_by_name_in_files_of_their_own_and_in_folders(tmp_path):
             np.testing.assert_array_equal(getattr(found, split), rows)
     folder = snfnp.load_dataset(str(tmp_path / "folder"))
     np.testing.assert_array_equal(folder.test[..., 0], np.split(GREY, 3)[2])
-    with pytest.raises(UsageError, match=r"named.npz has test data already: leave --test out"):
+    with pytest.raises(UsageError, match=r"named.npz has test data already: leave `test` out"):
         user_data.load(str(tmp_path / "named.npz"), None, "0.1", 0)
 
 
@@ -161,18 +161,18 @@ def test_what_fits_nothing_is_one_line_and_leaves_nothing(name, tmp_path):
     "options, problem",
     [
         (["mnits"], "'mnits' is neither a data set nor a path (did you mean mnist?): use one of"),
-        (["{rows}", "--data", "mnist"], "rows.npy and --data mnist: give one of them"),
-        (["{rows}", "--data-dir", "x"], "--data-dir x is for published data sets, and "),
-        (["{rows}", "--test", "1.5"], "--test is 1.5: give a fraction between 0 and 1, or a path"),
+        (["{rows}", "--data", "mnist"], "rows.npy and `data=mnist`: give one of them"),
+        (["{rows}", "--data-dir", "x"], "`data_dir=x` is for published data sets, and "),
+        (["{rows}", "--test", "1.5"], "`test` is 1.5: give a fraction between 0 and 1, or a path"),
         (["{rows}", "--test", "there.npy"], "there.npy does not exist: check the path"),
         (["{rows}", "--test", "0.995"], "would be left to train on"),
-        (["{rows}", "--model", "conv"], "--model conv needs images, found rows of 2 numbers: ch"),
-        (["{rows}", "--augment"], "--augment needs images, found rows of 2 numbers: leave it out"),
-        (["{rows}", "--preprocess", "logit"], "--preprocess logit is not for rows of numbers: cho"),
-        (["{grey}", "--preprocess", "none"], "--preprocess none is not for images: choose logit"),
+        (["{rows}", "--model", "conv"], "`model=conv` needs images, found rows of 2 numbers: ch"),
+        (["{rows}", "--augment"], "`augment` needs images, found rows of 2 numbers: leave it out"),
+        (["{rows}", "--preprocess", "logit"], "`preprocess=logit` is not for rows of numbers: cho"),
+        (["{grey}", "--preprocess", "none"], "`preprocess=none` is not for images: choose logit"),
         (["{grey}", "--test", "{rows}"], "shape (200, 2) is not (N, H, W, C); give images"),
         (["{rows}", "--batch-size", "500"], "there are only 160 training rows: choose a smaller"),
-        (["--data", "mnist-sample", "--test", "0.1"], "--test only has an effect with --data PATH"),
+        (["--data", "mnist-sample", "--test", "0.1"], "`test` only has an effect with `data=PATH`"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
@@ -263,14 +263,14 @@ def test_a_run_finds_its_data_again_and_says_what_they_are(run, tmp_path, monkey
     assert (out / "samples.png").exists() and (out / "curves.png").exists()
     moved = path.rename(tmp_path / f"moved{path.suffix}")
     for command in (evaluate, angle):
-        with one_line(SnfnpError, str(path), "the path of your data (--data)"):
+        with one_line(SnfnpError, str(path), "the path of your data (`data`)"):
             command.main([str(out)])
         command.main([str(out), "--data", str(moved)])
         assert "found others" not in capsys.readouterr().out
     train.main(["--resume", "--out", str(out), "--epochs", "3", "--data", str(moved)])
     assert snfnp.load_run(out, "last").checkpoint.step > 0
     other = write(tmp_path, "other.npy", SOURCES[path.name][::-1])
-    with one_line(UsageError, f"{noun} (train, validation, test)", "with --data (dataset= in"):
+    with one_line(UsageError, f"{noun} (train, validation, test)", "with `data` (dataset= in"):
         train.main(["--resume", "--out", str(out), "--epochs", "4", "--data", str(other)])
 
 
@@ -294,7 +294,7 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     for suffix in (".npy", ".png"):
         sample.main([str(out), "--count", "5", "--out", str(out / f"s{suffix}")])
     np.testing.assert_array_equal(np.load(out / "s.npy"), likelihood.sample(5, seed=0))
-    with pytest.raises(UsageError, match="--columns is for images"):
+    with pytest.raises(UsageError, match="`columns` is for images"):
         sample.main([str(out), "--columns", "2"])
 
 

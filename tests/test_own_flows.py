@@ -138,12 +138,12 @@ def test_any_flow_is_described_by_classes_and_fields(name):
 LOST = {
     "registered": (
         lambda mine: PRESETS.pop("registered"),
-        "--model registered is unknown: choose one of fc, ",
+        "`model=registered` is unknown: choose one of fc, ",
         "or first import what registers it (snfnp.register), or give module:function",
     ),
     "a function": (
         lambda mine: delattr(mine, "build"),
-        "--model needs mine:build, which cannot be imported (AttributeError: module 'mine' has no",
+        "`model` needs mine:build, which cannot be imported (AttributeError: module 'mine' has no",
     ),
     "its name": (
         lambda mine: (Path(mine.__file__).unlink(), sys.modules.pop("mine")),
@@ -152,7 +152,7 @@ LOST = {
     "a preset": (
         lambda mine: (Path(mine.__file__).write_text("1 / 0"), sys.modules.pop("mine")),
         "its model mine:Inside.PRESET would import mine from /",
-        "code/mine.py, and nobody said that its code may run: if you trust it, give --trust (tr",
+        "code/mine.py, and nobody said that its code may run: if you trust it, give `trust",
     ),
     "a flow": (
         lambda mine: delattr(mine, "Own"),
@@ -210,11 +210,11 @@ def flow(*layers, names="ab", shape=(2,)):
 
 OWN = Linear(Dense(2))
 WRONG = {
-    "typo": ("glwo", "--model glwo is unknown (did you mean glow?): choose one of fc, "),
-    "number": (3, "--model is 3: it must be text"),
+    "typo": ("glwo", "`model=glwo` is unknown (did you mean glow?): choose one of fc, "),
+    "number": (3, "`model` is 3: it must be text"),
     "no builder": ("mine:number", "mine:number is of type int: let it be build(shape) or build("),
     "nothing": ("mine:nothing", "mine:nothing: the function returned a NoneType; let it return"),
-    "dots": (".mine:build", "--model .mine:build is unknown"),
+    "dots": (".mine:build", "`model=.mine:build` is unknown"),
     "main": ("__main__:gone", "needs __main__:gone, which cannot be imported (AttributeError: "),
     "no class": (
         '{"class": "os:system"}',
@@ -227,8 +227,11 @@ WRONG = {
     "twice": (flow(OWN, OWN, names="aa"), "two layers are called a; give each a name of its own"),
     "class": (flow(OWN, 3), "layer b is no snfnp.Layer; make it an instance of one"),
     "shape": (flow(Linear(Dense(3)), shape=(3,)), "for data of shape (3,), found (2,); give both"),
-    "rule": ("mine:build", "--gradient exact is not that of the layers of mine:build: choose self"),
-    "choices": ("mine:build", "--objective forward is nothing that mine:build asks for (choices)"),
+    "rule": ("mine:build", "`gradient=exact` is not that of the layers of mine:build: choose self"),
+    "choices": (
+        "mine:build",
+        "`objective=forward` has no effect on mine:build, which takes no choices",
+    ),
 }
 OPTIONS = {"rule": {"gradient": "exact"}, "choices": {"objective": "forward"}}
 
@@ -302,10 +305,10 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
         ([[1.0], [1.0, 2.0]], {}, "the array cannot be read (setting an array element"),
         ("x.npy", {}, "fit takes data themselves: give it snfnp.load_dataset('x.npy')"),
         (ROWS, {"validation": ROWS[:, :1]}, "the validation rows of array: shape (140, 1) beside"),
-        (ROWS, {"validation": 2}, "--validation is 2: give a fraction between 0 and 1"),
+        (ROWS, {"validation": 2}, "`validation` is 2: give a fraction between 0 and 1"),
         (DATA, {"test": 0.1}, "mine has its splits already: leave validation and test out"),
-        (ROWS, {"patience": 0}, "--patience is 0: it must be at least 1"),
-        (ROWS, {"model": "conv"}, "--model conv needs images, found rows of 2 numbers"),
+        (ROWS, {"patience": 0}, "`patience` is 0: it must be at least 1"),
+        (ROWS, {"model": "conv"}, "`model=conv` needs images, found rows of 2 numbers"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line_and_leaves_nothing(
@@ -327,7 +330,7 @@ def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monke
         folder, summary = trained(tmp_path / "run", report=said.append, **how)
     nlls = [record["validation_nll_nats"] for record in folder.read_metrics()]
     best, ran = int(np.argmin(nlls)), len(nlls)
-    stopped = f"after epoch {ran}, as there was no better one in 2 evaluations (--patience)"
+    stopped = f"after epoch {ran}, as there was no better one in 2 evaluations (`patience`)"
     assert any(stopped in line for line in said) and ran == best + 3 < 9
     assert summary["best_epoch"] == best + 1
     assert snfnp.load_run(folder.path).checkpoint.step == 5 * (best + 1)

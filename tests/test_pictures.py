@@ -73,10 +73,10 @@ def refuse(*arguments):
 @pytest.mark.parametrize(
     "out, message",
     [
-        ("no/such/a.png", "cannot write {} (No such file or directory): choose another --out"),
-        (f"{'x' * 300}.png", "cannot write {} (File name too long): choose another --out"),
-        ("x.txt", "--out is {}: its name must end in one of .png, .pdf, .svg, .jpg, "),
-        ("folder.png", "--out is {}, which is a folder: give the name of a file"),
+        ("no/such/a.png", "cannot write {} (No such file or directory): choose another `out`"),
+        (f"{'x' * 300}.png", "cannot write {} (File name too long): choose another `out`"),
+        ("x.txt", "`out` is {}: its name must end in one of .png, .pdf, .svg, .jpg, "),
+        ("folder.png", "`out` is {}, which is a folder: give the name of a file"),
     ],
 )
 def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, mo
     with pytest.raises(SnfnpError) as caught:
         sample.main([str(folder)])
     out = folder / "sample-learned.png"
-    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another --out"
+    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another `out`"
 
 
 # ---------------------------------------------------------------- a full disk

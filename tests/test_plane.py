@@ -60,7 +60,7 @@ def test_a_density_is_a_data_set_by_name(name):
     assert len(np.unique(np.concatenate(splits), axis=0)) == 17_000
     np.testing.assert_array_equal(data.test, snfnp.load_dataset(name).test)
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
-    with one_line(UsageError, f"{name} is drawn, not read: leave --data-dir x out"):
+    with one_line(UsageError, f"{name} is drawn, not read: leave `data_dir=x` out"):
         snfnp.load_dataset(name, "x")
 
 
@@ -202,10 +202,10 @@ def test_paths_of_a_plane_are_a_picture(folder, monkeypatch, capsys):
 
 
 WRONG_PATHS = [
-    (["--steps", "1"], "--steps is 1: it must be at least 2"),
-    (["--pairs", "3000"], "--pairs 3000 needs 6000 test rows, and there are 5000: ask for fewer"),
+    (["--steps", "1"], "`steps` is 1: it must be at least 2"),
+    (["--pairs", "3000"], "`pairs=3000` needs 6000 test rows, and there are 5000: ask for fewer"),
     (["--path", "curved"], "invalid choice: 'curved'"),
-    (["--out", "a.txt"], "--out is a.txt: its name must end in one of .npy, .png"),
+    (["--out", "a.txt"], "`out` is a.txt: its name must end in one of .npy, .png"),
 ]
 
 

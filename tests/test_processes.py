@@ -298,8 +298,8 @@ def test_a_signal_before_the_ranks_know_each_other_ends_them():
 
 WRONG = {
     "--nonsense": "unrecognized arguments: --nonsense",
-    "--batch-size 1": "has too few images for 2 processes",
-    "--batch-size 21": "does not divide by 2 processes",
+    "--batch-size 1": "has too few samples for 2 processes",
+    "--batch-size 21": "is not a multiple of 2 processes",
     "--processes 2": "and mpiexec has started 2 already: leave one",
     "--resume": "is no run folder",
 }
@@ -344,7 +344,7 @@ TOO_MANY = [
     ("3", ["--batch-size", "500"], "--batch-size 500 does not divide by 3 processes"),
     ("3", ["--resume"], "--batch-size 20 does not divide by 3 processes"),
     ("999999", ["--resume", "auto", "--seed", "0"], f"--batch-size 20 {FEW} 20 or fewer"),
-    ("0", [], "--processes is 0: it must be at least 1"),
+    ("0", [], "`processes` is 0: it must be at least 1"),
 ]
 
 

@@ -236,7 +236,7 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
 
 def test_recomputation_is_refused_where_it_would_do_nothing():
     config = TrainConfig(model="fc", recompute=True)
-    with pytest.raises(UsageError, match="--recompute only has an effect with") as caught:
+    with pytest.raises(UsageError, match="`recompute` only has an effect with") as caught:
         config.resolve(1000)
     assert "\n" not in str(caught.value)
     flow = TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1))

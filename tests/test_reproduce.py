@@ -399,7 +399,7 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, mon
         with monkeypatch.context() as patch, pytest.raises(kind, match=said) as caught:
             patch.setattr(runs, "train", no_training)
             command(*(more or row), **where)
-        assert "\n" not in str(caught.value) and "--out" not in str(caught.value)
+        assert "\n" not in str(caught.value) and "`out`" not in str(caught.value)
 
     refused("cannot make .* choose another --runs", folder="file")
     for name, content in whole.items():
@@ -437,9 +437,9 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, mon
     refused(said, "table1", "--rows", "fc-exact", kind=UsageError)
     folder.mkdir()
     (folder / "stray").write_text("")
-    with pytest.raises(UsageError, match="holds stray: choose another folder .--runs.") as caught:
+    with pytest.raises(UsageError, match="holds stray: choose another folder .`runs`.") as caught:
         command(*row)
-    assert "--out" not in str(caught.value)
+    assert "`out`" not in str(caught.value)
 
 
 def test_a_lost_summary_is_made_again(command, tmp_path):

@@ -47,7 +47,7 @@ def test_a_rows_configuration_is_that_of_a_3(row):
             lam = {"fc": 1, "conv": 1, "glow": 100, "glow-3l-32k": 1000, "glow-3l-48k": 1000}
             assert config.lam == lam[kind] and config.lambda_control == "fixed"
     assert config.init == ("authors" if config.kernel == 5 else "paper")
-    assert config.recipe == "paper" and config.chosen("bias_init") in ("zero", None)
+    assert config.recipe == "paper" and config.effective("bias_init") in ("zero", None)
 
 
 def test_rows_of_one_name_are_one_run_and_of_another_name_another():

@@ -12,7 +12,7 @@ from support.messages import assert_one_line
 from support.runs import START, around, state
 from support.trainers import at_step, run_training
 
-from snfnp.errors import CheckpointError, DivergedError
+from snfnp.errors import CheckpointError, DivergedError, in_flags
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.training.runs import checkpointer
@@ -23,7 +23,8 @@ from snfnp.training.trainer import Trainer
 
 def ways_on(error):
     """The options that an error's advice names."""
-    return [shlex.split(found) for found in re.findall(r"--r\w+ --out .*? --lr \S+", str(error))]
+    message = in_flags(str(error))
+    return [shlex.split(found) for found in re.findall(r"--r\w+ --out .*? --lr \S+", message)]
 
 
 @pytest.mark.parametrize("step, where", [(2, "the start"), (8, r"the best evaluation \(step 5\)")])
@@ -35,7 +36,7 @@ def test_every_way_on_after_a_nan_can_be_gone(
     with monkeypatch.context() as patched, pytest.raises(DivergedError, match=where) as caught:
         at_step(patched, step, lambda trainer: trainer.params["dense1"]["W"].fill(np.nan))
         snfnp_train(*START, "--lr", 0.01, "--out", path)
-    assert_one_line(caught.value, f"diverged at step {step + 1}", "--clip-norm", "--lambda")
+    assert_one_line(caught.value, f"diverged at step {step + 1}", "`clip_norm`", "`lam`")
     ways = ways_on(caught.value)
     assert [way[0] for way in ways] == ["--resume", "--rollback"]
     kept = shutil.copytree(path, tmp_path / "kept")
@@ -73,7 +74,7 @@ def test_a_start_far_from_the_images_is_no_explosion(tmp_path, monkeypatch):
 def test_what_overflows_is_one_line_without_warnings(snfnp_train, tmp_path, backend):
     """With NumPy in the first epoch's Adam, whose best checkpoint nothing was saved of."""
     options = ("--backend", backend, "--lambda", 1e30, "--out", tmp_path / "run")
-    with pytest.raises(DivergedError, match="from the start with .*a smaller --lambda") as caught:
+    with pytest.raises(DivergedError, match="from the start with .*a smaller `lam`") as caught:
         snfnp_train(*START, *options)
     assert_one_line(caught.value)
     for way in ways_on(caught.value):

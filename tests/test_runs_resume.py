@@ -25,7 +25,7 @@ from snfnp.training.trainer import Trainer
 
 
 NO_START = [
-    (("--epochs", 0), "--epochs is 0"),
+    (("--epochs", 0), "`epochs` is 0"),
     (("--model", "glow"), "."),  # 5×5 images cannot be squeezed
     (("--resume", "later"), "invalid choice: 'later'"),
     (("--rollback", "--resume", "auto"), "would go back each time"),
@@ -41,7 +41,7 @@ def test_a_start_that_is_refused_makes_no_folder(snfnp_train, tmp_path, options,
 
 def test_what_resume_needs_is_said(snfnp_train):
     for options in (("--resume", "auto"), ("--resume",), ("--rollback",)):
-        with pytest.raises(UsageError, match=f"{options[0]} .*needs? --out: name"):
+        with pytest.raises(UsageError, match="`resume.* needs? `out`: name"):
             snfnp_train(*options)
 
 

@@ -63,7 +63,7 @@ def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
 @pytest.mark.parametrize("way, split", [(way, split) for way in SEES for split in SEES[way]])
 def test_other_images_are_refused(way, split, photographs, said):
     others = "" if way == "resume" else ", or others of its shape to look at,"
-    advice = f"give the same data{others} with --data-dir (dataset= in Python)"
+    advice = f"give the same data{others} with `data_dir` (dataset= in Python)"
     with pytest.raises(UsageError) as caught:
         said(way, photographs, OTHERS[split])
     assert str(caught.value) == f"{refusal(photographs)}: {advice}"

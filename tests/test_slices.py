@@ -271,5 +271,5 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
 
 
 def test_what_ranks_cannot_share_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="^--batch-size 20 does not divide by 3 processes: give"):
+    with pytest.raises(UsageError, match="^`batch_size=20` is not a multiple of 3 processes: give"):
         run_on_ranks(tmp_path / "three", 3)

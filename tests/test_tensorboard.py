@@ -93,7 +93,7 @@ def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    place, said = tmp_path / "run", "--tensorboard needs tensorboardX .*pip install"
+    place, said = tmp_path / "run", "`tensorboard` needs tensorboardX .*pip install"
     with pytest.raises(UsageError, match=said) as caught:
         snfnp_train("--tensorboard", "--out", place, "--backend", "numpy", "--batch-size", 20)
     assert "\n" not in str(caught.value) and not place.exists()

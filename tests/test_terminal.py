@@ -222,15 +222,15 @@ def test_a_request_for_a_checkpoint_before_there_is_a_run_ends_no_command():
 
 WHOLE = "from 0 to 9,223,372,036,854,775,807"
 OPTIONS = [
-    ("sample", ["r", "--seed", "-1"], f"--seed is -1: it must be {WHOLE}"),
-    ("sample", ["r", "--seed", str(10**23)], f"--seed is 1{'0' * 23}: it must be {WHOLE}"),
+    ("sample", ["r", "--seed", "-1"], f"`seed` is -1: it must be {WHOLE}"),
+    ("sample", ["r", "--seed", str(10**23)], f"`seed` is 1{'0' * 23}: it must be {WHOLE}"),
     ("sample", ["r", "--seed", "1e23"], "argument --seed: invalid int value: '1e23'"),
-    ("sample", ["r", "--temperature", "inf"], "--temperature is inf: it must be at least 0 and"),
-    ("sample", ["r", "--temperature", "-1"], "--temperature is -1.0: it must be at least 0 and"),
-    ("sample", ["r", "--count", "0"], "--count is 0: it must be at least 1"),
-    ("sample", ["r", "--count", f"-{'9' * 2000}"], "--count is -999999999… (2001 digits)"),
-    ("sample", ["r", "--columns", "0"], "--columns is 0: it must be from 1 to 64"),
-    ("evaluate", ["r", "--batch-size", "-2"], "--batch-size is -2: it must be at least 1"),
+    ("sample", ["r", "--temperature", "inf"], "`temperature` is inf: it must be at least 0 and"),
+    ("sample", ["r", "--temperature", "-1"], "`temperature` is -1.0: it must be at least 0 and"),
+    ("sample", ["r", "--count", "0"], "`count` is 0: it must be at least 1"),
+    ("sample", ["r", "--count", f"-{'9' * 2000}"], "`count` is -999999999… (2001 digits)"),
+    ("sample", ["r", "--columns", "0"], "`columns` is 0: it must be from 1 to 64"),
+    ("evaluate", ["r", "--batch-size", "-2"], "`batch_size` is -2: it must be at least 1"),
     ("evaluate", [], "the following arguments are required: run"),
     ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),
     ("train", ["--bogus"], "unrecognized arguments: --bogus"),

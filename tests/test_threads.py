@@ -230,7 +230,7 @@ def test_threads_are_as_many_as_were_asked_for(snfnp_train, monkeypatch):
     monkeypatch.setattr(threads, "asked", [])
     most = len(threads.cores())
     for count in (0, most + 1):
-        with pytest.raises(UsageError, match=f"--threads is {count}: choose from 1 to {most}, the"):
+        with pytest.raises(UsageError, match=f"`threads` is {count}: choose from 1 to {most}, the"):
             snfnp_train("--threads", count)
     script = _PRINT.format(before="from snfnp import threads; threads.ask(1)")
     script += "print(found['numba_threads'], *(pool['num_threads'] for pool in found['blas']))"

@@ -68,7 +68,7 @@ def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, numbe
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         at_step(patched, 7, lambda trainer: os.kill(os.getpid(), number))
         run_training(tmp_path / "part", report=said.append)
-    assert "--resume" in said[-1] and str(tmp_path / "part") in said[-1]
+    assert "`resume`" in said[-1] and str(tmp_path / "part") in said[-1]
     assert state(tmp_path / "part").step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "part")
@@ -200,39 +200,39 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
 
 
 IMPOSSIBLE = [
-    ({"lam": -1.0}, "--lambda is -1.0: it must be 0 or more"),
-    ({"lam": float("nan")}, "--lambda is nan"),
-    ({"lr": 0.0}, "--lr is 0.0: it must be positive"),
-    ({"lr": float("inf")}, "--lr is inf"),
-    ({"clip_norm": 1e300}, "--clip-norm is 1e+300: it must be positive and finite"),
-    ({"epochs": 2.5}, "--epochs is 2.5: it must be a whole number"),
-    ({"data": ""}, "--data is : it must be a name or a path"),
-    ({"model": "cnn"}, "--model cnn is unknown: choose one of fc, "),
-    ({"dtype": "float16"}, "--dtype is float16: it must be one of float32, float64"),
-    ({"backend": "cuda"}, "--backend is cuda: it must be one of numba, numpy, cupy"),
-    ({"batch_size": 101}, "--batch-size is 101, but there are only 100 training images"),
-    ({"batch_size": 0}, "--batch-size is 0"),
-    ({"seed": -1}, "--seed is -1"),
-    ({"model": "glow", "depth": 10**9}, "--depth is 1000000000: it must be from 1 to 1000"),
-    ({"model": "glow", "levels": 10**9}, "--levels is 1000000000: it must be from 1 to 1000"),
-    ({"gradient": "exact", "lam": 2.0}, "--lambda only has an effect with"),
-    ({"gradient": "exact", "objective": "forward"}, "--objective only has an effect with"),
-    ({"relative_bias": "full"}, "--relative-bias only has an effect with --gradient relative"),
-    ({"inverse_kernel": 7}, "--inverse-kernel only has an effect with --model conv"),
-    ({"model": "conv", "inverse_kernel": 4}, "--inverse-kernel is 4: it must be odd"),
-    ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "--gradient self-normalizing"),
-    ({"model": "conv", "init": "authors"}, "--init only has an effect with --model fc or a"),
-    ({"model": "glow", "init": "authors"}, "where authors is not the same as paper"),
-    ({"graph": False}, "--no-graph only has an effect with --backend cupy: leave it out"),
-    ({"tf32": True}, "--tf32 only has an effect with --backend cupy: leave it out"),
-    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with --dtype float32"),
-    ({"gradient": "exact", "track_angle": 2}, "--track-angle only has an effect with"),
-    ({"track_angle": 0}, "--track-angle is 0: it must be at least 1"),
-    ({"model": "glow", "bias_init": "data"}, "--bias-init only has an effect with --model fc or c"),
-    ({"width": 3}, "--width only has an effect with --model glow"),
-    ({"model": "glow", "kernel": 4}, "--kernel is 4: it must be odd"),
-    ({"model": "conv", "gradient": "relative"}, "--model conv cannot be trained with"),
-    ({"shuffle": False, "graph": False, "jvp_probes": 2}, "with a positive --jvp-weight: leave"),
+    ({"lam": -1.0}, "`lam` is -1.0: it must be 0 or more"),
+    ({"lam": float("nan")}, "`lam` is nan"),
+    ({"lr": 0.0}, "`lr` is 0.0: it must be positive"),
+    ({"lr": float("inf")}, "`lr` is inf"),
+    ({"clip_norm": 1e300}, "`clip_norm` is 1e+300: it must be positive and finite"),
+    ({"epochs": 2.5}, "`epochs` is 2.5: it must be a whole number"),
+    ({"data": ""}, "`data` is : it must be a name or a path"),
+    ({"model": "cnn"}, "`model=cnn` is unknown: choose one of fc, "),
+    ({"dtype": "float16"}, "`dtype` is float16: it must be one of float32, float64"),
+    ({"backend": "cuda"}, "`backend` is cuda: it must be one of numba, numpy, cupy"),
+    ({"batch_size": 101}, "`batch_size` is 101, but there are only 100 training images"),
+    ({"batch_size": 0}, "`batch_size` is 0"),
+    ({"seed": -1}, "`seed` is -1"),
+    ({"model": "glow", "depth": 10**9}, "`depth` is 1000000000: it must be from 1 to 1000"),
+    ({"model": "glow", "levels": 10**9}, "`levels` is 1000000000: it must be from 1 to 1000"),
+    ({"gradient": "exact", "lam": 2.0}, "`lam` only has an effect with"),
+    ({"gradient": "exact", "objective": "forward"}, "`objective` only has an effect with"),
+    ({"relative_bias": "full"}, "`relative_bias` only has an effect with `gradient=relative`"),
+    ({"inverse_kernel": 7}, "`inverse_kernel` only has an effect with `model=conv`"),
+    ({"model": "conv", "inverse_kernel": 4}, "`inverse_kernel` is 4: it must be odd"),
+    ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "`gradient=self-normalizing`"),
+    ({"model": "conv", "init": "authors"}, "`init` only has an effect with `model=fc` or a"),
+    ({"model": "glow", "init": "authors"}, "elsewhere authors is the same as paper"),
+    ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
+    ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
+    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with `dtype=float32`"),
+    ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
+    ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),
+    ({"model": "glow", "bias_init": "data"}, "`bias_init` only has an effect with `model=fc or c"),
+    ({"width": 3}, "`width` only has an effect with `model=glow"),
+    ({"model": "glow", "kernel": 4}, "`kernel` is 4: it must be odd"),
+    ({"model": "conv", "gradient": "relative"}, "`model=conv` cannot be trained with"),
+    ({"shuffle": False, "graph": False, "jvp_probes": 2}, "with a positive `jvp_weight`: leave"),
 ]
 
 

@@ -259,16 +259,16 @@ def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sigma": 0.0}, "sigma is 0.0: it must be positive"),
-        ({"sigma": -1.0}, "sigma is -1.0: it must be positive"),
-        ({"sigma": float("nan")}, "sigma is nan: it must be positive"),
-        ({"sigma": 1e-9}, "sigma is 1e-09: it must be positive, from 1e-06 to 1e"),
-        ({"noise_vectors": 0}, "noise-vectors is 0: it must be at least 1"),
-        ({"lam": 3.0}, "--lambda only has an effect with --objective mixture or forward"),
-        ({"lambda_control": "geco"}, "--lambda-control only has an effect with --objective mixt"),
-        ({"gradient": "exact"}, "--objective only has an effect with --gradient self-norm"),
-        ({"objective": "forward", "sigma": 0.5}, "--sigma only has an effect with --objective va"),
-        ({"objective": "mixture", "noise_vectors": 4}, "--noise-vectors only has an effect with"),
+        ({"sigma": 0.0}, "`sigma` is 0.0: it must be positive"),
+        ({"sigma": -1.0}, "`sigma` is -1.0: it must be positive"),
+        ({"sigma": float("nan")}, "`sigma` is nan: it must be positive"),
+        ({"sigma": 1e-9}, "`sigma` is 1e-09: it must be positive, from 1e-06 to 1e"),
+        ({"noise_vectors": 0}, "`noise_vectors` is 0: it must be at least 1"),
+        ({"lam": 3.0}, "`lam` only has an effect with `objective=mixture or forward"),
+        ({"lambda_control": "geco"}, "`lambda_control` only has an effect with `objective=mixt"),
+        ({"gradient": "exact"}, "`objective` only has an effect with `gradient=self-norm"),
+        ({"objective": "forward", "sigma": 0.5}, "`sigma` only has an effect with `objective=va"),
+        ({"objective": "mixture", "noise_vectors": 4}, "`noise_vectors` only has an effect with"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(changes, message):
@@ -330,5 +330,5 @@ def test_a_resumed_run_keeps_its_sigma():
     assert (config.objective, config.sigma, config.lam) == ("variational", 0.5, 2.0)
     with pytest.raises(UsageError, match=r"sigma = 0\.5: it cannot go on with 0\.25"):
         config.resumed({"sigma": 0.25}, Path("run"))
-    with pytest.raises(UsageError, match="--lambda only has an effect with"):
+    with pytest.raises(UsageError, match="`lam` only has an effect with"):
         config.resumed({"lam": 3.0}, Path("run")).resolve(100)

@@ -203,8 +203,8 @@ def perform(run: Run, command: Command) -> None:
         record["before"] = _monitors(metrics[-1]) if metrics else {}
         record["config"] = config.as_dict()
         files.write_json(run.divergence, record)
-    except UsageError as error:  # which names the option of the training scripts
-        raise UsageError(str(error).replace("--out", "--runs")) from None
+    except UsageError as error:  # which names the training's parameter
+        raise UsageError(str(error).replace("`out`", "`runs`")) from None
 
 
 def lost(lines: list[dict]) -> dict | None:

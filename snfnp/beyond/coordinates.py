@@ -39,7 +39,7 @@ def white_followers(ops, flow, config) -> tuple:
     white, kernels = config.coordinates == "white", any(inputs(layer) for layer in layers)
     if white and not (places or kernels):
         found = "this flow has neither convolutions nor Whiten layers"
-        raise UsageError(f"--coordinates is white, but {found}: leave it out")
+        raise UsageError(f"`coordinates` is white, but {found}: leave it out")
     coordinates = Coordinates(ops, flow, config) if white and kernels else None
     return Whitening() if places else None, coordinates
 

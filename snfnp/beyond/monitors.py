@@ -121,7 +121,7 @@ class Inspection:
                 limits = {stable_above(rule) for rule in rules}
                 words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
-                do = f"if the likelihood suffers, raise --lambda (derivations/{page})"
+                do = f"if the likelihood suffers, raise `lam` (derivations/{page})"
                 lines.append(f"early warning, not a verdict: {words}: {layers}; {do}")
         return lines
 

@@ -16,7 +16,7 @@ def require():
         import tensorboardX
     except ImportError as error:
         remedy = 'install it with `python -m pip install "tensorboardX>=2.6.2.2"`'
-        found = f"--tensorboard needs tensorboardX ({error})"
+        found = f"`tensorboard` needs tensorboardX ({error})"
         raise UsageError(f"{found}: {remedy}, or leave the option out") from None
     return tensorboardX
 
@@ -29,7 +29,7 @@ def recording(run: RunFolder) -> Iterator[Callable[[dict], None]]:
     a point twice, and begin at the first epoch, even if earlier parts were trained without it.
     """
     package, folder = require(), run.event_files
-    with explained(f"write {folder}", "remove it, or leave --tensorboard out"):
+    with explained(f"write {folder}", "remove it, or leave `tensorboard` out"):
         if folder.is_symlink():
             raise OSError(0, "it is a symbolic link")
         folder.mkdir(exist_ok=True)

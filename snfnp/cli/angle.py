@@ -13,12 +13,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
     add_data(parser)
     args = parser.parse_args(argv)
-    check_range(args, "--images", 1)
+    check_range(args, "images", 1)
 
     run = open_run(args)
     images, source = images_of(run, args, "train")
     images, ops, lam = images[: args.images], run.ops, run.lam
-    with busy(ops, "--images", len(images)):
+    with busy(ops, "images", len(images)):
         x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
         rows = gradient_angles(ops, run.flow, run.params, x, lam)
 

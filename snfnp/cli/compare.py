@@ -17,11 +17,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--from-epoch", type=int, default=1, help=first)
     add_trust(parser)
     args = parser.parse_args(argv)
-    check_range(args, "--from-epoch", 1)
+    check_range(args, "from_epoch", 1)
     if args.plot:
         from snfnp.training import plots  # Matplotlib takes a second to import
 
-        check_file(args.plot, "--plot", plots.SUFFIXES)
+        check_file(args.plot, "plot", plots.SUFFIXES)
 
     runs = comparison.open_runs(args.runs, args.trust)
     names = comparison.labels(runs)

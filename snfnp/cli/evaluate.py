@@ -32,7 +32,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     proof += "at one batch's latents, can differ"
     parser.add_argument("--certify", action="store_true", help=proof)
     args = parser.parse_args(argv)
-    check_range(args, "--batch-size", 1)
+    check_range(args, "batch_size", 1)
     check_seed(args)
 
     run = open_run(args)
@@ -41,7 +41,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     proved = registry.find("certificates")(*how) if args.certify else []
     (images, source), likelihood = images_of(run, args, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
-    with busy(run.ops, "--batch-size", at_once):
+    with busy(run.ops, "batch_size", at_once):
         result = likelihood.evaluate(images, args.seed, at_once=at_once)
         apart = None
         if proved and all(certificate.holds for certificate in proved):

@@ -23,8 +23,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help=chosen)
     add_data(parser)
     args = parser.parse_args(argv)
-    check_range(args, "--pairs", 1)
-    check_range(args, "--steps", 2)
+    check_range(args, "pairs", 1)
+    check_range(args, "steps", 2)
     check_seed(args)
 
     run = open_run(args)
@@ -32,7 +32,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     out = destination(args, run, "interpolate", args.pairs * columns, columns, shape != (2,))
     data, _ = images_of(run, args, "test")
     if 2 * args.pairs > len(data):
-        found = f"--pairs {args.pairs} needs {2 * args.pairs} test {run.flow.preprocess.noun}"
+        found = f"`pairs={args.pairs}` needs {2 * args.pairs} test {run.flow.preprocess.noun}"
         raise UsageError(f"{found}, and there are {len(data)}: ask for fewer")
     order = np.random.default_rng(args.seed).permutation(len(data))
     ends = data[order[: 2 * args.pairs]]

@@ -25,20 +25,20 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument("--columns", type=int, help="images in a row (default: as many as rows)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     args = parser.parse_args(argv)
-    check_range(args, "--count", 1)
-    check_range(args, "--temperature", 0)
+    check_range(args, "count", 1)
+    check_range(args, "temperature", 0)
     check_seed(args)
     in_rows = args.columns
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
-    check_range(args, "--columns", 1, args.count)
+    check_range(args, "columns", 1, args.count)
     if args.out and args.out.suffix != TABLE:
-        check_file(args.out, "--out", plots.SUFFIXES)
+        check_file(args.out, "out", plots.SUFFIXES)
 
     run = open_run(args)
     out = destination(args, run, "sample", args.count, args.columns)
     if in_rows and len(run.image_shape) == 1:
-        raise UsageError("--columns is for images, and this run has rows of numbers: leave it out")
+        raise UsageError("`columns` is for images, and this run has rows of numbers: leave it out")
     images = drawn(run, args, args.count, args.temperature)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
     if out.suffix == TABLE:
@@ -67,7 +67,7 @@ def destination(args, run: LoadedRun, name: str, count: int, columns: int, table
     suffixes = (TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
     file = f"{name}-{args.inverse}{TABLE if rows and table else '.png'}"
     out = args.out or run.folder.path / file
-    check_file(out, "--out", suffixes)
+    check_file(out, "out", suffixes)
     if not rows:
         _check_size(count, columns, shape, out)
     return out
@@ -80,7 +80,7 @@ def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np
     inverse = {"exact": args.inverse == "exact", "refined": args.inverse == "refined"}
     for part, first in enumerate(range(0, count, _AT_ONCE)):
         some = slice(first, min(first + _AT_ONCE, count))
-        with busy(run.ops, "--count", some.stop - first):
+        with busy(run.ops, "count", some.stop - first):
             given = latents and tuple(run.ops.asarray(latent[some]) for latent in latents)
             how = {"part": part, "latents": given, **inverse}
             images[some] = run.likelihood.sample(some.stop - first, args.seed, temperature, **how)
@@ -100,10 +100,10 @@ def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> 
     size = f"a picture of {width:,} x {height:,} pixels"
     if height * width > _LARGEST:
         fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
-        ask = f"ask for {fits:,} or fewer, and for more with another --seed"
+        ask = f"ask for {fits:,} or fewer, and for more with another `seed`"
         ask = ask if fits else "a single one of its images is too large to be drawn"
         raise UsageError(f"{count} images would be {size}: {ask}")
     if max(height, width) > _LONGEST:
-        raise UsageError(f"{columns} in a row would be {size}: leave --columns out")
+        raise UsageError(f"{columns} in a row would be {size}: leave `columns` out")
     if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
-        raise UsageError(f"--out is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")
+        raise UsageError(f"`out` is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")

@@ -28,12 +28,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
     add_data(parser)
     args = parser.parse_args(argv)
     if args.count is not None:
-        check_range(args, "--count", 1)
+        check_range(args, "count", 1)
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
 
     run = open_run(args)
-    check_file(out, "--out", plots.SUFFIXES)
+    check_file(out, "out", plots.SUFFIXES)
     named = args.other in DATA_SETS or not os.path.exists(args.other)
     other = load_dataset(args.other).test if named else user_data.whole(args.other)
     if problem := run.flow.preprocess.fault(other, run.image_shape):

@@ -74,9 +74,9 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 
 @contextmanager
-def busy(ops, option: str, count: int):
+def busy(ops, parameter: str, count: int):
     """A context as `within_memory`. On a terminal a line moves while kernels are compiled in it."""
-    with within_memory(ops, option, count), compilations_shown(ops):
+    with within_memory(ops, parameter, count), compilations_shown(ops):
         yield
 
 
@@ -92,9 +92,9 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     return getattr(dataset, split), dataset.source
 
 
-def check_range(args: argparse.Namespace, option: str, least: int, most: float = math.inf) -> None:
-    """Refuse a number that is not finite or not from `least` to `most`. option: its flag."""
-    value = vars(args)[option.removeprefix("--").replace("-", "_")]
+def check_range(args: argparse.Namespace, name: str, least: int, most: float = math.inf) -> None:
+    """Refuse a number that is not finite or not from `least` to `most`. name: of the parameter."""
+    value = vars(args)[name]
     if least <= value <= most and value < math.inf:
         return
     limits = f"from {least} to {most:,}" if most < math.inf else f"at least {least}"
@@ -103,24 +103,24 @@ def check_range(args: argparse.Namespace, option: str, least: int, most: float =
     shown = str(value)
     if len(shown) > 40:
         shown = f"{shown[:10]}… ({len(shown)} digits)"
-    raise UsageError(f"{option} is {shown}: it must be {limits}")
+    raise UsageError(f"`{name}` is {shown}: it must be {limits}")
 
 
 def check_seed(args: argparse.Namespace) -> None:
     """Refuse a --seed that the random numbers do not tell from another one."""
-    check_range(args, "--seed", 0, 2**63 - 1)
+    check_range(args, "seed", 0, 2**63 - 1)
 
 
-def check_file(path: Path, option: str, suffixes: tuple[str, ...] = ()) -> None:
+def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse a path that no file can be written to, before any work is done for it.
 
     suffixes: those that the file's name may have, if not any.
     """
     if suffixes and path.suffix.lower() not in suffixes:
-        raise UsageError(f"{option} is {path}: its name must end in one of {', '.join(suffixes)}")
+        raise UsageError(f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}")
     if os.path.isdir(path):
-        raise UsageError(f"{option} is {path}, which is a folder: give the name of a file")
-    with explained(f"write {path}", f"choose another {option}", UsageError):
+        raise UsageError(f"`{name}` is {path}, which is a folder: give the name of a file")
+    with explained(f"write {path}", f"choose another `{name}`", UsageError):
         with suppress(FileNotFoundError):
             path.lstat()  # a name may be too long
         tempfile.TemporaryFile(dir=path.parent).close()

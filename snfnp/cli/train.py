@@ -4,20 +4,19 @@ import argparse
 
 from snfnp import threads
 from snfnp.cli.shared import Parser, add_trust
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, flag_of, in_flags
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.animation import Animation, View
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.config import PARTS, help_of
-from snfnp.training.options.parts import options_in
+from snfnp.training.options.config import OPTIONS, help_of
 from snfnp.training.options.user_models import require_trusted
 from snfnp.training.progress import compilations_shown
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 AUTO = "auto"  # a value of --resume
-# What --help begins with; the other options follow in the configuration's parts.
+# What --help begins with; the other options follow in their groups.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
 _SAMPLES = 64  # images in samples.png
@@ -29,22 +28,22 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         given = vars(_parser(prog, defaults).parse_args(argv))
         if path := given.pop("path", None):
             if "data" in given:
-                raise UsageError(f"{path} and --data {given['data']}: give one of them")
+                raise UsageError(f"{path} and `data={given['data']}`: give one of them")
             given["data"] = path
         processes = given.pop("processes", 1)
         if (count := given.pop("threads", None)) is not None:
             most = len(threads.cores())
             if not 1 <= count <= most:
-                raise UsageError(f"--threads is {count}: choose from 1 to {most}, the cores here")
+                raise UsageError(f"`threads` is {count}: choose from 1 to {most}, the cores here")
             threads.ask(count)
-        world.require_same({"--" + name.replace("_", "-"): value for name, value in given.items()})
+        world.require_same(given)
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
         trust = given.pop("trust", False)
         if resume == AUTO and rollback:
-            raise UsageError("--rollback with --resume auto would go back each time: choose one")
+            raise UsageError("`rollback` with `resume=auto` would go back each time: choose one")
         if (resume or rollback) and "out" not in given:
-            flags = "--resume auto needs" if resume == AUTO else "--resume and --rollback need"
-            raise UsageError(f"{flags} --out: name the run's folder")
+            given = "`resume=auto` needs" if resume == AUTO else "`resume` and `rollback` need"
+            raise UsageError(f"{given} `out`: name the run's folder")
         if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
             resume = None
         goes_on = resume or rollback
@@ -66,10 +65,14 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         with opened as session:
             points = session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
             animation = None if points is None else Animation(points)
-            session.train(callbacks=(animation,) if animation else ())
+            session.train(_show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
                     _draw(session.folder, session.config, session.ops, animation)
+
+
+def _show(line: str) -> None:
+    print(in_flags(line))
 
 
 def _parser(prog: str | None, defaults: dict) -> Parser:
@@ -87,10 +90,11 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     parser.add_argument("path", metavar="PATH", nargs="?", help=about)
     everyday = parser.add_argument_group("Everyday options")
     start = parser.add_argument_group("How it starts")
-    for part in PARTS.values():
-        group = parser.add_argument_group(part.__doc__.partition("\n")[0].rstrip("."))
-        for option in options_in(part).values():
-            text = help_of(option, defaults.get(option.name, option.default)).replace("%", "%%")
+    for kind in reversed(TrainConfig.__bases__):
+        group = parser.add_argument_group(str(kind.__doc__).partition("\n")[0].rstrip("."))
+        for option in map(OPTIONS.__getitem__, kind.__annotations__):
+            text = in_flags(help_of(option, defaults.get(option.name, option.default)))
+            text = text.replace("%", "%%")
             if option.kind is bool:
                 settings = {"action": argparse.BooleanOptionalAction}
             elif option.choices:
@@ -98,7 +102,7 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
             else:
                 settings = {"type": option.kind}
             place = everyday if option.name in EVERYDAY else group
-            place.add_argument(option.flag, dest=option.name, help=text, **settings)
+            place.add_argument(flag_of(option.name), dest=option.name, help=text, **settings)
     about = "train in so many processes, each with its share of every batch: on GPUs, one for each "
     about += "(starts this command with mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)

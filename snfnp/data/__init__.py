@@ -50,9 +50,9 @@ def load_dataset(
         return LOADERS[name](data_dir, report)
     if os.path.exists(name):
         if data_dir is not None:
-            found = f"--data-dir {data_dir} is for published data sets, and {name} is a path"
+            found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
         return user_data.load(name, validation, test, seed)
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
     names = ", ".join(DATA_SETS)
-    raise UsageError(f"{found}: use one of {names}, or the path of your data (--data)")
+    raise UsageError(f"{found}: use one of {names}, or the path of your data (`data`)")

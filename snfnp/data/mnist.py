@@ -80,7 +80,7 @@ class MnistSpec(Published):
 def sample(data_dir=None, report=None) -> Dataset:
     """The sample of MNIST that the package ships. Raises UsageError if a folder is given."""
     if data_dir is not None:
-        raise UsageError(f"mnist-sample comes with the package: leave --data-dir {data_dir} out")
+        raise UsageError(f"mnist-sample comes with the package: leave `data_dir={data_dir}` out")
     folder, splits = resources.files("snfnp.data").joinpath("sample"), []
     for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
         with resources.as_file(folder.joinpath(f"{split}-images.idx3-ubyte.gz")) as path:

@@ -50,7 +50,7 @@ class Published:
     def without_download(self, error: SnfnpError, report: Callable) -> Dataset:
         """The images if files could not be downloaded, for a reason that is part of a line."""
         lacks = f"no {self.title} images in {cache_folder(self.name)} and no download ({error})"
-        raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder (--data-dir, data_dir=)")
+        raise SnfnpError(f"{lacks}; {self._to_get()} and give their folder (`data_dir`)")
 
     def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
         """Read the files in the folder that was given, else in the cache, which gets them first.

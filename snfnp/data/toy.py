@@ -62,6 +62,6 @@ def load(name: str, data_dir=None, report=None) -> Dataset:
     """The points of seed 0, for every seed of a run, so that runs compare. Raises UsageError if a
     folder is given."""
     if data_dir is not None:
-        raise UsageError(f"{name} is drawn, not read: leave --data-dir {data_dir} out")
+        raise UsageError(f"{name} is drawn, not read: leave `data_dir={data_dir}` out")
     splits = np.split(draw(name, sum(COUNTS), 0), np.cumsum(COUNTS[:-1]))
     return Dataset(name, *splits, source="2-D toy data, drawn with seed 0")

@@ -32,7 +32,7 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
     name, path = (Path(path).stem, path) if named else ("array", "arrays in memory")
     for split, given in (("validation", validation), ("test", test)):
         if split in splits and given is not None:
-            raise UsageError(f"{path} has {split} data already: leave --{split} out")
+            raise UsageError(f"{path} has {split} data already: leave `{split}` out")
         if split in splits:
             continue
         try:
@@ -42,7 +42,7 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
             splits[split] = others.get(split, others["train"])
             continue
         if not 0 < fractions[split] < 1:
-            raise UsageError(f"--{split} is {given}: give a fraction between 0 and 1, or a path")
+            raise UsageError(f"`{split}` is {given}: give a fraction between 0 and 1, or a path")
     train = splits["train"]
     if fractions:
         counts = {split: max(1, round(part * len(train))) for split, part in fractions.items()}

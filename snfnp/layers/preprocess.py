@@ -133,7 +133,7 @@ WAYS = ("logit", "scale", "standardise", "none")
 
 
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
-    """The way that `--preprocess` names, or that fits data of this shape (None).
+    """The way that `preprocess` names, or that fits data of this shape (None).
 
     moments: (mean, spread) of training rows, or None if none will come. Raises UsageError for a
     name that is for other data.
@@ -142,7 +142,7 @@ def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
     name = name or ("logit" if images else "standardise")
     if images != (name in WAYS[:2]):
         found, right = ("images", WAYS[:2]) if images else ("rows of numbers", WAYS[2:])
-        raise UsageError(f"--preprocess {name} is not for {found}: choose {' or '.join(right)}")
+        raise UsageError(f"`preprocess={name}` is not for {found}: choose {' or '.join(right)}")
     if images:
         return Preprocess() if name == "logit" else Scale()
     if name == "none" or moments is None:

@@ -76,7 +76,7 @@ class Whiten(Layer):
         features, whole = self.features, self.whole
         if whole and count <= features and not self.shrink:
             found = f"{count} images have no covariance in {features} dimensions"
-            raise UsageError(f"{found}: give more than {features}, or --coordinates plain")
+            raise UsageError(f"{found}: give more than {features}, or `coordinates=plain`")
         mean, second = total / count, products / count
         covariance = second - (np.outer(mean, mean) if whole else mean**2)
         if not np.isfinite(covariance).all():

@@ -59,7 +59,7 @@ class HostDevice:
         Raises UsageError if they have different backends, and BackendError if two have the same GPU
         or cannot reach each other.
         """
-        world.require_same({"--backend": self.name})
+        world.require_same({"backend": self.name})
         return world
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS):

@@ -32,14 +32,14 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
     argv: the command's arguments, the last ones of this process, with `OPTION` among them.
     """
     if count < 1:
-        raise UsageError(f"{OPTION} is {count}: it must be at least 1")
+        raise UsageError(f"`processes` is {count}: it must be at least 1")
     if count == 1:
         return
     if world.size > 1:
         already = f"mpiexec has started {world.size} already: leave one of them out"
-        raise UsageError(f"{OPTION} starts processes, and {already}")
+        raise UsageError(f"`processes` starts processes, and {already}")
     _require_cores(count)
-    mpiexec = find_mpiexec(OPTION)
+    mpiexec = find_mpiexec("`processes`")
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     sys.stdout.flush()
     command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]

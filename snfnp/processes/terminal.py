@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from snfnp.errors import SnfnpError
+from snfnp.errors import SnfnpError, in_flags
 from snfnp.processes.signals import handled
 
 # What the package prints that an output's encoding may not have; the rest becomes \u….
@@ -82,7 +82,7 @@ def report_error(error: BaseException, who: str = "") -> int | None:
         _abandon_output()
         return exit_status(error)
     if isinstance(error, SnfnpError):
-        line = str(error)
+        line = in_flags(str(error))
     elif isinstance(error, MemoryError):
         reason = str(error).rstrip(".") or "nothing more is known"
         line = f"out of memory ({reason}): ask for less at once, or see which other program has it"

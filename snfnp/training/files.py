@@ -47,7 +47,7 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with explained(f"write {path}", "free some space or choose another folder (--out)"):
+        with explained(f"write {path}", "free some space or choose another folder (`out`)"):
             with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
@@ -172,7 +172,7 @@ class FolderLock:
 
     def _acquire(self) -> None:
         while True:
-            with explained(f"write {self._path}", "choose another folder (--out)", UsageError):
+            with explained(f"write {self._path}", "choose another folder (`out`)", UsageError):
                 descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT)
             self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
             try:
@@ -180,7 +180,7 @@ class FolderLock:
             except (BlockingIOError, PermissionError):
                 found = f"{self._path.parent} is in use by {self._holder() or 'another process'}"
                 self._file.close()
-                raise UsageError(f"{found}: stop it, or choose another folder (--out)") from None
+                raise UsageError(f"{found}: stop it, or choose another folder (`out`)") from None
             except OSError as error:
                 found = f"{self._path.parent} cannot be locked here ({error.strerror})"
                 print(f"{found}: see that no second program trains in it", file=sys.stderr)

@@ -198,11 +198,11 @@ def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep,
                 report(f"checkpoint at step {trainer.step}: {run.last}")
                 signals.checkpoint = False
             if requests & _STOP:
-                advice = f"go on with --resume --out {shlex.quote(str(run.path))} (snfnp.resume)"
+                advice = f"go on with `resume` `out={shlex.quote(str(run.path))}` (snfnp.resume)"
                 report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
                 raise KeyboardInterrupt
     if trainer.step < steps:
-        waited = f"no better one in {config.patience} evaluations (--patience)"
+        waited = f"no better one in {config.patience} evaluations (`patience`)"
         report(f"stopped after epoch {epoch}, as there was {waited}")
 
 

@@ -44,8 +44,8 @@ class Session:
         config, dataset = self.config, self.dataset
         also = " in a new run" if self.goes_on else ""
         if config.preset.has_recomputable_layers and not config.recompute:
-            also += ", or --recompute"
-        with within_memory(self.ops, "--batch-size", config.batch_size, also):
+            also += ", or `recompute`"
+        with within_memory(self.ops, "batch_size", config.batch_size, also):
             how = (self.folder, self.goes_on, report, self.world, optimiser)
             return train(config, dataset, self.ops, *how, callbacks=callbacks)
 

@@ -73,14 +73,14 @@ class Communicator:
     def require_same(self, values: dict[str, object]) -> None:
         """Raises UsageError, on every rank, if the ranks have different values.
 
-        values: by what they are called; a name that only some ranks have is a difference as well.
+        values: {parameter: value}; a parameter that only some ranks have is a difference as well.
         """
         every = self.gather(values)
         for rank, theirs in enumerate(every):
             for name in every[0] | theirs:
                 here, there = (str(given.get(name, "not given")) for given in (every[0], theirs))
                 if here != there:
-                    found = f"{name} is {here} for rank 0 and {there} for rank {rank}"
+                    found = f"`{name}` is {here} for rank 0 and {there} for rank {rank}"
                     raise UsageError(f"{found}: give all processes the same")
 
 

@@ -100,7 +100,7 @@ class Gpu:
         return self._side.side_stream() if self._side else nullcontext()
 
     def communicator(self, world: Communicator) -> Communicator:
-        world.require_same({"--backend": self.name})
+        world.require_same({"backend": self.name})
         return Nccl(self.xp, world, DeviceGuard(self.xp).require) if world.size > 1 else world
 
     def synchronise(self) -> None:

@@ -1,6 +1,6 @@
-"""The options of a run: what there are (`parts`), what they need of each other (`rules`), and the
-configuration that they make (`config`)."""
+"""The options of a run (`parts`), the relations between them (`relations`), and the configuration
+that they make (`config`)."""
 
-from snfnp.training.options.config import OPTIONS, RetiredError, TrainConfig
+from snfnp.training.options.config import OPTIONS, TrainConfig
 
-__all__ = ["OPTIONS", "RetiredError", "TrainConfig"]
+__all__ = ["OPTIONS", "TrainConfig"]

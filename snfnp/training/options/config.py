@@ -1,11 +1,11 @@
-"""A run's configuration: every choice that its numbers depend on, checked before the first step."""
+"""A run's configuration: every choice that its results depend on, checked before the first step."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,86 +16,58 @@ from snfnp.data import DATA_SETS
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers.preprocess import Preprocess, preprocess_by_name
-from snfnp.models import Choices, GlowSize, Preset, make_rule
+from snfnp.models import Choices, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.rules import Rule
 from snfnp.training.options import parts
 from snfnp.training.options.parts import Option, options_in
-from snfnp.training.options.rules import RETIRED, RETIRED_VALUES, RULES, Need, conflicts
+from snfnp.training.options.relations import RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
 
-# {part: its class}, in the order of --help.
-PARTS = {
-    "architecture": parts.ModelOptions,
-    "method": parts.GradientOptions,
-    "multiplier": parts.MultiplierOptions,
-    "optimiser": parts.OptimiserOptions,
-    "run": parts.RunOptions,
-    "device": parts.DeviceOptions,
-}
-OPTIONS = {name: option for kind in PARTS.values() for name, option in options_in(kind).items()}
-_PART_OF = {name: part for part, kind in PARTS.items() for name in options_in(kind)}
 _RULE = tuple(signature(make_rule).parameters)  # the options that `make_rule` takes
 
 
-class RetiredError(UsageError):
-    """A saved configuration with something that only earlier versions have."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(
+    parts.DeviceOptions,
+    parts.RunOptions,
+    parts.OptimiserOptions,
+    parts.MultiplierOptions,
+    parts.GradientOptions,
+    parts.ModelOptions,
+):
+    """Everything that decides a run: `TrainConfig(model="conv", epochs=5)`.
 
+    An option has the same name here and in config.json, and as a flag of the command line
+    (batch_size is --batch-size; lam is --lambda). `python -m snfnp train --help` explains all.
+    None is filled in by `resolve`.
 
-@dataclass(frozen=True, init=False)
-class TrainConfig:
-    """Everything that decides a run, in parts.
-
-    An option has one name, flat, as a keyword here, on the command line, whose flags messages name
-    (--batch-size is batch_size; --lambda is lam), in config.json, and when it is read:
-    `TrainConfig(epochs=5).epochs`. A part can be read and given whole, too: `config.optimiser`.
-    None: filled in by `resolve`. model: a preset's name (`snfnp.register` adds one), a `Flow`, or a
-    function build(shape) -> Flow, of which "module:function" is kept.
+    Args:
+        model: the name of a preset (`snfnp.register` adds one), "module:function", a function
+            build(shape) -> Flow, of which "module:function" is kept, or a `Flow`.
     """
 
-    architecture: parts.ModelOptions
-    method: parts.GradientOptions
-    multiplier: parts.MultiplierOptions
-    optimiser: parts.OptimiserOptions
-    run: parts.RunOptions
-    device: parts.DeviceOptions
-
-    def __init__(self, **given):
-        for part, kind in PARTS.items():
-            whole = given.pop(part, None) or kind()
-            if not isinstance(whole, kind):
-                found = f"{part} is {str(whole)[:40]}"
-                raise UsageError(f"{found}: give its options by name, or as {kind.__name__}")
-            object.__setattr__(self, part, whole)
-        if (own := given.get("model")) is not None:
-            given["model"] = text_of(own)
+    def __post_init__(self):
+        own: Any = self.model
+        object.__setattr__(self, "model", text_of(own))
         if isinstance(own, Flow) and not own.learned_inverses() and self.gradient is None:
-            given.setdefault("gradient", "exact")
-        for name, value in given.items():
-            if name not in OPTIONS:
-                raise TypeError(f"no option of a run is called {name!r}")
-            if isinstance(value, np.generic):
-                value = value.item()  # a sweep's numbers are NumPy's
-            if OPTIONS[name].kind is Path and isinstance(value, str):
-                value = Path(value)
-            part = _PART_OF[name]
-            object.__setattr__(self, part, replace(getattr(self, part), **{name: value}))
-
-    def __getattr__(self, name: str) -> Any:
-        """An option of one of the parts."""
-        if name not in _PART_OF:
-            raise AttributeError(f"a configuration has no {name!r}")
-        return getattr(getattr(self, _PART_OF[name]), name)
+            object.__setattr__(self, "gradient", "exact")
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if isinstance(value, np.generic):  # of a sweep over an array
+                object.__setattr__(self, name, value.item())
+            elif option.kind is Path and isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
 
     @property
     def preset(self) -> Preset:
         """The model's preset, with its defaults."""
-        return preset_of(self.chosen("model"))
+        return preset_of(self.effective("model"))
 
     @property
     def rule(self) -> Rule:
         """The rule of the linear layers."""
-        return make_rule(**{name: self.chosen(name) for name in _RULE})
+        return make_rule(**{name: self.effective(name) for name in _RULE})
 
     @property
     def controller(self) -> Controller | None:
@@ -119,14 +91,14 @@ class TrainConfig:
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
         return f"glow {self.levels}L-{self.depth}K width {self.width}{kernel}"
 
-    def usual(self, name: str):
-        """The value of an option that nobody gave."""
-        return RULES[name].fill(self)
+    def default_for(self, name: str):
+        """The default of an option, given the others."""
+        return RELATIONS[name].fill(self)
 
-    def chosen(self, name: str):
-        """An option's value, filled in if nobody gave one."""
+    def effective(self, name: str):
+        """The value of an option, or its default."""
         value = getattr(self, name)
-        return self.usual(name) if value is None else value
+        return self.default_for(name) if value is None else value
 
     def steps_per_epoch(self, training_images: int) -> int:
         return training_images // self.batch_size
@@ -151,20 +123,22 @@ class TrainConfig:
         """The flow that this configuration describes, for images (H, W, C) or rows (D,), of which
         moments are the training rows' mean and spread."""
         if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
-            given = "--augment" if self.augment else f"--model {self.model_name}"
+            given = "`augment`" if self.augment else f"`model={self.model_name}`"
             fits = parts.presets_with(lambda preset: preset.takes_rows)
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
         names = ("init", "bias_init", "coordinates", "inverse_kernel")
-        chosen = {name: self.chosen(name) for name in names}
+        chosen = {name: self.effective(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
-        size = GlowSize(self.levels, self.depth, self.width, self.kernel)
-        activation = self.chosen("activation") or "spline"
+        size: Any = self.preset.size
+        if size is not None:
+            size = replace(size, **{each.name: self.effective(each.name) for each in fields(size)})
+        activation = self.effective("activation") or "spline"
         choices = Choices(self.rule, exact=exact, size=size, activation=activation, **chosen)
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
-            found = f"--gradient {self.gradient} is not that of the layers of {self.model_name}"
+            found = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"
             other = "exact" if self.rule.learns_inverse else "self-normalizing"
             raise UsageError(f"{found}: choose {other}")
         own = flow.preprocess != Preprocess()
@@ -176,7 +150,7 @@ class TrainConfig:
         """The configuration with every option that was left out filled in, except the epochs."""
         config = self
         for name in OPTIONS:
-            config = replace(config, **{name: config.chosen(name)})
+            config = replace(config, **{name: config.effective(name)})
         return config
 
     def resolve(self, training_images: int, shape: tuple[int, ...] = ()) -> TrainConfig:
@@ -190,7 +164,7 @@ class TrainConfig:
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             if problem := option.problem(value):
-                raise UsageError(f"{option.flag} is {str(value)[:40]}: it must be {problem}")
+                raise UsageError(f"`{name}` is {str(value)[:40]}: it must be {problem}")
         config = self.filled()
         if self.levels is None and config.levels and len(shape) == 3:
             side, halves = math.gcd(*shape[:2]), 1
@@ -201,8 +175,8 @@ class TrainConfig:
             if getattr(self, name) is None:
                 config = replace(config, **{name: value})
         for option, need in config._without_effect():
-            flag = option.flag_for(getattr(config, option.name))
-            raise UsageError(f"{flag} only has an effect with {need.words}: leave it out")
+            given = f"`{option.name}=False`" if option.default is True else f"`{option.name}`"
+            raise UsageError(f"{given} only has an effect with {need.words}: leave it out")
         for conflict in conflicts(config):
             raise UsageError(conflict)
         if self.batch_size is None:
@@ -210,32 +184,32 @@ class TrainConfig:
         if config.batch_size > training_images:
             noun = "rows" if len(shape) == 1 else "images"
             found = f"but there are only {training_images} training {noun}"
-            raise UsageError(f"--batch-size is {config.batch_size}, {found}: choose a smaller one")
+            raise UsageError(f"`batch_size` is {config.batch_size}, {found}: choose a smaller one")
         if config.epochs is None:
             epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
             config = replace(config, epochs=epochs)
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
-            found = f"--lr-schedule {config.lr_schedule} begins after --warmup-epochs"
-            found += f" {config.warmup_epochs:g}, and --epochs is {config.epochs}"
+            found = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
+            found += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"
             raise UsageError(f"{found}: give more epochs, or fewer of warm-up")
         return config
 
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if this many processes cannot share this run's batches."""
-        batch = self.chosen("batch_size")
+        batch = self.effective("batch_size")
         if processes > batch > 0:
-            found = f"--batch-size {batch} has too few images for {processes} processes"
+            found = f"`batch_size={batch}` has too few samples for {processes} processes"
             raise UsageError(f"{found}: start {batch} or fewer, or give a larger batch")
         if batch % processes:
-            found = f"--batch-size {batch} does not divide by {processes} processes"
+            found = f"`batch_size={batch}` is not a multiple of {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
         """Every option that was given although it has no effect, with the first unmet need."""
         for name, option in OPTIONS.items():
-            rule = RULES[name]
-            unmet = [need for need in rule.needs if not need.holds(self)]
-            if unmet and getattr(self, name) not in (option.default, rule.fill(self)):
+            relation = RELATIONS[name]
+            unmet = [need for need in relation.needs if not need.holds(self)]
+            if unmet and getattr(self, name) not in (option.default, relation.fill(self)):
                 yield option, unmet[0]
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
@@ -249,16 +223,16 @@ class TrainConfig:
                 found = f"{run} was started with {name} = {before}: it cannot go on with {value}"
                 raise UsageError(f"{found}; leave that option out, or start a new run")
             if value != before and name == "lam" and self.controller:
-                found = f"{run} was started with --lambda-control {self.lambda_control}"
-                advice = "leave --lambda out, or start a new run"
+                found = f"{run} was started with `lambda_control={self.lambda_control}`"
+                advice = "leave `lam` out, or start a new run"
                 raise UsageError(f"{found}: its λ goes on from the checkpoint; {advice}")
         config = replace(self, **given)
         for option, _ in config._without_effect():
             if option.name in given:
                 continue  # `resolve` refuses it
             if not option.changeable:
-                missing = f"{option.flag}, which --backend {config.backend} does not have"
-                advice = "leave --backend out, or start a new run"
+                missing = f"`{option.name}`, which `backend={config.backend}` does not have"
+                advice = "leave `backend` out, or start a new run"
                 raise UsageError(f"{run} was started with {missing}: {advice}")
             config = replace(config, **{option.name: option.default})
         return config
@@ -276,7 +250,8 @@ class TrainConfig:
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
         """The configuration with λ and the optimiser of the one that a checkpoint records."""
         then = TrainConfig.from_dict(saved)
-        return replace(self, optimiser=then.optimiser, lam=then.lam)
+        names = ["lam", *options_in(parts.OptimiserOptions)]
+        return replace(self, **{name: getattr(then, name) for name in names})
 
     def as_dict(self) -> dict:
         """{option: value}, flat, ready for JSON."""
@@ -285,35 +260,29 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Any, trust: bool = False) -> TrainConfig:
-        """The configuration from `as_dict`. Options that are absent (an older version's) have
-        their defaults. trust: see `require_trusted`. Raises UsageError for unknown options (a newer
-        version's) or bad values."""
+        """The configuration from `as_dict`. Options that are absent have their defaults. trust: see
+        `require_trusted`. Raises UsageError for unknown options (another version's) or bad values.
+        """
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
-        unknown = sorted(set(values) - set(OPTIONS) - set(RETIRED))
-        if unknown:
+        if unknown := sorted(set(values) - set(OPTIONS)):
             raise UsageError(f"the configuration has unknown entries: {', '.join(unknown)}")
-        if values.get("whiten") == "all":  # what is --coordinates white now
-            values = values | {"whiten": "none", "coordinates": "white"}
-        gone = [name for name, off in RETIRED.items() if values.get(name, off) != off]
-        gone += [name for name, retired in RETIRED_VALUES.items() if values.get(name) in retired]
-        if gone:
-            advice = "which no version after 0.1.0 has: use the one that trained it"
-            raise RetiredError(f"it was trained with {gone[0]} = {values[gone[0]]}, {advice}")
         for name, value in values.items():
-            if name in OPTIONS and OPTIONS[name].problem(value):
+            if OPTIONS[name].problem(value):
                 raise UsageError(f"the configuration has {name} = {str(value)[:40]!r}")
         require_trusted(values.get("model"), trust)
-        return cls(**{name: values[name] for name in values if name in OPTIONS})
+        return cls(**values)
+
+
+OPTIONS = options_in(TrainConfig)
 
 
 def help_of(option: Option, default=None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
-    rule, text = RULES[option.name], option.help
-    if rule.needs and option.name != "init":
-        needs = dict.fromkeys(need.words for need in rule.needs)
-        text += f"; needs {', '.join(needs)}"
-    if option.kind is bool and option.default is True:
-        return text
-    shown = rule.words if default is None else default
-    return f"{text} (default: {shown})" if shown not in ("", None) else text
+    relation, text = RELATIONS[option.name], option.help
+    if relation.needs and option.name != "init":
+        text += f"; needs {', '.join(need.words for need in relation.needs)}"
+    shown = relation.words if default is None else default
+    if isinstance(shown, bool):
+        shown = "on" if shown else "off"
+    return f"{text} (default: {shown})" if shown != "" else text

@@ -1,4 +1,4 @@
-"""The options of a run, in six parts. A part knows nothing of the others: `rules` does.
+"""The options of a run, in groups; `relations` says what they need of each other.
 
 Derivation: derivations/18-jacobian-vector-products.md and 20-lambda-controllers.md.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
@@ -18,7 +19,9 @@ from snfnp.ops import BACKENDS
 from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
 
-LARGEST = 1e300  # of a number that is not whole: what is computed from it stays finite
+# int | Auto: an int, or None until `TrainConfig.resolve` fills it in, or what becomes one (a path).
+Auto = Any
+LARGEST = 1e300  # of a real number, so that what is computed from it stays finite
 _KINDS: dict[type, tuple[Any, str]] = {  # {kind: (the types of its values, words for them)}
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
@@ -33,13 +36,11 @@ AT_LEAST_1: Limits = (lambda value: value >= 1, "at least 1")
 POSITIVE: Limits = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
 _GIVEN: Limits = (bool, "a name or a path")
-_OWN = ".npy, .npz or .csv files or of a folder of images"
-_HELD_OUT = "data of --data PATH: another path, or a fraction, drawn by --seed"
 _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
-_SMOOTHING: Limits = (lambda value: 0 <= value < 1, "from 0 up to, but not, 1")
+_SMOOTHING: Limits = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _SEED: Limits = (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
 _INTERVAL: Limits = (lambda value: interval(value), "steps, as 500, or minutes, as 10m")
 _SIGMA: Limits = (
@@ -50,10 +51,10 @@ _SIGMA: Limits = (
 
 @dataclass(frozen=True)
 class Option:
-    """A field of one of the parts of a configuration, by a name that is also in config.json.
+    """A field of `TrainConfig`: a keyword, a flag of the command line, an entry of config.json.
 
-    kind: bool, int, float, str or Path; optional: None is filled in by `rules`; must: the
-    limits of its values; changeable: a resumed run may have another value.
+    kind: bool, int, float, str or Path; optional: None is allowed; must: the limits of its values;
+    changeable: a resumed run may have another value.
     """
 
     name: str
@@ -63,15 +64,10 @@ class Option:
     help: str
     must: Limits
     choices: tuple[str, ...]
-    flag: str
     changeable: bool
 
-    def flag_for(self, value) -> str:
-        """The flag that sets a value: for False the one that switches the option off."""
-        return self.flag.replace("--", "--no-", 1) if value is False else self.flag
-
     def problem(self, value: Any) -> str | None:
-        """The words for what a value must be and is not; None: it is all that."""
+        """The words for what a value must be and is not; None: it is valid."""
         types, words = _KINDS[self.kind]
         if value is None:
             return None if self.optional else words
@@ -87,22 +83,21 @@ class Option:
 
 def option(default, help: str, must=(lambda value: True, ""), **about) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
-    usual = {"choices": (), "flag": "", "changeable": False}
+    usual = {"choices": (), "changeable": False}
     return field(default=default, metadata={"help": help, "must": must, **usual, **about})
 
 
 changeable = partial(option, changeable=True)
 
 
-def options_in(part: type) -> dict[str, Option]:
-    """{name: option} of a part of the configuration."""
+def options_in(config: type) -> dict[str, Option]:
+    """{name: option} of a dataclass of options."""
     options = {}
-    for entry in fields(part):
+    for entry in fields(config):
         kind: Any
-        kind, *none = get_args(entry.type) or (entry.type,)
-        about = {**entry.metadata}
-        about["flag"] = about["flag"] or "--" + entry.name.replace("_", "-")
-        options[entry.name] = Option(entry.name, kind, bool(none), entry.default, **about)
+        kind, *others = get_args(entry.type) or (entry.type,)
+        optional = NoneType in others or Any in others
+        options[entry.name] = Option(entry.name, kind, optional, entry.default, **entry.metadata)
     return options
 
 
@@ -119,186 +114,207 @@ def presets_with(has: Callable[[Preset], object]) -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
-def by_preset(setting: str | Callable[[Preset], Any], none: str = "none") -> str:
-    """The presets' values, grouped: "0.0001 for fc; 0.001 for conv, glow". setting: of a preset, or
-    a function of it; none: the name of None; "" leaves it out."""
-    models: dict[str, list[str]] = {}
+def by_preset(setting: Callable[[Preset], Any]) -> str:
+    """The presets' values of a setting, after the most frequent one: "0.001 (fc: 0.0001)"."""
+    presets: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
-        value = setting(preset) if callable(setting) else getattr(preset, setting)
-        text = none if value is None else value if isinstance(value, str) else f"{value:g}"
-        models.setdefault(text, []).append(name)
-    models.pop("", None)
-    if len(models) == 1:
-        return next(iter(models))
-    return "; ".join(f"{value} for {', '.join(names)}" for value, names in models.items())
+        value = setting(preset)
+        presets.setdefault(value if isinstance(value, str) else f"{value:g}", []).append(name)
+    usual = max(presets, key=lambda value: len(presets[value]))
+    others = (f"{', '.join(names)}: {value}" for value, names in presets.items() if value != usual)
+    return f"{usual} ({'; '.join(others)})" if len(presets) > 1 else usual
 
 
-_MODELS = "; ".join(f"{name}, {preset.summary}" for name, preset in PRESETS.items())
-_MODELS = f"the model: {_MODELS}; or module:function, which builds one of your own"
+_MODELS = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
+_HELD_OUT = "data for `data=PATH`: another path, or a fraction of the data, drawn by `seed`"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The flow and where its weights start."""
+    """The flow and its initial weights."""
 
-    model: str | None = option(None, _MODELS, _GIVEN)
-    levels: int | None = option(None, "L of Glow, blocks between squeezes", _UP_TO_1000)
+    model: str | Auto = option(
+        None, f"{_MODELS}; or module:function, a function of yours that builds the flow", _GIVEN
+    )
+    levels: int | None = option(None, "L of Glow: blocks between squeezes", _UP_TO_1000)
     depth: int | None = option(
-        None, "K of Glow, steps of flow per block; of vector, dense layers but one", _UP_TO_1000
+        None, "K of Glow: steps of flow per block; for vector, hidden dense layers", _UP_TO_1000
     )
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
-    kernel: int | None = option(None, "size of Glow's mixing convolutions (Table 5: 5)", _ODD)
+    kernel: int | None = option(None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD)
     activation: str | None = option(
-        None, "the elementwise maps of vector: splines, or the paper's for fc", choices=ACTIVATIONS
+        None, "elementwise maps: splines, or fc's smooth leaky ReLU", choices=ACTIVATIONS
     )
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
     init: str = option(
         "paper",
-        "the start of weights. paper (A.3): the identity plus Xavier noise of gain 0.01, in Glow "
-        "an orthogonal matrix (plus that noise if --kernel is above 1). authors, their code: fc "
-        "the identity, Glow with --kernel above 1 that plus noise. identity: exactly that",
+        "initial weights. paper (A.3): the identity plus Xavier noise of gain 0.01; in Glow an "
+        "orthogonal matrix, plus that noise if `kernel` is above 1. authors: as in their code, "
+        "where fc starts at the identity, and Glow with `kernel` above 1 at the identity plus "
+        "that noise. identity: the identity",
         choices=INITS,
     )
-    bias_init: str | None = option(
-        None, "biases at 0 (zero), or for first outputs of mean 0 (data)", choices=BIAS_INITS
+    bias_init: str | Auto = option(
+        None,
+        "biases start at 0 (zero), or where the first batch's outputs have mean 0 (data)",
+        choices=BIAS_INITS,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientOptions:
-    """The rule by which linear layers learn, and how their inverse is found."""
+    """The gradient of log|det W|, and the objective."""
 
-    gradient: str | None = option(
+    gradient: str | Auto = option(
         None,
-        "the gradient of log|det W|: by the learned inverse (self-normalizing, Eqs. 10, 11, 15, "
-        "16), exact (Eq. 2; by blocks, or exact-dense through the whole matrix, the paper's "
-        f"baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
+        "the gradient of log|det W|: from the learned inverse (self-normalizing; Eqs. 10, 11, 15, "
+        "16), exact (Eq. 2; of convolutions by blocks or, exact-dense, through the whole matrix, "
+        f"the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
         choices=GRADIENTS,
     )
-    objective: str | None = option(
+    objective: str | Auto = option(
         None,
-        "both densities (mixture, Eq. 3), the forward one alone, or the variational bound (A.4)",
+        "what training maximises: both densities (mixture, Eq. 3), the forward density alone, or "
+        "the variational bound (A.4)",
         choices=("mixture", "forward", "variational"),
     )
-    sigma: float | None = option(None, "σ, the noise of a linear layer; λ is 1/(2σ²)", _SIGMA)
-    noise_vectors: int | None = option(None, "noise vectors of a layer in a step", AT_LEAST_1)
+    sigma: float | None = option(None, "σ of the noise that linear layers add; λ = 1/(2σ²)", _SIGMA)
+    noise_vectors: int | None = option(None, "noise vectors per layer and step", AT_LEAST_1)
     relative_bias: str = option(
         "plain",
-        "the bias on its own (plain), in an augmented matrix (full), or as in Gresele's code",
+        "the bias under the relative gradient: on its own (plain), in an augmented matrix (full), "
+        "or as in Gresele's code",
         choices=("plain", "gresele", "full"),
     )
     recipe: str = option(
         "paper",
-        "defaults of other options: the paper's, or those that come to its likelihoods in a few "
-        "epochs (white: --coordinates white, --objective forward, cosine, one epoch of warm-up, a "
-        "larger --lr, biases from data)",
+        "defaults of other options: the paper's, or those that reach its likelihoods in a few "
+        "epochs (white: `coordinates=white`, `objective=forward`, a cosine schedule, one epoch of "
+        "warm-up, a larger `lr`, biases from data)",
         choices=("paper", "white"),
     )
     jvp_weight: float = option(
-        0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖² of every layer (0: off)", NOT_NEGATIVE
+        0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖², in every layer; 0 is off", NOT_NEGATIVE
     )
-    jvp_probes: int = option(4, "how many directions ν of Eq. 31 a step looks along", AT_LEAST_1)
+    jvp_probes: int = option(4, "random directions ν of Eq. 31 per step", AT_LEAST_1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MultiplierOptions:
-    """λ of Eq. 3, and what it follows (derivations/20-lambda-controllers.md)."""
+    """λ of Eq. 3, fixed or controlled (derivations/20-lambda-controllers.md)."""
 
-    lam: float | None = changeable(
-        None, "λ of Eq. 3, the weight of the reconstruction error", NOT_NEGATIVE, flag="--lambda"
+    lam: float | Auto = changeable(
+        None, "λ of Eq. 3, the weight of the reconstruction error", NOT_NEGATIVE
     )
     lambda_control: str = option(
         "fixed",
-        "λ stays (fixed), or keeps the error below --tolerance (geco, A.5)",
+        "λ is fixed, or raised and lowered to keep the error below `tolerance` (geco, A.5)",
         choices=("fixed", "geco"),
     )
     constraint: str = option(
         "relative",
-        "what stays below --tolerance: a layer's reconstruction error E/‖h‖² (relative), or E",
+        "the error of each layer that geco bounds: E/‖h‖² (relative), or E (absolute)",
         choices=("relative", "absolute"),
     )
-    tolerance: float | None = option(
-        None, "κ, the error that is allowed; 0: λ never falls, as in A.5", NOT_NEGATIVE
+    tolerance: float | Auto = option(
+        None, "κ, the error that geco tolerates; at 0 λ never falls, as in A.5", NOT_NEGATIVE
     )
-    lambda_rate: float | None = option(None, "η, how fast λ moves", POSITIVE)
-    lambda_smoothing: float | None = option(None, "α, what a step keeps of C's mean", _SMOOTHING)
-    lambda_min: float | None = option(
-        None, "λ never falls below this: for the mixture too small a λ breaks a run", NOT_NEGATIVE
+    lambda_rate: float | Auto = option(None, "η, how fast geco changes λ", POSITIVE)
+    lambda_smoothing: float | Auto = option(
+        None, "α, the decay of geco's moving average of C", _SMOOTHING
     )
-    lambda_max: float | None = option(None, "λ never rises above this", POSITIVE)
+    lambda_min: float | Auto = option(
+        None, "geco's least λ; with `objective=mixture` too small a λ diverges", NOT_NEGATIVE
+    )
+    lambda_max: float | Auto = option(None, "geco's greatest λ", POSITIVE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimiserOptions:
-    """Adam, and the batches that it sees."""
+    """Adam and its batches."""
 
-    batch_size: int | None = option(None, "images per step; a rest is left out", AT_LEAST_1)
-    lr: float | None = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
-    warmup_epochs: float | None = option(None, "epochs in which --lr rises from 0", NOT_NEGATIVE)
-    coordinates: str | None = option(
+    batch_size: int | Auto = option(
+        None, "samples per step; an epoch leaves out an incomplete last batch", AT_LEAST_1
+    )
+    lr: float | Auto = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
+    warmup_epochs: float | Auto = option(
+        None, "epochs in which the learning rate rises from 0 to `lr`", NOT_NEGATIVE
+    )
+    coordinates: str | Auto = option(
         None,
-        "what Adam ascends in: the weights (plain), or coordinates in which the inputs of weights "
-        "have second moments I (white): dense layers behind fixed ones, which whiten",
+        "what Adam updates: the weights (plain), or weights in coordinates in which their inputs "
+        "have second moments I (white: K-FAC's input preconditioning; dense layers get fixed "
+        "layers before them that whiten)",
         choices=("plain", "white"),
     )
-    lr_schedule: str | None = changeable(
-        None, "how --lr falls from warm-up to the last of --epochs", choices=SCHEDULES
+    lr_schedule: str | Auto = changeable(
+        None, "how the learning rate falls from warm-up to the last epoch", choices=SCHEDULES
     )
-    final_lr_fraction: float | None = changeable(None, "what is left of --lr then", _FRACTION)
-    clip_norm: float | None = changeable(None, "scale gradients to at most this norm", POSITIVE)
+    final_lr_fraction: float | Auto = changeable(
+        None, "the fraction of `lr` that is left at the end", _FRACTION
+    )
+    clip_norm: float | None = changeable(None, "the largest norm of the gradient", POSITIVE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The images, the random numbers, and what is kept of the run."""
+    """The data, the random numbers, and the files of the run."""
 
-    data: str = changeable("mnist", f"{', '.join(DATA_SETS)}, or the path of {_OWN}", _GIVEN)
+    data: str = changeable(
+        "mnist",
+        f"{', '.join(DATA_SETS)}, or the path of a .npy, .npz or .csv file or a folder of images",
+        _GIVEN,
+    )
     validation: str | None = changeable(None, f"validation {_HELD_OUT}", _GIVEN)
     test: str | None = changeable(None, f"test {_HELD_OUT}", _GIVEN)
     preprocess: str | None = option(
         None,
-        "what turns data into the flow's inputs: dequantisation and a logit, or a scale alone, for "
-        "images; standardise, or none, for rows of numbers",
+        "how data become the flow's inputs: images by dequantisation and a logit, or scaled "
+        "without a logit; rows of numbers standardised, or unchanged (none)",
         choices=WAYS,
     )
-    data_dir: Path | None = changeable(None, "folder with the data set's files")
-    augment: bool | None = option(None, "randomly flip images horizontally, shift them by a pixel")
-    shuffle: bool = option(True, "draw a new order of the training images for every epoch")
-    seed: int = option(0, "seed of initialisation, shuffle and dequantisation noise", _SEED)
-    epochs: int | None = changeable(None, "passes over the training images", AT_LEAST_1)
+    data_dir: Path | Auto = changeable(None, "folder with the files of a published data set")
+    augment: bool | Auto = option(
+        None, "flip training images left to right and shift them by a pixel, at random"
+    )
+    shuffle: bool = option(True, "draw a new order of the training data for every epoch")
+    seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
+    epochs: int | Auto = changeable(None, "passes over the training data", AT_LEAST_1)
     eval_every: int = changeable(1, "epochs between exact validation likelihoods", AT_LEAST_1)
     checkpoint_every: str = changeable(
         "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
     )
     track_angle: int | None = changeable(
-        None, "record the angles to exact gradients on so many batches (Fig. 3)", AT_LEAST_1
+        None, "record angles to exact gradients, on this many batches (Fig. 3)", AT_LEAST_1
     )
     patience: int | None = changeable(
-        None, "stop after so many evaluations in a row without a better one", AT_LEAST_1
+        None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
-    tensorboard: bool = changeable(False, "also write metrics for TensorBoard; needs tensorboardX")
-    out: Path | None = changeable(None, "run folder to make")
+    tensorboard: bool = changeable(False, "also write metrics for TensorBoard (tensorboardX)")
+    out: Path | Auto = changeable(None, "folder of the run, which must be new or empty")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """The device and the precision."""
+    """The device and its precision."""
 
     backend: str = changeable(
-        "numba", "numba (CPU, fused kernels), numpy (CPU, plain) or cupy (GPU)", choices=BACKENDS
+        "numba", "numba (CPU, compiled), numpy (CPU) or cupy (GPU)", choices=BACKENDS
     )
     dtype: str = option("float32", "precision of training", choices=("float32", "float64"))
     eval_dtype: str = changeable(
-        "float64", "precision of evaluation, but for determinants", choices=("float32", "float64")
+        "float64",
+        "precision of evaluation; determinants are always in float64",
+        choices=("float32", "float64"),
     )
     recompute: bool = changeable(
-        False, "save memory: find layer inputs in the backward pass by exact inverses"
+        False, "save memory: the backward pass recomputes layer inputs by exact inverses"
     )
-    graph: bool = changeable(True, "replay the step as a CUDA graph (default: --graph)")
+    graph: bool = changeable(True, "record the step as a CUDA graph, and replay it")
     # Not changeable: a precision of its own, as dtype is.
     tf32: bool = option(
-        False, "round factors of float32 products to 10 bits: faster, no longer single precision"
+        False, "round the factors of float32 products to 10 bits: faster, but less precise"
     )
     overlap: bool = changeable(
         False, "compute the gradients of linear layers' weights on a second stream"

@@ -60,8 +60,8 @@ def preset_of(model: str) -> Preset:
     if model.startswith("{"):
         return _preset("the flow", lambda shape: _rebuilt(_parsed(model)[0]))
     if _REFERENCE.fullmatch(model):
-        return _preset(model, _found(model, "--model"))
-    found = f"--model {model[:40]} is unknown{suggestion(model, PRESETS)}"
+        return _preset(model, _found(model, "`model`"))
+    found = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
     advice = f"choose one of {', '.join(PRESETS)}, or first import what registers it"
     raise UsageError(f"{found}: {advice} (snfnp.register), or give module:function")
 
@@ -103,7 +103,7 @@ def require_trusted(model: Any, trust: bool = False) -> None:
             )
             would = f"would import {module} from {where}" if where else f"needs {module}, not found"
             found = f"its model {name} {would}, and nobody said that its code may run"
-            raise UntrustedError(f"{found}: if you trust it, give --trust (trust=True in Python)")
+            raise UntrustedError(f"{found}: if you trust it, give `trust=True`")
         _found(name, "the run")
 
 

@@ -207,7 +207,7 @@ def _refused_if_damaged(path: Path) -> Iterator[None]:
 
 def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. most: bytes that it may have."""
-    missing = f"there is no checkpoint {path}: restore it, or train first (without --resume)"
+    missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
     content = read_bytes(path, CheckpointError, missing, most)
     with _refused_if_damaged(path):
         header = _header(path, content)

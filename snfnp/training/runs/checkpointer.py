@@ -10,7 +10,7 @@ from pathlib import Path
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.parts import interval
-from snfnp.training.options.rules import FREE_LAMBDA
+from snfnp.training.options.relations import FREE_LAMBDA
 from snfnp.training.progress import Clock
 from snfnp.training.runs.checkpoint import (
     Checkpoint,
@@ -119,14 +119,14 @@ class Checkpointer:
         best, kept = self.evaluator.best, None
         at = best["step"] if best else 0
         if step > steps:
-            past = f"past --epochs {config.epochs} ({steps} steps)"
+            past = f"past `epochs={config.epochs}` ({steps} steps)"
             raise UsageError(f"{folder.path} is at step {step}, {past}: give more epochs")
         with suppress(SnfnpError):  # it may be damaged, or another run's
             kept = load_checkpoint(folder.best, trainer.layout, record).step
         lost = best is not None and kept != at
         if step == steps and (best is None or lost and at < step):
             found = f"{folder.best} is not of the best evaluation of {folder.last}"
-            raise CheckpointError(f"{found}: restore it, or give more --epochs to choose another")
+            raise CheckpointError(f"{found}: restore it, or give more `epochs` to choose another")
         if lost and at < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
             self.evaluator.best = None
@@ -153,23 +153,23 @@ class Checkpointer:
             folder.remove_summary()
             report(f"resumed from step {step} (epoch {step // trainer.steps_per_epoch})")
         else:
-            report(f"{folder.path} is finished: give more --epochs to train longer")
+            report(f"{folder.path} is finished: give more `epochs` to train longer")
         if changed:
             words = (f"{name} {value} (was {old})" for name, (old, value) in changed.items())
             report(f"from step {step} on: {', '.join(words)}")
 
     def advice(self) -> str:
         """The ways to go on after a divergence, with options that then work."""
-        options = f"--out {shlex.quote(str(self.folder.path))} --lr {self.config.lr / 10:g}"
+        options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
         best, origin = self.evaluator.best, "the start"
         if best and best["step"] <= self._saved[0]:
             origin = f"the best evaluation (step {best['step']})"
         elif self.folder.best.exists():  # of one before, as what came after it was not saved
             origin = "the best evaluation before"
-        ways = [f"from {origin} with --rollback {options}"]
+        ways = [f"from {origin} with `rollback` {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
-            ways.insert(0, f"from step {self._saved[0]} with --resume {options}")
+            ways.insert(0, f"from step {self._saved[0]} with `resume` {options}")
         config = self.config
         free = not config.controller and all(need.holds(config) for need in FREE_LAMBDA)
-        also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} --lambda or " * free
-        return f"go on {' or '.join(ways)} (or with {also}--clip-norm)"
+        also = f"a {'larger' if config.lam < _LARGE_LAMBDA else 'smaller'} `lam` or " * free
+        return f"go on {' or '.join(ways)} (or with {also}`clip_norm`)"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, in_flags
 from snfnp.training.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
@@ -65,12 +65,13 @@ def labels(runs: list[ComparedRun]) -> list[str]:
         if option.name in _UNNAMED or len(set(map(repr, values))) == 1:
             continue
         for run, value, parts in zip(runs, values, names, strict=True):
-            usual = several and option.name != "model" and value == run.config.usual(option.name)
+            usual = (
+                several and option.name != "model" and value == run.config.default_for(option.name)
+            )
             if value is None or usual:
                 continue
-            flag = option.flag_for(value)
             shown = f"{value:g}" if isinstance(value, float) else value
-            parts.append(flag if isinstance(value, bool) else f"{flag} {shown}")
+            parts.append(in_flags(f"`{option.name}={shown}`"))
     joined = [" ".join(parts) for parts in names]
     return joined if len(set(joined)) == len(joined) else [str(run.path) for run in runs]
 

@@ -28,7 +28,7 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
     initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-    zero, first = config.chosen("bias_init") == "zero", "from the first batch"
+    zero, first = config.effective("bias_init") == "zero", "from the first batch"
     initialisation += "; b = 0" if zero else f"; b {first}"
     if any(isinstance(layer, Whiten) for _, layer in flow.layers):
         initialisation += "; whitened by all training images"

@@ -28,7 +28,7 @@ from snfnp.data import DATA_SETS, SPLITS, Dataset
 from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.training import files
-from snfnp.training.options import RetiredError, TrainConfig
+from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import UntrustedError, title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
@@ -55,7 +55,7 @@ class RunFolder:
         """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
         UsageError if it cannot be made, or a run is in it."""
         run = cls(path)
-        with files.explained(f"make {path}", "choose another folder (--out)", UsageError):
+        with files.explained(f"make {path}", "choose another folder (`out`)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
             run.refuse_started()
         return run
@@ -65,7 +65,7 @@ class RunFolder:
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
-                advice = "choose another folder (--out), or go on with that run (--resume)"
+                advice = "choose another folder (`out`), or go on with that run (`resume`)"
                 raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
@@ -94,10 +94,10 @@ class RunFolder:
             if not isinstance(record.get("history", []), list):
                 raise ValueError("history is no list")
             TrainConfig.from_dict(record.get("config"), trust)
-        except (RetiredError, UntrustedError) as error:
+        except UntrustedError as error:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
-            found = f"{run.config_file} is damaged ({str(error)[:100]})"
+            found = f"{run.config_file} is damaged, or of another version ({str(error)[:100]})"
             advice = "restore it (options are changed by resuming, not in the file)"
             raise SnfnpError(f"{found}: {advice}") from None
         return run, record
@@ -156,7 +156,7 @@ class RunFolder:
         if same and all(known.get(split) == dataset.fingerprint(split) for split in splits):
             return None
         given = record["config"].get("data")
-        name, option = data.get("name", given), "--data-dir" if given in DATA_SETS else "--data"
+        name, option = data.get("name", given), "`data_dir`" if given in DATA_SETS else "`data`"
         noun = "images" if len(shape) == 3 else "rows"
         line = f"{self.path} was trained on {counts} {noun} (train, validation, test) of shape "
         line += f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "

@@ -1,0 +1,208 @@
+"""The relations between options: what each needs, its default, and what excludes each other.
+
+`TrainConfig.resolve` checks them and fills in defaults from them; `--help` prints them.
+Derivation: derivations/20-lambda-controllers.md.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from snfnp.data import DATA_SETS
+from snfnp.data.user_data import HELD_OUT
+from snfnp.models import PRESETS, GlowSize, VectorSize
+from snfnp.training.adam import SCHEDULES
+from snfnp.training.options.parts import by_preset, presets_with
+
+_AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
+_TOLERANCE = 1e-3
+_TYPICAL_INPUT = 1e4  # a typical ‖h‖² at the first layers, for images of 784 pixels
+
+
+class Need(NamedTuple):
+    """A condition on a whole configuration, and the options that fulfil it in words."""
+
+    holds: Callable[[Any], object]
+    words: str
+
+
+class Relation(NamedTuple):
+    """The dependence of an option on others.
+
+    needs: the option has an effect only if all of them hold; fill(config): the value of an option
+    that is None; words: that value, for --help.
+    """
+
+    needs: tuple[Need, ...] = ()
+    fill: Callable[[Any], Any] = lambda config: None
+    words: str = ""
+
+
+def _is(name: str, *values: str) -> Need:
+    return Need(lambda c: getattr(c, name) in values, f"`{name}={' or '.join(values)}`")
+
+
+def _preset_needs(has: Callable) -> Need:
+    return Need(lambda c: has(c.preset), f"`model={presets_with(has)}`")
+
+
+LEARNS = Need(lambda c: c.rule.learns_inverse, "`gradient=self-normalizing`")
+FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
+_VARIATIONAL = _is("objective", "variational")
+_CONTROLLED = _is("lambda_control", "geco")
+_OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
+_GPU = _is("backend", "cupy")
+_VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
+_BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
+# the relative gradient has the same direction in all coordinates
+_NOT_RELATIVE = Need(lambda c: c.gradient != "relative", "a `gradient` other than relative")
+_LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
+_OTHER_INIT = Need(
+    lambda c: c.init != "authors" or c.model == "fc" or c.effective("kernel") not in (None, 1),
+    "`model=fc` or a `kernel` above 1 (elsewhere authors is the same as paper)",
+)
+
+
+def _size(name: str) -> Relation:
+    need = _preset_needs(lambda preset: hasattr(preset.size, name))
+    return Relation((need,), lambda c: getattr(c.preset.size, name, None))
+
+
+def _only(need: Need, fill: Callable, words: str) -> Relation:
+    """The relation of an option that is None unless `need` holds."""
+    return Relation((need,), lambda c: fill(c) if need.holds(c) else None, words)
+
+
+def _recipe(name: str, otherwise: Any = None, needs: tuple[Need, ...] = ()) -> Relation:
+    """The relation of an option that `recipe=white` sets; otherwise: its value if that does not
+    and the preset has no setting of this name."""
+
+    def paper(preset):
+        return getattr(preset, name, otherwise)
+
+    def white(preset):
+        return preset.white.get(name, paper(preset))
+
+    words = f"{by_preset(paper)}; with `recipe=white` {by_preset(white)}"
+    return Relation(needs, lambda c: (white if c.recipe == "white" else paper)(c.preset), words)
+
+
+def _warmup(c) -> float:
+    """The preset's or the recipe's; at most half of a run whose learning rate falls after it."""
+    epochs = _WARMUP.fill(c)
+    falls = c.recipe == "white" or c.preset.lr_schedule != "constant"
+    return min(epochs, c.epochs / 2) if falls and c.epochs else epochs
+
+
+_WARMUP = _recipe("warmup_epochs")
+
+
+def _lam(c) -> float:
+    """The preset's λ for the objective, or the λ that σ decides; 0 if the rule has none."""
+    preset, rule = c.preset, c.rule
+    if not rule.learns_inverse:
+        return 0.0
+    if _VARIATIONAL.holds(c):
+        return rule.lam
+    forward = preset.lam_forward if rule.objective == "forward" else None
+    return preset.lam if forward is None else forward
+
+
+def _clip_norm(c) -> float | None:
+    return c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None
+
+
+def _rate(c) -> float:
+    """η, such that ln λ moves at first by about C − κ per step, for the relative C."""
+    return 1.0 if c.constraint == "relative" else 1 / _TYPICAL_INPUT
+
+
+_PAPER = [f"{n}: {p.paper_epochs}" for n, p in PRESETS.items() if p.paper_epochs is not None]
+_EPOCHS = f"enough for this many steps: {by_preset(lambda preset: preset.steps)}; "
+_EPOCHS += f"in the paper {', '.join(_PAPER)}"
+_LAM = f"{by_preset(lambda preset: preset.lam)}; with `objective=forward` "
+_LAM += by_preset(lambda preset: preset.lam_forward or preset.lam)
+_EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(" or ", " and ")
+_DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
+
+_RELATIONS = {
+    **{entry.name: _size(entry.name) for entry in fields(GlowSize)},
+    "activation": _only(_VECTOR, lambda c: "spline", "spline"),
+    "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
+    "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
+    "init": Relation((_OTHER_INIT,)),
+    "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
+    "gradient": Relation(
+        (), lambda c: c.preset.gradients[0], f"self-normalizing; exact for {_EXACT}"
+    ),
+    "objective": _recipe("objective", "mixture", (LEARNS,)),
+    "sigma": _only(
+        _VARIATIONAL, lambda c: 1 / math.sqrt(2 * c.preset.lam), "the σ of the preset's λ"
+    ),
+    "noise_vectors": _only(_VARIATIONAL, lambda c: 8, "8"),
+    "relative_bias": Relation((_is("gradient", "relative"),)),
+    "recipe": Relation((_NOT_RELATIVE,)),
+    "jvp_weight": Relation(FREE_LAMBDA),
+    "jvp_probes": Relation((Need(lambda c: c.jvp_weight > 0, "a positive `jvp_weight`"),)),
+    "lam": Relation(FREE_LAMBDA, _lam, _LAM),
+    "lambda_control": Relation(FREE_LAMBDA),
+    "constraint": Relation((_CONTROLLED,)),
+    "tolerance": _only(
+        _CONTROLLED,
+        lambda c: _TOLERANCE if c.constraint == "relative" else None,
+        f"{_TOLERANCE:g}; none for `constraint=absolute`",
+    ),
+    "lambda_rate": _only(
+        _CONTROLLED, _rate, f"1; {1 / _TYPICAL_INPUT:g} for `constraint=absolute`"
+    ),
+    "lambda_smoothing": _only(_CONTROLLED, lambda c: 0.99, "0.99"),
+    "lambda_min": _only(_CONTROLLED, lambda c: c.effective("lam"), "`lam`"),
+    "lambda_max": _only(_CONTROLLED, lambda c: 1e4, "10000"),
+    "lr": _recipe("lr"),
+    "warmup_epochs": _WARMUP._replace(fill=_warmup),
+    "coordinates": _recipe("coordinates", "plain", (_NOT_RELATIVE,)),
+    "lr_schedule": _recipe("lr_schedule"),
+    "batch_size": Relation(
+        (), lambda c: c.preset.batch_size, by_preset(lambda preset: preset.batch_size)
+    ),
+    "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
+    "clip_norm": Relation((), _clip_norm, by_preset(lambda preset: preset.clip_norm or "none")),
+    **dict.fromkeys(
+        ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
+    ),
+    "preprocess": Relation(words="logit for images, standardise for rows"),
+    "data_dir": Relation(words=_DATA),
+    "augment": Relation((), lambda c: c.data in _AUGMENTED, f"on for {', '.join(_AUGMENTED)} only"),
+    "epochs": Relation(words=_EPOCHS),
+    "track_angle": Relation((LEARNS,)),
+    "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
+    "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
+    "graph": Relation((_GPU,)),
+    "tf32": Relation((_GPU, _is("dtype", "float32"))),
+    "overlap": Relation((_GPU, LEARNS)),
+}
+RELATIONS: dict[str, Relation] = defaultdict(Relation, _RELATIONS)  # most options have none
+
+
+def conflicts(c) -> Iterator[str]:
+    """One line for each contradiction between options of a whole configuration."""
+    if c.gradient not in c.preset.gradients:
+        choices, given = " or ".join(c.preset.gradients), f"`gradient={c.gradient}`"
+        yield f"`model={c.model_name}` cannot be trained with {given}: choose {choices}"
+    for name, default in (("objective", "mixture"), ("jvp_weight", 0.0), ("init", "paper")):
+        if not c.preset.takes_choices and getattr(c, name) != default:
+            given = f"`{name}={getattr(c, name)}`"
+            yield f"{given} has no effect on {c.model_name}, which takes no choices: leave it out"
+    if c.tf32 and c.eval_dtype == "float32":
+        yield "`tf32` would round the products of `eval_dtype=float32`: leave one of them out"
+    if not c.controller:
+        return
+    if c.tolerance is None:
+        yield "`constraint=absolute` needs `tolerance`: give the error per sample that is allowed"
+    if c.lambda_min == 0:
+        yield "`lambda_min` is 0, and geco multiplies λ: give a positive one"
+    if not c.lambda_min <= c.lam <= c.lambda_max:
+        bounds = f"`lambda_min` ({c.lambda_min:g}) and `lambda_max` ({c.lambda_max:g})"
+        yield f"`lam` is {c.lam:g}, where λ starts: it must be between {bounds}"
