@@ -259,7 +259,7 @@ def test_the_source_distribution_has_what_its_tests_need():
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
         tops = {name.split("/")[0] for name in listed.split("\0") if name}
-        assert tops - {".ci", ".gitignore"} <= packed | always
+        assert tops - {".ci", ".gitignore", ".pre-commit-config.yaml"} <= packed | always
 
 
 def test_messages_name_packages_and_pages_keep_the_checkout_editable():
