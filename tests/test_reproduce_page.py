@@ -109,7 +109,7 @@ def test_the_page_has_every_table_and_picture(records):
     words = " ".join(text.replace("\\\n", "").split())
     assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
     assert "as long as the paper's: 2 of 4 rows (those of Table 1" in words  # two are of a sample
-    assert "xact gradients, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
+    assert "fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
     assert "table1 --epochs 3 --seeds 0 --rows fc-snf conv-exact conv-snf python scripts" in words
     assert "reproduce.py table1 --epochs 3 --seeds 0 1 --rows fc-exact ##" in words
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
