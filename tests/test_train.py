@@ -225,6 +225,8 @@ IMPOSSIBLE = [
     ({"model": "glow", "init": "authors"}, "elsewhere authors is the same as paper"),
     ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
     ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
+    ({"overlap": True}, "`overlap` only has an effect with `backend=cupy`"),
+    ({"backend": "cupy", "gradient": "exact", "overlap": True}, "`overlap` only has an effect"),
     ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with `dtype=float32`"),
     ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
     ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),

@@ -2,8 +2,9 @@
 
 SNFNP_DEVICE=gpu or standin asks for one of them; without it a GPU is taken where there is one, and
 the stand-in where that can be built. The stand-in's source is looked for in SNFNP_STANDIN and in
-shared/tools/cupy-on-cpu beside the checkout. It is built once per content and CuPy version, into
-the user's cache, and what all kernels include with it: a kernel then compiles in half the time.
+shared/tools/cupy-on-cpu-streams beside the checkout. It is built once per content and CuPy version,
+into the user's cache, and what all kernels include with it: a kernel then compiles in half the
+time.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _import_standin() -> None:
 def _source() -> Path:
     """The folder with the stand-in's files, and nothing of what a build leaves there."""
     given = os.environ.get("SNFNP_STANDIN")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "tools" / "cupy-on-cpu"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "tools" / "cupy-on-cpu-streams"
     folder = Path(given).expanduser() if given else beside
     if not (folder / "fakegpu" / "build.py").is_file():
         raise _Unavailable(f"{folder} does not have it (SNFNP_STANDIN)")

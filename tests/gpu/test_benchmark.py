@@ -10,7 +10,6 @@ import pytest
 from benchmarks import device, sweep, timing
 from benchmarks.device import SINGLE, TF32, Case, Plan
 
-from gpu import standin as devices
 from snfnp.errors import DivergedError
 from snfnp.ops import get_ops
 
@@ -68,10 +67,7 @@ def test_the_device_part_runs_end_to_end(tiny):
     assert taken[True] == taken[False] > 1
     text = "\n".join(said)
     assert text.count("nothing of PyTorch (NotImplementedError: no Glow here)") == 1
-    # the stand-in records one stream only, and from then on there is no second
-    unrecorded = 2 * (devices.device().kind == devices.STANDIN)
-    assert text.count(", overlap: the training step cannot be recorded") == unrecorded
-    assert text.count("cannot be recorded") == unrecorded
+    assert "cannot be recorded" not in text
 
 
 def test_the_sweep_runs_on_the_device(tiny):

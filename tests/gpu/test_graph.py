@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from support.trainers import BATCH, host, make_trainer
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.errors import BackendError
 from snfnp.ops import RandomKey
+from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.cublas import Cublas
+from snfnp.ops.gpu.side_stream import SideStream
 
 
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
@@ -41,14 +44,64 @@ def test_replay_equals_eager(ops, monkeypatch, model, gradient, clip_norm):
         assert np.isnan(ops.to_host(array)).all()
 
 
-def test_a_graph_runs_in_order_with_what_its_caller_starts(ops):
-    """Also on a stream that, unlike the default one, waits for no other by itself."""
-    with ops.xp.cuda.Stream(non_blocking=True):
-        eager, graph = (
-            take_steps(make_trainer(ops, graph=flag), range(6)) for flag in (False, True)
-        )
-        assert graph._ascend.recorded and graph._ascend._stream.is_non_blocking
-        np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
+def test_a_graph_runs_in_order_with_what_its_callers_start(ops):
+    """On two streams, which unlike the default one wait for no other by themselves: plain calls and
+    replays come after what their caller did, before what it does next, and one after another."""
+    xp = ops.xp
+    total, seen = xp.zeros(()), xp.zeros(8)
+
+    def step(images):
+        total[...] = 2 * total + images.sum()
+
+    graph = ops.device.capture(step)
+    callers = [(xp.cuda.Stream(non_blocking=True), xp.empty((300, 300))) for _ in range(2)]
+    ops.device.synchronise()
+    for number in range(8):
+        stream, images = callers[number >= 5]
+        with stream:
+            images.fill(number)
+            graph(images)
+            if number != 4:  # the second caller waits for replays, not for what the first did then
+                seen[number] = total
+    ops.device.synchronise()
+    expected = [0]
+    for number in range(1, 8):
+        expected.append(2 * expected[-1] + 90_000 * number)
+    expected[4] = 0
+    assert graph.recorded and ops.to_host(seen).tolist() == expected
+
+
+class Rank(Communicator):
+    """One of two; the other says what is given."""
+
+    size = 2
+
+    def __init__(self, theirs):
+        self.theirs, self.asked = theirs, []
+
+    def any(self, flags):
+        self.asked.append(flags)
+        return flags | self.theirs
+
+
+@pytest.mark.parametrize("theirs", [0, 1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_ranks_record_or_none_does(ops, theirs, fails):
+    """Asked once, by whoever fails as by whoever does not; one that records alone would wait."""
+    said, rank, total = [], Rank(theirs), ops.xp.zeros(())
+
+    def step(images):
+        if fails and ops.xp.cuda.get_current_stream().is_capturing():
+            raise RuntimeError("no such call in a recording")
+        total[...] += images.sum()
+
+    graph = ops.device.capture(step, said.append, rank)
+    for _ in range(5):
+        graph(ops.xp.ones(3))
+    assert rank.asked == [fails] and float(total) == 15
+    assert graph.recorded == (not fails and not theirs)
+    why = "RuntimeError: no such call in a recording" if fails else "not by another process"
+    assert [why in line for line in said] == [True] * (fails or theirs)
 
 
 def test_another_batch_size_is_captured_anew(ops):
@@ -244,11 +297,24 @@ def test_two_products_share_a_launch_if_cublas_takes_them(
     assert (found[5], found[7], found[9], found[12]) == (kind, kind, kind, compute)
 
 
+def aside(side):
+    with side.side_stream():
+        side.run_async(print)
+
+
 def test_a_backend_refuses_another_device(ops, monkeypatch):
     a = ops.xp.ones((3, 3))
     for part in (ops.device.launch, ops.device.cublas):
         monkeypatch.setattr(part._guard, "id", 1)
-    for use in (lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()), lambda: ops.linalg.matmul(a, a)):
+    side, graph = SideStream(ops.xp, tf32=False), ops.device.capture(print)
+    for part in (side, graph):
+        monkeypatch.setattr(part._guard, "id", 1)
+    for use in (
+        lambda: ops.linalg.axpby(1.0, a, 1.0, a.copy()),
+        lambda: ops.linalg.matmul(a, a),
+        lambda: graph(a),
+        lambda: aside(side),
+    ):
         with pytest.raises(BackendError, match="made on GPU 1, and GPU 0 is the current one"):
             use()
 
@@ -278,6 +344,34 @@ def test_a_recording_may_need_new_memory_and_new_constants(ops):
         graph(ops.xp.full((3, 4), number))
     assert graph.recorded and not said and len(calls) == 3
     np.testing.assert_allclose(float(total), 48 + table.sum(), rtol=1e-12)
+
+
+def test_a_recording_whose_pool_returned_memory_is_not_used(ops, standin):
+    """If memory runs out, CuPy returns free blocks, some of which the recording may have used."""
+    said, total = [], ops.xp.zeros(())
+
+    def step(images):
+        total[...] = ops.xp.zeros(1 << 20).sum() + images.sum()
+        if ops.xp.cuda.get_current_stream().is_capturing():
+            graph._recording.pool.free_all_blocks()
+
+    graph = ops.device.capture(step, said.append)
+    for _ in range(4):
+        graph(ops.xp.ones(3))
+    assert not graph.recorded and "its pool ran out of memory" in said[0] and float(total) == 3
+
+
+def test_memory_is_given_back_after_the_last_use(ops):
+    """The graph's own stream and the last replay's are waited for first."""
+    graph, order = ops.device.capture(lambda images: None), []
+    graph(ops.xp.ones(3))
+    for name, method in (("_stream", "synchronize"), ("_done", "synchronize")):
+        note = SimpleNamespace(**{method: lambda name=name: order.append(name)})
+        setattr(graph._recording, name, note)
+    graph._recording.pool = SimpleNamespace(free_all_blocks=lambda: order.append("pool"))
+    del graph
+    gc.collect()
+    assert order == ["_stream", "_done", "pool"]
 
 
 def test_replays_need_no_more_memory(ops):

@@ -1,65 +1,138 @@
-"""Gradients of weights on a second stream (`--overlap`): the same numbers, and a graph's branch."""
+"""Gradients of weights on a second stream (`--overlap`): the same numbers, a branch of the graph.
+
+The stand-in runs the second stream as early as its dependencies allow, or as late (FAKE_POLICY 2
+and 3): an array that is read or overwritten too early has other values then.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from support.late import PutOff
-from support.trainers import host, make_trainer
+from support import trainers
+from support.trainers import BATCH, gradient_of, host, images_of, make_trainer
 
-from gpu import standin as devices
+from gpu.test_methods import WAYS, assert_alike
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.ops import get_ops
+from snfnp.ops.gpu.side_stream import SideStream
+from snfnp.training.step import cut
+
+LEARNED = [way for way, (changes, _) in WAYS.items() if "gradient" not in changes]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def beside():
     """The device's operations with a second stream."""
     return get_ops("cupy", overlap=True)
 
 
-@pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
-def test_the_numbers_are_those_of_one_stream(ops, beside, model, gradient):
-    """Bit for bit, with arrays made and dropped between the steps."""
-    expected = take_steps(make_trainer(ops, model, gradient, graph=False), range(2))
-    found = make_trainer(beside, model, gradient, graph=False, overlap=True)
-    for step in range(2):
-        take_steps(found, [step])
+def assert_numbers_of_one_stream(ops, beside, **changes):
+    """Bit for bit, in plain and recorded steps, with arrays made and dropped between them. Returns
+    the trainer with two streams, and what it reported."""
+    said = []
+    expected = take_steps(make_trainer(ops, graph=False, **changes), range(5))
+    found = make_trainer(beside, overlap=True, report=said.append, **changes)
+    for step in range(5):
+        trainers.take_steps(found, [step])
         beside.asarray(np.full(50_000, np.nan))
+    found.check(pytest.fail)
     assert_alike(found, expected)
+    return found, said
 
 
-def assert_alike(found, expected):
-    for name in ("p", "m", "v", "gradient"):
-        np.testing.assert_array_equal(host(found, name), host(expected, name))
-    assert found.metrics() == expected.metrics()
+@pytest.mark.parametrize("way", LEARNED)
+def test_the_numbers_are_those_of_one_stream(ops, beside, way):
+    found, said = assert_numbers_of_one_stream(ops, beside, **WAYS[way][0])
+    assert found._ascend.recorded and not said
 
 
-def test_a_recorded_step_has_two_branches_or_says_why_not(ops):
-    """The stand-in's recording has one stream: what ran on the second would be in no replay. So the
-    step is recorded without."""
-    gpu = devices.device().kind == devices.GPU
-    for model, gradient in SELF_NORMALIZING if gpu else SELF_NORMALIZING[:1]:
-        said, beside = [], get_ops("cupy", overlap=True)
-        expected = take_steps(make_trainer(ops, model, gradient, graph=False), range(6))
-        found = make_trainer(beside, model, gradient, overlap=True, report=said.append)
-        take_steps(found, range(6))
-        assert found._ascend.recorded and len(said) == (not gpu)
-        assert gpu or "a second stream does not take part in a recording" in said[0]
-        assert gpu or said[0].endswith(": it runs without a second stream")
-        assert_alike(found, expected)
+@pytest.mark.parametrize("way", LEARNED)
+def test_a_slice_of_a_batch_has_the_gradient_of_one_stream(ops, beside, way):
+    """A slice that does not lead leaves out terms."""
+    gradients = []
+    for each in (ops, beside):
+        trainer = make_trainer(each, graph=False, overlap=each is beside, **WAYS[way][0])
+        images = images_of(trainer, 0)
+        trainer.initialise_from_data(images)
+        slices = ((images[part.first :][: part.count], part) for part in cut(BATCH, 2))
+        gradients.append([each.to_host(gradient_of(trainer, *of)) for of in slices])
+    np.testing.assert_array_equal(*gradients)
 
 
-@pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
-def test_no_kernel_minds_when_they_are_computed(ops, monkeypatch, model, gradient):
-    """At the end of the pass as well as at once: the kernels that work in place are the GPU's."""
-    expected = take_steps(make_trainer(ops, model, gradient, graph=False), [0])
-    late = PutOff()
-    monkeypatch.setattr(ops.device, "run_async", late.run_async)
-    monkeypatch.setattr(ops.device, "side_stream", late.side_stream)
-    found = take_steps(make_trainer(ops, model, gradient, graph=False), [0])
-    assert late.done
-    np.testing.assert_array_equal(host(found, "p"), host(expected, "p"))
+def test_an_array_that_is_overwritten_too_early_shows(beside, standin):
+    """The control of these tests."""
+    source, target = beside.xp.ones(3), beside.xp.zeros(3)
+    with beside.side_stream():
+        beside.run_async(beside.xp.copyto, target, source)
+        source[:] = 5
+    late = os.environ.get("FAKE_POLICY") == "3"
+    assert (beside.to_host(target) == (5 if late else 1)).all()
+
+
+class Deaf:
+    """A stream that takes no part in a recording."""
+
+    def __init__(self, stream, cuda):
+        self._stream, self._cuda, self.ptr = stream, cuda, stream.ptr
+
+    def __enter__(self):
+        return self._stream.__enter__()
+
+    def __exit__(self, *error):
+        return self._stream.__exit__(*error)
+
+    def is_capturing(self):
+        return False
+
+    def wait_event(self, event):
+        if not self._cuda.get_current_stream().is_capturing():
+            self._stream.wait_event(event)
+
+
+def test_without_a_second_branch_a_step_is_recorded_all_the_same(ops, beside):
+    """What ran on the second stream would be missing from every replay."""
+    side = beside.device._side
+    side._stream = Deaf(side._stream, ops.xp.cuda)
+    found, (line,) = assert_numbers_of_one_stream(ops, beside)
+    assert found._ascend.recorded and "a second stream does not take part in a recording" in line
+    assert line.endswith(": it runs without a second stream")
+
+
+def test_what_it_reads_is_kept_until_the_join(ops):
+    """CuPy would hand its memory to the next array of the caller's stream."""
+    side, delta = SideStream(ops.xp, tf32=False), ops.xp.zeros(3)
+    alive = weakref.ref(delta)
+    with side.side_stream():
+        side.run_async(lambda delta: None, delta)
+        del delta
+        gc.collect()
+        assert alive() is not None
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_failure_leaves_nothing_behind_and_the_first_error_is_raised(ops):
+    """A spoiled recording lets no event be recorded, and its memory is to be given back."""
+    side, cuda_error = SideStream(ops.xp, tf32=False), ops.xp.cuda.runtime.CUDARuntimeError
+
+    def refuse(stream):
+        raise cuda_error(901)
+
+    with pytest.raises(ZeroDivisionError), side.side_stream():
+        side.run_async(lambda: 1 / 0)
+    assert not side.active and not side._held
+    side._done = SimpleNamespace(record=refuse)
+    with pytest.raises(ZeroDivisionError), side.side_stream():
+        side.run_async(print)
+        raise ZeroDivisionError
+    with pytest.raises(cuda_error), side.side_stream():
+        side.run_async(print)
+    assert not side._held
 
 
 _SPIN = """
