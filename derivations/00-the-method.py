@@ -1,7 +1,12 @@
 """Self normalizing flows in one file: `python derivations/00-the-method.py` (00-the-method.md)."""
 
 import gzip
+import os
+import sys
+from pathlib import Path
 
+if "numpy" not in sys.modules:  # the matrices are small: more threads would only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -48,7 +53,7 @@ class Bend:
         return delta * self.slope + stretch / len(delta)
 
 
-def train(flow, draw, steps, rate, rng, lam=1.0):
+def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
     """draw(rng): a batch of data. Returns what `watch` saw of the Dense layers, 50 times."""
     dense, state, seen = flow[::2], {}, []
     for step in range(1, steps + 1):
@@ -60,6 +65,8 @@ def train(flow, draw, steps, rate, rng, lam=1.0):
             delta = layer.backward(delta, lam)
         if step % (steps // 50) == 0:
             seen.append([watch(layer) for layer in dense])  # to look at: training needs none of it
+        if step % (steps // 5) == 0:
+            say(f"step {step} of {steps}: ‖R W − I‖ is {seen[-1][0][0]:.3f} in the first layer")
         adam(dense, state, step, rate * (1 - step / steps))
     return np.array(seen)
 
@@ -100,21 +107,26 @@ def show(name, flow, seen, z, data):
         z = (z + data.mean(0)).reshape(6, 6, 14, 14).swapaxes(1, 2).reshape(84, 84)
         left.imshow(z, cmap="gray", vmin=0, vmax=10)
     else:
-        left.plot(*data.T, ".", *z.T, ".")
-    middle.semilogy(seen[:, :, 0])
+        left.plot(*data.T, ".", color="0.6", label="data")
+        left.plot(*z.T, ".", label="samples")
+        left.legend()
+    middle.semilogy(seen[:, :, 0], label=["first layer", "second layer"])
+    middle.legend()
     right.semilogy(seen[:, :, 1])
     figure.suptitle("samples; ‖R W − I‖ of both layers; degrees from the exact gradient")
     figure.savefig(f"method-{name}.png")
+    print(f"wrote method-{name}.png")
 
 
 if __name__ == "__main__":
     rng = np.random.default_rng(0)
     flow = [Dense(2, rng, 0.4), Bend(), Dense(2, rng, 0.4)]
-    seen = train(flow, cloud, 2000, 0.02, rng)
+    seen = train(flow, cloud, 2000, 0.02, rng, say=print)
     show("plane", flow, seen, rng.standard_normal((500, 2)), cloud(rng, 500))
-    file = "snfnp/data/sample/train-images.idx3-ubyte.gz"
-    pixels = np.frombuffer(gzip.decompress(np.fromfile(file, np.uint8)), np.uint8, offset=16)
+    top = Path(globals().get("__file__", "derivations/00")).resolve().parents[1]
+    packed = (top / "snfnp/data/sample/train-images.idx3-ubyte.gz").read_bytes()
+    pixels = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16)
     images = pixels.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(-1, 196) / 25.5
     flow = [Dense(196, rng, 0.02), Bend(), Dense(196, rng, 0.02)]
-    seen = train(flow, lambda rng: digits(rng, images), 1000, 3e-3, rng)
+    seen = train(flow, lambda rng: digits(rng, images), 1000, 3e-3, rng, say=print)
     show("digits", flow, seen, rng.standard_normal((36, 196)), images)
