@@ -9,22 +9,20 @@ import pytest
 import reproduce
 from reproduction import page as module
 from reproduction import results
-from reproduction.page import FOLDER, NAME, committed, gaps, page
+from reproduction.page import FOLDER, NAME, TARGETS, committed, gaps, page
 from reproduction.results import merged
-from reproduction.targets import TARGETS
 
 from snfnp.errors import UsageError
 
 
-def row(name, paper, *values, sample=False, **more):
+def row(name, paper, *values, **more):
     runs = [{"seed": n, "epochs": 3, "value": value} for n, value in enumerate(values)]
     made_with = {"commit": "c0ffee", "processor": "a processor", "platform": "Linux-6, x86_64"}
     made_with |= {"backend": "numba", "device": {}, "threads": 2}
     made_with["versions"] = {"python": "3.11", "numpy": "2.4"}
     known = {"name": name, "cells": [name.upper()], "stand_in": None, "unit": "nats"}
-    known |= {"paper": paper, "paper_spread": 0.5, "paper_epochs": 3}
-    known["data"] = {"name": "mnist", "training_images": 50_000, "is_sample": sample}
-    return known | {"runs": runs, "made_with": [made_with]} | more
+    known |= {"paper": paper, "paper_spread": 0.5, "paper_epochs": 3, "config": {"model": "fc"}}
+    return known | {"data": "mnist", "runs": runs, "made_with": [made_with]} | more
 
 
 @pytest.fixture
@@ -32,11 +30,10 @@ def records():
     rows = [
         row("fc-exact", 947.6, 950.0, 952.0),
         row("fc-snf", 947.1, 953.5),
-        row("conv-exact", 637.4, 640.0, sample=True),
-        row("conv-snf", 638.6, 641.0, sample=True),
+        row("conv-exact", 637.4, 640.0, stand_in="small"),
+        row("emerging", 638.6, 641.0, stand_in="small"),
     ]
-    table = {"title": TARGETS["table1"].title, "scale": "hour", "heads": ["model"], "notes": []}
-    return {"table1": table | {"rows": rows}}
+    return {"table1": {"rows": rows}}
 
 
 @pytest.fixture
@@ -100,29 +97,46 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
                 assert same_picture(picture, again), f"{picture} is of other results"
 
 
-def test_the_page_has_every_table_and_picture(records):
+def test_rows_are_reproduced_by_the_commands_printed():
+    """A committed row has the configuration that its command makes now, or the page says so."""
+    text, changed = page(committed()), []
+    for name, record in committed().items():
+        changed += module._otherwise(TARGETS[name], record)
+    assert all(note in text for note in changed)
+    rows = [own for record in committed().values() for own in record["rows"] if "runs" in own]
+    assert len(rows) > 50 and all(len(own["config"]) > 20 for own in rows)
+    assert all("lam" in own["config"] for own in rows)
+    first = committed()["table1"]["rows"][0]
+    first["config"]["lr"] = 3.0
+    (note,) = module._otherwise(TARGETS["table1"], {"rows": [first]})
+    assert note == "* Relative Grad. FC 2-Layer: trained with `lr` 3.0 (now 0.0001)."
+
+
+def test_the_page_has_every_table_picture_and_command(records):
+    records["table1"]["rows"][1]["runs"][0]["eval_every"] = 20
+    records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0, 577.0))
     text = page(records)
     table = TARGETS["table1"].show(records["table1"])
-    assert all(line in text for line in table.splitlines() if line.startswith("|"))
-    assert "beside the paper's](figures/reproduced-table1.svg)" in text and "@" not in text
+    assert table in text and "@" not in text
+    assert "beside the paper's](figures/reproduced-table1.svg)" in text
     assert "\n\nNot run here: `python scripts/reproduce.py table2` does it." in text
     words = " ".join(text.replace("\\\n", "").split())
     assert "as the paper's: FC-EXACT 951.0 ± 1.4 nats, the paper's 947.6 ± 0.5; FC-SNF" in words
-    assert "as long as the paper's: 2 of 4 rows (those of Table 1" in words  # two are of a sample
-    assert "fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
-    assert "table1 --epochs 3 --seeds 0 --rows fc-snf conv-exact conv-snf python scripts" in words
-    assert "reproduce.py table1 --epochs 3 --seeds 0 1 --rows fc-exact ##" in words
+    assert "as long as the paper's: 3 of 5 rows (those of Table 1" in words
+    assert "s, fully connected: +3.5 nats (test, 3 epochs, seed 0), in the paper -0.5" in words
+    said = "python scripts/reproduce.py table1 "
+    for options in (
+        "--epochs 3 --seeds 0 --rows conv-exact emerging python",
+        "--epochs 3 --eval-every 20 --seeds 0 --rows fc-snf python",
+        "--epochs 3 --seeds 0 1 --rows fc-exact python",
+        "--scale paper --epochs 3 --seeds 0 1 --rows glow-exact ##",
+    ):
+        assert said + options in words
     assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
 
 
-def test_a_model_that_only_the_papers_scale_has_is_made_at_that_scale(records):
-    records["table1"]["rows"].append(row("glow-exact", 575.7, 576.0))
-    (line,) = [line for line in page(records).splitlines() if "--scale paper" in line]
-    assert line.endswith("table1 --scale paper --epochs 3 --seeds 0 --rows glow-exact")
-
-
-def test_the_gap_is_between_rows_that_can_be_compared(records):
-    (found,) = gaps(records)  # the convolutions are of a sample
+def test_the_gap_is_between_rows_of_the_same_seeds(records):
+    (found,) = gaps(records)  # the convolution has no SNF
     of = "test, 3 epochs, seed 0"  # exact gradients have another one
     assert found == ("FC 2-layer", pytest.approx(3.5), of, "-0.5 (3 epochs)")
     both = records["table1"]["rows"][1]["runs"]
@@ -166,11 +180,8 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
     reproduce.main(["page", "--runs", str(folder / "runs")])
     longer, shorter = row("fc-snf", 947.1, 948.0), row("fc-exact", 947.6, 1.0)
     longer["runs"][0]["epochs"], shorter["runs"][0]["epochs"] = 6000, 1
-    made_with = longer["made_with"][0]
-    samples = {"name": "glow-2l-4k-lambda-100", "model": "Glow", "data": "mnist", "seed": 0}
-    samples |= {"epochs": 10, "paper_epochs": 250, "is_sample": False, "made_with": made_with}
-    own = {"table1": records["table1"] | {"rows": [longer, shorter]}}
-    own["figure2"] = {"title": TARGETS["figure2"].title, "scale": "hour", "rows": [samples]}
+    own = {"table1": {"rows": [longer, shorter]}}
+    own["figure2"] = {"rows": [row("glow-2l-4k-lambda-100", 575.4, stand_in="small", runs=[RUN])]}
     results.write(folder / "runs/results.json", own, list(TARGETS))
     picture = folder / "derivations/figures/reproduced-table1.svg"
     before = picture.read_bytes()
@@ -180,24 +191,23 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
     (folder / "runs/table1.svg").write_text("not of all rows")
     (folder / "runs/figure2.png").write_bytes(b"samples")
     reproduce.main(["page", "--runs", str(folder / "runs")])
-    rows = committed()["table1"]["rows"]
-    assert [own["name"] for own in rows] == ["fc-exact", "fc-snf", "conv-exact", "conv-snf"]
-    assert rows[1] == longer and rows[0] == records["table1"]["rows"][0]
+    rows = {own["name"]: own for own in committed()["table1"]["rows"]}
+    assert rows.keys() == {"fc-exact", "fc-snf", "conv-exact", "emerging"}
+    assert rows["fc-snf"] == longer and rows["fc-exact"] == records["table1"]["rows"][0]
     assert list(committed()) == ["table1", "figure2"]
     assert picture.read_bytes() != before
     assert (folder / "derivations/figures/reproduced-figure2.png").read_bytes() == b"samples"
 
 
 @pytest.mark.parametrize(
-    "targets, scale, said",
+    "targets, said",
     [
-        (["table1"], "smoke", "has a table1 that belongs on no"),
-        (["table9"], "hour", "has a table9 that belongs on no page: name other"),
-        ([], "hour", "reproduce something first, or name its --runs"),
+        (["table9"], "has a table9 that belongs on no page: name other"),
+        ([], "reproduce something first, or name its --runs"),
     ],
 )
-def test_what_belongs_on_no_page_is_refused(folder, records, targets, scale, said):
-    content = dict.fromkeys(targets, records["table1"] | {"scale": scale})
+def test_what_belongs_on_no_page_is_refused(folder, records, targets, said):
+    content = dict.fromkeys(targets, records["table1"])
     (folder / "runs/results.json").write_text(json.dumps({"format": 1, "targets": content}))
     with pytest.raises(UsageError, match=said) as caught:
         reproduce.main(["page", "--runs", str(folder / "runs")])
@@ -207,9 +217,8 @@ def test_what_belongs_on_no_page_is_refused(folder, records, targets, scale, sai
 
 # ---------------------------------------------------------------- two records of a target
 
-
-def run(seed=0, epochs=30, value=1.0, **more):
-    return {"seed": seed, "epochs": epochs} | (more or {"value": value})
+RUN = {"seed": 0, "epochs": 30, "value": 1.0}
+DIVERGED = {"seed": 2, "epochs": 5, "asked": 30, "diverged_at": 7}
 
 
 def merge(known, new):
@@ -219,41 +228,43 @@ def merge(known, new):
     return found
 
 
-@pytest.mark.parametrize("how", ["epochs", "sample", "stand-in", "missing"])
-def test_what_says_more_wins_on_either_side(how):
-    def one(epochs=1, **more):
-        return row("fc-snf", 947.1, **more) | {"runs": [run(epochs=epochs)]}
-
-    more, less = {
-        "epochs": (one(31), one(30)),
-        "sample": (one(), one(1000, sample=True)),
-        "stand-in": (one(), one(1000) | {"stand_in": "small"}),
-        "missing": (one(sample=True), {"cells": ["FC-SNF"], "missing": True}),
-    }[how]
+@pytest.mark.parametrize(
+    "more, less",
+    [
+        ({"runs": [RUN | {"epochs": 31}]}, {}),
+        ({}, {"runs": [RUN | {"epochs": 99}], "stand_in": "s"}),
+    ],
+)
+def test_what_says_more_wins_on_either_side(more, less):
+    more, less = (row("fc-snf", 947.1, **({"runs": [RUN]} | own)) for own in (more, less))
     assert merge(less, more) == merge(more, less) == more
 
 
 def test_seeds_come_together_and_the_new_one_of_two_counts():
-    own = row("fc-snf", 947.1)
+    own, last = row("fc-snf", 947.1), RUN | {"seed": 2}
     (origin,) = own["made_with"]
-    diverged = run(2, 5, asked=30, diverged_at=7)
-    known = own | {"runs": [run(0), run(2)]}
-    new = own | {"runs": [run(0, value=5.0), run(1), diverged]}
+    known = own | {"runs": [RUN, last]}
+    new = own | {"runs": [RUN | {"value": 5.0}, RUN | {"seed": 1}, DIVERGED]}
     new["made_with"] = [origin | {"commit": "decade"}]
     found = merge(known, new)  # a run that diverged takes the place of none that did not
-    assert found["runs"] == [run(0, value=5.0), run(1), run(2)]
+    assert found["runs"] == [RUN | {"value": 5.0}, RUN | {"seed": 1}, last]
     assert found["made_with"] == [origin, *new["made_with"]]
-    assert merge(own | {"runs": [diverged]}, own | {"runs": [run(2)]})["runs"] == [run(2)]
+    assert merge(own | {"runs": [DIVERGED]}, own | {"runs": [last]})["runs"] == [last]
 
 
-def test_curves_are_merged_by_their_model_and_what_is_measured_is_new():
-    first, second = (own.cells[0] for own in TARGETS["figure3"].rows)
-
-    def curve(model, epochs):
-        return {"model": model, "epochs": epochs, "is_sample": False, "points": [[epochs, 1.0]]}
-
-    known = {"curves": [curve(second, 30)]}
-    new = {"curves": [curve(second, 20), curve(first, 10)]}
-    found = merged(TARGETS["figure3"], known, new)["curves"]
-    assert [(own["model"], own["epochs"]) for own in found] == [(first, 10), (second, 30)]
+def test_rows_are_in_the_order_of_the_table_and_what_is_measured_is_new():
+    (first,), (second,) = (own.cells for own in TARGETS["figure3"].rows)
+    known = {"rows": [row("x", 1.0, cells=[second], runs=[RUN])]}
+    longer, shorter = ([RUN | {"epochs": epochs}] for epochs in (40, 10))
+    new = {
+        "rows": [
+            row("x", 1.0, cells=[second], runs=shorter),
+            row("y", 1.0, cells=[first], runs=longer),
+        ]
+    }
+    found = merged(TARGETS["figure3"], known, new)["rows"]
+    assert [(own["cells"][0], own["runs"][0]["epochs"]) for own in found] == [
+        (first, 40),
+        (second, 30),
+    ]
     assert merged(TARGETS["table3"], {"rows": [2]}, {"rows": [1]}) == {"rows": [1]}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from drawings.style import BLUE, GREEN, laid_out, plt, save
 
-from reproduction.likelihoods import LikelihoodTable, _notes, compared, nlls
+from reproduction.likelihoods import LikelihoodTable, compared, nlls
 from reproduction.rows import NOT_GIVEN, Row, Table
-from reproduction.target import markdown
+from reproduction.target import grid
 
 _PARTS = {
     "coordinates": ("plain", "white"),
@@ -40,7 +40,7 @@ class Ablation(LikelihoodTable):
         for values in product(*_PARTS.values()):
             found = (rows.get((model, *values)) for model in _MODELS.values())
             table.append((*values, *(compared(row)[0] if row else "not run" for row in found)))
-        return markdown(record, table, _notes(record))
+        return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
         figure, axes = plt.subplots(1, len(_MODELS), figsize=(9.5, 3.6), squeeze=False)

@@ -4,19 +4,31 @@ import re
 import shutil
 import statistics
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from reproduction import results
-from reproduction.likelihoods import compared, learning, nlls
+from reproduction.ablation import Ablation
+from reproduction.figures import Figure2, Figure3, Figure5
+from reproduction.likelihoods import LikelihoodTable, compared, learning, nlls
 from reproduction.results import finished
-from reproduction.targets import TARGETS
+from reproduction.rows import TABLES
+from reproduction.runs import SCALES
+from reproduction.target import Target
+from reproduction.times import Figure4, Table3
 from snfnp.errors import UsageError
 from snfnp.training import files
+from snfnp.training.options import TrainConfig
+
+TARGETS: dict[str, Target] = {name: LikelihoodTable(table) for name, table in TABLES.items()}
+TARGETS |= {"table3": Table3(), "figure2": Figure2(), "figure3": Figure3(), "figure4": Figure4()}
+TARGETS |= {"figure5": Figure5(), "white-parts": Ablation()}
+TARGETS = dict(sorted(TARGETS.items(), key=lambda item: (item[0][0] == "f", item[0])))
 
 FOLDER = Path(__file__).resolve().parents[2] / "derivations"
 NAME = "26-the-paper-reproduced.md"
 _TEXT = Path(__file__).with_name("page.md")
-# Rows of Table 1 that differ in their gradient only: the claim of the paper is that they are alike.
+# Rows of Table 1 that differ in their gradient only: the paper claims that they are alike.
 _PAIRS = (
     ("FC 2-layer", "fc-snf", "fc-exact"),
     ("Conv. 9-layer", "conv-snf", "conv-exact"),
@@ -30,28 +42,23 @@ def committed() -> dict[str, dict]:
 
 
 def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
-    """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient.
-
-    Of those pairs only that are both of the paper's model and of all images, and of the seeds that
-    both have, which start alike. It is the test NLL if both were trained as long, else the
-    validation NLL at the last epoch that both have.
-    """
+    """(model, ours, of what, the paper's) of Table 1: NLL of SNF minus that of the exact gradient,
+    over the seeds of both: of the test images if both were trained as long, else of the validation
+    images at the last epoch that both have."""
     rows = {row["name"]: row for row in records.get("table1", {}).get("rows", [])}
     found = []
     for model, *names in _PAIRS:
         pair = [rows.get(name) for name in names]
-        if not all(pair) or any("runs" not in row or row["data"]["is_sample"] for row in pair):
+        if not all(pair):
             continue
         seeds = set.intersection(*({run["seed"] for run in row["runs"]} for row in pair))
         for i, row in enumerate(pair):
             pair[i] = row | {"runs": [run for run in row["runs"] if run["seed"] in seeds]}
         means, curves = [nlls(row) for row in pair], [learning(row) for row in pair]
         epochs = {run["epochs"] for row in pair for run in finished(row)}
-        common = curves[0].keys() & curves[1].keys()
         if all(means) and len(epochs) == 1:
-            snf, exact = map(statistics.fmean, means)
-            of = f"test, {epochs.pop():,} epochs"
-        elif common:
+            (snf, exact), of = map(statistics.fmean, means), f"test, {epochs.pop():,} epochs"
+        elif common := curves[0].keys() & curves[1].keys():
             snf, exact = (curve[max(common)] for curve in curves)
             of = f"validation, epoch {max(common):,}"
         else:
@@ -73,8 +80,7 @@ def page(records: dict[str, dict]) -> str:
             parts.append(_filled(texts[name], _shown(name, records[name])))
         else:
             parts.append(f"Not run here: `python scripts/reproduce.py {name}` does it.\n\n")
-    parts.append(texts["end"])
-    return re.sub(r"\(derivations/((\d\d)-[\w-]+\.md)\)", r"([\2](\1))", "".join(parts))
+    return "".join([*parts, texts["end"]])
 
 
 def _filled(text: str, facts: dict[str, str]) -> str:
@@ -86,7 +92,7 @@ def _filled(text: str, facts: dict[str, str]) -> str:
 
 def _facts(records: dict[str, dict]) -> dict[str, str]:
     """The figures that the head of the page says."""
-    rows = [row for row in records.get("table1", {}).get("rows", []) if "runs" in row]
+    rows = records.get("table1", {}).get("rows", [])
     facts, as_long = {"gaps": ""}, []
     for row in rows:
         nats, *_, paper, difference = compared(row)
@@ -106,12 +112,31 @@ def _facts(records: dict[str, dict]) -> dict[str, str]:
 
 
 def _shown(name: str, record: dict) -> dict[str, str]:
-    """The parts of a target's section: its table, its picture, and how they were made."""
-    table = TARGETS[name].show(record).partition("\n\n")[2]  # without the title
-    trained = [own for own in results.parts(record) if "paper_epochs" in own and "epochs" in own]
-    epochs = {f"{own['epochs']:,} of {own['paper_epochs']:,} epochs" for own in trained}
-    facts = {"table": table, "picture": picture_of(name), "epochs": ", ".join(sorted(epochs))}
-    return facts | {"commands": "\n".join(_commands(name, record))}
+    """The facts of a target's section: its table, its picture, and how they were made."""
+    table = "\n\n".join([TARGETS[name].show(record), *_otherwise(TARGETS[name], record)])
+    facts = {"table": table, "picture": picture_of(name)}
+    facts["commands"] = "\n".join(_commands(name, record))
+    if name == "white":
+        configs = [row["config"] for row in record["rows"] if row["config"]["lam"]]
+        lams = {config["model"]: config["lam"] for config in configs}
+        facts["lams"] = ", ".join(f"{lam:g} for `{model}`" for model, lam in lams.items())
+    if "made_with" in record:
+        (made_with,) = record["made_with"]
+        where = made_with["device"].get("name")
+        where = where or f"{made_with['processor']}, threads: {made_with['threads']}"
+        facts["measured"] = f"{where}, {made_with['backend']} backend"
+    return facts
+
+
+def _otherwise(target: Target, record: dict) -> Iterator[str]:
+    """A note on every row whose options are others now: its command makes another run."""
+    options = {row.at(scale).name: row.at(scale).options for row in target.rows for scale in SCALES}
+    for row in record["rows"] if options else ():
+        now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
+        then = [(name, own) for name, own in row["config"].items() if now.get(name, own) != own]
+        if then:
+            said = " and ".join(f"`{name}` {own} (now {now[name]})" for name, own in then)
+            yield f"* {', '.join(row['cells'])}: trained with {said}."
 
 
 def publish(folder: Path) -> list[Path]:
@@ -123,8 +148,8 @@ def publish(folder: Path) -> list[Path]:
     new, known = results.read(source), committed()
     if not new:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
-    for name, record in new.items():
-        if name not in TARGETS or record["scale"] == "smoke":
+    for name in new:
+        if name not in TARGETS:
             raise UsageError(f"{source} has a {name} that belongs on no page: name other --runs")
         picture = folder / f"{name}{TARGETS[name].suffix}"
         if not (TARGETS[name].made_of_record or picture.exists()):
@@ -138,7 +163,7 @@ def publish(folder: Path) -> list[Path]:
         else:
             shutil.copyfile(folder / f"{name}{target.suffix}", path)
         written.append(path)
-    results.write(FOLDER / results.NAME, new, list(TARGETS))
+    results.write(FOLDER / results.NAME, new, TARGETS)
     files.write_atomically(FOLDER / NAME, page(committed()).encode())
     return written
 
@@ -146,22 +171,22 @@ def publish(folder: Path) -> list[Path]:
 def _commands(name: str, record: dict) -> list[str]:
     """The commands that make a record's runs as they are, one for all rows of the same length and
     seeds: each a block of code, continued if it is long."""
-    usual = TARGETS[name].names("hour")
+    usual = {row.at("hour").name for row in TARGETS[name].rows}
     alike: dict[tuple, list[str]] = {}
-    for part in results.parts(record):
-        if "name" in part and "missing" not in part:
-            asked: dict[int, list[str]] = {}
-            for run in part.get("runs", [part]):
-                epochs = run.get("asked") or run["epochs"]
-                asked.setdefault(epochs, []).append(str(run["seed"]))
-            scale = "" if part["name"] in usual else " --scale paper"
-            for epochs, seeds in asked.items():
-                alike.setdefault((epochs, " ".join(seeds), scale), []).append(part["name"])
+    for row in record["rows"] if usual else ():
+        asked: dict[tuple, list[str]] = {}
+        for run in row["runs"]:
+            often = run.get("eval_every", 1), run.get("asked") or run["epochs"]
+            asked.setdefault(often, []).append(str(run["seed"]))
+        scale = "" if row["name"] in usual else " --scale paper"
+        for (every, epochs), seeds in asked.items():
+            alike.setdefault((epochs, " ".join(seeds), every, scale), []).append(row["name"])
     command = f"    python scripts/reproduce.py {name}"
-    found = [
-        f"{command}{scale} --epochs {epochs} --seeds {seeds} --rows {' '.join(rows)}"
-        for (epochs, seeds, scale), rows in sorted(alike.items())
-    ]
+    found = []
+    for (epochs, seeds, every, scale), rows in sorted(alike.items()):
+        often = f" --eval-every {every}" * (every > 1)
+        line = f"{command}{scale} --epochs {epochs}{often} --seeds {seeds} --rows {' '.join(rows)}"
+        found.append(line)
     how = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
     return [" \\\n".join(textwrap.wrap(own, 98, **how)) for own in found or [command]]
 

@@ -24,18 +24,18 @@ def save_beside(
     save(figure, path)
 
 
-def save_angles(path: Path, panels: dict[str, tuple[dict, list[list]]]) -> None:
-    """A panel for each model: its curve with the paper's level, which is marked, and what that is
-    in words; its epochs, mean angles and deviations."""
+def save_angles(path: Path, panels: dict[str, tuple[tuple[str, float], list[tuple]]]) -> None:
+    """A panel for each model: ((the paper's level in words, in degrees), (epochs, mean angles,
+    deviations))."""
     figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(9.5, 3.4), squeeze=False)
-    for axis, (label, (curve, columns)) in zip(axes[0], panels.items(), strict=False):
-        (epochs, mean, spread), level = columns, curve["paper_degrees"]
+    for axis, (label, ((words, level), columns)) in zip(axes[0], panels.items(), strict=False):
+        epochs, mean, spread = columns
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         few = len(epochs) < 50
         axis.plot(epochs, mean, color=BLUE, marker="." if few else None, label="ours")
         axis.fill_between(epochs, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        paper = f"paper: {curve['paper']}°"
-        axis.axhline(level, color=ORANGE, linestyle="--", linewidth=1.3, label=paper)
+        look = {"color": ORANGE, "linestyle": "--", "linewidth": 1.3}
+        axis.axhline(level, label=f"paper: {words}°", **look)
         axis.set(title=label, xlabel="epoch", ylim=(0, None))
         axis.grid()
         axis.legend()

@@ -10,21 +10,19 @@ from snfnp.training.runs.description import environment
 from snfnp.training.runs.folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[2]
-UNKNOWN = "not known"
-_PLACE = ("commit", "processor")
+_UNKNOWN = {"commit": "not known", "processor": "not known"}
 
 
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
-    # of the repository that this file is in, and of none around it
-    git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]
+    git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]  # of no repository around it
     try:
         found, changed = (
             subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout
             for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
         )
     except (OSError, subprocess.SubprocessError):
-        return UNKNOWN
+        return _UNKNOWN["commit"]
     return f"{found[:12]} with changes" if changed else found[:12]
 
 
@@ -37,40 +35,40 @@ def here() -> dict:
     return {"commit": commit(), "processor": name}
 
 
-def _noted(folder: Path) -> tuple[Path, list[dict]]:
-    """The file beside a run's folder, and what is in it."""
-    file = folder.with_name(f"{folder.name}.made-with.json")
+def _file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.made-with.json")
 
-    def words(noted: list) -> list[dict]:
-        return [{key: own[key].encode().decode() for key in _PLACE} for own in noted]
 
-    advice = "delete it, and the run's commit is not known"
-    return file, files.read_json(file, words, advice, list) or []
+def _noted(folder: Path) -> list[dict]:
+    def entries(found: list) -> list[dict]:
+        return [{key: str(own[key]) for key in _UNKNOWN} for own in found]
+
+    return files.read_json(_file(folder), entries, "delete it", list) or []
 
 
 def note(folder: Path) -> None:
     """Add the present commit and processor to those that trained the run in a folder."""
-    (file, known), now = _noted(folder), here()
+    known, now = _noted(folder), here()
     if now not in known:
-        files.write_json(file, [*known, now])
+        files.write_json(_file(folder), [*known, now])
 
 
 def of_run(folder: Path) -> dict:
-    """commit and processor (several if a run was gone on with), platform, backend, device, BLAS
-    threads, processes, versions."""
-    noted = _noted(folder)[1] or [dict.fromkeys(_PLACE, UNKNOWN)]
-    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _PLACE}
+    """How a run was made: commit and processor (several if it was resumed), platform, backend,
+    device, BLAS threads, processes, versions."""
+    noted = _noted(folder) or [_UNKNOWN]
+    joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN}
     return joined | _of(RunFolder.open(folder)[1])
 
 
 def of_now(ops) -> dict:
-    """The commit, hardware and versions of this process, as `of_run` has them."""
+    """How this process computes, in the words of `of_run`."""
     return here() | _of(environment(ops))
 
 
 def _of(record: dict) -> dict:
     pools = record.get("threads", {}).get("blas", [])
-    # older runs have Numba's OpenMP among these, if a kernel had run before they were started
+    # older runs list Numba's OpenMP as well, if a kernel had run before they were started
     threads = [own["num_threads"] for own in pools if own.get("internal_api") != "openmp"]
     kept = {key: record[key] for key in ("platform", "backend", "device", "versions")}
     return kept | {"threads": max(threads, default=None), "processes": record.get("processes", 1)}

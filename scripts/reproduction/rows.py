@@ -13,26 +13,15 @@ FC_EPOCHS, CONV_EPOCHS, GLOW_EPOCHS = 6000, 1000, 250  # A.3
 TITLES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
 
 
-class StandIn(NamedTuple):
-    """A smaller model in the place of a row's below the paper's scale; label: what tables call it,
-    the others as in `Row`."""
-
-    name: str
-    label: str
-    options: dict
-    hour: int
-
-
 @dataclass(frozen=True)
 class Row:
-    """One model of a table.
+    """A model of a table.
 
-    name: of its runs' folders; cells: what the table says of it before the figures; options: of
-    the training run (`TrainConfig`) that are not the preset's; paper: its test NLL, or a sign in
-    its place; hour, epochs: those at `--scale hour`, and the paper's, or what is taken for them if
-    it gives none (`epochs_given`); spread: the paper's standard deviation, if it has one; stand_in:
-    trained below the paper's scale; instead: the label of the stand-in that has replaced the model
-    (`at`).
+    name: of its runs' folders; cells: its labels in the table; options: the fields of `TrainConfig`
+    that differ from the preset's; paper: its test NLL, or a sign in its place; hour, epochs: how
+    long it is trained at `--scale hour`, and in the paper (an assumption where the paper does not
+    say: `epochs_given`); spread: the paper's standard deviation; small: a smaller model for
+    `--scale hour`; instead: of a smaller model, its label.
     """
 
     name: str
@@ -42,7 +31,7 @@ class Row:
     hour: int
     epochs: int
     spread: float | None = None
-    stand_in: StandIn | None = field(default=None, hash=False)
+    small: "Row | None" = field(default=None, hash=False)
     instead: str | None = None
     epochs_given: bool = True
 
@@ -52,41 +41,46 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """The unit of its likelihoods: the paper counts those of colour images in bits."""
+        """The unit of its likelihoods: the paper reports those of colour images in bits."""
         return "nats" if self.data == "mnist" else "bits/dim"
+
+    def or_smaller(self, name: str, label: str, options: dict, hour: int) -> "Row":
+        """The row, with a smaller model that is trained in its place at `--scale hour`."""
+        own = {"name": name, "options": options, "hour": hour, "instead": label}
+        return replace(self, small=replace(self, **own))
 
     def at(self, scale: str) -> "Row":
         """The row as it is trained at a scale."""
-        if self.stand_in is None or scale == "paper":
-            return self
-        name, label, options, hour = self.stand_in
-        return replace(self, name=name, options=options, hour=hour, stand_in=None, instead=label)
+        return self if self.small is None or scale == "paper" else self.small
 
 
-@dataclass(frozen=True)
-class Table:
-    """title, notes: shown above and below it; heads: of the rows' cells; seeds: how many at
-    `--scale hour` (the paper's scale has at least three)."""
+class Table(NamedTuple):
+    """title: printed above it; heads: of the rows' cells; seeds: how many at `--scale hour` (the
+    paper's scale has at least three)."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
     seeds: int = 1
-    notes: tuple[str, ...] = ()
 
 
 EXACT = {"gradient": "exact"}
-# Both are Table 1's and Table 4's; Fig. 3 follows their angle, which changes nothing else.
+# Both are in Tables 1 and 4; Fig. 3 needs their angle, whose computation changes no parameter.
 FC_SNF = ("fc-snf", {"model": "fc", "track_angle": 1})
 CONV_SNF = ("conv-snf", {"model": "conv", "track_angle": 1})
-_SMALL = "2L-4K of width 16"
+_SMALL = ("2L-4K of width 16", {"model": "glow-2l-4k"}, 10)
 
 
-def _glow_snf(lam: float) -> tuple[str, dict, StandIn]:
-    """The MNIST Glow with this λ: (name, options, stand-in)."""
-    options = {"lam": lam}
-    small = StandIn(f"glow-2l-4k-lambda-{lam:g}", _SMALL, {"model": "glow-2l-4k"} | options, 10)
-    return f"glow-lambda-{lam:g}", {"model": "glow"} | options, small
+def _glow(name: str, small: str, cells: tuple, own: dict, nats: float, spread=None) -> Row:
+    """The MNIST Glow with these options, and its smaller model."""
+    label, preset, hour = _SMALL
+    row = Row(name, cells, {"model": "glow"} | own, nats, 5, GLOW_EPOCHS, spread)
+    return row.or_smaller(small, label, preset | own, hour)
+
+
+def _glow_snf(lam: float, cells: tuple, nats: float, spread=None) -> Row:
+    names = f"glow-lambda-{lam:g}", f"glow-2l-4k-lambda-{lam:g}"
+    return _glow(*names, cells, {"lam": lam}, nats, spread)
 
 
 # fmt: off
@@ -108,11 +102,8 @@ _TABLE_1 = (
 def _table_1() -> Iterator[Row]:
     for label, name, options, nats, spread, epochs in _TABLE_1:
         yield Row(name, (label,), options, nats, 30, epochs, spread)
-    glow = {"model": "glow"} | EXACT
-    small = StandIn("glow-1x1-exact", _SMALL, {"model": "glow-2l-4k"} | EXACT, 10)
-    yield Row("glow-exact", ("Glow 2L-16K",), glow, 575.7, 5, GLOW_EPOCHS, 0.8, small)
-    name, options, small = _glow_snf(100.0)
-    yield Row(name, ("SNF Glow 2L-16K",), options, 575.4, 5, GLOW_EPOCHS, 1.4, small)
+    yield _glow("glow-exact", "glow-1x1-exact", ("Glow 2L-16K",), EXACT, 575.7, 0.8)
+    yield _glow_snf(100.0, ("SNF Glow 2L-16K",), 575.4, 1.4)
 
 
 def _table_2() -> Iterator[Row]:
@@ -123,9 +114,9 @@ def _table_2() -> Iterator[Row]:
         rules = (("Glow", "exact", EXACT), ("SNF Glow", "snf", {}))
         for (label, how, rule), (bits, spread) in zip(rules, figures, strict=True):
             name, options = f"{model}-{how}", {"model": model, "data": data} | rule
-            size = {"depth": depth, "width": 64}
-            small = StandIn(f"{name}-small", f"3L-{depth}K of width 64", options | size, hour)
-            yield Row(name, (label, TITLES[data]), options, bits, hour, epochs, spread, small)
+            row = Row(name, (label, TITLES[data]), options, bits, hour, epochs, spread)
+            own = options | {"depth": depth, "width": 64}
+            yield row.or_smaller(f"{name}-small", f"3L-{depth}K of width 64", own, hour)
 
 
 def _table_4() -> Iterator[Row]:
@@ -139,9 +130,7 @@ def _table_4() -> Iterator[Row]:
             name, options = snf if lam == 1 else own
             yield Row(name, (label, f"{lam:g}"), options, figure, 30, epochs)
     for lam, nats in ((100.0, 574.1), (1000.0, 574.8)):
-        name, options, small = _glow_snf(lam)
-        cells = ("2L-16K Glow", f"{lam:g}")
-        yield Row(name, cells, options, nats, 5, GLOW_EPOCHS, stand_in=small)
+        yield _glow_snf(lam, ("2L-16K Glow", f"{lam:g}"), nats)
 
 
 # GECO as A.5 has it, without a tolerance, and with the settings of the authors' code.
@@ -182,19 +171,12 @@ def _white() -> Iterator[Row]:
         options = {key: row.options[key] for key in _OF_MODELS if key in row.options}
         label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
         for name, hour in named.items():
-            cells, own = (f"{label}, {hour} epochs",), options | {"recipe": "white"}
-            given = {"epochs_given": row.epochs_given}
-            yield Row(name, cells, own, row.paper, hour, row.epochs, row.spread, **given)
+            own = {"name": name, "cells": (f"{label}, {hour} epochs",), "hour": hour}
+            yield replace(row, **own, options=options | {"recipe": "white"}, small=None)
 
 
 TABLES = {
-    "table1": Table(
-        *("Table 1: test NLL in nats on MNIST", ("model",), tuple(_table_1())),
-        notes=(
-            "The paper's exact convolution takes the determinant of the whole matrix; ours finds "
-            "the same gradient by block recursion (derivations/10-block-tridiagonal.md).",
-        ),
-    ),
+    "table1": Table("Table 1: test NLL in nats on MNIST", ("model",), tuple(_table_1())),
     "table2": Table(
         "Table 2: test bits/dim of Glow 3L-32K on CIFAR-10 and 3L-48K on ImageNet32",
         *(("model", "data"), tuple(_table_2())),
@@ -202,26 +184,13 @@ TABLES = {
     "table4": Table(
         "Table 4: test NLL in nats on MNIST for self-normalizing flows with different λ",
         *(("model", "λ"), tuple(_table_4())),
-        notes=(
-            "The paper prints one column for all λ ≤ 0.1 (–: diverged), and none for 0.3. For its "
-            "2L-16K Glow it has figures for λ = 100 and, 574.8, for 1000 only: with λ ≤ 10 it "
-            "diverged.",
-        ),
     ),
     "table5": Table(
         "Table 5: test NLL in nats on MNIST of Glow 2L-4K of width 16 with larger kernels",
         *(("model",), tuple(_table_5()), 3),
-        notes=(
-            "SNF: λ by GECO without a tolerance, from 1, with the authors' settings (rate 0.001, "
-            "smoothing 0.9, the error per image), but here it never rises above 10,000; 5x5 starts "
-            "as in the authors' code.",
-            "The paper does not say how long these were trained: 250 epochs are its MNIST Glow's, "
-            "and the authors' script for the 5x5 kernels has 1,000.",
-        ),
     ),
     "white": Table(
         "The recipe: test NLL in nats on MNIST with --recipe white, beside the paper's rows",
         *(("model",), tuple(_white())),
-        notes=("The paper's figures are of its own settings; those of SNF Glow, of Table 5.",),
     ),
 }

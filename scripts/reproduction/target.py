@@ -1,37 +1,63 @@
 """A table or figure of the paper: what all of them have in common."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from reproduction import provenance
+from reproduction.results import distinct
 from reproduction.rows import Row
 from reproduction.runs import Command, Run
 
-SMOKE = "These show that everything runs; their figures mean nothing."
+# Options that do not change what a run computes, or that a run's entry has itself.
+_OF_A_RUN = {"seed", "epochs", "eval_every", "checkpoint_every", "track_angle", "out", "data_dir"}
+_OF_A_RUN |= {"backend", "graph", "overlap", "recompute", "eval_dtype", "tensorboard"}
 
 
 class Target:
     """title: heads its table; suffix: of its picture; made_of_record: whether it is drawn from the
     record alone; rows: those that it trains, none if it is measured. Members of its own:
 
-        collect(command, outcomes)    its record, from the outcomes by the runs' folders
-        show(record)                  its table in Markdown
-        draw(record, path)            its picture in the derivations' style, if there is one
+        collect(command, runs, outcomes)    its record, {"rows": [...], ...}
+        show(record)                        its table in Markdown
+        draw(record, path)                  its picture in the derivations' style, if there is one
     """
 
     title: str
     suffix, made_of_record = ".svg", True
     rows: tuple[Row, ...] = ()
 
-    def names(self, scale: str) -> list[str]:
-        """The rows that can be wanted alone (`--rows`)."""
-        return [row.at(scale).name for row in self.rows]
-
     def plan(self, command: Command) -> list[Run]:
         """The runs that it needs, of those whose images are there."""
         return []
 
-    def record(self, command: Command, **parts) -> dict:
-        """The head of its record in results.json, and its parts."""
-        return {"title": self.title, "scale": command.scale, **parts}
+
+class Trained(Target):
+    """A target that is made of runs. measure(run): the figures of one, beside its outcome."""
+
+    seeds = 1  # at `--scale hour`
+
+    def plan(self, command: Command) -> list[Run]:
+        return command.plan(self.rows, self.seeds)
+
+    def collect(self, command: Command, runs: list[Run], outcomes: dict[Path, dict]) -> dict:
+        found = []
+        for row in dict.fromkeys(run.row for run in runs):
+            own = [run for run in runs if run.row == row]
+            config = own[0].folder_config().as_dict().items()
+            record = {"name": row.name, "cells": list(row.cells), "stand_in": row.instead}
+            record |= {"unit": row.unit, "paper": row.paper, "paper_spread": row.spread}
+            record |= {"paper_epochs": row.epochs, "paper_epochs_given": row.epochs_given}
+            record["config"] = {k: v for k, v in config if v is not None and k not in _OF_A_RUN}
+            record["data"] = row.data
+            record["runs"] = [
+                {"seed": run.seed} | outcomes[run.folder] | self.measure(run) for run in own
+            ]
+            made_with = distinct([provenance.of_run(run.folder) for run in own])
+            found.append(record | {"made_with": made_with})
+        return {"rows": found}
+
+    def measure(self, run: Run) -> dict:
+        raise NotImplementedError
 
 
 def grid(table: Iterable[Iterable[str]]) -> str:
@@ -40,7 +66,8 @@ def grid(table: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows))
 
 
-def markdown(record: dict, table: Iterable[Iterable[str]], notes: Iterable[str]) -> str:
-    """A titled table and notes below it."""
-    title = f"**{record['title']}** (scale: {record['scale']})"
-    return "\n".join([title, "", grid(table), "", *(f"* {note}" for note in notes)])
+def trained(row: dict) -> str:
+    """Epochs of a row's first run / of the paper, and why if ours are fewer."""
+    ours, paper = row["runs"][0]["epochs"], row["paper_epochs"]
+    why = "diverged there" if "diverged_at" in row["runs"][0] else "not trained as long"
+    return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"

@@ -1,6 +1,7 @@
 """Table 3 and Fig. 4, which are measured in one run: times of models, and of layers over D."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,9 @@ from benchmarks.timing import measure, measure_asynchronous
 
 from reproduction import pictures, provenance
 from reproduction.runs import Command
-from reproduction.target import Target, markdown
+from reproduction.target import Target, grid
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
-_SMALL = {"levels": 2, "depth": 1, "width": 8}  # of Glows at the smoke scale, on images of 8 x 8
 
 
 class Timed(NamedTuple):
@@ -59,7 +59,7 @@ FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for dat
 # fmt: on
 BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
 # Timed calls of each family. Colour images take minutes on a CPU: at the paper's scale only.
-_REPEATS = {"smoke": (2, 2, 2, 2, 2), "hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
+_REPEATS = {"hour": (60, 20, 3, 0, 0), "paper": (200, 60, 10, 3, 3)}
 
 
 class Table3(Target):
@@ -67,10 +67,10 @@ class Table3(Target):
 
     title = "Table 3: milliseconds of a training step, and of one sample"
 
-    def collect(self, command: Command, outcomes: dict) -> dict:
+    def collect(self, command: Command, runs: list, outcomes: dict) -> dict:
         rows = []
         for family, repeats in zip(FAMILIES, _REPEATS[command.scale], strict=True):
-            times, exact = _times(family, command, repeats) if repeats else {}, family[0]
+            times, exact = _times(family, command.ops, repeats) if repeats else {}, family[0]
             for row in family:
                 own = {"label": row.label, "data": row.data}
                 for kind in ("batch", "sample"):
@@ -82,7 +82,7 @@ class Table3(Target):
                         own[kind] |= {"median": found.median, "minimum": found.minimum}
                         own[kind]["of_exact"] = found.median / base.median
                 rows.append(own)
-        return self.record(command, rows=rows, made_with=provenance.of_now(command.ops))
+        return {"rows": rows, "made_with": [provenance.of_now(command.ops)]}
 
     def show(self, record: dict) -> str:
         heads = ["model", "data"]
@@ -91,21 +91,7 @@ class Table3(Target):
         table = [heads]
         for row in record["rows"]:
             table.append([row["label"], row["data"], *_cells(row["batch"]), *_cells(row["sample"])])
-        notes = [
-            _hardware(record),
-            "Ours: the median, and in brackets the minimum. Whole steps of 100 images (64 for "
-            "ImageNet) in float32; one sample in float64, through the learned inverse where there "
-            "is one, else through the exact one.",
-            "The paper measured MNIST on a GeForce 1080Ti and the others on a Titan X (A.3): "
-            "compare shares of the exact gradient's time, not milliseconds.",
-            "The row in brackets is not the paper's: exact gradients by rows of the image "
-            "(derivations/10-block-tridiagonal.md).",
-        ]
-        if record["scale"] == "smoke":
-            notes.append("Small images and models, timed twice: the figures mean nothing.")
-        elif record["scale"] == "hour":
-            notes.append("Rows without our figures are measured at --scale paper.")
-        return markdown(record, table, notes)
+        return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
         keys, rows = {"ours": "of_exact", "the paper's": "paper_of_exact"}, record["rows"]
@@ -127,22 +113,17 @@ def _cells(times: dict) -> list[str]:
     return [ours, paper, share, paper_share]
 
 
-def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
-    """{(row, "batch" or "sample"): its Timing}, all in turn."""
-    ops, calls = command.ops, {}
+def _times(family: tuple[Timed, ...], ops, repeats: int) -> dict:
+    """{(row, "batch" or "sample"): its Timing}, in turn."""
+    calls = {}
     for row in family:
-        shape = _MNIST if row.data == "MNIST" else _COLOUR
-        count, settings = BATCH.get(row.data, 100), {}
-        if command.scale == "smoke":
-            shape, count = (8, 8, shape[2]), 10
-            settings = _SMALL if row.model.startswith("glow") else {}
-        settings |= {"report": lambda text: None, "batch_size": count}
-        trainer = make_trainer(ops, row.model, row.gradient, shape, **settings)
+        shape, count = _MNIST if row.data == "MNIST" else _COLOUR, BATCH.get(row.data, 100)
+        trainer = make_trainer(ops, row.model, row.gradient, shape, batch_size=count)
         images = random_images(ops, trainer)
         trainer.initialise_from_data(images)
         likelihood, exact = trainer.likelihood(), not trainer.flow.has_learned_inverse
-        calls[row, "batch"] = lambda own=trainer, x=images: own.training_step(x)
-        calls[row, "sample"] = lambda own=likelihood, how=exact: own.sample(1, seed=0, exact=how)
+        calls[row, "batch"] = partial(trainer.training_step, images)
+        calls[row, "sample"] = partial(likelihood.sample, 1, seed=0, exact=exact)
     if ops.asynchronous:
         bursts = max(3, math.ceil(repeats / 10))
         return measure_asynchronous(calls, ops.device.synchronise, bursts, seconds=0.5)
@@ -152,10 +133,10 @@ def _times(family: tuple[Timed, ...], command: Command, repeats: int) -> dict:
 _CHANNELS = 4
 # (dimensions of the dense layer, sides of the convolution's images, seconds for each point)
 _PLANS = {
-    "smoke": ((8, 16, 24), (4, 6, 8), 0.0),
     "hour": (range(32, 4065, 288), (4, 8, 12, 16, 20, 24, 28), 2.0),
     "paper": (range(32, 4065, 96), range(4, 33, 2), 10.0),
 }
+_LARGE = 1000  # the growth is that of D from there on
 _ORDERS = {"self-normalizing": "O(D²)", "exact": "O(D³)"}
 
 
@@ -164,51 +145,36 @@ class Figure4(Target):
 
     title = "Fig. 4: milliseconds of a layer's step over the dimension D, batch 128"
 
-    def collect(self, command: Command, outcomes: dict) -> dict:
+    def collect(self, command: Command, runs: list, outcomes: dict) -> dict:
         dimensions, sides, budget = _PLANS[command.scale]
         shapes = {
             "dense layer": [(dimension,) for dimension in dimensions],
             f"3x3 convolution of {_CHANNELS} channels": [(n, n, _CHANNELS) for n in sides],
         }
-        above, layers = 0 if command.scale == "smoke" else 1000, []  # growth: of D from there on
+        rows = []
         for label, own in shapes.items():
-            rows = sweep(command.ops, own, budget=budget)  # 128 images are the paper's (A.3)
-            exponents = {key: growth(rows, key, above) for key in rows[0] if key.endswith(" ms")}
-            layers.append({"label": label, "rows": rows, "growth": exponents, "above": above})
-        return self.record(command, layers=layers, made_with=provenance.of_now(command.ops))
+            points = sweep(command.ops, own, budget=budget)  # 128 images are the paper's (A.3)
+            keys = [key for key in points[0] if key.endswith(" ms")]
+            exponents = {key: growth(points, key, _LARGE) for key in keys}
+            rows.append({"label": label, "points": points, "growth": exponents})
+        return {"rows": rows, "made_with": [provenance.of_now(command.ops)]}
 
     def show(self, record: dict) -> str:
         table = [("layer", "gradient", "ours, by D", "ours grows as", "paper")]
-        for layer in record["layers"]:
-            rows, step = layer["rows"], math.ceil(len(layer["rows"]) / 4)
-            shown = rows[::-1][::step][::-1]  # at most four, the last one among them
+        for layer in record["rows"]:
+            points, step = layer["points"], math.ceil(len(layer["points"]) / 4)
+            shown = points[::-1][::step][::-1]  # at most four, the last one among them
             for key, exponent in layer["growth"].items():
                 gradient = key.removesuffix(" ms")
-                times = ", ".join(f"{row['D']}: {_digits(row[key])}" for row in shown)
-                grows = "–" if exponent is None else f"D^{exponent:.1f}, D ≥ {layer['above']}"
-                dense = layer is record["layers"][0]
+                times = ", ".join(f"{own['D']}: {_digits(own[key])}" for own in shown)
+                grows = "–" if exponent is None else f"D^{exponent:.1f}, D ≥ {_LARGE}"
+                dense = layer is record["rows"][0]
                 paper = _ORDERS[gradient] if dense else "not measured"
                 table.append((layer["label"], gradient, times, grows, paper))
-        notes = [
-            _hardware(record),
-            "The paper's figure is a curve of the dense layer without printed figures; beside ours "
-            "stand the orders that its text gives. Of a convolution, exact is block recursion, and "
-            "exact-dense the whole matrix.",
-        ]
-        if record["scale"] == "smoke":
-            notes.append("Tiny dimensions, timed three times: the figures mean nothing.")
-        return markdown(record, table, notes)
+        return grid(table)
 
     def draw(self, record: dict, path: Path) -> None:
-        pictures.save_sweeps(path, {layer["label"]: layer["rows"] for layer in record["layers"]})
-
-
-def _hardware(record: dict) -> str:
-    """A line that says what a record's times were measured on."""
-    made_with = record["made_with"]
-    name = made_with["device"].get("name") or made_with["processor"]
-    threads = f", threads: {made_with['threads']}" if not made_with["device"] else ""
-    return f"Measured on {name}{threads}, {made_with['backend']} backend, in one run."
+        pictures.save_sweeps(path, {layer["label"]: layer["points"] for layer in record["rows"]})
 
 
 def _digits(milliseconds: float) -> str:
