@@ -8,16 +8,17 @@ Soon, not at once: to wake a thread takes about as long as a small kernel runs, 
 convolutional step starts more than a hundred. GNU OpenMP, which Numba has on Linux, can be told how
 long to spin; others, and Numba's work queue, sleep at once. See derivations/25-many-cores.md.
 
-There are as many threads as cores, or as a container has a share of. Where other programs compute
-on the same cores, threads wait for those that do not run: `choose` finds out whether one is faster.
+There are as many threads as cores, or as a container has a share of. On a busy machine threads wait
+for one another, and one alone may be faster: `choose` finds out, and a run records its number,
+since the rounding of BLAS depends on it.
 """
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
@@ -25,10 +26,11 @@ _OMP_WAIT = "OMP_WAIT_POLICY"
 _GOMP_SPIN = "GOMP_SPINCOUNT"
 _SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-_CLEARLY = 1.5  # times as long: rounding of BLAS depends on its threads, so a little is no reason
+MIN_SPEEDUP = (
+    1.5  # of one thread: rounding of BLAS depends on its threads, so a little is no reason
+)
 _TRIALS, _TRIAL_SECONDS = 6, 2.0  # of `choose`: turns at most, and until no further one begins
 _in_force = {"blas_timeout_in_time": True}
-asked: list[int] = []  # by --threads
 
 
 def configure_blas() -> None:
@@ -103,58 +105,67 @@ def _limit(group: Path) -> float:
 def share_cores(processes: int = 1) -> None:
     """Use this process's share of the cores, one of so many that compute on them at once.
 
-    BLAS and Numba then have as many threads as there are cores for each, or as few as the
-    environment says; or as many as `ask` was told.
+    BLAS and Numba then have at most as many threads as there are cores for each; what the
+    environment says of one process stays as it is.
     """
-    if asked:
-        limit(*asked, more=True)
-    elif processes > 1 or not _stated():
+    if processes > 1 or not _stated():
         limit(max(1, int(min(len(cores()), quota())) // processes))
 
 
-def ask(count: int) -> None:
-    """Have so many threads whatever there is; for every `get_ops` from now on."""
-    asked[:] = [count]
-
-
-def limit(count: int, more: bool = False) -> None:
-    """Let BLAS and Numba, if it is loaded, have at most so many threads; more: or raise it."""
-    for pool in _blas():
-        pool.set_num_threads(count if more else min(count, pool.get_num_threads()))
-    if numba := sys.modules.get("numba"):
-        highest = numba.config.NUMBA_NUM_THREADS if more else numba.get_num_threads()
-        numba.set_num_threads(min(count, highest))
+def limit(count: int) -> None:
+    """Let BLAS, and Numba if it is loaded, have at most so many threads."""
+    for get, put in _pools():
+        put(min(count, get()))
 
 
 def most() -> int:
     """The threads of the larger pool."""
-    numba = sys.modules.get("numba")
-    counts = [pool.get_num_threads() for pool in _blas()]
-    return max(1, *counts, numba.get_num_threads() if numba else 1)
+    return max([1, *(get() for get, _ in _pools())])
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """A context after which every pool has as many threads as before."""
+    before = [(put, get()) for get, put in _pools()]
+    try:
+        yield
+    finally:
+        for put, count in before:
+            put(count)
 
 
 def choose(work: Callable[[], None]) -> str:
-    """One thread from now on if `work` then takes clearly less time; a line that says so, or "".
+    """Have one thread from now on if `work` then takes clearly less time; a line that says so, or
+    "". Nothing changes if there is one already, or the environment says how many there are.
 
-    Not where somebody has said how many there are to be, or there is one. In turns, so that what
-    else the machine does meanwhile slows both.
+    The two are tried alternately, so that the load of other programs slows down both.
     """
     count = most()
-    if count == 1 or asked or _stated():
+    if count == 1 or _stated():
         return ""
     seconds, begun = {count: 0.0, 1: 0.0}, time.perf_counter()
     for _ in range(_TRIALS):
         for threads in seconds:
-            limit(threads, more=True)
-            start = time.perf_counter()
-            work()
-            seconds[threads] += time.perf_counter() - start
+            with restored():
+                limit(threads)
+                start = time.perf_counter()
+                work()
+                seconds[threads] += time.perf_counter() - start
         if time.perf_counter() - begun > _TRIAL_SECONDS:
             break
     ratio = seconds[count] / max(seconds[1], 1e-9)  # a clock may stand still
-    busy = ratio > _CLEARLY
-    limit(1 if busy else count, more=True)
-    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine" * busy
+    if ratio <= MIN_SPEEDUP:
+        return ""
+    limit(1)
+    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine"
+
+
+def _pools() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
+    """How to get and set the number of threads of each pool that is loaded."""
+    pools = [(pool.get_num_threads, pool.set_num_threads) for pool in _blas()]
+    if numba := sys.modules.get("numba"):
+        pools.append((numba.get_num_threads, numba.set_num_threads))
+    return pools
 
 
 def _stated() -> bool:

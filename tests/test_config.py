@@ -40,7 +40,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     assert resolved.resolve(1000) == resolved
     assert TrainConfig.from_dict(resolved.as_dict()).resolve(1000) == resolved
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
-    optional |= {"track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
+    optional |= {"threads", "track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
     optional |= {"validation", "test", "preprocess", "patience"}
     sizes = {"levels", "depth", "width", "kernel"} - set(vars(PRESETS[model].size or object))
@@ -96,7 +96,7 @@ def test_a_resumed_run_may_change_what_says_so(name):
     may_change = {"epochs", "eval_every", "data_dir", "backend", "graph", "recompute", "out"}
     may_change |= {"lr", "lam", "clip_norm", "checkpoint_every", "track_angle", "tensorboard"}
     may_change |= {"overlap", "lr_schedule", "final_lr_fraction", "validation", "test", "patience"}
-    may_change |= {"eval_dtype"}
+    may_change |= {"eval_dtype", "threads"}
     if name in may_change:
         assert getattr(started.resumed(given, Path("run")), name) == given[name]
     else:

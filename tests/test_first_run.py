@@ -89,7 +89,7 @@ def test_nothing_is_compiled_after_the_rehearsal(tmp_path):
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
 def test_a_rehearsal_leaves_no_trace(tmp_path, monkeypatch, changes):
     run_training(tmp_path / "rehearsed", **changes)
-    monkeypatch.setattr(HostDevice, "prepare", lambda device, work, alone: "")
+    monkeypatch.setattr(HostDevice, "prepare", lambda device, work, choose: "")
     run_training(tmp_path / "not", **changes)
     assert_same_run(tmp_path / "rehearsed", tmp_path / "not")
 

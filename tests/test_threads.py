@@ -8,12 +8,15 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.ranks import on_ranks
 
+import snfnp
 from snfnp import threads
+from snfnp.data import user_data
 from snfnp.errors import UsageError
-from snfnp.ops.host import HostDevice, ranks_on_shared_cores
+from snfnp.ops.host import ranks_on_shared_cores
 
 _PRINT = """
 {before}
@@ -195,44 +198,54 @@ def test_a_containers_share_of_the_cores_is_counted(tmp_path, groups, files, cor
     [
         (3, {}, 1, "one thread: 4 take 3.0 times as long"),
         (1, {}, 4, ""),
-        (3, {"OMP_NUM_THREADS": "4"}, None, ""),  # somebody has said how many
+        (3, {"OMP_NUM_THREADS": "4"}, 4, ""),  # somebody has said how many
     ],
 )
 def test_a_few_steps_say_whether_one_thread_is_faster(monkeypatch, slower, settings, chosen, line):
-    used, clock = [], [0.0]  # a clock of the test's own: it may run on a busy machine itself
-
-    def work():
-        clock[0] += 0.002 * (slower if used[-1] == 4 else 1)
-
-    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    for name in threads._NUMBERS:
-        monkeypatch.delenv(name, raising=False)
+    pool = busy_pool(monkeypatch, slower)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(threads, "most", lambda: 4)
-    monkeypatch.setattr(threads, "limit", lambda count, more: used.append(count))
-    said = threads.choose(work)
-    assert re.fullmatch(line, said.partition(" on ")[0]) and (used or [None])[-1] == chosen
-    assert set(used) <= {1, 4}
+    said = threads.choose(lambda: None)
+    assert re.fullmatch(line, said.partition(" on ")[0]) and pool.count == chosen
 
 
-@pytest.mark.parametrize("asked, limits", [([], [3]), ([2], [])])
-def test_a_run_that_goes_on_has_its_threads_or_those_that_are_asked_for(monkeypatch, asked, limits):
-    found = []
-    monkeypatch.setattr(threads, "asked", asked)
-    monkeypatch.setattr(threads, "limit", found.append)
-    device = HostDevice("numpy")
-    device.limit_threads({"blas": [{"num_threads": 3}], "numba_threads": 2})
-    assert found == limits
+def busy_pool(monkeypatch, slower=3):
+    """A pool of 4 threads, with which everything takes so many times as long as with one."""
+    pool, seconds = SimpleNamespace(count=4), [0.0]
+
+    def put(count):
+        pool.count = count
+
+    def perf_counter():  # a clock of the test's own: it may run on a busy machine itself
+        seconds[0] += 0.002 * (slower if pool.count > 1 else 1)
+        return seconds[0]
+
+    monkeypatch.setattr(threads, "_pools", lambda: [(lambda: pool.count, put)])
+    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=perf_counter))
+    for name in threads._NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    return pool
 
 
-def test_threads_are_as_many_as_were_asked_for(snfnp_train, monkeypatch):
-    monkeypatch.setattr(threads, "asked", [])
+def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_path):
+    """The number is in config.json, since the rounding of BLAS depends on it."""
+    pool, said, counts = busy_pool(monkeypatch), [], []
+    monkeypatch.setattr(threads, "cores", lambda: frozenset(range(4)))
+    data = user_data.load(np.random.default_rng(0).normal(size=(40, 2)))
+    how = {"report": said.append, "callbacks": [lambda record: counts.append(pool.count)]}
+    options = {"model": "fc", "backend": "numpy", "batch_size": 10, "epochs": 1}
+    run = snfnp.fit(data, out=tmp_path / "run", **options, **how)
+    assert any("one thread: 4 take 3.0 times as long" in line for line in said)
+    assert set(counts) == {1} and pool.count == 4 and run.config.threads == 1
+    counts.clear()
+    snfnp.resume(tmp_path / "run", dataset=data, epochs=2, **how)
+    assert set(counts) == {1} and pool.count == 4 and not [line for line in said if "threads 1" in line]
+    counts.clear()
+    snfnp.fit(data, out=tmp_path / "other", threads=3, **options, **how)
+    assert set(counts) == {3} and pool.count == 4
+
+
+def test_more_threads_than_cores_are_refused(snfnp_train):
     most = len(threads.cores())
-    for count in (0, most + 1):
-        with pytest.raises(UsageError, match=f"`threads` is {count}: choose from 1 to {most}, the"):
-            snfnp_train("--threads", count)
-    script = _PRINT.format(before="from snfnp import threads; threads.ask(1)")
-    script += "print(found['numba_threads'], *(pool['num_threads'] for pool in found['blas']))"
-    variables = {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    assert set(printed(script, **variables).splitlines()[-1].split()) == {"1"}
+    with pytest.raises(UsageError, match=f"there are {most} cores here: choose {most} or fewer"):
+        snfnp_train("--threads", most + 1)

@@ -31,11 +31,10 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
                 raise UsageError(f"{path} and `data={given['data']}`: give one of them")
             given["data"] = path
         processes = given.pop("processes", 1)
-        if (count := given.pop("threads", None)) is not None:
-            most = len(threads.cores())
-            if not 1 <= count <= most:
-                raise UsageError(f"`threads` is {count}: choose from 1 to {most}, the cores here")
-            threads.ask(count)
+        most = len(threads.cores())
+        if given.get("threads", 1) > most:
+            found = f"`threads` is {given['threads']}, and there are {most} cores here"
+            raise UsageError(f"{found}: choose {most} or fewer")
         world.require_same(given)
         resume, rollback = given.pop("resume", None), given.pop("rollback", False)
         trust = given.pop("trust", False)
@@ -106,9 +105,6 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     about = "train in so many processes, each with its share of every batch: on GPUs, one for each "
     about += "(starts this command with mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
-    about = "compute on so many threads, in every process (default: as many as there are cores for "
-    about += "it, or one if a few steps at the start show that other programs need the others)"
-    start.add_argument("--threads", type=int, metavar="N", help=about)
     about = "go on with the run in --out from its last checkpoint (with --epochs to train longer); "
     about += "auto: start it if there is nothing to go on with, so that one command can be "
     about += "submitted again and again"

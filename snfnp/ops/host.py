@@ -71,19 +71,17 @@ class HostDevice:
         """
         return function
 
-    def prepare(self, work: Callable[[], None], alone: bool = True) -> str:
-        """Call work() until it runs as fast as it ever will, and choose the threads for it, if no
-        other process has to do the same (`alone`); a line on that choice, or ""."""
+    def prepare(self, work: Callable[[], None], choose: bool = True) -> str:
+        """Call work() until everything in it is compiled and, to choose, to time it with one thread
+        and with all (`threads.choose`); a line on that choice, or ""."""
         if self.compiles:
             work()
-        return threads.choose(work) if alone else ""
+        return threads.choose(work) if choose else ""
 
-    def limit_threads(self, described: dict) -> None:
-        """Have no more threads than `threads.describe` once said, so that results are the same, if
-        nobody has said how many."""
-        counts = [pool["num_threads"] for pool in described.get("blas", ())]
-        if counts and not threads.asked:
-            threads.limit(max(*counts, described.get("numba_threads", 1)))
+    @property
+    def threads(self) -> int | None:
+        """The number of threads on which results depend; None: they depend on none."""
+        return threads.most()
 
     def run_async(self, function, *arguments, **named) -> None:
         """Call `function(*arguments, **named)`, for its writes to arrays among them.

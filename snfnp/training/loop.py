@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from snfnp import registry
+from snfnp import registry, threads
 from snfnp.data import Dataset, require_dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
@@ -84,13 +84,23 @@ def train(
     report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
-    with run.lock if first else nullcontext(), signals.ends_no_process(), quiet, plain_output():
+    with (
+        run.lock if first else nullcontext(),
+        signals.ends_no_process(),
+        quiet,
+        plain_output(),
+        threads.restored(),
+    ):
         moments = dataset.moments if dataset.noun == "rows" else None
         if resume:
             record = world.on_rank_zero(lambda: run.open(run.path)[1])
             if line := world.on_rank_zero(lambda: run.refuse_other_images(record, dataset)):
                 report(line)
             moments = run.moments(record)
+            if config.threads is None and ops.device.threads:  # for the same rounding
+                config = replace(config, threads=record["config"].get("threads"))
+        if config.threads is not None:
+            threads.limit(config.threads)
         flow = config.build_flow(dataset.train.shape[1:], moments)
         if resume and (line := refuse_other_flow(run.path, record, flow)):
             report(line)
@@ -102,11 +112,13 @@ def train(
         with compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
-                ops.device.limit_threads(record.get("threads", {}))
             report(_introduction(config, flow, trainer, dataset, ops, run))
-            chosen = _rehearse(trainer, evaluator, batches, dataset, choose=not resume)
+            chosen = _rehearse(
+                trainer, evaluator, batches, dataset, choose=not resume and config.threads is None
+            )
             if not resume:
-                checkpoints.start(describe_run(config, flow, dataset, ops, world.size))
+                known = replace(config, threads=ops.device.threads)
+                checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
         if chosen:
             report(chosen)
         try:

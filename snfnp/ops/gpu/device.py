@@ -74,14 +74,15 @@ class Gpu:
         finally:
             self.launch.begins = self.launch.ends = None
 
-    def prepare(self, work: Callable[[], None], alone: bool = True) -> str:
+    def prepare(self, work: Callable[[], None], choose: bool = True) -> str:
         for _ in range(CALLS_UNTIL_RECORDED):
             work()
         self.synchronise()
         return ""
 
-    def limit_threads(self, described: dict) -> None:
-        """Nothing that this device computes depends on the host's threads."""
+    @property
+    def threads(self) -> int | None:
+        return None
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS) -> Graph:
         return Graph(self.xp, function, report, communicator, self._without_side_stream)

@@ -302,6 +302,9 @@ class DeviceOptions:
     backend: str = changeable(
         "numba", "numba (CPU, compiled), numpy (CPU) or cupy (GPU)", choices=BACKENDS
     )
+    threads: int | None = changeable(
+        None, "threads of each process at most; fix them to repeat a run bit for bit", AT_LEAST_1
+    )
     dtype: str = option("float32", "precision of training", choices=("float32", "float64"))
     eval_dtype: str = changeable(
         "float64",

@@ -176,6 +176,10 @@ _RELATIONS = {
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data in _AUGMENTED, f"on for {', '.join(_AUGMENTED)} only"),
     "epochs": Relation(words=_EPOCHS),
+    "threads": Relation(
+        (_is("backend", "numba", "numpy"),),
+        words="the cores it has, or 1 if that is faster on a busy machine",
+    ),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
     "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),

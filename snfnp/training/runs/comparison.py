@@ -10,7 +10,7 @@ from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
 # Options that say how long a run is and what computes it: no name for what it does.
-_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "graph", "overlap")
+_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph", "overlap")
 _UNNAMED += ("data_dir", "out", "tensorboard")
 
 
