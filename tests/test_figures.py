@@ -45,7 +45,7 @@ def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
     assert root.tag.endswith("svg")
     first = next(e for e in root.iter() if e.get("id") == "patch_1")
     assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
-    assert path.stat().st_size < (200_000 if name == MOVING else 150_000)
+    assert path.stat().st_size < (210_000 if name == MOVING else 150_000)
     assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
 
 
@@ -57,7 +57,7 @@ def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still(
     for path in moving:
         about = path.find("{*}animate")
         frames, times = (about.get(name).split(";") for name in ("values", "keyTimes"))
-        assert frames[-1] == frames[-2] == path.get("d") != frames[0]
+        assert frames[0] == frames[-1] == frames[-2] == path.get("d") != frames[1]
         assert len({re.sub(r"[\d.-]+", "", frame) for frame in frames}) == 1
         at = [float(time) for time in times]
         assert len(at) == len(frames) and (at[0], at[-1]) == (0, 1) and at == sorted(set(at))

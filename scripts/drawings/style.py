@@ -65,8 +65,8 @@ def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), si
 def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     """Draw lines that move: frames (times, lines, points, 2) in the axis's coordinates.
 
-    A line of one point is a dot. `save` writes them into the SVG as an animation that plays five
-    times and then rests on its last frame, which is also what a viewer without animation shows.
+    A line of one point is a dot. `save` writes them into the SVG as an animation that shows its last
+    frame first, plays five times, and rests on that frame: so does a viewer without animation.
     """
     figure, place = axis.figure, axis.get_position()
     across, up = figure.get_size_inches() * 72
@@ -76,8 +76,9 @@ def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
         "".join("M" + " ".join(f"{v:.1f}" for v in line.ravel()) + "h0" for line in frame)
         for frame in (frames - low) / (high - low) * [w, -h] + [0, h]
     ]
-    values, times = ";".join([*drawn, drawn[-1]]), np.linspace(0, 0.8, len(drawn))
-    timing = f'keyTimes="{";".join(f"{t:.3f}" for t in times)};1" dur="{seconds}s" repeatCount="5"'
+    values = ";".join([drawn[-1], *drawn, drawn[-1]])
+    times = ";".join(f"{t:.3f}" for t in (0, *np.linspace(0.08, 0.8, len(drawn)), 1))
+    timing = f'keyTimes="{times}" dur="{seconds}s" repeatCount="5"'
     figure.moving = getattr(figure, "moving", "") + (
         f'<svg x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"><path d="{drawn[-1]}" '
         f'style="fill: none; stroke: {color}; stroke-width: {width}; stroke-linecap: round">'
