@@ -239,7 +239,11 @@ def test_a_run_gives_its_threads_back_and_goes_on_with_as_many(monkeypatch, tmp_
     assert set(counts) == {1} and pool.count == 4 and run.config.threads == 1
     counts.clear()
     snfnp.resume(tmp_path / "run", dataset=data, epochs=2, **how)
-    assert set(counts) == {1} and pool.count == 4 and not [line for line in said if "threads 1" in line]
+    assert (
+        set(counts) == {1}
+        and pool.count == 4
+        and not [line for line in said if "threads 1" in line]
+    )
     counts.clear()
     snfnp.fit(data, out=tmp_path / "other", threads=3, **options, **how)
     assert set(counts) == {3} and pool.count == 4
