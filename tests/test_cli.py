@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -244,7 +245,9 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_file_of_the_kernels_is_packed():
     patterns = SETTINGS["tool"]["setuptools"]["package-data"]["snfnp.ops"]
     folder = ROOT / "snfnp" / "ops"
-    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name[0] != "_"]
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     others = {path for path in files if path.suffix != ".py"}
     assert others and others <= {path for each in patterns for path in folder.glob(each)}
 
@@ -300,3 +303,48 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
         assert cupy == f"cupy-cuda{major}x[ctk]>={first}.{second},<{first + 1}"
         assert f'install "{cupy}"' in requirements.install(major)
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")
+
+
+# ---------------------------------------------------------------- the installed command
+
+CONSOLE = "import sys; sys.path.pop(0); from snfnp.cli import run_script; run_script()"
+OWN_MODEL = """
+import snfnp
+from snfnp.layers import Linear
+from snfnp.maps import Dense
+
+def build(shape):
+    return snfnp.Flow(shape, (("dense", Linear(Dense(*shape))),))
+"""
+
+
+def test_the_installed_command_finds_a_model_in_the_current_folder(tmp_path):
+    """It has no current folder on its path, unlike `python -m`."""
+    (tmp_path / "my_flows.py").write_text(OWN_MODEL)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    start = [sys.executable, "-c", CONSOLE]
+    train = [
+        "train",
+        "rows.npy",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--backend",
+        "numpy",
+        "--out",
+        "run",
+        "--model",
+    ]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for words, said in (
+        ([*train, "my_flows:build"], "my_flows:build: "),
+        (["evaluate", "run", "--trust"], "NLL"),
+        (["evaluate", "run"], "give --trust"),
+    ):
+        environment = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run(
+            [*start, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert said in done.stdout + done.stderr, done.stderr
+        assert done.returncode == (2 if said == "give --trust" else 0)

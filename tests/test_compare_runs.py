@@ -68,8 +68,10 @@ def test_models_are_named_without_what_their_presets_say(tmp_path):
     assert comparison.labels(opened) == ["--model fc", "--model conv"]
 
 
-def test_a_picture_is_drawn(runs, tmp_path, capsys):
-    compare.main([str(runs / "a"), str(runs / "c"), "--plot", str(tmp_path / "runs.svg")])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("names", ["ac", "a"])
+def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
+    compare.main([*(str(runs / name) for name in names), "--plot", str(tmp_path / "runs.svg")])
     assert "</svg>" in (tmp_path / "runs.svg").read_text()
     assert str(tmp_path / "runs.svg") in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """2-D toy data: densities, pictures and the animation, paths between latents, scores."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,7 +253,31 @@ def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
     assert "AUROC 0.5000" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_view_of_a_single_point_is_drawn_without_warnings(run, tmp_path):
+    """As of a table of ten rows, one of which is held out."""
+    view = View.of(run.likelihood, np.ones((1, 2)), ["exact"])
+    plots.save_plane(tmp_path / "plane.png", view, "one")
+    assert view.extent == (0.0, 2.0, 0.0, 2.0)
+
+
+@pytest.mark.parametrize("options", [["--data-dir", "a"], ["--data-dir", "b", "--other-dir", "a"]])
+def test_other_published_data_are_read_where_the_options_say(folder, monkeypatch, options):
+    """Also where --data-dir has the run's own."""
+    asked = []
+
+    def load(name, data_dir=None, **more):
+        asked.append((name, data_dir))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(score, "load_dataset", load)
+    with pytest.raises(UsageError, match="enough"):
+        score.main([str(folder), "cifar-10", *options])
+    assert asked == [("cifar-10", Path("a"))]
+
+
 SCORELESS = {
+    "penguin.csv": "no such file: penguin.csv: give the path of your data (`data`)",
     "mons": "'mons' is neither a data set nor a path (did you mean moons?)",
     "mnist-sample": "mnist-sample: shape (1000, 28, 28, 1) is not (N, 2)",
     "nan.npy": "nan.npy (train): nan in row 1, column 0",

@@ -48,7 +48,7 @@ def _table(runs, names, start) -> str:
         if gap:
             part = gap[1] / (runs[0].nll[gap[0]] or math.inf)
             shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
-        own = (f"`{name}`" if name else "the run", *(_short(run.nll[epoch]) for epoch in epochs))
+        own = (f"`{name}`", *(_short(run.nll[epoch]) for epoch in epochs))
         test = "not done" if run.test_nll is None else _short(run.test_nll)
         speed = _short(last["seconds"] / last["epoch"], ".1f")
         lines.append((*own, shown, f"{_short(run.nll[best])} at {best}", test, speed))

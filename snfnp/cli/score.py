@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.cli.shared import add_data, check_file, check_range, images_of, open_run, run_parser
-from snfnp.data import DATA_SETS, load_dataset, user_data
+from snfnp.data import DATA_SETS, PUBLISHED, load_dataset, user_data
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
@@ -26,6 +26,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     out = "the picture; beside it, the scores as .csv (default: RUN/score-<other>.png)"
     parser.add_argument("--out", type=Path, help=out)
     add_data(parser)
+    about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
+    parser.add_argument("--other-dir", type=Path, help=about)
     args = parser.parse_args(argv)
     if args.count is not None:
         check_range(args, "count", 1)
@@ -34,8 +36,12 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     run = open_run(args)
     check_file(out, "out", plots.SUFFIXES)
-    named = args.other in DATA_SETS or not os.path.exists(args.other)
-    other = load_dataset(args.other).test if named else user_data.whole(args.other)
+    if args.other in PUBLISHED:
+        other = load_dataset(args.other, args.other_dir or args.data_dir).test
+    elif args.other in DATA_SETS or not os.path.exists(args.other):
+        other = load_dataset(args.other).test
+    else:
+        other = user_data.whole(args.other)
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import re
+import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": _Help, **settings})
+
+    def parse_args(self, args=None, namespace=None):
+        """The options. Modules of the current folder can be imported from here on, after all
+        others, if a model of the user's own is named or trusted: `python -m` has that folder on its
+        path, but the installed command has not."""
+        parsed = super().parse_args(args, namespace)
+        given = vars(parsed)
+        if given.get("trust") or ":" in str(given.get("model")):
+            sys.path.append(os.getcwd())
+        return parsed
 
     def print_help(self, file=None):
         print(self.format_help(), end="", file=file)  # argparse passes over what goes wrong here

@@ -9,17 +9,20 @@ from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.published import print_to_stderr
 from snfnp.errors import UsageError, suggestion
 
-# By name, what makes the images: called with the folder that was given, or None, and `report`.
-LOADERS: dict[str, Callable[..., Dataset]] = {
+# {name: a function (data_dir or None, report) -> Dataset}
+PUBLISHED: dict[str, Callable[..., Dataset]] = {
     **{name: spec.load for name, spec in mnist.SPECS.items()},
-    "mnist-sample": mnist.sample,
     "cifar-10": cifar.CIFAR.load,
     "imagenet32": imagenet.IMAGENET32.load,
+}
+LOADERS: dict[str, Callable[..., Dataset]] = {
+    **PUBLISHED,
+    "mnist-sample": mnist.sample,
     **{name: partial(toy.load, name) for name in toy.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)
 
-__all__ = ["DATA_SETS", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
+__all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "require_dataset"]
 
 
 def load_dataset(
@@ -53,6 +56,8 @@ def load_dataset(
             found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
         return user_data.load(name, validation, test, seed)
+    if os.path.splitext(name)[1] or os.path.basename(name) != name:
+        raise UsageError(f"no such file: {name}: give the path of your data (`data`)")
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"
     names = ", ".join(DATA_SETS)
     raise UsageError(f"{found}: use one of {names}, or the path of your data (`data`)")

@@ -41,6 +41,7 @@ class View:
         data = np.asarray(data[:: max(1, len(data) // _SHOWN)], np.float64)
         low, high = np.quantile(data, (0.01, 0.99), axis=0)
         middle, half = (low + high) / 2, 0.65 * (high - low)
+        half[half == 0] = half.max() or 1.0  # of a single point, or points on a line
         if half.max() < 4 * half.min():  # in comparable units: shapes are to be seen as they are
             half[:] = half.max()
         (left, bottom), (right, top) = middle - half, middle + half

@@ -56,7 +56,7 @@ def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
 
 def labels(runs: list[ComparedRun]) -> list[str]:
     """The options by which each run differs from others, as on the command line; of different
-    models without what each preset says. Runs that differ in nothing: the names of their folders.
+    models without what each preset says. Runs that differ in nothing are named by their folders.
     """
     names: list[list[str]] = [[] for _ in runs]
     several = len({run.config.model for run in runs}) > 1
@@ -73,7 +73,11 @@ def labels(runs: list[ComparedRun]) -> list[str]:
             shown = f"{value:g}" if isinstance(value, float) else value
             parts.append(in_flags(f"`{option.name}={shown}`"))
     joined = [" ".join(parts) for parts in names]
-    return joined if len(set(joined)) == len(joined) else [str(run.path) for run in runs]
+    return (
+        joined
+        if all(joined) and len(set(joined)) == len(joined)
+        else [str(run.path) for run in runs]
+    )
 
 
 def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
