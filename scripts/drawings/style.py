@@ -65,8 +65,8 @@ def arrow(axis, start, end, label="", color=INK, curve=0.0, offset=(0, 0.14), si
 def move(axis, frames, color: str, width: float, seconds: float = 10) -> None:
     """Draw lines that move: frames (times, lines, points, 2) in the axis's coordinates.
 
-    A line of one point is a dot. `save` writes them into the SVG as an animation that begins with its
-    last frame, plays five times, and rests on that frame, which is all that other viewers show.
+    A line of one point is a dot. `save` writes them into the SVG as an animation that begins with
+    its last frame, plays five times, and rests on that frame, which is what other viewers show.
     """
     figure, place = axis.figure, axis.get_position()
     across, up = figure.get_size_inches() * 72
