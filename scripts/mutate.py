@@ -41,7 +41,7 @@ TESTS = {
     "block_tridiagonal": ("maps", "block_tridiagonal"),
     "emerging": ("emerging", "gradcheck_linear"),
     "conv_exponential": ("conv_exponential", "gradcheck_linear"),
-    "followers": ("control", "jacobian_penalty"),
+    "multipliers": ("control",),
     "second_moment": ("monitors",),
     "maps/conv": ("maps", "conv", "rules"),
     "activation": ("layers", "ops"),

@@ -161,6 +161,10 @@ class FlowDensity:
         steps = config.epochs * batches.steps_per_epoch
         every, rng = max(1, steps // _EVALUATIONS), np.random.default_rng(config.seed)
 
+        def noisy(step: int):
+            rows = batches(step)
+            return rows + noise * moments[1] * rng.standard_normal(rows.shape)
+
         def evaluated():
             likely = trainer.likelihood().log_prob(held_out).mean()
             return likely if np.isfinite(likely) else -np.inf, trainer.p.copy(), trainer.step
@@ -170,11 +174,8 @@ class FlowDensity:
             best, waited = evaluated(), 0
             patience = steps if self.patience is None else self.patience
             while trainer.step < steps and waited < patience:
-                batch = batches(trainer.step)
-                if noise:
-                    batch = batch + noise * moments[1] * rng.standard_normal(batch.shape)
                 try:
-                    trainer.training_step(batch)
+                    trainer.training_step(noisy if noise else batches)
                 except DivergedError:
                     break
                 if trainer.step % every == 0 or trainer.step == steps:

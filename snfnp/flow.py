@@ -123,14 +123,18 @@ class Flow:
         rng = np.random.default_rng(seed)
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
-    def init_from_data(self, ops, params, x) -> None:
+    def init_from_data(self, ops, params, x, statistics=lambda place: {}) -> None:
         """Set the parameters that depend on data (as actnorm's) from a first batch x (N, ...): one
-        forward pass, in which every layer's are set before the next one gets its input."""
+        forward pass, in which every layer's are set before the next one gets its input.
+
+        statistics(place): the values by name of the place-th layer that more than a batch decides.
+        """
         _require_shape(x, self.shape)
-        for name, layer in self.layers:
-            for parameter, value in layer.init_from_data(ops, params[name], x).items():
-                params[name][parameter][...] = value
-            x = layer.forward(ops, params[name], x)[0]
+        for place, (name, layer) in enumerate(self.layers):
+            p = params[name]
+            for parameter, value in (layer.init_from_data(ops, p, x) | statistics(place)).items():
+                p[parameter][...] = value
+            x = layer.forward(ops, p, x)[0]
 
     def encode(self, ops, images, key, dtype):
         """Device images -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
@@ -199,7 +203,7 @@ class Flow:
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
-        learned ones `refined` until they are exact (`snfnp.beyond.contraction`)."""
+        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use exact=True (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits

@@ -15,28 +15,15 @@ _FACTORIES = {
     "variational": "variational:Variational",
     # log_det, log_det_grad and solve of a convolution, as in `snfnp.maps.explicit`
     "block": "block_tridiagonal",
-    # refining a learned inverse until it is exact
-    "refined-inverse": "contraction:solve",
     # convolutions of other papers, and the layers that they are made of
     "emerging": "emerging:emerging_layers",
     "conv-exponential": "conv_exponential:exponential_layers",
     "causal-layer": "emerging:CausalConv2d",
     "exponential-layer": "conv_exponential:ConvExponential",
     "bias-layer": "conv_exponential:Bias",
-    # what a training step adds to a layer's output
-    "noise": "variational:Noise",
-    # followers of a training run (`snfnp.training.followers.Follower`)
-    "multipliers": "followers:Multipliers",
-    "jacobian-mean": "followers:JacobianMean",
-    "coordinates": "coordinates:white_followers",
-    "controlled-lambda": "followers:controlled_lambda",
-    # monitors at evaluations, and proven bounds
-    "monitors": "monitors:Inspection",
+    # proven bounds
     "certificates": "certificates:certificates",
     "activations-part": "certificates:activations_part",
-    # curves for TensorBoard
-    "event-files": "tensorboard:recording",
-    "event-files-package": "tensorboard:require",
 }
 
 

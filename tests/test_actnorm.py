@@ -11,7 +11,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
-from snfnp.training.batches import epoch_order
+from snfnp.training.batches import Repeated, epoch_order
 from snfnp.training.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)
@@ -167,7 +167,7 @@ def test_training_starts_from_the_first_batch(tmp_path, monkeypatch):
     run_training(tmp_path / "run", DATASET, epochs=1, **GLOW)
     trainer = make_trainer(get_ops("numba"), "glow-2l-4k", batch_size=20)
     before = trainer.p.copy()
-    trainer.initialise_from_data(DATASET.train[epoch_order(100, 0, trainer.config)[:20]])
+    trainer.begin(Repeated(DATASET.train[epoch_order(100, 0, trainer.config)[:20]]))
     np.testing.assert_array_equal(seen[0], trainer.p)
     assert not np.array_equal(before, trainer.p)
 
@@ -184,7 +184,7 @@ def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch):
         patched.setattr(Trainer, "training_step", interrupted)
         run_training(tmp_path / "early", DATASET, **GLOW)
     assert state(tmp_path / "early").step == 0
-    monkeypatch.setattr(Trainer, "initialise_from_data", interrupted)
+    monkeypatch.setattr(Trainer, "begin", interrupted)
     for name in ("part", "early"):
         run_training(tmp_path / name, DATASET, resume=True, **GLOW)
         assert_same_run(tmp_path / "whole", tmp_path / name)

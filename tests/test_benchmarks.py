@@ -18,6 +18,7 @@ from benchmarks.work import operations, traffic
 from snfnp.errors import UsageError
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.ops import RandomKey, get_ops
+from snfnp.training.batches import Repeated
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
@@ -208,7 +209,7 @@ def test_the_step_in_pytorch_is_ours(model, settings, how):
     batch = images[:BATCH]
     key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
     noise = trainer.ops.random.uniform(key, batch.shape, np.float64)
-    trainer.training_step(batch.reshape(BATCH, *trainer.flow.shape))
+    trainer.training_step(Repeated(batch.reshape(BATCH, *trainer.flow.shape)))
     step.ascend(torch.from_numpy(batch), torch.from_numpy(noise))
 
     ours = trainer.metrics()

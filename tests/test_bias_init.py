@@ -9,6 +9,7 @@ from snfnp.layers import Linear
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
+from snfnp.training.batches import Repeated
 
 CASES = [("fc", None), ("fc", "exact"), ("conv", None), ("conv", "exact")]
 
@@ -37,7 +38,7 @@ def test_every_linear_layers_first_batch_comes_out_with_mean_0(ops, model, gradi
     others = trainer.layout.views(trainer.p.copy())
     images = random_batch()
     before = means_of_linear_outputs(trainer, images)
-    trainer.initialise_from_data(images)
+    trainer.begin(Repeated(images))
     after = means_of_linear_outputs(trainer, images)
     assert min(before) > 1e-3  # without it they are far from 0
     assert max(after) < 1e-13  # a mean of some hundred rounded numbers

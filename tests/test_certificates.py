@@ -10,13 +10,12 @@ from support.gradients import moved
 from support.trainers import SMALL_GLOW, run_training, small_dataset
 
 from snfnp.beyond import certificates as module
-from snfnp.beyond import contraction
 from snfnp.beyond.certificates import Certificate, activations_part, certificates, certify
 from snfnp.diagnostics import _Generated, with_layers
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.likelihood import EVALUATION_NOISE
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.models import PRESETS, Choices, GlowSize
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact

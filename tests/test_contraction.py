@@ -5,12 +5,11 @@ import pytest
 from PIL import Image
 from support.trainers import run_training
 
-from snfnp.beyond import contraction
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear, SmoothLeakyReLU
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 
 OPS = get_ops("numpy")

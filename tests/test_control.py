@@ -19,6 +19,7 @@ from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 from snfnp.ops.step.control import Controller, Row
+from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.load import load_run
@@ -155,7 +156,7 @@ def test_the_known_multiplier_is_found(ops):
 
 
 def rows(trainer):
-    return trainer.ops.to_host(trainer.states["control"]["rows"])
+    return trainer.ops.to_host(trainer.multipliers.values)
 
 
 FAST = {"lambda_rate": 20.0}
@@ -178,9 +179,9 @@ def test_a_step_sees_each_layers_constraint(ops, model, constraint):
     """E and ‖h‖² from the layers themselves, one by one."""
     changes = {"lambda_control": "geco", "constraint": constraint, "tolerance": 1e-3}
     trainer = make_trainer(ops, model, dtype="float64", **changes)
-    trainer.initialise_from_data(images_of(trainer, 0))
+    trainer.begin(Repeated(images_of(trainer, 0)))
     images, params = images_of(trainer, 0), trainer.layout.views(host(trainer, "p").copy())
-    trainer.training_step(images)
+    trainer.training_step(Repeated(images))
     x, _ = trainer.encode(images, 0, Slice(0, BATCH, BATCH))
     expected = []
     for name, layer in trainer.flow.layers:
@@ -199,7 +200,7 @@ def test_a_step_uses_the_lambdas_that_the_step_before_left(ops):
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(2))
     lams, p = trainer.multipliers.lam, host(trainer, "p").copy()
     assert len(set(lams.values())) == len(lams)
-    trainer.training_step(images_of(trainer, 2))
+    trainer.training_step(Repeated(images_of(trainer, 2)))
     found = trainer.gradient.copy()
     assert trainer.multipliers.lam != lams
     for given, same in ((lams, True), (trainer.multipliers.lam, False)):
@@ -220,8 +221,8 @@ def test_the_surrogate_has_every_layers_lambda(ops):
     changes = {"lambda_control": "geco", "tolerance": 1e-6, **FAST}
     trainer = take_steps(make_trainer(ops, dtype="float64", **changes), range(3))
     used = np.array(list(trainer.multipliers.lam.values()))
-    trainer.training_step(images_of(trainer, 3))
-    metrics, errors = trainer.metrics(), trainer.multipliers._found[:, 0]
+    trainer.training_step(Repeated(images_of(trainer, 3)))
+    metrics, errors = trainer.metrics(), trainer.multipliers.sums[::2]
     density = trainer.log.array[7]
     assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
     assert metrics.surrogate == pytest.approx(density - (used * errors).sum(), rel=1e-12)
@@ -243,7 +244,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path):
     take_steps(again, range(4, 7))
     np.testing.assert_array_equal(rows(again), rows(whole))
     np.testing.assert_array_equal(again.p, whole.p)
-    assert again.lam_figures() == whole.lam_figures()
+    assert again.figures() == whole.figures()
     assert not np.array_equal(rows(again)[Row.LAM], [1.0, 1.0])
 
 

@@ -14,7 +14,6 @@ from support.trainers import (
     take_steps,
 )
 
-from snfnp.beyond.coordinates import inputs, whitening
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -22,6 +21,8 @@ from snfnp.layers import Linear, SplitPrior, Whiten
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
+from snfnp.training.batches import Repeated
+from snfnp.training.coordinates import inputs, whitening
 from snfnp.training.options import TrainConfig
 
 OPS = get_ops("numpy")
@@ -36,13 +37,13 @@ MODELS = {  # its kernels with a U, per layer: small models of 8×8 images
 def trainer_of(model, chosen="white", **changes):
     changes |= {"dtype": "float64", "warmup_epochs": 0, "coordinates": chosen}
     found = make_trainer(OPS, model, **changes)
-    found.initialise_from_data(images_of(found, 0))
+    found.begin(Repeated(images_of(found, 0)))
     return found
 
 
 def matrices(trainer):
     """{(layer, kernel): U} of a trainer."""
-    u = trainer.states["coordinates"]["U"]
+    u = trainer.coordinates.values
     found = {key: u[place] for key, place in trainer.coordinates._places.items()}
     return {key: a.reshape((round(a.size**0.5),) * 2).copy() for key, a in found.items()}
 

@@ -38,6 +38,7 @@ from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
 from snfnp.rules import Exact, SelfNormalizing
+from snfnp.training.batches import Repeated
 
 PAGES = sorted(DERIVATIONS.glob("*.md"))
 
@@ -441,7 +442,7 @@ def test_a_training_step_has_the_gradient_of_eq_3(ops):
             for parameter, value in named.items():
                 trainer.params[name][parameter][...] = value
         trainer.step, trainer.lam = 0, lam
-        trainer.training_step(images)
+        trainer.training_step(Repeated(images))
         return {layer: {k: v.copy() for k, v in g.items()} for layer, g in trainer.grads.items()}
 
     def check(objective, params, grads, name, parameter):

@@ -6,7 +6,6 @@ from support.gradients import moved
 from support.trainers import make_trainer, run_training, without_time
 
 from snfnp import diagnostics
-from snfnp.beyond.monitors import Inspection
 from snfnp.context import Slice
 from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
@@ -17,6 +16,7 @@ from snfnp.maps import Conv2d
 from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, SelfNormalizing
+from snfnp.training.monitors import Monitors
 
 OPS = get_ops("numpy")
 
@@ -124,7 +124,7 @@ def test_the_batches_are_those_of_the_next_steps():
         np.random.default_rng(step).integers(0, 256, (6, *trainer.flow.shape)).astype(np.uint8)
         for step in range(3)
     ]
-    inspection, params = Inspection(trainer, batches.__getitem__), trainer.params
+    inspection, params = Monitors(trainer, batches.__getitem__), trainer.params
     trainer.step = 1
     found = inspection._angles(params, {"dense1": 1.0, "dense2": 1.0})
     whole = Slice(0, 6, 6)

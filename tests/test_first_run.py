@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support import processes
 from support.runs import assert_same_run
@@ -15,6 +16,7 @@ from support.trainers import run_training, small_config, small_dataset
 from snfnp.ops import get_ops
 from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.host import HostDevice
+from snfnp.training.batches import Repeated
 from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
@@ -59,7 +61,7 @@ _KERNELS = """
 import gc
 from numba.core.registry import CPUDispatcher
 from support.trainers import run_training, small_dataset
-from snfnp.training.runs.checkpointer import Checkpointer
+from snfnp.training.checkpointer import Checkpointer
 
 def ready():
     found = (each for each in gc.get_objects() if isinstance(each, CPUDispatcher))
@@ -78,7 +80,7 @@ for model in ("fc", "conv", "glow-2l-4k"):
 """
 
 
-def test_nothing_is_compiled_after_the_rehearsal(tmp_path):
+def test_nothing_is_compiled_after_the_warm_up(tmp_path):
     """From the first checkpoint, before the first step, to the one after the last evaluation: what
     looks at layers once an epoch has no kernels of its own."""
     how = {"cwd": tmp_path, "env": processes.environment(), "text": True, "timeout": 300}
@@ -87,21 +89,25 @@ def test_nothing_is_compiled_after_the_rehearsal(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
-def test_a_rehearsal_leaves_no_trace(tmp_path, monkeypatch, changes):
-    run_training(tmp_path / "rehearsed", **changes)
+def test_a_warm_up_leaves_no_trace(tmp_path, monkeypatch, changes):
+    run_training(tmp_path / "warm", **changes)
     monkeypatch.setattr(HostDevice, "prepare", lambda device, work, choose: "")
     run_training(tmp_path / "not", **changes)
-    assert_same_run(tmp_path / "rehearsed", tmp_path / "not")
+    assert_same_run(tmp_path / "warm", tmp_path / "not")
 
 
-def test_a_rehearsal_puts_back_what_steps_change_if_it_fails(monkeypatch):
+def test_a_warm_up_puts_back_what_steps_change_if_it_fails(monkeypatch):
     config = small_config(backend="numpy")
     trainer = Trainer(get_ops("numpy"), config.build_flow((5, 5, 1)), config, 5)
     before = trainer.p.copy()
-    with pytest.raises(KeyboardInterrupt), trainer.rehearsal(small_dataset().train[:20]) as step:
+
+    def prepare(step):
         step()
         assert (trainer.p != before).any() and trainer.log.read().last[2] > 0
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.warm_up(Repeated(small_dataset().train[:20]), prepare)
     assert (trainer.p == before).all() and not trainer.m.any() and not trainer.v.any()
     assert trainer.step == 0 and not trainer.log.array.any()
 
@@ -115,7 +121,7 @@ def test_a_launcher_says_when_it_compiles(monkeypatch):
     launcher = Launcher(cupy)
     launcher.begins, launcher.ends = lambda: said.append("begins"), said.append
     for kernel in ("adam", "adam", "log_step"):
-        launcher._function(kernel, "float32")
+        launcher._function(kernel, np.dtype("float32"))
     assert said[0] == "begins" and said[1] > 1 and len(said) == 2
 
 

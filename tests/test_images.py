@@ -19,6 +19,7 @@ from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.host import HostDevice
+from snfnp.training.batches import Repeated
 
 COUNT = 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
@@ -29,7 +30,7 @@ def trained(model="fc", backend="numpy"):
     """A trainer that has seen one batch, and its likelihood."""
     trainer = make_trainer(get_ops(backend), model)
     batch = np.concatenate([IMAGES] * 2)[:6].reshape(6, *trainer.flow.shape)
-    trainer.initialise_from_data(trainer.ops.asarray(batch))
+    trainer.begin(Repeated(trainer.ops.asarray(batch)))
     return trainer, trainer.likelihood()
 
 

@@ -24,6 +24,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.models import make_rule
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Relative, SelfNormalizing
+from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.load import load_run
 
@@ -202,17 +203,17 @@ def test_the_metrics_have_the_average_of_the_steps(ops):
     for step in range(4):  # each alone, with the parameters that the others made
         trainer = make()
         for each in range(step + 1):
-            trainer.lam_figures()
-            trainer.training_step(images[each])
-        errors.append(trainer.lam_figures()["jacobian_error"])
+            trainer.figures()
+            trainer.training_step(Repeated(images[each]))
+        errors.append(trainer.figures()["jacobian_error"])
     trainer, again = make(), make()
     for step in range(2):
-        trainer.training_step(images[step])
+        trainer.training_step(Repeated(images[step]))
     again.restore(trainer.checkpoint({}))
     for step in (2, 3):
-        again.training_step(images[step])
-    assert again.lam_figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
-    assert again.lam_figures()["jacobian_error"] == 0.0
+        again.training_step(Repeated(images[step]))
+    assert again.figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
+    assert again.figures()["jacobian_error"] == 0.0
     assert min(errors) > 0
 
 

@@ -15,6 +15,7 @@ from snfnp.models import PRESETS, Choices
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact
+from snfnp.training.batches import Repeated
 
 make_trainer = partial(trainer_on, get_ops("numba"))
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -27,10 +28,10 @@ def test_every_preset_trains(model, gradient):
         for gradient_view in named.values():
             gradient_view[...] = np.nan  # whatever is left unwritten shows
     before = trainer.p.copy()
-    trainer.training_step(images_of(trainer, 2))
+    trainer.training_step(Repeated(images_of(trainer, 2)))
     metrics = trainer.metrics()
     for _ in range(2):  # behind a last convolution that starts at zero, gradients start at zero
-        trainer.training_step(images_of(trainer, 2))
+        trainer.training_step(Repeated(images_of(trainer, 2)))
     assert np.isfinite([metrics.surrogate, metrics.reconstruction, metrics.gradient_norm]).all()
     views, moved = trainer.layout.views(before), trainer.params
     learned = [e for e in trainer.layout.entries if e.start < trainer.layout.fixed]
@@ -121,7 +122,7 @@ def test_samples_come_from_latents_of_the_latents_shape():
 def test_larger_kernels(model, changes, layer, w, r):
     trainer = make_trainer(model, "self-normalizing", **changes)
     assert (trainer.params[layer]["W"].shape, trainer.params[layer]["R"].shape) == (w, r)
-    trainer.training_step(images_of(trainer, 2))
+    trainer.training_step(Repeated(images_of(trainer, 2)))
 
 
 def test_the_glow_of_table_1():
@@ -153,7 +154,7 @@ def test_a_singular_convolution_names_its_layer():
     trainer = make_trainer("conv", "exact")
     trainer.params["conv2.3"]["W"][...] = 0
     with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
-        trainer.training_step(images_of(trainer, 2))
+        trainer.training_step(Repeated(images_of(trainer, 2)))
     with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
         trainer.likelihood()
 
@@ -165,6 +166,7 @@ import numpy as np
 import snfnp
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
+from snfnp.training.batches import Repeated
 from snfnp.training.trainer import Trainer
 
 def memory(entry):
@@ -176,7 +178,7 @@ def step(side, batch):
     trainer = Trainer(get_ops(), config.build_flow((side, side, 1)), config, 500)
     images = np.zeros((batch, side, side, 1), np.uint8)
     for _ in range(2):
-        trainer.training_step(images)
+        trainer.training_step(Repeated(images))
 
 step(8, 2)  # compiles or loads every kernel: that is the interpreter's part
 with open("/proc/self/clear_refs", "w") as file:

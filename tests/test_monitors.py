@@ -10,17 +10,16 @@ from compare_checkouts import flat
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_dataset
 
-from snfnp.beyond import contraction
-from snfnp.beyond.monitors import Inspection, gradient_ratios
-from snfnp.beyond.second_moment import SmallestSecondMoment, stable_above
 from snfnp.data.mnist import SPECS
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.training.monitors import Monitors, gradient_ratios
 from snfnp.training.runs.load import load_run
+from snfnp.training.second_moment import SmallestSecondMoment, stable_above
 
 OPS = get_ops("numpy")
 
@@ -149,7 +148,7 @@ def test_where_rules_are_stable():
 def inspected(trainer):
     rng = np.random.default_rng(6)
     images = rng.integers(0, 256, (200, *trainer.flow.shape)).astype(np.uint8)
-    inspection = Inspection(trainer, lambda step: trainer.ops.asarray(images[:6]))
+    inspection = Monitors(trainer, lambda step: trainer.ops.asarray(images[:6]))
     likelihood = trainer.likelihood()
     likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
     return inspection, lambda: inspection.figures(likelihood)["layers"]
@@ -168,7 +167,7 @@ def test_a_controlled_lambda_is_each_layers_own():
     lams = trainer.multipliers.lam
     _, figures = inspected(trainer)
     before = figures()
-    trainer.multipliers._rows[0, 1] *= 2  # λ of the second layer
+    trainer.multipliers.values[0, 1] *= 2  # λ of the second layer
     assert trainer.multipliers.lam["dense2"] == 2 * lams["dense2"]
     after = figures()
     assert after["dense1"] == before["dense1"]

@@ -11,8 +11,8 @@ from support.messages import assert_one_line
 from snfnp import threads
 from snfnp.cli import train
 from snfnp.errors import SnfnpError, flag_of
+from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.options import OPTIONS
-from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.load import load_run
 
 GPU_ONLY = (

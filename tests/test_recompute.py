@@ -25,6 +25,7 @@ from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
+from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
@@ -225,7 +226,7 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
     for recompute in (False, True):
         inverses.clear()
         trainer = make_trainer(get_ops("numba"), "conv", dtype="float64", recompute=recompute)
-        trainer.training_step(images)
+        trainer.training_step(Repeated(images))
         metrics[recompute] = trainer.metrics()
         gradients[recompute], counts[recompute] = trainer.gradient, len(inverses)
     assert counts == {False: 0, True: 8}  # one for every spline of the model

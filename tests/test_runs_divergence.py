@@ -15,7 +15,7 @@ from support.trainers import at_step, run_training
 from snfnp.errors import CheckpointError, DivergedError, in_flags
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.training.runs import checkpointer
+from snfnp.training import checkpointer
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
@@ -93,7 +93,7 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
 
 
 def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, monkeypatch):
-    original, calls = Likelihood.evaluate, []  # the rehearsal, three epochs, the test images
+    original, calls = Likelihood.evaluate, []  # the warm-up, three epochs, the test images
 
     def evaluate(*args, **options):
         calls.append(original(*args, **options))

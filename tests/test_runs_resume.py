@@ -13,9 +13,8 @@ from support.trainers import at_step, run_training, small_config, small_dataset,
 
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.ops.step.definition import StepScalars
-from snfnp.training import session
+from snfnp.training import checkpointer, session
 from snfnp.training.adam import learning_rate
-from snfnp.training.runs import checkpointer
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
@@ -45,7 +44,7 @@ def test_what_resume_needs_is_said(snfnp_train):
             snfnp_train(*options)
 
 
-@pytest.mark.parametrize("where", ["initialise_from_data", "checkpoint"])
+@pytest.mark.parametrize("where", ["begin", "checkpoint"])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
     snfnp_train, tmp_path, monkeypatch, where
 ):
@@ -121,7 +120,7 @@ def test_sigusr1_ends_no_run_that_is_not_taking_steps(tmp_path, monkeypatch):
         sent.append(os.kill(os.getpid(), signal.SIGUSR1))
 
     try:
-        around(monkeypatch, Trainer, "initialise_from_data", send)
+        around(monkeypatch, Trainer, "begin", send)
         run_training(tmp_path / "run", epochs=1)
     finally:
         signal.signal(signal.SIGUSR1, before)

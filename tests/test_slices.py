@@ -8,6 +8,7 @@ import pytest
 from support.ranks import on_ranks
 from support.trainers import (
     at_step,
+    batches_of,
     gradient_of,
     host,
     images_of,
@@ -21,10 +22,9 @@ from snfnp.errors import DivergedError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.processes import signals
-from snfnp.training.batches import Batches
+from snfnp.training.batches import Batches, cut
 from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.step import cut
 
 OPS, BATCH = get_ops("numpy"), 12
 # What a step of a layer may look like: every rule, and every option that adds to the step.
@@ -52,9 +52,20 @@ STEPS = {
 ROUNDING = 1e-12
 
 
+def slices_of(trainer):
+    """This rank's slices of the batches of `images_of`."""
+    part = cut(BATCH, trainer.world.size)[trainer.world.rank]
+
+    def batches(step):
+        return images_of(trainer, step, BATCH)[part.first : part.first + part.count]
+
+    batches.whole = batches_of(trainer, BATCH)
+    return batches
+
+
 def trainer_of(step, world=SINGLE_PROCESS):
     found = make_trainer(OPS, **STEPS[step], dtype="float64", batch_size=BATCH, world=world)
-    found.initialise_from_data(images_of(found, 0, BATCH))
+    found.begin(slices_of(found))
     found.scalars.set(0, 1e-3, found.lam)
     return found
 
@@ -140,12 +151,10 @@ def steps_on_ranks(step, size, count):
 
     def take(world):
         trainer = trainer_of(step, world)
-        part = cut(BATCH, size)[world.rank]
-        for index in range(count):
-            images = images_of(trainer, index, BATCH)
-            trainer.training_step(images[part.first : part.first + part.count])
+        for _ in range(count):
+            trainer.training_step(slices_of(trainer))
         metrics = [*vars(trainer.metrics()).values(), *vars(trainer.averages()).values()]
-        figures = [*metrics, *trainer.lam_figures().values()]
+        figures = [*metrics, *trainer.figures().values()]
         return host(trainer, "p"), host(trainer, "m"), host(trainer, "state"), np.array(figures)
 
     return on_ranks(size, take)

@@ -69,13 +69,14 @@ import numba
 import numpy as np
 from snfnp.ops import get_ops
 from support.trainers import make_trainer
+from snfnp.training.batches import Repeated
 images = np.random.default_rng(0).integers(0, 256, (25, 28, 28, 1)).astype(np.uint8)
 for threads in (1, 2):
     numba.set_num_threads(threads)
     trainer = make_trainer(get_ops("numba"), {model!r}, side=28)
-    trainer.initialise_from_data(images)
+    trainer.begin(Repeated(images))
     for _ in range(2):
-        trainer.training_step(images)
+        trainer.training_step(Repeated(images))
     assert numba.get_num_threads() == threads
     buffers = (trainer.p, trainer.gradient, np.array(trainer.metrics().surrogate))
     print(hashlib.sha256(b"".join(buffer.tobytes() for buffer in buffers)).hexdigest())
@@ -148,6 +149,7 @@ import hashlib
 import numba
 import numpy as np
 from snfnp.ops import get_ops
+from snfnp.training.batches import Repeated
 ops, rng = get_ops("numba"), np.random.default_rng(0)
 values = [rng.normal(size=700_001).astype(np.float32) for _ in range(6)]
 for threads in (1, 2, 3):

@@ -8,7 +8,6 @@ import re
 import numpy as np
 import pytest
 
-from snfnp.beyond.monitors import Inspection
 from snfnp.cli import evaluate, shared
 from snfnp.data import Dataset
 from snfnp.layers import Preprocess
@@ -16,6 +15,7 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.ops.random import philox
 from snfnp.training.loop import train
+from snfnp.training.monitors import Monitors
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -107,9 +107,10 @@ def orders(folder, monkeypatch, epochs=3, **changes):
     numbered = np.arange(45).reshape(-1, 1, 1, 1) * np.ones((1, SIDE, SIDE, 1))
     seen, original = [], Trainer.training_step
 
-    def noting(trainer, images):
-        seen.append(OPS.to_host(images).reshape(BATCH, -1)[:, 0].tolist())
-        return original(trainer, images)
+    def noting(trainer, batches):
+        images = OPS.to_host(batches(trainer.step))
+        seen.append(images.reshape(BATCH, -1)[:, 0].tolist())
+        return original(trainer, batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "training_step", noting)
@@ -150,7 +151,7 @@ def encodings(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Preprocess, "forward", noting)
         # the monitors look at the batch of the next step just as that will see it
-        patched.setattr(Inspection, "figures", lambda *_: {})
+        patched.setattr(Monitors, "figures", lambda *_: {})
         run_training(tmp_path_factory.mktemp("runs") / "run", grey, epochs=2, seed=request.param)
     training, evaluation = ([x for x in made if len(x) == count] for count in (BATCH, 40))
     first, *training = training  # biases and the like may start from the first step's batch

@@ -18,6 +18,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
 from snfnp.rules import SelfNormalizing
+from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 
 D, SIGMA = 4, 0.6
@@ -319,7 +320,7 @@ def test_recomputed_inputs_have_the_same_noise(ops):
     gradients = []
     for recompute in (False, True):
         trainer = make_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)
-        trainer.initialise_from_data(images)
+        trainer.begin(Repeated(images))
         gradients.append(gradient_of(trainer, images))
     scale = np.abs(gradients[0]).max()
     assert 0 < np.abs(gradients[1] - gradients[0]).max() < 1e-11 * scale

@@ -9,14 +9,16 @@ from support import trainers
 from support.messages import one_line
 from support.ranks import on_ranks
 from support.runs import assert_same_run, state
-from support.trainers import BATCH, gradient_of, images_of, make_trainer, take_steps
+from support.trainers import BATCH, batches_of, gradient_of, images_of, make_trainer, take_steps
 
-from snfnp.beyond import coordinates
-from snfnp.beyond.coordinates import change_coordinates
 from snfnp.errors import DivergedError, UsageError
-from snfnp.layers import Whiten
+from snfnp.flow import Flow
+from snfnp.layers import ActNorm, Linear, Whiten
 from snfnp.likelihood import WHITENING_NOISE
+from snfnp.maps import Dense
 from snfnp.ops import RandomKey, get_ops
+from snfnp.training import coordinates
+from snfnp.training.coordinates import change_coordinates
 
 OPS = get_ops("numpy")
 D = 12
@@ -87,12 +89,11 @@ def test_inputs_without_a_covariance_are_refused_in_one_line(message):
 # ---------------------------------------------------------------- training
 
 
-def started(trainer, of_step=None):
+def started(trainer, batches=None):
     """A trainer whose numbers have been found, before its first step."""
-    of_step = of_step or (lambda step: images_of(trainer, step))
-    for follower in trainer.followers:
-        follower.start(trainer, of_step)
-    trainer.renew(of_step)
+    batches = batches or batches_of(trainer)
+    trainer.begin(batches)
+    trainer.renew(batches)
     return trainer
 
 
@@ -110,6 +111,19 @@ def test_the_inputs_are_white(ops):
         np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
         correlated = np.cov(z.T, bias=True) * (1 if place == 0 else np.eye(64))
         np.testing.assert_allclose(correlated, np.eye(64), atol=1e-9)
+
+
+def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it():
+    layers = (("norm", ActNorm()), ("white", Whiten(64)), ("dense", Linear(Dense(64))))
+    trainer = make_trainer(OPS, flow=Flow((64,), layers), dtype="float64")
+    trainer.begin(batches_of(trainer))
+    keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)]
+    x = [trainer.flow.encode(OPS, images_of(trainer, k.step), k, float)[0] for k in keys]
+    norm, white = (trainer.params[name] for name in ("norm", "white"))
+    z = Whiten(64).forward(OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0])[0]
+    assert norm["t"].any()
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
 
 
 def test_the_likelihood_is_that_of_the_model_without_it():
@@ -140,8 +154,22 @@ def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypat
     assert called == [Whiten(64, whole=False)] * 3  # nobody needs a gradient below dense1
     np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
     assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99  # all but the padding
-    start, now = trainer.start(images_of(trainer, 0)).log_dets, trainer.likelihood().log_dets
-    assert start["whiten1"] == now["whiten1"] != 0 and start["dense1"] != now["dense1"]
+    first = trainer.layout.views(trainer.start(batches_of(trainer)))
+    for name, same in (("whiten1", True), ("dense1", False), ("whiten2", False)):
+        found = {k: np.array_equal(first[name][k], trainer.params[name][k]) for k in first[name]}
+        assert set(found.values()) == {same}
+
+
+def test_what_a_run_started_from_is_found_again_after_a_renewal():
+    """Its deeper statistics, too: the first W with later U is a model that never was."""
+    trainer = make_trainer(OPS, **WHITE)
+    batches = batches_of(trainer)
+    trainer.begin(batches)
+    first = trainer.p.copy()
+    trainer.training_step(batches)
+    moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
+    assert moved.all()
+    np.testing.assert_array_equal(trainer.start(batches), first)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
@@ -159,7 +187,12 @@ def test_ranks_find_the_numbers_of_one():
     def numbers(world):
         trainer = make_trainer(OPS, world=world, **WHITE)
         trainer.m += 1
-        started(trainer, lambda step: np.split(images_of(trainer, step), world.size)[world.rank])
+
+        def batches(step):
+            return np.split(images_of(trainer, step), world.size)[world.rank]
+
+        batches.whole = batches_of(trainer)
+        started(trainer, batches)
         return np.concatenate([trainer.p, trainer.m, trainer.v])
 
     (alone,), several = on_ranks(1, numbers), on_ranks(2, numbers)
@@ -226,7 +259,7 @@ def test_moments_follow_the_chain_rule(monkeypatch):
 
 def test_renewals_come_early_and_then_every_500_steps():
     trainer, due = make_trainer(OPS), []
-    trainer.followers = [SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))]
+    trainer.states = [SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))]
     for trainer.step in range(1700):
         trainer.renew(None)
     assert due == [0, 20, 100, 500, 1000, 1500]

@@ -25,6 +25,7 @@ from snfnp.gradcheck.differences import central_difference
 from snfnp.layers import Linear
 from snfnp.models import PRESETS
 from snfnp.ops import RandomKey, get_ops
+from snfnp.training.batches import Repeated
 
 NUMPY = get_ops("numpy")
 TRAINING_STREAM = 0  # of the generator that the noise of training steps is read from
@@ -208,14 +209,15 @@ def step(ops, choice):
     learns = choice.get("gradient", "self-normalizing") == "self-normalizing"
     trainer = make_trainer(ops, dtype="float64", **({"lam": LAM} if learns else {}), **choice)
     pixels = images(trainer)
-    trainer.initialise_from_data(pixels)
+    x, _ = trainer.encode(pixels, 0, trainer.slice_of(BATCH)[0])
+    trainer.flow.init_from_data(ops, trainer.params, x)
     move(trainer)
     trainer.step = 2  # its noise is not that of step 0
     objective, before = Objective(trainer, pixels), trainer.p.copy()
     for layer in trainer.grads.values():
         for gradient in layer.values():
             gradient[...] = np.nan  # what the step does not write
-    trainer.training_step(pixels)
+    trainer.training_step(Repeated(pixels))
     gradient = np.zeros(trainer.layout.size)  # 0 for the numbers that no step changes
     gradient[: trainer.gradient.size] = trainer.gradient
     return Comparison(trainer, objective, before, gradient)
@@ -253,7 +255,7 @@ def test_steps_ascend_by_adam(ops, clip_norm):
     m = v = np.zeros_like(trainer.p)
     for number in (1, 2, 3):
         before = trainer.p.copy()
-        trainer.training_step(images(trainer))
+        trainer.training_step(Repeated(images(trainer)))
         g, norm = trainer.gradient, np.linalg.norm(trainer.gradient)
         assert norm > 10
         if clip_norm:

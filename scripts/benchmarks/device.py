@@ -188,10 +188,10 @@ class _Run:
         which = (case.model, "self-normalizing", plan.shape, plan.images, self.notes.append)
         self.trainer: Trainer = make_trainer(ops, *which, **(settings | case.settings))
         self.batches = Batches(ops, images, self.trainer.config, self.trainer.flow.shape)
-        self.trainer.initialise_from_data(self.batches(0))
+        self.trainer.begin(self.batches)
 
     def step(self) -> None:
-        self.trainer.training_step(self.batches(self.trainer.step))
+        self.trainer.training_step(self.batches)
 
 
 def _verdict(rows: list[dict]) -> list[str]:

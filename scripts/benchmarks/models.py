@@ -11,6 +11,7 @@ from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS, operations
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
+from snfnp.training.batches import Repeated
 
 # {row: (gradient, settings, products of a step)} of the fully connected model. The exact rule's
 # inverse is no product: its share says how much the inverse costs. Noise takes five products with
@@ -144,10 +145,10 @@ def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     mostly consist of, in the same run; what recomputation saves."""
     trainer = make_trainer(ops, "glow", _SNF)
     images, width = random_images(ops, trainer), trainer.config.width
-    trainer.initialise_from_data(images)
+    trainer.begin(Repeated(images))
     pixels = BATCH * 14 * 14
     calls = {"products": _products(pixels, width, width)}
-    calls["2L-16K"] = partial(trainer.training_step, images)
+    calls["2L-16K"] = partial(trainer.training_step, Repeated(images))
     rows = _timed(thread_counts, calls, 2 if quick else 5, "step")
     work = {"2L-16K": operations(trainer.flow, BATCH)}
     rows = _rates(rows, 6 * pixels * width**2, work)

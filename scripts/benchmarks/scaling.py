@@ -18,6 +18,7 @@ from snfnp.errors import UsageError
 from snfnp.ops import get_ops, world
 from snfnp.processes.launching import find_mpiexec
 from snfnp.threads import cores
+from snfnp.training.batches import Repeated
 
 _SNF = "self-normalizing"
 MODELS = (("fc", _SNF), ("conv", _SNF), ("emerging", "exact"), ("conv-exponential", "exact"))
@@ -74,7 +75,7 @@ def _rank(model: str, gradient: str, repeats: str) -> None:
     trainer = make_trainer(ops, model, gradient, world=together)
     images = random_images(ops, trainer)[: BATCH // together.size]
     calls = {
-        "step": partial(trainer.training_step, images),
+        "step": partial(trainer.training_step, Repeated(images)),
         "sum": partial(together.all_reduce, trainer.gradient, ops.xp.zeros(3)),
     }
     # each by itself: in a step, a rank also waits for one that is later than itself

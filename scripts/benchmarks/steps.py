@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from snfnp.ops import SINGLE_PROCESS
+from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -34,4 +35,4 @@ def random_images(ops, trainer: Trainer):
 def step_call(ops, model: str, gradient: str, **settings) -> Callable[[], object]:
     """The whole training step, as a call without arguments; settings: as in `make_trainer`."""
     trainer = make_trainer(ops, model, gradient, **settings)
-    return partial(trainer.training_step, random_images(ops, trainer))
+    return partial(trainer.training_step, Repeated(random_images(ops, trainer)))

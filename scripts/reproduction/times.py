@@ -12,6 +12,7 @@ from benchmarks.timing import measure, measure_asynchronous
 from reproduction import pictures, provenance
 from reproduction.runs import Command
 from reproduction.target import Target, grid
+from snfnp.training.batches import Repeated
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 
@@ -120,9 +121,9 @@ def _times(family: tuple[Timed, ...], ops, repeats: int) -> dict:
         shape, count = _MNIST if row.data == "MNIST" else _COLOUR, BATCH.get(row.data, 100)
         trainer = make_trainer(ops, row.model, row.gradient, shape, batch_size=count)
         images = random_images(ops, trainer)
-        trainer.initialise_from_data(images)
+        trainer.begin(Repeated(images))
         likelihood, exact = trainer.likelihood(), not trainer.flow.has_learned_inverse
-        calls[row, "batch"] = partial(trainer.training_step, images)
+        calls[row, "batch"] = partial(trainer.training_step, Repeated(images))
         calls[row, "sample"] = partial(likelihood.sample, 1, seed=0, exact=exact)
     if ops.asynchronous:
         bursts = max(3, math.ceil(repeats / 10))

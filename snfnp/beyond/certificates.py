@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snfnp.beyond import contraction
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.maps import Conv2d
+from snfnp.maps import Conv2d, contraction
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding
 _POWERS = 9  # EᵀE and 8 squarings

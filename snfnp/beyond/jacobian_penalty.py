@@ -8,10 +8,13 @@ Derivation: derivations/18-jacobian-vector-products.md.
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from snfnp.context import Measured
 from snfnp.errors import UsageError
 from snfnp.ops import Epilogue, RandomKey
 from snfnp.rules.self_normalizing import SelfNormalizing
+from snfnp.training.state import TrainingState
 
 
 def draw_probes(ops, key: RandomKey, count: int, x):
@@ -66,3 +69,27 @@ class JacobianPenalty(SelfNormalizing):
         dx = f.adjoint_then(ops, w, dz, of_r).z
         x = ops.xp.concatenate((x, probes))
         return (delta_w, x), (delta_r, z0), dx, Measured(error, jacobian_error)
+
+
+class JacobianMean(TrainingState):
+    """The average of Eq. 31 over steps, as two numbers: their sum and their number."""
+
+    key, initial, terms = ("jacobian", "sum_and_count"), np.zeros(2), 1
+
+    def __init__(self, ops):
+        self.ops = ops
+
+    def collect(self, measured, share) -> None:
+        """Each layer's is measured in one slice alone."""
+        errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
+        self.sums[...] = self.ops.channels.total(errors) if errors else 0.0
+
+    def update(self, figures, samples, squares, failed) -> tuple:
+        self.values[:1] += self.sums
+        self.values[1:] += 1
+        return figures
+
+    def figures(self) -> dict[str, float]:
+        total, count = self.ops.to_host(self.values).tolist()
+        self.values[...] = 0
+        return {"jacobian_error": total / count if count else 0.0}

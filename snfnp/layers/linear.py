@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.maps import Map
+from snfnp.maps import Map, contraction
 from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
@@ -116,9 +115,8 @@ class Linear(Layer):
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def refined_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.beyond.contraction`)."""
-        refined = registry.find("refined-inverse")
-        return refined(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
+        """x = T(W)⁻¹(z − b), from the learned inverse (`snfnp.maps.contraction`)."""
+        return contraction.solve(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of

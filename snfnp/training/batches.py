@@ -4,9 +4,16 @@ import numpy as np
 
 from snfnp.context import Slice
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import SINGLE_PROCESS, RandomKey
+from snfnp.ops import SINGLE_PROCESS, RandomKey, shares
 from snfnp.training.options import TrainConfig
-from snfnp.training.step import cut
+
+
+def cut(total: int, parts: int) -> list[Slice]:
+    """A batch of `total` samples in `parts` slices, as even as can be, in order."""
+    return [
+        Slice(share.start, len(share), total, index, parts)
+        for index, share in enumerate(shares(total, parts))
+    ]
 
 
 class Batches:
@@ -40,6 +47,18 @@ class Batches:
         key = RandomKey(config.seed, AUGMENTATION, step, part.first) if config.augment else None
         images = self._source.take(index * config.batch_size + part.first, part.count, key)
         return images.reshape(-1, *self._shape)
+
+
+class Repeated:
+    """The same device images in every step, for a trainer that is timed or looked at."""
+
+    def __init__(self, images):
+        self._images = images
+
+    def __call__(self, step: int):
+        return self._images
+
+    whole = __call__
 
 
 def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import math
 
-from snfnp import registry
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
+from snfnp.training.monitors import Monitors
 from snfnp.training.progress import Clock
 from snfnp.training.trainer import Trainer
 
@@ -21,10 +21,10 @@ class Evaluator:
     monitors have to say about one.
     """
 
-    def __init__(self, trainer: Trainer, clock: Clock):
+    def __init__(self, trainer: Trainer, batches, clock: Clock):
         self.best: dict | None = None
         self._config, self._trainer, self._clock = trainer.config, trainer, clock
-        self._monitors = registry.find("monitors")(trainer, clock.batches.whole)
+        self._batches, self._monitors = batches, Monitors(trainer, batches.whole)
         self.warnings = self._monitors.warnings
         self._of_images = trainer.flow.preprocess.noun == "images"
 
@@ -47,7 +47,7 @@ class Evaluator:
             "reconstruction": metrics.reconstruction,
             "gradient_norm": metrics.gradient_norm,
             "samples_per_second": round(speed * self._config.batch_size, 1),
-            **self._trainer.lam_figures(),
+            **self._trainer.figures(),
         }
         for name, value in record.items():
             if not math.isfinite(value):
@@ -74,7 +74,9 @@ class Evaluator:
             best = self.best["validation_nll_nats"] / (evaluation.dimension * math.log(2))
             usual = max(usual, best)
         elif bits > usual + max(_TOLERATED, abs(usual)):
-            start = self._evaluate(self._trainer.start(self._clock.batches.whole(0)), images)
+            start = self._evaluate(
+                self._trainer.likelihood(self._trainer.start(self._batches)), images
+            )
             usual = max(usual, start.bits_per_dimension)
         limit = usual + max(_TOLERATED, abs(usual))
         if bits > limit:
@@ -83,13 +85,13 @@ class Evaluator:
             most = f"a run that learns has at most {limit * scale:.4g}"
             raise DivergedError(f"{found}: {bits * scale:.4g} {unit} ({most})")
 
-    def rehearse(self, images) -> None:
+    def warm_up(self, images) -> None:
         """Evaluate some images with the first parameters, where that compiles something; and on a
         GPU look at the layers, which elsewhere is done without kernels."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]
-            likelihood = trainer.likelihood(trainer.initial())
+            likelihood = trainer.likelihood(trainer.drawn())
             self._evaluate(likelihood, images, self._monitors.watch(len(images)))
             if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
@@ -115,8 +117,8 @@ class Evaluator:
         return evaluation
 
     def _evaluate(self, likelihood: Likelihood, images, watch=None) -> Evaluation:
-        # People whose memory is short make batches smaller, and evaluation, in double precision
-        # but without gradients, is to follow.
+        # Users low on memory make batches smaller: evaluation, in double precision but without
+        # gradients, follows them.
         at_once, world = 10 * self._config.batch_size, self._trainer.world
         how = {"at_once": at_once, "watch": watch, "world": world}
         return likelihood.evaluate(images, EVALUATION_SEED, **how)

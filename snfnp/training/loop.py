@@ -1,20 +1,22 @@
-"""Training: the loop over steps and epochs. A step is in `trainer.py`."""
+"""The loop of every training, and `train`, which runs it in a folder. A step is in `trainer.py`."""
 
+import math
 import shlex
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
-from dataclasses import replace
-from functools import partial
+from dataclasses import astuple, replace
 
 import numpy as np
 
-from snfnp import registry, threads
+from snfnp import threads
 from snfnp.data import Dataset, require_dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
+from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import plain_output
 from snfnp.training.batches import Batches
+from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.files import write_json
 from snfnp.training.options import TrainConfig
@@ -27,12 +29,196 @@ from snfnp.training.progress import (
     silent,
 )
 from snfnp.training.runs.checkpoint import load_checkpoint
-from snfnp.training.runs.checkpointer import Checkpointer
 from snfnp.training.runs.description import describe_run, refuse_other_flow
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.trainer import Trainer
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
+
+
+class Loop:
+    """The loop of `train`, `fit` and `FlowDensity`: a step, perhaps an evaluation, and again.
+
+    This one is all in memory, and the caller says what an evaluation is:
+
+        batches = Batches(ops, rows, config, flow.shape)
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
+        trainer.begin(batches)
+        loop = Loop(trainer, batches, steps=2000, every=50, nll=lambda likelihood: …)
+        loop.evaluate()  # the start, too, may be the best
+        with suppress(DivergedError):  # the best one so far is what counts
+            loop.run()
+        trainer.likelihood(loop.best_p)
+
+    Args:
+        trainer: begun or restored; it goes on from its step.
+        batches: see `Trainer.training_step`.
+        steps: at which training ends.
+        every: the steps between evaluations; one more follows the last step.
+        nll: nll(likelihood), the exact negative log-likelihood of what is held out, in nats per
+            sample: the less the better, and if it is not finite never the best.
+        patience: stop after so many evaluations without a better one; None: never.
+        callbacks: each gets the `Record` of every evaluation; one that returns True ends training.
+
+    best: the record of the best evaluation, or None; best_p: a copy of its parameters, flat.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches,
+        *,
+        steps: int,
+        every: int,
+        nll: Callable[[Likelihood], float] | None = None,
+        patience: int | None = None,
+        callbacks: Callbacks = (),
+        clock: Clock | None = None,
+    ):
+        self.trainer, self.batches, self.steps, self.every = trainer, batches, steps, every
+        self.nll, self.patience, self.callbacks = nll, patience, tuple(callbacks or ())
+        self.clock = clock or Clock(trainer, batches)
+        self.best: Record | None = None
+        self.best_p = None
+
+    def run(self) -> bool:
+        """Take the remaining steps. True if a callback ended them."""
+        trainer, ends = self.trainer, False
+        self.clock.start()
+        while trainer.step < self.steps and self._is_patient():
+            trainer.training_step(self.batches)
+            ends = self.after_step() or ends
+            due = trainer.step % self.every == 0 or trainer.step == self.steps
+            due = due or ends and trainer.step % trainer.steps_per_epoch == 0
+            if due:
+                with self.clock.paused():
+                    ends = self.evaluate() or ends
+                if ends:
+                    return True
+                self.clock.start()
+            self.save(evaluated=due)
+        return False
+
+    def _is_patient(self) -> bool:
+        """Whether a better evaluation may still come, by `patience`."""
+        best = self.best_step
+        if best is None or self.patience is None:
+            return True
+        return self.trainer.step // self.every - best // self.every < self.patience
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation."""
+        return self.best and self.best.step
+
+    @property
+    def place(self) -> tuple[int, int, int, float]:
+        """The first fields of a `Record`: step, of how many, epoch, seconds."""
+        step = self.trainer.step
+        return step, self.steps, step // self.trainer.steps_per_epoch, self.clock.seconds
+
+    def after_step(self) -> bool:
+        """Called after each step; True if a callback asks for the end."""
+        return False
+
+    def evaluate(self) -> bool:
+        """Evaluate, and keep the best; True if a callback asks for the end."""
+        trainer = self.trainer
+        likelihood = trainer.likelihood()
+        nats = self.nll(likelihood)
+        best = math.isfinite(nats) and not (self.best and self.best.nats <= nats)
+        figures = astuple(trainer.averages())
+        record = Record(*self.place, *figures, nats=nats, best=best, likelihood=likelihood)
+        if best:
+            self.best, self.best_p = replace(record, likelihood=None), trainer.p.copy()
+        return self.tell(record)
+
+    def save(self, evaluated: bool) -> None:
+        """Called after each step and its evaluation."""
+
+    def tell(self, record: Record | None) -> bool:
+        """Give a record to every callback; True if one of them returned True."""
+        said = [callback(record) for callback in self.callbacks]
+        return any(isinstance(each, (bool, np.bool_)) and bool(each) for each in said)
+
+
+class _RunLoop(Loop):
+    """The loop of a run in a folder: with checkpoints, signals and a progress bar, on all ranks.
+
+    report: gets lines; keep: the record of each evaluation, for metrics.jsonl.
+    """
+
+    def __init__(self, checkpoints: Checkpointer, dataset, signals, report, keep, callbacks):
+        self.checkpoints, self.evaluator = checkpoints, checkpoints.evaluator
+        trainer, config = checkpoints.trainer, checkpoints.config
+        self.run_folder, self.dataset, self.signals = checkpoints.folder, dataset, signals
+        self.report, self.keep, self.requests = report, keep, 0
+        epoch = trainer.steps_per_epoch
+        how = {"steps": config.epochs * epoch, "every": config.eval_every * epoch}
+        how |= {"patience": config.patience, "callbacks": callbacks, "clock": checkpoints.clock}
+        super().__init__(trainer, checkpoints.batches, **how)
+        self.progress = ProgressLine(trainer, self.clock, self.steps, report)
+
+    @property
+    def best_step(self) -> int | None:
+        return self.evaluator.best and self.evaluator.best["step"]
+
+    def run(self) -> bool:
+        with closing(self.progress.bar), self.signals.stops_between_steps():
+            ended = super().run()
+        _, _, epoch, _ = self.place
+        if ended:
+            self.report(f"a callback ended training after epoch {epoch}")
+        elif self.trainer.step < self.steps:
+            waited = f"no better one in {self.patience} evaluations (`patience`)"
+            self.report(f"stopped after epoch {epoch}, as there was {waited}")
+        return ended
+
+    def after_step(self) -> bool:
+        """All ranks do what any was asked to do or has due; later requests wait for a step."""
+        self.progress.bar.update(self.trainer.config.batch_size)
+        requests = _STOP * self.signals.stop | _CHECKPOINT * self.signals.checkpoint
+        requests |= _SAVE * self.checkpoints.due() | _SHOW * self.progress.due()
+        self.requests = self.trainer.world.any(requests)
+        return bool(self.requests & _SHOW) and self.tell(self.progress.show(self.place))
+
+    def evaluate(self) -> bool:
+        self.progress.clear()
+        _, steps, epoch, _ = self.place
+        record, run = self.evaluator.validate(epoch, self.dataset.validation), self.run_folder
+        best = record is self.evaluator.best
+        self.keep(record)
+        self.checkpoints.save(run.last, *([run.best] if best else []))
+        for line in (self.evaluator.describe(record), *self.evaluator.warnings(record)):
+            self.report(line)
+        return self.tell(Record.of(record, steps, best))
+
+    def save(self, evaluated: bool) -> None:
+        run, step = self.run_folder, self.trainer.step
+        if not evaluated and self.requests & (_SAVE | _CHECKPOINT | _STOP):
+            self.checkpoints.save(run.last)
+        if self.requests & _CHECKPOINT:
+            self.progress.clear()
+            self.report(f"checkpoint at step {step}: {run.last}")
+            self.signals.checkpoint = False
+        if self.requests & _STOP:
+            advice = f"go on with `resume` `out={shlex.quote(str(run.path))}` (snfnp.resume)"
+            self.report(f"interrupted at step {step}: everything is in {run.last}; {advice}")
+            raise KeyboardInterrupt
+
+    def tell(self, record: Record | None) -> bool:
+        """On rank 0, and answered on all. What a callback raises goes on from here, once everything
+        is saved."""
+        ends, world = False, self.trainer.world
+        if self.callbacks and record and world.rank == 0:
+            if record.nats is not None:  # determinants, that nobody else asks for
+                record = replace(record, likelihood=self.trainer.likelihood())
+            try:
+                ends = super().tell(record)
+            except BaseException:
+                self.checkpoints.save(self.run_folder.last)
+                raise
+        return bool(self.callbacks and world.any(ends))
 
 
 def train(
@@ -69,7 +255,7 @@ def train(
     with, if numbers are not finite or the likelihood explodes.
     """
     require_dataset(dataset)
-    if callable(callbacks) or not all(map(callable, callbacks := tuple(callbacks))):
+    if callable(callbacks) or not all(map(callable, callbacks := tuple(callbacks or ()))):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     if flow is not None:
         config = replace(config, model=flow)
@@ -107,15 +293,14 @@ def train(
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         clock = Clock(trainer, batches)
-        evaluator = Evaluator(trainer, clock)
-        checkpoints = Checkpointer(run, trainer, clock, evaluator)
+        evaluator = Evaluator(trainer, batches, clock)
+        checkpoints = Checkpointer(run, trainer, batches, clock, evaluator)
         with compilations_shown(ops, report):
             if resume:
                 checkpoints.go_on(resume == "best", report)
             report(_introduction(config, flow, trainer, dataset, ops, run))
-            chosen = _rehearse(
-                trainer, evaluator, batches, dataset, choose=not resume and config.threads is None
-            )
+            choose = not resume and config.threads is None
+            chosen = _warm_up(trainer, evaluator, batches, dataset, choose)
             if not resume:
                 known = replace(config, threads=ops.device.threads)
                 checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
@@ -124,98 +309,27 @@ def train(
         try:
             metrics = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:
-                metrics = registry.find("event-files")(run)
+                from snfnp.beyond import tensorboard
+
+                metrics = tensorboard.recording(run)
             with metrics as keep:
-                how = (signals, report, keep, partial(_tell, callbacks, checkpoints))
-                _take_steps(dataset, batches, evaluator, checkpoints, *how)
+                _RunLoop(checkpoints, dataset, signals, report, keep, callbacks).run()
             return _summarise(run, dataset, trainer, clock, evaluator, report)
         except DivergedError as error:
             step = error.step or trainer.step
             raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
 
 
-def _rehearse(trainer, evaluator, batches, dataset, choose: bool) -> str:
+def _warm_up(trainer, evaluator, batches, dataset, choose: bool) -> str:
     """Let everything be compiled and recorded before a clock runs, and threads be chosen: a step
     and an evaluation that leave no trace. A line on that choice, or ""."""
-    chosen = ""
+    chosen, alone = "", choose and trainer.world.size == 1
     if trainer.step < trainer.config.epochs * trainer.steps_per_epoch:
         with suppress(SnfnpError):
-            with trainer.rehearsal(batches(trainer.step)) as step:
-                trainer.renew(batches)
-                chosen = trainer.ops.device.prepare(step, choose and trainer.world.size == 1)
-            evaluator.rehearse(dataset.validation)
+            prepare = trainer.ops.device.prepare
+            chosen = trainer.warm_up(batches, lambda step: prepare(step, alone))
+            evaluator.warm_up(dataset.validation)
     return chosen
-
-
-def _tell(callbacks: tuple, checkpoints: Checkpointer, record: Record | None) -> bool:
-    """Give a record to every callback, on rank 0; say, on all, whether one of them returned True.
-    What one raises goes on from here, once everything is saved."""
-    ends, world = False, checkpoints.trainer.world
-    if callbacks and record and world.rank == 0:
-        if record.nats is not None:  # determinants, that nobody else asks for
-            record = replace(record, likelihood=checkpoints.trainer.likelihood())
-        try:
-            said = [callback(record) for callback in callbacks]
-            ends = any(isinstance(each, (bool, np.bool_)) and each for each in said)
-        except BaseException:
-            checkpoints.save(checkpoints.folder.last)
-            raise
-    return bool(callbacks and world.any(ends))
-
-
-def _is_patient(config: TrainConfig, best: dict | None, epoch: int) -> bool:
-    """Say whether a better evaluation may still come, by `--patience`."""
-    if best is None or config.patience is None:
-        return True
-    return epoch // config.eval_every - best["epoch"] // config.eval_every < config.patience
-
-
-def _take_steps(dataset, batches, evaluator, checkpoints, signals, report, keep, tell) -> None:
-    """The remaining steps, with checkpoints and evaluations; keep: gets every record of these;
-    tell: gives one to the callbacks."""
-    run, config, trainer = checkpoints.folder, checkpoints.config, checkpoints.trainer
-    clock, steps = checkpoints.clock, config.epochs * batches.steps_per_epoch
-    progress = ProgressLine(trainer, clock, steps, report)
-    epoch, ends = trainer.step // batches.steps_per_epoch, False
-    with closing(progress.bar), signals.stops_between_steps():
-        clock.start()
-        while trainer.step < steps and _is_patient(config, evaluator.best, epoch):
-            trainer.renew(batches)
-            trainer.training_step(batches(trainer.step))
-            progress.bar.update(config.batch_size)
-            # All ranks do what any was asked to do or has due; later requests wait for a step.
-            requests = _STOP * signals.stop | _CHECKPOINT * signals.checkpoint
-            requests |= _SAVE * checkpoints.due() | _SHOW * progress.due()
-            requests = trainer.world.any(requests)
-            epoch, rest = divmod(trainer.step, batches.steps_per_epoch)
-            if requests & _SHOW:
-                ends = tell(progress.show(epoch)) or ends
-            due = epoch % config.eval_every == 0 or trainer.step == steps or ends
-            if rest == 0 and due:
-                progress.clear()
-                clock.stop()
-                record = evaluator.validate(epoch, dataset.validation)
-                keep(record)
-                checkpoints.save(run.last, *([run.best] if record is evaluator.best else []))
-                for line in (evaluator.describe(record), *evaluator.warnings(record)):
-                    report(line)
-                if tell(Record.of(record, steps, record is evaluator.best)) or ends:
-                    report(f"a callback ended training after epoch {epoch}")
-                    return
-                clock.start()
-            elif requests & (_SAVE | _CHECKPOINT | _STOP):
-                checkpoints.save(run.last)
-            if requests & _CHECKPOINT:
-                progress.clear()
-                report(f"checkpoint at step {trainer.step}: {run.last}")
-                signals.checkpoint = False
-            if requests & _STOP:
-                advice = f"go on with `resume` `out={shlex.quote(str(run.path))}` (snfnp.resume)"
-                report(f"interrupted at step {trainer.step}: everything is in {run.last}; {advice}")
-                raise KeyboardInterrupt
-    if trainer.step < steps:
-        waited = f"no better one in {config.patience} evaluations (`patience`)"
-        report(f"stopped after epoch {epoch}, as there was {waited}")
 
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
-from snfnp.training.batches import Batches
 from snfnp.training.trainer import Trainer
 
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
@@ -86,13 +85,13 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
 
 
 class Clock:
-    """Seconds spent on training steps alone, on these batches: it runs from `start` to `stop`."""
+    """Seconds spent on training steps alone, of a trainer with these batches, from `start` on."""
 
-    def __init__(self, trainer: Trainer, batches: Batches):
+    def __init__(self, trainer: Trainer, batches):
         self.seconds = 0.0
-        self._trainer, self.batches = trainer, batches
+        self._trainer, self._batches = trainer, batches
         self._counted: float | None = None  # up to when `seconds` is, while the clock runs
-        self._since = (0, 0.0)  # step and seconds at the last start
+        self._since = (0, 0.0)  # step and seconds at the start
 
     def start(self) -> None:
         self._counted = time.perf_counter()
@@ -100,24 +99,24 @@ class Clock:
 
     def settle(self) -> None:
         """Wait for all steps and count their time. Raises DivergedError if one failed."""
-        self._trainer.check(self.batches)
+        self._trainer.check(self._batches)
         if self._counted is not None:
             now = time.perf_counter()
             self.seconds += now - self._counted
             self._counted = now
 
-    def skip(self) -> None:
-        """Leave the time since `settle` out."""
-        if self._counted is not None:
-            self._counted = time.perf_counter()
-
-    def stop(self) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
         self.settle()
-        self._counted = None
+        running, self._counted = self._counted is not None, None
+        yield
+        if running:
+            self._counted = time.perf_counter()
 
     @property
     def steps_per_second(self) -> float:
-        """The speed of the steps that were counted since the last start."""
+        """The speed of the steps that were counted since the start."""
         step, seconds = self._since
         resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
         return (self._trainer.step - step) / max(self.seconds - seconds, resolution)
@@ -150,16 +149,16 @@ class ProgressLine:
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
-    def show(self, epoch: int) -> Record | None:
+    def show(self, place: tuple) -> Record | None:
         """Show the figures of the last step, and return them; None on other ranks. All of them wait
-        for it; raises DivergedError if it failed."""
+        for it; raises DivergedError if it failed. place: see `Loop.place`."""
         self._clock.settle()
         if self._trainer.world.rank:
             return None
         self._shown = time.perf_counter()
         metrics, lam = self._trainer.metrics(), ""
-        if self._trainer.multipliers:
-            lams = self._trainer.lam_by_layer().values()
+        if self._trainer.config.controller:
+            lams = self._trainer.multipliers.lam.values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
         figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
         figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
@@ -168,5 +167,4 @@ class ProgressLine:
             step, speed = self._trainer.step, self._clock.steps_per_second
             left = f"{(self._steps - step) / speed / 60:.1f} minutes of steps left"
             self._report(f"step {step} of {self._steps}, {left} at {speed:.3g} a second: {figures}")
-        place = self._trainer.step, self._steps, epoch, self._clock.seconds
-        return Record(*place, *astuple(metrics))
+        return Record(*place[:3], self._clock.seconds, *astuple(metrics))

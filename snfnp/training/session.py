@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from snfnp import registry
 from snfnp.data import Dataset, load_dataset, require_dataset, user_data
 from snfnp.errors import SnfnpError, UsageError, within_memory
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
@@ -183,7 +182,9 @@ def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, 
     require_dataset(dataset)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     if config.tensorboard:
-        registry.find("event-files-package")()  # raises before a folder is made
+        from snfnp.beyond import tensorboard
+
+        tensorboard.require()  # raises before a folder is made
     return config, dataset, ops
 
 

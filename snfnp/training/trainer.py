@@ -1,20 +1,36 @@
-"""A run's training: its steps, its state in checkpoints, and what becomes of a step that fails.
+"""A training on one device: its arrays, and a step, in the order in which things happen.
 
-Derivation: derivations/13-actnorm-and-1x1.md.
+What is logged while training is a surrogate: log p_Z(z) + the data-dependent log-determinants
+− λ times the reconstruction error, averaged over the batch. It leaves out every log|det W|, which
+self-normalizing training never computes. Only `snfnp.likelihood` computes a likelihood.
+
+A batch may be cut into slices, one for every process (rank). All that they share are sums: of the
+gradient, and of a few figures.
+
+Derivation: derivations/03-self-normalizing.md, 13-actnorm-and-1x1.md and 25-many-cores.md.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+
+from snfnp.context import BackwardContext, Slice
 from snfnp.errors import CheckpointError, DivergedError
-from snfnp.likelihood import Likelihood
-from snfnp.ops import SINGLE_PROCESS
-from snfnp.training.adam import learning_rate
+from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.ops import SINGLE_PROCESS, RandomKey
+from snfnp.ops.step.log import StepLog
+from snfnp.parameters import Layout
+from snfnp.training.adam import Adam, learning_rate
+from snfnp.training.batches import cut
+from snfnp.training.coordinates import statistics, white_states
+from snfnp.training.multipliers import ControlledMultipliers, Multipliers
 from snfnp.training.runs.checkpoint import Checkpoint
-from snfnp.training.step import TrainingStep, cut
+from snfnp.training.state import TrainingState
 
+_DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the states' terms come after
 _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
 
 
@@ -22,8 +38,7 @@ _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most a
 class StepMetrics:
     """Figures of steps (before their updates), averaged over the batch.
 
-    surrogate: nats, no likelihood (see `snfnp.training.step`); reconstruction: Σ_k of Eq. 3;
-    gradient_norm: before clipping.
+    surrogate: nats, no likelihood; reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping.
     """
 
     surrogate: float
@@ -31,12 +46,26 @@ class StepMetrics:
     gradient_norm: float
 
 
-class Trainer(TrainingStep):
-    """The training of a run on one device: its arrays (`TrainingStep`), step counter and λ.
+class Trainer:
+    """The training of a flow on one device.
 
-    step: steps done; lam: λ, or its first value if `multipliers` control it. report:
-    gets a line if the step cannot be recorded as a graph. world: the ranks that train together,
-    each with a trainer of its own and a slice of every batch.
+        trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
+        trainer.begin(batches)
+        trainer.training_step(batches)
+
+    All arrays stay at their addresses. p, gradient, m, v: the parameters, their gradient and Adam's
+    moments, flat (`Layout`), the last three of what the optimiser moves. params, grads: p and
+    gradient by layer and name. step: steps done. scalars: the step's number, learning rate and λ;
+    log: figures of steps (`snfnp.ops.step.log`). states: the training states
+    (`snfnp.training.state`), of which multipliers has λ; state: their values, flat.
+
+    Args:
+        steps_per_epoch: for the learning rate's schedule.
+        report: gets a line if the step cannot be recorded as a graph.
+        world: the ranks that train together, each with a trainer of its own and a slice of every
+            batch.
+        optimiser: what `update`s the parameters, `Adam` or one of your own
+            (derivations/28-write-your-own-rule.md).
 
     The host does not wait for the device during a step (an exact gradient does, to see whether a
     matrix is singular). A step that failed is therefore found later, in the log: see `check`.
@@ -45,88 +74,196 @@ class Trainer(TrainingStep):
     def __init__(
         self, ops, flow, config, steps_per_epoch, report=print, world=SINGLE_PROCESS, optimiser=None
     ):
-        super().__init__(ops, flow, config, world, optimiser)
-        self.steps_per_epoch = steps_per_epoch
-        self.step, self.lam = 0, config.lam
+        self.ops, self.flow, self.config, self.world = ops, flow, config, world
+        self.steps_per_epoch, self.step, self.lam = steps_per_epoch, 0, config.lam
+        self.communicator = ops.device.communicator(world)
+        self.layout = layout = flow.layout
+        self.p = self.drawn()
+        moved = self.p[: layout.fixed]
+        self.gradient, self.m, self.v = (ops.xp.zeros_like(moved) for _ in range(3))
+        self.params = layout.views(self.p)
+        self.grads = layout.optimised.views(self.gradient)
+        self.log, self.scalars = StepLog(ops.step), ops.step.scalars()
+
+        self.optimiser = optimiser or Adam()
+        self.states = self._make_states()
+        kept = [(*state.key, state) for state in self.states if state.key]
+        self.state_layout = Layout.of({k: {name: s.initial.shape} for k, name, s in kept})
+        first = {k: {name: state.initial} for k, name, state in kept}
+        self.state = ops.asarray(self.state_layout.pack(first, np.float64))
+        for layer, name, state in kept:
+            state.values = self.state_layout.views(self.state)[layer][name]
+        self.sums, start = ops.xp.zeros(_FIGURES + sum(s.terms for s in self.states)), _FIGURES
+        for state in self.states:
+            state.sums, start = self.sums[start : start + state.terms], start + state.terms
+
+        self._noise = _noise_of(config)
+        self._part = self._weights = None
+        self.slice_of(config.batch_size // world.size)
         self._ascend = self.ascend
         if config.graph:
             self._ascend = ops.device.capture(self.ascend, report, self.communicator)
 
-    def begin(self, batches) -> None:
-        """Set what depends on the training images (`Batches`), before the first step."""
-        for follower in self.followers:
-            follower.start(self, batches)
-        self.initialise_from_data(batches.whole(0))
+    def _make_states(self) -> list[TrainingState]:
+        ops, flow, config = self.ops, self.flow, self.config
+        self.multipliers = Multipliers(flow, config.lam)
+        if config.controller:
+            self.multipliers = ControlledMultipliers(ops, flow, config)
+        states: list[TrainingState] = [self.multipliers]
+        if config.jvp_weight:
+            from snfnp.beyond.jacobian_penalty import JacobianMean
 
-    def initialise_from_data(self, images) -> None:
-        """Set the parameters that depend on data (`Flow.init_from_data`) from the first batch,
-        device images (N, *shape), with that step's noise. One forward pass."""
-        self._initialise_from_data(self.params, images)
-        self.share(self.p)
+            states.append(JacobianMean(ops))
+        whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
+        self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
+        return [*states, *filter(None, (whitening, self.coordinates))]
+
+    def drawn(self):
+        """Parameters as the seed draws them, flat."""
+        drawn = self.flow.init(self.config.seed)
+        return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
+
+    def slice_of(self, samples: int) -> tuple[Slice, object]:
+        """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,).
+
+        Called before a step is recorded, too: the weights are kept, outside of a graph's memory.
+        """
+        if self._part is None or self._part.count != samples:
+            self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
+            self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
+        return self._part, self._weights
+
+    def encode(self, images, step, part: Slice):
+        """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
+        key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
+        return self.flow.encode(self.ops, images, key, self.p.dtype)
+
+    def ascend(self, images) -> None:
+        """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
+
+        If the density is not finite the step has failed: the log keeps its number, and nothing is
+        updated from then on. If the host knows without waiting, it skips the backward pass.
+        """
+        ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
+        part, weights = self.slice_of(len(images))
+        samples, share = part.total, part.count / part.total
+
+        # Encode: dequantisation noise, scale and logit (A.3).
+        x, log_jacobian = self.encode(images, scalars.step, part)
+
+        # Forward: log p_Z(z) and the log-determinants that depend on x (Eq. 6), no log|det W|.
+        key = RandomKey(config.seed, 0, scalars.step, part.first)
+        noise = self._noise and self._noise(ops, flow, self.params, key)
+        latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
+        terms = flow.log_density(ops, latents), log_jacobian, ldj
+        density = ops.channels.total([term for term in terms if not isinstance(term, int)])
+        log.density(density, scalars.number)
+
+        # Backward: the gradients of Eq. 3, each layer's error.
+        measured = {}
+        if not ops.known_on_host(log.failed):
+            weight = self.p.dtype.type(1 / samples)
+            volume, factor = samples * np.float64(weight), scalars.error_factor(samples)
+            ctx = BackwardContext(ops, weights, volume, factor, key, part)
+            factors = self.multipliers.error_factors(samples)
+            deltas = flow.latent_gradients(latents, samples)
+            with ops.side_stream():
+                given = (self.params, caches, deltas, self.grads, factors, flow.learns_from)
+                _, measured = flow.backward(ctx, *given)
+        errors = [result.error for result in measured.values() if result.error is not None]
+        reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
+        for state in self.states:
+            state.collect(measured, share)
+
+        # All-reduce: gradients of slices add up, and so do figures.
+        if self.world.size > 1:
+            self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
+            self.sums[_RECONSTRUCTION] = reconstruction * share
+            self.communicator.all_reduce(self.gradient, self.sums)
+            log.density(self.sums[:_RECONSTRUCTION], scalars.number)
+            reconstruction = self.sums[_RECONSTRUCTION, ...]
+
+        # Adam or another optimiser.
+        given = (scalars.lr, scalars.number, config.clip_norm, log.failed)
+        out = (self.p[: self.layout.fixed], self.m, self.v)
+        squares = self._update(ops, self.gradient, *given, out=out)
+
+        # Training states: λ of the next step, the mean of Eq. 31.
+        figures = reconstruction, scalars.lam
+        for state in self.states:
+            figures = state.update(figures, samples, squares, log.failed)
+
+        # Log.
+        log.step(figures[0], squares, figures[1], scalars.number)
+
+    def begin(self, batches) -> None:
+        """Set the parameters from which the run starts."""
+        self.p[...] = self.start(batches)
+
+    def start(self, batches):
+        """The parameters from which the run starts, flat: drawn by the seed, and then layer by
+        layer those that depend on data (`Flow.init_from_data`): on the run's first batch, with that
+        step's noise, or of a `Whiten` layer on more of them."""
+        p, images = self.drawn(), batches.whole(0)
+        params = self.layout.views(p)
+        x, _ = self.encode(images, 0, cut(len(images), 1)[0])
+        self.flow.init_from_data(self.ops, params, x, partial(statistics, self, params, batches))
+        self.share(p)
+        return p
 
     def share(self, *buffers) -> None:
         """Put the bits of rank 0 into every rank's buffers: the machines may differ."""
         for buffer in buffers if self.world.size > 1 else ():
             buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
-    def start(self, images) -> Likelihood:
-        """An exact snapshot of what the run started from; images: those of its first step."""
-        p, fixed = self.initial(), slice(self.layout.fixed, None)
-        p[fixed] = self.p[fixed]
-        self._initialise_from_data(self.layout.views(p), images)
-        return self.likelihood(p)
-
-    def _initialise_from_data(self, params, images) -> None:
-        x, _ = self.encode(images, 0, cut(len(images), 1)[0])
-        self.flow.init_from_data(self.ops, params, x)
-
-    @contextmanager
-    def rehearsal(self, images) -> Iterator[Callable[[], None]]:
-        """A context with a function that takes the next step, on these images, again and again.
-
-        It leaves no trace: at the end everything that steps go on from is as it was. No check.
-        """
+    def warm_up(self, batches, prepare: Callable):
+        """prepare(step), with a function that takes the next step again and again: it lets all be
+        compiled and recorded. At the end everything that steps go on from is as it was."""
         arrays = (self.p, self.m, self.v, self.state, self.log.array)
         kept = [array.copy() for array in arrays]
         try:
-            yield lambda: self._take(images)
+            self.renew(batches)
+            images = batches(self.step)
+            return prepare(lambda: self._take(images))
         finally:
             for array, values in zip(arrays, kept, strict=True):
                 array[...] = values
 
-    def renew(self, images_of) -> None:
-        """Find anew what followers have from activations, before steps 0, 20, 100 and every 500,
-        outside of a recorded step. images_of(step): this rank's images of step 0, 1, …"""
-        if self.step in _EARLY or self.step % _EVERY == 0:
-            for follower in self.followers:
-                follower.renew(self, images_of)
+    def training_step(self, batches) -> None:
+        """Take the next step: ascend Eq. 3 once, on `batches(step)`.
 
-    def training_step(self, images) -> None:
-        """Ascend Eq. 3 once, on device images (N, *shape), uint8.
+        Before steps 0, 20, 100 and every 500, training states first renew what they have from
+        activations, outside of a recorded step. On an asynchronous backend this returns before the
+        step is done; on others it raises DivergedError if anything is not finite (see `check`).
 
-        On an asynchronous backend this returns before the step is done; on others it raises
-        DivergedError if anything is not finite (see `check`).
+        Args:
+            batches: batches(step) are this rank's device images (n, *shape), uint8, or rows, of
+                step 0, 1, … (`snfnp.training.batches.Batches`).
         """
-        self._take(images)
+        self.renew(batches)
+        self._take(batches(self.step))
         self.step += 1
         if not self.ops.asynchronous:
-            self.check(lambda step: images)
+            self.check(batches)
+
+    def renew(self, batches) -> None:
+        if self.step in _EARLY or self.step % _EVERY == 0:
+            for state in self.states:
+                state.renew(self, batches)
 
     def _take(self, images) -> None:
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
         self.scalars.set(self.step, lr, self.lam, self.slice_of(len(images))[0].total)
         self._ascend(images)
 
-    def check(self, images_of) -> None:
+    def check(self, batches) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.
 
         A step fails if its mean log-density or its gradient's norm is not finite. The log then
         keeps its number and records nothing more, and Adam leaves the parameters as they are. On an
         asynchronous backend the failed step is repeated here, with the same parameters and noise,
-        to find where its numbers went wrong; on the others its gradient is still there.
-
-        images_of(step): the images that this rank saw in step 0, 1, … All ranks call this after
-        the same step.
+        to find where its numbers went wrong; on the others its gradient is still there. All ranks
+        call this after the same step.
         """
         reading = self.log.read()
         if not reading.failed:
@@ -135,11 +272,11 @@ class Trainer(TrainingStep):
         if math.isfinite(reading.density):  # then it is the gradient's failure
             if self.step != failed + 1:  # later steps have overwritten the gradient
                 self.scalars.set(failed, 0.0, self.lam)
-                self.ascend(images_of(failed))
+                self.ascend(batches(failed))
             where = self.flow.first_nonfinite_gradient(self.ops, self.grads)
             what = f"the gradient of {where or 'all layers together'}"
         else:
-            images = images_of(failed)
+            images = batches(failed)
             x, _ = self.encode(images, failed, self.slice_of(len(images))[0])
             layer = self.flow.first_nonfinite(self.ops, self.params, x)
             layer = next(filter(None, self.world.gather(layer)), None)  # perhaps in another slice
@@ -157,18 +294,9 @@ class Trainer(TrainingStep):
         self.log.clear_averages()
         return StepMetrics(*reading.averages)
 
-    def lam_figures(self) -> dict[str, float]:
-        """λ and the figures of all followers, for a line of metrics."""
-        figures = {} if self.multipliers else {"lam": self.lam}
-        for follower in self.followers:
-            figures |= follower.figures()
-        return figures
-
-    def lam_by_layer(self) -> dict[str, float]:
-        """{layer: λ} of every layer that learns its inverse, as it is now."""
-        if self.multipliers:
-            return self.multipliers.lam
-        return dict.fromkeys(self.flow.learned_inverses(), float(self.lam))
+    def figures(self) -> dict[str, float]:
+        """The figures of all training states, λ first, for a line of metrics."""
+        return {name: value for state in self.states for name, value in state.figures().items()}
 
     def likelihood(self, p=None) -> Likelihood:
         """An exact, immutable snapshot of the present parameters, or of others, flat."""
@@ -176,13 +304,14 @@ class Trainer(TrainingStep):
         return Likelihood(self.ops, self.flow, self.layout, p, dtype)
 
     def checkpoint(self, record: dict) -> Checkpoint:
-        """The state on the host."""
+        """All that the run goes on from, on the host."""
         p, m, v, state = map(self.ops.to_host, (self.p, self.m, self.v, self.state))
         log = (record, self.log.sums, self.state_layout, state)
         return Checkpoint(self.layout, p, m, v, self.step, self.lam, self.config.seed, *log)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same model, in the middle of an epoch too."""
+        """Go on from a checkpoint of the same model, in the middle of an epoch too, with λ as the
+        configuration has it."""
         saved, own = checkpoint.state_layout, self.state_layout
         then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
         if then != kept:
@@ -190,9 +319,16 @@ class Trainer(TrainingStep):
             raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
-        views = saved.views(checkpoint.state)
-        for entry in own.entries:
-            value = self.ops.asarray(views[entry.layer][entry.name])
-            self.states[entry.layer][entry.name][...] = value
-        self.step, self.lam = checkpoint.step, checkpoint.lam
+        state = own.pack(saved.views(checkpoint.state), np.float64)  # perhaps in another order
+        self.state[...] = self.ops.asarray(state)
+        self.step = checkpoint.step
         self.log.restore(checkpoint.sums)
+
+
+def _noise_of(config):
+    """What makes the noise in a step's forward pass, if the objective has any."""
+    if config.objective != "variational":
+        return None
+    from snfnp.beyond.variational import Noise
+
+    return Noise

@@ -12,6 +12,7 @@ from gpu import standin as devices
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, nccl
 from snfnp.ops.gpu.launch import DeviceGuard
+from snfnp.training.batches import Repeated
 
 
 class OneOfTwo(Communicator):
@@ -65,7 +66,7 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     for step in range(5):
         images = np.random.default_rng(step).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
         for trainer in trainers:
-            trainer.training_step(trainer.ops.asarray(images))
+            trainer.training_step(Repeated(trainer.ops.asarray(images)))
     found, expected = trainers
     found.check(pytest.fail)
     for name in ("p", "m", "state"):

@@ -10,6 +10,7 @@ import pytest
 from support.trainers import make_trainer
 
 from snfnp.ops.gpu.launch import Launcher
+from snfnp.training.batches import Repeated
 
 SIDE, BATCH = 28, 100  # MNIST, and the paper's batch
 MULTIPROCESSORS = 132  # of an H100
@@ -42,7 +43,7 @@ def launches(ops, monkeypatch):
     images = ops.xp.zeros((BATCH, SIDE, SIDE, 1), np.uint8)
     trainer.slice_of(BATCH)
     monkeypatch.setattr(Launcher, "__call__", note)
-    trainer.training_step(images)
+    trainer.training_step(Repeated(images))
     return noted
 
 

@@ -7,9 +7,9 @@ import pytest
 from support.trainers import host, images_of, make_trainer
 
 from gpu.test_training import MODELS, assert_numpys, spent_by_a_step, take_steps
-from snfnp.beyond.monitors import Inspection
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
+from snfnp.training.monitors import Monitors
 
 GECO = {"lambda_control": "geco", "tolerance": 1e-5, "lambda_rate": 20.0}
 PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
@@ -49,7 +49,7 @@ def test_steps_are_numpys(ops, way):
     a, b = host(found, "state"), host(expected, "state")
     # a step of Adam before the last errors, which are small differences of large numbers
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
-    assert "lambda_control" not in WAYS[way][0] or found.lam_figures()["lam"] != 1.0
+    assert "lambda_control" not in WAYS[way][0] or found.figures()["lam"] != 1.0
 
 
 @each_way
@@ -79,7 +79,7 @@ def assert_alike(found, expected):
     for name in ("p", "m", "v", "state"):
         np.testing.assert_array_equal(host(found, name), host(expected, name))
     assert found.metrics() == expected.metrics()
-    assert found.lam_figures() == expected.lam_figures()
+    assert found.figures() == expected.figures()
 
 
 @each_way
@@ -122,7 +122,7 @@ def test_monitors_and_refined_samples_are_numpys(ops, model):
         trainer = make_trainer(each, model, dtype="float64")
         batch = images_of(trainer, 0)
         images = np.concatenate([each.to_host(images_of(trainer, step)) for step in range(30)])
-        inspection = Inspection(trainer, lambda step, batch=batch: batch)
+        inspection = Monitors(trainer, lambda step, batch=batch: batch)
         likelihood = trainer.likelihood()
         likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
         figures.append(inspection.figures(likelihood)["layers"])

@@ -20,7 +20,7 @@ from gpu.test_methods import WAYS, assert_alike
 from gpu.test_training import SELF_NORMALIZING, take_steps
 from snfnp.ops import get_ops
 from snfnp.ops.gpu.side_stream import SideStream
-from snfnp.training.step import cut
+from snfnp.training.batches import Repeated, cut
 
 LEARNED = [way for way, (changes, _) in WAYS.items() if "gradient" not in changes]
 
@@ -58,7 +58,7 @@ def test_a_slice_of_a_batch_has_the_gradient_of_one_stream(ops, beside, way):
     for each in (ops, beside):
         trainer = make_trainer(each, graph=False, overlap=each is beside, **WAYS[way][0])
         images = images_of(trainer, 0)
-        trainer.initialise_from_data(images)
+        trainer.begin(Repeated(images))
         slices = ((images[part.first :][: part.count], part) for part in cut(BATCH, 2))
         gradients.append([each.to_host(gradient_of(trainer, *of)) for of in slices])
     np.testing.assert_array_equal(*gradients)

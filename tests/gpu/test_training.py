@@ -16,7 +16,7 @@ from snfnp.errors import BackendError, DivergedError, SingularMatrixError
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
 from snfnp.ops.images import gpu as gpu_images
-from snfnp.training.batches import Batches
+from snfnp.training.batches import Batches, Repeated
 from snfnp.training.options import TrainConfig
 
 MODELS = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -35,7 +35,7 @@ def spent_by_a_step(trainer, standin) -> dict[str, int]:
     images = images_of(trainer, 2)
     gc.collect()  # a trainer of an earlier test waits for its graph when it goes
     before = standin.counts()
-    trainer.training_step(images)
+    trainer.training_step(Repeated(images))
     return {name: count - before[name] for name, count in standin.counts().items()}
 
 
@@ -178,7 +178,7 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph, chang
     poison(trainer, "dense2", "b", np.nan)
     before = [host(trainer, name) for name in ("p", "m", "state")]
     for step in range(4, 9):
-        trainer.training_step(images_of(trainer, step))
+        trainer.training_step(Repeated(images_of(trainer, step)))
     with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
         trainer.check(lambda step: images_of(trainer, step))
     for name, array in zip(("p", "m", "state"), before, strict=True):
@@ -192,7 +192,7 @@ def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
     take_steps(trainer, range(4))
     poison(trainer, "dense1", "R", np.inf)  # not in the forward pass
     for step in range(4, 5 + later):
-        trainer.training_step(images_of(trainer, step))
+        trainer.training_step(Repeated(images_of(trainer, step)))
     with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
         trainer.check(lambda step: images_of(trainer, step))
 
@@ -249,7 +249,7 @@ def test_likelihoods_and_samples_are_numpys(ops, model, gradient):
     """Images come back as they were, up to values on the edge of two integers."""
     found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
     images = ops.to_host(images_of(found, 0))
-    found.initialise_from_data(ops.asarray(images))
+    found.begin(Repeated(ops.asarray(images)))
     expected.p[...] = host(found, "p")
     found, expected = (trainer.likelihood() for trainer in (found, expected))
     ledgers = [each.evaluate(images, seed=0, batch_size=4).ledger for each in (found, expected)]

@@ -1,7 +1,5 @@
 """Small trainers of every preset, on any operations, and small runs in a folder."""
 
-from functools import partial
-
 import numpy as np
 
 from snfnp.context import Slice
@@ -43,17 +41,23 @@ def images_of(trainer, step, batch=BATCH):
     return trainer.ops.asarray(images)
 
 
+def batches_of(trainer, batch=BATCH):
+    """The batches of `images_of`, for the trainer."""
+
+    def batches(step):
+        return images_of(trainer, step, batch)
+
+    batches.whole = batches
+    return batches
+
+
 def take_steps(trainer, steps, batch=BATCH):
     """Steps with images of their own, the first one's data-dependent initialisation included."""
-    of_step = partial(images_of, trainer, batch=batch)
+    batches = batches_of(trainer, batch)
     for step in steps:
-        images = of_step(step)
         if step == 0:
-            for follower in trainer.followers:
-                follower.start(trainer, of_step)
-            trainer.initialise_from_data(images)
-        trainer.renew(of_step)
-        trainer.training_step(images)
+            trainer.begin(batches)
+        trainer.training_step(batches)
     return trainer
 
 

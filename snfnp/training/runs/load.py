@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
+from snfnp.training.multipliers import controlled_lambda
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.description import refuse_other_flow
@@ -60,7 +60,7 @@ class LoadedRun:
     def lam(self) -> float | dict[str, float]:
         """λ of Eq. 3 at the checkpoint; {layer: λ} if it was controlled."""
         if self.config.controller:
-            return registry.find("controlled-lambda")(self.checkpoint, self.flow)
+            return controlled_lambda(self.checkpoint, self.flow)
         return self.checkpoint.lam
 
     @property

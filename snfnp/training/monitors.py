@@ -9,16 +9,16 @@ from fractions import Fraction
 
 import numpy as np
 
-from snfnp.beyond import contraction
-from snfnp.beyond.second_moment import SmallestSecondMoment, stable_above
 from snfnp.diagnostics import gradient_angles, gradients
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
+from snfnp.maps import contraction
 from snfnp.ops import RandomKey
+from snfnp.training.second_moment import SmallestSecondMoment, stable_above
 from snfnp.training.trainer import Trainer
 
-_GROWN = 0.5  # ρ from which on a margin that is crossed is reported
+_RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
 
 
 def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, float]:
@@ -36,7 +36,7 @@ def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, floa
     return ratios
 
 
-class Inspection:
+class Monitors:
     """The monitors of a run's linear layers that learn their inverse.
 
     `watch` before an evaluation, `figures` after it. images_of(step): of all ranks.
@@ -69,7 +69,7 @@ class Inspection:
     def figures(self, likelihood: Likelihood) -> dict:
         """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
 
-        rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.beyond.contraction.rho`). margin:
+        rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`). margin:
         λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
         above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
         −λE to the likelihood's, of W, on the next step's batch (`gradient_ratios`), if λ is not 0.
@@ -79,7 +79,11 @@ class Inspection:
         """
         if not self._layers:
             return {}
-        ops, params, lam = self._ops, likelihood.params, self._trainer.lam_by_layer()
+        ops, lam = self._ops, self._trainer.multipliers.lam
+        params = {  # in double precision, as the inputs
+            name: {k: value.astype(np.float64, copy=False) for k, value in own.items()}
+            for name, own in likelihood.params.items()
+        }
         ratios = gradient_ratios(*self._on_batches(1, params, lam)) if any(lam.values()) else {}
         angles = self._angles(params, lam)
         layers = {}
@@ -130,7 +134,7 @@ class Inspection:
 
     def _unstable(self, name: str, figures: dict) -> float | None:
         limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
-        crossed = margin is not None and margin <= limit and figures["rho"] >= _GROWN
+        crossed = margin is not None and margin <= limit and figures["rho"] >= _RHO_WARNING
         return margin if crossed else None
 
     def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -28,9 +28,9 @@ class Checkpointer:
     """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
     its checkpoints."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, clock: Clock, evaluator):
+    def __init__(self, folder: RunFolder, trainer: Trainer, batches, clock: Clock, evaluator):
         self.folder, self.config, self.trainer = folder, trainer.config, trainer
-        self.clock, self.evaluator = clock, evaluator
+        self.batches, self.clock, self.evaluator = batches, clock, evaluator
         self.identity: str | None = None
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
         self._optimiser = type(trainer.optimiser).__qualname__
@@ -48,24 +48,24 @@ class Checkpointer:
 
         metrics: those that belong to it, if they are not those of now.
         """
-        self.clock.settle()  # a failed step is not to be saved
-        checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
-        if not checkpoint.is_sound():  # on all ranks alike
-            what = "a parameter, a moment of Adam's or what layers keep is not finite"
-            raise DivergedError(f"training diverged by step {step}: {what}", step)
-        if self.trainer.world.rank == 0:
-            checkpoint.record = {
-                "seconds": self.clock.seconds,
-                "best": self.evaluator.best,
-                "config": self.config.as_dict(),
-                "run": self.identity,
-                "metrics": metrics_digest(self.folder.metrics() if metrics is None else metrics),
-            }
-            content = file_content(checkpoint)
-            for path in paths:
-                save_checkpoint(path, checkpoint, content)
-        self._saved = (step, time.monotonic())
-        self.clock.skip()
+        with self.clock.paused():  # raises if a step failed, which is not to be saved
+            checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
+            if not checkpoint.is_sound():  # on all ranks alike
+                what = "a parameter, a moment of Adam's or what layers keep is not finite"
+                raise DivergedError(f"training diverged by step {step}: {what}", step)
+            if self.trainer.world.rank == 0:
+                metrics = self.folder.metrics() if metrics is None else metrics
+                checkpoint.record = {
+                    "seconds": self.clock.seconds,
+                    "best": self.evaluator.best,
+                    "config": self.config.as_dict(),
+                    "run": self.identity,
+                    "metrics": metrics_digest(metrics),
+                }
+                content = file_content(checkpoint)
+                for path in paths:
+                    save_checkpoint(path, checkpoint, content)
+            self._saved = (step, time.monotonic())
 
     def start(self, description: dict) -> None:
         """Begin a new run. From here on there is always something to go back to."""
@@ -76,7 +76,7 @@ class Checkpointer:
             self.identity = uuid.uuid4().hex
 
         self.trainer.world.on_rank_zero(claim)
-        self.trainer.begin(self.clock.batches)
+        self.trainer.begin(self.batches)
         if self.trainer.world.rank == 0:
             own = {"optimiser": self._optimiser, "run": self.identity}
             self.folder.write_config({**description, **own})
@@ -86,16 +86,15 @@ class Checkpointer:
         """Set a run back to its last checkpoint, or to its best one, and drop later metrics. After
         a crash at any point in here, the same command repeats all of it. Raises CheckpointError if
         there is nothing to go on from."""
-        trainer, clock = self.trainer, self.clock
+        trainer = self.trainer
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
         if saved is None:
-            trainer.begin(clock.batches)
+            trainer.begin(self.batches)
         else:
             trainer.restore(saved)
-            clock.seconds = saved.record["seconds"]
+            self.clock.seconds = saved.record["seconds"]
             self.evaluator.best = saved.record["best"]
-        trainer.lam = self.config.lam
         trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
         self.evaluator.best = trainer.world.broadcast(self.evaluator.best)
 

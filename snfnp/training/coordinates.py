@@ -1,0 +1,216 @@
+"""White coordinates: input preconditioning, as by the A factor of K-FAC.
+
+A dense layer learns behind a `Whiten` layer, whose statistics are found here (`Whitening`). A
+kernel W as a matrix (kH kW C, O) multiplies rows, what it sees of an image from one pixel; Adam
+ascends in V, W = U V, for which the rows are white (`Coordinates`): ∂𝓛/∂V = U ∂𝓛/∂W goes into
+Adam, and its step ΔV becomes ΔW = U ΔV. W stays the parameter: a new U changes how it is learned,
+and not the function. Derivation: derivations/29-natural-coordinates.md.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from snfnp import registry
+from snfnp.errors import UsageError
+from snfnp.layers import AffineCoupling, Linear, SplitPrior, Whiten
+from snfnp.layers.whiten import inverse_root
+from snfnp.likelihood import WHITENING_NOISE
+from snfnp.maps import Conv2d
+from snfnp.ops import RandomKey
+from snfnp.training.state import TrainingState
+
+_FLOOR = 1e-2  # times m: smaller eigenvalues of M count as this, and U's are at most 10
+_IMAGES = 2000  # that a renewal of a `Whiten` layer sees
+
+
+def white_states(ops, flow, config, optimiser) -> tuple:
+    """(the `Whitening`, the `Coordinates`) of a flow, None for what it has no layers for. Raises
+    UsageError if it has neither, or a `Whiten` layer that could not be renewed."""
+    layers = [layer for _, layer in flow.layers]
+    places = [place for place, layer in enumerate(layers) if isinstance(layer, Whiten)]
+    for place in filter(None, places):
+        linear = layers[place + 1] if place + 1 < len(layers) else None
+        if not (layers[place].whole or isinstance(linear, Linear) and linear.bias):
+            needs = "is not the first, and needs a Linear with a bias behind it"
+            raise UsageError(f"the Whiten layer {flow.layers[place][0]} {needs}")
+    white, kernels = config.coordinates == "white", any(map(inputs, layers))
+    if white and not (places or kernels):
+        found = "this flow has neither convolutions nor Whiten layers"
+        raise UsageError(f"`coordinates` is white, but {found}: leave it out")
+    coordinates = Coordinates(ops, flow, config, optimiser) if white and kernels else None
+    return Whitening() if places else None, coordinates
+
+
+def statistics(trainer, params, batches, place: int) -> dict:
+    """The statistics of the place-th layer before the first step: of a whole `Whiten` layer, or the
+    flow's first, from all images of the first epoch; {} of any other layer.
+
+    The images get noise of their own: with that of the steps these would be whiter than others.
+    O(D²) an image: a few seconds for the 50,000 images of MNIST on a core.
+    """
+    layer = trainer.flow.layers[place][1]
+    if not isinstance(layer, Whiten) or place and not layer.whole:
+        return {}
+    found = _estimate(trainer, params, batches, place, range(trainer.steps_per_epoch))
+    return {k: trainer.ops.asarray(value, trainer.p.dtype) for k, value in found.items()}
+
+
+def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarray]:
+    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: as the run's
+    precision has them, in double precision on the host."""
+    ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
+    layer, count = flow.layers[place][1], 0
+    total, products = (ops.xp.zeros(layer.parameter_shapes(())[name]) for name in "bU")
+    for step in steps:
+        images = batches(step)
+        part, _ = trainer.slice_of(len(images))
+        key = RandomKey(trainer.config.seed, WHITENING_NOISE, step, part.first)
+        x = flow.encode(ops, images, key, dtype if place else np.float64)[0]
+        for name, before in flow.layers[:place]:
+            x = before.forward(ops, params[name], x)[0]
+        x = x.astype(np.float64)
+        count += part.total
+        total += x.sum(axis=0)
+        if layer.whole:
+            ops.linalg.matmul_add(x.T, x, products)
+        else:
+            products += (x * x).sum(axis=0)
+    if trainer.world.size > 1:
+        trainer.communicator.all_reduce(total, products)
+    found = layer.numbers(count, ops.to_host(total), ops.to_host(products))
+    return {k: value.astype(dtype).astype(np.float64) for k, value in found.items()}
+
+
+class Whitening(TrainingState):
+    """The statistics of `Whiten` layers: fixed parameters, and no array of its own."""
+
+    def renew(self, trainer, batches) -> None:
+        """Re-estimate those of deeper layers that are not whole from 2000 images of the steps to
+        come, and change the linear layer behind: the function stays the same but for rounding.
+        Costs some 10 steps."""
+        ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
+        for place, (name, layer) in enumerate(flow.layers):
+            if not place or not isinstance(layer, Whiten) or layer.whole:
+                continue
+            last = trainer.step + math.ceil(_IMAGES / trainer.config.batch_size)
+            new = _estimate(trainer, trainer.params, batches, place, range(trainer.step, last))
+            behind = flow.layers[place + 1][0]
+            moments = (layout.views(buffer)[behind] for buffer in (trainer.m, trainer.v))
+            device = (trainer.params[name], trainer.params[behind], *moments)
+            host = [{k: ops.to_host(a).astype(float) for k, a in own.items()} for own in device]
+            for own, values in zip(device, (new, *change_coordinates(new, *host)), strict=True):
+                for parameter, value in values.items():
+                    own[parameter][...] = ops.asarray(value, own[parameter].dtype)
+            trainer.share(trainer.p, trainer.m, trainer.v)
+
+
+def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
+    """(p, m, v) of the linear layer behind a diagonal `Whiten` whose numbers change from `old` to
+    `new`; p, and Adam's m and v: float64 host arrays by name.
+
+    With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
+    and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
+    same with all factors squared.
+    """
+    turn = new["U"] / old["U"]
+    shift, w = new["b"] - turn * old["b"], p["W"] / turn
+    p, m, v = (
+        {**p, "W": w, "b": p["b"] - w @ shift},
+        {**m, "W": m["W"] * turn + np.outer(m["b"], shift)},
+        {**v, "W": v["W"] * turn**2 + np.outer(v["b"], shift**2)},
+    )
+    for own, factor in ((p, turn), (m, 1 / turn), (v, turn**-2)):
+        if "R" in own:
+            own["R"] = factor[:, None] * own["R"]
+    return p, m, v
+
+
+def inputs(layer) -> dict[str, Callable]:
+    """{name of a kernel: images(cache), what it is correlated with} of a layer's kernels."""
+    if isinstance(layer, Linear):
+        maps = zip("WR"[: 1 + layer.learns_inverse], layer.maps, ("x", "z0"), strict=False)
+        return {
+            name: lambda cache, images=images: cache[images]
+            for name, f, images in maps
+            if isinstance(f, Conv2d)
+        }
+    if isinstance(layer, AffineCoupling):  # the network's first: the others' inputs are wide
+        return {"w1": lambda cache: cache["x"][..., : layer.channels // 2]}
+    if isinstance(layer, SplitPrior):
+        own = inputs(layer.coupling)
+        return {name: lambda cache, of=of: of(cache["coupling"]) for name, of in own.items()}
+    if isinstance(layer, registry.find("causal-layer")):
+        return {"W": lambda cache: cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]}
+    if isinstance(layer, registry.find("exponential-layer")):
+        return {"W": lambda cache: cache["powers"][0]}
+    return {}
+
+
+def whitening(second: np.ndarray) -> np.ndarray:
+    """U = (M/m)^{-1/2}, symmetric, of second moments M (K, K) whose eigenvalues have the mean m and
+    count as at least m/100. If M is 0 or not finite, the identity. O(K³)."""
+    mean = np.trace(second) / len(second)
+    if not (np.isfinite(second).all() and mean > 0):
+        return np.eye(len(second))
+    return inverse_root(second / mean, _FLOOR)
+
+
+class Coordinates(TrainingState):
+    """An optimiser in the coordinates of all kernels' U, which are its values."""
+
+    key = ("coordinates", "U")
+
+    def __init__(self, ops, flow, config, optimiser):
+        self._ops, self._flow, self._optimiser = ops, flow, optimiser
+        self._inputs = {name: inputs(layer) for name, layer in flow.layers}
+        self._places, blocks, place = {}, [], 0  # of U by kernel; see `ops.step.turn`
+        for entry in flow.layout.optimised.entries:
+            if entry.name in self._inputs[entry.layer]:
+                size, outputs = int(np.prod(entry.shape[:-1])), entry.shape[-1]
+                self._places[entry.layer, entry.name] = slice(place, place + size**2)
+                blocks.append((entry.start, size, outputs, place))
+                place += size**2
+        self._blocks = tuple(blocks)
+        self.initial = _flat([np.eye(size) for _, size, _, _ in blocks])
+        moved = flow.layout.fixed
+        self._gradient, self._step = (ops.xp.zeros(moved, config.dtype) for _ in range(2))
+
+    def renew(self, trainer, batches) -> None:
+        """Find U for the step that is to come, from its images: one forward pass."""
+        with threadpool_limits(1, "blas"):  # so small that threads only wait
+            found = self._find(trainer, batches(trainer.step))
+        found = trainer.world.broadcast(found)  # the same bits, even if machines differ
+        self.values[...] = self._ops.asarray(_flat(found))
+
+    def _find(self, trainer, images) -> list[np.ndarray]:
+        """U of every kernel from this batch, on the host."""
+        ops, seconds = self._ops, self._ops.xp.zeros_like(self.values)
+        x, _ = trainer.encode(images, trainer.step, trainer.slice_of(len(images))[0])
+        for name, layer in self._flow.layers:
+            p = trainer.params[name]
+            x, _, cache = layer.forward(ops, p, x)
+            for kernel, input_of in self._inputs[name].items():
+                seen = input_of(cache).astype(np.float64)
+                rows = ops.conv.patches(seen, p[kernel].shape[:2])
+                # a sum, not a mean: U does not depend on the scale of M
+                seconds[self._places[name, kernel]] = ops.linalg.matmul(rows.T, rows).reshape(-1)
+        if trainer.world.size > 1:
+            trainer.communicator.all_reduce(seconds)
+        found, places = ops.to_host(seconds), [(k, place) for _, k, _, place in self._blocks]
+        return [whitening(found[place : place + k * k].reshape(k, k)) for k, place in places]
+
+    def ascend(self, ops, gradient, *how, out):
+        """What the optimiser's `update` does, with the step in V; the rest is unchanged."""
+        p, m, v = out
+        ops.step.turn(gradient, self.values, self._blocks, out=self._gradient)
+        self._step[...] = 0
+        squares = self._optimiser.update(ops, self._gradient, *how, out=(self._step, m, v))
+        ops.step.turn(self._step, self.values, self._blocks, out=p, add=True)
+        return squares
+
+
+def _flat(matrices) -> np.ndarray:
+    return np.concatenate([u.reshape(-1) for u in matrices])
