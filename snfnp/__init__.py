@@ -14,13 +14,14 @@
 
     snfnp.check_layer(layer, shape=(6,))    # a layer of your own, by finite differences
 
-`__all__` has the other names; modules are loaded when a name is first used (editors, which do not
-run this, read `__init__.pyi`). Import ``snfnp``
-before NumPy if you can: the package settles how BLAS threads wait (see ``snfnp.threads``), and
-OpenBLAS reads that only once, when it is loaded.
+`__all__` has the other names. `__init__.pyi` says where each is defined; its module is loaded when
+the name is first used. Import ``snfnp`` before NumPy if you can: the package settles how BLAS
+threads wait (see ``snfnp.threads``), and OpenBLAS reads that only once, when it is loaded.
 """
 
+import re
 from importlib import import_module
+from pathlib import Path
 
 from snfnp import threads
 
@@ -28,44 +29,19 @@ threads.configure_blas()
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "load_run": "training.runs.load",
-    "fit": "training.session",
-    "train": "training.loop",
-    "resume": "training.session",
-    "Record": "training.progress",
-    "register": "training.options.user_models",
-    "TrainConfig": "training.options",
-    "RunFolder": "training.runs.folder",
-    "load_dataset": "data",
-    "Dataset": "data",
-    "get_ops": "ops",
-    "RandomKey": "ops",
-    "PRESETS": "models",
-    "Flow": "flow",
-    "Layer": "layers",
-    "Layout": "parameters",
-    "Likelihood": "likelihood",
-    "FlowDensity": "density",
-    "check_layer": "gradcheck",
-    "check_map": "gradcheck",
-    "check_gradient": "gradcheck",
-    "check_rule": "gradcheck",
-    "SnfnpError": "errors",
-}
-__all__ = [*_MODULES, "__version__"]
-_ROOMS = ("data", "gradcheck", "layers", "maps", "rules", "training")  # folders, for a notebook
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_MODULES = {name: place for place, name in re.findall(r"^from (\S+) import (\w+) as", _STUB, re.M)}
+__all__ = [*(name for name, place in _MODULES.items() if place != "snfnp"), "__version__"]
 
 
 def __getattr__(name: str):
-    if name in _ROOMS:
-        return import_module(f"snfnp.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"snfnp.{_MODULES[name]}"), name)
-    globals()[name] = value
+    if _MODULES[name] == "snfnp":  # a folder
+        return import_module(f"snfnp.{name}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS])
+    return sorted([*_MODULES, "__version__"])

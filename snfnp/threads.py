@@ -161,7 +161,7 @@ def choose(work: Callable[[], None]) -> str:
 
 
 def _pools() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
-    """How to get and set the number of threads of each pool that is loaded."""
+    """The functions that get and set the number of threads of each pool that is loaded."""
     pools = [(pool.get_num_threads, pool.set_num_threads) for pool in _blas()]
     if numba := sys.modules.get("numba"):
         pools.append((numba.get_num_threads, numba.set_num_threads))

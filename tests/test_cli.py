@@ -278,21 +278,16 @@ def test_messages_name_packages_and_pages_keep_the_checkout_editable():
     assert f"python -m pip install {' '.join(needed)}" == INSTALL
 
 
-def test_editors_are_told_the_names_that_there_are():
-    """The stub has every name from where it is found at run time."""
-    stub = (ROOT / "snfnp" / "__init__.pyi").read_text("utf-8")
-    told = set(re.findall(r"^from (\S+) import (\w+) as \2$", stub, re.M))
-    there = {(f"snfnp.{module}", name) for name, module in snfnp._MODULES.items()}
-    assert told == there | {("snfnp", name) for name in snfnp._ROOMS}
+def test_the_names_of_the_package_are_those_of_its_stub():
+    """Folders among them, and nothing is loaded before it is asked for."""
     assert "__init__.pyi" in SETTINGS["tool"]["setuptools"]["package-data"]["snfnp"]
-
-
-def test_rooms_are_there_when_they_are_asked_for():
+    names = [name for name, place in snfnp._MODULES.items() if place == "snfnp"]
     code = "import sys, snfnp; assert 'numpy' not in sys.modules; snfnp.layers.ActNorm();"
-    code += "print(*(getattr(snfnp, name).__name__ for name in snfnp._ROOMS)); snfnp.room"
+    code += f"print(*(getattr(snfnp, name).__name__ for name in {names})); snfnp.room"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == [f"snfnp.{name}" for name in snfnp._ROOMS]
+    assert done.stdout.split() == [f"snfnp.{name}" for name in names] and "layers" in names
     assert "module 'snfnp' has no attribute 'room'" in done.stderr
+    assert all(getattr(snfnp, name) for name in snfnp.__all__)
 
 
 def test_the_extras_are_the_wheels_that_the_advice_names():

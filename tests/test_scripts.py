@@ -164,7 +164,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(environment, tmp_path
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert f"--resume --out {folder}" in out and "lambda = 1" in out
+    assert f"--resume --out {folder}" in out and "\\u03bb = 1" in out
     assert (folder / "last.safetensors").exists()
 
 

@@ -92,7 +92,7 @@ def test_the_lines_of_a_run_survive_an_output_without_greek(tmp_path, monkeypatc
     output = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True)
     monkeypatch.setattr(sys, "stdout", output)
     run_training(tmp_path / "run", epochs=1, report=print)
-    assert b"lambda = 1" in output.buffer.getvalue() and output.errors == "strict"
+    assert b"\\u03bb = 1" in output.buffer.getvalue() and output.errors == "strict"
 
 
 def test_a_run_that_goes_on_says_from_where(tmp_path, monkeypatch):

@@ -57,8 +57,6 @@ def _require_cores(count: int) -> None:
 def find_mpiexec(feature: str) -> str:
     """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
     or no mpi4py. feature: needs it."""
-    if sys.platform == "win32":
-        raise UsageError(f"{feature} does not work on Windows: train in one process, or in WSL2")
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
         if not place:

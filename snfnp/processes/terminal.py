@@ -1,6 +1,5 @@
 """The end of a command that cannot go on: one line, or nothing, never a traceback."""
 
-import codecs
 import io
 import os
 import signal
@@ -11,43 +10,29 @@ from contextlib import contextmanager, suppress
 from snfnp.errors import SnfnpError, in_flags
 from snfnp.processes.signals import handled
 
-# What the package prints that an output's encoding may not have; the rest becomes \u….
-PLAIN = {"λ": "lambda", "α": "alpha", "κ": "kappa", "ν": "nu", "η": "eta", "μ": "mu", "ρ": "rho"}
-PLAIN |= {"σ": "sigma", "Σ": "sum ", "∂": "d", "°": " deg", "…": "...", "×": "x", "−": "-"}
-PLAIN |= {"·": "*", "⊙": "*", "‖": "||", "²": "^2", "³": "^3", "⁻": "^-", "¹": "1", "ᵀ": "^T"}
-PLAIN |= {"√": "sqrt "}
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
-# Packages whose code makes something else of KeyboardInterrupt, or nothing: in an import, and where
-# LLVM calls Python back.
-_DEAF = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    failed = error.object[error.start : error.end]
-    words = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in failed)
-    return "".join(words), error.end
+# Packages that turn KeyboardInterrupt into another error or drop it: in an import, and where LLVM
+# calls Python back.
+SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 
 
 @contextmanager
-def plain_output() -> Iterator[None]:
-    """Put words in the place of characters that an output's encoding does not have, and write every
-    line at once: a log file is read while a run goes on, and after one that was killed."""
-    codecs.register_error("snfnp.plain", _plain)
+def robust_output() -> Iterator[None]:
+    """Escape characters that an output's encoding lacks, and write every line at once: a log file
+    is read while a run goes on, and after one that was killed."""
     streams = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
-        stream.reconfigure(errors="snfnp.plain", line_buffering=True)
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         yield
     finally:
-        with suppress(OSError, ValueError):  # closed: who prints the next line is told
+        with suppress(OSError, ValueError):  # closed: the next print fails, too
             for stream, errors, by_line in before:
                 stream.reconfigure(errors=errors, line_buffering=by_line)
 
 
-@plain_output()
+@robust_output()
 def run(work: Callable[[], None]) -> int:
     """Do a command's work; the exit status, 0 for success.
 
@@ -58,9 +43,8 @@ def run(work: Callable[[], None]) -> int:
     names = ["SIGTERM"]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for `command &`
         names.append("SIGINT")
-    if hasattr(signal, "SIGUSR1"):  # before a run has begun there is nothing to save
-        signal.signal(signal.SIGUSR1, lambda *_: None)
-    with handled(interrupt, *names):
+    # before a run has begun, SIGUSR1 has nothing to save
+    with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):
         try:
             try:
                 work()
@@ -113,7 +97,7 @@ def interrupt(signum, frame):
     """Ctrl-C or SIGTERM: KeyboardInterrupt; in an import or a compilation the end at once, since
     nothing that they do needs to be saved."""
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _DEAF:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in SWALLOW_INTERRUPT:
             _abandon_output()
             os._exit(INTERRUPTED)
         frame = frame.f_back
@@ -130,7 +114,7 @@ def _output_fails() -> bool:
 
 
 def _abandon_output() -> None:
-    """Send what is left in the buffers nowhere, or the interpreter would complain at exit."""
+    """Discard unflushed output, of which the interpreter would complain at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

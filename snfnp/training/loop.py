@@ -14,7 +14,7 @@ from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.processes.signals import Signals
-from snfnp.processes.terminal import plain_output
+from snfnp.processes.terminal import robust_output
 from snfnp.training.batches import Batches
 from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
@@ -274,7 +274,7 @@ def train(
         run.lock if first else nullcontext(),
         signals.ends_no_process(),
         quiet,
-        plain_output(),
+        robust_output(),
         threads.restored(),
     ):
         moments = dataset.moments if dataset.noun == "rows" else None
