@@ -11,9 +11,15 @@ from contextlib import contextmanager
 
 
 class SnfnpError(Exception):
-    """A failure that a person can act on: one line that says what was found and what to do."""
+    """A failure that a person can act on: one line that says what was found and what to do.
+
+    What a terminal would act on, such as an escape sequence in a file's name, is shown.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class UsageError(SnfnpError):
@@ -57,6 +63,12 @@ def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[N
             raise
         advice = f"choose a smaller `{parameter}` than {count}"
         raise SnfnpError(f"out of memory: {shortfall}: {advice}{also}") from None
+
+
+def printable(text: object) -> str:
+    """A text with every character shown that cannot be printed, as newlines and escapes."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(shown)
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

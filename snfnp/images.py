@@ -1,28 +1,57 @@
-"""Checks of images and of rows of numbers, wherever they enter: of anything else a likelihood would
-be no likelihood."""
+"""Checks of images and of rows of numbers where they enter: the likelihood of anything else would
+be meaningless."""
 
 import math
 
 import numpy as np
 
 _AT_ONCE = 1 << 20  # numbers of a large array that are looked at together
+_COLOURS = (3, 4)  # channels of a colour image
 
 
-class Mapped:
-    """Samples index[0], index[1], … of an array (M, ...) that is mapped from a file. Only what is
-    asked for, by a slice or an array of places, is read."""
+class StoredArray:
+    """An array (N, ...) that is not in memory: what is asked for, by a slice or an array of places,
+    is read then.
 
-    def __init__(self, array: np.ndarray, index: np.ndarray):
-        self._array, self._index = array, index
-        self.dtype, self.shape = array.dtype, (len(index), *array.shape[1:])
-        self.ndim, self.size = array.ndim, math.prod(self.shape)
-        self.nbytes = self.size * array.itemsize
+    read(places): these samples; places: the sample at each index (None: all, in order).
+    """
+
+    def __init__(self, read, dtype, shape: tuple[int, ...], places: np.ndarray | None = None):
+        self._read, self.dtype = read, np.dtype(dtype)
+        self._places = np.arange(shape[0]) if places is None else places
+        self.shape = (len(self._places), *shape[1:])
+        self.ndim, self.size = len(shape), math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._places)
 
     def __getitem__(self, places) -> np.ndarray:
-        return self._array[self._index[places]]
+        found = self._places[places]
+        return self._read(np.atleast_1d(found)).reshape(*np.shape(found), *self.shape[1:])
+
+    def select(self, places: np.ndarray) -> "StoredArray":
+        """The samples at these places, without reading them."""
+        return StoredArray(self._read, self.dtype, self.shape, self._places[places])
+
+    def with_channels(self) -> "StoredArray":
+        """Images (N, H, W) as (N, H, W, 1)."""
+        return StoredArray(self._read, self.dtype, (*self.shape, 1), self._places)
+
+
+def with_channels(images, shape: tuple[int, ...] | None = None):
+    """Images (N, H, W) as (N, H, W, 1), and anything else as it is. shape: (H, W, 1), a model's."""
+    if getattr(images, "ndim", 0) != 3:
+        return images
+    if _is_one_colour_image(images) if shape is None else (*images.shape[1:], 1) != shape:
+        return images
+    stored = isinstance(images, StoredArray)
+    return images.with_channels() if stored else images[..., np.newaxis]
+
+
+def _is_one_colour_image(images) -> bool:
+    """Say whether an array of three axes is (H, W, C) rather than (N, H, W)."""
+    return images.ndim == 3 and images.shape[-1] in _COLOURS and images.shape[1] > max(_COLOURS)
 
 
 def parts(samples):
@@ -34,7 +63,7 @@ def parts(samples):
 
 def is_rows(samples) -> bool:
     """Say whether these are rows of floats, (N, D), and no images."""
-    array = isinstance(samples, (np.ndarray, Mapped))
+    array = isinstance(samples, (np.ndarray, StoredArray))
     return array and samples.ndim == 2 and samples.dtype.kind == "f"
 
 
@@ -45,7 +74,7 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
     Bytes need no look at their values if all 256 are levels: O(1), and no device is waited for.
     """
     kind, wanted = getattr(images, "dtype", None), ", ".join(map(str, ("N", *(shape or "HWC"))))
-    kinds = (np.ndarray, Mapped) if shape is None else object
+    kinds = (np.ndarray, StoredArray) if shape is None else object
     taken = isinstance(images, kinds) and not isinstance(images, np.ma.MaskedArray)  # hides values
     array = isinstance(kind, np.dtype) and taken
     if not array or kind.kind not in "buif":
@@ -53,15 +82,23 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
         rows = ", or of floats, (N, D)" if shape is None else ""
         return f"{found} instead of numbers; give a NumPy array of uint8, ({wanted}){rows}"
     found = f"shape {images.shape}"
+    if shape is None and _is_one_colour_image(images):
+        return f"{found} is one image (H, W, C) without an axis of samples; give images[np.newaxis]"
     if images.ndim == 3 and shape in (None, (*images.shape[1:], 1)):
         return f"{found} lacks the channel axis; give images[..., np.newaxis]"
     if images.ndim != 4 if shape is None else images.shape[1:] != shape:
         return f"{found} is not ({wanted}); give images of that shape"
     if images.size == 0:
         return f"{found} has no pixels; give at least one image"
+    if shape is None and images.shape[1] in (1, *_COLOURS) and min(images.shape[2:]) > 4:
+        return f"{found} has the channels on axis 1; give images.transpose(0, 2, 3, 1)"
     if kind == np.uint8 and levels == 256:
         return None
-    low, high = images.min(), images.max()
+    if isinstance(images, StoredArray):  # which may not fit into memory
+        lows, highs = zip(*((part.min(), part.max()) for _, part in parts(images)), strict=True)
+        low, high = np.min(lows), np.max(highs)
+    else:
+        low, high = images.min(), images.max()
     cast = "" if shape is not None and kind.kind in "ui" else " and cast to uint8"
     if not (low >= 0 and high < levels):
         return f"values from {low} to {high}; bring them to 0 to {levels - 1}{cast}"
@@ -85,7 +122,7 @@ def fault_of_rows(rows, shape: tuple[int, ...] | None = None) -> str | None:
         return f"shape {rows.shape} is not {wanted}; give rows of that length"
     if 0 in rows.shape:
         return f"shape {rows.shape} has no numbers; give at least one row"
-    for first, part in parts(rows) if isinstance(rows, (np.ndarray, Mapped)) else ():
+    for first, part in parts(rows) if isinstance(rows, (np.ndarray, StoredArray)) else ():
         if not (finite := np.isfinite(part)).all():
             row, column = np.argwhere(~finite)[0]
             where = f"{part[row, column]} in row {first + row}, column {column} (from 0)"

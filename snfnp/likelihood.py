@@ -14,6 +14,7 @@ import numpy as np
 
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
+from snfnp.images import with_channels
 from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
 from snfnp.parameters import Layout
 
@@ -57,6 +58,7 @@ class Likelihood:
     def __init__(self, ops, flow: Flow, layout: Layout, flat, dtype="float64"):
         self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
         self.params = layout.views(flat.astype(self._dtype))  # not to be changed
+        self._shape = flow.image_shape or flow.shape
         self._log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
 
     @property
@@ -69,6 +71,7 @@ class Likelihood:
         says what the arguments are."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self._log_dets.values()), []
+        images = with_channels(images, self._shape)
         for part in self._parts(images, seed, batch_size, at_once):
             terms = self._terms(*self._encode(images, part))
             found.append(self.ops.to_host(sum(terms.values()) + expensive))
@@ -92,6 +95,7 @@ class Likelihood:
         shows the first images to `watch` as long as it is `watch.wants_more()`. Raises UsageError
         for other images, and for other numbers, before a device gets any.
         """
+        images = with_channels(images, self._shape)
         parts = self._parts(images, seed, batch_size, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
@@ -161,7 +165,7 @@ class Likelihood:
     def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
         """All latents of images, device arrays (N, ...) that `sample` can be given. Arguments: see
         `evaluate`."""
-        found = []
+        found, images = [], with_channels(images, self._shape)
         for part in self._parts(images, seed, batch_size, at_once):
             x, _ = self._encode(images, part)
             # recompute: caches are not needed here

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself.
 FLOORS = """scripts __main__ / cli density / beyond / training
 / likelihood diagnostics gradcheck models data / flow / layers / rules
-/ maps context parameters processes / ops __init__ / images / errors folders threads registry"""
+/ maps context parameters processes / ops __init__ / images / errors paths threads registry"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
 # The same for the folders and files of `ops`.
 FLOORS_OF_OPS = """__init__ / backends / causal coupling / conv / channels images step

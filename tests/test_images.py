@@ -62,7 +62,6 @@ WRONG = {
     "a picture": (Image.fromarray(IMAGES[0, :, :, 0]), f"Image {NOT}"),
     "other rows": (IMAGES.reshape(8, 32), "(8, 32) is not ({shape}); give images of that shape"),
     "a number": (np.array(3, np.uint8), "() is not ({shape}); give images of that shape"),
-    "no channel axis": (IMAGES[..., 0], "(4, 8, 8) lacks the channel axis; give images[..., np."),
     "no images": (IMAGES[:0], "(0, 8, 8, 1) has no pixels; give at least one image"),
 }
 OF_MODELS = {  # what a data set has as well, or says otherwise
@@ -73,6 +72,14 @@ OF_MODELS = {  # what a data set has as well, or says otherwise
 OF_DATA = {
     "whole numbers": (IMAGES.astype(int), "int64 from 0 to 255; round and cast to uint8"),
     "zeros and ones": (IMAGES.astype(int) // 200, "int64 from 0 to 1; round and cast to uint8"),
+    "one image": (
+        np.zeros((9, 8, 3), np.uint8),
+        "is one image (H, W, C) without an axis of",
+    ),
+    "channels first": (
+        np.zeros((4, 3, 8, 8), np.uint8),
+        "(4, 3, 8, 8) has the channels on axis 1;",
+    ),
     "no array": (SimpleNamespace(shape=IMAGES.shape, dtype=IMAGES.dtype), f"SimpleNamespace {NOT}"),
 }
 
@@ -100,6 +107,20 @@ def test_what_is_no_image_is_in_no_data_set(wrong):
         splits = dict.fromkeys(SPLITS, IMAGES) | {split: images}
         with one_line(UsageError, f"the {split} images of mine: ", problem):
             Dataset("mine", **splits, source="made here", is_sample=False)
+
+
+@pytest.mark.parametrize("model", ["fc", "conv"])
+def test_grey_images_need_no_channel_axis(model):
+    trainer, likelihood = trained(model)
+    for entry in ("log_prob", "evaluate", "latents"):
+        found, expected = (
+            ENTRIES[entry](trainer, likelihood, images) for images in (IMAGES[..., 0], IMAGES)
+        )
+        np.testing.assert_equal(found, expected)
+    dataset = Dataset("mine", *[IMAGES[..., 0]] * 3)
+    assert dataset.train.shape == IMAGES.shape
+    with one_line(UsageError, "(4, 8, 8) lacks the channel axis; give images[..., np.newaxis]"):
+        encode(trainer, likelihood, IMAGES[..., 0])
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from snfnp import folders
+from snfnp import paths
 from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, in_flags
 
@@ -116,23 +116,23 @@ def test_a_download_cache_that_cannot_be_written_is_one_line(machine, monkeypatc
 def test_what_is_writable(tmp_path, folder, writable):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert folders.is_writable(tmp_path / folder) is writable
+    assert paths.is_writable(tmp_path / folder) is writable
     assert not (tmp_path / "new").exists()
-    assert folders.is_writable(Path("~/.cache")) is False  # a home that is not known
+    assert paths.is_writable(Path("~/.cache")) is False  # a home that is not known
 
 
 def test_a_private_folder_is_nobody_elses(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = folders.private_folder("a")
-    assert found == folders.private_folder("a") and found.is_dir()
+    found = paths.private_folder("a")
+    assert found == paths.private_folder("a") and found.is_dir()
     found.parent.chmod(0o750)
-    assert folders.private_folder("a") is None
+    assert paths.private_folder("a") is None
     shutil.rmtree(found.parent)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     found.parent.symlink_to(elsewhere)
-    assert folders.private_folder("a") is None and not list(elsewhere.iterdir())
+    assert paths.private_folder("a") is None and not list(elsewhere.iterdir())
     found.parent.unlink()
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "snfnp-12345").mkdir(mode=0o700)  # made by us, and we are somebody else
-    assert folders.private_folder("a") is None
+    assert paths.private_folder("a") is None

@@ -34,28 +34,36 @@ def load_dataset(
     test: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load the images of a data set, one of DATA_SETS, from the first place that has them; or the
-    images or rows at a path, of which validation, test and seed make splits (`user_data.load`).
+    """Load a published data set, or the images or rows at a path.
 
-    The places, in order: `data_dir`; else the folder in the environment variable SNFNP_DATA_DIR;
-    else the user's cache; else a download into that cache (not if the environment variable
-    SNFNP_OFFLINE is set to anything but "0"); else, for MNIST, the sample that the package ships.
-    A given folder is the only place that is searched: its subfolder `name` first, then the folder
-    itself. Files, checks and splits: `mnist.MnistSpec`, `cifar.Cifar`, `imagenet.ImageNet32` (never
-    downloaded), `mnist.sample`, `toy.load`.
+    A published set comes from the first place that has its files: `data_dir`, where nothing else is
+    searched (its subfolder `name`, then the folder itself); the folder in the environment variable
+    SNFNP_DATA_DIR, likewise; the user's cache; a download into the cache, unless SNFNP_OFFLINE is
+    set; and for MNIST the sample that the package ships.
 
-    `report` is called with one line if a sample takes the place of the full data, and before work
-    that takes minutes. Raises UsageError if `name` is not known, or the given folder does not exist
-    or lacks the files; SnfnpError if a file is damaged or holds something else, or nothing was
-    found anywhere.
+    Args:
+        name: one of DATA_SETS, or the path of a .npy, .npz or .csv file or a folder of images.
+        data_dir: the folder with a published set's files.
+        report: gets a line if a sample takes the place of the full data, if images are left out,
+            and before work that takes minutes.
+        validation, test: for a path without such splits, other paths or the fractions that are held
+            out (a tenth each).
+        seed: of the choice of what is held out.
+
+    Returns:
+        The data in three splits.
+
+    Raises:
+        UsageError: `name` is neither, or the folder does not exist or lacks the files.
+        SnfnpError: a file is damaged or holds something else, or nothing was found anywhere.
     """
     if name in LOADERS:
         return LOADERS[name](data_dir, report)
-    if os.path.exists(name):
+    if os.path.lexists(name):
         if data_dir is not None:
             found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
-        return user_data.load(name, validation, test, seed)
+        return user_data.load(name, validation, test, seed, report)
     if os.path.splitext(name)[1] or os.path.basename(name) != name:
         raise UsageError(f"no such file: {name}: give the path of your data (`data`)")
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"

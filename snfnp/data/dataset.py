@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from snfnp.errors import UsageError
-from snfnp.images import Mapped, fault, fault_of_rows, is_rows, parts
+from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, parts, with_channels
 
 SPLITS = ("train", "validation", "test")
 
@@ -16,22 +16,29 @@ SPLITS = ("train", "validation", "test")
 class Dataset:
     """The images or rows of one data set, in three splits.
 
-    name: as given to `load_dataset`, or any other. train, validation, test: images, uint8
-    (N, H, W, C), channel values 0 to 255; or rows of floats, (N, D), as they are; read-only, in
-    memory or, if that is too much, a `numpy.memmap` of a file or a `snfnp.images.Mapped`. source:
-    where they came from, in words. is_sample: true for a small part of a published data set or a
-    substitute for one, whose results cannot be compared with published ones. Raises UsageError for
-    a split that is anything else, or has none, and for a column in which all training rows agree.
+    Args:
+        name: as given to `load_dataset`, or any other.
+        train, validation, test: images, uint8 (N, H, W, C) or (N, H, W), values 0 to 255; or rows
+            of floats, (N, D), in any units. They are kept read-only, (N, H, W) as (N, H, W, 1).
+        source: where they came from, in words.
+        is_sample: true for a small part of a published data set or a substitute for one, whose
+            results cannot be compared with published ones.
+
+    Raises:
+        UsageError: a split is anything else or is empty, the splits differ in shape, or a column
+            has the same value in all training rows.
     """
 
     name: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: np.ndarray | StoredArray
+    validation: np.ndarray | StoredArray
+    test: np.ndarray | StoredArray
     source: str = "arrays in memory"
     is_sample: bool = False
 
     def __post_init__(self):
+        for split in SPLITS:
+            object.__setattr__(self, split, with_channels(getattr(self, split)))
         for split in SPLITS:
             images = getattr(self, split)
             problem = (fault if self.noun == "images" else fault_of_rows)(images)
@@ -39,7 +46,7 @@ class Dataset:
                 problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
             if problem:
                 raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
-            if not isinstance(images, Mapped):
+            if not isinstance(images, StoredArray):
                 images = images[:]  # a view: what was given stays as it is
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
@@ -74,8 +81,8 @@ class Dataset:
         return mean, np.where(constant, 0.0, np.sqrt(squares / count))
 
     def fingerprint(self, split: str) -> str:
-        """The SHA-256 of a split's images, in their order and with their shape. It reads them all:
-        for a split that is mapped from a file, the file."""
+        """The SHA-256 of a split's images, in their order and with their shape. It reads them all,
+        from a file where they are in one."""
         images = getattr(self, split)
         digest = hashlib.sha256(repr(images.shape).encode())
         for _, part in parts(images):
@@ -84,7 +91,7 @@ class Dataset:
 
 
 def require_dataset(dataset) -> None:
-    """Raises UsageError for what is no `Dataset`, whose images were checked when it was made."""
+    """Raises UsageError for anything but a `Dataset`, which is checked when it is made."""
     if not isinstance(dataset, Dataset):
         found = f"the data is of type {type(dataset).__name__}"
         raise UsageError(f"{found}: make a snfnp.Dataset(name, train, validation, test, …) of it")

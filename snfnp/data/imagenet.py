@@ -8,8 +8,8 @@ name, in npz files (Chrabaszcz et al., 2017, "A Downsampled Variant of ImageNet"
 read.
 
 The archives are copied once into an uncompressed .npy file in the user's cache (4.1 GB, minutes),
-and mapped into memory from there. Behind its last image is the SHA-256 of them all, with which they
-are compared each time (4.1 GB are read, seconds); a copy by an earlier version has none.
+and read from there as they are needed. Behind its last image is the SHA-256 of them all, with which
+they are compared each time (4.1 GB are read, seconds); a copy by an earlier version has none.
 """
 
 import hashlib
@@ -27,9 +27,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from snfnp.data.dataset import Dataset
+from snfnp.data.npy import open_array
 from snfnp.data.published import Published, cache_folder
 from snfnp.data.reading import damaged, one_line, read_tar
 from snfnp.errors import SnfnpError
+from snfnp.images import parts
 from snfnp.ops.random.philox import RandomKey, words
 
 VERSION = "PNG version (van den Oord et al. 2016)"
@@ -48,7 +50,7 @@ class ImageNet32(Published):
 
     Archives in the cache may be deleted once they are copied. The official validation images are
     the test split, 20,000 random training images (VALIDATION_SEED) those for validation, the rest
-    for training, in the order of the archive; all three are read-only `numpy.memmap`s.
+    for training, in the order of the archive.
     """
 
     def find(self, folder: Path) -> dict[str, Path]:
@@ -66,17 +68,25 @@ class ImageNet32(Published):
                 _make_copy(copy, files, report)
             source = f"{source}, through the copy {copy}"
         try:
-            images = np.load(copy, mmap_mode="r", allow_pickle=False)
+            images = open_array(copy)
             if images.shape != (TRAIN_COUNT + TEST_COUNT, *_SHAPE):
                 raise ValueError(f"its shape is {images.shape}")
             with open(copy, "rb") as file:
-                file.seek(images.offset + images.nbytes)
-                if (kept := file.read(64)) and kept != hashlib.sha256(images.reshape(-1)).digest():
-                    raise ValueError("its checksum differs")
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                file.seek(images.nbytes, os.SEEK_CUR)
+                if kept := file.read(64):
+                    digest = hashlib.sha256()
+                    for _, part in parts(images):
+                        digest.update(part)
+                    if kept != digest.digest():
+                        raise ValueError("its checksum differs")
         except (OSError, ValueError, EOFError) as error:
             problem = f"the copy is damaged ({one_line(error)})"
             raise SnfnpError(f"{copy}: {problem}; delete it to make it again") from error
-        splits = np.split(images, [TRAIN_COUNT - VALIDATION_COUNT, TRAIN_COUNT])
+        places = np.arange(len(images))
+        places = np.split(places, [TRAIN_COUNT - VALIDATION_COUNT, TRAIN_COUNT])
+        splits = map(images.select, places)
         return Dataset(self.name, *splits, f"{self.title}, {VERSION}, {source}", is_sample=False)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from snfnp import folders
+from snfnp import paths
 from snfnp.data.dataset import Dataset
 from snfnp.errors import SnfnpError, UsageError
 
@@ -116,7 +116,7 @@ def print_to_stderr(line: str) -> None:
 
 def cache_folder(name: str) -> Path:
     """The folder in the user's cache that downloads of data set `name` are kept in."""
-    return folders.user_cache() / name
+    return paths.user_cache() / name
 
 
 def _download(published: Published, key: str, folder: Path) -> str:

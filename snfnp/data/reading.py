@@ -1,4 +1,4 @@
-"""Reading files that somebody else made: gzip, tar, IDX, never more than is known to be right."""
+"""Reading third-party files: gzip, tar, IDX, never more bytes than a right file has."""
 
 import gzip
 import math
@@ -13,10 +13,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from snfnp.errors import SnfnpError
+from snfnp.errors import SnfnpError, UsageError
+from snfnp.paths import open_regular
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 16  # bytes
+_LONGEST_REASON = 120  # characters of what another library says
 _LONGEST_HEADER = 1 << 20  # bytes, of a tar archive's extended headers, which hold long names
 
 
@@ -29,9 +31,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     read, or its gzip data is damaged.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "it is no file")
-        with open(path, "rb") as file:
+        with open(open_regular(path, follow=True), "rb") as file:
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
             if not compressed:
@@ -42,7 +42,21 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise damaged(path, f"the gzip data is damaged ({one_line(error)})") from error
     except OSError as error:
-        raise damaged(path, f"cannot be read ({error.strerror or one_line(error)})") from error
+        raise damaged(path, f"cannot be read ({one_line(error)})") from error
+
+
+@contextmanager
+def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator[None]:
+    """What a library raises for a damaged or mislabelled file becomes one line about the file."""
+    try:
+        yield
+    except SnfnpError:
+        raise
+    except Exception as error:  # each library has its own, and a few that it does not document
+        problem = one_line(error)
+        if "pickle" in problem or "Python objects" in problem:
+            problem = "it is no array of numbers, and Python objects are never loaded"
+        raise UsageError(f"{path} cannot be read ({problem}): {advice}") from None
 
 
 def damaged(path: str | os.PathLike[str], problem: str) -> SnfnpError:
@@ -125,5 +139,6 @@ def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray
 
 
 def one_line(error: Exception) -> str:
-    """The text of another library's exception as one line, or its kind if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of another library's exception as one short line, or its kind if it has none."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

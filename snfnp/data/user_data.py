@@ -1,35 +1,42 @@
-"""Data of one's own: .npy, .npz and .csv files, folders of images. Nothing is ever unpickled."""
+"""The user's own data: .npy, .npz and .csv files, folders of images. Nothing is ever unpickled."""
 
+import mmap
+import os
 import zipfile
-import zlib
-from collections import Counter
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from snfnp.data import pictures
 from snfnp.data.dataset import SPLITS, Dataset
-from snfnp.data.reading import one_line
+from snfnp.data.npy import open_array
+from snfnp.data.published import print_to_stderr
+from snfnp.data.reading import readable
 from snfnp.data.table import read_table
-from snfnp.errors import UsageError
-from snfnp.images import Mapped, fault, fault_of_rows, is_rows
+from snfnp.errors import UsageError, printable
+from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, with_channels
+from snfnp.paths import open_regular
 
 HELD_OUT = "0.1"  # of the data, for validation and again for the test
-_PICTURES = (".png", ".jpg", ".jpeg")
-_DAMAGED = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, zlib.error)
-_DAMAGED += (zipfile.BadZipFile, Image.DecompressionBombError)
 
 
-def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
+def load(
+    path,
+    validation=None,
+    test=None,
+    seed: int = 0,
+    report: Callable[[str], None] = print_to_stderr,
+) -> Dataset:
     """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
-    validation, test: others, or the fraction of the data, drawn by `seed`, that is held
-    out, unless the data name their splits. A .npy file is mapped, and read as it is needed.
-    Raises UsageError for what is none of this.
+    validation, test: others, or the fraction of the data, drawn by `seed`, that is held out, unless
+    the data name their splits. A .npy file is read as it is needed. Raises UsageError for anything
+    else.
     """
-    splits, fractions, named = _read(path), {}, isinstance(path, str)
-    name, path = (Path(path).stem, path) if named else ("array", "arrays in memory")
+    splits, fractions, named = _read(path, report), {}, isinstance(path, str)
+    name = Path(path).stem if named else "array"
+    path = printable(path) if named else "arrays in memory"
     for split, given in (("validation", validation), ("test", test)):
         if split in splits and given is not None:
             raise UsageError(f"{path} has {split} data already: leave `{split}` out")
@@ -38,7 +45,7 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
         try:
             fractions[split] = float(HELD_OUT if given is None else given)
         except (ValueError, TypeError):
-            others = _read(given)
+            others = _read(given, report)
             splits[split] = others.get(split, others["train"])
             continue
         if not 0 < fractions[split] < 1:
@@ -53,99 +60,97 @@ def load(path, validation=None, test=None, seed: int = 0) -> Dataset:
         order, first = np.random.default_rng((seed, len(train), 1)).permutation(len(train)), 0
         for split, count in {**counts, "train": left}.items():
             places, first = np.sort(order[first : first + count]), first + count
-            mapped = isinstance(train, np.memmap)
-            splits[split] = Mapped(train, places) if mapped else train[places]
+            stored = isinstance(train, StoredArray)
+            splits[split] = train.select(places) if stored else train[places]
     return Dataset(name, **splits, source=path)
 
 
-def whole(path: str):
+def whole(path: str) -> np.ndarray | StoredArray:
     """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
-    Raises UsageError for what is none of this."""
-    splits = _read(path)
+    Raises UsageError for anything else."""
+    splits = _read(path, print_to_stderr)
     return splits.get("test", splits["train"])
 
 
-def _read(path) -> dict:
+def _read(path, report: Callable[[str], None]) -> dict:
     """{split: array} at a path; a single array is "train"."""
     if not isinstance(path, str):
-        with _explained("the array"):  # which may be mapped from a file
+        with readable("the array"):
             array = path if isinstance(path, np.ndarray) else np.asarray(path)
-        return {"train": _required(array, "the array")}
+        return {"train": _required(_unmapped(array), "the array")}
     place = Path(path)
     suffix = place.suffix.lower()
-    if place.is_dir():
-        named = [split for split in SPLITS if (place / split).is_dir()]
-        splits = {split: _pictures(place / split) for split in named} or {"train": _pictures(place)}
-    elif not place.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist: check the path")
+    if place.is_dir():
+        splits = pictures.read_folder(place, report)
     elif suffix == ".npy":
-        with _explained(path):
-            splits = {"train": np.load(place, mmap_mode="r", allow_pickle=False)}
+        with readable(path):
+            splits = {"train": open_array(path)}
     elif suffix == ".npz":
-        with _explained(path), np.load(place, allow_pickle=False) as file:
-            splits = {name: file[name] for name in file.files if not name.endswith("labels")}
-        if len(splits) == 1:
-            splits = {"train": next(iter(splits.values()))}
+        with readable(path):
+            splits = _archive(path)
     elif suffix == ".csv":
-        with _explained(path):
+        with readable(path):
+            os.close(open_regular(path, follow=True))
             splits = {"train": read_table(place)}
     else:
         raise UsageError(f"{path}: give a .npy, .npz or .csv file, or a folder of images")
     if "train" not in splits or not splits.keys() <= set(SPLITS):
-        found = f"{path} has the arrays {', '.join(splits) or 'none'}"
-        raise UsageError(f"{found}: name them train, validation and test, or give a single one")
+        raise UsageError(_no_splits(path, splits))
     return {split: _required(array, f"{path} ({split})") for split, array in splits.items()}
 
 
-def _required(array: np.ndarray, where: str) -> np.ndarray:
+def _no_splits(path: str, names) -> str:
+    found = f"{path} has the arrays {', '.join(names)[:80] or 'none'}"
+    return f"{found}: name them train, validation and test, or give a single one"
+
+
+def _archive(path: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, except labels, by name and size before any is read."""
+    with open(open_regular(path, follow=True), "rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = {each.filename.removesuffix(".npy"): each for each in archive.infolist()}
+        members = {k: each for k, each in members.items() if not k.endswith("labels")}
+        if len(members) != 1 and ("train" not in members or not members.keys() <= set(SPLITS)):
+            raise UsageError(_no_splits(path, members))
+        size, most = sum(each.file_size for each in members.values()), _memory()
+        if size > most:
+            found = f"its arrays take {size:,} bytes, and this machine has {most:,} of memory"
+            raise ValueError(f"{found}; a .npy file is read as it is needed")
+        arrays = {}
+        for name, member in members.items():
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+        return arrays if "train" in arrays else {"train": next(iter(arrays.values()))}
+
+
+def _memory() -> int:
+    """The bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not of this system
+        return 1 << 40
+
+
+def _unmapped(array: np.ndarray) -> np.ndarray | StoredArray:
+    """An array that is mapped from a .npy file as one that is read from it (`snfnp.data.npy`)."""
+    file = getattr(array, "filename", None)
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
+        with readable(file):
+            found = open_array(file) if str(file).endswith(".npy") else array
+        if (found.shape, found.dtype) == (array.shape, array.dtype):
+            return found
+    return array
+
+
+def _required(array: np.ndarray | StoredArray, where: str) -> np.ndarray | StoredArray:
     """Images (N, H, W, C) or rows of floats (N, D), whose values `Dataset` checks."""
-    if array.ndim == 3:
-        array = array[..., np.newaxis]
+    array = with_channels(array)
     # before splits are drawn, in which rows have other numbers
     problem = fault_of_rows(array) if is_rows(array) else fault(array)
-    if array.ndim != 4 and not is_rows(array):
+    if array.ndim not in (3, 4) and not is_rows(array):
         problem = f"{array.dtype} of shape {array.shape}; give images, uint8 (N, H, W) or "
         problem += "(N, H, W, C), or rows of floats, (N, D)"
     if problem:
         raise UsageError(f"{where}: {problem}")
     return array
-
-
-def _pictures(folder: Path) -> np.ndarray:
-    """All images in a folder and below it, in the order of their names, (N, H, W, C): grey if all
-    are, else with three channels, without transparency."""
-    files = [each for each in folder.rglob("[!.]*") if each.suffix.lower() in _PICTURES]
-    files.sort()
-    if not files:
-        raise UsageError(f"{folder} has no images ({', '.join(_PICTURES)}): check the path")
-    sizes, modes = Counter(), set()
-    for file in files:
-        with _explained(file), Image.open(file) as image:
-            sizes[image.size] += 1
-            modes.add(image.mode)
-            if image.mode[0] in "IF":
-                raise ValueError("its pixels have more than 8 bits")
-    if len(sizes) > 1:
-        found = [f"{count} of {wide} x {high}" for (wide, high), count in sizes.most_common(4)]
-        more = " and others" * (len(sizes) > 4)
-        found = f"{folder} has images of {len(sizes)} sizes ({', '.join(found)}{more})"
-        raise UsageError(f"{found}: bring them to one size")
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    (wide, high), *_ = sizes
-    images = np.empty((len(files), high, wide, len(mode)), np.uint8)
-    for place, file in enumerate(files):
-        with _explained(file), Image.open(file) as image:
-            images[place] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
-    return images
-
-
-@contextmanager
-def _explained(path):
-    """Errors of readers become a line about this file."""
-    try:
-        yield
-    except _DAMAGED as error:
-        problem = one_line(error)
-        if "pickle" in problem or "Python objects" in problem:
-            problem = "it is no array of numbers, and Python objects are never loaded"
-        raise UsageError(f"{path} cannot be read ({problem}): mend it, or leave it out") from None

@@ -27,8 +27,7 @@ import numpy as np
 from numba import njit, prange
 from numba.core import event
 
-import snfnp
-from snfnp import folders, threads
+from snfnp import paths, threads
 from snfnp.ops import group
 
 threads.configure_numba()
@@ -37,11 +36,10 @@ _KEPT = 3  # states of the sources whose kernels are kept: those that were used 
 
 
 def _digest() -> str:
-    """The state of everything that kernels are made of."""
-    versions = f"snfnp {snfnp.__version__}, Numba {numba.__version__}"
-    digest = hashlib.sha256(versions.encode())
-    for path in sorted(_SOURCES.rglob("*.py")):
-        digest.update(f"\n{path.relative_to(_SOURCES)}\n".encode() + path.read_bytes())
+    """The state of everything that kernels are made of; `__init__` has the package's version."""
+    digest = hashlib.sha256(f"Numba {numba.__version__}".encode())
+    for path in [_SOURCES.parent / "__init__.py", *sorted(_SOURCES.rglob("*.py"))]:
+        digest.update(f"\n{os.path.relpath(path, _SOURCES)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -51,12 +49,12 @@ def _kernel_folder() -> Path | None:
     Places may be shared by several checkouts, each of which removes old kernels of its own alone.
     """
     given = os.environ.get("NUMBA_CACHE_DIR")
-    places = [_SOURCES / "__pycache__", folders.user_cache() / "kernels"]
+    places = [_SOURCES / "__pycache__", paths.user_cache() / "kernels"]
     state = Path(f"snfnp-{hashlib.sha256(str(_SOURCES).encode()).hexdigest()[:8]}", _digest())
     usual = (place / state for place in ([Path(given)] if given else places))
     folder = next(filter(_is_usable, usual), None)
     if folder is None:
-        private = folders.private_folder("numba")
+        private = paths.private_folder("numba")
         folder = private and private / state
         found = "compiled kernels cannot be kept beside the package or in the home folder: they are"
         what = f"kept in {private}" if folder else "compiled again in every run"

@@ -8,7 +8,6 @@ import math
 import os
 import secrets
 import socket
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.paths import open_regular
 
 try:
     import fcntl
@@ -26,9 +26,6 @@ except ImportError:  # Windows
 
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
-_BINARY = getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
@@ -73,24 +70,6 @@ def remove(path: Path) -> None:
     """Remove a file if there is one and it can be removed."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def open_regular(path: Path, flags: int, follow: bool = False) -> int:
-    """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
-
-    Whatever is put in the place of a run's file, nothing outside the folder is written, and
-    nothing waits for somebody at the other end of a pipe. Raises OSError.
-    """
-    if not follow and os.path.islink(path):  # a system may have no flag for it
-        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
-    flags |= _NO_WAIT | _BINARY | (0 if follow else _NO_LINK)
-    descriptor = os.open(path, flags, 0o666)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
-        raise OSError(errno.EINVAL, why, str(path))
-    return descriptor
 
 
 def read_bytes(

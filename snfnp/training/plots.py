@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snfnp import folders
+from snfnp import paths
 from snfnp.training.animation import View
 from snfnp.training.files import write_atomically
 
@@ -28,9 +28,9 @@ _INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 _home = Path(os.path.expanduser("~"))
 _usual = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
 if "MPLCONFIGDIR" not in os.environ and not all(
-    folders.is_writable(Path(os.environ.get(name) or _home / usual)) for name, usual in _usual
+    paths.is_writable(Path(os.environ.get(name) or _home / usual)) for name, usual in _usual
 ):
-    _folder = folders.private_folder("matplotlib")
+    _folder = paths.private_folder("matplotlib")
     if _folder:
         os.environ["MPLCONFIGDIR"] = str(_folder)
 

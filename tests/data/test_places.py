@@ -189,7 +189,7 @@ def test_an_interrupted_download_leaves_no_file(small, cache, make_mirror, monke
 @pytest.mark.parametrize("offline", [False, True])
 def test_it_is_nowhere(name: str, offline: bool, cache: Path, unreachable, monkeypatch) -> None:
     monkeypatch.setenv("SNFNP_OFFLINE", "1" if offline else "0")
-    message = refused(name, None, *FILES[name], "--data-dir", "no download", cache / name)
+    message = refused(name, None, *FILES[name], "`data_dir`", "no download", cache / name)
     addresses = {"fashion-mnist": unreachable, "cifar-10": "https://www.cs.toronto.edu/~kriz/"}
     assert addresses.get(name, "register at https://image-net.org") in message
     assert ("SNFNP_OFFLINE" in message) == (offline and name != "imagenet32")

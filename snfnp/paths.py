@@ -1,11 +1,42 @@
-"""A place for files that can be made again, if the usual ones cannot be written.
+"""Places for files that can be made again, and files that are opened safely.
 
 In a container the package and the home folder are often read-only, or there is no home at all.
 """
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool = False) -> int:
+    """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
+
+    Nothing waits for the other end of a pipe, no device is read without end, and nothing outside a
+    run's folder is written through a link. Raises OSError.
+    """
+    if not follow and os.path.islink(path):  # a system may have no flag for it
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    if os.path.exists(path):
+        _require_regular(os.stat(path).st_mode, path)  # opening a device may act on it
+    descriptor = os.open(path, flags | _NO_WAIT | _BINARY | (0 if follow else _NO_LINK), 0o666)
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(mode: int, path) -> None:
+    if not stat.S_ISREG(mode):
+        why = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is no regular file"
+        raise OSError(errno.EINVAL, why, str(path))
 
 
 def user_cache() -> Path:
