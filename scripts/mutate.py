@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("snfnp", "tests", "scripts", "derivations", "pyproject.toml", "README.md")
-TIMEOUT = 300  # seconds for the tests of one mutant: one that does not end is noticed, too
+TIMEOUT = 600  # seconds for the tests of one mutant: one that does not end is noticed, too
 FILES = ("rules/*", "maps/*", "beyond/*", "ops/*/definition", "flow", "context", "layers/emerging")
 FILES += ("layers/conv_exponential", "training/monitors", "training/coordinates")
+FILES += ("training/multipliers", "training/second_moment")
 # Tests of every mutant, the quickest first, after those that have the name of its file, or of the
 # folder of a definition.
 TESTS = ("rules", "maps", "layers", "flow", "gradcheck_linear", "conv", "block_tridiagonal")
