@@ -1,16 +1,15 @@
-"""Two thread pools share the cores here: OpenBLAS for products, Numba for everything else.
+"""The threads of two pools on the same cores: OpenBLAS for products, Numba for everything else.
 
-By default idle threads of both spin: each pool then takes the cores that the other one needs, and a
-step takes several times as long. So the package lets an OpenBLAS thread sleep at once and an OpenMP
-thread soon, unless the environment already says otherwise, and every run records what is in force.
+By default idle threads of both pools spin, each on cores that the other needs, and a step takes
+several times as long. The package lets idle OpenBLAS threads sleep at once, and OpenMP threads
+after a short spin: waking a thread takes about as long as a small kernel, of which a convolutional
+step runs more than a hundred. Only GNU OpenMP, Numba's on Linux, has a configurable spin; other
+layers sleep at once. Settings in the environment take precedence, and every run records those in
+force. Derivation: derivations/25-many-cores.md.
 
-Soon, not at once: to wake a thread takes about as long as a small kernel runs, of which a
-convolutional step starts more than a hundred. GNU OpenMP, which Numba has on Linux, can be told how
-long to spin; others, and Numba's work queue, sleep at once. See derivations/25-many-cores.md.
-
-There are as many threads as cores, or as a container has a share of. On a busy machine threads wait
-for one another, and one alone may be faster: `choose` finds out, and a run records its number,
-since the rounding of BLAS depends on it.
+A process has a thread per core, or per core of its container's quota. On a busy machine a single
+thread may be faster, and `choose` measures it. A run records the number, on which the rounding of
+BLAS depends.
 """
 
 import math
@@ -24,17 +23,15 @@ from pathlib import Path
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 _OMP_WAIT = "OMP_WAIT_POLICY"
 _GOMP_SPIN = "GOMP_SPINCOUNT"
-_SPINS = "5000"  # turns of an empty loop: a few tenths of a millisecond at most
+_SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-MIN_SPEEDUP = (
-    1.5  # of one thread: rounding of BLAS depends on its threads, so a little is no reason
-)
-_TRIALS, _TRIAL_SECONDS = 6, 2.0  # of `choose`: turns at most, and until no further one begins
+MIN_SPEEDUP = 1.5  # with which one thread is chosen, although BLAS then rounds differently
+_TRIALS, _TRIAL_SECONDS = 6, 2.0  # at most, of `choose`
 _in_force = {"blas_timeout_in_time": True}
 
 
 def configure_blas() -> None:
-    """Let idle OpenBLAS threads sleep at once (2**4 ticks). Too late once NumPy is loaded."""
+    """Let idle OpenBLAS threads sleep at once (2**4 ticks); no effect once NumPy is loaded."""
     if _BLAS_TIMEOUT in os.environ:
         return
     _in_force["blas_timeout_in_time"] = "numpy" not in sys.modules
@@ -42,11 +39,11 @@ def configure_blas() -> None:
 
 
 def configure_numba() -> None:
-    """Choose a threading layer whose idle threads soon sleep. Call before the first kernel runs.
+    """Choose a threading layer whose idle threads soon sleep, before the first kernel runs.
 
-    Passive OpenMP if it is there and nothing has loaded an OpenMP library before (which reads its
-    settings once, then); else the work queue. A waiting policy that the environment states
-    means what it says: no spinning is added to it.
+    Passive OpenMP if it is installed and no OpenMP library is loaded yet, which would have read
+    its settings already; else the work queue. A waiting policy in the environment is kept, and no
+    spin is added to it.
     """
     if "NUMBA_THREADING_LAYER" in os.environ:
         return
@@ -78,8 +75,8 @@ def cores() -> frozenset[int]:
 
 
 def quota(root: Path = Path("/")) -> float:
-    """The cores whose time this process may use: a container's, by Linux's control groups of
-    either version; infinite without a limit."""
+    """The cores whose time a container may use, by Linux's control groups (version 1 or 2);
+    infinite without a limit."""
     found = [math.inf]
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
@@ -103,17 +100,14 @@ def _limit(group: Path) -> float:
 
 
 def share_cores(processes: int = 1) -> None:
-    """Use this process's share of the cores, one of so many that compute on them at once.
-
-    BLAS and Numba then have at most as many threads as there are cores for each; what the
-    environment says of one process stays as it is.
-    """
+    """Let BLAS and Numba have at most as many threads as there are cores for each of so many
+    processes. A single process keeps the numbers that the environment sets."""
     if processes > 1 or not _stated():
         limit(max(1, int(min(len(cores()), quota())) // processes))
 
 
 def limit(count: int) -> None:
-    """Let BLAS, and Numba if it is loaded, have at most so many threads."""
+    """Let BLAS, and Numba if it is loaded, have at most `count` threads."""
     for get, put in _pools():
         put(min(count, get()))
 
@@ -125,7 +119,7 @@ def most() -> int:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """A context after which every pool has as many threads as before."""
+    """A context that restores the number of threads of every pool."""
     before = [(put, get()) for get, put in _pools()]
     try:
         yield
@@ -135,10 +129,10 @@ def restored() -> Iterator[None]:
 
 
 def choose(work: Callable[[], None]) -> str:
-    """Have one thread from now on if `work` then takes clearly less time; a line that says so, or
-    "". Nothing changes if there is one already, or the environment says how many there are.
+    """Use one thread if `work` is clearly faster with it, and return a line that says so, or "".
 
-    The two are tried alternately, so that the load of other programs slows down both.
+    Skipped with one thread, or if the environment sets a number. The two alternate, so that the
+    load of other programs slows down both.
     """
     count = most()
     if count == 1 or _stated():
@@ -185,7 +179,7 @@ def describe() -> dict:
     pools = [
         {k: pool.get(k) for k in ("internal_api", "version", "architecture", "num_threads")}
         for pool in threadpoolctl.threadpool_info()
-        if pool["user_api"] == "blas"  # Numba's OpenMP is there too, once a kernel has run
+        if pool["user_api"] == "blas"  # not Numba's OpenMP, which appears with its first kernel
     ]
     described = {
         "blas": pools,

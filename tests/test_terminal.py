@@ -174,7 +174,7 @@ def press(*of):
     os.kill(os.getpid(), signal.SIGINT)
 def work(argv):
     CPUCodeLibrary._object_compiled_hook = press  # LLVM calls it, and drops what it raises
-    steps = Signals().stops_between_steps()
+    steps = Signals().defer_interrupts()
     if argv:
         steps.__enter__(), press()
     njit(lambda: 1)()

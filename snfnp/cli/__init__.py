@@ -1,7 +1,7 @@
 """The commands: `python -m snfnp COMMAND`, and the scripts, which run the same code.
 
-A command is a module here with main(argv, prog=None); prog: what its help calls it. It is imported
-when it runs: until then nothing here takes time.
+A command is a module here with main(argv, prog=None), imported only when it runs; prog is the name
+of the command in its help.
 """
 
 import sys
@@ -14,14 +14,14 @@ from snfnp.errors import UsageError, suggestion
 from snfnp.processes import terminal
 
 COMMANDS = {
-    "train": "train a flow, or go on with a run",
-    "evaluate": "print the likelihood of a run, term by term",
-    "sample": "draw samples from a run and write them as a picture",
-    "interpolate": "draw paths between test samples, through the latents",
-    "score": "compare the likelihoods of other data with the test data's",
-    "angle": "print how far a run's gradient is from the exact one",
-    "compare": "print runs beside each other, and draw them in one picture",
-    "check": "check every gradient by finite differences",
+    "train": "train a flow, or resume a run",
+    "evaluate": "print a run's exact log-likelihood, term by term",
+    "sample": "draw samples from a run, as a picture or a table",
+    "interpolate": "draw paths between test samples, through latent space",
+    "score": "compare likelihoods of other data with those of the test data",
+    "angle": "print the angles between a run's gradient and the exact one",
+    "compare": "compare runs in a table and a picture",
+    "check": "check every gradient against finite differences",
 }
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         print(f"snfnp {snfnp.__version__}")
         return
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: {program} COMMAND …; COMMAND --help explains every option\n")
+        print(f"usage: {program} COMMAND …; COMMAND --help lists its options\n")
         for name, summary in COMMANDS.items():
             print(f"  {name:<13}{summary}")
         return
@@ -49,8 +49,7 @@ def command(module: str, **settings) -> Callable[[list[str]], None]:
 
 
 def run_script(main: Callable[[list[str]], None] = main) -> None:
-    """Run a script's main(argv), or that of all commands, with exit statuses and errors as
-    `terminal.run` has them."""
+    """Run a script's main(argv), or that of all commands, and exit as `terminal.run` says."""
     status = terminal.run(lambda: main(sys.argv[1:]))
     if status:
         sys.exit(status)

@@ -1,4 +1,4 @@
-"""Print the angle between the self-normalizing and the exact gradient of a trained run (Fig. 3)."""
+"""Print the angles between a run's self-normalizing and its exact gradient, by layer (Fig. 3)."""
 
 import numpy as np
 
@@ -10,7 +10,8 @@ from snfnp.ops import RandomKey
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    parser.add_argument("--images", type=int, default=1000, help="training images (default: 1000)")
+    images = "training samples to use (default: 1000)"
+    parser.add_argument("--images", type=int, default=1000, help=images)
     add_data(parser)
     args = parser.parse_args(argv)
     check_range(args, "images", 1)

@@ -1,4 +1,4 @@
-"""Check every layer, rule and map by finite differences, and print a table of the errors."""
+"""Check every layer, rule and map against finite differences, and print the errors."""
 
 import math
 import time
@@ -15,11 +15,10 @@ from snfnp.ops import BACKENDS, get_ops
 def main(argv, prog=None) -> None:
     """The command: `--backend`, `--layer`, `--dtype`. Raises SnfnpError if a check fails."""
     parser = Parser(prog=prog, description=__doc__)
-    computes = "what computes (default: numba)"
-    parser.add_argument("--backend", choices=BACKENDS, default="numba", help=computes)
-    only = "only layers, rules and maps whose name contains NAME (default: all)"
+    parser.add_argument("--backend", choices=BACKENDS, default="numba", help="default: numba")
+    only = "only layers, rules and maps whose names contain NAME (default: all)"
     parser.add_argument("--layer", metavar="NAME", help=only)
-    precision = "what gradients are computed in; differences are in float64 (default: float64)"
+    precision = "precision of the gradients; differences are in float64 (default: float64)"
     dtypes = ("float64", "float32")
     parser.add_argument("--dtype", choices=dtypes, default="float64", help=precision)
     args = parser.parse_args(argv)

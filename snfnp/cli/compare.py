@@ -1,4 +1,4 @@
-"""Compare runs: exact validation NLL at the same epochs, test NLL, time, and largest gaps."""
+"""Compare runs: exact validation NLL at common epochs, best and test NLL, time, largest gaps."""
 
 import math
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from snfnp.cli.shared import Parser, add_trust, check_file, check_range
 from snfnp.training.runs import comparison
 
-_SHOWN = 8  # epochs that the table shows at most
+_SHOWN = 8  # epochs in the table at most
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are from the first")
-    parser.add_argument("--plot", type=Path, help="a picture of NLL against epochs and seconds")
-    first = "the first epoch at which the largest gap is looked for (default: 1)"
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are to the first")
+    parser.add_argument("--plot", type=Path, help="draw NLL against epochs and seconds here")
+    first = "ignore gaps before this epoch (default: 1)"
     parser.add_argument("--from-epoch", type=int, default=1, help=first)
     add_trust(parser)
     args = parser.parse_args(argv)

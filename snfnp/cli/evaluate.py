@@ -1,4 +1,4 @@
-"""Print the likelihood ledger of a trained run: every term of Eq. 7, in nats and bits/dim."""
+"""Print a run's exact log-likelihood, every term of Eq. 7, in nats and bits per dimension."""
 
 import math
 
@@ -21,15 +21,17 @@ from snfnp.ops import RandomKey
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     splits = ("train", "validation", "test")
-    parser.add_argument("--split", choices=splits, default="test", help="images (default: test)")
+    parser.add_argument(
+        "--split", choices=splits, default="test", help="which data (default: test)"
+    )
     seed = "seed of the dequantisation noise (default: 0)"
     parser.add_argument("--seed", type=int, default=0, help=seed)
-    at_once = "images at once (default: 1000)"
+    at_once = "samples evaluated at once (default: 1000)"
     parser.add_argument("--batch-size", type=int, default=1000, help=at_once)
     add_data(parser)
-    proof = "also say what is proved of every learned inverse without a determinant: that W and R "
-    proof += "are invertible, and by how much log|W| and -log|R|, and the two densities of Eq. 3 "
-    proof += "at one batch's latents, can differ"
+    proof = "also prove, without a determinant, that W and R of each learned inverse are "
+    proof += "invertible, and bound the differences between log|W| and -log|R|, and between the "
+    proof += "two densities of Eq. 3 at the latents of one batch"
     parser.add_argument("--certify", action="store_true", help=proof)
     args = parser.parse_args(argv)
     check_range(args, "batch_size", 1)

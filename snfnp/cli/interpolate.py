@@ -1,4 +1,4 @@
-"""Draw paths between pairs of test samples: from latents to latents, and back through the flow."""
+"""Draw paths between pairs of test samples: interpolated in latent space, mapped back to data."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ from snfnp.cli.shared import add_data, check_range, check_seed, images_of, open_
 from snfnp.errors import UsageError
 from snfnp.training import plots
 
-_ALONG = "on a great circle, or straight. Of D latents the norm is near √D, but half way on a "
-_ALONG += "straight line near √(D/2), where a flow of many dimensions has seen nothing "
-_ALONG += "(White 2016, arXiv:1609.04468) (default: spherical)"
+_ALONG = "great circles or straight lines in latent space. D latents have a norm near √D, but "
+_ALONG += "halfway along a straight line it is near √(D/2), where training puts no data if D is "
+_ALONG += "large (White 2016, arXiv:1609.04468) (default: spherical)"
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     add_inverse(parser, "interpolate")
     parser.add_argument("--path", choices=("spherical", "linear"), default="spherical", help=_ALONG)
-    parser.add_argument("--pairs", type=int, default=8, help="how many paths (default: 8)")
-    steps = "samples on a path, both ends included (default: 9)"
+    parser.add_argument("--pairs", type=int, default=8, help="number of paths (default: 8)")
+    steps = "samples per path, both ends included (default: 9)"
     parser.add_argument("--steps", type=int, default=9, help=steps)
-    chosen = "seed of the choice of pairs, and of the dequantisation noise (default: 0)"
+    chosen = "seed of the pairs and of the dequantisation noise (default: 0)"
     parser.add_argument("--seed", type=int, default=0, help=chosen)
     add_data(parser)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Draw samples from a trained run and write them as a picture, or a .npy file of rows."""
+"""Draw samples from a run and write them as a picture, or as a .npy table of rows."""
 
 import io
 from pathlib import Path
@@ -19,10 +19,10 @@ _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     add_inverse(parser, "sample")
-    scale = "scales the latents (default: 1.0)"
+    scale = "factor of the latents (default: 1.0)"
     parser.add_argument("--temperature", type=float, default=1.0, help=scale)
-    parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
-    parser.add_argument("--columns", type=int, help="images in a row (default: as many as rows)")
+    parser.add_argument("--count", type=int, default=64, help="number of samples (default: 64)")
+    parser.add_argument("--columns", type=int, help="images per row (default: about square)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
     args = parser.parse_args(argv)
     check_range(args, "count", 1)
@@ -50,11 +50,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def add_inverse(parser: Parser, name: str) -> None:
-    """The options by which samples are made, and where they go; name: what files are called."""
-    out = f"the picture, or .npy file of rows (default: RUN/{name}-<inverse>.png, or .npy)"
+    """Add the options of the inverse and of the file; name: how files of the command begin."""
+    out = f"picture, or .npy table of rows (default: RUN/{name}-<inverse>.png, or .npy)"
     parser.add_argument("--out", type=Path, help=out)
-    through = "through the learned inverses, one pass; through these, refined until nothing is "
-    through += "left over; or through exact solves (default: learned)"
+    through = "one pass through the learned inverses, the same iterated to convergence, or exact "
+    through += "solves (default: learned)"
     inverses = ("learned", "refined", "exact")
     parser.add_argument("--inverse", choices=inverses, default="learned", help=through)
 

@@ -1,7 +1,8 @@
-"""Compare the exact log-likelihoods of other data with those of a run's test data.
+"""Compare exact log-likelihoods of other data with those of a run's test data.
 
-A low likelihood is no sure sign of other data: flows trained on photographs find some plainer ones
-likelier (Nalisnick et al. 2019, "Do Deep Generative Models Know What They Don't Know?").
+A low likelihood does not identify other data reliably: flows trained on photographs assign higher
+likelihoods to some simpler images (Nalisnick et al. 2019, "Do Deep Generative Models Know What They
+Don't Know?").
 """
 
 import os
@@ -20,10 +21,10 @@ _AT_ONCE = 100  # images that go through the flow together
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    about = "a data set's name (of which the test counts), or the path of data (all of which do)"
+    about = "a data set's name (its test data are used), or a path (all of its data are used)"
     parser.add_argument("other", help=about)
-    parser.add_argument("--count", type=int, help="the first so many of both (default: all)")
-    out = "the picture; beside it, the scores as .csv (default: RUN/score-<other>.png)"
+    parser.add_argument("--count", type=int, help="use the first N of both (default: all)")
+    out = "picture, with the scores in a .csv beside it (default: RUN/score-<other>.png)"
     parser.add_argument("--out", type=Path, help=out)
     add_data(parser)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
@@ -58,8 +59,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     plots.save_histograms(out, scores, "exact log-likelihood (nats)", title)
     print(f"median log-likelihood {', '.join(medians)}; AUROC {above:.4f}")
     if above < 0.5:
-        says = "the other data are likelier than the test data: a likelihood alone does not tell"
-        print(f"{says} that they are others (Nalisnick et al. 2019)")
+        says = "the other data are likelier than the test data: a likelihood alone does not show"
+        print(f"{says} that data are different (Nalisnick et al. 2019)")
     print(f"picture: {out}; scores: {out.with_suffix('.csv')}")
 
 

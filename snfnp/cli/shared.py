@@ -1,4 +1,4 @@
-"""Options that several commands have, and the checks of them."""
+"""Options that several commands share, and their checks."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as everybody's are, and whose help cannot get lost."""
+    """A parser whose errors are `UsageError`, and whose help fails if it cannot be written."""
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": _Help, **settings})
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def print_help(self, file=None):
-        print(self.format_help(), end="", file=file)  # argparse passes over what goes wrong here
+        print(self.format_help(), end="", file=file)  # argparse ignores errors here
 
     def error(self, message):
         hint = ""
@@ -59,10 +59,10 @@ class Parser(argparse.ArgumentParser):
 def run_parser(prog: str | None, description: str) -> Parser:
     """A parser for commands that read a finished run, with what `open_run` needs."""
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("run", type=Path, help="a run folder of a training script")
-    which = "the best validation epoch or the last step (default: best)"
+    parser.add_argument("run", type=Path, help="run folder")
+    which = "the best validation epoch, or the last step (default: best)"
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help=which)
-    parser.add_argument("--backend", choices=BACKENDS, help="what computes (default: the run's)")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the run's")
     add_trust(parser)
     return parser
 
@@ -75,8 +75,10 @@ def add_trust(parser: Parser) -> None:
 
 def add_data(parser: Parser) -> None:
     """The options by which `images_of` finds the data of a run that are not where they were."""
-    parser.add_argument("--data", help="the data set's name or path (default: the run's)")
-    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+    parser.add_argument("--data", help="name or path of the data (default: the run's)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder with the files of a published data set"
+    )
 
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
@@ -118,7 +120,7 @@ def check_range(args: argparse.Namespace, name: str, least: int, most: float = m
 
 
 def check_seed(args: argparse.Namespace) -> None:
-    """Refuse a --seed that the random numbers do not tell from another one."""
+    """Refuse a --seed that is no key of the random numbers."""
     check_range(args, "seed", 0, 2**63 - 1)
 
 

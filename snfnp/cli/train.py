@@ -1,4 +1,4 @@
-"""Train a flow, or go on with a run: options from the configuration, training, pictures."""
+"""Train a flow, or resume a run: options from the configuration, training, pictures."""
 
 import argparse
 
@@ -80,15 +80,14 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     Options that are not given are absent from the result: defaults live in TrainConfig, and those
     of a script in `defaults`, which the help texts show.
     """
-    about = "Train a self-normalizing flow (Keller et al. 2021) or one of its baselines. Writes a "
-    about += "run folder with the configuration, metrics, checkpoints, samples and curves. The "
-    about += "first options are the everyday ones."
+    about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
+    about += "with the configuration, metrics, checkpoints, curves and samples."
     how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
     parser = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, **how)
-    about = "your data: the same as --data PATH"
+    about = "your data, as --data PATH"
     parser.add_argument("path", metavar="PATH", nargs="?", help=about)
     everyday = parser.add_argument_group("Everyday options")
-    start = parser.add_argument_group("How it starts")
+    start = parser.add_argument_group("Start")
     for kind in reversed(TrainConfig.__bases__):
         group = parser.add_argument_group(str(kind.__doc__).partition("\n")[0].rstrip("."))
         for option in map(OPTIONS.__getitem__, kind.__annotations__):
@@ -102,15 +101,16 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
                 settings = {"type": option.kind}
             place = everyday if option.name in EVERYDAY else group
             place.add_argument(flag_of(option.name), dest=option.name, help=text, **settings)
-    about = "train in so many processes, each with its share of every batch: on GPUs, one for each "
-    about += "(starts this command with mpiexec; needs mpi4py)"
+    about = "train in N processes, each with its share of every batch; on GPUs, one process per "
+    about += "GPU (runs this command by mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
-    about = "go on with the run in --out from its last checkpoint (with --epochs to train longer); "
-    about += "auto: start it if there is nothing to go on with, so that one command can be "
-    about += "submitted again and again"
+    about = (
+        "resume the run in --out from its last checkpoint (--epochs extends it); auto: start it "
+    )
+    about += "if there is no checkpoint, so that the same command can be submitted repeatedly"
     start.add_argument("--resume", nargs="?", const=True, choices=(AUTO,), help=about)
-    about = "go back to the best checkpoint of the run in --out, with its λ and other settings "
-    about += "(and --lr to train on more carefully), and on from there"
+    about = "resume the run in --out from its best checkpoint, with the settings recorded there or "
+    about += "others given now, such as a smaller --lr"
     start.add_argument("--rollback", action="store_true", help=about)
     add_trust(start)
     return parser

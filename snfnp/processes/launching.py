@@ -1,4 +1,4 @@
-"""A command that several processes run together: their start, their output, their end."""
+"""A command that several processes run together: start, output and end."""
 
 import importlib.util
 import io
@@ -19,17 +19,16 @@ from snfnp.processes import terminal
 from snfnp.processes.signals import handled
 
 OPTION = "--processes"
-_PER_CORE = 4  # processes of a machine for each core, at most: more only wait for one another
-_FAIL_TIMEOUT = 2.0  # seconds in which processes that fail alike have all failed
-_READ_TIMEOUT = 0.5  # seconds in which mpiexec reads a line; what it has not read, an abort drops
+_PER_CORE = 4  # processes of a machine for each core, at most
+_FAIL_TIMEOUT = 2.0  # seconds in which all processes meet an error that all have
+_READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line, which an abort would discard
 
 
 def start(count: int, argv: list[str], world: Communicator) -> None:
-    """Become an mpiexec that runs this program `count` times; signals and the exit status are then
-    its own affair. Does nothing for one. Raises UsageError if the program is one of several
-    already, or there would be far more than the machine has cores.
+    """Replace this process by an mpiexec that runs the program `count` times, unless count is 1.
 
-    argv: the command's arguments, the last ones of this process, with `OPTION` among them.
+    argv: the command's arguments, the last ones of this process, with `OPTION` among them. Raises
+    UsageError if mpiexec started the program already, or for an absurd count.
     """
     if count < 1:
         raise UsageError(f"`processes` is {count}: it must be at least 1")
@@ -47,7 +46,7 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
 
 
 def _require_cores(count: int) -> None:
-    """Raises UsageError for so many processes that this machine would do nothing but hold them."""
+    """Raises UsageError for an absurd number of processes."""
     cores = os.cpu_count() or 1  # all of them: each process may be bound to one
     if count > _PER_CORE * cores:
         found = f"{count} processes are far more than the {cores} cores of this machine"
@@ -55,8 +54,8 @@ def _require_cores(count: int) -> None:
 
 
 def find_mpiexec(feature: str) -> str:
-    """The mpiexec of this environment, or one on the PATH. Raises UsageError if there is none,
-    or no mpi4py. feature: needs it."""
+    """The mpiexec of this environment, or one on the PATH. feature: what needs it, for the
+    UsageError if there is no mpiexec or no mpi4py."""
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
         if not place:
@@ -76,19 +75,18 @@ def _without_option(argv: list[str]) -> list[str]:
 
 @contextmanager
 def process_group() -> Iterator[Communicator]:
-    """The processes that run this command, of which rank 0 alone prints.
+    """The processes that run this command; only rank 0 prints.
 
-    An exception ends all of them, in bounded time. If all fail alike, each of them gets here soon,
-    and the first one that failed says what it was; if only some fail, the others may already wait
-    for them, and are ended.
+    An exception ends all of them, in bounded time. If all fail, the first rank that failed reports
+    the error. If some fail, the others may be waiting for them, and are aborted.
     """
     launch = launched()
     if launch is None:
         yield SINGLE_PROCESS
         return
     try:
-        _require_cores(launch.here)  # before MPI, which has all of them wait for each other
-        with handled(signal.SIG_DFL, "SIGINT", "SIGTERM"):  # MPI waits where Python hears of none
+        _require_cores(launch.here)  # before MPI, in which all wait for each other
+        with handled(signal.SIG_DFL, "SIGINT", "SIGTERM"):  # Python handles none while MPI waits
             ranks = world()
     except SnfnpError as error:
         if launch.rank:
@@ -96,7 +94,7 @@ def process_group() -> Iterator[Communicator]:
         raise
     try:
         if isinstance(out := sys.stdout, io.TextIOWrapper):
-            out.reconfigure(line_buffering=True)  # mpiexec hands it on, also to a screen
+            out.reconfigure(line_buffering=True)  # mpiexec may forward it to a screen
         nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         with nowhere, redirect_stdout(nowhere if ranks.rank else out):
             yield ranks
@@ -107,7 +105,7 @@ def process_group() -> Iterator[Communicator]:
 
 
 def _end(ranks: Communicator, error: BaseException) -> None:
-    """End all ranks; returns if the error is to be raised as if this process were alone."""
+    """End all ranks; returns on the rank that is to raise the error as if it were alone."""
     status = terminal.exit_status(error)
     statuses = ranks.exchange_exit_status(status, _FAIL_TIMEOUT)
     if statuses is not None:

@@ -1,4 +1,4 @@
-"""Signals to a run: they are acted on between steps, so that no update is left half done."""
+"""Signals to a run, acted on between steps, so that no update is left half done."""
 
 import os
 import signal
@@ -9,29 +9,29 @@ from contextlib import contextmanager, suppress
 
 
 class Signals:
-    """The signals that came.
+    """The signals received so far.
 
-    checkpoint: SIGUSR1 came, which batch systems can send ahead; rank, size: of this process among
-    those that train together. Outside the main thread, to which signals go, none are handled.
+    checkpoint: SIGUSR1 was received, which batch systems can send before they end a job; rank,
+    size: of this process among those that train together. Signals are handled in the main thread.
     """
 
     def __init__(self, rank: int = 0, size: int = 1):
-        self._quiet = rank > 0  # rank 0 says that the run stops
+        self._quiet = rank > 0  # only rank 0 announces the stop
         self._launcher = os.getppid() if size > 1 else None
         self._stop_came = self.checkpoint = False
 
     @property
     def stop(self) -> bool:
-        """True once Ctrl-C or SIGTERM came, or the launcher that would hand them on is gone."""
+        """True after Ctrl-C or SIGTERM, or once the launcher that forwards them is gone."""
         return self._stop_came or self._launcher not in (None, os.getppid())
 
-    def ends_no_process(self):
-        """A context in which SIGUSR1 ends no process."""
+    def ignore_sigusr1(self):
+        """A context in which SIGUSR1 asks for a checkpoint and does not end the process."""
         return handled(self._checkpoint, "SIGUSR1")
 
-    def stops_between_steps(self):
-        """A context in which Ctrl-C and SIGTERM wait for the step in progress; a second Ctrl-C does
-        what it did before."""
+    def defer_interrupts(self):
+        """A context in which Ctrl-C and SIGTERM take effect after the step in progress; a second
+        Ctrl-C takes effect at once."""
         self._ctrl_c = signal.getsignal(signal.SIGINT)
         return handled(self._stop, "SIGINT", "SIGTERM")
 
@@ -39,7 +39,7 @@ class Signals:
         self._stop_came = True
         signal.signal(signal.SIGINT, self._ctrl_c)
         if not self._quiet:
-            with suppress(OSError):  # nobody may be left to read it: the step goes on
+            with suppress(OSError):  # stderr may be closed
                 print("\nstopping after this step …", file=sys.stderr)
 
     def _checkpoint(self, number, frame) -> None:
@@ -48,8 +48,8 @@ class Signals:
 
 @contextmanager
 def handled(handler: Callable | signal.Handlers, *names: str):
-    """Handle the signals of these names, as far as the system knows them, in here."""
-    main = threading.current_thread() is threading.main_thread()  # Python lets no other do it
+    """A context with this handler of the named signals, those that the system has."""
+    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     numbers = [getattr(signal, name) for name in names if main and hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

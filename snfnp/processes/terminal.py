@@ -1,4 +1,4 @@
-"""The end of a command that cannot go on: one line, or nothing, never a traceback."""
+"""The end of a command that fails: one line, or nothing, never a traceback."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from snfnp.errors import SnfnpError, in_flags
 from snfnp.processes.signals import handled
 
-CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of SIGPIPE and SIGINT
+CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # as shells report SIGPIPE and SIGINT
 # Packages that turn KeyboardInterrupt into another error or drop it: in an import, and where LLVM
 # calls Python back.
 SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
@@ -34,14 +34,13 @@ def robust_output() -> Iterator[None]:
 
 @robust_output()
 def run(work: Callable[[], None]) -> int:
-    """Do a command's work; the exit status, 0 for success.
+    """Do a command's work, and return its exit status.
 
-    2 for usage, 1 for any other failure, each with a line on stderr; quietly 130 after Ctrl-C or
-    SIGTERM, and 141 if nobody reads the output any more. An exception that no user can cause
-    passes.
+    0 is success; 2 wrong usage and 1 any other failure, each with a line on stderr; 130 Ctrl-C or
+    SIGTERM, and 141 a closed pipe, both without a word. A mistake in the program is raised.
     """
     names = ["SIGTERM"]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for `command &`
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is for `command &` in a shell
         names.append("SIGINT")
     # before a run has begun, SIGUSR1 has nothing to save
     with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):
@@ -50,7 +49,7 @@ def run(work: Callable[[], None]) -> int:
                 work()
             finally:
                 if sys.stdout is not None:
-                    sys.stdout.flush()  # what was wrong with it is known here, not at exit
+                    sys.stdout.flush()  # its errors are to be raised here, not at exit
             return 0
         except BaseException as error:
             status = report_error(error)
@@ -60,8 +59,8 @@ def run(work: Callable[[], None]) -> int:
 
 
 def report_error(error: BaseException, who: str = "") -> int | None:
-    """The exit status after an exception, with a line on stderr, which begins with `who`; None
-    if it is a mistake in the program, or its intended end."""
+    """Report an exception on stderr, in a line that begins with `who`, and return the exit status;
+    None for a mistake in the program, or its intended end."""
     if isinstance(error, KeyboardInterrupt | BrokenPipeError):
         _abandon_output()
         return exit_status(error)
@@ -77,13 +76,13 @@ def report_error(error: BaseException, who: str = "") -> int | None:
         return None
     try:
         print(f"error: {who}{line}", file=sys.stderr)
-    except OSError:  # nor can stderr: the exit status has to say it
+    except OSError:  # stderr is closed, too: only the status is left
         _abandon_output()
     return exit_status(error)
 
 
 def exit_status(error: BaseException) -> int:
-    """The exit status after an exception, whatever it is, and nothing on stderr."""
+    """The exit status after an exception."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
@@ -94,8 +93,8 @@ def exit_status(error: BaseException) -> int:
 
 
 def interrupt(signum, frame):
-    """Ctrl-C or SIGTERM: KeyboardInterrupt; in an import or a compilation the end at once, since
-    nothing that they do needs to be saved."""
+    """Raise KeyboardInterrupt after Ctrl-C or SIGTERM; during an import or a compilation, which
+    have nothing to save, end the process at once."""
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] in SWALLOW_INTERRUPT:
             _abandon_output()
@@ -105,7 +104,7 @@ def interrupt(signum, frame):
 
 
 def _output_fails() -> bool:
-    """Say whether standard output takes neither what is still in its buffer nor one more line."""
+    """Say whether standard output can no longer be written."""
     try:
         print(flush=True)
     except OSError:

@@ -164,7 +164,7 @@ class _RunLoop(Loop):
         return self.evaluator.best and self.evaluator.best["step"]
 
     def run(self) -> bool:
-        with closing(self.progress.bar), self.signals.stops_between_steps():
+        with closing(self.progress.bar), self.signals.defer_interrupts():
             ended = super().run()
         _, _, epoch, _ = self.place
         if ended:
@@ -272,7 +272,7 @@ def train(
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
     with (
         run.lock if first else nullcontext(),
-        signals.ends_no_process(),
+        signals.ignore_sigusr1(),
         quiet,
         robust_output(),
         threads.restored(),

@@ -9,7 +9,7 @@ from snfnp.training.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
-# Options that say how long a run is and what computes it: no name for what it does.
+# Options of a run's length and of what computes it, omitted from labels.
 _UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph", "overlap")
 _UNNAMED += ("data_dir", "out", "tensorboard")
 
