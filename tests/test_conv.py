@@ -10,7 +10,6 @@ import pytest
 from numba.core.errors import TypingError
 from support.explicit import convolve, convolve_weight_grad, units
 from support.gradients import layer_backward
-from support.threads import assert_threads_change_no_bit
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
@@ -145,19 +144,6 @@ def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kern
         reached = np.zeros(z.shape, bool)
         reached[3] = (rows[:, None] & columns)[..., None]
         np.testing.assert_array_equal(~np.isfinite(z), reached)
-
-
-@pytest.mark.parametrize("channels", [(1, 1), (2, 5), (4, 16)])
-def test_the_number_of_threads_does_not_change_a_bit(channels):
-    conv = get_ops("numba").conv
-    x, k, delta = arrays((3, 3), (9, 8), channels, np.float32, samples=23)
-    assert_threads_change_no_bit(
-        lambda: (
-            conv.weight_grad(delta, x, np.empty_like(k)),
-            conv.correlate(x, k),
-            conv.patches(x, (3, 3)),
-        )
-    )
 
 
 # ---------------------------------------------------------------- T(w), flip and m

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 from support.gradients import layer_backward
-from support.threads import assert_threads_change_no_bit
 
 from snfnp.beyond.conv_exponential import ConvExponential
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
-from snfnp.ops import get_ops
 
 SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
 EPS = np.finfo(np.float64).eps
@@ -136,17 +134,6 @@ def test_a_nan_is_not_hidden(ops):
     p["W"][0, 0, 0, 0] = np.nan
     assert np.isnan(layer.forward(ops, p, x)[0]).any()
     assert np.isnan(layer.log_det(ops, p, (4, 4, 2)))
-
-
-def test_the_number_of_threads_does_not_change_a_bit():
-    ops, (layer, p, x) = get_ops("numba"), case((6, 5, 2))
-
-    def results():
-        z, _, cache = layer.forward(ops, p, x)
-        dx, grads, _ = layer_backward(ops, layer, p, cache, x)
-        return z, dx, grads["W"], layer.inverse(ops, p, z)
-
-    assert_threads_change_no_bit(results)
 
 
 @pytest.mark.parametrize(

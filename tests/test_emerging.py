@@ -9,12 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.gradients import layer_backward
-from support.threads import assert_threads_change_no_bit
 
 from snfnp.beyond.emerging import CausalConv2d, emerging_layers
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
-from snfnp.ops import get_ops
 
 SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
 EPS = np.finfo(np.float64).eps
@@ -73,18 +71,6 @@ def test_a_diagonal_without_an_inverse_is_one_clear_error(ops, value):
     ):
         with pytest.raises(SingularMatrixError, match="diagonal"):
             call()
-
-
-@pytest.mark.parametrize("channels", [1, 3, 16])
-def test_the_number_of_threads_does_not_change_a_bit(channels):
-    ops, (layer, p, x) = get_ops("numba"), case((6, 8, channels), samples=23)
-
-    def results():
-        z, _, cache = layer.forward(ops, p, x)
-        dx, grads, _ = layer_backward(ops, layer, p, cache, z)
-        return z, dx, *grads.values(), layer.inverse(ops, p, z)
-
-    assert_threads_change_no_bit(results)
 
 
 def test_initial_parameters():

@@ -12,6 +12,7 @@ from support.gradients import layer_backward, moved
 from snfnp.errors import UsageError
 from snfnp.gradcheck.catalogue import catalogue
 from snfnp.layers import (
+    ActNorm,
     AffineCoupling,
     Layer,
     Linear,
@@ -24,7 +25,7 @@ from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
 EVERY_LAYER = [
-    pytest.param(*check.run.args, check.run.keywords, id=check.name)
+    pytest.param((*check.run.args, check.run.keywords), id=check.name)
     for check in catalogue()
     if check.kind == "layer"
 ]
@@ -55,40 +56,65 @@ def roundings(layer) -> int:
     return {RationalQuadraticSpline: 400, AffineCoupling: 200}.get(type(layer), 100)
 
 
-@pytest.mark.parametrize("layer, shape, settings", EVERY_LAYER)
-def test_single_precision(layer, shape, settings, ops):
-    """float32 in, float32 out, as close to float64 as a few dozen roundings allow."""
-    rng = np.random.default_rng(1)
-    params = moved(layer.init(rng, shape), rng)
-    rng = np.random.default_rng(3)
-    x = settings.get("x", rng.standard_normal((5, *shape)))
-    shapes = [layer.output_shape(shape), layer.latent_shape(shape)]
-    c = [rng.standard_normal((len(x), *each)) for each in shapes if each is not None]
-    dldj = rng.standard_normal(len(x))
+class Point:
+    """A layer away from its start, inputs x, and what weighs its outputs."""
 
-    def everything(dtype):
-        p = {k: v.astype(dtype) for k, v in params.items()}
-        z, ldj, cache = layer.forward(ops, p, x.astype(dtype))
-        deltas = [delta.astype(dtype) for delta in c]
-        weights = {"dldj": dldj.astype(dtype), "lam": 0.7}
+    def __init__(self, layer, shape, settings):
+        self.layer, rng = layer, np.random.default_rng(1)
+        self.params = moved(layer.init(rng, shape), rng)
+        rng = np.random.default_rng(3)
+        self.x = settings.get("x", rng.standard_normal((5, *shape))).copy()
+        shapes = [layer.output_shape(shape), layer.latent_shape(shape)]
+        self.deltas = [rng.standard_normal((len(self.x), *each)) for each in shapes if each]
+        self.dldj = rng.standard_normal(len(self.x))
+
+    def results(self, ops, dtype=np.float64):
+        """All that the layer computes, by name, in a precision."""
+        layer, p = self.layer, {k: v.astype(dtype) for k, v in self.params.items()}
+        z, ldj, cache = layer.forward(ops, p, self.x.astype(dtype))
+        deltas = [delta.astype(dtype) for delta in self.deltas]
+        weights = {"dldj": self.dldj.astype(dtype), "lam": 0.7}
         dx, grads, _ = layer_backward(ops, layer, p, cache, *deltas, **weights)
-        latents = [z, cache["latent"]] if len(c) == 2 else [z]
+        latents = [z, cache["latent"]] if len(deltas) == 2 else [z]
         found = {"z": z, "dx": dx, **grads, "latent": latents[-1]}
         if np.ndim(ldj):
             found["ldj"] = ldj
         if layer.has_inverse:
             found["inverse"] = layer.inverse(ops, p, *latents)
-        found["exact inverse"] = layer.exact_inverse(ops, p, *latents)
-        return found
+        return found | {"exact inverse": layer.exact_inverse(ops, p, *latents)}
 
-    single, double = everything(np.float32), everything(np.float64)
+
+@pytest.mark.parametrize("of", EVERY_LAYER)
+def test_single_precision(of, ops):
+    """float32 in, float32 out, as close to float64 as a few dozen roundings allow."""
+    point = Point(*of)
+    single, double = point.results(ops, np.float32), point.results(ops)
     for name, expected in double.items():
         assert np.asarray(expected).dtype == np.float64, name
         assert np.asarray(single[name]).dtype == np.float32, name
         scale = max(1.0, np.max(np.abs(expected)))
         error = np.max(np.abs(single[name] - expected)) / scale
-        assert error <= roundings(layer) * np.finfo(np.float32).eps, (name, error)
+        assert error <= roundings(point.layer) * np.finfo(np.float32).eps, (name, error)
         assert np.any(single[name] != expected), f"{name} was not computed in single precision"
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("of", EVERY_LAYER)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_reaches_every_result_of_its_sample_and_of_no_other(of, ops, dtype):
+    """And every gradient: it is never zeroed. Only actnorm's ldj does not depend on x."""
+    point = Point(*of)
+    samples = np.arange(len(point.x)) == 1
+    for array in (point.x, *point.deltas):
+        array[1] = np.nan
+    found = point.results(ops, dtype)
+    for name in found.keys() & {"z", "latent", "dx", "inverse", "exact inverse"}:
+        spoilt = np.isnan(found[name]).reshape(len(samples), -1)
+        np.testing.assert_array_equal(spoilt.all(axis=1), samples, name)
+        np.testing.assert_array_equal(spoilt.any(axis=1), samples, name)
+    if "ldj" in found and ActNorm() not in (point.layer, getattr(point.layer, "coupling", None)):
+        np.testing.assert_array_equal(np.isnan(found["ldj"]), samples)
+    assert all(np.isnan(found[name]).any() for name in point.params.keys() & found.keys())
 
 
 # ---------------------------------------------------------------- linear layers

@@ -17,9 +17,11 @@ from support.operation_calls import (
     SIZES,
     TWO_SIZES,
     assert_as_defined,
+    assert_nan_spreads_as_defined,
     eps_of,
     every_second,
     overridden,
+    run,
     transposed,
 )
 from support.operation_cases import OVERRIDES
@@ -120,6 +122,25 @@ def test_an_override_without_a_case_would_be_found(groups, monkeypatch):
 def test_override_matches_its_definition(name, dtype):
     for size in SIZES:
         assert_as_defined(NUMBA, name, OVERRIDES[name](np.random.default_rng(0), dtype, size))
+
+
+OF_NUMBA = [name for name in OVERRIDES if name in overridden(overrides("cpu"))]
+
+
+@pytest.mark.parametrize("name", OF_NUMBA)
+def test_the_number_of_threads_does_not_change_a_bit(name):
+    calls = [OVERRIDES[name](np.random.default_rng(0), np.float32, size) for size in SIZES]
+    assert_threads_change_no_bit(
+        lambda: [result for call in calls for result in run(NUMBA, name, call)]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", OF_NUMBA)
+def test_nan_spreads_as_defined(name):
+    for size in TWO_SIZES:
+        call = OVERRIDES[name](np.random.default_rng(0), np.float32, size)
+        assert_nan_spreads_as_defined(NUMBA, name, call)
 
 
 # They take no arrays, or such as are always contiguous.
