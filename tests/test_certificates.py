@@ -85,7 +85,7 @@ def test_a_singular_matrix_is_never_certified():
         (12, (0.999,), 1),  # ρ = 1 ± 1e-3 where one gain stands out
         (12, (1.001,), None),
         (64, (0.7,) * 64, 0.73),  # where all are equal, ‖E‖_F is √D ρ: it is the powers that prove
-        (784, (0.99,) * 784, 1),  # squarings' rounding takes nothing of D^(1/2^10)
+        (784, (0.99,) * 784, 1.01 * 0.99),  # squarings' rounding takes nothing of D^(1/2^10)
         (784, (0.5,) * 784, 1.02 * 0.5),
     ],
 )
@@ -98,13 +98,6 @@ def test_it_decides_close_to_one(size, gains, most):
     assert found.holds == bool(most)
     assert not most or gains[0] <= found.upper < most
     assert found.frobenius == pytest.approx(np.linalg.norm(gains), rel=1e-9)
-
-
-def test_the_last_power_is_within_a_percent_at_the_size_of_mnist():
-    """All 784 gains alike, the worst case, and none of the powers near what is found from below."""
-    rng, size, rho = np.random.default_rng(6), 784, 0.99
-    e = rho * np.linalg.qr(rng.standard_normal((size, size)))[0]
-    assert rho <= module._above(OPS, e, 1e-9) < 1.01 * rho
 
 
 def test_the_series_is_summed():
@@ -275,15 +268,6 @@ def test_the_densities_of_a_flow_are_within_what_is_said(model, flows, side):
                 own["W"], own["R"] = f.identity() + 0.02 * noise, 0.99 * g.identity()
         outside += check_densities(flow, params, rng.standard_normal((20, *flow.shape)))
     assert outside > 0 or model == "glow"  # whose few couplings hardly bend so near their start
-
-
-@pytest.mark.parametrize("model", ["fc", "conv", "glow"])
-def test_the_densities_of_trained_flows(tmp_path, model):
-    size = SMALL_GLOW if model == "glow" else {}
-    run, _ = run_training(tmp_path / "run", small_dataset(side=4), model=model, **size)
-    loaded = load_run(run.path)
-    x = np.random.default_rng(9).standard_normal((50, *loaded.flow.shape))
-    check_densities(loaded.flow, loaded.params, x)
 
 
 def test_a_flow_has_one_for_every_learned_inverse():

@@ -1,18 +1,15 @@
 """Processes that train together: sums, flags and values on MPI, and how their ends are agreed."""
 
-import re
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import processes
-from support.ranks import fake_nccl
 
 from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
-from snfnp.ops.communication import Communicator, launched, world
-from snfnp.ops.communication.nccl import Nccl
+from snfnp.ops.communication import launched, world
 
 LAUNCHERS = {
     "hydra": {"PMI_SIZE": "3", "PMI_RANK": "1"},
@@ -172,91 +169,3 @@ w.abort(7)
 def test_one_rank_ends_the_others_that_wait_for_it():
     status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]), timeout=20)
     assert (status, output, errors) == (7, "True\n", "")
-
-
-# ---------------------------------------------------------------- NCCL, as it is called
-
-
-class Scripted(Communicator):
-    """Rank `rank` of two; the other one's answers to `gather` are given, in order."""
-
-    size = local_size = 2
-
-    def __init__(self, rank, *theirs):
-        self.rank = self.local_rank = rank
-        self._theirs = list(theirs)
-
-    def gather(self, value):
-        both = [value, self._theirs.pop(0)]
-        return both[:: -1 if self.rank else 1]
-
-
-def fake_cupy(bus=1):
-    """The part of CuPy that sums need."""
-    stream = SimpleNamespace(ptr=77)
-    runtime = SimpleNamespace(
-        getDevice=lambda: 0,
-        getDeviceProperties=lambda device: {"pciDomainID": 0, "pciBusID": bus, "pciDeviceID": 0},
-        runtimeGetVersion=lambda: 13020,
-    )
-    return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream))
-
-
-@pytest.fixture
-def nccl(monkeypatch):
-    """CuPy's module, which notes what is called, and no CuPy."""
-    calls = []
-
-    def communicator(*arguments):
-        calls.append(arguments)
-        return SimpleNamespace(allReduce=lambda *of: calls.append(of))
-
-    fake = fake_nccl(communicator, calls)
-    cuda = SimpleNamespace(nccl=fake)
-    for name, module in {"cupy": SimpleNamespace(cuda=cuda), "cupy.cuda": cuda}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return fake
-
-
-def elsewhere(name="another machine"):
-    return (name, "00000000:01:00")
-
-
-def test_a_sum_is_one_group_in_place_on_the_current_stream(nccl):
-    communicator = Nccl(fake_cupy(), Scripted(0, None, elsewhere()), lambda: None)
-    flags = SimpleNamespace(c_contiguous=True)
-    arrays = [
-        SimpleNamespace(data=SimpleNamespace(ptr=ptr), size=size, dtype=dtype, flags=flags)
-        for ptr, size, dtype in ((100, 5, np.dtype("f4")), (200, 6, np.dtype("f8")))
-    ]
-    communicator.all_reduce(*arrays)
-    made, *rest = nccl.calls
-    assert made == (2, b"id", 0)
-    assert rest == ["start", (100, 100, 5, 7, 0, 77), (200, 200, 6, 8, 0, 77), "end"]
-
-
-def test_two_processes_on_one_gpu_are_refused(nccl):
-    import socket
-
-    here = elsewhere(socket.gethostname())
-    for rank in (0, 1):
-        with pytest.raises(BackendError, match="2 processes on .* its 1 GPU.*ranks 0 and 1 both"):
-            Nccl(fake_cupy(), Scripted(rank, None, here), lambda: None)
-    assert not nccl.calls
-
-
-@pytest.mark.parametrize("here", [True, False])
-def test_without_nccl_all_ranks_say_which_lacks_it(nccl, here):
-    nccl.available = here
-    line = "NCCL is not installed: python -m pip install nvidia-nccl-cu13"
-    with pytest.raises(BackendError, match=re.escape(f"for rank {1 if here else 0} {line}")):
-        Nccl(fake_cupy(), Scripted(0, line if here else None), lambda: None)
-
-
-def test_the_host_decides_through_the_other_communicator(nccl):
-    other = Scripted(0, None, elsewhere(), "theirs")
-    communicator = Nccl(fake_cupy(), other, lambda: None)
-    assert (communicator.rank, communicator.size) == (0, 2)
-    assert communicator.gather("mine") == ["mine", "theirs"]
-    assert communicator.any(3) == 3 and communicator.broadcast(4) == 4
-    assert communicator.exchange_exit_status(0, 1.0) == [0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from support.gradients import flow_backward, mean_log_density, moved
+from support.messages import one_line
 from test_rules import random_params, two_layers
 
 from snfnp.context import BackwardContext
@@ -23,7 +24,7 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
@@ -35,11 +36,6 @@ RNG = np.random.default_rng
 @pytest.fixture
 def x():
     return np.random.default_rng(1).standard_normal((N, D))
-
-
-def test_layers_that_do_not_depend_on_data_have_no_ldj(ops, x):
-    flow = Flow(shape=(D,), layers=(("dense", Linear(Dense(D))),))
-    assert np.all(flow.forward(ops, flow.init(0), x)[1] == 0)
 
 
 @pytest.mark.parametrize("rule", [SelfNormalizing(), Exact()], ids=str)
@@ -55,9 +51,8 @@ def test_a_flow_without_a_learned_inverse_says_so(ops, x):
     flow = two_layers(Exact())
     assert not flow.has_learned_inverse
     assert two_layers(SelfNormalizing()).has_learned_inverse
-    with pytest.raises(UsageError, match="learned no inverse") as caught:
+    with one_line(UsageError, match="learned no inverse"):
         flow.inverse(ops, random_params(flow, RNG(0)), (x,))
-    assert "\n" not in str(caught.value)
 
 
 def test_initial_parameters_depend_on_the_seed_alone():
@@ -200,25 +195,18 @@ def test_first_nonfinite_looks_at_latents_that_leave(ops, bad):
 # ---------------------------------------------------------------- where something went wrong
 
 
-def test_a_singular_layer_is_named(ops, x):
-    flow = two_layers(SelfNormalizing())
+@pytest.mark.parametrize("layer", ["dense1", "dense2"])
+def test_a_singular_layer_is_named(ops, x, layer):
+    flow = two_layers(Exact())
     params = random_params(flow, RNG(0))
-    params["dense2"]["W"] = np.zeros((D, D))
+    params[layer]["W"] = np.zeros((D, D))
     for call in (
         lambda: flow.log_dets(ops, params),
         lambda: flow.inverse(ops, params, (x,), exact=True),
+        lambda: flow_backward(ops, flow, params, x),
     ):
-        with pytest.raises(SingularMatrixError, match="^layer dense2: .*singular") as caught:
+        with one_line(SingularMatrixError, match=f"^layer {layer}: .*singular"):
             call()
-        assert "\n" not in str(caught.value)
-
-
-def test_a_singular_layer_is_named_in_the_backward_pass(ops, x):
-    flow = two_layers(Exact())
-    params = random_params(flow, RNG(0))
-    params["dense1"]["W"] = np.zeros((D, D))
-    with pytest.raises(SingularMatrixError, match="^layer dense1: "):
-        flow_backward(ops, flow, params, x)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,6 +1,6 @@
 """Split priors: density, gradients and inverse, alone, in a flow and in the likelihood's ledger."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from scipy.stats import norm
 from support.gradients import mean_log_density, moved
 
 from snfnp.errors import UsageError
-from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
@@ -16,13 +15,11 @@ from snfnp.layers import (
     Parameterless,
     Preprocess,
     SplitPrior,
-    Squeeze,
 )
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
 from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey, get_ops
-from snfnp.parameters import Layout
-from snfnp.rules import SelfNormalizing
+from snfnp.training.options import TrainConfig
 
 N, SHAPE = 3, (2, 3, 4)
 
@@ -84,34 +81,19 @@ def test_an_odd_number_of_channels_cannot_be_halved():
 # ---------------------------------------------------------------- a flow with two splits
 
 
-def glow(rule=None, shape=(8, 8, 1), width=6):
+def glow():
     """Three levels, of 4, 8 and 16 channels: squeeze, step, and a split behind the first two."""
-    rule = rule or SelfNormalizing()
-    layers, channels = [], shape[2]
-    for level in (1, 2, 3):
-        channels *= 4
-        mix = Linear(Conv2d((1, 1), channels), rule, init_kind="orthogonal")
-        layers += [
-            (f"squeeze{level}", Squeeze()),
-            (f"actnorm{level}", ActNorm()),
-            (f"mix{level}", mix),
-            (f"coupling{level}", AffineCoupling(channels, width)),
-        ]
-        if level < 3:
-            layers.append((f"split{level}", SplitPrior(AffineCoupling(channels, width))))
-            channels //= 2
-    return Flow(shape, tuple(layers), Preprocess(alpha=0.05))
+    config = TrainConfig(model="glow", levels=3, depth=1, width=6).resolve(1000)
+    return replace(config.build_flow((8, 8, 1)), preprocess=Preprocess(alpha=0.05))
 
 
 def parameters(flow, seed=0, exact_inverse=False):
     """(layout, flat buffer): the initial parameters, moved by noise."""
     params = moved(flow.init(seed), np.random.default_rng(seed), 0.05)
-    if exact_inverse:
-        for named in params.values():
-            if "R" in named:
-                named["R"] = np.linalg.inv(named["W"])
-    layout = Layout.of(flow.parameter_shapes())
-    return layout, layout.pack(params, np.float64)
+    for named in params.values():
+        if exact_inverse and "R" in named:
+            named["R"] = np.linalg.inv(named["W"])
+    return flow.layout, flow.layout.pack(params, np.float64)
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.ranks import fake_nccl
 from support.trainers import host, make_trainer
 
 from gpu import standin as devices
+from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, nccl
 from snfnp.ops.gpu.launch import DeviceGuard
@@ -16,12 +16,20 @@ from snfnp.training.batches import Repeated
 
 
 class OneOfTwo(Communicator):
-    """Rank 0, whose partner has the same everything but is on another machine."""
+    """Rank 0, whose partner has the same everything but is on another machine. elsewhere: what it
+    gives in place of what it would have in common with this rank."""
 
-    size = 2
+    size = local_size = 2
+
+    def __init__(self, **elsewhere):
+        self._elsewhere = {"place": "another machine"} | elsewhere
 
     def gather(self, value):
-        there = ("another machine", value[1]) if isinstance(value, tuple) else value
+        there = value
+        if isinstance(value, tuple):
+            there = (self._elsewhere["place"] or value[0], value[1])
+        elif value is None:
+            there = self._elsewhere.get("missing")
         return [value, there]
 
 
@@ -40,7 +48,17 @@ def doubling(ops, monkeypatch):
         array = xp.ndarray(count, types[kind], xp.cuda.MemoryPointer(memory, 0))
         xp.multiply(array, 2, out=array)
 
-    fake = fake_nccl(lambda *of: SimpleNamespace(allReduce=all_reduce), calls)
+    fake = SimpleNamespace(
+        available=True,
+        calls=calls,
+        NCCL_SUM=0,
+        NCCL_FLOAT32=7,
+        NCCL_FLOAT64=8,
+        get_unique_id=lambda: b"id",
+        groupStart=lambda: calls.append("start"),
+        groupEnd=lambda: calls.append("end"),
+        NcclCommunicator=lambda *of: calls.append(of) or SimpleNamespace(allReduce=all_reduce),
+    )
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)
     monkeypatch.setattr(xp.cuda, "nccl", fake, raising=False)
     return fake
@@ -69,6 +87,7 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
             trainer.training_step(Repeated(trainer.ops.asarray(images)))
     found, expected = trainers
     found.check(pytest.fail)
+    assert doubling.calls.pop(0) == (2, b"id", 0)
     for name in ("p", "m", "state"):
         a, b = host(found, name), host(expected, name)
         assert a.size == 0 or np.abs(a - b).max() <= 1e-10 * np.abs(b).max(), name
@@ -81,11 +100,41 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
     assert {(place, kind, at) for place, _, kind, at in sums} == {(True, 8, stream)}
 
 
-def test_an_array_with_gaps_is_refused(ops, doubling):
-    communicator = ops.device.communicator(OneOfTwo())
+def test_arrays_of_both_precisions_are_summed_in_one_group(ops, doubling):
+    communicator = nccl.Nccl(ops.xp, OneOfTwo(), lambda: None)
+    arrays = [ops.xp.ones(5, np.float32), ops.xp.ones((2, 3))]
+    communicator.all_reduce(*arrays)
+    assert all((array == 2).all() for array in arrays)
+    stream = ops.xp.cuda.get_current_stream().ptr
+    made, *sums = doubling.calls
+    assert made == (2, b"id", 0)
+    assert sums == ["start", (True, 5, 7, stream), (True, 6, 8, stream), "end"]
     with pytest.raises(ValueError, match="C-contiguous"):
         communicator.all_reduce(ops.xp.ones((4, 4))[:, ::2])
+    assert sums == doubling.calls[1:]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_without_nccl_all_ranks_say_which_lacks_it(ops, doubling, here):
+    doubling.available = here
+    line = "NCCL is not installed: python -m pip install nvidia-nccl-cu1[23]"
+    with pytest.raises(BackendError, match=f"for rank {int(here)} {line}"):
+        there = "NCCL is not installed: python -m pip install nvidia-nccl-cu13"
+        nccl.Nccl(ops.xp, OneOfTwo(missing=there), lambda: None)
+
+
+def test_two_processes_on_one_gpu_are_refused(ops, doubling):
+    with pytest.raises(BackendError, match="2 processes on .* its 1 GPU.*ranks 0 and 1 both"):
+        nccl.Nccl(ops.xp, OneOfTwo(place=None), lambda: None)
     assert not doubling.calls
+
+
+def test_the_host_decides_through_the_other_communicator(ops, doubling):
+    other = OneOfTwo()
+    communicator = nccl.Nccl(ops.xp, other, lambda: None)
+    assert (communicator.rank, communicator.size) == (0, 2)
+    for name in ("any", "gather", "broadcast", "exchange_exit_status", "abort"):
+        assert getattr(communicator, name) == getattr(other, name)
 
 
 def test_alone_there_is_no_nccl(ops):

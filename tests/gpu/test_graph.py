@@ -11,37 +11,12 @@ import numpy as np
 import pytest
 from support.trainers import BATCH, host, make_trainer
 
-from gpu.test_training import SELF_NORMALIZING, take_steps
+from gpu.test_training import take_steps
 from snfnp.errors import BackendError
 from snfnp.ops import RandomKey
 from snfnp.ops.communication import Communicator
 from snfnp.ops.gpu.cublas import Cublas
 from snfnp.ops.gpu.side_stream import SideStream
-
-
-@pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_replay_equals_eager(ops, monkeypatch, model, gradient, clip_norm):
-    """Bit for bit, with arrays made and dropped between the replays, and U found anew."""
-    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
-    reports, chosen = [], {"clip_norm": clip_norm}
-    if clip_norm and model != "fc":
-        chosen |= {"coordinates": "white", "lr_schedule": "cosine"}
-    eager = make_trainer(ops, model, gradient, graph=False, **chosen)
-    graph = make_trainer(ops, model, gradient, report=reports.append, **chosen)
-    take_steps(eager, range(6))
-    kept = []
-    for step in range(6):
-        take_steps(graph, [step])
-        kept.append(ops.asarray(np.full(1000 * (step + 1), np.nan)))
-        ops.asarray(np.full(50_000, np.nan))
-    assert graph._ascend.recorded and not reports
-    for name in ("p", "m", "v", "gradient", "state"):
-        np.testing.assert_array_equal(host(graph, name), host(eager, name))
-    assert graph.metrics() == eager.metrics()
-    assert graph.averages() == eager.averages()
-    for array in kept:  # no replay wrote to what was made after the capture
-        assert np.isnan(ops.to_host(array)).all()
 
 
 def test_a_graph_runs_in_order_with_what_its_callers_start(ops):

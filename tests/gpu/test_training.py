@@ -60,22 +60,6 @@ def assert_numpys(found, expected, tolerance):
     assert np.abs(other - p)[large].max() <= tolerance / 1e-3 * moves + 1e-15
 
 
-@pytest.mark.parametrize(
-    "model, gradient, coordinates",
-    [(*case, "plain") for case in MODELS]
-    + [(model, None, "white") for model in ("conv", "emerging", "conv-exponential", "glow-2l-4k")],
-)
-def test_a_step_is_numpys_in_double_precision(ops, model, gradient, coordinates):
-    chosen = {"dtype": "float64", "coordinates": coordinates}
-    found, expected = (
-        take_steps(make_trainer(each, model, gradient, **chosen), range(2))
-        for each in (ops, get_ops("numpy"))
-    )
-    assert_numpys(found, expected, 1e-10)
-    for a, b in zip(vars(found.metrics()).values(), vars(expected.metrics()).values(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10)
-
-
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
 def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
     """Against NumPy in double precision: the gradient of each parameter, by its largest entry.
@@ -92,16 +76,6 @@ def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
             for name, expected in named.items():
                 difference = np.abs(views[layer][name] - expected).max()
                 assert difference <= 1e-3 * max(np.abs(expected).max(), 1e-3), (layer, name)
-
-
-@pytest.mark.parametrize("model", ["conv", "glow-2l-4k"])
-def test_recomputation_gives_the_same_gradient(ops, model):
-    stored, recomputed = (
-        take_steps(make_trainer(ops, model, recompute=flag, dtype="float64"), [0])
-        for flag in (False, True)
-    )
-    stored, recomputed = host(stored, "gradient"), host(recomputed, "gradient")
-    assert np.abs(stored - recomputed).max() <= 1e-10 * np.abs(stored).max()
 
 
 # ---------------------------------------------------------------- the host does not wait

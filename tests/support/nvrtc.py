@@ -1,11 +1,7 @@
-"""NVIDIA's run-time compiler through ctypes: what CuPy compiles with, without CuPy and a GPU."""
+"""NVIDIA's run-time compiler, as CuPy calls it, without a GPU."""
 
-import ctypes
 import re
-import site
-import sysconfig
-from functools import cache
-from pathlib import Path
+from importlib.util import find_spec
 from typing import NamedTuple
 
 # With each compilation CuPy passes its caller's options, these, and the card's architecture.
@@ -35,65 +31,31 @@ def compile_kernels(text: str, expressions: list[str], arch: str, options=()) ->
 
     Raises CompileError.
     """
-    library, program = _library(), ctypes.c_void_p()
+    from cupy_backends.cuda.libs import nvrtc  # after a stand-in for the driver
 
-    def call(function, *arguments):
-        status = getattr(library, function)(*arguments)
-        if status:
-            raise CompileError(library.nvrtcGetErrorString(status).decode())
-
-    def text_of(size_function, function):
-        size = ctypes.c_size_t()
-        call(size_function, program, ctypes.byref(size))
-        buffer = ctypes.create_string_buffer(size.value)
-        call(function, program, buffer)
-        return buffer.value.decode()
-
-    call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
+    program = nvrtc.createProgram(text, "kernels.cu", (), ())
     try:
         for expression in expressions:
-            call("nvrtcAddNameExpression", program, expression.encode())
-        given = (f"-arch={arch}", "--ptxas-options=-v", *CUPY_OPTIONS, *options)
-        array = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
+            nvrtc.addNameExpression(program, expression)
         try:
-            call("nvrtcCompileProgram", program, len(given), array)
-        except CompileError:
-            log = text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
-            raise CompileError(log) from None
+            given = (f"-arch={arch}", "--ptxas-options=-v", *CUPY_OPTIONS, *options)
+            nvrtc.compileProgram(program, given)
+        except nvrtc.NVRTCError:
+            raise CompileError(nvrtc.getProgramLog(program)) from None
         found = {}
-        for name, *counts in _ENTRY.findall(
-            text_of("nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
-        ):
+        for name, *counts in _ENTRY.findall(nvrtc.getProgramLog(program)):
             stack, stores, loads, registers = map(int, counts)
             found[name] = Usage(registers, stack, stores + loads)
-        usage, mangled = {}, ctypes.c_char_p()
-        for expression in expressions:
-            call("nvrtcGetLoweredName", program, expression.encode(), ctypes.byref(mangled))
-            usage[expression] = found[mangled.value.decode()]
-        return usage
+        return {each: found[nvrtc.getLoweredName(program, each)] for each in expressions}
     finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
+        nvrtc.destroyProgram(program)
 
 
 def missing() -> str | None:
     """The reason why this module cannot be used, or None."""
-    return None if _find() else "libnvrtc is missing (pip install 'nvidia-cuda-nvrtc==13.0.*')"
-
-
-def _find() -> Path | None:
-    """The library of the wheel, of CUDA 13 or else 12."""
-    for folder in (sysconfig.get_path("purelib"), *site.getsitepackages()):
-        for place in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
-            if (path := Path(folder, "nvidia", place)).exists():
-                return path
-    return None
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    path = _find()
-    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)  # it is looked for by name alone
-    library = ctypes.CDLL(str(path))
-    library.nvrtcGetErrorString.restype = ctypes.c_char_p
-    return library
+    if find_spec("cupy") is None:
+        return "CuPy is not installed"
+    wheels = ("nvidia.cu13", "nvidia.cuda_nvrtc") if find_spec("nvidia") else ()
+    if any(map(find_spec, wheels)):
+        return None
+    return "libnvrtc is missing (pip install 'nvidia-cuda-nvrtc==13.0.*')"

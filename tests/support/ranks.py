@@ -1,7 +1,6 @@
 """Ranks that are threads of one process: what their sums and answers have to be, without MPI."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -66,18 +65,3 @@ def on_ranks(size, function):
         if not isinstance(error, threading.BrokenBarrierError):
             raise error
     return results
-
-
-def fake_nccl(communicator, calls):
-    """A module in place of CuPy's for NCCL, which notes in `calls` where groups start and end."""
-    return SimpleNamespace(
-        available=True,
-        calls=calls,
-        NCCL_SUM=0,
-        NCCL_FLOAT32=7,
-        NCCL_FLOAT64=8,
-        get_unique_id=lambda: b"id",
-        groupStart=lambda: calls.append("start"),
-        groupEnd=lambda: calls.append("end"),
-        NcclCommunicator=communicator,
-    )
