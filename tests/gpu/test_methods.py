@@ -58,7 +58,7 @@ def test_steps_are_numpys(ops, way):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
     assert "lambda_control" not in ALL[way] or found.figures()["lam"] != 1.0
     metrics = [[*vars(trainer.metrics()).values()] for trainer in (found, expected)]
-    np.testing.assert_allclose(*metrics, rtol=1e-9)
+    np.testing.assert_allclose(*metrics, rtol=1e-9, atol=1e-12)
 
 
 @each_way
