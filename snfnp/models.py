@@ -1,7 +1,7 @@
-"""The models of the paper's tables as named presets, with the settings that they were trained at.
+"""The models of the paper's tables as named presets, with their training settings.
 
-A preset is a builder and its training defaults (A.3). How a linear layer gets its gradient is one
-field of `Choices`, never another model.
+A preset is a builder and its training defaults (A.3). The rule for the gradient of linear layers is
+a field of `Choices`, not another model.
 Derivation: derivations/26-the-paper-reproduced.md.
 """
 
@@ -30,14 +30,20 @@ GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
-WHITE = {"coordinates": "white", "objective": "forward"}  # of --recipe white, for every preset
+WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 
 @dataclass(frozen=True)
 class GlowSize:
-    """levels: L, blocks between squeezes; depth: K, steps of flow per block; width: of the
-    couplings' networks; kernel: of the mixing convolutions (1 in Glow, 5 in Table 5)."""
+    """The size of Glow.
+
+    Attributes:
+        levels: L, the number of blocks, each after a squeeze.
+        depth: K, the steps of flow per block.
+        width: channels in the couplings' networks.
+        kernel: size of the mixing convolutions (1 in Glow, 5 in Table 5).
+    """
 
     levels: int
     depth: int
@@ -47,17 +53,25 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class VectorSize:
-    """depth: dense layers, each with elementwise maps before and behind it."""
+    """The size of `vector`: depth is the number of hidden dense layers."""
 
     depth: int
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices that a preset leaves open: the rule, the initialisation (`INITS`), that of the biases
-    (`BIAS_INITS`), whether inputs of dense layers are whitened ("white"), how a convolution's exact
-    determinant is found ("block" or "dense"), the learned inverse's kernel size (None: the forward
-    kernel's), the model's size, and the elementwise maps of `vector` (`ACTIVATIONS`)."""
+    """The choices that a preset leaves open.
+
+    Attributes:
+        rule: the gradient of linear layers.
+        init: initial weights, one of `INITS`.
+        bias_init: initial biases, one of `BIAS_INITS`.
+        coordinates: "white" for `Whiten` layers before dense layers, else "plain".
+        exact: exact determinants of convolutions by "block" or "dense" matrices.
+        inverse_kernel: kernel size of the learned inverse; None: the forward kernel's.
+        size: the model's size, for presets that have one.
+        activation: elementwise maps of `vector`, one of `ACTIVATIONS`.
+    """
 
     rule: Rule = SelfNormalizing()
     init: str = "paper"
@@ -71,16 +85,23 @@ class Choices:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model of the tables: build(choices, shape) and the paper's training settings (A.3).
+    """A model and its training settings, the paper's (A.3) for the models of its tables.
 
-    `shape` is an image's (H, W, C); `summary`: the model in a phrase, for help; `gradients`: what
-    it can be trained with, the default first; `clip_exact`: whether `clip_norm` is for the exact
-    gradient too; `steps`: about how long a run is whose epochs nobody gave; `paper_epochs`: the
-    paper's; `has_recomputable_layers`: whether `--recompute` saves anything; `has_inverse_kernel`:
-    whether R may have a larger kernel (Eqs. 28-30); `has_bias_init`: whether biases may start from
-    data (Glow's actnorm centres already); `takes_rows`: whether shape may be (D,), of rows of
-    numbers; `takes_choices`: whether `build` looks at them; `white`: what `--recipe white` sets;
-    `lam_forward`: λ of the forward objective; `fits(shape)`: options that data of a shape set.
+    Attributes:
+        build: build(choices, shape) -> Flow, for images of shape (H, W, C) or rows (D,).
+        summary: a phrase, for help.
+        gradients: the gradients that it can be trained with, the default first.
+        clip_exact: whether `clip_norm` is a default for the exact gradient, too.
+        steps: the approximate length of a run whose epochs are not given.
+        paper_epochs: the paper's epochs.
+        has_recomputable_layers: whether `recompute` saves memory.
+        has_inverse_kernel: whether R may have a larger kernel (Eqs. 28-30).
+        has_bias_init: whether biases may start from data.
+        takes_rows: whether the data may be rows of numbers.
+        takes_choices: whether `build` uses its choices.
+        white: the settings of recipe="white".
+        lam_forward: λ of the forward objective.
+        fits: fits(shape) -> options that the shape of the data determines.
     """
 
     build: Callable[[Choices, tuple[int, ...]], Flow]
@@ -115,8 +136,7 @@ def make_rule(
     jvp_weight: float = 0.0,
     jvp_probes: int = 1,
 ) -> Rule:
-    """The rule behind a `--gradient` name and a `--jvp-weight`; sigma, noise_vectors: of the
-    variational objective."""
+    """The rule for these options of `TrainConfig`."""
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
@@ -144,11 +164,11 @@ def fully_connected(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """Rows of numbers: elementwise maps, whitening, and then dense layers with an elementwise map
-    behind each and a last dense layer. Splines are the identity outside of 4 standard deviations.
+    """A flow for rows of numbers: an elementwise map, whitening, and dense layers with elementwise
+    maps between them. Splines are the identity beyond 4 standard deviations.
 
-    The first maps give each column a bell shape, which whitening alone makes a Gaussian copula of;
-    the dense layers behind start at random rotations, the first at the identity.
+    The first map can make each column Gaussian, and whitening then models a Gaussian copula. The
+    first dense layer starts at the identity, the others at random rotations.
     """
     dimension = math.prod(shape)
     smooth = choices.activation == "smooth-leaky-relu"
@@ -164,7 +184,7 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 def _fitting_vector(shape: tuple[int, ...]) -> dict:
-    """Fewer layers, and smaller steps, for many columns: a step moves a product of D weights."""
+    """Fewer layers and a smaller rate for many columns: a step changes D weights of each output."""
     root = math.sqrt(16 / math.prod(shape))
     return {"depth": max(1, min(6, round(4 * root))), "lr": 0.01 * min(1.0, root)}
 
@@ -183,15 +203,17 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
 
 def other_convolutional(convolution: str, choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow of another paper's convolutions, "emerging" (Hoogeboom et al. 2019) or
-    "conv-exponential" (Hoogeboom et al. 2020): its gradient is exact."""
+    """The 9-layer flow with "emerging" convolutions (Hoogeboom et al. 2019) or "conv-exponential"
+    ones (Hoogeboom et al. 2020), trained with exact gradients."""
     gain = 0.0 if choices.init == "identity" else 0.01
     return _nine_layers(partial(registry.find(convolution), gain=gain), shape)
 
 
 def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
-    """3 blocks of 3 convolutions, a spline after every one but the last, squeezes between the
-    blocks. `convolution(name, channels)` gives the (name, layer) pairs of one convolution."""
+    """3 blocks of 3 convolutions, splines between convolutions and squeezes between blocks.
+
+    convolution(name, channels): the (name, layer) pairs of a convolution.
+    """
     layers, channels = [], shape[2]
     for block in (1, 2, 3):
         for index in (1, 2, 3):
@@ -204,11 +226,11 @@ def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
 
 def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """Glow (Kingma & Dhariwal 2018): L blocks of a squeeze and K steps of [actnorm, mixing
-    convolution, affine coupling], a split prior between blocks.
+    convolution, affine coupling], with split priors between blocks.
 
-    The mixing convolution is where the rule acts: 1×1, with a bias unless the gradient is exact (as
-    in the authors' code). It starts at a random orthogonal matrix of the channels; with a larger
-    kernel, at that plus noise (the paper), or at the identity plus noise (the authors' code).
+    The rule is that of the mixing convolutions, 1×1, with a bias unless the gradient is exact (as
+    in the authors' code). They start at random orthogonal matrices of the channels; larger kernels
+    at these plus noise (the paper) or at the identity plus noise (the authors' code).
     """
     size, channels = choices.size, shape[2]
     kernel = (size.kernel, size.kernel)

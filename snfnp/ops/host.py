@@ -100,7 +100,7 @@ class HostDevice:
         return {}
 
     def shortfall(self, error: Exception) -> str | None:
-        """What an out-of-memory error says of the memory; None for any other error."""
+        """The memory that an error found missing, in words; None if it is of another kind."""
         if not isinstance(error, MemoryError):
             return None
         return str(error) or "nothing more is known"
