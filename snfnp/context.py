@@ -76,10 +76,10 @@ class Measured:
     """Measurements of a backward pass on a layer that learns its inverse.
 
     error: E = ‖g(f(h)) − h‖², averaged over the batch, in double precision (the bracket of Eq. 3
-    without its λ), and jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the probes; None
-    if the rule does not compute them in this slice. input: h (N, ...).
+    without its λ); input: h (N, ...); jacobian_error: ‖J_g J_f ν − ν‖² (Eq. 31), averaged over the
+    probes, or None if the rule does not compute it in this slice.
     """
 
-    error: Any = None
+    error: Any
+    input: Any
     jacobian_error: Any = None
-    input: Any = None

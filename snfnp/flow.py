@@ -4,15 +4,14 @@ Derivation: derivations/02-change-of-variables.md and 15-split-prior-and-recompu
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.layers import Layer, Linear, Preprocess, RationalQuadraticSpline, Whiten
+from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
 from snfnp.ops import Array
 from snfnp.parameters import Layout
@@ -25,22 +24,17 @@ def _require_shape(array, shape) -> None:
 
 
 @dataclass(frozen=True)
-class _Dropped:
-    """Remains of a layer whose input and cache the backward pass computes again: its output (None
-    if the next layer is dropped too: its input is the output), and a split prior's latent."""
+class _Recomputed:
+    """A layer whose input and cache the backward pass recomputes: its output (None if the next
+    layer is recomputed, too: its input is the output), and a split prior's latent."""
 
     output: Array
     latent: Array | None
 
 
-@contextmanager
-def _naming(layer: str):
-    """Errors raised inside name the layer in which they arose."""
-    try:
-        yield
-    except SnfnpError as error:
-        error.args = (f"layer {layer}: {error}",)
-        raise
+def _name_layer(error: SnfnpError, layer: str) -> None:
+    """Put the layer in which an error arose into its message."""
+    error.args = (f"layer {layer}: {error}",)
 
 
 @dataclass(frozen=True)
@@ -113,8 +107,8 @@ class Flow:
         return Layout.of(self.parameter_shapes(), fixed)
 
     @cached_property
-    def learns_from(self) -> int:
-        """The place of the first layer with something to learn: no gradient is needed below it."""
+    def first_trainable(self) -> int:
+        """The place of the first layer that learns: no gradient is needed below it."""
         learned = {entry.layer for entry in self.layout.entries if entry.start < self.layout.fixed}
         return next((i for i, (name, _) in enumerate(self.layers) if name in learned), 0)
 
@@ -168,18 +162,14 @@ class Flow:
         noise(place, z, cache): returns what goes to the next layer in place of the place-th layer's
         output z, and puts what `backward` needs of it into that layer's cache.
 
-        recompute: drop the caches of layers with a `cheap_exact_inverse`. `backward` computes their
+        recompute: keep no cache of layers with a `cheap_exact_inverse`. `backward` recomputes their
         inputs from their outputs, and the caches from those: two more passes through these layers,
         and no memory for them.
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
-        knots = self._knots(ops, params)
         for place, (name, layer) in enumerate(self.layers):
-            p = params[name]
-            if isinstance(layer, RationalQuadraticSpline):
-                p = p | {"knots": next(knots)}
-            x, layer_ldj, cache = layer.forward(ops, p, x)
+            x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if noise is not None:
                 x = noise(place, x, cache)
             if not isinstance(layer_ldj, int):  # 0: it does not depend on x
@@ -187,19 +177,12 @@ class Flow:
             if name in splits:
                 latents.append(cache["latent"])
             if recompute and layer.cheap_exact_inverse:
-                if caches and isinstance(caches[-1], _Dropped):
-                    caches[-1] = _Dropped(None, caches[-1].latent)
-                cache = _Dropped(x, latents[-1] if name in splits else None)
+                if caches and isinstance(caches[-1], _Recomputed):
+                    caches[-1] = _Recomputed(None, caches[-1].latent)
+                cache = _Recomputed(x, latents[-1] if name in splits else None)
             caches.append(cache)
-            del cache  # frees a dropped one before the next layer makes its own
+            del cache  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
-
-    def _knots(self, ops, params) -> Iterator:
-        """The knots of the splines in turn. A host finds each when it is asked for: memory for all
-        of them would grow with depth."""
-        splines = [(k, s) for k, s in self.layers if isinstance(s, RationalQuadraticSpline)]
-        raw = [spline.raw(params[name]) for name, spline in splines]
-        return iter(ops.spline.knots_of_all(raw) if raw else ())
 
     def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
         """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
@@ -213,18 +196,21 @@ class Flow:
             _require_shape(latent, shape)
         *split_off, z = latents
         for name, layer in reversed(self.layers):
-            with _naming(name):
-                invert = layer.exact_inverse if exact else layer.inverse
-                if refined and isinstance(layer, Linear) and layer.learns_inverse:
-                    invert = layer.refined_inverse
-                missing = (split_off.pop(),) if name in splits else ()
+            invert = layer.exact_inverse if exact else layer.inverse
+            if refined and isinstance(layer, Linear) and layer.learns_inverse:
+                invert = layer.refined_inverse
+            missing = (split_off.pop(),) if name in splits else ()
+            try:
                 z = invert(ops, params[name], z, *missing)
+            except SnfnpError as error:
+                _name_layer(error, name)
+                raise
         return z
 
     def latent_gradients(self, latents, samples: int | None = None) -> tuple:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
         samples: N, if the latents are those of a part of the batch."""
-        return tuple(latent * (-1 / (samples or len(latent))) for latent in latents)
+        return tuple([latent * (-1 / (samples or len(latent))) for latent in latents])
 
     def backward(
         self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None, first=0
@@ -232,26 +218,29 @@ class Flow:
         """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
         the last to the first; every layer writes its parameters' gradients into `grads`.
 
-        error_factors: {layer: −2λ/N} of layers with a λ of their own. If `forward` dropped a
-        cache, the layer's input is computed from its output, and the cache from this input.
+        error_factors: {layer: −2λ/N} of layers with a λ of their own. If `forward` kept no cache,
+        the layer's input is recomputed from its output, and the cache from this input.
         first: the place of the layer to stop at, with the δ of its input.
         """
         *split_off, delta = dlatents
         splits, factors, measured = self._splits, error_factors or {}, {}
-        x = None  # the output of the layer at hand, if the one after it computed its input again
+        x = None  # the current layer's output, if the one after it recomputed its input
         for place in reversed(range(first, len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
-            with _naming(name):
-                context = ctx.at(place, factors.get(name, ctx.error_factor))
-                is_split = name in splits
-                if isinstance(cache, _Dropped):
+            context = ctx.at(place, factors.get(name, ctx.error_factor))
+            is_split = name in splits
+            dlatent = (split_off.pop(),) if is_split else ()
+            try:
+                if isinstance(cache, _Recomputed):
                     z = x if cache.output is None else cache.output
                     missing = (cache.latent,) if is_split else ()
                     x = layer.inverse(ctx.ops, params[name], z, *missing)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
-                dlatent = (split_off.pop(),) if is_split else ()
                 result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
-            if layer.learns_inverse:
+            except SnfnpError as error:
+                _name_layer(error, name)
+                raise
+            if isinstance(result, tuple):  # of a layer that learns its inverse
                 delta, measured[name] = result
             else:
                 delta = result
@@ -261,8 +250,11 @@ class Flow:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
         for name, layer, shape in self.with_shapes():
-            with _naming(name):
+            try:
                 log_det = layer.log_det(ops, params[name], shape)
+            except SnfnpError as error:
+                _name_layer(error, name)
+                raise
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets

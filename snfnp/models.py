@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -23,12 +22,15 @@ from snfnp.layers import (
     Squeeze,
     Whiten,
 )
+from snfnp.layers.conv_exponential import exponential_layers
+from snfnp.layers.emerging import emerging_layers
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
+SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
@@ -144,9 +146,13 @@ def make_rule(
     if gradient != "self-normalizing":
         raise UsageError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
     if objective == "variational":
-        return registry.find("variational")(sigma, noise_vectors)
+        from snfnp.beyond.variational import Variational
+
+        return Variational(sigma, noise_vectors)
     if jvp_weight > 0:
-        return registry.find("jacobian-penalty")(objective, jvp_weight, jvp_probes)
+        from snfnp.beyond.jacobian_penalty import JacobianPenalty
+
+        return JacobianPenalty(objective, jvp_weight, jvp_probes)
     return SelfNormalizing(objective)
 
 
@@ -202,11 +208,11 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return _nine_layers(layers, shape)
 
 
-def other_convolutional(convolution: str, choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow with "emerging" convolutions (Hoogeboom et al. 2019) or "conv-exponential"
-    ones (Hoogeboom et al. 2020), trained with exact gradients."""
+def other_convolutional(convolution: Callable, choices: Choices, shape: tuple[int, ...]) -> Flow:
+    """The 9-layer flow of another paper's convolutions, with exact gradients: `emerging_layers`
+    (Hoogeboom et al. 2019) or `exponential_layers` (Hoogeboom et al. 2020)."""
     gain = 0.0 if choices.init == "identity" else 0.01
-    return _nine_layers(partial(registry.find(convolution), gain=gain), shape)
+    return _nine_layers(partial(convolution, gain=gain), shape)
 
 
 def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
@@ -297,10 +303,11 @@ PRESETS = {
         lam_forward=1.0,
     ),
     "emerging": _other(
-        partial(other_convolutional, "emerging"), "conv with emerging convolutions (Table 1)"
+        partial(other_convolutional, emerging_layers),
+        "conv with emerging convolutions (Table 1)",
     ),
     "conv-exponential": _other(
-        partial(other_convolutional, "conv-exponential"),
+        partial(other_convolutional, exponential_layers),
         "conv with convolution exponentials (Table 1)",
     ),
     "glow": _glow(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from snfnp.beyond import block_tridiagonal as by_blocks
 from snfnp.errors import SingularMatrixError
 from snfnp.maps import Conv2d, explicit
+from snfnp.maps import block_tridiagonal as by_blocks
 
 EPS = float(np.finfo(np.float64).eps)
 PAPER_SHAPES = [(28, 28, 1), (14, 14, 4), (7, 7, 16)]

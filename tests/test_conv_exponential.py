@@ -10,9 +10,9 @@ import pytest
 from scipy.linalg import expm
 from support.gradients import layer_backward
 
-from snfnp.beyond.conv_exponential import ConvExponential
 from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
+from snfnp.layers.conv_exponential import ConvExponential
 
 SHAPES = [(1, 1, 2), (4, 5, 1), (5, 4, 2), (1, 6, 3), (2, 2, 7)]
 EPS = np.finfo(np.float64).eps

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from support.gradients import layer_backward
 
-from snfnp.beyond.emerging import CausalConv2d, emerging_layers
 from snfnp.errors import SingularMatrixError
 from snfnp.flow import Flow
+from snfnp.layers.emerging import CausalConv2d, emerging_layers
 
 SHAPES = [(1, 1, 3), (4, 5, 1), (5, 4, 2), (1, 6, 4), (6, 1, 2), (3, 3, 7), (2, 2, 16)]
 EPS = np.finfo(np.float64).eps

@@ -105,9 +105,9 @@ def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, 
 # ---------------------------------------------------------------- products, numbers, memory
 
 
-@pytest.mark.parametrize("rule, products", [(SelfNormalizing(), 5), (JacobianPenalty(), 6)])
-def test_probes_are_merged_into_the_products_that_there_are(monkeypatch, rng, rule, products):
-    """Of a backward pass: only T(W)ν of Eq. 31 finds none, T(W)x was made in the forward pass."""
+@pytest.mark.parametrize("rule, products", [(SelfNormalizing(), 5), (JacobianPenalty(), 10)])
+def test_the_probes_take_five_products_of_their_own(monkeypatch, rng, rule, products):
+    """In a backward pass: T(W)ν, T(R)T(W)ν, T(R)ᵀe, and two gradients of weights."""
     ops, rows = get_ops("numpy"), []
     layer = layer_of("dense", rule)
     p, x, dz = point(layer, (4,), rng)

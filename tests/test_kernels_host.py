@@ -30,7 +30,6 @@ from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
 from snfnp.ops import RandomKey
 from snfnp.ops.backends import overrides
-from snfnp.ops.conv import gpu as conv_on_a_gpu
 from snfnp.ops.gpu import source
 
 pytestmark = pytest.mark.hostcuda
@@ -176,25 +175,24 @@ def test_a_wrong_argument_is_found(ops):
 
 
 def test_a_launch_expands_numbers_and_strides(ops):
-    k = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3)
+    a, out = np.zeros((3, 3, 4, 2))[::-1, ::-1].swapaxes(2, 3), np.ones((3, 3, 2, 4))
     found = {}
     ops.device.launch._start = lambda *launched: found.update(values=launched[-1])
-    x, out = np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 4))
-    missing = dict.fromkeys(("z", "y", "bias", "partial", "total", "arrived"))
-    missing |= conv_on_a_gpu.NO_SECOND
-    numbers = dict.fromkeys(("samples", "height", "width", "kh", "kw", "splits"), 1)
-    a = np.array(3.0, np.float32)
-    given = {"x": x, "k": k, "out": out, "a": a, "b": 2, "before": 0.5, "inputs": 2, "outputs": 4}
+    sizes = {"width": 3, "inputs": 2, "outputs": 4, "n": out.size}
+    names = [parameter.name for parameter in source.parameters("scaled_kernel")]
     try:
-        ops.device.launch("conv", np.float64, 1, **given, **missing, **numbers)
+        for scale in (np.array(3.0, np.float32), 2):
+            given = {"out": out, "scale": scale, "a": a, "multiple": None}
+            ops.device.launch("scaled_kernel", np.float64, 1, **given, **sizes)
+            values = dict(zip(names, found["values"], strict=True))
+            assert [values[f"a_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
+            assert values["multiple"] == 0 and values["out"] is out
+            if isinstance(scale, int):
+                assert values["scale_at"] == 0 and values["scale"] == 2.0
+            else:
+                assert values["scale_at"] == 3.0 and values["scale_at"].dtype == np.float64
     finally:
         del ops.device.launch._start
-    names = [parameter.name for parameter in source.parameters("conv")]
-    values = dict(zip(names, found["values"], strict=True))
-    assert [values[f"k_stride_{axis}"] for axis in range(4)] == [-24, -8, 1, 2]
-    assert values["a_at"] == 3.0 and values["a_at"].dtype == np.float64 and values["a"] == 0
-    assert values["b_at"] == 0 and values["b"] == 2.0 and values["before"] == 0.5
-    assert values["z"] == values["y"] == 0 and values["out"] is out
 
 
 # ---------------------------------------------------------------- every kernel, and sanitizers

@@ -16,7 +16,6 @@ import snfnp.maps
 from snfnp.errors import SingularMatrixError
 from snfnp.gradcheck import as_matrix
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import Epilogue
 
 BATCH = 4
 RTOL = 1e-11  # float64, at most a few dozen roundings, condition numbers below 1e3
@@ -135,34 +134,6 @@ def test_adjoint(point, ops):
     assert backward.shape == point.x.shape
     close(np.sum(forward * point.delta), np.sum(point.x * backward))  # <Tu, v> = <u, T'v>
     close(point.rows(backward), point.rows(point.delta) @ point.t)
-
-
-@pytest.mark.parametrize("name", ["apply", "adjoint"])
-def test_an_epilogue_is_its_formula(point, ops, name):
-    """a z + b y + bias and its total, with every kind of result."""
-    x = point.x if name == "apply" else point.delta
-    product = getattr(point.f, name)(ops, point.w, x)
-    y, bias, then = product**2, product[0], getattr(point.f, f"{name}_then")
-
-    def check(epilogue, out, total=None):
-        found = then(ops, point.w, x, epilogue)
-        close(found.out, out)
-        assert (found.z is not None) == (epilogue.keep or epilogue.out is not None)
-        if found.z is not None:
-            close(found.z, product)
-        assert (found.total is None) == (total is None)
-        close(found.total or 0.0, total or 0.0)
-        return found
-
-    error = product - y
-    check(Epilogue(bias=bias, keep=True), product + bias)
-    check(Epilogue(y=y, b=-1.0, before=3.0), error, 3 + np.sum(error**2) / BATCH)
-    check(Epilogue(a=np.array(-3.0), y=y, b=0.5), 0.5 * y - 3 * product)
-    out = y.copy()
-    assert check(Epilogue(a=-3.0, y=out, b=0.5, out=out), 0.5 * y - 3 * product).out is out
-    every = 2 * product - 0.5 * y + bias
-    total = 1 + np.sum(every**2) / BATCH
-    check(Epilogue(2.0, y, -0.5, bias, before=1.0, keep=True), every, total)
 
 
 def test_flip_transposes(point, ops):

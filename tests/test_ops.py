@@ -226,7 +226,7 @@ def test_linear_algebra(ops):
     np.testing.assert_array_equal(out, z @ w)
 
 
-def test_a_residual_of_nothing_before_starts_at_zero(ops):
+def test_a_residual_is_a_difference_and_its_mean_square(ops):
     out, x = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 4.0]])
     assert float(ops.linalg.residual(out, x)) == (4.0 + 9.0) / 2
     np.testing.assert_array_equal(out, [[0.0, 2.0], [3.0, 0.0]])

@@ -8,7 +8,6 @@ import pytest
 from support.gradients import flow_backward, moved
 from support.trainers import make_trainer
 
-from snfnp.beyond.conv_exponential import Bias
 from snfnp.context import BackwardContext
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -21,6 +20,7 @@ from snfnp.layers import (
     SplitPrior,
     Squeeze,
 )
+from snfnp.layers.conv_exponential import Bias
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout

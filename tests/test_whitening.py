@@ -145,7 +145,7 @@ def test_the_likelihood_is_that_of_the_model_without_it():
 def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypatch):
     trainer = take_steps(make_trainer(OPS, **WHITE), [0])
     before, learned = trainer.p.copy(), trainer.layout.fixed
-    assert trainer.flow.learns_from == 1 and trainer.grads["whiten1"] == {}
+    assert trainer.flow.first_trainable == 1 and trainer.grads["whiten1"] == {}
     original, called = Whiten.backward, []
     monkeypatch.setattr(
         Whiten, "backward", lambda layer, *args: called.append(layer) or original(layer, *args)

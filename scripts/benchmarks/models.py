@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
 from benchmarks.work import PRODUCTS, operations
+from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
 from snfnp.training.batches import Repeated
@@ -129,8 +130,8 @@ def determinants(ops, repeats: int) -> list[dict]:
     rng, rows = np.random.default_rng(0), []
     for shape in _SHAPES:
         block, dense = (Conv2d((3, 3), shape[2], exact=how) for how in ("block", "dense"))
-        noise = np.sqrt(2 / sum(block.fans)) * rng.standard_normal(block.weight_shape)
-        w = block.identity() + 0.01 * noise
+        noise = rng.standard_normal(block.weight_shape)
+        w = block.identity() + xavier(block.weight_shape, 0.01) * noise
         for what in ("log_det", "log_det_grad"):
             fast, slow = ({what: partial(getattr(f, what), ops, w, shape)} for f in (block, dense))
             ours = measure(fast, repeats)[what].median

@@ -4,9 +4,9 @@ import numpy as np
 from scipy.linalg import expm
 
 from drawings.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, arrow, box, canvas, laid_out, plt
-from snfnp.beyond.conv_exponential import ConvExponential
-from snfnp.beyond.emerging import CausalConv2d
 from snfnp.gradcheck import as_matrix
+from snfnp.layers.conv_exponential import ConvExponential
+from snfnp.layers.emerging import CausalConv2d
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops
 

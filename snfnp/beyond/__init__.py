@@ -1,4 +1,2 @@
-"""Methods beyond the paper's main experiments: the rest of the package does not import them.
-
-`snfnp.registry` finds them by name.
-"""
+"""Methods beyond the paper's main experiments. The rest of the package imports them where an option
+asks for one, and works without this folder."""

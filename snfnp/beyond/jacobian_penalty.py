@@ -1,18 +1,16 @@
 """Eq. 31 of a linear layer: what g(f(x)) leaves over along a few random directions, the probes.
 
-Probes are rows of signs ν with E[ννᵀ] = I, the same on every backend. They are appended to the
-batch's rows, so that one product takes both.
+Probes are rows of signs ν with E[ννᵀ] = I, the same on every backend.
 Derivation: derivations/18-jacobian-vector-products.md.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.ops import Epilogue, RandomKey
+from snfnp.ops import RandomKey
 from snfnp.rules.self_normalizing import SelfNormalizing
 from snfnp.training.state import TrainingState
 
@@ -27,8 +25,8 @@ class JacobianPenalty(SelfNormalizing):
     """The self-normalizing rule, and Eq. 31 times `weight` (μ), over `probes` (n) probes.
 
     For a linear layer both Jacobians are matrices: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the
-    expectation −μ ‖T(R) T(W) − I‖²_F. One product of n rows more than the plain rule has, and n
-    rows more in four of its six. O((N + n) D²).
+    expectation −μ ‖T(R) T(W) − I‖²_F. Five products of n rows more than the plain rule has.
+    O((N + n) D²).
     """
 
     weight: float = 0.2
@@ -45,30 +43,25 @@ class JacobianPenalty(SelfNormalizing):
     def without_penalty(self) -> SelfNormalizing:
         return SelfNormalizing(self.objective)
 
-    def deltas(self, ctx, f, g, p, cache, dz):
-        """The plain rule's deltas, and below them the rows of the probes:
+    def backward(self, ctx, *, f, g, p, cache, dz, grads):
+        """The plain rule, and with the probes ν and e = T(R) T(W) ν − ν:
 
-        Δ_W = −(2μ/n) T(R)ᵀ e, beside ν        Δ_R = −(2μ/n) e, beside T(W) ν
+        G_W += −(2μ/n) T(R)ᵀ e ⋆ ν        G_R += −(2μ/n) e ⋆ T(W) ν
         """
+        dx, measured = super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
         if not ctx.leads:
-            return super().deltas(ctx, f, g, p, cache, dz)
-        ops, linalg, w, r, (c_f, c_g) = ctx.ops, ctx.ops.linalg, p["W"], p["R"], self.shares
-        x, n = cache["x"], len(cache["x"])
-        probes = draw_probes(ops, ctx.key, self.probes, x)
-        z0 = ops.xp.concatenate((cache["z0"], f.apply(ops, w, probes)))
-        delta_r = g.apply(ops, r, z0)
-        residual, of_probes = delta_r[:n], delta_r[n:]
-        error = linalg.residual(residual, x)
+            return dx, measured
+        ops, w, r = ctx.ops, p["W"], p["R"]
+        probes = draw_probes(ops, ctx.key, self.probes, cache["x"])
+        moved = f.apply(ops, w, probes)
         # e of Eq. 31, whose square has the gradients 2 e (Wν)ᵀ and 2 Rᵀe νᵀ if maps are dense
-        jacobian_error = linalg.residual(of_probes, probes)
-        of_probes *= -2 * self.weight / self.probes
-
-        delta_w = g.adjoint(ops, r, delta_r)
-        linalg.axpby(c_f, dz, ctx.error_factor, delta_w[:n])
-        of_r = Epilogue(a=-c_g, y=residual, b=ctx.error_factor, out=residual)
-        dx = f.adjoint_then(ops, w, dz, of_r).z
-        x = ops.xp.concatenate((x, probes))
-        return (delta_w, x), (delta_r, z0), dx, Measured(error, jacobian_error)
+        e = g.apply(ops, r, moved)
+        jacobian_error = ops.linalg.residual(e, probes)
+        e *= -2 * self.weight / self.probes
+        delta = g.adjoint(ops, r, e)
+        ops.run_async(f.weight_grad, ops, delta, probes, out=grads["W"], add=True)
+        ops.run_async(g.weight_grad, ops, e, moved, out=grads["R"], add=True)
+        return dx, replace(measured, jacobian_error=jacobian_error)
 
 
 class JacobianMean(TrainingState):

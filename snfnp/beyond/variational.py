@@ -11,8 +11,7 @@ import numpy as np
 
 from snfnp.context import layer_key
 from snfnp.errors import UsageError
-from snfnp.ops import Epilogue
-from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
+from snfnp.models import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.rules.base import Rule
 from snfnp.rules.self_normalizing import SelfNormalizing
 
@@ -89,7 +88,7 @@ class Variational(Rule):
             ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return result
         error = g.apply(ops, r, moved)
-        delta = g.adjoint_then(ops, r, error, Epilogue(a=each, y=taken)).out
+        delta = ops.linalg.axpby(1.0, taken, each, g.adjoint(ops, r, error))
         ops.run_async(f.weight_grad, ops, delta, nu, out=grads["W"], add=True)
         ops.run_async(g.weight_grad, ops, each * error, moved, out=grads["R"], add=True)
         return result

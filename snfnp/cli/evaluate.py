@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from snfnp import registry
 from snfnp.cli.shared import (
     add_data,
     busy,
@@ -40,7 +39,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused
     how = (run.ops, run.flow, run.params)
-    proved = registry.find("certificates")(*how) if args.certify else []
+    proved = []
+    if args.certify:
+        from snfnp.beyond.certificates import certificates
+
+        proved = certificates(*how)
     (images, source), likelihood = images_of(run, args, args.split), run.likelihood
     at_once = min(args.batch_size, len(images))
     with busy(run.ops, "batch_size", at_once):
@@ -49,7 +52,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
         if proved and all(certificate.holds for certificate in proved):
             few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
-            apart = run.ops.to_host(registry.find("activations-part")(*how, x))
+            from snfnp.beyond.certificates import activations_part
+
+            apart = run.ops.to_host(activations_part(*how, x))
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
     of = f"{result.images:,} {args.split} {noun} from {source}"

@@ -3,7 +3,9 @@
 from snfnp.layers.activation import SmoothLeakyReLU
 from snfnp.layers.actnorm import ActNorm
 from snfnp.layers.base import Layer, Parameterless
+from snfnp.layers.conv_exponential import Bias, ConvExponential
 from snfnp.layers.coupling import AffineCoupling
+from snfnp.layers.emerging import CausalConv2d
 from snfnp.layers.linear import Linear
 from snfnp.layers.preprocess import Preprocess
 from snfnp.layers.spline import RationalQuadraticSpline
@@ -11,5 +13,6 @@ from snfnp.layers.split import SplitPrior
 from snfnp.layers.squeeze import Squeeze
 from snfnp.layers.whiten import Whiten
 
-__all__ = ["ActNorm", "AffineCoupling", "Layer", "Linear", "Parameterless", "Preprocess"]
-__all__ += ["RationalQuadraticSpline", "SmoothLeakyReLU", "SplitPrior", "Squeeze", "Whiten"]
+__all__ = ["ActNorm", "AffineCoupling", "Bias", "CausalConv2d", "ConvExponential", "Layer"]
+__all__ += ["Linear", "Parameterless", "Preprocess", "RationalQuadraticSpline", "SmoothLeakyReLU"]
+__all__ += ["SplitPrior", "Squeeze", "Whiten"]

@@ -4,14 +4,13 @@ Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
 from snfnp.maps import Map, contraction
-from snfnp.ops import Epilogue
 from snfnp.rules import Rule, SelfNormalizing
 
 
@@ -78,7 +77,7 @@ class Linear(Layer):
         if self.init_kind == "orthogonal":
             w = w @ _random_orthogonal(rng, w.shape[-1])  # rotates the identity's only tap
         if self.init_kind == "paper" or (self.init_kind == "orthogonal" and not one_tap):
-            w = w + rng.normal(scale=self.gain * math.sqrt(2 / sum(f.fans)), size=w.shape)
+            w = w + rng.normal(scale=xavier(w.shape, self.gain), size=w.shape)
         params = {"W": w}
         if self.learns_inverse:
             params["R"] = g.fit(f.flip(w)).copy()  # T(R) = T(W)ᵀ (A.3)
@@ -100,10 +99,8 @@ class Linear(Layer):
 
     def forward(self, ops, p, x):
         """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
-        if self.bias:
-            z0, z, _ = self.map.apply_then(ops, p["W"], x, Epilogue(bias=p["b"], keep=True))
-        else:
-            z = z0 = self.map.apply(ops, p["W"], x)
+        z0 = self.map.apply(ops, p["W"], x)
+        z = ops.channels.shift(z0, p["b"]) if self.bias else z0
         return z, 0, {"x": x, "z0": z0}
 
     def inverse(self, ops, p, z):
@@ -122,11 +119,7 @@ class Linear(Layer):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
         W, R and b into `grads`."""
         f, g = self.maps
-        result = self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
-        if not self.learns_inverse:
-            return result
-        dx, measured = result
-        return dx, replace(measured, input=cache["x"])
+        return self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:
         """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""
@@ -134,6 +127,13 @@ class Linear(Layer):
 
     def _without_bias(self, p, z):
         return z - p["b"] if self.bias else z
+
+
+def xavier(shape: tuple[int, ...], gain: float) -> float:
+    """The standard deviation of Xavier normal noise in a weight (*taps, I, O), whose fan-in and
+    fan-out are I and O times the number of taps; (1, 1) of a weight without I and O."""
+    *taps, inputs, outputs = shape if len(shape) > 1 else (1, 1)
+    return gain * math.sqrt(2 / (math.prod(taps) * (inputs + outputs)))
 
 
 def _random_orthogonal(rng, size: int) -> np.ndarray:

@@ -48,14 +48,13 @@ class RationalQuadraticSpline(Layer):
 
     def forward(self, ops, p, x):
         """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
-        knots, factors = p.get("knots") or ops.spline.knots(*self.raw(p))
+        knots, factors = self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):
         """Exact: in each bin x solves a quadratic equation."""
-        knots, _ = ops.spline.knots(*self.raw(p))
-        return ops.spline.inverse(z, knots)
+        return ops.spline.inverse(z, self._knots(ops, p)[0])
 
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = δ_z dy/dx + (∂𝓛/∂ldj) ∂(log dy/dx)/∂x; all three parameter gradients."""
@@ -63,6 +62,5 @@ class RationalQuadraticSpline(Layer):
         given = (cache["x"], cache["knots"], cache["factors"], self.bound, self.eps)
         return ctx.ops.spline.backward(*given, dz, ctx.dldj, out)
 
-    def raw(self, p) -> tuple:
-        """Arguments of `ops.spline.knots`. What that finds, `forward` also takes as p["knots"]."""
-        return p["widths"], p["heights"], p["slopes"], self.bound, self.eps
+    def _knots(self, ops, p) -> tuple:
+        return ops.spline.knots(p["widths"], p["heights"], p["slopes"], self.bound, self.eps)

@@ -11,12 +11,10 @@ from functools import cache
 
 import numpy as np
 
-from snfnp import registry
 from snfnp.errors import UsageError
-from snfnp.maps import explicit
+from snfnp.maps import block_tridiagonal, explicit
 from snfnp.maps.base import Map
 from snfnp.ops.conv.definition import flip
-from snfnp.ops.epilogue import Epilogue
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,6 @@ class Conv2d(Map):
         w[self.kernel[0] // 2, self.kernel[1] // 2] = np.eye(*self.weight_shape[2:])
         return w
 
-    @property
-    def fans(self) -> tuple[int, int]:
-        """(fan-in, fan-out) of a kernel of this shape, for Xavier's scale."""
-        kh, kw, inputs, outputs = self.weight_shape
-        return inputs * kh * kw, outputs * kh * kw
-
     def apply(self, ops, w, x):
         """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
         return ops.conv.correlate(x, w)
@@ -75,20 +67,6 @@ class Conv2d(Map):
         (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
-    def apply_then(self, ops, w, x, epilogue):
-        return ops.conv.correlate_then(x, w, epilogue)
-
-    def deltas(self, ops, f, w, r, dz, error, shares, factor):
-        if not isinstance(f, Conv2d):
-            return super().deltas(ops, f, w, r, dz, error, shares, factor)
-        of_w = error, self.flip(r), Epilogue(a=factor, y=dz, b=shares[0])
-        of_r = dz, f.flip(w), Epilogue(a=-shares[1], y=error, b=factor, out=error)
-        (_, delta_w, _), (dx, delta_r, _) = ops.conv.correlate_both(of_w, of_r)
-        return delta_w, delta_r, dx
-
-    def weight_grads(self, ops, gradients, volume, dz=None, db=None) -> None:
-        ops.conv.weight_grads(gradients, volume, dz, db)
-
     @staticmethod
     def flip(w):
         """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view): channels swapped, height
@@ -96,15 +74,9 @@ class Conv2d(Map):
         return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
-        """m: how often each kernel element stands in T(w) (Eq. 24). (kH, kW, 1, 1): for (h, w) the
-        number of output pixels for which that tap is inside the image. From shapes alone."""
+        """m, how often each kernel element occurs in T(w) (Eq. 24), (kH, kW, 1, 1): the number of
+        output pixels for which a tap is inside the image, Eq. 27 in closed form."""
         return _multiple(self.kernel, shape[:2])
-
-    def multiple_by_definition(self, ops, shape):
-        """m as Eq. 27 has it: the weight gradient of one image of ones and a delta of ones."""
-        xp = ops.xp
-        delta = xp.ones((1, *self.output_shape(shape)))
-        return self.weight_grad(ops, delta, xp.ones((1, *shape)), xp.empty(self.weight_shape))
 
     def fit(self, w, xp=np):
         """A kernel of another size at this map's, zero-padded or cropped about its centre: P of
@@ -118,29 +90,29 @@ class Conv2d(Map):
 
     def log_det(self, ops, w, shape) -> float:
         """log|det T(w)|, exact, for one image of this shape. For 1×1: H W log|det w|."""
-        if self.inverts_in_kind:
+        if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._exactly.log_det(ops, w, shape)
 
     def log_det_grad(self, ops, w, shape):
         """∂ log|det T(w)| / ∂w, the second term of Eq. 13, exact. For 1×1: H W w⁻ᵀ."""
-        if self.inverts_in_kind:
+        if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
         return self._exactly.log_det_grad(ops, w, shape)
 
     def solve(self, ops, w, z):
         """T(w)⁻¹ z for images z (N, H, W, C)."""
-        if self.inverts_in_kind:
+        if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
         return self._exactly.solve(ops, w, z)
 
     @property
     def _exactly(self):
         """The module with log_det, log_det_grad and solve, by blocks or for T(w) written out."""
-        return registry.find("block") if self.exact == "block" else explicit
+        return block_tridiagonal if self.exact == "block" else explicit
 
     @property
-    def inverts_in_kind(self) -> bool:
+    def inverse_is_same_map(self) -> bool:
         return self.kernel == (1, 1)
 
 

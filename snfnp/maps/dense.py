@@ -16,8 +16,7 @@ class Dense(Map):
     """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D)."""
 
     features: int
-    shares_weights: ClassVar[bool] = False
-    inverts_in_kind: ClassVar[bool] = True
+    inverse_is_same_map: ClassVar[bool] = True
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -31,11 +30,6 @@ class Dense(Map):
     def identity(self) -> np.ndarray:
         """The W with T(W) = id."""
         return np.eye(self.features)
-
-    @property
-    def fans(self) -> tuple[int, int]:
-        """(fan-in, fan-out), for Xavier's scale."""
-        return self.features, self.features
 
     def apply(self, ops, w, x):
         """T(w) x for the rows x. O(N D²)."""
@@ -51,29 +45,16 @@ class Dense(Map):
             return ops.linalg.matmul_add(delta.T, x, out)
         return ops.linalg.matmul(delta.T, x, out=out)
 
-    def adjoint_both(self, ops, f, first, second):
-        if not type(self).adjoint is type(f).adjoint is Dense.adjoint:
-            return super().adjoint_both(ops, f, first, second)
-        (w, delta), (w_2, delta_2) = first, second
-        z, z_2 = (ops.xp.empty_like(each, order="C") for each in (delta, delta_2))
-        ops.linalg.matmul_each([(delta, w, z), (delta_2, w_2, z_2)])
-        return z, z_2
-
-    def add_weight_grads(self, ops, gradients):
-        if type(self).weight_grad is not Dense.weight_grad:
-            return super().add_weight_grads(ops, gradients)
-        return ops.linalg.matmul_each([(g.delta.T, g.x, g.out) for g in gradients], add=True)
-
     def flip(self, w):
         """The weight of the transposed map, T(flip w) = T(w)ᵀ: here wᵀ (a view)."""
         return w.T
 
     def multiple(self, shape) -> int:
-        """m: how often each weight stands in T(w), once in a dense map."""
+        """m: each weight occurs once in T(w)."""
         return 1
 
     def fit(self, w, xp=np):
-        """w, a weight of another dense map, at this map's size: both are D × D."""
+        """w itself: all D × D weights have this map's size."""
         return w
 
     def log_det(self, ops, w, shape) -> float:

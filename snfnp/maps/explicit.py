@@ -1,6 +1,6 @@
 """T(w) of a convolution written out: the paper's exact baseline, and the reference for tests.
 
-O((HWC)³) time and O((HWC)²) memory; `snfnp.beyond.block_tridiagonal` does without T(w).
+O((HWC)³) time and O((HWC)²) memory; `snfnp.maps.block_tridiagonal` does without T(w).
 Kernels w are (kH, kW, I, O), both sizes odd; shape is an image's (H, W, C). All arithmetic is in
 double precision: gradients come back in w's, solutions in z's.
 Derivation: derivations/10-block-tridiagonal.md.

@@ -14,7 +14,6 @@ from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops.backends import DEFINITIONS, Ops, assemble, overrides
 from snfnp.ops.communication import SINGLE_PROCESS, Communicator, shares, world
-from snfnp.ops.epilogue import Epilogue, WeightGradient
 from snfnp.ops.host import HostDevice, ranks_on_shared_cores
 from snfnp.ops.random.philox import RandomKey
 
@@ -46,5 +45,5 @@ def get_ops(
     raise UsageError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
-__all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Epilogue", "Ops"]
-__all__ += ["RandomKey", "WeightGradient", "get_ops", "shares", "world"]
+__all__ = ["SINGLE_PROCESS", "BACKENDS", "Array", "Communicator", "Ops"]
+__all__ += ["RandomKey", "get_ops", "shares", "world"]

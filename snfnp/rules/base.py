@@ -39,7 +39,7 @@ def forward_gradient(ctx, *, f, term, x, dz, grads, multiple=None) -> None:
     ops = ctx.ops
     if term is not None:
         multiple = f.multiple(x.shape[1:]) if multiple is None else multiple
-        ops.linalg.scale_into(grads["W"], 1.0, term, multiple, ctx.volume)
+        ops.linalg.scale_into(grads["W"], ctx.volume, term, multiple)
     f.weight_grad(ops, dz, x, out=grads["W"], add=term is not None)
     bias_gradient(ops, dz, grads)
 

@@ -6,6 +6,7 @@ Derivation: derivations/04-dense.md.
 from dataclasses import dataclass
 
 from snfnp.errors import UsageError
+from snfnp.maps import Dense
 from snfnp.rules.base import Rule, bias_gradient
 
 
@@ -27,14 +28,14 @@ class Relative(Rule):
             raise UsageError(f"{found}: choose plain, gresele or full")
 
     def check_maps(self, f, g) -> None:
-        if f.shares_weights:
+        if not isinstance(f, Dense):
             raise UsageError("the relative gradient needs a dense layer: choose another rule")
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         ops, linalg, w = ctx.ops, ctx.ops.linalg, p["W"]
         b = None if self.bias == "plain" else p.get("b")  # the last column of an augmented W
         z = cache["z0"] if b is None else cache["z0"] + b
-        linalg.scale_into(grads["W"], 1.0, w, 1, ctx.volume)
+        linalg.scale_into(grads["W"], ctx.volume, w, 1)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)
         if b is not None:
             # Σ_n δ_n (1 + bᵀ z_n)

@@ -4,14 +4,11 @@ Derivation: derivations/03-self-normalizing.md, 04-dense.md, 07-convolutions.md 
 08-asymmetric-kernels.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from snfnp.context import Measured
 from snfnp.errors import UsageError
-from snfnp.ops import WeightGradient
 from snfnp.rules.base import Rule
 
 
@@ -19,8 +16,9 @@ from snfnp.rules.base import Rule
 class SelfNormalizing(Rule):
     """R (for convolutions flip(r) ⊙ m) in place of the inverse. O(N D²).
 
-    objective: "mixture" is the paper's Eq. 3, ½ log p^f + ½ log p^g − λ Σ E;
-    "forward" is log p^f − λ Σ E: R learns from its reconstruction error alone.
+    Args:
+        objective: "mixture" is the paper's Eq. 3, ½ log p^f + ½ log p^g − λ Σ E; "forward" is
+            log p^f − λ Σ E: R learns from its reconstruction error alone.
     """
 
     objective: str = "mixture"
@@ -31,51 +29,41 @@ class SelfNormalizing(Rule):
             raise UsageError(f"objective is {self.objective!r}: choose mixture or forward")
 
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
-        """Six products instead of nine: the likelihood's and the reconstruction's deltas are
-        merged before the weight-gradient products.
+        """Six products instead of nine: the deltas of the likelihood and of the reconstruction
+        error are added before the weights' gradients are formed."""
+        ops, linalg, w, r, x, z = ctx.ops, ctx.ops.linalg, p["W"], p["R"], cache["x"], cache["z0"]
+        a, v, shape = ctx.error_factor, ctx.volume, x.shape[1:]  # a = −2λ/N; v = Σ ∂𝓛/∂ldj
+        c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
-            Δ_W = c δ_z − (2λ/N) T(R)ᵀ E        G_W = Δ_W ⋆ X + c flip(R) ⊙ m
-            Δ_R = −c' δ_x − (2λ/N) E            G_R = Δ_R ⋆ Z0 − c' flip(W) ⊙ m
+        # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b
+        e = g.apply(ops, r, z)
+        error = linalg.residual(e, x)
+        # Δ_W = c δ_z + a T(R)ᵀ E
+        delta_w = linalg.axpby(c_f, dz, a, g.adjoint(ops, r, e))
+        # δ_x = T(W)ᵀ δ_z, also the input's gradient
+        dx = f.adjoint(ops, w, dz)
+        # Δ_R = −c' δ_x + a E
+        delta_r = linalg.axpby(-c_g, dx, a, e)
 
-        with E = T(R) Z0 − X, and (c, c') = (½, ½) for the mixture, (1, 0) for `forward`.
-        """
-        ops, shape, w, r = ctx.ops, cache["x"].shape[1:], p["W"], p["R"]
-        c_f, c_g = self.shares
-        (delta_w, x), (delta_r, z0), dx, measured = self.deltas(ctx, f, g, p, cache, dz)
+        def weight_gradients():
+            # G_W = Δ_W xᵀ + c v Rᵀ: Eq. 10 and Eq. 17, with R in place of W⁻¹ (Eq. 4).
+            # Convolutions: Δ_W ⋆ x + c v flip(r) ⊙ m, Eq. 15 (flip(r) ⊙ m is T(r)ᵀ of Eq. 14 and
+            # Eq. 21 summed over each weight's positions; of r's centre if r is larger, Eq. 28).
+            linalg.scale_into(grads["W"], c_f * v, f.flip(f.fit(r, ops.xp)), f.multiple(shape))
+            f.weight_grad(ops, delta_w, x, out=grads["W"], add=True)
+            # G_R = Δ_R zᵀ − c' v Wᵀ: Eq. 11 and Eq. 20, with W in place of R⁻¹ (Eq. 5).
+            # Convolutions: Δ_R ⋆ z − c' v flip(w) ⊙ m, Eq. 16 (without m Eq. 22; w padded with
+            # zeros if r is larger, Eq. 29).
+            linalg.scale_into(grads["R"], -c_g * v, g.flip(g.fit(w, ops.xp)), g.multiple(shape))
+            g.weight_grad(ops, delta_r, z, out=grads["R"], add=True)
+            # G_b = Σ δ_z: both densities contain b, and ½ + ½ = 1
+            if "b" in grads:
+                ops.channels.sum(dz, out=grads["b"])
 
-        # W, dense: ½ (δ_z xᵀ + Rᵀ) − 2λ Rᵀ (RWx − x) xᵀ is Eq. 10 and the gradient of the error,
-        # Eq. 17: R stands in place of this layer's W⁻¹ (Eq. 4). For convolutions flip(r) ⊙ m
-        # (Eq. 15) is the sum of T(r)ᵀ over each weight's positions (Eq. 14; Eq. 21 is the same),
-        # and of r's centre if r is larger (Eq. 28).
-        term, multiple = f.stand_in(ops, r, shape)
-        of_w = WeightGradient(delta_w, x, c_f, term, multiple, grads["W"])
-
-        # R, dense: −½ (δ_x zᵀ + Wᵀ) − 2λ (RWx − x) zᵀ is Eq. 11 and the gradient of the error,
-        # Eq. 20: W and δ_x stand in place of R⁻¹ and its delta (Eq. 5). For convolutions
-        # flip(w) ⊙ m (Eq. 16; without it Eq. 22), and w padded with zeros if r is larger
-        # (Eq. 29). z is T(W) x without the bias: g(z) = R (z − b) inverts f(x) = W x + b.
-        term, multiple = g.stand_in(ops, w, shape)
-        of_r = WeightGradient(delta_r, z0, -c_g, term, multiple, grads["R"])
-
-        # both densities contain b: ½ + ½ = 1
-        ops.run_async(f.weight_grads, ops, (of_w, of_r), ctx.volume, dz, grads.get("b"))
-        return dx, measured
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """(c, c'): the weights of the forward and of the inverse density."""
-        return (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
-
-    def deltas(self, ctx, f, g, p, cache, dz):
-        """(Δ_W, X), (Δ_R, Z0), δ_x, measurements; a subclass may append rows to the pairs."""
-        ops, w, r = ctx.ops, p["W"], p["R"]
-        x, z0 = cache["x"], cache["z0"]
-        residual, error = g.residual(ops, r, z0, x, 0.0)  # E of Eq. 3
-        given = (w, r, dz, residual, self.shares, ctx.error_factor)
-        delta_w, delta_r, dx = g.deltas(ops, f, *given)
-        return (delta_w, x), (delta_r, z0), dx, Measured(error)
+        ops.run_async(weight_gradients)
+        return dx, Measured(error, x)
 
     @property
-    def without_penalty(self) -> SelfNormalizing:
+    def without_penalty(self) -> "SelfNormalizing":
         """This rule with Eq. 3 alone, without what a subclass adds to it."""
         return self

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from snfnp import registry
 from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling, Linear, SplitPrior, Whiten
+from snfnp.layers.conv_exponential import ConvExponential
+from snfnp.layers.emerging import CausalConv2d
 from snfnp.layers.whiten import inverse_root
 from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Conv2d
@@ -142,9 +143,9 @@ def inputs(layer) -> dict[str, Callable]:
     if isinstance(layer, SplitPrior):
         own = inputs(layer.coupling)
         return {name: lambda cache, of=of: of(cache["coupling"]) for name, of in own.items()}
-    if isinstance(layer, registry.find("causal-layer")):
+    if isinstance(layer, CausalConv2d):
         return {"W": lambda cache: cache["x"][:, ::-1, ::-1] if layer.reverse else cache["x"]}
-    if isinstance(layer, registry.find("exponential-layer")):
+    if isinstance(layer, ConvExponential):
         return {"W": lambda cache: cache["powers"][0]}
     return {}
 

@@ -168,7 +168,7 @@ class Trainer:
             factors = self.multipliers.error_factors(samples)
             deltas = flow.latent_gradients(latents, samples)
             with ops.side_stream():
-                given = (self.params, caches, deltas, self.grads, factors, flow.learns_from)
+                given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
                 _, measured = flow.backward(ctx, *given)
         errors = [result.error for result in measured.values() if result.error is not None]
         reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import weakref
 from types import SimpleNamespace
@@ -230,46 +229,6 @@ def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkey
     del products
     assert destroyed == [(handle, 0)]
     destroy(device, library, of)
-
-
-@pytest.mark.parametrize("size", [(5, 7, 7), (100, 784, 784)], ids=str)
-@pytest.mark.parametrize("precision", ["float32", "TF32", "float64"])
-@pytest.mark.parametrize("refused", [False, True])
-def test_two_products_share_a_launch_if_cublas_takes_them(
-    ops, monkeypatch, size, precision, refused
-):
-    """Transposed factors; the second's matrices before and behind the first's."""
-    products, calls = Cublas(ops.xp, tf32=precision == "TF32"), []
-    dtype = np.dtype("float32" if precision == "TF32" else precision)
-    library, (inner, rows, columns) = products._library, size
-
-    class Library:
-        def __getattr__(self, name):
-            call = getattr(library, name)
-            if "emm" not in name:
-                return call
-            return lambda *given: (
-                calls.append((name, given))
-                or (14 if refused and "Batched" in name else call(*given))
-            )
-
-    monkeypatch.setattr(products, "_library", Library())
-    given = np.random.default_rng(0).standard_normal((4, inner, rows)).astype(dtype)
-    a, a_2, b_2, b = ops.xp.asarray(given)
-    outs = ops.xp.ones((2, rows, columns), dtype)
-    products.gemm(a.T, b, outs[1], 1.0, (a_2.T, b_2, outs[0]))
-    eps = 2.0**-10 if precision == "TF32" else np.finfo(dtype).eps
-    for out, (first, second) in zip(ops.to_host(outs), ((1, 2), (0, 3)), strict=True):
-        left, right = given[[first, second]].astype(float)
-        bound = (inner + 2) * eps * (1 + np.abs(left.T) @ np.abs(right))
-        assert np.all(np.abs(out - (1 + left.T @ right)) <= bound)
-    alone = "cublasDgemm_v2" if precision == "float64" else "cublasSgemm_v2"
-    batched = "cublasGemmStridedBatchedEx"
-    assert [name for name, _ in calls] == [batched, *[alone] * 2 * refused]
-    # the types of both factors and of the result, and cuBLAS's precision of 32F, 32F_FAST_TF32, 64F
-    kind, compute = {"float32": (0, 68), "TF32": (0, 77), "float64": (1, 70)}[precision]
-    found = [argument.value for argument in calls[0][1] if isinstance(argument, ctypes.c_int)]
-    assert (found[5], found[7], found[9], found[12]) == (kind, kind, kind, compute)
 
 
 def aside(side):

@@ -26,9 +26,13 @@ LEAST = {
     "gaussian_log_density": BATCH,
     "preprocess": BATCH,
     "sum_squares": MULTIPROCESSORS // 2,
+    "axpby": 2 * MULTIPROCESSORS,
+    "residual": MULTIPROCESSORS // 2,
+    "channel_sum": MULTIPROCESSORS // 2,
 }
 # What one block does in no time, or what adds up the parts of others.
 SMALL = {"set_scalars", "log_density", "log_step", "sum_terms", "conv_weight_grad_sum"}
+SMALL |= {"scaled_kernel"}
 
 
 @pytest.fixture

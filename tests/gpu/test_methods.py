@@ -16,18 +16,16 @@ PENALTY = {"jvp_weight": 0.3, "jvp_probes": 2}
 NOISE = {"objective": "variational", "sigma": 0.4}
 WHITE = {"coordinates": "white", "lr_schedule": "cosine", "clip_norm": 1.0}
 KEPT = {"recompute": True, "clip_norm": 0.5}
-# Options, and how many launches a step may take more than one without them. A controller: one for
-# all layers, one for each λ, and one for each ‖h‖². Probes, of two layers, each: the signs, their
-# rows beside those of two or three arrays, at two launches each, and their factors; the product
-# T(W)ν of Eq. 31 alone, its sum over the layers, and three for the log; and for each layer a delta
-# of its own, where the plain rule makes both in one launch.
+# Options, and how many launches a step may take more than one without them, products not counted.
+# A controller: one for all layers, one for each λ, and one for each ‖h‖². Eq. 31, of two layers,
+# each: the signs, the residual and its factor; their sum over the layers, and two for the mean.
 WAYS = {
     "plain": ({"model": "fc"}, None),
     "whitened": ({"model": "fc", "coordinates": "white"}, None),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 3),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 5),
     "geco, conv": ({"model": "conv", **GECO}, None),
-    "Eq. 31": ({"model": "fc", **PENALTY}, 19),
+    "Eq. 31": ({"model": "fc", **PENALTY}, 9),
     "Eq. 31, conv": ({"model": "conv", **PENALTY}, None),
     "Eq. 31, geco": ({"model": "fc", **PENALTY, **GECO}, None),
     "variational": ({"model": "fc", **NOISE}, None),

@@ -25,6 +25,7 @@ from snfnp.gradcheck.layers import (
     flat,
     frozen_bar_scalar,
 )
+from snfnp.gradcheck.linear import check_rule
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import RandomKey
@@ -132,6 +133,10 @@ def beyond() -> list[Check]:
     check_penalised = partial(check_layer, scalar=penalised_scalar)
     return [
         *(Check("layer", name, partial(check_penalised, *of)) for name, *of in penalised),
+        *(
+            Check("rule", f"self-normalizing, Eq. 31, {name}", partial(check_rule, penalty, *of))
+            for name, of in (("dense", dense), ("conv 1x1", pointwise))
+        ),
         *(
             Check("rule", f"variational, {name}", partial(check_variational, noise, *of, **more))
             for name, of, more in noisy

@@ -176,9 +176,6 @@ class HostGpu(Gpu):
         array[...] = 0xFF  # NaN
         return array.view(dtype).reshape(shape)
 
-    def address(self, array) -> int:
-        return array.ctypes.data
-
     def to_host(self, array):
         return np.asarray(array)
 

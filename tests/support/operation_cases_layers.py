@@ -275,19 +275,6 @@ def call_spline_knots(rng, dtype, size):
     return Call((*raw, *SPLINE), bounds=(bound_knots, 12 * eps), strided=(0, 1, 2))
 
 
-def call_spline_knots_of_all(rng, dtype, size):
-    """Three, of which the last may have another bound."""
-    calls = [call_spline_knots(rng, dtype, size) for _ in range(3)]
-    raw, last = sum((call.args[:3] for call in calls), ()), SPLINE[0] - size[0] % 2
-
-    def calling(operation, *raw):
-        given = [(*raw[i : i + 3], *SPLINE) for i in (0, 3)]
-        return list(operation([*given, (*raw[6:], last, SPLINE[1])]))
-
-    bounds = sum((call.bounds for call in calls), ())
-    return Call(raw, bounds, strided=tuple(range(9)), calling=calling)
-
-
 def spline_call(rng, dtype, size):
     """x over all bins and both tails, knots and factors; mean slopes are between 1/6 and 6."""
     knots, factors = DEFINITION.spline.knots(*spline_parameters(rng, dtype, size), *SPLINE)

@@ -50,33 +50,20 @@ def call_linalg_matmul_add(rng, dtype, size):
     return Call((a, b, out), bounds=(bound, bound), mutated=(2,), strided=(0, 1, 2))
 
 
-def call_linalg_matmul_each(rng, dtype, size):
-    """Two products, laid out alike or not; added to what is there or not."""
-    (*first, bound), (*second, other) = (product(rng, dtype, size) for _ in range(2))
-    if size[0] == 17:
-        second[0] = np.asfortranarray(second[0])
-    args, add, bounds = (*first, *second), bool(size[0] % 2), (bound, other)
-
-    def calling(operation, *arrays):
-        return operation([arrays[:3], arrays[3:]], add)
-
-    return Call(args, bounds, mutated=(2, 5), strided=tuple(range(6)), calling=calling)
-
-
 def call_linalg_scale_into(rng, dtype, size):
     """flip(W) of a dense map, in more than one tile each way; of a convolution, with its m."""
     if len(size) == 4:
         _, kernel, outputs = convolution_shapes(rng, size)
         w = rng.standard_normal((*kernel, size[3], outputs)).astype(dtype)
         a = w[::-1, ::-1].swapaxes(2, 3)
-        multiple, volume = rng.integers(1, 9, (*kernel, 1, 1)).astype(float), 0.9
+        multiple = rng.integers(1, 9, (*kernel, 1, 1)).astype(float)
     else:
         rows, columns = 11 * min(size[0], 20), size_2d(size)[1]
         a = rng.standard_normal((columns, rows)).astype(dtype).T
-        multiple, volume = 1, 1.0
+        multiple = 1
     out = np.full(a.shape, np.nan, dtype)
     bound = 5 * eps_of(dtype) * np.abs(a) * multiple
-    args = (out, 0.7, a, multiple, number(volume, size))
+    args = (out, number(0.7, size), a, multiple)
     return Call(args, (bound, bound), mutated=(0,), strided=(2,), host=(3,))
 
 
@@ -85,31 +72,6 @@ def call_linalg_axpby(rng, dtype, size):
     bound = 3 * eps_of(dtype) * (np.abs(0.7 * out) + np.abs(1.3 * x))
     args = (number(-1.3, size), x, number(0.7, size), out)
     return Call(args, bounds=(bound, bound), mutated=(3,), strided=(1, 3))
-
-
-def call_linalg_axpby_each(rng, dtype, size):
-    calls = [call_linalg_axpby(rng, dtype, size) for _ in range(2)]
-    args = sum((call.args for call in calls), ())
-    bounds = tuple(call.bounds[1] for call in calls)
-
-    def calling(operation, *args):
-        operation(args[:4], args[4:])
-
-    return Call(args, bounds, mutated=(3, 7), strided=(1, 3, 5, 7), calling=calling)
-
-
-def call_linalg_scale_each(rng, dtype, size):
-    (*first, volume), (*second, _) = (call_linalg_scale_into(rng, dtype, size).args for _ in "ab")
-    second[1] *= -0.6
-    bounds = tuple(
-        5 * eps_of(dtype) * np.abs(a) * multiple for _, _, a, multiple in (first, second)
-    )
-
-    def calling(operation, volume, *args):
-        operation([args[:4], args[4:]], volume)
-
-    args = (volume, *first, *second)
-    return Call(args, bounds, (1, 5), strided=(3, 7), host=(4, 8), calling=calling)
 
 
 def near_identity(rng, dtype, size):
@@ -179,10 +141,9 @@ def call_linalg_sum_squares(rng, dtype, size):
 def call_linalg_residual(rng, dtype, size):
     error, x = (rng.standard_normal(size).astype(dtype) for _ in range(2))
     difference = (error.astype(np.float64) - x).astype(dtype)  # one rounding each, then squared
-    before = 0.7
-    total = before + (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
-    bounds = (total - before + 4 * eps_of(np.float64) * total, eps_of(dtype) * np.abs(difference))
-    return Call((error, x, number(before, size)), bounds, mutated=(0,), strided=(0, 1))
+    total = (1 + 3 / 1026) * square_bound(difference) / max(1, size[0])
+    bounds = (total * (1 + 4 * eps_of(np.float64)), eps_of(dtype) * np.abs(difference))
+    return Call((error, x), bounds, mutated=(0,), strided=(0, 1))
 
 
 def call_step_adam(rng, dtype, size):

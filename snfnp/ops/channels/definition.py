@@ -5,7 +5,7 @@ See derivations/13-actnorm-and-1x1.md and derivations/01-notation.md.
 
 import math
 
-from snfnp.ops.group import OperationGroup, rows
+from snfnp.ops.group import OperationGroup
 
 
 class Channels(OperationGroup):
@@ -59,7 +59,7 @@ class Channels(OperationGroup):
 
     def gaussian_log_density(self, z):
         """log N(z; 0, I) per sample: z (N, ...) -> (N,), in nats. O(N D)."""
-        z = rows(z)
+        z = z.reshape(len(z), math.prod(z.shape[1:]))
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
         return -0.5 * self.xp.einsum("nd,nd->n", z, z) - constant
 

@@ -7,18 +7,15 @@ Images are channels-last (N, H, W, C), kernels (kH, kW, I, O), stride 1 and "sam
 Both sizes of a kernel are odd; causal ones are 2×2. See derivations/07-convolutions.md.
 """
 
-from collections.abc import Sequence
-
-from snfnp.ops.epilogue import Epilogue, Finished, WeightGradient
 from snfnp.ops.group import OperationGroup
 
 _MANY = 4  # inputs per output from which adding shifted products is cheaper than patches of x
 
 
 class Conv(OperationGroup):
-    def __init__(self, device, linalg, channels):
+    def __init__(self, device, linalg):
         super().__init__(device)
-        self.linalg, self.channels = linalg, channels
+        self.linalg = linalg
 
     def patches(self, x, kernel):
         """im2col: row (n, y, x) holds the kH kW C values that the kernel sees from there.
@@ -91,28 +88,6 @@ class Conv(OperationGroup):
             gradient = gradient + out
         out[...] = gradient
         return out
-
-    def correlate_then(self, x, k, epilogue: Epilogue) -> Finished:
-        """z = correlate(x, k), and what `epilogue` makes of it."""
-        return epilogue.finish(self.correlate(x, k), self.linalg, self.channels)
-
-    def correlate_both(self, first, second) -> tuple[Finished, Finished]:
-        """`correlate_then` of both (x, k, epilogue), in this order: the second may put its result
-        into an array that the first reads. In one launch of a device it takes another for it."""
-        return self.correlate_then(*first), self.correlate_then(*second)
-
-    def weight_grads(self, gradients: Sequence[WeightGradient], volume, dz=None, db=None) -> None:
-        """The gradients of one or more kernels (kH, kW, I, O), each into its own `out`, and, unless
-        db (O,) is None, db ← the sum of dz (N, H, W, O) over samples and pixels.
-
-        volume: a number, or an array of shape ().
-        """
-        for gradient in gradients:
-            delta, x, scale, term, multiple, out = gradient
-            self.linalg.scale_into(out, scale, term, multiple, volume)
-            self.weight_grad(delta, x, out, add=True)
-        if db is not None:
-            self.channels.sum(dz, out=db)
 
 
 def flip(k):

@@ -69,77 +69,40 @@ __device__ void add_products(Four<T>& sums, T v, const Four<T> weights) {
   sums.d += v * weights.d;
 }
 
-// What becomes of a sum: z = sum, and out = a sum + b y + bias, where null pointers are left out.
-// Returns out², or 0.
-template <typename T>
-__device__ T store(T sum, long long at, int o, T* __restrict__ z, T* out, T a, T b, const T* y,
-                   const T* __restrict__ bias) {
-  if (z) z[at] = sum;
-  if (!out) return T(0);
-  T result = a * sum;
-  if (y) result += b * y[at];
-  if (bias) result += bias[o];
-  out[at] = result;
-  return result * result;
-}
-
 // z (N, H, W, O) from x (N, H, W, I) and k (kH, kW, I, O), which may be strided: kernels of adjoint
 // maps are mirrored views. For kH kW I ceil(O / 4) <= MOST_TAPS. A thread takes one
 // pixel and four outputs, so that an input and four weights are two loads (four inputs and
 // sixteen weights are five, where channels allow that); `splits` threads share the rows of the
 // kernel, so that more threads hide the latency of loads.
-//
-// Beside z, or instead of it: out = a z + b y + bias, where y may be `out` itself; and, if there is
-// a `partial` (one number per block), total = before + Σ out² / N.
-//
-// Two convolutions of one size may share a launch: the second, whose arrays end in _2, has the
-// second half of the blocks, and neither has a total. It has no bias, and its `out_2` is none of
-// the arrays that the first reads.
 template <typename T>
 __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long k_stride_0,
                      long long k_stride_1, long long k_stride_2, long long k_stride_3,
-                     T* __restrict__ z, T* out, const double* a_at, double a, const double* b_at,
-                     double b, const T* y, const T* __restrict__ bias, const double* before_at,
-                     double before, double* partial, double* __restrict__ total,
-                     unsigned int* arrived, const T* x_2, const T* k_2, long long k_2_stride_0,
-                     long long k_2_stride_1, long long k_2_stride_2, long long k_2_stride_3,
-                     T* z_2, T* out_2, const double* a_2_at, double a_2, const double* b_2_at,
-                     double b_2, const T* y_2, long long samples, long long height,
-                     long long width, long long kh, long long kw, long long inputs,
-                     long long outputs, long long splits) {
+                     T* __restrict__ z, long long samples, long long height, long long width,
+                     long long kh, long long kw, long long inputs, long long outputs,
+                     long long splits) {
   __shared__ Four<T> taps[MOST_TAPS];  // (kH, kW, I, groups of four outputs)
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, down = (int)kh, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, groups = (o_count + 3) / 4;
-  const unsigned int blocks = x_2 ? gridDim.x / 2 : gridDim.x;
-  const bool second = blockIdx.x >= blocks;
-  const unsigned int block = second ? blockIdx.x - blocks : blockIdx.x;
-  const T* kernel = second ? k_2 : k;
-  const long long h_stride = second ? k_2_stride_0 : k_stride_0;
-  const long long w_stride = second ? k_2_stride_1 : k_stride_1;
-  const long long i_stride = second ? k_2_stride_2 : k_stride_2;
-  const long long o_stride = second ? k_2_stride_3 : k_stride_3;
   for (int j = threadIdx.x; j < down * across * i_count * groups; j += blockDim.x) {
     const int o = j % groups * 4, i = j / groups % i_count, tap = j / (groups * i_count);
-    const long long at = tap / across * h_stride + tap % across * w_stride + i * i_stride;
-    taps[j].a = weight(kernel, at, o_stride, o, o_count);
-    taps[j].b = weight(kernel, at, o_stride, o + 1, o_count);
-    taps[j].c = weight(kernel, at, o_stride, o + 2, o_count);
-    taps[j].d = weight(kernel, at, o_stride, o + 3, o_count);
+    const long long at = tap / across * k_stride_0 + tap % across * k_stride_1 + i * k_stride_2;
+    taps[j].a = weight(k, at, k_stride_3, o, o_count);
+    taps[j].b = weight(k, at, k_stride_3, o + 1, o_count);
+    taps[j].c = weight(k, at, k_stride_3, o + 2, o_count);
+    taps[j].d = weight(k, at, k_stride_3, o + 3, o_count);
   }
   __syncthreads();
-  const T* images = second ? x_2 : x;
-  const bool by_four = i_count % 4 == 0 && (unsigned long long)images % sizeof(Four<T>) == 0;
+  const bool by_four = i_count % 4 == 0 && (unsigned long long)x % sizeof(Four<T>) == 0;
   const int pixels = rows * columns, parts = (int)splits, lanes = blockDim.x / parts;
   const int part = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   const long long sample = (long long)pixels * groups, count = samples * sample;
-  double squares = 0.0;
-  for (long long start = block * (long long)lanes; start < count;
-       start += blocks * (long long)lanes) {
+  for (long long start = blockIdx.x * (long long)lanes; start < count;
+       start += gridDim.x * (long long)lanes) {
     const long long t = start + lane, image = t / sample;
     const int at = (int)(t - image * sample), group = at % groups, pixel = at / groups;
     const int top = pixel / columns - down / 2, left = pixel % columns - across / 2;
-    const T* source = images + image * pixels * i_count;
+    const T* source = x + image * pixels * i_count;
     Four<T> sum = {T(0), T(0), T(0), T(0)};
     for (int h = t < count ? part : down; h < down; h += parts) {
       const int row = top + h;
@@ -175,21 +138,12 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
       __syncthreads();
     }
     if (part > 0 || t >= count) continue;
-    const T a_ = T(second ? value(a_2_at, a_2) : value(a_at, a));
-    const T b_ = T(second ? value(b_2_at, b_2) : value(b_at, b));
-    T *z_ = second ? z_2 : z, *out_ = second ? out_2 : out;
-    const T *y_ = second ? y_2 : y, *bias_ = second ? nullptr : bias;
-    const int o = 4 * group;
-    const long long first = (image * pixels + pixel) * o_count + o;
-    T four = store(sum.a, first, o, z_, out_, a_, b_, y_, bias_);
-    if (o + 1 < o_count) four += store(sum.b, first + 1, o + 1, z_, out_, a_, b_, y_, bias_);
-    if (o + 2 < o_count) four += store(sum.c, first + 2, o + 2, z_, out_, a_, b_, y_, bias_);
-    if (o + 3 < o_count) four += store(sum.d, first + 3, o + 3, z_, out_, a_, b_, y_, bias_);
-    if (partial) squares += double(four);
+    T* target = z + (image * pixels + pixel) * o_count + 4 * group;
+    target[0] = sum.a;
+    if (4 * group + 1 < o_count) target[1] = sum.b;
+    if (4 * group + 2 < o_count) target[2] = sum.c;
+    if (4 * group + 3 < o_count) target[3] = sum.d;
   }
-  if (!partial) return;
-  if (sum_of_all(squares, partial, arrived) && threadIdx.x == 0)
-    *total = value(before_at, before) + squares / double(samples);
 }
 
 // A value of an image row, or the padding beside it.
@@ -198,50 +152,26 @@ __device__ T value_in_row(const T* row, int column, int columns, int stride) {
   return column >= 0 && column < columns ? row[column * stride] : T(0);
 }
 
-// Sums over chunks of `chunk` image rows, of which there are N H: parts (chunks, columns) holds
-// those of delta (rows, W, O) times x (rows, W, I), (kH, kW, I, O); beside them the same of
-// delta_2 and x_2, and the sums (O,) of dz (rows, W, O); what is null is left out. A thread takes
-// four neighbouring taps of an image row, which it keeps in registers as it goes along, for one
-// input and one output: an item. A block takes `items_each` items, threads of its several slices
-// every slices-th row of its chunk; or the channels of dz. There are `items_each` >= O threads.
+// Sums over chunks of `chunk` image rows, of which there are N H: parts (chunks, kH kW I O) of
+// delta (rows, W, O) times x (rows, W, I). A thread takes four neighbouring taps of an image row,
+// which it keeps in registers as it goes along, for one input and one output: an item. A block
+// takes `items_each` items, threads of its several slices every slices-th row of its chunk.
 template <typename T>
 __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restrict__ x,
-                                 const T* __restrict__ delta_2, const T* __restrict__ x_2,
-                                 const T* __restrict__ dz, T* __restrict__ parts,
-                                 long long samples, long long chunk, long long items_each,
-                                 long long slices, long long height, long long width, long long kh,
-                                 long long kw, long long inputs, long long outputs) {
+                                 T* __restrict__ parts, long long samples, long long chunk,
+                                 long long items_each, long long slices, long long height,
+                                 long long width, long long kh, long long kw, long long inputs,
+                                 long long outputs) {
   __shared__ Four<T> sums[256];
   const int rows = (int)height, columns = (int)width, across = (int)kw;
   const int i_count = (int)inputs, o_count = (int)outputs, quads = (across + 3) / 4;
   const int items = (int)kh * quads * i_count * o_count, each = (int)items_each;
-  const int item_blocks = (items + each - 1) / each, pairs = delta_2 ? 2 : 1;
-  const int roles = pairs * item_blocks + (dz ? 1 : 0), role = blockIdx.x % roles;
-  const int size = (int)kh * across * i_count * o_count;
-  const long long part = blockIdx.x / roles;
+  const int item_blocks = (items + each - 1) / each, size = (int)kh * across * i_count * o_count;
+  const long long part = blockIdx.x / item_blocks;
   const long long image_rows = samples * height;
   const long long stop = (part + 1) * chunk < image_rows ? (part + 1) * chunk : image_rows;
-  T* target = parts + part * (pairs * size + (dz ? o_count : 0));
-  if (role == pairs * item_blocks) {
-    const int lanes = blockDim.x / o_count, lane = threadIdx.x / o_count;
-    T sum = T(0);
-    if (lane < lanes) {
-      for (long long pixel = part * chunk * columns + lane; pixel < stop * columns; pixel += lanes)
-        sum += dz[pixel * o_count + threadIdx.x % o_count];
-    }
-    sums[threadIdx.x].a = sum;
-    __syncthreads();
-    for (int left = lanes; left > 1; left = (left + 1) / 2) {
-      const int kept = (left + 1) / 2;
-      if (lane < left - kept) sums[threadIdx.x].a += sums[threadIdx.x + kept * o_count].a;
-      __syncthreads();
-    }
-    if (lane == 0) target[pairs * size + threadIdx.x] = sums[threadIdx.x].a;
-    return;
-  }
-  const bool second = role >= item_blocks;
   const int slice = threadIdx.x / each;
-  const int item = (second ? role - item_blocks : role) * each + threadIdx.x % each;
+  const int item = blockIdx.x % item_blocks * each + threadIdx.x % each;
   const int o = item % o_count, i = item / o_count % i_count;
   const int w = item / (o_count * i_count) % quads * 4, h = item / (o_count * i_count * quads);
   const int down = h - (int)kh / 2, left = w - across / 2;
@@ -250,8 +180,8 @@ __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restric
     for (long long row = part * chunk + slice; row < stop; row += slices) {
       const int y = (int)(row % rows) + down;
       if (y < 0 || y >= rows) continue;
-      const T* deltas = (second ? delta_2 : delta) + row * columns * o_count + o;
-      const T* source = (second ? x_2 : x) + (row + down) * columns * i_count + i;
+      const T* deltas = delta + row * columns * o_count + o;
+      const T* source = x + (row + down) * columns * i_count + i;
       T v0 = value_in_row(source, left, columns, i_count);
       T v1 = value_in_row(source, left + 1, columns, i_count);
       T v2 = value_in_row(source, left + 2, columns, i_count);
@@ -283,65 +213,30 @@ __global__ void conv_weight_grad(const T* __restrict__ delta, const T* __restric
     d += more.d;
   }
   const int tap = i_count * o_count;
-  target += (second ? size : 0) + (h * across + w) * tap + i * o_count + o;
+  T* target = parts + part * size + (h * across + w) * tap + i * o_count + o;
   target[0] = a;
   if (w + 1 < across) target[tap] = b;
   if (w + 2 < across) target[2 * tap] = c;
   if (w + 3 < across) target[3 * tap] = d;
 }
 
-// What is added to a weight gradient's sum: scale · term ⊙ multiple at (h, w, i, o).
+// out (size,) ← the sum over the `count` rows of parts (or `add`: out plus it). A block takes 32
+// columns, each of its warps every so-many-th row.
 template <typename T>
-__device__ T term_at(long long column, double scale, const T* term, long long h_stride,
-                     long long w_stride, long long i_stride, long long o_stride,
-                     const double* multiple, int width, int inputs, int outputs) {
-  const int at = (int)column, o = at % outputs, i = at / outputs % inputs;
-  const int tap = at / (outputs * inputs);
-  const T m = T(scale * (multiple ? multiple[tap] : 1.0));
-  return m * term[tap / width * h_stride + tap % width * w_stride + i * i_stride + o * o_stride];
-}
-
-// The sums over the `count` rows of parts, whose columns are those of out (size,), out_2 (size,) if
-// there is one, and db (channels,). out ← its sum (or `add`: out plus it), plus scale · volume ·
-// term ⊙ multiple, if there is a term. A block takes 32 columns, each of its warps every
-// so-many-th row.
-template <typename T>
-__global__ void conv_weight_grad_sum(
-    const T* __restrict__ parts, long long count, T* out, T* out_2, T* db, long long size,
-    long long channels, long long add, const double* volume_at, double volume, double scale,
-    const T* term, long long term_stride_0, long long term_stride_1, long long term_stride_2,
-    long long term_stride_3, const double* multiple, double scale_2, const T* term_2,
-    long long term_2_stride_0, long long term_2_stride_1, long long term_2_stride_2,
-    long long term_2_stride_3, const double* multiple_2, long long width, long long inputs,
-    long long outputs) {
+__global__ void conv_weight_grad_sum(const T* __restrict__ parts, long long count, T* out,
+                                     long long size, long long add) {
   __shared__ double sums[256];
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const long long gradients = out_2 ? 2 * size : size, columns = gradients + channels;
   const long long column = blockIdx.x * 32LL + threadIdx.x % 32;
   T own = T(0);  // of few rows: double precision is slow on many cards
-  if (column < columns) {
+  if (column < size) {
 #pragma unroll 4
-    for (long long row = warp; row < count; row += warps) own += parts[row * columns + column];
+    for (long long row = warp; row < count; row += warps) own += parts[row * size + column];
   }
   double sum = own;
   sums[threadIdx.x] = sum;
   __syncthreads();
-  if (warp > 0 || column >= columns) return;
+  if (warp > 0 || column >= size) return;
   for (int other = 1; other < warps; ++other) sum += sums[other * 32 + threadIdx.x];
-  const int w = (int)width, i = (int)inputs, o = (int)outputs;
-  const double factor = value(volume_at, volume);
-  if (column >= gradients) {
-    db[column - gradients] = T(sum);
-  } else if (column >= size) {
-    const long long at = column - size;
-    const T added = term_at(at, scale_2 * factor, term_2, term_2_stride_0, term_2_stride_1,
-                            term_2_stride_2, term_2_stride_3, multiple_2, w, i, o);
-    out_2[at] = T(added + sum);
-  } else {
-    T added = add ? out[column] : T(0);
-    if (term)
-      added = term_at(column, scale * factor, term, term_stride_0, term_stride_1, term_stride_2,
-                      term_stride_3, multiple, w, i, o);
-    out[column] = T(added + sum);
-  }
+  out[column] = T((add ? out[column] : T(0)) + sum);
 }

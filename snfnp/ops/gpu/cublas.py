@@ -20,10 +20,6 @@ _WORKSPACE = 32 << 20  # bytes, what cuBLAS recommends for Hopper
 _PLAIN, _TRANSPOSED = 0, 1
 _DEFAULT_MATH, _TF32_MATH = 0, 3
 _NO_MEMORY = 3
-# cudaDataType and cublasComputeType_t: single precision without TF32 and with it, and double
-_SINGLE = (ctypes.c_int(0), ctypes.c_int(68)), (ctypes.c_int(0), ctypes.c_int(77))
-_DOUBLE = ctypes.c_int(1), ctypes.c_int(70)
-_DEFAULT_ALGORITHM = ctypes.c_int(-1)
 
 
 class Cublas:
@@ -42,16 +38,14 @@ class Cublas:
         # process: CUDA may be gone by then.
         device = cupy.cuda.Device(self._guard.id)
         weakref.finalize(self, _destroy, device, self._library, self._handle).atexit = False
-        self._tf32, mode = tf32, _TF32_MATH if tf32 else _DEFAULT_MATH
+        mode = _TF32_MATH if tf32 else _DEFAULT_MATH
         self._check(self._library.cublasSetMathMode(self._handle, ctypes.c_int(mode)))
         self._workspace = cupy.empty(_WORKSPACE, np.uint8)
         self._set_stream(cupy.cuda.get_current_stream().ptr)
 
-    def gemm(self, a, b, out, beta: float = 0.0, second=None) -> None:
+    def gemm(self, a, b, out, beta: float = 0.0) -> None:
         """a (M, K), b (K, N) of one type, each C-contiguous or the transpose of such; out (M, N),
-        C-contiguous. second: (a, b, out) of another product, laid out alike and not empty, for the
-        same launch: to cuBLAS they are a batch, whose second matrices are some way from the first,
-        on either side."""
+        C-contiguous."""
         (rows, inner), columns = a.shape, b.shape[1]
         if not rows * columns:
             return
@@ -64,7 +58,6 @@ class Cublas:
         a_, a_operation, a_lead = self._matrix(a)
         b_, b_operation, b_lead = self._matrix(b)
         sizes = map(ctypes.c_int, (b_operation, a_operation, columns, rows, inner))
-        given = (self._handle, *sizes, alpha)
         of_b, of_a, of_out = (
             (ctypes.c_void_p(array.data.ptr), ctypes.c_int(lead))
             for array, lead in ((b_, b_lead), (a_, a_lead), (out, columns))
@@ -74,24 +67,8 @@ class Cublas:
         self._check(self._library.cublasGetStream_v2(self._handle, ctypes.byref(stream)))
         if current != (stream.value or 0):  # a null pointer's value is None
             self._set_stream(current)
-        if second is None:
-            call = self._library.cublasSgemm_v2 if single else self._library.cublasDgemm_v2
-            self._check(call(*given, *of_b, *of_a, factor, *of_out))
-            return
-        others = (self._matrix(second[1])[0], self._matrix(second[0])[0], second[2])
-        kind, precision = _SINGLE[self._tf32] if single else _DOUBLE
-        of_b, of_a, of_out = (
-            (at, kind, lead, ctypes.c_longlong((other.data.ptr - at.value) // out.itemsize))
-            for (at, lead), other in zip((of_b, of_a, of_out), others, strict=True)
-        )
-        more = (ctypes.c_int(2), precision, _DEFAULT_ALGORITHM)
-        call = self._library.cublasGemmStridedBatchedEx
-        status = call(*given, *of_b, *of_a, factor, *of_out, *more)
-        if status == _NO_MEMORY:
-            self._check(status)
-        elif status:  # refused, whyever: as two products they are what they were before
-            for product in ((a, b, out), second):
-                self.gemm(*product, beta)
+        call = self._library.cublasSgemm_v2 if single else self._library.cublasDgemm_v2
+        self._check(call(self._handle, *sizes, alpha, *of_b, *of_a, factor, *of_out))
 
     def _matrix(self, matrix):
         """(array, operation, leading dimension), copied if it is contiguous neither way."""

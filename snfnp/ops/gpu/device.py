@@ -117,10 +117,6 @@ class Gpu:
         """A new array that a kernel will fill."""
         return self.xp.empty(shape, dtype)
 
-    def address(self, array) -> int:
-        """The place of an array's first number in memory."""
-        return array.data.ptr
-
     def each(self, kernel: str, dtype, items: int, /, **arguments) -> None:
         """Launch a kernel that goes over so many items, one or more to a thread."""
         self.launch(kernel, dtype, min(-(-items // source.THREADS), _MOST_BLOCKS), **arguments)

@@ -44,15 +44,15 @@ class CpuLinearAlgebra(LinearAlgebra):
         _axpby(blocks, cast(a), x, cast(b), out.reshape(-1))
         return out
 
-    def scale_into(self, out, scale, a, multiple, volume=1.0):
+    def scale_into(self, out, scale, a, multiple):
         if a.ndim == 2 and a.T.flags.c_contiguous and isinstance(multiple, int):
-            strips, factor = -(-out.shape[1] // _TILE), out.dtype.type(scale * volume * multiple)
+            strips, factor = -(-out.shape[1] // _TILE), out.dtype.type(scale * multiple)
             _scaled_transpose(strips, a.T, factor, out)
             return out
         if a.ndim == 4 and np.shape(multiple) == (*a.shape[:2], 1, 1):
-            _scaled_taps(a, float(scale * volume), multiple, out)
+            _scaled_taps(a, float(scale), multiple, out)
             return out
-        return super().scale_into(out, scale, a, multiple, volume)
+        return super().scale_into(out, scale, a, multiple)
 
     def sum_squares(self, x) -> float:
         x = np.ascontiguousarray(x).reshape(-1)
@@ -62,12 +62,12 @@ class CpuLinearAlgebra(LinearAlgebra):
         _sum_squares(len(squares), x, squares)
         return float(total(squares))
 
-    def residual(self, out, x, before=0.0):
+    def residual(self, out, x):
         if not out.flags.c_contiguous:
-            return super().residual(out, x, before)
+            return super().residual(out, x)
         squares = np.empty(-(-out.size // _BLOCK))
         _residual(len(squares), out.reshape(-1), np.ascontiguousarray(x).reshape(-1), squares)
-        return before + total(squares) / len(x)
+        return total(squares) / len(x)
 
     def inverse(self, w):
         if not 0 < len(w) <= _SMALL:

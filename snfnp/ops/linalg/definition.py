@@ -25,11 +25,6 @@ class LinearAlgebra(OperationGroup):
             out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
         return out
 
-    def matmul_each(self, products, add=False):
-        """out = a b, or out += a b, for every (a, b, out) of a list; shapes (M, K), (K, N)."""
-        for a, b, out in products:
-            (self.matmul_add if add else self.matmul)(a, b, out)
-
     def combine(self, weights, a):
         """weights a, shapes (M, K) and (K, N); the small host array `weights` depends on shapes
         alone. O(M K N)."""
@@ -41,41 +36,27 @@ class LinearAlgebra(OperationGroup):
         out += a * x
         return out
 
-    def axpby_each(self, *sums) -> None:
-        """`axpby` of each (a, x, b, out): in one launch of a device, where they are alike."""
-        for each in sums:
-            self.axpby(*each)
+    def scale_into(self, out, scale, a, multiple):
+        """out ← scale · a ⊙ multiple, with a = flip(R) and m the surrogate for the gradient of a
+        log-determinant (the second summand of Eqs. 10 and 15, m_i p_i of Eq. 25).
 
-    def scale_into(self, out, scale, a, multiple, volume=1.0):
-        """out = scale * volume * a * multiple; `multiple` broadcasts to a's shape.
-
-        With a = flip(R) and multiple = m this is the term that stands in for the inverse
-        (the second summand of Eq. 10 and of Eq. 15, and m_i p_i of Eq. 25). volume: a number, or
-        an array of shape (); `multiple` depends on shapes alone and is made on the host: 1, or a
-        host array.
+        scale: a number, or an array of shape (); multiple: 1, or a host array that broadcasts to
+        a's shape and depends on shapes alone.
         """
-        self.xp.multiply(a, scale * volume, out=out, casting="same_kind")
+        self.xp.multiply(a, scale, out=out, casting="same_kind")
         if not (isinstance(multiple, int) and multiple == 1):  # 1: no weight is shared
             out *= self.device.asarray(multiple, out.dtype)
         return out
-
-    def scale_each(self, terms, volume) -> None:
-        """`scale_into` of each (out, scale, a, multiple): as `axpby_each`."""
-        for each in terms:
-            self.scale_into(*each, volume)
 
     def sum_squares(self, x) -> float:
         """Σ x², in double precision."""
         wide = x.astype(self.xp.float64).reshape(-1)
         return float(wide @ wide)
 
-    def residual(self, out, x, before=0.0):
-        """out ← out − x, the error of a batch (N, ...). Returns `before` + ‖out‖²/N, in double.
-
-        before: a number, or an array of shape ().
-        """
+    def residual(self, out, x):
+        """out ← out − x, the error of a batch (N, ...). Returns ‖out‖²/N, in double precision."""
         out -= x
-        return before + self.sum_squares(out) / len(x)
+        return self.sum_squares(out) / len(x)
 
     def inverse(self, w):
         """w⁻¹ of a square matrix. O(D³). Raises SingularMatrixError; a device that would have to
@@ -99,7 +80,7 @@ class LinearAlgebra(OperationGroup):
         except np.linalg.LinAlgError:
             raise SingularMatrixError("the weight matrix is singular") from None
 
-    # ------------------------------------------ for `snfnp.beyond.block_tridiagonal`'s recursion
+    # ------------------------------------------ for `snfnp.maps.block_tridiagonal`'s recursion
 
     def inverse_and_log_abs_det(self, a):
         """a⁻¹ and log|det a| of a square matrix (n, n). O(n³). Raises SingularMatrixError.

@@ -39,55 +39,30 @@ class GpuLinearAlgebra(LinearAlgebra):
             self.device.cublas.gemm(a, b, out, beta=1.0)
         return out
 
-    def matmul_each(self, products, add=False):
-        kinds = {tuple((m.shape, m.strides, m.dtype) for m in each) for each in products}
-        a, _, out = products[0]
-        plain = len({m.dtype for m in products[0]}) == 1 and out.flags.c_contiguous and a.size > 0
-        if len(products) != 2 or len(kinds) > 1 or not plain:
-            super().matmul_each(products, add)
-        else:
-            self.device.cublas.gemm(*products[0], float(add), products[1])
-
     def axpby(self, a, x, b, out):
         if not out.flags.c_contiguous:
             return super().axpby(a, x, b, out)
         self.device.each("axpby", out.dtype, out.size, a=a, x=x, b=b, out=out, n=out.size)
         return out
 
-    def axpby_each(self, first, *others):
-        out, outs = first[3], [each[3] for each in (first, *others)]
-        kinds = {(each.size, each.dtype, each.flags.c_contiguous) for each in outs}
-        if len(outs) != 2 or kinds != {(out.size, out.dtype, True)}:
-            return super().axpby_each(first, *others)
-        names = ("a", "x", "b", "out", "a_2", "x_2", "b_2", "out_2")
-        arguments = dict(zip(names, (*first, *others[0]), strict=True))
-        return self.device.each("axpby_pair", out.dtype, 2 * out.size, n=out.size, **arguments)
-
-    def scale_each(self, terms, volume):
-        (out, scale, a, multiple), second = terms[0], (*terms[1:], (None, 0.0, None, 0))[0]
-        alike = len(terms) < 3 and all(each[0].shape == out.shape for each in terms)
-        if not alike or not all(_is_transpose(o, m, of) for o, _, m, of in terms):
-            return super().scale_each(terms, volume)
-        (rows, columns), (out_2, scale_2, a_2, multiple_2) = out.shape, second
-        own = {"out": out, "a": a.T, "scale": scale * multiple, "volume": volume, "rows": rows}
-        own |= {"out_2": out_2, "a_2": None if a_2 is None else a_2.T, "columns": columns}
-        tiles = -(-rows // 32) * -(-columns // 32) * len(terms)
-        scale_2 = scale_2 * multiple_2
-        return self.device.launch("scaled_transpose", out.dtype, tiles, scale_2=scale_2, **own)
-
-    def scale_into(self, out, scale, a, multiple, volume=1.0):
-        if _is_transpose(out, a, multiple):
-            self.scale_each([(out, scale, a, multiple)], volume)
+    def scale_into(self, out, scale, a, multiple):
+        plain = out.flags.c_contiguous and a.dtype == out.dtype
+        if isinstance(multiple, int) and a.ndim == 2 and plain and a.T.flags.c_contiguous:
+            rows, columns = out.shape
+            tiles = -(-rows // 32) * -(-columns // 32)
+            own = {"out": out, "scale": scale * multiple, "a": a.T}
+            sizes = {"rows": rows, "columns": columns}
+            self.device.launch("scaled_transpose", out.dtype, tiles, **own, **sizes)
             return out
-        if a.ndim != 4 or not out.flags.c_contiguous or a.dtype != out.dtype:
-            return super().scale_into(out, scale, a, multiple, volume)
+        if a.ndim != 4 or not plain:
+            return super().scale_into(out, scale, a, multiple)
         device, constant = self.device, None
         if isinstance(multiple, int):
             scale = scale * multiple
         else:
             constant = device.constant(multiple)
         _, width, inputs, outputs = out.shape
-        arguments = {"out": out, "scale": scale, "volume": volume, "a": a, "multiple": constant}
+        arguments = {"out": out, "scale": scale, "a": a, "multiple": constant}
         sizes = {"width": width, "inputs": inputs, "outputs": outputs, "n": out.size}
         device.each("scaled_kernel", out.dtype, out.size, **arguments, **sizes)
         return out
@@ -99,11 +74,11 @@ class GpuLinearAlgebra(LinearAlgebra):
         self.device.launch("sum_squares", x.dtype, blocks, g=x, n=x.size, **sums)
         return total
 
-    def residual(self, out, x, before=0.0):
+    def residual(self, out, x):
         device = self.device
         rows, total = device.xp.ascontiguousarray(out), device.empty((), np.float64)
         blocks, sums = self._sums(out.size, total)
-        sums |= {"before": before, "samples": len(x), "n": out.size}
+        sums |= {"samples": len(x), "n": out.size}
         device.launch("residual", out.dtype, blocks, error=rows, x=x, **sums)
         if rows is not out:
             out[...] = rows
@@ -156,9 +131,3 @@ class GpuLinearAlgebra(LinearAlgebra):
         if not host.all():
             raise SingularMatrixError("the matrix is singular")
         return float(np.log(np.abs(host)).sum())
-
-
-def _is_transpose(out, a, multiple) -> bool:
-    """True for what `scaled_transpose` does: an integer multiple of a transposed matrix."""
-    plain = isinstance(multiple, int) and a.ndim == 2 and a.dtype == out.dtype
-    return plain and a.T.flags.c_contiguous and out.flags.c_contiguous

@@ -10,59 +10,35 @@ __global__ void axpby(const double* a_at, double a, const T* __restrict__ x, con
   for (long long i = first_item(); i < n; i += item_stride()) out[i] = b_ * out[i] + a_ * x[i];
 }
 
-// The same for two pairs of arrays of n numbers each.
+// out (rows, columns) = scale · a (columns, rows)ᵀ, in tiles of 32 × 32 that are read and written
+// along rows. Blocks of 256 threads, 8 rows of a tile at a time.
 template <typename T>
-__global__ void axpby_pair(const double* a_at, double a, const T* __restrict__ x,
-                           const double* b_at, double b, T* __restrict__ out,
-                           const double* a_2_at, double a_2, const T* __restrict__ x_2,
-                           const double* b_2_at, double b_2, T* __restrict__ out_2, long long n) {
-  const T a_1 = T(value(a_at, a)), b_1 = T(value(b_at, b));
-  const T a_of_2 = T(value(a_2_at, a_2)), b_of_2 = T(value(b_2_at, b_2));
-  for (long long i = first_item(); i < 2 * n; i += item_stride()) {
-    if (i < n)
-      out[i] = b_1 * out[i] + a_1 * x[i];
-    else
-      out_2[i - n] = b_of_2 * out_2[i - n] + a_of_2 * x_2[i - n];
-  }
-}
-
-// out (rows, columns) = scale · volume · a (columns, rows)ᵀ, in tiles of 32 × 32 that are read and
-// written along rows; and out_2 from a_2 with scale_2, if there is one. Blocks of 256 threads, 8
-// rows of a tile at a time.
-template <typename T>
-__global__ void scaled_transpose(T* __restrict__ out, double scale, const double* volume_at,
-                                 double volume, const T* __restrict__ a, T* __restrict__ out_2,
-                                 double scale_2, const T* __restrict__ a_2, long long rows,
-                                 long long columns) {
+__global__ void scaled_transpose(T* __restrict__ out, const double* scale_at, double scale,
+                                 const T* __restrict__ a, long long rows, long long columns) {
   __shared__ T tile[32][33];  // 33: the 32 values of a column lie in different banks
   const int lane = threadIdx.x & 31, first = threadIdx.x >> 5, step = blockDim.x >> 5;
   const long long across = (columns + 31) / 32, tiles = across * ((rows + 31) / 32);
-  for (long long t = blockIdx.x; t < (out_2 ? 2 * tiles : tiles); t += gridDim.x) {
-    const bool second = t >= tiles;
-    const long long of_one = second ? t - tiles : t;
-    const T factor = T((second ? scale_2 : scale) * value(volume_at, volume));
-    const T* source = second ? a_2 : a;
-    T* target = second ? out_2 : out;
-    const long long row = of_one / across * 32, column = of_one % across * 32;
+  const T factor = T(value(scale_at, scale));
+  for (long long t = blockIdx.x; t < tiles; t += gridDim.x) {
+    const long long row = t / across * 32, column = t % across * 32;
     for (int i = first; i < 32; i += step)
       if (column + i < columns && row + lane < rows)
-        tile[i][lane] = source[(column + i) * rows + row + lane];
+        tile[i][lane] = a[(column + i) * rows + row + lane];
     __syncthreads();
     for (int i = first; i < 32; i += step)
       if (row + i < rows && column + lane < columns)
-        target[(row + i) * columns + column + lane] = factor * tile[lane][i];
+        out[(row + i) * columns + column + lane] = factor * tile[lane][i];
     __syncthreads();
   }
 }
 
-// out (H, W, I, O) = scale · volume · a ⊙ m, a with any strides (in elements), m (H, W).
+// out (H, W, I, O) = scale · a ⊙ m, a with any strides (in elements), m (H, W).
 template <typename T>
-__global__ void scaled_kernel(T* __restrict__ out, double scale, const double* volume_at,
-                              double volume, const T* a, long long a_stride_0, long long a_stride_1,
-                              long long a_stride_2, long long a_stride_3,
-                              const double* __restrict__ multiple, long long width,
-                              long long inputs, long long outputs, long long n) {
-  const double factor = scale * value(volume_at, volume);
+__global__ void scaled_kernel(T* __restrict__ out, const double* scale_at, double scale, const T* a,
+                              long long a_stride_0, long long a_stride_1, long long a_stride_2,
+                              long long a_stride_3, const double* __restrict__ multiple,
+                              long long width, long long inputs, long long outputs, long long n) {
+  const double factor = value(scale_at, scale);
   for (long long index = first_item(); index < n; index += item_stride()) {
     const long long o = index % outputs, i = index / outputs % inputs;
     const long long tap = index / outputs / inputs, h = tap / width, w = tap % width;
@@ -147,11 +123,11 @@ __global__ void sum_squares(const T* __restrict__ g, double* partial, double* __
   if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum;
 }
 
-// error = error - x, and total = before + Σ error² / samples.
+// error = error - x, and total = Σ error² / samples.
 template <typename T>
-__global__ void residual(T* __restrict__ error, const T* __restrict__ x, const double* before_at,
-                         double before, double* partial, double* __restrict__ total,
-                         unsigned int* arrived, long long samples, long long n) {
+__global__ void residual(T* __restrict__ error, const T* __restrict__ x, double* partial,
+                         double* __restrict__ total, unsigned int* arrived, long long samples,
+                         long long n) {
   Sum<T> squares;
 #pragma unroll 4
   for (long long i = first_item(); i < n; i += item_stride()) {
@@ -160,6 +136,5 @@ __global__ void residual(T* __restrict__ error, const T* __restrict__ x, const d
     squares.add(difference * difference);
   }
   double sum = squares.total();
-  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0)
-    *total = value(before_at, before) + sum / double(samples);
+  if (sum_of_all(sum, partial, arrived) && threadIdx.x == 0) *total = sum / double(samples);
 }

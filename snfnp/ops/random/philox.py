@@ -66,7 +66,7 @@ def words(xp, key: RandomKey, count: int, start: int = 0):
     """
     step_low, step_high, stream, seed_low, seed_high = key.words
     blocks = xp.arange(start // 4, (start + count + 3) // 4, dtype=np.uint64)
-    rest = (xp.full_like(blocks, word) for word in (step_low, step_high, stream))
+    rest = [xp.full_like(blocks, word) for word in (step_low, step_high, stream)]
     four = philox4x32((blocks, *rest), (seed_low, seed_high))
     return xp.stack(four, axis=-1).reshape(-1)[start % 4 : start % 4 + count]
 

@@ -11,8 +11,6 @@ t = (x - X_k)/w and u = t(1-t):
 
 import math
 from collections import namedtuple
-from collections.abc import Iterable
-from itertools import starmap
 
 from snfnp.ops.group import OperationGroup
 
@@ -57,11 +55,6 @@ class Spline(OperationGroup):
         knots[2, 1:-1] = eps + xp.maximum(raw, 0) + xp.log1p(e)
         factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
         return knots, factors
-
-    def knots_of_all(self, splines) -> Iterable:
-        """`knots` of each (widths, heights, slopes, bound, eps): in one launch of a device, where
-        they are of one size; on a host each when it is asked for."""
-        return starmap(self.knots, splines)
 
     def evaluate(self, x, knots):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""

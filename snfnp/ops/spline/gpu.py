@@ -1,4 +1,4 @@
-"""The rational-quadratic spline on the GPU: one launch for all knots, and one each way.
+"""The rational-quadratic spline on the GPU: one launch for the knots, and one each way.
 
 A block of the forward pass takes a sample, so that it has the whole sum of its ldj. A block of the
 backward pass takes a few pixels and all samples: every thread adds to sums of its own in shared
@@ -7,8 +7,6 @@ memory, and these are added up in a fixed order. See derivations/09-splines.md.
 
 import math
 
-import numpy as np
-
 from snfnp.ops.gpu import source
 from snfnp.ops.spline.definition import Spline, slope_shift
 
@@ -16,34 +14,20 @@ from snfnp.ops.spline.definition import Spline, slope_shift
 class GpuSpline(Spline):
     """x, dy and dldj may be strided, all have one dtype."""
 
-    def knots(self, *spline):
-        return next(iter(self.knots_of_all([spline])))
-
-    def knots_of_all(self, splines):
-        widths, heights, slopes, bound, eps = splines[0]
-        raw, count, offsets = [each[:3] for each in splines], len(splines), None
-        kinds = {(w.shape[-1], w.size, w.dtype, *numbers) for w, _, _, *numbers in splines}
-        plain = all(a.flags.c_contiguous for each in raw for a in each)
-        if count > 1 and not (plain and len(kinds) == 1):
-            return super().knots_of_all(splines)
-        if count > 1:  # the same in every step: parameters are parts of one buffer
-            starts = np.array([[self.device.address(a) for a in each] for each in raw])
-            starts = (starts - starts[0]) // widths.itemsize
-            offsets = self.device.constant(starts, np.int64)
-        bins = widths.shape[-1]
-        pixels = widths.size // bins
-        knots = self.device.empty((count, 3, bins + 1, pixels), widths.dtype)
-        factors = self.device.empty((count, 3 * bins - 1, pixels), widths.dtype)
-        arrays = {"widths": widths, "heights": heights, "slopes": slopes, "offsets": offsets}
-        numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps), "splines": count}
-        sizes = {"knots": knots, "factors": factors, "pixels": pixels, "bins": bins}
-        own, blocks = arrays | numbers | sizes, -(-3 * count * pixels // 32)
+    def knots(self, widths, heights, slopes, bound, eps):
+        *shape, bins = widths.shape
+        pixels, device = math.prod(shape), self.device
+        knots = device.empty((3, bins + 1, *shape), widths.dtype)
+        factors = device.empty((3 * bins - 1, *shape), widths.dtype)
+        arrays = {"widths": widths, "heights": heights, "slopes": slopes}
+        arrays |= {"knots": knots, "factors": factors}
+        numbers = {"bound": bound, "eps": eps, "shift": slope_shift(eps)}
+        sizes, blocks = {"pixels": pixels, "bins": bins}, -(-3 * pixels // 32)
         # small blocks: there are few pixels for all of a GPU
-        self.device.launch("spline_knots", widths.dtype, blocks, threads=32, **own)
-        return [
-            (knots[n].reshape(3, bins + 1, *shape), factors[n].reshape(3 * bins - 1, *shape))
-            for n, shape in enumerate(w.shape[:-1] for w, _, _ in raw)
-        ]
+        device.launch(
+            "spline_knots", widths.dtype, blocks, threads=32, **arrays, **numbers, **sizes
+        )
+        return knots, factors
 
     def evaluate(self, x, knots):
         device = self.device

@@ -69,26 +69,21 @@ __device__ void spline_edges(const T* __restrict__ raw, T poison, T bound, T eps
 
 // Raw widths, heights (P, K), slopes (P, K-1) -> knots (3, K+1, P), factors (3K-1, P): softmaxes
 // and sigma(raw slope + shift). A thread takes the widths, the heights or the slopes of a pixel.
-// Of several splines of one size, (splines, 3, K+1, P) and (splines, 3K-1, P): the parameters of
-// the n-th are `offsets` (splines, 3) numbers after those of the first; null: there is only one.
 template <typename T>
 __global__ void spline_knots(const T* __restrict__ widths, const T* __restrict__ heights,
-                             const T* __restrict__ slopes, const long long* __restrict__ offsets,
-                             double bound, double eps, double shift, T* __restrict__ knots,
-                             T* __restrict__ factors, long long splines, long long pixels,
+                             const T* __restrict__ slopes, double bound, double eps, double shift,
+                             T* __restrict__ knots, T* __restrict__ factors, long long pixels,
                              long long bins) {
   const int K = int(bins);
   const T rest = T(1.0 - eps * double(bins));
-  for (long long t = first_item(); t < splines * 3 * pixels; t += item_stride()) {
-    const long long row_of_all = t / pixels, p = t - row_of_all * pixels;
-    const long long n = row_of_all / 3, axis = row_of_all - 3 * n;
-    const T* own_widths = widths + (offsets ? offsets[3 * n] : 0) + p * K;
-    const T* own_heights = heights + (offsets ? offsets[3 * n + 1] : 0) + p * K;
-    const T* raw = slopes + (offsets ? offsets[3 * n + 2] : 0) + p * (K - 1);
+  for (long long t = first_item(); t < 3 * pixels; t += item_stride()) {
+    const long long axis = t / pixels, p = t - axis * pixels;
+    const T *own_widths = widths + p * K, *own_heights = heights + p * K;
+    const T* raw = slopes + p * (K - 1);
     const T poison = spline_poison(own_widths, K) + spline_poison(own_heights, K) +
                      spline_poison(raw, K - 1);
-    T* row = knots + row_of_all * (K + 1) * pixels + p;
-    T* factor = factors + (n * (3 * K - 1) + axis * K) * pixels + p;
+    T* row = knots + axis * (K + 1) * pixels + p;
+    T* factor = factors + axis * K * pixels + p;
     if (axis < 2) {
       const T* sizes = axis == 0 ? own_widths : own_heights;
       spline_edges(sizes, poison, T(bound), T(eps), rest, row, factor, K, pixels);

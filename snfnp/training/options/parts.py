@@ -14,9 +14,17 @@ from typing import Any, get_args
 
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import ACTIVATIONS, BIAS_INITS, GRADIENTS, INITS, PRESETS, Preset
+from snfnp.models import (
+    ACTIVATIONS,
+    BIAS_INITS,
+    GRADIENTS,
+    INITS,
+    LARGEST_SIGMA,
+    PRESETS,
+    SMALLEST_SIGMA,
+    Preset,
+)
 from snfnp.ops import BACKENDS
-from snfnp.registry import LARGEST_SIGMA, SMALLEST_SIGMA
 from snfnp.training.adam import SCHEDULES
 
 # int | Auto: an int, or None until `TrainConfig.resolve` fills it in, or what becomes one (a path).

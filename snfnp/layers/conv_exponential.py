@@ -12,9 +12,9 @@ import numpy as np
 
 from snfnp.errors import UsageError
 from snfnp.layers.base import Layer
-from snfnp.layers.linear import Linear
+from snfnp.layers.linear import Linear, xavier
 from snfnp.maps import Conv2d
-from snfnp.ops import Epilogue, RandomKey
+from snfnp.ops import RandomKey
 from snfnp.rules import Exact
 
 _START = RandomKey(0, 0)  # of the power iteration: any direction, always the same
@@ -96,8 +96,8 @@ class ConvExponential(Layer):
         return {"W": self.map.weight_shape}
 
     def init(self, rng, shape) -> dict:
-        scale = self.gain * math.sqrt(2 / sum(self.map.fans))
-        return {"W": rng.normal(scale=scale, size=self.map.weight_shape)}
+        shape = self.map.weight_shape
+        return {"W": rng.normal(scale=xavier(shape, self.gain), size=shape)}
 
     def output_shape(self, shape):
         return self.map.output_shape(shape)
@@ -127,7 +127,7 @@ class ConvExponential(Layer):
         for i in range(len(powers) - 1, 0, -1):
             # 1/i goes to the small arrays
             g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
-            delta = self.map.adjoint_then(ops, k / i, delta, Epilogue(y=dz)).out
+            delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
         pixels = math.prod(dz.shape[1:3])
         self._centre(g_k)[...] += ctx.dldj.sum() * pixels * ops.xp.eye(self.channels, dtype=w.dtype)
 
@@ -150,7 +150,8 @@ class ConvExponential(Layer):
         z, powers = x.copy(), [x]
         single, double = self.terms
         for i in range(1, (single if x.dtype == np.float32 else double) + 1):
-            powers.append(ops.conv.correlate_then(powers[-1], k / i, Epilogue(y=z, out=z)).z)
+            powers.append(self.map.apply(ops, k / i, powers[-1]))
+            ops.linalg.axpby(1.0, powers[-1], 1.0, z)
         return z, powers
 
     def _centre(self, w):
