@@ -11,7 +11,6 @@ from support.explicit import convolve
 from support.gradients import layer_backward, moved
 
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
 from snfnp.layers import AffineCoupling
 from snfnp.ops import get_ops
 from snfnp.ops.coupling.definition import Coupling
@@ -131,21 +130,6 @@ def test_memory_is_one_hidden_activation_and_three_blocks():
     blocks = 3 * ops.coupling.network_values * 4
     assert kept < 1.05 * activation
     assert activation < peak < 1.3 * activation + blocks
-
-
-# ---------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize("channels", [1, 3, 0, -2])
-def test_channels_that_cannot_split_are_a_usage_error(channels):
-    with pytest.raises(UsageError, match=f"{channels} channels.*cannot split") as caught:
-        AffineCoupling(channels)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_width_of_nothing_is_a_usage_error():
-    with pytest.raises(UsageError, match="width .* 0"):
-        AffineCoupling(4, 0)
 
 
 def test_other_images_are_refused():

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from scipy.stats import norm
-from support.gradients import flow_backward, mean_log_density, moved
+from support.gradients import flow_backward, moved
 from support.messages import one_line
 from test_rules import random_params, two_layers
 
 from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
-from snfnp.gradcheck import check_gradient
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
@@ -143,27 +142,6 @@ def test_log_density_is_a_standard_gaussians_of_all_latents(ops):
     for missing in range(3):
         rest = [part for index, part in enumerate(parts) if index != missing]
         assert np.min(np.abs(sum(rest) - found)) > 0.1
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_of_a_flow_with_splits(ops, recompute):
-    """Of the mean exact log-density, every latent's in it, for x and each parameter apart."""
-    flow, params, x = split_case()
-    found = flow_backward(ops, flow, params, x, recompute=recompute)
-    rng, small = np.random.default_rng(6), 3e-4  # the coupling's network has kinks
-
-    def objective(x, p):
-        return mean_log_density(ops, flow, p, x)
-
-    check_gradient(lambda v: objective(v, params), x, found.dx, rng=rng, h=small, rtol=1e-8)
-    for layer, named in params.items():
-        for name, value in named.items():
-
-            def moved(v, layer=layer, name=name):
-                return objective(x, {**params, layer: {**params[layer], name: v}})
-
-            how = {"rng": rng, "h": small, "rtol": 1e-8, "name": f"{layer}.{name}"}
-            check_gradient(moved, value, found.grads[layer][name], **how)
 
 
 @pytest.mark.parametrize("missing", range(3))

@@ -4,10 +4,12 @@ A new layer needs one line in `snfnp.gradcheck.catalogue`; `test_gradcheck_linea
 """
 
 import inspect
+import math
 
 import numpy as np
 import pytest
 from support.gradients import layer_backward, moved
+from support.messages import one_line
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck.catalogue import catalogue
@@ -20,9 +22,11 @@ from snfnp.layers import (
     RationalQuadraticSpline,
     SmoothLeakyReLU,
     SplitPrior,
+    Squeeze,
 )
 from snfnp.maps import Conv2d, Dense
-from snfnp.rules import Exact, SelfNormalizing
+from snfnp.ops import get_ops
+from snfnp.rules import Exact, Relative, SelfNormalizing
 
 EVERY_LAYER = [
     pytest.param((*check.run.args, check.run.keywords), id=check.name)
@@ -203,12 +207,36 @@ def test_a_larger_kernel_starts_at_a_rotation_plus_noise():
     np.testing.assert_allclose(taps[12] @ taps[12].T, np.eye(size), rtol=0, atol=1e-14)
 
 
-def test_an_unknown_initialisation_is_a_usage_error():
-    with pytest.raises(UsageError, match="'papr'.*paper.*identity.*orthogonal"):
-        Linear(Dense(3), init_kind="papr")
+# ---------------------------------------------------------------- wrong settings
+
+WRONG = [
+    (lambda: Linear(Dense(3), init_kind="papr"), "'papr'.*paper.*identity.*orthogonal"),
+    *(
+        (lambda alpha=alpha: SmoothLeakyReLU(alpha), r"must be in \(0, 1\)")
+        for alpha in (0.0, 1.0, -0.3, math.nan)
+    ),
+    (lambda: SelfNormalizing("both"), "'both'.*choose"),
+    (lambda: Relative("both"), "'both'.*choose"),
+    (lambda: RationalQuadraticSpline(bins=1), "1 bins: it needs at least 2"),
+    (lambda: RationalQuadraticSpline(bound=0.0), "bound of a spline is 0.0: it must be positive"),
+    (lambda: RationalQuadraticSpline(bound=math.nan), "bound of a spline is nan"),
+    (lambda: RationalQuadraticSpline(bound=math.inf), "bound of a spline is inf"),
+    (lambda: RationalQuadraticSpline(eps=0.0), r"eps of a spline is 0.0: .* in \(0, 1/bins\)"),
+    (lambda: RationalQuadraticSpline(eps=0.2), r"it must be in \(0, 1/bins\) = \(0, 0.2\)"),
+    *(
+        (lambda channels=channels: AffineCoupling(channels), f"{channels} channels.*cannot split")
+        for channels in (1, 3, 0, -2)
+    ),
+    (lambda: AffineCoupling(4, 0), "width .* 0"),
+    (lambda: SplitPrior(Linear(Dense(2))), "learns its inverse: put it before the split$"),
+    (lambda: SplitPrior(ActNorm()).output_shape((2, 2, 3)), "channels: 3 is an odd number"),
+    (lambda: Squeeze().output_shape((7, 8, 16)), "an even height and width, found 7 × 8"),
+    (lambda: Squeeze().output_shape((4, 5, 1)), "an even height and width, found 4 × 5"),
+    (lambda: Squeeze().forward(get_ops("numpy"), {}, np.zeros((1, 3, 2, 1))), "found 3 × 2"),
+]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.3, np.nan])
-def test_the_activation_refuses_slopes_that_do_not_increase(alpha):
-    with pytest.raises(UsageError, match=r"must be in \(0, 1\)"):
-        SmoothLeakyReLU(alpha)
+@pytest.mark.parametrize("make, message", WRONG)
+def test_a_wrong_setting_is_one_clear_line(make, message):
+    with one_line(UsageError, match=message):
+        make()

@@ -13,7 +13,6 @@ import pytest
 from support.gradients import flow_backward, layer_backward, moved
 
 from snfnp.context import BackwardContext, Slice
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient, frozen_bar_scalar
 from snfnp.layers import Linear, SmoothLeakyReLU
@@ -298,14 +297,7 @@ def test_relative_gradient_is_exact_times_wtw(ops, rng):
         np.testing.assert_array_equal(alone["W"], plain["W"])
 
 
-# ---------------------------------------------------------------- options, NaN, memory
-
-
-@pytest.mark.parametrize("make", [SelfNormalizing, Relative])
-def test_an_unknown_option_is_a_usage_error_of_one_line(make):
-    with pytest.raises(UsageError, match="'both'.*choose") as caught:
-        make("both")
-    assert "\n" not in str(caught.value)
+# ---------------------------------------------------------------- memory
 
 
 def peak_of_one_step(ops, rule, features=512, batch=16):

@@ -7,17 +7,14 @@ import pytest
 from scipy.stats import norm
 from support.gradients import mean_log_density, moved
 
-from snfnp.errors import UsageError
 from snfnp.layers import (
     ActNorm,
     AffineCoupling,
-    Linear,
     Parameterless,
     Preprocess,
     SplitPrior,
 )
 from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
-from snfnp.maps import Conv2d
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.options import TrainConfig
 
@@ -66,16 +63,6 @@ def test_it_is_the_layer_then_a_split(layer, ops):
     assert z.shape == (N, *layer.output_shape(SHAPE))
     assert cache["latent"].shape == (N, *layer.latent_shape(SHAPE))
     assert z.flags.c_contiguous and cache["latent"].flags.c_contiguous
-
-
-def test_a_coupling_that_learns_its_inverse_is_refused():
-    with pytest.raises(UsageError, match="learns its inverse: put it before the split$"):
-        SplitPrior(Linear(Conv2d((1, 1), 2)))
-
-
-def test_an_odd_number_of_channels_cannot_be_halved():
-    with pytest.raises(UsageError, match="halves the channels: 3 is an odd number"):
-        SplitPrior(ActNorm()).output_shape((2, 2, 3))
 
 
 # ---------------------------------------------------------------- a flow with two splits
