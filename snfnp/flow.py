@@ -138,6 +138,10 @@ class Flow:
         dequantisation noise.
         """
         self.require_images(images)
+        return self.preprocessed(ops, images, key, dtype)
+
+    def preprocessed(self, ops, images, key, dtype):
+        """What `encode` returns, of images that were checked before."""
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
     def decode(self, ops, x):

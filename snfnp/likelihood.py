@@ -132,7 +132,7 @@ class Likelihood:
         which, key = part
         some = images[which]
         some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
-        return self.flow.encode(self.ops, some, key, self._dtype)
+        return self.flow.preprocessed(self.ops, some, key, self._dtype)
 
     def _terms(self, x, ldj, watch=None) -> dict:
         """The data-dependent terms of Eq. 7 per image, preprocessing to base density."""

@@ -1,11 +1,15 @@
 """Adam in white coordinates: the same as Adam on V with W = U V, and what U is."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+import threadpoolctl
 from support.messages import one_line
 from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import (
     at_step,
+    batches_of,
     gradient_of,
     images_of,
     make_trainer,
@@ -21,6 +25,7 @@ from snfnp.layers import Linear, SplitPrior, Whiten
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
 from snfnp.ops import get_ops
+from snfnp.training import coordinates
 from snfnp.training.batches import Repeated
 from snfnp.training.coordinates import inputs, whitening
 from snfnp.training.options import TrainConfig
@@ -152,6 +157,22 @@ def test_whitening():
         np.testing.assert_allclose(u @ second @ u, (basis * expected) @ basis.T, atol=1e-9)
     for nothing in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
         np.testing.assert_array_equal(whitening(nothing), np.eye(3))
+
+
+def test_blas_has_one_thread_for_roots_of_small_matrices(monkeypatch):
+    """On every backend: they are found on the host, where more threads only wait."""
+    trainer, counts = trainer_of("conv"), []
+
+    def noting(second):
+        pools = threadpoolctl.threadpool_info()
+        counts.extend(pool["num_threads"] for pool in pools if pool["user_api"] == "blas")
+        return np.eye(len(second))
+
+    monkeypatch.setattr(coordinates, "whitening", noting)
+    monkeypatch.setattr(trainer.ops.linalg, "chain_of_products", lambda size: nullcontext())
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        trainer.renew(batches_of(trainer))
+    assert set(counts) == {1}
 
 
 @pytest.mark.parametrize("step", [7, 8, 9])

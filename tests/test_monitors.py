@@ -11,12 +11,14 @@ from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp.data.mnist import SPECS
+from snfnp.diagnostics import gradients
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense, contraction
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.training import monitors
 from snfnp.training.monitors import Monitors, gradient_ratios
 from snfnp.training.runs.load import load_run
 from snfnp.training.second_moment import SmallestSecondMoment, stable_above
@@ -152,6 +154,25 @@ def inspected(trainer):
     likelihood = trainer.likelihood()
     likelihood.evaluate(images, 0, at_once=70, watch=inspection.watch(len(images)))
     return inspection, lambda: inspection.figures(likelihood)["layers"]
+
+
+@pytest.mark.parametrize("model", ["fc", "conv", "glow"])
+def test_figures_are_in_double_precision_whatever_evaluations_are(model, monkeypatch):
+    """Kernels of a GPU refuse inputs and parameters of two types."""
+
+    def noting(ops, flow, params, x, *rest):
+        types.update({x.dtype, *(a.dtype for own in params.values() for a in own.values())})
+        return gradients(ops, flow, params, x, *rest)
+
+    types = set()
+    monkeypatch.setattr(monitors, "gradients", noting)
+    single, double = (
+        inspected(make_trainer(OPS, model, eval_dtype=dtype)) for dtype in ("float32", "float64")
+    )
+    found, expected = single[1](), double[1]()
+    assert types == {np.dtype("float64")}
+    for name, own in expected.items():
+        assert found[name] == pytest.approx(own, rel=1e-3)
 
 
 def test_figures_leave_the_training_as_it_is():

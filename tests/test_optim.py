@@ -138,6 +138,14 @@ def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
     np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup, per_epoch, first", [(0.5, 1, 2.0), (0, 1, 2.0), (0.5, 4, 1.0)])
+def test_the_first_step_of_a_run_has_a_rate(schedule, warmup, per_epoch, first):
+    options = {"lr_schedule": schedule, "final_lr_fraction": 0.0, "warmup_epochs": warmup}
+    config = TrainConfig(lr=2.0, epochs=1, **options).resolve(1000)
+    assert learning_rate(config, 0, per_epoch) == first
+
+
 RELATIVE = {"gradient": "relative"}
 REFUSED = [
     ({"lr_schedule": "cosine", "epochs": 3}, ".10., and `epochs` is 3: give more epochs, or"),

@@ -234,7 +234,8 @@ def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
 
 @pytest.mark.parametrize("columns", [1, 2, 2000])
 def test_the_fully_connected_flow_fits_any_rows(columns):
-    assert TrainConfig().resolve(100).build_flow((columns,)).dimension == columns
+    moments = np.zeros(columns), np.ones(columns)
+    assert TrainConfig().resolve(100).build_flow((columns,), moments).dimension == columns
 
 
 # ---------------------------------------------------------------- runs

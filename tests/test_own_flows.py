@@ -1,6 +1,7 @@
 """Flows of one's own in the trainer, `snfnp.fit`, patience and callbacks."""
 
 import dataclasses
+import gc
 import importlib
 import os
 import subprocess
@@ -15,6 +16,7 @@ from support.runs import assert_same_run, state
 from support.trainers import at_step, spoil, without_time
 
 import snfnp
+from snfnp import images
 from snfnp.cli import angle, evaluate, sample, train
 from snfnp.errors import UsageError
 from snfnp.layers import Linear, SmoothLeakyReLU
@@ -116,7 +118,7 @@ def test_a_builder_gets_the_choices_and_a_preset_has_settings(mine, tmp_path):
     config = snfnp.TrainConfig(model="registered").resolve(100)
     assert (config.lr, config.epochs, config.gradient) == (0.5, 30, "self-normalizing")
     for gradient, learns in (("exact", False), ("self-normalizing", True)):
-        flow = dataclasses.replace(config, gradient=gradient).build_flow((2,))
+        flow = dataclasses.replace(config, gradient=gradient).build_flow((2,), np.ones((2, 2)))
         assert bool(flow.learned_inverses()) == learns
     assert snfnp.TrainConfig(model="mine:Inside.PRESET").resolve(100).lr == 0.25
     own = Standardise((1.0, 2.0), (1.0, 4.0))
@@ -286,7 +288,7 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(session, "_EVALUATIONS", 3)
     run = snfnp.fit(data, **held_out, report=None, backend="numpy", epochs=12, seed=3)
-    assert run.record["data"]["images"] == counts and list(tmp_path.iterdir()) == []
+    assert run.record["data"]["images"] == counts and len(run.folder.read_metrics()) == 3
     assert capfd.readouterr() == ("", "") and run.config.eval_every == 4
     assert run.config.batch_size == min(100, counts[0])
     assert run.likelihood.sample(3).shape[1:] == run.image_shape
@@ -295,6 +297,36 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
         file = snfnp.load_dataset(str(tmp_path / "array.npy"), seed=3)
         digests = {split: file.fingerprint(split) for split in ("train", "validation", "test")}
         assert digests == run.record["data"]["sha256"]
+        (tmp_path / "array.npy").unlink()
+    del run
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []  # the temporary folder goes with the run
+
+
+def test_a_run_records_the_name_of_the_data_that_it_was_given(tmp_path):
+    data = snfnp.Dataset("mine", DATA.train, DATA.validation, DATA.test, source="my lab")
+    for name in ("started", "fitted"):
+        if name == "fitted":
+            snfnp.fit(data, out=tmp_path / name, report=None, **QUICK)
+        else:
+            config, folder = snfnp.TrainConfig(**QUICK), RunFolder.create(tmp_path / name)
+            snfnp.train(config, data, run=folder, report=None)
+        _, record = RunFolder.open(tmp_path / name)
+        assert record["config"]["data"] == record["data"]["name"] == "mine"
+
+
+def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
+    """Once by the data set, once more in the first batch and in each evaluation."""
+    looks, original = [], images.parts
+    monkeypatch.setattr(images, "parts", lambda rows: looks.append(len(rows)) or original(rows))
+    how = {"epochs": 2, "eval_every": 1, "report": None, "backend": "numpy"}
+    counts = []
+    for batch_size in (40, 10):
+        looks.clear()
+        data = snfnp.Dataset("mine", *(DATA.train[:count] for count in (80, 31, 30)))
+        snfnp.fit(data, batch_size=batch_size, **how)
+        counts.append(len(looks))
+        assert looks == [80, 31, 30, batch_size, 31, 31, 30]
 
 
 @pytest.mark.parametrize(
@@ -401,6 +433,13 @@ def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch)
         resume(folder, data=DATA)
     resume(folder)
     assert state(folder).step == 15
+
+
+@pytest.mark.parametrize("callbacks", [None, (), []])
+def test_no_callbacks_are_none(tmp_path, callbacks):
+    run = snfnp.fit(DATA, callbacks=callbacks, report=None, out=tmp_path / "run", **QUICK)
+    summary = resume(run.folder.path, callbacks=callbacks, epochs=QUICK["epochs"] + 1)
+    assert np.isfinite(summary["test_nll_nats"])
 
 
 @pytest.mark.parametrize("callbacks", [len, [3]])

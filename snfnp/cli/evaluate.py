@@ -58,7 +58,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
     of = f"{result.images:,} {args.split} {noun} from {source}"
-    bits = noun == "images"  # bits per dimension, and noise, are of bytes alone
+    bits = run.flow.preprocess.of_images  # bits per dimension, and noise, are of bytes alone
     print(of + f", dequantisation seed {result.dequantisation_seed}" * bits)
     print(f"{'mean log-likelihood':<24}{'nats':>14}" + f"{'bits/dim':>12}" * bits)
     for term, nats in {**result.ledger, "log p(x)": -result.nll}.items():

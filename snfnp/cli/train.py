@@ -131,7 +131,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
         view = View.of(run.likelihood, animation.data, inverses, config.seed)
         plots.save_plane(folder.samples, view, title)
         drawn.append(folder.samples)
-    elif run.flow.preprocess.noun == "images":
+    elif run.flow.preprocess.of_images:
         names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
         panels = {
             names[name]: run.likelihood.sample(_SAMPLES, config.seed, exact=name == "exact")

@@ -41,7 +41,7 @@ class Dataset:
             object.__setattr__(self, split, with_channels(getattr(self, split)))
         for split in SPLITS:
             images = getattr(self, split)
-            problem = (fault if self.noun == "images" else fault_of_rows)(images)
+            problem = (fault if self.of_images else fault_of_rows)(images)
             if not problem and images.shape[1:] != self.train.shape[1:]:
                 problem = f"shape {images.shape} beside {self.train.shape} of train; make them one"
             if problem:
@@ -50,7 +50,7 @@ class Dataset:
                 images = images[:]  # a view: what was given stays as it is
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
-        if self.noun == "images":
+        if self.moments is None:
             return
         spread = self.moments[1]
         if (bad := np.flatnonzero(~((spread > 0) & np.isfinite(spread)))).size:
@@ -61,14 +61,21 @@ class Dataset:
             raise UsageError(f"the train rows of {self.name}: {problem}")
 
     @property
+    def of_images(self) -> bool:
+        """Whether its samples are images, and not rows."""
+        return not is_rows(self.train)
+
+    @property
     def noun(self) -> str:
-        """Its samples, in a word: "images" or "rows"."""
-        return "rows" if is_rows(self.train) else "images"
+        """Its samples, in a word for messages."""
+        return "images" if self.of_images else "rows"
 
     @cached_property
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Mean and standard deviation of each column of the training rows, (D,) in float64; 0
-        exactly where all are the same. One pass in parts (Chan et al. 1983)."""
+        exactly where all are the same. None of images. One pass in parts (Chan et al. 1983)."""
+        if self.of_images:
+            return None
         count, mean, squares, constant = 0, np.float64(0), np.float64(0), True
         for _, part in parts(self.train):
             constant = constant & (part == self.train[:1]).all(axis=0)

@@ -19,7 +19,7 @@ from snfnp.images import fault, fault_of_rows
 class _OfImages:
     """Values in [0, levels) on the way in, uint8 on the way back."""
 
-    noun = "images"
+    noun, of_images = "images", True
     levels: int
 
     @property
@@ -99,7 +99,7 @@ class Standardise:
 
     mean: tuple[float, ...] = field(repr=False)
     spread: tuple[float, ...] = field(repr=False)
-    noun = "rows"
+    noun, of_images = "rows", False
 
     @property
     def usual_bits(self) -> float:
@@ -135,8 +135,7 @@ WAYS = ("logit", "scale", "standardise", "none")
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
     """The way that `preprocess` names, or that fits data of this shape (None).
 
-    moments: (mean, spread) of training rows, or None if none will come. Raises UsageError for a
-    name that is for other data.
+    moments: (mean, spread) of training rows. Raises UsageError for a name that is for other data.
     """
     images = len(shape) == 3
     name = name or ("logit" if images else "standardise")
@@ -145,6 +144,8 @@ def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
         raise UsageError(f"`preprocess={name}` is not for {found}: choose {' or '.join(right)}")
     if images:
         return Preprocess() if name == "logit" else Scale()
-    if name == "none" or moments is None:
-        moments = np.zeros(shape), np.full(shape, 1.0 if name == "none" else math.nan)
+    if name == "none":
+        moments = np.zeros(shape), np.ones(shape)
+    elif moments is None:
+        raise UsageError("standardised rows need the mean and spread of the training rows: moments")
     return Standardise(*(tuple(map(float, each)) for each in moments))

@@ -46,16 +46,17 @@ def warmed_up(lr: float, step: int, steps_per_epoch: int, warmup_epochs: float) 
 
 
 def learning_rate(config, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, …: warm-up, and then what `--lr-schedule` makes of --lr.
+    """The learning rate of step 0, 1, …: warm-up, and then what `lr_schedule` makes of `lr`.
 
-    "linear" falls on a straight line, "cosine" on half a wave (Loshchilov & Hutter 2017), from the
-    end of the warm-up to the last step of `--epochs`, where `--final-lr-fraction` of --lr is left.
+    "linear" falls on a straight line, "cosine" on a cosine (Loshchilov & Hutter 2017), from the end
+    of the warm-up to the last of `epochs`, whose last step has `final_lr_fraction` of `lr`. A run's
+    first step is never in the fall: if it is the only one, it would have no rate at all.
     A function of the step and the options alone: a run that goes on with more epochs has from then
     on the rates of one that was planned for as many.
     """
     rate = warmed_up(config.lr, step, steps_per_epoch, config.warmup_epochs)
     warmup_steps = config.warmup_epochs * steps_per_epoch
-    if config.lr_schedule == "constant" or step + 1 <= warmup_steps:
+    if config.lr_schedule == "constant" or step + 1 <= max(warmup_steps, 1):
         return rate
     steps = config.epochs * steps_per_epoch
     progress = min((step + 1 - warmup_steps) / (steps - warmup_steps), 1.0)

@@ -69,7 +69,7 @@ def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarr
         images = batches(step)
         part, _ = trainer.slice_of(len(images))
         key = RandomKey(trainer.config.seed, WHITENING_NOISE, step, part.first)
-        x = flow.encode(ops, images, key, dtype if place else np.float64)[0]
+        x = flow.preprocessed(ops, images, key, dtype if place else np.float64)[0]
         for name, before in flow.layers[:place]:
             x = before.forward(ops, params[name], x)[0]
         x = x.astype(np.float64)

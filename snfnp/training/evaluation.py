@@ -26,7 +26,7 @@ class Evaluator:
         self._config, self._trainer, self._clock = trainer.config, trainer, clock
         self._batches, self._monitors = batches, Monitors(trainer, batches.whole)
         self.warnings = self._monitors.warnings
-        self._of_images = trainer.flow.preprocess.noun == "images"
+        self._of_images = trainer.flow.preprocess.of_images
 
     def validate(self, epoch: int, images) -> dict:
         """The record of an epoch: exact validation likelihood, and its steps' average figures.

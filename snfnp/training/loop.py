@@ -259,7 +259,7 @@ def train(
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     if flow is not None:
         config = replace(config, model=flow)
-    if dataset.source == Dataset.source and not resume:  # what is called mnist otherwise
+    if dataset.name != config.data_name and not resume:  # given by the caller, not by its name
         config = replace(config, data=dataset.name)
     config = config.resolve(len(dataset.train), dataset.train.shape[1:])
     config.check_processes(world.size)
@@ -277,7 +277,7 @@ def train(
         robust_output(),
         threads.restored(),
     ):
-        moments = dataset.moments if dataset.noun == "rows" else None
+        moments = dataset.moments
         if resume:
             record = world.on_rank_zero(lambda: run.open(run.path)[1])
             if line := world.on_rank_zero(lambda: run.refuse_other_images(record, dataset)):
@@ -369,7 +369,7 @@ def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evalua
         return saved
 
     test = evaluator.test(world.on_rank_zero(load_best).p, dataset.test)
-    images = dataset.noun == "images"  # bits per dimension, and noise, are of bytes alone
+    images = dataset.of_images  # bits per dimension, and noise, are of bytes alone
     summary = {
         "best_epoch": best["epoch"],
         "validation_nll_nats": best["validation_nll_nats"],

@@ -153,7 +153,7 @@ class Monitors:
         seed, parts = trainer.config.seed, []
         for step in range(first, first + count):
             noise = RandomKey(seed, TRAINING_NOISE, step)
-            x, _ = trainer.flow.encode(ops, self._images_of(step), noise, np.float64)
+            x, _ = trainer.flow.preprocessed(ops, self._images_of(step), noise, np.float64)
             parts.append(x)
         x, key = ops.xp.concatenate(parts), RandomKey(seed, 0, first)
         return ops, trainer.flow, params, x, lam, key

@@ -132,7 +132,7 @@ class ProgressLine:
         self.bar = tqdm(
             total=steps * trainer.config.batch_size,
             initial=trainer.step * trainer.config.batch_size,
-            unit="img" if trainer.flow.preprocess.noun == "images" else "row",
+            unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
             disable=report is silent or None,  # None: no bar if the output is not a terminal
             dynamic_ncols=True,

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
@@ -55,7 +56,9 @@ def started(
 ) -> Iterator[Session]:
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
-    _ = config.build_flow(dataset.train.shape[1:]).layout  # raises before a folder is made
+    _ = config.build_flow(
+        dataset.train.shape[1:], dataset.moments
+    ).layout  # raises before a folder is made
     path = world.broadcast(path_of(config))
     folder = RunFolder(path)
     with ExitStack() as held:
@@ -145,7 +148,7 @@ def fit(
     data: rows of floats (N, D), images, uint8 (N, H, W[, C]), or a `Dataset`;
     validation, test: others, or the fraction that is held out (a tenth), drawn by `seed`;
     flow: a model of one's own (`TrainConfig(model=…)`); out: the run's folder; None: a temporary
-    one, which is removed at the end, but not if training was interrupted or failed; report,
+    one, removed with the run's `folder`, but not if training was interrupted or failed; report,
     callbacks, optimiser: as for `snfnp.train`; options: those of `TrainConfig`, of which eval_every
     is by default what makes about 50 evaluations. Raises what `snfnp.train` raises.
     """
@@ -165,9 +168,11 @@ def fit(
         with started(replace(config, out=path), data) as session:
             session.train(report, optimiser, callbacks)
             run = load_run(path, ops=session.ops)
+        if not out:
+            weakref.finalize(run.folder, shutil.rmtree, path, ignore_errors=True)
         return run
     finally:  # a run that was interrupted or failed goes on in its folder
-        if not out and (run or not RunFolder(path).has_checkpoint()):
+        if not (out or run or RunFolder(path).has_checkpoint()):
             shutil.rmtree(path, ignore_errors=True)
 
 

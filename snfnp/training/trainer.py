@@ -136,7 +136,7 @@ class Trainer:
     def encode(self, images, step, part: Slice):
         """x and its log-Jacobian from a slice of the images of a step, with that step's noise."""
         key = RandomKey(self.config.seed, TRAINING_NOISE, step, part.first)
-        return self.flow.encode(self.ops, images, key, self.p.dtype)
+        return self.flow.preprocessed(self.ops, images, key, self.p.dtype)
 
     def ascend(self, images) -> None:
         """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
@@ -206,6 +206,7 @@ class Trainer:
         step's noise, or of a `Whiten` layer on more of them."""
         p, images = self.drawn(), batches.whole(0)
         params = self.layout.views(p)
+        self.flow.require_images(images)  # the only check: `Dataset` has seen all of them
         x, _ = self.encode(images, 0, cut(len(images), 1)[0])
         self.flow.init_from_data(self.ops, params, x, partial(statistics, self, params, batches))
         self.share(p)

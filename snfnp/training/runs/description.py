@@ -35,7 +35,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
     if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
         initialisation += f"; actnorm {first}"
     order = "a new order per epoch, NumPy default_rng((seed, epoch))"
-    rows = dataset.noun == "rows"
+    moments = dataset.moments
     return {
         "config": config.as_dict(),
         "data": {
@@ -44,7 +44,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             "is_sample": dataset.is_sample,
             "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
-            **({"moments": [each.tolist() for each in dataset.moments]} if rows else {}),
+            **({"moments": [each.tolist() for each in moments]} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
         "model": {

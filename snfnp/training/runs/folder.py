@@ -176,7 +176,7 @@ class RunFolder:
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
-            layout = config.build_flow(self.data(record)[1]).layout
+            layout = config.build_flow(self.data(record)[1], self.moments(record)).layout
             best = load_checkpoint(self.best, layout, record)
             config = config.with_optimiser_of(best.record["config"])
         if keep_longer and "epochs" in changes:
