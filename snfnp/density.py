@@ -17,7 +17,14 @@ from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
 from snfnp.training.batches import Batches
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
+from snfnp.training.runs.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    record_of,
+    refused_if_damaged,
+    save_checkpoint,
+)
+from snfnp.training.runs.folder import moments_of
 from snfnp.training.trainer import Trainer
 
 _EVALUATIONS = 40  # of a whole training, about
@@ -237,10 +244,13 @@ class FlowDensity:
         record = record_of(Path(path))
         if record.get("class") != cls.__name__:
             raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
-        density = cls(**record["params"])
-        config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
-        layout = config.build_flow(moments.shape[1:], moments).layout
-        density._keep(config, moments, load_checkpoint(Path(path), layout).p, record["steps"])
+        with refused_if_damaged(Path(path)):
+            density, moments = cls(**record["params"]), moments_of(record["moments"])
+            config, steps = TrainConfig.from_dict(record["config"]), int(record["steps"])
+            if config.model != "vector" or moments is None:
+                raise ValueError("its model or moments")
+            layout = config.build_flow(moments.shape[1:], moments).layout
+            density._keep(config, moments, load_checkpoint(Path(path), layout).p, steps)
         return density
 
     @property

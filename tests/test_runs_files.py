@@ -133,6 +133,14 @@ def test_two_writers_of_a_file_never_share_a_temporary_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_no_pipe_or_device_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with one_line(SnfnpError, "cannot write", "pipe (it is no regular file)"):
+        files.write_atomically(tmp_path / "pipe", b"content")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
     """After a power failure too: the content before it is renamed, the folder after that."""
     done, fsync, replace = [], os.fsync, os.replace

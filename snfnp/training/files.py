@@ -45,6 +45,8 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         with explained(f"write {path}", "free some space or choose another folder (`out`)"):
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "it is no regular file")  # such as a device
             with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()

@@ -6,6 +6,9 @@ A picture has the format that its name ends in, and is written whole or not at a
 import io
 import math
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from snfnp import paths
+from snfnp.errors import printable
 from snfnp.training.animation import View
 from snfnp.training.files import write_atomically
 
@@ -24,7 +28,7 @@ _LARGEST_PANEL = 2000
 _INK, _DOTS = "0.55", {"s": 4, "linewidths": 0}  # the data's colour; points
 
 
-# Matplotlib gets a folder for its cache of fonts if its own cannot be written.
+# If its own folder for a cache of fonts cannot be written, Matplotlib gets another.
 _home = Path(os.path.expanduser("~"))
 _usual = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
 if "MPLCONFIGDIR" not in os.environ and not all(
@@ -39,6 +43,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402, no pyplot: the user's backend stays
 from matplotlib.patches import Circle  # noqa: E402
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings, as of signs in a name that no font has."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+def _plain(name: str) -> str:
+    """A name as Matplotlib shows it: no formula, no character that cannot be printed, and not
+    hidden from a legend, as one that begins with "_" would be."""
+    shown = printable(name).replace("$", r"\$") or "the run"
+    return f" {shown}" if shown[0] == "_" else shown
 
 
 def default_columns(count: int) -> int:
@@ -66,6 +84,7 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
+@_quiet()
 def save_samples(path: Path, panels: dict, title: str, columns: int | None = None) -> None:
     """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2), or
     {name: points of a plane (N, 2)}.
@@ -92,13 +111,14 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(name)
+        axis.set_title(_plain(name))
         axis.axis("off")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     figure.tight_layout()
     _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
 
 
+@_quiet()
 def save_points(path: Path, panels: dict, title: str, data=()) -> None:
     """Points of a plane side by side, {name: points (n, 2), or paths (paths, steps, 2)}; data
     (n, 2): what the first are drawn over."""
@@ -108,11 +128,12 @@ def save_points(path: Path, panels: dict, title: str, data=()) -> None:
         axes[0].scatter(*data.T, **_DOTS, color=_INK)
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
-        axis.set_title(name)
-    figure.suptitle(title)
+        axis.set_title(_plain(name))
+    figure.suptitle(_plain(title))
     _save(figure, path)
 
 
+@_quiet()
 def save_plane(path: Path, view: View, title: str) -> None:
     """A view of the plane: density, samples, the bent grid, and the data as latents."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
@@ -120,6 +141,7 @@ def save_plane(path: Path, view: View, title: str) -> None:
     _save(figure, path)
 
 
+@_quiet()
 def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
     """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
     pictures = []
@@ -156,9 +178,10 @@ def _draw_plane(figure, view: View, title: str, last: View, **ticks) -> None:
     for radius in (1, 2):
         latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
     latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
 
 
+@_quiet()
 def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title: str) -> None:
     """Histograms {name: values (n,)} in one frame, of what is finite."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -166,8 +189,8 @@ def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title
     finite = {name: each[np.isfinite(each)] for name, each in values.items()}
     bins = list(np.histogram_bin_edges(np.concatenate(list(finite.values())), 80))
     for name, each in finite.items():
-        axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=name)
-    axis.set(xlabel=label, yticks=[], title=title)
+        axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=_plain(name))
+    axis.set(xlabel=label, yticks=[], title=_plain(title))
     axis.legend()
     _save(figure, path)
 
@@ -186,6 +209,7 @@ class Row:
     limit: float | None = None
 
 
+@_quiet()
 def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
     """Every row against every x axis: {its label: x of each record}."""
     # constrained: a title of its own height above any number of rows
@@ -206,7 +230,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
         axes[-1, column].xaxis.get_major_locator().set_params(integer=label == "epoch")
     for number, row in enumerate(rows):
         axes[number, 0].set_ylabel(row.label)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     _save(figure, path)
 
 
@@ -214,6 +238,7 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
 COMPARED = ("epoch", "seconds", "validation_nll_nats")
 
 
+@_quiet()
 def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
     """Runs in one picture, by name, against epochs and against training seconds.
 
@@ -224,7 +249,9 @@ def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label:
     axes = figure.subplots(1, len(columns), sharey=True)
     for axis, x in zip(axes, columns, strict=True):
         for name, figures in lines.items():
-            axis.plot(figures[x], figures[y], marker=_marker(figures[x]), label=name, linewidth=1)
+            axis.plot(
+                figures[x], figures[y], marker=_marker(figures[x]), label=_plain(name), linewidth=1
+            )
         axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
         axis.xaxis.get_major_locator().set_params(integer=x == "epoch")
         axis.grid(alpha=0.3)

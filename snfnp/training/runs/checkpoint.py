@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
-from snfnp.errors import CheckpointError, UsageError
+from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.parameters import Entry, Layout
 from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
@@ -175,14 +175,14 @@ def record_of(path: Path) -> dict:
     """The record in a checkpoint's header: the rest of the file is not read. Raises CheckpointError
     as `load_checkpoint` does."""
     content = read_bytes(path, CheckpointError, f"{path} is gone", _LONGEST_HEADER, whole=False)
-    with _refused_if_damaged(path):
+    with refused_if_damaged(path):
         return dict(parse_json(_header(path, content)["record"].encode()))
 
 
 def recorded_metrics(path: Path) -> list:
     """[length, SHA-256] of the metrics that belong to a checkpoint (`record_of`)."""
     record = record_of(path)
-    with _refused_if_damaged(path):
+    with refused_if_damaged(path):
         length, digest = record["metrics"]
         return [max(int(length), 0), digest]
 
@@ -196,12 +196,13 @@ def _header(path: Path, content: bytes) -> dict:
 
 
 @contextmanager
-def _refused_if_damaged(path: Path) -> Iterator[None]:
+def refused_if_damaged(path: Path) -> Iterator[None]:
+    """Any error that corrupt content causes becomes a CheckpointError about this file."""
     try:
         yield
-    except (CheckpointError, MemoryError):
+    except (SnfnpError, MemoryError):
         raise
-    except Exception as error:  # whatever a damaged file makes a library raise
+    except Exception as error:
         raise _damaged(path, str(error).partition("\n")[0][:100]) from None
 
 
@@ -209,7 +210,7 @@ def _read(path: Path, most: int) -> tuple[dict, dict[str, np.ndarray]]:
     """The values of a file's header, and its arrays by name. most: bytes that it may have."""
     missing = f"there is no checkpoint {path}: restore it, or train first (without `resume`)"
     content = read_bytes(path, CheckpointError, missing, most)
-    with _refused_if_damaged(path):
+    with refused_if_damaged(path):
         header = _header(path, content)
         tensors = load(content)
         if header.get("sha256") != _digest(content):
