@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import struct
 import subprocess
 import sys
 import tarfile
@@ -13,15 +12,11 @@ import pytest
 from support.data_files import (
     CIFAR,
     FILES,
-    IMAGENET_TRAIN,
     TEST,
     TEST_GZ,
     TRAIN_GZ,
     cifar_members,
-    colour_images,
     idx_bytes,
-    png,
-    png_members,
     put,
     random_images,
     records,
@@ -136,49 +131,6 @@ def test_an_archive(tmp_path: Path, case: str) -> None:
     )
 
 
-# ---------------------------------------------------------------- ImageNet32
-
-
-def header_of(width: int, height: int) -> bytes:
-    """A PNG file that says it has that many pixels, and has few."""
-    content = png(IMAGENET_TRAIN[0])
-    return content[:16] + struct.pack(">2I", width, height) + content[24:]
-
-
-PNG = png(IMAGENET_TRAIN[0])
-PNGS = {
-    "larger": (png(np.zeros((64, 32, 3), np.uint8)), "no PNG file of 32 x 32"),
-    "grey": (png(np.zeros((32, 32), np.uint8)), "is of type L"),
-    "alpha": (png(np.zeros((32, 32, 4), np.uint8)), "is of type RGBA"),
-    "cut": (PNG[:-100], "damaged"),
-    "flipped": (PNG[:300] + b"\xff" * 9 + PNG[309:], "damaged"),
-    # what the decoder warns of, and what it raises an error of its own for
-    "144 million pixels": (header_of(12_000, 12_000), "no PNG file of 32 x 32"),
-    "3.6 billion pixels": (header_of(60_000, 60_000), "no PNG file of 32 x 32"),
-    "longer than any": (PNG + bytes(1 << 16), "damaged"),
-}
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("content, problem", PNGS.values(), ids=PNGS.keys())
-@pytest.mark.filterwarnings("error")
-def test_a_png(tmp_path: Path, cache: Path, content: bytes, problem: str) -> None:
-    members = png_members(IMAGENET_TRAIN, "train_32x32") | {"train_32x32/0000009.png": content}
-    put(tmp_path, FILES["imagenet32"] | {"train_32x32.tar": tar_bytes(members, compressed=False)})
-    file = f"{tmp_path / 'train_32x32.tar'}: train_32x32/0000009.png"
-    refused("imagenet32", tmp_path, file, problem, "fresh")
-    assert os.listdir(cache / "imagenet32") == []
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("count, found", [(22, "22 images"), (24, "more than 23 images")])
-def test_a_wrong_count(tmp_path: Path, cache: Path, count: int, found: str) -> None:
-    members = png_members(colour_images(count, seed=12), "train_32x32")
-    put(tmp_path, FILES["imagenet32"] | {"train_32x32.tar": tar_bytes(members, compressed=False)})
-    refused("imagenet32", tmp_path, tmp_path / "train_32x32.tar", found, "not the 23")
-    assert os.listdir(cache / "imagenet32") == []
-
-
 # ---------------------------------------------------------------- more than may be held
 
 GIB = 1 << 30
@@ -220,12 +172,10 @@ def long_tar(name: str, kind: bytes = tarfile.REGTYPE) -> dict[str, bytes]:
 
 
 BATCH, LONG = f"{cifar.FOLDER}/{cifar.BATCHES[0]}", "a header of 6442450944 bytes"
-SPARSE_PNG = {"train_32x32.tar": sparse_tar("0.png", 8 << 30), "valid_32x32.tar": b""}
 BOMBS = {
     "IDX file": ("mnist", {TRAIN_GZ: ZEROS, TEST_GZ: b""}, "no IDX file"),
     "batch": ("cifar-10", long_tar(BATCH), "more than"),
     "sparse batch": ("cifar-10", {cifar.ARCHIVE: sparse_tar(BATCH, 10 << 40)}, "more than"),
-    "sparse PNG": ("imagenet32", SPARSE_PNG, "0.png is damaged or no PNG"),
     "name": ("cifar-10", long_tar("././@LongLink", tarfile.GNUTYPE_LONGNAME), LONG),
     "extended headers": ("cifar-10", long_tar("x", tarfile.XHDTYPE), LONG),
 }

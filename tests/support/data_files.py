@@ -57,11 +57,11 @@ def put(folder: Path, members: dict[str, bytes]) -> Path:
 
 
 # Small data sets: MNIST and Fashion-MNIST of 5 + 2 and 3 images, CIFAR-10 in batches of 4,
-# ImageNet32 of 23 (5 of them for validation) and 7.
+# ImageNet32 of 18 + 5 and 7.
 TRAIN, TEST = random_images(7, seed=1), random_images(3, seed=2)
 FASHION = {TRAIN_GZ: random_images(7, seed=3), TEST_GZ: random_images(3, seed=4)}
 CIFAR = [colour_images(4, seed) for seed in range(6)]  # five training batches, the test batch
-IMAGENET_TRAIN, IMAGENET_TEST = colour_images(23, seed=10), colour_images(7, seed=11)
+IMAGENET = colour_images(30, seed=10)
 
 
 def records(images: np.ndarray) -> bytes:
@@ -83,31 +83,25 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def png_members(images: np.ndarray, folder: str) -> dict[str, bytes]:
-    return {f"{folder}/{index + 1:07d}.png": png(image) for index, image in enumerate(images)}
-
-
-def imagenet_archives(compressed: bool = False) -> dict[str, bytes]:
-    return {
-        "train_32x32.tar": tar_bytes(png_members(IMAGENET_TRAIN, "train_32x32"), compressed),
-        "valid_32x32.tar": tar_bytes(png_members(IMAGENET_TEST, "valid_32x32"), compressed),
-    }
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 FILES = {
     "mnist": {TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)), TEST_GZ: gzip.compress(idx_bytes(TEST))},
     "fashion-mnist": {name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()},
     "cifar-10": {cifar.ARCHIVE: tar_bytes(cifar_members(), compressed=True)},
-    "imagenet32": imagenet_archives(),
+    "imagenet32": {imagenet.FILE: npy_bytes(IMAGENET)},
 }
-HELD_OUT = np.isin(np.arange(23), [7, 8, 10, 11, 21])  # of ImageNet32's training images
 SPLITS = {
     "mnist": (TRAIN[:5, ..., None], TRAIN[5:, ..., None], TEST[..., None]),
     "fashion-mnist": tuple(
         images[..., None] for images in (*np.split(FASHION[TRAIN_GZ], [5]), FASHION[TEST_GZ])
     ),
     "cifar-10": (np.concatenate(CIFAR[:4]), CIFAR[4], CIFAR[5]),
-    "imagenet32": (IMAGENET_TRAIN[~HELD_OUT], IMAGENET_TRAIN[HELD_OUT], IMAGENET_TEST),
+    "imagenet32": tuple(np.split(IMAGENET, [18, 23])),
 }
 
 
@@ -146,10 +140,9 @@ def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str
     monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", spec.load)
     archive = FILES["cifar-10"][cifar.ARCHIVE]
     monkeypatch.setattr(cifar, "ARCHIVE_MD5", hashlib.md5(archive).hexdigest())
-    counts = {"BATCH_COUNT": 4, "VALIDATION_COUNT": 4}, {"TRAIN_COUNT": 23, "TEST_COUNT": 7}
-    for module, values in ((cifar, counts[0]), (imagenet, {**counts[1], "VALIDATION_COUNT": 5})):
-        for constant, value in values.items():
-            monkeypatch.setattr(module, constant, value)
+    for constant in ("BATCH_COUNT", "VALIDATION_COUNT"):
+        monkeypatch.setattr(cifar, constant, 4)
+    monkeypatch.setattr(imagenet, "COUNTS", (18, 5, 7))
 
 
 class Mirror:
