@@ -1,4 +1,4 @@
-"""Measure the speed of training steps: medians, minima, and ratios within one run."""
+"""Measure the speed of training steps: medians, minima, floors, and ratios within one run."""
 
 import platform
 from functools import partial
@@ -9,16 +9,14 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS = ("fc", "conv", "glow", "scaling")
-# What is timed beside our steps on a GPU: ways to run PyTorch's. Compiling those takes minutes.
-GPU_PARTS = {"device": (), "pytorch": ("eager", "recorded"), "compiled": ("compiled",)}
+CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow", "scaling"), ("device", "pytorch")
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
-{" or ".join(GPU_PARTS)} (default: all in this order).
-fc: the training step of the fully connected model; conv: the 9-layer convolutional models; glow:
-2L-16K, and the memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI;
-device: those of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows;
-pytorch: in turn with the same steps in PyTorch, eager and recorded, if that is installed; compiled:
-with those that its compiler made"""
+{" or ".join(GPU_PARTS)} (default: both).
+fc: the training step of the fully connected model beside its floor, that is its products alone and
+Adam's bytes at the rate of a copy; conv: the 9-layer convolutional models; glow: 2L-16K, and the
+memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI; device: those of
+three models on a GPU, eager and as CUDA graphs, beside what its hardware allows; pytorch: in turn
+with the same steps in PyTorch, eager and recorded, if that is installed"""
 
 
 def main(argv):
@@ -36,21 +34,18 @@ def main(argv):
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(argv)
-    cores, on_gpu = len(threads.cores()), args.backend == "cupy"
-    parts = _parts(args.parts, on_gpu)
+    known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
+    for part in sorted(set(args.parts) - set(known)):
+        raise UsageError(
+            f"no benchmark of {args.backend} is called {part}: choose from {', '.join(known)}, or "
+            f"another --backend"
+        )
     if args.json:
         check_file(args.json, "json")
-    counts, quick = sorted({1, min(2, cores)}), args.quick
-
-    ops = get_ops(args.backend)
-    machine = {
-        "snfnp": snfnp.__version__,
-        "platform": platform.platform(),
-        "cores": cores,
-        "backend": ops.name,
-        "device": ops.device.describe(),
-        **threads.describe(),
-    }
+    cores, quick = len(threads.cores()), args.quick
+    ops, counts = get_ops(args.backend), sorted({1, min(2, cores)})
+    machine = {"snfnp": snfnp.__version__, "platform": platform.platform(), "cores": cores}
+    machine |= {"backend": ops.name, "device": ops.device.describe(), **threads.describe()}
     print(f"{machine['platform']}, {cores} cores, {ops.name} backend, {_where(machine)}\n")
     results, show = {"machine": machine}, partial(print, flush=True)
 
@@ -60,14 +55,12 @@ def main(argv):
         if args.json:
             write_json(args.json, results)
 
-    for part in parts:
+    for part in args.parts or known:
         if part in GPU_PARTS:  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
-            ways = GPU_PARTS[part]
-            rivals = _pytorch(show, ways) if ways else {}
-            if rivals or not ways:
-                own = (partial(get_ops, "cupy"), plan, show, partial(save, part))
-                device.report(*own, rivals)
+            others = _pytorch(show) if part == "pytorch" else {}
+            if others or part == "device":
+                device.report(partial(get_ops, "cupy"), plan, show, partial(save, part), others)
             continue
         if part == "scaling":
             figures, text = scaling.report(ops, max(2, cores), quick)
@@ -75,16 +68,6 @@ def main(argv):
             figures, text = models.PARTS[part](ops, counts, quick)
         show(text + "\n")
         save(part, figures)
-
-
-def _parts(given: list[str], on_gpu: bool) -> list[str]:
-    known = tuple(GPU_PARTS) if on_gpu else CPU_PARTS
-    for part in sorted(set(given) - set(known)):
-        if part in (*CPU_PARTS, *GPU_PARTS):
-            where = "a CPU: leave --backend cupy out" if on_gpu else "a GPU: add --backend cupy"
-            raise UsageError(f"{part} measures {where}, or choose from {', '.join(known)}")
-        raise UsageError(f"no benchmark is called {part}: choose from {', '.join(known)}")
-    return given or list(known)
 
 
 def _where(machine: dict) -> str:
@@ -96,7 +79,7 @@ def _where(machine: dict) -> str:
     return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
 
 
-def _pytorch(show, ways):
+def _pytorch(show) -> dict:
     """PyTorch's training steps, by the ways to run them; none, and a line, if it cannot.
 
     This is the only place that imports it: the package never does.
@@ -112,7 +95,7 @@ def _pytorch(show, ways):
     from torch_steps import Step
 
     show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    return {f"PyTorch, {how}": partial(Step, how=how) for how in ways}
+    return {f"PyTorch, {how}": partial(Step, how=how) for how in ("eager", "recorded")}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The self-normalizing training steps in PyTorch, for `benchmark.py` to put beside ours: eager,
-compiled, and recorded as a CUDA graph.
+"""The self-normalizing training steps in PyTorch, for `benchmark.py` to put beside ours.
 
 For comparison only: the package never imports PyTorch. What a person who has it would write: linear
 layers with the paper's update by hand (the six products of `snfnp.rules`, since no automatic
@@ -22,8 +21,8 @@ _KERNEL, _SPLINE = (3, 2, 0, 1), (2, 0, 1, 3)  # our axes in PyTorch's order
 class Step:
     """step(): gather the next batch of host images (M, H, W, C) and ascend Eq. 3 once.
 
-    how: "eager"; "compiled" (the density, forward and backward, by torch.compile); or "recorded"
-    (as a CUDA graph, all but images and noise, which are copied into it).
+    how: "eager", or "recorded" (as a CUDA graph, all but images and noise, which are copied into
+    it).
     """
 
     def __init__(self, trainer, images, tf32=False, device="cuda", how="eager"):
@@ -31,31 +30,25 @@ class Step:
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, True
         self.flow, self.lam, config = trainer.flow, trainer.lam, trainer.config
         self.batch_size, self.dtype = config.batch_size, getattr(torch, config.dtype)
-
-        def leaf(name, value):
-            copy = torch.tensor(trainer.ops.to_host(value), device=device)
-            return to_torch(name, copy).contiguous().requires_grad_()
-
-        self.params = {
-            layer: {name: leaf(name, value) for name, value in own.items()}
-            for layer, own in trainer.params.items()
-        }
+        self.params, self.products = {}, {}
+        for name, layer, shape in self.flow.with_shapes():
+            own = {
+                key: to_torch(key, torch.tensor(trainer.ops.to_host(value), device=device))
+                for key, value in trainer.params.get(name, {}).items()
+            }
+            self.params[name] = {k: v.contiguous().requires_grad_() for k, v in own.items()}
+            if isinstance(layer, layers.Linear):
+                dense, like = isinstance(layer.map, Dense), self.params[name]["W"]
+                self.products[name] = _Dense if dense else _Conv(layer.map, shape, like)
         self.leaves = [leaf for own in self.params.values() for leaf in own.values()]
         adam, betas = trainer.optimiser, (trainer.optimiser.beta1, trainer.optimiser.beta2)
         options = {"lr": config.lr, "betas": betas, "eps": adam.eps, "maximize": True}
         options["capturable"] = how == "recorded"
         self.optimiser = torch.optim.Adam(self.leaves, fused=True, **options)
-        self.products = {}
-        for name, layer, shape in self.flow.with_shapes():
-            if isinstance(layer, layers.Linear):
-                dense = isinstance(layer.map, Dense)
-                self.products[name] = _Dense if dense else _Conv(layer.map, shape, self.leaves[0])
         self.images = torch.from_numpy(images).to(device)
         self.index = len(images)  # a new epoch comes first
         # its "gradient" is the sum of the layers' reconstruction errors
         self.reconstruction = torch.zeros((), dtype=self.dtype, device=device, requires_grad=True)
-        if how == "compiled":
-            self.density = torch.compile(self.density, fullgraph=True)
         if how == "recorded":
             self.ascend = _Recorded(self.ascend)
 
@@ -63,9 +56,8 @@ class Step:
         if self.index + self.batch_size > len(self.images):
             self.order = torch.randperm(len(self.images), device=self.images.device)
             self.index = 0
-        rows = self.order[self.index : self.index + self.batch_size]
+        batch = self.images[self.order[self.index : self.index + self.batch_size]]
         self.index += self.batch_size
-        batch = self.images[rows]
         self.ascend(batch, torch.rand(batch.shape, dtype=torch.float64, device=batch.device))
 
     def ascend(self, images, noise) -> None:
@@ -81,9 +73,8 @@ class Step:
         with torch.no_grad():
             reconstruction = self.reconstruction.grad
             norms = torch._foreach_norm([leaf.grad for leaf in self.leaves])
-            surrogate = density - self.lam * reconstruction
             norm = torch.linalg.vector_norm(torch.stack(norms))
-            self.log = torch.stack([surrogate, reconstruction, norm])
+            self.log = torch.stack([density - self.lam * reconstruction, reconstruction, norm])
 
     def density(self, images, noise):
         """log p_Z(z) + the data-dependent log-determinants (N,)."""

@@ -16,11 +16,9 @@ from benchmarks.timing import Timing, measure_asynchronous, table
 from benchmarks.work import operations, traffic
 from snfnp.errors import UsageError
 from snfnp.training.batches import Batches
-from snfnp.training.trainer import Trainer
 
 SINGLE, TF32 = "float32", "TF32"
-# How a step is started: launch by launch, as a graph, as one with `--overlap`.
-EAGER, GRAPH, OVERLAP = "eager", "graph", "overlap"
+WAYS = {"eager": {"graph": False}, "graph": {}, "overlap": {"overlap": True}}  # to run our step
 
 
 class Case(NamedTuple):
@@ -41,7 +39,9 @@ class Case(NamedTuple):
 
 CASES = (
     Case("FC 2 × 784", "fc", {SINGLE: 0.20}, 18.7, (SINGLE, TF32)),
+    Case("FC 2 × 784, white", "fc", {}, None, (SINGLE,), {"coordinates": "white"}),
     Case("conv, 9 layers", "conv", {SINGLE: 0.45}, 212.5, (SINGLE,)),
+    Case("conv, 9 layers, white", "conv", {}, None, (SINGLE,), {"coordinates": "white"}),
     Case("Glow 2L-16K", "glow", {SINGLE: 22.0, TF32: 9.0}, 476.4, (SINGLE, TF32)),
 )
 
@@ -63,46 +63,49 @@ class Plan(NamedTuple):
     seconds: float = 0.2
 
     def time(self, ops, calls: dict[str, Callable]) -> dict[str, Timing]:
-        synchronise = ops.device.synchronise
-        return measure_asynchronous(calls, synchronise, self.bursts, self.seconds)
+        return measure_asynchronous(calls, ops.device.synchronise, self.bursts, self.seconds)
 
 
 QUICK = Plan(bursts=3, seconds=0.05)
 
 
-def report(
-    ops_of: Callable, plan: Plan, show: Callable, save: Callable, rivals: dict | None = None
-) -> None:
+def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable, others=None) -> None:
     """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
 
-    ops_of(tf32, overlap) -> ops. rivals: {how: (trainer, images, tf32) -> the same step in another
+    ops_of(tf32, overlap) -> ops. others: {how: (trainer, images, tf32) -> the same step in another
     framework, as a call without arguments, to be timed in turn with ours; it may raise}.
     """
-    precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
-    backends, beside = (
-        {each: ops_of(tf32=each == TF32, overlap=overlap) for each in precisions}
-        for overlap in (False, True)
-    )
-    first = backends[precisions[0]]
+    first = ops_of(tf32=False, overlap=False)
     if not first.asynchronous:
         raise UsageError(f"the {first.name} backend has no device to measure")
-    name = first.device.describe()["name"]
-    limits = _limits(backends, plan)
-    show(f"limits of {name}\n{_limits_text(limits)}\n")
-    results = {"device": name, "limits": limits, "steps": []}
-    ways = {EAGER: backends, GRAPH: backends, OVERLAP: beside}
+    precisions = [p for p in (SINGLE, TF32) if any(p in case.precisions for case in plan.cases)]
+    limits = _limits({each: ops_of(tf32=each == TF32, overlap=False) for each in precisions}, plan)
+    results = {"device": first.device.describe()["name"], "limits": limits, "steps": []}
+    show(
+        f"limits of {results['device']}\n{table(limits['products'])}\n"
+        f"memory: a large copy reads and writes {limits['memory'] / 1e9:.1f} GB/s\n"
+        "floors: bytes of parameters, gradient, moments and activations at the memory's rate (what "
+        "fits in the\ncard's cache may beat it), operations of all products at the rate of the "
+        "fastest product above\n"
+    )
     for case in plan.cases:
-        rows, notes = _measure_case(ways, case, plan, limits, rivals or {})
+        rows, notes = [], []
+        for precision in case.precisions:
+            found = _measure(ops_of, case, precision, plan, limits, others or {})
+            rows += found[0]
+            notes += [f"{precision}, {note}" for note in found[1]]
         results["steps"] += rows
         save(results)
-        shown = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
-        title = f"{case.title} on {name}: training step, self-normalizing, batch {plan.batch}"
-        show("\n".join([title, table(rows, shown), *notes, *_verdict(rows)]) + "\n")
+        title = f"{case.title} on {results['device']}: training step, self-normalizing, batch "
+        shown = [name for name in rows[0] if name not in ("step", "bytes", "operations")]
+        show(
+            "\n".join([f"{title}{plan.batch}", table(rows, shown), *notes, *_verdict(rows)]) + "\n"
+        )
 
 
 def _limits(backends: dict, plan: Plan) -> dict:
-    """Bytes per second of the device's memory, by a large copy; operations per second of
-    (M, K) × (K, N) products, by precision."""
+    """Bytes per second of the device's memory, by a large copy; TFLOP/s of (M, K) × (K, N)
+    products by precision, and the fastest of them."""
     ops = next(iter(backends.values()))
     source = ops.xp.zeros(plan.copied, np.uint8)
     target = ops.xp.empty_like(source)
@@ -113,92 +116,60 @@ def _limits(backends: dict, plan: Plan) -> dict:
         for precision, ops in backends.items():
             a = ops.asarray(rng.standard_normal((rows, inner), np.float32))
             b = ops.asarray(rng.standard_normal((inner, columns), np.float32))
-            out = ops.xp.empty((rows, columns), np.float32)
-            call = {"product": partial(ops.linalg.matmul, a, b, out=out)}
-            fastest = plan.time(ops, call)["product"].minimum
-            products[-1][precision] = 2e3 * rows * inner * columns / fastest
-    rates = {precision: max(row[precision] for row in products) for precision in backends}
+            call = partial(ops.linalg.matmul, a, b, out=ops.xp.empty((rows, columns), np.float32))
+            fastest = plan.time(ops, {"product": call})["product"].minimum
+            products[-1][f"{precision} TFLOP/s"] = 2e-9 * rows * inner * columns / fastest
+    rates = {p: max(row[f"{p} TFLOP/s"] for row in products) for p in backends}
     return {"memory": 2e3 * plan.copied / copy, "products": products, **rates}
 
 
-def _limits_text(limits: dict) -> str:
-    rates, rows = [p for p in (SINGLE, TF32) if p in limits], []
-    for row in limits["products"]:
-        rows.append({"product": row["product"]} | {f"{p} TFLOP/s": row[p] / 1e12 for p in rates})
-    return (
-        f"{table(rows)}\n"
-        f"memory: a large copy reads and writes {limits['memory'] / 1e9:.1f} GB/s\n"
-        "floors: bytes of parameters, gradient, moments and activations at the memory's rate (what "
-        "fits in the\ncard's cache may beat it), operations of all products at the rate of the "
-        "fastest product above"
-    )
-
-
-def _measure_case(ways: dict, case: Case, plan: Plan, limits, rivals):
-    """The rows of a model, and what is to be said about them. ways: {how: {precision: ops}}."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
-    rows, notes = [], []
-    for precision in case.precisions:
-        own = (case, plan, images, precision)
-        runs = {how: _Run(ops[precision], *own, how) for how, ops in ways.items()}
-        eager, calls = runs[EAGER].trainer, {how: run.step for how, run in runs.items()}
-        for how, make in rivals.items():
-            try:
-                step = make(eager, images, tf32=precision == TF32)
-                step()
-                calls[how] = step
-            except Exception as error:  # whatever it was
-                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                notes.append(f"{precision}: nothing of {how} ({reason})")
-        timings = plan.time(eager.ops, calls)
-        for how, run in runs.items():  # after a failure steps do less than they should: raises
-            run.trainer.check(run.batches)
-            notes += [f"{precision}, {how}: {note}" for note in run.notes]
-        moved, done = traffic(eager, runs[EAGER].batches(0)), operations(eager.flow, plan.batch)
-        for how, timing in timings.items():
-            row = {
-                "step": case.title,
-                "precision": precision,
-                "how": how,
-                "min ms": timing.minimum,
-                "median ms": timing.median,
-                "bytes": moved,
-                "operations": done,
-                "floor: bytes ms": 1e3 * moved / limits["memory"],
-                "floor: operations ms": 1e3 * done / limits[precision],
-                "bar ms": case.bars.get(precision) if how == GRAPH else None,
-                "1080 Ti ms": case.paper,
-            }
-            rows.append(row)
+def _measure(ops_of, case: Case, precision: str, plan: Plan, limits, others):
+    """The rows of a model in one precision, and what is to be said about them."""
+    images = np.random.default_rng(0).integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
+    calls, runs, notes = {}, [], []
+    for how, way in WAYS.items():
+        settings = {"batch_size": plan.batch, "tf32": precision == TF32} | way | case.settings
+        ops = ops_of(tf32=precision == TF32, overlap="overlap" in way)
+        said = partial(lambda how, text: notes.append(f"{how}: {text}"), how)
+        which = (case.model, "self-normalizing", plan.shape, plan.images, said)
+        trainer = make_trainer(ops, *which, **settings)
+        batches = Batches(ops, images, trainer.config, trainer.flow.shape)
+        trainer.begin(batches)
+        runs.append((trainer, batches))
+        calls[how] = partial(trainer.training_step, batches)
+    trainer, batches = runs[0]
+    for how, make in others.items():
+        try:
+            step = make(trainer, images, tf32=precision == TF32)
+            step()
+            calls[how] = step
+        except Exception as error:  # whatever it was
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            notes.append(f"nothing of {how} ({reason})")
+    timings = plan.time(trainer.ops, calls)
+    for own, of_own in runs:  # after a failure steps do less than they should: raises
+        own.check(of_own)
+    moved, done = traffic(trainer, batches(0)), operations(trainer.flow, plan.batch)
+    rows = []
+    for how, timing in timings.items():
+        row = {"step": case.title, "precision": precision, "how": how}
+        row |= {"min ms": timing.minimum, "median ms": timing.median, "host ms": timing.host}
+        row |= {
+            "bytes": moved,
+            "operations": done,
+            "floor: bytes ms": 1e3 * moved / limits["memory"],
+        }
+        row["floor: operations ms"] = 1e-9 * done / limits[precision]
+        row["bar ms"] = case.bars.get(precision) if how == "graph" else None
+        rows.append(row | {"1080 Ti ms": case.paper})
     return rows, notes
-
-
-_COLUMNS = ("precision", "how", "min ms", "median ms", "floor: bytes ms", "floor: operations ms")
-_COLUMNS += ("bar ms", "1080 Ti ms")
-
-
-class _Run:
-    """A trainer with its images, and what it reported: why its step cannot be recorded."""
-
-    def __init__(self, ops, case: Case, plan: Plan, images, precision: str, how: str):
-        self.notes: list[str] = []
-        settings = {"batch_size": plan.batch, "tf32": precision == TF32}
-        settings |= {"graph": how != EAGER, "overlap": how == OVERLAP}
-        which = (case.model, "self-normalizing", plan.shape, plan.images, self.notes.append)
-        self.trainer: Trainer = make_trainer(ops, *which, **(settings | case.settings))
-        self.batches = Batches(ops, images, self.trainer.config, self.trainer.flow.shape)
-        self.trainer.begin(self.batches)
-
-    def step(self) -> None:
-        self.trainer.training_step(self.batches)
 
 
 def _verdict(rows: list[dict]) -> list[str]:
     """A line for every bar: the faster of the recorded ways reaches it or not."""
     said = []
     for precision, bar in ((row["precision"], row["bar ms"]) for row in rows if row["bar ms"]):
-        ways = [r for r in rows if r["precision"] == precision and r["how"] in (GRAPH, OVERLAP)]
+        ways = [r for r in rows if r["precision"] == precision and r["how"] in ("graph", "overlap")]
         found, how = min((row["median ms"], row["how"]) for row in ways)
         reached = "reached" if found <= bar else "MISSED"
         said.append(f"{precision}, {how}: {found:.3f} ms, bar {bar:.2f} ms: {reached}")

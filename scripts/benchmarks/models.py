@@ -1,4 +1,4 @@
-"""Training steps of the fully connected, convolutional and Glow models, and what is beside them."""
+"""Training steps on a CPU beside their floors, and what surrounds them."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -8,20 +8,21 @@ import numpy as np
 
 from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images, step_call
 from benchmarks.timing import measure, table, threads
-from benchmarks.work import PRODUCTS, operations
+from benchmarks.work import operations
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
 from snfnp.training.batches import Repeated
 
-# {row: (gradient, settings, products of a step)} of the fully connected model. The exact rule's
-# inverse is no product: its share says how much the inverse costs. Noise takes five products with
-# its 8 vectors, whitening the images one.
-_SNF, _D = "self-normalizing", int(np.prod(IMAGE))
-_WHITE = {"coordinates": "white"}
-_FC = {gradient: (gradient, {}, products) for gradient, products in PRODUCTS.items()} | {
-    "self-normalizing, white": (_SNF, _WHITE, 6 + 1),
-    "variational": (_SNF, {"objective": "variational", "noise_vectors": 8}, 6 + 5 * 8 / BATCH),
+_SNF, _D, _WHITE = "self-normalizing", int(np.prod(IMAGE)), {"coordinates": "white"}
+# {row: (gradient, settings, products of the two layers)}. The inverse of the exact rule is no
+# product, nor is what variational noise takes; white coordinates need one product more.
+_FC = {
+    "self-normalizing": (_SNF, {}, 12),
+    "relative": ("relative", {}, 10),
+    "exact": ("exact", {}, 6),
+    "self-normalizing, white": (_SNF, _WHITE, 13),
+    "variational": (_SNF, {"objective": "variational", "noise_vectors": 8}, 12),
 }
 # {row: (model, gradient, settings)}: Table 1's convolutions, and a larger learned inverse beside
 # the paper's of 3×3 (A.4).
@@ -34,6 +35,7 @@ _CONV = {
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
 }
 _SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))  # the images that nine convolutions see, (H, W, C)
+_TO_ADAM = 28  # bytes of a parameter: g, p, m and v are read; p, m and v written
 
 
 def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -> list[dict]:
@@ -48,44 +50,64 @@ def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -
     return rows
 
 
-def _rates(rows: list[dict], products: int, work: dict) -> list[dict]:
-    """The rows of steps, beside the rate of the products alone, a call of the same run.
+def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Callable]:
+    """The calls of which `with_floors` makes a floor: twelve products of (rows, inner) × (inner,
+    columns) and a copy that moves as many bytes as Adam; and the copy alone.
 
-    products: their operations; work: {step: operations}.
+    Products: X Wᵀ, Z Rᵀ, E R, δ W, Δᵀ X, Δᵀ Z of two layers. The copy before them leaves none of
+    their matrices in the cache, where a step does not find them either.
     """
-    medians = {row["threads"]: row["median ms"] for row in rows if row["step"] == "products"}
+    import numba
+
+    @numba.njit(parallel=True)
+    def copy(source, target):
+        for i in numba.prange(len(source)):
+            target[i] = source[i]
+
+    rng, (rows, inner, columns) = np.random.default_rng(0), shape
+    x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
+    w = rng.standard_normal((2, 2, columns, inner), np.float32)  # W and R of two layers
+    dx, dz, gradients = np.empty_like(x), np.empty_like(z), np.empty_like(w)
+    moved = np.zeros((2, parameters * _TO_ADAM // 2 // 4), np.float32)  # read once, written once
+
+    def products():
+        for layer in range(2):
+            for which in range(2):
+                np.matmul(x, w[layer, which].T, out=dz)
+                np.matmul(z, w[layer, which], out=dx)
+                np.matmul(z.T, x, out=gradients[layer, which])
+
+    def both():
+        copy(*moved)
+        products()
+
+    return {"both": both, "copy": partial(copy, *moved)}
+
+
+def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[dict]:
+    """The rows of steps with their floors, from rows that have the calls of `floor_calls` as well.
+
+    work: {step: its operations}, at the rate of the products. A floor is a sum of minima of the
+    same run, and the ratio that of the step's minimum to it.
+    """
+    least = {(row["step"], row["threads"]): row["min ms"] for row in rows}
+    of_products, found = 12 * 2 * np.prod(shape, dtype=float), []
     for row in rows:
         if row["step"] in work:
-            rate = work[row["step"]] / row["median ms"] / 1e6
-            gemm = products / medians[row["threads"]] / 1e6
-            row |= {"GFLOP": work[row["step"]] / 1e9, "GFLOP/s": rate, "sgemm GFLOP/s": gemm}
-            row["share"] = rate / gemm
-    return [row for row in rows if row["step"] in work]
-
-
-def _products(rows: int, inner: int, columns: int) -> Callable[[], None]:
-    """The three kinds of product of a step: X Wᵀ, δ W, δᵀ X, in single precision."""
-    rng = np.random.default_rng(0)
-    shapes = (rows, inner), (columns, inner), (rows, columns)
-    x, w, delta = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    z, dx, gradient = np.empty_like(delta), np.empty_like(x), np.empty_like(w)
-
-    def run():
-        np.matmul(x, w.T, out=z)
-        np.matmul(delta, w, out=dx)
-        np.matmul(delta.T, x, out=gradient)
-
-    return run
+            adam = least["copy", row["threads"]]
+            products = (least["both", row["threads"]] - adam) * work[row["step"]] / of_products
+            floor = {"products ms": products, "Adam ms": adam}
+            found.append(row | floor | {"min / floor": row["min ms"] / (products + adam)})
+    return found
 
 
 def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
-    """Whole steps (forward, backward, reconstruction, Adam) of the 2-layer flow, D = 784, beside
-    the same matrix products alone, on the same shapes in the same run."""
-    repeats, unit = 20 if quick else 100, 2 * BATCH * _D**2
-    calls = {"products": _products(BATCH, _D, _D)}
-    calls |= {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
-    work = {name: 2 * products * unit for name, (*_, products) in _FC.items()}
-    rows = _rates(_timed(thread_counts, calls, repeats, "step"), 3 * unit, work)
+    """Whole steps (forward, backward, reconstruction, Adam) of the 2-layer flow, D = 784."""
+    repeats, shape = 20 if quick else 100, (BATCH, _D, _D)
+    calls = {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
+    calls |= floor_calls(shape, make_trainer(ops, "fc", _SNF).flow.layout.count)
+    work = {name: 2.0 * products * np.prod(shape) for name, (*_, products) in _FC.items()}
+    rows = with_floors(_timed(thread_counts, calls, repeats, "step"), shape, work)
     renewals = _renewals(ops, thread_counts, "fc", repeats // 10)
     text = f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
     return {"steps": rows, "renewals": renewals}, f"{text}\n\n{table(renewals)}"
@@ -95,7 +117,7 @@ def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
     """Renewals of white coordinates, which come beside their steps, once in 500."""
     trainer = make_trainer(ops, model, _SNF, **_WHITE)
     images = random_images(ops, trainer)
-    renewal = {f"{model}, renewal": partial(trainer.renew, lambda step: images)}
+    renewal = {f"{model}, renewal": partial(trainer.renew, Repeated(images))}
     return _timed(thread_counts, renewal, repeats, "once in 500 steps")
 
 
@@ -142,17 +164,16 @@ def determinants(ops, repeats: int) -> list[dict]:
 
 
 def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
-    """MNIST 2L-16K: the whole step, the operations of its products, and the rate of those that they
-    mostly consist of, in the same run; what recomputation saves."""
+    """MNIST 2L-16K: the whole step, beside the products that it mostly consists of; what
+    recomputation saves."""
     trainer = make_trainer(ops, "glow", _SNF)
-    images, width = random_images(ops, trainer), trainer.config.width
-    trainer.begin(Repeated(images))
-    pixels = BATCH * 14 * 14
-    calls = {"products": _products(pixels, width, width)}
-    calls["2L-16K"] = partial(trainer.training_step, Repeated(images))
+    batches, width = Repeated(random_images(ops, trainer)), trainer.config.width
+    trainer.begin(batches)
+    shape = (BATCH * 14 * 14, width, width)
+    calls = {"2L-16K": partial(trainer.training_step, batches)}
+    calls |= floor_calls(shape, trainer.flow.layout.count)
     rows = _timed(thread_counts, calls, 2 if quick else 5, "step")
-    work = {"2L-16K": operations(trainer.flow, BATCH)}
-    rows = _rates(rows, 6 * pixels * width**2, work)
+    rows = with_floors(rows, shape, {"2L-16K": operations(trainer.flow, BATCH)})
     with threads(max(thread_counts)):
         memory = [] if quick else recomputation(ops)
     text = f"training step, self-normalizing Glow, batch {BATCH}, float32\n{table(rows)}"
@@ -166,15 +187,14 @@ def recomputation(ops) -> list[dict]:
     parameters' buffers, with and without recomputing layer inputs."""
     rows = []
     for recompute in (False, True):
-        trainer = make_trainer(ops, "glow-3l-32k", _SNF, (32, 32, 3), recompute=recompute)
-        images = random_images(ops, trainer)
+        step = step_call(ops, "glow-3l-32k", _SNF, shape=(32, 32, 3), recompute=recompute)
         tracemalloc.start()
-        timing = measure({"step": partial(trainer.training_step, images)}, 1, 0)["step"]
+        timing = measure({"step": step}, 1, 0)["step"]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         how = "recomputed" if recompute else "stored"
         rows.append({"glow 3L-32K": how, "peak MB": peak / 1e6, "s per step": timing.minimum / 1e3})
-        del trainer
+        del step
     return rows
 
 

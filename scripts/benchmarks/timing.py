@@ -13,16 +13,11 @@ _SHORTEST, _LONGEST = 5, 200  # calls in a burst
 
 
 class Timing(NamedTuple):
-    """Milliseconds per call."""
+    """Milliseconds per call; host: until the last of a burst has returned, by the median."""
 
     minimum: float
     median: float
-
-
-def _timings(seconds: dict[str, list[float]]) -> dict[str, Timing]:
-    return {
-        name: Timing(1e3 * min(own), 1e3 * statistics.median(own)) for name, own in seconds.items()
-    }
+    host: float | None = None
 
 
 def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, Timing]:
@@ -31,19 +26,19 @@ def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, 
     A burst keeps each call's own caches warm; alternating lets a slow spell of the machine hit
     all calls alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     burst = max(1, min(10, repeats // 5))
     for call in calls.values():
         for _ in range(warmup):
             call()
-    while min(map(len, seconds.values())) < repeats:
+    while min(map(len, times.values())) < repeats:
         for name, call in calls.items():
             call()  # the first after another call finds foreign caches
             for _ in range(burst):
                 start = time.perf_counter()
                 call()
-                seconds[name].append(time.perf_counter() - start)
-    return _timings(seconds)
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: Timing(min(own), statistics.median(own)) for name, own in times.items()}
 
 
 def measure_asynchronous(
@@ -54,27 +49,31 @@ def measure_asynchronous(
     A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
     device, so that the host lines up calls as it does in training. Its time per call counts once.
     """
+
+    def burst(call: Call, length: int) -> tuple[float, float]:
+        synchronise()
+        start = time.perf_counter()
+        for _ in range(length):
+            call()
+        host = time.perf_counter() - start
+        synchronise()
+        return 1e3 * (time.perf_counter() - start) / length, 1e3 * host / length
+
     lengths, times = {}, {name: [] for name in calls}
     for name, call in calls.items():
         for _ in range(warmup):
             call()
-        once = _burst(call, _SHORTEST, synchronise)
-        lengths[name] = max(_SHORTEST, min(_LONGEST, round(seconds / once)))
+        once, _ = burst(call, _SHORTEST)
+        lengths[name] = max(_SHORTEST, min(_LONGEST, round(1e3 * seconds / once)))
     for _ in range(bursts):
         for name, call in calls.items():
             call()  # as in `measure`
-            times[name].append(_burst(call, lengths[name], synchronise))
-    return _timings(times)
-
-
-def _burst(call: Call, length: int, synchronise: Call) -> float:
-    """Seconds per call."""
-    synchronise()
-    start = time.perf_counter()
-    for _ in range(length):
-        call()
-    synchronise()
-    return (time.perf_counter() - start) / length
+            times[name].append(burst(call, lengths[name]))
+    found = {}
+    for name, own in times.items():
+        whole, host = zip(*own, strict=True)
+        found[name] = Timing(min(whole), statistics.median(whole), statistics.median(host))
+    return found
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 Known densities (D = 2 and 8, 20,000 rows): the Kullback-Leibler divergence from the truth to what
 was fitted, in nats, on 100,000 fresh rows. Tables of scikit-learn: the mean log-likelihood of a
-fifth of the rows, held out, in nats and in standardised units, five times. Rivals: a Gaussian
-mixture, by BIC; a kernel density, by cross-validation; with zuko (rivals-requirements.txt), a
+fifth of the rows, held out, in nats and in standardised units, five times. Baselines: a Gaussian
+mixture, by BIC; a kernel density, by cross-validation; with zuko (baselines-requirements.txt), a
 spline coupling flow and a masked autoregressive flow, with early stopping, for as long as this
 package's took. The time is processor time.
 """
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="flows of zuko, too")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
-    rivals = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
+    methods = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
     for name in ("NSF", "MAF") if args.torch else ():
-        rivals[name] = lambda x, seconds, name=name: torch_flow(name, x, seconds)
+        methods[name] = lambda x, seconds, name=name: torch_flow(name, x, seconds)
     cases = [(known, columns) for known in (mixture, banana, exponentials) for columns in (2, 8)]
     cases += [(name, seed) for name in TABLES for seed in range(5)]
-    print(f"{'':18}" + "".join(f"{name:>20}" for name in rivals))
+    print(f"{'':18}" + "".join(f"{name:>20}" for name in methods))
     figures = {}
     for what, number in cases:
         case = f"{getattr(what, '__name__', what)}-{number}"
@@ -136,7 +136,7 @@ def main() -> None:
         else:
             (x, fresh), truth = table(what, number), None
         figures[case], seconds, row = {}, 0.0, f"{case:18}"
-        for name, fit in rivals.items():
+        for name, fit in methods.items():
             start = time.process_time()
             score = fit(x, seconds)
             spent = time.process_time() - start
