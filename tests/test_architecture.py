@@ -1,9 +1,11 @@
-"""The architecture: imports go one way, in `ops` too."""
+"""The architecture: imports go one way, in every folder."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from snfnp.context import BackwardContext
 from snfnp.layers import Layer
+from snfnp.maps import Map
 from snfnp.ops.backends import DEFINITIONS
 from snfnp.rules import Rule
 
@@ -20,15 +23,6 @@ FLOORS = """scripts __main__ / cli density / beyond / training
 / likelihood diagnostics gradcheck models data / flow / layers / rules
 / maps context parameters processes / ops __init__ / images / errors paths threads"""
 FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
-# The same for the folders and files of `ops`.
-FLOORS_OF_OPS = """__init__ / backends / causal coupling / conv / channels images step
-/ activation linalg random spline / gpu / host jit / communication group simd"""
-FLOORS_OF_OPS = tuple(set(floor.split()) for floor in FLOORS_OF_OPS.split("/"))
-# The same for the files and folders of `training`.
-FLOORS_OF_TRAINING = """session curves / loop plots / checkpointer evaluation animation
-/ monitors progress / trainer / batches coordinates runs / multipliers second_moment
-/ state options / adam files __init__"""
-FLOORS_OF_TRAINING = tuple(set(floor.split()) for floor in FLOORS_OF_TRAINING.split("/"))
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
@@ -57,37 +51,50 @@ def sources(root):
         yield path, path.relative_to(root).as_posix(), module
 
 
-def upward(root, package="snfnp", floors=FLOORS):
+def upward(root):
     """Imports that do not go down, and modules that stand on no floor."""
-    level = {name: -floor for floor, names in enumerate(floors) for name in names}
-    depth = package.count(".") + 1
+    level = {name: -floor for floor, names in enumerate(FLOORS) for name in names}
     for path, file, module in sources(root):
-        if package != "snfnp" and not file.startswith(f"{package.replace('.', '/')}/"):
-            continue
-        if module != "scripts":
-            module = path.relative_to(root).with_suffix("").parts[depth]
+        module = module if module == "scripts" else path.relative_to(root).with_suffix("").parts[1]
         if module not in level:
             yield f"{file} stands on no floor"
             continue
         for name in imports(path):
-            if not f"{name}.".startswith(f"{package}.") or BEYOND.match(name):  # see `beyond`
+            if not f"{name}.".startswith("snfnp.") or BEYOND.match(name):  # see `beyond`
                 continue
-            other = (*name.split("."), "")[depth]
+            other = (*name.split("."), "")[1]
             other = other if other in level else "__init__"  # a name of the package itself
-            if other == "beyond":  # see `beyond`
-                continue
-            if other != module and level[other] >= level[module]:
+            if other not in (module, "beyond") and level[other] >= level[module]:
                 yield f"{file} imports {name}"
 
 
-def upward_in_ops(root):
-    """The same among the folders and files of `ops`."""
-    yield from upward(root, "snfnp.ops", FLOORS_OF_OPS)
+def groups_of(path):
+    """The groups of operations that a definition's constructor takes: "snfnp.ops.linalg", …"""
+    for node in ast.walk(ast.parse(path.read_text())) if path.name == "definition.py" else ():
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            yield from (f"snfnp.ops.{argument.arg}" for argument in node.args.args)
 
 
-def upward_in_training(root):
-    """The same among those of `training`."""
-    yield from upward(root, "snfnp.training", FLOORS_OF_TRAINING)
+def rings(root):
+    """Files and folders that stand side by side, of the package or the scripts, and import or take
+    each other in a ring."""
+    graphs = {}
+    for path, _, _ in sources(root):
+        own = path.relative_to(root).with_suffix("").parts
+        for name in chain(imports(path), groups_of(path)):
+            other = tuple(name.split("."))
+            other = other if other[0] == "snfnp" else ("scripts", *other)
+            common = len(os.path.commonprefix([own, other]))
+            if common in (0, len(own), len(other)) or BEYOND.match(name):
+                continue
+            one, another = own[common], root.joinpath(*other[: common + 1])
+            if one != "__init__" and (another.is_dir() or another.with_suffix(".py").exists()):
+                graphs.setdefault(own[:common], {}).setdefault(one, set()).add(other[common])
+    for folder, graph in graphs.items():
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            yield f"in {'/'.join(folder)}: {' -> '.join(error.args[1])}"
 
 
 def asking(root):
@@ -139,9 +146,7 @@ def guessing(root):
                 yield f"{file}:{node.lineno} guesses an encoding"
 
 
-@pytest.mark.parametrize(
-    "rule", [upward, upward_in_ops, upward_in_training, asking, misplaced, beyond, guessing]
-)
+@pytest.mark.parametrize("rule", [upward, rings, asking, misplaced, beyond, guessing])
 def test_the_architecture_is_as_planned(rule):
     assert list(rule(ROOT)) == []
     folders = {path.parent.name for path in ROOT.glob("snfnp/ops/*/__init__.py")}
@@ -156,32 +161,6 @@ def test_the_architecture_is_as_planned(rule):
         (upward, "snfnp/ops/a.py", "def f():\n    import snfnp.layers", "imports snfnp.layers"),
         (upward, "snfnp/cli/a.py", "import snfnp.__main__", "imports snfnp.__main__"),
         (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
-        *(
-            (upward_in_ops, f"snfnp/ops/{file}.py", f"from snfnp.ops.{name} import x", name)
-            for file, name in [
-                ("gpu/source", "step.log"),
-                ("communication/nccl", "gpu.launch"),
-                ("linalg/cpu_thin", "conv.cpu_tiles"),
-                ("host", "backends"),
-                ("causal/cpu", "coupling.cpu"),
-            ]
-        ),
-        (upward_in_ops, "snfnp/ops/gpu/a.py", "from snfnp.ops import conv", "snfnp.ops.conv"),
-        (upward_in_ops, "snfnp/ops/new/cpu.py", "", "snfnp/ops/new/cpu.py stands on no floor"),
-        *(
-            (
-                upward_in_training,
-                f"snfnp/training/{file}.py",
-                f"from snfnp.training import {name}",
-                name,
-            )
-            for file, name in [
-                ("runs/checkpoint", "trainer"),
-                ("trainer", "checkpointer"),
-                ("progress", "loop"),
-                ("adam", "options"),
-            ]
-        ),
         (asking, "snfnp/cli/a.py", "getattr(layer, 'rule', None)", "a.py:1 asks a layer"),
         (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
         (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
@@ -201,6 +180,27 @@ def test_a_flaw_would_be_found(rule, file, text, said, tmp_path):
     assert any(said in flaw for flaw in rule(tmp_path)), list(rule(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("snfnp/ops/gpu/source.py", "snfnp.ops.step.log"),
+        ("snfnp/ops/linalg/cpu_thin.py", "snfnp.ops.conv.cpu_tiles"),
+        ("snfnp/training/runs/checkpoint.py", "snfnp.training.trainer"),
+        ("snfnp/training/progress.py", "snfnp.training.loop"),
+        ("scripts/reproduction/rows.py", "reproduction.page"),
+    ],
+)
+def test_a_ring_would_be_found(file, name, tmp_path):
+    for folder in ("snfnp", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            (copy := tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(path.read_text())
+    with (tmp_path / file).open("a") as changed:
+        changed.write(f"def f():\n    import {name}\n")
+    (ring,) = rings(tmp_path)
+    assert ring.startswith("in snfnp" if file.startswith("snfnp") else "in scripts/reproduction: ")
+
+
 def test_importing_the_package_imports_nothing_beyond_the_paper():
     code = "import sys, snfnp, snfnp.training.trainer; print('snfnp.beyond' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -212,6 +212,6 @@ def test_the_contracts_are_small():
         own = {**vars(cls), **vars(cls).get("__annotations__", {})}
         return {name for name in own if not name.startswith("_")}
 
-    assert len(members(Layer)) <= 13
+    assert len(members(Layer)) <= 13 and len(members(Map)) <= 13
     assert len(members(Rule)) <= 6
     assert len(members(BackwardContext) - {"of", "at"}) <= 7
