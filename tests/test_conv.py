@@ -1,15 +1,15 @@
-"""Convolutions: values, flip, m and T(w) by their definitions, kernels of two sizes.
+"""Convolutions: patches, flip, m and T(w) by their definitions, kernels of two sizes.
 
-The contract that every map shares is in test_maps.py, that of the layer in test_layers.py.
+The contract that every map shares is in test_maps.py, that of the layer in test_layers.py; a
+convolution of any shape is held to its definition in test_properties.py.
 """
-
-from functools import cache
 
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
-from support.explicit import convolve, convolve_weight_grad, units
+from support.explicit import units
 from support.gradients import layer_backward
+from support.operation_calls import CONVOLUTIONS
 
 from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
@@ -22,12 +22,10 @@ from snfnp.rules import Exact, SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
 IMAGES = [(4, 3), (9, 7)]  # smaller than some kernels, and as large as any
-CHANNELS = [(1, 1), (3, 3), (16, 16), (1, 6), (5, 2), (40, 3), (4, 12)]
 
 pytestmark = pytest.mark.usefixtures("alone")
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 images = pytest.mark.parametrize("image", IMAGES, ids=str)
-channels = pytest.mark.parametrize("channels", CHANNELS, ids=str)
 
 
 def arrays(kernel, image, channels, dtype=np.float64, samples=11):
@@ -38,44 +36,7 @@ def arrays(kernel, image, channels, dtype=np.float64, samples=11):
     return tuple(rng.standard_normal(size).astype(dtype) for size in sizes)
 
 
-def assert_close(found, expected, terms, size):
-    """A sum of `terms` products in any order, `size` with absolute values (Higham, 3.1)."""
-    bound = 2 * (terms + 2) * np.finfo(found.dtype).eps * size
-    difference = np.abs(found.astype(np.float64) - expected)
-    assert np.all(difference <= bound), f"off by {np.max(difference / bound):.1e} bounds"
-
-
 # ---------------------------------------------------------------- the operations
-
-
-@cache
-def by_definition(kernel, image, channels, dtype):
-    """conv(x, k) and δ ⋆ x of `arrays`, and both again of the absolute values."""
-    results = []
-    for part in (lambda a: a, np.abs):
-        x, k, delta = (part(a.astype(float)) for a in arrays(kernel, image, channels, dtype))
-        results += [convolve(x, k), convolve_weight_grad(delta, x, k.shape)]
-    return results
-
-
-# In single precision the loops are the same, and each size takes a second to compile.
-@pytest.mark.parametrize(
-    "kernel, dtype", [*((k, np.float64) for k in KERNELS), ((3, 3), np.float32)], ids=str
-)
-@channels
-def test_both_convolutions_are_their_definitions(ops, kernel, channels, dtype):
-    for image in IMAGES:
-        x, k, delta = arrays(kernel, image, channels, dtype)
-        expected, gradient, size, size_of_gradient = by_definition(kernel, image, channels, dtype)
-        z = ops.conv.correlate(x, k)
-        assert z.dtype == dtype
-        assert_close(z, expected, k[..., 0].size, size)
-        out = np.full_like(k, np.nan)
-        assert ops.conv.weight_grad(delta, x, out) is out
-        assert_close(out, gradient, x[..., 0].size, size_of_gradient)
-        out = k.copy()
-        assert ops.conv.weight_grad(delta, x, out, add=True) is out
-        assert_close(out, gradient + k, x[..., 0].size, size_of_gradient + np.abs(k))
 
 
 @kernels
@@ -95,15 +56,14 @@ def test_patches_of_a_pointwise_kernel_are_a_view(ops):
     assert np.shares_memory(ops.conv.patches(x, (1, 1)), x)
 
 
-def test_all_ways_of_the_cpu_backend_are_tested():
-    """Tiles, planes, and products of patches."""
-    for most in (16, 64):
-        tiles, planes = [], []
-        for c in CHANNELS:
-            (tiles if cpu_tiles.fits((3, 3, *c), 8) else planes).append(c)
-        assert tiles == [(16, 16), (4, 12)]
-        planes = {c: cpu._few((3, 3, *c), most) for c in planes}
-        assert planes[1, 6] and planes[5, 2] and not planes[40, 3]
+@pytest.mark.parametrize("most", [16, 64])
+def test_all_ways_of_the_cpu_backend_are_tested(most):
+    """Tiles, planes, and products of patches: see test_ops.py."""
+    ways = set()
+    for (_, _, width, inputs), kernel, outputs in CONVOLUTIONS:
+        tiles = cpu_tiles.fits((*kernel, inputs, outputs), width)
+        ways.add("tiles" if tiles else cpu._few((*kernel, inputs, outputs), most))
+    assert ways == {"tiles", True, False}
 
 
 def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch):
