@@ -31,9 +31,10 @@ SLOW = (
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_requirements", "test_runs_", "test_scripts", "test_site", "test_terminal"),
     *("test_threads", "test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
+    "test_ops.py::test_nan_spreads",
     *("test_conv.py::test_the_size_of_a_tile", "test_figures.py::test_a_figure_is_drawn"),
     *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
-    *("test_cupy_device.py::test_the_gpu_needs", "test_own_data.py::test_a_large_file"),
+    *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
 )
 
 # Files that compile most kernels. They come first: one of several processes has them all.

@@ -119,7 +119,7 @@ def deep_flow():
     return Flow((4, 6, 2), tuple(layers))
 
 
-def test_every_actnorm_gets_what_the_layers_before_it_make_of_the_batch(ops):
+def test_every_actnorm_is_initialised_from_the_layers_before_it(ops):
     flow = deep_flow()
     layout = Layout.of(flow.parameter_shapes())
     flat = layout.pack(flow.init(0), np.float64)

@@ -251,7 +251,7 @@ def check_densities(flow, params, x):
 
 
 @pytest.mark.parametrize("model, flows, side", [("fc", 60, 3), ("conv", 20, 4), ("glow", 20, 4)])
-def test_the_densities_of_a_flow_are_within_what_is_said(model, flows, side):
+def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
     """100 flows, R near W⁻¹: at every latent within the bound, and outside that of the
     log-determinants alone, which is none of the densities'."""
     rng, outside = np.random.default_rng(8), 0
@@ -283,7 +283,7 @@ def test_a_flow_has_one_for_every_learned_inverse():
         certificates(OPS, exact, exact.init(0))
 
 
-def test_the_command_says_what_is_proved(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_what_is_proved(tmp_path, capsys, monkeypatch):
     from snfnp.cli import evaluate, shared
 
     run, _ = run_training(tmp_path / "run")
@@ -303,7 +303,7 @@ def test_the_command_says_what_is_proved(tmp_path, capsys, monkeypatch):
         assert true <= printed * 1.001 and printed <= true + 2 * total + 1e-3
 
 
-def test_the_command_says_what_is_not_proved():
+def test_the_command_prints_what_is_not_proved():
     from snfnp.cli.evaluate import _proof
 
     fine = Certificate("one", 0.1, 0.125, 0.5, 0.25, 0.0)

@@ -61,7 +61,7 @@ def test_the_checksum_is_of_the_file_with_its_own_place_as_zeros(saved):
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(data=st.data())
-def test_no_flip_and_no_cut_is_loaded(saved, data):
+def test_a_corrupt_checkpoint_is_not_loaded(saved, data):
     path, layout, content = saved
     header = 8 + int.from_bytes(content[:8], "little")
     where = st.one_of(st.integers(0, header - 1), st.integers(header, len(content) - 1))
@@ -96,7 +96,7 @@ NOISE = {
 
 
 @pytest.mark.parametrize("content", NOISE, ids=range(len(NOISE)))
-def test_what_was_never_a_checkpoint_is_refused(saved, content):
+def test_other_files_are_refused(saved, content):
     assert NOISE[content] in refused(*saved[:2], content)
 
 
@@ -166,7 +166,7 @@ RECORDS += [{name: value} for name, value in BEST.items()]
 
 
 @pytest.mark.parametrize("change", RECORDS, ids=range(len(RECORDS)))
-def test_a_record_that_no_run_leaves_is_refused(copy, change):
+def test_an_impossible_record_is_refused(copy, change):
     saved = load_run(copy, "last").checkpoint
     (saved.record["best"] if change.keys() <= BEST.keys() else saved.record).update(change)
     save_checkpoint(copy / "last.safetensors", saved)
@@ -217,7 +217,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_damage_is_one_line_or_does_no_harm(finished, tmp_path, name, way):
+def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, way):
     needed = {"config.json", f"{'last' if way in ('load last', 'resume') else 'best'}.safetensors"}
     needed |= set() if way.startswith("load") else {"metrics.jsonl"}
     for damage, change in DAMAGE.items():
@@ -237,7 +237,7 @@ def test_every_damage_is_one_line_or_does_no_harm(finished, tmp_path, name, way)
             assert same or lost or name not in needed, damage
 
 
-def test_what_cannot_be_read_is_one_line(copy, monkeypatch):
+def test_an_unreadable_file_is_one_line(copy, monkeypatch):
     original = os.open
     for name in ("config.json", "last.safetensors", "metrics.jsonl"):
 
@@ -329,7 +329,7 @@ def test_a_damaged_line_of_metrics_is_named(copy, line):
     assert_one_line(caught.value, "delete it to go on without")
 
 
-def test_a_config_may_be_of_a_model_that_is_too_large_to_be(copy):
+def test_shapes_are_checked_before_anything_is_allocated(copy):
     """Shapes are compared before anything is allocated."""
     record = json.loads((copy / "config.json").read_text())
     del record["sha256"]

@@ -31,7 +31,7 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_launcher_is_told_by_the_environment(environment, launcher):
+def test_launchers_are_recognised_by_environment_variables(environment, launcher):
     environment(LAUNCHERS[launcher])
     found = launched()
     assert (found.size, found.rank) == (3, 1)
@@ -44,7 +44,7 @@ def test_one_process_needs_no_mpi(environment, monkeypatch, case):
     assert launched() is None and world() is SINGLE_PROCESS
 
 
-def test_alone_everything_is_the_identity():
+def test_operations_of_a_single_process_are_the_identity():
     alone = SINGLE_PROCESS
     array = np.arange(3.0)
     alone.all_reduce(array)
@@ -55,14 +55,14 @@ def test_alone_everything_is_the_identity():
     assert get_ops("numpy").device.communicator(alone) is alone
 
 
-def test_without_mpi4py_the_line_says_what_to_install(environment, monkeypatch):
+def test_a_missing_mpi4py_is_one_line_with_a_remedy(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     environment(LAUNCHERS["hydra"])
     with pytest.raises(BackendError, match=r"one of 3 processes .*pip install mpi4py mpich"):
         world()
 
 
-def test_a_launcher_of_another_mpi_is_found_out(environment, monkeypatch):
+def test_a_launcher_of_another_mpi_is_detected(environment, monkeypatch):
     """Each process is then one of one to its own library, and would train by itself."""
     alone = SimpleNamespace(
         COMM_WORLD=SimpleNamespace(size=1), Get_library_version=lambda: "MPICH Version: 5.0\nmore"
@@ -166,6 +166,6 @@ w.abort(7)
 
 
 @pytest.mark.mpi
-def test_one_rank_ends_the_others_that_wait_for_it():
+def test_abort_ends_ranks_that_wait():
     status, output, errors = processes.finish(processes.start(2, ["-c", ABSENT]), timeout=20)
     assert (status, output, errors) == (7, "True\n", "")

@@ -92,7 +92,7 @@ def test_tiles_of_two_precisions_are_refused():
 @pytest.mark.parametrize(
     "kernel, channels", [((3, 3), (1, 1)), ((5, 3), (2, 5)), ((7, 7), (1, 2)), ((5, 3), (4, 4))]
 )
-def test_what_is_not_finite_reaches_its_own_outputs_and_no_others(ops, bad, kernel, channels):
+def test_nonfinite_pixels_spread_to_the_kernels_window_alone(ops, bad, kernel, channels):
     x, k, _ = arrays(kernel, (9, 7), channels)
     for pixel in ((0, 0), (4, 6), (8, 6)):
         spoiled = x.copy()
@@ -158,7 +158,7 @@ def test_fit_crops_one_side_and_pads_the_other():
 
 
 @pytest.mark.parametrize("small, large", [((3, 3), (7, 7)), ((3, 3), (3, 3)), ((3, 5), (5, 3))])
-def test_what_stands_in_for_the_inverse(ops, small, large):
+def test_the_surrogate_gradient_of_the_log_determinant(ops, small, large):
     """Eqs. 28 and 29 (15 and 16 for one size) without data: Eqs. 21 and 22 by the matrices.
 
     ½ ∂⟨T_f(w), T_g(r)ᵀ⟩/∂w and −½ ∂⟨T_g(r), T_f(w)ᵀ⟩/∂r, from matrices written out.

@@ -77,7 +77,7 @@ def test_the_series_is_shorter_in_single_precision(ops):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_norm_is_estimated_from_below_and_found_in_the_end(ops, shape):
+def test_the_norm_estimate_rises_to_the_norm(ops, shape):
     largest = 0.0
     for iterations in (1, 5, 1000):
         layer, p, _ = case(shape, iterations=iterations)

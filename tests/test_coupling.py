@@ -61,7 +61,7 @@ def test_initial_parameters():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 18, 1000])
-def test_blocks_change_nothing(ops, rows, monkeypatch):
+def test_results_do_not_depend_on_the_block_size(ops, rows, monkeypatch):
     """Networks of one image at a time, of two, of three and (the last) of all of them."""
     layer, p, x = case((2, 3, 4), samples=8)
     dldj = np.linspace(-1, 1, 8)

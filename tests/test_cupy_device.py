@@ -98,7 +98,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("cupy, found, remedy", CASES, ids=[found for _, found, _ in CASES])
-def test_what_is_missing_is_one_line_with_a_remedy(monkeypatch, cupy, found, remedy):
+def test_a_missing_requirement_is_one_line_with_a_remedy(monkeypatch, cupy, found, remedy):
     if isinstance(cupy, Exception):
         monkeypatch.delitem(sys.modules, "cupy", raising=False)
         monkeypatch.setattr(sys, "meta_path", [Failing(cupy), *sys.meta_path])
@@ -139,7 +139,7 @@ def test_cublas_is_found_by_its_name_or_by_cupys_finder(monkeypatch, name):
         cublas._load(fake)
 
 
-def test_where_all_is_well_cupy_is_returned_and_a_long_reason_is_cut(monkeypatch):
+def test_cupy_is_returned_if_nothing_is_missing_and_long_reasons_are_cut(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     assert requirements.require_cupy() is sys.modules["cupy"]
     assert len(requirements.first_line(RuntimeError("x" * 500))) == 200
@@ -162,7 +162,7 @@ def test_the_description_of_a_device(monkeypatch):
     }
 
 
-def test_the_page_for_people_installs_what_there_is():
+def test_the_gpu_page_names_extras_that_exist():
     """The extras exist, the tests come with theirs, and no command waits for a "y"."""
     root = Path(__file__).resolve().parents[1]
     page = (root / "scripts/gpu.md").read_text()
@@ -179,7 +179,7 @@ def test_the_page_for_people_installs_what_there_is():
 # ---------------------------------------------------------------- out of memory
 
 
-def test_memory_that_ran_out_and_other_errors_are_told_apart():
+def test_out_of_memory_is_told_from_other_errors():
     memory = "NVIDIA H100 80GB HBM3 has 80.0 GiB, of which 30.0 GiB are free"
     pool = "Out of memory allocating 34 bytes (allocated so far: 43 bytes)"
     found = requirements.explain_out_of_memory(OutOfMemoryError(f"{pool}."), fake_cupy())
@@ -218,7 +218,7 @@ raise SystemExit(pytest.main([sys.argv[1], "--collect-only", "-q", "-p", "no:cac
 """
 
 
-def test_the_gpu_needs_no_package_that_only_downloads_need():
+def test_gpu_code_imports_without_the_download_packages():
     """The package, the benchmark and the tests of the device are imported without them."""
     tests = Path(__file__).parent
     done = subprocess.run(

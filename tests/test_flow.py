@@ -113,7 +113,7 @@ def split_case():
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_latents_are_those_of_the_splits_in_order_and_then_z(ops, recompute):
+def test_latents_come_in_the_order_of_the_splits_then_z(ops, recompute):
     flow, params, x = split_case()
     assert flow.latent_names == ("split1", "split2", "z")
     assert flow.latent_shapes == ((2, 2, 4), (1, 1, 8), (1, 1, 8))
@@ -145,7 +145,7 @@ def test_log_density_is_a_standard_gaussians_of_all_latents(ops):
 
 
 @pytest.mark.parametrize("missing", range(3))
-def test_a_latents_gradient_that_is_left_out_is_missed(ops, missing):
+def test_a_missing_latent_gradient_changes_the_input_gradient(ops, missing):
     """Negative control: each part of `dlatents` reaches δ_x, from its own layer on."""
     flow, params, x = split_case()
     latents, _, caches = flow.forward(ops, params, x)
@@ -160,7 +160,7 @@ def test_a_latents_gradient_that_is_left_out_is_missed(ops, missing):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_first_nonfinite_looks_at_latents_that_leave(ops, bad):
+def test_first_nonfinite_checks_the_latents_of_splits(ops, bad):
     """The last channel is in split2's latent, and in no later layer's input."""
     flow, params, x = split_case()
     assert flow.first_nonfinite(ops, params, x) is None
@@ -207,7 +207,7 @@ class BadVolume(Parameterless):
         return x, ops.xp.full(len(x), -np.inf), {}
 
 
-def test_first_nonfinite_looks_at_log_determinants(ops, x):
+def test_first_nonfinite_checks_log_determinants(ops, x):
     flow = Flow(shape=(D,), layers=(("good", SmoothLeakyReLU()), ("bad", BadVolume())))
     assert flow.first_nonfinite(ops, flow.init(0), x) == "bad"
 

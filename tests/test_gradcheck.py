@@ -71,7 +71,7 @@ class SinhLayer(Layer):
         return dx
 
 
-def test_a_right_layer_passes():
+def test_a_correct_layer_passes():
     report = check_layer(SinhLayer(), (D,))
     assert list(report.errors) == ["inverse(forward(x))", "log-determinant", "x", "A", "t"]
     assert max(report.errors.values()) < 1e-8
@@ -144,7 +144,7 @@ def test_a_wrong_delta_is_not_taken_for_a_wrong_determinant(line):
     assert determinant.endswith(": δ_x of backward is wrong")
 
 
-def test_a_multiple_of_the_right_gradient_is_said():
+def test_a_multiple_of_the_correct_gradient_is_reported():
     """Where it is one throughout: one wrong element is none."""
     assert "-1 times the right one (its sign)" in failures("end", "A *= -1")[0]
     assert " 3 times the right one" in failures("end", "A *= 3")[0]
@@ -288,7 +288,7 @@ one_wrong = np.eye(1, 1000, 17)[0]  # 1 at one place among many
         (cubic, np.ones(3), np.ones((3, 1)), r"shape \(3, 1\), not \(3,\)"),
     ],
 )
-def test_it_refuses_one_wrong_element_a_nan_and_another_shape(f, x, gradient, message):
+def test_check_gradient_refuses_one_wrong_element_a_nan_and_another_shape(f, x, gradient, message):
     with pytest.raises(GradientError, match=message):
         check_gradient(f, x, gradient, rng=np.random.default_rng(1))
 

@@ -50,7 +50,7 @@ def test_kernels_compile_and_do_not_spill(group, arch):
     assert complaints(usage, arch) == []
 
 
-def test_kernels_are_compiled_here_as_cupy_does():
+def test_the_compilers_options_are_cupys():
     """Beside what its caller gives: denormal numbers of single precision, for one, become 0."""
     if (cupy := importlib.util.find_spec("cupy")) is None:
         pytest.skip("CuPy is not installed")
@@ -85,7 +85,7 @@ def test_a_kernel_that_takes_too_much_is_found(field, body):
 
 @pytest.mark.nvrtc
 @pytest.mark.parametrize("body", ["x[0] = M_PI;", "int64_t i = 0; x[i] = T(0);", "y[0] = T(0);"])
-def test_what_the_compiler_says_is_the_error(body):
+def test_the_compilers_log_is_the_error(body):
     """Also of what other compilers accept and this one does not."""
     with pytest.raises(nvrtc.CompileError, match=r"kernels.cu\(4\): error: .* undefined"):
         compiled(KERNEL % body, ["bad"], "sm_80")

@@ -53,7 +53,7 @@ def ops(request, folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_do_what_the_definition_says(ops, name):
+def test_kernels_match_the_definition(ops, name):
     """At sizes that were chosen, and at random ones; of these templates, one type in each order."""
     dtype = FLOATS[ops.device.launch.backwards]
     for seed, size in (*((0, size) for size in SIZES), *enumerate(random_sizes(3, 8))):

@@ -99,7 +99,7 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
-def test_images_at_once_decide_the_memory_and_not_the_noise(ops, images, at_once, monkeypatch):
+def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
     """The same ledger to the rounding of sums of N terms, whatever goes through together."""
     flow = small_flow()
     likelihood = Likelihood(ops, flow, *random_parameters(flow))
@@ -186,7 +186,7 @@ def test_evaluation_is_in_double_precision(ops, images):
     np.testing.assert_array_equal(single, double)
 
 
-def test_evaluation_in_single_precision_is_off_by_its_rounding(ops, images):
+def test_single_precision_evaluation_is_off_by_rounding(ops, images):
     """Some ten roundings of each value of an image, whose logit and terms are below 30 nats; the
     determinants are those of double precision."""
     trainer = make_trainer(ops, "fc", eval_dtype="float32")
@@ -297,7 +297,7 @@ def test_preprocessing_log_jacobians_on_mnist():
     assert abs(expected["test"] - 272.7) < 0.3
 
 
-def test_samples_that_are_not_finite_are_an_error_not_pixels():
+def test_nonfinite_samples_are_an_error():
     flow = small_flow()
     layout, flat = random_parameters(flow)
     layout.views(flat)["dense2"]["R"][0, 0] = np.nan

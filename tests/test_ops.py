@@ -333,7 +333,7 @@ def test_an_unknown_backend_is_a_usage_error():
         get_ops("tpu")
 
 
-def test_a_multiple_made_on_the_host_goes_over_to_the_device():
+def test_a_host_array_of_multiples_is_moved_to_the_device():
     """The m of a convolution depends on shapes alone and is a host array."""
 
     class Device(HostDevice):

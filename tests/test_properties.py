@@ -106,7 +106,7 @@ def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
 
 @cases(100)
 @given(st.integers(0, 300), st.integers(1, 3000), st.integers(1, 600), st.integers(1, 10**6))
-def test_blocks_of_a_couplings_network_are_all_samples_once(samples, pixels, width, values):
+def test_coupling_blocks_cover_every_sample_once(samples, pixels, width, values):
     coupling = NUMPY.coupling
     before, coupling.network_values = coupling.network_values, values
     try:
@@ -130,7 +130,7 @@ def test_blocks_of_a_couplings_network_are_all_samples_once(samples, pixels, wid
         max_size=4,
     )
 )
-def test_parameters_of_any_shapes_are_packed_and_found_again(shapes):
+def test_parameters_of_any_shapes_survive_packing(shapes):
     layout, count = Layout.of(shapes), 0
     numbers = {layer: {} for layer in shapes}
     for layer, named in shapes.items():

@@ -123,7 +123,7 @@ def difference(found, expected) -> float:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gradients_equal_the_stored_versions(flow, ops, dtype):
+def test_recomputed_gradients_equal_stored_ones(flow, ops, dtype):
     """To 100 roundings: 1.2e-5 in single and 2.2e-14 in double precision.
 
     Single precision can cross a kink (a ReLU's, a spline's knot), where a gradient jumps: the

@@ -106,7 +106,7 @@ def test_slices_cover_a_batch_in_order(total, parts):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_gradients_of_slices_add_up_to_the_batchs(step):
+def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
     """Not those with noise from the start of the sequence, or log-determinants, in every slice."""
     trainer, images, expected = whole_gradient(step)
     for parts in (2, 3, 5):

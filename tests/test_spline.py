@@ -71,7 +71,7 @@ def slow_spline(x, widths, heights, slopes, bound, eps):
 @pytest.mark.parametrize(
     "layer", [LAYER, RationalQuadraticSpline(2, 3.0, 0.05)], ids=["5 bins", "2 bins"]
 )
-def test_against_one_value_at_a_time(ops, layer):
+def test_a_spline_matches_a_scalar_reference(ops, layer):
     rng = np.random.default_rng(1)
     p = parameters(1.0, layer=layer)
     x = rng.uniform(-1.2 * layer.bound, 1.2 * layer.bound, (6, *SHAPE))
@@ -137,7 +137,7 @@ def test_inverse_at_and_beside_the_knots(ops, dtype):
     np.testing.assert_array_equal(x[[0, 1, -2, -1]], y[[0, 1, -2, -1]])
 
 
-def test_values_far_beyond_the_bound_meet_no_formula(ops):
+def test_values_far_beyond_the_bound_pass_through(ops):
     """They come out as they are, without an overflow, and add nothing to any gradient."""
     p, rng = parameters(1.0), np.random.default_rng(4)
     x = rng.uniform(-BOUND, BOUND, (3, *SHAPE))
@@ -152,7 +152,7 @@ def test_values_far_beyond_the_bound_meet_no_formula(ops):
         np.testing.assert_array_equal(found[name][3:], value)
 
 
-def test_an_inverse_that_the_textbook_root_would_spoil(ops):
+def test_the_inverse_is_accurate_where_the_textbook_root_cancels(ops):
     """2c/(-b - √(b² - 4ac)) cancels where a bin ends far steeper than it is on average."""
     p = {k: np.zeros((1, n)) for k, n in zip(PARAMETERS, (5, 5, 4), strict=True)}
     p["slopes"][0, 2] = 1e6
@@ -266,7 +266,7 @@ def test_an_overflowed_parameter_shows(ops, name, value, dtype):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy reports the overflows tested here
-def test_slopes_near_the_largest_number_are_not_silent(ops):
+def test_slopes_that_overflow_give_no_finite_log_determinant(ops):
     p = parameters(0.0, dtype=np.float32)
     p["slopes"][4, 2, 0, 1:3] = 3e38
     x = np.zeros((2, *SHAPE), np.float32)

@@ -52,7 +52,7 @@ def some_x(shape=SHAPE, count=N):
     return np.random.default_rng(2).standard_normal((count, *shape))
 
 
-def test_it_is_the_layer_then_a_split(layer, ops):
+def test_a_split_is_its_coupling_then_a_cut(layer, ops):
     """The latent's density is not in ldj: it is the flow's."""
     p, x = some_parameters(layer), some_x()
     z, ldj, cache = layer.forward(ops, p, x)

@@ -142,7 +142,7 @@ class NoNoise(Variational):
         return z
 
 
-def test_noise_that_is_not_that_of_the_cache_is_caught(ops):
+def test_noise_missing_from_the_output_is_caught(ops):
     with pytest.raises(GradientError, match="^z is off"):
         check_variational(NoNoise(SIGMA), Dense(D), (D,), ops=ops)
 
@@ -157,7 +157,7 @@ def test_noise_does_not_widen_single_precision(ops):
 
 
 @pytest.mark.parametrize("cut", [3, 4, 5])
-def test_parts_of_a_batch_have_their_shares_of_its_noise(ops, rng, cut):
+def test_slices_of_a_batch_have_its_noise(ops, rng, cut):
     """z to the last bit. And G_W adds up: where R = 0 all of it are sums over samples."""
     layer, x, dz = Linear(Dense(D), Variational(SIGMA, 2)), *rng.standard_normal((2, 7, D))
     p = {"W": rng.standard_normal((D, D)), "R": np.zeros((D, D)), "b": x[0]}
@@ -180,7 +180,7 @@ def test_parts_of_a_batch_have_their_shares_of_its_noise(ops, rng, cut):
         assert np.abs(of_before + of_elsewhere - grad).max() > 0.01 * np.abs(grad).max()
 
 
-def test_a_flow_has_the_noise_of_the_whole_batch_in_a_part_of_it(ops, rng):
+def test_a_slice_of_a_batch_has_its_noise_in_a_flow(ops, rng):
     flow, params = variational_flow(rng)
     x = rng.standard_normal((7, D))
 
@@ -272,7 +272,7 @@ def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
         ({"objective": "mixture", "noise_vectors": 4}, "`noise_vectors` only has an effect with"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(changes, message):
+def test_incompatible_options_are_refused_in_one_line(changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         TrainConfig(**{"objective": "variational", **changes}).resolve(1000)
     assert "\n" not in str(caught.value)

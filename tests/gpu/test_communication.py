@@ -137,11 +137,11 @@ def test_the_host_decides_through_the_other_communicator(ops, doubling):
         assert getattr(communicator, name) == getattr(other, name)
 
 
-def test_alone_there_is_no_nccl(ops):
+def test_a_single_process_uses_no_nccl(ops):
     assert ops.device.communicator(SINGLE_PROCESS) is SINGLE_PROCESS
 
 
-def test_each_process_of_a_machine_has_a_device_in_turn(ops):
+def test_local_ranks_are_assigned_devices_round_robin(ops):
     """With one device, all have it; that there are too few is found when they meet."""
 
     class Third(Communicator):
@@ -157,7 +157,7 @@ def test_each_process_of_a_machine_has_a_device_in_turn(ops):
 
 
 @pytest.mark.real_gpu
-def test_nccl_itself_adds_in_a_recorded_step(ops):
+def test_nccl_sums_in_a_recorded_step(ops):
     """One rank: a sum of one term, in a graph, and in both precisions."""
     found, missing = nccl._load(ops.xp)
     if missing:

@@ -78,7 +78,7 @@ def test_all_ranks_record_or_none_does(ops, theirs, fails):
     assert [why in line for line in said] == [True] * (fails or theirs)
 
 
-def test_another_batch_size_is_captured_anew(ops):
+def test_another_batch_size_is_recorded_again(ops):
     eager, graph = (make_trainer(ops, graph=flag) for flag in (False, True))
     for trainer in (eager, graph):
         take_steps(trainer, range(4))
@@ -88,7 +88,7 @@ def test_another_batch_size_is_captured_anew(ops):
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
 
 
-def test_what_cannot_be_captured_runs_without_a_graph_and_reports_why(ops):
+def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_reports_why(ops):
     """The exact gradient asks whether a matrix is singular: the host has to wait."""
     reports = []
     eager = take_steps(make_trainer(ops, "fc", "exact", graph=False), range(5))
@@ -201,7 +201,7 @@ def test_a_failed_recording_returns_its_memory(ops, standin):
     assert live_bytes(ops) == before
 
 
-def test_a_products_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
+def test_a_cublas_handle_is_set_up_once_for_a_stream_and_destroyed(ops, monkeypatch):
     """cublasSetStream would take the workspace away, and each call costs time."""
     called, set_stream = [], Cublas._set_stream
 

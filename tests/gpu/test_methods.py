@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.trainers import host, images_of, make_trainer
 
-from gpu.test_training import MODELS, assert_numpys, spent_by_a_step, take_steps
+from gpu.test_training import MODELS, assert_matches_numpy, spent_by_a_step, take_steps
 from snfnp.context import BackwardContext
 from snfnp.ops import RandomKey, get_ops
 from snfnp.training.monitors import Monitors
@@ -45,12 +45,12 @@ ALL |= {f"{model}, {how}": {"model": model, "gradient": how} for model, how in M
 
 
 @pytest.mark.parametrize("way", ALL)
-def test_steps_are_numpys(ops, way):
+def test_steps_match_numpy(ops, way):
     found, expected = (
         take_steps(make_trainer(each, **ALL[way], dtype="float64"), range(2))
         for each in (ops, get_ops("numpy"))
     )
-    assert_numpys(found, expected, 1e-9)
+    assert_matches_numpy(found, expected, 1e-9)
     a, b = host(found, "state"), host(expected, "state")
     # a step of Adam before the last errors, which are small differences of large numbers
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
@@ -120,7 +120,7 @@ def test_numbers_on_the_device_do_not_widen_single_precision(ops, way):
 
 
 @pytest.mark.parametrize("model", ["fc", "conv", "glow"])
-def test_monitors_and_refined_samples_are_numpys(ops, model):
+def test_monitors_and_refined_samples_match_numpy(ops, model):
     figures, drawn = [], []
     for each in (ops, get_ops("numpy")):
         trainer = make_trainer(each, model, dtype="float64")

@@ -64,7 +64,7 @@ def test_a_slice_of_a_batch_has_the_gradient_of_one_stream(ops, beside, way):
     np.testing.assert_array_equal(*gradients)
 
 
-def test_an_array_that_is_overwritten_too_early_shows(beside, standin):
+def test_reading_an_overwritten_array_is_detected(beside, standin):
     """The control of these tests."""
     source, target = beside.xp.ones(3), beside.xp.zeros(3)
     with beside.side_stream():
@@ -103,7 +103,7 @@ def test_without_a_second_branch_a_step_is_recorded_all_the_same(ops, beside):
     assert line.endswith(": it runs without a second stream")
 
 
-def test_what_it_reads_is_kept_until_the_join(ops):
+def test_arguments_are_kept_until_the_join(ops):
     """CuPy would hand its memory to the next array of the caller's stream."""
     side, delta = SideStream(ops.xp, tf32=False), ops.xp.zeros(3)
     alive = weakref.ref(delta)
@@ -146,7 +146,7 @@ extern "C" __global__ void spin(long long cycles) {
 @pytest.mark.real_gpu
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
 @pytest.mark.parametrize("late", ["the second stream", "the first"])
-def test_it_may_be_late_on_either_stream(ops, beside, monkeypatch, model, gradient, late):
+def test_either_stream_may_be_late(ops, beside, monkeypatch, model, gradient, late):
     """Half a millisecond before every gradient, or before all that they wait for: whatever is read
     or overwritten too early then is."""
     spin = ops.xp.RawKernel(_SPIN, "spin")
@@ -171,7 +171,7 @@ def test_it_may_be_late_on_either_stream(ops, beside, monkeypatch, model, gradie
         np.testing.assert_array_equal(host(found, "p"), host(expected, "p"))
 
 
-def test_what_is_aside_has_products_and_a_counter_of_its_own(beside):
+def test_the_second_stream_has_a_handle_and_a_counter_of_its_own(beside):
     device, seen = beside.device, []
 
     def look():

@@ -43,7 +43,7 @@ def spent_by_a_step(trainer, standin) -> dict[str, int]:
 # ---------------------------------------------------------------- parity with NumPy
 
 
-def assert_numpys(found, expected, tolerance):
+def assert_matches_numpy(found, expected, tolerance):
     """Two steps have the numbers of NumPy, in double precision.
 
     Gradients are sums of at most a few thousand terms, through at most 19 layers.
@@ -61,7 +61,7 @@ def assert_numpys(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
-def test_a_step_is_numpys_in_single_precision(ops, model, gradient):
+def test_a_single_precision_step_matches_numpy(ops, model, gradient):
     """Against NumPy in double precision: the gradient of each parameter, by its largest entry.
 
     A gradient is a sum over batch and pixels of products of numbers that went through up to 20
@@ -203,7 +203,7 @@ def test_a_matrix_that_is_not_finite_raises_as_on_the_cpu():
 
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("resident", [True, False])
-def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
+def test_batches_match_the_hosts(ops, monkeypatch, resident, change):
     if not resident:
         monkeypatch.setattr(gpu_images, "RESIDENT", 0)
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 6, 3)).astype(np.uint8)
@@ -222,7 +222,7 @@ def test_batches_are_the_hosts(ops, monkeypatch, resident, change):
 @pytest.mark.parametrize(
     "model, gradient", [(model, preset.gradients[0]) for model, preset in PRESETS.items()]
 )
-def test_likelihoods_and_samples_are_numpys(ops, model, gradient):
+def test_likelihoods_and_samples_match_numpy(ops, model, gradient):
     """Images come back as they were, up to values on the edge of two integers."""
     found, expected = (make_trainer(each, model, gradient) for each in (ops, get_ops("numpy")))
     images = ops.to_host(images_of(found, 0))
