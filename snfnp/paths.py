@@ -9,10 +9,6 @@ import stat
 import tempfile
 from pathlib import Path
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
-_BINARY = getattr(os, "O_BINARY", 0)
-
 
 def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool = False) -> int:
     """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
@@ -20,11 +16,11 @@ def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool
     Nothing waits for the other end of a pipe, no device is read without end, and nothing outside a
     run's folder is written through a link. Raises OSError.
     """
-    if not follow and os.path.islink(path):  # a system may have no flag for it
+    if not follow and os.path.islink(path):
         raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
     if os.path.exists(path):
         _require_regular(os.stat(path).st_mode, path)  # opening a device may act on it
-    descriptor = os.open(path, flags | _NO_WAIT | _BINARY | (0 if follow else _NO_LINK), 0o666)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
     try:
         _require_regular(os.fstat(descriptor).st_mode, path)
     except OSError:
@@ -59,12 +55,12 @@ def private_folder(name: str) -> Path | None:
     Its files may be executed (Numba's kernels): None if another user made it or can write to it, or
     if there cannot be one.
     """
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    user = os.getuid()
     try:
         root = Path(tempfile.gettempdir(), f"snfnp-{user}")
         root.mkdir(mode=0o700, exist_ok=True)
         status = root.lstat()  # of a link: that is open to others, too
-        if hasattr(os, "getuid") and (status.st_uid != user or status.st_mode & 0o077):
+        if status.st_uid != user or status.st_mode & 0o077:
             return None
         (root / name).mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=root / name):

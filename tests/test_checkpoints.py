@@ -259,7 +259,7 @@ def test_every_change_of_config_json_is_found(copy, before, after):
     text = (copy / "config.json").read_text()
     assert before in text
     (copy / "config.json").write_text(text.replace(before, after))
-    message = "config.json is damaged .its checksum differs.: restore it .options are changed by"
+    message = "config.json is damaged, or of another version .its checksum differs.: restore it .op"
     with one_line(SnfnpError, match=message):
         load_run(copy)
 

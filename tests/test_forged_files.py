@@ -134,7 +134,7 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
 
     def load():
         with np.errstate(all="ignore"):
-            assert np.isfinite(snfnp.FlowDensity.load(path).score_samples(ROWS)).all()
+            assert not np.isnan(snfnp.FlowDensity.load(path).score_samples(ROWS)).any()
 
     for _ in range(60):
         saved.record, said = forged(record, rng)

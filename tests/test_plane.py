@@ -257,7 +257,7 @@ def test_other_data_that_are_likelier_get_a_word(folder, tmp_path, capsys):
 def test_a_view_of_a_single_point_is_drawn_without_warnings(run, tmp_path):
     """As of a table of ten rows, one of which is held out."""
     view = View.of(run.likelihood, np.ones((1, 2)), ["exact"])
-    plots.save_plane(tmp_path / "plane.png", view, "one")
+    plots.save_view(tmp_path / "plane.png", view, "one")
     assert view.extent == (0.0, 2.0, 0.0, 2.0)
 
 

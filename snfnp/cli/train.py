@@ -129,7 +129,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
         view = View.of(run.likelihood, animation.data, inverses, config.seed)
-        plots.save_plane(folder.samples, view, title)
+        plots.save_view(folder.samples, view, title)
         drawn.append(folder.samples)
     elif run.flow.preprocess.of_images:
         names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}

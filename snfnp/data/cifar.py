@@ -41,7 +41,7 @@ class Cifar(Published):
         if archive := super().find(folder):
             return archive
         for place in (folder / FOLDER, folder):
-            # One batch is the folder that was meant: looking on would hide what it lacks.
+            # One batch is the folder that was meant: its missing files are reported.
             if any(os.path.isfile(place / batch) for batch in BATCHES):
                 return {"archive": place}
         return {}

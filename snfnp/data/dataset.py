@@ -62,7 +62,7 @@ class Dataset:
 
     @property
     def of_images(self) -> bool:
-        """Whether its samples are images, and not rows."""
+        """True if its samples are images, false if they are rows."""
         return not is_rows(self.train)
 
     @property

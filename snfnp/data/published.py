@@ -79,7 +79,7 @@ class Published:
         if not os.path.isdir(root):
             problem = "is not a folder" if os.path.exists(root) else "does not exist"
             raise UsageError(f"{root}: {origin} {problem}; give the {self.title} files' folder")
-        # Half a set is the folder that was meant: looking on would hide what it lacks.
+        # Half a set is the folder that was meant: its missing files are reported.
         place = root / self.name if self.find(root / self.name) else root
         files = self.find(place)
         lacks = " and ".join(name for key, name in self.names.items() if key not in files)

@@ -47,7 +47,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator[None]:
-    """What a library raises for a damaged or mislabelled file becomes one line about the file."""
+    """Turn the error of a library for a damaged or mislabelled file into one line about it."""
     try:
         yield
     except SnfnpError:

@@ -50,7 +50,7 @@ class Checkpointer:
         """
         with self.clock.paused():  # raises if a step failed, which is not to be saved
             checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
-            if not checkpoint.is_sound():  # on all ranks alike
+            if not checkpoint.is_finite():  # on all ranks alike
                 what = "a parameter, a moment of Adam's or what layers keep is not finite"
                 raise DivergedError(f"training diverged by step {step}: {what}", step)
             if self.trainer.world.rank == 0:
@@ -71,7 +71,7 @@ class Checkpointer:
         """Begin a new run. From here on there is always something to go back to."""
 
         def claim() -> None:
-            self.folder.refuse_started()  # another program may have, before this one had the lock
+            self.folder.require_unused()  # another program may have, before this one had the lock
             self.folder.remove_partial()
             self.identity = uuid.uuid4().hex
 

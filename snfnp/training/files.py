@@ -1,8 +1,9 @@
-"""Files that a crash leaves whole, that something else may have damaged, or that lock a folder."""
+"""Files that a crash leaves whole, files that may be damaged, and the lock of a folder."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -17,12 +18,6 @@ from typing import Any
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.paths import open_regular
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
 
 LONGEST = 1 << 30  # bytes: more than the metrics of any run
 PARTIAL = ".partial"  # the end of the name of a file that a crash may leave half written
@@ -101,7 +96,7 @@ def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any
     content = read_bytes(path, SnfnpError, f"{path} is gone")
     try:
         return make(parse_json(content, kind))
-    except Exception as error:  # whatever damage makes of what is done with it
+    except Exception as error:  # any that corrupt content causes
         why = f"{type(error).__name__}: {str(error)[:80]}"
         raise SnfnpError(f"{path} is damaged ({why}): {advice}") from None
 
@@ -148,8 +143,6 @@ class FolderLock:
         if not self._entered:
             remove(self._path)  # while it is held: later, it may be another's
             self._file.close()
-            if not fcntl:  # Windows removes no open file
-                remove(self._path)
 
     def _acquire(self) -> None:
         while True:
@@ -190,9 +183,4 @@ class FolderLock:
 
 def _lock(file) -> None:
     """Raises BlockingIOError or PermissionError if another process holds the lock."""
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        file.seek(1 << 30)  # far behind the text, which must stay readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
-        file.seek(0)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

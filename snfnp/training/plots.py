@@ -134,10 +134,10 @@ def save_points(path: Path, panels: dict, title: str, data=()) -> None:
 
 
 @_quiet()
-def save_plane(path: Path, view: View, title: str) -> None:
+def save_view(path: Path, view: View, title: str) -> None:
     """A view of the plane: density, samples, the bent grid, and the data as latents."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
-    _draw_plane(figure, view, title, view)
+    _draw_view(figure, view, title, view)
     _save(figure, path)
 
 
@@ -148,7 +148,7 @@ def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 
     for title, view in frames:
         canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
         figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.03, 0.12)
-        _draw_plane(figure, view, title, frames[-1][1], xticks=[], yticks=[])
+        _draw_view(figure, view, title, frames[-1][1], xticks=[], yticks=[])
         canvas.draw()
         pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
@@ -159,7 +159,7 @@ def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 
     write_atomically(path, content.getvalue())
 
 
-def _draw_plane(figure, view: View, title: str, last: View, **ticks) -> None:
+def _draw_view(figure, view: View, title: str, last: View, **ticks) -> None:
     brightest = np.quantile(last.density, 0.995)  # a peak would leave the rest in the dark
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}

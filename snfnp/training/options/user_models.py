@@ -174,7 +174,7 @@ def _found(reference: str, what: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """A value in a message: a function with its arguments, or the type."""
     return (
         f"{value.__name__}{inspect.signature(value)}"[:80]
         if inspect.isfunction(value)

@@ -52,7 +52,7 @@ class Checkpoint:
     state_layout: Layout = _NO_STATE
     state: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
 
-    def is_sound(self) -> bool:
+    def is_finite(self) -> bool:
         """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run
         nor loaded."""
         numbers = (self.p, self.m, self.v, self.state, self.lam, self.sums)
@@ -112,7 +112,7 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     checkpoint = Checkpoint(layout, p, m, v, **values)
     for key, (name, entry) in places.items():
         getattr(checkpoint, name)[entry.start : entry.stop] = tensors[key].reshape(-1)
-    if not checkpoint.is_sound():
+    if not checkpoint.is_finite():
         raise _damaged(path, "it holds what no training leaves: NaN, infinity, or a negative v")
     if run is not None:
         _compare(path, checkpoint, run)

@@ -57,10 +57,10 @@ class RunFolder:
         run = cls(path)
         with files.explained(f"make {path}", "choose another folder (`out`)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
-            run.refuse_started()
+            run.require_unused()
         return run
 
-    def refuse_started(self) -> None:
+    def require_unused(self) -> None:
         """Raises UsageError if the folder holds more than a start that failed leaves."""
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
