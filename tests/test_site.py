@@ -248,6 +248,12 @@ class TestWithSphinx:
         assert at == sorted(at)
         assert (out / "_static" / "excerpts.js").is_file()
 
+    def test_formulas_are_searched_as_they_are_typed(self):
+        from searching import text_of
+
+        found = text_of("Stable if $\\lambda s^2 > \\frac{1}{8}$ ([24](24-x.md)).\n\n$$\\sigma$$\n")
+        assert found == "Stable if λ s 2 > 1/8 (24). σ"
+
     def test_a_large_delimiter_may_have_a_name(self):
         from mathml import mathml
 

@@ -190,7 +190,8 @@ def _after(block) -> int:
 
 
 def _tell_the_reading(page: _Page, doctree) -> None:
-    """Under a page's title: how many minutes it takes, and what it builds on."""
+    """Under a page's title: how many minutes it takes, what it builds on, and its sections, which wide
+    screens show in the place of the contents beside the text."""
     index = README.read_text(encoding="utf-8")
     if f"{page.name}.md" not in reading_of(index):
         return
@@ -202,7 +203,10 @@ def _tell_the_reading(page: _Page, doctree) -> None:
     )
     text = f"{minutes} minutes" + (f", builds on {links}" if links else "")
     section = next(iter(doctree.findall(nodes.section)))
-    section.insert(1, Html(html=f'<p class="reading">{text}</p>'))
+    heads = [(own["ids"][0], own[0].astext()) for own in section.findall(nodes.section)]
+    links = " · ".join(f'<a href="#{at}">{html.escape(head)}</a>' for at, head in heads[1:])
+    contents = f'<p class="sections">On this page: {links}</p>' if links else ""
+    section.insert(1, Html(html=f'<p class="reading">{text}</p>{contents}'))
 
 
 def _list_citing_lines(page: _Page, doctree) -> None:

@@ -14,13 +14,30 @@ from docutils import nodes
 from pages import PAGE_NAME, README
 
 FILE = "excerpts.js"
+_LETTERS = {
+    "lambda": "λ",
+    "sigma": "σ",
+    "Sigma": "Σ",
+    "delta": "δ",
+    "rho": "ρ",
+    "mu": "μ",
+    "eta": "η",
+}
+
+
+def _spoken(latex: str) -> str:
+    """A formula as one would type it: 1/8 for its fraction, λ for its letter, no other commands."""
+    latex = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", latex)
+    for name, letter in _LETTERS.items():
+        latex = re.sub(rf"\\{name}\b", letter, latex)
+    return re.sub(r"\\[A-Za-z]+|[{}&\\^]", " ", latex)
 
 
 def text_of(markdown: str) -> str:
-    """A page's words, one line: without the marks of Markdown, with … for formulas."""
+    """A page's words and formulas, one line, without the marks of Markdown."""
     text = re.sub(r"^(```|\|? ?---).*$|</?\w+>", "", markdown, flags=re.M)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\\[^$]*\$", "…", text, flags=re.S)
+    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$", lambda found: _spoken(found[0]), text, flags=re.S)
     return " ".join(re.sub(r"[`*#|$]|^>>> ", " ", text, flags=re.M).split())
 
 

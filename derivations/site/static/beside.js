@@ -1,4 +1,4 @@
-// On a wide screen the code stands open beside the paragraph that points at it; on a narrow one, or
+// On a wide screen the code stands beside the paragraph that points at it; on a narrow one, or
 // where it is a page's only piece, it is folded after it. And what scrolls sideways fades where
 // there is more. See beside.css.
 (() => {
@@ -6,7 +6,7 @@
   const article = document.querySelector(".article-container");
   const blocks = [...document.querySelectorAll("aside.beside")];
   const beside = () => wide.matches && blocks.length > 1;
-  const GAP = 12, LEAST = 240; // pixels: between two blocks, and what a paragraph's blocks keep
+  const GAP = 12, LEAST = 140, FARTHEST = 640; // pixels: between two blocks, what an open one keeps, several of a paragraph
 
   /** The block that an aside belongs to: what stands before it and is no aside. */
   function paragraph(block) {
@@ -15,26 +15,36 @@
     return before ?? block.parentElement;
   }
 
+  /** Blocks share the room down to the next paragraph that has any. Those for which it is too little
+      are folded, so that all stay level with their paragraphs. */
   function place() {
     const top = article?.getBoundingClientRect().top;
-    const owners = blocks.map(paragraph), crowd = new Map();
-    for (const owner of owners) crowd.set(owner, (crowd.get(owner) ?? 0) + 1);
-    const wanted = owners.map((owner) => owner.getBoundingClientRect().top - top);
+    const groups = new Map();
+    for (const block of blocks) groups.set(paragraph(block), [...(groups.get(paragraph(block)) ?? []), block]);
+    const owners = [...groups.keys()];
+    const starts = owners.map((owner) => owner.getBoundingClientRect().top - top);
+    const ends = owners.map((owner) => owner.closest("section").getBoundingClientRect().bottom - top);
     let free = 0; // where the column is free again
-    blocks.forEach((block, index) => {
-      const code = block.querySelector(".highlight");
-      block.classList.toggle("right", beside());
-      code.style.maxHeight = block.style.top = "";
-      if (!beside()) return;
-      const start = Math.max(wanted[index], free);
-      const room = (wanted[index + 1] ?? Infinity) - start - GAP;
-      const height = block.offsetHeight;
-      const around = height - code.offsetHeight; // the line above the code
-      const least = Math.max(around + 70, LEAST / Math.max(1, crowd.get(owners[index]) - 1));
-      const kept = Math.min(height, Math.max(room, least));
-      code.style.maxHeight = `${kept - around}px`;
-      block.style.top = `${start}px`;
-      free = start + kept + GAP;
+    [...groups.values()].forEach((group, index) => {
+      let at = Math.max(starts[index], free);
+      let room = (starts[index + 1] ?? Infinity) - at;
+      if (group.length > 1) room = Math.min(room, Math.max(ends[index] - at, 0), FARTHEST);
+      group.forEach((block, number) => {
+        const details = block.firstElementChild, code = block.querySelector(".highlight");
+        block.classList.toggle("right", beside());
+        code.style.maxHeight = block.style.top = "";
+        if (!beside()) return;
+        details.open = true;
+        const height = block.offsetHeight, around = height - code.offsetHeight; // the lines above the code
+        const share = room / (group.length - number) - GAP;
+        details.open = share >= Math.min(height, LEAST);
+        const kept = details.open ? Math.min(height, share) : block.offsetHeight;
+        code.style.maxHeight = `${kept - around}px`;
+        block.style.top = `${at}px`;
+        at += kept + GAP;
+        room -= kept + GAP;
+      });
+      free = beside() ? at : 0;
     });
   }
 
@@ -50,6 +60,10 @@
   function open() {
     for (const block of blocks) block.firstElementChild.open = beside();
   }
+
+  /** A block that a reader opens has the height that it needs, above the others. */
+  for (const block of blocks)
+    block.querySelector("summary").addEventListener("click", () => { block.querySelector(".highlight").style.maxHeight = ""; });
 
   function show() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));

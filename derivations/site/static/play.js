@@ -82,11 +82,10 @@
     make("text", { x: 330, y: 235, class: "word" }, svg, "r w = 1");
     const paths = Array.from({ length: 12 }, () => make("path", { class: "blue" }, svg));
     make("circle", { cx: X(1), cy: Y(1), r: 5, class: "dot" }, svg);
-    const verdict = make("text", { x: 10, y: 22, class: "word" }, svg, " ");
-    const label = Object.assign(document.createElement("label"), { textContent: "λ σ² = " });
+    const verdict = document.createElement("p"), label = Object.assign(document.createElement("label"), { textContent: "λ σ² = " });
     const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.5, step: 0.005, value: 0.06 });
     label.append(slider);
-    place.append(label);
+    place.append(label, verdict);
 
     function draw() {
       const lam = Number(slider.value), dt = 0.02;
@@ -102,7 +101,8 @@
       });
       const trace = -(0.5 + 2 * lam) - 2 * lam, det = 4 * lam - 0.5;
       const rate = (trace + Math.sqrt(Math.max(trace * trace - 4 * det, 0))) / 2;
-      verdict.textContent = `λ σ² = ${lam.toFixed(3)}: ${lam > 0.125 ? "stable" : "unstable"}, the slowest rate is ${rate.toFixed(2)}`;
+      const how = rate < 0 ? `errors decay at the rate ${(-rate).toFixed(2)} or faster` : `one error grows at the rate ${rate.toFixed(2)}`;
+      verdict.textContent = `λ σ² = ${lam.toFixed(3)}: ${how}`;
     }
     slider.addEventListener("input", draw);
     draw();

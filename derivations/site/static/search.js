@@ -17,13 +17,28 @@
     list.append(Object.assign(document.createElement("p"), { className: "excerpt", textContent: text }));
   }
 
+  // Sphinx's index knows whole words alone: pages that have the query as it was typed come first, those
+  // that have it most often at the top.
+  const typed = query.trim().toLowerCase();
+  const having = Object.entries(texts)
+    .map(([page, text]) => [text.toLowerCase().split(typed).length - 1, page, text])
+    .filter(([count]) => typed.length > 1 && count)
+    .sort((a, b) => b[0] - a[0])
+    .slice(0, 5);
+  for (const [, page, text] of having) {
+    const found = Object.assign(document.createElement("p"), { className: "typed" });
+    found.append(Object.assign(document.createElement("a"), { href: page, textContent: page.replace(".html", "") }));
+    found.append(Object.assign(document.createElement("span"), { className: "excerpt", textContent: ` ${excerpt(text)}` }));
+    results.before(found);
+  }
+
   const numbers = query.match(/^\s*(?:eqs?\.?|equations?)?\s*\(?(\d+)\)?\s*$/i);
   if (numbers && equations[numbers[1]]) {
     const { page, what } = equations[numbers[1]];
     const first = Object.assign(document.createElement("p"), { className: "equation" });
     const link = Object.assign(document.createElement("a"), { href: page, textContent: `Eq. ${numbers[1]}: ${what}` });
     first.append(link);
-    results.before(first);
+    (document.querySelector("p.typed") ?? results).before(first);
   }
   new MutationObserver((changes) => {
     for (const item of changes.flatMap((change) => [...change.addedNodes])) {
