@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
@@ -71,7 +72,7 @@ class Choices:
         coordinates: "white" for `Whiten` layers before dense layers, else "plain".
         exact: exact determinants of convolutions by "block" or "dense" matrices.
         inverse_kernel: kernel size of the learned inverse; None: the forward kernel's.
-        size: the model's size, for presets that have one.
+        size: a `GlowSize` or `VectorSize`, for presets that have one.
         activation: elementwise maps of `vector`, one of `ACTIVATIONS`.
     """
 
@@ -81,7 +82,7 @@ class Choices:
     coordinates: str = "plain"
     exact: str = "block"
     inverse_kernel: int | None = None
-    size: GlowSize | VectorSize | None = None
+    size: Any = None
     activation: str = "spline"
 
 
@@ -133,8 +134,8 @@ def make_rule(
     gradient: str,
     objective: str,
     relative_bias: str,
-    sigma: float | None = None,
-    noise_vectors: int | None = None,
+    sigma: Any = None,
+    noise_vectors: Any = None,
     jvp_weight: float = 0.0,
     jvp_probes: int = 1,
 ) -> Rule:
@@ -201,9 +202,9 @@ def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
 
     def layers(name, channels):
         f, size = Conv2d((3, 3), channels, exact=choices.exact), choices.inverse_kernel
-        g = size and Conv2d((size, size), channels)  # Eqs. 28-30
-        own = {"init_kind": kind, "bias_init": choices.bias_init}
-        return [(name, Linear(f, choices.rule, inverse_map=g, **own))]
+        g = Conv2d((size, size), channels) if size else None  # Eqs. 28-30
+        bias = choices.bias_init
+        return [(name, Linear(f, choices.rule, inverse_map=g, init_kind=kind, bias_init=bias))]
 
     return _nine_layers(layers, shape)
 

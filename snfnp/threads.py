@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 _OMP_WAIT = "OMP_WAIT_POLICY"
@@ -55,7 +56,8 @@ def configure_numba() -> None:
         os.environ.setdefault(_GOMP_SPIN, _SPINS)
     os.environ.setdefault(_OMP_WAIT, "passive")
     passive = not loaded and os.environ[_OMP_WAIT].lower() == "passive" and _has_openmp()
-    numba.config.THREADING_LAYER = "omp" if passive else "workqueue"
+    config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
+    config.THREADING_LAYER = "omp" if passive else "workqueue"
 
 
 def _has_openmp() -> bool:

@@ -81,7 +81,7 @@ def _proof(proved: list, apart: np.ndarray | None) -> str:
     sure = [certificate.difference for certificate in proved if certificate.holds]
     says = "W and R are invertible, and log|W| and -log|R| differ by at most as many nats"
     lines.append(f"proved for {len(sure)} of {len(proved)} layers: {says}")
-    if len(sure) < len(proved):
+    if apart is None:
         lines.append("none: ρ < 1 is not proved there, so nothing is known without a determinant")
         return "\n".join(lines)
     total = sum(sure)

@@ -37,8 +37,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     order = np.random.default_rng(args.seed).permutation(len(data))
     ends = data[order[: 2 * args.pairs]]
     latents = [
-        between(*np.split(run.ops.to_host(each), 2), args.steps, args.path == "spherical")
+        between(start, end, args.steps, args.path == "spherical")
         for each in run.likelihood.latents(ends, args.seed)
+        for start, end in (np.split(run.ops.to_host(each), 2),)
     ]
     given = tuple(each.reshape(-1, *each.shape[2:]) for each in latents)
     samples = drawn(run, args, args.pairs * args.steps, latents=given)

@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{hint}: see {self.prog} --help")
 
 
-def run_parser(prog: str | None, description: str) -> Parser:
+def run_parser(prog: str | None, description: str | None) -> Parser:
     """A parser for commands that read a finished run, with what `open_run` needs."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run folder")
@@ -67,7 +67,7 @@ def run_parser(prog: str | None, description: str) -> Parser:
     return parser
 
 
-def add_trust(parser: Parser) -> None:
+def add_trust(parser: argparse._ActionsContainer) -> None:
     """The option without which a run folder makes no code of its own run."""
     about = "import the module of the run's own model, which runs its code"
     parser.add_argument("--trust", action="store_true", help=about)

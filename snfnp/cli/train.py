@@ -1,6 +1,7 @@
 """Train a flow, or resume a run: options from the configuration, training, pictures."""
 
 import argparse
+from typing import Any
 
 from snfnp import threads
 from snfnp.cli.shared import Parser, add_trust
@@ -62,7 +63,9 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         else:
             opened = training.started(config, world=world)
         with opened as session:
-            points = session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
+            points: Any = (
+                session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
+            )
             animation = None if points is None else Animation(points)
             session.train(_show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
@@ -93,6 +96,7 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
         for option in map(OPTIONS.__getitem__, kind.__annotations__):
             text = in_flags(help_of(option, defaults.get(option.name, option.default)))
             text = text.replace("%", "%%")
+            settings: dict[str, Any]
             if option.kind is bool:
                 settings = {"action": argparse.BooleanOptionalAction}
             elif option.choices:
@@ -104,10 +108,8 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
     about = "train in N processes, each with its share of every batch; on GPUs, one process per "
     about += "GPU (runs this command by mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
-    about = (
-        "resume the run in --out from its last checkpoint (--epochs extends it); auto: start it "
-    )
-    about += "if there is no checkpoint, so that the same command can be submitted repeatedly"
+    about = "resume the run in --out from its last checkpoint (--epochs extends it); auto: start "
+    about += "it if there is no checkpoint, so that the same command can be submitted repeatedly"
     start.add_argument("--resume", nargs="?", const=True, choices=(AUTO,), help=about)
     about = "resume the run in --out from its best checkpoint, with the settings recorded there or "
     about += "others given now, such as a smaller --lr"

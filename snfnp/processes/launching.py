@@ -60,7 +60,7 @@ def find_mpiexec(feature: str) -> str:
     for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
         if not place:
             raise UsageError(f"{feature} needs {missing}, which is missing: {INSTALL}")
-    return mpiexec
+    return str(mpiexec)
 
 
 def _without_option(argv: list[str]) -> list[str]:
