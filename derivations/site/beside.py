@@ -190,8 +190,8 @@ def _after(block) -> int:
 
 
 def _tell_the_reading(page: _Page, doctree) -> None:
-    """Under a page's title: how many minutes it takes, what it builds on, and its sections, which wide
-    screens show in the place of the contents beside the text."""
+    """Under a page's title: how many minutes it takes, what it builds on, and its sections, which
+    wide screens show instead of the contents beside the text."""
     index = README.read_text(encoding="utf-8")
     if f"{page.name}.md" not in reading_of(index):
         return
