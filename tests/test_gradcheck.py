@@ -1,6 +1,5 @@
 """The checks themselves: what is right passes, and each way of being wrong is caught and shown."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from snfnp.gradcheck import (
 )
 from snfnp.layers import ActNorm, Layer, SplitPrior
 from snfnp.maps import Conv2d, Dense
-from snfnp.rules import Exact, SelfNormalizing
 
 D = 4
 
@@ -185,22 +183,6 @@ def test_the_message_shows_the_numbers():
     analytic, numeric = (float(words[words.index(w) + 1]) for w in ("analytic", "numeric"))
     np.testing.assert_allclose(analytic / numeric, 1.01, rtol=1e-8)
     assert str(caught.value).count("h=") == 3  # the same quotient at other steps
-
-
-class WrongSelfNormalizing(SelfNormalizing):
-    """The paper's rule with z = W x + b in Eq. 20."""
-
-    def backward(self, ctx, **given):
-        cache = given["cache"]
-        shifted = {**cache, "z0": cache["z0"] + given["p"]["b"]}
-        return super().backward(ctx, **{**given, "cache": shifted})
-
-
-class ForgetfulExact(Exact):
-    """An exact rule without the gradient of the log-determinant."""
-
-    def backward(self, ctx, **given):
-        return super().backward(dataclasses.replace(ctx, volume=0.0), **given)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
