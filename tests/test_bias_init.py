@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from support.trainers import SIDE, make_trainer
 
-from snfnp.errors import UsageError
 from snfnp.layers import Linear
 from snfnp.likelihood import TRAINING_NOISE
 from snfnp.maps import Dense
@@ -55,10 +54,3 @@ def test_the_bias_has_the_batchs_precision_and_its_mean_the_double():
     b = layer.init_from_data(get_ops("numpy"), p, x)["b"]
     assert b.dtype == np.float32
     np.testing.assert_array_equal(b, np.float32(-x.astype(np.float64).mean(axis=0)))
-
-
-def test_bad_input_is_one_line():
-    with pytest.raises(UsageError, match="choose zero or data"):
-        Linear(Dense(3), bias_init="mean")
-    with pytest.raises(UsageError, match="has no bias"):
-        Linear(Dense(3), bias=False, bias_init="data")

@@ -264,28 +264,6 @@ def test_every_change_of_config_json_is_found(copy, before, after):
         load_run(copy)
 
 
-VALUES = [None, "x", "", -1, 0, 7, 2.5, True, [], {}, [1, 2, 3], ["a"] * 3, 10**30, 1e300]
-
-
-@pytest.mark.parametrize("value", VALUES, ids=str)
-def test_an_old_config_json_without_a_checksum_never_ends_in_a_traceback(copy, value):
-    record = json.loads((copy / "config.json").read_text())
-    del record["sha256"]
-    places = [(record, name) for name in ("config", "data", "run", "history")]
-    places += [(record["data"], name) for name in ("images", "shape")]
-    places += [(record["config"], name) for name in record["config"]]
-    for inner, name in places:
-        before = inner.get(name)
-        inner[name] = value
-        (copy / "config.json").write_text(json.dumps(record))
-        for way in (load_run, lambda path: RunFolder(path).resumed_config({}, rollback=True)):
-            try:
-                way(copy)
-            except SnfnpError as error:
-                assert_one_line(error)
-        inner[name] = before
-
-
 # ---------------------------------------------------------------- what is lost, and not needed
 
 

@@ -11,14 +11,13 @@ from support.explicit import units
 from support.gradients import layer_backward
 from support.operation_calls import CONVOLUTIONS
 
-from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.layers import Linear
 from snfnp.layers.linear import xavier
-from snfnp.maps import Conv2d, Dense
+from snfnp.maps import Conv2d
 from snfnp.ops import get_ops, simd
 from snfnp.ops.conv import cpu, cpu_tiles
-from snfnp.rules import Exact, SelfNormalizing
+from snfnp.rules import SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
 IMAGES = [(4, 3), (9, 7)]  # smaller than some kernels, and as large as any
@@ -200,25 +199,6 @@ def test_dirac_and_fans():
     np.testing.assert_array_equal(z[..., 2:], 0)
     assert xavier(f.weight_shape, 0.1) == 0.1 * np.sqrt(2 / (30 + 60))  # (fan-in, fan-out)
     assert f.output_shape((4, 6, 2)) == (4, 6, 4)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: Conv2d((2, 3), 1), "kernel is 2x3: height and width must be odd"),
-        (lambda: Conv2d((3, 4), 1), "kernel is 3x4: height and width must be odd"),
-        (lambda: Conv2d((0, 3), 1), "kernel is 0x3: height and width must be odd"),
-        (lambda: Conv2d((3, 3), 1, exact="lu"), "exact is 'lu': choose block or dense"),
-        (
-            lambda: Linear(Dense(2), Exact(), inverse_map=Dense(2)),
-            "an inverse_map needs a rule that learns an inverse",
-        ),
-    ],
-)
-def test_wrong_options_are_one_clear_line(make, message):
-    with pytest.raises(UsageError) as error:
-        make()
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3), (16,)])

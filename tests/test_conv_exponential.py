@@ -10,7 +10,6 @@ import pytest
 from scipy.linalg import expm
 from support.gradients import layer_backward
 
-from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_layer
 from snfnp.layers.conv_exponential import ConvExponential
 
@@ -134,21 +133,6 @@ def test_a_nan_is_not_hidden(ops):
     p["W"][0, 0, 0, 0] = np.nan
     assert np.isnan(layer.forward(ops, p, x)[0]).any()
     assert np.isnan(layer.log_det(ops, p, (4, 4, 2)))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"norm": 0.0}, "norm .* 0.0: it must be positive"),
-        ({"norm": math.nan}, "norm .* nan: it must be positive"),
-        ({"iterations": 0}, "0 iterations.*at least one"),
-        ({"terms": (0, 13)}, r"\(0, 13\) terms.*at least one"),
-        ({"kernel": (2, 3)}, "2x3: height and width must be odd"),
-    ],
-)
-def test_wrong_options_are_one_clear_line(options, message):
-    with pytest.raises(UsageError, match=message):
-        ConvExponential(2, **options)
 
 
 def test_initial_parameters():

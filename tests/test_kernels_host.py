@@ -28,7 +28,6 @@ from support.operation_calls import (
 )
 from support.operation_cases import NEVER_EMPTY, OVERRIDES
 
-from snfnp.ops import RandomKey
 from snfnp.ops.backends import overrides
 from snfnp.ops.gpu import source
 
@@ -71,16 +70,6 @@ def test_kernels_take_any_layout_no_samples_and_nan_which_spreads_as_defined(ops
         ops.device.check(name)
     for size in NO_SAMPLES if name not in NEVER_EMPTY else ():
         hold(ops, name, OVERRIDES[name](np.random.default_rng(0), np.float32, size))
-
-
-@pytest.mark.parametrize("draw", ["uniform", "normal", "rademacher"])
-def test_the_step_of_a_key_may_be_on_the_device(ops, draw):
-    step = 2**63 + 2**40 + 3
-    drawn, expected = (
-        getattr(ops.random, draw)(RandomKey(2**63 + 5, 1, each), (5, 7), np.float64)
-        for each in (np.array(step, np.uint64), step)
-    )
-    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_step_scalars_and_images(ops):

@@ -11,6 +11,7 @@ import pytest
 from support.gradients import layer_backward, moved
 from support.messages import one_line
 
+from snfnp.beyond.jacobian_penalty import JacobianPenalty
 from snfnp.errors import UsageError
 from snfnp.gradcheck.catalogue import catalogue
 from snfnp.layers import (
@@ -19,11 +20,13 @@ from snfnp.layers import (
     Layer,
     Linear,
     Parameterless,
+    Preprocess,
     RationalQuadraticSpline,
     SmoothLeakyReLU,
     SplitPrior,
     Squeeze,
 )
+from snfnp.layers.conv_exponential import ConvExponential
 from snfnp.maps import Conv2d, Dense
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
@@ -215,6 +218,26 @@ WRONG = [
         (lambda alpha=alpha: SmoothLeakyReLU(alpha), r"must be in \(0, 1\)")
         for alpha in (0.0, 1.0, -0.3, math.nan)
     ),
+    *(
+        (lambda alpha=alpha: Preprocess(alpha=alpha), r"must be in \(0, 0\.5\)")
+        for alpha in (0.0, 0.5, -1e-6, math.nan)
+    ),
+    (lambda: Linear(Dense(3), bias_init="mean"), "choose zero or data"),
+    (lambda: Linear(Dense(3), bias=False, bias_init="data"), "has no bias"),
+    (lambda: Linear(Dense(2), Exact(), inverse_map=Dense(2)), "a rule that learns an inverse"),
+    (lambda: Linear(Conv2d((3, 3), 2), Relative()), "^the relative gradient needs a dense layer"),
+    (lambda: Conv2d((2, 3), 1), "^kernel is 2x3: height and width must be odd$"),
+    (lambda: Conv2d((3, 4), 1), "^kernel is 3x4: height and width must be odd$"),
+    (lambda: Conv2d((0, 3), 1), "^kernel is 0x3: height and width must be odd$"),
+    (lambda: Conv2d((3, 3), 1, exact="lu"), "^exact is 'lu': choose block or dense$"),
+    (lambda: ConvExponential(2, norm=0.0), "norm .* 0.0: it must be positive"),
+    (lambda: ConvExponential(2, norm=math.nan), "norm .* nan: it must be positive"),
+    (lambda: ConvExponential(2, iterations=0), "0 iterations.*at least one"),
+    (lambda: ConvExponential(2, terms=(0, 13)), r"\(0, 13\) terms.*at least one"),
+    (lambda: ConvExponential(2, kernel=(2, 3)), "2x3: height and width must be odd"),
+    (lambda: JacobianPenalty(weight=-1), "penalty is -1: it must be 0 or more"),
+    (lambda: JacobianPenalty(probes=0), "probes is 0: at least 1"),
+    (lambda: JacobianPenalty("all"), "'all'.*choose"),
     (lambda: SelfNormalizing("both"), "'both'.*choose"),
     (lambda: Relative("both"), "'both'.*choose"),
     (lambda: RationalQuadraticSpline(bins=1), "1 bins: it needs at least 2"),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from snfnp.errors import UsageError
 from snfnp.gradcheck import central_difference
 from snfnp.layers import Preprocess
 from snfnp.ops import RandomKey, get_ops
@@ -90,9 +89,3 @@ def test_preprocess_takes_its_noise_from_the_key(preprocess, ops):
     other, _ = preprocess.forward(ops, images, KEY._replace(step=3), np.float64)
     np.testing.assert_array_equal(first, again)
     assert not np.any(first == other)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.5, -1e-6, np.nan])
-def test_preprocess_refuses_an_alpha_outside_its_range(alpha):
-    with pytest.raises(UsageError, match=r"must be in \(0, 0\.5\)"):
-        Preprocess(alpha=alpha)
