@@ -83,12 +83,3 @@ def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
     given = vars(train._parser(None, {}).parse_args(words))
     assert given.pop("resume") == train.AUTO
     assert TrainConfig(**given).resolve(IMAGES["mnist"]).epochs == 1000
-
-
-def test_the_readmes_commands_are_given_without_an_operator_that_powershell_lacks():
-    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "scripts/runs.md")]
-    given = re.findall(
-        r"^    (.* && python (?:-m pytest|scripts/train_mnist\.py))$", pages[0], re.M
-    )
-    assert len(given) == 2
-    assert all(f"\n    {part}\n" in pages[1] for line in given for part in line.split(" && "))
