@@ -26,29 +26,51 @@ ALL, PAGE = "all", "page"
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction.page import TARGETS, publish
+    from reproduction.runs import SCALES, Command
 
-    from snfnp.cli.shared import check_range
+    from snfnp.cli.shared import Parser, check_range
+    from snfnp.ops import BACKENDS, get_ops
     from snfnp.training.files import explained
 
-    parser = _parser(TARGETS)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)}, {ALL} or {PAGE}")
+    scale = "hour: what two cores do in about an hour for each target; paper: the paper's epochs, "
+    add("--scale", choices=SCALES, default="hour", help=scale + "three seeds (default: hour)")
+    kept = "where the runs are, or will be (default: %(default)s). Finished runs are not trained "
+    kept += "again, stopped ones are resumed"
+    add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
+    seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
+    add("--seeds", type=int, nargs="+", help=seeds)
+    add("--epochs", type=int, help="train every row so long (default: by scale and row)")
+    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: the "
+    every += "best epoch, and the points of curves, are among these (default: 1)"
+    add("--eval-every", type=int, default=1, metavar="N", help=every)
+    rows = "these rows of the target only, by the names of their folders (conv-snf), trained in "
+    rows += "this order, and shown with those that are in results.json"
+    add("--rows", nargs="+", metavar="NAME", help=rows)
+    add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
+    add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
-        for name, target in TARGETS.items():
-            print(f"{name}: {target.title}")
-        print(f"{ALL}: all of these\n{PAGE}: what is in --runs, to the derivations' page")
+        listed = {name: target.title for name, target in TARGETS.items()}
+        listed |= {ALL: "all of these", PAGE: "what is in --runs, to the derivations' page"}
+        print(*(f"{name}: {what}" for name, what in listed.items()), sep="\n")
         return
-    if args.target == PAGE:
-        _refuse_idle(args, parser, {"runs"})
-        print(*publish(args.runs), sep="\n")
-        return
-    if args.target not in (*TARGETS, ALL):
+    wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}
+    if not wanted and args.target != PAGE:
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
         raise UsageError(f"there is no {args.target}: choose from {choices}")
-    wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}
     rows = {name: {row.at(args.scale).name for row in own.rows} for name, own in wanted.items()}
     known = sorted(set().union(*rows.values()))
-    if not known:
-        _refuse_idle(args, parser, {"scale", "runs", "backend"})
+    effective = {"target", "runs"} | ({"scale", "backend"} if wanted else set())
+    for name, value in vars(args).items() if not known else ():
+        if name not in effective and value != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect on {args.target}: leave it out")
+    if not wanted:
+        print(*publish(args.runs), sep="\n")
+        return
     for row in set(args.rows or ()).difference(known):
         raise UsageError(f"there is no row {row} here: choose from {', '.join(known)}")
     if args.rows:
@@ -60,22 +82,19 @@ def main(argv):
         raise UsageError("--seeds must be different whole numbers from 0 to 2**63 - 1")
     with explained(f"make {args.runs}", "choose another --runs", UsageError):
         args.runs.mkdir(parents=True, exist_ok=True)
-    _reproduce(args, wanted, TARGETS)
-
-
-def _reproduce(args, wanted: dict, order) -> None:
-    from reproduction import results
-    from reproduction.runs import Command, outcome, perform
-
-    from snfnp.ops import get_ops
-
     options = (args.seeds, args.epochs, args.data_dir, args.rows, args.eval_every)
-    command = Command(args.scale, args.runs, get_ops(args.backend), *options)
+    _reproduce(Command(args.scale, args.runs, get_ops(args.backend), *options), wanted, TARGETS)
+
+
+def _reproduce(command, wanted: dict, order) -> None:
+    from reproduction import results
+    from reproduction.runs import outcome, perform
+
     plans = {name: target.plan(command) for name, target in wanted.items()}
     runs = {run.folder: run for plan in plans.values() for run in plan}
-    if runs and set(args.seeds or ()) - {run.seed for run in runs.values()}:
-        raise UsageError(f"--seeds: {args.target} is of one run for each row: name one seed")
-    file = args.runs / results.NAME
+    if runs and set(command.seeds or ()) - {run.seed for run in runs.values()}:
+        raise UsageError("--seeds: a figure is of one run for each row: name one seed")
+    file = command.runs / results.NAME
     results.read(file)  # an error in it, or in a run, comes before any training
     found = {folder: outcome(run, command) for folder, run in runs.items()}
     for name, target in wanted.items():
@@ -89,52 +108,15 @@ def _reproduce(args, wanted: dict, order) -> None:
                 perform(run, command)
                 found[run.folder] = outcome(run, command)
         record = target.collect(command, plans[name], found)
-        if args.rows:
+        if command.rows:
             record = results.merged(target, results.read(file).get(name), record)
         results.write(file, {name: record}, order)
-        picture = args.runs / f"{name}{target.suffix}"
+        picture = command.runs / f"{name}{target.suffix}"
         picture.unlink(missing_ok=True)  # there may be nothing to draw any more
         target.draw(record, picture)
         print(f"**{target.title}**\n\n{target.show(record)}\n", flush=True)
         if picture.exists():
             print(f"Picture: {picture}\n", flush=True)
-
-
-def _parser(targets: dict):
-    from reproduction.runs import SCALES
-
-    from snfnp.cli.shared import Parser
-    from snfnp.ops import BACKENDS
-
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("target", nargs="?", metavar="TARGET", help=f"{', '.join(targets)}, {ALL} or {PAGE}")
-    scale = "hour: what two cores do in about an hour for each target; paper: the paper's epochs, "
-    add("--scale", choices=SCALES, default="hour", help=scale + "three seeds (default: hour)")
-    kept = "where the runs are, or will be (default: %(default)s). Finished runs are not trained "
-    kept += "again, stopped ones are resumed"
-    add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
-    seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
-    add("--seeds", type=int, nargs="+", help=seeds)
-    add("--epochs", type=int, help="train every row so long (default: by scale and row)")
-    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: the "
-    every += "best epoch, and the points of curves, are among these (default: 1)"
-    add("--eval-every", type=int, default=1, metavar="N", help=every)
-    rows = (
-        "these rows of the target only, by the names of their folders (conv-snf), trained in this "
-    )
-    rows += "order, and shown with those that are in results.json"
-    add("--rows", nargs="+", metavar="NAME", help=rows)
-    add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
-    add("--data-dir", type=Path, help="folder with the data sets' files")
-    return parser
-
-
-def _refuse_idle(args, parser, effective: set[str]) -> None:
-    for name, value in vars(args).items():
-        if name not in effective | {"target"} and value != parser.get_default(name):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} has no effect on {args.target}: leave it out")
 
 
 if __name__ == "__main__":

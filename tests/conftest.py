@@ -25,7 +25,6 @@ SLOW = (
         "test_gpu_hour",
         "test_kernel_cache",
         "test_kernels_",
-        "test_mutate",
         "test_notebooks",
     ),
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),

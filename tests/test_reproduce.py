@@ -20,6 +20,7 @@ from support.trainers import at_step
 from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
+from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
@@ -223,7 +224,7 @@ def write_metrics(run, nlls, **layer):
 def made_up(tmp_path, monkeypatch):
     """made_up(target, scale, …): the target, and the runs that it plans, which are none."""
     monkeypatch.setattr(provenance, "of_run", lambda folder: {"commit": "c0ffee"})
-    monkeypatch.setattr(runs.Run, "folder_config", lambda run: run.config(500, "numpy"))
+    monkeypatch.setattr(RunFolder, "config", lambda folder: TrainConfig(model="fc").resolve(500))
 
     def planned(name, scale, **options):
         command = FullSize(scale, tmp_path, get_ops("numpy"), **options)
@@ -410,7 +411,7 @@ table5 --rows fc-snf      there is no row fc-snf here: choose from glow-1x1-exac
 table3 --rows x           --rows has no effect on table3: leave it out
 figure4 --eval-every 7    --eval-every has no effect on figure4: leave it out
 page --scale paper        --scale has no effect on page: leave it out
-figure3 --seeds 0 1       --seeds: figure3 is of one run for each row: name one
+figure3 --seeds 0 1       --seeds: a figure is of one run for each row: name one
 """
 
 

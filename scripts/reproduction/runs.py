@@ -42,10 +42,6 @@ class Run:
         own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
         return TrainConfig(**self.row.options, **own, backend=backend).resolve(training_images)
 
-    def folder_config(self) -> TrainConfig:
-        """The configuration with which it was trained."""
-        return RunFolder(self.folder).config()
-
 
 @dataclass(frozen=True, eq=False)
 class Command:

@@ -7,6 +7,7 @@ from reproduction import provenance
 from reproduction.results import distinct
 from reproduction.rows import Row
 from reproduction.runs import Command, Run
+from snfnp.training.runs.folder import RunFolder
 
 # Options that do not change what a run computes, or that a run's entry has itself.
 _OF_A_RUN = {"seed", "epochs", "eval_every", "checkpoint_every", "track_angle", "out", "data_dir"}
@@ -43,7 +44,7 @@ class Trained(Target):
         found = []
         for row in dict.fromkeys(run.row for run in runs):
             own = [run for run in runs if run.row == row]
-            config = own[0].folder_config().as_dict().items()
+            config = RunFolder(own[0].folder).config().as_dict().items()
             record = {"name": row.name, "cells": list(row.cells), "stand_in": row.instead}
             record |= {"unit": row.unit, "paper": row.paper, "paper_spread": row.spread}
             record |= {"paper_epochs": row.epochs, "paper_epochs_given": row.epochs_given}
