@@ -9,19 +9,17 @@ from snfnp import threads
 from snfnp.cli import run_script
 from snfnp.errors import UsageError
 
-CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow", "scaling"), ("device", "pytorch")
-_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy,
-{" or ".join(GPU_PARTS)} (default: both).
+CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device",)
+_PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
 fc: the training step of the fully connected model beside its floor, that is its products alone and
 Adam's bytes at the rate of a copy; conv: the 9-layer convolutional models; glow: 2L-16K, and the
-memory of 3L-32K; scaling: what all cores gain, as threads and as processes of MPI; device: those of
-three models on a GPU, eager and as CUDA graphs, beside what its hardware allows; pytorch: in turn
-with the same steps in PyTorch, eager and recorded, if that is installed"""
+memory of 3L-32K; device: those of three models on a GPU, eager and as CUDA graphs, beside what its
+hardware allows"""
 
 
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
-    from benchmarks import device, models, scaling
+    from benchmarks import device, models
 
     from snfnp.cli.shared import Parser, check_file
     from snfnp.ops import BACKENDS, get_ops
@@ -36,10 +34,8 @@ def main(argv):
     args = parser.parse_args(argv)
     known = GPU_PARTS if args.backend == "cupy" else CPU_PARTS
     for part in sorted(set(args.parts) - set(known)):
-        raise UsageError(
-            f"no benchmark of {args.backend} is called {part}: choose from {', '.join(known)}, or "
-            f"another --backend"
-        )
+        found = f"no benchmark of {args.backend} is called {part}"
+        raise UsageError(f"{found}: choose from {', '.join(known)}, or another --backend")
     if args.json:
         check_file(args.json, "json")
     cores, quick = len(threads.cores()), args.quick
@@ -56,18 +52,13 @@ def main(argv):
             write_json(args.json, results)
 
     for part in args.parts or known:
-        if part in GPU_PARTS:  # shown, and written, model by model
+        if part == "device":  # shown, and written, model by model
             plan = device.QUICK if quick else device.Plan()
-            others = _pytorch(show) if part == "pytorch" else {}
-            if others or part == "device":
-                device.report(partial(get_ops, "cupy"), plan, show, partial(save, part), others)
-            continue
-        if part == "scaling":
-            figures, text = scaling.report(ops, max(2, cores), quick)
+            device.report(partial(get_ops, "cupy"), plan, show, partial(save, part))
         else:
             figures, text = models.PARTS[part](ops, counts, quick)
-        show(text + "\n")
-        save(part, figures)
+            show(text + "\n")
+            save(part, figures)
 
 
 def _where(machine: dict) -> str:
@@ -77,25 +68,6 @@ def _where(machine: dict) -> str:
         return (text + "CUDA {cuda_runtime}, CuPy {cupy}").format(**gpu)
     keys = ("internal_api", "version", "architecture")
     return ", ".join(" ".join(str(blas[key]) for key in keys) for blas in machine["blas"])
-
-
-def _pytorch(show) -> dict:
-    """PyTorch's training steps, by the ways to run them; none, and a line, if it cannot.
-
-    This is the only place that imports it: the package never does.
-    """
-    try:
-        import torch
-    except ImportError:
-        show("no comparison: PyTorch is not installed\n")
-        return {}
-    if not torch.cuda.is_available():
-        show(f"no comparison: PyTorch {torch.__version__} finds no GPU\n")
-        return {}
-    from torch_steps import Step
-
-    show(f"comparison: PyTorch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    return {f"PyTorch, {how}": partial(Step, how=how) for how in ("eager", "recorded")}
 
 
 if __name__ == "__main__":

@@ -91,7 +91,6 @@ _FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/gpu/tes
 _SOME = ("tests/gpu/test_training.py", "tests/gpu/test_ops.py", "-k")
 # fmt: off
 CHECKS = (
-    _pytest("two products", 60, "tests/gpu/test_graph.py", "-k", "two_products_share"),
     _train("plain", 60, "--epochs", 2),
     _train("two streams", 60, "--epochs", 2, "--overlap"),
     _train("no graph", 90, "--epochs", 2, "--no-graph"),
@@ -113,7 +112,6 @@ STEPS = (
     _sanitised("racecheck", 150),
     _sanitised("initcheck", 150),
     _reproduce("recipe", "white", "--rows", "conv-white", "fc-white"),
-    _script("pytorch", 300, "benchmark", "pytorch", "--json", f"{OUT}/pytorch.json", figure=_BARS),
     _script("sweep", 150, "reproduce", "figure4", "--runs", f"{OUT}/reproduction"),
     _reproduce("table 1", *_TABLE_1, 0, 1, 2),
 )

@@ -1,24 +1,20 @@
-"""What the benchmark says a step must do, how it measures a device, and the steps in PyTorch."""
+"""What the benchmark says a step must do, how it measures, and that it prints its figures."""
 
-import importlib
 import json
-import re
 import time
 from pathlib import Path
 
 import benchmark
 import numpy as np
 import pytest
-from benchmarks import device, models, scaling, timing, work
+from benchmarks import device, models, timing, work
 from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations, traffic
 
 from snfnp.errors import UsageError
-from snfnp.likelihood import TRAINING_NOISE
-from snfnp.ops import RandomKey, get_ops
-from snfnp.training.batches import Repeated
+from snfnp.ops import get_ops
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHAPE, COUNT, BATCH = (8, 8, 1), 24, 6
@@ -165,8 +161,8 @@ def test_a_verdict_for_every_bar_by_the_faster_recorded_way(overlap, verdict):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ("conv --backend cupy", "no benchmark of cupy is called conv: choose from device, pytorch"),
-        ("pytorch", "no benchmark of numba is called pytorch: choose from fc, conv, glow, scaling"),
+        ("conv --backend cupy", "no benchmark of cupy is called conv: choose from device, or"),
+        ("device", "no benchmark of numba is called device: choose from fc, conv, glow, or"),
     ],
 )
 def test_parts_that_make_no_sense_are_refused(arguments, message):
@@ -185,73 +181,3 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
     times = (*results["fc"]["steps"], *results["fc"]["renewals"])
     assert all(0 < row["min ms"] <= row["median ms"] for row in times)
     assert all(row["min / floor"] > 0 for row in results["fc"]["steps"]) and "Adam ms" in out
-
-
-def test_nothing_else_imports_the_comparison():
-    """The package is free of PyTorch, and scripts ask for it only to compare with it."""
-    root = SCRIPTS.parent
-    importing = re.compile(r"^\s*(import|from)\s+torch", re.M)
-    files = {p.relative_to(root) for f in ("snfnp", "scripts") for p in root.glob(f"{f}/**/*.py")}
-    found = {str(file) for file in files if importing.search((root / file).read_text())}
-    assert found == {f"scripts/{name}.py" for name in ("baselines", "benchmark", "torch_steps")}
-    assert not re.search(r"^(import|from)\s+torch", (SCRIPTS / "benchmark.py").read_text(), re.M)
-
-
-# ---------------------------------------------------------------- the steps in PyTorch
-
-
-@pytest.mark.parametrize(
-    "model,settings",
-    [("fc", {}), ("conv", {}), ("glow", SMALL_GLOW), ("glow", SMALL_GLOW | {"kernel": 3})],
-)
-def test_the_step_in_pytorch_is_ours(model, settings):
-    """Figures, gradients and updated parameters, in double precision.
-
-    A gradient's sums have up to 10^4 terms, in another order: 1e-12 of its largest entry leaves a
-    factor of 100 or more, and any wrong formula is off by far more. Adam's first update is lr in
-    every entry, and says only that there is one, of the same sign.
-    """
-    torch = pytest.importorskip("torch")
-    torch_steps = importlib.import_module("torch_steps")
-    lr = 1e-3
-    trainer = small_trainer(model, lr=lr, dtype="float64", lam=3.0, **settings)
-    rng = np.random.default_rng(1)
-    trainer.p += 0.1 * rng.standard_normal(trainer.p.shape)  # away from what starts at 0 or R W = I
-    images = random_images()
-    step = torch_steps.Step(trainer, images, device="cpu")
-
-    batch = images[:BATCH]
-    key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
-    noise = trainer.ops.random.uniform(key, batch.shape, np.float64)
-    trainer.training_step(Repeated(batch.reshape(BATCH, *trainer.flow.shape)))
-    step.ascend(torch.from_numpy(batch), torch.from_numpy(noise))
-
-    ours = trainer.metrics()
-    expected = [ours.surrogate, ours.reconstruction, ours.gradient_norm]
-    np.testing.assert_allclose(step.log.tolist(), expected, rtol=1e-12)
-    for layer, parameters in step.params.items():
-        for name, found in parameters.items():
-            gradient, value = (
-                torch_steps.to_torch(name, torch.from_numpy(own[layer][name].copy()))
-                for own in (trainer.grads, trainer.params)
-            )
-            error = (found.grad - gradient).abs().max() / gradient.abs().max()
-            assert error <= 1e-12, f"{layer}.{name}: {error}"
-            assert (found - value).abs().max() <= 1e-6 * lr, f"{layer}.{name}"
-    step()  # a batch of its own
-    assert torch.isfinite(step.log).all()
-
-
-@pytest.mark.mpi
-def test_threads_and_processes_are_measured_beside_one_core():
-    (row,) = scaling.scaling(get_ops("numba"), 2, rounds=1, models=[("fc", "self-normalizing")])
-    count = len(scaling.cores())
-    assert row["gain"] == row["1 core ms"] / row[f"{count} threads ms"]
-    assert row["their gain"] == row["1 core ms"] / row["2 processes ms"]
-    assert row["sum / step"] == row["sum ms"] / row["2 processes ms"] > 0
-
-
-@pytest.mark.mpi
-def test_processes_that_fail_say_why_in_one_line():
-    with pytest.raises(UsageError, match=r"^processes of mpiexec failed \(.*\): measure something"):
-        scaling._processes(2, "fc", "no gradient", 1)

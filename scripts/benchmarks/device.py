@@ -69,12 +69,9 @@ class Plan(NamedTuple):
 QUICK = Plan(bursts=3, seconds=0.05)
 
 
-def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable, others=None) -> None:
+def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None:
     """Every figure of this module, model by model: as text to `show`, and all so far to `save`.
-
-    ops_of(tf32, overlap) -> ops. others: {how: (trainer, images, tf32) -> the same step in another
-    framework, as a call without arguments, to be timed in turn with ours; it may raise}.
-    """
+    ops_of(tf32, overlap) -> ops."""
     first = ops_of(tf32=False, overlap=False)
     if not first.asynchronous:
         raise UsageError(f"the {first.name} backend has no device to measure")
@@ -91,7 +88,7 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable, others=
     for case in plan.cases:
         rows, notes = [], []
         for precision in case.precisions:
-            found = _measure(ops_of, case, precision, plan, limits, others or {})
+            found = _measure(ops_of, case, precision, plan, limits)
             rows += found[0]
             notes += [f"{precision}, {note}" for note in found[1]]
         results["steps"] += rows
@@ -123,7 +120,7 @@ def _limits(backends: dict, plan: Plan) -> dict:
     return {"memory": 2e3 * plan.copied / copy, "products": products, **rates}
 
 
-def _measure(ops_of, case: Case, precision: str, plan: Plan, limits, others):
+def _measure(ops_of, case: Case, precision: str, plan: Plan, limits):
     """The rows of a model in one precision, and what is to be said about them."""
     images = np.random.default_rng(0).integers(0, 256, (plan.images, *plan.shape)).astype(np.uint8)
     calls, runs, notes = {}, [], []
@@ -137,18 +134,10 @@ def _measure(ops_of, case: Case, precision: str, plan: Plan, limits, others):
         trainer.begin(batches)
         runs.append((trainer, batches))
         calls[how] = partial(trainer.training_step, batches)
-    trainer, batches = runs[0]
-    for how, make in others.items():
-        try:
-            step = make(trainer, images, tf32=precision == TF32)
-            step()
-            calls[how] = step
-        except Exception as error:  # whatever it was
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            notes.append(f"nothing of {how} ({reason})")
     timings = plan.time(trainer.ops, calls)
     for own, of_own in runs:  # after a failure steps do less than they should: raises
         own.check(of_own)
+    trainer, batches = runs[0]
     moved, done = traffic(trainer, batches(0)), operations(trainer.flow, plan.batch)
     rows = []
     for how, timing in timings.items():

@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 
-from snfnp.ops import SINGLE_PROCESS
 from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
@@ -14,16 +13,16 @@ BATCH, IMAGE = 100, (28, 28, 1)
 
 
 def make_trainer(
-    ops, model, gradient, shape=IMAGE, count=50_000, report=print, world=SINGLE_PROCESS, **settings
+    ops, model, gradient, shape=IMAGE, count=50_000, report=print, **settings
 ) -> Trainer:
     """A trainer of the preset at the paper's batch size, with a learning rate that moves little.
 
-    For `count` images of this shape; settings: whatever else a configuration may be given.
+    For `count` images of this shape; settings: other fields of a configuration.
     """
     settings = {"lr": 1e-6, "batch_size": BATCH, "backend": ops.name} | settings
     config = TrainConfig(model=model, gradient=gradient, **settings).resolve(count)
     steps = config.steps_per_epoch(count)
-    return Trainer(ops, config.build_flow(shape), config, steps, report, world)
+    return Trainer(ops, config.build_flow(shape), config, steps, report)
 
 
 def random_images(ops, trainer: Trainer):
