@@ -267,10 +267,10 @@ def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
 
 def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
     config = small_config(lambda_control="geco")
-    with pytest.raises(UsageError, match="its λ goes on from the checkpoint; leave `lam` out"):
+    with pytest.raises(UsageError, match="its λ is in the checkpoint; leave `lam` out"):
         config.resumed({"lam": 3.0}, tmp_path)
     assert config.resumed({"lam": 1.0}, tmp_path) == config
-    with pytest.raises(UsageError, match="lambda_control = geco: it cannot go on with fixed"):
+    with pytest.raises(UsageError, match="lambda_control = geco: it cannot be resumed with fixed"):
         config.resumed({"lambda_control": "fixed"}, tmp_path)
     assert small_config().resumed({"lam": 3.0}, tmp_path).lam == 3.0
 

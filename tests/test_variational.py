@@ -329,7 +329,7 @@ def test_recomputed_inputs_have_the_same_noise(ops):
 def test_a_resumed_run_keeps_its_sigma():
     config = TrainConfig(**VARIATIONAL).resolve(100)
     assert (config.objective, config.sigma, config.lam) == ("variational", 0.5, 2.0)
-    with pytest.raises(UsageError, match=r"sigma = 0\.5: it cannot go on with 0\.25"):
+    with pytest.raises(UsageError, match=r"sigma = 0\.5: it cannot be resumed with 0\.25"):
         config.resumed({"sigma": 0.25}, Path("run"))
     with pytest.raises(UsageError, match="`lam` only has an effect with"):
         config.resumed({"lam": 3.0}, Path("run")).resolve(100)

@@ -63,10 +63,8 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         else:
             opened = training.started(config, world=world)
         with opened as session:
-            points: Any = (
-                session.dataset.validation if session.dataset.train.shape[1:] == (2,) else None
-            )
-            animation = None if points is None else Animation(points)
+            points: Any = session.dataset.validation
+            animation = Animation(points) if points.shape[1:] == (2,) else None
             session.train(_show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
@@ -125,8 +123,10 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
     records = folder.read_metrics()
     how = f"{config.gradient} gradient, {config.epochs} epochs"
     title, drawn = f"{config.data_name}, {config.model_name}, {how}", [folder.curves]
-    if records:  # they may have been lost
-        curves.save_curves(folder.curves, records, title)  # first: samples may need a good inverse
+    if records:  # none if the file was deleted
+        curves.save_curves(
+            folder.curves, records, title
+        )  # first: sampling fails if the inverse does
     run = load_run(folder.path, ops=ops)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
@@ -141,7 +141,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
         }
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)
-    if animation and animation.frames:  # none if a run was done before
+    if animation and animation.frames:  # none if the run was finished before
         plots.save_animation(folder.animation, animation.frames)
         drawn.append(folder.animation)
     print(f"pictures: {', '.join(map(str, drawn))}")

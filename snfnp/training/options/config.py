@@ -71,7 +71,7 @@ class TrainConfig(
 
     @property
     def controller(self) -> Controller | None:
-        """The settings by which λ is controlled, once they are filled in; None: λ is fixed."""
+        """The settings of λ's controller, once they are filled in; None if λ is fixed."""
         if self.lambda_control == "fixed":
             return None
         return Controller(
@@ -85,7 +85,7 @@ class TrainConfig(
 
     @property
     def model_name(self) -> str:
-        """The model's name for people: its preset, or Glow's size."""
+        """The model's name in messages: its preset, or Glow's size."""
         if self.levels is None:
             return title_of(self.model)
         kernel = "" if self.kernel == 1 else f" kernel {self.kernel}"
@@ -105,23 +105,27 @@ class TrainConfig(
 
     @property
     def data_name(self) -> str:
-        """The name of the data: of those at a path, the file's or folder's without its suffix."""
+        """The data's name: of a file, its name without the suffix."""
         return Path(self.data).stem
 
     def splits_of(self, data: str) -> dict:
-        """The arguments of `load_dataset` beside the name or path of data."""
+        """The other arguments of `load_dataset` for a name or path of data."""
         own = {name: getattr(self, name) for name in ("validation", "test", "seed")}
         return {} if data in DATA_SETS else own
 
     def located(self) -> TrainConfig:
-        """The configuration with absolute paths of one's own data: found from any folder."""
+        """The configuration with absolute paths of the user's data, valid in any folder."""
         own = {name: getattr(self, name) for name in ("data", "validation", "test")}
         own = {name: os.path.abspath(at) for name, at in own.items() if at and os.path.exists(at)}
         return self if self.data in DATA_SETS else replace(self, **own)
 
     def build_flow(self, image_shape, moments=None):
-        """The flow that this configuration describes, for images (H, W, C) or rows (D,), of which
-        moments are the training rows' mean and spread."""
+        """The flow that this configuration describes.
+
+        Args:
+            image_shape: (H, W, C) of images, or (D,) of rows.
+            moments: mean and standard deviation of the training rows.
+        """
         if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
             given = "`augment`" if self.augment else f"`model={self.model_name}`"
             fits = parts.presets_with(lambda preset: preset.takes_rows)
@@ -147,17 +151,22 @@ class TrainConfig(
         return replace(flow, preprocess=preprocess_by_name(self.preprocess, image_shape, moments))
 
     def filled(self) -> TrainConfig:
-        """The configuration with every option that was left out filled in, except the epochs."""
+        """The configuration with defaults in place of None, except the epochs."""
         config = self
         for name in OPTIONS:
             config = replace(config, **{name: config.effective(name)})
         return config
 
     def resolve(self, training_images: int, shape: tuple[int, ...] = ()) -> TrainConfig:
-        """The configuration with everything filled in and checked. Raises UsageError, one line.
+        """The configuration with everything filled in and checked.
 
-        shape: of an image or row, if sizes that are left out are to fit it: Glow squeezes as often
-        as height and width halve.
+        Args:
+            training_images: the number of training samples.
+            shape: of an image or row, for defaults that depend on it: Glow has as many levels as
+                height and width can be halved.
+
+        Raises:
+            UsageError: in one line, what is wrong.
         """
         if self.model is None and len(shape) == 1:
             return replace(self, model="vector").resolve(training_images, shape)
@@ -195,7 +204,7 @@ class TrainConfig(
         return config
 
     def check_processes(self, processes: int) -> None:
-        """Raises UsageError if this many processes cannot share this run's batches."""
+        """Raises UsageError if so many processes cannot share a batch."""
         batch = self.effective("batch_size")
         if processes > batch > 0:
             found = f"`batch_size={batch}` has too few samples for {processes} processes"
@@ -205,7 +214,7 @@ class TrainConfig(
             raise UsageError(f"{found}: give a multiple of {processes}")
 
     def _without_effect(self) -> Iterator[tuple[Option, Need]]:
-        """Every option that was given although it has no effect, with the first unmet need."""
+        """The options that are set but have no effect, each with its first unmet need."""
         for name, option in OPTIONS.items():
             relation = RELATIONS[name]
             unmet = [need for need in relation.needs if not need.holds(self)]
@@ -213,23 +222,25 @@ class TrainConfig(
                 yield option, unmet[0]
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
-        """The configuration with which `run` goes on: its own, changed by what is given now. Raises
+        """The configuration with which `run` is resumed: its own, changed by what is given. Raises
         UsageError if that would not be the same run."""
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
-            moved = name != "data" or not {before, value} & set(DATA_SETS)  # one's own data may be
+            moved = name != "data" or not {before, value} & set(DATA_SETS)  # the user's data may be
             if value != before and not (option.changeable and moved):
-                found = f"{run} was started with {name} = {before}: it cannot go on with {value}"
+                found = (
+                    f"{run} was started with {name} = {before}: it cannot be resumed with {value}"
+                )
                 raise UsageError(f"{found}; leave that option out, or start a new run")
             if value != before and name == "lam" and self.controller:
                 found = f"{run} was started with `lambda_control={self.lambda_control}`"
                 advice = "leave `lam` out, or start a new run"
-                raise UsageError(f"{found}: its λ goes on from the checkpoint; {advice}")
+                raise UsageError(f"{found}: its λ is in the checkpoint; {advice}")
         config = replace(self, **given)
         for option, _ in config._without_effect():
             if option.name in given:
-                continue  # `resolve` refuses it
+                continue  # refused by `resolve`
             if not option.changeable:
                 missing = f"`{option.name}`, which `backend={config.backend}` does not have"
                 advice = "leave `backend` out, or start a new run"
@@ -238,17 +249,17 @@ class TrainConfig(
         return config
 
     def incompatible_options(self, other: TrainConfig) -> list[str]:
-        """The options in which the two differ and that a run cannot change: two runs, not one."""
+        """The options that differ although a run cannot change them."""
         return [name for name in self.changes_from(other) if not OPTIONS[name].changeable]
 
     def changes_from(self, before: TrainConfig) -> dict[str, list]:
-        """{option: [before, now]} of all that differ, except paths of files."""
+        """{option: [before, now]} of the options that differ, except paths."""
         then, now = before.filled().as_dict(), self.filled().as_dict()
         decisive = [name for name, option in OPTIONS.items() if option.kind is not Path]
         return {name: [then[name], now[name]] for name in decisive if now[name] != then[name]}
 
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
-        """The configuration with λ and the optimiser of the one that a checkpoint records."""
+        """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)
         names = ["lam", *options_in(parts.OptimiserOptions)]
         return replace(self, **{name: getattr(then, name) for name in names})
