@@ -275,28 +275,6 @@ def test_a_resumed_runs_lambda_is_the_controllers(tmp_path):
     assert small_config().resumed({"lam": 3.0}, tmp_path).lam == 3.0
 
 
-REFUSED = [
-    ({"gradient": "exact", "lambda_control": "geco"}, "`gradient=self-normalizing`: leave it out"),
-    ({"gradient": "relative", "lambda_control": "geco"}, "`gradient=self-normalizing`"),
-    ({"tolerance": 0.1}, "`tolerance` only has an effect .*`lambda_control=geco`: leave"),
-    ({"lambda_smoothing": 0.5}, "with `lambda_control=geco`: leave"),
-    ({"lambda_control": "geco", "tolerance": -1.0}, "`tolerance` is -1.0: it must be 0 or more"),
-    ({"lambda_control": "geco", "lambda_rate": 0.0}, "`lambda_rate` is 0.0: it must be positive"),
-    ({"lambda_control": "geco", "lambda_smoothing": 1.0}, "it must be at least 0 and less than 1"),
-    ({"lambda_control": "geco", "constraint": "absolute"}, "absolute` needs `tolerance`"),
-    ({"lambda_control": "geco", "lambda_min": 0.0}, "geco multiplies λ: give a positive one"),
-    ({"lambda_control": "geco", "lam": 1e5}, "`lam` is 100000, where λ starts"),
-    ({"lambda_control": "geco", "lambda_min": 2.0}, "`lam` is 1, where λ starts"),
-]
-
-
-@pytest.mark.parametrize("changes, said", REFUSED)
-def test_what_does_not_go_together_is_one_line(changes, said):
-    with pytest.raises(UsageError, match=said) as caught:
-        TrainConfig(**changes).resolve(1000)
-    assert "\n" not in str(caught.value)
-
-
 def test_defaults_follow_where_lambda_starts():
     """ln λ starts to move by C − κ a step, whatever λ is."""
     for model in ("fc", "glow"):

@@ -4,9 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from support.messages import one_line
 
-from snfnp.errors import UsageError
 from snfnp.training.adam import Adam, clip_scale, learning_rate, warmed_up
 from snfnp.training.options import TrainConfig
 
@@ -144,21 +142,3 @@ def test_the_first_step_of_a_run_has_a_rate(schedule, warmup, per_epoch, first):
     options = {"lr_schedule": schedule, "final_lr_fraction": 0.0, "warmup_epochs": warmup}
     config = TrainConfig(lr=2.0, epochs=1, **options).resolve(1000)
     assert learning_rate(config, 0, per_epoch) == first
-
-
-RELATIVE = {"gradient": "relative"}
-REFUSED = [
-    ({"lr_schedule": "cosine", "epochs": 3}, ".10., and `epochs` is 3: give more epochs, or"),
-    ({"final_lr_fraction": 0.1}, "`final_lr_fraction` only has an effect with `lr_schedule="),
-    (
-        {"coordinates": "white", **RELATIVE},
-        "`coordinates` only has an effect with a `gradient` oth",
-    ),
-    ({"recipe": "white", **RELATIVE}, "`recipe` only has an effect with a `gradient` other"),
-]
-
-
-@pytest.mark.parametrize("options, line", REFUSED)
-def test_what_would_have_no_effect_is_refused(options, line):
-    with one_line(UsageError, match=line):
-        TrainConfig(model="fc", **options).resolve(1000)

@@ -9,7 +9,6 @@ from support.gradients import flow_backward, moved
 from support.trainers import make_trainer
 
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
@@ -235,10 +234,6 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
     assert 0 < np.linalg.norm(gradients[True] - gradients[False]) <= 1e-10 * scale
 
 
-def test_recomputation_is_refused_where_it_would_do_nothing():
-    config = TrainConfig(model="fc", recompute=True)
-    with pytest.raises(UsageError, match="`recompute` only has an effect with") as caught:
-        config.resolve(1000)
-    assert "\n" not in str(caught.value)
+def test_a_flow_of_dense_layers_has_nothing_to_recompute():
     flow = TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1))
     assert not any(layer.cheap_exact_inverse for _, layer in flow.layers)

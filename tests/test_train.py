@@ -199,51 +199,6 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
 # ---------------------------------------------------------------- configuration and folders
 
 
-IMPOSSIBLE = [
-    ({"lam": -1.0}, "`lam` is -1.0: it must be 0 or more"),
-    ({"lam": float("nan")}, "`lam` is nan"),
-    ({"lr": 0.0}, "`lr` is 0.0: it must be positive"),
-    ({"lr": float("inf")}, "`lr` is inf"),
-    ({"clip_norm": 1e300}, "`clip_norm` is 1e+300: it must be positive and finite"),
-    ({"epochs": 2.5}, "`epochs` is 2.5: it must be a whole number"),
-    ({"data": ""}, "`data` is : it must be a name or a path"),
-    ({"model": "cnn"}, "`model=cnn` is unknown: choose one of fc, "),
-    ({"dtype": "float16"}, "`dtype` is float16: it must be one of float32, float64"),
-    ({"backend": "cuda"}, "`backend` is cuda: it must be one of numba, numpy, cupy"),
-    ({"batch_size": 101}, "`batch_size` is 101, but there are only 100 training images"),
-    ({"batch_size": 0}, "`batch_size` is 0"),
-    ({"seed": -1}, "`seed` is -1"),
-    ({"model": "glow", "depth": 10**9}, "`depth` is 1000000000: it must be from 1 to 1000"),
-    ({"model": "glow", "levels": 10**9}, "`levels` is 1000000000: it must be from 1 to 1000"),
-    ({"gradient": "exact", "lam": 2.0}, "`lam` only has an effect with"),
-    ({"gradient": "exact", "objective": "forward"}, "`objective` only has an effect with"),
-    ({"relative_bias": "full"}, "`relative_bias` only has an effect with `gradient=relative`"),
-    ({"inverse_kernel": 7}, "`inverse_kernel` only has an effect with `model=conv`"),
-    ({"model": "conv", "inverse_kernel": 4}, "`inverse_kernel` is 4: it must be odd"),
-    ({"model": "conv", "gradient": "exact", "inverse_kernel": 5}, "`gradient=self-normalizing`"),
-    ({"model": "conv", "init": "authors"}, "`init` only has an effect with `model=fc` or a"),
-    ({"model": "glow", "init": "authors"}, "elsewhere authors is the same as paper"),
-    ({"graph": False}, "`graph=False` only has an effect with `backend=cupy`: leave it out"),
-    ({"tf32": True}, "`tf32` only has an effect with `backend=cupy`: leave it out"),
-    ({"overlap": True}, "`overlap` only has an effect with `backend=cupy`"),
-    ({"backend": "cupy", "gradient": "exact", "overlap": True}, "`overlap` only has an effect"),
-    ({"backend": "cupy", "tf32": True, "dtype": "float64"}, "effect with `dtype=float32`"),
-    ({"gradient": "exact", "track_angle": 2}, "`track_angle` only has an effect with"),
-    ({"track_angle": 0}, "`track_angle` is 0: it must be at least 1"),
-    ({"model": "glow", "bias_init": "data"}, "`bias_init` only has an effect with `model=fc or c"),
-    ({"width": 3}, "`width` only has an effect with `model=glow"),
-    ({"model": "glow", "kernel": 4}, "`kernel` is 4: it must be odd"),
-    ({"model": "conv", "gradient": "relative"}, "`model=conv` cannot be trained with"),
-    ({"shuffle": False, "graph": False, "jvp_probes": 2}, "with a positive `jvp_weight`: leave"),
-]
-
-
-@pytest.mark.parametrize("changes, message", IMPOSSIBLE, ids=str)
-def test_impossible_settings_are_one_line(changes, message):
-    with one_line(UsageError, message):
-        config(**changes)
-
-
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "thesis.tex"])
 def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
     (tmp_path / name).touch()
