@@ -22,7 +22,7 @@ from snfnp.errors import DivergedError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.processes import signals
-from snfnp.training.batches import Batches, cut
+from snfnp.training.batches import Batches, Given, cut
 from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
 
@@ -56,11 +56,10 @@ def slices_of(trainer):
     """This rank's slices of the batches of `images_of`."""
     part = cut(BATCH, trainer.world.size)[trainer.world.rank]
 
-    def batches(step):
+    def own(step):
         return images_of(trainer, step, BATCH)[part.first : part.first + part.count]
 
-    batches.whole = batches_of(trainer, BATCH)
-    return batches
+    return Given(own, batches_of(trainer, BATCH))
 
 
 def trainer_of(step, world=SINGLE_PROCESS):

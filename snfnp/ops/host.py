@@ -62,10 +62,11 @@ class HostDevice:
         return world
 
     def capture(self, function, report=print, communicator: Communicator = SINGLE_PROCESS):
-        """`function(images)`, which a device may record and replay in later calls.
+        """`function(argument)`, which a device may record and replay in later calls.
 
-        It must write its results into arrays that outlive it, and launch the same operations for
-        every array of the same shape. If it cannot be recorded, `report` gets a line that says why.
+        It must write its results into arrays that outlive it, and launch the same operations in
+        every call with the same argument. If it cannot be recorded, `report` gets a line that says
+        why.
         communicator: used by the function; all of its ranks record, or none.
         """
         return function

@@ -1,5 +1,7 @@
 """The training images of each step: shuffled, gathered, and changed at random if asked to."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from snfnp.context import Slice
@@ -21,44 +23,85 @@ class Batches:
     of all ranks.
 
     A function of the step and the run's seed alone: steps may be asked for in any order. What is
-    returned may be overwritten by the next call. world: the ranks, each of which gets a slice of
-    every batch.
+    returned may be overwritten by the next call. A step takes its batch in two parts, of which the
+    second can be recorded: first = `stage(step)` on the host, and then `staged(scalars)`. world:
+    the ranks, each of which gets a slice of every batch.
     """
 
     def __init__(self, ops, images, config: TrainConfig, shape, world=SINGLE_PROCESS):
-        self._config, self._shape, self._count = config, shape, len(images)
+        self._config, self._shape, self._images = config, shape, len(images)
         self._slice = cut(config.batch_size, world.size)[world.rank]
+        self.count = self._slice.count
         self.steps_per_epoch = config.steps_per_epoch(len(images))
         self._source = ops.images.source(images)
         self._epoch = None
 
     def __call__(self, step: int):
-        return self._take(step, self._slice)
+        return self._take(step, self._stage(step, self._slice), self._slice)
 
     def whole(self, step: int):
-        return self._take(step, cut(self._config.batch_size, 1)[0])
+        whole = cut(self._config.batch_size, 1)[0]
+        return self._take(step, self._stage(step, whole), whole)
 
-    def _take(self, step: int, part: Slice):
-        config = self._config
+    def stage(self, step: int) -> int:
+        """Prepare the images of a step; the place of the first one in the epoch's order."""
+        return self._stage(step, self._slice)
+
+    def staged(self, scalars):
+        """The images that were staged. scalars: the step's `StepScalars`."""
+        return self._take(scalars.step, scalars.first, self._slice)
+
+    def _stage(self, step: int, part: Slice) -> int:
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._source.reorder(epoch_order(self._count, epoch, config))
+            self._source.reorder(epoch_order(self._images, epoch, self._config))
             self._epoch = epoch
-        key = RandomKey(config.seed, AUGMENTATION, step, part.first) if config.augment else None
-        images = self._source.take(index * config.batch_size + part.first, part.count, key)
-        return images.reshape(-1, *self._shape)
+        first = index * self._config.batch_size + part.first
+        self._source.stage(first, part.count)
+        return first
+
+    def _take(self, step, first, part: Slice):
+        seed = self._config.seed
+        key = RandomKey(seed, AUGMENTATION, step, part.first) if self._config.augment else None
+        return self._source.take(first, part.count, key).reshape(-1, *self._shape)
 
 
-class Repeated:
+class Given:
+    """Batches from a function of the step, each copied to one place for the step that takes it.
+
+    images_of(step): this rank's device images; whole(step): those of all ranks, if they are others.
+    """
+
+    def __init__(self, images_of: Callable, whole: Callable | None = None):
+        self._images_of, self.whole, self._staged = images_of, whole or images_of, None
+
+    def __call__(self, step: int):
+        return self._images_of(step)
+
+    @property
+    def count(self) -> int:
+        return len(self._staged)
+
+    def stage(self, step: int) -> int:
+        images = self(step)
+        if self._staged is None:
+            self._staged = images.copy()
+        self._staged[...] = images
+        return 0
+
+    def staged(self, scalars):
+        return self._staged
+
+
+class Repeated(Given):
     """The same device images in every step, for a trainer that is timed or looked at."""
 
     def __init__(self, images):
-        self._images = images
+        super().__init__(lambda step: images)
+        self._staged = images
 
-    def __call__(self, step: int):
-        return self._images
-
-    whole = __call__
+    def stage(self, step: int) -> int:
+        return 0
 
 
 def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:

@@ -100,9 +100,9 @@ class Trainer:
         self._noise = _noise_of(config)
         self._part = self._weights = None
         self.slice_of(config.batch_size // world.size)
-        self._ascend = self.ascend
+        self._ascend = self._ascend_staged
         if config.graph:
-            self._ascend = ops.device.capture(self.ascend, report, self.communicator)
+            self._ascend = ops.device.capture(self._ascend, report, self.communicator)
 
     def _make_states(self) -> list[TrainingState]:
         ops, flow, config = self.ops, self.flow, self.config
@@ -224,8 +224,7 @@ class Trainer:
         kept = [array.copy() for array in arrays]
         try:
             self.renew(batches)
-            images = batches(self.step)
-            return prepare(lambda: self._take(images))
+            return prepare(lambda: self._take(batches))
         finally:
             for array, values in zip(arrays, kept, strict=True):
                 array[...] = values
@@ -238,11 +237,11 @@ class Trainer:
         step is done; on others it raises DivergedError if anything is not finite (see `check`).
 
         Args:
-            batches: batches(step) are this rank's device images (n, *shape), uint8, or rows, of
-                step 0, 1, … (`snfnp.training.batches.Batches`).
+            batches: this rank's device images (n, *shape), uint8, or rows, of step 0, 1, …
+                (`snfnp.training.batches.Batches`, `Repeated`).
         """
         self.renew(batches)
-        self._take(batches(self.step))
+        self._take(batches)
         self.step += 1
         if not self.ops.asynchronous:
             self.check(batches)
@@ -252,10 +251,14 @@ class Trainer:
             for state in self.states:
                 state.renew(self, batches)
 
-    def _take(self, images) -> None:
+    def _take(self, batches) -> None:
+        first, samples = batches.stage(self.step), self.slice_of(batches.count)[0].total
         lr = learning_rate(self.config, self.step, self.steps_per_epoch)
-        self.scalars.set(self.step, lr, self.lam, self.slice_of(len(images))[0].total)
-        self._ascend(images)
+        self.scalars.set(self.step, lr, self.lam, samples, first)
+        self._ascend(batches)
+
+    def _ascend_staged(self, batches) -> None:
+        self.ascend(batches.staged(self.scalars))
 
     def check(self, batches) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.

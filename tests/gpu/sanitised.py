@@ -33,6 +33,7 @@ def main(count: int) -> None:
     ops.step.scalars().set(3, 0.1, 1.0)
     source = ops.images.source(np.zeros((7, 5, 3, 1), np.uint8))
     source.reorder(np.arange(7)[::-1].copy())
+    source.stage(2, 5)
     for key in (None, RandomKey(0, 0, 0)):
         source.take(2, 5, key)
     ops.device.synchronise()

@@ -12,7 +12,7 @@ from snfnp.errors import BackendError
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import Communicator, nccl
 from snfnp.ops.gpu.launch import DeviceGuard
-from snfnp.training.batches import Repeated
+from snfnp.training.batches import Given
 
 
 class OneOfTwo(Communicator):
@@ -81,10 +81,12 @@ def test_a_training_step_is_recorded_with_its_sums(ops, doubling, changes):
         make_trainer(backend, "conv", dtype="float64", batch_size=4, world=world, **changes)
         for backend, world in ((ops, OneOfTwo()), (get_ops("numpy"), Doubling()))
     ]
-    for step in range(5):
-        images = np.random.default_rng(step).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
-        for trainer in trainers:
-            trainer.training_step(Repeated(trainer.ops.asarray(images)))
+    images = [np.random.default_rng(step).integers(0, 256, (2, 8, 8, 1)) for step in range(5)]
+    for trainer in trainers:
+        on_device = [trainer.ops.asarray(each, np.uint8) for each in images]
+        batches = Given(on_device.__getitem__)
+        for _ in images:
+            trainer.training_step(batches)
     found, expected = trainers
     found.check(pytest.fail)
     assert doubling.calls.pop(0) == (2, b"id", 0)

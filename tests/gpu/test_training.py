@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import trainers
-from support.trainers import BATCH, host, images_of, make_trainer, run_training
+from support.trainers import BATCH, batches_of, host, images_of, make_trainer, run_training
 
 from gpu.alone import run_alone
 from snfnp.errors import BackendError, DivergedError, SingularMatrixError
@@ -115,7 +115,8 @@ def test_exact_gradients_of_few_channels_are_recorded(ops, standin, model):
         take_steps(trainer, range(4))
     spent = spent_by_a_step(eager, standin)
     assert (spent["syncs"], spent["h2d"], spent["d2h"]) == (0, 0, 0)
-    take_steps(graph, [2])
+    batches_of(graph)._images_of = lambda step: images_of(graph, 2)
+    graph.training_step(batches_of(graph))
     assert graph._ascend.recorded
     np.testing.assert_array_equal(host(graph, "p"), host(eager, "p"))
     graph.params[next(name for name in graph.grads if "W" in graph.grads[name])]["W"][...] = 0
@@ -131,8 +132,8 @@ def test_the_memory_of_a_step_is_what_the_page_says(ops, monkeypatch, model):
     found = {}
     for batch in (50, 100):
         trainer = make_trainer(ops, model, side=28, batch_size=batch)
-        for step in range(3):
-            trainer.training_step(images_of(trainer, step, batch))
+        for _ in range(3):
+            trainer.training_step(batches_of(trainer, batch))
         found[batch] = trainer._ascend._recording.pool.total_bytes() / 2**20
         print(f"{model}: {found[batch]:.1f} MiB for a recorded step of {batch} images")
     page = (Path(__file__).parents[2] / "scripts/gpu.md").read_text()
@@ -154,8 +155,8 @@ def test_a_nan_is_found_later_and_traced_to_its_step_and_layer(ops, graph, chang
     take_steps(trainer, range(4))
     poison(trainer, "dense2", "b", np.nan)
     before = [host(trainer, name) for name in ("p", "m", "state")]
-    for step in range(4, 9):
-        trainer.training_step(Repeated(images_of(trainer, step)))
+    for _ in range(4, 9):
+        trainer.training_step(batches_of(trainer))
     with pytest.raises(DivergedError, match="step 5: the output of layer dense2 is not finite"):
         trainer.check(lambda step: images_of(trainer, step))
     for name, array in zip(("p", "m", "state"), before, strict=True):
@@ -168,17 +169,18 @@ def test_an_infinite_gradient_is_traced_to_its_parameter(ops, graph, later):
     trainer = make_trainer(ops, graph=graph)
     take_steps(trainer, range(4))
     poison(trainer, "dense1", "R", np.inf)  # not in the forward pass
-    for step in range(4, 5 + later):
-        trainer.training_step(Repeated(images_of(trainer, step)))
+    for _ in range(4, 5 + later):
+        trainer.training_step(batches_of(trainer))
     with pytest.raises(DivergedError, match=r"step 5: the gradient of dense1\.[WR] is not finite"):
         trainer.check(lambda step: images_of(trainer, step))
 
 
 def test_a_singular_matrix_raises_as_on_the_cpu(ops):
     trainer = make_trainer(ops, "conv", "exact")
+    trainer.begin(batches_of(trainer))
     trainer.params["conv2.3"]["W"][...] = 0
     with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
-        take_steps(trainer, [0])
+        trainer.training_step(batches_of(trainer))
     with pytest.raises(SingularMatrixError, match=r"layer conv2\.3: "):
         trainer.likelihood()
 

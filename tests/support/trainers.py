@@ -1,10 +1,13 @@
 """Small trainers of every preset, on any operations, and small runs in a folder."""
 
+import weakref
+
 import numpy as np
 
 from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
+from snfnp.training.batches import Given
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
@@ -42,13 +45,11 @@ def images_of(trainer, step, batch=BATCH):
 
 
 def batches_of(trainer, batch=BATCH):
-    """The batches of `images_of`, for the trainer."""
-
-    def batches(step):
-        return images_of(trainer, step, batch)
-
-    batches.whole = batches
-    return batches
+    """The batches of `images_of`, for the trainer: the same object in each call."""
+    if getattr(trainer, "batch", None) != batch:
+        trainer.batch, own = batch, weakref.proxy(trainer)
+        trainer.batches = Given(lambda step: images_of(own, step, batch))
+    return trainer.batches
 
 
 def take_steps(trainer, steps, batch=BATCH):

@@ -3,8 +3,7 @@
 The first calls and the recording are on a stream of the graph's own, a non-blocking one: while
 another is recorded, any touch of the legacy default stream would fail. Events order it with the
 caller's stream. A replay is launched on the caller's, and CUDA runs those of one graph one after
-another: only the copy of the next images into the graph's input has to wait for the last replay.
-A graph works in memory of its own pool, which nothing else may use while the graph lives.
+another. A graph works in memory of its own pool, which nothing else may use while the graph lives.
 
 Graphs share cuBLAS's workspace with each other and with plain calls: what is on one stream is in
 order, but a second captured function on a stream of its own needs a `Cublas` of its own.
@@ -22,11 +21,11 @@ CALLS_UNTIL_RECORDED = _WARM_UP + 1
 
 
 class Graph:
-    """`function(images)` as a graph: after two plain calls, one launch instead of hundreds.
+    """`function(argument)` as a graph: after two plain calls, one launch instead of hundreds.
 
     The function must put its results into arrays that outlive it, never let the host wait, and
-    read from the device what changes between calls. An array of another shape or type is captured
-    anew. If the capture fails, `report` gets one line that says why, and every call is a plain one.
+    read from the device what changes between calls. Another argument is captured again. If the
+    capture fails, `report` gets one line that says why, and every call is a plain one.
     A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
     communicator fails, none records.
 
@@ -43,38 +42,34 @@ class Graph:
         self._recording: _Recording | None = None
         self._release, self._failed = lambda: None, False
 
-    def __call__(self, images) -> None:
+    def __call__(self, argument) -> None:
         self._guard.require()
         if self._failed:
-            self._function(images)
+            self._function(argument)
             return
-        if self._recording is None or not self._recording.fits(images):
-            self._begin()
+        if self._recording is None or self._recording.argument is not argument:
+            self._begin(argument)
         recording, caller = self._recording, self._cupy.cuda.get_current_stream()
         if recording.graph is None:
             with self._own_stream(caller), self._cupy.cuda.using_allocator(recording.pool.malloc):
                 if recording.calls < _WARM_UP:
-                    if recording.input is None:
-                        recording.input = self._cupy.empty_like(images)
-                    recording.input[...] = images
-                    self._function(recording.input)
+                    self._function(argument)
                     recording.calls += 1
                     return
                 error = self._record(recording)
             if error:
                 self._give_up(error)
-                self(images)
+                self(argument)
                 return
         caller.wait_event(self._done)
-        recording.input[...] = images
         recording.graph.launch(caller)
         self._done.record(caller)
 
-    def _begin(self) -> None:
+    def _begin(self, argument) -> None:
         self._release()
         # Memory that was dropped elsewhere is of no use to the new pool.
         self._cupy.get_default_memory_pool().free_all_blocks()
-        self._recording = _Recording(self._cupy, self._stream, self._done, self._guard.id)
+        self._recording = _Recording(self._cupy, argument, self._stream, self._done, self._guard.id)
         # Not __del__: a graph dies in a cycle with its trainer, and Python finalises the members of
         # a cycle in any order, the stream perhaps first.
         self._release = weakref.finalize(self, self._recording.release)
@@ -99,7 +94,7 @@ class Graph:
         with no_collection():
             self._stream.begin_capture()
             try:
-                self._function(recording.input)
+                self._function(recording.argument)
             except Exception as failure:  # whatever it was, the same call works without a graph
                 error = _reason(failure)
             finally:
@@ -118,7 +113,7 @@ class Graph:
 
     @property
     def recorded(self) -> bool:
-        """True if the next call with the same shape is a replay."""
+        """True if the next call with the same argument is a replay."""
         return self._recording is not None and self._recording.graph is not None
 
     def _give_up(self, error: str) -> None:
@@ -133,13 +128,13 @@ class Graph:
 
 
 class _Recording:
-    """The state for images of one shape: their place, the graph, and the memory it works in."""
+    """The state for one argument: the graph, and the memory it works in."""
 
-    def __init__(self, cupy, stream, done, device: int):
+    def __init__(self, cupy, argument, stream, done, device: int):
+        self.argument = argument
         self._cupy, self._stream, self._done, self._device = cupy, stream, done, device
         self.pool, self._allocated = cupy.cuda.MemoryPool(self._allocate), 0
-        self.input = self.graph = None
-        self.calls = 0
+        self.graph, self.calls = None, 0
 
     def _allocate(self, size: int):
         cuda = self._cupy.cuda
@@ -152,10 +147,6 @@ class _Recording:
         """Bytes that the pool has returned to CUDA. It may grow while a call is recorded."""
         return self._allocated - self.pool.total_bytes()
 
-    def fits(self, images) -> bool:
-        known = self.input
-        return known is None or (known.shape, known.dtype) == (images.shape, images.dtype)
-
     def release(self) -> None:
         """Wait for what still runs, and give the memory back."""
         # After a fault on the device every call fails, and nothing can be given back.
@@ -163,7 +154,7 @@ class _Recording:
         with suppress(cuda.runtime.CUDARuntimeError), cuda.Device(self._device):
             self._stream.synchronize()
             self._done.synchronize()
-            self.graph = self.input = None
+            self.graph = None
             self.pool.free_all_blocks()
 
 

@@ -25,11 +25,14 @@ class ImageSource:
         """Change the order: from now on image i is `images[order[i]]`."""
         self._order = order
 
-    def take(self, first: int, count: int, key: RandomKey | None = None):
+    def stage(self, first: int, count: int) -> None:
+        """The host's part of `take`, which a recorded step cannot do."""
+
+    def take(self, first, count: int, key: RandomKey | None = None):
         """Images first, first + 1, … in the present order: device images (count, H, W, C).
 
-        key: flip and shift them at random (`augment`). What is returned may be overwritten by the
-        next call.
+        first: as it was staged; in a recorded step it is on the device. key: flip and shift the
+        images at random (`augment`). The next call may overwrite what is returned.
         """
         images = self._images[self._order[first : first + count]]
         return self._device.asarray(images if key is None else augment(images, key))

@@ -32,39 +32,32 @@ class GpuImages(Images):
         return x, ldj
 
 
-class _Gathering(ImageSource):
-    """Images (M, H, W, C) on the device, taken in an order that is there as well."""
+class ResidentImages(ImageSource):
+    """All images on the device, as bytes, and their order. Arrays stay at their addresses, so that
+    a recorded step can take a batch."""
 
-    _taken = None
+    def __init__(self, device, images: np.ndarray):
+        super().__init__(device, device.asarray(images[:]))
+        self._order, self._taken = device.asarray(self._order, np.int64), None
 
-    def _gather(self, images, order, first, count, key):
-        """Into an array that the next call overwrites: one place, so that a graph may read it."""
-        device, shape = self._device, images.shape[1:]
+    def reorder(self, order: np.ndarray) -> None:
+        self._order[...] = self._device.asarray(order, np.int64)
+
+    def stage(self, first: int, count: int) -> None:
         if self._taken is None or len(self._taken) != count:
-            self._taken = device.empty((count, *shape), np.uint8)
+            self._taken = self._device.empty((count, *self._images.shape[1:]), np.uint8)
+
+    def take(self, first, count: int, key: RandomKey | None = None):
+        (_, *shape), device = self._images.shape, self._device
         words = key_arguments(RandomKey(0, 0) if key is None else key, (count, DRAWS))
-        arrays = {"images": images, "order": order, "first": first, "out": self._taken}
+        arrays = {"images": self._images, "order": self._order, "out": self._taken, "first": first}
         sizes = dict(zip(("height", "width", "channels"), shape, strict=True))
         sizes |= {"change": key is not None}
         device.launch("gather", np.float32, count, **arrays, **words, **sizes)
         return self._taken
 
 
-class ResidentImages(_Gathering):
-    """All images on the device, as bytes."""
-
-    def __init__(self, device, images: np.ndarray):
-        super().__init__(device, device.asarray(images[:]))
-        self.reorder(self._order)
-
-    def reorder(self, order: np.ndarray) -> None:
-        self._order = self._device.asarray(order, np.int64)
-
-    def take(self, first: int, count: int, key: RandomKey | None = None):
-        return self._gather(self._images, self._order, first, count, key)
-
-
-class StreamedImages(_Gathering):
+class StreamedImages(ImageSource):
     """Images that stay on the host: a batch is copied into pinned memory, from where it goes to the
     device while the host is at the next one. A stage is filled again once its copy is done."""
 
@@ -72,23 +65,28 @@ class StreamedImages(_Gathering):
         super().__init__(device, images)
         self._stages, self._turn = [], 0
 
-    def take(self, first: int, count: int, key: RandomKey | None = None):
+    def stage(self, first: int, count: int) -> None:
         cuda = self._device.xp.cuda
         if not self._stages or len(self._stages[0][0]) != count:
-            self._stages = [self._stage(count) for _ in range(_STAGES)]
-            self._identity = self._device.asarray(np.arange(count))
-        pinned, copy, copied = self._stages[self._turn]
+            self._stages = [self._pinned(count) for _ in range(_STAGES)]
+            shape = (count, *self._images.shape[1:])
+            self._batch = ResidentImages(self._device, np.zeros(shape, np.uint8))
+            self._batch.stage(0, count)
+        pinned, copied = self._stages[self._turn]
         self._turn = (self._turn + 1) % _STAGES
         copied.synchronize()
         pinned[...] = self._images[self._order[first : first + count]]
         stream = cuda.get_current_stream()
-        copy.set(pinned, stream)  # without a stream, some versions of CuPy wait for the copy
+        # without a stream, some versions of CuPy wait for the copy
+        self._batch._images.set(pinned, stream)
         copied.record(stream)
-        return self._gather(copy, self._identity, 0, count, key)
 
-    def _stage(self, count: int):
-        """A pinned array, its copy on the device, and the event that the copy is done."""
-        cupy, shape = self._device.xp, (count, *self._images.shape[1:])
+    def take(self, first, count: int, key: RandomKey | None = None):
+        return self._batch.take(0, count, key)
+
+    def _pinned(self, count: int):
+        """A pinned array, and the event that its copy is done."""
+        cuda, shape = self._device.xp.cuda, (count, *self._images.shape[1:])
         size = math.prod(shape)
-        pinned = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size).reshape(shape)
-        return pinned, cupy.empty(shape, np.uint8), cupy.cuda.Event(disable_timing=True)
+        pinned = np.frombuffer(cuda.alloc_pinned_memory(size), np.uint8, size).reshape(shape)
+        return pinned, cuda.Event(disable_timing=True)

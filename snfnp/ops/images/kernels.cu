@@ -39,13 +39,14 @@ __global__ void preprocess(const unsigned char* __restrict__ images, T* __restri
 // are bytes.
 template <typename T>
 __global__ void gather(const unsigned char* __restrict__ images,
-                       const long long* __restrict__ order, long long first,
+                       const long long* __restrict__ order,
+                       const unsigned long long* first_at, long long first,
                        unsigned char* __restrict__ out, long long change,
                        const unsigned long long* step_at, long long step, long long stream,
                        long long seed, long long first_word, long long height, long long width,
                        long long channels) {
   const int h = int(height), w = int(width), c = int(channels), size = h * w * c;
-  const unsigned char* image = images + (long long)size * order[first + blockIdx.x];
+  const unsigned char* image = images + (long long)size * order[value(first_at, first) + blockIdx.x];
   unsigned char* copy = out + (long long)size * blockIdx.x;
   int flipped = 0, down = 0, right = 0;
   if (change) {

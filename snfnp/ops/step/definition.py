@@ -13,18 +13,19 @@ from snfnp.ops.step.log import LAST, SUMS, Entry
 
 
 class StepScalars:
-    """A step's index (0, 1, …), its number (index + 1), its learning rate and λ.
+    """A step's index (0, 1, …), its number (index + 1), its learning rate and λ, and the place of
+    its batch in the epoch's order (first).
 
     Here plain numbers; on a device they are arrays of shape (). Operations take both.
     """
 
-    step = 0
+    step = first = 0
     number = 1.0
     lr = lam = 0.0
 
-    def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:
+    def set(self, step: int, lr: float, lam: float, samples: int = 1, first: int = 0) -> None:
         """samples: N of the step's batch, so far as it is known."""
-        self.step, self.number, self.lr, self.lam = step, step + 1.0, lr, lam
+        self.step, self.number, self.lr, self.lam, self.first = step, step + 1.0, lr, lam, first
 
     def error_factor(self, samples: int):
         """−2λ/N, the factor of the gradients of a reconstruction error."""

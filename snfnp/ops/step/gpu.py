@@ -15,15 +15,16 @@ class GpuStepScalars(StepScalars):
 
     def __init__(self, device):
         self._launch = device.launch
-        self.step = device.xp.zeros((), np.uint64)
+        self.step, self.first = (device.xp.zeros((), np.uint64) for _ in range(2))
         real = (device.xp.zeros((), np.float64) for _ in range(4))
         self.number, self.lr, self.lam, self._factor = real
         self._samples = 0
 
-    def set(self, step: int, lr: float, lam: float, samples: int = 1) -> None:
+    def set(self, step: int, lr: float, lam: float, samples: int = 1, first: int = 0) -> None:
         arrays = {"step": self.step, "number": self.number, "lr": self.lr, "lam": self.lam}
+        arrays |= {"first": self.first, "factor": self._factor}
         numbers = {"step_": step, "lr_": lr, "lam_": lam, "factor_": lam * (-2 / samples)}
-        own = arrays | numbers | {"factor": self._factor}
+        own = arrays | numbers | {"first_": first}
         self._launch("set_scalars", np.float64, 1, threads=32, **own)
         self._samples = samples
 

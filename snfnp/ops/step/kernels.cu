@@ -28,11 +28,14 @@ constexpr double LARGEST_EXPONENT = 700.0;
 
 // What the host tells a step: by value, so that no host memory has to outlive the call.
 template <typename T>
-__global__ void set_scalars(unsigned long long* __restrict__ step, T* __restrict__ number,
+__global__ void set_scalars(unsigned long long* __restrict__ step,
+                            unsigned long long* __restrict__ first, T* __restrict__ number,
                             T* __restrict__ lr, T* __restrict__ lam, T* __restrict__ factor,
-                            long long step_, double lr_, double lam_, double factor_) {
+                            long long step_, long long first_, double lr_, double lam_,
+                            double factor_) {
   if (first_item() > 0) return;
   *step = (unsigned long long)step_;
+  *first = (unsigned long long)first_;
   *number = T(step_) + T(1);
   *lr = T(lr_);
   *lam = T(lam_);
