@@ -336,14 +336,14 @@ def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
 
 # ---------------------------------------------------------------- --processes
 
-FEW = "has too few images for 999999 processes: start"
+FEW = "has too few samples for 999999 processes: start"
 TOO_MANY = [
-    ("999999", ["--batch-size", "500"], f"--batch-size 500 {FEW} 500 or fewer"),
-    ("999999", ["--model", "conv"], f"--batch-size 100 {FEW} 100 or fewer"),
+    ("999999", ["--batch-size", "500"], f"`batch_size=500` {FEW} 500 or fewer"),
+    ("999999", ["--model", "conv"], f"`batch_size=100` {FEW} 100 or fewer"),
     ("999999", ["--batch-size", "999999"], "999999 processes are far more than the"),
-    ("3", ["--batch-size", "500"], "--batch-size 500 does not divide by 3 processes"),
-    ("3", ["--resume"], "--batch-size 20 does not divide by 3 processes"),
-    ("999999", ["--resume", "auto", "--seed", "0"], f"--batch-size 20 {FEW} 20 or fewer"),
+    ("3", ["--batch-size", "500"], "`batch_size=500` is not a multiple of 3 processes"),
+    ("3", ["--resume"], "`batch_size=20` is not a multiple of 3 processes"),
+    ("999999", ["--resume", "auto", "--seed", "0"], f"`batch_size=20` {FEW} 20 or fewer"),
     ("0", [], "`processes` is 0: it must be at least 1"),
 ]
 
