@@ -118,7 +118,7 @@ class _Generated(Layer):
         ops, r = ctx.ops, p["R"]
         dx = self.map.solve(ops, self.map.flip(r), dz)
         log_det_grad = self.map.log_det_grad(ops, r, cache["shape"])
-        ops.linalg.scale_into(grads["R"], -ctx.volume, log_det_grad, 1)
+        ops.linalg.scale_into(grads["R"], -ctx.log_det_weight, log_det_grad, 1)
         self.map.weight_grad(ops, -dx, cache["z0"], out=grads["R"], add=True)
         return dx
 

@@ -7,14 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from snfnp.context import BackwardContext, Measured
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.layers import Layer, Linear, Preprocess, Whiten
 from snfnp.layers.preprocess import Scale, Standardise
-from snfnp.ops import Array
+from snfnp.ops import Array, Ops, RandomKey
 from snfnp.parameters import Layout
+
+Params = dict[str, dict[str, Array]]  # {layer: {name: array}}
 
 
 def _require_shape(array, shape) -> None:
@@ -39,14 +43,17 @@ def _name_layer(error: SnfnpError, layer: str) -> None:
 
 @dataclass(frozen=True)
 class Flow:
-    """f = f_K ∘ … ∘ f_0 (paper, section 3.1).
+    """A chain of layers, f = f_K ∘ … ∘ f_0 (paper, section 3.1).
 
-    shape: one sample's shape; layers: (name, layer) pairs, in the order of the forward pass;
-    preprocess: how images become x, and back; image_shape: an image's, if it is not `shape`.
-    Parameters and gradients are {layer name: {parameter name: array}}.
+    Parameters and gradients are {layer name: {parameter name: array}}. The latents of a batch are a
+    tuple: one per split prior, in the order of the forward pass, then z, the output of the last
+    layer. All are standard Gaussian under the model.
 
-    The latents of a batch are a tuple: one per split prior, in the order of the forward pass,
-    then z, the output of the last layer. All are standard Gaussian under the model.
+    Args:
+        shape: one sample's.
+        layers: (name, layer) pairs, in the order of the forward pass.
+        preprocess: from images or rows to x, and back.
+        image_shape: an image's, if it is not `shape`.
     """
 
     shape: tuple[int, ...]
@@ -112,16 +119,21 @@ class Flow:
         learned = {entry.layer for entry in self.layout.entries if entry.start < self.layout.fixed}
         return next((i for i, (name, _) in enumerate(self.layers) if name in learned), 0)
 
-    def init(self, seed: int) -> dict:
-        """Initial parameters (float64, host), the same on every backend."""
+    def init(self, seed: int) -> Params:
+        """Initial parameters, float64 on the host, the same for every backend."""
         rng = np.random.default_rng(seed)
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
-    def init_from_data(self, ops, params, x, statistics=lambda place: {}) -> None:
-        """Set the parameters that depend on data (as actnorm's) from a first batch x (N, ...): one
-        forward pass, in which every layer's are set before the next one gets its input.
+    def init_from_data(self, ops: Ops, params: Params, x, statistics=lambda place: {}) -> None:
+        """Set the parameters that depend on data (as actnorm's) in one forward pass, every layer's
+        before the next one gets its input.
 
-        statistics(place): the values by name of the place-th layer that more than a batch decides.
+        Args:
+            ops: the backend.
+            params: the parameters, which are overwritten.
+            x: a first batch (N, *shape).
+            statistics: statistics(place) are values, by name, of the place-th layer that are found
+                from more than a batch.
         """
         _require_shape(x, self.shape)
         for place, (name, layer) in enumerate(self.layers):
@@ -130,12 +142,21 @@ class Flow:
                 p[parameter][...] = value
             x = layer.forward(ops, p, x)[0]
 
-    def encode(self, ops, images, key, dtype):
-        """Device images -> x (N, *shape) of `dtype`, and its log-Jacobian (N,).
+    def encode(self, ops: Ops, images: Array, key: RandomKey, dtype) -> tuple[Array, Array]:
+        """Preprocess images or rows.
 
-        images: (N, *image_shape) or (N, *shape), uint8 or other integers below `Preprocess.levels`,
-        or rows of numbers (N, D): see `require_images`. key (`snfnp.ops.RandomKey`): that of the
-        dequantisation noise.
+        Args:
+            ops: the backend.
+            images: device images (N, *image_shape) or (N, *shape), uint8 or other integers below
+                `Preprocess.levels`, or rows of numbers (N, D).
+            key: of the dequantisation noise.
+            dtype: of the results.
+
+        Returns:
+            x (N, *shape), and its log-Jacobian (N,) in nats.
+
+        Raises:
+            UsageError: for other images (`require_images`).
         """
         self.require_images(images)
         return self.preprocessed(ops, images, key, dtype)
@@ -144,7 +165,7 @@ class Flow:
         """What `encode` returns, of images that were checked before."""
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
-    def decode(self, ops, x):
+    def decode(self, ops: Ops, x: Array) -> Array:
         """x (N, *shape) -> images (N, *image_shape), uint8, or rows, float64, on the device."""
         return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
 
@@ -155,20 +176,33 @@ class Flow:
         if problem := self.preprocess.fault(images, shape):
             raise UsageError(f"the {self.preprocess.noun}: {problem}")
 
-    def log_density(self, ops, latents):
+    def log_density(self, ops: Ops, latents: tuple) -> Array:
         """Σ log N(latent; 0, I) over all latents of each sample, in nats: (N,)."""
         first, *rest = map(ops.channels.gaussian_log_density, reversed(latents))
         return sum(rest, start=first)
 
-    def forward(self, ops, params, x, recompute: bool = False, noise: Callable | None = None):
-        """x (N, ...) -> latents, ldj (N,) of the data-dependent layers (Eq. 6), and all caches.
+    def forward(
+        self,
+        ops: Ops,
+        params: Params,
+        x: Array,
+        recompute: bool = False,
+        noise: Callable | None = None,
+    ) -> tuple[tuple, Any, list]:
+        """Map x to its latents.
 
-        noise(place, z, cache): returns what goes to the next layer in place of the place-th layer's
-        output z, and puts what `backward` needs of it into that layer's cache.
+        Args:
+            ops: the backend.
+            params: the parameters.
+            x: (N, *shape).
+            recompute: keep no cache of layers with a `cheap_exact_inverse`. `backward` recomputes
+                their inputs from their outputs, and the caches from those: two more passes through
+                these layers, and no memory for them.
+            noise: noise(place, z, cache) returns the next layer's input in place of z, the output
+                of the place-th layer, and puts what `backward` needs of it into the cache.
 
-        recompute: keep no cache of layers with a `cheap_exact_inverse`. `backward` recomputes their
-        inputs from their outputs, and the caches from those: two more passes through these layers,
-        and no memory for them.
+        Returns:
+            The latents; ldj (N,) in nats of the data-dependent layers (Eq. 6), or 0; the caches.
         """
         _require_shape(x, self.shape)
         splits, latents, ldjs, caches = self._splits, [], [], []
@@ -188,9 +222,21 @@ class Flow:
             del cache  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
 
-    def inverse(self, ops, params, latents, exact: bool = False, refined: bool = False):
-        """latents -> x, through the learned inverses (one pass), the exact ones (`exact`), or the
-        learned ones `refined` until they are exact (`snfnp.maps.contraction`)."""
+    def inverse(
+        self, ops: Ops, params: Params, latents: tuple, exact: bool = False, refined: bool = False
+    ) -> Array:
+        """Map latents to x (N, *shape): in one pass through the learned inverses, by default.
+
+        Args:
+            ops: the backend.
+            params: the parameters.
+            latents: a device array (N, ...) for each of `latent_shapes`.
+            exact: use the exact inverses, at the cost of a solve for each linear layer.
+            refined: refine the learned inverses until they are exact (`snfnp.maps.contraction`).
+
+        Raises:
+            UsageError: if no inverse was learned and `exact` is False.
+        """
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use exact=True (--inverse exact)")
         shapes, splits = self.latent_shapes, self._splits
@@ -211,20 +257,35 @@ class Flow:
                 raise
         return z
 
-    def latent_gradients(self, latents, samples: int | None = None) -> tuple:
+    def latent_gradients(self, latents: tuple, samples: int | None = None) -> tuple:
         """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
         samples: N, if the latents are those of a part of the batch."""
         return tuple([latent * (-1 / (samples or len(latent))) for latent in latents])
 
     def backward(
-        self, ctx, params, caches, dlatents, grads, error_factors: dict | None = None, first=0
-    ):
-        """δ of all latents -> δ_x, and {layer: `Measured`} of those that learn their inverse, from
-        the last to the first; every layer writes its parameters' gradients into `grads`.
+        self,
+        ctx: BackwardContext,
+        params: Params,
+        caches: list,
+        dlatents: tuple,
+        grads: Params,
+        error_factors: dict | None = None,
+        first: int = 0,
+    ) -> tuple[Array, dict[str, Measured]]:
+        """Compute the gradients of all parameters, from the last layer to the first.
 
-        error_factors: {layer: −2λ/N} of layers with a λ of their own. If `forward` kept no cache,
-        the layer's input is recomputed from its output, and the cache from this input.
-        first: the place of the layer to stop at, with the δ of its input.
+        Args:
+            ctx: the step.
+            params: the parameters.
+            caches: those of `forward`. Where it kept none, the layer's input is recomputed from its
+                output, and the cache from this input.
+            dlatents: δ of every latent (`latent_gradients`).
+            grads: arrays like the parameters, to be written.
+            error_factors: {layer: −2λ/N} of layers with a λ of their own.
+            first: the place of the layer to stop at, with the δ of its input.
+
+        Returns:
+            δ_x, and the measurements by layer of those that learn their inverse.
         """
         *split_off, delta = dlatents
         splits, factors, measured = self._splits, error_factors or {}, {}
@@ -250,7 +311,7 @@ class Flow:
                 delta = result
         return delta, measured
 
-    def log_dets(self, ops, params) -> dict[str, float]:
+    def log_dets(self, ops: Ops, params: Params) -> dict[str, float]:
         """log|det| of every data-independent layer (the Σ log|W_k| of Eq. 7), exact, in nats."""
         log_dets = {}
         for name, layer, shape in self.with_shapes():

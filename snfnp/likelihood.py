@@ -9,13 +9,14 @@ Derivation: derivations/02-change-of-variables.md.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
 from snfnp.images import with_channels
-from snfnp.ops import SINGLE_PROCESS, Communicator, RandomKey, shares
+from snfnp.ops import SINGLE_PROCESS, Array, Communicator, Ops, RandomKey, shares
 from snfnp.parameters import Layout
 
 # The streams of the counter-based generator, one per purpose; for layers' see `snfnp.context`.
@@ -25,13 +26,18 @@ _BATCH = 1000  # images whose noise is drawn together
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean log-likelihood of a set of images, or rows, as a ledger of terms, in nats for each.
+    """The mean log-likelihood of a set of images, or rows, term by term.
 
-    ledger: term -> nats; their sum is the mean log p(x), with noise from `dequantisation_seed`. Its
-    mean over the noise is a lower bound on the log-probability of the integer images.
+    Attributes:
+        terms: nats by the name of the term: base densities, preprocessing, layers. Their sum is the
+            mean log p(x), with noise from `dequantisation_seed`; its mean over the noise is a lower
+            bound on the log-probability of the integer images.
+        dimension: D, the number of values in one sample.
+        images: how many.
+        dequantisation_seed: the seed of the noise.
     """
 
-    ledger: dict[str, float]
+    terms: dict[str, float]
     dimension: int
     images: int
     dequantisation_seed: int
@@ -39,7 +45,7 @@ class Evaluation:
     @property
     def nll(self) -> float:
         """Negative log-likelihood in nats per image."""
-        return -sum(self.ledger.values())
+        return -sum(self.terms.values())
 
     @property
     def bits_per_dimension(self) -> float:
@@ -48,14 +54,23 @@ class Evaluation:
 
 
 class Likelihood:
-    """Exact density of a flow at fixed parameters.
+    """The exact density of a flow at fixed parameters.
 
-    flat: the parameter buffer (any precision; a copy is kept). dtype: of that copy, and of all that
-    depends on x; determinants are in double precision, and so are sums over images.
-    Constructing one costs every layer's exact determinant: O(D³) for a dense layer.
+    Constructing one costs every layer's exact determinant: O(D³) for a dense layer. Determinants,
+    and sums over images, are in double precision.
+
+    Args:
+        ops: the backend.
+        flow: the flow.
+        layout: that of `flat`.
+        flat: the parameters, a device array of any precision, of which a copy is kept.
+        dtype: of the copy, and of all that depends on x.
+
+    Raises:
+        SingularMatrixError: if a layer is singular; the message names it.
     """
 
-    def __init__(self, ops, flow: Flow, layout: Layout, flat, dtype="float64"):
+    def __init__(self, ops: Ops, flow: Flow, layout: Layout, flat: Array, dtype: Any = "float64"):
         self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
         self.params = layout.views(flat.astype(self._dtype))  # not to be changed
         self._shape = flow.image_shape or flow.shape
@@ -67,8 +82,8 @@ class Likelihood:
         return dict(self._log_dets)
 
     def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
-        """log p(x) of each image in nats (Eq. 1), (N,) on the host; `evaluate` has their mean, and
-        says what the arguments are."""
+        """log p(x) of each image in nats (Eq. 1), (N,) on the host. The arguments are those of
+        `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self._log_dets.values()), []
         images = with_channels(images, self._shape)
@@ -86,14 +101,21 @@ class Likelihood:
         watch: Callable | None = None,
         world: Communicator = SINGLE_PROCESS,
     ) -> Evaluation:
-        """The mean over images, as a ledger. O(N D²) beyond the determinants.
+        """The mean log-likelihood of images or rows. O(N D²) beyond the determinants.
 
-        images: as `Flow.encode` takes them, or on the host. seed: of the noise. batch_size: images
-        whose noise is drawn together; at_once: how many of them go through the flow together
-        (default: all), which changes the memory only. watch(layer, x): gets every input of every
-        layer. world: the ranks, which all call this, share the images and get one result; rank 0
-        shows the first images to `watch` as long as it is `watch.wants_more()`. Raises UsageError
-        for other images, and for other numbers, before a device gets any.
+        Args:
+            images: (N, H, W, C), uint8, or rows (N, D), as `Flow.encode` takes them, on the host or
+                the device.
+            seed: of the dequantisation noise.
+            batch_size: images whose noise is drawn together; another one draws other noise.
+            at_once: images that go through the flow together, which changes the memory only;
+                default: `batch_size`.
+            watch: watch(layer name, x) gets every input of every layer.
+            world: the processes, which all call this, share the images and get one result. Rank 0
+                shows the first images to `watch` as long as it is `watch.wants_more()`.
+
+        Raises:
+            UsageError: for other images and for other numbers, before a device gets any.
         """
         images = with_channels(images, self._shape)
         parts = self._parts(images, seed, batch_size, at_once)
@@ -153,18 +175,18 @@ class Likelihood:
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
-        """The ledger: base densities first, then every layer in the order of the forward pass."""
+        """The terms: base densities first, then every layer in the order of the forward pass."""
         flow = self.flow
         *splits, z = map(_density_row, flow.latent_names)
-        ledger = {row: means[row] for row in (z, *splits)}
-        ledger |= flow.preprocess.terms(means["preprocess"], flow.dimension)
+        terms = {row: means[row] for row in (z, *splits)}
+        terms |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
-            ledger[name] = self._log_dets.get(name, means.get(name, 0.0))
-        return ledger
+            terms[name] = self._log_dets.get(name, means.get(name, 0.0))
+        return terms
 
     def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
-        """All latents of images, device arrays (N, ...) that `sample` can be given. Arguments: see
-        `evaluate`."""
+        """All latents of images: device arrays (N, ...), which `sample` takes. The arguments are
+        those of `evaluate`."""
         found, images = [], with_channels(images, self._shape)
         for part in self._parts(images, seed, batch_size, at_once):
             x, _ = self._encode(images, part)
@@ -182,14 +204,24 @@ class Likelihood:
         part: int = 0,
         refined: bool = False,
     ):
-        """`count` images (count, H, W, C), uint8, or rows (count, D), float64, on the host, from
-        latents that `seed` fixes.
+        """Draw samples, from latents that `seed` determines.
 
-        temperature scales the standard deviation of the latents that are drawn; exact, refined: as
-        in `Flow.inverse`. latents: for each of `Flow.latent_shapes` a device array (count, *latent
-        shape), or None if it is to be drawn; what is drawn does not depend on what is given.
-        part: 0, 1, … for calls that together make more images than fit at once, all different.
-        Raises DivergedError if an image is not finite.
+        Args:
+            count: how many.
+            seed: of the latents.
+            temperature: scales the standard deviation of the latents that are drawn.
+            exact: use the exact inverses, not the learned ones.
+            latents: for each of `Flow.latent_shapes` a device array (count, *shape), or None if it
+                is to be drawn; what is drawn does not depend on what is given.
+            part: 0, 1, … for calls that together make more images than fit at once, all different.
+            refined: refine the learned inverses until they are exact (`Flow.inverse`).
+
+        Returns:
+            Images (count, H, W, C), uint8, or rows (count, D), float64, on the host.
+
+        Raises:
+            DivergedError: if a sample is not finite.
+            UsageError: for other numbers, or if the flow learned no inverse and `exact` is False.
         """
         _require_whole(0, seed=seed, part=part)
         _require_whole(1, count=count)
@@ -223,5 +255,5 @@ def _require_whole(least: int, **given) -> None:
 
 
 def _density_row(latent: str) -> str:
-    """The ledger's row for the density of a latent (`Flow.latent_names`)."""
+    """The name of the term for the density of a latent (`Flow.latent_names`)."""
     return "base density" if latent == "z" else f"{latent} base density"

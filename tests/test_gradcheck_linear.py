@@ -166,7 +166,7 @@ def scaled(name, factor):
 def sign_of_the_term_of_r(ctx, given, dx):
     """+½ flip(W) ⊙ m where −½ belongs (Eqs. 11 and 16)."""
     f, w, shape = given["f"], given["p"]["W"], given["cache"]["x"].shape[1:]
-    given["grads"]["R"] += ctx.volume * f.flip(w) * f.multiple(shape)
+    given["grads"]["R"] += ctx.log_det_weight * f.flip(w) * f.multiple(shape)
     return dx
 
 
@@ -215,7 +215,7 @@ PLAIN, FULL, GRESELE = (Relative(kind) for kind in ("plain", "full", "gresele"))
         (flawed(FORWARD, scaled("R", np.nan)), "^R: backward left its gradient"),
         (bias_in_z(MIXTURE), "^W, direction"),
         (bias_in_z(FORWARD), "^W, direction"),
-        (misled(Exact(), lambda ctx: replace(ctx, volume=0.0)), "^W, direction"),
+        (misled(Exact(), lambda ctx: replace(ctx, log_det_weight=0.0)), "^W, direction"),
         (flawed(Exact(), scaled("W", 0.5)), "^W, direction"),
         (flawed(Exact(), lambda ctx, given, dx: -dx), "^x, direction"),
     ],

@@ -92,9 +92,9 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
     likelihood = Likelihood(ops, flow, *random_parameters(flow))
     evaluation = likelihood.evaluate(images, seed=11, batch_size=batch_size)
     log_prob = likelihood.log_prob(images, 11, batch_size)
-    np.testing.assert_allclose(sum(evaluation.ledger.values()), log_prob.mean(), rtol=1e-13)
+    np.testing.assert_allclose(sum(evaluation.terms.values()), log_prob.mean(), rtol=1e-13)
     np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
-    assert evaluation.ledger["reverse"] == 0.0
+    assert evaluation.terms["reverse"] == 0.0
     assert (evaluation.dimension, evaluation.images, evaluation.dequantisation_seed) == (D, N, 11)
 
 
@@ -103,7 +103,7 @@ def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
     """The same ledger to the rounding of sums of N terms, whatever goes through together."""
     flow = small_flow()
     likelihood = Likelihood(ops, flow, *random_parameters(flow))
-    whole = likelihood.evaluate(images, seed=11).ledger
+    whole = likelihood.evaluate(images, seed=11).terms
     seen = []
     forward = type(flow.layers[0][1]).forward
 
@@ -112,7 +112,7 @@ def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
         return forward(layer, ops, p, x, *more)
 
     monkeypatch.setattr(type(flow.layers[0][1]), "forward", counted)
-    parts = likelihood.evaluate(images, seed=11, at_once=at_once).ledger
+    parts = likelihood.evaluate(images, seed=11, at_once=at_once).terms
     assert max(seen) == min(at_once, N)
     for term, nats in whole.items():
         np.testing.assert_allclose(parts[term], nats, rtol=1e-13)
@@ -122,7 +122,7 @@ def test_each_row_of_the_ledger_is_its_step(ops, images):
     flow = small_flow()
     layout, flat = random_parameters(flow)
     params = layout.views(flat)
-    ledger = Likelihood(ops, flow, layout, flat).evaluate(images, seed=11).ledger
+    ledger = Likelihood(ops, flow, layout, flat).evaluate(images, seed=11).terms
     x, ldj = flow.encode(ops, images, RandomKey(11, EVALUATION_NOISE, 0), np.float64)
     a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
     (z,), _, _ = flow.forward(ops, params, x)

@@ -145,7 +145,7 @@ def test_nan_spreads_as_defined(name):
 
 # They take no arrays, or such as are always contiguous.
 CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
-CONTIGUOUS |= {"step.adam", "step.log_step", "step.turn"}
+CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 
 @pytest.mark.parametrize("layout", [every_second, transposed])

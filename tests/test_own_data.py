@@ -288,7 +288,7 @@ def test_a_run_of_rows_has_an_exact_likelihood_in_their_own_units(run, capsys):
     np.testing.assert_allclose(density.sum() * (2 / 200) * (8e4 / 200), 1, atol=1e-3)
     evaluation = likelihood.evaluate(ROWS)
     np.testing.assert_allclose(-likelihood.log_prob(ROWS).mean(), evaluation.nll, rtol=1e-12)
-    assert "scale" in evaluation.ledger and "logit" not in evaluation.ledger
+    assert "scale" in evaluation.terms and "logit" not in evaluation.terms
     for bad in (with_nan(), ROWS[:, :1], ROWS.tolist(), ROWS[0], np.ma.masked_array(ROWS)):
         with pytest.raises(UsageError, match="^the rows: .*; "):
             likelihood.log_prob(bad)

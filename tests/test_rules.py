@@ -1,7 +1,7 @@
 """The gradients of linear layers: self-normalizing (Eqs. 8-20), exact (Eq. 2), relative.
 
 The self-normalizing update is the exact gradient of Eq. 3 where R = W⁻¹ (tested on densities), and
-elsewhere the exact gradient of the frozen-bar scalar (tested on that scalar).
+elsewhere the exact gradient of the stop-gradient objective (tested on that scalar).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from support.gradients import flow_backward, layer_backward, moved
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow
-from snfnp.gradcheck import GradientError, check_gradient, frozen_bar_scalar
+from snfnp.gradcheck import GradientError, check_gradient, stop_gradient_objective
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
 from snfnp.parameters import Layout
@@ -135,11 +135,11 @@ def test_bias_in_z_is_wrong(ops, rng):
         check_gradient(half_log_g, p["R"], with_bias, rng=rng, rtol=1e-3, h=2e-3)
 
 
-# ---------------------------------------------------------------- any R: the frozen-bar scalar
+# ------------------------------------------------------------ any R: the stop-gradient objective
 
 
 def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
-    """The frozen-bar scalar of a dense layer, sample by sample and without the package."""
+    """The stop-gradient objective of a dense layer, sample by sample and without the package."""
     c, c_inverse = {"mixture": (0.5, 0.5), "forward": (1.0, 0.0)}[objective]
 
     def scalar(p):
@@ -156,12 +156,12 @@ def plain_frozen_scalar(objective, bar, dz, dldj, lam, x):
 
 @pytest.mark.parametrize("objective", ["mixture", "forward"])
 @pytest.mark.parametrize("lam", [0.0, 0.7, 100.0])
-def test_frozen_bar_scalar(ops, rng, objective, lam):
+def test_stop_gradient_objective(ops, rng, objective, lam):
     layer = Linear(Dense(D), SelfNormalizing(objective))
     p = {"W": matrix(rng), "R": matrix(rng), "b": rng.standard_normal(D)}
     x, dz, dldj = rng.standard_normal((N, D)), rng.standard_normal((N, D)), rng.standard_normal(N)
     plain = plain_frozen_scalar(objective, p, dz, dldj, lam, x)
-    package = frozen_bar_scalar(layer, (D,), ops, p, x, dz, dldj, lam)
+    package = stop_gradient_objective(layer, (D,), ops, p, x, dz, dldj, lam)
 
     moved = {name: value + rng.standard_normal(value.shape) for name, value in p.items()}
     for point in (p, moved):
@@ -205,19 +205,20 @@ def test_a_flow_that_learns_no_inverse_measures_nothing(ops, rng):
 
 
 def test_the_context_weighs_a_step():
-    """volume: Σ ∂𝓛/∂ldj in double precision, once; error_factor: −2λ/N of Eq. 3."""
+    """log_det_weight: Σ ∂𝓛/∂ldj in double precision, once; error_factor: −2λ/N of Eq. 3."""
     dldj = np.full(7, 1 / 7, np.float32)
     ctx = BackwardContext.of(None, dldj, 3.0)
-    assert ctx.volume.dtype == np.float64
-    np.testing.assert_allclose(ctx.volume, float(dldj[0]) * 7, rtol=1e-15)
+    assert ctx.log_det_weight.dtype == np.float64
+    np.testing.assert_allclose(ctx.log_det_weight, float(dldj[0]) * 7, rtol=1e-15)
     assert ctx.error_factor == 3.0 * (-2 / 7)
     assert BackwardContext.of(None, dldj).error_factor == 0.0
     with pytest.raises(FrozenInstanceError):
-        ctx.volume = 1.0
+        ctx.log_det_weight = 1.0
     second = dataclasses.replace(ctx, part=Slice(3, 4, 7, 1, 2))
-    assert [second.at(place, 0.0).leads for place in range(4)] == [False, True, False, True]
-    assert (second.at(0, 0.5).volume, second.at(0, 0.5).error_factor) == (0.0, 0.5)
-    assert second.at(1, 0.0).volume == ctx.volume
+    owns = [second.at(place, 0.0).owns_shared_terms for place in range(4)]
+    assert owns == [False, True, False, True]
+    assert (second.at(0, 0.5).log_det_weight, second.at(0, 0.5).error_factor) == (0.0, 0.5)
+    assert second.at(1, 0.0).log_det_weight == ctx.log_det_weight
 
 
 # ---------------------------------------------------------------- a whole flow

@@ -97,7 +97,7 @@ def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, mon
 
     def evaluate(*args, **options):
         calls.append(original(*args, **options))
-        spoiled = dataclasses.replace(calls[-1], ledger={"x": math.nan})
+        spoiled = dataclasses.replace(calls[-1], terms={"x": math.nan})
         return spoiled if len(calls) == 5 else calls[-1]
 
     monkeypatch.setattr(Likelihood, "evaluate", evaluate)

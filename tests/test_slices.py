@@ -138,8 +138,8 @@ def test_the_weight_of_log_determinants_is_the_sum_of_the_samples(dtype, parts):
         expected = weights.sum(dtype=np.float64) if part.index == 0 else 0.0
         rounding = 0 if dtype == "float32" else BATCH * np.finfo(np.float64).eps
         own = ctx.at(0, 0.0)
-        assert isinstance(own.volume, np.float64 if part.index == 0 else float)
-        np.testing.assert_allclose(own.volume, expected, rtol=rounding, atol=0)
+        assert isinstance(own.log_det_weight, np.float64 if part.index == 0 else float)
+        np.testing.assert_allclose(own.log_det_weight, expected, rtol=rounding, atol=0)
 
 
 # ---------------------------------------------------------------- ranks
@@ -260,7 +260,7 @@ def test_ranks_share_an_evaluation(ranks):
 
     for found in on_ranks(ranks, take):
         expected = likelihood.evaluate(images, 3, 11, 5)
-        assert found.ledger == pytest.approx(expected.ledger, rel=1e-13)
+        assert found.terms == pytest.approx(expected.terms, rel=1e-13)
     # 13 parts of three layers: alone, all are watched; else rank 0 watches as many as are wanted
     for rank, inputs in seen:
         wanted = 3 * 13 if ranks == 1 else 9

@@ -110,7 +110,7 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
     params = layout.views(flat)
     likelihood = Likelihood(ops, flow, layout, flat)
     evaluation = likelihood.evaluate(images, seed=11)
-    ledger = evaluation.ledger
+    ledger = evaluation.terms
     rows = ("split1 base density", "split2 base density", "base density")
     before = ["dequantisation", "scale", "logit"]
     assert list(ledger) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]

@@ -181,7 +181,7 @@ def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatc
     out = capsys.readouterr().out
     rows = re.findall(r"^(.+?) {2,}(-?[\d.]+) +(-?[\d.]+)$", out, re.M)
     expected = likelihood_at(run.best, config)[1].evaluate(getattr(data, split), 5)
-    nats = {**expected.ledger, "log p(x)": -expected.nll}
+    nats = {**expected.terms, "log p(x)": -expected.nll}
     assert [name for name, _, _ in rows] == list(nats)
     for name, in_nats, in_bits in rows:
         assert float(in_nats) == pytest.approx(nats[name], abs=6e-4)

@@ -49,7 +49,7 @@ class JacobianPenalty(SelfNormalizing):
         G_W += −(2μ/n) T(R)ᵀ e ⋆ ν        G_R += −(2μ/n) e ⋆ T(W) ν
         """
         dx, measured = super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
-        if not ctx.leads:
+        if not ctx.owns_shared_terms:
             return dx, measured
         ops, w, r = ctx.ops, p["W"], p["R"]
         probes = draw_probes(ops, ctx.key, self.probes, cache["x"])

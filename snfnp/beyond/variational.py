@@ -84,7 +84,7 @@ class Variational(Rule):
         each = -1 / self.vectors
         shares = _shares(len(dz), self.vectors, self.sigma, first)
         taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
-        if not ctx.leads:  # Sᵀ δ_z is of this slice's samples, E of none
+        if not ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
             ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return result
         error = g.apply(ops, r, moved)

@@ -61,7 +61,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     bits = run.flow.preprocess.of_images  # bits per dimension, and noise, are of bytes alone
     print(of + f", dequantisation seed {result.dequantisation_seed}" * bits)
     print(f"{'mean log-likelihood':<24}{'nats':>14}" + f"{'bits/dim':>12}" * bits)
-    for term, nats in {**result.ledger, "log p(x)": -result.nll}.items():
+    for term, nats in {**result.terms, "log p(x)": -result.nll}.items():
         print(f"{term:<24}{nats:>14.3f}" + f"{nats * per_dimension:>12.4f}" * bits)
     print(f"NLL {result.nll:.3f} nats" + f" = {result.bits_per_dimension:.4f} bits/dim" * bits)
     if proved:

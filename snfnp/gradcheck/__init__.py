@@ -15,9 +15,9 @@ from snfnp.gradcheck.differences import (
     relative_error,
     slopes,
 )
-from snfnp.gradcheck.layers import Report, as_matrix, check_layer, frozen_bar_scalar
+from snfnp.gradcheck.layers import Report, as_matrix, check_layer, stop_gradient_objective
 from snfnp.gradcheck.linear import check_map, check_rule
 
 __all__ = ["GradientError", "Report", "as_matrix", "central_difference", "check_gradient"]
-__all__ += ["check_layer", "check_map", "check_rule", "frozen_bar_scalar", "measure_gradient"]
+__all__ += ["check_layer", "check_map", "check_rule", "stop_gradient_objective", "measure_gradient"]
 __all__ += ["relative_error", "slopes"]

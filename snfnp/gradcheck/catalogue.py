@@ -90,7 +90,7 @@ def _linear() -> list[tuple]:
 
 
 def _other_layers() -> list[tuple]:
-    short = {"terms": (13, 13)}
+    terms = (13, 13)
 
     def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels anew for every other number
@@ -129,10 +129,10 @@ def _other_layers() -> list[tuple]:
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
         # beyond the bound the norm's gradient counts
-        ("conv exponential", ConvExponential(2, gain=4, **short), (3, 4, 2)),
+        ("conv exponential", ConvExponential(2, gain=4, terms=terms), (3, 4, 2)),
         (
             "conv exponential 1x3",
-            ConvExponential(3, (1, 3), gain=2, iterations=1, **short),
+            ConvExponential(3, (1, 3), gain=2, iterations=1, terms=terms),
             (2, 2, 3),
         ),
     ]

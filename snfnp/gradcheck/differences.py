@@ -4,7 +4,7 @@ How the pages show it: derivations/01-notation.md.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ class GradientError(AssertionError):
     """A check failed; the message shows everything that the check saw."""
 
 
-def central_difference(f: Callable, x, direction, h: float) -> float:
-    """The derivative of the scalar f at x along `direction`, by a central stencil.
+def central_difference(f: Callable, x: Any, direction: Any, h: float) -> Any:
+    """The derivative of f at x along `direction`, by a central stencil of step h.
 
     Truncation error O(h⁶), rounding error about eps |f| / h.
     """
@@ -37,12 +37,14 @@ def tolerance(dtype) -> float:
     return 1e-8 if np.dtype(dtype) == np.float64 else 2e-5
 
 
-class Measured(NamedTuple):
+class Comparison(NamedTuple):
     """Errors of one comparison.
 
-    error: the largest relative difference; control: the smallest by which a wrong gradient (times
-    1.01; zero) was off, which must be far above the tolerance, or NaN if there was no control;
-    slopes: those of f and of the gradient along the last direction.
+    Attributes:
+        error: the largest relative difference.
+        control: the smallest by which a wrong gradient (times 1.01; zero) was off, which must be
+            far above the tolerance; NaN if there was no control.
+        slopes: of f and of the gradient along the last direction.
     """
 
     error: float
@@ -51,15 +53,15 @@ class Measured(NamedTuple):
 
 
 def check_gradient(f: Callable, x, gradient, **settings) -> float:
-    """The largest error that `measure_gradient` finds, which has the arguments and errors."""
+    """The largest error that `measure_gradient` finds; the arguments are the same."""
     return measure_gradient(f, x, gradient, **settings).error
 
 
 def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
     """The slope of f by central differences, and ⟨gradient, u⟩, along a direction u, to six digits.
 
-    For pages that show what was compared: the last direction of `measure_gradient`, which has the
-    arguments and errors.
+    For pages that show what was compared: the last direction of `measure_gradient`; the arguments
+    are the same.
     """
     numeric, analytic = measure_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
@@ -80,14 +82,36 @@ def relative_error(value, expected) -> float:
 
 
 def measure_gradient(
-    f: Callable, x, gradient, *, rng, rtol=1e-8, h=1e-2, directions=4, name="x"
-) -> Measured:
+    f: Callable[[np.ndarray], float],
+    x: np.ndarray,
+    gradient: np.ndarray,
+    *,
+    rng: np.random.Generator,
+    rtol: float = 1e-8,
+    h: float = 1e-2,
+    directions: int = 4,
+    name: str = "x",
+) -> Comparison:
     """Compare ⟨gradient, u⟩ with central differences of f along random unit directions u.
 
-    f takes an array like x (float64, on the host) and returns a float; rng: a NumPy generator; h:
-    the step; name: x in messages. Each difference is relative to the larger of both values and of
-    ‖gradient‖/√size, the typical size of such a product.
-    Raises GradientError beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
+    Each difference is relative to the larger of both values and of ‖gradient‖/√size, the typical
+    size of such a product.
+
+    Args:
+        f: takes an array like x and returns a float.
+        x: a point, float64 on the host.
+        gradient: that of f at x, which is to be checked.
+        rng: draws the directions.
+        rtol: the largest relative difference that passes.
+        h: the step.
+        directions: how many.
+        name: x in messages.
+
+    Returns:
+        The errors, those of the negative controls, and the last slopes.
+
+    Raises:
+        GradientError: beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
     """
     if gradient.shape != x.shape:
         raise GradientError(f"{name}: the gradient has shape {gradient.shape}, not {x.shape}")
@@ -111,7 +135,7 @@ def measure_gradient(
         if typical > 0 and error <= rtol:
             raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
     control = min(controls.values()) if typical > 0 else float("nan")
-    return Measured(worst, control, (numeric, analytic))
+    return Comparison(worst, control, (numeric, analytic))
 
 
 def _where(f: Callable, x, gradient, h: float, name: str) -> str:

@@ -5,7 +5,7 @@ Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) wr
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from snfnp.gradcheck.differences import (
     tolerance,
 )
 from snfnp.layers import Layer, Whiten
-from snfnp.ops import RandomKey, get_ops
+from snfnp.maps import Map
+from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.group import rows as flat
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
@@ -30,7 +31,9 @@ _UNWRITTEN = "backward left its gradient (partly) unwritten or NaN"
 class Report:
     """The relative error of each check, and the smallest error of a wrong value in its place.
 
-    Values that are off by 1 %, or by more, are the negative controls (see `Measured`).
+    Attributes:
+        errors: by the name of what was checked.
+        controls: of values that are off by 1 % or more, the negative controls (see `Comparison`).
     """
 
     errors: dict[str, float] = field(default_factory=dict)
@@ -59,7 +62,7 @@ class Case:
     ops: Any = None
     batch: int = 3
     seed: int = 0
-    rtol: float | None = None
+    rtol: Any = None
     x: Any = None
     params: Any = None
     lam: float = 0.7
@@ -88,11 +91,11 @@ class Case:
         self.c = [rng.standard_normal((len(self.x), *each)) for each in shapes if each is not None]
         self.a = rng.standard_normal(len(self.x))
 
-    def cast(self, given):
+    def cast(self, given) -> Any:
         """A host array, or a list or dict of them, in the precision that is checked."""
         return _each(lambda array: array.astype(self.dtype), given)
 
-    def put(self, given):
+    def put(self, given) -> Any:
         """Copies of a host array, or a list or dict of them, on the device."""
         return _each(lambda array: self.ops.asarray(np.array(array)), given)
 
@@ -129,7 +132,7 @@ class Case:
         for _ in range(2):  # the second time from what the first left in the cache
             grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
             ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
-            # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
+            # a copy of the dict: an array that backward puts in a buffer's place is discarded
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
             _returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
             if self.layer.learns_inverse:
@@ -178,10 +181,17 @@ class Case:
             raise GradientError(f"{name}: the negative control was not caught")
 
 
-def as_matrix(f, ops, w, shape) -> np.ndarray:
-    """T(w) written out on the host for one sample's shape: column i is T(w) e_i (Eq. 12).
+def as_matrix(f: Map, ops: Ops, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """T(w) written out for one sample's shape: column i is T(w) e_i (Eq. 12).
 
-    w: a host array. As many columns as x has values, as many rows as z has.
+    Args:
+        f: the map.
+        ops: the backend that applies it.
+        w: its weight, on the host.
+        shape: one sample's.
+
+    Returns:
+        The matrix, on the host: a row for each value of z, a column for each value of x.
     """
     dimension = int(np.prod(shape))
     basis = ops.asarray(np.eye(dimension).reshape(dimension, *shape))
@@ -197,24 +207,36 @@ def _returned(value, method: str, expected: str):
     return value
 
 
-def _each(function: Callable, given):
+def _each(function: Callable, given) -> Any:
     """The results of a function of each array in a dict or list, or of one array alone."""
     if isinstance(given, dict):
         return {name: function(array) for name, array in given.items()}
     return [function(array) for array in given] if isinstance(given, list) else function(given)
 
 
-def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
-    """The scalar whose exact gradient is the self-normalizing update (see derivations/04-dense.md).
+def stop_gradient_objective(
+    layer: Any, shape, ops: Ops, params: dict, x, dz, dldj, lam: float
+) -> Callable[[np.ndarray, dict], float]:
+    """The scalar whose exact gradient is the self-normalizing update (derivations/04-dense.md).
 
-    With barred quantities held at their present values, v = Σ dldj, (c, c') = (½, ½) for the
-    mixture and (1, 0) for the forward objective, and D × D matrices T(·) written out:
+    Barred quantities are constants: the gradient stops there. With v = Σ dldj, (c, c') = (½, ½) for
+    the mixture and (1, 0) for the forward objective, and the matrices T(·) written out:
 
         c ⟨δ̄_z, T(W) x⟩ + ⟨δ̄_z, b⟩ + c v ⟨T(W), T(R̄)ᵀ⟩
         − c' ⟨δ̄_x, T(R) z̄⟩ − c' v ⟨T(R), T(W̄)ᵀ⟩ − (λ/N) Σ ‖T(R) T(W) x − x‖²
 
-    Arrays are the host's. Returns f(x, params): only the parameters may vary (δ_x itself is passed
-    on at full weight).
+    Args:
+        layer: a `Linear` with an R.
+        shape: one sample's.
+        ops: the backend that applies the maps.
+        params: the parameters by name at which quantities are held, on the host, like all arrays.
+        x: the inputs (N, *shape).
+        dz: δ_z, like the outputs.
+        dldj: the gradient of ldj, (N,).
+        lam: λ.
+
+    Returns:
+        f(x, params); only the parameters may vary, since δ_x is passed on at full weight.
     """
     c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
     f, g = layer.maps  # their T differ if R has another kernel size than W
@@ -234,9 +256,48 @@ def frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
     return scalar
 
 
-def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
-    """Check a layer on random points and parameters. Raises GradientError with everything that is
-    wrong, a line each (a wrong shape or dtype alone: the rest would mean nothing).
+class Settings(TypedDict, total=False):
+    """Keywords of all checks, each of which may be left out.
+
+    Attributes:
+        ops: the backend, to which host arrays are moved as needed; default: plain NumPy.
+        batch: the number of samples; default 3.
+        seed: of the random numbers; default 0.
+        dtype: of what is checked; default float64 (differences are always of float64 values).
+        rtol: the largest relative error; default `snfnp.gradcheck.differences.tolerance`: 1e-8,
+            in float32 2e-5.
+    """
+
+    ops: Ops | None
+    batch: int
+    seed: int
+    dtype: Any
+    rtol: float | None
+
+
+class LayerSettings(Settings, total=False):
+    """Keywords of `check_layer`.
+
+    Attributes:
+        x: the points (N, *shape), on the host; default: standard normal. Keep them off kinks.
+        params: {name: host array}; default: the layer's `init`, with noise added to every
+            parameter, so that no gradient is checked at a special point.
+        lam: λ of a layer that learns its inverse; default 0.7.
+    """
+
+    x: np.ndarray | None
+    params: dict[str, np.ndarray] | None
+    lam: float
+
+
+def check_layer(
+    layer: Layer,
+    shape: tuple[int, ...],
+    *,
+    scalar: Callable | None = None,
+    **settings: Unpack[LayerSettings],
+) -> Report:
+    """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
     * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
     * inverse(forward(x)) = x, by the exact inverse;
@@ -244,25 +305,28 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
     * the gradient of x and of each parameter, separately, along random unit directions, against
       central differences, with negative controls (`measure_gradient`).
 
-    A layer that learns its inverse has an approximate gradient by design. It is still checked to
-    full precision: it is the exact gradient of another scalar, by default `frozen_bar_scalar`.
+    A layer that learns its inverse has an approximate gradient by design. It is checked to full
+    precision all the same, as the exact gradient of another scalar.
 
-    shape: one sample's; scalar: the function that makes the scalar of a rule of your own, with
-    the arguments of `frozen_bar_scalar` (derivations/28-write-your-own-rule.md, also for a rule
-    without an R); settings, all optional: ops: a backend (default: plain
-    NumPy), to which host arrays are moved as needed; batch: how many samples (default 3); seed: of
-    the random numbers; x: the points (host), default standard normal (keep them off kinks); params:
-    {name: host array}, default the layer's `init` with every parameter moved by noise, so that no
-    gradient is checked at a special point; lam: λ for a layer that learns its inverse; dtype: what
-    `backward` and `inverse` compute in (differences are always of float64 values); rtol: default
-    1e-8, in float32 2e-5 (`snfnp.gradcheck.differences.tolerance`).
-    Costs O(D) forward passes: keep D small.
+    Args:
+        layer: the layer.
+        shape: one sample's, with few values.
+        scalar: makes the scalar of a rule of your own, with an R or without one, from the arguments
+            of `stop_gradient_objective`, the default (derivations/28-write-your-own-rule.md).
+        **settings: see `LayerSettings`.
+
+    Returns:
+        The relative error of each check, and the smallest error of its negative controls.
+
+    Raises:
+        GradientError: with all that is wrong, a line each (a wrong shape or dtype alone: the rest
+            would mean nothing).
     """
     case = Case(layer, shape, **settings)
     _check_arrays(case)
     wrong = []
 
-    def attempt(check: Callable, *arguments):
+    def attempt(check: Callable, *arguments) -> Any:
         try:
             return check(*arguments)
         except GradientError as error:
@@ -275,7 +339,7 @@ def check_layer(layer, shape, *, scalar=None, **settings) -> Report:
     attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
     if scalar or layer.learns_inverse:
-        make = scalar or frozen_bar_scalar
+        make = scalar or stop_gradient_objective
         f = make(layer, case.shape, case.ops, params, x, case.c[0], case.a, case.lam)
     for name in case.learned:
         of_one = lambda value, name=name: f(x, {**params, name: value})  # noqa: E731

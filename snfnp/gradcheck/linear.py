@@ -3,16 +3,19 @@
 Derivation: derivations/28-write-your-own-rule.md.
 """
 
+from typing import Unpack
+
 import numpy as np
 
-from snfnp.gradcheck.layers import Case, Report, as_matrix
+from snfnp.gradcheck.layers import Case, Report, Settings, as_matrix
 from snfnp.layers import Linear
+from snfnp.maps import Map
 from snfnp.ops.group import rows as flat
-from snfnp.rules import Exact, Relative, SelfNormalizing
+from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 
 
-def check_map(linear_map, shape, **settings) -> Report:
-    """Check every member of a map (`snfnp.maps`) at a random weight. Raises GradientError.
+def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settings]) -> Report:
+    """Check every member of a map at a random weight, in O(D³).
 
     * apply is linear in x; adjoint: ⟨T(w) x, δ⟩ = ⟨x, T(w)ᵀ δ⟩;
     * weight_grad, written and added: ⟨δ ⋆ x, v⟩ = ⟨δ, T(v) x⟩ for any v;
@@ -21,7 +24,17 @@ def check_map(linear_map, shape, **settings) -> Report:
 
     The negative controls: T(w) in place of T(w)ᵀ, w in place of flip w, 1 in place of m, what is
     off by 1 %, and those of `measure_gradient`.
-    shape: one sample's; settings: ops, batch, seed, rtol, dtype as in `check_layer`. O(D³).
+
+    Args:
+        linear_map: the map.
+        shape: one sample's.
+        **settings: see `snfnp.gradcheck.layers.Settings`.
+
+    Returns:
+        The errors of each check, and of its negative controls.
+
+    Raises:
+        GradientError: at the first member that is wrong.
     """
     layer = Linear(linear_map, Exact(), bias=False, init_kind="identity")
     case = Case(layer, shape, noise=0.15, **settings)
@@ -64,15 +77,28 @@ def check_map(linear_map, shape, **settings) -> Report:
     return case.report
 
 
-def check_rule(rule, linear_map, shape, **settings) -> Report:
-    """Check what a rule makes of a linear layer where that must be exact. Raises GradientError.
+def check_rule(
+    rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settings]
+) -> Report:
+    """Check a rule where it must agree with the likelihood, without its own formula, in O(D³).
 
-    This does not use the rule's own formula: it differentiates the likelihood, log|det T|
-    included, numerically. A rule that learns an inverse, one of your own too, is put at R = W⁻¹,
-    where Eqs. 10 and 11 become Eqs. 8 and 9 (so the map must be one whose inverse is of its own
-    kind: dense, or 1×1), and no reconstruction error is left (`check_layer` checks what λ scales);
-    a relative one must be the exact gradient times WᵀW. settings: ops, batch, seed, rtol, dtype as
-    in `check_layer`. O(D³).
+    The likelihood, log|det T| included, is differentiated numerically. A rule that learns an
+    inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9 and the reconstruction
+    error is 0 (`check_layer` checks what λ scales); a relative one must be the exact gradient times
+    WᵀW.
+
+    Args:
+        rule: the rule.
+        linear_map: the map of W; for a rule that learns an inverse, one with
+            `inverse_is_same_map`: dense, or a 1×1 convolution.
+        shape: one sample's.
+        **settings: see `snfnp.gradcheck.layers.Settings`.
+
+    Returns:
+        The errors of each check, and of its negative controls.
+
+    Raises:
+        GradientError: at the first gradient that is wrong.
     """
     case = Case(Linear(linear_map, rule, init_kind="identity"), shape, noise=0.3, **settings)
     params, volume = case.params, case.a.sum()

@@ -11,7 +11,11 @@ from snfnp.layers.base import Parameterless
 
 @dataclass(frozen=True)
 class SmoothLeakyReLU(Parameterless):
-    """f(x) = αx + (1-α) log(1 + eˣ), elementwise, α in (0, 1). No parameters. O(N D)."""
+    """f(x) = αx + (1-α) log(1 + eˣ), elementwise. O(N D).
+
+    Args:
+        alpha: α, the slope on the left, in (0, 1).
+    """
 
     alpha: float = 0.3
 

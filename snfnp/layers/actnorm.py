@@ -17,9 +17,9 @@ _CONSTANT = 16  # times eps: a channel whose std / root mean square is no more i
 class ActNorm(Layer):
     """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
 
-    Parameters: t, s (C,), at first 0; `init_from_data` gives those for which a batch comes out
-    with mean 0 and variance 1. The log-determinant, −H W Σ s for images, is the same for every
-    sample and costs nothing, so `forward` gives it as ldj.
+    Parameters: t, s (C,), initially 0; `init_from_data` returns those that give a batch mean 0 and
+    variance 1. The log-determinant, −H W Σ s for images, is the same for every sample and costs
+    nothing, so `forward` returns it as ldj.
     """
 
     cheap_exact_inverse = True
@@ -34,8 +34,8 @@ class ActNorm(Layer):
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
 
         A channel whose std is at the level of rounding (16 eps of its root mean square or less)
-        keeps s = 0: 1/std would turn its rounding errors, and whatever it carries later, into the
-        largest values of the flow. NaN stays NaN. Computed in float64, returned in p's dtype.
+        keeps s = 0: 1/std would turn its rounding errors, and any later input, into the largest
+        values of the flow. NaN stays NaN. Computed in float64, returned in p's dtype.
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)

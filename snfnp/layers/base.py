@@ -3,7 +3,15 @@
 Derivation: derivations/16-write-your-own-layer.md.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+
+from snfnp.context import BackwardContext
+from snfnp.ops import Array, Ops
+
+Shape = tuple[int, ...]
+Params = dict[str, Array]  # one layer's parameters by name
 
 
 class Layer:
@@ -15,9 +23,10 @@ class Layer:
     inverse and treats every sample on its own. `derivations/16-write-your-own-layer.md` shows how
     to write one; check it with `snfnp.gradcheck.check_layer`.
 
-    In every signature: ops is the backend (`snfnp.ops.Ops`); p a dict of this layer's parameters;
-    x, z (N, ...) a batch of inputs and outputs; shape one sample's shape, without N. Gradients
-    are of the objective that training ascends (Eq. 3): dz holds its 1/N, layers sum over samples.
+    In every signature `ops` is the backend (`snfnp.ops.Ops`), `p` a dict of this layer's
+    parameters, x and z (N, ...) are batches of inputs and outputs, and `shape` is one sample's,
+    without N. Gradients are of the objective that training ascends (Eq. 3): dz contains its 1/N,
+    and layers sum over samples.
 
     Rules, so that the same code runs on every backend and inside a recorded training step:
 
@@ -40,26 +49,26 @@ class Layer:
     # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
     has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
-    # pass may then compute x again from z instead of keeping it.
+    # pass may then recompute x from z instead of keeping it.
     cheap_exact_inverse: ClassVar[bool] = False
 
-    def parameter_shapes(self, shape) -> dict[str, tuple[int, ...]]:
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
         """The shape of every parameter by name, in the order of `init`'s."""
         raise NotImplementedError
 
-    def init(self, rng, shape) -> dict:
-        """Initial parameters by name: float64 host arrays, from a NumPy generator."""
+    def init(self, rng: np.random.Generator, shape: Shape) -> dict[str, np.ndarray]:
+        """Initial parameters by name: float64 arrays on the host."""
         raise NotImplementedError
 
-    def init_from_data(self, ops, p, x) -> dict:
-        """Parameters for x as the first batch; only those that depend on it."""
+    def init_from_data(self, ops: Ops, p: Params, x: Array) -> Params:
+        """New values of those parameters that depend on x, the first batch."""
         return {}
 
-    def output_shape(self, shape) -> tuple[int, ...]:
+    def output_shape(self, shape: Shape) -> Shape:
         """The shape of z for one sample."""
         return shape
 
-    def latent_shape(self, shape) -> tuple[int, ...] | None:
+    def latent_shape(self, shape: Shape) -> Shape | None:
         """The shape of the part of z that leaves the flow at this layer; None: nothing does.
 
         If it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
@@ -67,29 +76,49 @@ class Layer:
         """
         return None
 
-    def forward(self, ops, p, x):
-        """x -> z, ldj, cache. ldj (N,): the log|det ∂z/∂x| that depends on the data, or 0."""
+    def forward(self, ops: Ops, p: Params, x: Array) -> tuple[Array, Any, dict]:
+        """Map x to z.
+
+        Returns:
+            z; the log|det ∂z/∂x| that depends on the data, (N,) in nats, or 0; and the cache, which
+            holds what `backward` needs.
+        """
         raise NotImplementedError
 
-    def inverse(self, ops, p, z):
-        """z -> x: the learned inverse if there is one, else the exact one."""
+    def inverse(self, ops: Ops, p: Params, z: Array, *latent: Array) -> Array:
+        """Map z back to x, by the learned inverse if there is one, else exactly."""
         raise NotImplementedError
 
-    def exact_inverse(self, ops, p, z, *latent):
-        """z -> x, exact, whatever it costs."""
+    def exact_inverse(self, ops: Ops, p: Params, z: Array, *latent: Array) -> Array:
+        """Map z back to x exactly, at any cost."""
         return self.inverse(ops, p, z, *latent)
 
-    def log_det(self, ops, p, shape) -> float | None:
-        """The log|det ∂z/∂x| that is the same for all x and is not in ldj, in nats: exact,
-        whatever it costs, and a number on the host. None if there is none."""
+    def log_det(self, ops: Ops, p: Params, shape: Shape) -> float | None:
+        """The log|det ∂z/∂x| in nats that is the same for all x and not in ldj, exact, at any cost:
+        a number on the host, or None if there is none."""
         return None
 
-    def backward(self, ctx, p, cache, dz, grads):
-        """δ_z (N, ...) -> δ_x; writes the gradient of every parameter into grads[name].
+    def backward(
+        self,
+        ctx: BackwardContext,
+        p: Params,
+        cache: dict,
+        dz: Array,
+        grads: Params,
+        *dlatent: Array,
+    ) -> Any:
+        """Compute δ_x, and the gradients of all parameters.
 
-        ctx (`snfnp.context.BackwardContext`): ctx.ops; ctx.dldj (N,), the gradient of ldj, and
-        ctx.volume, its sum; the rest is for layers that learn their inverse. Such a layer returns
-        (δ_x, a `snfnp.context.Measured`).
+        Args:
+            ctx: the step: `ctx.ops`; `ctx.dldj` (N,), the gradient of ldj, and its sum
+                `ctx.log_det_weight`; and what layers with a learned inverse need.
+            p: the parameters.
+            cache: what `forward` returned.
+            dz: δ_z (N, ...).
+            grads: an array for the gradient of every parameter, to be written.
+
+        Returns:
+            δ_x (N, ...); a layer that learns its inverse returns (δ_x, `snfnp.context.Measured`).
         """
         raise NotImplementedError
 

@@ -66,11 +66,22 @@ class ConvExponential(Layer):
     norm of T(W) from below, by `iterations` steps of the power method from a fixed direction:
     a function of W alone, with an exact gradient.
 
-    terms: at which the series ends in single and in double precision, the authors' in training and
-    in evaluation. The remainder is at most eᵏ kⁿ⁺¹/(n+1)! for a norm k: for 0.9, 2e-4 and 6e-12.
-    The log-determinant is that of the whole series.
-    W (kH, kW, C, C) as in `snfnp.maps.conv`; it starts at Xavier normal noise of this gain.
-    Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1 of one image.
+    The remainder of the series is at most eᵏ kⁿ⁺¹/(n+1)! after n terms for a norm k: 2e-4 and 6e-12
+    for 0.9. The log-determinant is that of the whole series. Parameter: W (kH, kW, C, C) as in
+    `snfnp.maps.conv`. Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1
+    of one image.
+
+    Args:
+        channels: C.
+        kernel: (kH, kW), both odd.
+        norm: c, the bound.
+        iterations: steps of the power method.
+        terms: (n in single precision, n in double precision), the authors' in training and in
+            evaluation.
+        gain: W is initially Xavier normal noise of this gain.
+
+    Raises:
+        UsageError: if a setting is out of range.
     """
 
     channels: int

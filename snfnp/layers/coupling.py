@@ -18,9 +18,9 @@ _SCALE = 3  # in the output's scale exp(3 logs): as in Glow, the factor makes `l
 class AffineCoupling(Layer):
     """z₁ = x₁, z₂ = x₂ eˢ + h₁ with s = 2 tanh(h₀/2) and (h₀, h₁) = net(x₁).
 
-    Images (H, W, channels), channels even. x₁ is the first half of the channels, x₂ the second;
-    h₀ are the network's even channels 0, 2, …, h₁ the odd ones. |s| < 2: a coupling scales by
-    no more than e². (Glow has a sigmoid in place of eˢ; this s is that of the authors' code.)
+    Images (H, W, C). x₁ is the first half of the channels, x₂ the second; h₀ are the network's even
+    channels 0, 2, …, h₁ the odd ones. |s| < 2: a coupling scales by no more than e². (Glow has a
+    sigmoid in place of eˢ; this s is that of the authors' code.)
 
     net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
     convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
@@ -31,6 +31,10 @@ class AffineCoupling(Layer):
     Cost of the forward pass and of the inverse: 2 N H W (width² + 13.5 C width) operations, of
     the backward pass twice that. Memory: the cache keeps one hidden activation (N H W, width), on a
     GPU both.
+
+    Args:
+        channels: C, even.
+        width: of the network's hidden layers.
     """
 
     channels: int

@@ -40,9 +40,13 @@ class CausalConv2d(Layer):
     last tap, W[1, 1], is the pixel itself: there channel o sees channels i <= o alone, and what W
     holds elsewhere is ignored (gradient 0). So T(W) is triangular in raster order, with H W copies
     of W[1, 1]'s diagonal on its own.
-    bias: whether there is a b (C,). W starts at the identity plus Xavier normal noise of this gain.
-    reverse: the same between two turns of the image by 180 degrees: it sees the pixels below and on
-    the right, and T(W) is triangular in the opposite order.
+
+    Args:
+        channels: C.
+        bias: whether there is a b (C,).
+        gain: W is initially the identity plus Xavier normal noise of this gain.
+        reverse: see the pixels below and on the right instead: the same convolution between two
+            turns of the image by 180 degrees, whose T(W) is triangular in the opposite order.
     """
 
     channels: int
@@ -79,7 +83,7 @@ class CausalConv2d(Layer):
         """G_W = mask ⊙ (δ_z ⋆ x) + H W / diagonal, and δ_x = T(W)ᵀ δ_z."""
         ops, x = ctx.ops, cache["x"]
         self._diagonal(ops, p, wait=False)
-        volume = ctx.volume * math.prod(x.shape[1:3])
+        volume = ctx.log_det_weight * math.prod(x.shape[1:3])
         ops.causal.weight_grad(dz, x, p["W"], volume, grads["W"], self.reverse)
         if self.bias:
             ops.channels.sum(dz, out=grads["b"])

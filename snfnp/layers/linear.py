@@ -18,14 +18,22 @@ from snfnp.rules import Rule, SelfNormalizing
 class Linear(Layer):
     """f(x) = T(W) x + b and its learned inverse g(z) = T(R)(z − b).
 
-    map: the structure of T (`Dense`, `Conv2d`); rule: what stands in for the gradient of
-    log|det T(W)|; bias: whether there is a b; init_kind: "paper" starts W at the identity plus
-    Xavier normal noise of gain 0.01 (A.3), "identity" at the identity alone (the authors' code, for
-    dense layers), "orthogonal" at a random rotation or reflection of the features or channels, the
-    same for all pixels (Glow), plus that noise if the kernel has more than one tap.
-    inverse_map: the structure of R if it is not W's: a larger kernel (A.4).
-    bias_init: b starts at 0 ("zero"), or where the first batch has mean 0 ("data").
-    Parameters: W, R (only if the rule learns an inverse; starts at flip(W)), b.
+    Parameters: W, R (only if the rule learns an inverse; initially flip(W)), b.
+
+    Args:
+        map: the structure of T: `Dense` or `Conv2d`.
+        rule: how the gradient of log|det T(W)| is computed or replaced.
+        bias: whether there is a b.
+        init_kind: the initial W. "paper": the identity plus Xavier normal noise (A.3); "identity":
+            the identity (the authors' code, for dense layers); "orthogonal": a random rotation or
+            reflection of the features or channels, the same for all pixels (Glow), plus that noise
+            if the kernel has more than one tap.
+        gain: the gain of the noise.
+        inverse_map: the structure of R if it is not W's: a larger kernel (A.4).
+        bias_init: b is initially 0 ("zero"), or gives the first batch mean 0 ("data").
+
+    Raises:
+        UsageError: if the settings do not fit together, or the rule is not for these maps.
     """
 
     map: Map
@@ -57,7 +65,7 @@ class Linear(Layer):
         return self.learns_inverse
 
     @property
-    def maps(self) -> tuple:
+    def maps(self) -> tuple[Map, Map]:
         """(f, g): the map that W is a weight of, and the map that R is a weight of."""
         return self.map, self.map if self.inverse_map is None else self.inverse_map
 

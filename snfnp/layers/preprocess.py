@@ -1,4 +1,4 @@
-"""From data to a flow's input, and back: the first steps of every flow, and of its ledger.
+"""From data to a flow's input, and back: the first steps of every flow, and of its likelihood.
 
 Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
 standardise, or nothing. All of it counts in the likelihood, which is that of the data as they were
@@ -63,7 +63,7 @@ class Preprocess(_OfImages):
         return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The ledger's rows: what each step contributes to ldj (a mean over samples), in nats.
+        """The likelihood's terms: what each step contributes to ldj, a mean over samples, in nats.
 
         Adding noise changes no volume; the scale is a constant; the logit is what remains.
         """
@@ -88,7 +88,7 @@ class Scale(_OfImages):
         return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The ledger's rows, in nats."""
+        """The terms of the likelihood, in nats."""
         return {"dequantisation": 0.0, "scale": ldj}
 
 
@@ -122,7 +122,7 @@ class Standardise:
         return x.astype(ops.xp.float64) * spread + mean
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The ledger's row, in nats."""
+        """The term of the likelihood, in nats."""
         return {"scale": ldj}
 
     def _moments(self, ops):

@@ -14,12 +14,16 @@ from snfnp.layers.base import Layer
 class RationalQuadraticSpline(Layer):
     """An increasing spline on [-B, B] per pixel and channel, the identity beyond. O(N D).
 
-    bins: K (the "5 knots" of A.3); bound: B (10 in the authors' code, the paper does not say);
-    eps: ε, the smallest share of a bin in the width and the height of the square, and the smallest
-    slope at an inner knot; gain: the standard deviation of the initial raw parameters, at which the
-    spline is close to the identity.
     Parameters (raw): widths and heights (*shape, K), slopes (*shape, K-1). The slopes at ±B are 1.
     A parameter that is not finite makes the outputs and gradients of its pixel NaN.
+
+    Args:
+        bins: K (the "5 knots" of A.3).
+        bound: B (10 in the authors' code, the paper does not say).
+        eps: ε, the smallest share of a bin in the width and the height of the square, and the
+            smallest slope at an inner knot.
+        gain: the standard deviation of the initial raw parameters, at which the spline is close to
+            the identity.
     """
 
     bins: int = 5

@@ -13,12 +13,14 @@ from snfnp.layers.base import Layer
 class SplitPrior(Layer):
     """(z₁, z₂) = coupling(x): z₁, the first half of the channels, goes on; z₂ is a latent.
 
-    coupling: the layer before the split, usually an `AffineCoupling`, whose second half is shifted
-    and scaled by what its first half says: with z₂ ~ N(0, I) this is a Gaussian of x₂ with a
-    learned mean and variance given x₁ (Kingma & Dhariwal 2018). Parameters: the coupling's.
+    z₂ is not in the output (see `Layer.latent_shape`): the cache holds it as "latent", `inverse`
+    takes it, and `backward` takes its gradient, that of its density in the flow. Parameters: the
+    coupling's.
 
-    z₂ is missing from the output (see `Layer.latent_shape`): the cache holds it as "latent",
-    `inverse` takes it, and `backward` takes its gradient, that of its density in the flow.
+    Args:
+        coupling: the layer before the split, usually an `AffineCoupling`, which shifts and scales
+            its second half as a function of the first: with z₂ ~ N(0, I) this is a Gaussian of x₂
+            whose mean and variance are learned functions of x₁ (Kingma & Dhariwal 2018).
     """
 
     coupling: Layer

@@ -21,9 +21,13 @@ from snfnp.ops.conv.definition import flip
 class Conv2d(Map):
     """Images (N, H, W, channels) -> (N, H, W, out_channels), T(w) x = w ⋆ x (Eq. 12).
 
-    kernel: (kH, kW), both odd; out_channels: None means `channels`; exact: how the exact
-    log-determinant, its gradient and T(w)⁻¹ z are computed: by "block" recursion over image rows,
-    or from the "dense" matrix T(w) of the paper's baseline. A 1×1 kernel needs neither.
+    Args:
+        kernel: (kH, kW), both odd.
+        channels: I, of the input.
+        out_channels: O; None means I.
+        exact: how the exact log-determinant, its gradient and T(w)⁻¹ z are computed: by "block"
+            recursion over image rows, or from the "dense" matrix T(w) of the paper's baseline. A
+            1×1 kernel needs neither.
     """
 
     kernel: tuple[int, int]

@@ -13,7 +13,11 @@ from snfnp.maps.base import Map
 
 @dataclass(frozen=True)
 class Dense(Map):
-    """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D)."""
+    """A D × D matrix. Rows are samples: X (N, D) -> Z = X Wᵀ (N, D).
+
+    Args:
+        features: D.
+    """
 
     features: int
     inverse_is_same_map: ClassVar[bool] = True

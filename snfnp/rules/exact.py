@@ -16,7 +16,7 @@ class Exact(Rule):
         ops, w, x, log_det_grad = ctx.ops, p["W"], cache["x"], None
         # Eq. 2 with the Jacobian T(W): δ_z xᵀ + W⁻ᵀ, the bracket of Eq. 8, for a dense map, and
         # summed over each weight's positions, Eq. 13, for a convolution.
-        if ctx.leads:
+        if ctx.owns_shared_terms:
             log_det_grad = f.log_det_grad(ops, w, x.shape[1:])
         forward_gradient(ctx, f=f, term=log_det_grad, x=x, dz=dz, grads=grads, multiple=1)
         return f.adjoint(ops, w, dz)

@@ -14,10 +14,12 @@ from snfnp.rules.base import Rule, bias_gradient
 class Relative(Rule):
     """The relative gradient (Gresele et al. 2020): the exact one times WᵀW, dense only. O(N D²).
 
-    (δ xᵀ + W⁻ᵀ) WᵀW = δ (zᵀW) + W needs no inverse. The gradient of b depends on `bias`:
-    "plain": Σ δ, and z = W x. "full": W and b as one augmented matrix, so that
-    ΔW = δ (zᵀW) + W and Δb = δ (1 + bᵀz) + b with z = W x + b. "gresele": the same without
-    the last "+ b", as in the authors' code.
+    (δ xᵀ + W⁻ᵀ) WᵀW = δ (zᵀW) + W needs no inverse.
+
+    Args:
+        bias: the gradient of b. "plain": Σ δ, and z = W x. "full": W and b are one augmented
+            matrix, so that ΔW = δ (zᵀW) + W and Δb = δ (1 + bᵀz) + b with z = W x + b. "gresele":
+            the same without the last "+ b", as in the authors' code.
     """
 
     bias: str = "plain"
@@ -35,13 +37,13 @@ class Relative(Rule):
         ops, linalg, w = ctx.ops, ctx.ops.linalg, p["W"]
         b = None if self.bias == "plain" else p.get("b")  # the last column of an augmented W
         z = cache["z0"] if b is None else cache["z0"] + b
-        linalg.scale_into(grads["W"], ctx.volume, w, 1)
+        linalg.scale_into(grads["W"], ctx.log_det_weight, w, 1)
         f.weight_grad(ops, dz, f.adjoint(ops, w, z), out=grads["W"], add=True)
         if b is not None:
             # Σ_n δ_n (1 + bᵀ z_n)
             linalg.matmul(1 + linalg.matmul(b[None, :], z.T), dz, out=grads["b"][None, :])
             if self.bias == "full":
-                grads["b"] += ctx.volume * b
+                grads["b"] += ctx.log_det_weight * b
         else:
             bias_gradient(ops, dz, grads)
         return f.adjoint(ops, w, dz)

@@ -32,7 +32,7 @@ class SelfNormalizing(Rule):
         """Six products instead of nine: the deltas of the likelihood and of the reconstruction
         error are added before the weights' gradients are formed."""
         ops, linalg, w, r, x, z = ctx.ops, ctx.ops.linalg, p["W"], p["R"], cache["x"], cache["z0"]
-        a, v, shape = ctx.error_factor, ctx.volume, x.shape[1:]  # a = −2λ/N; v = Σ ∂𝓛/∂ldj
+        a, v, shape = ctx.error_factor, ctx.log_det_weight, x.shape[1:]  # a = −2λ/N; v = Σ ∂𝓛/∂ldj
         c_f, c_g = (0.5, 0.5) if self.objective == "mixture" else (1.0, 0.0)
 
         # E = T(R) z − x of Eq. 3, with z = T(W) x: g(z) = R (z − b) inverts f(x) = W x + b

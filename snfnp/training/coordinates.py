@@ -167,7 +167,11 @@ class Coordinates(TrainingState):
     def __init__(self, ops, flow, config, optimiser):
         self._ops, self._flow, self._optimiser = ops, flow, optimiser
         self._inputs = {name: inputs(layer) for name, layer in flow.layers}
-        self._places, blocks, place = {}, [], 0  # of U by kernel; see `ops.step.turn`
+        self._places, blocks, place = (
+            {},
+            [],
+            0,
+        )  # of U by kernel; see `ops.step.apply_block_matrices`
         for entry in flow.layout.optimised.entries:
             if entry.name in self._inputs[entry.layer]:
                 size, outputs = int(np.prod(entry.shape[:-1])), entry.shape[-1]
@@ -206,10 +210,10 @@ class Coordinates(TrainingState):
     def ascend(self, ops, gradient, *how, out):
         """What the optimiser's `update` does, with the step in V; the rest is unchanged."""
         p, m, v = out
-        ops.step.turn(gradient, self.values, self._blocks, out=self._gradient)
+        ops.step.apply_block_matrices(gradient, self.values, self._blocks, out=self._gradient)
         self._step[...] = 0
         squares = self._optimiser.update(ops, self._gradient, *how, out=(self._step, m, v))
-        ops.step.turn(self._step, self.values, self._blocks, out=p, add=True)
+        ops.step.apply_block_matrices(self._step, self.values, self._blocks, out=p, add=True)
         return squares
 
 

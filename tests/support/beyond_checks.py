@@ -23,7 +23,7 @@ from snfnp.gradcheck.layers import (
     as_matrix,
     check_layer,
     flat,
-    frozen_bar_scalar,
+    stop_gradient_objective,
 )
 from snfnp.gradcheck.linear import check_rule
 from snfnp.layers import Linear
@@ -34,10 +34,10 @@ _NOISE_KEY = RandomKey(0, 16)
 
 
 def penalised_scalar(layer, shape, ops, params, x, dz, dldj, lam) -> Callable:
-    """`frozen_bar_scalar`, which has the arguments, − (μ/n) Σ ‖T(R) T(W) ν − ν‖² of the probes ν
-    that the rule draws at `KEY`."""
+    """`stop_gradient_objective` − (μ/n) Σ ‖T(R) T(W) ν − ν‖² of the probes ν that the rule draws at
+    `KEY`; the arguments are the same."""
     rule, (f, g) = layer.rule, layer.maps
-    plain = frozen_bar_scalar(layer, shape, ops, params, x, dz, dldj, lam)
+    plain = stop_gradient_objective(layer, shape, ops, params, x, dz, dldj, lam)
     like = ops.xp.empty((1, *shape))
     nu = flat(ops.to_host(draw_probes(ops, layer_key(KEY, 0), rule.probes, like)))
 

@@ -170,7 +170,7 @@ def call_step_adam(rng, dtype, size):
     )
 
 
-def call_step_turn(rng, dtype, size):
+def call_step_apply_block_matrices(rng, dtype, size):
     """Blocks of one column and of several, what lies between them, and both ways of writing."""
     values, out = (rng.standard_normal(size).astype(dtype).reshape(-1) for _ in range(2))
     blocks = ((0, 2, 1, 0), (3, 1, 1, 4), (5, 3, values.size // 6, 5))

@@ -81,7 +81,7 @@ class Step(OperationGroup):
         p += step_size * m / (xp.sqrt(v / (1 - beta2**step)) + eps)
         return squares
 
-    def turn(self, values, matrices, blocks, out, add=False):
+    def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         """out ← values, flat buffers, in which each block M (K, O) becomes U M; `add`: out += that.
 
         matrices: all U (K, K), flat and in double precision; blocks: (its start in `values`, K, O,

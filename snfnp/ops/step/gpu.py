@@ -57,7 +57,7 @@ class GpuStep(Step):
         device.launch("adam", p.dtype, blocks, **arrays, **numbers)
         return squares
 
-    def turn(self, values, matrices, blocks, out, add=False):
+    def apply_block_matrices(self, values, matrices, blocks, out, add=False):
         device = self.device
         table = device.constant(np.array(blocks, np.int64), np.int64)
         arrays = {"values": values, "matrices": matrices, "blocks": table, "out": out}
