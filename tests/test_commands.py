@@ -32,7 +32,7 @@ def measured(page) -> set[str]:
     return {command for command in found if "--resume" not in command}
 
 
-MEASURED = {ROOT / "README.md": 6, DERIVATIONS / "27-what-was-measured.md": 12}
+MEASURED = {ROOT / "README.md": 6}
 
 
 def configuration(command: str, monkeypatch) -> TrainConfig:
