@@ -24,7 +24,7 @@ from snfnp.ops.backends import DEFINITIONS, assemble
 from snfnp.ops.communication import INSTALL
 from snfnp.ops.gpu import requirements
 from snfnp.ops.host import HostDevice
-from snfnp.training import session
+from snfnp.training import loop, session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS
 from snfnp.training.runs.description import describe_run
@@ -82,7 +82,7 @@ def test_config_json_records_the_device_and_its_options():
 def resumed(folder, given, **started):
     """What --resume makes of a run that was started with some settings."""
     config = TrainConfig(**{"backend": "cupy", **started})
-    (folder / "config.json").write_text(json.dumps({"config": config.as_dict()}))
+    (folder / "config.json").write_text(json.dumps({"config": config.filled().as_dict()}))
     return RunFolder(folder).resumed_config(given)
 
 
@@ -150,7 +150,7 @@ def test_training_that_runs_out_of_memory_ends_in_one_line(
     def run_out(*arguments, **settings):
         raise MemoryError
 
-    monkeypatch.setattr(session, "train", run_out)
+    monkeypatch.setattr(loop, "Trainer", run_out)
     monkeypatch.setattr(session, "get_ops", lambda backend, **settings: FULL)
     images = np.zeros((100, 28, 28, 1), np.uint8)
     dataset = Dataset("mnist", images, images, images, "zeros", False)

@@ -9,6 +9,7 @@ from snfnp.errors import UsageError, flag_of, in_flags
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.animation import Animation, View
+from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
 from snfnp.training.options.user_models import require_trusted
@@ -65,7 +66,9 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
         with opened as session:
             points: Any = session.dataset.validation
             animation = Animation(points) if points.shape[1:] == (2,) else None
-            session.train(_show, callbacks=(animation,) if animation else ())
+            how = (session.ops, session.folder, session.goes_on, _show, world)
+            callbacks = (animation,) if animation else ()
+            train(session.config, session.dataset, *how, callbacks=callbacks)
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
                     _draw(session.folder, session.config, session.ops, animation)

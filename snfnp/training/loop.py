@@ -10,7 +10,7 @@ import numpy as np
 
 from snfnp import threads
 from snfnp.data import Dataset, require_dataset
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
+from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, within_memory
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.processes.signals import Signals
@@ -270,12 +270,16 @@ def train(
     report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
     quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+    also = " in a new run" if resume else ""
+    if config.preset.has_recomputable_layers and not config.recompute:
+        also += ", or `recompute`"
     with (
         run.lock if first else nullcontext(),
         signals.ignore_sigusr1(),
         quiet,
         robust_output(),
         threads.restored(),
+        within_memory(ops, "batch_size", config.batch_size, also),
     ):
         moments = dataset.moments
         if resume:

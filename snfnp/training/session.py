@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snfnp.data import Dataset, load_dataset, require_dataset, user_data
-from snfnp.errors import SnfnpError, UsageError, within_memory
+from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
@@ -41,13 +41,8 @@ class Session:
         self, report: Callable[[str], None] | None = print, optimiser=None, callbacks=()
     ) -> dict:
         """Train to the end; the summary, as `snfnp.train` returns it."""
-        config, dataset = self.config, self.dataset
-        also = " in a new run" if self.goes_on else ""
-        if config.preset.has_recomputable_layers and not config.recompute:
-            also += ", or `recompute`"
-        with within_memory(self.ops, "batch_size", config.batch_size, also):
-            how = (self.folder, self.goes_on, report, self.world, optimiser)
-            return train(config, dataset, self.ops, *how, callbacks=callbacks)
+        how = (self.ops, self.folder, self.goes_on, report, self.world, optimiser)
+        return train(self.config, self.dataset, *how, callbacks=callbacks)
 
 
 @contextmanager
