@@ -2,6 +2,7 @@
 be meaningless."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -67,16 +68,17 @@ def is_rows(samples) -> bool:
     return array and samples.ndim == 2 and samples.dtype.kind == "f"
 
 
-def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
+def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
     """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy;
     None if it is that. shape: None for a data set's: any (H, W, C), NumPy's and uint8.
 
     Bytes need no look at their values if all 256 are levels: O(1), and no device is waited for.
     """
-    kind, wanted = getattr(images, "dtype", None), ", ".join(map(str, ("N", *(shape or "HWC"))))
+    kind: Any = getattr(images, "dtype", None)
+    wanted = ", ".join(map(str, ("N", *(shape or "HWC"))))
     kinds = (np.ndarray, StoredArray) if shape is None else object
-    taken = isinstance(images, kinds) and not isinstance(images, np.ma.MaskedArray)  # hides values
-    array = isinstance(kind, np.dtype) and taken
+    hidden = isinstance(images, np.ma.MaskedArray)  # values that it hides
+    array = isinstance(kind, np.dtype) and bool(isinstance(images, kinds)) and not hidden
     if not array or kind.kind not in "buif":
         found = kind if array else type(images).__name__
         rows = ", or of floats, (N, D)" if shape is None else ""
@@ -108,12 +110,13 @@ def fault(images, shape: tuple[int, ...] | None = None, levels: int = 256) -> st
     return f"{kind} from {low} to {high}; {remedy}{cast}"
 
 
-def fault_of_rows(rows, shape: tuple[int, ...] | None = None) -> str | None:
+def fault_of_rows(rows: Any, shape: tuple[int, ...] | None = None) -> str | None:
     """A twin of `fault` for rows (N, D) of finite numbers; shape: (D,), a model's, or None.
 
     Rows on the host are looked at, in parts; for others, no device is waited for.
     """
-    kind, wanted = getattr(rows, "dtype", None), f"(N, {shape[0] if shape else 'D'})"
+    kind: Any = getattr(rows, "dtype", None)
+    wanted = f"(N, {shape[0] if shape else 'D'})"
     array = isinstance(kind, np.dtype) and not isinstance(rows, np.ma.MaskedArray)  # hides values
     if not array or kind.kind not in "buif":
         found = kind if array else type(rows).__name__

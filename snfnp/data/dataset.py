@@ -76,7 +76,8 @@ class Dataset:
         exactly where all are the same. None of images. One pass in parts (Chan et al. 1983)."""
         if self.of_images:
             return None
-        count, mean, squares, constant = 0, np.float64(0), np.float64(0), True
+        count, constant = 0, np.True_
+        mean = squares = np.zeros(self.train.shape[1])
         for _, part in parts(self.train):
             constant = constant & (part == self.train[:1]).all(axis=0)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -93,7 +94,7 @@ class Dataset:
         images = getattr(self, split)
         digest = hashlib.sha256(repr(images.shape).encode())
         for _, part in parts(images):
-            digest.update(np.ascontiguousarray(part))
+            digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 

@@ -85,7 +85,7 @@ def sample(data_dir=None, report=None) -> Dataset:
     for split, count in zip(SPLITS, (5_000, 1_000, 1_000), strict=True):
         with resources.as_file(folder.joinpath(f"{split}-images.idx3-ubyte.gz")) as path:
             splits.append(read_idx(path, (count, *IMAGE_SIZE))[..., None])
-    return Dataset("mnist", *splits, SAMPLE, is_sample=True)
+    return Dataset("mnist", *splits, source=SAMPLE, is_sample=True)
 
 
 SPECS = {

@@ -57,7 +57,7 @@ class _Rows:
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         samples = np.empty((len(places), *self._shape), self._dtype)
-        view, size, whole = memoryview(samples.reshape(-1).view(np.uint8)), self._size, True
+        view, size, whole = memoryview(samples.reshape(-1).view(np.uint8).data), self._size, True
         # samples that follow one another are read together
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1).tolist()
         for start, stop in zip(starts, [*starts[1:], len(places)], strict=False):
@@ -65,8 +65,6 @@ class _Rows:
             part = view[start * size : stop * size]
             whole &= self._file.readinto(part) == len(part)
         if not whole or self._now() != self._state:  # looked at behind each read
-            found = (
-                f"{self._path} has changed since it was opened, so that what is read is other data"
-            )
+            found = f"{self._path} has changed since it was opened"
             raise SnfnpError(f"{found}: restore it and go on with `resume`, or start again")
         return samples

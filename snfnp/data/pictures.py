@@ -104,6 +104,8 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     with open(open_regular(file, follow=True), "rb") as stream:
         header = stream.read(25)
         stream.seek(0)
+        if not header.startswith((b"\x89PNG\r\n", b"\xff\xd8")):
+            raise ValueError("it is no PNG or JPEG file")
         with Image.open(stream, formats=["PNG", "JPEG"]) as image:
             depth = header[24] if image.format == "PNG" else 8  # in IHDR
             if image.mode[0] in "IF" or depth > 8:

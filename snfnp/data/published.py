@@ -143,7 +143,7 @@ def _download(published: Published, key: str, folder: Path) -> str:
                     fetch(mirror + name, str(part), None)
                     problem = published.problem(key, part)
                 except requests.HTTPError as error:
-                    problem = f"HTTP status {error.response.status_code}"
+                    problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
                 except requests.RequestException:  # whose texts are lines of addresses and objects
                     problem = "connection failed"
                 if problem is None:

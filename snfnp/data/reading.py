@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _LONGEST_HEADER = 1 << 20  # bytes, of a tar archive's extended headers, which h
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A file's content as a stream, uncompressed if it starts with the gzip magic 1f 8b.
 
     The file's name plays no part, because servers and browsers uncompress files without renaming
@@ -64,7 +64,7 @@ def damaged(path: str | os.PathLike[str], problem: str) -> SnfnpError:
     return SnfnpError(f"{path}: {problem}; replace it with a fresh copy")
 
 
-def read_at_most(stream: BinaryIO, count: int) -> bytes:
+def read_at_most(stream, count: int) -> bytes:
     """The next `count` bytes, or all that there are. Memory is taken for those alone."""
     parts, left = [], count
     while left and (part := stream.read(min(left, _CHUNK))):
@@ -96,8 +96,9 @@ def read_tar(path: Path, wanted: Callable[[str], bool], most: int) -> Iterator[t
     try:
         with (
             opened(path) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar,
         ):
+            archive: Any = tar  # whose attribute `members` has no type
             while (member := archive.next()) is not None:
                 if member.isreg() and wanted(member.name):
                     yield member.name, archive.extractfile(member).read(most + 1)

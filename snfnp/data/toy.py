@@ -3,6 +3,8 @@
 Derivation: derivations/30-a-plane.md.
 """
 
+from typing import Any
+
 import numpy as np
 
 from snfnp.data.dataset import Dataset
@@ -54,7 +56,7 @@ DENSITIES = {d.__name__: d for d in (moons, rings, pinwheel, checkerboard, spira
 
 def draw(name: str, count: int, seed: int) -> np.ndarray:
     """Points (count, 2) of one of DENSITIES, to 6 decimals: the same on every machine."""
-    points = DENSITIES[name](np.random.default_rng(seed), count)
+    points: Any = DENSITIES[name](np.random.default_rng(seed), count)
     return np.stack([points.real, points.imag], axis=1).round(6)
 
 

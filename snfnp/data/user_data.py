@@ -131,10 +131,10 @@ def _memory() -> int:
 
 def _unmapped(array: np.ndarray) -> np.ndarray | StoredArray:
     """An array that is mapped from a .npy file as one that is read from it (`snfnp.data.npy`)."""
-    file = getattr(array, "filename", None)
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
+        file = str(array.filename)
         with readable(file):
-            found = open_array(file) if str(file).endswith(".npy") else array
+            found = open_array(file) if file.endswith(".npy") else array
         if (found.shape, found.dtype) == (array.shape, array.dtype):
             return found
     return array
