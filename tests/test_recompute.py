@@ -1,11 +1,11 @@
 """Recomputed layer inputs: the stored version's gradients, without its memory."""
 
-import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from support.gradients import flow_backward, moved
+from support.memory import peak
 from support.trainers import make_trainer
 
 from snfnp.context import BackwardContext
@@ -163,8 +163,8 @@ def test_an_inverse_that_is_not_exact_is_noticed(ops, position):
 # ---------------------------------------------------------------- memory
 
 
-def peak(flow, ops, recompute) -> int:
-    """Bytes at the height of a forward and a backward pass, above what was there before."""
+def height(flow, ops, recompute) -> int:
+    """Bytes at the height of a forward and a backward pass."""
     setup = Setup(flow, ops, np.float32)
     setup.x = np.repeat(setup.x, 16, axis=0)
     count = len(setup.x)
@@ -176,12 +176,7 @@ def peak(flow, ops, recompute) -> int:
         ctx = BackwardContext.of(ops, weights, 1.0)
         flow.backward(ctx, setup.params, caches, flow.latent_gradients(latents), grads)
 
-    step()  # what is compiled or cached once
-    tracemalloc.start()
-    step()
-    height = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return height
+    return peak(step)
 
 
 SHAPE = (8, 8, 4)
@@ -201,7 +196,7 @@ def test_depth_costs_no_activation_memory(ops, kind):
         Flow(SHAPE, tuple((f"layer{k}", LAYERS[kind]()) for k in range(depth))) for depth in (4, 24)
     )
     growth = {
-        recompute: peak(deep, ops, recompute) - peak(shallow, ops, recompute)
+        recompute: height(deep, ops, recompute) - height(shallow, ops, recompute)
         for recompute in (False, True)
     }
     assert growth[False] >= 20 * BYTES

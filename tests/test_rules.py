@@ -5,19 +5,18 @@ elsewhere the exact gradient of the stop-gradient objective (tested on that scal
 """
 
 import dataclasses
-import tracemalloc
 from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 from support.gradients import flow_backward, layer_backward, moved
+from support.memory import peak
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.flow import Flow
 from snfnp.gradcheck import GradientError, check_gradient, stop_gradient_objective
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.maps import Dense
-from snfnp.parameters import Layout
 from snfnp.rules import Exact, Relative, SelfNormalizing
 
 RTOL = 1e-8
@@ -48,35 +47,6 @@ def gradients(ops, layer, params, x, lam=0.0, dz=None, dldj=None):
     dz = -z / len(x) if dz is None else dz
     dx, grads, _ = layer_backward(ops, layer, params, cache, dz, dldj=dldj, lam=lam)
     return grads, dx
-
-
-class Triangular(Dense):
-    """T(w) is w's lower triangle: of `Dense` in all but its products."""
-
-    def apply(self, ops, w, x):
-        return super().apply(ops, np.tril(w), x)
-
-    def adjoint(self, ops, w, dz):
-        return super().adjoint(ops, np.tril(w), dz)
-
-    def weight_grad(self, ops, delta, x, out, add=False):
-        found = np.tril(super().weight_grad(ops, delta, x, np.empty_like(out)))
-        out[...] = out + found if add else found
-        return out
-
-
-def test_a_map_made_from_dense_has_its_own_products(ops, rng):
-    """Where weights are triangular already, the other triangle's gradients are missing, and the
-    stand-ins ½ Rᵀ and -½ Wᵀ are not."""
-    params = {name: np.tril(matrix(rng)) for name in "WR"} | {"b": rng.standard_normal(D)}
-    x, maps = rng.standard_normal((N, D)), (Triangular(D), Dense(D))
-    (found, dx), (dense, expected) = (
-        gradients(ops, Linear(each), params, x, lam=0.7) for each in maps
-    )
-    np.testing.assert_allclose(dx, expected, rtol=RTOL)
-    for name, term in (("W", 0.5 * params["R"].T), ("R", -0.5 * params["W"].T)):
-        own = np.tril(dense[name] - term) + term
-        np.testing.assert_allclose(found[name], own, rtol=RTOL, err_msg=name)
 
 
 # ---------------------------------------------------------------- R = W⁻¹: the exact mixture
@@ -301,34 +271,23 @@ def test_relative_gradient_is_exact_times_wtw(ops, rng):
 # ---------------------------------------------------------------- memory
 
 
-def peak_of_one_step(ops, rule, features=512, batch=16):
-    """The largest memory (bytes) that one forward and backward pass holds beyond its buffers."""
+def step_of(ops, rule, features=512, batch=16):
+    """A forward and a backward pass of a dense layer, whose gradients have their buffers."""
     layer, rng = Linear(Dense(features), rule), np.random.default_rng(0)
-    initial = {"dense": layer.init(rng, (features,))}
-    layout = Layout.of({"dense": layer.parameter_shapes((features,))})
-    params = layout.views(layout.pack(initial, np.float32))["dense"]
-    grads = layout.views(np.zeros(layout.size, np.float32))["dense"]
+    params = {k: v.astype(np.float32) for k, v in layer.init(rng, (features,)).items()}
+    grads = {name: np.zeros_like(value) for name, value in params.items()}
     x = rng.standard_normal((batch, features)).astype(np.float32)
-    dldj = np.full(batch, 1 / batch, np.float32)
+    ctx = BackwardContext.of(ops, np.full(batch, 1 / batch, np.float32), 1.0)
 
     def step():
         z, _, cache = layer.forward(ops, params, x)
-        layer.backward(BackwardContext.of(ops, dldj, 1.0), params, cache, -z / batch, grads)
+        layer.backward(ctx, params, cache, -z / batch, grads)
 
-    step()  # compiles, and loads what is loaded once
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        step()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return peak - before
+    return step
 
 
 def test_a_self_normalizing_step_allocates_no_matrix(ops):
     """Products write into the gradient's views: activations are allocated, D × D arrays are not."""
     one_matrix = 512 * 512 * 4
-    assert peak_of_one_step(ops, SelfNormalizing()) < one_matrix
-    assert peak_of_one_step(ops, Exact()) > one_matrix  # the inverse: the measure sees a matrix
+    assert peak(step_of(ops, SelfNormalizing())) < one_matrix
+    assert peak(step_of(ops, Exact())) > one_matrix  # the inverse: the measure sees a matrix
