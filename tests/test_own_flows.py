@@ -256,7 +256,7 @@ def test_a_model_that_is_none_is_one_line_before_a_folder_is_made(case, mine, tm
             "x",
             lambda size: None,
             {},
-            "x is <lambda>(size): let it be build(shape) or build(shape, c",
+            "x takes size: let it be build(shape) or build(shape, choices)",
         ),
         ("x", dict, {}, "x is of type type: let it be build(shape)"),
         ("x", local(), {"speed": 3}, "a preset has no speed: see snfnp.models.Preset"),

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module, util
 from typing import Any
@@ -36,13 +37,18 @@ class UntrustedError(UsageError):
 
 
 def register(name: str, build: Callable[..., Flow], **settings) -> None:
-    """Let `name` stand for a model of one's own, from here on in this process.
+    """Let `name` stand for a model of the user's own, from here on in this process.
 
         snfnp.register("mine", build, lr=1e-3)    # TrainConfig(model="mine"), load_run, …
 
-    build(shape), or build(shape, choices) with what the options say of layers (`Choices`), returns
-    the flow for data of that shape. settings: its training settings, fields of
-    `snfnp.models.Preset`. Raises UsageError for a name of the package's own, or an unknown field.
+    Args:
+        name: letters, digits, hyphens and dots; no preset of this package.
+        build: build(shape), or build(shape, choices) with what the options say of layers
+            (`snfnp.models.Choices`), which returns the flow for data of that shape.
+        **settings: its training settings, fields of `snfnp.models.Preset`.
+
+    Raises:
+        UsageError: the name cannot be taken, `build` has other arguments, or a field is unknown.
     """
     if not re.fullmatch(r"[\w.-]+", str(name)) or name in _OURS:
         found = f"{name!r} cannot be the name of a preset of your own"
@@ -98,9 +104,8 @@ def require_trusted(model: Any, trust: bool = False) -> None:
         if not trust:
             # only the first part: to look for a submodule imports what it is in
             spec = util.find_spec(module.partition(".")[0])
-            where = (
-                spec.origin or next(iter(spec.submodule_search_locations or []), "") if spec else ""
-            )
+            places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+            where = next(filter(None, places), None)
             would = f"would import {module} from {where}" if where else f"needs {module}, not found"
             found = f"its model {name} {would}, and nobody said that its code may run"
             raise UntrustedError(f"{found}: if you trust it, give `trust=True`")
@@ -110,12 +115,11 @@ def require_trusted(model: Any, trust: bool = False) -> None:
 def _preset(name: str, build: Any, **settings) -> Preset:
     if isinstance(build, Preset):
         return build
-    try:
+    found, takes = f"{name} is of type {type(build).__name__}", []
+    with suppress(TypeError, ValueError):  # of what is no function, or none of Python's
         takes = list(inspect.signature(build).parameters)
-    except (TypeError, ValueError):  # it is no function, or not one of Python's
-        takes = []
+        found = f"{name} takes {', '.join(takes) or 'nothing'}"
     if takes[:1] != ["shape"]:  # before it is called: the name may come from a file
-        found = f"{name} is {_kind(build)}"
         raise UsageError(f"{found}: let it be build(shape) or build(shape, choices) -> Flow")
     takes = "choices" in takes
 
@@ -171,15 +175,6 @@ def _found(reference: str, what: str) -> Any:
         advice = "define it here first" if module == "__main__" else "mend it, or set PYTHONPATH"
         found = f"{what} needs {reference}, which cannot be imported ({why})"
         raise UsageError(f"{found}: {advice}") from error
-
-
-def _kind(value: Any) -> str:
-    """A value in a message: a function with its arguments, or the type."""
-    return (
-        f"{value.__name__}{inspect.signature(value)}"[:80]
-        if inspect.isfunction(value)
-        else f"of type {type(value).__name__}"
-    )
 
 
 def _described(value: Any, where: str) -> Any:
