@@ -16,7 +16,7 @@ import cupy  # noqa: E402
 from support.operation_calls import assert_as_defined, in_order  # noqa: E402
 from support.operation_cases import OVERRIDES  # noqa: E402
 
-from gpu.test_ops import FACTORISING, NAMES  # noqa: E402
+from gpu.test_ops import KERNELS  # noqa: E402
 from snfnp.ops import RandomKey, get_ops  # noqa: E402
 
 SIZES = [(np.float32, size) for size in ((5, 37), (3, 5, 7, 2), (96, 8))]
@@ -24,7 +24,7 @@ SIZES = [(np.float32, size) for size in ((5, 37), (3, 5, 7, 2), (96, 8))]
 
 def main(count: int) -> None:
     cupy.cuda.set_allocator(None)
-    ops, names = get_ops("cupy"), [name for name in NAMES if name not in FACTORISING][:count]
+    ops, names = get_ops("cupy"), KERNELS[:count]
     for name in names:
         for dtype, size in (*SIZES, (np.float64, (3, 5, 7, 2))):
             call = OVERRIDES[name](np.random.default_rng(0), dtype, size)
