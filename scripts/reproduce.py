@@ -1,7 +1,7 @@
 """Reproduce the paper's tables and figures: train what is missing, print ours beside the paper's.
 
     python scripts/reproduce.py                       # a list of what there is
-    python scripts/reproduce.py table1 --scale hour   # a table, its runs, and a picture
+    python scripts/reproduce.py table1                # a table, its runs, and a picture
     python scripts/reproduce.py page                  # what is in --runs, to the derivations' page
 
 It can be stopped and started again at any time. Tables are printed; results.json, with all that is
@@ -26,7 +26,7 @@ ALL, PAGE = "all", "page"
 def main(argv):
     # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
     from reproduction.page import TARGETS, publish
-    from reproduction.runs import SCALES, Command
+    from reproduction.runs import Command
 
     from snfnp.cli.shared import Parser, check_range
     from snfnp.ops import BACKENDS, get_ops
@@ -35,19 +35,27 @@ def main(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)}, {ALL} or {PAGE}")
-    scale = "hour: what two cores do in about an hour for each target; paper: the paper's epochs, "
-    add("--scale", choices=SCALES, default="hour", help=scale + "three seeds (default: hour)")
     kept = "where the runs are, or will be (default: %(default)s). Finished runs are not trained "
     kept += "again, stopped ones are resumed"
     add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
     seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
     add("--seeds", type=int, nargs="+", help=seeds)
-    add("--epochs", type=int, help="train every row so long (default: by scale and row)")
+    length = (
+        "train every row so long (default: by row, about an hour on two cores for each target; "
+    )
+    add(
+        "--epochs",
+        type=int,
+        help=length + "6000, 1000 and 250 are the paper's of FC, Conv. and Glow)",
+    )
     every = "evaluate exactly after every N-th epoch and the last one, which takes less time: the "
     every += "best epoch, and the points of curves, are among these (default: 1)"
     add("--eval-every", type=int, default=1, metavar="N", help=every)
     rows = "these rows of the target only, by the names of their folders (conv-snf), trained in "
-    rows += "this order, and shown with those that are in results.json"
+    rows += (
+        "this order, and shown with those that are in results.json. The paper's large Glows are "
+    )
+    rows += "trained only if they are named"
     add("--rows", nargs="+", metavar="NAME", help=rows)
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--data-dir", type=Path, help="folder with the data sets' files")
@@ -61,9 +69,9 @@ def main(argv):
     if not wanted and args.target != PAGE:
         choices = f"{', '.join(TARGETS)}, {ALL} or {PAGE}"
         raise UsageError(f"there is no {args.target}: choose from {choices}")
-    rows = {name: {row.at(args.scale).name for row in own.rows} for name, own in wanted.items()}
+    rows = {name: {row.name for row in own.rows} for name, own in wanted.items()}
     known = sorted(set().union(*rows.values()))
-    effective = {"target", "runs"} | ({"scale", "backend"} if wanted else set())
+    effective = {"target", "runs"} | ({"backend"} if wanted else set())
     for name, value in vars(args).items() if not known else ():
         if name not in effective and value != parser.get_default(name):
             option = f"--{name.replace('_', '-')}"
@@ -83,7 +91,7 @@ def main(argv):
     with explained(f"make {args.runs}", "choose another --runs", UsageError):
         args.runs.mkdir(parents=True, exist_ok=True)
     options = (args.seeds, args.epochs, args.data_dir, args.rows, args.eval_every)
-    _reproduce(Command(args.scale, args.runs, get_ops(args.backend), *options), wanted, TARGETS)
+    _reproduce(Command(args.runs, get_ops(args.backend), *options), wanted, TARGETS)
 
 
 def _reproduce(command, wanted: dict, order) -> None:
@@ -98,8 +106,10 @@ def _reproduce(command, wanted: dict, order) -> None:
     results.read(file)  # an error in it, or in a run, comes before any training
     found = {folder: outcome(run, command) for folder, run in runs.items()}
     for name, target in wanted.items():
-        if target.rows and not plans[name]:
-            continue  # without images, which a line has said
+        if target.rows and not plans[name]:  # without images, or too large for a CPU
+            rows = ", ".join(row.name for row in target.rows)
+            print(f"{name}: nothing to train: name rows with --rows ({rows})", file=sys.stderr)
+            continue
         for run in plans[name]:
             if found[run.folder] is None:
                 left = sum(own is None for own in found.values())

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from reproduction.page import TARGETS
 from reproduction.rows import TABLES
-from reproduction.runs import SCALES
 from support.reproduction import FullSize
 
 from snfnp.ops import get_ops
@@ -17,8 +16,8 @@ EVERY_ROW = [pytest.param(row, id=f"{row.name}-{row.data}") for row in ROWS]
 
 @pytest.fixture
 def command(tmp_path):
-    """command(scale, …), with runs in tmp_path."""
-    return lambda scale="hour", **more: FullSize(scale, tmp_path, get_ops("numpy"), **more)
+    """command(…), with runs in tmp_path."""
+    return lambda **more: FullSize(tmp_path, get_ops("numpy"), **more)
 
 
 @pytest.mark.parametrize("row", EVERY_ROW)
@@ -51,42 +50,32 @@ def test_a_rows_configuration_is_that_of_a_3(row):
 
 
 def test_rows_of_one_name_are_one_run_and_of_another_name_another():
-    """Also if a smaller model takes a row's place."""
-    for scale in SCALES:
-        by_name, by_config = {}, {}
-        for row in (row.at(scale) for row in ROWS):
-            config = TrainConfig(**row.options).resolve(50_000)
-            config = str(replace(config, epochs=1, track_angle=None).as_dict())
-            assert by_name.setdefault(row.name, config) == config
-            assert by_config.setdefault(config, row.name) == row.name
-            epochs = row.hour if scale == "hour" else row.epochs
-            assert by_name.setdefault((row.name, scale), epochs) == epochs
+    by_name, by_config = {}, {}
+    for row in ROWS:
+        config = TrainConfig(**row.options).resolve(50_000)
+        config = str(replace(config, epochs=1, track_angle=None).as_dict())
+        assert by_name.setdefault(row.name, (config, row.ours)) == (config, row.ours)
+        assert by_config.setdefault(config, row.name) == row.name
 
 
-def test_scales_and_seeds(command):
+def test_epochs_and_seeds_and_what_has_to_be_named(command):
     rows = TABLES["table5"].rows
-    hour, paper = (command(scale).plan(rows, 3) for scale in SCALES)
-    assert [(run.row.name, run.seed) for run in hour] == [
-        (row.name, seed) for row in rows for seed in (0, 1, 2)
-    ]
-    assert [run.folder for run in hour] == [run.folder for run in paper]  # one extends the other
-    assert {run.epochs for run in paper} == {250} and {run.epochs for run in hour} == {10}
-    assert {run.seed for run in command(seeds=[7]).plan(rows)} == {7}
-    assert {run.epochs for run in command("paper", epochs=4).plan(rows)} == {4}
-
-
-def test_a_smaller_model_stands_in_below_the_papers_scale(command):
+    planned = command().plan(rows, 3)
+    seeds = [(row.name, seed) for row in rows for seed in (0, 1, 2)]
+    assert [(run.row.name, run.seed) for run in planned] == seeds
+    assert {run.epochs for run in planned} == {10}
+    assert {run.epochs for run in command(epochs=4).plan(rows, 1)} == {4}
+    assert {run.seed for run in command(seeds=[7]).plan(rows, 3)} == {7}
     *_, glow = TABLES["table1"].rows
-    (small,), (large,) = (command(scale, seeds=[0]).plan([glow]) for scale in SCALES)
-    assert large.row == glow and large.config(50_000, "numpy").depth == 16
-    assert small.row.instead == "2L-4K of width 16" and small.config(50_000, "numpy").depth == 4
-    assert small.folder != large.folder
+    assert command().plan([glow], 1) == []
+    (run,) = command(rows=[glow.name]).plan([glow], 1)
+    assert run.epochs == 250 and run.config(50_000, "numpy").depth == 16
 
 
 def test_rows_are_trained_in_the_order_in_which_they_are_named(command):
     """What time runs out for is then what was named last."""
     wanted = ["fc-snf", "conv-exact", "fc-exact"]
-    planned = TARGETS["table1"].plan(command("hour", seeds=[1, 0], rows=wanted))
+    planned = TARGETS["table1"].plan(command(seeds=[1, 0], rows=wanted))
     assert [(run.row.name, run.seed) for run in planned] == [
         (name, seed) for name in wanted for seed in (1, 0)
     ]

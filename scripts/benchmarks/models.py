@@ -101,16 +101,32 @@ def with_floors(rows: list[dict], shape: tuple, work: dict[str, float]) -> list[
     return found
 
 
+def _steps(ops, thread_counts, cases: dict, repeats: int, floor: tuple = (), work=None):
+    """Rows of whole steps (forward, backward, reconstruction, Adam), with floors if a shape of
+    products is given, and the text that shows them. work: operations by case, if not the flow's."""
+    trainers, calls = {}, {}
+    for name, (model, gradient, settings) in cases.items():
+        trainers[name] = trainer = make_trainer(ops, model, gradient, **settings)
+        batches = Repeated(random_images(ops, trainer))
+        trainer.begin(batches)
+        calls[name] = partial(trainer.training_step, batches)
+    if floor:
+        calls |= floor_calls(floor, trainer.flow.layout.count)
+    rows = _timed(thread_counts, calls, repeats, "step")
+    if floor:
+        work = work or {name: operations(own.flow, BATCH) for name, own in trainers.items()}
+        rows = with_floors(rows, floor, work)
+    return rows, f"training step, batch {BATCH}, float32\n{table(rows)}"
+
+
 def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
-    """Whole steps (forward, backward, reconstruction, Adam) of the 2-layer flow, D = 784."""
-    repeats, shape = 20 if quick else 100, (BATCH, _D, _D)
-    calls = {name: step_call(ops, "fc", own, **more) for name, (own, more, _) in _FC.items()}
-    calls |= floor_calls(shape, make_trainer(ops, "fc", _SNF).flow.layout.count)
+    """The 2-layer flow, D = 784."""
+    shape, repeats = (BATCH, _D, _D), 20 if quick else 100
     work = {name: 2.0 * products * np.prod(shape) for name, (*_, products) in _FC.items()}
-    rows = with_floors(_timed(thread_counts, calls, repeats, "step"), shape, work)
+    cases = {name: ("fc", gradient, more) for name, (gradient, more, _) in _FC.items()}
+    steps, text = _steps(ops, thread_counts, cases, repeats, shape, work)
     renewals = _renewals(ops, thread_counts, "fc", repeats // 10)
-    text = f"training step, FC 2 x {_D}, batch {BATCH}, float32\n{table(rows)}"
-    return {"steps": rows, "renewals": renewals}, f"{text}\n\n{table(renewals)}"
+    return {"steps": steps, "renewals": renewals}, f"{text}\n\n{table(renewals)}"
 
 
 def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
@@ -123,11 +139,10 @@ def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
 
 def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     """The 9-layer models of Table 1: steps, exact evaluation, samples, determinants."""
-    repeats, most = 10 if quick else 60, max(thread_counts)
-    calls = {name: step_call(ops, *which, **more) for name, (*which, more) in _CONV.items()}
-    steps = _timed(thread_counts, calls, repeats, "step")
-    dense = {"conv, exact-dense": step_call(ops, "conv", "exact-dense")}  # the paper's, slow
-    steps += _timed(thread_counts, dense, 2, "step")
+    repeats = 10 if quick else 60
+    steps, text = _steps(ops, thread_counts, _CONV, repeats)
+    dense = {"conv, exact-dense": ("conv", "exact-dense", {})}  # the paper's, slow
+    slow, slow_text = _steps(ops, thread_counts, dense, 2)
     trainer = make_trainer(ops, "conv", _SNF)
     images, snapshot = ops.to_host(random_images(ops, trainer)), trainer.likelihood()
     own = (ops, trainer.flow, trainer.layout, trainer.p)
@@ -136,15 +151,15 @@ def convolutional(ops, thread_counts, quick: bool) -> tuple[dict, str]:
     calls[whole] = lambda: Likelihood(*own).log_prob(images)
     for name, how in (("learned", {}), ("refined", {"refined": True}), ("exact", {"exact": True})):
         calls[f"one sample, {name} inverse"] = partial(snapshot.sample, 1, seed=0, **how)
-    inference = _timed(thread_counts, calls, repeats, "what (float64)")
-    with threads(most):
-        exact = determinants(ops, repeats)
-    renewals = _renewals(ops, thread_counts, "conv", repeats // 10)
-    text = f"training step, 9-layer convolutional models, batch {BATCH}, float32\n{table(steps)}\n"
-    text += f"\n{table(renewals)}\n\n{table(inference)}\n\n"
-    text += f"exact determinants, float64, {most} threads, median\n"
-    found = {"steps": steps, "renewals": renewals, "inference": inference, "determinants": exact}
-    return found, text + table(exact)
+    found = {
+        "steps": steps + slow,
+        "renewals": _renewals(ops, thread_counts, "conv", repeats // 10),
+    }
+    found["inference"] = _timed(thread_counts, calls, repeats, "what (float64)")
+    with threads(max(thread_counts)):
+        found["determinants"] = determinants(ops, repeats)
+    others = (table(found[name]) for name in ("renewals", "inference", "determinants"))
+    return found, "\n\n".join([text, slow_text, *others])
 
 
 def determinants(ops, repeats: int) -> list[dict]:
@@ -158,44 +173,29 @@ def determinants(ops, repeats: int) -> list[dict]:
             fast, slow = ({what: partial(getattr(f, what), ops, w, shape)} for f in (block, dense))
             ours = measure(fast, repeats)[what].median
             theirs = measure(slow, max(3, repeats // 10), warmup=1)[what].median
-            row = {"(H, W, C)": str(shape), "what": what, "block ms": ours, "dense ms": theirs}
-            rows.append(row | {"dense / block": theirs / ours})
+            row = {"exact determinants, float64": f"{what} {shape}", "block ms": ours}
+            rows.append(row | {"dense ms": theirs, "dense / block": theirs / ours})
     return rows
 
 
 def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
-    """MNIST 2L-16K: the whole step, beside the products that it mostly consists of; what
-    recomputation saves."""
-    trainer = make_trainer(ops, "glow", _SNF)
-    batches, width = Repeated(random_images(ops, trainer)), trainer.config.width
-    trainer.begin(batches)
-    shape = (BATCH * 14 * 14, width, width)
-    calls = {"2L-16K": partial(trainer.training_step, batches)}
-    calls |= floor_calls(shape, trainer.flow.layout.count)
-    rows = _timed(thread_counts, calls, 2 if quick else 5, "step")
-    rows = with_floors(rows, shape, {"2L-16K": operations(trainer.flow, BATCH)})
-    with threads(max(thread_counts)):
-        memory = [] if quick else recomputation(ops)
-    text = f"training step, self-normalizing Glow, batch {BATCH}, float32\n{table(rows)}"
-    if memory:
-        text += f"\n\nmemory, batch {BATCH}\n{table(memory)}"
-    return {"steps": rows, "recomputation": memory}, text
-
-
-def recomputation(ops) -> list[dict]:
-    """The most that the forward and backward pass of 3L-32K on 32×32×3 images hold beyond the
-    parameters' buffers, with and without recomputing layer inputs."""
-    rows = []
-    for recompute in (False, True):
+    """MNIST 2L-16K, beside the products of its couplings, and what recomputation saves 3L-32K: the
+    most that a step holds beyond the parameters' buffers."""
+    cases = {"2L-16K": ("glow", _SNF, {})}
+    steps, text = _steps(ops, thread_counts, cases, 2 if quick else 5, (BATCH * 14 * 14, 512, 512))
+    memory = []
+    for recompute in () if quick else (False, True):
         step = step_call(ops, "glow-3l-32k", _SNF, shape=(32, 32, 3), recompute=recompute)
         tracemalloc.start()
-        timing = measure({"step": step}, 1, 0)["step"]
-        peak = tracemalloc.get_traced_memory()[1]
+        with threads(max(thread_counts)):
+            timing = measure({"step": step}, 1, 0)["step"]
+        row = {"glow 3L-32K": "recomputed" if recompute else "stored"}
+        row |= {"peak MB": tracemalloc.get_traced_memory()[1] / 1e6}
+        memory.append(row | {"s per step": timing.minimum / 1e3})
         tracemalloc.stop()
-        how = "recomputed" if recompute else "stored"
-        rows.append({"glow 3L-32K": how, "peak MB": peak / 1e6, "s per step": timing.minimum / 1e3})
         del step
-    return rows
+    shown = [text, *([table(memory)] if memory else [])]
+    return {"steps": steps, "recomputation": memory}, "\n\n".join(shown)
 
 
 PARTS = {"fc": fully_connected, "conv": convolutional, "glow": glow}

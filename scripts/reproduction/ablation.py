@@ -24,7 +24,8 @@ def _rows():
         # the recipe, with some of its parts as they are without it
         options = {"model": model, "recipe": "white"} | dict(zip(_PARTS, values, strict=True))
         name, cells = "-".join(("ablation", model, *values)), (_MODELS[model], *values)
-        yield Row(name, cells, options, NOT_GIVEN, _EPOCHS, _EPOCHS, epochs_given=False)
+        how = {"ours": _EPOCHS, "epochs_given": False}
+        yield Row(name, cells, options, NOT_GIVEN, _EPOCHS, **how)
 
 
 class Ablation(LikelihoodTable):

@@ -29,7 +29,7 @@ class LikelihoodTable(Trained):
 
     def show(self, record: dict) -> str:
         heads = (*self.heads, "ours", "seeds", "epochs: ours / paper", "paper", "difference")
-        table = [heads, *((*_labels(row), *compared(row)) for row in record["rows"])]
+        table = [heads, *((*row["cells"], *compared(row)) for row in record["rows"])]
         return grid(table) + self._learning(record["rows"])
 
     def _learning(self, rows: list[dict]) -> str:
@@ -41,30 +41,26 @@ class LikelihoodTable(Trained):
         table = [(*self.heads, *(f"epoch {epoch:,}" for epoch in epochs))]
         for row, curve in curves:
             own = (_number(row, curve[epoch]) if epoch in curve else "" for epoch in epochs)
-            table.append((*_labels(row), *own))
+            table.append((*row["cells"], *own))
         said = f"Exact validation NLL in {rows[0]['unit']} while training (mean over the seeds):"
         return f"\n\n{said}\n\n{grid(table)}"
 
     def draw(self, record: dict, path: Path) -> None:
-        lines = [line for row in record["rows"] for line in self._in_picture(row)]
+        lines = map(self._in_picture, record["rows"])
         labels, ours, papers = map(list, zip(*lines, strict=True))
         unit, figures = record["rows"][0]["unit"], {"ours": ours, "the paper's": papers}
         pictures.save_beside(path, labels, figures, f"test NLL ({unit})")
 
-    def _in_picture(self, row: dict) -> list[tuple]:
-        """(label, ours, the paper's) for each line of a row in a picture; a smaller model has its
-        own. Labels say how long both were trained, and whether ours is a likelihood that did not
-        last."""
+    def _in_picture(self, row: dict) -> tuple:
+        """(label, ours, the paper's) of a row in a picture. The label says how long both were
+        trained, and whether ours is a likelihood that did not last."""
         named = zip(self.heads, row["cells"], strict=True)
         label = ", ".join(f"λ = {cell}" if head == "λ" else cell for head, cell in named)
-        ours, paper, none = _mean(nlls(row)), (_printed(row), row["paper_spread"]), (None, None)
         lost = ", then lost" * any(run.get("lost") for run in row["runs"])
-        if row["stand_in"]:
-            stand_in = f"stand-in {row['stand_in']}\n{_epochs(row)} epochs{lost}"
-            return [(f"{label}\n{_paper_epochs(row)} epochs", none, paper), (stand_in, ours, none)]
         given = row.get("paper_epochs_given", True)
         epochs = f" of {_paper_epochs(row)} epochs" if given else " epochs, the paper's not given"
-        return [(f"{label}\n{_epochs(row)}{epochs}{lost}", ours, paper)]
+        paper = _printed(row), row["paper_spread"]
+        return f"{label}\n{_epochs(row)}{epochs}{lost}", _mean(nlls(row)), paper
 
 
 def learning(row: dict) -> dict[int, float]:
@@ -82,11 +78,6 @@ def nlls(row: dict) -> list[float]:
 def _printed(row: dict) -> float | None:
     """The paper's likelihood, None if it has none."""
     return None if isinstance(row["paper"], str) else row["paper"]
-
-
-def _labels(row: dict) -> list[str]:
-    *others, last = row["cells"]
-    return [*others, f"{last} (stand-in: {row['stand_in']})" if row["stand_in"] else last]
 
 
 def _epochs(row: dict) -> str:
@@ -127,8 +118,6 @@ def compared(row: dict) -> tuple[str, ...]:
 
 def _difference(row: dict, values: list[float]) -> str:
     """Ours minus the paper's if that means anything, or why it does not."""
-    if row["stand_in"]:
-        return "another model"
     if row["paper"] == DIVERGED and all("value" not in r or r.get("lost") for r in row["runs"]):
         return "diverges here as well"
     said, paper = [], _printed(row)

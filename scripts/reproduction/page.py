@@ -13,7 +13,6 @@ from reproduction.figures import Figure2, Figure3, Figure5
 from reproduction.likelihoods import LikelihoodTable, compared, learning, nlls
 from reproduction.results import finished
 from reproduction.rows import TABLES
-from reproduction.runs import SCALES
 from reproduction.target import Target
 from reproduction.times import Figure4, Table3
 from snfnp.errors import UsageError
@@ -79,7 +78,8 @@ def page(records: dict[str, dict]) -> str:
         if name in records:
             parts.append(_filled(texts[name], _shown(name, records[name])))
         else:
-            parts.append(f"Not run here: `python scripts/reproduce.py {name}` does it.\n\n")
+            rows = "" if any(row.ours for row in target.rows) or not target.rows else " --rows …"
+            parts.append(f"Not run here: `python scripts/reproduce.py {name}{rows}` does it.\n\n")
     return "".join([*parts, texts["end"]])
 
 
@@ -133,7 +133,7 @@ def _shown(name: str, record: dict) -> dict[str, str]:
 
 def _otherwise(target: Target, record: dict) -> Iterator[str]:
     """A note on every row whose options are others now: its command makes another run."""
-    options = {row.at(scale).name: row.at(scale).options for row in target.rows for scale in SCALES}
+    options = {row.name: row.options for row in target.rows}
     for row in record["rows"] if options else ():
         now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
         then = [(name, own) for name, own in row["config"].items() if now.get(name, own) != own]
@@ -174,22 +174,19 @@ def publish(folder: Path) -> list[Path]:
 def _commands(name: str, record: dict) -> list[str]:
     """The commands that make a record's runs as they are, one for all rows of the same length and
     seeds: each a block of code, continued if it is long."""
-    usual = {row.at("hour").name for row in TARGETS[name].rows}
     alike: dict[tuple, list[str]] = {}
-    for row in record["rows"] if usual else ():
+    for row in record["rows"] if TARGETS[name].rows else ():
         asked: dict[tuple, list[str]] = {}
         for run in row["runs"]:
             often = run.get("eval_every", 1), run.get("asked") or run["epochs"]
             asked.setdefault(often, []).append(str(run["seed"]))
-        scale = "" if row["name"] in usual else " --scale paper"
         for (every, epochs), seeds in asked.items():
-            alike.setdefault((epochs, " ".join(seeds), every, scale), []).append(row["name"])
+            alike.setdefault((epochs, " ".join(seeds), every), []).append(row["name"])
     command = f"    python scripts/reproduce.py {name}"
     found = []
-    for (epochs, seeds, every, scale), rows in sorted(alike.items()):
+    for (epochs, seeds, every), rows in sorted(alike.items()):
         often = f" --eval-every {every}" * (every > 1)
-        line = f"{command}{scale} --epochs {epochs}{often} --seeds {seeds} --rows {' '.join(rows)}"
-        found.append(line)
+        found.append(f"{command} --epochs {epochs}{often} --seeds {seeds} --rows {' '.join(rows)}")
     how = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
     return [" \\\n".join(textwrap.wrap(own, 98, **how)) for own in found or [command]]
 

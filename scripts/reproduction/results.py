@@ -41,26 +41,26 @@ def finished(row: dict) -> list[dict]:
 def merged(target, known: dict | None, new: dict) -> dict:
     """The record of a target with the rows of both.
 
-    Of two rows with the same cells, the paper's model counts more than a smaller one, and the one
-    that was trained longer; two that are alike in this are joined seed by seed. What is measured,
-    and what is not drawn from its record, is replaced as a whole.
+    Of two rows with the same cells the one counts that was trained longer; two that were trained
+    equally long are joined seed by seed. What is measured, and what is not drawn from its record,
+    is replaced as a whole.
     """
     if known is None or not target.rows or not target.made_of_record:
         return new
     found = {tuple(row["cells"]): row for row in known["rows"]}
     for row in new["rows"]:
         before = found.get(cells := tuple(row["cells"]))
-        if before is None or _rank(row) > _rank(before):
+        if before is None or _length(row) > _length(before):
             found[cells] = row
-        elif _rank(row) == _rank(before):
+        elif _length(row) == _length(before):
             found[cells] = _joined(before, row)
     order = {row.cells: place for place, row in enumerate(target.rows)}
     return new | {"rows": [found[own] for own in sorted(found, key=lambda own: order.get(own, 99))]}
 
 
-def _rank(row: dict) -> tuple[bool, int]:
-    """Tells which of two rows says more; a run that diverged counts as long as it was to be."""
-    return not row["stand_in"], max(run.get("asked") or run["epochs"] for run in row["runs"])
+def _length(row: dict) -> int:
+    """The epochs of a row's longest run; one that diverged counts as long as it was to be."""
+    return max(run.get("asked") or run["epochs"] for run in row["runs"])
 
 
 def _joined(known: dict, new: dict) -> dict:

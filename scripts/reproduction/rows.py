@@ -18,21 +18,18 @@ class Row:
     """A model of a table.
 
     name: of its runs' folders; cells: its labels in the table; options: the fields of `TrainConfig`
-    that differ from the preset's; paper: its test NLL, or a sign in its place; hour, epochs: how
-    long it is trained at `--scale hour`, and in the paper (an assumption where the paper does not
-    say: `epochs_given`); spread: the paper's standard deviation; small: a smaller model for
-    `--scale hour`; instead: of a smaller model, its label.
+    that differ from the preset's; paper: its test NLL, or a sign in its place; epochs: how long the
+    paper trained it (an assumption where it does not say: `epochs_given`); spread: the paper's
+    standard deviation; ours: how long it is trained here if no --epochs is given, 0: not at all.
     """
 
     name: str
     cells: tuple[str, ...]
     options: dict = field(hash=False)
     paper: float | str
-    hour: int
     epochs: int
     spread: float | None = None
-    small: "Row | None" = field(default=None, hash=False)
-    instead: str | None = None
+    ours: int = 30
     epochs_given: bool = True
 
     @property
@@ -44,19 +41,9 @@ class Row:
         """The unit of its likelihoods: the paper reports those of colour images in bits."""
         return "nats" if self.data == "mnist" else "bits/dim"
 
-    def or_smaller(self, name: str, label: str, options: dict, hour: int) -> "Row":
-        """The row, with a smaller model that is trained in its place at `--scale hour`."""
-        own = {"name": name, "options": options, "hour": hour, "instead": label}
-        return replace(self, small=replace(self, **own))
-
-    def at(self, scale: str) -> "Row":
-        """The row as it is trained at a scale."""
-        return self if self.small is None or scale == "paper" else self.small
-
 
 class Table(NamedTuple):
-    """title: printed above it; heads: of the rows' cells; seeds: how many at `--scale hour` (the
-    paper's scale has at least three)."""
+    """title: printed above it; heads: of the rows' cells; seeds: how many if none are given."""
 
     title: str
     heads: tuple[str, ...]
@@ -68,19 +55,12 @@ EXACT = {"gradient": "exact"}
 # Both are in Tables 1 and 4; Fig. 3 needs their angle, whose computation changes no parameter.
 FC_SNF = ("fc-snf", {"model": "fc", "track_angle": 1})
 CONV_SNF = ("conv-snf", {"model": "conv", "track_angle": 1})
-_SMALL = ("2L-4K of width 16", {"model": "glow-2l-4k"}, 10)
 
 
-def _glow(name: str, small: str, cells: tuple, own: dict, nats: float, spread=None) -> Row:
-    """The MNIST Glow with these options, and its smaller model."""
-    label, preset, hour = _SMALL
-    row = Row(name, cells, {"model": "glow"} | own, nats, 5, GLOW_EPOCHS, spread)
-    return row.or_smaller(small, label, preset | own, hour)
-
-
-def _glow_snf(lam: float, cells: tuple, nats: float, spread=None) -> Row:
-    names = f"glow-lambda-{lam:g}", f"glow-2l-4k-lambda-{lam:g}"
-    return _glow(*names, cells, {"lam": lam}, nats, spread)
+def _glow(lam: float, cells: tuple, nats: float, spread=None) -> Row:
+    """The self-normalizing MNIST Glow with this λ."""
+    options = {"model": "glow", "lam": lam}
+    return Row(f"glow-lambda-{lam:g}", cells, options, nats, GLOW_EPOCHS, spread, ours=0)
 
 
 # fmt: off
@@ -101,22 +81,21 @@ _TABLE_1 = (
 
 def _table_1() -> Iterator[Row]:
     for label, name, options, nats, spread, epochs in _TABLE_1:
-        yield Row(name, (label,), options, nats, 30, epochs, spread)
-    yield _glow("glow-exact", "glow-1x1-exact", ("Glow 2L-16K",), EXACT, 575.7, 0.8)
-    yield _glow_snf(100.0, ("SNF Glow 2L-16K",), 575.4, 1.4)
+        yield Row(name, (label,), options, nats, epochs, spread)
+    glow = {"model": "glow"} | EXACT
+    yield Row("glow-exact", ("Glow 2L-16K",), glow, 575.7, GLOW_EPOCHS, 0.8, ours=0)
+    yield _glow(100.0, ("SNF Glow 2L-16K",), 575.4, 1.4)
 
 
 def _table_2() -> Iterator[Row]:
-    for data, model, depth, hour, epochs, figures in (
-        ("cifar-10", "glow-3l-32k", 4, 3, 1000, ((3.36, 0.002), (3.37, 0.004))),
-        ("imagenet32", "glow-3l-48k", 1, 1, 15, ((4.12, 0.002), (4.14, 0.007))),
+    for data, model, epochs, figures in (
+        ("cifar-10", "glow-3l-32k", 1000, ((3.36, 0.002), (3.37, 0.004))),
+        ("imagenet32", "glow-3l-48k", 15, ((4.12, 0.002), (4.14, 0.007))),
     ):
         rules = (("Glow", "exact", EXACT), ("SNF Glow", "snf", {}))
         for (label, how, rule), (bits, spread) in zip(rules, figures, strict=True):
-            name, options = f"{model}-{how}", {"model": model, "data": data} | rule
-            row = Row(name, (label, TITLES[data]), options, bits, hour, epochs, spread)
-            own = options | {"depth": depth, "width": 64}
-            yield row.or_smaller(f"{name}-small", f"3L-{depth}K of width 64", own, hour)
+            cells, options = (label, TITLES[data]), {"model": model, "data": data} | rule
+            yield Row(f"{model}-{how}", cells, options, bits, epochs, spread, ours=0)
 
 
 def _table_4() -> Iterator[Row]:
@@ -128,9 +107,9 @@ def _table_4() -> Iterator[Row]:
         for lam, figure in zip(map(float, lams), figures, strict=True):
             own = (f"{model}-lambda-{lam:g}", {"model": model, "lam": lam})
             name, options = snf if lam == 1 else own
-            yield Row(name, (label, f"{lam:g}"), options, figure, 30, epochs)
+            yield Row(name, (label, f"{lam:g}"), options, figure, epochs)
     for lam, nats in ((100.0, 574.1), (1000.0, 574.8)):
-        yield _glow_snf(lam, ("2L-16K Glow", f"{lam:g}"), nats)
+        yield _glow(lam, ("2L-16K Glow", f"{lam:g}"), nats)
 
 
 # GECO as A.5 has it, without a tolerance, and with the settings of the authors' code.
@@ -146,7 +125,7 @@ def _table_5() -> Iterator[Row]:
         ("glow-5x5-geco", "SNF 5x5", large, 669.9, 2.8),
     ):
         own = {"model": "glow-2l-4k"} | options
-        yield Row(name, (label,), own, nats, 10, GLOW_EPOCHS, spread, epochs_given=False)
+        yield Row(name, (label,), own, nats, GLOW_EPOCHS, spread, 10, epochs_given=False)
 
 
 # Table 1's models and Table 5's by the recipe: {the paper's row: {our name: our epochs}}.
@@ -170,9 +149,9 @@ def _white() -> Iterator[Row]:
         row = rows[paper]
         options = {key: row.options[key] for key in _OF_MODELS if key in row.options}
         label = row.cells[0].replace("SNF ", "SNF Glow ") if "glow" in row.name else row.cells[0]
-        for name, hour in named.items():
-            own = {"name": name, "cells": (f"{label}, {hour} epochs",), "hour": hour}
-            yield replace(row, **own, options=options | {"recipe": "white"}, small=None)
+        for name, ours in named.items():
+            own = {"name": name, "cells": (f"{label}, {ours} epochs",), "ours": ours}
+            yield replace(row, **own, options=options | {"recipe": "white"})
 
 
 TABLES = {

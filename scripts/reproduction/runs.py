@@ -16,8 +16,6 @@ from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
 
-SCALES = ("hour", "paper")
-_PAPER_SEEDS = 3
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may be resumed with others, and is then another row
 
@@ -47,13 +45,11 @@ class Run:
 class Command:
     """The options of a `reproduce.py` command.
 
-    scale: one of `SCALES`; runs: the folder of all runs; ops: the operations that compute; seeds,
-    epochs: of every row, None: the table's; data_dir: where data sets are; rows: names of the
-    wanted ones in the order in which they are trained, None: all; eval_every: epochs from one
-    evaluation to the next.
+    runs: the folder of all runs; ops: the operations that compute; seeds, epochs: of every row,
+    None: the table's; data_dir: where data sets are; rows: names of the wanted ones in the order
+    in which they are trained, None: all; eval_every: epochs from one evaluation to the next.
     """
 
-    scale: str
     runs: Path
     ops: object
     seeds: list[int] | None = None
@@ -82,16 +78,16 @@ class Command:
             print(f"no rows of {name}: {error}", file=sys.stderr)
             return False
 
-    def plan(self, rows: Iterable[Row], seeds: int = 1) -> list[Run]:
+    def plan(self, rows: Iterable[Row], seeds: int) -> list[Run]:
         """The runs of those rows that are wanted and whose images are there, in the order in which
-        they are trained. seeds: how many at `--scale hour`."""
-        usual, planned = seeds if self.scale == "hour" else max(seeds, _PAPER_SEEDS), []
-        for row in (row.at(self.scale) for row in rows):
-            if (self.rows is None or row.name in self.rows) and self.has_images(row.data):
-                epochs = self.epochs or (row.hour if self.scale == "hour" else row.epochs)
-                for seed in range(usual) if self.seeds is None else self.seeds:
-                    folder = self.runs / f"{row.name}-seed-{seed}"
-                    planned.append(Run(row, seed, epochs, folder, self.eval_every))
+        they are trained. seeds: how many if none were given."""
+        planned = []
+        for row in rows:
+            wanted = bool(row.ours) if self.rows is None else row.name in self.rows
+            if wanted and self.has_images(row.data):
+                for seed in range(seeds) if self.seeds is None else self.seeds:
+                    folder, epochs = self.runs / f"{row.name}-seed-{seed}", self.epochs or row.ours
+                    planned.append(Run(row, seed, epochs or row.epochs, folder, self.eval_every))
         return sorted(planned, key=lambda run: self.rows.index(run.row.name) if self.rows else 0)
 
 

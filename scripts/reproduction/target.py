@@ -35,7 +35,7 @@ class Target:
 class Trained(Target):
     """A target that is made of runs. measure(run): the figures of one, beside its outcome."""
 
-    seeds = 1  # at `--scale hour`
+    seeds = 1  # if none are given
 
     def plan(self, command: Command) -> list[Run]:
         return command.plan(self.rows, self.seeds)
@@ -45,8 +45,8 @@ class Trained(Target):
         for row in dict.fromkeys(run.row for run in runs):
             own = [run for run in runs if run.row == row]
             config = RunFolder(own[0].folder).config().as_dict().items()
-            record = {"name": row.name, "cells": list(row.cells), "stand_in": row.instead}
-            record |= {"unit": row.unit, "paper": row.paper, "paper_spread": row.spread}
+            record = {"name": row.name, "cells": list(row.cells), "unit": row.unit}
+            record |= {"paper": row.paper, "paper_spread": row.spread}
             record |= {"paper_epochs": row.epochs, "paper_epochs_given": row.epochs_given}
             record["config"] = {k: v for k, v in config if v is not None and k not in _OF_A_RUN}
             record["data"] = row.data

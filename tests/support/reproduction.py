@@ -38,8 +38,8 @@ def small(patch):
     """Let everything take seconds: few small images, few rows of many, few repeats."""
     patch.setattr(runs, "load_dataset", mnist)
     patch.setattr(times, "_MNIST", (SIDE, SIDE, 1))
-    patch.setattr(times, "_REPEATS", {"hour": (2, 2, 0, 0, 0)})
-    patch.setattr(times, "_PLANS", {"hour": ((8, 16, 24), (4, 6, 8), 0.0)})
+    patch.setattr(times, "_REPEATS", (2, 2, 0, 0, 0))
+    patch.setattr(times, "_PLAN", ((8, 16, 24), (4, 6, 8), 0.0))
     for name, count in (("white", 3), ("white-parts", 2)):
         patch.setattr(TARGETS[name], "rows", TARGETS[name].rows[:count])
 
