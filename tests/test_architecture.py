@@ -9,13 +9,15 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from snfnp.cli import train
 from snfnp.context import BackwardContext
 from snfnp.layers import Layer
 from snfnp.maps import Map
 from snfnp.ops.backends import DEFINITIONS
-from snfnp.rules import Rule
+from snfnp.rules import Rule, SelfNormalizing
 
 ROOT = Path(__file__).parents[1]
 # From the top down. A module imports what stands on lower floors, or belongs to itself.
@@ -215,3 +217,27 @@ def test_the_contracts_are_small():
     assert len(members(Layer)) <= 13 and len(members(Map)) <= 13
     assert len(members(Rule)) <= 6
     assert len(members(BackwardContext) - {"of", "at"}) <= 7
+
+
+def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(monkeypatch, tmp_path):
+    """Those of the package that are on the stack when a gradient is computed."""
+    page = (ROOT / "snfnp" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## From a command to Eq. 15")[2].partition("\n## ")[0]
+    stacks, backward = [], SelfNormalizing.backward
+
+    def noted(rule, *arguments, **named):
+        frames = [sys._getframe(1)]
+        while frames[-1].f_back is not None:
+            frames.append(frames[-1].f_back)
+        files = [Path(frame.f_code.co_filename) for frame in reversed(frames)]
+        own = [file for file in files if ROOT / "snfnp" in file.parents]
+        stacks.append(list(dict.fromkeys(f"{file.relative_to(ROOT / 'snfnp')}" for file in own)))
+        return backward(rule, *arguments, **named)
+
+    monkeypatch.setattr(SelfNormalizing, "backward", noted)
+    monkeypatch.setattr(train, "_draw", lambda *_: None)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    options = ["--epochs", "1", "--batch-size", "16", "--backend", "numpy", "--model", "fc"]
+    train.main([str(tmp_path / "rows.npy"), *options, "--out", str(tmp_path / "run")])
+    files = re.findall(r"^\| `(\S+\.py)` \|", section, re.M)
+    assert files[:-1] in stacks and files[-1] == "rules/self_normalizing.py" and len(files) <= 6
