@@ -79,8 +79,8 @@ def test_help_is_made_from_the_presets_and_the_rules():
     help_texts = {name: help_of(option, option.default) for name, option in OPTIONS.items()}
     for name, preset in PRESETS.items():
         assert f"{name}: {preset.summary}" in help_texts["model"]
-    assert "(default: 0.001 (fc: 0.0001; vector: 0.01); with" in help_texts["lr"]
-    assert "none (glow-3l-32k, glow-3l-48k: 10000)" in help_texts["clip_norm"]
+    assert "(default: 0.001 [fc: 0.0001; vector: 0.01]; with" in help_texts["lr"]
+    assert "none [glow-3l-32k, glow-3l-48k: 10000]" in help_texts["clip_norm"]
     assert "in the paper fc: 6000, conv: 1000, glow: 250" in help_texts["epochs"]
     for name, relation in RELATIONS.items():
         assert name == "init" or all(need.words in help_texts[name] for need in relation.needs)

@@ -123,14 +123,14 @@ def presets_with(has: Callable[[Preset], object]) -> str:
 
 
 def by_preset(setting: Callable[[Preset], Any]) -> str:
-    """The presets' values of a setting, after the most frequent one: "0.001 (fc: 0.0001)"."""
+    """The presets' values of a setting, after the most frequent one: "0.001 [fc: 0.0001]"."""
     presets: dict[str, list[str]] = {}
     for name, preset in PRESETS.items():
         value = setting(preset)
         presets.setdefault(value if isinstance(value, str) else f"{value:g}", []).append(name)
     usual = max(presets, key=lambda value: len(presets[value]))
     others = (f"{', '.join(names)}: {value}" for value, names in presets.items() if value != usual)
-    return f"{usual} ({'; '.join(others)})" if len(presets) > 1 else usual
+    return f"{usual} [{'; '.join(others)}]" if len(presets) > 1 else usual
 
 
 _MODELS = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
@@ -300,7 +300,7 @@ class RunOptions:
         None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard (tensorboardX)")
-    out: Path | Auto = changeable(None, "folder of the run, which must be new or empty")
+    out: Path | Auto = changeable(None, "folder of the run: a new or empty one, unless a run is resumed")
 
 
 @dataclass(frozen=True, kw_only=True)
