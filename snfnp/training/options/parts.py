@@ -300,7 +300,7 @@ class RunOptions:
         None, "stop after this many evaluations in a row without a new best", AT_LEAST_1
     )
     tensorboard: bool = changeable(False, "also write metrics for TensorBoard (tensorboardX)")
-    out: Path | Auto = changeable(None, "folder of the run: a new or empty one, unless a run is resumed")
+    out: Path | Auto = changeable(None, "folder of the run: new or empty, unless resumed")
 
 
 @dataclass(frozen=True, kw_only=True)
