@@ -40,6 +40,11 @@ class StoredArray:
         return StoredArray(self._read, self.dtype, (*self.shape, 1), self._places)
 
 
+def selected(samples, places: np.ndarray):
+    """The samples at these places; those of a `StoredArray` are not read."""
+    return samples.select(places) if isinstance(samples, StoredArray) else samples[places]
+
+
 def with_channels(images, shape: tuple[int, ...] | None = None):
     """Images (N, H, W) as (N, H, W, 1), and anything else as it is. shape: (H, W, 1), a model's."""
     if getattr(images, "ndim", 0) != 3:

@@ -57,7 +57,8 @@ SOURCES |= {"greys": GREY, "colours": COLOUR}
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path):
+def test_every_kind_of_source_is_cut_by_the_seed(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("snfnp.data.npy._SMALL", 0)
     path, array = write(tmp_path, name, SOURCES[name]), SOURCES[name]
     array = array[..., np.newaxis] if array.ndim == 3 else array
     found, again, other = (
@@ -335,7 +336,8 @@ def test_other_units_are_the_same_run_and_another_density(tmp_path):
     assert found[0]["reconstruction"] == found[1]["reconstruction"]
 
 
-def test_a_large_file_is_never_in_memory_whole(tmp_path):
+def test_a_large_file_is_never_in_memory_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("snfnp.data.npy._SMALL", 1 << 20)
     path, size = tmp_path / "large.npy", (80_000, 100)
     np.save(path, RNG.normal(size=size))  # 64 MB
     tracemalloc.start()

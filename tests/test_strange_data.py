@@ -17,11 +17,18 @@ from snfnp.errors import SnfnpError, UsageError
 from snfnp.images import StoredArray
 
 RNG = np.random.default_rng(0)
+LARGE = pytest.mark.usefixtures("large")
 ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- files that change
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every file is one that is not read at once."""
+    monkeypatch.setattr(npy, "_SMALL", 0)
 
 
 def cut(path):
@@ -35,6 +42,7 @@ def rewrite(path):
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # as a clock does that goes on
 
 
+@LARGE
 @pytest.mark.parametrize("change", [cut, rewrite])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped, tmp_path):
@@ -62,6 +70,7 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
     assert snfnp.load_run(run, "last").checkpoint.step == 9 * steps[0]
 
 
+@LARGE
 def test_a_file_that_is_replaced_is_read_to_its_end(tmp_path):
     path = tmp_path / "rows.npy"
     np.save(path, ROWS)
@@ -72,6 +81,7 @@ def test_a_file_that_is_replaced_is_read_to_its_end(tmp_path):
     np.testing.assert_array_equal(data[:], before)
 
 
+@LARGE
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["f4", ">f8", "u1", "i8"])
 def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):

@@ -16,7 +16,7 @@ from snfnp.data.dataset import Dataset
 from snfnp.data.npy import open_array
 from snfnp.data.published import Published
 from snfnp.data.reading import damaged, one_line
-from snfnp.images import StoredArray
+from snfnp.images import selected
 
 FILE = "imagenet32.npy"
 COUNTS = (1_261_149, 20_000, 49_999)  # for training, validation and test, in this order
@@ -31,10 +31,11 @@ class ImageNet32(Published):
             images = open_array(path)
         except (OSError, ValueError, EOFError) as error:
             raise damaged(path, f"it is no array ({one_line(error)})") from None
-        if not isinstance(images, StoredArray) or (images.shape, images.dtype) != (shape, np.uint8):
+        if (images.shape, images.dtype) != (shape, np.uint8):
             raise damaged(path, f"{images.dtype} of shape {images.shape} is not uint8 {shape}")
         places = np.split(np.arange(len(images)), np.cumsum(COUNTS[:-1]))
-        return Dataset(self.name, *map(images.select, places), source=f"{source}, {FILE}")
+        splits = (selected(images, some) for some in places)
+        return Dataset(self.name, *splits, source=f"{source}, {FILE}")
 
 
 IMAGENET32 = ImageNet32(

@@ -12,9 +12,11 @@ from snfnp.errors import SnfnpError
 from snfnp.images import StoredArray
 from snfnp.paths import open_regular
 
+_SMALL = 1 << 28  # bytes of an array that is read at once: reading it by parts takes longer
+
 
 def open_array(path: str | Path) -> np.ndarray | StoredArray:
-    """The array in a .npy file: in memory if its values are in Fortran's order, else in the file.
+    """The array in a .npy file: in memory if it is small, or in Fortran's order; else in the file.
 
     Raises ValueError or OSError for a file that is no such array, or shorter than its header says.
     """
@@ -30,7 +32,7 @@ def open_array(path: str | Path) -> np.ndarray | StoredArray:
         size, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path) - file.tell()
         if any(length < 0 for length in shape) or size > found:
             raise ValueError(f"it has {found} bytes of values, not the {size} of its header")
-        if shape and size and not fortran:
+        if shape and size > _SMALL and not fortran:
             return StoredArray(_Rows(path, file, shape[1:], dtype), dtype, shape)
         file.seek(0)
         with file:
@@ -57,14 +59,15 @@ class _Rows:
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         samples = np.empty((len(places), *self._shape), self._dtype)
-        view, size, whole = memoryview(samples.reshape(-1).view(np.uint8).data), self._size, True
+        view, size, short = memoryview(samples.reshape(-1).view(np.uint8).data), self._size, False
         # samples that follow one another are read together
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1).tolist()
         for start, stop in zip(starts, [*starts[1:], len(places)], strict=False):
-            self._file.seek(self._offset + int(places[start]) * size)
-            part = view[start * size : stop * size]
-            whole &= self._file.readinto(part) == len(part)
-        if not whole or self._now() != self._state:  # looked at behind each read
+            part, first = view[start * size : stop * size], self._offset + int(places[start]) * size
+            while part and (count := os.preadv(self._file.fileno(), [part], first)):
+                part, first = part[count:], first + count
+            short |= len(part) > 0
+        if short or self._now() != self._state:  # looked at behind each read
             found = f"{self._path} has changed since it was opened"
             raise SnfnpError(f"{found}: restore it and go on with `resume`, or start again")
         return samples

@@ -15,7 +15,7 @@ from snfnp.data.published import print_to_stderr
 from snfnp.data.reading import readable
 from snfnp.data.table import read_table
 from snfnp.errors import UsageError, printable
-from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, with_channels
+from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, selected, with_channels
 from snfnp.paths import open_regular
 
 HELD_OUT = "0.1"  # of the data, for validation and again for the test
@@ -60,8 +60,7 @@ def load(
         order, first = np.random.default_rng((seed, len(train), 1)).permutation(len(train)), 0
         for split, count in {**counts, "train": left}.items():
             places, first = np.sort(order[first : first + count]), first + count
-            stored = isinstance(train, StoredArray)
-            splits[split] = train.select(places) if stored else train[places]
+            splits[split] = selected(train, places)
     return Dataset(name, **splits, source=path)
 
 

@@ -24,7 +24,8 @@ def test_published_splits() -> None:
     assert cifar.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
 
 
-def test_images_are_read_as_they_are_needed(tmp_path: Path, small) -> None:
+def test_images_are_read_as_they_are_needed(tmp_path: Path, small, monkeypatch) -> None:
+    monkeypatch.setattr("snfnp.data.npy._SMALL", 0)
     dataset = load_dataset("imagenet32", put(tmp_path, FILES["imagenet32"]))
     assert_is("imagenet32", dataset)
     assert isinstance(dataset.train, StoredArray) and not dataset.is_sample
