@@ -15,7 +15,7 @@ import numpy as np
 from snfnp.errors import CheckpointError, DivergedError, UsageError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import get_ops
-from snfnp.training.batches import Batches
+from snfnp.training.batches import Batches, Given
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import (
     Checkpoint,
@@ -172,6 +172,8 @@ class FlowDensity:
             rows = batches(step)
             return rows + noise * moments[1] * rng.standard_normal(rows.shape)
 
+        given = Given(noisy) if noise else batches
+
         def evaluated():
             likely = trainer.likelihood().log_prob(held_out).mean()
             return likely if np.isfinite(likely) else -np.inf, trainer.p.copy(), trainer.step
@@ -182,7 +184,7 @@ class FlowDensity:
             patience = steps if self.patience is None else self.patience
             while trainer.step < steps and waited < patience:
                 try:
-                    trainer.training_step(noisy if noise else batches)
+                    trainer.training_step(given)
                 except DivergedError:
                     break
                 if trainer.step % every == 0 or trainer.step == steps:
