@@ -56,9 +56,10 @@ class GlowSize:
 
 @dataclass(frozen=True)
 class VectorSize:
-    """The size of `vector`: depth is the number of hidden dense layers."""
+    """The size of `vector`: the number of hidden dense layers, and of the splines' bins."""
 
     depth: int
+    bins: int = 8
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """
     dimension = math.prod(shape)
     smooth = choices.activation == "smooth-leaky-relu"
-    activation = SmoothLeakyReLU(0.3) if smooth else RationalQuadraticSpline(bins=8, bound=4.0)
+    spline = RationalQuadraticSpline(choices.size.bins, bound=4.0)
+    activation = SmoothLeakyReLU(0.3) if smooth else spline
     kinds = ["identity", *["orthogonal"] * choices.size.depth]
     if choices.init == "identity":
         kinds = ["identity"] * len(kinds)

@@ -43,7 +43,8 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     optional |= {"threads", "track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
     optional |= {"validation", "test", "preprocess", "patience"}
-    sizes = {"levels", "depth", "width", "kernel"} - set(vars(PRESETS[model].size or object))
+    sizes = {"levels", "depth", "width", "kernel", "bins"}
+    sizes -= set(vars(PRESETS[model].size or object))
     optional |= sizes | (set() if model == "vector" else {"activation"})
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
 

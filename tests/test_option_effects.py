@@ -32,6 +32,7 @@ CHANGES = {
     "width": (GLOW, 8),
     "kernel": (GLOW, 3),
     "activation": ({"model": "vector"}, "smooth-leaky-relu"),
+    "bins": ({"model": "vector"}, 3),
     "inverse_kernel": ({"model": "conv"}, 5),
     "bias_init": ({}, "data"),
     "gradient": ({}, "exact"),

@@ -94,11 +94,18 @@ class Scale(_OfImages):
 
 @dataclass(frozen=True)
 class Standardise:
-    """x = (row − mean)/spread, column by column; mean, spread: (D,). O(N D). Rows are real numbers,
-    to which no noise is added."""
+    """x = (row + step (u − 1/2) − mean)/spread, u ~ U[0, 1), column by column. O(N D).
+
+    mean, spread: (D,). step: the distance between the values of columns that lie on a lattice,
+    0 for columns of real numbers, to which no noise is added; () if there are only these. origin: a
+    value of each lattice; unit: 10^d, if d decimals write the values of a lattice, else 0.
+    """
 
     mean: tuple[float, ...] = field(repr=False)
     spread: tuple[float, ...] = field(repr=False)
+    step: tuple[float, ...] = ()
+    origin: tuple[float, ...] = field(default=(), repr=False)
+    unit: tuple[float, ...] = field(default=(), repr=False)
     noun, of_images = "rows", False
 
     @property
@@ -111,22 +118,32 @@ class Standardise:
         return fault_of_rows(rows, shape)
 
     def forward(self, ops, rows, key, dtype):
-        """rows (N, D) -> x (N, D) of `dtype`, ldj (N,). key: not used."""
-        mean, spread = self._moments(ops)
+        """rows (N, D) -> x (N, D) of `dtype`, ldj (N,). The noise u is a function of `key`."""
+        mean, spread = self._constants(ops, self.mean, self.spread)
+        if self.step:
+            noise = ops.random.uniform(key, rows.shape, np.float64) - 0.5
+            rows = rows + ops.constant(np.array(self.step)) * noise
         ldj = -float(np.log(self.spread).sum())
         return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
 
     def inverse(self, ops, x):
-        """x -> rows (N, D), float64."""
-        mean, spread = self._moments(ops)
-        return x.astype(ops.xp.float64) * spread + mean
+        """x -> rows (N, D), float64; in columns with a step, the nearest value of the lattice."""
+        mean, spread = self._constants(ops, self.mean, self.spread)
+        rows = x.astype(ops.xp.float64) * spread + mean
+        if not self.step:
+            return rows
+        step, origin, unit = self._constants(ops, self.step, self.origin, self.unit)
+        nearest = origin + step * ops.xp.rint((rows - origin) / ops.xp.where(step > 0, step, 1))
+        decimal = ops.xp.rint(nearest * unit) / ops.xp.where(unit > 0, unit, 1)  # 5.1, not 5.1…01
+        return ops.xp.where(step > 0, ops.xp.where(unit > 0, decimal, nearest), rows)
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The term of the likelihood, in nats."""
-        return {"scale": ldj}
+        """The terms of the likelihood, in nats. Adding noise changes no volume."""
+        return {**({"dequantisation": 0.0} if self.step else {}), "scale": ldj}
 
-    def _moments(self, ops):
-        return ops.constant(np.array(self.mean)), ops.constant(np.array(self.spread))
+    @staticmethod
+    def _constants(ops, *arrays):
+        return [ops.constant(np.array(array)) for array in arrays]
 
 
 WAYS = ("logit", "scale", "standardise", "none")
@@ -135,7 +152,8 @@ WAYS = ("logit", "scale", "standardise", "none")
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
     """The way that `preprocess` names, or that fits data of this shape (None).
 
-    moments: (mean, spread) of training rows. Raises UsageError for a name that is for other data.
+    moments: (mean, spread) of training rows, if need be with the step, origin and unit of
+    `Standardise`. Raises UsageError for a name that is for other data.
     """
     images = len(shape) == 3
     name = name or ("logit" if images else "standardise")

@@ -45,6 +45,7 @@ POSITIVE: Limits = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Limits = (lambda value: value >= 0, "0 or more")
 _GIVEN: Limits = (bool, "a name or a path")
 _UP_TO_1000: Limits = (lambda value: 1 <= value <= 1000, "from 1 to 1000")
+_FROM_2: Limits = (lambda value: 2 <= value <= 100, "from 2 to 100")
 _ODD: Limits = (lambda value: value >= 1 and value % 2, "odd, 1 or larger")
 _ODD_3: Limits = (lambda value: value >= 3 and value % 2, "odd, 3 or larger")
 _FRACTION: Limits = (lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -150,6 +151,7 @@ class ModelOptions:
         None, "K of Glow: steps of flow per block; for vector, hidden dense layers", _UP_TO_1000
     )
     width: int | None = option(None, "channels inside the networks of Glow's couplings", AT_LEAST_1)
+    bins: int | None = option(None, "bins of the splines of vector", _FROM_2)
     kernel: int | None = option(None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD)
     activation: str | None = option(
         None, "elementwise maps: splines, or fc's smooth leaky ReLU", choices=ACTIVATIONS

@@ -128,7 +128,7 @@ _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(" o
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
-    **{entry.name: _size(entry.name) for entry in fields(GlowSize)},
+    **{entry.name: _size(entry.name) for kind in (GlowSize, VectorSize) for entry in fields(kind)},
     "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),

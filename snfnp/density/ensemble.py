@@ -1,0 +1,132 @@
+"""A weighted average of densities: its exact density, and exact samples of it.
+
+Derivation: derivations/31-an-average-of-densities.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+
+from snfnp.density.mixture import Mixture
+from snfnp.density.ties import offsets
+from snfnp.flow import Flow
+from snfnp.layers.preprocess import Standardise
+from snfnp.likelihood import Likelihood
+from snfnp.ops import get_ops
+
+_LEAST = 0.01  # the weight of a candidate that is kept
+_ITERATIONS = 300  # of EM for weights
+_AT_ONCE = 20_000  # rows that go through all densities together
+
+
+def stacked_weights(scores: np.ndarray) -> np.ndarray:
+    """The weights of an average of densities at which held-out rows are most likely.
+
+    Σ_n log Σ_m w_m p_m(x_n) is concave in w; EM climbs to its maximum over w ≥ 0, Σ w = 1
+    (stacked density estimation, Smyth & Wolpert 1999). Weights below 0.01 are set to 0.
+
+    Args:
+        scores: log p_m(x_n) of M densities and N rows that none of them was trained on, (M, N).
+
+    Returns:
+        w, (M,).
+    """
+    weights = np.full(len(scores), 1 / len(scores))
+    for _ in range(_ITERATIONS):
+        with np.errstate(divide="ignore"):
+            joint = scores + np.log(weights)[:, np.newaxis]
+        weights = np.exp(joint - np.logaddexp.reduce(joint)).mean(axis=1)
+    weights[weights < min(_LEAST, weights.max())] = 0.0
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class FlowMember:
+    """A trained flow and its parameters, flat."""
+
+    ops: Any
+    flow: Flow
+    p: np.ndarray
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """As it was trained: with noise in columns that have a step."""
+        return Likelihood(self.ops, self.flow, self.flow.layout, self.p)
+
+    @cached_property
+    def without_noise(self) -> Likelihood:
+        """The density of the noisy rows, at a row as it is."""
+        before = cast(Standardise, self.flow.preprocess)
+        if not before.step:
+            return self.likelihood
+        flow = replace(self.flow, preprocess=Standardise(before.mean, before.spread))
+        return Likelihood(self.ops, flow, flow.layout, self.p)
+
+    def log_prob(self, rows: np.ndarray) -> np.ndarray:
+        return self.without_noise.log_prob(rows)
+
+    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+        return self.likelihood.sample(count, int(rng.integers(2**31)), exact=exact)
+
+
+@dataclass(frozen=True)
+class MixtureMember:
+    """A mixture of standardised rows."""
+
+    preprocess: Standardise
+    mixture: Mixture
+
+    def log_prob(self, rows: np.ndarray) -> np.ndarray:
+        mean, spread = np.array(self.preprocess.mean), np.array(self.preprocess.spread)
+        return self.mixture.log_prob((rows - mean) / spread) - np.log(spread).sum()
+
+    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+        return self.preprocess.inverse(get_ops("numpy"), self.mixture.sample(count, rng))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """p(x) = Σ_m w_m p_m(x), exact as each p_m is. weights: w; members: p_m.
+
+    In columns with a step, p is averaged over 16 points of a cell around x: the same points for
+    every x, so that p still integrates to 1.
+    """
+
+    weights: np.ndarray
+    members: tuple[FlowMember | MixtureMember, ...]
+    preprocess: Standardise
+
+    def log_prob(self, rows: np.ndarray) -> np.ndarray:
+        """log p(x) of rows (N, D), in nats: (N,); -inf where it is too small to be computed."""
+        step = self.preprocess.step
+        points = offsets(np.array(step)) if step else np.zeros((1, rows.shape[1]))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            found = []
+            for part in np.array_split(rows, math.ceil(len(rows) / _AT_ONCE)):
+                terms = [
+                    math.log(weight) + _or_nothing(member.log_prob(part + point))
+                    for weight, member in zip(self.weights, self.members, strict=True)
+                    for point in points
+                ]
+                found.append(np.logaddexp.reduce(terms) - math.log(len(points)))
+        return np.concatenate(found)
+
+    def sample(self, count: int, rng: np.random.Generator, exact: bool) -> np.ndarray:
+        """Rows (count, D): of each member as many as a draw from w says, in random order."""
+        counts = rng.multinomial(count, self.weights)
+        drawn = [
+            member.sample(int(some), rng, exact)
+            for some, member in zip(counts, self.members, strict=True)
+            if some
+        ]
+        return rng.permutation(np.concatenate(drawn)) if len(drawn) > 1 else drawn[0]
+
+
+def _or_nothing(log_prob: np.ndarray) -> np.ndarray:
+    """Log-densities, -inf instead of NaN: so far out numbers overflow on their way."""
+    return np.where(np.isnan(log_prob), -np.inf, log_prob)

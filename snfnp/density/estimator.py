@@ -1,0 +1,398 @@
+"""`FlowDensity`: fit, score, sample, transform, save and load.
+
+Derivation: derivations/02-change-of-variables.md and 31-an-average-of-densities.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from snfnp.density import files, rows, ties
+from snfnp.density.ensemble import Ensemble, FlowMember, MixtureMember, stacked_weights
+from snfnp.density.progress import Progress
+from snfnp.density.training import Candidate, flow_candidate, mixture_candidates
+from snfnp.errors import UsageError
+from snfnp.layers.preprocess import Standardise
+from snfnp.models import PRESETS
+from snfnp.ops import get_ops
+from snfnp.training.options import TrainConfig
+
+_BATCH = 16, 500  # rows of a step, at least and at most
+_STEPS = 800, 2000  # of a training, at least and at most: as many as there are rows
+_FEW = 2000  # rows up to which a flow has fewer layers and bins, and noise is tried:
+_NOISE = 0.0, 0.1, 0.2  # the last one up to _FEWER rows
+_FEWER = 500
+_MIXTURES = 5000  # rows up to which mixtures are tried
+_SMALL = 4096  # numbers in a batch for which a smooth leaky ReLU is fastest in plain NumPy
+
+
+class FlowDensity:
+    """A density of rows, by an average of normalizing flows, with scikit-learn's methods.
+
+        density = snfnp.FlowDensity(random_state=0).fit(X)
+        density.score_samples(X), density.sample(100), density.transform(X)
+
+    Each flow is trained at maximum likelihood on four fifths of the rows and judged by the last
+    fifth. Up to 5000 rows, mixtures of Gaussians are candidates beside the flows. The density is
+    Σ w p of all of them, with the weights at which the rows held out are most likely; it is exact,
+    and so are samples. The flow is the preset `vector`: see `snfnp.models.vector`.
+
+    Args:
+        layers: dense layers but one (None: 3 up to 2000 rows; else 6 up to 8 columns, fewer for
+            more, 1 from 114 on).
+        members: flows of each kind in the average, each with another part of the rows held out;
+            1: a single flow, and no mixture.
+        mixtures: whether mixtures are candidates.
+        activation: "spline" or "smooth-leaky-relu".
+        gradient: of log|det W|, by the learned inverse ("self-normalizing"), "exact" or "relative".
+        epochs: passes over the rows, at most (None: as many steps as rows, from 800 to 2000).
+        batch_size: rows of a step (None: an eighth of them, from 16 to 500).
+        lr: Adam's learning rate, which falls to 0 along a cosine (None: 0.01, less for more than 16
+            columns).
+        noise: standard deviation of Gaussian noise, in units of each column's own, in the rows of
+            every step, which smooths the density (None: 0; up to 2000 rows 0 and
+            0.1 are candidates, up to 500 rows 0.2, too).
+        ties: columns with repeated values, as whole numbers: "dequantise" makes uniform noise of
+            one step part of the model, and rounds samples back; "keep" leaves them as they are,
+            and the density may have spikes there; "raise" refuses them.
+        validation_fraction: of the rows, held out to choose the best evaluation of a single flow.
+        patience: stop after so many of some 40 evaluations without a better one; None: never.
+        verbose: True: lines on what is fitted, and a progress bar; False: nothing; None: the bar
+            alone, in terminals and notebooks.
+        random_state: None, a whole number, or a generator of NumPy's.
+
+    Attributes:
+        n_features_in_: D.
+        feature_names_in_: names of the columns, (D,), if X was a DataFrame whose names are text.
+        weights_: {candidate, in words: its weight}.
+        step_: step of each column that has ties, else 0, (D,).
+        n_iter_: the step of the evaluation that was chosen, of the best flow.
+        likelihood_: the best flow, a `snfnp.Likelihood`; `transform` and `inverse_transform` are
+            its, as an average of densities has no latents.
+        config_: the flows' `TrainConfig`.
+    """
+
+    def __init__(
+        self,
+        layers: int | None = None,
+        *,
+        members: int = 5,
+        mixtures: bool = True,
+        activation: str = "spline",
+        gradient: str = "self-normalizing",
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        noise: float | None = None,
+        ties: str = "dequantise",
+        validation_fraction: float = 0.1,
+        patience: int | None = None,
+        verbose: bool | None = None,
+        random_state: int | np.random.Generator | np.random.RandomState | None = None,
+    ):
+        self.layers = layers
+        self.members = members
+        self.mixtures = mixtures
+        self.activation = activation
+        self.gradient = gradient
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.noise = noise
+        self.ties = ties
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """{parameter of the constructor: its value}."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params) -> FlowDensity:
+        """Set parameters of the constructor by name. Raises ValueError for any other name."""
+        for name, value in params.items():
+            if name not in self._names():
+                found = f"Invalid parameter {name!r} for estimator {self}"
+                raise ValueError(f"{found}. Valid parameters are: {self._names()!r}.")
+            setattr(self, name, value)
+        return self
+
+    def set_output(self, *, transform: str | None = None) -> FlowDensity:
+        """Set what `transform` returns: "default" (an array), "pandas" or "polars"."""
+        if transform is not None:
+            self._sklearn_output_config = {"transform": transform}
+        return self
+
+    def __repr__(self) -> str:
+        usual = inspect.signature(type(self).__init__).parameters
+        changed = {k: v for k, v in self.get_params().items() if v is not usual[k].default}
+        return f"FlowDensity({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def __sklearn_tags__(self):
+        """Tags of scikit-learn, which is loaded if it asks for them."""
+        known = sys.modules["sklearn.utils"]
+        own = {"target_tags": known.TargetTags(required=False)}
+        own["transformer_tags"] = known.TransformerTags()
+        return known.Tags(estimator_type="density_estimator", **own)
+
+    def fit(self, X, y=None, sample_weight=None) -> FlowDensity:
+        """Fit the density of rows.
+
+        The order of the rows does not matter.
+
+        Args:
+            X: rows (N, D) of finite numbers, N from 3 and D from 1 on; an array or a DataFrame.
+            y: ignored.
+            sample_weight: weights of the rows, (N,): whole numbers count them; others are turned
+                into counts at random, with N rows in all.
+
+        Raises:
+            ValueError: for other rows, constant columns, ties if `ties` is "raise", and parameters
+                that no training can have.
+        """
+        table, names = rows.checked(X), rows.names_of(X)
+        rng = rows.generator(self.random_state)
+        if sample_weight is not None:
+            table = rows.repeated(table, sample_weight, rng)
+        table = table[np.lexsort(table.T)]
+        if len(table) < 3:  # one of which is held out
+            raise ValueError(f"n_samples = {len(table)}: a density needs at least 3 rows")
+        try:
+            self._check()
+            moments = self._moments(table, _labels(names, table.shape[1]))
+            seed = int(rng.integers(2**31))
+            table = table[rng.permutation(len(table))]
+            found, config, folds = self._candidates(table, moments, seed)
+        except UsageError as error:
+            raise ValueError(str(error).replace("`depth`", "`layers`")) from None
+        for attribute in ("feature_names_in_", "likelihood_"):
+            vars(self).pop(attribute, None)
+        if names is not None:
+            self.feature_names_in_ = names
+        if len(folds) == 1:  # nothing is averaged
+            found = [max(found, key=lambda each: each.scores[folds[0]].mean())]
+        weights = stacked_weights(np.stack([each.scores for each in found])) if found[1:] else [1.0]
+        kept = [(each, float(w)) for each, w in zip(found, weights, strict=True) if w > 0]
+        flows = [each for each in found if each.step is not None]
+        best = max(flows, key=lambda each: each.scores[np.concatenate(folds)].mean())
+        self._keep(config, moments, kept, best)
+        return self
+
+    def _check(self) -> None:
+        fraction, members = self.validation_fraction, self.members
+        if not 0 < fraction < 1:
+            raise UsageError(f"validation_fraction is {fraction!r}: it must be between 0 and 1")
+        if isinstance(members, bool) or not isinstance(members, (int, np.integer)) or members < 1:
+            raise UsageError(f"members is {members!r}: it must be a whole number from 1 on")
+        if self.ties not in ("dequantise", "keep", "raise"):
+            found = f"ties is {self.ties!r}"
+            raise UsageError(f"{found}: it must be one of dequantise, keep, raise")
+
+    def _moments(self, table: np.ndarray, labels: list[str]) -> tuple:
+        """The arguments of `Standardise`: mean, spread, and what ties need."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, spread = table.mean(axis=0), table.std(axis=0)
+        spread[np.ptp(table, axis=0) == 0] = 0.0
+        if (bad := np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))).size:
+            found = f"{labels[bad[0]]} of X has the standard deviation {spread[bad[0]]:g}"
+            raise UsageError(f"{found}: leave such columns out, or rescale them")
+        for place in range(1, table.shape[1]):
+            if (same := np.flatnonzero((table[:, place] == table[:, :place].T).all(axis=1))).size:
+                text = (
+                    f"{labels[same[0]]} and {labels[place]} of X are equal: leave one of them out"
+                )
+                warnings.warn(f"{text}, as no density is finite there", stacklevel=3)
+        if self.ties == "keep":
+            return mean, spread
+        step, origin = ties.find_steps(table)
+        if not step.any():
+            return mean, spread
+        described = ties.described(step, labels)
+        if self.ties == "raise":
+            raise UsageError(f"ties in {described}: give ties='dequantise', or leave them out")
+        text = f"ties in {described}: noise of one step is part of the model, samples are rounded"
+        warnings.warn(f"{text}, and log p is log P(cell) per unit; see `ties`", stacklevel=3)
+        return mean, spread, step, origin, ties.decimals(step, origin)
+
+    def _candidates(self, table, moments, seed: int) -> tuple[list[Candidate], TrainConfig, list]:
+        """All candidates, the flows' configuration, and the places that each member holds out."""
+        count, columns = table.shape
+        members = min(int(self.members), count)
+        if members == 1:
+            held_out = min(max(1, round(self.validation_fraction * count)), count - 1)
+            folds = [np.arange(held_out)]
+        else:
+            folds = [np.arange(k, count, members) for k in range(members)]
+        config = self._config(count, count - max(map(len, folds)), columns, seed)
+        levels = _NOISE if count <= _FEWER else _NOISE[: 2 if count <= _FEW else 1]
+        levels = levels if self.noise is None else (self.noise,)
+        averaged = members > 1 and self.mixtures and count <= _MIXTURES
+        found, steps = [], config.epochs * config.steps_per_epoch(count - max(map(len, folds)))
+        steps *= len(levels) * len(folds)
+        with Progress(self.verbose, get_ops(config.backend), steps, folds) as progress:
+            for level in levels:
+                how = (config, moments, table, folds, level, self.patience, progress.advance)
+                found.append(flow_candidate(*how))
+                progress.fitted(found[-1])
+            if averaged:
+                mean, spread, *lattice = (np.asarray(each) for each in moments)
+                z, rng = (table - mean) / spread, np.random.default_rng(seed)
+                if lattice:
+                    z = z + lattice[0] / spread * (rng.random(z.shape) - 0.5)
+                mixtures = mixture_candidates(z, folds, seed, float(np.log(spread).sum()))
+                for candidate in mixtures:
+                    progress.fitted(candidate)
+                found += mixtures
+        return found, config, folds
+
+    def _config(self, count: int, rows: int, columns: int, seed: int) -> TrainConfig:
+        low, high = _BATCH
+        batch = min(rows, max(low, min(high, rows // 8)))
+        batch = batch if self.batch_size is None else self.batch_size
+        own = {name: getattr(self, name) for name in ("activation", "gradient", "epochs", "lr")}
+        if self.epochs is None and isinstance(batch, (int, np.integer)) and 0 < batch <= rows:
+            own["epochs"] = -(-min(max(count, _STEPS[0]), _STEPS[1]) // (rows // batch))
+        few = count <= _FEW and self.activation == "spline"
+        layers = self.layers
+        if layers is None and count <= _FEW:
+            layers = min(3, PRESETS["vector"].fits((columns,))["depth"])
+        own |= {"depth": layers, "batch_size": batch, "bins": 5 if few else None}
+        plain = self.activation != "spline" and batch * columns <= _SMALL
+        if self.epochs == 1:  # a single step that warms up would be one of rate 0
+            own["warmup_epochs"] = 0.5 if rows // max(1, batch) > 1 else 0.0
+        how = {"lr_schedule": "cosine", "backend": "numpy" if plain else "numba", "seed": seed}
+        return TrainConfig(model="vector", **own, **how).resolve(rows, (columns,))
+
+    def _keep(self, config: TrainConfig, moments, kept: list, best: Candidate) -> None:
+        ops, self._fit = get_ops(config.backend), (config, kept, best, moments)
+        columns = np.asarray(moments[0]).shape
+        flow = config.build_flow(columns, moments)
+        preprocess = cast(Standardise, flow.preprocess)
+        weights, members = [], []
+        for candidate, weight in kept:
+            for each in candidate.members:
+                flat = isinstance(each, np.ndarray)
+                weights.append(weight / len(candidate.members))
+                member = FlowMember(ops, flow, each) if flat else MixtureMember(preprocess, each)
+                members.append(member)
+        self.n_features_in_, self.n_iter_, self.config_ = columns[0], best.step, config
+        self.weights_ = {candidate.name: weight for candidate, weight in kept}
+        self.step_ = np.asarray(moments[2]) if len(moments) > 2 else np.zeros(columns)
+        self._best = FlowMember(ops, flow, best.members[0])
+        self._ensemble = Ensemble(np.array(weights), tuple(members), preprocess)
+        self.likelihood_ = self._best.likelihood
+
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
+        """Names of the latents that `transform` returns: flowdensity0, flowdensity1, …"""
+        _ = self._fitted
+        return np.array([f"flowdensity{k}" for k in range(self.n_features_in_)], dtype=object)
+
+    def score_samples(self, X) -> np.ndarray:
+        """The exact log-density of rows.
+
+        Args:
+            X: rows (N, D).
+
+        Returns:
+            log p(x) in nats and in the units of X, (N,). In columns with ties p is the probability
+            of the cell of one step around x (by 16 points of it), divided by the step.
+        """
+        return self._fitted.log_prob(self._rows_like_those_before(X))
+
+    def score(self, X, y=None) -> float:
+        """The mean of `score_samples`; y is ignored."""
+        return float(self.score_samples(X).mean())
+
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, exact: bool = True
+    ) -> np.ndarray:
+        """Draw rows from the density.
+
+        Args:
+            n_samples: N.
+            random_state: None, a whole number, or a generator of NumPy's.
+            exact: see `inverse_transform`; it is for the flows among the members.
+
+        Returns:
+            Rows (N, D).
+        """
+        rng = rows.generator(random_state)
+        whole = isinstance(n_samples, (int, np.integer)) and not isinstance(n_samples, bool)
+        if not whole or n_samples < 1:
+            raise ValueError(f"n_samples is {n_samples!r}: give a whole number from 1 on")
+        return self._fitted.sample(int(n_samples), rng, exact)
+
+    def transform(self, X) -> Any:
+        """The latents (N, D) of rows (N, D) under the best flow: standard normal if X is as that
+        flow says."""
+        _ = self._fitted
+        table = self._rows_like_those_before(X)
+        latents = self._best.without_noise.latents(table)[0]
+        kind = getattr(self, "_sklearn_output_config", {}).get("transform")
+        return rows.in_container(latents, self.get_feature_names_out(), X, kind)
+
+    def fit_transform(self, X, y=None, sample_weight=None) -> Any:
+        """`fit`, and then `transform` of the same rows."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
+    def inverse_transform(self, X, exact: bool = True) -> np.ndarray:
+        """The rows of latents, under the best flow.
+
+        Args:
+            X: latents (N, D).
+            exact: through the exact inverses of the dense layers; False: through those that they
+                learned, one product each.
+
+        Returns:
+            Rows (N, D); in columns with ties, rounded to a multiple of the step.
+        """
+        _ = self._fitted
+        latents = self._of_right_width(rows.checked(X))
+        return self.likelihood_.sample(len(latents), latents=(latents,), exact=exact)
+
+    def save(self, path: str | Path) -> None:
+        """Write the estimator to a file, atomically: numbers and text alone."""
+        _ = self._fitted
+        files.save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> FlowDensity:
+        """The estimator in a file that `save` wrote. Raises CheckpointError for any other file."""
+        return files.load(cls, Path(path))
+
+    @property
+    def _fitted(self) -> Ensemble:
+        if not hasattr(self, "likelihood_"):
+            exceptions = sys.modules.get("sklearn.exceptions")
+            kind = getattr(exceptions, "NotFittedError", ValueError)
+            raise kind("this FlowDensity is not fitted yet: call fit first")
+        return self._ensemble
+
+    def _rows_like_those_before(self, X) -> np.ndarray:
+        _ = self._fitted
+        rows.check_names(X, getattr(self, "feature_names_in_", None))
+        return self._of_right_width(rows.checked(X))
+
+    def _of_right_width(self, table: np.ndarray) -> np.ndarray:
+        if table.shape[1] != self.n_features_in_:
+            found = f"X has {table.shape[1]} features, but FlowDensity is expecting"
+            raise ValueError(f"{found} {self.n_features_in_} features as input")
+        return table
+
+
+def _labels(names, columns: int) -> list[str]:
+    """What messages call the columns."""
+    if names is not None:
+        return [f"column {name!r}" for name in names]
+    return [f"column {place} (from 0)" for place in range(columns)]

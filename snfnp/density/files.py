@@ -1,0 +1,107 @@
+"""A fitted estimator in a file: numbers and text alone, as a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snfnp.density.mixture import Mixture
+from snfnp.density.training import Candidate
+from snfnp.errors import CheckpointError, SnfnpError, UsageError
+from snfnp.parameters import Layout
+from snfnp.training.options import TrainConfig
+from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, record_of, save_checkpoint
+
+_PARTS = ("weights", "means", "roots")  # of a mixture
+
+
+def save(density: Any, path: Path) -> None:
+    """Write atomically. Raises UsageError for a path that is no place for a file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} is no regular file: give another path")
+    config, kept, best, moments = density._fit
+    shapes, arrays, described = {}, {}, []
+    for place, (candidate, weight) in enumerate([*kept, (best, None)]):
+        members = candidate.members if weight is not None else candidate.members[:1]
+        described.append([candidate.name, weight, candidate.step, len(members)])
+        for number, member in enumerate(members):
+            named = _named(member)
+            shapes[f"{place}.{number}"] = {name: each.shape for name, each in named.items()}
+            arrays[f"{place}.{number}"] = named
+    layout = Layout.of(shapes, fixed=tuple(shapes))
+    names = getattr(density, "feature_names_in_", None)
+    params = {name: _plain(value) for name, value in density.get_params().items()}
+    record = {
+        "class": type(density).__name__,
+        "params": {**params, "random_state": None},
+        "config": config.as_dict(),
+        "moments": np.array(moments).tolist(),
+        "names": None if names is None else list(names),
+        "candidates": described,
+        "shapes": {layer: {k: list(v) for k, v in each.items()} for layer, each in shapes.items()},
+    }
+    none = np.zeros(0)
+    how = (layout, layout.pack(arrays, np.float64), none, none)
+    save_checkpoint(path, Checkpoint(*how, best.step, config.lam, config.seed, record))
+
+
+def load(cls: type, path: Path) -> Any:
+    """The estimator. Raises CheckpointError for any other file."""
+    record = record_of(path)
+    if record.get("class") != cls.__name__:
+        raise CheckpointError(f"{path} holds no {cls.__name__}: give a file that it saved")
+    try:
+        shapes = {k: {n: tuple(s) for n, s in v.items()} for k, v in record["shapes"].items()}
+        views = _views(path, shapes)
+        density = cls(**record["params"])
+        config, moments = TrainConfig.from_dict(record["config"]), np.array(record["moments"])
+        sound = config.model == "vector" and len(moments) in (2, 5)
+        if not (sound and np.isfinite(moments).all() and (moments[1] > 0).all()):
+            raise ValueError("its model or moments")
+        size = config.build_flow(moments.shape[1:], moments).layout.size
+        kept = []
+        for place, (name, weight, step, count) in enumerate(record["candidates"]):
+            members = [_member(views[f"{place}.{k}"], size, moments.shape[1]) for k in range(count)]
+            kept.append((Candidate(str(name), np.empty(0), members, step), weight))
+        best, weights = kept.pop()[0], [float(weight) for _, weight in kept]
+        if not (min(weights) > 0 and abs(sum(weights) - 1) < 1e-9):
+            raise ValueError("its weights")
+        if record["names"] is not None:
+            density.feature_names_in_ = np.array([str(each) for each in record["names"]], object)
+        density._keep(config, moments, kept, best)
+    except CheckpointError:
+        raise
+    except (SnfnpError, LookupError, TypeError, ValueError, AttributeError) as error:
+        found = str(error).partition("\n")[0][:100]
+        raise CheckpointError(f"{path} is damaged ({found}): use another file") from None
+    return density
+
+
+def _views(path: Path, shapes) -> dict[str, dict[str, np.ndarray]]:
+    layout = Layout.of(shapes, fixed=tuple(shapes))
+    return layout.views(load_checkpoint(path, layout).p)
+
+
+def _named(member: Any) -> dict[str, np.ndarray]:
+    if isinstance(member, Mixture):
+        return {name: getattr(member, name) for name in _PARTS}
+    return {"p": member}
+
+
+def _member(arrays: dict[str, np.ndarray], size: int, columns: int) -> Any:
+    if set(arrays) == {"p"} and arrays["p"].shape == (size,):
+        return arrays["p"]
+    weights, means, roots = (arrays[name] for name in _PARTS)
+    fits = means.shape == (len(weights), columns) and roots.shape == (*means.shape, columns)
+    sound = (weights > 0).all() and abs(weights.sum() - 1) < 1e-9
+    if not (fits and sound and (np.diagonal(roots, 0, 1, 2) > 0).all()):
+        raise ValueError("a mixture in it")
+    return Mixture(weights, means, roots)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which JSON has."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,121 @@
+"""Rows as they are given to an estimator: numbers, names of columns, weights, random states."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def checked(X) -> np.ndarray:
+    """X as rows (N, D) of finite float64 numbers. Raises ValueError or TypeError, in the words that
+    scikit-learn has for it."""
+    if hasattr(X, "toarray"):
+        raise TypeError("Sparse data was passed for X, but dense data is required: X.toarray()")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError("X is a masked array: leave masked rows out, or fill them in")
+    array = np.asarray(X)
+    if np.iscomplexobj(array):
+        raise ValueError("Complex data not supported: give real numbers")
+    if array.dtype.kind in "mM" or _has_dates(array):
+        raise TypeError("X has dates or durations: turn them into numbers, of days for example")
+    rows = np.ascontiguousarray(array, np.float64)
+    if rows.ndim != 2:
+        found = f"Expected 2D array, got {rows.ndim}D array instead of shape {rows.shape}"
+        raise ValueError(f"{found}. Reshape your data: rows are samples, columns are features")
+    for axis, what in enumerate(("sample", "feature")):
+        if rows.shape[axis] == 0:
+            found = f"Found array with 0 {what}(s) (shape={rows.shape})"
+            raise ValueError(f"{found} while a minimum of 1 is required.")
+    if not np.isfinite(rows).all():
+        row, column = np.argwhere(~np.isfinite(rows))[0]
+        found = f"X contains NaN or infinity, first in row {row}, column {column} (from 0)"
+        raise ValueError(f"{found}: leave such rows out, or fill them in")
+    return rows
+
+
+def _has_dates(array: np.ndarray) -> bool:
+    first = array[:1].ravel() if array.dtype.kind == "O" else ()
+    return any(hasattr(value, "isoformat") or isinstance(value, np.datetime64) for value in first)
+
+
+def names_of(X) -> np.ndarray | None:
+    """The names of a DataFrame's columns, if all are text, as scikit-learn has it; else None."""
+    columns = getattr(X, "columns", None)
+    names = np.array([] if columns is None else list(columns), dtype=object)
+    kinds = {isinstance(name, str) for name in names}
+    if kinds == {True, False}:
+        found = "the names of X's columns are text and other things"
+        raise TypeError(f"{found}: make them text, X.columns = X.columns.astype(str)")
+    return names if kinds == {True} else None
+
+
+def check_names(X, expected: np.ndarray | None) -> None:
+    """Compare the names of X's columns with those that were fitted, as scikit-learn does: raises
+    ValueError for others, or for another order; warns if only one side has names."""
+    found = names_of(X)
+    if found is None or expected is None:
+        if found is not None:
+            text = "X has feature names, but FlowDensity was fitted without feature names"
+            warnings.warn(text, stacklevel=4)
+        elif expected is not None:
+            text = "X does not have valid feature names, but FlowDensity was fitted with feature"
+            warnings.warn(f"{text} names", stacklevel=4)
+        return
+    if list(found) == list(expected):
+        return
+    text = "The feature names should match those that were passed during fit.\n"
+    unseen, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+    for names, what in (
+        (unseen, "unseen at fit time"),
+        (missing, "seen at fit time, yet now missing"),
+    ):
+        if names:
+            text += f"Feature names {what}:\n" + "".join(f"- {name}\n" for name in names[:5])
+    if not unseen and not missing:
+        text += "Feature names must be in the same order as they were in fit.\n"
+    raise ValueError(text)
+
+
+def repeated(rows: np.ndarray, sample_weight, rng: np.random.Generator) -> np.ndarray:
+    """Rows, each as often as its weight says: whole weights are counts; others are made counts that
+    differ from N w_i / Σ w by less than 1 (systematic sampling), N in all.
+
+    Raises ValueError for weights that are no finite numbers ≥ 0, one for each row.
+    """
+    weights = np.asarray(sample_weight, np.float64)
+    weights = np.full(len(rows), float(weights)) if weights.ndim == 0 else weights
+    if weights.shape != (len(rows),):
+        found = f"sample_weight.shape == {weights.shape}, expected {(len(rows),)}"
+        raise ValueError(f"{found}: give one weight for each row")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("sample_weight has negative or infinite numbers, or NaN: give others")
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every row: give at least one row some")
+    if (weights != np.rint(weights)).any():
+        ends = np.cumsum(weights) / weights.sum() * len(rows)
+        weights = np.diff(np.floor(ends + rng.random()), prepend=0.0)
+    return np.repeat(rows, weights.astype(np.int64), axis=0)
+
+
+def generator(random_state) -> np.random.Generator:
+    """The generator that a `random_state` stands for: None, a number, or a generator of NumPy's."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**31))
+    return np.random.default_rng(random_state)
+
+
+def in_container(values: np.ndarray, names, X, kind: str | None) -> Any:
+    """An array, or a DataFrame of pandas or polars where `set_output` or scikit-learn's
+    configuration says so."""
+    sklearn = sys.modules.get("sklearn")
+    kind = kind or (sklearn.get_config()["transform_output"] if sklearn else "default")
+    if kind == "pandas":
+        return sys.modules["pandas"].DataFrame(values, getattr(X, "index", None), list(names))
+    if kind == "polars":
+        import polars  # pyright: ignore[reportMissingImports]
+
+        return polars.DataFrame(values, schema=list(names), orient="row")
+    return values
