@@ -11,10 +11,9 @@ from snfnp.errors import UsageError
 
 CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device",)
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
-fc: the training step of the fully connected model beside its floor, that is its products alone and
-Adam's bytes at the rate of a copy; conv: the 9-layer convolutional models; glow: 2L-16K, and the
-memory of 3L-32K; device: those of three models on a GPU, eager and as CUDA graphs, beside what its
-hardware allows"""
+fc: the step of the fully connected model beside its floor, that is its products alone and Adam's
+bytes at the rate of a copy; conv: the 9-layer convolutional models; glow: 2L-16K; device: the steps
+of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows"""
 
 
 def main(argv):

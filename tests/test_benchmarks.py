@@ -7,11 +7,11 @@ from pathlib import Path
 import benchmark
 import numpy as np
 import pytest
-from benchmarks import device, models, timing, work
+from benchmarks import device, models, timing
 from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
-from benchmarks.work import operations, traffic
+from benchmarks.work import operations
 
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
@@ -52,21 +52,6 @@ def test_operations_of_the_convolutional_and_the_glow_step():
     glow = 16 * (6 * 4**2 + 2 * 3 * network(4)) + 4 * (6 * 8**2 + 3 * network(8))
     assert operations(small_trainer("conv").flow, BATCH) == 2 * BATCH * conv
     assert operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
-
-
-def test_traffic_of_the_fully_connected_step():
-    """Eight words per parameter (W, R and b of two layers), and x, z0, σ, x, z0 each way."""
-    trainer = small_trainer("fc")
-    words = 8 * 2 * (2 * 64**2 + 64) + 2 * 5 * BATCH * 64
-    assert traffic(trainer, random_images(BATCH).reshape(BATCH, 64)) == 4 * words
-
-
-def test_an_array_that_two_layers_keep_counts_once():
-    """The squeeze hands the spline's output on to a convolution: kept by both as one array."""
-    x, pair = np.zeros(3), np.zeros(5)
-    kept = {}
-    work._collect([{"x": x}, {"x": x, "pair": (pair, None)}], kept)
-    assert sum(kept.values()) == x.nbytes + pair.nbytes
 
 
 # ---------------------------------------------------------------- how a device is measured

@@ -67,6 +67,6 @@ def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still(
 def test_the_picture_of_the_floors_is_up_to_date():
     """With what `FLOORS` of tests/test_architecture.py says now."""
     svg = (FOLDER / "floors.svg").read_text(encoding="utf-8")
-    names = [name for floor in diagrams.floor_names() for name in floor]
+    names = [name for floor in diagrams._floor_names() for name in floor]
     assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
     assert {"training", "rules", "ops"} <= set(names)

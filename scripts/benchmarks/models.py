@@ -1,14 +1,13 @@
 """Training steps on a CPU beside their floors, and what surrounds them."""
 
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images, step_call
+from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
 from benchmarks.timing import measure, table, threads
-from benchmarks.work import operations
+from benchmarks.work import ADAM_BYTES, operations
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
 from snfnp.maps import Conv2d
@@ -35,7 +34,6 @@ _CONV = {
     "conv, self-normalizing, inverse 5x5": ("conv", _SNF, {"inverse_kernel": 5}),
 }
 _SHAPES = ((28, 28, 1), (14, 14, 4), (7, 7, 16))  # the images that nine convolutions see, (H, W, C)
-_TO_ADAM = 28  # bytes of a parameter: g, p, m and v are read; p, m and v written
 
 
 def _timed(thread_counts, calls: dict[str, Callable], repeats: int, head: str) -> list[dict]:
@@ -68,7 +66,7 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
     w = rng.standard_normal((2, 2, columns, inner), np.float32)  # W and R of two layers
     dx, dz, gradients = np.empty_like(x), np.empty_like(z), np.empty_like(w)
-    moved = np.zeros((2, parameters * _TO_ADAM // 2 // 4), np.float32)  # read once, written once
+    moved = np.zeros((2, parameters * ADAM_BYTES // 2 // 4), np.float32)  # read once, written once
 
     def products():
         for layer in range(2):
@@ -179,23 +177,10 @@ def determinants(ops, repeats: int) -> list[dict]:
 
 
 def glow(ops, thread_counts, quick: bool) -> tuple[dict, str]:
-    """MNIST 2L-16K, beside the products of its couplings, and what recomputation saves 3L-32K: the
-    most that a step holds beyond the parameters' buffers."""
-    cases = {"2L-16K": ("glow", _SNF, {})}
-    steps, text = _steps(ops, thread_counts, cases, 2 if quick else 5, (BATCH * 14 * 14, 512, 512))
-    memory = []
-    for recompute in () if quick else (False, True):
-        step = step_call(ops, "glow-3l-32k", _SNF, shape=(32, 32, 3), recompute=recompute)
-        tracemalloc.start()
-        with threads(max(thread_counts)):
-            timing = measure({"step": step}, 1, 0)["step"]
-        row = {"glow 3L-32K": "recomputed" if recompute else "stored"}
-        row |= {"peak MB": tracemalloc.get_traced_memory()[1] / 1e6}
-        memory.append(row | {"s per step": timing.minimum / 1e3})
-        tracemalloc.stop()
-        del step
-    shown = [text, *([table(memory)] if memory else [])]
-    return {"steps": steps, "recomputation": memory}, "\n\n".join(shown)
+    """MNIST 2L-16K, beside the products of its couplings."""
+    shape, repeats = (BATCH * 14 * 14, 512, 512), 2 if quick else 5
+    steps, text = _steps(ops, thread_counts, {"2L-16K": ("glow", _SNF, {})}, repeats, shape)
+    return {"steps": steps}, text
 
 
 PARTS = {"fc": fully_connected, "conv": convolutional, "glow": glow}

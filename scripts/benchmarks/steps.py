@@ -1,11 +1,7 @@
 """A training step of any preset on random images, ready to be timed."""
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 
-from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
 from snfnp.training.trainer import Trainer
 
@@ -29,9 +25,3 @@ def random_images(ops, trainer: Trainer):
     """A batch of images (N, *shape) that look no special way; the time does not depend on them."""
     rng, size = np.random.default_rng(0), (trainer.config.batch_size, *trainer.flow.shape)
     return ops.asarray(rng.integers(0, 256, size).astype(np.uint8))
-
-
-def step_call(ops, model: str, gradient: str, **settings) -> Callable[[], object]:
-    """The whole training step, as a call without arguments; settings: as in `make_trainer`."""
-    trainer = make_trainer(ops, model, gradient, **settings)
-    return partial(trainer.training_step, Repeated(random_images(ops, trainer)))

@@ -98,7 +98,7 @@ def multi_scale():
     return figure
 
 
-def floor_names() -> list[list[str]]:
+def _floor_names() -> list[list[str]]:
     """The names on each floor, from the roof down."""
     floors = runpy.run_path(str(_TEST))["FLOORS"]
     return [sorted(name for name in names if not name.startswith("_")) for names in floors]
@@ -106,7 +106,7 @@ def floor_names() -> list[list[str]]:
 
 def floors():
     """A row of boxes for each floor; what is in one imports from the rows below it."""
-    drawn = floor_names()
+    drawn = _floor_names()
     widths = [[_LETTER * len(name) + 0.3 for name in names] for names in drawn]
     lines = [sum(row) + _GAP * (len(row) - 1) for row in widths]
     width, height = max(lines) + 2 * _SIDE, len(drawn) * (_HEIGHT + _GAP) + _GAP

@@ -16,14 +16,11 @@ _UNKNOWN = {"commit": "not known", "processor": "not known"}
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
     git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]  # of no repository around it
+    command = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty= with changes"]
     try:
-        found, changed = (
-            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return _UNKNOWN["commit"]
-    return f"{found[:12]} with changes" if changed else found[:12]
 
 
 def here() -> dict:
