@@ -106,8 +106,8 @@ def asking(root):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
             if module != "scripts" and node.func.id in ("getattr", "hasattr"):
-                asked = ast.unparse(node.args[0]).split(".")[-1]
-                if re.fullmatch(r"\w*(layer|rule|map)|[fgm]", asked):
+                asked = re.sub(r"\[.*\]$", "", ast.unparse(node.args[0])).split(".")[-1]
+                if re.fullmatch(r"\w*(layer|rule|map)s?|[fgm]", asked):
                     yield f"{file}:{node.lineno} asks a {asked}"
 
 
@@ -165,6 +165,7 @@ def test_the_architecture_is_as_planned(rule):
         (upward, "snfnp/new.py", "", "snfnp/new.py stands on no floor"),
         (asking, "snfnp/cli/a.py", "getattr(layer, 'rule', None)", "a.py:1 asks a layer"),
         (asking, "snfnp/ops/a.py", "x = hasattr(self.rule, 'x')", "a.py:1 asks a rule"),
+        (asking, "snfnp/a.py", "getattr(self.layers[i + 1], 'x', 0)", "a.py:1 asks a layers"),
         (misplaced, "snfnp/flow.py", "from numba import njit", "imports numba.njit"),
         (misplaced, "scripts/a.py", "from snfnp.ops.gpu import source", "imports snfnp.ops.gpu"),
         (misplaced, "snfnp/ops/conv/definition.py", "import cupy", "imports cupy"),

@@ -67,7 +67,7 @@ class Linear(Layer):
     @property
     def maps(self) -> tuple[Map, Map]:
         """(f, g): the map that W is a weight of, and the map that R is a weight of."""
-        return self.map, self.map if self.inverse_map is None else self.inverse_map
+        return self.map, self.inverse_map or self.map
 
     def parameter_shapes(self, shape) -> dict:
         f, g = self.maps
@@ -126,7 +126,7 @@ class Linear(Layer):
     def backward(self, ctx, p, cache, dz, grads):
         """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
         W, R and b into `grads`."""
-        f, g = self.maps
+        f, g = self.map, self.inverse_map or self.map
         return self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:
