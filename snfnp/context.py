@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from snfnp.ops import Ops, RandomKey
 
-# Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on. Those
-# below are for what is drawn once for a batch (`snfnp.likelihood`).
+# Each layer draws from _STREAMS of the random generator's streams, from _FIRST_STREAM on; those
+# below are drawn from once for a batch (`snfnp.likelihood`).
 _FIRST_STREAM, _STREAMS = 16, 16
 
 
 def layer_key(key: RandomKey, place: int) -> RandomKey:
-    """The start of the random numbers of the place-th layer of a flow: all samples share them,
-    whichever samples of the batch the key is for (key.first)."""
+    """The key of the random numbers of the place-th layer of a flow, which all samples share, for
+    any `key.first`."""
     return key._replace(stream=_FIRST_STREAM + _STREAMS * place, first=0)
 
 

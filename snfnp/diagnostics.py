@@ -42,7 +42,7 @@ def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[d
 
 
 def _likelihood_alone(flow: Flow) -> Flow:
-    """The flow with the plain rule in place of one that adds a term of its own (Eq. 31)."""
+    """The flow with the plain rule in place of one that adds a term (Eq. 31)."""
     plain = {
         name: replace(layer, rule=layer.rule.without_penalty)
         for name, (layer, _) in flow.learned_inverses().items()
@@ -52,7 +52,7 @@ def _likelihood_alone(flow: Flow) -> Flow:
 
 
 def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
-    """The flow with other layers in the places of those names."""
+    """The flow with some layers replaced, by name."""
     replaced = tuple((name, layers.get(name, layer)) for name, layer in flow.layers)
     return replace(flow, layers=replaced)
 

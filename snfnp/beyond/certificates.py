@@ -16,7 +16,7 @@ from snfnp.maps import Conv2d, contraction
 _UNIT = 2.0**-53  # the largest relative error of one rounding
 _POWERS = 9  # EᵀE and 8 squarings
 _SURE = 1 + 1e-12  # for the few roundings of scalars
-_CLOSE = 1.02  # a bound within so much of what is found from below need not be tightened
+_CLOSE = 1.02  # a bound within this factor of the lower one is tight enough
 _AT_ONCE = 1024  # columns of E
 
 
@@ -51,7 +51,7 @@ class Certificate:
     @property
     def difference(self) -> float | None:
         """The bound on |log|W| + log|R||, in nats: what W's part of log p^f and R's part of log p^g
-        can differ by, whatever x is. None if ρ < 1 is not proved."""
+        can differ by, for any x. None if ρ < 1 is not proved."""
         return abs(self.trace) + self.slack if self.holds else None
 
 
@@ -79,12 +79,13 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
 
 
 def activations_part(ops, flow: Flow, params, x):
-    """(N,): by how much the terms of log p^f and of log p^g that depend on data differ at the same
-    latents z = f(x), in nats. x (N, *shape), preprocessed.
+    """The difference of the data-dependent terms of log p^f and of log p^g at the same latents
+    z = f(x), (N,) in nats. x (N, *shape), preprocessed.
 
-    f meets the layers between the linear ones (activations, couplings) on the way from x to z, g on
-    its way back from z, at other points. With the certificates' differences d_k,
-    log p^f(x) − log p^g(g(z)) is within Σ_k d_k of it. Costs a pass through f and one through g.
+    f evaluates the layers between the linear ones (activations, couplings) on the way from x to z,
+    g on the way back from z, at other points. With the certificates' differences d_k,
+    log p^f(x) − log p^g(g(z)) is within Σ_k d_k of the result. Costs a pass through f and one
+    through g.
     """
     (*split_off, z), of_f, _ = flow.forward(ops, params, x, recompute=True)
     of_g = 0

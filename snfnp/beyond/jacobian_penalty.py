@@ -1,4 +1,4 @@
-"""Eq. 31 of a linear layer: what g(f(x)) leaves over along a few random directions, the probes.
+"""Eq. 31 of a linear layer: the error of g(f(x)) along a few random directions, the probes.
 
 Probes are rows of signs ν with E[ννᵀ] = I, the same on every backend.
 Derivation: derivations/18-jacobian-vector-products.md.
@@ -22,11 +22,19 @@ def draw_probes(ops, key: RandomKey, count: int, x):
 
 @dataclass(frozen=True)
 class JacobianPenalty(SelfNormalizing):
-    """The self-normalizing rule, and Eq. 31 times `weight` (μ), over `probes` (n) probes.
+    """The self-normalizing rule, and Eq. 31 times μ, over n probes.
 
     For a linear layer both Jacobians are matrices: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the
     expectation −μ ‖T(R) T(W) − I‖²_F. Five products of n rows more than the plain rule has.
     O((N + n) D²).
+
+    Args:
+        objective: as in `SelfNormalizing`.
+        weight: μ.
+        probes: n.
+
+    Raises:
+        UsageError: if a setting is out of range.
     """
 
     weight: float = 0.2

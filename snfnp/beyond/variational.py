@@ -20,7 +20,7 @@ _FORWARD = SelfNormalizing("forward")
 
 class Drawn(NamedTuple):
     """ν (P, ...), of which samples take shares, T(W) ν, and the place in the batch of the first of
-    these samples: it decides which shares they take."""
+    these samples, which determines their shares."""
 
     nu: object
     moved: object
@@ -35,10 +35,16 @@ class Variational(Rule):
 
         log p^f − Σ_n ‖T(R) T(W) x_n − x_n‖² / (2σ²N) − ½ ‖T(R) T(W)‖²_F
 
-    which is the `forward` objective at λ = 1/(2σ²) and one term more. λ is to be `lam`.
-    vectors: P, how many ε are drawn in a step. Samples share them in turn, the first of each pair
-    ε, the second −ε, so that the products with them cost P rows and not N; ½ ‖T(R) T(W) ν‖²,
-    averaged over the same P, has the last term for its expectation.
+    which is the `forward` objective at λ = 1/(2σ²) = `lam` and one more term. Samples share P draws
+    cyclically, the first of each pair ε, the second −ε, so that the products with them cost P rows
+    and not N; the last term is the expectation of ½ ‖T(R) T(W) ν‖², averaged over the same P.
+
+    Args:
+        sigma: σ.
+        vectors: P.
+
+    Raises:
+        UsageError: if a setting is out of range.
     """
 
     sigma: float

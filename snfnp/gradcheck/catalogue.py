@@ -93,7 +93,7 @@ def _other_layers() -> list[tuple]:
     terms = (13, 13)
 
     def spline(name, shape, **options):
-        # 5 bins each: Numba compiles its kernels anew for every other number
+        # 5 bins each: Numba compiles its kernels for every number of bins
         layer = RationalQuadraticSpline(5, **options)
         return name, layer, shape, {"x": spline_points(layer, shape)}
 

@@ -199,7 +199,7 @@ def as_matrix(f: Map, ops: Ops, w: np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 def _returned(value, method: str, expected: str):
-    """A method's result, if it is as many things as are expected. Raises GradientError."""
+    """A method's result. Raises GradientError if it is not as many values as expected."""
     count = len(value) if isinstance(value, tuple) else int(value is not None)
     if count != len(expected.split(", ")):
         found = f"{count} of them" if count else "None"
@@ -299,7 +299,7 @@ def check_layer(
 ) -> Report:
     """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
-    * shapes and dtypes; single precision is not widened; no argument is changed that must not be;
+    * shapes and dtypes; single precision is not widened; no argument is changed by mistake;
     * inverse(forward(x)) = x, by the exact inverse;
     * ldj (+ log_det) against slogdet of the Jacobian that `backward` assembles row by row;
     * the gradient of x and of each parameter, separately, along random unit directions, against

@@ -130,7 +130,7 @@ def check_rule(
 
 
 def _relative_scalar(rule, params, rows, deltas, volume, grads):
-    """(scalar, point, gradient) that hold for a relative gradient in the place of a gradient.
+    """(scalar, point, gradient): for these a relative gradient is the scalar's gradient.
 
     With A = W, or A = [W b; 0 1] for a bias inside an augmented matrix, the ascent direction is
     G AᵀA for the gradient G of L(A) = ⟨δ, A x⟩ + v log|det A|. So ⟨G AᵀA, U⟩ is the derivative of

@@ -39,7 +39,7 @@ class ActNorm(Layer):
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
-        rows, first = rows - rows[0], rows[0]  # exactly 0 for a constant, whatever the sums round
+        rows, first = rows - rows[0], rows[0]  # exactly 0 for a constant
         offset = rows.mean(axis=0)
         mean, std = first + offset, xp.sqrt(((rows - offset) ** 2).mean(axis=0))
         constant = std <= _CONSTANT * xp.finfo(x.dtype).eps * xp.sqrt(mean**2 + std**2)

@@ -1,4 +1,4 @@
-"""E = I − T(R) T(W), what a learned inverse R leaves over of a linear layer's W.
+"""E = I − T(R) T(W), the error of a learned inverse R of a linear layer's W.
 
 If ρ = ‖E‖₂ is below 1, both maps are invertible, and x ← x + T(R)(z − T(W) x) converges to
 T(W)⁻¹ z: it is a contraction.
@@ -51,7 +51,7 @@ def rho(ops, f, g, w, r, shape) -> float:
         new = _columns(ops, error_adjoint(ops, f, g, w, r, image))
         if not np.isfinite(new).all():
             return math.nan
-        for _ in range(2):  # what is left of a small remainder is made orthogonal once more
+        for _ in range(2):  # a small remainder is re-orthogonalised
             new, _ = np.linalg.qr(new - basis @ (basis.T @ new))
         basis = np.hstack([basis, new])
 

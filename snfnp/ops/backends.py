@@ -48,8 +48,8 @@ class Ops:
 
     @property
     def definitions(self):
-        """The definitions, on a CPU: for what is computed so seldom that kernels of its own would
-        take longer to compile than they save. On a GPU this backend itself."""
+        """The definitions, on a CPU: for rare computations, whose own kernels would take longer to
+        compile than they save. On a GPU this backend itself."""
         return self if self.asynchronous else assemble(self.device, DEFINITIONS)
 
     def __reduce__(self):

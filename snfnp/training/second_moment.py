@@ -27,11 +27,11 @@ class SmallestSecondMoment:
     """σ²_min, the smallest eigenvalue of E[r rᵀ], r what the weights of one output of a map see,
     means included: samples of a dense map, receptive fields of a convolution.
 
-    A sample's own is far too small: it happens to be small in one of many directions. So 8
-    directions are found on one part of the images and measured on others: the smallest eigenvalue
-    is not below σ²_min but for the chance of an 8 × 8 matrix, and above if they are not the best.
+    The smallest eigenvalue of a sample's own moments is biased far downwards. So 8 directions are
+    found on one part of the images and measured on others: up to the sampling error of an 8 × 8
+    matrix the result is not below σ²_min, and above it if the directions are not the best.
 
-    images: how many will come. `add` costs O(n D²) for the first n of them, which find the
+    images: their expected count. `add` costs O(n D²) for the first n of them, which find the
     directions: those with 5 rows per unknown, as long as 200 or half of the images are left to
     measure them on, at O(n D); `value` and the change between the two cost O(D³), once each.
     """
@@ -70,8 +70,8 @@ class SmallestSecondMoment:
 
     @property
     def value(self) -> float | None:
-        """σ²_min; NaN if inputs are not finite, None if too few came: on no more rows than
-        unknowns there are directions that hardly occur, and any of them would be as good."""
+        """σ²_min; NaN if inputs are not finite, None if too few came: it is not identifiable from
+        no more rows than unknowns."""
         if not self._held[1] or self._fitted[1] <= len(self._fitted[0]):
             return None
         moments = self._held[0] / self._held[1]

@@ -18,7 +18,7 @@ _BEFORE = {False: (1, 1), True: (0, 0)}
 
 
 class CpuCausal(Causal):
-    """Kernels of their own where channels fill a vector register, or where there is only one."""
+    """Direct kernels if channels fill a vector register, or if there is only one."""
 
     def correlate(self, x, k, b=None, reverse=False):
         if not _direct(x.shape):

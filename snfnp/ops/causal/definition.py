@@ -65,5 +65,5 @@ class Causal(OperationGroup):
         return k
 
     def _turned(self, images, turn: bool):
-        """The images with rows and columns in the opposite order, if they are to be turned."""
+        """The images, with rows and columns in the opposite order if `turn` is True."""
         return self.xp.ascontiguousarray(images[:, ::-1, ::-1]) if turn else images

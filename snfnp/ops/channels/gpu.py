@@ -6,7 +6,7 @@ from snfnp.ops.channels.definition import Channels, pixels
 from snfnp.ops.gpu import source
 
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
-# Of those that sum over rows: the last of their blocks adds up what the others found.
+# Of the kernels that sum over rows, whose last block combines partial sums.
 _MOST_SUMMING = 128
 _MORE_TERMS = "abcdefgh"  # parameters of `sum_terms`: arrays that a launch adds to the first
 
@@ -98,7 +98,7 @@ def channel_blocks(size, channels, values, most=_MOST_BLOCKS) -> tuple[int, int]
 
 
 def _partial_sums(device, x, sums):
-    """Blocks for so many sums over all rows of x, and where each block puts its own."""
+    """The number of blocks that compute `sums` sums over all rows of x, and their partial sums."""
     channels = x.shape[-1]
     values = 4 * _tiles(channels)  # the last block takes one tile after the other
     blocks, groups = channel_blocks(x.size, channels, values, _MOST_SUMMING)

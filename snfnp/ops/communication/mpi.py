@@ -15,12 +15,12 @@ _POLL_INTERVAL = 2e-5  # seconds between looks after that
 class Mpi(Communicator):
     """All processes of an mpiexec or srun.
 
-    MPI: the module `mpi4py.MPI`. Importing it initialises MPI, so that whoever makes this does.
+    MPI: the module `mpi4py.MPI`, whose import initialises MPI.
     """
 
     def __init__(self, MPI):
         self._mpi, self._comm = MPI, MPI.COMM_WORLD.Dup()
-        self._end = MPI.COMM_WORLD.Dup()  # what is left half done on the other is not in its way
+        self._end = MPI.COMM_WORLD.Dup()  # independent of unfinished collectives
         self.rank, self.size = self._comm.rank, self._comm.size
         machine = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = machine.rank, machine.size

@@ -9,7 +9,7 @@ from snfnp.ops.conv.definition import Conv
 from snfnp.ops.jit import parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
-SHIFTED_MIN_RATIO = 8  # times as many inputs as outputs: shifted products take less time than tiles
+_SHIFTED_MIN_RATIO = 8  # inputs per output from which shifted products are faster than tiles
 
 
 class CpuConv(Conv):
@@ -31,7 +31,7 @@ class CpuConv(Conv):
         if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
         z = np.empty((*x.shape[:3], outputs), x.dtype)
-        if inputs < SHIFTED_MIN_RATIO * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
+        if inputs < _SHIFTED_MIN_RATIO * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
             cpu_tiles.correlate(x, k, z, (kh // 2, kw // 2))
         elif _few(k.shape, 64):
             cpu_planes.correlate(x, k, z)

@@ -73,8 +73,8 @@ class Conv(OperationGroup):
         """δ ⋆ x: the gradient of ⟨δ, correlate(x, k)⟩ with respect to k, summed over all pixels.
 
         delta (N, H, W, O), x (N, H, W, I) -> out (kH, kW, I, O), written or (`add`) added to.
-        The patches are those of x or of δ, whichever has fewer channels: δ ⋆ x = flip(x ⋆ δ) if
-        both sizes of the kernel are odd.
+        The patches are those of x, or of δ if it has fewer channels: δ ⋆ x = flip(x ⋆ δ) if both
+        sizes of the kernel are odd.
         """
         kh, kw, inputs, outputs = out.shape
         if outputs < inputs and kh % 2 and kw % 2:  # a flipped even kernel pads the other side

@@ -6,8 +6,8 @@ from snfnp.ops.channels.gpu import channel_blocks, shift_scale, shift_scale_back
 from snfnp.ops.coupling.definition import Coupling
 from snfnp.ops.gpu import source
 
-# From so many columns of the first factor on, cuBLAS's product and a pass over it read and write
-# less in their time than `product_relu`'s multiplications take (an estimate, for tensor cores).
+# With more columns in the first factor, cuBLAS's product and a pass over the result are faster than
+# `product_relu` (an estimate, for tensor cores).
 _THIN = 72
 
 
@@ -16,7 +16,7 @@ class GpuCoupling(Coupling):
 
     # Large products fill a GPU: usually all rows at once. A hidden layer of 512 takes 268 MB.
     network_values = (1 << 17) * 512
-    keeps_first = True  # what is read takes a GPU less than what is computed, and read, again
+    keeps_first = True  # caching beats recomputing
 
     def bias_relu(self, out, b):
         device = self.device

@@ -27,8 +27,8 @@ class Gpu:
 
     launch(kernel, dtype, blocks, **arguments): see `Launcher`. tf32: let tensor cores round the
     factors of single-precision products to 10 bits. overlap: do what is called with `run_async` on
-    a second stream. world: the processes of this run; if there are several, each makes a device of
-    its own the current one, as many as there are in turn, before anything is on any of them.
+    a second stream. world: the processes of this run; if there are several, each first makes device
+    number rank modulo the device count its current one.
     """
 
     name = "cupy"

@@ -29,8 +29,8 @@ class Graph:
     A recorded call and a plain one would wait for each other's sums for ever, so if one rank of the
     communicator fails, none records.
 
-    simplify: makes a function that could not be recorded an easier one, and says in words what it
-    now does without; "" if there is nothing more that it can do without.
+    simplify: the fallback if the function could not be recorded: it switches something off that the
+    function can do without, and names it; "" if nothing is left.
     """
 
     def __init__(self, cupy, function, report, communicator=SINGLE_PROCESS, simplify=lambda: ""):
@@ -95,7 +95,7 @@ class Graph:
             self._stream.begin_capture()
             try:
                 self._function(recording.argument)
-            except Exception as failure:  # whatever it was, the same call works without a graph
+            except Exception as failure:  # the same call works without a graph
                 error = _reason(failure)
             finally:
                 try:

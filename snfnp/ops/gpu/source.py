@@ -7,7 +7,7 @@ kernels:
 * Integer parameters are `long long`, real ones `double`, whatever T is: offsets into large arrays
   do not overflow, and a launch cannot choose a wrong width.
 * Launches name the parameters (`launch.py`), and two kinds of names belong together. A number `a`
-  that may be known on the device alone is the pair `a_at, a`: where it is, or null and what it is.
+  that may be known on the device alone is the pair `a_at, a`: a pointer, or null and a value.
   An array `k` that need not be contiguous is followed by its strides `k_stride_0, k_stride_1, …`,
   in elements, one for each axis.
 * All other arrays are C-contiguous and as the definitions describe them; every store is inside.
@@ -36,8 +36,8 @@ _KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(\w+)\s*\((
 
 
 class Parameter(NamedTuple):
-    """A kernel's parameter: its C type ("const T*", "long long"), and restrict, a promise that
-    nothing else leads to what it points to."""
+    """A kernel's parameter: its C type ("const T*", "long long"), and restrict, a promise of no
+    aliasing."""
 
     name: str
     kind: str

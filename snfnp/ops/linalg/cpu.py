@@ -11,9 +11,9 @@ from snfnp.ops.linalg.definition import LinearAlgebra
 _GEMM = {np.dtype(kind): get_blas_funcs("gemm", dtype=kind) for kind in "fd"}
 _LU = {np.dtype(kind): get_lapack_funcs(("getrf", "getri", "getrs"), dtype=kind) for kind in "fd"}
 _SMALL = 128  # up to this size getri is faster than solving for the identity
-_FEW = 1 << 17  # values that one thread squares and sums before it pays to wake the others
-_BLOCK = 4096  # values that a task takes of an array as large as a batch's: many even shares
-_LANES = 64  # independent partial sums: four vector registers or more, none waits for another
+_FEW = 1 << 17  # the parallel threshold of sums of squares, in values
+_BLOCK = 4096  # values per task of an array as large as a batch's: many even shares
+_LANES = 64  # independent partial sums: four vector registers or more
 _TILE = 32  # side of the tiles of a transposed copy
 
 

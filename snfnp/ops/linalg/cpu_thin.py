@@ -1,7 +1,7 @@
 """Products of tall arrays with few columns on the CPU: tiles, rows in parallel.
 
-Such products (1×1 convolutions, the network of a narrow coupling) a BLAS gives to one thread or
-wakes threads of its own for: it is made for large matrices. See derivations/07-convolutions.md.
+A BLAS, made for large matrices, computes such products (1×1 convolutions, the network of a narrow
+coupling) in one thread, or starts its own pool. See derivations/07-convolutions.md.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def product(a, b, out) -> None:
 
 
 def _tile_sizes(count, b):
-    """For so many rows, or taps, and the columns of b."""
+    """The tile for this number of rows or taps, and the columns of b."""
     count = min(max(simd.PIXELS), count)
     return simd.of_pixels(count, b.shape[1], b.dtype.itemsize)
 

@@ -14,8 +14,8 @@ from snfnp.errors import SingularMatrixError
 from snfnp.ops.gpu import source
 from snfnp.ops.linalg.definition import LinearAlgebra
 
-# Of a sum over a flat array, all at work at once on a large GPU; and as many partial sums, added
-# in one order.
+# Of a sum over a flat array, resident together on a large GPU; their partial sums are added in one
+# order.
 _MOST_BLOCKS = 512
 
 
@@ -85,7 +85,7 @@ class GpuLinearAlgebra(LinearAlgebra):
         return total
 
     def _sums(self, size, total):
-        """Blocks for a sum over so many numbers, and what a kernel needs to put it into `total`."""
+        """The number of blocks for a sum of `size` numbers, and the arguments that it needs."""
         blocks = max(1, min(_MOST_BLOCKS, -(-size // 1024)))
         partial = self.device.empty(blocks, np.float64)
         return blocks, {"partial": partial, "total": total, "arrived": self.device.counter()}

@@ -10,7 +10,7 @@ from snfnp.ops.random.philox import RandomKey
 
 
 class Random(OperationGroup):
-    """A key's `first` leaves rows out of an array, whatever the distribution: see `RandomKey`."""
+    """A key's `first` leaves out rows of an array, for every distribution: see `RandomKey`."""
 
     def uniform(self, key: RandomKey, shape, dtype):
         """Uniform numbers on [0, 1) from (seed, stream, step). See `snfnp.ops.random.philox`.

@@ -81,8 +81,8 @@ def _take(raw, poison, values):
 @compiled
 def _exponents(widths, heights, slopes, shift, knots, factors):
     """Raw (P, K), (P, K), (P, K-1), c₀ -> the logarithms of what is to be in factors (3K-1, P), up
-    to their sum or 1 + e, and raw slopes + c₀ where their knots are to be. On one thread, as
-    `_knots`: no sample has a part in it."""
+    to their sum or 1 + e, and raw slopes + c₀ where their knots will be. On one thread, like
+    `_knots`: the work does not grow with the batch."""
     pixels, bins = widths.shape
     poison = np.zeros(pixels, knots.dtype)
     for k in range(bins):

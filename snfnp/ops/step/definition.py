@@ -24,7 +24,7 @@ class StepScalars:
     lr = lam = 0.0
 
     def set(self, step: int, lr: float, lam: float, samples: int = 1, first: int = 0) -> None:
-        """samples: N of the step's batch, so far as it is known."""
+        """Set them for a step with a batch of N = `samples`."""
         self.step, self.number, self.lr, self.lam, self.first = step, step + 1.0, lr, lam, first
 
     def error_factor(self, samples: int):
@@ -64,8 +64,8 @@ class Step(OperationGroup):
         g ← scale·g;  m ← β1 m + (1-β1) g;  v ← β2 v + (1-β2) g²;
         p ← p + lr · m̂ / (√v̂ + ε) with m̂ = m/(1-β1^step), v̂ = v/(1-β2^step), step = 1, 2, …
         Returns Σ g² of the unscaled gradient, which the pass computes anyway. If `failed` is
-        not 0 the buffers stay as they are; on an asynchronous device they also do if Σ g² is not
-        finite, so that the step can be looked at later. On a CPU a NaN makes them NaN.
+        not 0 the buffers do not change; on an asynchronous device they do not either if Σ g² is not
+        finite, so that the step can be examined later. On a CPU a NaN makes them NaN.
         """
         xp = self.xp
         p, m, v = out
@@ -105,10 +105,10 @@ class Step(OperationGroup):
 
             λ ← λ exp(η ξ)
 
-        λ is kept between `lowest` and `highest`. A column whose C is not finite stays as it
-        is, and so do all if `failed` is not 0 or Σ g² (`squares`) is not finite.
-        Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 if Σ E = 0): what
-        `log_step` takes for its reconstruction error and its λ.
+        λ is kept between `lowest` and `highest`. A column whose C is not finite does not change,
+        and none does if `failed` is not 0 or Σ g² (`squares`) is not finite.
+        Returns Σ E, and Σ λ E / Σ E with the λ that the step used (0 if Σ E = 0): the
+        reconstruction error and the λ for `log_step`.
         """
         xp = self.xp
         errors, inputs, used = measured[:, 0], measured[:, 1], out[Row.LAM]

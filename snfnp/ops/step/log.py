@@ -68,7 +68,7 @@ class StepLog:
         return self.array[Entry.FAILED, ...]
 
     def read(self) -> Reading:
-        """The log as it is once all steps so far are done: waits for the device."""
+        """The log after all steps so far. Waits for the device."""
         log = self._step.device.to_host(self.array)
         averages = log[SUMS] / log[Entry.COUNT] if log[Entry.COUNT] else np.full(3, math.nan)
         failed, density = int(log[Entry.FAILED]), float(log[Entry.DENSITY])
@@ -80,7 +80,7 @@ class StepLog:
         return tuple(self._step.device.to_host(self.array)[SUMS_AND_COUNT].tolist())
 
     def restore(self, sums: tuple[float, ...]) -> None:
-        """Go on with the averages of another log, from its `sums`."""
+        """Continue the averages of another log, from its `sums`."""
         self.array[SUMS_AND_COUNT] = self._step.device.asarray(np.array(sums, np.float64))
 
     def clear_averages(self) -> None:
