@@ -162,7 +162,7 @@ class Flow:
         return self.preprocessed(ops, images, key, dtype)
 
     def preprocessed(self, ops, images, key, dtype):
-        """What `encode` returns, of images that were checked before."""
+        """The results of `encode` for images that were checked before."""
         return self.preprocess.forward(ops, images.reshape(-1, *self.shape), key, dtype)
 
     def decode(self, ops: Ops, x: Array) -> Array:
