@@ -2,11 +2,10 @@
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,14 +23,15 @@ class Published:
 
     name: as given to `load_dataset`, and the folder's name in the cache. title: the name in
     messages. mirrors: base addresses, each ending in "/", in the order in which they are tried;
-    without any, a person has to get the files. names: the files' names at the mirrors, by key.
-    advice: how a person gets them.
+    without any, a person has to get the files. names, md5: the files' names at the mirrors, and
+    their checksums there, by key. advice: how a person gets them.
     """
 
     name: str
     title: str
     mirrors: tuple[str, ...]
     names: dict[str, str]
+    md5: dict[str, str] = field(default_factory=dict)
     advice: str = ""
 
     def find(self, folder: Path) -> dict[str, Path]:
@@ -39,9 +39,6 @@ class Published:
         paths = {key: folder / name for key, name in self.names.items()}
         # os.path.isfile, unlike Path.is_file, also answers for folders that may not be entered.
         return {key: path for key, path in paths.items() if os.path.isfile(path)}
-
-    def problem(self, key: str, path: Path) -> str | None:
-        """The fault of a file that was downloaded, in a few words, or None."""
 
     def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
         """The images in the files of all keys. Raises SnfnpError for a file that is damaged."""
@@ -122,36 +119,32 @@ def cache_folder(name: str) -> Path:
 def _download(published: Published, key: str, folder: Path) -> str:
     """Put a file into `folder` from the first mirror that works; return that mirror's host.
 
-    The file gets its final name only after `problem` found nothing wrong with it, so an
-    interruption at any time leaves the cache as it was.
+    The file gets its name only once its checksum is right: an interruption at any time leaves the
+    cache as it was.
     """
     try:
         import pooch
         import requests
     except ModuleNotFoundError as error:
         raise SnfnpError(f"{error.name} is not installed: python -m pip install pooch") from error
+    pooch.get_logger().setLevel("WARNING")
     name, failures = published.names[key], []
     limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # seconds to connect; without a byte
     fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            part = Path(temporary) / name
-            for mirror in published.mirrors:
-                host = urlsplit(mirror).netloc
-                try:
-                    fetch(mirror + name, str(part), None)
-                    problem = published.problem(key, part)
-                except requests.HTTPError as error:
-                    problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
-                except requests.RequestException:  # whose texts are lines of addresses and objects
-                    problem = "connection failed"
-                if problem is None:
-                    os.replace(part, folder / name)
-                    return host
-                failures.append(f"{host}: {problem}")
-    except OSError as error:
-        raise SnfnpError(f"the cache {folder} cannot be written ({error.strerror})") from error
+    for mirror in published.mirrors:
+        host, known = urlsplit(mirror).netloc, f"md5:{published.md5[key]}"
+        try:
+            pooch.retrieve(mirror + name, known, name, folder, downloader=fetch)
+            return host
+        except requests.HTTPError as error:
+            problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
+        except requests.RequestException:  # whose texts are lines of addresses and objects
+            problem = "connection failed"
+        except ValueError:
+            problem = "wrong checksum"
+        except OSError as error:
+            raise SnfnpError(f"the cache {folder} cannot be written ({error.strerror})") from error
+        failures.append(f"{host}: {problem}")
     with suppress(OSError):
         folder.with_suffix(_FAILED).touch()
     raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")

@@ -1,6 +1,5 @@
 """Places where the files of a data set are looked for, the same for all of them."""
 
-import gzip
 import os
 import time
 from collections.abc import Callable
@@ -163,13 +162,6 @@ def test_a_download_that_failed_is_not_tried_again_for_a_while(cache, small, mak
     mirror.files.update(FILES["mnist"])
     past = time.time() - published._RETRY_AFTER
     os.utime(note, (past, past))
-    assert_is("mnist", load("mnist"))
-
-
-def test_a_mirror_that_uncompresses(small, make_mirror) -> None:
-    mirror = make_mirror()
-    mirror.files = {name: gzip.decompress(content) for name, content in FILES["mnist"].items()}
-    small(mirror.url)
     assert_is("mnist", load("mnist"))
 
 

@@ -132,14 +132,15 @@ def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str
     """Replace the published data sets by the small ones, to be had at these addresses."""
     images = {"mnist": (TRAIN, TEST), "fashion-mnist": FASHION.values()}
     for name, arrays in images.items():
+        md5 = [hashlib.md5(content).hexdigest() for content in FILES[name].values()]
         small = {"sha256": mnist_digests(*arrays), "counts": (5, 2, 3)}
+        small["md5"] = dict(zip(mnist.NAMES, md5, strict=True))
         spec = dataclasses.replace(mnist.SPECS[name], mirrors=mirrors[name], **small)
         monkeypatch.setitem(mnist.SPECS, name, spec)
         monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
-    spec = dataclasses.replace(cifar.CIFAR, mirrors=mirrors["cifar-10"])
+    md5 = {"archive": hashlib.md5(FILES["cifar-10"][cifar.ARCHIVE]).hexdigest()}
+    spec = dataclasses.replace(cifar.CIFAR, mirrors=mirrors["cifar-10"], md5=md5)
     monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", spec.load)
-    archive = FILES["cifar-10"][cifar.ARCHIVE]
-    monkeypatch.setattr(cifar, "ARCHIVE_MD5", hashlib.md5(archive).hexdigest())
     for constant in ("BATCH_COUNT", "VALIDATION_COUNT"):
         monkeypatch.setattr(cifar, constant, 4)
     monkeypatch.setattr(imagenet, "COUNTS", (18, 5, 7))
