@@ -69,10 +69,10 @@ NEEDS = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Processes where nobody said how many (-n auto): one for each core, at most eight.
+    """The number of processes for -n auto: one for each core, at most eight.
 
-    None but this one where others would take longer to start than they save (one core, one or two
-    files), and for the tests of a device, which all of them would have to share.
+    None besides this one if others would take longer to start than they save (one core, one or two
+    files), and for the tests of a device, which all of them would share.
     """
     files = [argument for argument in config.args if ".py" in argument]
     few = len(files) == len(config.args) < 3
@@ -119,7 +119,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(params=["numpy", "numba"])
 def ops(request):
-    """Every backend that runs on a CPU, in turn."""
+    """Each backend that runs on a CPU."""
     return get_ops(request.param)
 
 

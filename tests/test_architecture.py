@@ -136,7 +136,7 @@ def beyond(root):
 
 
 def guessing(root):
-    """Text that is read or written in whatever encoding the system has, which need not be UTF-8."""
+    """Text that is read or written in the system's encoding, which need not be UTF-8."""
     for path, file, _ in sources(root):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):

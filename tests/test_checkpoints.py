@@ -232,7 +232,7 @@ def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, wa
             assert str(copy) in str(error)
             assert name in needed or damage == "a folder"
         else:
-            # lines after the cut of a rollback or a resume are written anew, in any case
+            # a rollback or a resume rewrites the lines after its cut in any case
             lost = name == "metrics.jsonl" and damage in ("missing", "twice", "later digits", "cut")
             assert same or lost or name not in needed, damage
 

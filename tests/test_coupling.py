@@ -1,4 +1,4 @@
-"""The affine coupling: what it is, its network, its memory, and errors.
+"""The affine coupling: its formula, network and memory.
 
 The contract that every layer keeps is in test_layers.py; overrides are compared in test_ops.py.
 """

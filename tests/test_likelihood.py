@@ -100,7 +100,7 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_at_once_does_not_change_the_noise(ops, images, at_once, monkeypatch):
-    """The same ledger to the rounding of sums of N terms, whatever goes through together."""
+    """Nor the terms, but for the rounding of sums over N images."""
     flow = small_flow()
     likelihood = Likelihood(ops, flow, *random_parameters(flow))
     whole = likelihood.evaluate(images, seed=11).terms

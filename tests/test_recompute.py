@@ -200,7 +200,7 @@ def test_depth_costs_no_activation_memory(ops, kind):
         for recompute in (False, True)
     }
     assert growth[False] >= 20 * BYTES
-    assert growth[True] < BYTES / 2  # records of what was dropped, a few hundred bytes each
+    assert growth[True] < BYTES / 2  # records of recomputed layers, a few hundred bytes each
 
 
 # ---------------------------------------------------------------- training

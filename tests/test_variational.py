@@ -272,7 +272,7 @@ def test_every_step_has_noise_of_its_own(ops):
 
 
 def test_recomputed_inputs_have_the_same_noise(ops):
-    """A step of Glow whose activations are dropped: the same gradient, but for rounding."""
+    """A step of Glow with recomputed activations: the same gradient, but for rounding."""
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
     gradients = []
     for recompute in (False, True):

@@ -147,8 +147,8 @@ extern "C" __global__ void spin(long long cycles) {
 @pytest.mark.parametrize("model, gradient", SELF_NORMALIZING)
 @pytest.mark.parametrize("late", ["the second stream", "the first"])
 def test_either_stream_may_be_late(ops, beside, monkeypatch, model, gradient, late):
-    """Half a millisecond before every gradient, or before all that they wait for: whatever is read
-    or overwritten too early then is."""
+    """A delay before every gradient, or before all that they wait for, shows what is read or
+    overwritten too early."""
     spin = ops.xp.RawKernel(_SPIN, "spin")
     run_async = beside.device.run_async
 

@@ -27,7 +27,7 @@ def layer_backward(ops, layer, p, cache, dz, *dlatent, dldj=None, lam=0.0):
     learned = {} if isinstance(layer, Whiten) else p
     grads = {name: np.full_like(value, np.nan) for name, value in learned.items()}
     ctx = BackwardContext.of(ops, dldj, lam)
-    # a copy of the dict: an array that backward puts in a buffer's place reaches nobody
+    # a copy of the dict: an array that backward puts in a buffer's place is discarded
     result = layer.backward(ctx, p, cache, dz, dict(grads), *dlatent)
     dx, measured = result if layer.learns_inverse else (result, None)
     return dx, grads, measured

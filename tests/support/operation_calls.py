@@ -26,7 +26,7 @@ class Call:
     bounds: one array or number per result (0: they must be equal), then one per array named in
     `mutated`, the positions of the arguments that the operation updates.
     strided: the positions of arguments that need not be contiguous; host: of arrays that stay on
-    the host, whatever the device. calling: calls the operation, calling(operation, *args), if its
+    the host on every device. calling: calls the operation, calling(operation, *args), if its
     arguments are not those.
     """
 
@@ -227,7 +227,7 @@ NARROWER = {
 
 
 def assert_nan_spreads_as_defined(ops, name, call, put=copied):
-    """From one value of each array argument in turn, and nowhere else."""
+    """From one value of each array argument, one after another, and nowhere else."""
     for where, spoilt in _spoilt(call):
         pairs = zip(run(ops, name, spoilt, put), run(DEFINITION, name, spoilt), strict=True)
         for index, (found, expected) in enumerate(pairs):
