@@ -84,7 +84,7 @@ def main(argv):
     if args.rows:
         wanted = {name: own for name, own in wanted.items() if set(args.rows) & rows[name]}
     for name in ["eval_every"] + ["epochs"] * (args.epochs is not None):
-        check_range(args, name, 1)
+        check_range(name, vars(args)[name], 1)
     seeds = args.seeds or [0]
     if min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise UsageError("--seeds must be different whole numbers from 0 to 2**63 - 1")

@@ -216,7 +216,7 @@ OPTIONS = [
     ("sample", ["r", "--temperature", "-1"], "`temperature` is -1.0: it must be at least 0 and"),
     ("sample", ["r", "--count", "0"], "`count` is 0: it must be at least 1"),
     ("sample", ["r", "--count", f"-{'9' * 2000}"], "`count` is -999999999… (2001 digits)"),
-    ("sample", ["r", "--columns", "0"], "`columns` is 0: it must be from 1 to 64"),
+    ("sample", ["r", "--columns", "0"], "`columns` is 0: it must be at least 1"),
     ("evaluate", ["r", "--batch-size", "-2"], "`batch_size` is -2: it must be at least 1"),
     ("evaluate", [], "the following arguments are required: run"),
     ("check", ["--dtype", "int"], "argument --dtype: invalid choice: 'int' (choose from "),

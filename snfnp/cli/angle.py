@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, busy, check_range, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, busy, images_of, open_run, run_parser
 from snfnp.diagnostics import gradient_angles
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
@@ -10,11 +10,9 @@ from snfnp.ops import RandomKey
 
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
-    images = "training samples to use (default: 1000)"
-    parser.add_argument("--images", type=int, default=1000, help=images)
+    parser.number("--images", "training samples to use", 1000)
     add_data(parser)
     args = parser.parse_args(argv)
-    check_range(args, "images", 1)
 
     run = open_run(args)
     images, source = images_of(run, args, "train")

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from snfnp.cli.shared import Parser, add_trust, check_file, check_range
+from snfnp.cli.shared import Parser, add_trust, check_file
 from snfnp.training.runs import comparison
 
 _SHOWN = 8  # epochs in the table at most
@@ -13,11 +13,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders; gaps are to the first")
     parser.add_argument("--plot", type=Path, help="draw NLL against epochs and seconds here")
-    first = "ignore gaps before this epoch (default: 1)"
-    parser.add_argument("--from-epoch", type=int, default=1, help=first)
+    parser.number("--from-epoch", "ignore gaps before this epoch", 1)
     add_trust(parser)
     args = parser.parse_args(argv)
-    check_range(args, "from_epoch", 1)
     if args.plot:
         from snfnp.training import plots  # Matplotlib takes a second to import
 

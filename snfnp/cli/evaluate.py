@@ -4,15 +4,7 @@ import math
 
 import numpy as np
 
-from snfnp.cli.shared import (
-    add_data,
-    busy,
-    check_range,
-    check_seed,
-    images_of,
-    open_run,
-    run_parser,
-)
+from snfnp.cli.shared import add_data, busy, images_of, open_run, run_parser
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
@@ -23,18 +15,14 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser.add_argument(
         "--split", choices=splits, default="test", help="which data (default: test)"
     )
-    seed = "seed of the dequantisation noise (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, help=seed)
-    at_once = "samples evaluated at once (default: 1000)"
-    parser.add_argument("--batch-size", type=int, default=1000, help=at_once)
+    parser.seed("seed of the dequantisation noise")
+    parser.number("--batch-size", "samples evaluated at once", 1000)
     add_data(parser)
     proof = "also prove, without a determinant, that W and R of each learned inverse are "
     proof += "invertible, and bound the differences between log|W| and -log|R|, and between the "
     proof += "two densities of Eq. 3 at the latents of one batch"
     parser.add_argument("--certify", action="store_true", help=proof)
     args = parser.parse_args(argv)
-    check_range(args, "batch_size", 1)
-    check_seed(args)
 
     run = open_run(args)
     # before the likelihood: it needs no determinant, and may be refused

@@ -3,7 +3,7 @@
 import numpy as np
 
 from snfnp.cli.sample import TABLE, add_inverse, destination, drawn, save_table
-from snfnp.cli.shared import add_data, check_range, check_seed, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, images_of, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
 
@@ -16,16 +16,11 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     add_inverse(parser, "interpolate")
     parser.add_argument("--path", choices=("spherical", "linear"), default="spherical", help=_ALONG)
-    parser.add_argument("--pairs", type=int, default=8, help="number of paths (default: 8)")
-    steps = "samples per path, both ends included (default: 9)"
-    parser.add_argument("--steps", type=int, default=9, help=steps)
-    chosen = "seed of the pairs and of the dequantisation noise (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, help=chosen)
+    parser.number("--pairs", "number of paths", 8)
+    parser.number("--steps", "samples per path, both ends included", 9, 2)
+    parser.seed("seed of the pairs and of the dequantisation noise")
     add_data(parser)
     args = parser.parse_args(argv)
-    check_range(args, "pairs", 1)
-    check_range(args, "steps", 2)
-    check_seed(args)
 
     run = open_run(args)
     shape, columns = run.image_shape, args.steps + 2  # the data at both ends, where they are images

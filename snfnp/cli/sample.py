@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import Parser, busy, check_file, check_range, check_seed, open_run, run_parser
+from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
@@ -19,19 +19,15 @@ _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     add_inverse(parser, "sample")
-    scale = "factor of the latents (default: 1.0)"
-    parser.add_argument("--temperature", type=float, default=1.0, help=scale)
-    parser.add_argument("--count", type=int, default=64, help="number of samples (default: 64)")
-    parser.add_argument("--columns", type=int, help="images per row (default: about square)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents (default: 0)")
+    parser.number("--temperature", "factor of the latents", 1.0, 0, kind=float)
+    parser.number("--count", "number of samples", 64)
+    parser.number("--columns", "images per row (default: about square)")
+    parser.seed("seed of the latents")
     args = parser.parse_args(argv)
-    check_range(args, "count", 1)
-    check_range(args, "temperature", 0)
-    check_seed(args)
     in_rows = args.columns
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
-    check_range(args, "columns", 1, args.count)
+    check_range("columns", args.columns, 1, args.count)
     if args.out and args.out.suffix != TABLE:
         check_file(args.out, "out", plots.SUFFIXES)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.cli.shared import add_data, check_file, check_range, images_of, open_run, run_parser
+from snfnp.cli.shared import add_data, check_file, images_of, open_run, run_parser
 from snfnp.data import DATA_SETS, PUBLISHED, load_dataset, user_data
 from snfnp.errors import UsageError
 from snfnp.training import plots
@@ -23,15 +23,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     about = "a data set's name (its test data are used), or a path (all of its data are used)"
     parser.add_argument("other", help=about)
-    parser.add_argument("--count", type=int, help="use the first N of both (default: all)")
+    parser.number("--count", "use the first N of both (default: all)")
     out = "picture, with the scores in a .csv beside it (default: RUN/score-<other>.png)"
     parser.add_argument("--out", type=Path, help=out)
     add_data(parser)
     about = "folder with the files of OTHER, if a published data set (default: --data-dir)"
     parser.add_argument("--other-dir", type=Path, help=about)
     args = parser.parse_args(argv)
-    if args.count is not None:
-        check_range(args, "count", 1)
     name = Path(args.other).stem
     out = args.out or args.run / f"score-{name}.png"
 

@@ -42,6 +42,24 @@ class Parser(argparse.ArgumentParser):
             sys.path.append(os.getcwd())
         return parsed
 
+    def number(self, flag: str, help: str, default=None, least=1, most=math.inf, kind: type = int):
+        """Add an option of a number from `least` to `most`."""
+
+        def parsed(text: str):
+            value = kind(text)
+            check_range(flag.removeprefix("--").replace("-", "_"), value, least, most)
+            return value
+
+        parsed.__name__ = kind.__name__  # for argparse's message
+        if default is not None:
+            help += f" (default: {default})"
+        how = {"type": parsed, "metavar": _VALUES[kind]}
+        self.add_argument(flag, default=default, help=help, **how)
+
+    def seed(self, help: str) -> None:
+        """Add --seed, a key of random numbers."""
+        self.number("--seed", help, 0, 0, 2**63 - 1)
+
     def print_help(self, file=None):
         print(self.format_help(), end="", file=file)  # argparse ignores errors here
 
@@ -105,9 +123,8 @@ def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.
     return getattr(dataset, split), dataset.source
 
 
-def check_range(args: argparse.Namespace, name: str, least: int, most: float = math.inf) -> None:
-    """Refuse a number that is not finite or not from `least` to `most`. name: of the parameter."""
-    value = vars(args)[name]
+def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Refuse a number that is not finite or not from `least` to `most`."""
     if least <= value <= most and value < math.inf:
         return
     limits = f"from {least} to {most:,}" if most < math.inf else f"at least {least}"
@@ -117,11 +134,6 @@ def check_range(args: argparse.Namespace, name: str, least: int, most: float = m
     if len(shown) > 40:
         shown = f"{shown[:10]}… ({len(shown)} digits)"
     raise UsageError(f"`{name}` is {shown}: it must be {limits}")
-
-
-def check_seed(args: argparse.Namespace) -> None:
-    """Refuse a --seed that is no key of the random numbers."""
-    check_range(args, "seed", 0, 2**63 - 1)
 
 
 def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
