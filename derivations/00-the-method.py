@@ -64,7 +64,7 @@ def train(flow, draw, steps, rate, rng, lam=1.0, say=lambda line: None):
         for layer in reversed(flow):
             delta = layer.backward(delta, lam)
         if step % (steps // 50) == 0:
-            seen.append([watch(layer) for layer in dense])  # only to look at: training does not use it
+            seen.append([watch(layer) for layer in dense])  # training does not use it
         if step % (steps // 5) == 0:
             say(f"step {step} of {steps}: ‖R W − I‖ is {seen[-1][0][0]:.3f} in the first layer")
         adam(dense, state, step, rate * (1 - step / steps))
