@@ -9,6 +9,7 @@ import pytest
 from support.runs import forge
 
 import snfnp
+from snfnp.cli import compare, score
 from snfnp.errors import SnfnpError
 from snfnp.training.runs import comparison
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -140,3 +141,17 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
         saved.record, said = forged(record, rng)
         save_checkpoint(path, saved)
         opens_or_is_one_line(load, said)
+
+
+def test_what_a_record_says_is_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
+    path = next(iter(runs))
+    for name in ("a", "b"):
+        shutil.copytree(path, tmp_path / name)
+    record = json.loads((path / "config.json").read_text())
+    record["data"]["source"] = record["config"]["data"] = "x\x1b]0;title\x07\n"
+    forge(tmp_path / "a", record)
+    np.save(tmp_path / "other.npy", ROWS + 1)
+    compare.main([str(tmp_path / "a"), str(tmp_path / "a")])
+    score.main([str(tmp_path / "a"), str(tmp_path / "other.npy"), "--data", "moons"])
+    said = capsys.readouterr().out
+    assert "\\x1b]0;title" in said and said.replace("\n", "").isprintable()

@@ -12,7 +12,7 @@ import numpy as np
 
 from snfnp.cli.shared import add_data, check_file, images_of, open_run, run_parser
 from snfnp.data import DATA_SETS, PUBLISHED, load_dataset, user_data
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, printable
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
 
@@ -46,10 +46,13 @@ def main(argv: list[str], prog: str | None = None) -> None:
     images, _ = images_of(run, args, "test")
     scores, lines, medians = {}, ["data,place,nats"], []
     for which, of, data in (("test", run.config.data_name, images), ("other", name, other)):
-        found = run.likelihood.log_prob(data[: args.count], at_once=_AT_ONCE)
+        some = data if args.count is None else data[: args.count]
+        found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
         lines += [f"{which},{place},{nats!r}" for place, nats in enumerate(found.tolist())]
-        medians.append(f"{np.median(found):.3f} nats of {len(found):,} {which} samples ({of})")
+        medians.append(
+            f"{np.median(found):.3f} nats of {len(found):,} {which} samples ({printable(of)})"
+        )
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
     write_atomically(out.with_suffix(".csv"), "\n".join([*lines, ""]).encode())

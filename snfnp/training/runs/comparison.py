@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snfnp.errors import UsageError, in_flags
+from snfnp.errors import UsageError, in_flags, printable
 from snfnp.training.files import read_json
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.runs.folder import RunFolder
@@ -72,7 +72,7 @@ def labels(runs: list[ComparedRun]) -> list[str]:
                 continue
             shown = f"{value:g}" if isinstance(value, float) else value
             parts.append(in_flags(f"`{option.name}={shown}`"))
-    joined = [" ".join(parts) for parts in names]
+    joined = [printable(" ".join(parts)) for parts in names]
     return (
         joined
         if all(joined) and len(set(joined)) == len(joined)

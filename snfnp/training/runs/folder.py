@@ -26,7 +26,7 @@ import numpy as np
 
 from snfnp.data import DATA_SETS, SPLITS, Dataset
 from snfnp.data.mnist import SAMPLE
-from snfnp.errors import SnfnpError, UsageError
+from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training import files
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import UntrustedError, title_of
@@ -162,7 +162,7 @@ class RunFolder:
         line += f"{shape}, {name} from {data.get('source')}, found others: {found[0]} of shape "
         line += f"{found[1]}, {dataset.name} from {dataset.source}"
         if allowed and found[1] == shape:
-            return line
+            return printable(line)
         others = "" if splits == SPLITS else ", or others of its shape to look at,"
         raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
 
