@@ -383,15 +383,15 @@ def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch
     monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
     found = []
     folder, _ = trained(tmp_path / "run", callbacks=[found.append, lambda record: [record]])
-    evaluations = [record for record in found if record.nats is not None]
+    evaluations = [record for record in found if record.nll is not None]
     assert [record.figures for record in evaluations] == folder.read_metrics()
     for record, line in zip(evaluations, folder.read_metrics(), strict=True):
         assert all(getattr(record, name) == line[name] for name in ("step", "epoch", "surrogate"))
-        assert record.nats == line["validation_nll_nats"] and record.bits_per_dimension is None
-    steps = [record for record in found if record.nats is None]
+        assert record.nll == line["validation_nll_nats"] and record.bits_per_dimension is None
+    steps = [record for record in found if record.nll is None]
     assert [(each.step, each.epoch) for each in steps] == [(n, n // 5) for n in range(1, 16)]
     assert {each.steps for each in found} == {15}
-    nats = np.array([record.nats for record in evaluations])
+    nats = np.array([record.nll for record in evaluations])
     assert [record.best for record in evaluations] == list(nats == np.minimum.accumulate(nats))
     with pytest.raises(dataclasses.FrozenInstanceError):
         steps[0].step = 3
@@ -405,7 +405,7 @@ def test_a_callback_ends_a_run_and_nothing_is_lost(step, ending, tmp_path, monke
     fails, path = isinstance(ending, Exception), tmp_path / "part"
 
     def callback(record):
-        if record.step == step and (record.nats is None) == (step == 7):
+        if record.step == step and (record.nll is None) == (step == 7):
             if fails:
                 raise ending
             return ending

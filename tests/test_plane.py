@@ -118,7 +118,7 @@ def test_axes_of_comparable_units_have_one_scale(scale, low, high, run):
 
 
 def record(epoch: int, likelihood=None) -> Record:
-    return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nats=0.0, likelihood=likelihood)
+    return Record(epoch, 300, epoch, 1.0, 0.0, 0.0, 0.0, nll=0.0, likelihood=likelihood)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

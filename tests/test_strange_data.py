@@ -56,7 +56,7 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
     steps = []
 
     def callback(record):
-        if record.nats is not None:
+        if record.nll is not None:
             steps.append(record.step)
             change(path)
 

@@ -220,6 +220,6 @@ def test_config_json_records_what_a_repetition_needs(tmp_path):
 def test_nothing_is_saved_that_loading_refuses(tmp_path, monkeypatch):
     """The square of a finite gradient may be infinite: then so is Adam's v."""
     at_step(monkeypatch, 7, lambda trainer: trainer.v.__setitem__(3, np.inf))
-    with one_line(DivergedError, "--rollback", match="diverged by step 10: .* moment of Adam's"):
+    with one_line(DivergedError, "`rollback`", match="diverged by step 10: .* moment of Adam's"):
         run_training(tmp_path / "run")
     assert state(tmp_path / "run").step == state(tmp_path / "run", "best").step == 5

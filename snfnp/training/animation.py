@@ -80,7 +80,7 @@ class Animation:
         self._seen += 1
         if (self._seen - 1) % self._every:
             return
-        title = f"epoch {record.epoch}: exact validation NLL {record.nats:.3f} nats"
+        title = f"epoch {record.epoch}: exact validation NLL {record.nll:.3f} nats"
         inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
         with suppress(DivergedError):  # training goes on, and so may the inverse
             self.frames.append((title, View.of(likelihood, self.data, [inverse])))

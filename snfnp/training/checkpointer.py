@@ -11,7 +11,7 @@ from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.parts import interval
 from snfnp.training.options.relations import FREE_LAMBDA
-from snfnp.training.progress import Clock
+from snfnp.training.progress import Record
 from snfnp.training.runs.checkpoint import (
     Checkpoint,
     file_content,
@@ -19,7 +19,6 @@ from snfnp.training.runs.checkpoint import (
     save_checkpoint,
 )
 from snfnp.training.runs.folder import RunFolder, metrics_digest
-from snfnp.training.trainer import Trainer
 
 _LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
@@ -28,12 +27,12 @@ class Checkpointer:
     """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
     its checkpoints."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, batches, clock: Clock, evaluator):
-        self.folder, self.config, self.trainer = folder, trainer.config, trainer
-        self.batches, self.clock, self.evaluator = batches, clock, evaluator
+    def __init__(self, folder: RunFolder, loop):
+        self.folder, self.loop, self.trainer = folder, loop, loop.trainer
+        self.config = loop.trainer.config
         self.identity: str | None = None
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
-        self._optimiser = type(trainer.optimiser).__qualname__
+        self._optimiser = type(loop.trainer.optimiser).__qualname__
 
     def due(self) -> bool:
         """Say whether `--checkpoint-every` asks for one now."""
@@ -48,7 +47,7 @@ class Checkpointer:
 
         metrics: those that belong to it, if they are not those of now.
         """
-        with self.clock.paused():  # raises if a step failed, which is not to be saved
+        with self.loop.paused():  # raises if a step failed, which is not to be saved
             checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
             if not checkpoint.is_finite():  # on all ranks alike
                 what = "a parameter, a moment of Adam's or what layers keep is not finite"
@@ -56,8 +55,8 @@ class Checkpointer:
             if self.trainer.world.rank == 0:
                 metrics = self.folder.metrics() if metrics is None else metrics
                 checkpoint.record = {
-                    "seconds": self.clock.seconds,
-                    "best": self.evaluator.best,
+                    "seconds": self.loop.seconds,
+                    "best": self.loop.best and self.loop.best.figures,
                     "config": self.config.as_dict(),
                     "run": self.identity,
                     "metrics": metrics_digest(metrics),
@@ -76,7 +75,7 @@ class Checkpointer:
             self.identity = uuid.uuid4().hex
 
         self.trainer.world.on_rank_zero(claim)
-        self.trainer.begin(self.batches)
+        self.trainer.begin(self.loop.batches)
         if self.trainer.world.rank == 0:
             own = {"optimiser": self._optimiser, "run": self.identity}
             self.folder.write_config({**description, **own})
@@ -86,17 +85,17 @@ class Checkpointer:
         """Set a run back to its last checkpoint, or to its best one, and drop later metrics. After
         a crash at any point in here, the same command repeats all of it. Raises CheckpointError if
         there is nothing to go on from."""
-        trainer = self.trainer
+        trainer, loop = self.trainer, self.loop
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
         if saved is None:
-            trainer.begin(self.batches)
+            trainer.begin(loop.batches)
         else:
             trainer.restore(saved)
-            self.clock.seconds = saved.record["seconds"]
-            self.evaluator.best = saved.record["best"]
+            loop.seconds, best = saved.record["seconds"], saved.record["best"]
+            loop.best = best and Record.of(best, loop.steps)
         trainer.world.on_rank_zero(lambda: self._update(rollback, record, saved, report))
-        self.evaluator.best = trainer.world.broadcast(self.evaluator.best)
+        loop.best = trainer.world.broadcast(loop.best)
 
     def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
         """config.json, and the checkpoint to go on from; None: from the start."""
@@ -112,11 +111,10 @@ class Checkpointer:
         return record, load_checkpoint(path, self.trainer.layout, record)
 
     def _update(self, rollback: bool, record: dict, saved, report) -> None:
-        """Make the folder one of a run that goes on from here."""
-        folder, trainer, config = self.folder, self.trainer, self.config
-        step, steps = trainer.step, config.epochs * trainer.steps_per_epoch
-        best, kept = self.evaluator.best, None
-        at = best["step"] if best else 0
+        """Rewrite the folder for a run that goes on from here."""
+        folder, trainer, config, loop = self.folder, self.trainer, self.config, self.loop
+        step, steps, best, kept = trainer.step, loop.steps, loop.best, None
+        at = best.step if best else 0
         if step > steps:
             past = f"past `epochs={config.epochs}` ({steps} steps)"
             raise UsageError(f"{folder.path} is at step {step}, {past}: give more epochs")
@@ -128,7 +126,7 @@ class Checkpointer:
             raise CheckpointError(f"{found}: restore it, or give more `epochs` to choose another")
         if lost and at < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
-            self.evaluator.best = None
+            loop.best = None
         length, digest = saved.record["metrics"] if saved else metrics_digest(b"")
         if length and not folder.metrics_file.exists():
             report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
@@ -160,9 +158,9 @@ class Checkpointer:
     def advice(self) -> str:
         """The ways to go on after a divergence, with options that then work."""
         options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
-        best, origin = self.evaluator.best, "the start"
-        if best and best["step"] <= self._saved[0]:
-            origin = f"the best evaluation (step {best['step']})"
+        best, origin = self.loop.best, "the start"
+        if best and best.step <= self._saved[0]:
+            origin = f"the best evaluation (step {best.step})"
         elif self.folder.best.exists():  # of one before, as what came after it was not saved
             origin = "the best evaluation before"
         ways = [f"from {origin} with `rollback` {options}"]

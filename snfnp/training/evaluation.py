@@ -1,12 +1,11 @@
-"""Exact evaluations: of the validation images as a run goes on, of the test images at its end."""
+"""Exact evaluations: of the validation data as a run goes on, of the test data at its end."""
 
 import math
 
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.training.monitors import Monitors
-from snfnp.training.progress import Clock
-from snfnp.training.trainer import Trainer
+from snfnp.training.progress import Record
 
 # The noise of every evaluation during and after training, so that epochs and runs compare.
 EVALUATION_SEED = 0
@@ -15,67 +14,60 @@ _TOLERATED = 8.0  # bits per dimension, at least, above the worst of a run that 
 
 
 class Evaluator:
-    """Evaluates the trainer's parameters, and keeps the best epoch so far.
+    """Evaluates the parameters of a loop's trainer. warnings(figures): the monitors' lines."""
 
-    best: that epoch's record (see `validate`), or None; warnings(record): the lines that the
-    monitors have to say about one.
-    """
-
-    def __init__(self, trainer: Trainer, batches, clock: Clock):
-        self.best: dict | None = None
-        self._config, self._trainer, self._clock = trainer.config, trainer, clock
-        self._batches, self._monitors = batches, Monitors(trainer, batches.whole)
+    def __init__(self, loop):
+        self._loop, self._trainer, self._config = loop, loop.trainer, loop.trainer.config
+        self._monitors = Monitors(loop.trainer, loop.batches.whole)
         self.warnings = self._monitors.warnings
-        self._of_images = trainer.flow.preprocess.of_images
+        self._of_images = loop.trainer.flow.preprocess.of_images
 
-    def validate(self, epoch: int, images) -> dict:
-        """The record of an epoch: exact validation likelihood, and its steps' average figures.
+    def validate(self, images) -> dict:
+        """The figures of an epoch: the exact validation likelihood, and averages of its steps.
 
-        Raises DivergedError if any of it is not finite, or the likelihood has exploded. The
-        ranks share the images; the record is rank 0's, which alone looks at the layers.
+        Raises DivergedError if any of it is not finite, or the likelihood has exploded. The ranks
+        share the images; the figures are rank 0's, which alone looks at the layers.
         """
-        likelihood = self._trainer.likelihood()
+        trainer, world = self._trainer, self._trainer.world
+        likelihood = trainer.likelihood()
         evaluation = self._evaluate(likelihood, images, self._monitors.watch(len(images)))
-        metrics, speed = self._trainer.averages(), self._clock.steps_per_second
-        record = {
+        metrics, (step, _, epoch, seconds) = trainer.averages(), self._loop.place
+        speed = self._loop.steps_per_second * self._config.batch_size
+        figures = {
             "epoch": epoch,
-            "step": self._trainer.step,
-            "seconds": round(self._clock.seconds, 3),
+            "step": step,
+            "seconds": round(seconds, 3),
             "validation_nll_nats": evaluation.nll,
             **({_BITS: evaluation.bits_per_dimension} if self._of_images else {}),
             "surrogate": metrics.surrogate,
             "reconstruction": metrics.reconstruction,
             "gradient_norm": metrics.gradient_norm,
-            "samples_per_second": round(speed * self._config.batch_size, 1),
-            **self._trainer.figures(),
+            "samples_per_second": round(speed, 1),
+            **trainer.figures(),
         }
-        for name, value in record.items():
+        for name, value in figures.items():
             if not math.isfinite(value):
                 figure = name.removesuffix("_nats").replace("_", " ").replace("nll", "likelihood")
                 raise DivergedError(f"the exact {figure} after epoch {epoch} is not finite")
-        world = self._trainer.world
         if world.rank == 0:
-            record |= self._monitors.figures(likelihood)
-        record = world.broadcast(record)
+            figures |= self._monitors.figures(likelihood)
+        figures = world.broadcast(figures)
         self._refuse_explosion(evaluation, epoch, images)
-        if self.best is None or evaluation.nll < self.best["validation_nll_nats"]:
-            self.best = record
-        return record
+        return figures
 
     def _refuse_explosion(self, evaluation: Evaluation, epoch: int, images) -> None:
-        """Raises DivergedError for a likelihood that is finite, but no model's that learns.
+        """Raises DivergedError for a likelihood that is finite, but implausibly bad.
 
         The limit is twice the 8 bits that pixels of 256 values take without any model, or twice the
         best so far (the start's, if nothing was evaluated yet), whichever is more. Rows may take
         less than nothing, in small units: at least 8 bits more than usual are always allowed.
         """
         bits, usual = evaluation.bits_per_dimension, self._trainer.flow.preprocess.usual_bits
-        if self.best is not None:
-            best = self.best["validation_nll_nats"] / (evaluation.dimension * math.log(2))
-            usual = max(usual, best)
+        if best := self._loop.best:
+            usual = max(usual, best.nll / (evaluation.dimension * math.log(2)))
         elif bits > usual + max(_TOLERATED, abs(usual)):
             start = self._evaluate(
-                self._trainer.likelihood(self._trainer.start(self._batches)), images
+                self._trainer.likelihood(self._trainer.start(self._loop.batches)), images
             )
             usual = max(usual, start.bits_per_dimension)
         limit = usual + max(_TOLERATED, abs(usual))
@@ -96,16 +88,15 @@ class Evaluator:
             if trainer.ops.asynchronous and trainer.world.rank == 0:
                 self._monitors.figures(likelihood)
 
-    def describe(self, record: dict) -> str:
+    def describe(self, record: Record) -> str:
         """A record in a line; the best one has a star."""
-        star = "*" if record is self.best else " "
-        bits = f"= {record[_BITS]:.4f} bits/dim " if self._of_images else ""
+        bits = f"= {record.bits_per_dimension:.4f} bits/dim " if self._of_images else ""
         return (
-            f"epoch {record['epoch']:4d}/{self._config.epochs}  "
-            f"exact validation NLL {record['validation_nll_nats']:8.2f} nats "
-            f"{bits}{star} | "
-            f"surrogate {record['surrogate']:.1f}, reconstruction {record['reconstruction']:.2e}, "
-            f"|grad| {record['gradient_norm']:.1f}, {record['samples_per_second']:.0f} samples/s"
+            f"epoch {record.epoch:4d}/{self._config.epochs}  "
+            f"exact validation NLL {record.nll:8.2f} nats {bits}{'*' if record.best else ' '} | "
+            f"surrogate {record.surrogate:.1f}, reconstruction {record.reconstruction:.2e}, "
+            f"|grad| {record.gradient_norm:.1f}, "
+            f"{record.figures['samples_per_second']:.0f} samples/s"
         )
 
     def test(self, p, images) -> Evaluation:

@@ -1,9 +1,10 @@
-"""The loop of every training, and `train`, which runs it in a folder. A step is in `trainer.py`."""
+"""The loop of every training, and `train`, which runs it in a folder. A step: `trainer.py`."""
 
 import math
 import shlex
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -20,14 +21,7 @@ from snfnp.training.checkpointer import Checkpointer
 from snfnp.training.evaluation import EVALUATION_SEED, Evaluator
 from snfnp.training.files import write_json
 from snfnp.training.options import TrainConfig
-from snfnp.training.progress import (
-    Callbacks,
-    Clock,
-    ProgressLine,
-    Record,
-    compilations_shown,
-    silent,
-)
+from snfnp.training.progress import Callbacks, ProgressLine, Record, compilations_shown, silent
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.description import describe_run, refuse_other_flow
 from snfnp.training.runs.folder import RunFolder, path_of
@@ -37,16 +31,16 @@ _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after 
 
 
 class Loop:
-    """The loop of `train`, `fit` and `FlowDensity`: a step, perhaps an evaluation, and again.
+    """The loop of `train`, `fit` and `FlowDensity`.
 
-    This one is all in memory, and the caller says what an evaluation is:
+    This one is in memory, and the caller says what an evaluation is:
 
         batches = Batches(ops, rows, config, flow.shape)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
         trainer.begin(batches)
         loop = Loop(trainer, batches, steps=2000, every=50, nll=lambda likelihood: …)
-        loop.evaluate()  # the start, too, may be the best
-        with suppress(DivergedError):  # the best one so far is what counts
+        loop.evaluate()  # the start may be the best, too
+        with suppress(DivergedError):  # the best so far is kept
             loop.run()
         trainer.likelihood(loop.best_p)
 
@@ -55,12 +49,13 @@ class Loop:
         batches: see `Trainer.training_step`.
         steps: at which training ends.
         every: the steps between evaluations; one more follows the last step.
-        nll: nll(likelihood), the exact negative log-likelihood of what is held out, in nats per
-            sample: the less the better, and if it is not finite never the best.
-        patience: stop after so many evaluations without a better one; None: never.
+        nll: nll(likelihood), the negative log-likelihood of held-out data, in nats per sample. An
+            evaluation that is not finite is never the best.
+        patience: stop after this many evaluations without a better one; None: never.
         callbacks: each gets the `Record` of every evaluation; one that returns True ends training.
 
-    best: the record of the best evaluation, or None; best_p: a copy of its parameters, flat.
+    best: the record of the best evaluation, or None; best_p: a copy of its parameters, flat;
+    seconds: spent on steps.
     """
 
     def __init__(
@@ -70,100 +65,133 @@ class Loop:
         *,
         steps: int,
         every: int,
-        nll: Callable[[Likelihood], float] | None = None,
+        nll: Callable[[Likelihood], float] = lambda likelihood: math.nan,
         patience: int | None = None,
         callbacks: Callbacks = (),
-        clock: Clock | None = None,
     ):
         self.trainer, self.batches, self.steps, self.every = trainer, batches, steps, every
         self.nll, self.patience, self.callbacks = nll, patience, tuple(callbacks or ())
-        self.clock = clock or Clock(trainer, batches)
         self.best: Record | None = None
-        self.best_p = None
+        self.best_p, self.seconds = None, 0.0
+        self._counted: float | None = None  # up to when `seconds` is, while steps are taken
+        self._since = (0, 0.0)  # step and seconds after the last evaluation
 
     def run(self) -> bool:
         """Take the remaining steps. True if a callback ended them."""
         trainer, ends = self.trainer, False
-        self.clock.start()
+        self._start_clock()
         while trainer.step < self.steps and self._is_patient():
             trainer.training_step(self.batches)
             ends = self.after_step() or ends
             due = trainer.step % self.every == 0 or trainer.step == self.steps
             due = due or ends and trainer.step % trainer.steps_per_epoch == 0
             if due:
-                with self.clock.paused():
+                with self.paused():
                     ends = self.evaluate() or ends
                 if ends:
                     return True
-                self.clock.start()
+                self._start_clock()
             self.save(evaluated=due)
         return False
 
     def _is_patient(self) -> bool:
         """Whether a better evaluation may still come, by `patience`."""
-        best = self.best_step
-        if best is None or self.patience is None:
+        if self.best is None or self.patience is None:
             return True
-        return self.trainer.step // self.every - best // self.every < self.patience
-
-    @property
-    def best_step(self) -> int | None:
-        """The step of the best evaluation."""
-        return self.best and self.best.step
-
-    @property
-    def place(self) -> tuple[int, int, int, float]:
-        """The first fields of a `Record`: step, of how many, epoch, seconds."""
-        step = self.trainer.step
-        return step, self.steps, step // self.trainer.steps_per_epoch, self.clock.seconds
+        return self.trainer.step // self.every - self.best.step // self.every < self.patience
 
     def after_step(self) -> bool:
-        """Called after each step; True if a callback asks for the end."""
+        """Called after each step. True if a callback asks for the end."""
         return False
 
     def evaluate(self) -> bool:
-        """Evaluate, and keep the best; True if a callback asks for the end."""
-        trainer = self.trainer
-        likelihood = trainer.likelihood()
-        nats = self.nll(likelihood)
-        best = math.isfinite(nats) and not (self.best and self.best.nats <= nats)
-        figures = astuple(trainer.averages())
-        record = Record(*self.place, *figures, nats=nats, best=best, likelihood=likelihood)
-        if best:
-            self.best, self.best_p = replace(record, likelihood=None), trainer.p.copy()
+        """Evaluate, and keep the best. True if a callback asks for the end."""
+        record = self.measure()
+        if math.isfinite(record.nll) and (self.best is None or record.nll < self.best.nll):
+            record = self.best = replace(record, best=True)
+        self.keep(record)
         return self.tell(record)
 
-    def save(self, evaluated: bool) -> None:
-        """Called after each step and its evaluation."""
+    def measure(self) -> Record:
+        """An evaluation."""
+        likelihood, averages = self.trainer.likelihood(), astuple(self.trainer.averages())
+        return Record(*self.place, *averages, nll=self.nll(likelihood), likelihood=likelihood)
 
-    def tell(self, record: Record | None) -> bool:
-        """Give a record to every callback; True if one of them returned True."""
+    def keep(self, record: Record) -> None:
+        """Keep what belongs to an evaluation."""
+        if record.best:
+            self.best_p = self.trainer.p.copy()
+
+    def tell(self, record: Record) -> bool:
+        """Give a record to every callback. True if one of them returned True."""
         said = [callback(record) for callback in self.callbacks]
         return any(isinstance(each, (bool, np.bool_)) and bool(each) for each in said)
 
-
-class _RunLoop(Loop):
-    """The loop of a run in a folder: with checkpoints, signals and a progress bar, on all ranks.
-
-    report: gets lines; keep: the record of each evaluation, for metrics.jsonl.
-    """
-
-    def __init__(self, checkpoints: Checkpointer, dataset, signals, report, keep, callbacks):
-        self.checkpoints, self.evaluator = checkpoints, checkpoints.evaluator
-        trainer, config = checkpoints.trainer, checkpoints.config
-        self.run_folder, self.dataset, self.signals = checkpoints.folder, dataset, signals
-        self.report, self.keep, self.requests = report, keep, 0
-        epoch = trainer.steps_per_epoch
-        how = {"steps": config.epochs * epoch, "every": config.eval_every * epoch}
-        how |= {"patience": config.patience, "callbacks": callbacks, "clock": checkpoints.clock}
-        super().__init__(trainer, checkpoints.batches, **how)
-        self.progress = ProgressLine(trainer, self.clock, self.steps, report)
+    def save(self, evaluated: bool) -> None:
+        """Called after each step and its evaluation, to save what is due."""
 
     @property
-    def best_step(self) -> int | None:
-        return self.evaluator.best and self.evaluator.best["step"]
+    def place(self) -> tuple[int, int, int, float]:
+        """The first fields of a `Record`: step, steps, epoch, seconds."""
+        step = self.trainer.step
+        return step, self.steps, step // self.trainer.steps_per_epoch, self.seconds
+
+    def _start_clock(self) -> None:
+        self._counted = time.perf_counter()
+        self._since = (self.trainer.step, self.seconds)
+
+    def synchronise(self) -> None:
+        """Wait for all steps and count their time. Raises DivergedError if one failed."""
+        self.trainer.check(self.batches)
+        if self._counted is not None:
+            now = time.perf_counter()
+            self.seconds, self._counted = self.seconds + now - self._counted, now
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context after all steps so far, whose time does not count as theirs."""
+        self.synchronise()
+        running, self._counted = self._counted is not None, None
+        yield
+        if running:
+            self._counted = time.perf_counter()
+
+    @property
+    def steps_per_second(self) -> float:
+        """The speed of the steps since the last evaluation."""
+        step, seconds = self._since
+        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
+        return (self.trainer.step - step) / max(self.seconds - seconds, resolution)
+
+
+class RunLoop(Loop):
+    """The loop of a run in a folder, on all ranks.
+
+    report: gets every line; append: the figures of each evaluation, for metrics.jsonl.
+    """
+
+    def __init__(self, trainer, batches, dataset, run: RunFolder, signals, report, callbacks):
+        config, epoch = trainer.config, trainer.steps_per_epoch
+        how = {"steps": config.epochs * epoch, "every": config.eval_every * epoch}
+        how |= {"patience": config.patience, "callbacks": callbacks}
+        super().__init__(trainer, batches, **how)
+        self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
+        self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
+        self.append, self._requests = silent, 0
+
+    def warm_up(self, choose: bool) -> str:
+        """Let everything be compiled and recorded before a clock runs, and threads be chosen: a
+        step and an evaluation whose results are dropped. A line on that choice, or ""."""
+        trainer, line = self.trainer, ""
+        if trainer.step < self.steps:
+            with suppress(SnfnpError):  # it will come again
+                alone, prepare = choose and trainer.world.size == 1, trainer.ops.device.prepare
+                line = trainer.warm_up(self.batches, lambda step: prepare(step, alone))
+                self.evaluator.warm_up(self.dataset.validation)
+        return line
 
     def run(self) -> bool:
+        self.progress = ProgressLine(self, self.report)
         with closing(self.progress.bar), self.signals.defer_interrupts():
             ended = super().run()
         _, _, epoch, _ = self.place
@@ -179,46 +207,80 @@ class _RunLoop(Loop):
         self.progress.bar.update(self.trainer.config.batch_size)
         requests = _STOP * self.signals.stop | _CHECKPOINT * self.signals.checkpoint
         requests |= _SAVE * self.checkpoints.due() | _SHOW * self.progress.due()
-        self.requests = self.trainer.world.any(requests)
-        return bool(self.requests & _SHOW) and self.tell(self.progress.show(self.place))
+        self._requests = self.trainer.world.any(requests)
+        return bool(self._requests & _SHOW) and self.tell(self.progress.show())
 
-    def evaluate(self) -> bool:
+    def measure(self) -> Record:
         self.progress.clear()
-        _, steps, epoch, _ = self.place
-        record, run = self.evaluator.validate(epoch, self.dataset.validation), self.run_folder
-        best = record is self.evaluator.best
-        self.keep(record)
-        self.checkpoints.save(run.last, *([run.best] if best else []))
-        for line in (self.evaluator.describe(record), *self.evaluator.warnings(record)):
-            self.report(line)
-        return self.tell(Record.of(record, steps, best))
+        return Record.of(self.evaluator.validate(self.dataset.validation), self.steps)
 
-    def save(self, evaluated: bool) -> None:
-        run, step = self.run_folder, self.trainer.step
-        if not evaluated and self.requests & (_SAVE | _CHECKPOINT | _STOP):
-            self.checkpoints.save(run.last)
-        if self.requests & _CHECKPOINT:
-            self.progress.clear()
-            self.report(f"checkpoint at step {step}: {run.last}")
-            self.signals.checkpoint = False
-        if self.requests & _STOP:
-            advice = f"go on with `resume` `out={shlex.quote(str(run.path))}` (snfnp.resume)"
-            self.report(f"interrupted at step {step}: everything is in {run.last}; {advice}")
-            raise KeyboardInterrupt
+    def keep(self, record: Record) -> None:
+        self.append(record.figures)
+        self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
+        for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
+            self.report(line)
 
     def tell(self, record: Record | None) -> bool:
-        """On rank 0, and answered on all. What a callback raises goes on from here, once everything
-        is saved."""
+        """On rank 0, and answered on all. Exceptions of callbacks propagate, once all is saved."""
         ends, world = False, self.trainer.world
         if self.callbacks and record and world.rank == 0:
-            if record.nats is not None:  # determinants, that nobody else asks for
-                record = replace(record, likelihood=self.trainer.likelihood())
+            if record.nll is not None:  # determinants, that nobody else asks for
+                more = {"likelihood": self.trainer.likelihood(), "figures": dict(record.figures)}
+                record = replace(record, **more)
             try:
                 ends = super().tell(record)
             except BaseException:
-                self.checkpoints.save(self.run_folder.last)
+                self.checkpoints.save(self.folder.last)
                 raise
         return bool(self.callbacks and world.any(ends))
+
+    def save(self, evaluated: bool) -> None:
+        last, step = self.folder.last, self.trainer.step
+        if not evaluated and self._requests & (_SAVE | _CHECKPOINT | _STOP):
+            self.checkpoints.save(last)
+        if self._requests & _CHECKPOINT:
+            self.progress.clear()
+            self.report(f"checkpoint at step {step}: {last}")
+            self.signals.checkpoint = False
+        if self._requests & _STOP:
+            out = shlex.quote(str(self.folder.path))
+            advice = f"go on with `resume` `out={out}` (snfnp.resume)"
+            self.report(f"interrupted at step {step}: everything is in {last}; {advice}")
+            raise KeyboardInterrupt
+
+    def summarise(self) -> dict:
+        """The test likelihood at the best validation epoch, reported and in summary.json."""
+        run, trainer, dataset, best = self.folder, self.trainer, self.dataset, self.best
+
+        def load_best():
+            saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
+            if saved.step != best.step:
+                found = f"of step {saved.step}, but the best evaluation was at step {best.step}"
+                raise CheckpointError(f"{run.best} is {found}: restore it, or start a new run")
+            return saved
+
+        test = self.evaluator.test(trainer.world.on_rank_zero(load_best).p, dataset.test)
+        images = dataset.of_images  # bits per dimension, and noise, are of bytes alone
+        summary = {
+            "best_epoch": best.epoch,
+            "validation_nll_nats": best.nll,
+            "test_nll_nats": test.nll,
+            **({"test_bits_per_dimension": test.bits_per_dimension} if images else {}),
+            "reconstruction": best.reconstruction,
+            "training_seconds": round(self.seconds, 1),
+            "milliseconds_per_step": round(1e3 * self.seconds / trainer.step, 2),
+        }
+        if trainer.world.rank == 0:
+            write_json(run.summary_file, summary)
+        bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
+        noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
+        tested = f"exact test NLL {test.nll:.2f} nats{bits}"
+        self.report(
+            f"best epoch {best.epoch}: exact validation NLL {best.nll:.2f} nats, "
+            f"{tested} ({test.images} test {dataset.noun}{noise})\n{trainer.step} steps in "
+            f"{self.seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
+        )
+        return summary
 
 
 def train(
@@ -234,25 +296,35 @@ def train(
     flow=None,
     callbacks: Callbacks = (),
 ) -> dict:
-    """Train to the configured number of epochs and return the summary that it also writes.
+    """Train to the configured number of epochs.
 
-    config: `TrainConfig.resolve` fills it in and checks it, also one that was resolved before and
-    has changed since; ops, run: None makes them, as it says. Evaluates exactly on the validation
-    images every `eval_every` epochs and after the last one, keeps `best.safetensors` by that
-    figure, and at the end reports the test likelihood there. resume: go on from the last
-    checkpoint; "best": from the best one, or from the start if there is none yet. report:
-    gets every line; None: nothing is shown, not even a bar. world: the ranks that train together,
-    each of which calls this; rank 0 alone reports and writes. optimiser: one of your own in Adam's
-    place (derivations/28-write-your-own-rule.md); a run goes on with its own. flow: the model
-    instead of config.model, as `TrainConfig(model=flow)`. callbacks: each gets a `Record` of every
-    evaluation, and of a step whenever a progress bar shows one (without a bar, once a minute); one
-    that returns True ends the run well, after the epoch; what it raises stops the run, which can go
-    on from there.
+    Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
+    `best.safetensors` by that figure, and at the end evaluates the test data there. Ctrl-C or a
+    termination signal writes `last.safetensors` and raises KeyboardInterrupt; SIGUSR1 writes it and
+    goes on.
 
-    An interruption (Ctrl-C or a termination signal) writes `last.safetensors` and raises
-    KeyboardInterrupt; SIGUSR1 writes it and goes on. Raises UsageError if another program trains
-    in the folder or a run goes on with other images, DivergedError, with the options to go on
-    with, if numbers are not finite or the likelihood explodes.
+    Args:
+        config: filled in and checked by `TrainConfig.resolve`, if it was not before.
+        ops: the backend; None: the configuration's.
+        run: the folder; None: a new one, as the configuration says.
+        resume: True: go on from the last checkpoint; "best": from the best one, or from the start
+            if there is none.
+        report: gets every line; None: nothing is shown, not even a progress bar.
+        world: the ranks that train together, each of which calls this; rank 0 reports and writes.
+        optimiser: one of your own in Adam's place (derivations/28-write-your-own-rule.md), also
+            when the run goes on.
+        flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
+        callbacks: functions that each get a `Record` of every evaluation, and of a step whenever a
+            progress bar shows one (without a bar, once a minute). If one returns True, the run ends
+            well after the epoch; if one raises, it stops, and can go on from there.
+
+    Returns:
+        The summary, as in summary.json: the best epoch, its validation likelihood and that of the
+        test data in nats per sample, and times.
+
+    Raises:
+        UsageError: another program trains in the folder, or the run goes on with other data.
+        DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
     """
     require_dataset(dataset)
     if callable(callbacks) or not all(map(callable, callbacks := tuple(callbacks or ()))):
@@ -296,18 +368,15 @@ def train(
             report(line)
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
-        clock = Clock(trainer, batches)
-        evaluator = Evaluator(trainer, batches, clock)
-        checkpoints = Checkpointer(run, trainer, batches, clock, evaluator)
+        loop = RunLoop(trainer, batches, dataset, run, signals, report, callbacks)
         with compilations_shown(ops, report):
             if resume:
-                checkpoints.go_on(resume == "best", report)
+                loop.checkpoints.go_on(resume == "best", report)
             report(_introduction(config, flow, trainer, dataset, ops, run))
-            choose = not resume and config.threads is None
-            chosen = _warm_up(trainer, evaluator, batches, dataset, choose)
+            chosen = loop.warm_up(choose=not resume and config.threads is None)
             if not resume:
                 known = replace(config, threads=ops.device.threads)
-                checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
+                loop.checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
         if chosen:
             report(chosen)
         try:
@@ -316,24 +385,12 @@ def train(
                 from snfnp.beyond import tensorboard
 
                 metrics = tensorboard.recording(run)
-            with metrics as keep:
-                _RunLoop(checkpoints, dataset, signals, report, keep, callbacks).run()
-            return _summarise(run, dataset, trainer, clock, evaluator, report)
+            with metrics as loop.append:
+                loop.run()
+            return loop.summarise()
         except DivergedError as error:
             step = error.step or trainer.step
-            raise DivergedError(f"{error}; {checkpoints.advice()}", step) from None
-
-
-def _warm_up(trainer, evaluator, batches, dataset, choose: bool) -> str:
-    """Let everything be compiled and recorded before a clock runs, and threads be chosen: a step
-    and an evaluation that leave no trace. A line on that choice, or ""."""
-    chosen, alone = "", choose and trainer.world.size == 1
-    if trainer.step < trainer.config.epochs * trainer.steps_per_epoch:
-        with suppress(SnfnpError):
-            prepare = trainer.ops.device.prepare
-            chosen = trainer.warm_up(batches, lambda step: prepare(step, alone))
-            evaluator.warm_up(dataset.validation)
-    return chosen
+            raise DivergedError(f"{error}; {loop.checkpoints.advice()}", step) from None
 
 
 def _introduction(config, flow, trainer, dataset, ops, run) -> str:
@@ -359,37 +416,3 @@ def _introduction(config, flow, trainer, dataset, ops, run) -> str:
         f"epochs{schedule}, seed {config.seed}\n"
         f"run folder {run.path}"
     )
-
-
-def _summarise(run: RunFolder, dataset: Dataset, trainer: Trainer, clock, evaluator, report):
-    """The test likelihood at the best validation epoch, reported and in summary.json."""
-    best, world = evaluator.best, trainer.world
-
-    def load_best():
-        saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])
-        if saved.step != best["step"]:
-            found = f"of step {saved.step}, but the best evaluation was at step {best['step']}"
-            raise CheckpointError(f"{run.best} is {found}: restore it, or start a new run")
-        return saved
-
-    test = evaluator.test(world.on_rank_zero(load_best).p, dataset.test)
-    images = dataset.of_images  # bits per dimension, and noise, are of bytes alone
-    summary = {
-        "best_epoch": best["epoch"],
-        "validation_nll_nats": best["validation_nll_nats"],
-        "test_nll_nats": test.nll,
-        **({"test_bits_per_dimension": test.bits_per_dimension} if images else {}),
-        "reconstruction": best["reconstruction"],
-        "training_seconds": round(clock.seconds, 1),
-        "milliseconds_per_step": round(1e3 * clock.seconds / trainer.step, 2),
-    }
-    if world.rank == 0:
-        write_json(run.summary_file, summary)
-    bits = f" = {test.bits_per_dimension:.4f} bits/dim" if images else ""
-    noise = f", dequantisation seed {EVALUATION_SEED}" if images else ""
-    chosen = f"exact validation NLL {summary['validation_nll_nats']:.2f} nats"
-    tested = f"exact test NLL {test.nll:.2f} nats{bits} ({test.images} test {dataset.noun}{noise})"
-    speed = f"{summary['milliseconds_per_step']:.2f} ms per step"
-    steps = f"{trainer.step} steps in {clock.seconds:.1f} s, {speed}"
-    report(f"best epoch {summary['best_epoch']}: {chosen}, {tested}\n{steps}")
-    return summary

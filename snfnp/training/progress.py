@@ -1,4 +1,4 @@
-"""The progress that training prints, and the time that its steps take."""
+"""What training shows of itself: records for callbacks, compilations, a progress bar."""
 
 import math
 import time
@@ -9,22 +9,25 @@ from typing import Any
 
 from tqdm.auto import tqdm  # a notebook's own bar, too
 
-from snfnp.training.trainer import Trainer
-
 _SHOW_EVERY = 0.25  # seconds between updates of the figures
 _LINE_EVERY = 60.0  # the same where there is no bar: lines of a log file
-_MOMENT = 0.5  # seconds of compilation that are not worth a word
+_REPORTED_FROM = 0.5  # seconds of compilation
 
 
 @dataclass(frozen=True)
 class Record:
-    """A look at a run in training, for callbacks: an exact evaluation, or a step between two.
+    """The state of a run in training, for callbacks: at an exact evaluation, or between two.
 
-    step, epoch: done, of `steps`; seconds: spent on them; surrogate: nats, no likelihood;
-    reconstruction: Σ_k of Eq. 3; gradient_norm: before clipping; these three of the last step, or
-    averages since the last evaluation. Of an evaluation alone: nats, the exact validation NLL per
-    sample; bits_per_dimension: the same, of images; best: whether none was better; figures: its
-    line of metrics.jsonl; likelihood: the flow as it is (`snfnp.Likelihood`).
+    Attributes:
+        step, epoch: done; steps: in all; seconds: spent on them.
+        surrogate, reconstruction, gradient_norm: the surrogate in nats (no likelihood), Σ_k of
+            Eq. 3, and the norm before clipping: averages since the last evaluation, or between
+            evaluations those of the last step.
+        nll: the exact validation NLL in nats per sample; None between evaluations.
+        bits_per_dimension: the same in bits, of images; else None.
+        best: whether no evaluation before was better.
+        figures: all that was evaluated: the line of metrics.jsonl.
+        likelihood: the flow as it is (`snfnp.Likelihood`); None between evaluations.
     """
 
     step: int
@@ -34,22 +37,22 @@ class Record:
     surrogate: float
     reconstruction: float
     gradient_norm: float
-    nats: float | None = None
+    nll: float | None = None
     bits_per_dimension: float | None = None
     best: bool = False
     figures: dict = field(default_factory=dict, repr=False)
     likelihood: Any = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, line: dict, steps: int, best: bool):
+    def of(cls, line: dict, steps: int):
         """The record of an evaluation, from its line of metrics.jsonl."""
         known = {entry.name: line[entry.name] for entry in fields(cls) if entry.name in line}
         bits = line.get("validation_bits_per_dimension")
-        exact = {"nats": line["validation_nll_nats"], "bits_per_dimension": bits}
-        return cls(steps=steps, best=best, **known, **exact, figures=dict(line))
+        exact = {"nll": line["validation_nll_nats"], "bits_per_dimension": bits}
+        return cls(steps=steps, **known, **exact, figures=line)
 
 
-Callbacks = Iterable[Callable[[Record], Any]]
+Callbacks = Iterable[Callable[[Record], Any]] | None
 
 
 def silent(what) -> None:
@@ -58,8 +61,8 @@ def silent(what) -> None:
 
 @contextmanager
 def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """A context that says so if kernels are compiled in it, on a line that moves if the output is a
-    terminal: no step of training takes that time. report: gets a line before and one after."""
+    """A context that reports the kernels that are compiled in it: a line before and one after, and
+    in a terminal a moving one between."""
     kernels, seconds, begun = 0, 0.0, 0.0
     line: tqdm | None = None
 
@@ -70,7 +73,7 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
     def ends(count: int) -> None:
         nonlocal kernels, seconds, line
         kernels, seconds = kernels + count, seconds + time.perf_counter() - begun
-        if line is None and seconds > _MOMENT:
+        if line is None and seconds > _REPORTED_FROM:
             report("compiling kernels, which later runs find ready; Ctrl-C loses nothing")
             hidden = report is silent or None
             line = tqdm(bar_format="{desc}", disable=hidden, dynamic_ncols=True, leave=False)
@@ -84,53 +87,15 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
         report(f"compiled {kernels} kernels in {seconds:.0f} s")
 
 
-class Clock:
-    """Seconds spent on training steps alone, of a trainer with these batches, from `start` on."""
-
-    def __init__(self, trainer: Trainer, batches):
-        self.seconds = 0.0
-        self._trainer, self._batches = trainer, batches
-        self._counted: float | None = None  # up to when `seconds` is, while the clock runs
-        self._since = (0, 0.0)  # step and seconds at the start
-
-    def start(self) -> None:
-        self._counted = time.perf_counter()
-        self._since = (self._trainer.step, self.seconds)
-
-    def settle(self) -> None:
-        """Wait for all steps and count their time. Raises DivergedError if one failed."""
-        self._trainer.check(self._batches)
-        if self._counted is not None:
-            now = time.perf_counter()
-            self.seconds += now - self._counted
-            self._counted = now
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
-        self.settle()
-        running, self._counted = self._counted is not None, None
-        yield
-        if running:
-            self._counted = time.perf_counter()
-
-    @property
-    def steps_per_second(self) -> float:
-        """The speed of the steps that were counted since the start."""
-        step, seconds = self._since
-        resolution = time.get_clock_info("perf_counter").resolution  # a clock may stand still
-        return (self._trainer.step - step) / max(self.seconds - seconds, resolution)
-
-
 class ProgressLine:
-    """The progress bar, in units of images, with the last step's figures: on rank 0 alone. Where
-    the output is neither a terminal nor a notebook, a line of them every minute: report gets it.
-    If that is `silent`, nothing is shown."""
+    """A `Loop`'s progress bar, in samples, with the last step's figures: on rank 0 alone. Where the
+    output is neither a terminal nor a notebook, `report` gets a line of them every minute instead;
+    if it is `silent`, nothing is shown."""
 
-    def __init__(self, trainer: Trainer, clock: Clock, steps: int, report):
-        self._trainer, self._clock, self._steps, self._report = trainer, clock, steps, report
+    def __init__(self, loop, report: Callable[[str], None]):
+        self._loop, self._report, trainer = loop, report, loop.trainer
         self.bar = tqdm(
-            total=steps * trainer.config.batch_size,
+            total=loop.steps * trainer.config.batch_size,
             initial=trainer.step * trainer.config.batch_size,
             unit="img" if trainer.flow.preprocess.of_images else "row",
             unit_scale=True,
@@ -140,7 +105,7 @@ class ProgressLine:
         self._shown = math.inf if trainer.world.rank else time.perf_counter()
 
     def due(self) -> bool:
-        """Say whether it is time to show the figures of a step: a look waits for the device."""
+        """Whether it is time to show the figures of a step: that waits for the device."""
         every = _LINE_EVERY if self.bar.disable else _SHOW_EVERY
         return time.perf_counter() - self._shown >= every
 
@@ -149,22 +114,24 @@ class ProgressLine:
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
-    def show(self, place: tuple) -> Record | None:
+    def show(self) -> Record | None:
         """Show the figures of the last step, and return them; None on other ranks. All of them wait
-        for it; raises DivergedError if it failed. place: see `Loop.place`."""
-        self._clock.settle()
-        if self._trainer.world.rank:
+        for it; raises DivergedError if it failed."""
+        loop, trainer = self._loop, self._loop.trainer
+        loop.synchronise()
+        if trainer.world.rank:
             return None
         self._shown = time.perf_counter()
-        metrics, lam = self._trainer.metrics(), ""
-        if self._trainer.config.controller:
-            lams = self._trainer.multipliers.lam.values()
+        metrics, lam = trainer.metrics(), ""
+        if trainer.config.controller:
+            lams = trainer.multipliers.lam.values()
             lam = f"λ {min(lams):.2g} to {max(lams):.2g}, "
         figures = f"surrogate {metrics.surrogate:.1f}, recon {metrics.reconstruction:.2e}, "
         figures += f"{lam}|grad| {metrics.gradient_norm:.1f}"
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
-            step, speed = self._trainer.step, self._clock.steps_per_second
-            left = f"{(self._steps - step) / speed / 60:.1f} minutes of steps left"
-            self._report(f"step {step} of {self._steps}, {left} at {speed:.3g} a second: {figures}")
-        return Record(*place[:3], self._clock.seconds, *astuple(metrics))
+            speed = loop.steps_per_second
+            left = f"{(loop.steps - trainer.step) / speed / 60:.1f} minutes of steps left"
+            at = f"step {trainer.step} of {loop.steps}, {left} at {speed:.3g} a second"
+            self._report(f"{at}: {figures}")
+        return Record(*loop.place, *astuple(metrics))
