@@ -186,7 +186,8 @@ def _commands(name: str, record: dict) -> list[str]:
     found = []
     for (epochs, seeds, every), rows in sorted(alike.items()):
         often = f" --eval-every {every}" * (every > 1)
-        found.append(f"{command} --epochs {epochs}{often} --seeds {seeds} --rows {' '.join(rows)}")
+        which = f" --rows {' '.join(rows)}" * (len(rows) < len(TARGETS[name].rows))
+        found.append(f"{command} --epochs {epochs}{often} --seeds {seeds}{which}")
     how = {"subsequent_indent": " " * 8, "break_on_hyphens": False}
     return [" \\\n".join(textwrap.wrap(own, 98, **how)) for own in found or [command]]
 
