@@ -123,10 +123,11 @@ class RunFolder:
         _, (columns, *images) = self.data(record)
         if images:
             return None
-        found = moments_of(record["data"].get("moments"))
-        if found is None or found.shape != (2, columns):
-            raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
-        return found
+        with suppress(ValueError, TypeError, OverflowError):
+            found = np.array(record["data"].get("moments"), np.float64)
+            if found.shape == (2, columns) and np.isfinite(found).all() and (found[1] > 0).all():
+                return found
+        raise SnfnpError(f"{self.config_file} is damaged (its data): restore it")
 
     def data_name(self, record: dict, data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
@@ -237,16 +238,6 @@ class RunFolder:
                 found = f"{self.metrics_file} is damaged (line {number}: {str(error)[:80]})"
                 raise SnfnpError(f"{found}: restore it, or delete it to go on without") from None
         return records
-
-
-def moments_of(value: Any) -> np.ndarray | None:
-    """Means and standard deviations (2, D), finite and positive, from JSON; None: it has others."""
-    with suppress(ValueError, TypeError, OverflowError):
-        mean, spread = np.array(value, np.float64)
-        sound = np.isfinite([mean, spread]).all() and (spread > 0).all()
-        if sound and mean.ndim == 1 and mean.size:
-            return np.array([mean, spread])
-    return None
 
 
 def path_of(config: TrainConfig) -> Path:
