@@ -42,7 +42,7 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     optional = {"inverse_kernel", "clip_norm", "data_dir", "out", "sigma", "noise_vectors"}
     optional |= {"threads", "track_angle", "tolerance", "lambda_rate", "lambda_smoothing"}
     optional |= {"lambda_min", "lambda_max", "final_lr_fraction"}
-    optional |= {"validation", "test", "preprocess", "patience"}
+    optional |= {"validation", "test", "preprocess", "patience", "header", "columns"}
     sizes = {"levels", "depth", "width", "kernel", "bins"}
     sizes -= set(vars(PRESETS[model].size or object))
     optional |= sizes | (set() if model == "vector" else {"activation"})

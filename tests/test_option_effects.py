@@ -24,6 +24,7 @@ EXEMPT = {"out": "every run here has another"} | dict.fromkeys(
 START = {"backend": "numpy", "batch_size": 12, "epochs": 2, "warmup_epochs": 0, "lr": 0.01}
 GLOW = {"model": "glow", "depth": 1, "width": 4}
 GECO = {"lambda_control": "geco", "tolerance": 1e-3}
+TABLE = {"data": "rows.csv", "model": "vector"}
 # {option: (what else the two runs have, its value in the second)}, beside the next of its choices.
 CHANGES = {
     "model": ({}, "conv"),
@@ -59,6 +60,9 @@ CHANGES = {
     "data": ({}, "others.npy"),
     "validation": ({}, "0.3"),
     "test": ({}, "0.3"),
+    "header": (TABLE, True),
+    "columns": (TABLE, "0,2"),
+    "drop_incomplete": (TABLE | {"data": "gaps.csv"}, True),
     "preprocess": ({}, "scale"),
     "data_dir": ({}, "nowhere"),
     "augment": ({}, True),
@@ -90,6 +94,10 @@ def result(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("effects"), np.random.default_rng(0)
     for name in ("images", "others"):
         np.save(folder / f"{name}.npy", rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8))
+    table = rng.normal(size=(60, 3)).round(3).astype(str)
+    for name, cell in (("rows", table[9, 1]), ("gaps", "")):
+        table[9, 1] = cell
+        (folder / f"{name}.csv").write_text("\n".join(map(",".join, table)) + "\n")
     counts, saves, save, numbers = {"threads": 4}, [], Checkpointer.save, itertools.count()
 
     @functools.cache

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snfnp.cli.sample import TABLE, add_inverse, destination, drawn, save_table
+from snfnp.cli.sample import TABLES, add_inverse, destination, drawn, save_table
 from snfnp.cli.shared import add_data, images_of, open_run, run_parser
 from snfnp.errors import UsageError
 from snfnp.training import plots
@@ -40,8 +40,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
     samples = drawn(run, args, args.pairs * args.steps, latents=given)
     samples = samples.reshape(args.pairs, args.steps, *shape)
     name, title = f"{args.path}, {args.inverse} inverse", f"{run.config.data_name}: paths"
-    if out.suffix == TABLE:
-        save_table(out, samples)
+    if out.suffix in TABLES:
+        save_table(out, samples, run.columns)
     elif shape == (2,):
         panels = {f"{name}, among data": samples, "latents": latents[0]}
         plots.save_points(out, panels, title, data[order[:1000]])

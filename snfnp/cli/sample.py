@@ -1,5 +1,6 @@
-"""Draw samples from a run and write them as a picture, or as a .npy table of rows."""
+"""Draw samples from a run and write them as a picture, or as a table of rows, .npy or .csv."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from snfnp.training import plots
 from snfnp.training.files import write_atomically
 from snfnp.training.runs.load import LoadedRun
 
-TABLE = ".npy"
+TABLES = ".npy", ".csv"
 _AT_ONCE = 256  # images: those of a picture are drawn in parts, which have latents of their own
 _LARGEST, _LONGEST = 2**27, 2**16  # pixels of a picture, and of its sides, that viewers can show
 
@@ -28,7 +29,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if args.columns is None:
         args.columns = plots.default_columns(args.count)
     check_range("columns", args.columns, 1, args.count)
-    if args.out and args.out.suffix != TABLE:
+    if args.out and args.out.suffix not in TABLES:
         check_file(args.out, "out", plots.SUFFIXES)
 
     run = open_run(args)
@@ -37,8 +38,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
         raise UsageError("`columns` is for images, and this run has rows of numbers: leave it out")
     images = drawn(run, args, args.count, args.temperature)
     panel = f"{args.inverse} inverse, temperature {args.temperature:g}, seed {args.seed}"
-    if out.suffix == TABLE:
-        save_table(out, images)
+    if out.suffix in TABLES:
+        save_table(out, images, run.columns)
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
         plots.save_samples(out, {panel: images}, title, args.columns)
@@ -47,7 +48,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def add_inverse(parser: Parser, name: str) -> None:
     """Add the options of the inverse and of the file; name: how files of the command begin."""
-    out = f"picture, or .npy table of rows (default: RUN/{name}-<inverse>.png, or .npy)"
+    out = "picture; of rows a table, .npy or .csv "
+    out += f"(default: RUN/{name}-<inverse>.png, or .npy)"
     parser.add_argument("--out", type=Path, help=out)
     through = "one pass through the learned inverses, the same iterated to convergence, or exact "
     through += "solves (default: learned)"
@@ -60,8 +62,8 @@ def destination(args, run: LoadedRun, name: str, count: int, columns: int, table
     or a table of rows. table: what is the default for rows."""
     shape = run.image_shape
     rows = len(shape) == 1
-    suffixes = (TABLE, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
-    file = f"{name}-{args.inverse}{TABLE if rows and table else '.png'}"
+    suffixes = (*TABLES, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
+    file = f"{name}-{args.inverse}{TABLES[0] if rows and table else '.png'}"
     out = args.out or run.folder.path / file
     check_file(out, "out", suffixes)
     if not rows:
@@ -83,11 +85,18 @@ def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np
     return images
 
 
-def save_table(out: Path, rows: np.ndarray) -> None:
-    """Write an array as a .npy file."""
-    content = io.BytesIO()
-    np.save(content, rows)
-    write_atomically(out, content.getvalue())
+def save_table(out: Path, rows: np.ndarray, columns: tuple[str, ...] | None) -> None:
+    """Write an array as a .npy file; or rows as a .csv file, under the columns' names if any."""
+    if out.suffix == ".npy":
+        content = io.BytesIO()
+        np.save(content, rows)
+        write_atomically(out, content.getvalue())
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns] if columns else [])
+    writer.writerows(rows.reshape(-1, rows.shape[-1]).tolist())
+    write_atomically(out, text.getvalue().encode())
 
 
 def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> None:

@@ -40,7 +40,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     elif args.other in DATA_SETS or not os.path.exists(args.other):
         other = load_dataset(args.other).test
     else:
-        other = user_data.whole(args.other)
+        other = user_data.whole(args.other, run.columns)
     if problem := run.flow.preprocess.fault(other, run.image_shape):
         raise UsageError(f"{args.other}: {problem}")
     images, _ = images_of(run, args, "test")

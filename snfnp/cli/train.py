@@ -134,7 +134,7 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
         view = View.of(run.likelihood, animation.data, inverses, config.seed)
-        plots.save_view(folder.samples, view, title)
+        plots.save_view(folder.samples, view, title, run.columns)
         drawn.append(folder.samples)
     elif run.flow.preprocess.of_images:
         names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}

@@ -33,6 +33,7 @@ def load_dataset(
     validation: str | None = None,
     test: str | None = None,
     seed: int = 0,
+    **table,
 ) -> Dataset:
     """Load a published data set, or the images or rows at a path.
 
@@ -49,6 +50,7 @@ def load_dataset(
         validation, test: for a path without such splits, other paths or the fractions that are held
             out (a tenth each).
         seed: of the choice of what is held out.
+        table: how a .csv file is read: header, columns, drop_incomplete (`snfnp.data.table`).
 
     Returns:
         The data in three splits.
@@ -63,7 +65,7 @@ def load_dataset(
         if data_dir is not None:
             found = f"`data_dir={data_dir}` is for published data sets, and {name} is a path"
             raise UsageError(f"{found}: leave it out")
-        return user_data.load(name, validation, test, seed, report)
+        return user_data.load(name, validation, test, seed, report, **table)
     if os.path.splitext(name)[1] or os.path.basename(name) != name:
         raise UsageError(f"no such file: {name}: give the path of your data (`data`)")
     found = f"{name!r} is neither a data set nor a path{suggestion(name, LOADERS)}"

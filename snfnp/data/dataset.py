@@ -21,6 +21,7 @@ class Dataset:
         train, validation, test: images, uint8 (N, H, W, C) or (N, H, W), values 0 to 255; or rows
             of floats, (N, D), in any units. They are kept read-only, (N, H, W) as (N, H, W, 1).
         source: where they came from, in words.
+        columns: the names of the columns of rows, if they have names.
         is_sample: true for a small part of a published data set or a substitute for one, whose
             results cannot be compared with published ones.
 
@@ -35,6 +36,7 @@ class Dataset:
     test: np.ndarray | StoredArray
     source: str = "arrays in memory"
     is_sample: bool = False
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for split in SPLITS:

@@ -1,25 +1,139 @@
-"""Tables of numbers in text files: .csv."""
+"""Tables of numbers in text files, .csv: rows, and the names of their columns."""
 
+import csv
 import io
-import warnings
-from functools import partial
+import re
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from snfnp.errors import UsageError, printable
 
-def read_table(place: Path) -> np.ndarray:
-    """The numbers in a table (N, D), with a line of names above them or without."""
-    content = place.read_text(encoding="utf-8-sig")
+INCOMPLETE = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # cells without a number
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_COMMA = re.compile(r"[+-]?\d+,\d+")  # 1,5 where columns are separated by something else
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+")
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: (N, D) float64; names: of the columns, or None if the file has none."""
+
+    rows: np.ndarray
+    names: tuple[str, ...] | None = None
+
+    def in_order(self, names: tuple[str, ...] | None, where: str, report: Callable) -> np.ndarray:
+        """The rows with the columns in the order of `names`, if both have names; report: gets a
+        line if the order was another. Raises UsageError for other names."""
+        if names is None or self.names is None or self.names == names:
+            return self.rows
+        if missing := [name for name in names if name not in self.names]:
+            found = f"{where} lacks the column {missing[0]!r} of the training rows"
+            raise UsageError(f"{found}: it has {', '.join(self.names)[:200]}")
+        report(f"{where}: columns are taken by name, {', '.join(names)[:200]}")
+        return self.rows[:, [self.names.index(name) for name in names]]
+
+
+def read_table(
+    place: Path,
+    report: Callable[[str], None],
+    header: bool | None = None,
+    columns: str | None = None,
+    drop_incomplete: bool = False,
+) -> Table:
+    """Read a table of numbers.
+
+    Args:
+        place: the file: UTF-8, or UTF-16 with a byte-order mark; columns separated by commas,
+            semicolons or tabs.
+        report: gets a line on what is left out or looks like a mistake.
+        header: whether line 1 has names; None: if no cell of it is a number.
+        columns: names of columns, or their numbers from 0, separated by commas; None: all.
+        drop_incomplete: leave rows out that have a cell without a number.
+
+    Raises:
+        UsageError: a cell is no number, with its line and column; or a row has other cells.
+    """
+    content, where = _text(place), printable(str(place))
     delimiter = max(",;\t", key=content.partition("\n")[0].count)
-    read = partial(np.loadtxt, delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
-    with warnings.catch_warnings(action="ignore"):  # of a table without rows
-        try:
-            table = read(io.StringIO(content))
-        except ValueError as error:
-            if "at row 0," not in str(error):
-                raise
-            table = read(io.StringIO(content), skiprows=1)
-    if table.size == 0:
-        raise ValueError("it has no rows of numbers")
-    return table
+    lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+    first = next(filter(None, lines), [])
+    if header is None:
+        header = not any(_NUMBER.fullmatch(cell.strip()) for cell in first)
+    names = tuple(cell.strip() for cell in first) if header else None
+    if names and (twice := [name for name in names if names.count(name) > 1]):
+        raise UsageError(f"{where}: several columns are called {twice[0]!r}: rename them")
+    labels = names or tuple(map(str, range(len(first))))
+    taken = _taken(columns, labels, where)
+    commas = delimiter != "," and _has_decimal_commas(content, delimiter)
+    if not header:  # line 1 is a row
+        lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+    numbers, dropped = array("d"), 0
+    for cells in filter(None, lines):
+        at = f"{where}, line {lines.line_num}"
+        if len(cells) != len(labels):
+            found = f"{at}: {len(cells)} cells, and {len(labels)} in line 1"
+            raise UsageError(f"{found}: give every row as many; decimals need a point")
+        row = [cells[each].strip() for each in taken]
+        row = [cell.replace(",", ".") for cell in row] if commas else row
+        wrong = [place for place, cell in enumerate(row) if not _NUMBER.fullmatch(cell)]
+        incomplete = any(row[place].lower() in INCOMPLETE for place in wrong)
+        if not wrong:
+            numbers.extend(map(float, row))
+        elif incomplete and drop_incomplete:
+            dropped += 1
+        else:
+            raise UsageError(_problem(f"{at}, column {labels[taken[wrong[0]]]!r}", row[wrong[0]]))
+    rows = np.frombuffer(numbers, np.float64).reshape(-1, max(1, len(taken)))
+    if not len(rows):
+        raise UsageError(f"{where} has no rows of numbers: check the file")
+    if dropped:
+        report(f"{where}: {dropped} of {len(rows) + dropped} rows are incomplete and left out")
+    counts = labels[taken[0]] in ("", "0", "Unnamed: 0", "rownames") and len(rows) > 2
+    if counts and rows[0, 0] in (0, 1) and (np.diff(rows[:, 0]) == 1).all():
+        rest = ",".join(labels[each] for each in taken[1:])[:200]
+        report(f"{where}: the first column only counts the rows: `columns={rest}` leaves it out")
+    return Table(rows, names and tuple(names[each] for each in taken))
+
+
+def _text(place: Path) -> str:
+    content = place.read_bytes()
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"{printable(str(place))}, line {line}"
+        raise UsageError(f"{where}: no UTF-8 text: save it as UTF-8") from None
+
+
+def _taken(columns: str | None, labels: Sequence[str], where: str) -> list[int]:
+    """The places of the columns that are asked for."""
+    if columns is None:
+        return list(range(len(labels)))
+    asked = [name.strip() for name in columns.split(",")]
+    if unknown := [name for name in asked if name not in labels]:
+        found = f"{where} has no column {unknown[0]!r}"
+        raise UsageError(f"{found}: `columns` can be {', '.join(labels)[:200]}")
+    return [labels.index(name) for name in asked]
+
+
+def _has_decimal_commas(content: str, delimiter: str) -> bool:
+    """Whether numbers have decimal commas: some have another count of digits behind the comma than
+    3, which could be thousands."""
+    cells = re.split(rf'[{delimiter}\r\n"]', content)
+    found = [cell.strip() for cell in cells if _COMMA.fullmatch(cell.strip())]
+    return any(len(cell.partition(",")[2]) != 3 for cell in found)
+
+
+def _problem(where: str, cell: str) -> str:
+    if cell.lower() in INCOMPLETE:
+        what = f"has {cell!r}" if cell else "is empty"
+        return f"{where} {what}: fill it in, or leave such rows out with `drop_incomplete`"
+    found = f"{where} has {printable(cell)[:40]!r}"
+    if _THOUSANDS.fullmatch(cell) or _COMMA.fullmatch(cell):
+        return f"{found}: write numbers with a decimal point, without separators of thousands"
+    return f"{found}, which is no number: choose columns of numbers with `columns`"

@@ -13,7 +13,7 @@ from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.data.npy import open_array
 from snfnp.data.published import print_to_stderr
 from snfnp.data.reading import readable
-from snfnp.data.table import read_table
+from snfnp.data.table import Table, read_table
 from snfnp.errors import UsageError, printable
 from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, selected, with_channels
 from snfnp.paths import open_regular
@@ -27,6 +27,7 @@ def load(
     test=None,
     seed: int = 0,
     report: Callable[[str], None] = print_to_stderr,
+    **table,
 ) -> Dataset:
     """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
@@ -34,7 +35,8 @@ def load(
     the data name their splits. A .npy file is read as it is needed. Raises UsageError for anything
     else.
     """
-    splits, fractions, named = _read(path, report), {}, isinstance(path, str)
+    (splits, columns), named = _read(path, report, table), isinstance(path, str)
+    fractions: dict[str, float] = {}
     name = Path(path).stem if named else "array"
     path = printable(path) if named else "arrays in memory"
     for split, given in (("validation", validation), ("test", test)):
@@ -45,8 +47,7 @@ def load(
         try:
             fractions[split] = float(HELD_OUT if given is None else given)
         except (ValueError, TypeError):
-            others = _read(given, report)
-            splits[split] = others.get(split, others["train"])
+            splits[split] = _chosen(given, split, columns, report, table)
             continue
         if not 0 < fractions[split] < 1:
             raise UsageError(f"`{split}` is {given}: give a fraction between 0 and 1, or a path")
@@ -61,22 +62,34 @@ def load(
         for split, count in {**counts, "train": left}.items():
             places, first = np.sort(order[first : first + count]), first + count
             splits[split] = selected(train, places)
-    return Dataset(name, **splits, source=path)
+    return Dataset(name, **splits, source=path, columns=columns)
 
 
-def whole(path: str) -> np.ndarray | StoredArray:
+def whole(path: str, columns: tuple[str, ...] | None = None) -> np.ndarray | StoredArray:
     """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
-    Raises UsageError for anything else."""
-    splits = _read(path, print_to_stderr)
-    return splits.get("test", splits["train"])
+    columns: their names, if rows are to have those, in this order. Raises UsageError for anything
+    else."""
+    table = {"columns": columns and ",".join(columns)} if path.lower().endswith(".csv") else {}
+    return _chosen(path, "test", columns, print_to_stderr, table)
 
 
-def _read(path, report: Callable[[str], None]) -> dict:
-    """{split: array} at a path; a single array is "train"."""
+def _chosen(path, split: str, columns, report, table: dict) -> np.ndarray | StoredArray:
+    """A split at a path, or all that is there; rows of a table with `columns` in this order."""
+    splits, names = _read(path, report, table)
+    found = splits.get(split, splits["train"])
+    if names is None or not isinstance(found, np.ndarray):
+        return found
+    return Table(found, names).in_order(columns, printable(str(path)), report)
+
+
+def _read(path, report: Callable[[str], None], table: dict) -> tuple[dict, tuple | None]:
+    """{split: array} at a path, where a single array is "train", and the names of a table's
+    columns. table: how it is read, see `read_table`."""
+    columns = None
     if not isinstance(path, str):
         with readable("the array"):
             array = path if isinstance(path, np.ndarray) else np.asarray(path)
-        return {"train": _required(_unmapped(array), "the array")}
+        return {"train": _required(_unmapped(array), "the array")}, None
     place = Path(path)
     suffix = place.suffix.lower()
     if not os.path.lexists(path):
@@ -92,12 +105,15 @@ def _read(path, report: Callable[[str], None]) -> dict:
     elif suffix == ".csv":
         with readable(path):
             os.close(open_regular(path, follow=True))
-            splits = {"train": read_table(place)}
+            found = read_table(place, report, **table)
+            splits, columns = {"train": found.rows}, found.names
     else:
         raise UsageError(f"{path}: give a .npy, .npz or .csv file, or a folder of images")
     if "train" not in splits or not splits.keys() <= set(SPLITS):
         raise UsageError(_no_splits(path, splits))
-    return {split: _required(array, f"{path} ({split})") for split, array in splits.items()}
+    if table_given := [name for name, value in table.items() if value] if suffix != ".csv" else []:
+        raise UsageError(f"`{table_given[0]}` is for .csv files, and {path} is none: leave it out")
+    return {k: _required(array, f"{path} ({k})") for k, array in splits.items()}, columns
 
 
 def _no_splits(path: str, names) -> str:

@@ -134,10 +134,13 @@ def save_points(path: Path, panels: dict, title: str, data=()) -> None:
 
 
 @_quiet()
-def save_view(path: Path, view: View, title: str) -> None:
-    """A view of the plane: density, samples, the bent grid, and the data as latents."""
+def save_view(path: Path, view: View, title: str, columns=None) -> None:
+    """A view of the plane: density, samples, the bent grid, and the data as latents. columns: the
+    names of the two axes."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
     _draw_view(figure, view, title, view)
+    for axis in figure.axes[:3] if columns else ():
+        axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
     _save(figure, path)
 
 

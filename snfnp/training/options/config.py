@@ -110,7 +110,8 @@ class TrainConfig(
 
     def splits_of(self, data: str) -> dict:
         """The other arguments of `load_dataset` for a name or path of data."""
-        own = {name: getattr(self, name) for name in ("validation", "test", "seed")}
+        names = ("validation", "test", "seed", "header", "columns", "drop_incomplete")
+        own = {name: getattr(self, name) for name in names}
         return {} if data in DATA_SETS else own
 
     def located(self) -> TrainConfig:

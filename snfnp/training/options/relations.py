@@ -52,6 +52,7 @@ LEARNS = Need(lambda c: c.rule.learns_inverse, "`gradient=self-normalizing`")
 FREE_LAMBDA = (LEARNS, _is("objective", "mixture", "forward"))  # else σ decides λ
 _VARIATIONAL = _is("objective", "variational")
 _CONTROLLED = _is("lambda_control", "geco")
+_CSV = Need(lambda c: str(c.data).lower().endswith(".csv"), "`data=PATH` of a .csv file")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _GPU = _is("backend", "cupy")
 _VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
@@ -172,6 +173,9 @@ _RELATIONS = {
     **dict.fromkeys(
         ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
     ),
+    "header": Relation((_CSV,), words="if no cell of line 1 is a number"),
+    "columns": Relation((_CSV,), words="all"),
+    "drop_incomplete": Relation((_CSV,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data in _AUGMENTED, f"on for {', '.join(_AUGMENTED)} only"),

@@ -44,6 +44,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             "is_sample": dataset.is_sample,
             "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
             "shape": list(dataset.train.shape[1:]),
+            **({"columns": list(dataset.columns)} if dataset.columns else {}),
             **({"moments": [each.tolist() for each in moments]} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },

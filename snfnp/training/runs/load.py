@@ -68,6 +68,13 @@ class LoadedRun:
         """(H, W, C) of the images that it was trained on, or (D,) of rows."""
         return self.folder.data(self.record)[1]
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the columns of the rows that it was trained on, if they had names."""
+        names = self.record["data"].get("columns")
+        sound = isinstance(names, list) and len(names) == self.image_shape[0]
+        return tuple(map(str, names)) if sound else None
+
 
 def load_run(
     path: str | Path,

@@ -1,0 +1,121 @@
+"""Tables in .csv files: names, numbers as people write them, and one line for everything else; and
+names from a file to samples."""
+
+import json
+
+import numpy as np
+import pytest
+from support.messages import one_line
+
+from snfnp.cli import sample, score, train
+from snfnp.data.table import read_table
+from snfnp.errors import UsageError
+
+SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function (text, …) -> (rows as lists, names, lines that were reported)."""
+
+    def read(text, encoding="utf-8", **how):
+        path, said = tmp_path / "t.csv", []
+        path.write_bytes(text.encode(encoding))
+        table = read_table(path, said.append, **how)
+        return table.rows.tolist(), table.names, said
+
+    return read
+
+
+TWO = [[1.0, 2.0], [3.0, 4.5]]
+
+
+@pytest.mark.parametrize(
+    "text, encoding, how, names",
+    [
+        ("a,b\n1,2\n3,4.5\n", "utf-8", {}, ("a", "b")),
+        ("1,2\r\n\r\n3,4.5", "utf-8", {}, None),
+        ("7,8\n1,2\n3,4.5\n", "utf-8", {"header": True}, ("7", "8")),
+        ("a;b\n1;2\n3;4,5\n", "utf-8-sig", {}, ("a", "b")),
+        ("ä\tb\n1\t2\n3\t4.5\n", "utf-16", {}, ("ä", "b")),
+        ('"x, y","z"\n"1","2"\n3, +.45e1\n', "utf-8", {}, ("x, y", "z")),
+        ("b,word,a\n2,x,1\n4.5,y,3\n", "utf-8", {"columns": "a, b"}, ("a", "b")),
+        ("1,x,2\n3,y,4.5\n", "utf-8", {"columns": "0,2"}, None),
+        ("a,b\n1,2\nNA,3\n,\n3,4.5\n", "utf-8", {"drop_incomplete": True}, ("a", "b")),
+    ],
+)
+def test_rows_and_names_are_read(text, encoding, how, names, read):
+    rows, found, said = read(text, encoding, **how)
+    assert rows == TWO and found == names
+    dropped = ["2 of 4 rows are incomplete and left out"] if "drop_incomplete" in how else []
+    assert [line.partition(": ")[2] for line in said] == dropped
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("NA,1,2\n1,2,3\n", "t.csv, line 1, column '0' has 'NA': fill it in, or leave such rows"),
+        (",x\n1,2\n1,\n", "line 3, column 'x' is empty: fill it in"),
+        ("1_000,2\n1,2\n", "line 1, column '0' has '1_000', which is no number"),
+        ('a,b\n"1,234",2\n', "line 2, column 'a' has '1,234': write numbers with a decimal point"),
+        (
+            "a;b\n1.234,5;2\n",
+            "line 2, column 'a' has '1.234,5': write numbers with a decimal point",
+        ),
+        ("a;b\n1,234;2\n", "line 2, column 'a' has '1,234': write numbers with a decimal point"),
+        ("a,b\n1,5,2,5\n", "line 2: 4 cells, and 2 in line 1: give every row as many"),
+        ("a,a\n1,2\n", "several columns are called 'a': rename them"),
+        ("a\n2024-01-01\n", "line 2, column 'a' has '2024-01-01', which is no number"),
+    ],
+)
+def test_what_is_no_number_is_named_by_line_and_column(text, problem, read):
+    with one_line(UsageError, problem):
+        read(text)
+
+
+def test_other_errors_are_a_line(read):
+    with one_line(UsageError, "t.csv, line 2: no UTF-8 text: save it as UTF-8"):
+        read("a\n1,é\n", "latin-1")
+    with one_line(UsageError, "t.csv has no column 'c': `columns` can be a, b"):
+        read("a,b\n1,2\n", columns="a,c")
+
+
+@pytest.mark.parametrize("name, starts", [("", 0), ("Unnamed: 0", 0), ("rownames", 1)])
+def test_a_column_that_counts_the_rows_gets_a_word(name, starts, read):
+    counting = "\n".join(f"{k + starts},{k % 2},3" for k in range(5))
+    (line,) = read(f"{name},x,y\n{counting}\n")[2]
+    assert "the first column only counts the rows: `columns=x,y` leaves it out" in line
+    assert not read(f"age,x,y\n{counting}\n")[2]
+
+
+def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, capsys):
+    """Other files have their columns by name, in any order; without a name there is an error."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal((5.0, -300.0), (0.1, 40.0), (200, 2))
+
+    def write(name, columns, header):
+        path = tmp_path / name
+        how = {"delimiter": ",", "header": header, "comments": "", "fmt": "%.17g"}
+        np.savetxt(path, rows[:, columns], **how)
+        return str(path)
+
+    mine, turned = write("mine.csv", [0, 1], "a,b"), write("turned.csv", [1, 0], "b,a")
+    other = write("other.csv", [0, 1], "a,c")
+    out = tmp_path / "run"
+    train.main([mine, *SHORT, "--test", turned, "--out", str(out)])
+    assert f"{turned}: columns are taken by name, a, b" in capsys.readouterr().err
+    record = json.loads((out / "config.json").read_text())
+    assert record["data"]["columns"] == ["a", "b"]
+    sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.csv")])
+    drawn = read_table(tmp_path / "s.csv", print)
+    assert drawn.names == ("a", "b") and drawn.rows.shape == (5, 2)
+    sample.main([str(out), "--count", "5", "--out", str(tmp_path / "s.npy")])
+    np.testing.assert_array_equal(drawn.rows, np.load(tmp_path / "s.npy"))
+    for data in (mine, turned):
+        score.main([str(out), data])
+    scores = [(out / f"score-{name}.csv").read_text() for name in ("mine", "turned")]
+    assert scores[0] == scores[1]
+    for data, command in ((other, score.main), (other, train.main)):
+        with one_line(UsageError, "column"):
+            argv = [str(out), data] if command is score.main else [mine, *SHORT, "--test", data]
+            command(argv)
