@@ -1,15 +1,13 @@
 """The derivations keep their word: equations, headings, code, tests and links that they point at.
 
 The checks are functions that return a list of problems, so that they can be tried on broken text.
-Whether the formulas hold is checked by the pages themselves: pytest runs their `>>>` blocks. The
-last section holds what the index needs and no other file tests.
+Whether the formulas hold is checked by the pages themselves: pytest runs their `>>>` blocks.
 """
 
 import re
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from method import NOTEBOOKS
 from pages import (
@@ -28,17 +26,6 @@ from pages import (
     sections,
     source_of,
 )
-from support.gradients import layer_backward, moved
-from support.trainers import make_trainer
-
-from snfnp.flow import Flow
-from snfnp.gradcheck import GradientError, central_difference, check_gradient
-from snfnp.layers import ActNorm, Linear, SmoothLeakyReLU
-from snfnp.likelihood import TRAINING_NOISE
-from snfnp.maps import Conv2d, Dense
-from snfnp.ops import RandomKey
-from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.batches import Repeated
 
 PAGES = sorted(DERIVATIONS.glob("*.md"))
 
@@ -378,136 +365,3 @@ def test_cited_reads_numbers_lists_and_ranges():
     assert cited("Eqs. 17, 19 and 20, and then 3 more") == {17, 19, 20}
     assert cited("Eq. 9 and Eq. 18, 2 of them") == {9, 18}
     assert cited("equation 7, Eq 7, sEq. 7") == set()
-
-
-# ---------------------------------------------------------------- what no other file tests
-
-
-def log_normal(z):
-    """log N(z; 0, I) per row."""
-    return -0.5 * np.sum(z * z, axis=1) - 0.5 * z.shape[1] * np.log(2 * np.pi)
-
-
-def test_log_determinants_add_up_to_that_of_the_whole_jacobian(ops):
-    """Eq. 6: ldj of `Flow.forward`, and the data-independent log-determinants."""
-    d, rng = 4, np.random.default_rng(6)
-    names = ("actnorm", "dense1", "activation1", "dense2", "activation2")
-    layers = (ActNorm(), *(Linear(Dense(d), Exact()), SmoothLeakyReLU(0.3)) * 2)
-    flow = Flow((d,), tuple(zip(names, layers, strict=True)))
-    params, x = moved(flow.init(0), rng, 0.3), rng.standard_normal((3, d))
-
-    def whole(flow):
-        (z,), ldj, _ = flow.forward(ops, params, x)
-        return z, ldj + sum(flow.log_dets(ops, params).values())
-
-    columns = [
-        central_difference(lambda v: flow.forward(ops, params, v)[0][0], x, e[None, :], 1e-2)
-        for e in np.eye(d)
-    ]
-    expected = np.linalg.slogdet(np.stack(columns, axis=2))[1]
-    np.testing.assert_allclose(whole(flow)[1], expected, rtol=0, atol=1e-9)
-    for name, layer in flow.layers:  # without any one of them the sum would be another
-        assert np.abs(whole(Flow((d,), ((name, layer),)))[1]).min() > 1e-2, name
-
-
-def plain_mixture(p, x, inverses):
-    """log p^f (or p^g, through the inverses of R) of the two-layer flow, averaged over the rows."""
-    total, h = 0.0, x
-    for name in ("dense1", "dense2"):
-        w = np.linalg.inv(p[name]["R"]) if inverses else p[name]["W"]
-        h = h @ w.T + p[name]["b"]
-        total += np.linalg.slogdet(w)[1]
-        if name == "dense1":
-            total += np.mean(np.sum(np.log(0.3 + 0.7 / (1 + np.exp(-h))), axis=1))
-            h = 0.3 * h + 0.7 * np.logaddexp(0, h)
-    return float(total + np.mean(log_normal(h)))
-
-
-def test_a_training_step_has_the_gradient_of_eq_3(ops):
-    """What `Trainer` hands to Adam, for several images, by central differences of plain formulas.
-
-    With R_k = W_k⁻¹ it is the gradient of both densities and λ adds nothing; with another R_k, λ
-    adds the gradient of −λ Σ_k ‖R_k W_k h_k − h_k‖² with the inputs h_k held constant.
-    """
-    d, rng = 4, np.random.default_rng(3)
-    dense = Linear(Dense(d))
-    layers = (("dense1", dense), ("activation1", SmoothLeakyReLU(0.3)), ("dense2", dense))
-    images, lam = rng.integers(64, 192, (5, d)).astype(np.uint8), 0.7  # logits of size 1
-    trainer = make_trainer(ops, flow=Flow((d,), layers), dtype="float64")
-    key = RandomKey(trainer.config.seed, TRAINING_NOISE, 0)
-    x, _ = trainer.flow.encode(ops, images, key, np.float64)
-
-    def gradients(params, lam):
-        for name, named in params.items():
-            for parameter, value in named.items():
-                trainer.params[name][parameter][...] = value
-        trainer.step, trainer.lam = 0, lam
-        trainer.training_step(Repeated(images))
-        return {layer: {k: v.copy() for k, v in g.items()} for layer, g in trainer.grads.items()}
-
-    def check(objective, params, grads, name, parameter):
-        def moved_to(v):
-            return objective({**params, name: {**params[name], parameter: v}})
-
-        point, gradient = params[name][parameter], grads[name][parameter]
-        check_gradient(moved_to, point, gradient, rng=rng, h=2e-3)
-        with pytest.raises(GradientError):  # not averaged over the batch
-            check_gradient(moved_to, point, len(x) * gradient, rng=rng, h=2e-3)
-
-    params = {name: moved(p, rng, 0.2) for name, p in trainer.flow.init(0).items()}
-    exactly = {name: {**p, "R": np.linalg.inv(p["W"])} if p else p for name, p in params.items()}
-    grads = gradients(exactly, lam)
-
-    def mixture(p):
-        return 0.5 * plain_mixture(p, x, False) + 0.5 * plain_mixture(p, x, True)
-
-    for name in ("dense1", "dense2"):
-        for parameter in ("W", "R", "b"):
-            check(mixture, exactly, grads, name, parameter)
-
-    a = x @ params["dense1"]["W"].T + params["dense1"]["b"]
-    inputs = {"dense1": x, "dense2": 0.3 * a + 0.7 * np.logaddexp(0, a)}  # h_k, held constant
-
-    def penalty(p):
-        errors = (h @ (p[k]["R"] @ p[k]["W"] - np.eye(d)).T for k, h in inputs.items())
-        return float(-lam * sum(np.mean(np.sum(e * e, axis=1)) for e in errors))
-
-    with_penalty, without = gradients(params, lam), gradients(params, 0.0)
-    for name in ("dense1", "dense2"):
-        of_penalty = {k: with_penalty[name][k] - without[name][k] for k in ("W", "R")}
-        for parameter in ("W", "R"):
-            check(penalty, params, {name: of_penalty}, name, parameter)
-        np.testing.assert_array_equal(with_penalty[name]["b"], without[name]["b"])
-
-
-def test_the_update_of_a_convolution_by_its_written_out_matrices(ops):
-    """Eqs. 15 and 16 with data, ½ and the reconstruction error: T(w), T(r) and sums over the places
-    of each kernel element, by loops and without the package."""
-    height, width, channels, lam = 4, 3, 2, 0.7
-    shape, d = (height, width, channels), height * width * channels
-    rng = np.random.default_rng(15)
-    f = Conv2d((3, 3), channels)
-    w, r = rng.standard_normal((2, *f.weight_shape))
-    x, dz = rng.standard_normal((2, 5, *shape))
-    dldj = rng.standard_normal(5)
-
-    places = np.zeros((*f.weight_shape, d, d))  # U_i: 1 where element i stands in T
-    index = np.arange(d).reshape(shape)
-    for u, v, a, b in np.ndindex(height, width, 3, 3):
-        if 0 <= u + a - 1 < height and 0 <= v + b - 1 < width:
-            for i, o in np.ndindex(channels, channels):
-                places[a, b, i, o, index[u, v, o], index[u + a - 1, v + b - 1, i]] = 1
-    t_w, t_r = (np.tensordot(k, places, axes=4) for k in (w, r))
-    rows, deltas = x.reshape(5, d), dz.reshape(5, d)
-    z, error = rows @ t_w.T, rows @ (t_r @ t_w - np.eye(d)).T
-    eq_15 = 0.5 * (deltas.T @ rows + dldj.sum() * t_r.T) - 2 * lam / 5 * (error @ t_r).T @ rows
-    eq_16 = -0.5 * ((deltas @ t_w).T @ z + dldj.sum() * t_w.T) - 2 * lam / 5 * error.T @ z
-
-    layer, p = Linear(f, SelfNormalizing(), bias=False), {"W": w, "R": r}
-    _, _, cache = layer.forward(ops, p, x)
-    _, grads, _ = layer_backward(ops, layer, p, cache, dz, dldj=dldj, lam=lam)
-    for name, matrix in (("W", eq_15), ("R", eq_16)):
-        expected = np.einsum("abioxy,xy->abio", places, matrix)
-        np.testing.assert_allclose(grads[name], expected, rtol=0, atol=1e-11)
-        transposed = np.einsum("abioxy,yx->abio", places, matrix)
-        assert np.abs(transposed - expected).max() > 1
