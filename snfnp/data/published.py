@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from snfnp import paths
@@ -130,7 +131,7 @@ def _download(published: Published, key: str, folder: Path) -> str:
     pooch.get_logger().setLevel("WARNING")
     name, failures = published.names[key], []
     limits = {"chunk_size": 1 << 16, "timeout": (5.0, 15.0)}  # seconds to connect; without a byte
-    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
+    fetch: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **limits)
     for mirror in published.mirrors:
         host, known = urlsplit(mirror).netloc, f"md5:{published.md5[key]}"
         try:

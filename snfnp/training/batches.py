@@ -1,6 +1,7 @@
 """The training images of each step: shuffled, gathered, and changed at random if asked to."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,8 @@ class Given:
     """
 
     def __init__(self, images_of: Callable, whole: Callable | None = None):
-        self._images_of, self.whole, self._staged = images_of, whole or images_of, None
+        self._images_of, self.whole = images_of, whole or images_of
+        self._staged: Any = None
 
     def __call__(self, step: int):
         return self._images_of(step)

@@ -38,7 +38,8 @@ class SmallestSecondMoment:
 
     def __init__(self, ops, f, images: int):
         self._ops, self._map, self._images = ops, f, images
-        self._to_fit = self._to_hold = None
+        self._to_fit: int | None = None
+        self._to_hold = 0
         self._fitted: tuple = (0.0, 0)  # Σ r rᵀ, rows
         self._held: tuple = (0.0, 0)
         self._directions = None

@@ -3,6 +3,8 @@
 Derivation: derivations/20-lambda-controllers.md.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -15,10 +17,11 @@ class TrainingState:
     slices of a batch add up in each step. The trainer sets values and sums.
     """
 
-    key: tuple[str, str] | None = None
+    key: Any = None
     initial = np.zeros(0)
     terms = 0
-    values = sums = None
+    values: Any = None
+    sums: Any = None
 
     def renew(self, trainer, batches) -> None:
         """Re-estimate what depends on activations, before a step (see `Trainer.training_step`)."""
