@@ -26,7 +26,7 @@ SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of one's own photographs. Nothing but `data="mnist"` can be said of them so far."""
+    """A run of the user's own photographs."""
     path, own = tmp_path_factory.mktemp("runs") / "run", replace(SAME, name="photographs")
     return run_training(path, own, backend="numpy")[0].path
 
@@ -41,7 +41,7 @@ def said(monkeypatch, capsys):
     """Lines that a command prints that finds this data, or that are reported of more training."""
 
     def look(way, path, dataset, *options):
-        monkeypatch.setattr(shared, "load_dataset", lambda name, folder: dataset)
+        monkeypatch.setattr(shared, "load_dataset", lambda name, folder, **splits: dataset)
         lines = []
         if way == "resume":
             snfnp.resume(path, dataset=dataset, epochs=4, report=lines.append)
@@ -63,7 +63,7 @@ def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
 @pytest.mark.parametrize("way, split", [(way, split) for way in SEES for split in SEES[way]])
 def test_other_images_are_refused(way, split, photographs, said):
     others = "" if way == "resume" else ", or others of its shape to look at,"
-    advice = f"give the same data{others} with `data_dir` (dataset= in Python)"
+    advice = f"give the same data{others} with `data` (dataset= in Python)"
     with pytest.raises(UsageError) as caught:
         said(way, photographs, OTHERS[split])
     assert str(caught.value) == f"{refusal(photographs)}: {advice}"
@@ -93,7 +93,9 @@ def test_an_earlier_versions_run_is_said_not_to_be_checked(way, photographs, sai
     folder, record = RunFolder.open(photographs)
     del record["data"]["sha256"], record["data"]["name"]
     folder.write_config(record)
-    with pytest.raises(UsageError, match=r"mnist from random images, found others: \[90, 30, 20\]"):
+    with pytest.raises(
+        UsageError, match=r"photographs from random images, found others: \[90, 30, 20\]"
+    ):
         said(way, photographs, FEWER)
     unknown = "whether these are the same images cannot be checked"
     line = f"{photographs} has no SHA-256 of its images (an earlier version's): {unknown}"

@@ -73,11 +73,8 @@ def labels(runs: list[ComparedRun]) -> list[str]:
             shown = f"{value:g}" if isinstance(value, float) else value
             parts.append(in_flags(f"`{option.name}={shown}`"))
     joined = [printable(" ".join(parts)) for parts in names]
-    return (
-        joined
-        if all(joined) and len(set(joined)) == len(joined)
-        else [str(run.path) for run in runs]
-    )
+    apart = all(joined) and len(set(joined)) == len(joined)
+    return joined if apart else [str(run.path) for run in runs]
 
 
 def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
