@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ class Loop:
 
     def evaluate(self) -> bool:
         """Evaluate, and keep the best. True if a callback asks for the end."""
-        record = self.measure()
+        record: Any = self.measure()
         if math.isfinite(record.nll) and (self.best is None or record.nll < self.best.nll):
             record = self.best = replace(record, best=True)
         self.keep(record)
@@ -177,7 +178,8 @@ class RunLoop(Loop):
         super().__init__(trainer, batches, **how)
         self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
-        self.append, self._requests = silent, 0
+        self.append: Callable[[dict], None] = silent
+        self._requests = 0
 
     def warm_up(self, choose: bool) -> str:
         """Let everything be compiled and recorded before a clock runs, and threads be chosen: a
@@ -250,7 +252,8 @@ class RunLoop(Loop):
 
     def summarise(self) -> dict:
         """The test likelihood at the best validation epoch, reported and in summary.json."""
-        run, trainer, dataset, best = self.folder, self.trainer, self.dataset, self.best
+        run, trainer, dataset = self.folder, self.trainer, self.dataset
+        best: Any = self.best
 
         def load_best():
             saved = load_checkpoint(run.best, trainer.layout, run.open(run.path)[1])

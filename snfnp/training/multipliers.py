@@ -8,6 +8,8 @@ import numpy as np
 from snfnp.ops.step.control import Row
 from snfnp.training.state import TrainingState
 
+_KEY = "control", "rows"
+
 
 class Multipliers(TrainingState):
     """A fixed λ. layers: the names of those that learn their inverse, in the flow's order."""
@@ -31,7 +33,7 @@ class Multipliers(TrainingState):
 class ControlledMultipliers(Multipliers):
     """The λ of every layer that learns its inverse, and its control."""
 
-    key = ("control", "rows")
+    key = _KEY
 
     def __init__(self, ops, flow, config):
         super().__init__(flow, config.lam)
@@ -77,6 +79,5 @@ class ControlledMultipliers(Multipliers):
 
 def controlled_lambda(checkpoint, flow) -> dict[str, float]:
     """{layer: λ} of a checkpoint of a run whose λ is controlled."""
-    layer, name = ControlledMultipliers.key
-    rows = checkpoint.state_layout.views(checkpoint.state)[layer][name]
+    rows = checkpoint.state_layout.views(checkpoint.state)[_KEY[0]][_KEY[1]]
     return dict(zip(flow.learned_inverses(), rows[Row.LAM].tolist(), strict=True))

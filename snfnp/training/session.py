@@ -1,4 +1,4 @@
-"""A run from its options to its summary: `start` a new one, `resume` one from its folder."""
+"""A run from its options: `fit` starts one, `resume` goes on with one in its folder."""
 
 import io
 import shutil
@@ -6,8 +6,11 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from snfnp.data import Dataset, load_dataset, require_dataset, user_data
 from snfnp.errors import SnfnpError, UsageError
@@ -22,9 +25,8 @@ from snfnp.training.runs.load import LoadedRun, load_run
 _EVALUATIONS = 50  # in a run of `fit`, about
 
 
-@dataclass(frozen=True)
-class Session:
-    """A run that is ready to be trained, and whose folder is locked.
+class Session(NamedTuple):
+    """A run that is ready to be trained, in a locked folder: arguments of `train`.
 
     config: resolved; goes_on: False for a new run, True from the last checkpoint, "best" from the
     best one; world: the ranks that train together.
@@ -37,13 +39,6 @@ class Session:
     goes_on: bool | str
     world: Communicator
 
-    def train(
-        self, report: Callable[[str], None] | None = print, optimiser=None, callbacks=()
-    ) -> dict:
-        """Train to the end; the summary, as `snfnp.train` returns it."""
-        how = (self.ops, self.folder, self.goes_on, report, self.world, optimiser)
-        return train(self.config, self.dataset, *how, callbacks=callbacks)
-
 
 @contextmanager
 def started(
@@ -51,9 +46,8 @@ def started(
 ) -> Iterator[Session]:
     """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
     config, dataset, ops = _prepare(config, dataset, world)
-    _ = config.build_flow(
-        dataset.train.shape[1:], dataset.moments
-    ).layout  # raises before a folder is made
+    flow = config.build_flow(dataset.train.shape[1:], dataset.moments)
+    _ = flow.layout  # raises before a folder is made
     path = world.broadcast(path_of(config))
     folder = RunFolder(path)
     with ExitStack() as held:
@@ -71,23 +65,21 @@ def resumed(
     path: Path,
     changes: dict,
     rollback: bool = False,
-    keep_longer: bool = False,
+    never_shorten: bool = False,
     dataset: Dataset | None = None,
     world: Communicator = SINGLE_PROCESS,
     trust: bool = False,
 ) -> Iterator[Session]:
-    """The run in a folder, which goes on; see `resume`. keep_longer: `epochs` in `changes` are
+    """The run in a folder, which goes on; see `resume`. never_shorten: `epochs` in `changes` are
     ignored if they are fewer than the run's own."""
     require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
     with ExitStack() as held:
 
         def opened() -> tuple[TrainConfig, str | None]:
-            _, record = folder.open(
-                path, trust
-            )  # raises before a folder that is no run's gets a lock
+            _, record = folder.open(path, trust)  # raises before a folder of another kind is locked
             held.enter_context(folder.lock)
-            config = folder.resumed_config({**changes, "out": path}, rollback, keep_longer)
+            config = folder.resumed_config({**changes, "out": path}, rollback, never_shorten)
             return config, None if "data" in changes else folder.data_name(record, config.data_dir)
 
         config, name = world.on_rank_zero(opened)
@@ -104,48 +96,66 @@ def resume(
     optimiser=None,
     callbacks: Callbacks = (),
     trust: bool = False,
-    **changes,
+    **changes: Any,
 ) -> dict:
-    """Go on with the run in a folder, and return what `snfnp.train` returns.
+    """Go on with the run in a folder.
 
         snfnp.resume("runs/mine", epochs=20, lr=1e-4)
 
-    rollback: from the best checkpoint, with its settings, instead of the last one; dataset: the
-    images, if the run was trained on others than `load_dataset` finds; report, callbacks: as for
-    `snfnp.train`; optimiser: the run's own, if it was started with one; trust: as for
-    `snfnp.load_run`; changes: options of
-    `TrainConfig` with new values from here on. Raises UsageError if `path` is no run's folder, if
-    another program trains in it, or if with these options or images it would not be the same run.
+    Args:
+        path: the run's folder.
+        rollback: go on from the best checkpoint, with its settings, instead of the last one.
+        dataset: the data, if the run was trained on others than `load_dataset` finds.
+        report, callbacks: as for `snfnp.train`.
+        optimiser: the run's own, if it was started with one.
+        trust: as for `snfnp.load_run`.
+        changes: options of `TrainConfig` with new values from here on.
+
+    Returns:
+        What `snfnp.train` returns.
+
+    Raises:
+        UsageError: `path` is no run's folder, another program trains in it, or with these options
+            or data it would not be the same run.
     """
     if not isinstance(changes.get("data", ""), (str, Path)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
     with resumed(Path(path), changes, rollback, dataset=dataset, trust=trust) as session:
-        return session.train(report, optimiser, callbacks)
+        return _train(session, report, optimiser, callbacks)
 
 
 def fit(
-    data,
+    data: np.ndarray | Dataset,
     *,
-    validation=None,
-    test=None,
-    flow=None,
+    validation: np.ndarray | float | None = None,
+    test: np.ndarray | float | None = None,
+    flow: Any = None,
     out: str | Path | None = None,
     report: Callable[[str], None] | None = print,
     callbacks: Callbacks = (),
     optimiser=None,
-    **options,
+    **options: Any,
 ) -> LoadedRun:
-    """Train a flow on data in one call, and return the run at its best evaluation.
+    """Train a flow on data in one call.
 
         run = snfnp.fit(rows, epochs=200, patience=10)
         run.likelihood.log_prob(others), run.likelihood.sample(100)
 
-    data: rows of floats (N, D), images, uint8 (N, H, W[, C]), or a `Dataset`;
-    validation, test: others, or the fraction that is held out (a tenth), drawn by `seed`;
-    flow: a model of one's own (`TrainConfig(model=…)`); out: the run's folder; None: a temporary
-    one, removed with the run's `folder`, but not if training was interrupted or failed; report,
-    callbacks, optimiser: as for `snfnp.train`; options: those of `TrainConfig`, of which eval_every
-    is by default what makes about 50 evaluations. Raises what `snfnp.train` raises.
+    Args:
+        data: rows of floats (N, D), images, uint8 (N, H, W[, C]), or a `Dataset`.
+        validation, test: held-out data of the same shape, or the fraction of `data` to hold out,
+            drawn by `seed`; None: a tenth.
+        flow: a `Flow` or what builds one (`TrainConfig(model=flow)`); None: a preset.
+        out: the run's folder; None: a temporary one, removed with the run's `folder`, but kept if
+            training was interrupted or failed.
+        report, callbacks, optimiser: as for `snfnp.train`.
+        options: those of `TrainConfig`; `eval_every` makes about 50 evaluations if not given.
+
+    Returns:
+        The run at its best evaluation: `likelihood`, `flow`, `params`, `folder`.
+
+    Raises:
+        UsageError, DivergedError: as `snfnp.train`.
     """
     if flow is not None:
         options["model"] = flow
@@ -161,7 +171,7 @@ def fit(
     run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:
         with started(replace(config, out=path), data) as session:
-            session.train(report, optimiser, callbacks)
+            _train(session, report, optimiser, callbacks)
             run = load_run(path, ops=session.ops)
         if not out:
             weakref.finalize(run.folder, shutil.rmtree, path, ignore_errors=True)
@@ -169,6 +179,12 @@ def fit(
     finally:  # a run that was interrupted or failed goes on in its folder
         if not (out or run or RunFolder(path).has_checkpoint()):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _train(session: Session, report, optimiser, callbacks) -> dict:
+    config, dataset, ops, folder, goes_on, world = session
+    how = (ops, folder, goes_on, report, world, optimiser)
+    return train(config, dataset, *how, callbacks=callbacks)
 
 
 def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, name=None):

@@ -167,11 +167,11 @@ class RunFolder:
         others = "" if splits == SPLITS else ", or others of its shape to look at,"
         raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
 
-    def resumed_config(self, changes: dict, rollback=False, keep_longer=False) -> TrainConfig:
+    def resumed_config(self, changes: dict, rollback=False, never_shorten=False) -> TrainConfig:
         """The configuration with which a run goes on.
 
         changes: options with new values from now on; rollback: with the optimiser's settings of the
-        best checkpoint, if there is one; keep_longer: `epochs` in `changes` are ignored if they
+        best checkpoint, if there is one; never_shorten: `epochs` in `changes` are ignored if they
         are fewer than the run's own. Raises UsageError if that would not be the same run.
         """
         _, record = self.open(self.path)
@@ -180,7 +180,7 @@ class RunFolder:
             layout = config.build_flow(self.data(record)[1], self.moments(record)).layout
             best = load_checkpoint(self.best, layout, record)
             config = config.with_optimiser_of(best.record["config"])
-        if keep_longer and "epochs" in changes:
+        if never_shorten and "epochs" in changes:
             changes = {**changes, "epochs": max(changes["epochs"], config.epochs or 0)}
         return config.resumed(changes, self.path)
 
