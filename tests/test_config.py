@@ -17,7 +17,7 @@ from snfnp.ops import get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import OPTIONS, TrainConfig
 from snfnp.training.options.config import help_of
-from snfnp.training.options.parts import interval
+from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import RELATIONS
 from snfnp.training.runs.folder import RunFolder
 

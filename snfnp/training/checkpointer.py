@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.parts import interval
+from snfnp.training.options.groups import interval
 from snfnp.training.options.relations import FREE_LAMBDA
 from snfnp.training.progress import Record
 from snfnp.training.runs.checkpoint import (

@@ -1,4 +1,4 @@
-"""The options of a run (`parts`), the relations between them (`relations`), and the configuration
+"""The options of a run (`groups`), the relations between them (`relations`), and the configuration
 that they make (`config`)."""
 
 from snfnp.training.options.config import OPTIONS, TrainConfig

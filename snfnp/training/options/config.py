@@ -19,8 +19,8 @@ from snfnp.layers.preprocess import Preprocess, preprocess_by_name
 from snfnp.models import Choices, Preset, make_rule
 from snfnp.ops.step.control import Controller
 from snfnp.rules import Rule
-from snfnp.training.options import parts
-from snfnp.training.options.parts import Option, options_in
+from snfnp.training.options import groups
+from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
 
@@ -29,12 +29,12 @@ _RULE = tuple(signature(make_rule).parameters)  # the options that `make_rule` t
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    parts.DeviceOptions,
-    parts.RunOptions,
-    parts.OptimiserOptions,
-    parts.MultiplierOptions,
-    parts.GradientOptions,
-    parts.ModelOptions,
+    groups.DeviceOptions,
+    groups.RunOptions,
+    groups.OptimiserOptions,
+    groups.MultiplierOptions,
+    groups.GradientOptions,
+    groups.ModelOptions,
 ):
     """Everything that decides a run: `TrainConfig(model="conv", epochs=5)`.
 
@@ -129,7 +129,7 @@ class TrainConfig(
         """
         if len(image_shape) == 1 and (self.augment or not self.preset.takes_rows):
             given = "`augment`" if self.augment else f"`model={self.model_name}`"
-            fits = parts.presets_with(lambda preset: preset.takes_rows)
+            fits = groups.presets_with(lambda preset: preset.takes_rows)
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
@@ -262,7 +262,7 @@ class TrainConfig(
     def with_optimiser_of(self, saved: dict) -> TrainConfig:
         """The configuration with λ and the optimiser's options of a saved one."""
         then = TrainConfig.from_dict(saved)
-        names = ["lam", *options_in(parts.OptimiserOptions)]
+        names = ["lam", *options_in(groups.OptimiserOptions)]
         return replace(self, **{name: getattr(then, name) for name in names})
 
     def as_dict(self) -> dict:

@@ -14,7 +14,7 @@ from snfnp.data import DATA_SETS
 from snfnp.data.user_data import HELD_OUT
 from snfnp.models import PRESETS, GlowSize, VectorSize
 from snfnp.training.adam import SCHEDULES
-from snfnp.training.options.parts import by_preset, presets_with
+from snfnp.training.options.groups import by_preset, presets_with
 
 _AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
 _TOLERANCE = 1e-3

@@ -20,7 +20,7 @@ from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.parameters import Entry, Layout
 from snfnp.training.files import parse_json, read_bytes, write_atomically
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.parts import LARGEST
+from snfnp.training.options.groups import LARGEST
 
 FORMAT = "snfnp checkpoint 2"
 _STATE = "state."
