@@ -222,6 +222,12 @@ def test_the_first_thing_to_read_is_page_00_and_it_is_told_in_plain_words():
         assert math_problems(page, before) == formulas(before)[1] == [], "formulas come later"
 
 
+def test_the_repositorys_readme_is_short_and_begins_with_code():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1300
+    assert text.splitlines().index("```python") < 25
+
+
 def test_the_reading_order_tells_what_the_pages_use():
     assert order_problems(README.read_text(encoding="utf-8"), numbered_pages()) == []
 
