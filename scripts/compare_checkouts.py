@@ -34,14 +34,14 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("parameters", "Adam m", "Adam v", "metrics", "reports", "samples")
 # "state": what controllers and running sums keep from step to step.
 _ROLES = {"parameter": "parameters", "state": "parameters", "adam_m": "Adam m", "adam_v": "Adam v"}
-# What a clock has a part in.
+# Figures that depend on the clock.
 _TIMED = {"seconds", "samples_per_second", "training_seconds", "milliseconds_per_step"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 _SHORT = "--epochs 1 --warmup-epochs 1 --batch-size 1667"
-# (model, options of all of its runs, and between bars the runs: a name, = for the model's own, and
-# options). A run "resume" is one of the other checkout, of an epoch, that both go on with to two
-# epochs: which proves that old run folders open.
+# (model, options of all its runs, and the runs between bars: a name, or = for the model's own, and
+# options). "resume": both checkouts resume the other one's run of one epoch up to two epochs, which
+# proves that old run folders open.
 _RUNS = (
     ("fc", "--batch-size 1000 --epochs 2 --warmup-epochs 1",
      """= | forward --objective forward | variational --objective variational
@@ -51,14 +51,14 @@ _RUNS = (
         | relative-full --gradient relative --relative-bias full
         | lambda --lambda 30 --lr 0.001 --seed 5 | clip-norm --clip-norm 10
         | identity --init identity | float64 --dtype float64 | no-shuffle --no-shuffle
-        | augment --augment | resume"""),
+        | augment --augment | white --recipe white | resume"""),
     ("vector", f"{_SHORT} --epochs 2 --depth 1",
      "= | exact --gradient exact | relative --gradient relative --activation smooth-leaky-relu"),
     ("conv", _SHORT,
      """= | forward --objective forward | exact --gradient exact
         | exact-dense --gradient exact-dense
         | inverse-kernel --inverse-kernel 5 | recompute --recompute | identity --init identity
-        | float64 --dtype float64 --clip-norm 100"""),
+        | float64 --dtype float64 --clip-norm 100 | white --recipe white --epochs 2"""),
     ("emerging", _SHORT, "= | recompute --recompute --init identity"),
     ("conv-exponential", _SHORT, "="),
     ("glow", f"{_SHORT} --depth 2 --width 8",

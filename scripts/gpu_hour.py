@@ -1,9 +1,9 @@
-"""What a first run on a real GPU should see, in order of value: ten checks, then measurements.
+"""Checks and measurements for a first run on a real GPU, the most valuable first.
 
     SNFNP_DATA_DIR=mnist python scripts/gpu_hour.py --out runs/gpu-hour    # MNIST's files
 
-Every step prints a line: passed or failed, and its figure; its output is in the folder --out, as is
-state.json, where a step whose line is deleted is done again. A step is started only if its time
+Every step prints a line: passed or failed, and its figure. Its output is in the folder --out, as is
+state.json; a step whose line there is deleted runs again. A step is started only if its time
 limit fits into --seconds; one that is stopped at its limit is not done, and the next command with
 the same --out starts it again (training goes on from its checkpoint). Exit status: 0 all done, 1 a
 step failed, 3 steps are left. The checks of memory need compute-sanitizer, of the CUDA toolkit or
@@ -41,8 +41,8 @@ print(f"{len(first)} evaluations are the same to the last digit")
 
 
 class Step(NamedTuple):
-    """limit: seconds; figure: a pattern in its output, whose last match stands in its line;
-    resumes: stopped and started again, it goes on where it was."""
+    """limit: seconds; figure: a pattern in its output, whose last match is printed; resumes: when
+    started again, it continues where it was stopped."""
 
     name: str
     limit: int
@@ -144,8 +144,8 @@ def main(argv=None, steps=STEPS) -> int:
 
 
 def run(step: Step, out: Path, limit: float) -> tuple[str, str]:
-    """A step's status and figure; its output goes to a file. It is ended, with all that it started,
-    at its limit, and if this program is interrupted."""
+    """A step's status and figure; its output goes to a file. The step and its children are ended at
+    its limit, or if this program is interrupted."""
     # the package need not be installed, and on a GPU no test may be skipped for want of one
     own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "CUPY_CACHE_DIR": str(out / "kernels")}
     own |= {"SNFNP_DEVICE": "gpu", "SNFNP_REQUIRE": "device,real_gpu"}

@@ -2,15 +2,15 @@
 
     python scripts/reproduce.py                       # a list of what there is
     python scripts/reproduce.py table1                # a table, its runs, and a picture
-    python scripts/reproduce.py page                  # what is in --runs, to the derivations' page
+    python scripts/reproduce.py page                  # publish --runs on the derivations' page
 
-It can be stopped and started again at any time. Tables are printed; results.json, with all that is
-in them and how it was made, and the pictures are in the folder --runs.
+It can be stopped and started again at any time. It prints tables, and writes pictures and
+results.json (all that the tables show, and how it was made) to the folder --runs.
 
     python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer
 
-puts this row in the place of a shorter one in results.json, and `page` on the derivations' page
-(derivations/26-the-paper-reproduced.md), which also says what the tables show.
+replaces a shorter run of this row in results.json, and `page` in the derivations' page
+(derivations/26-the-paper-reproduced.md), which also explains the tables.
 """
 
 import argparse
@@ -40,29 +40,22 @@ def main(argv):
     add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
     seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
     add("--seeds", type=int, nargs="+", help=seeds)
-    length = (
-        "train every row so long (default: by row, about an hour on two cores for each target; "
-    )
-    add(
-        "--epochs",
-        type=int,
-        help=length + "6000, 1000 and 250 are the paper's of FC, Conv. and Glow)",
-    )
-    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: the "
-    every += "best epoch, and the points of curves, are among these (default: 1)"
+    length = "epochs of every row (default: by row, so that two cores take about an hour for each "
+    length += "target; the paper's are 6000 for FC, 1000 for Conv. and 250 for Glow)"
+    add("--epochs", type=int, help=length)
+    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: only "
+    every += "these can be the best epoch, or points of a curve (default: 1)"
     add("--eval-every", type=int, default=1, metavar="N", help=every)
     rows = "these rows of the target only, by the names of their folders (conv-snf), trained in "
-    rows += (
-        "this order, and shown with those that are in results.json. The paper's large Glows are "
-    )
-    rows += "trained only if they are named"
+    rows += "this order, and shown with those that are in results.json. The paper's large Glows "
+    rows += "are trained only if they are named"
     add("--rows", nargs="+", metavar="NAME", help=rows)
     add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
     add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
         listed = {name: target.title for name, target in TARGETS.items()}
-        listed |= {ALL: "all of these", PAGE: "what is in --runs, to the derivations' page"}
+        listed |= {ALL: "all of these", PAGE: "publish --runs on the derivations' page"}
         print(*(f"{name}: {what}" for name, what in listed.items()), sep="\n")
         return
     wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}

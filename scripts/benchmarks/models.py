@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.steps import BATCH, IMAGE, make_trainer, random_images
-from benchmarks.timing import measure, table, threads
+from benchmarks.timing import measure, parallel_copy, table, threads
 from benchmarks.work import ADAM_BYTES, operations
 from snfnp.layers.linear import xavier
 from snfnp.likelihood import Likelihood
@@ -55,13 +55,6 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     Products: X Wᵀ, Z Rᵀ, E R, δ W, Δᵀ X, Δᵀ Z of two layers. The copy before them leaves none of
     their matrices in the cache, where a step does not find them either.
     """
-    import numba
-
-    @numba.njit(parallel=True)
-    def copy(source, target):
-        for i in numba.prange(len(source)):
-            target[i] = source[i]
-
     rng, (rows, inner, columns) = np.random.default_rng(0), shape
     x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
     w = rng.standard_normal((2, 2, columns, inner), np.float32)  # W and R of two layers
@@ -74,6 +67,8 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
                 np.matmul(x, w[layer, which].T, out=dz)
                 np.matmul(z, w[layer, which], out=dx)
                 np.matmul(z.T, x, out=gradients[layer, which])
+
+    copy = parallel_copy()
 
     def both():
         copy(*moved)

@@ -76,6 +76,18 @@ def measure_asynchronous(
     return found
 
 
+def parallel_copy() -> Callable:
+    """copy(source, target) of arrays (N,), on as many threads as `threads` allows."""
+    import numba
+
+    @numba.njit(parallel=True)
+    def copy(source, target):
+        for i in numba.prange(len(source)):
+            target[i] = source[i]
+
+    return copy
+
+
 @contextmanager
 def threads(count: int):
     """Limit BLAS and Numba to this many threads; inside, whatever happens."""
