@@ -28,7 +28,7 @@ FLOORS = tuple(set(floor.split()) for floor in FLOORS.split("/"))
 # Outside ops, what may know of a backend's libraries, and why.
 KNOW_NUMBA = {
     "snfnp/threads.py": "makes the idle threads of Numba's pool sleep",
-    "scripts/benchmarks/timing.py": "says how many threads a timing was taken on, and copies on them",
+    "scripts/benchmarks/timing.py": "sets the threads of a timing, and copies on them",
 }
 NUMBA = re.compile(r"numba\b|snfnp\.ops\.((jit|simd)\b|\w+\.cpu)")
 BEYOND = re.compile(r"snfnp\.beyond\b")
