@@ -327,6 +327,24 @@ def test_more_than_eight_bits_are_refused(mode, tmp_path):
         snfnp.load_dataset(str(path.parent))
 
 
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_an_image_that_says_it_is_huge_is_one_line(side, tmp_path, recwarn):
+    path = tmp_path / "images" / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(png(side, side, 8, 0, b""))
+    with one_line(UsageError, path, "decompression bomb"):
+        snfnp.load_dataset(str(path.parent))
+    assert not recwarn.list
+
+
+def test_transparent_colours_of_a_palette_are_read_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "images").mkdir()
+    image = Image.fromarray(GREY[0]).convert("P")
+    image.save(tmp_path / "images" / "a.png", transparency=bytes(range(256)))
+    assert user_data.whole(str(tmp_path / "images")).shape == (1, 4, 6, 3)
+    assert not recwarn.list
+
+
 def png(width, height, depth, kind, rows):
     def chunk(name, content):
         check = zlib.crc32(name + content)

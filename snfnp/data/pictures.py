@@ -1,6 +1,7 @@
 """Folders of images: .png and .jpg files of one size."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,9 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image of at most 8 bits. Raises ValueError for more, which Pillow would cut off."""
-    with open(open_regular(file, follow=True), "rb") as stream:
+    descriptor = open_regular(file, follow=True)
+    with open(descriptor, "rb") as stream, warnings.catch_warnings(action="ignore"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         header = stream.read(25)
         stream.seek(0)
         if not header.startswith((b"\x89PNG\r\n", b"\xff\xd8")):

@@ -139,8 +139,9 @@ def save_view(path: Path, view: View, title: str, columns=None) -> None:
     names of the two axes."""
     figure = Figure(figsize=(9.2, 9.6), layout="constrained")
     _draw_view(figure, view, title, view)
-    for axis in figure.axes[:3] if columns else ():
-        axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
+    if columns:
+        for axis in figure.axes[:3]:
+            axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
     _save(figure, path)
 
 
