@@ -19,11 +19,19 @@ from snfnp.rules import Exact, Rule, SelfNormalizing
 
 
 def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
-    """{layer: {parameter: gradient}} on the device, of the mean over x, for each λ of `lams`.
+    """The gradients of all parameters at given λ: one forward pass, and a backward pass for each λ.
 
-    x: preprocessed inputs (N, *shape). lams: numbers or {layer: number}, and None for the
-    likelihood's gradient alone, without Eq. 31 either; key: the step's random numbers. One forward
-    pass, and a backward pass for each λ.
+    Args:
+        ops: the backend.
+        flow: the flow.
+        params: its parameters, on the device.
+        x: preprocessed inputs (N, *shape), on the device.
+        lams: numbers or {layer: number}; None is the likelihood's gradient alone, without the
+            reconstruction error and Eq. 31.
+        key: of the step's random numbers.
+
+    Returns:
+        {layer: {parameter: gradient of the mean over x}}, on the device, for each of `lams`.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
@@ -61,11 +69,14 @@ def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
 class LayerGradients:
     """One layer's gradients on a batch.
 
-    angle: degrees between the self-normalizing and the exact gradient of the likelihood of W,
-    without the reconstruction error (Fig. 3); inverse_angle: the same of R, whose likelihood is
-    that of g⁻¹, or None if the rule has no such gradient or R no exact one; likelihood,
-    reconstruction: the Euclidean norms of the two parts of what the optimiser ascends for W, Eq. 31
-    among the latter.
+    Attributes:
+        layer: its name.
+        angle: degrees between the self-normalizing and the exact gradient of the likelihood with
+            respect to W, without the reconstruction error (Fig. 3).
+        likelihood: the Euclidean norm of the likelihood's part of the rule's gradient of W.
+        reconstruction: that of the rest, of the reconstruction error and Eq. 31.
+        inverse_angle: the angle for R, whose likelihood is that of g⁻¹; None if the rule has no
+            such gradient, or R no exact one.
     """
 
     layer: str

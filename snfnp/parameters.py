@@ -36,9 +36,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of parameters in a flat buffer. `size` counts the padding, `count` does not. What
-    an optimiser moves comes first, up to `fixed`; then come numbers that no step changes, which
-    `count` leaves out."""
+    """The places of parameters in a flat buffer.
+
+    Attributes:
+        entries: the parameters, first those that an optimiser updates, then the constant ones.
+        layers: the names of the layers.
+        size: of the buffer, padding included.
+        fixed: where the constant parameters begin.
+    """
 
     entries: tuple[Entry, ...] = field(repr=False)
     layers: tuple[str, ...] = field(repr=False)
@@ -47,10 +52,8 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Shapes, fixed: tuple = ()) -> Layout:
-        """The layout of parameters of these shapes, {layer: {name: shape}}.
-
-        fixed: the layers whose numbers no step changes.
-        """
+        """The layout of parameters of these shapes, {layer: {name: shape}}; fixed: the layers
+        whose parameters are constant."""
         entries, start, end = [], 0, 0
         for layer in sorted(shapes, key=lambda layer: layer in fixed):
             for name, shape in shapes[layer].items():
@@ -61,13 +64,13 @@ class Layout:
 
     @property
     def optimised(self) -> Layout:
-        """The first part of it: what the optimiser moves, and has moments of."""
+        """The layout of the parameters that an optimiser updates, and of its moments."""
         entries = tuple(entry for entry in self.entries if entry.start < self.fixed)
         return Layout(entries, self.layers, self.fixed, self.fixed)
 
     @property
     def count(self) -> int:
-        """The number of parameters that are learned."""
+        """The number of learned parameters, without padding."""
         return sum(e.stop - e.start for e in self.entries if e.start < self.fixed)
 
     def views(self, flat) -> dict:

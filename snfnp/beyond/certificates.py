@@ -1,5 +1,5 @@
-"""Proofs about a learned inverse without a determinant: that W and R are invertible, and by how
-much log|W| and −log|R| can differ; with the activations' part, the two densities of one latent.
+"""Proofs about a learned inverse without a determinant: W and R are invertible, and bounds on the
+differences between log|W| and −log|R| and between the two densities of one latent.
 
 Derivation: derivations/23-monitors-and-certificates.md.
 """
@@ -24,8 +24,13 @@ _AT_ONCE = 1024  # columns of E
 class Certificate:
     """Bounds on E = I − T(R) T(W) of one layer.
 
-    lower, upper: bounds on ρ = ‖E‖₂; trace: tr E, off by at most `rounding`; frobenius: ‖E‖_F, and
-    like `upper` not below the true one, rounding included.
+    Attributes:
+        layer: its name.
+        lower: a bound on ρ = ‖E‖₂ from below.
+        upper: a bound on ρ from above, rounding included.
+        trace: tr E, with an error of at most `rounding`.
+        frobenius: a bound on ‖E‖_F from above, rounding included.
+        rounding: see `trace`.
     """
 
     layer: str
@@ -50,8 +55,8 @@ class Certificate:
 
     @property
     def difference(self) -> float | None:
-        """The bound on |log|W| + log|R||, in nats: what W's part of log p^f and R's part of log p^g
-        can differ by, for any x. None if ρ < 1 is not proved."""
+        """The bound in nats, for any x, on |log|W| + log|R||, the difference between W's term of
+        log p^f and R's term of log p^g. None if ρ < 1 is not proved."""
         return abs(self.trace) + self.slack if self.holds else None
 
 
@@ -66,8 +71,8 @@ def _series(rho: float) -> float:
 def certificates(ops, flow: Flow, params) -> list[Certificate]:
     """Certificates of all linear layers that learned their inverse, at float64 parameters.
 
-    Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until ρ is known
-    well enough. Raises UsageError if no layer learned an inverse.
+    Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until the bound
+    on ρ is tight. Raises UsageError if no layer learned an inverse.
     """
     learned = flow.learned_inverses()
     if not learned:

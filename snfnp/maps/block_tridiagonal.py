@@ -1,9 +1,9 @@
 """Exact log|det T(w)|, its gradient and T(w)⁻¹ for a zero-padded convolution, by image rows.
 
-T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so none of the three needs it written
-out: O(H/p (pWC)³) for kernels of height 2p + 1 instead of O((HWC)³). `snfnp.maps.explicit` has the
-whole matrix, which is used if elimination by blocks breaks down, and what w and shape are: here
-too, all arithmetic is in double precision. Derivation: derivations/10-block-tridiagonal.md.
+T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so elimination by blocks takes
+O(H/p (pWC)³) operations for kernels of height 2p + 1 instead of O((HWC)³). If it breaks down, the
+whole matrix of `snfnp.maps.explicit` is used. Arguments and precision are those of that module.
+Derivation: derivations/10-block-tridiagonal.md.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class Factors(NamedTuple):
 
 
 def factor(ops, w, shape) -> Factors:
-    """The factorisation behind the other three, along the side of the image that makes the smaller
-    blocks. Rows (columns) that a kernel of height (width) 1 leaves independent are factorised once.
-    Raises SingularMatrixError if T(w) is singular to double precision, or not finite."""
+    """The factorisation that the other functions use, along the side of the image that makes the
+    smaller blocks. Rows (columns) that a kernel of height (width) 1 leaves independent are
+    factorised once. Raises SingularMatrixError if T(w) is singular to double precision, or not
+    finite."""
     wide = w.astype(np.float64)
     sides = tuple(1 if k == 1 else n for k, n in zip(wide.shape[:2], shape[:2], strict=True))
     turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]
@@ -98,7 +99,7 @@ class _BlockLU:
 
     @classmethod
     def of(cls, ops, w, shape) -> _BlockLU | None:
-        """The factors, or None if elimination without pivoting is not to be trusted."""
+        """The factors, or None if elimination without pivoting is not accurate."""
         height, width, channels = shape
         rows = _group(len(w))
         count = -(-height // rows)

@@ -1,9 +1,9 @@
 """Numbers on a device: the only place that tells NumPy, Numba and CuPy apart.
 
-Every group of operations has a folder. `definition.py` says in array terms what each
-operation computes: NumPy runs it, and CuPy can. `cpu.py` (Numba) and `gpu.py` (CuPy, with
-`kernels.cu`) override what takes most of the time, and a test compares every override with its
-definition. So `ops.spline.evaluate` is defined in `spline/definition.py`.
+Every group of operations has a folder. `definition.py` is the reference implementation in array
+terms, which NumPy runs and CuPy can run. `cpu.py` (Numba) and `gpu.py` (CuPy, with `kernels.cu`)
+override the operations that take most of the time, and a test compares every override with the
+reference. So `ops.spline.evaluate` is in `spline/definition.py`.
 
 An ops object is passed explicitly to everything that computes; there is no current backend.
 """
@@ -26,9 +26,16 @@ def get_ops(
 ) -> Ops:
     """The operations of a backend: "numba" (the default on a CPU), "numpy" or "cupy" (a GPU).
 
-    tf32, overlap: see `snfnp.ops.gpu.device.Gpu`; a CPU ignores them. world: the processes of a
-    run: on a CPU those of one machine share its cores, on GPUs each has one of its own. Raises
-    BackendError, with one line that says what is missing, if the backend cannot run.
+    Args:
+        backend: its name.
+        tf32: on a GPU, let tensor cores round the factors of single-precision products to 10 bits.
+        world: the processes of a run: on CPUs those of a machine share its cores, on GPUs each has
+            its own device.
+        overlap: on a GPU, compute weight gradients on a second stream.
+
+    Raises:
+        BackendError: in one line, with what is missing, if the backend cannot run.
+        UsageError: for another name.
     """
     if backend in ("numpy", "numba"):
         groups, device = DEFINITIONS, HostDevice(backend)

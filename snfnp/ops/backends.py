@@ -48,12 +48,12 @@ class Ops:
 
     @property
     def definitions(self):
-        """The definitions, on a CPU: for rare computations, whose own kernels would take longer to
-        compile than they save. On a GPU this backend itself."""
+        """The reference implementation, on a CPU: for rare computations, whose kernels would take
+        longer to compile than they save. On a GPU this backend itself."""
         return self if self.asynchronous else assemble(self.device, DEFINITIONS)
 
     def __reduce__(self):
-        """A recipe for copies and pickles: the same classes on the device that unpickling makes."""
+        """Copies and pickles have the same classes, on the device that unpickling makes."""
         return assemble, (self.device, {name: type(getattr(self, name)) for name in DEFINITIONS})
 
 

@@ -1,9 +1,9 @@
 """Tiles of products in the vector registers of the CPU, and their sizes.
 
 Numba has no vectors, hence `tile`, written for LLVM. It adds and multiplies in the order of the
-taps, as a plain loop would; the compiler may round once if it fuses the two. A kernel learns the
-size of a tile from the lengths of two tuples, which are part of their types; sizes follow from
-shapes and from what the registers hold. See derivations/07-convolutions.md.
+taps, as a plain loop would; the compiler may round once if it fuses the two. The size of a tile is
+the lengths of two tuples, which the compiler knows: they are part of their types. See
+derivations/07-convolutions.md.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ def of_taps(run: int, outputs: int, itemsize: int) -> tuple[tuple, tuple]:
 @cache
 def register_bytes() -> int:
     """The bytes of the vector registers that a tile may take: 28 of AVX-512's 32 registers, or 12
-    of AVX's 16 (and about so many of other processors)."""
+    of AVX's 16 (about as many on other processors)."""
     return 28 * 64 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 12 * 32
 
 

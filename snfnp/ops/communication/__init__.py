@@ -1,7 +1,6 @@
 """Processes that train one model together: one alone, MPI for arrays on the host, NCCL on GPUs.
 
-`world()` is how a process finds the others; a device makes of it what its arrays need
-(`device.communicator(world)`).
+`world()` finds the other processes; `device.communicator(world)` sums a device's arrays over them.
 """
 
 import os

@@ -9,7 +9,7 @@ from snfnp.errors import SnfnpError, UsageError
 
 
 def shares(count: int, parts: int) -> list[range]:
-    """`count` things in `parts` shares, as even as can be, in order."""
+    """`count` items in `parts` contiguous shares, as equal as possible."""
     return [range(k * count // parts, (k + 1) * count // parts) for k in range(parts)]
 
 
@@ -46,7 +46,7 @@ class Communicator:
         return value
 
     def exchange_exit_status(self, status: int, seconds: float = math.inf) -> list[int] | None:
-        """The exit statuses of all ranks, or None if one has not called this for so long.
+        """The exit statuses of all ranks, or None if one has not called this within the timeout.
 
         The last call: what other calls a rank was in, or has still to make, does not matter.
         """

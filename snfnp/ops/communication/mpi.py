@@ -70,8 +70,8 @@ class Mpi(Communicator):
 
 
 def _wait(request, seconds: float = math.inf) -> bool:
-    """True once an operation is done, False if it takes longer than that. MPI's own waiting keeps a
-    core busy, which may be the one that another rank needs in order to come."""
+    """True once an operation is done, False after a timeout. MPI's own waiting occupies a core that
+    another rank may need."""
     start = time.monotonic()
     while not request.Test():
         waited = time.monotonic() - start
