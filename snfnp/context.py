@@ -46,7 +46,7 @@ class BackwardContext:
             log-determinant that is the same for every sample; 0 if another slice owns it.
         error_factor: −2λ/N with the layer's λ, the factor of every gradient of its reconstruction
             error in Eq. 3: a number, or an array of shape () on the device.
-        key: the key of the layer's random numbers in this step, which all samples share.
+        key: the key of the layer's random numbers in this step, which all samples share, or None.
         part: the slice of the batch.
         owns_shared_terms: whether this slice computes what depends on no sample.
     """

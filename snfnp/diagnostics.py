@@ -43,20 +43,10 @@ def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[d
         }
         by_layer = lam if isinstance(lam, dict) else dict.fromkeys(params, lam or 0.0)
         factors = {layer: own * (-2 / len(x)) for layer, own in by_layer.items()}
-        part = _likelihood_alone(flow) if lam is None else flow
-        part.backward(ctx, params, caches, flow.latent_gradients(latents), grads, factors)
+        step = replace(ctx, key=None) if lam is None else ctx  # without a key, without Eq. 31
+        flow.backward(step, params, caches, flow.latent_gradients(latents), grads, factors)
         passes.append(grads)
     return passes
-
-
-def _likelihood_alone(flow: Flow) -> Flow:
-    """The flow with the plain rule in place of one that adds a term (Eq. 31)."""
-    plain = {
-        name: replace(layer, rule=layer.rule.without_penalty)
-        for name, (layer, _) in flow.learned_inverses().items()
-        if isinstance(layer.rule, SelfNormalizing)
-    }
-    return with_layers(flow, plain)
 
 
 def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:

@@ -47,17 +47,15 @@ class JacobianPenalty(SelfNormalizing):
         if not 0 <= self.weight < math.inf:
             raise UsageError(f"the Jacobian's penalty is {self.weight}: it must be 0 or more")
 
-    @property
-    def without_penalty(self) -> SelfNormalizing:
-        return SelfNormalizing(self.objective)
-
     def backward(self, ctx, *, f, g, p, cache, dz, grads):
         """The plain rule, and with the probes ν and e = T(R) T(W) ν − ν:
 
         G_W += −(2μ/n) T(R)ᵀ e ⋆ ν        G_R += −(2μ/n) e ⋆ T(W) ν
+
+        Without a key there are no probes: the gradient is the plain rule's.
         """
         dx, measured = super().backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
-        if not ctx.owns_shared_terms:
+        if not ctx.owns_shared_terms or ctx.key is None:
             return dx, measured
         ops, w, r = ctx.ops, p["W"], p["R"]
         probes = draw_probes(ops, ctx.key, self.probes, cache["x"])

@@ -71,8 +71,8 @@ class Variational(Rule):
         x = cache["x"]
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
-        shares = _shares(len(x), self.vectors, self.sigma, first)
-        step = ops.linalg.combine(shares, moved.reshape(self.vectors, -1))
+        shares = ops.constant(_shares(len(x), self.vectors, self.sigma, first), x.dtype)
+        step = ops.linalg.matmul(shares, moved.reshape(self.vectors, -1))
         cache["noise"] = Drawn(nu, moved, first)
         return z + step.reshape(z.shape)
 
@@ -88,8 +88,8 @@ class Variational(Rule):
             return result
         ops, r, (nu, moved, first) = ctx.ops, p["R"], cache["noise"]
         each = -1 / self.vectors
-        shares = _shares(len(dz), self.vectors, self.sigma, first)
-        taken = ops.linalg.combine(shares.T, dz.reshape(len(dz), -1)).reshape(moved.shape)
+        shares = ops.constant(_shares(len(dz), self.vectors, self.sigma, first).T, dz.dtype)
+        taken = ops.linalg.matmul(shares, dz.reshape(len(dz), -1)).reshape(moved.shape)
         if not ctx.owns_shared_terms:  # Sᵀ δ_z is of this slice's samples, E of none
             ops.run_async(f.weight_grad, ops, taken, nu, out=grads["W"], add=True)
             return result

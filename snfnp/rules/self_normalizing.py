@@ -65,8 +65,3 @@ class SelfNormalizing(Rule):
 
         ops.run_async(weight_gradients)
         return dx, Measured(error, x)
-
-    @property
-    def without_penalty(self) -> "SelfNormalizing":
-        """This rule with Eq. 3 alone, without what a subclass adds to it."""
-        return self

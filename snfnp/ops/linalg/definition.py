@@ -25,11 +25,6 @@ class LinearAlgebra(OperationGroup):
             out[start : start + _BLOCK] += a[start : start + _BLOCK] @ b
         return out
 
-    def combine(self, weights, a):
-        """weights a, shapes (M, K) and (K, N); the small host array `weights` depends on shapes
-        alone. O(M K N)."""
-        return self.matmul(self.device.constant(weights, a.dtype), a)
-
     def axpby(self, a, x, b, out):
         """out ← a x + b out, elementwise. a and b are numbers, or arrays of shape ()."""
         out *= b
