@@ -45,6 +45,9 @@ class TrainConfig(
     Args:
         model: the name of a preset (`snfnp.register` adds one), "module:function", a function
             build(shape) -> Flow, of which "module:function" is kept, or a `Flow`.
+
+    Raises:
+        UsageError: an option has a value that it cannot have.
     """
 
     def __post_init__(self):
@@ -55,9 +58,12 @@ class TrainConfig(
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             if isinstance(value, np.generic):  # of a sweep over an array
-                object.__setattr__(self, name, value.item())
-            elif option.kind is Path and isinstance(value, str):
-                object.__setattr__(self, name, Path(value))
+                value = value.item()
+            if problem := option.problem(value):
+                raise UsageError(f"`{name}` is {str(value)[:40]}: it must be {problem}")
+            if option.kind is Path and isinstance(value, str):
+                value = Path(value)
+            object.__setattr__(self, name, value)
 
     @property
     def preset(self) -> Preset:
@@ -171,10 +177,6 @@ class TrainConfig(
         """
         if self.model is None and len(shape) == 1:
             return replace(self, model="vector").resolve(training_images, shape)
-        for name, option in OPTIONS.items():
-            value = getattr(self, name)
-            if problem := option.problem(value):
-                raise UsageError(f"`{name}` is {str(value)[:40]}: it must be {problem}")
         config = self.filled()
         if self.levels is None and config.levels and len(shape) == 3:
             side, halves = math.gcd(*shape[:2]), 1
