@@ -51,7 +51,7 @@ def note(folder: Path) -> None:
 
 
 def of_run(folder: Path) -> dict:
-    """How a run was made: commit and processor (several if it was resumed), platform, backend,
+    """The making of a run: commit and processor (several if it was resumed), platform, backend,
     device, BLAS threads, processes, versions."""
     noted = _noted(folder) or [_UNKNOWN]
     joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN}
@@ -59,7 +59,7 @@ def of_run(folder: Path) -> dict:
 
 
 def of_now(ops) -> dict:
-    """How this process computes, in the words of `of_run`."""
+    """`of_run` for this process."""
     return here() | _of(environment(ops))
 
 

@@ -151,7 +151,7 @@ def perform(run: Run, command: Command) -> None:
 
 
 def _report(text: str) -> None:
-    """Of a run's own lines, the one that says why it is slow; the rest is in its table."""
+    """Print a line of a run if it says why it is slow; the rest is in its table."""
     if "cannot be recorded" in text:
         print(text, file=sys.stderr, flush=True)
 

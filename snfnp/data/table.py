@@ -122,7 +122,7 @@ def _taken(columns: str | None, labels: Sequence[str], where: str) -> list[int]:
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
-    """Whether numbers have decimal commas: some have another count of digits behind the comma than
+    """True if numbers have decimal commas: some have another count of digits behind the comma than
     3, which could be thousands."""
     cells = re.split(rf'[{delimiter}\r\n"]', content)
     found = [cell.strip() for cell in cells if _COMMA.fullmatch(cell.strip())]

@@ -55,7 +55,7 @@ class FlowMember:
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """As it was trained: with noise in columns that have a step."""
+        """The likelihood that was trained: with noise in columns that have a step."""
         return Likelihood(self.ops, self.flow, self.flow.layout, self.p)
 
     @cached_property

@@ -392,7 +392,7 @@ class FlowDensity:
 
 
 def _labels(names, columns: int) -> list[str]:
-    """What messages call the columns."""
+    """The columns' names in messages."""
     if names is not None:
         return [f"column {name!r}" for name in names]
     return [f"column {place} (from 0)" for place in range(columns)]

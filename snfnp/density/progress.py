@@ -1,4 +1,4 @@
-"""What `FlowDensity.fit` shows while it works."""
+"""The progress that `FlowDensity.fit` shows."""
 
 from __future__ import annotations
 

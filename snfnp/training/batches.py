@@ -96,7 +96,7 @@ class Given:
 
 
 class Repeated(Given):
-    """The same device images in every step, for a trainer that is timed or looked at."""
+    """Batches of one and the same device array, for a trainer that is timed or inspected."""
 
     def __init__(self, images):
         super().__init__(lambda step: images)

@@ -208,7 +208,7 @@ class Coordinates(TrainingState):
         return [whitening(found[place : place + k * k].reshape(k, k)) for k, place in places]
 
     def ascend(self, ops, gradient, *how, out):
-        """What the optimiser's `update` does, with the step in V; the rest is unchanged."""
+        """The optimiser's `update`, with the step in V; the rest is unchanged."""
         p, m, v = out
         ops.step.apply_block_matrices(gradient, self.values, self._blocks, out=self._gradient)
         self._step[...] = 0

@@ -96,7 +96,7 @@ class Loop:
         return False
 
     def _is_patient(self) -> bool:
-        """Whether a better evaluation may still come, by `patience`."""
+        """True if a better evaluation may still come, by `patience`."""
         if self.best is None or self.patience is None:
             return True
         return self.trainer.step // self.every - self.best.step // self.every < self.patience

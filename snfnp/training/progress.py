@@ -1,4 +1,4 @@
-"""What training shows of itself: records for callbacks, compilations, a progress bar."""
+"""The progress of a training: records for callbacks, compilations, a progress bar."""
 
 import math
 import time
@@ -105,7 +105,7 @@ class ProgressLine:
         self._shown = math.inf if trainer.world.rank else time.perf_counter()
 
     def due(self) -> bool:
-        """Whether it is time to show the figures of a step: that waits for the device."""
+        """True if it is time to show the figures of a step: that waits for the device."""
         every = _LINE_EVERY if self.bar.disable else _SHOW_EVERY
         return time.perf_counter() - self._shown >= every
 

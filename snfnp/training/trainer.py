@@ -330,7 +330,7 @@ class Trainer:
 
 
 def _noise_of(config):
-    """What makes the noise in a step's forward pass, if the objective has any."""
+    """The source of noise in a step's forward pass, or None."""
     if config.objective != "variational":
         return None
     from snfnp.beyond.variational import Noise
