@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are written, what is in them, how it goes on from them."""
+"""The checkpoints of a run: when they are written, what they hold, how a run goes on from one."""
 
 import shlex
 import time
@@ -24,28 +24,30 @@ _LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
 
 class Checkpointer:
-    """Everything that a run keeps to go on from; identity: the run's, in config.json and in all of
-    its checkpoints."""
+    """Writes a run's checkpoints, and sets its loop back to one.
+
+    identity: the run's, in config.json and in each of its checkpoints.
+    """
 
     def __init__(self, folder: RunFolder, loop):
         self.folder, self.loop, self.trainer = folder, loop, loop.trainer
         self.config = loop.trainer.config
         self.identity: str | None = None
+        self._every = interval(self.config.checkpoint_every) or (0, 0)  # steps, seconds
         self._saved = (0, time.monotonic())  # step and time of the last checkpoint
         self._optimiser = type(loop.trainer.optimiser).__qualname__
 
     def due(self) -> bool:
-        """Say whether `--checkpoint-every` asks for one now."""
-        steps, seconds = interval(self.config.checkpoint_every) or (0, 0)
-        step, then = self._saved
+        """Whether `checkpoint_every` asks for one now."""
+        (steps, seconds), (step, then) = self._every, self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
     def save(self, *paths: Path, metrics: bytes | None = None) -> None:
-        """Write a checkpoint to these paths. Waits for all steps; raises DivergedError if one
-        failed, or if they left what could not be loaded: the square of a finite gradient may
-        overflow in Adam's v.
+        """Write a checkpoint to these paths, after all steps so far. metrics: the content of
+        metrics.jsonl that belongs to it, if not the present one.
 
-        metrics: those that belong to it, if they are not those of now.
+        Raises DivergedError if a step failed, or left a number that is not finite: the square of a
+        finite gradient may overflow in Adam's v.
         """
         with self.loop.paused():  # raises if a step failed, which is not to be saved
             checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
@@ -67,7 +69,7 @@ class Checkpointer:
             self._saved = (step, time.monotonic())
 
     def start(self, description: dict) -> None:
-        """Begin a new run. From here on there is always something to go back to."""
+        """Begin a new run, with a checkpoint of its start."""
 
         def claim() -> None:
             self.folder.require_unused()  # another program may have, before this one had the lock
@@ -82,9 +84,9 @@ class Checkpointer:
         self.save(self.folder.last)
 
     def go_on(self, rollback: bool, report: Callable[[str], None]) -> None:
-        """Set a run back to its last checkpoint, or to its best one, and drop later metrics. After
-        a crash at any point in here, the same command repeats all of it. Raises CheckpointError if
-        there is nothing to go on from."""
+        """Set the run back to its last checkpoint, or to its best one, and drop later metrics. If
+        that is interrupted, the same command repeats it. Raises CheckpointError if there is no
+        checkpoint."""
         trainer, loop = self.trainer, self.loop
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
@@ -156,7 +158,7 @@ class Checkpointer:
             report(f"from step {step} on: {', '.join(words)}")
 
     def advice(self) -> str:
-        """The ways to go on after a divergence, with options that then work."""
+        """The ways to go on after a divergence, with options that work."""
         options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
         best, origin = self.loop.best, "the start"
         if best and best.step <= self._saved[0]:

@@ -5,7 +5,6 @@ Derivation: derivations/23-monitors-and-certificates.md.
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from snfnp.flow import Flow
 from snfnp.likelihood import TRAINING_NOISE, Likelihood
 from snfnp.maps import contraction
 from snfnp.ops import RandomKey
-from snfnp.training.second_moment import SmallestSecondMoment, stable_above
+from snfnp.training.second_moment import THRESHOLD, SmallestSecondMoment, stable_above
 from snfnp.training.trainer import Trainer
 
 _RHO_WARNING = 0.5  # ρ from which on a margin that is crossed is reported
@@ -36,6 +35,26 @@ def gradient_ratios(ops, flow: Flow, params, x, lam, key=None) -> dict[str, floa
     return ratios
 
 
+def _far(figures: dict) -> float | None:
+    return figures["rho"] if figures["rho"] >= 1 else None
+
+
+def _unstable(figures: dict) -> float | None:
+    margin = figures.get("margin", math.inf)
+    return margin if margin <= THRESHOLD and figures["rho"] >= _RHO_WARNING else None
+
+
+# (what is wrong, the page that explains it, the figure that shows it in a layer's)
+_CAUSES = (
+    ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", _far),
+    (
+        "λσ²_min is not above 1/8, where the update is stable, and ρ is at least 1/2",
+        "24-stability.md",
+        _unstable,
+    ),
+)
+
+
 class Monitors:
     """The monitors of a run's linear layers that learn their inverse.
 
@@ -49,8 +68,8 @@ class Monitors:
         self._warned: set[tuple[str, str]] = set()
 
     def watch(self, images: int) -> Callable | None:
-        """Itself, for `Likelihood.evaluate` to call with every layer's input; images: how many it
-        gets. None: no layer asks for it."""
+        """Itself, for `Likelihood.evaluate` to call with every layer's input, or None if no layer
+        asks for it. images: the number that it will get."""
         self._moments = {
             name: SmallestSecondMoment(self._ops, layer.map, images)
             for name, (layer, _) in self._layers.items()
@@ -67,15 +86,17 @@ class Monitors:
         return any(each.wants_more for each in self._moments.values())
 
     def figures(self, likelihood: Likelihood) -> dict:
-        """{"layers": {layer: its figures}} for a line of metrics; {} if nothing is learned.
+        """{"layers": {layer: its figures}} for a line of metrics; {} if no layer learns an inverse.
 
-        rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`). margin:
-        λσ²_min, and μ of Eq. 31, which is added to it in every direction, if the rule is stable
-        above some value of it (`SmallestSecondMoment`). gradient_ratio: that of the gradient of
-        −λE to the likelihood's, of W, on the next step's batch (`gradient_ratios`), if λ is not 0.
-        angle, inverse_angle: degrees between the rule's and the exact gradient of W, and
-        of R if it has one, on as many of the batches that follow as `--track-angle` says
-        (`gradient_angles`). Raises DivergedError if one of them is not finite.
+        * rho: ‖I − R W‖₂ or less, an estimate from below (`snfnp.maps.contraction.rho`).
+        * margin: λσ²_min, plus μ of Eq. 31, which adds to it in every direction; of rules with a
+          threshold of stability (`SmallestSecondMoment`).
+        * gradient_ratio: the gradient of −λE to the likelihood's, of W, on the next step's batch
+          (`gradient_ratios`), if λ is not 0.
+        * angle, inverse_angle: degrees between the rule's and the exact gradient of W, and of R if
+          it has one, on the next `track_angle` batches (`gradient_angles`).
+
+        Raises DivergedError if one of them is not finite.
         """
         if not self._layers:
             return {}
@@ -103,39 +124,24 @@ class Monitors:
             layers[name] = figures
         return {"layers": layers}
 
-    def warnings(self, record: dict) -> list[str]:
-        """A line for each cause that there is to worry about, once for each layer, with what can be
-        done about it and the page that says why.
+    def warnings(self, figures: dict) -> list[str]:
+        """A line for each cause, once for each layer, with a remedy and the page that explains it.
 
         A margin that is crossed is reported if ρ has grown to ½ as well: it says that errors of
         R may grow, and training on few images may cross it at its start and go well.
         """
         lines = []
-        far = ("ρ = ‖I − RW‖₂ is at least 1", "23-monitors-and-certificates.md", self._far)
-        unstable = "λσ²_min is not above {}, where the update is stable, and ρ is at least 1/2"
-        for cause, page, crossed in (far, (unstable, "24-stability.md", self._unstable)):
-            new = {}
-            for name, figures in record.get("layers", {}).items():
-                value = crossed(name, figures)
-                if value is not None and (name, cause) not in self._warned:
-                    self._warned.add((name, cause))
-                    new[name] = value
+        for cause, page, crossed in _CAUSES:
+            found = {name: crossed(own) for name, own in figures.get("layers", {}).items()}
+            new = {
+                k: v for k, v in found.items() if v is not None and (k, cause) not in self._warned
+            }
+            self._warned.update((name, cause) for name in new)
             if new:
-                rules = [self._layers[name][0].rule for name in new]
-                limits = {stable_above(rule) for rule in rules}
-                words = cause.format(", ".join(str(Fraction(limit)) for limit in limits if limit))
                 layers = ", ".join(f"{value:.3g} in {name}" for name, value in new.items())
                 do = f"if the likelihood suffers, raise `lam` (derivations/{page})"
-                lines.append(f"early warning, not a verdict: {words}: {layers}; {do}")
+                lines.append(f"early warning, not a verdict: {cause}: {layers}; {do}")
         return lines
-
-    def _far(self, name: str, figures: dict) -> float | None:
-        return figures["rho"] if figures["rho"] >= 1 else None
-
-    def _unstable(self, name: str, figures: dict) -> float | None:
-        limit, margin = stable_above(self._layers[name][0].rule), figures.get("margin")
-        crossed = margin is not None and margin <= limit and figures["rho"] >= _RHO_WARNING
-        return margin if crossed else None
 
     def _angles(self, params, lam: dict[str, float]) -> dict[str, dict[str, float]]:
         batches = self._trainer.config.track_angle

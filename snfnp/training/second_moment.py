@@ -12,6 +12,7 @@ from snfnp.diagnostics import has_inverse_likelihood
 from snfnp.maps import Conv2d
 from snfnp.rules import Rule
 
+THRESHOLD = 1 / 8  # of λσ²_min, above which the update is stable near its optimum
 _ENOUGH = 5  # rows per unknown
 _FEWEST = 200  # images: pixels of one image are alike
 _DIRECTIONS = 8
@@ -20,7 +21,7 @@ _DIRECTIONS = 8
 def stable_above(rule: Rule) -> float | None:
     """The λσ²_min that a rule's update needs to be stable near its optimum, with σ²_min the
     smallest second moment of the layer's input; None: it needs none."""
-    return 1 / 8 if has_inverse_likelihood(rule) else None
+    return THRESHOLD if has_inverse_likelihood(rule) else None
 
 
 class SmallestSecondMoment:

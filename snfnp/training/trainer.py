@@ -67,8 +67,8 @@ class Trainer:
         optimiser: what `update`s the parameters, `Adam` or one of your own
             (derivations/28-write-your-own-rule.md).
 
-    The host does not wait for the device during a step (an exact gradient does, to see whether a
-    matrix is singular). A step that failed is therefore found later, in the log: see `check`.
+    The host does not wait for the device during a step, except for an exact gradient, which looks
+    whether a matrix is singular. So `check` finds a failed step later, in the log.
     """
 
     def __init__(
@@ -201,9 +201,11 @@ class Trainer:
         self.p[...] = self.start(batches)
 
     def start(self, batches):
-        """The parameters from which the run starts, flat: drawn by the seed, and then layer by
-        layer those that depend on data (`Flow.init_from_data`): on the run's first batch, with that
-        step's noise, or of a `Whiten` layer on more of them."""
+        """The parameters from which the run starts, flat.
+
+        They are drawn by the seed. Then, layer by layer, those that depend on data are set
+        (`Flow.init_from_data`): from the first batch, or for a `Whiten` layer from the first epoch.
+        """
         p, images = self.drawn(), batches.whole(0)
         params = self.layout.views(p)
         self.flow.require_images(images)  # the only check: `Dataset` has seen all of them
@@ -218,8 +220,8 @@ class Trainer:
             buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
     def warm_up(self, batches, prepare: Callable):
-        """prepare(step), with a function that takes the next step again and again: it lets all be
-        compiled and recorded. At the end everything that steps go on from is as it was."""
+        """prepare(step), with a function that takes the next step, repeatedly: so that all of it is
+        compiled and recorded. Then everything that a step changes is restored."""
         arrays = (self.p, self.m, self.v, self.state, self.log.array)
         kept = [array.copy() for array in arrays]
         try:
@@ -232,7 +234,7 @@ class Trainer:
     def training_step(self, batches) -> None:
         """Take the next step: ascend Eq. 3 once, on `batches(step)`.
 
-        Before steps 0, 20, 100 and every 500, training states first renew what they have from
+        Before steps 0, 20, 100 and every 500, training states first re-estimate what depends on
         activations, outside of a recorded step. On an asynchronous backend this returns before the
         step is done; on others it raises DivergedError if anything is not finite (see `check`).
 
@@ -247,6 +249,7 @@ class Trainer:
             self.check(batches)
 
     def renew(self, batches) -> None:
+        """Renew the training states if it is time to: see `training_step`."""
         if self.step in _EARLY or self.step % _EVERY == 0:
             for state in self.states:
                 state.renew(self, batches)
@@ -264,10 +267,9 @@ class Trainer:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.
 
         A step fails if its mean log-density or its gradient's norm is not finite. The log then
-        keeps its number and records nothing more, and Adam leaves the parameters as they are. On an
-        asynchronous backend the failed step is repeated here, with the same parameters and noise,
-        to find where its numbers went wrong; on the others its gradient is still there. All ranks
-        call this after the same step.
+        keeps its number and records nothing more, and Adam leaves the parameters unchanged. If
+        later steps were queued, the failed one is repeated here, with the same parameters and
+        noise, to find where its numbers went wrong. All ranks call this after the same step.
         """
         reading = self.log.read()
         if not reading.failed:
