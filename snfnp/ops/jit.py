@@ -39,7 +39,8 @@ def _digest() -> str:
     """The state of everything that kernels are made of; `__init__` has the package's version."""
     digest = hashlib.sha256(f"Numba {numba.__version__}".encode())
     for path in [_SOURCES.parent / "__init__.py", *sorted(_SOURCES.rglob("*.py"))]:
-        digest.update(f"\n{os.path.relpath(path, _SOURCES)}\n".encode() + path.read_bytes())
+        if "gpu" not in (path.stem, path.parent.name):
+            digest.update(f"\n{os.path.relpath(path, _SOURCES)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -66,6 +67,9 @@ def _kernel_folder() -> Path | None:
             states = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
             for old in states[:-_KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
+            if len(states) == 1:
+                for kernel in _SOURCES.rglob("__pycache__/*.nb[ic]"):  # of 0.1.0
+                    kernel.unlink()
     return folder
 
 
