@@ -37,7 +37,7 @@ def pixels(low, high, count=40, seed=0):
 
 def run_training(folder, data, **changes):
     """The run's folder, its summary, and its configuration."""
-    settings = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", **changes}
+    settings = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "threads": 1, **changes}
     config = TrainConfig(batch_size=BATCH, backend="numpy", **settings).resolve(len(data.train))
     run = RunFolder.create(folder)
     return run, train(config, data, OPS, run, report=lambda line: None), config
