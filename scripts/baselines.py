@@ -9,10 +9,9 @@ package's took. The time is processor time.
 """
 
 import argparse
-import json
 import time
 import warnings
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from scipy.stats import multivariate_normal
@@ -115,15 +114,12 @@ def torch_flow(kind, x, seconds):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch", action="store_true", help="flows of zuko, too")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
     methods = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
-    for name in ("NSF", "MAF") if args.torch else ():
-        methods[name] = lambda x, seconds, name=name: torch_flow(name, x, seconds)
+    methods |= {name: partial(torch_flow, name) for name in ("NSF", "MAF") if args.torch}
     cases = [(known, columns) for known in (mixture, banana, exponentials) for columns in (2, 8)]
     cases += [(name, seed) for name in TABLES for seed in range(5)]
     print(f"{'':18}" + "".join(f"{name:>20}" for name in methods))
-    figures = {}
     for what, number in cases:
         case = f"{getattr(what, '__name__', what)}-{number}"
         if callable(what):
@@ -131,7 +127,7 @@ def main() -> None:
             fresh, truth = what(np.random.default_rng(12), FRESH, number)
         else:
             (x, fresh), truth = table(what, number), None
-        figures[case], seconds, row = {}, 0.0, f"{case:18}"
+        seconds, row = 0.0, f"{case:18}"
         for name, fit in methods.items():
             start = time.process_time()
             score = fit(x, seconds)
@@ -140,11 +136,8 @@ def main() -> None:
             some = slice(SHOWN if name == "kernels" else None)
             nats = float(score(fresh[some]).mean())
             nats = nats if truth is None else float(truth[some].mean()) - nats
-            figures[case][name] = {"nats": nats, "seconds": spent}
             row += f"{nats:12.4f} {spent:5.0f} s"
         print(row, flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ FOLDER = Path(__file__).parents[1] / "derivations" / "figures"
 def main(argv: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
-    add("--to", type=Path, default=FOLDER, help="folder (derivations/figures)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in FIGURES]
     if unknown:
         parser.error(f"no figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
     for name in args.names or FIGURES:
-        print(save(FIGURES[name](), args.to / f"{name}.svg"))
+        print(save(FIGURES[name](), FOLDER / f"{name}.svg"))
 
 
 if __name__ == "__main__":

@@ -163,9 +163,10 @@ def determinants(ops, repeats: int) -> list[dict]:
         noise = rng.standard_normal(block.weight_shape)
         w = block.identity() + xavier(block.weight_shape, 0.01) * noise
         for what in ("log_det", "log_det_grad"):
-            fast, slow = ({what: partial(getattr(f, what), ops, w, shape)} for f in (block, dense))
-            ours = measure(fast, repeats)[what].median
-            theirs = measure(slow, max(3, repeats // 10), warmup=1)[what].median
+            ours, theirs = (
+                measure({what: partial(getattr(f, what), ops, w, shape)}, count, 1)[what].median
+                for f, count in ((block, repeats), (dense, max(3, repeats // 10)))
+            )
             row = {"exact determinants, float64": f"{what} {shape}", "block ms": ours}
             rows.append(row | {"dense ms": theirs, "dense / block": theirs / ours})
     return rows

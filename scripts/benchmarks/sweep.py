@@ -21,8 +21,7 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     Exact gradients against learned ones; those of a convolution by block recursion (exact) and
     through the whole matrix (exact-dense). budget: about how many seconds each point may take.
     """
-    rng = np.random.default_rng(0)
-    rows = []
+    rng, rows = np.random.default_rng(0), []
     for shape in shapes:
         x = ops.asarray(rng.standard_normal((batch, *shape)), np.float32)
         calls = {gradient: _layer_step(ops, gradient, x) for gradient in _GRADIENTS[len(shape)]}
@@ -32,8 +31,7 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
             once = sum(t.minimum for t in measure(calls, repeats=1, warmup=1).values()) / 1e3
             timings = measure(calls, repeats=max(3, min(50, int(budget / once))), warmup=0)
         medians = {f"{gradient} ms": timings[gradient].median for gradient in calls}
-        ratio = medians["exact ms"] / medians["self-normalizing ms"]
-        rows.append({"D": math.prod(shape), **medians, "exact / learned": ratio})
+        rows.append({"D": math.prod(shape)} | medians)
     return rows
 
 
@@ -43,9 +41,8 @@ def _layer_step(ops, gradient: str, x):
     f = Dense(*shape) if len(shape) == 1 else Conv2d((3, 3), shape[2], exact=exact)
     layer = Linear(f, make_rule(gradient, "mixture", "plain"), bias=False)
     flow = Flow(shape, (("linear", layer),))
-    layout = flow.layout
-    flat = ops.asarray(layout.pack(flow.init(0), np.float32))
-    params, grads = layout.views(flat), layout.views(ops.xp.zeros_like(flat))
+    flat = ops.asarray(flow.layout.pack(flow.init(0), np.float32))
+    params, grads = map(flow.layout.views, (flat, ops.xp.zeros_like(flat)))
     weights = ops.xp.full(len(x), 1 / len(x), np.float32)
 
     def step():

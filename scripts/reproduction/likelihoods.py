@@ -59,7 +59,7 @@ class LikelihoodTable(Trained):
         lost = ", then lost" * any(run.get("lost") for run in row["runs"])
         given = row.get("paper_epochs_given", True)
         epochs = f" of {_paper_epochs(row)} epochs" if given else " epochs, the paper's not given"
-        paper = _printed(row), row["paper_spread"]
+        paper = None if isinstance(row["paper"], str) else row["paper"], row["paper_spread"]
         return f"{label}\n{_epochs(row)}{epochs}{lost}", _mean(nlls(row)), paper
 
 
@@ -73,11 +73,6 @@ def learning(row: dict) -> dict[int, float]:
 def nlls(row: dict) -> list[float]:
     """The test NLLs of the runs that did not diverge."""
     return [run["value"] for run in finished(row)]
-
-
-def _printed(row: dict) -> float | None:
-    """The paper's likelihood, None if it has none."""
-    return None if isinstance(row["paper"], str) else row["paper"]
 
 
 def _epochs(row: dict) -> str:
@@ -120,7 +115,7 @@ def _difference(row: dict, values: list[float]) -> str:
     """Ours minus the paper's if that means anything, or why it does not."""
     if row["paper"] == DIVERGED and all("value" not in r or r.get("lost") for r in row["runs"]):
         return "diverges here as well"
-    said, paper = [], _printed(row)
+    said, paper = [], None if isinstance(row["paper"], str) else row["paper"]
     if values and paper is not None:
         said.append(_number(row, statistics.fmean(values) - paper, sign="+"))
     given = row.get("paper_epochs_given", True)
@@ -131,9 +126,8 @@ def _difference(row: dict, values: list[float]) -> str:
 
 
 def _with_monitors(said: str, before: dict) -> str:
-    if "rho" not in before:
-        return said
-    return f"{said}, after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}"
+    found = f", after epoch {before['epoch']}: ρ ≥ {before['rho']:.3g}" if "rho" in before else ""
+    return said + found
 
 
 def _number(row: dict, mean: float, spread: float | None = None, sign: str = "") -> str:

@@ -32,28 +32,24 @@ def here() -> dict:
     return {"commit": commit(), "processor": name}
 
 
-def _file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.made-with.json")
-
-
-def _noted(folder: Path) -> list[dict]:
-    def entries(found: list) -> list[dict]:
-        return [{key: str(own[key]) for key in _UNKNOWN} for own in found]
-
-    return files.read_json(_file(folder), entries, "delete it", list) or []
+def _noted(folder: Path) -> tuple[Path, list[dict]]:
+    """The file beside a run's folder, and what it says."""
+    file = folder.with_name(f"{folder.name}.made-with.json")
+    entries = lambda found: [{key: str(own[key]) for key in _UNKNOWN} for own in found]  # noqa: E731
+    return file, files.read_json(file, entries, "delete it", list) or []
 
 
 def note(folder: Path) -> None:
     """Add the present commit and processor to those that trained the run in a folder."""
-    known, now = _noted(folder), here()
+    (file, known), now = _noted(folder), here()
     if now not in known:
-        files.write_json(_file(folder), [*known, now])
+        files.write_json(file, [*known, now])
 
 
 def of_run(folder: Path) -> dict:
     """The making of a run: commit and processor (several if it was resumed), platform, backend,
     device, BLAS threads, processes, versions."""
-    noted = _noted(folder) or [_UNKNOWN]
+    noted = _noted(folder)[1] or [_UNKNOWN]
     joined = {key: ", ".join(dict.fromkeys(own[key] for own in noted)) for key in _UNKNOWN}
     return joined | _of(RunFolder.open(folder)[1])
 

@@ -57,9 +57,6 @@ class Trained(Target):
             found.append(record | {"made_with": made_with})
         return {"rows": found}
 
-    def measure(self, run: Run) -> dict:
-        raise NotImplementedError
-
 
 def grid(table: Iterable[Iterable[str]]) -> str:
     """A table in Markdown, whose first line has the heads."""

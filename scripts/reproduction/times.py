@@ -97,9 +97,10 @@ class Table3(Target):
 
     def draw(self, record: dict, path: Path) -> None:
         keys, rows = {"ours": "of_exact", "the paper's": "paper_of_exact"}, record["rows"]
-        batches = [row["batch"] for row in rows]
-        series = {name: [(own.get(key), None) for own in batches] for name, key in keys.items()}
         labels = [f"{row['label']}, {row['data']}" for row in rows]
+        series = {
+            name: [(row["batch"].get(own), None) for row in rows] for name, own in keys.items()
+        }
         what = "time of a training step / that with the exact gradient"
         pictures.save_beside(path, labels, series, what)
 
