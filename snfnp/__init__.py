@@ -1,14 +1,13 @@
-"""Self Normalizing Flows (Keller et al., ICML 2021) in NumPy and CuPy, every gradient by hand.
+"""Self Normalizing Flows (Keller et al., ICML 2021) in NumPy, Numba and CuPy, gradients by hand.
 
-    run = snfnp.fit(rows)                   # a flow of an array (N, D) or of images
+    run = snfnp.fit(rows)                   # rows (N, D), or images
     run = snfnp.load_run("runs/…")          # a finished run: flow, params, likelihood, …
     run.likelihood.sample(16, seed=0)
 
     data = snfnp.load_dataset("mnist")
-    config = snfnp.TrainConfig(model="conv", epochs=5).resolve(len(data.train))
-    folder = snfnp.RunFolder.create("runs/mine")
-    snfnp.train(config, data, snfnp.get_ops(config.backend), folder)
-    snfnp.resume("runs/mine", epochs=10)    # and on with it
+    config = snfnp.TrainConfig(model="conv", epochs=5, out="runs/mine")
+    snfnp.train(config, data)
+    snfnp.resume("runs/mine", epochs=10)
 
     snfnp.FlowDensity().fit(X).score_samples(X)    # rows X (N, D), as in scikit-learn
 
