@@ -200,3 +200,17 @@ def test_a_saved_configuration_with_other_entries_is_refused():
         TrainConfig.from_dict(saved | {"colour": 3})
     with pytest.raises(UsageError, match="no JSON object"):
         TrainConfig.from_dict([])
+
+
+@pytest.mark.parametrize("model", ["vector", "glow-2l-4k"])
+def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, monkeypatch):
+    found, preset = [], PRESETS[model]
+
+    def build(choices, shape):
+        found.append(choices.size)
+        return preset.build(choices, shape)
+
+    monkeypatch.setitem(PRESETS, model, dataclasses.replace(preset, build=build))
+    TrainConfig(model=model, depth=2).resolve(1000, SHAPE).build_flow(SHAPE)
+    expected = dataclasses.replace(preset.size, depth=2)
+    assert found == [expected] and type(expected) is type(preset.size)
