@@ -478,6 +478,11 @@ def test_a_covariance_is_shrunk_by_as_much_as_its_rows_deserve():
         assert np.linalg.norm(shrunk - true) <= 1.001 * np.linalg.norm(found - true)
         assert np.trace(shrunk) == pytest.approx(np.trace(found))
         assert np.linalg.eigvalsh(shrunk).min() > 1e-3
+        square, squares = np.trace(found) ** 2, np.trace(found @ found)
+        share = (1 - 2 / 20) * squares + square  # Eq. 23 of Chen et al. 2010, as printed
+        share = min(1, share / ((rows + 1 - 2 / 20) * (squares - square / 20)))
+        expected = (1 - share) * found + share * np.trace(found) / 20 * np.eye(20)
+        np.testing.assert_allclose(shrunk, expected, rtol=1e-12, atol=1e-14)
     few = rng.normal(size=(10, 50))
     assert np.abs(_shrunk(few.T @ few / 10, 10) - np.eye(50)).max() < 0.6
     np.testing.assert_allclose(_shrunk(np.eye(5), 3), np.eye(5))

@@ -62,7 +62,7 @@ CHANGES = {
     "test": ({}, "0.3"),
     "header": (TABLE, True),
     "columns": (TABLE, "0,2"),
-    "drop_incomplete": (TABLE | {"data": "gaps.csv"}, True),
+    "drop_incomplete": (TABLE | {"data": "gaps.csv", "drop_incomplete": True}, False),
     "preprocess": ({}, "scale"),
     "data_dir": ({}, "nowhere"),
     "augment": ({}, True),

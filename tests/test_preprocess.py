@@ -6,6 +6,7 @@ from scipy.special import logit
 
 from snfnp.gradcheck import central_difference
 from snfnp.layers import Preprocess
+from snfnp.layers.preprocess import Standardise
 from snfnp.ops import RandomKey, get_ops
 
 RTOL = 1e-8
@@ -89,3 +90,22 @@ def test_preprocess_takes_its_noise_from_the_key(preprocess, ops):
     other, _ = preprocess.forward(ops, images, KEY._replace(step=3), np.float64)
     np.testing.assert_array_equal(first, again)
     assert not np.any(first == other)
+
+
+def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
+    """The column without a step gets none; u is centred, and one step wide."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.integers(40, 80, 3000) / 10, rng.normal(size=3000)], axis=1)
+    moments, lattice = ((6.0, 0.5), (2.0, 4.0)), ((0.1, 0.0), (5.0, 0.0), (10.0, 0.0))
+    ways = Standardise(*moments), Standardise(*moments, *lattice)
+    plain, noisy = (way.forward(ops, ops.asarray(rows), KEY, np.float64) for way in ways)
+    np.testing.assert_array_equal(ops.to_host(plain[1]), ops.to_host(noisy[1]))
+    noise = ops.to_host(noisy[0] - plain[0]) * [2.0, 4.0]
+    assert np.abs(noise[:, 1]).max() == 0 and np.abs(noise[:, 0]).max() <= 0.05 + 1e-12
+    assert abs(noise[:, 0].mean()) < 0.003 and abs(noise[:, 0].std() - 0.1 / 12**0.5) < 1e-3
+    back = ops.to_host(ways[1].inverse(ops, noisy[0]))
+    np.testing.assert_array_equal(back[:, 0], rows[:, 0])  # 5.1, not 5.1000000000000005
+    np.testing.assert_allclose(back[:, 1], rows[:, 1], rtol=1e-12, atol=1e-12)
+    assert ways[1].terms(-2.0, 2) == {"dequantisation": 0.0, "scale": -2.0}
+    gaussian = np.log2(2 * np.pi * np.e) / 2  # bits of a standard Gaussian
+    np.testing.assert_allclose(ways[0].usual_bits, np.log2([2.0, 4.0]).mean() + gaussian)

@@ -10,6 +10,7 @@ from support.messages import one_line
 from snfnp.cli import sample, score, train
 from snfnp.data.table import read_table
 from snfnp.errors import UsageError
+from snfnp.training.options import TrainConfig
 
 SHORT = ("--backend", "numpy", "--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0.5")
 
@@ -119,3 +120,17 @@ def test_names_go_from_the_file_to_the_run_its_samples_and_scores(tmp_path, caps
         with one_line(UsageError, "column"):
             argv = [str(out), data] if command is score.main else [mine, *SHORT, "--test", data]
             command(argv)
+
+
+def test_a_table_of_few_rows_is_evaluated_forty_times_and_an_overfit_gets_a_line(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savetxt(tmp_path / "few.csv", rng.normal(size=(60, 3)), delimiter=",")
+    out = tmp_path / "run"
+    argv = ["--backend", "numpy", "--depth", "2", "--epochs", "240", "--out", str(out)]
+    train.main([str(tmp_path / "few.csv"), *argv])
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 40 and records[-1]["training_nll_nats"] < records[0]["training_nll_nats"]
+    best = min(records, key=lambda record: record["validation_nll_nats"])
+    said = f"it overfits after epoch {best['epoch']}, from {best['validation_nll_nats']:.2f} to "
+    assert said in capsys.readouterr().out and best["epoch"] < 190
+    assert TrainConfig().resolve(1000, (28, 28, 1)).eval_every == 1

@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("angle", "angle of W's gradient to the\nexact one (°): largest and range", {}),
     ("inverse_angle", "angle of R's gradient to the\nexact one (°): largest and range", {}),
 )
+_BESIDE = {"validation_nll_nats": "training_nll_nats"}  # dashed, in the same row
 _OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs that learn none
 
 
@@ -41,7 +42,9 @@ def rows(records: list[dict]) -> list[Row]:
         fixed = figure == "lam" and len({value for point in points for value in point or ()}) == 1
         if any(points) and not fixed:
             lines = np.array([point or [np.nan] * 3 for point in points]).T
-            drawn.append(Row(label, lines, **style))
+            beside = [record.get(_BESIDE.get(figure), np.nan) for record in records]
+            also = None if np.isnan(beside).all() else np.array(beside)
+            drawn.append(Row(label, lines, also=also, **style))
     return drawn
 
 

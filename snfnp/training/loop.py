@@ -179,7 +179,7 @@ class RunLoop(Loop):
         self.dataset, self.folder, self.signals, self.report = dataset, run, signals, report
         self.evaluator, self.checkpoints = Evaluator(self), Checkpointer(run, self)
         self.append: Callable[[dict], None] = silent
-        self._requests = 0
+        self._requests, self.latest = 0, None
 
     def warm_up(self, choose: bool) -> str:
         """Let everything be compiled and recorded before a clock runs, and threads be chosen: a
@@ -214,10 +214,16 @@ class RunLoop(Loop):
 
     def measure(self) -> Record:
         self.progress.clear()
-        return Record.of(self.evaluator.validate(self.dataset.validation), self.steps)
+        data = self.dataset
+        figures = self.evaluator.validate(data.validation)
+        if not data.of_images:  # as many rows that it was trained on: an overfit is seen by both
+            seen = self.trainer.likelihood().evaluate(data.train[: len(data.validation)])
+            figures |= {"training_nll_nats": seen.nll} if math.isfinite(seen.nll) else {}
+        return Record.of(figures, self.steps)
 
     def keep(self, record: Record) -> None:
         self.append(record.figures)
+        self.latest = record
         self.checkpoints.save(self.folder.last, *([self.folder.best] if record.best else []))
         for line in (self.evaluator.describe(record), *self.evaluator.warnings(record.figures)):
             self.report(line)
@@ -283,6 +289,10 @@ class RunLoop(Loop):
             f"{tested} ({test.images} test {dataset.noun}{noise})\n{trainer.step} steps in "
             f"{self.seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
         )
+        latest = self.latest
+        if not images and latest and latest.epoch > 1.25 * best.epoch and latest.nll > best.nll:
+            lost = f"from {best.nll:.2f} to {latest.nll:.2f} nats"
+            self.report(f"it overfits after epoch {best.epoch}, {lost}: the best one is kept")
         return summary
 
 

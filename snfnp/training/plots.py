@@ -204,13 +204,15 @@ class Row:
     """A row of curves: its label, and per record a value and the ends of a band around it, lines
     (3, records), NaN for a record without.
 
-    log: a logarithmic axis, if all is positive; limit: a level that is marked.
+    log: a logarithmic axis, if all is positive; limit: a level that is marked; also: the same
+    figure of training data (records,), dashed.
     """
 
     label: str
     lines: np.ndarray
     log: bool = True
     limit: float | None = None
+    also: np.ndarray | None = None
 
 
 @_quiet()
@@ -225,6 +227,9 @@ def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], titl
             axis, color = axes[number, column], f"C{number}"
             axis.plot(x, row.lines[0], marker=_marker(x), color=color)
             axis.fill_between(x, *row.lines[1:], color=color, alpha=0.2, linewidth=0)
+            if row.also is not None:
+                axis.plot(x, row.also, "--", color=color, linewidth=1, label="of training rows")
+                axis.legend(fontsize="small")
             if row.limit is not None:
                 axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
             axis.grid(alpha=0.3, which="both")

@@ -200,6 +200,8 @@ class TrainConfig(
         if config.epochs is None:
             epochs = math.ceil(config.preset.steps / config.steps_per_epoch(training_images))
             config = replace(config, epochs=epochs)
+        if self.eval_every is None and len(shape) == 1:
+            config = replace(config, eval_every=max(1, config.epochs // 40))
         if config.lr_schedule != "constant" and config.warmup_epochs >= config.epochs:
             found = f"`lr_schedule={config.lr_schedule}` begins after `warmup_epochs`"
             found += f" ({config.warmup_epochs:g}), and `epochs` is {config.epochs}"

@@ -294,7 +294,9 @@ class RunOptions:
     shuffle: bool = option(True, "draw a new order of the training data for every epoch")
     seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
     epochs: int | Auto = changeable(None, "passes over the training data", AT_LEAST_1)
-    eval_every: int = changeable(1, "epochs between exact validation likelihoods", AT_LEAST_1)
+    eval_every: int | Auto = changeable(
+        None, "epochs between exact validation likelihoods", AT_LEAST_1
+    )
     checkpoint_every: str = changeable(
         "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
     )

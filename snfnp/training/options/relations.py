@@ -180,6 +180,7 @@ _RELATIONS = {
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data in _AUGMENTED, f"on for {', '.join(_AUGMENTED)} only"),
     "epochs": Relation(words=_EPOCHS),
+    "eval_every": Relation((), lambda c: 1, "1; for rows, what makes about 40 evaluations"),
     "threads": Relation(
         (_is("backend", "numba", "numpy"),),
         words="the cores it has, or 1 if that is faster on a busy machine",
