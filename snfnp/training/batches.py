@@ -1,4 +1,4 @@
-"""The training images of each step: shuffled, gathered, and changed at random if asked to."""
+"""The training data of each step: shuffled, gathered and, if `augment` says so, augmented."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from snfnp.training.options import TrainConfig
 
 
 def cut(total: int, parts: int) -> list[Slice]:
-    """A batch of `total` samples in `parts` slices, as even as can be, in order."""
+    """A batch of `total` samples in `parts` slices, as even as possible, in order."""
     return [
         Slice(share.start, len(share), total, index, parts)
         for index, share in enumerate(shares(total, parts))
@@ -23,10 +23,10 @@ class Batches:
     """batches(step): device images (N, *shape), uint8, of step 0, 1, …; batches.whole(step): those
     of all ranks.
 
-    A function of the step and the run's seed alone: steps may be asked for in any order. What is
-    returned may be overwritten by the next call. A step takes its batch in two parts, of which the
-    second can be recorded: first = `stage(step)` on the host, and then `staged(scalars)`. world:
-    the ranks, each of which gets a slice of every batch.
+    They depend on the step and the run's seed alone: steps may come in any order. The next call may
+    overwrite what one returns. A step takes its batch in two parts, of which the second can be
+    recorded: first = `stage(step)` on the host, and then `staged(scalars)`. world: the ranks, each
+    of which gets a slice of every batch.
     """
 
     def __init__(self, ops, images, config: TrainConfig, shape, world=SINGLE_PROCESS):

@@ -1,10 +1,10 @@
 """White coordinates: input preconditioning, as by the A factor of K-FAC.
 
-A dense layer learns behind a `Whiten` layer, whose statistics are found here (`Whitening`). A
-kernel W as a matrix (kH kW C, O) multiplies rows, what it sees of an image from one pixel; Adam
-ascends in V, W = U V, for which the rows are white (`Coordinates`): ∂𝓛/∂V = U ∂𝓛/∂W goes into
-Adam, and its step ΔV becomes ΔW = U ΔV. W stays the parameter: a new U changes how it is learned,
-and not the function. Derivation: derivations/29-natural-coordinates.md.
+A dense layer learns behind a `Whiten` layer, whose statistics are estimated here (`Whitening`). A
+kernel W, as a matrix (kH kW C, O), multiplies rows: its receptive fields. Adam ascends in V, W =
+U V, for which these rows are white (`Coordinates`): it gets ∂𝓛/∂V = U ∂𝓛/∂W, and its step ΔV
+becomes ΔW = U ΔV. W remains the parameter: a new U changes how it is learned, not the function.
+Derivation: derivations/29-natural-coordinates.md.
 """
 
 import math
@@ -24,7 +24,7 @@ from snfnp.ops import RandomKey
 from snfnp.training.state import TrainingState
 
 _FLOOR = 1e-2  # times m: smaller eigenvalues of M count as this, and U's are at most 10
-_IMAGES = 2000  # that a renewal of a `Whiten` layer sees
+_IMAGES = 2000  # of a renewal of a `Whiten` layer
 
 
 def white_states(ops, flow, config, optimiser) -> tuple:
@@ -49,8 +49,8 @@ def statistics(trainer, params, batches, place: int) -> dict:
     """The statistics of the place-th layer before the first step: of a whole `Whiten` layer, or the
     flow's first, from all images of the first epoch; {} of any other layer.
 
-    The images get noise of their own: with that of the steps these would be whiter than others.
-    O(D²) an image: a few seconds for the 50,000 images of MNIST on a core.
+    The images get another noise than in the steps, whose inputs would be whiter than others with
+    the same. O(D²) an image.
     """
     layer = trainer.flow.layers[place][1]
     if not isinstance(layer, Whiten) or place and not layer.whole:
@@ -60,8 +60,8 @@ def statistics(trainer, params, batches, place: int) -> dict:
 
 
 def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarray]:
-    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: as the run's
-    precision has them, in double precision on the host."""
+    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: float64, on
+    the host, rounded to the run's precision."""
     ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
     layer, count = flow.layers[place][1], 0
     total, products = (ops.xp.zeros(layer.parameter_shapes(())[name]) for name in "bU")
@@ -89,9 +89,9 @@ class Whitening(TrainingState):
     """The statistics of `Whiten` layers: fixed parameters, and no array of its own."""
 
     def renew(self, trainer, batches) -> None:
-        """Re-estimate those of deeper layers that are not whole from 2000 images of the steps to
-        come, and change the linear layer behind: the function stays the same but for rounding.
-        Costs some 10 steps."""
+        """Re-estimate those of deeper diagonal layers from 2000 images of the next steps, and
+        change the linear layer behind so that the function stays the same but for rounding. Costs
+        about 10 steps."""
         ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
         for place, (name, layer) in enumerate(flow.layers):
             if not place or not isinstance(layer, Whiten) or layer.whole:
@@ -109,28 +109,28 @@ class Whitening(TrainingState):
 
 
 def change_coordinates(new: dict, old: dict, p: dict, m: dict, v: dict) -> tuple:
-    """(p, m, v) of the linear layer behind a diagonal `Whiten` whose numbers change from `old` to
-    `new`; p, and Adam's m and v: float64 host arrays by name.
+    """(p, m, v) of the linear layer behind a diagonal `Whiten`, whose statistics change from `old`
+    to `new`. p, and Adam's m and v: float64 host arrays by name.
 
     With U'x + b_U' = T (U x + b_U) + t the function stays the same for W' = W T⁻¹, b' = b − W' t
     and R' = T R. m follows the chain rule, G_W' = G_W Tᵀ + G_b tᵀ and G_R' = T⁻ᵀ G_R, and v the
     same with all factors squared.
     """
-    turn = new["U"] / old["U"]
-    shift, w = new["b"] - turn * old["b"], p["W"] / turn
+    scale = new["U"] / old["U"]
+    shift, w = new["b"] - scale * old["b"], p["W"] / scale
     p, m, v = (
         {**p, "W": w, "b": p["b"] - w @ shift},
-        {**m, "W": m["W"] * turn + np.outer(m["b"], shift)},
-        {**v, "W": v["W"] * turn**2 + np.outer(v["b"], shift**2)},
+        {**m, "W": m["W"] * scale + np.outer(m["b"], shift)},
+        {**v, "W": v["W"] * scale**2 + np.outer(v["b"], shift**2)},
     )
-    for own, factor in ((p, turn), (m, 1 / turn), (v, turn**-2)):
+    for own, factor in ((p, scale), (m, 1 / scale), (v, scale**-2)):
         if "R" in own:
             own["R"] = factor[:, None] * own["R"]
     return p, m, v
 
 
 def inputs(layer) -> dict[str, Callable]:
-    """{name of a kernel: images(cache), what it is correlated with} of a layer's kernels."""
+    """{kernel: images(cache), its input} of a layer's kernels that get white coordinates."""
     if isinstance(layer, Linear):
         maps = zip("WR"[: 1 + layer.learns_inverse], layer.maps, ("x", "z0"), strict=False)
         return {
@@ -184,10 +184,10 @@ class Coordinates(TrainingState):
         self._gradient, self._step = (ops.xp.zeros(moved, config.dtype) for _ in range(2))
 
     def renew(self, trainer, batches) -> None:
-        """Find U for the step that is to come, from its images: one forward pass."""
-        with threadpool_limits(1, "blas"):  # so small that threads only wait
+        """Estimate U from the images of the next step: one forward pass."""
+        with threadpool_limits(1, "blas"):  # for so small matrices more threads only wait
             found = self._find(trainer, batches(trainer.step))
-        found = trainer.world.broadcast(found)  # the same bits, even if machines differ
+        found = trainer.world.broadcast(found)  # the same bits on all ranks
         self.values[...] = self._ops.asarray(_flat(found))
 
     def _find(self, trainer, images) -> list[np.ndarray]:

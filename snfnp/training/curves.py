@@ -24,8 +24,8 @@ _OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs t
 
 
 def _point(record: dict, figure: str) -> tuple[float, float, float] | None:
-    """A figure and the ends of its band, as controllers of λ record them; of the layers' figures
-    the largest, and a band over all of them; None if there is no such figure."""
+    """A figure and the ends of its band: as recorded, or of the layers' figures the largest, and a
+    band over all; None if there is none."""
     if figure in record:
         value, absent = record[figure], figure in _OF_INVERSES and not record["reconstruction"] > 0
         ends = record.get(f"{figure}_min", value), record.get(f"{figure}_max", value)
@@ -50,6 +50,6 @@ def rows(records: list[dict]) -> list[Row]:
 
 def save_curves(path: Path, records: list[dict], title: str) -> None:
     """Draw all rows that a run has figures for, against epochs and training seconds."""
-    axes = {"epoch": "epoch", "training seconds": "seconds"}
-    columns = {label: [record[key] for record in records] for label, key in axes.items()}
+    axes = ("epoch", "epoch"), ("training seconds", "seconds")
+    columns = {label: [record[key] for record in records] for label, key in axes}
     plots.save_rows(path, columns, rows(records), title)
