@@ -149,8 +149,11 @@ def _citations(text: str):
 
 
 def _keep_together(doctree) -> None:
-    """An option is not broken at its hyphens, nor a formula before the comma that follows it; and a
-    block of code ends with its last line."""
+    """An option is not broken at its hyphens, nor "1032.0 ± 0.4" in a table, nor a formula before
+    the comma that follows it; and a block of code ends with its last line."""
+    for cell in doctree.findall(nodes.entry):
+        if re.fullmatch(r"\S+ ± \S+", cell.astext()):
+            cell["classes"].append("short")
     for literal in doctree.findall(nodes.literal):
         if len(literal.astext()) <= 28:
             literal["classes"].append("short")
