@@ -177,7 +177,7 @@ def test_blas_has_one_thread_for_roots_of_small_matrices(monkeypatch):
 
 @pytest.mark.parametrize("step", [7, 8, 9])
 def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
-    """Killed right before, at and after a step at which U is found anew."""
+    """Killed right before, at and after a step at which U is estimated again."""
     monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
     how = {"dataset": small_dataset(side=8), "model": "conv", "coordinates": "white"}
     how |= {"backend": "numpy", "checkpoint_every": "1", "epochs": 2}

@@ -157,7 +157,7 @@ def inspected(trainer):
 
 
 @pytest.mark.parametrize("model", ["fc", "conv", "glow"])
-def test_figures_are_in_double_precision_whatever_evaluations_are(model, monkeypatch):
+def test_figures_are_in_double_precision_if_evaluations_are_not(model, monkeypatch):
     """Kernels of a GPU refuse inputs and parameters of two types."""
 
     def noting(ops, flow, params, x, *rest):

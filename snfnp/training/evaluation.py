@@ -13,6 +13,11 @@ _BITS = "validation_bits_per_dimension"
 _TOLERATED = 8.0  # bits per dimension, at least, above the worst of a run that learns
 
 
+def _limit(usual: float) -> float:
+    """The bits per dimension of a run that has not exploded."""
+    return usual + max(_TOLERATED, abs(usual))
+
+
 class Evaluator:
     """Evaluates the parameters of a loop's trainer. warnings(figures): the monitors' lines."""
 
@@ -58,28 +63,26 @@ class Evaluator:
     def _refuse_explosion(self, evaluation: Evaluation, epoch: int, images) -> None:
         """Raises DivergedError for a likelihood that is finite, but implausibly bad.
 
-        The limit is twice the 8 bits that pixels of 256 values take without any model, or twice the
-        best so far (the start's, if nothing was evaluated yet), whichever is more. Rows may take
-        less than nothing, in small units: at least 8 bits more than usual are always allowed.
+        The limit is twice what the data take without any model (8 bits for pixels of 256 values),
+        or twice the best evaluation so far (of the start, if there is none) if that is larger. Rows
+        in small units may take fewer than 0 bits: 8 bits more than usual are always allowed.
         """
-        bits, usual = evaluation.bits_per_dimension, self._trainer.flow.preprocess.usual_bits
+        trainer, bits = self._trainer, evaluation.bits_per_dimension
+        usual = trainer.flow.preprocess.usual_bits
         if best := self._loop.best:
             usual = max(usual, best.nll / (evaluation.dimension * math.log(2)))
-        elif bits > usual + max(_TOLERATED, abs(usual)):
-            start = self._evaluate(
-                self._trainer.likelihood(self._trainer.start(self._loop.batches)), images
-            )
-            usual = max(usual, start.bits_per_dimension)
-        limit = usual + max(_TOLERATED, abs(usual))
-        if bits > limit:
+        elif bits > _limit(usual):
+            start = trainer.likelihood(trainer.start(self._loop.batches))
+            usual = max(usual, self._evaluate(start, images).bits_per_dimension)
+        if bits > (limit := _limit(usual)):
             unit, scale = ("bits/dim", 1.0) if self._of_images else ("nats/dim", math.log(2))
             found = f"the exact validation likelihood after epoch {epoch} has exploded"
             most = f"a run that learns has at most {limit * scale:.4g}"
             raise DivergedError(f"{found}: {bits * scale:.4g} {unit} ({most})")
 
     def warm_up(self, images) -> None:
-        """Evaluate some images with the first parameters, where that compiles something; and on a
-        GPU look at the layers, which elsewhere is done without kernels."""
+        """Evaluate some images with the parameters as drawn, if that compiles something; on a GPU
+        also the monitors, which have no kernels elsewhere."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]
