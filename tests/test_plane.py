@@ -206,7 +206,7 @@ WRONG_PATHS = [
     (["--steps", "1"], "`steps` is 1: it must be at least 2"),
     (["--pairs", "3000"], "`pairs=3000` needs 6000 test rows, and there are 5000: ask for fewer"),
     (["--path", "curved"], "invalid choice: 'curved'"),
-    (["--out", "a.txt"], "`out` is a.txt: its name must end in one of .npy, .png"),
+    (["--out", "a.txt"], "`out` is a.txt: its name must end in one of .npy, .csv, .png"),
 ]
 
 

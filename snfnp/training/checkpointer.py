@@ -38,7 +38,7 @@ class Checkpointer:
         self._optimiser = type(loop.trainer.optimiser).__qualname__
 
     def due(self) -> bool:
-        """Whether `checkpoint_every` asks for one now."""
+        """True if `checkpoint_every` asks for one now."""
         (steps, seconds), (step, then) = self._every, self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
