@@ -39,96 +39,61 @@ WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 @dataclass(frozen=True)
 class GlowSize:
-    """The size of Glow.
+    """The size of Glow."""
 
-    Attributes:
-        levels: L, the number of blocks, each after a squeeze.
-        depth: K, the steps of flow per block.
-        width: channels in the couplings' networks.
-        kernel: size of the mixing convolutions (1 in Glow, 5 in Table 5).
-    """
-
-    levels: int
-    depth: int
-    width: int = 512
-    kernel: int = 1
+    levels: int  # L: blocks, each after a squeeze
+    depth: int  # K: steps of flow per block
+    width: int = 512  # channels in the couplings' networks
+    kernel: int = 1  # size of the mixing convolutions: 1 in Glow, 5 in Table 5
 
 
 @dataclass(frozen=True)
 class VectorSize:
-    """The size of `vector`: the number of hidden dense layers, and of the splines' bins."""
+    """The size of `vector`."""
 
-    depth: int
-    bins: int = 8
+    depth: int  # hidden dense layers
+    bins: int = 8  # of its splines
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices that a preset leaves open.
-
-    Attributes:
-        rule: the gradient of linear layers.
-        init: initial weights, one of `INITS`.
-        bias_init: initial biases, one of `BIAS_INITS`.
-        coordinates: "white" for `Whiten` layers before dense layers, else "plain".
-        exact: exact determinants of convolutions by "block" or "dense" matrices.
-        inverse_kernel: kernel size of the learned inverse; None: the forward kernel's.
-        size: a `GlowSize` or `VectorSize`, for presets that have one.
-        activation: elementwise maps of `vector`, one of `ACTIVATIONS`.
-    """
+    """The choices that a preset leaves open."""
 
     rule: Rule = SelfNormalizing()
-    init: str = "paper"
-    bias_init: str = "zero"
-    coordinates: str = "plain"
-    exact: str = "block"
-    inverse_kernel: int | None = None
-    size: Any = None
-    activation: str = "spline"
+    init: str = "paper"  # one of INITS
+    bias_init: str = "zero"  # one of BIAS_INITS
+    coordinates: str = "plain"  # "white": Whiten layers before dense layers
+    exact: str = "block"  # exact determinants of convolutions by "block" or "dense" matrices
+    inverse_kernel: int | None = None  # of the learned inverse; None: the forward kernel's size
+    size: Any = None  # a GlowSize or VectorSize, for presets that have one
+    activation: str = "spline"  # elementwise maps of `vector`, one of ACTIVATIONS
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A model and its training settings, the paper's (A.3) for the models of its tables.
+    """A model and its training settings, the paper's (A.3) for the models of its tables."""
 
-    Attributes:
-        build: build(choices, shape) -> Flow, for images of shape (H, W, C) or rows (D,).
-        summary: a phrase, for help.
-        gradients: the gradients that it can be trained with, the default first.
-        clip_exact: whether `clip_norm` is a default for the exact gradient, too.
-        steps: the approximate length of a run whose epochs are not given.
-        paper_epochs: the paper's epochs.
-        has_recomputable_layers: whether `recompute` saves memory.
-        has_inverse_kernel: whether R may have a larger kernel (Eqs. 28-30).
-        has_bias_init: whether biases may start from data.
-        takes_rows: whether the data may be rows of numbers.
-        takes_choices: whether `build` uses its choices.
-        white: the settings of recipe="white".
-        lam_forward: λ of the forward objective.
-        fits: fits(shape) -> options that the shape of the data determines.
-    """
-
-    build: Callable[[Choices, tuple[int, ...]], Flow]
-    summary: str
-    gradients: tuple[str, ...]
+    build: Callable[[Choices, tuple[int, ...]], Flow]  # of images (H, W, C) or rows (D,)
+    summary: str  # a phrase, for help
+    gradients: tuple[str, ...]  # that it can be trained with, the default first
     lr: float = 1e-3
     lam: float = 1.0
     warmup_epochs: float = 10
     lr_schedule: str = "constant"
     batch_size: int = 100
     clip_norm: float | None = None
-    clip_exact: bool = True
-    steps: int = 5000
+    clip_exact: bool = True  # clip_norm is a default for the exact gradient, too
+    steps: int = 5000  # about, of a run without epochs given
     paper_epochs: int | None = None
     size: GlowSize | VectorSize | None = None
-    has_recomputable_layers: bool = True
-    has_inverse_kernel: bool = False
-    has_bias_init: bool = False
+    has_recomputable_layers: bool = True  # recompute saves memory
+    has_inverse_kernel: bool = False  # R may have a larger kernel (Eqs. 28-30)
+    has_bias_init: bool = False  # biases may start from data
     takes_rows: bool = False
-    takes_choices: bool = True
-    white: dict = field(default_factory=WHITE.copy)
-    lam_forward: float | None = None
-    fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}
+    takes_choices: bool = True  # build uses them
+    white: dict = field(default_factory=WHITE.copy)  # settings of recipe="white"
+    lam_forward: float | None = None  # λ of the forward objective
+    fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}  # options that a shape determines
 
 
 def make_rule(

@@ -103,12 +103,8 @@ def _check_size(count: int, columns: int, shape: tuple[int, ...], out: Path) -> 
     """Refuse a picture that is too large for its format, or to be seen."""
     height, width = plots.grid_size(count, columns, shape)
     size = f"a picture of {width:,} x {height:,} pixels"
-    if height * width > _LARGEST:
-        fits = _LARGEST // ((shape[0] + 1) * (shape[1] + 1))
-        ask = f"ask for {fits:,} or fewer, and for more with another `seed`"
-        ask = ask if fits else "a single one of its images is too large to be drawn"
-        raise UsageError(f"{count} images would be {size}: {ask}")
-    if max(height, width) > _LONGEST:
-        raise UsageError(f"{columns} in a row would be {size}: leave `columns` out")
+    if height * width > _LARGEST or max(height, width) > _LONGEST:
+        advice = "ask for fewer, for other `columns`, or for more with another `seed`"
+        raise UsageError(f"{count} images would be {size}: {advice}")
     if plots.is_large(height, width) and out.suffix.lower() != plots.LARGE_SUFFIX:
         raise UsageError(f"`out` is {out}: for {size} its name must end in {plots.LARGE_SUFFIX}")
