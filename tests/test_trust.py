@@ -13,7 +13,8 @@ from support.runs import forge
 import snfnp
 from snfnp.cli import angle, compare, evaluate, interpolate, sample, score, train
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from snfnp.parameters import Layout
+from snfnp.training.runs.checkpoint import load_checkpoint, record_of, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
@@ -151,14 +152,14 @@ def test_a_header_and_an_estimator_s_file_make_nothing_run(run, strange, tmp_pat
     save_checkpoint(run / "best.safetensors", saved)
     with one_line(SnfnpError, "best.safetensors"):
         snfnp.load_run(run)
-    config = {**snfnp.load_run(run, "last").config.as_dict(), "model": "strange:build"}
-    record = {"class": "FlowDensity", "params": {}, "steps": 1, "config": config}
-    record["moments"] = [[0.0, 0.0], [1.0, 1.0]]
-    zeros = np.zeros(layout.optimised.size)
-    path = tmp_path / "density"
-    p = np.zeros(layout.size)
-    save_checkpoint(path, Checkpoint(layout, p, zeros, zeros, 1, 1.0, 0, record))
-    with one_line(SnfnpError, "strange"):
+    path, quick = tmp_path / "density", {"layers": 1, "members": 1, "epochs": 1, "noise": 0.0}
+    snfnp.FlowDensity(**quick, activation="smooth-leaky-relu", random_state=0).fit(ROWS).save(path)
+    shapes = record_of(path)["shapes"].items()
+    shapes = {layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes}
+    saved = load_checkpoint(path, Layout.of(shapes, fixed=tuple(shapes)))
+    saved.record["config"]["model"] = "strange:build"
+    save_checkpoint(path, saved)
+    with one_line(SnfnpError, "its model or moments"):
         snfnp.FlowDensity.load(path)
     assert not strange.exists()
 

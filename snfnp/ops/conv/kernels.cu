@@ -113,6 +113,7 @@ __global__ void conv(const T* __restrict__ x, const T* __restrict__ k, long long
         const T* values = source + (row * columns + column) * i_count;
         const Four<T>* weights = taps + (h * across + w) * i_count * groups + group;
         if (by_four) {
+#pragma unroll 1  // more would take more registers than four blocks on a multiprocessor have
           for (int i = 0; i < i_count; i += 4, weights += 4 * groups) {
             const Four<T> v = *(const Four<T>*)(values + i);
             add_products(sum, v.a, weights[0]);
