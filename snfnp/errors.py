@@ -77,9 +77,13 @@ def suggestion(word: str, names: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+# flags that are not called as their parameters
+_FLAGS = {"lam": "lambda", "exact": "inverse exact"}
+
+
 def flag_of(parameter: str) -> str:
     """The flag of the command line for a parameter."""
-    return "--" + ("lambda" if parameter == "lam" else parameter.replace("_", "-"))
+    return "--" + _FLAGS.get(parameter, parameter.replace("_", "-"))
 
 
 def in_flags(message: str) -> str:

@@ -238,7 +238,7 @@ class Flow:
             UsageError: if no inverse was learned and `exact` is False.
         """
         if not exact and not self.has_learned_inverse:
-            raise UsageError("this flow learned no inverse: use exact=True (--inverse exact)")
+            raise UsageError("this flow learned no inverse: use `exact=True`")
         shapes, splits = self.latent_shapes, self._splits
         if len(latents) != len(shapes):
             raise ValueError(f"expected {len(shapes)} latents, found {len(latents)}")

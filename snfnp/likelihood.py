@@ -241,7 +241,7 @@ class Likelihood:
         x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
             found = "samples are not finite: the inverse of this flow is not to be used at this"
-            remedy = "try exact=True (--inverse exact), or another checkpoint"
+            remedy = "try `exact=True`, or another checkpoint"
             raise DivergedError(f"{found} checkpoint; {remedy}")
         return ops.to_host(flow.decode(ops, x))
 

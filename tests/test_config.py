@@ -188,8 +188,8 @@ def test_a_configuration_is_a_flat_dataclass():
 
 
 def test_the_command_line_has_flags_for_the_parameters_in_messages():
-    found = "`batch_size` is 0: see `lam`, `graph=False`, `tf32=True` and `model=conv or fc`"
-    flags = "--batch-size is 0: see --lambda, --no-graph, --tf32 and --model conv or fc"
+    found = "`batch_size` is 0: see `lam`, `graph=False`, `exact=True` and `model=conv or fc`"
+    flags = "--batch-size is 0: see --lambda, --no-graph, --inverse exact and --model conv or fc"
     assert in_flags(found) == flags
     assert len({flag_of(name) for name in OPTIONS}) == len(OPTIONS)
 

@@ -139,7 +139,7 @@ def test_it_is_refused_where_it_does_not_converge():
     z = rng.standard_normal((2, 8))
     for rho in (1.0 + 1e-6, 2.0):
         w, r, _ = near(rng, 8, rho)
-        with pytest.raises(UsageError, match="^ρ = ‖I − RW‖₂ is .*--inverse exact"):
+        with pytest.raises(UsageError, match="^ρ = ‖I − RW‖₂ is .*use `exact=True`"):
             contraction.solve(OPS, Dense(8), Dense(8), w, r, z)
     slow = np.eye(8) - 0.999 * np.eye(8)
     with pytest.raises(SnfnpError, match="after 1000 refinements .* is still left"):

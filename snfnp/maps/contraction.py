@@ -71,7 +71,7 @@ def solve(ops, f, g, w, r, z):
     found = rho(ops, f, g, w, r, z.shape[1:])
     if not found < 1:
         why = f"ρ = ‖I − RW‖₂ is at least {found:.3g}, and only below 1 can the learned inverse be"
-        raise UsageError(f"{why} refined: use exact=True (--inverse exact)")
+        raise UsageError(f"{why} refined: use `exact=True`")
     x, residual, scale = g.apply(ops, r, z), math.nan, 1.0
     for _ in range(_MOST):
         left = z - f.apply(ops, w, x)
@@ -81,4 +81,4 @@ def solve(ops, f, g, w, r, z):
         x = x + g.apply(ops, r, left)
     rest = f"{residual / scale:.1e} of z is still left (ρ ≥ {found:.5f})"
     why = f"after {_MOST} refinements of the learned inverse, {rest}"
-    raise SnfnpError(f"{why}: use exact=True (--inverse exact)")
+    raise SnfnpError(f"{why}: use `exact=True`")
