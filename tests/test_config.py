@@ -1,9 +1,11 @@
 """The configuration: one field per option, properties of presets, what a resumed run may change."""
 
+import ast
 import dataclasses
 import inspect
 import math
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +216,19 @@ def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, mon
     TrainConfig(model=model, depth=2).resolve(1000, SHAPE).build_flow(SHAPE)
     expected = dataclasses.replace(preset.size, depth=2)
     assert found == [expected] and type(expected) is type(preset.size)
+
+
+def test_messages_of_the_library_name_no_flags():
+    """The command line turns the parameters that they name into its flags."""
+    known, found = (
+        ("srun --mpi", "--data-dir or SNFNP_DATA_DIR"),
+        [],
+    )  # mpiexec's; in a command
+    for path in (Path(__file__).parents[1] / "snfnp").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        texts -= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for text in (node.value for node in texts if isinstance(node.value, str)):
+            if re.search(r"(^|\W)--[a-z]", text) and not any(each in text for each in known):
+                found.append((path.parent.name, text))
+    assert {folder for folder, _ in found} <= {"cli", "processes"}, found
