@@ -220,10 +220,8 @@ def test_a_builder_gets_the_size_of_its_preset_with_the_options_in_it(model, mon
 
 def test_messages_of_the_library_name_no_flags():
     """The command line turns the parameters that they name into its flags."""
-    known, found = (
-        ("srun --mpi", "--data-dir or SNFNP_DATA_DIR"),
-        [],
-    )  # mpiexec's; in a command
+    known = "srun --mpi", "--data-dir or SNFNP_DATA_DIR"  # of mpiexec; a warning of a command
+    found = []
     for path in (Path(__file__).parents[1] / "snfnp").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
