@@ -2,6 +2,7 @@
 
 import math
 
+from snfnp.data import Dataset
 from snfnp.errors import DivergedError
 from snfnp.likelihood import Evaluation, Likelihood
 from snfnp.training.monitors import Monitors
@@ -27,14 +28,15 @@ class Evaluator:
         self.warnings = self._monitors.warnings
         self._of_images = loop.trainer.flow.preprocess.of_images
 
-    def validate(self, images) -> dict:
-        """The figures of an epoch: the exact validation likelihood, and averages of its steps.
+    def validate(self, dataset: Dataset) -> dict:
+        """The figures of an epoch: the exact validation likelihood, and averages of its steps; of
+        rows also the likelihood of as many training rows, since the two together show overfitting.
 
         Raises DivergedError if any of it is not finite, or the likelihood has exploded. The ranks
         share the images; the figures are rank 0's, which alone looks at the layers.
         """
         trainer, world = self._trainer, self._trainer.world
-        likelihood = trainer.likelihood()
+        likelihood, images = trainer.likelihood(), dataset.validation
         evaluation = self._evaluate(likelihood, images, self._monitors.watch(len(images)))
         metrics, (step, _, epoch, seconds) = trainer.averages(), self._loop.place
         speed = self._loop.steps_per_second * self._config.batch_size
@@ -56,6 +58,9 @@ class Evaluator:
                 raise DivergedError(f"the exact {figure} after epoch {epoch} is not finite")
         if world.rank == 0:
             figures |= self._monitors.figures(likelihood)
+        if not self._of_images:
+            seen = self._evaluate(likelihood, dataset.train[: len(images)]).nll
+            figures |= {"training_nll_nats": seen} if math.isfinite(seen) else {}
         figures = world.broadcast(figures)
         self._refuse_explosion(evaluation, epoch, images)
         return figures
