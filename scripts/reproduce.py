@@ -54,9 +54,8 @@ def main(argv):
     add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
-        listed = {name: target.title for name, target in TARGETS.items()}
-        listed |= {ALL: "all of these", PAGE: "publish --runs on the derivations' page"}
-        print(*(f"{name}: {what}" for name, what in listed.items()), sep="\n")
+        print(*(f"{name}: {target.title}" for name, target in TARGETS.items()), sep="\n")
+        print(f"{ALL}: all of these\n{PAGE}: publish --runs on the derivations' page")
         return
     wanted = {name: own for name, own in TARGETS.items() if args.target in (name, ALL)}
     if not wanted and args.target != PAGE:

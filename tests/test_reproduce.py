@@ -378,11 +378,11 @@ def test_figure_5_has_both_runs_and_the_share_of_the_time(everything):
     assert [row["time / exact's: ours"] for row in rows_of(target.show(record))] == ["–", "–"]
 
 
-def test_curves_keep_their_ends_and_what_is_to_be_kept():
+def test_curves_keep_their_ends():
     points = [[epoch] for epoch in range(1, 6001)]
-    few = figures.thinned(points, keep=points[333])
-    assert len(few) == 201 and few[0] == [1] and few[-1] == [6000] and points[333] in few
-    assert few == sorted(few) and figures.thinned(points[:200]) == points[:200]
+    few = figures.thinned(points, 200)
+    assert len(few) == 200 and few[0] == [1] and few[-1] == [6000] and few == sorted(few)
+    assert all(figures.thinned(points[:n], 200) == points[:n] for n in (0, 1, 200))
 
 
 def test_a_diverged_run_has_no_curve_and_the_others_are_shown(command, monkeypatch, tmp_path):

@@ -22,11 +22,8 @@ WAYS = {"eager": {"graph": False}, "graph": {}, "overlap": {"overlap": True}}  #
 
 
 class Case(NamedTuple):
-    """A model's self-normalizing step.
-
-    bars: {precision: milliseconds} that it must reach, recorded, on an H100 SXM (one for PCIe has
-    three quarters of its rate in float32); settings: of the configuration.
-    """
+    """A model's self-normalizing step. bars: {precision: milliseconds} that it must reach on an
+    H100 SXM, recorded (one for PCIe has three quarters of its rate); settings: its own."""
 
     title: str
     model: str
@@ -85,14 +82,12 @@ def report(ops_of: Callable, plan: Plan, show: Callable, save: Callable) -> None
     for case in plan.cases:
         rows, notes = [], []
         for precision in case.precisions:
-            found = _measure(ops_of, case, precision, plan, limits)
-            rows += found[0]
-            notes += [f"{precision}, {note}" for note in found[1]]
+            found, said = _measure(ops_of, case, precision, plan, limits)
+            rows, notes = rows + found, notes + [f"{precision}, {note}" for note in said]
         results["steps"] += rows
         save(results)
-        title = f"{case.title} on {results['device']}: training step, self-normalizing, batch "
-        shown = table(rows, list(rows[0])[1:])
-        show("\n".join([f"{title}{plan.batch}", shown, *notes, *_verdict(rows)]) + "\n")
+        title = f"{case.title} on {results['device']}, self-normalizing step, batch {plan.batch}"
+        show("\n".join([title, table(rows), *notes, *_verdict(rows)]) + "\n")
 
 
 def _limits(backends: dict, plan: Plan) -> dict:

@@ -14,8 +14,7 @@ from snfnp.maps import Conv2d
 from snfnp.training.batches import Repeated
 
 _SNF, _D, _WHITE = "self-normalizing", int(np.prod(IMAGE)), {"coordinates": "white"}
-# {row: (gradient, settings, products of the two layers)}. The inverse of the exact rule is no
-# product, nor is what variational noise takes; white coordinates need one product more.
+# {row: (gradient, settings, products of the two layers)}; inverses and noise are no products.
 _FC = {
     "self-normalizing": (_SNF, {}, 12),
     "relative": ("relative", {}, 10),

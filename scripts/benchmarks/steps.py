@@ -11,10 +11,8 @@ BATCH, IMAGE = 100, (28, 28, 1)
 def make_trainer(
     ops, model, gradient, shape=IMAGE, count=50_000, report=print, **settings
 ) -> Trainer:
-    """A trainer of the preset at the paper's batch size, with a learning rate that moves little.
-
-    For `count` images of this shape; settings: other fields of a configuration.
-    """
+    """A trainer of the preset for `count` images of this shape, at the paper's batch size and a
+    learning rate that moves little; settings: other fields of a configuration."""
     settings = {"lr": 1e-6, "batch_size": BATCH, "backend": ops.name} | settings
     config = TrainConfig(model=model, gradient=gradient, **settings).resolve(count)
     steps = config.steps_per_epoch(count)

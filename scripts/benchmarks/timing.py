@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -102,9 +102,9 @@ def threads(count: int):
         numba.set_num_threads(before)
 
 
-def table(rows: list[dict], columns: Iterable[str] | None = None) -> str:
-    """Rows as aligned text. columns: of those that are shown, by default all of the first row."""
-    names = list(columns or rows[0])
+def table(rows: list[dict]) -> str:
+    """Rows as aligned text, with the columns of the first one."""
+    names = list(rows[0])
     texts = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     columns = [[len(cell) for cell in column] for column in zip(*texts, strict=True)]
     formats = "  ".join(f"{{:{'>' * bool(i)}{max(own)}}}" for i, own in enumerate(columns))

@@ -39,12 +39,10 @@ def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
     return found
 
 
-def thinned(points: list, most: int = 200, keep=None) -> list:
-    """Thin points out to `most`, evenly spread, the first and the last among them; and `keep`."""
-    if len(points) <= most:
-        return list(points)
-    spread = {round(i * (len(points) - 1) / (most - 1)) for i in range(most)}
-    return [own for index, own in enumerate(points) if index in spread or own == keep]
+def thinned(points: list, most: int) -> list:
+    """Thin points out to `most`, evenly spread, the first and the last among them."""
+    most = min(most, len(points))
+    return [points[round(i * (len(points) - 1) / max(most - 1, 1))] for i in range(most)]
 
 
 _IMAGES = 64
@@ -116,7 +114,7 @@ class Figure3(_OneSeed):
                 points.append([line["epoch"], mean, spread])
         largest = max(points, key=lambda point: point[1], default=None)
         below = [sum(mean < 1 for _, mean, _ in points), len(points)]
-        return {"points": thinned(points, 1000, largest), "largest": largest, "below": below}
+        return {"points": thinned(points, 1000), "largest": largest, "below": below}
 
     def show(self, record: dict) -> str:
         heads = ["model", "epochs: ours / paper", "largest", "below 1°", "at the end"]
@@ -160,7 +158,7 @@ class Figure5(_OneSeed):
 
     def measure(self, run: Run) -> dict:
         lines = RunFolder(run.folder).read_metrics()
-        return {"points": thinned([[line[key] for key in plots.COMPARED] for line in lines])}
+        return {"points": thinned([[line[key] for key in plots.COMPARED] for line in lines], 200)}
 
     def show(self, record: dict) -> str:
         rows = record["rows"]
