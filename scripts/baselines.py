@@ -24,7 +24,7 @@ from snfnp.data import toy
 
 TOYS, ROWS = ("moons", "rings", "pinwheel", "checkerboard", "spirals"), 4000
 TABLES = ("MASS/crabs", "DAAG/ais", "MASS/geyser", "iris", "wine")
-COMPONENTS, BANDWIDTHS = range(1, 25), np.geomspace(0.03, 1.0, 14)
+COMPONENTS, BANDWIDTHS = range(1, 33), np.geomspace(0.03, 1.0, 14)
 SIZES = (2, 32), (3, 64), (5, 64)  # of a spline flow: transforms, and units of their networks
 
 
