@@ -8,6 +8,7 @@ import numpy as np
 
 _AT_ONCE = 1 << 20  # numbers of a large array that are looked at together
 _COLOURS = (3, 4)  # channels of a colour image
+_OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)  # the first hides values, * of the second is @
 
 
 class StoredArray:
@@ -82,7 +83,7 @@ def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) 
     kind: Any = getattr(images, "dtype", None)
     wanted = ", ".join(map(str, ("N", *(shape or "HWC"))))
     kinds = (np.ndarray, StoredArray) if shape is None else object
-    hidden = isinstance(images, np.ma.MaskedArray)  # values that it hides
+    hidden = isinstance(images, _OTHER_ARRAYS)
     array = isinstance(kind, np.dtype) and bool(isinstance(images, kinds)) and not hidden
     if not array or kind.kind not in "buif":
         found = kind if array else type(images).__name__
@@ -122,7 +123,7 @@ def fault_of_rows(rows: Any, shape: tuple[int, ...] | None = None) -> str | None
     """
     kind: Any = getattr(rows, "dtype", None)
     wanted = f"(N, {shape[0] if shape else 'D'})"
-    array = isinstance(kind, np.dtype) and not isinstance(rows, np.ma.MaskedArray)  # hides values
+    array = isinstance(kind, np.dtype) and not isinstance(rows, _OTHER_ARRAYS)
     if not array or kind.kind not in "buif":
         found = kind if array else type(rows).__name__
         return f"{found} instead of numbers; give an array of floats, {wanted}"

@@ -9,7 +9,7 @@ import pytest
 from support.runs import forge
 
 import snfnp
-from snfnp.cli import compare, score
+from snfnp.cli import compare, sample, score
 from snfnp.errors import SnfnpError
 from snfnp.parameters import Layout
 from snfnp.training.runs import comparison
@@ -158,3 +158,14 @@ def test_what_a_record_says_is_shown_and_not_sent_to_a_terminal(runs, tmp_path, 
     score.main([str(tmp_path / "a"), str(tmp_path / "other.npy"), "--data", "moons"])
     said = capsys.readouterr().out
     assert "\\x1b]0;title" in said and said.replace("\n", "").isprintable()
+
+
+def test_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
+    path, name = next(iter(runs)), "a\x1b[31m\nb"
+    shutil.copytree(path, tmp_path / name)
+    np.save(tmp_path / f"{name}.npy", ROWS + 1)
+    compare.main([str(path), str(tmp_path / name), "--plot", str(tmp_path / f"{name}.png")])
+    score.main([str(tmp_path / name), str(tmp_path / f"{name}.npy"), "--data", "moons"])
+    sample.main([str(tmp_path / name), "--count", "4", "--out", str(tmp_path / f"{name}.csv")])
+    said = capsys.readouterr().out
+    assert said.count("a\\x1b[31m\\nb") >= 5 and said.replace("\n", "").isprintable()

@@ -440,7 +440,7 @@ def test_no_callbacks_are_none(tmp_path, callbacks):
     assert np.isfinite(summary["test_nll_nats"])
 
 
-@pytest.mark.parametrize("callbacks", [len, [3]])
+@pytest.mark.parametrize("callbacks", [len, [3], 3])
 def test_callbacks_are_a_list_of_functions(callbacks):
     with one_line(UsageError, "callbacks is ", "give a list of functions"):
         snfnp.fit(DATA, callbacks=callbacks, report=None, **QUICK)

@@ -314,6 +314,29 @@ def test_images_in_hidden_folders_are_left_out_and_said(tmp_path):
     assert len(found.train) + len(found.validation) + len(found.test) == 9
 
 
+def test_linked_folders_are_left_out_and_said(tmp_path):
+    for place in range(9):
+        picture(tmp_path / "train" / f"{place}.png", GREY[place])
+    (tmp_path / "train" / "again").symlink_to(tmp_path / "train")
+    said = []
+    assert len(snfnp.load_dataset(str(tmp_path), report=said.append).train) == 7
+    assert said == [f"{tmp_path}: 1 folders that are links or on other disks are left out"]
+
+
+def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "rows.npy", ROWS)
+    assert snfnp.load_dataset(tmp_path / "rows.npy").name == "rows"
+    for name in (ROWS, [1], None, 3):
+        with one_line(UsageError, "load_dataset takes a name or a path", type(name).__name__):
+            snfnp.load_dataset(name)
+
+
+def test_a_matrix_is_refused():
+    """Its ** is a power of matrices."""
+    with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
+        user_data.load(np.matrix(ROWS))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "RGB", "LA", "RGBA"])
 def test_more_than_eight_bits_are_refused(mode, tmp_path):
     """Pillow writes none of colour, and cuts those off that it reads."""

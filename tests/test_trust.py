@@ -132,6 +132,34 @@ HARMFUL = [
 ]
 
 
+LINEAR = '{"class": "snfnp.layers:Linear", "map": {"class": "snfnp.maps:Dense", "features": %s}}'
+FLOW = '{"class": "snfnp.flow:Flow", "shape": [2], "layers": %s}'
+MISFITS = [
+    *("snfnp.flow:Flow", "numpy:full", FLOW % 3, FLOW % "[3]", FLOW % '[["a"]]'),
+    *(FLOW % f'[["a", {LINEAR % size}]]' for size in ("1000000000", "-1", "null", '"x"', "1e9")),
+    FLOW % '[["a", {"class": "snfnp.layers:Linear", "map": 3}]]',
+]
+
+
+@pytest.mark.parametrize("model", MISFITS)
+def test_a_flow_whose_parts_do_not_fit_is_one_line(model, run):
+    forge(run, model=model)
+    with one_line(UsageError):
+        snfnp.load_run(run)
+
+
+def test_a_trusted_module_that_is_not_found_is_said_so(run, tmp_path, monkeypatch):
+    """Not that the folder is damaged; and without trust, where the command would find it."""
+    forge(run, model="elsewhere_flows:build")
+    with one_line(UsageError, "cannot be opened: the run needs elsewhere_flows:build"):
+        snfnp.load_run(run, trust=True)
+    (tmp_path / "elsewhere_flows.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    with one_line(UsageError, f"would import elsewhere_flows from {tmp_path}/elsewhere_flows.py"):
+        snfnp.load_run(run)
+
+
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("model", HARMFUL, ids=lambda model: model[:40])
 def test_no_name_of_anything_else_is_called(model, trust, run, monkeypatch):

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from snfnp.cli.shared import Parser, add_trust, check_file
+from snfnp.errors import printable
 from snfnp.training.runs import comparison
 
 _SHOWN = 8  # epochs in the table at most
@@ -30,7 +31,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             for name, run in zip(names, runs, strict=True)
         }
         plots.save_comparison(args.plot, lines, "exact validation NLL (nats)")
-        print(f"picture: {args.plot}")
+        print(printable(f"picture: {args.plot}"))
 
 
 def _table(runs, names, start) -> str:
@@ -46,7 +47,7 @@ def _table(runs, names, start) -> str:
         if gap:
             part = gap[1] / (runs[0].nll[gap[0]] or math.inf)
             shown = f"{_short(gap[1], '+.2f')} nats = {_short(100 * part, '+.3f')}% at {gap[0]}"
-        own = (f"`{name}`", *(_short(run.nll[epoch]) for epoch in epochs))
+        own = (f"`{printable(name)}`", *(_short(run.nll[epoch]) for epoch in epochs))
         test = "not done" if run.test_nll is None else _short(run.test_nll)
         speed = _short(last["seconds"] / last["epoch"], ".1f")
         lines.append((*own, shown, f"{_short(run.nll[best])} at {best}", test, speed))

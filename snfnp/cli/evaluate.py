@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from snfnp.cli.shared import add_data, busy, images_of, open_run, run_parser
+from snfnp.errors import printable
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.ops import RandomKey
 
@@ -45,7 +46,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
             apart = run.ops.to_host(activations_part(*how, x))
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
-    of = f"{result.images:,} {args.split} {noun} from {source}"
+    of = f"{result.images:,} {args.split} {noun} from {printable(source)}"
     bits = run.flow.preprocess.of_images  # bits per dimension, and noise, are of bytes alone
     print(of + f", dequantisation seed {result.dequantisation_seed}" * bits)
     print(f"{'mean log-likelihood':<24}{'nats':>14}" + f"{'bits/dim':>12}" * bits)

@@ -4,7 +4,7 @@ import numpy as np
 
 from snfnp.cli.sample import TABLES, add_inverse, destination, drawn, save_table
 from snfnp.cli.shared import add_data, images_of, open_run, run_parser
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, printable
 from snfnp.training import plots
 
 _ALONG = "great circles or straight lines in latent space. D latents have a norm near √D, but "
@@ -49,7 +49,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
         first, last = np.split(ends[:, None], 2)
         images = np.concatenate([first, samples, last], axis=1).reshape(-1, *shape)
         plots.save_samples(out, {f"{name}; outermost: the data": images}, title, columns)
-    print(out)
+    print(printable(out))
 
 
 def between(start: np.ndarray, end: np.ndarray, steps: int, spherical: bool) -> np.ndarray:

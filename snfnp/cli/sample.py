@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, printable
 from snfnp.training import plots
 from snfnp.training.files import write_atomically
 from snfnp.training.runs.load import LoadedRun
@@ -43,7 +43,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     else:
         title = f"{run.config.data_name}, {run.config.model_name}"
         plots.save_samples(out, {panel: images}, title, args.columns)
-    print(out)
+    print(printable(out))
 
 
 def add_inverse(parser: Parser, name: str) -> None:

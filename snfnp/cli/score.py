@@ -62,7 +62,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
     if above < 0.5:
         says = "the other data are likelier than the test data: a likelihood alone does not show"
         print(f"{says} that data are different (Nalisnick et al. 2019)")
-    print(f"picture: {out}; scores: {out.with_suffix('.csv')}")
+    print(printable(f"picture: {out}; scores: {out.with_suffix('.csv')}"))
 
 
 def auroc(scores: np.ndarray, others: np.ndarray) -> float:

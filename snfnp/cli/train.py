@@ -5,7 +5,7 @@ from typing import Any
 
 from snfnp import threads
 from snfnp.cli.shared import Parser, add_trust
-from snfnp.errors import UsageError, flag_of, in_flags
+from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.animation import Animation, View
@@ -75,7 +75,7 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
 
 
 def _show(line: str) -> None:
-    print(in_flags(line))
+    print("\n".join(map(printable, in_flags(line).split("\n"))))
 
 
 def _parser(prog: str | None, defaults: dict) -> Parser:
@@ -147,4 +147,4 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
     if animation and animation.frames:  # none if the run was finished before
         plots.save_animation(folder.animation, animation.frames)
         drawn.append(folder.animation)
-    print(f"pictures: {', '.join(map(str, drawn))}")
+    print(printable(f"pictures: {', '.join(map(str, drawn))}"))

@@ -26,7 +26,7 @@ __all__ = ["DATA_SETS", "PUBLISHED", "SPLITS", "Dataset", "load_dataset", "requi
 
 
 def load_dataset(
-    name: str = "mnist",
+    name: str | os.PathLike[str] = "mnist",
     data_dir: str | os.PathLike[str] | None = None,
     *,
     report: Callable[[str], None] = print_to_stderr,
@@ -59,6 +59,10 @@ def load_dataset(
         UsageError: `name` is neither, or the folder does not exist or lacks the files.
         SnfnpError: a file is damaged or holds something else, or nothing was found anywhere.
     """
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(name, str):
+        found = f"load_dataset takes a name or a path, and got a {type(name).__name__}"
+        raise UsageError(f"{found}: give arrays to snfnp.fit or snfnp.Dataset")
     if name in LOADERS:
         return LOADERS[name](data_dir, report)
     if os.path.lexists(name):

@@ -1,6 +1,7 @@
 """Folders of images: .png and .jpg files of one size."""
 
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    device, seen, hidden = os.stat(folder).st_dev, 0, 0
+    device, seen, hidden, elsewhere = os.stat(folder).st_dev, 0, 0, 0
     for place, folders, names in os.walk(folder):
         seen += len(names) + len(folders)
         if seen > _MOST:
@@ -59,15 +60,21 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         if any(part.startswith(".") for part in inside):
             hidden += len(images)
             continue
-        folders[:] = sorted(each for each in folders if _device(place, each) == device)
+        here = [each for each in folders if _device(place, each) == device]
+        elsewhere += len(folders) - len(here)
+        folders[:] = sorted(here)
         yield from (Path(place, name) for name in sorted(images) if name[0] != ".")
+    if elsewhere:
+        report(f"{folder}: {elsewhere:,} folders that are links or on other disks are left out")
     if hidden:
         report(f"{folder}: {hidden:,} images in hidden folders are left out")
 
 
 def _device(*path: str) -> int | None:
+    """The disk of a folder; none of a link to one."""
     try:
-        return os.lstat(os.path.join(*path)).st_dev
+        status = os.lstat(os.path.join(*path))
+        return None if stat.S_ISLNK(status.st_mode) else status.st_dev
     except OSError:  # it has just been removed
         return None
 

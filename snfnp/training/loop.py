@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import astuple, replace
 from typing import Any
@@ -335,7 +335,8 @@ def train(
         DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
     """
     require_dataset(dataset)
-    if callable(callbacks) or not all(map(callable, callbacks := tuple(callbacks or ()))):
+    callbacks = () if callbacks is None else callbacks
+    if not (isinstance(callbacks, Iterable) and all(map(callable, callbacks := tuple(callbacks)))):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
     if flow is not None:
         config = replace(config, model=flow)

@@ -8,12 +8,14 @@ Derivation: derivations/16-write-your-own-layer.md.
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module, util
+from importlib.machinery import PathFinder
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,12 @@ from snfnp.rules import Rule
 _OURS = tuple(PRESETS)
 _REFERENCE = re.compile(r"\w[\w.]*:(?!__)\w+(\.(?!__)\w+)*")
 _PARTS = (Flow, Layer, Map, Rule, Preprocess, Scale, Standardise)  # classes that a text may name
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _ROOMS = re.compile(r"snfnp\.(flow|layers|maps|rules|beyond)\b")
 
 
-class UntrustedError(UsageError):
-    """A file names a module that would have to be imported, and nobody said that it may be."""
+class ModuleError(UsageError):
+    """A file names a module that is not trusted, or cannot be imported."""
 
 
 def register(name: str, build: Callable[..., Flow], **settings) -> None:
@@ -64,7 +67,7 @@ def preset_of(model: str) -> Preset:
     if model in PRESETS:
         return PRESETS[model]
     if model.startswith("{"):
-        return _preset("the flow", lambda shape: _rebuilt(_parsed(model)[0]))
+        return _preset("the flow", lambda shape: _whole(model, shape))
     if _REFERENCE.fullmatch(model):
         return _preset(model, _found(model, "`model`"))
     found = f"`model={model[:40]}` is unknown{suggestion(model, PRESETS)}"
@@ -90,7 +93,8 @@ def require_trusted(model: Any, trust: bool = False) -> None:
     """Let no model's text that a file holds run code that this process does not have.
 
     Modules that it names must be imported already, or have this package's layers, maps or rules.
-    trust: others are imported now. Raises UntrustedError for any other module.
+    trust: others are imported now. Raises ModuleError for any other module, and for
+    one that cannot be imported.
     """
     names: list[str] = []
     if isinstance(model, str) and _REFERENCE.fullmatch(model):
@@ -103,23 +107,31 @@ def require_trusted(model: Any, trust: bool = False) -> None:
             continue
         if not trust:
             # only the first part: to look for a submodule imports what it is in
-            spec = util.find_spec(module.partition(".")[0])
+            first = module.partition(".")[0]
+            spec = util.find_spec(first) or PathFinder.find_spec(first, [os.getcwd()])
             places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
             where = next(filter(None, places), None)
             would = f"would import {module} from {where}" if where else f"needs {module}, not found"
             found = f"its model {name} {would}, and nobody said that its code may run"
-            raise UntrustedError(f"{found}: if you trust it, give `trust=True`")
-        _found(name, "the run")
+            raise ModuleError(f"{found}: if you trust it, give `trust=True`")
+        try:
+            _found(name, "the run")
+        except UsageError as error:
+            raise ModuleError(str(error)) from error
 
 
 def _preset(name: str, build: Any, **settings) -> Preset:
     if isinstance(build, Preset):
         return build
-    found, takes = f"{name} is of type {type(build).__name__}", []
+    found, takes, needed = f"{name} is of type {type(build).__name__}", [], set()
     with suppress(TypeError, ValueError):  # of what is no function, or none of Python's
-        takes = list(inspect.signature(build).parameters)
+        parameters = inspect.signature(build).parameters
+        takes = list(parameters)
+        needed = {key for key, each in parameters.items() if each.default is each.empty}
+        needed -= {key for key, each in parameters.items() if each.kind in _MANY}
         found = f"{name} takes {', '.join(takes) or 'nothing'}"
-    if takes[:1] != ["shape"]:  # before it is called: the name may come from a file
+    # before it is called: the name may come from a file
+    if takes[:1] != ["shape"] or not needed <= {"shape", "choices"}:
         raise UsageError(f"{found}: let it be build(shape) or build(shape, choices) -> Flow")
     takes = "choices" in takes
 
@@ -201,6 +213,17 @@ def _parsed(model: str) -> tuple[Any, list[str]]:
     except (ValueError, RecursionError) as error:
         found = f"the flow is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise UsageError(f"{found}: restore it as it was") from None
+
+
+def _whole(model: str, shape: tuple[int, ...]) -> Flow:
+    """The flow that a text describes. Raises UsageError if its parts do not fit together."""
+    try:
+        flow = _require_flow(_rebuilt(_parsed(model)[0]), shape, "the flow")
+        _ = flow.layout  # asks every layer for its shapes
+        return flow
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        found = f"the flow cannot be built ({str(error)[:80]})"
+        raise UsageError(f"{found}: let its layers fit together, or restore config.json") from error
 
 
 def _classes(value: Any) -> Iterator[str]:

@@ -29,7 +29,7 @@ from snfnp.data.mnist import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training import files
 from snfnp.training.options import TrainConfig
-from snfnp.training.options.user_models import UntrustedError, title_of
+from snfnp.training.options.user_models import ModuleError, title_of
 from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
 
 
@@ -95,7 +95,7 @@ class RunFolder:
                 raise ValueError("history is no list")
             if TrainConfig.from_dict(record.get("config"), trust).model is None:
                 raise ValueError("the configuration has no model")
-        except UntrustedError as error:
+        except ModuleError as error:
             raise UsageError(f"{path} cannot be opened: {error}") from None
         except (ValueError, UsageError) as error:
             found = f"{run.config_file} is damaged, or of another version ({str(error)[:100]})"

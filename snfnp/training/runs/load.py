@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snfnp.errors import UsageError
+from snfnp.errors import UsageError, printable
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
@@ -113,7 +113,7 @@ def load_run(
     ops = ops or get_ops(backend or config.backend)
     flow = config.build_flow(folder.data(record)[1], folder.moments(record))
     if line := refuse_other_flow(folder.path, record, flow):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     saved = load_checkpoint(files[checkpoint], flow.layout, record)
     config = config.with_optimiser_of(saved.record["config"])
     return LoadedRun(folder, record, config, ops, flow, flow.layout, saved)
