@@ -34,6 +34,7 @@ def checkout(tmp_path):
         assert done.returncode == 0 and done.stderr == "", done.stderr
         return float(done.stdout)
 
+    run.environment = environment
     return tmp_path, run
 
 
@@ -61,7 +62,8 @@ def test_a_changed_function_is_seen_by_kernels_of_other_files(checkout):
     (folder,) = place.glob("snfnp-*")
     for age in range(5):  # those of other sources, each of its own
         helper.write_text(f"{text}# {age}\n")
-        subprocess.run([sys.executable, "-c", "import snfnp.ops.jit"], cwd=root, check=True)
+        command = [sys.executable, "-c", "import snfnp.ops.jit"]
+        subprocess.run(command, cwd=root, env=run.environment, check=True)
     assert len(list(folder.iterdir())) == 3 and not first.keys() & kernels(place).keys()
 
 
