@@ -331,6 +331,7 @@ def test_a_path_is_taken_as_its_text_and_arrays_are_refused(tmp_path):
             snfnp.load_dataset(name)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, of np.matrix
 def test_a_matrix_is_refused():
     """Its ** is a power of matrices."""
     with one_line(UsageError, "matrix instead of numbers; give an array of floats"):
