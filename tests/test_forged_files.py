@@ -6,14 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from support.runs import forge
+from support.runs import estimator_checkpoint, forge
 
 import snfnp
 from snfnp.cli import compare, sample, score
 from snfnp.errors import SnfnpError
-from snfnp.parameters import Layout
 from snfnp.training.runs import comparison
-from snfnp.training.runs.checkpoint import load_checkpoint, record_of, save_checkpoint
+from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
 ROWS = np.random.default_rng(0).normal((5.0, -30.0), (1.0, 4.0), (140, 2))
@@ -131,9 +130,7 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
     rng, path = np.random.default_rng(300 + seed), tmp_path / "density"
     density = snfnp.FlowDensity(1, activation="smooth-leaky-relu", epochs=1, random_state=0)
     density.fit(ROWS).save(path)
-    shapes = record_of(path)["shapes"].items()
-    shapes = {layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes}
-    saved = load_checkpoint(path, Layout.of(shapes, fixed=tuple(shapes)))
+    saved = estimator_checkpoint(path)
     record = saved.record
 
     def load():

@@ -88,7 +88,8 @@ class Given:
         images = self(step)
         if self._staged is None:
             self._staged = images.copy()
-        self._staged[...] = images
+        else:
+            self._staged[...] = images
         return 0
 
     def staged(self, scalars):

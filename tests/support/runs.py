@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from snfnp.cli import train as command
+from snfnp.parameters import Layout
 from snfnp.training import session
+from snfnp.training.runs.checkpoint import load_checkpoint, record_of
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from support.trainers import run_training, small_dataset, without_time
@@ -33,6 +35,13 @@ def forge(path, record=None, **options):
         record = json.loads(folder.config_file.read_text())
         record["config"] |= options
     folder.write_config(record)
+
+
+def estimator_checkpoint(path):
+    """The checkpoint that `FlowDensity.save` wrote."""
+    shapes = record_of(path)["shapes"].items()
+    shapes = {layer: {name: tuple(s) for name, s in own.items()} for layer, own in shapes}
+    return load_checkpoint(path, Layout.of(shapes, fixed=tuple(shapes)))
 
 
 STATE = ("p", "m", "v", "state")
