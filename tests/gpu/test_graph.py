@@ -101,12 +101,16 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph_and_reports_why(ops
 
 
 def live_bytes(ops):
-    """Bytes of the device that are not free, once nothing is kept that could be given back."""
+    """Bytes of the device that arrays hold, or that a graph's pool keeps.
+
+    What CuPy's own pool keeps because another test's array shares the block is free.
+    """
     gc.collect()
     ops.device.synchronise()
-    ops.xp.get_default_memory_pool().free_all_blocks()
+    pool = ops.xp.get_default_memory_pool()
+    pool.free_all_blocks()
     free, total = ops.xp.cuda.runtime.memGetInfo()
-    return total - free
+    return total - free - pool.free_bytes()
 
 
 def test_nothing_is_collected_while_a_step_is_recorded(ops):
@@ -202,7 +206,7 @@ def test_a_failed_recording_returns_its_memory(ops, standin):
     trainer, plain = taken(graph=False)
     del trainer
     trainer, found = taken(report=reports.append)
-    assert reports and before < found <= plain + 4096  # CuPy's pool splits blocks in other ways
+    assert reports and before < found <= plain
     del trainer
     assert live_bytes(ops) <= before
 
