@@ -10,7 +10,7 @@ from compare_checkouts import flat
 from support.gradients import moved
 from support.trainers import make_trainer, run_training, small_dataset
 
-from snfnp.data.mnist import SPECS
+from snfnp.data.mnist import sample
 from snfnp.diagnostics import gradients
 from snfnp.errors import DivergedError
 from snfnp.flow import Flow
@@ -248,8 +248,7 @@ def test_the_default_run_on_the_sample_warns_of_nothing(tmp_path):
     have it), and ρ is 0.03."""
     said = []
     default = {"epochs": 1, "batch_size": 100, "lr": 1e-4, "warmup_epochs": 10}
-    sample = SPECS["mnist"].without_download("offline", lambda line: None)
-    run, _ = run_training(tmp_path, sample, report=said.append, **default)
+    run, _ = run_training(tmp_path, sample(), report=said.append, **default)
     (record,) = run.read_metrics()
     assert record["layers"]["dense2"]["margin"] < 0.14
     assert not [line for line in said if "warning" in line]

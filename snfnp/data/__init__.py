@@ -11,9 +11,8 @@ from snfnp.errors import UsageError, suggestion
 
 # {name: a function (data_dir or None, report) -> Dataset}
 PUBLISHED: dict[str, Callable[..., Dataset]] = {
-    **{name: spec.load for name, spec in mnist.SPECS.items()},
-    "cifar-10": cifar.CIFAR.load,
-    "imagenet32": imagenet.IMAGENET32.load,
+    published.name: published.load
+    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR, imagenet.IMAGENET32)
 }
 LOADERS: dict[str, Callable[..., Dataset]] = {
     **PUBLISHED,

@@ -7,42 +7,35 @@ Downsampled Variant of ImageNet", in .npz files) was downsampled differently, so
 cannot be compared.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from snfnp.data.dataset import Dataset
 from snfnp.data.npy import open_array
 from snfnp.data.published import Published
-from snfnp.data.reading import damaged, one_line
+from snfnp.data.reading import FRESH, readable
 from snfnp.images import selected
 
 FILE = "imagenet32.npy"
 COUNTS = (1_261_149, 20_000, 49_999)  # for training, validation and test, in this order
 
 
-class ImageNet32(Published):
-    """ImageNet32, whose archives only registered users get. The images are read as needed."""
-
-    def read(self, files: dict[str, Path], source: str, report: Callable) -> Dataset:
-        path, shape = files["images"], (sum(COUNTS), 32, 32, 3)
-        try:
-            images = open_array(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise damaged(path, f"it is no array ({one_line(error)})") from None
+def _read(published: Published, files: dict[str, Path]) -> list:
+    """The splits, whose images are read as needed."""
+    shape = (sum(COUNTS), 32, 32, 3)
+    with readable(files[FILE], FRESH):
+        images = open_array(files[FILE])
         if (images.shape, images.dtype) != (shape, np.uint8):
-            raise damaged(path, f"{images.dtype} of shape {images.shape} is not uint8 {shape}")
-        places = np.split(np.arange(len(images)), np.cumsum(COUNTS[:-1]))
-        splits = (selected(images, some) for some in places)
-        return Dataset(self.name, *splits, source=f"{source}, {FILE}")
+            raise ValueError(f"{images.dtype} of shape {images.shape} is not uint8 {shape}")
+    places = np.split(np.arange(len(images)), np.cumsum(COUNTS[:-1]))
+    return [selected(images, some) for some in places]
 
 
-IMAGENET32 = ImageNet32(
+IMAGENET32 = Published(
     name="imagenet32",
     title="ImageNet32",
-    mirrors=(),
-    names={"images": FILE},
+    files={FILE: ""},  # made by a registered user
+    read=_read,
     advice="register at https://image-net.org, get train_32x32.tar and valid_32x32.tar, make "
     f"{FILE} of them as scripts/runs.md says (the npz version gives other likelihoods, and is not "
     "read),",

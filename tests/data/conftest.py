@@ -35,9 +35,9 @@ def isolated(cache: Path, unreachable: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(variable, raising=False)
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
-    for name, spec in (*mnist.SPECS.items(), ("cifar-10", cifar.CIFAR)):
-        spec = dataclasses.replace(spec, mirrors=(unreachable,))
-        monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
+    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR):
+        published = dataclasses.replace(published, mirrors=(unreachable,))
+        monkeypatch.setitem(snfnp.data.LOADERS, published.name, published.load)
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from snfnp.images import StoredArray
 ROOT = Path(__file__).resolve().parents[2]
 # The real counts, which the tests replace by small ones.
 PUBLISHED = imagenet.COUNTS
-PUBLISHED_CIFAR = (len(cifar.BATCHES) - 1) * cifar.BATCH_COUNT - cifar.VALIDATION_COUNT
+PUBLISHED_CIFAR = cifar.COUNTS
 
 
 def test_published_splits() -> None:
     """Appendix A.3: 1,261,149 images for training, and 40,000 of CIFAR-10."""
-    assert PUBLISHED == (1_261_149, 20_000, 49_999) and PUBLISHED_CIFAR == 40_000
+    assert PUBLISHED == (1_261_149, 20_000, 49_999) and PUBLISHED_CIFAR == (40_000, 10_000, 10_000)
     assert cifar.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
 
 

@@ -51,13 +51,13 @@ def test_a_folder_that_does_not_hold_them(name: str, tmp_path: Path, cache: Path
     put(cache / name, FILES[name])  # must not take the place of the folder that was given
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    problems = {"none": "does not exist", "file": "is not a folder", "empty": "lacks"}
+    problems = {"none": "is no folder", "file": "is no folder", "empty": "lacks"}
     for folder, problem in problems.items():
         expected = f"{tmp_path / folder}: the data folder {problem}"
         message = refused(name, tmp_path / folder, expected, kind=UsageError)
     assert all(file in message for file in FILES[name])
     monkeypatch.setenv("SNFNP_DATA_DIR", str(tmp_path / "none"))
-    expected = f"{tmp_path / 'none'}: SNFNP_DATA_DIR does not exist"
+    expected = f"{tmp_path / 'none'}: SNFNP_DATA_DIR is no folder"
     refused(name, None, expected, kind=UsageError)
 
 
@@ -191,7 +191,7 @@ def test_it_is_nowhere(name: str, offline: bool, cache: Path, unreachable, monke
     "name, said", [("cifar-10", "python version is pickled"), ("imagenet32", "the npz version")]
 )
 def test_other_versions_are_not_read(name: str, said: str, tmp_path: Path) -> None:
-    put(tmp_path, {"cifar-10-python.tar.gz": b"", "data_batch_1": b"", "val_data.npz": b""})
+    put(tmp_path, {"cifar-10-python.tar.gz": b"", "data_batch_1.bin": b"", "val_data.npz": b""})
     refused(name, tmp_path, "the data folder lacks", *FILES[name], said, kind=UsageError)
 
 

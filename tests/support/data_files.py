@@ -73,8 +73,8 @@ def records(images: np.ndarray) -> bytes:
 
 def cifar_members() -> dict[str, bytes]:
     batches = zip(cifar.BATCHES, map(records, CIFAR), strict=True)
-    members = {f"{cifar.FOLDER}/{name}": content for name, content in batches}
-    return members | {f"{cifar.FOLDER}/readme.html": b"<html>"}
+    members = {f"cifar-10-batches-bin/{name}": content for name, content in batches}
+    return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
 
 
 def png(image: np.ndarray) -> bytes:
@@ -122,27 +122,18 @@ def refused(name: str, folder: Path | None, *parts: object, kind: type = SnfnpEr
     return str(caught.value)
 
 
-def mnist_digests(train: np.ndarray, test: np.ndarray) -> dict[str, str]:
-    """SHA-256 of the IDX files of two arrays, by stem."""
-    pairs = ((mnist.TRAIN_STEM, train), (mnist.TEST_STEM, test))
-    return {stem: hashlib.sha256(idx_bytes(array)).hexdigest() for stem, array in pairs}
-
-
 def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]) -> None:
     """Replace the published data sets by the small ones, to be had at these addresses."""
-    images = {"mnist": (TRAIN, TEST), "fashion-mnist": FASHION.values()}
-    for name, arrays in images.items():
-        md5 = [hashlib.md5(content).hexdigest() for content in FILES[name].values()]
-        small = {"sha256": mnist_digests(*arrays), "counts": (5, 2, 3)}
-        small["md5"] = dict(zip(mnist.NAMES, md5, strict=True))
-        spec = dataclasses.replace(mnist.SPECS[name], mirrors=mirrors[name], **small)
-        monkeypatch.setitem(mnist.SPECS, name, spec)
-        monkeypatch.setitem(snfnp.data.LOADERS, name, spec.load)
-    md5 = {"archive": hashlib.md5(FILES["cifar-10"][cifar.ARCHIVE]).hexdigest()}
-    spec = dataclasses.replace(cifar.CIFAR, mirrors=mirrors["cifar-10"], md5=md5)
-    monkeypatch.setitem(snfnp.data.LOADERS, "cifar-10", spec.load)
-    for constant in ("BATCH_COUNT", "VALIDATION_COUNT"):
-        monkeypatch.setattr(cifar, constant, 4)
+    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR):
+        name = published.name
+        md5 = {file: hashlib.md5(content).hexdigest() for file, content in FILES[name].items()}
+        published = dataclasses.replace(published, mirrors=mirrors[name], files=md5)
+        monkeypatch.setitem(snfnp.data.LOADERS, name, published.load)
+        for file, content in FILES[name].items() if name != "cifar-10" else ():
+            digest = hashlib.sha256(gzip.decompress(content)).hexdigest()
+            monkeypatch.setitem(mnist._KNOWN, digest, (published.title, file))
+    monkeypatch.setattr(mnist, "COUNTS", (5, 2, 3))
+    monkeypatch.setattr(cifar, "COUNTS", (16, 4, 4))
     monkeypatch.setattr(imagenet, "COUNTS", (18, 5, 7))
 
 

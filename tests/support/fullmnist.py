@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from snfnp.data.mnist import SPECS
+from snfnp.data.mnist import MNIST
 from snfnp.data.published import cache_folder
 
 
@@ -16,4 +16,4 @@ def find_full_mnist() -> Path | None:
     given = Path(os.environ.get("SNFNP_DATA_DIR") or "none").expanduser()
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
     places = (given / "mnist", given, cache_folder("mnist"), shared)
-    return next((place for place in places if len(SPECS["mnist"].find(place)) == 2), None)
+    return next((place for place in places if len(MNIST.find(place)) == 2), None)
