@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.gradients import moved
-from support.trainers import SMALL_GLOW, run_training, small_dataset
+from support.trainers import SMALL_GLOW, small_dataset
 
 from snfnp.beyond import certificates as module
 from snfnp.beyond.certificates import Certificate, activations_part, certificates, certify
@@ -283,16 +283,15 @@ def test_a_flow_has_one_for_every_learned_inverse():
         certificates(OPS, exact, exact.init(0))
 
 
-def test_the_command_prints_what_is_proved(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_what_is_proved(finished, capsys, monkeypatch):
     from snfnp.cli import evaluate, shared
 
-    run, _ = run_training(tmp_path / "run")
     monkeypatch.setattr(shared, "load_dataset", lambda *at: small_dataset())
-    evaluate.main([str(run.path), "--certify"])
+    evaluate.main([str(finished), "--certify"])
     out = capsys.readouterr().out
     assert "proved for 2 of 2 layers" in out and "none" not in out
     assert "log|W| and -log|R| differ by at most as many nats" in out
-    loaded, key = load_run(run.path), RandomKey(0, EVALUATION_NOISE)
+    loaded, key = load_run(finished), RandomKey(0, EVALUATION_NOISE)
     x, _ = loaded.flow.encode(loaded.ops, small_dataset().test, key, np.float64)
     of_f, of_g = log_densities(loaded.flow, loaded.params, x)
     (said,) = re.findall(r"of 30 samples differ by at most (\S+) nats, and by (\S+) on", out)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import save
 from support.messages import assert_one_line, one_line
 from support.trainers import at_step, make_trainer, run_training, spoil
 
+from snfnp.cli import compare
 from snfnp.errors import CheckpointError, SnfnpError
 from snfnp.ops import get_ops
 from snfnp.training.runs import checkpoint as checkpoints
@@ -23,6 +25,7 @@ from snfnp.training.runs.load import load_run
 
 OPS = get_ops("numpy")
 NAMES = ("last.safetensors", "best.safetensors", "config.json", "metrics.jsonl", "summary.json")
+HUGE = 1 << 40
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,25 @@ def refused(path, layout, content):
         load_checkpoint(changed, layout)
     assert_one_line(caught.value, changed)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("changes, side", [({"gradient": "exact"}, 4), ({}, 5)])
+def test_a_checkpoint_of_another_model_is_refused(saved, changes, side):
+    with one_line(CheckpointError, match="another model"):
+        load_checkpoint(saved[0], make_trainer(OPS, side=side, **changes).layout)
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(saved, tmp_path, monkeypatch):
+    path, layout, before = saved
+    (tmp_path / "c").write_bytes(before)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with one_line(SnfnpError, match="cannot write .*No space left on device"):
+        save_checkpoint(tmp_path / "c", load_checkpoint(path, layout))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
 
 
 # ---------------------------------------------------------------- the whole file is under the sum
@@ -147,7 +169,7 @@ OTHERS["objective"] = {"objective": "forward"}
 
 @pytest.mark.parametrize("differs", OTHERS)
 def test_files_of_another_run_are_refused(copy, tmp_path, differs):
-    run_training(tmp_path / "other", epochs=1, **{"backend": "numpy", **OTHERS[differs]})
+    run_training(tmp_path / "other", epochs=1, **OTHERS[differs])
     for name in ("last.safetensors", "best.safetensors", "config.json"):
         own = (copy / name).read_bytes()
         shutil.copy(tmp_path / "other" / name, copy)
@@ -177,9 +199,12 @@ def test_an_impossible_record_is_refused(copy, change):
 # ---------------------------------------------------------------- every file, every way
 
 
-def folder(path):
-    path.unlink()
-    path.mkdir()
+def in_its_place(make):
+    def change(path):
+        path.unlink()
+        make(path)
+
+    return change
 
 
 def content(new):
@@ -191,7 +216,9 @@ def content(new):
 
 DAMAGE = {
     "missing": Path.unlink,
-    "a folder": folder,
+    "a folder": in_its_place(os.mkdir),
+    "a pipe": in_its_place(os.mkfifo),
+    "a hole": lambda path: os.truncate(path, HUGE),
     "empty": content(b""),
     "zeros": content(lambda old: bytes(len(old))),
     "binary": content(b"\x80\xff\xfe" * 50),
@@ -210,31 +237,42 @@ DAMAGE = {
 WAYS = {
     "load last": lambda path: load_run(path, "last").likelihood,
     "load best": lambda path: load_run(path, "best").likelihood,
-    "resume": lambda path: run_training(path, resume=True, backend="numpy", epochs=4),
-    "rollback": lambda path: run_training(path, resume="best", backend="numpy"),
+    "resume": lambda path: run_training(path, resume=True, epochs=4),
+    "rollback": lambda path: run_training(path, resume="best"),
+    "compare": lambda path: compare.main([str(path)]),
 }
+# What each of them needs. `compare` reads the header of the last checkpoint, if there is one.
+NEEDED = {"load last": {"last.safetensors"}, "load best": {"best.safetensors"}}
+NEEDED["resume"] = NEEDED["load last"] | {"metrics.jsonl"}
+NEEDED["rollback"] = NEEDED["load best"] | {"metrics.jsonl"}
+NEEDED["compare"] = {"metrics.jsonl", "summary.json"}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_damage_is_reported_in_one_line_or_harmless(finished, tmp_path, name, way):
-    needed = {"config.json", f"{'last' if way in ('load last', 'resume') else 'best'}.safetensors"}
-    needed |= set() if way.startswith("load") else {"metrics.jsonl"}
+    """And at once: nothing waits at a pipe, and a file that is far too long is not read."""
+    needed = NEEDED[way] | {"config.json"}
+    signal.alarm(100)  # or a pipe would be waited for
     for damage, change in DAMAGE.items():
         copy = shutil.copytree(finished, tmp_path / damage)
         change(file := copy / name)
-        same = file.is_file() and file.read_bytes() == (finished / name).read_bytes()
+        same = file.is_file() and file.stat().st_size < HUGE
+        same = same and file.read_bytes() == (finished / name).read_bytes()
         try:
             WAYS[way](copy)
         except SnfnpError as error:
             assert_one_line(error)
             assert len(str(error)) < 500
             assert str(copy) in str(error)
-            assert name in needed or damage == "a folder"
+            assert name in needed or damage in ("a folder", "a pipe") or way == "compare"
+            assert damage != "a hole" or f"has {HUGE:,} bytes, and one of a" in str(error)
         else:
             # a rollback or a resume rewrites the lines after its cut in any case
             lost = name == "metrics.jsonl" and damage in ("missing", "twice", "later digits", "cut")
+            lost |= name == "summary.json" and damage in ("missing", "a digit", "later digits")
             assert same or lost or name not in needed, damage
+    signal.alarm(0)
 
 
 def test_an_unreadable_file_is_one_line(copy, monkeypatch):
@@ -248,7 +286,7 @@ def test_an_unreadable_file_is_one_line(copy, monkeypatch):
 
         monkeypatch.setattr(os, "open", refuse)
         with one_line(SnfnpError, match=f"{name} .*Permission denied"):
-            run_training(copy, resume=True, backend="numpy")
+            run_training(copy, resume=True)
 
 
 CHANGES = [('"lr": 0.001', '"lr": 0.002'), ('"fc"', '"conv"'), ("random images", "other images")]
@@ -272,13 +310,13 @@ def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(tmp_path, mon
     copy, said = tmp_path / "run", []
     with monkeypatch.context() as patched:
         at_step(patched, 12, spoil)
-        run_training(copy, backend="numpy")
+        run_training(copy)
     assert load_run(copy).checkpoint.step < 15
     DAMAGE[damage](copy / "best.safetensors")
     with pytest.raises(SnfnpError, match="best.safetensors is not of the best eval") as caught:
-        run_training(copy, resume=True, backend="numpy")  # nothing is left to do but test it
+        run_training(copy, resume=True)  # nothing is left to do but test it
     assert_one_line(caught.value, "give more `epochs`")
-    _, summary = run_training(copy, resume=True, backend="numpy", epochs=4, report=said.append)
+    _, summary = run_training(copy, resume=True, epochs=4, report=said.append)
     assert summary["best_epoch"] == 4 and load_run(copy).checkpoint.step == 20
     assert any("is lost or damaged: the best epoch is one after step 15" in s for s in said)
 
@@ -286,10 +324,10 @@ def test_without_the_best_checkpoint_the_best_epoch_is_a_later_one(tmp_path, mon
 def test_metrics_that_were_lost_are_reported_and_training_goes_on(copy):
     (copy / "metrics.jsonl").unlink()
     said = []
-    run, _ = run_training(copy, resume=True, backend="numpy", epochs=4, report=said.append)
+    run, _ = run_training(copy, resume=True, epochs=4, report=said.append)
     assert any("metrics.jsonl is missing: the metrics up to step 15 are lost" in s for s in said)
     assert [record["epoch"] for record in run.read_metrics()] == [4]
-    run_training(copy, resume=True, backend="numpy", epochs=5)
+    run_training(copy, resume=True, epochs=5)
     assert [record["epoch"] for record in run.read_metrics()] == [4, 5]
 
 

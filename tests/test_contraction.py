@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from support.trainers import run_training
 
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.flow import Flow
@@ -163,14 +162,13 @@ def test_a_flow_refines_its_linear_layers_and_names_the_one_that_it_cannot():
         flow.inverse(OPS, params, z, refined=True)
 
 
-def test_the_command_draws_what_exact_solves_draw(tmp_path):
+def test_the_command_draws_what_exact_solves_draw(finished, tmp_path):
     from snfnp.cli import sample
 
-    run, _ = run_training(tmp_path / "run")
     pixels = {}
     for how in ("refined", "exact"):
         picture = tmp_path / f"{how}.png"
-        sample.main([str(run.path), "--inverse", how, "--count", "9", "--out", str(picture)])
+        sample.main([str(finished), "--inverse", how, "--count", "9", "--out", str(picture)])
         with Image.open(picture) as image:
             pixels[how] = np.asarray(image.convert("L"))[80:].astype(int)  # below the titles
     assert pixels["refined"].shape == pixels["exact"].shape and pixels["exact"].std() > 1

@@ -17,11 +17,9 @@ from support.trainers import (
 
 from snfnp.context import BackwardContext, Slice
 from snfnp.errors import UsageError
-from snfnp.ops import get_ops
 from snfnp.ops.step.control import Controller, Row
 from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.load import load_run
 
 
@@ -229,23 +227,6 @@ def test_the_surrogate_has_every_layers_lambda(ops):
 
 
 # ---------------------------------------------------------------- in a run
-
-
-def test_a_run_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path):
-    """Through a file, in the middle of the averages that the metrics show."""
-    ops = get_ops("numba")
-    make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
-    whole = take_steps(make_trainer(ops, **make), range(7))
-    part = take_steps(make_trainer(ops, **make), range(4))
-    path = tmp_path / "part.safetensors"
-    save_checkpoint(path, part.checkpoint({}))
-    again = make_trainer(ops, **make)
-    again.restore(load_checkpoint(path, again.layout))
-    take_steps(again, range(4, 7))
-    np.testing.assert_array_equal(rows(again), rows(whole))
-    np.testing.assert_array_equal(again.p, whole.p)
-    assert again.figures() == whole.figures()
-    assert not np.array_equal(rows(again)[Row.LAM], [1.0, 1.0])
 
 
 def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):

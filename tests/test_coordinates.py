@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 import threadpoolctl
 from support.messages import one_line
-from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import (
-    at_step,
     batches_of,
     gradient_of,
     images_of,
     make_trainer,
-    run_training,
-    small_dataset,
     take_steps,
 )
 
@@ -173,21 +169,6 @@ def test_blas_has_one_thread_for_roots_of_small_matrices(monkeypatch):
     with threadpoolctl.threadpool_limits(2, "blas"):
         trainer.renew(batches_of(trainer))
     assert set(counts) == {1}
-
-
-@pytest.mark.parametrize("step", [7, 8, 9])
-def test_a_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, step):
-    """Killed right before, at and after a step at which U is estimated again."""
-    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
-    how = {"dataset": small_dataset(side=8), "model": "conv", "coordinates": "white"}
-    how |= {"backend": "numpy", "checkpoint_every": "1", "epochs": 2}
-    run_training(tmp_path / "whole", **how)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, step, kill)
-        run_training(tmp_path / "part", **how)
-    assert state(tmp_path / "part").step == step
-    run_training(tmp_path / "part", resume=True, **how)
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
 # ---------------------------------------------------------------- options

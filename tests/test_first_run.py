@@ -75,7 +75,7 @@ def save(*arguments, **named):
 Checkpointer.save = save
 for model in ("fc", "conv", "glow-2l-4k"):
     known.clear()
-    run_training(model, small_dataset(side=8), model=model, epochs=2)
+    run_training(model, small_dataset(side=8), model=model, epochs=2, backend="numba")
     print(len(known), len(known[0]) > 10, sorted(known[-1] - known[0]))
 """
 
@@ -90,6 +90,7 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_control": "geco", "clip_norm": 1.0}])
 def test_a_warm_up_leaves_no_trace(tmp_path, monkeypatch, changes):
+    changes = {"backend": "numba"} | changes
     run_training(tmp_path / "warm", **changes)
     monkeypatch.setattr(HostDevice, "prepare", lambda device, work, choose: "")
     run_training(tmp_path / "not", **changes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.messages import assert_one_line, one_line
-from support.trainers import make_trainer, run_training, small_config, small_dataset
+from support.trainers import make_trainer, small_config, small_dataset
 
 import snfnp
 from snfnp.data import SPLITS, Dataset
@@ -223,14 +223,9 @@ def test_samples_have_the_shape_of_images(model):
 # ---------------------------------------------------------------- runs
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_training(tmp_path_factory.mktemp("runs") / "run", backend="numpy")[0].path
-
-
-def test_a_run_and_what_it_holds_are_shown_in_a_line(run):
-    loaded = snfnp.load_run(run)
-    said = f"<run {run}: fc, self-normalizing gradient, numpy, mnist (5, 5, 1), at step 15>"
+def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):
+    loaded = snfnp.load_run(finished)
+    said = f"<run {finished}: fc, self-normalizing gradient, numpy, mnist (5, 5, 1), at step 15>"
     assert repr(loaded) == said
     for name in ("ops", "flow", "layout", "checkpoint", "likelihood", "folder"):
         assert len(repr(getattr(loaded, name))) < 200, name
@@ -238,10 +233,10 @@ def test_a_run_and_what_it_holds_are_shown_in_a_line(run):
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
-def test_a_run_can_be_copied_and_pickled(run, again, backend):
-    loaded, images = snfnp.load_run(run, backend=backend), small_dataset().test
+def test_a_run_can_be_copied_and_pickled(finished, again, backend):
+    loaded, images = snfnp.load_run(finished, backend=backend), small_dataset().test
     expected = loaded.likelihood.log_prob(images)
-    for found in (again(loaded), again(snfnp.load_run(run, backend=backend))):
+    for found in (again(loaded), again(snfnp.load_run(finished, backend=backend))):
         assert found.ops.name == backend and type(found.ops.conv) is type(loaded.ops.conv)
         np.testing.assert_array_equal(found.likelihood.log_prob(images), expected)
     np.testing.assert_array_equal(again(loaded.likelihood).log_prob(images), expected)
@@ -250,11 +245,11 @@ def test_a_run_can_be_copied_and_pickled(run, again, backend):
 
 @pytest.mark.parametrize("how", ["train", "resume"])
 @pytest.mark.parametrize("dataset", [IMAGES, {"train": IMAGES}], ids=["array", "dict"])
-def test_only_a_data_set_is_trained_on(dataset, how, run):
+def test_only_a_data_set_is_trained_on(dataset, how, finished):
     with pytest.raises(UsageError) as caught:
         if how == "train":
             config = small_config(backend="numpy")
-            snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(run))
-        snfnp.resume(run, dataset=dataset)
+            snfnp.train(config, dataset, get_ops("numpy"), snfnp.RunFolder(finished))
+        snfnp.resume(finished, dataset=dataset)
     kind = type(dataset).__name__
     assert_one_line(caught.value, f"the data is of type {kind}: make a snfnp.Dataset(name, train,")

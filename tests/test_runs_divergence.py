@@ -93,17 +93,17 @@ def test_figures_that_are_not_finite_stop_a_run(tmp_path, monkeypatch, name):
 
 
 def test_a_test_likelihood_that_is_not_finite_is_never_called_done(tmp_path, monkeypatch):
-    original, calls = Likelihood.evaluate, []  # the warm-up, three epochs, the test images
+    original, calls = Likelihood.evaluate, []  # three epochs, the test images
 
     def evaluate(*args, **options):
         calls.append(original(*args, **options))
         spoiled = dataclasses.replace(calls[-1], terms={"x": math.nan})
-        return spoiled if len(calls) == 5 else calls[-1]
+        return spoiled if len(calls) == 4 else calls[-1]
 
     monkeypatch.setattr(Likelihood, "evaluate", evaluate)
     with pytest.raises(DivergedError, match="exact test likelihood at the best epoch is not fin"):
         run_training(tmp_path / "run")
-    assert len(calls) == 5 and not RunFolder(tmp_path / "run").summary_file.exists()
+    assert len(calls) == 4 and not RunFolder(tmp_path / "run").summary_file.exists()
 
 
 def test_the_test_figure_is_never_that_of_another_epoch_than_the_best(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
 def trained(tmp_path_factory):
     """A run of the user's own photographs."""
     path, own = tmp_path_factory.mktemp("runs") / "run", replace(SAME, name="photographs")
-    return run_training(path, own, backend="numpy")[0].path
+    return run_training(path, own)[0].path
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def expected(run):
 @pytest.mark.parametrize("model", ["fc", "glow-2l-4k"])
 def test_the_curves_are_the_metrics(tmp_path, model):
     size = {} if model == "fc" else {"levels": 1, "depth": 1, "width": 4}
-    changes = {"model": model, "backend": "numpy", "tensorboard": True} | size
+    changes = {"model": model, "tensorboard": True} | size
     dataset = None if model == "fc" else small_dataset(side=4)
     run, _ = run_training(tmp_path / "run", dataset, **changes)
     found = events(run)
@@ -53,11 +53,11 @@ def test_the_curves_are_the_metrics(tmp_path, model):
     assert not tags & {"step", "epoch", "seconds"}
 
 
-ON = {"backend": "numpy", "tensorboard": True}
+ON = {"tensorboard": True}
 
 
 def test_without_the_option_there_is_nothing_and_training_is_the_same(tmp_path):
-    run, without = run_training(tmp_path / "off", backend="numpy")
+    run, without = run_training(tmp_path / "off")
     _, found = run_training(tmp_path / "on", **ON)
     assert not run.event_files.exists()
     assert without["validation_nll_nats"] == found["validation_nll_nats"]

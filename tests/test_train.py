@@ -1,4 +1,4 @@
-"""The training loop: resume, interruption, divergence, checkpoints, metrics."""
+"""The training loop: resume, interruption, divergence, metrics."""
 
 import io
 import os
@@ -13,14 +13,10 @@ from support.messages import one_line
 from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
 from support.trainers import at_step, run_training, small_dataset
-from support.trainers import small_config as config
 
-from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError
-from snfnp.ops import get_ops
+from snfnp.errors import DivergedError, UsageError
 from snfnp.training import progress
-from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
-from snfnp.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("gradient", ["self-normalizing", "exact", "relative"])
@@ -37,49 +33,59 @@ def test_the_surrogate_and_the_likelihood_improve(tmp_path, gradient):
 CONTROLLED = {"tolerance": 1e-5, "lambda_rate": 20.0}
 RESUMED = [
     {},
-    {"clip_norm": 5.0},
+    {"clip_norm": 5.0, "backend": "numba"},
     {"gradient": "exact"},
-    {"model": "conv", "bias_init": "data"},
+    {"model": "conv", "bias_init": "data", "backend": "numba"},
     {"bias_init": "data"},
     {"lambda_control": "geco", **CONTROLLED},
     {"lambda_control": "geco", "jvp_weight": 0.2, **CONTROLLED},
     {"objective": "variational", "sigma": 0.5},
+    {"coordinates": "white"},
+    {"model": "conv", "coordinates": "white"},
+    {"track_angle": 2},
 ]
 
 
 @pytest.mark.parametrize("changes", RESUMED, ids=str)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, changes):
-    """After an epoch, and after a kill in the next, metrics (averages of whole epochs) included."""
+    """After an epoch, and after a kill in the next, metrics (averages of whole epochs) included.
+
+    White coordinates are estimated again at step 8, and there is no summary of an unfinished run.
+    """
+    monkeypatch.setattr("snfnp.training.trainer._EVERY", 4)
     make = {**changes, "dataset": small_dataset(side=8 if "model" in changes else 5)}
+    said = []
     run_training(tmp_path / "whole", **make)
     run_training(tmp_path / "part", epochs=1, **make)
     with monkeypatch.context() as patched, pytest.raises(Killed):
         at_step(patched, 8, kill)
         run_training(tmp_path / "part", resume=True, checkpoint_every="2", **make)
-    assert state(tmp_path / "part").step == 7
-    run_training(tmp_path / "part", resume=True, **make)
+    assert state(tmp_path / "part").step == 7 and not (tmp_path / "part/summary.json").exists()
+    run_training(tmp_path / "part", resume=True, report=said.append, **make)
+    assert said.count("resumed from step 7 (epoch 1)") == 1
     assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_in_mid_epoch_loses_nothing(tmp_path, monkeypatch, number):
-    run_training(tmp_path / "whole")
+@pytest.mark.parametrize("number, signals", [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_an_interruption_in_mid_epoch_loses_nothing(
+    finished, tmp_path, monkeypatch, number, signals
+):
+    """A second SIGTERM does not cut off the checkpoint."""
     said = []
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        at_step(patched, 7, lambda trainer: os.kill(os.getpid(), number))
+        at_step(patched, 7, lambda trainer: [os.kill(os.getpid(), number) for _ in range(signals)])
         run_training(tmp_path / "part", report=said.append)
     assert "`resume`" in said[-1] and str(tmp_path / "part") in said[-1]
     assert state(tmp_path / "part").step == 8  # the step in progress was finished
     run_training(tmp_path / "part", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert_same_run(finished, tmp_path / "part")
 
 
-def test_a_run_outside_the_main_thread_is_the_same(tmp_path):
+def test_a_run_outside_the_main_thread_is_the_same(finished, tmp_path):
     """Where Python lets nobody handle signals."""
-    run_training(tmp_path / "main")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(run_training, tmp_path / "thread").result()
-    assert_same_run(tmp_path / "main", tmp_path / "thread")
+    assert_same_run(finished, tmp_path / "thread")
 
 
 def test_a_clock_that_stands_still_stops_no_run(tmp_path, monkeypatch):
@@ -93,16 +99,6 @@ def test_the_lines_of_a_run_survive_an_output_without_greek(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "stdout", output)
     run_training(tmp_path / "run", epochs=1, report=print)
     assert b"\\u03bb = 1" in output.buffer.getvalue() and output.errors == "strict"
-
-
-def test_a_run_that_goes_on_says_from_where(tmp_path, monkeypatch):
-    said = []
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        at_step(patched, 8, kill)
-        run_training(tmp_path / "run", checkpoint_every="2", report=said.append)
-    assert not any("resumed" in line for line in said)
-    run_training(tmp_path / "run", resume=True, report=said.append)
-    assert said.count("resumed from step 7 (epoch 1)") == 1
 
 
 def test_a_log_file_gets_a_line_every_so_often(tmp_path, monkeypatch):
@@ -151,51 +147,6 @@ def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_nor
         run_training(tmp_path / "run", clip_norm=clip_norm)
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-@pytest.fixture
-def saved(tmp_path):
-    trainer = Trainer(get_ops("numba"), config().build_flow((5, 5, 1)), config(), 5)
-    trainer.m[:] = np.arange(trainer.m.size)
-    trainer.step = 41
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(path, trainer.checkpoint({"note": [1, None]}))
-    return path, trainer
-
-
-def test_a_checkpoint_brings_everything_back(saved):
-    path, trainer = saved
-    read = load_checkpoint(path, trainer.layout)
-    views, expected = trainer.layout.views(read.m), trainer.layout.views(trainer.m)
-    for entry in trainer.layout.entries:  # the padding between them is not kept
-        assert np.array_equal(views[entry.layer][entry.name], expected[entry.layer][entry.name])
-    assert np.array_equal(read.p, trainer.p)
-    assert (read.step, read.lam, read.seed, read.record) == (41, 1.0, 0, {"note": [1, None]})
-
-
-@pytest.mark.parametrize("changes, shape", [({"gradient": "exact"}, (5, 5, 1)), ({}, (4, 4, 1))])
-def test_a_checkpoint_of_another_model_is_refused(saved, changes, shape):
-    path, _ = saved
-    other = config(**changes)
-    with pytest.raises(CheckpointError, match="another model"):
-        load_checkpoint(path, Trainer(get_ops("numpy"), other.build_flow(shape), other, 5).layout)
-
-
-def test_a_failed_write_keeps_the_old_checkpoint(saved, monkeypatch):
-    path, trainer = saved
-    before = path.read_bytes()
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SnfnpError, match="cannot write .*No space left on device"):
-        save_checkpoint(path, trainer.checkpoint({}))
-    assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
 # ---------------------------------------------------------------- configuration and folders
 
 
@@ -207,7 +158,7 @@ def test_a_folder_that_holds_anything_is_refused(tmp_path, name):
 
 
 def test_config_json_records_what_a_repetition_needs(tmp_path):
-    run, _ = run_training(tmp_path / "run", epochs=1, bias_init="data")
+    run, _ = run_training(tmp_path / "run", epochs=1, bias_init="data", backend="numba")
     _, record = RunFolder.open(run.path)
     assert record["backend"] == "numba" and record["config"]["seed"] == 0
     assert record["data"]["source"] == "random images"

@@ -8,7 +8,6 @@ import pytest
 from support import trainers
 from support.messages import one_line
 from support.ranks import on_ranks
-from support.runs import assert_same_run, state
 from support.trainers import BATCH, batches_of, gradient_of, images_of, make_trainer, take_steps
 
 from snfnp.errors import DivergedError, UsageError
@@ -170,17 +169,6 @@ def test_what_a_run_started_from_is_found_again_after_a_renewal():
     moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
     assert moved.all()
     np.testing.assert_array_equal(trainer.start(batches), first)
-
-
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    """Step 20 is where the deeper layer's numbers are renewed, and where a part ends."""
-    for name, epochs in (("whole", (5,)), ("parts", (1, 4, 5))):
-        for done, count in enumerate(epochs):
-            settings = {"backend": "numpy", "coordinates": "white", "resume": done > 0}
-            trainers.run_training(tmp_path / name, epochs=count, **settings)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    saved = state(tmp_path / "whole")
-    assert np.count_nonzero(saved.p[saved.layout.fixed :]) == 25 * 25 + 3 * 25
 
 
 def test_ranks_find_the_numbers_of_one():

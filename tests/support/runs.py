@@ -19,7 +19,7 @@ from support.trainers import run_training, small_dataset, without_time
 def finished(tmp_path_factory):
     """A finished run. Not to be changed: see `copy`."""
     path = tmp_path_factory.mktemp("runs") / "finished"
-    run_training(path, backend="numpy")
+    run_training(path)
     return path
 
 

@@ -103,8 +103,9 @@ def small_config(**changes):
 def run_training(
     path, dataset=None, resume=False, report=lambda text: None, optimiser=None, **changes
 ):
-    """A small run, or more of it: (its folder, its summary)."""
-    config, ops = small_config(**changes), get_ops(changes.get("backend", "numba"))
+    """A small run, or more of it, on NumPy unless told otherwise: (its folder, its summary)."""
+    changes = {"backend": "numpy", **changes}
+    config, ops = small_config(**changes), get_ops(changes["backend"])
     run = RunFolder(path) if resume else RunFolder.create(path)
     dataset = dataset or small_dataset()
     return run, train(config, dataset, ops, run, resume, report, optimiser=optimiser)
