@@ -136,7 +136,7 @@ WRONG = {
     "m.npz": (cut_short, ROWS, "cannot be read ("),
     "n": (cut_short, GREY, "059.PNG cannot be read ("),
     "o": (pictures, (), "has no images (.png, .jpg, .jpeg): check the path"),
-    "p": (mixed, COLOUR[0, :3], "has images of 2 sizes (3 of 6 x 4, 1 of 6 x 3): bring them to"),
+    "p": (mixed, COLOUR[0, :3], "x.png is 6 x 3, and "),
     "q": (mixed, GREY[0].astype(np.uint16), "its pixels have more than 8 bits"),
     "r.csv": (text, "a,b\n1,2\n3,x\n", "r.csv, line 3, column 'b' has 'x', which is no number"),
     "s.csv": (text, "1,2\n3\n4\n5\n6\n", "s.csv, line 2: 1 cells, and 2 in line 1: give every row"),

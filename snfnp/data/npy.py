@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 
 from snfnp.errors import SnfnpError
 from snfnp.images import StoredArray
@@ -20,35 +19,21 @@ def open_array(path: str | Path) -> np.ndarray | StoredArray:
 
     Raises ValueError or OSError for a file that is no such array, or shorter than its header says.
     """
-    file = open(open_regular(path, follow=True), "rb")  # noqa: SIM115
-    try:
-        version = npy.read_magic(file)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version not in read_header:
-            raise ValueError(f"its format {version} is not for plain numbers")
-        shape, fortran, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise ValueError("it is no array of numbers, and Python objects are never loaded")
-        size, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path) - file.tell()
-        if any(length < 0 for length in shape) or size > found:
-            raise ValueError(f"it has {found} bytes of values, not the {size} of its header")
-        if shape and size > _SMALL and not fortran:
-            return StoredArray(_Rows(path, file, shape[1:], dtype), dtype, shape)
-        file.seek(0)
-        with file:
-            return np.load(file, allow_pickle=False)
-    except BaseException:
-        file.close()
-        raise
+    os.close(open_regular(path, follow=True))
+    with np.errstate(over="ignore"):  # of the sizes in a damaged header
+        header = np.lib.format.open_memmap(path, mode="r")  # whose values are not looked at
+    if header.nbytes <= _SMALL or not header.ndim or not header.flags.c_contiguous:
+        return np.load(path, allow_pickle=False)
+    return StoredArray(_Rows(path, header), header.dtype, header.shape)
 
 
 class _Rows:
     """rows(places): samples of a file, as long as nobody writes to it."""
 
-    def __init__(self, path, file, shape: tuple[int, ...], dtype: np.dtype):
-        self._path, self._file, self._shape, self._dtype = path, file, shape, dtype
-        self._offset, self._size = file.tell(), math.prod(shape) * dtype.itemsize
-        self._state = self._now()
+    def __init__(self, path: str | Path, header: np.memmap):
+        self._path, self._file = path, open(open_regular(path, follow=True), "rb")  # noqa: SIM115
+        self._shape, self._dtype, self._offset = header.shape[1:], header.dtype, header.offset
+        self._size, self._state = math.prod(self._shape) * self._dtype.itemsize, self._now()
 
     def __del__(self):
         self._file.close()

@@ -1,9 +1,7 @@
 """Folders of images: .png and .jpg files of one size."""
 
 import os
-import stat
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,49 +16,46 @@ from snfnp.paths import open_regular
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _MOST = 10_000_000  # entries of a folder, which may have no end
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: those in which width and height change
 
 
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
     """{split: images} of a folder: those in its folders train, validation (or val) and test, if it
     has any of these, in capitals or not; else all are "train". `report` gets a line about images in
     hidden folders, which are left out. Raises UsageError, also for images beside such folders."""
-    names = {split: "" for split in _SPLITS.values()}
-    with readable(folder):
-        inside = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name))
-    for name in inside:
+    named = {}  # {folder: split}
+    for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
         if split := _SPLITS.get(name.lower()):
-            if names[split]:
-                found = f"{folder} has two folders of {split} images, {names[split]} and {name}"
-                raise UsageError(f"{found}: leave one of them out")
-            names[split] = name
+            if split in named.values():
+                raise UsageError(
+                    f"{folder} has two folders of {split} images: leave one of them out"
+                )
+            named[name] = split
     files = list(_files(folder, report))
-    named = {split: name for split, name in names.items() if name}
     if not named:
         return {"train": _read(folder, files)}
-    parts = {
-        split: [file for file in files if file.relative_to(folder).parts[0] == name]
-        for split, name in named.items()
-    }
-    if rest := set(files) - {file for part in parts.values() for file in part}:
-        found = f"{folder} has {len(rest)} images beside its {', '.join(named.values())}"
-        raise UsageError(f"{found}, as {min(rest)}: move them into one of these, or out of it")
-    return {split: _read(folder / named[split], part) for split, part in parts.items()}
+    parts = {name: [] for name in named}
+    for file in files:
+        name = file.relative_to(folder).parts[0]
+        if name not in named:
+            found = f"{folder} has images beside its {', '.join(named)}, as {file}"
+            raise UsageError(f"{found}: move them into one of these, or out of it")
+        parts[name].append(file)
+    return {split: _read(folder / name, parts[name]) for name, split in named.items()}
 
 
 def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
     """The images in a folder and below it, on the same disk, in the order of their names."""
-    device, seen, hidden, elsewhere = os.stat(folder).st_dev, 0, 0, 0
+    seen, hidden, elsewhere = 0, 0, 0
     for place, folders, names in os.walk(folder):
         seen += len(names) + len(folders)
         if seen > _MOST:
             raise UsageError(f"{folder} has more than {_MOST:,} entries: give a folder of images")
         images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-        inside = Path(place).relative_to(folder).parts
-        if any(part.startswith(".") for part in inside):
+        if any(part.startswith(".") for part in Path(place).relative_to(folder).parts):
             hidden += len(images)
             continue
-        here = [each for each in folders if _device(place, each) == device]
+        paths = {name: os.path.join(place, name) for name in folders}
+        here = [k for k, at in paths.items() if not (os.path.islink(at) or os.path.ismount(at))]
         elsewhere += len(folders) - len(here)
         folders[:] = sorted(here)
         yield from (Path(place, name) for name in sorted(images) if name[0] != ".")
@@ -70,40 +65,24 @@ def _files(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
         report(f"{folder}: {hidden:,} images in hidden folders are left out")
 
 
-def _device(*path: str) -> int | None:
-    """The disk of a folder; none of a link to one."""
-    try:
-        status = os.lstat(os.path.join(*path))
-        return None if stat.S_ISLNK(status.st_mode) else status.st_dev
-    except OSError:  # it has just been removed
-        return None
-
-
 def _read(folder: Path, files: list[Path]) -> np.ndarray:
     """Images (N, H, W, C) of one size: grey if all are, else with three channels, without
     transparency, and turned as their EXIF data say."""
     if not files:
         raise UsageError(f"{folder} has no images ({', '.join(SUFFIXES)}): check the path")
-    sizes, modes = Counter(), set()
-    for file in files:
-        with readable(file), _opened(file) as image:
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-            sizes[image.size[::-1] if turned else image.size] += 1
-            modes.add(image.mode)
-    if len(sizes) > 1:
-        found = [f"{count} of {wide} x {high}" for (wide, high), count in sizes.most_common(4)]
-        more = " and others" * (len(sizes) > 4)
-        found = f"{folder} has images of {len(sizes)} sizes ({', '.join(found)}{more})"
-        raise UsageError(f"{found}: bring them to one size")
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    (wide, high), *_ = sizes
-    with readable(folder):  # they may not fit into memory
-        images = np.empty((len(files), high, wide, len(mode)), np.uint8)
+    images, grey = np.empty(0, np.uint8), True
     for place, file in enumerate(files):
         with readable(file), _opened(file) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
-            images[place] = pixels.reshape(images.shape[1:])
-    return images
+            grey &= image.mode in ("1", "L", "LA")
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        if place == 0:
+            images = np.empty((len(files), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            sizes = [f"{array.shape[-2]} x {array.shape[-3]}" for array in (pixels, images)]
+            found = f"{file} is {sizes[0]}, and {files[0]} {sizes[1]} (width x height)"
+            raise UsageError(f"{found}: bring the images to one size")
+        images[place] = pixels
+    return images[..., :1].copy() if grey else images
 
 
 @contextmanager

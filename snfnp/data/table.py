@@ -5,12 +5,13 @@ import io
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from snfnp.errors import UsageError, printable
+from snfnp.paths import open_regular
 
 INCOMPLETE = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # cells without a number
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -18,32 +19,13 @@ _COMMA = re.compile(r"[+-]?\d+,\d+")  # 1,5 where columns are separated by somet
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+")
 
 
-@dataclass(frozen=True)
-class Table:
-    """rows: (N, D) float64; names: of the columns, or None if the file has none."""
-
-    rows: np.ndarray
-    names: tuple[str, ...] | None = None
-
-    def in_order(self, names: tuple[str, ...] | None, where: str, report: Callable) -> np.ndarray:
-        """The rows with the columns in the order of `names`, if both have names; report: gets a
-        line if the order was another. Raises UsageError for other names."""
-        if names is None or self.names is None or self.names == names:
-            return self.rows
-        if missing := [name for name in names if name not in self.names]:
-            found = f"{where} lacks the column {missing[0]!r} of the training rows"
-            raise UsageError(f"{found}: it has {', '.join(self.names)[:200]}")
-        report(f"{where}: columns are taken by name, {', '.join(names)[:200]}")
-        return self.rows[:, [self.names.index(name) for name in names]]
-
-
 def read_table(
     place: Path,
     report: Callable[[str], None],
     header: bool | None = None,
-    columns: str | None = None,
+    columns: str | Sequence[str] | None = None,
     drop_incomplete: bool = False,
-) -> Table:
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Read a table of numbers.
 
     Args:
@@ -51,8 +33,12 @@ def read_table(
             semicolons or tabs.
         report: gets a line on what is left out or looks like a mistake.
         header: whether line 1 has names; None: if no cell of it is a number.
-        columns: names of columns, or their numbers from 0, separated by commas; None: all.
+        columns: names of columns, or their numbers from 0, in the order that is wanted, in a
+            sequence or separated by commas; None: all.
         drop_incomplete: leave rows out that have a cell without a number.
+
+    Returns:
+        Rows (N, D), float64, and the names of their columns, or None if the file has none.
 
     Raises:
         UsageError: a cell is no number, with its line and column; or a row has other cells.
@@ -67,12 +53,15 @@ def read_table(
     if names and (twice := [name for name in names if names.count(name) > 1]):
         raise UsageError(f"{where}: several columns are called {twice[0]!r}: rename them")
     labels = names or tuple(map(str, range(len(first))))
-    taken = _taken(columns, labels, where)
+    columns = columns.split(",") if isinstance(columns, str) else columns or labels
+    asked = [name.strip() for name in columns]
+    if unknown := [name for name in asked if name not in labels]:
+        found = f"{where} has no column {unknown[0]!r}: its columns are"
+        raise UsageError(f"{found} {', '.join(labels)[:200]}")
+    taken = [labels.index(name) for name in asked]
     commas = delimiter != "," and _has_decimal_commas(content, delimiter)
-    if not header:  # line 1 is a row
-        lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     numbers, dropped = array("d"), 0
-    for cells in filter(None, lines):
+    for cells in filter(None, lines if header else chain([first], lines)):
         at = f"{where}, line {lines.line_num}"
         if len(cells) != len(labels):
             found = f"{at}: {len(cells)} cells, and {len(labels)} in line 1"
@@ -96,11 +85,12 @@ def read_table(
     if counts and rows[0, 0] in (0, 1) and (np.diff(rows[:, 0]) == 1).all():
         rest = ",".join(labels[each] for each in taken[1:])[:200]
         report(f"{where}: the first column only counts the rows: `columns={rest}` leaves it out")
-    return Table(rows, names and tuple(names[each] for each in taken))
+    return rows, names and tuple(asked)
 
 
 def _text(place: Path) -> str:
-    content = place.read_bytes()
+    with open(open_regular(place, follow=True), "rb") as file:
+        content = file.read()
     wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
@@ -108,17 +98,6 @@ def _text(place: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         where = f"{printable(str(place))}, line {line}"
         raise UsageError(f"{where}: no UTF-8 text: save it as UTF-8") from None
-
-
-def _taken(columns: str | None, labels: Sequence[str], where: str) -> list[int]:
-    """The places of the columns that are asked for."""
-    if columns is None:
-        return list(range(len(labels)))
-    asked = [name.strip() for name in columns.split(",")]
-    if unknown := [name for name in asked if name not in labels]:
-        found = f"{where} has no column {unknown[0]!r}"
-        raise UsageError(f"{found}: `columns` can be {', '.join(labels)[:200]}")
-    return [labels.index(name) for name in asked]
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:

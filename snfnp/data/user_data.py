@@ -13,12 +13,13 @@ from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.data.npy import open_array
 from snfnp.data.published import print_to_stderr
 from snfnp.data.reading import readable
-from snfnp.data.table import Table, read_table
+from snfnp.data.table import read_table
 from snfnp.errors import UsageError, printable
 from snfnp.images import StoredArray, fault, fault_of_rows, is_rows, selected, with_channels
 from snfnp.paths import open_regular
 
 HELD_OUT = "0.1"  # of the data, for validation and again for the test
+_ARRAYS = "array", "arrays in memory"  # their name and their source
 
 
 def load(
@@ -35,10 +36,9 @@ def load(
     the data name their splits. A .npy file is read as it is needed. Raises UsageError for anything
     else.
     """
-    (splits, columns), named = _read(path, report, table), isinstance(path, str)
+    splits, columns = _read(path, report, table)
+    name, path = (Path(path).stem, printable(path)) if isinstance(path, str) else _ARRAYS
     fractions: dict[str, float] = {}
-    name = Path(path).stem if named else "array"
-    path = printable(path) if named else "arrays in memory"
     for split, given in (("validation", validation), ("test", test)):
         if split in splits and given is not None:
             raise UsageError(f"{path} has {split} data already: leave `{split}` out")
@@ -53,62 +53,54 @@ def load(
             raise UsageError(f"`{split}` is {given}: give a fraction between 0 and 1, or a path")
     train = splits["train"]
     if fractions:
-        counts = {split: max(1, round(part * len(train))) for split, part in fractions.items()}
-        left = max(len(train) - sum(counts.values()), 0)
-        if left < 2:
+        counts = [max(1, round(part * len(train))) for part in fractions.values()]
+        if (left := max(len(train) - sum(counts), 0)) < 2:
             found = f"{path} has {len(train)} samples, of which {left} would be left to train on"
             raise UsageError(f"{found}: give more, or smaller fractions")
-        order, first = np.random.default_rng((seed, len(train), 1)).permutation(len(train)), 0
-        for split, count in {**counts, "train": left}.items():
-            places, first = np.sort(order[first : first + count]), first + count
-            splits[split] = selected(train, places)
+        order = np.random.default_rng((seed, len(train), 1)).permutation(len(train))
+        parts = np.split(order, np.cumsum(counts))
+        for split, places in zip((*fractions, "train"), parts, strict=True):
+            splits[split] = selected(train, np.sort(places))
     return Dataset(name, **splits, source=path, columns=columns)
 
 
 def whole(path: str, columns: tuple[str, ...] | None = None) -> np.ndarray | StoredArray:
     """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
-    columns: their names, if rows are to have those, in this order. Raises UsageError for anything
-    else."""
-    table = {"columns": columns and ",".join(columns)} if path.lower().endswith(".csv") else {}
-    return _chosen(path, "test", columns, print_to_stderr, table)
+    columns: the names of a table's that are wanted, in this order."""
+    return _chosen(path, "test", columns, print_to_stderr, {})
 
 
 def _chosen(path, split: str, columns, report, table: dict) -> np.ndarray | StoredArray:
-    """A split at a path, or all that is there; rows of a table with `columns` in this order."""
-    splits, names = _read(path, report, table)
-    found = splits.get(split, splits["train"])
-    if names is None or not isinstance(found, np.ndarray):
-        return found
-    return Table(found, names).in_order(columns, printable(str(path)), report)
+    """A split at a path, or all that is there; of a table the columns with these names."""
+    is_table = str(path).lower().endswith(".csv")
+    how = {**table, "columns": columns or table.get("columns")} if is_table else {}
+    splits, _ = _read(path, report, how)
+    return splits.get(split, splits["train"])
 
 
 def _read(path, report: Callable[[str], None], table: dict) -> tuple[dict, tuple | None]:
     """{split: array} at a path, where a single array is "train", and the names of a table's
     columns. table: how it is read, see `read_table`."""
-    columns = None
     if not isinstance(path, str):
         with readable("the array"):
             array = path if isinstance(path, np.ndarray) else np.asarray(path)
         return {"train": _required(_unmapped(array), "the array")}, None
-    place = Path(path)
+    place, columns = Path(path), None
     suffix = place.suffix.lower()
     if not os.path.lexists(path):
         raise UsageError(f"{path} does not exist: check the path")
-    if place.is_dir():
-        splits = pictures.read_folder(place, report)
-    elif suffix == ".npy":
-        with readable(path):
+    with readable(path):
+        if place.is_dir():
+            splits = pictures.read_folder(place, report)
+        elif suffix == ".npy":
             splits = {"train": open_array(path)}
-    elif suffix == ".npz":
-        with readable(path):
+        elif suffix == ".npz":
             splits = _archive(path)
-    elif suffix == ".csv":
-        with readable(path):
-            os.close(open_regular(path, follow=True))
-            found = read_table(place, report, **table)
-            splits, columns = {"train": found.rows}, found.names
-    else:
-        raise UsageError(f"{path}: give a .npy, .npz or .csv file, or a folder of images")
+        elif suffix == ".csv":
+            rows, columns = read_table(place, report, **table)
+            splits = {"train": rows}
+        else:
+            raise UsageError(f"{path}: give a .npy, .npz or .csv file, or a folder of images")
     if "train" not in splits or not splits.keys() <= set(SPLITS):
         raise UsageError(_no_splits(path, splits))
     if table_given := [name for name, value in table.items() if value] if suffix != ".csv" else []:
