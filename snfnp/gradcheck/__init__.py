@@ -3,8 +3,8 @@
     from snfnp.gradcheck import check_layer
     print(check_layer(MyLayer(), shape=(6,)))
 
-All of it is in float64, and every check of a gradient has a negative control: the same gradient
-times 1.01, and zeroed, must be caught. `check_map` does the same for a structured linear map.
+Every check of a gradient has negative controls: the same gradient times 1.01, and zeroed, must be
+caught. `check_map` and `check_rule` check linear maps, and rules by which linear layers learn.
 """
 
 from snfnp.gradcheck.differences import (

@@ -1,7 +1,4 @@
-"""Small examples of all layers, rules and maps, ready to be checked (`python -m snfnp check`).
-
-Central differences are wrong across a kink: the points keep away from those that a layer has.
-"""
+"""Small examples of all layers, rules and maps, which `python -m snfnp check` checks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +26,7 @@ from snfnp.rules import Exact, Relative, SelfNormalizing
 
 
 class Check(NamedTuple):
-    """kind: layer, rule or map; name: what is checked; run(ops=…, …) -> Report."""
+    """kind: layer, rule or map; run(ops=…, …): the check."""
 
     kind: str
     name: str
@@ -37,8 +34,7 @@ class Check(NamedTuple):
 
 
 def catalogue() -> list[Check]:
-    """All checks, layers first: every layer, with every rule that has a gradient and in shapes
-    that differ; every rule; every map."""
+    """All checks: every layer, linear ones with every rule and in several shapes; rules; maps."""
     maps = [
         ("dense", Dense(5), (5,)),
         ("dense, one feature", Dense(1), (1,)),
@@ -49,13 +45,14 @@ def catalogue() -> list[Check]:
         ("conv 1x1, 3 to 1 channels", Conv2d((1, 1), 3, 1), (2, 2, 3)),
         ("conv 1x5, 1 to 4 channels", Conv2d((1, 5), 1, 4), (3, 4, 1)),
     ]
-    checks = [
-        ("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
-        for name, layer, shape, *settings in _linear() + _other_layers()
+    return [
+        *(
+            Check("layer", name, partial(check_layer, layer, shape, **dict(*settings)))
+            for name, layer, shape, *settings in _linear() + _other_layers()
+        ),
+        *(Check("rule", name, partial(check_rule, *of)) for name, *of in _rules()),
+        *(Check("map", name, partial(check_map, *of)) for name, *of in maps),
     ]
-    checks += [("rule", name, partial(check_rule, *rest)) for name, *rest in _rules()]
-    checks += [("map", name, partial(check_map, *rest)) for name, *rest in maps]
-    return [Check(*each) for each in checks]
 
 
 def _linear() -> list[tuple]:
@@ -90,7 +87,9 @@ def _linear() -> list[tuple]:
 
 
 def _other_layers() -> list[tuple]:
-    terms = (13, 13)
+    # beyond the bound of an exponential the norm's gradient counts
+    exponential = ConvExponential(2, gain=4, terms=(13, 13))
+    flat_exponential = ConvExponential(3, (1, 3), gain=2, iterations=1, terms=(13, 13))
 
     def spline(name, shape, **options):
         # 5 bins each: Numba compiles its kernels for every number of bins
@@ -128,18 +127,14 @@ def _other_layers() -> list[tuple]:
         ("causal conv, one channel, without bias", CausalConv2d(1, bias=False), (5, 4, 1)),
         ("anticausal conv", CausalConv2d(3, reverse=True), (3, 2, 3)),
         ("conv exponential, one channel", ConvExponential(1), (5, 4, 1)),
-        # beyond the bound the norm's gradient counts
-        ("conv exponential", ConvExponential(2, gain=4, terms=terms), (3, 4, 2)),
-        (
-            "conv exponential 1x3",
-            ConvExponential(3, (1, 3), gain=2, iterations=1, terms=terms),
-            (2, 2, 3),
-        ),
+        ("conv exponential", exponential, (3, 4, 2)),
+        ("conv exponential 1x3", flat_exponential, (2, 2, 3)),
     ]
 
 
 def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
-    """Points in the middle of bins, and in both tails: a spline has kinks of ℓ at its knots."""
+    """Points in the middle of bins, and in both tails: ℓ has kinks at the knots, across which
+    differences are wrong."""
     rng, bins, bound = np.random.default_rng(7), layer.bins, layer.bound
     width = 2 * bound / bins
     middles = -bound + width * (np.arange(-1, bins + 1) + 0.5)
@@ -148,12 +143,10 @@ def spline_points(layer: RationalQuadraticSpline, shape) -> np.ndarray:
 
 
 def coupling_point(layer: AffineCoupling, shape) -> dict:
-    """x and parameters that keep every ReLU away from its kink, at pixels of either side.
+    """x and parameters that keep every ReLU further from its kink than the stencils move it.
 
-    x₁ is about ±2 and w1 mostly its centre tap, so that the first layer is ±(1 to 2) and some
-    noise; w2 is mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2. The stencils move
-    by 0.03 along random directions, which changes a ReLU's input by less than its distance from
-    the kink; a crossed kink would be an error of about 1e-4, and could not hide.
+    x₁ is about ±2 and w1 mostly its centre tap: the first layer is ±(1 to 2) and some noise. w2 is
+    mostly ± one unit each, which is 0 or (1 to 2), and b2 = ∓1/2.
     """
     rng = np.random.default_rng(14)
     width, half = layer.width, layer.channels // 2

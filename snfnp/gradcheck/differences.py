@@ -1,7 +1,4 @@
-"""Central differences of a scalar function, and comparing a gradient with them.
-
-How the pages show it: derivations/01-notation.md.
-"""
+"""Central differences of a scalar function, to check a gradient: derivations/01-notation.md."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +7,11 @@ import numpy as np
 
 # Weights of f(x + k h u) - f(x - k h u), k = 1, 2, 3, over h: error O(h⁶).
 _STENCIL = (3 / 4, -3 / 20, 1 / 60)
-_MOST = 1000  # elements of an array that are looked at one by one
+_MOST = 1000  # elements up to which a failed check looks at each of them
 
 
 class GradientError(AssertionError):
-    """A check failed; the message shows everything that the check saw."""
+    """A check failed; the message has all its numbers."""
 
 
 def central_difference(f: Callable, x: Any, direction: Any, h: float) -> Any:
@@ -22,28 +19,22 @@ def central_difference(f: Callable, x: Any, direction: Any, h: float) -> Any:
 
     Truncation error O(h⁶), rounding error about eps |f| / h.
     """
-    return sum(
-        weight * (f(x + k * h * direction) - f(x - k * h * direction)) / h
-        for k, weight in enumerate(_STENCIL, start=1)
-    )
+    steps = [(k * h * direction, weight) for k, weight in enumerate(_STENCIL, start=1)]
+    return sum(weight * (f(x + step) - f(x - step)) / h for step, weight in steps)
 
 
 def tolerance(dtype) -> float:
-    """The relative error that checks allow by default.
-
-    In double precision it is the differences' own error. In single it is the layer's: about 170
-    roundings, far below the negative controls, which are near 1e-2.
-    """
+    """The default `rtol`: the differences' own error in double precision, about 170 roundings of
+    the layer in single. Negative controls are near 1e-2."""
     return 1e-8 if np.dtype(dtype) == np.float64 else 2e-5
 
 
 class Comparison(NamedTuple):
-    """Errors of one comparison.
+    """The result of `measure_gradient`.
 
     Attributes:
         error: the largest relative difference.
-        control: the smallest by which a wrong gradient (times 1.01; zero) was off, which must be
-            far above the tolerance; NaN if there was no control.
+        control: the smallest error of a wrong gradient (times 1.01; zero); NaN for a zero gradient.
         slopes: of f and of the gradient along the last direction.
     """
 
@@ -53,26 +44,22 @@ class Comparison(NamedTuple):
 
 
 def check_gradient(f: Callable, x, gradient, **settings) -> float:
-    """The largest error that `measure_gradient` finds; the arguments are the same."""
+    """The largest error of `measure_gradient` with these arguments."""
     return measure_gradient(f, x, gradient, **settings).error
 
 
 def slopes(f: Callable, x, gradient, **settings) -> tuple[float, float]:
-    """The slope of f by central differences, and ⟨gradient, u⟩, along a direction u, to six digits.
-
-    For pages that show what was compared: the last direction of `measure_gradient`; the arguments
-    are the same.
-    """
+    """The slopes of `measure_gradient` with these arguments, to six digits, for pages to show."""
     numeric, analytic = measure_gradient(f, x, gradient, **settings).slopes
     return float(f"{numeric:.6g}"), float(f"{analytic:.6g}")
 
 
 def relative_error(value, expected) -> float:
-    """The distance ‖value − expected‖ / ‖expected‖ to three digits, and 0.0 below 1e-9.
+    """‖value − expected‖ / ‖expected‖ to three digits, for pages to show; 0.0 below 1e-9, where
+    rounding differs from machine to machine.
 
-    For pages that show how far apart a right and a wrong formula are: what rounding leaves of a
-    right one differs from machine to machine and is not shown. Raises ValueError if the shapes
-    differ, so that broadcasting cannot hide a missing axis. NaN stays NaN.
+    Raises:
+        ValueError: if the shapes differ, so that broadcasting cannot hide a missing axis.
     """
     value, expected = np.asarray(value), np.asarray(expected)
     if value.shape != expected.shape:
@@ -94,21 +81,18 @@ def measure_gradient(
 ) -> Comparison:
     """Compare ⟨gradient, u⟩ with central differences of f along random unit directions u.
 
-    Each difference is relative to the larger of both values and of ‖gradient‖/√size, the typical
-    size of such a product.
+    Differences are relative to the largest of both values and of ‖gradient‖/√size, the typical size
+    of such a product.
 
     Args:
-        f: takes an array like x and returns a float.
+        f: a function of an array like x.
         x: a point, float64 on the host.
-        gradient: that of f at x, which is to be checked.
+        gradient: the gradient of f at x that is checked.
         rng: draws the directions.
         rtol: the largest relative difference that passes.
-        h: the step.
-        directions: how many.
-        name: x in messages.
-
-    Returns:
-        The errors, those of the negative controls, and the last slopes.
+        h: the step of the differences.
+        directions: their number.
+        name: of x, for messages.
 
     Raises:
         GradientError: beyond `rtol`, or if a wrong gradient (times 1.01; zero) would have passed.
@@ -131,16 +115,17 @@ def measure_gradient(
         for factor in controls:
             error = relative(numeric, factor * analytic, typical)
             controls[factor] = max(controls[factor], error)
+    if typical == 0:
+        return Comparison(worst, float("nan"), (numeric, analytic))
     for factor, error in controls.items():
-        if typical > 0 and error <= rtol:
+        if error <= rtol:
             raise GradientError(f"{name}: the negative control (times {factor}) was not caught")
-    control = min(controls.values()) if typical > 0 else float("nan")
-    return Comparison(worst, control, (numeric, analytic))
+    return Comparison(worst, min(controls.values()), (numeric, analytic))
 
 
 def _where(f: Callable, x, gradient, h: float, name: str) -> str:
-    """Words for the element of a wrong gradient that is furthest off, and for a gradient that is a
-    multiple of the right one. Nothing for a large array: this costs O(size) evaluations."""
+    """For a message: the worst element of a wrong gradient, and the factor if it is a multiple of
+    the right one. O(size) evaluations, so "" for a large array."""
     if x.size > _MOST:
         return ""
     units = np.eye(x.size).reshape(x.size, *x.shape)
@@ -156,6 +141,6 @@ def _where(f: Callable, x, gradient, h: float, name: str) -> str:
 
 
 def relative(value: float, expected: float, typical: float) -> float:
-    """The distance |value − expected| over the largest of both and of `typical`; NaN if one is."""
+    """|value − expected| relative to the largest of both and of `typical`."""
     scale = max(abs(value), abs(expected), typical)
     return 0.0 if scale == 0 else abs(value - expected) / scale

@@ -1,7 +1,4 @@
-"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend.
-
-Derivations: derivations/04-dense.md and derivations/07-convolutions.md (T(w) written out).
-"""
+"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -11,30 +8,19 @@ import numpy as np
 
 from snfnp.context import BackwardContext, layer_key
 from snfnp.errors import UsageError
-from snfnp.gradcheck.differences import (
-    GradientError,
-    central_difference,
-    measure_gradient,
-    relative,
-    tolerance,
-)
+from snfnp.gradcheck import differences
+from snfnp.gradcheck.differences import GradientError, central_difference, relative
 from snfnp.layers import Layer, Whiten
 from snfnp.maps import Map
 from snfnp.ops import Ops, RandomKey, get_ops
 from snfnp.ops.group import rows as flat
 
 KEY = RandomKey(0, 0)  # of the random numbers in the checks' backward passes
-_UNWRITTEN = "backward left its gradient (partly) unwritten or NaN"
 
 
 @dataclass
 class Report:
-    """The relative error of each check, and the smallest error of a wrong value in its place.
-
-    Attributes:
-        errors: by the name of what was checked.
-        controls: of values that are off by 1 % or more, the negative controls (see `Comparison`).
-    """
+    """The relative error of each check, and that of its negative control, by name."""
 
     errors: dict[str, float] = field(default_factory=dict)
     controls: dict[str, float] = field(default_factory=dict)
@@ -46,14 +32,11 @@ class Report:
 
 @dataclass
 class Case:
-    """A layer at random points x and parameters, with random covectors c of its outputs, a of ldj.
+    """A layer at random points x and parameters, with random covectors c of its outputs (z, and the
+    latent if one splits off) and a of ldj, in double precision on the host.
 
-    They make the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩, whose gradient is what `backward`
-    claims. The outputs are z and, of a layer that splits off a latent, that. All arrays are the
-    host's; `x`, `params`, `c` and `a` are in double precision.
-
-    Arguments: those of `check_layer`. noise: how far parameters that are not given are moved from
-    the layer's initial ones.
+    `backward` must return the gradient of the scalar ⟨c, outputs⟩ + ⟨a, ldj + log_det⟩. Arguments:
+    those of `check_layer`; noise: the scale of what is added to the initial parameters.
     """
 
     layer: Any
@@ -78,7 +61,7 @@ class Case:
             raise UsageError(f"shape is {self.shape!r}: give one sample's, as (6,) or (8, 8, 3)")
         self.shape = tuple(self.shape)
         self.ops = self.ops or get_ops("numpy")
-        self.rtol = tolerance(self.dtype) if self.rtol is None else self.rtol
+        self.rtol = differences.tolerance(self.dtype) if self.rtol is None else self.rtol
         self.rng = rng = np.random.default_rng(self.seed)
         self.x = rng.standard_normal((self.batch, *self.shape)) if self.x is None else self.x
         self.initial = layer.init(rng, self.shape)
@@ -92,11 +75,11 @@ class Case:
         self.a = rng.standard_normal(len(self.x))
 
     def cast(self, given) -> Any:
-        """A host array, or a list or dict of them, in the precision that is checked."""
+        """Host arrays in the precision that is checked."""
         return _each(lambda array: array.astype(self.dtype), given)
 
     def put(self, given) -> Any:
-        """Copies of a host array, or a list or dict of them, on the device."""
+        """Copies of host arrays on the device."""
         return _each(lambda array: self.ops.asarray(np.array(array)), given)
 
     def matrix(self, linear_map, w) -> np.ndarray:
@@ -121,17 +104,14 @@ class Case:
         return self.layer.log_det(self.ops, self.put(params), self.shape) or 0.0
 
     def backward(self, x, params, deltas, dldj) -> dict[str, np.ndarray]:
-        """{parameter: gradient, "x": δ_x} of a backward pass.
-
-        Raises GradientError if a gradient is not written, or anything else is written to.
-        """
+        """{parameter: gradient, "x": δ_x} of a backward pass, which must change no argument."""
         ops, x_, p = self.ops, self.put(x), self.put(params)
         deltas_, dldj_ = self.put(deltas), self.put(dldj)
         _, _, cache = self.layer.forward(ops, p, x_)
         passes = []
-        for _ in range(2):  # the second time from what the first left in the cache
+        ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
+        for _ in range(2):  # the second time from the cache that the first one left
             grads = self.put({k: np.full_like(v, np.nan) for k, v in params.items()})
-            ctx = BackwardContext.of(ops, dldj_, self.lam, key=layer_key(KEY, 0))
             # a copy of the dict: an array that backward puts in a buffer's place is discarded
             dx = self.layer.backward(ctx, p, cache, deltas_[0], dict(grads), *deltas_[1:])
             _returned(dx, "backward", "δ_x, a Measured" if self.layer.learns_inverse else "δ_x")
@@ -146,29 +126,23 @@ class Case:
         first, second = passes
         if not all(np.allclose(first[k], second[k], equal_nan=True) for k in first):
             raise GradientError("backward changed the cache: twice, it gives two results")
+        for name in (*self.learned, "x"):
+            if np.isnan(first[name]).any():
+                raise GradientError(f"{name}: backward left its gradient (partly) unwritten or NaN")
         return first
 
     def gradients(self) -> dict[str, np.ndarray]:
         """{parameter: gradient, "x": δ_x} at the case's points, in its precision."""
-        grads = self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
-        for name in self.learned:
-            if np.isnan(grads[name]).any():
-                raise GradientError(f"{name}: {_UNWRITTEN}")
-        return {name: grads[name] for name in (*self.learned, "x")}
+        return self.backward(*map(self.cast, (self.x, self.params, self.c, self.a)))
 
     def measure(self, name: str, scalar, point, gradient) -> None:
         """Compare a gradient with differences of a scalar (`measure_gradient`), and report it."""
-        if np.isnan(gradient).any():
-            raise GradientError(f"{name}: {_UNWRITTEN}")
-        settings = {"rng": self.rng, "rtol": self.rtol, "name": name}
-        measured = measure_gradient(scalar, point, gradient, **settings)
-        self.report.errors[name], self.report.controls[name] = measured.error, measured.control
+        how = {"rng": self.rng, "rtol": self.rtol, "name": name}
+        error, control, _ = differences.measure_gradient(scalar, point, gradient, **how)
+        self.report.errors[name], self.report.controls[name] = error, control
 
     def compare(self, name: str, value, expected, wrong=None) -> None:
-        """Compare arrays, and report it; wrong: the negative control, by default off by 1 %.
-
-        Raises GradientError if they differ, or if the control does not.
-        """
+        """Compare arrays, and report it; wrong: the negative control, by default off by 1 %."""
         value, expected = np.asarray(value), np.asarray(expected)
         wrong = 1.01 * expected if wrong is None else wrong
         typical = float(np.max(np.abs(expected)))
@@ -182,24 +156,14 @@ class Case:
 
 
 def as_matrix(f: Map, ops: Ops, w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """T(w) written out for one sample's shape: column i is T(w) e_i (Eq. 12).
-
-    Args:
-        f: the map.
-        ops: the backend that applies it.
-        w: its weight, on the host.
-        shape: one sample's.
-
-    Returns:
-        The matrix, on the host: a row for each value of z, a column for each value of x.
-    """
+    """T(w) written out on the host, for one sample of this shape: column i is T(w) e_i (Eq. 12)."""
     dimension = int(np.prod(shape))
     basis = ops.asarray(np.eye(dimension).reshape(dimension, *shape))
     return ops.to_host(f.apply(ops, ops.asarray(w), basis)).reshape(dimension, -1).T
 
 
 def _returned(value, method: str, expected: str):
-    """A method's result. Raises GradientError if it is not as many values as expected."""
+    """A method's result, if it is as many values as expected."""
     count = len(value) if isinstance(value, tuple) else int(value is not None)
     if count != len(expected.split(", ")):
         found = f"{count} of them" if count else "None"
@@ -208,7 +172,7 @@ def _returned(value, method: str, expected: str):
 
 
 def _each(function: Callable, given) -> Any:
-    """The results of a function of each array in a dict or list, or of one array alone."""
+    """A function of an array, or of each array in a dict or list."""
     if isinstance(given, dict):
         return {name: function(array) for name, array in given.items()}
     return [function(array) for array in given] if isinstance(given, list) else function(given)
@@ -229,14 +193,14 @@ def stop_gradient_objective(
         layer: a `Linear` with an R.
         shape: one sample's.
         ops: the backend that applies the maps.
-        params: the parameters by name at which quantities are held, on the host, like all arrays.
-        x: the inputs (N, *shape).
+        params: {name: host array}, from which the barred quantities are computed.
+        x: the inputs (N, *shape), on the host.
         dz: δ_z, like the outputs.
         dldj: the gradient of ldj, (N,).
         lam: λ.
 
     Returns:
-        f(x, params); only the parameters may vary, since δ_x is passed on at full weight.
+        f(x, params). Its gradient in x is not δ_x, which is passed on at full weight.
     """
     c_f, c_g = (0.5, 0.5) if layer.rule.objective == "mixture" else (1.0, 0.0)
     f, g = layer.maps  # their T differ if R has another kernel size than W
@@ -257,15 +221,14 @@ def stop_gradient_objective(
 
 
 class Settings(TypedDict, total=False):
-    """Keywords of all checks, each of which may be left out.
+    """Optional keywords of all checks.
 
     Attributes:
-        ops: the backend, to which host arrays are moved as needed; default: plain NumPy.
+        ops: the backend; default: NumPy.
         batch: the number of samples; default 3.
         seed: of the random numbers; default 0.
-        dtype: of what is checked; default float64 (differences are always of float64 values).
-        rtol: the largest relative error; default `snfnp.gradcheck.differences.tolerance`: 1e-8,
-            in float32 2e-5.
+        dtype: in which gradients are computed; default float64, as differences always are.
+        rtol: the largest relative error; default 1e-8, or 2e-5 in float32.
     """
 
     ops: Ops | None
@@ -276,12 +239,12 @@ class Settings(TypedDict, total=False):
 
 
 class LayerSettings(Settings, total=False):
-    """Keywords of `check_layer`.
+    """Optional keywords of `check_layer`.
 
     Attributes:
-        x: the points (N, *shape), on the host; default: standard normal. Keep them off kinks.
-        params: {name: host array}; default: the layer's `init`, with noise added to every
-            parameter, so that no gradient is checked at a special point.
+        x: the points (N, *shape), on the host, away from kinks; default: standard normal.
+        params: {name: host array}; default: those of `init` with noise, since a special point may
+            hide an error.
         lam: λ of a layer that learns its inverse; default 0.7.
     """
 
@@ -299,32 +262,32 @@ def check_layer(
 ) -> Report:
     """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
-    * shapes and dtypes; single precision is not widened; no argument is changed by mistake;
+    * shapes and dtypes; no argument is changed;
     * inverse(forward(x)) = x, by the exact inverse;
-    * ldj (+ log_det) against slogdet of the Jacobian that `backward` assembles row by row;
-    * the gradient of x and of each parameter, separately, along random unit directions, against
-      central differences, with negative controls (`measure_gradient`).
+    * ldj + log_det against slogdet of the Jacobian that `backward` assembles row by row;
+    * the gradients of x and of each parameter against central differences along random
+      directions, with negative controls (`measure_gradient`).
 
-    A layer that learns its inverse has an approximate gradient by design. It is checked to full
-    precision all the same, as the exact gradient of another scalar.
+    The approximate gradient of a learned inverse is checked to full precision all the same, as the
+    exact gradient of another scalar.
 
     Args:
         layer: the layer.
         shape: one sample's, with few values.
-        scalar: makes the scalar of a rule of your own, with an R or without one, from the arguments
-            of `stop_gradient_objective`, the default (derivations/28-write-your-own-rule.md).
+        scalar: makes the scalar of a rule of your own from the arguments of
+            `stop_gradient_objective`, the default (derivations/28-write-your-own-rule.md).
         **settings: see `LayerSettings`.
 
     Returns:
         The relative error of each check, and the smallest error of its negative controls.
 
     Raises:
-        GradientError: with all that is wrong, a line each (a wrong shape or dtype alone: the rest
-            would mean nothing).
+        GradientError: a line for each failed check; arrays of a wrong shape or dtype, unwritten or
+            changed, are an error by themselves.
     """
     case = Case(layer, shape, **settings)
     _check_arrays(case)
-    wrong = []
+    x, params, errors, wrong = case.x, case.params, case.report.errors, []
 
     def attempt(check: Callable, *arguments) -> Any:
         try:
@@ -332,10 +295,9 @@ def check_layer(
         except GradientError as error:
             wrong.append(str(error))
 
-    x, params, errors = case.x, case.params, case.report.errors
     errors["inverse(forward(x))"] = attempt(_inverse_error, case)
     errors["log-determinant"] = attempt(lambda: max(_log_det_error(case, one) for one in x))
-    grads = case.backward(*map(case.cast, (x, params, case.c, case.a)))
+    grads = case.gradients()
     attempt(case.measure, "x", lambda value: case.objective(value, params), x, grads["x"])
     f = case.objective
     if scalar or layer.learns_inverse:
@@ -351,7 +313,7 @@ def check_layer(
 
 
 def _check_arrays(case: Case) -> None:
-    """Shapes, and dtypes: training is in single precision, which nothing may widen."""
+    """Shapes, and dtypes: nothing may widen single precision."""
     declared = [(k, tuple(size)) for k, size in case.layer.parameter_shapes(case.shape).items()]
     made = [(name, value.shape) for name, value in case.initial.items()]
     if declared != made:
@@ -383,10 +345,8 @@ def _inverse_error(case: Case) -> float:
 
 
 def _log_det_error(case: Case, sample: np.ndarray) -> float:
-    """ldj + log_det against slogdet of the Jacobian at one sample; row i of it is backward(e_i).
-
-    Where they differ, the Jacobian by differences of `forward` says which of them is wrong.
-    """
+    """ldj + log_det against slogdet of the Jacobian of one sample, whose row i is backward(e_i);
+    the Jacobian by differences of `forward` says which of them is wrong."""
     dimension = sample.size
     copies = np.repeat(sample[None], dimension, axis=0)
     outputs, ldj = case.forward(copies, case.params)

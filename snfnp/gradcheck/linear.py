@@ -1,7 +1,4 @@
-"""Checking maps T(w) and rules against T(w) written out, on any backend.
-
-Derivation: derivations/28-write-your-own-rule.md.
-"""
+"""Checking maps T(w) and rules against T(w) written out (derivations/28-write-your-own-rule.md)."""
 
 from typing import Unpack
 
@@ -22,16 +19,12 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
     * flip: T(flip w) = T(w)ᵀ; multiple: m counts the positions of each element in T (Eq. 24);
     * log_det, log_det_grad and solve, of a map that keeps the shape, against T(w) written out.
 
-    The negative controls: T(w) in place of T(w)ᵀ, w in place of flip w, 1 in place of m, what is
-    off by 1 %, and those of `measure_gradient`.
+    Negative controls: T(w) for T(w)ᵀ, w for flip w, 1 for m, else an error of 1 %.
 
     Args:
         linear_map: the map.
         shape: one sample's.
         **settings: see `snfnp.gradcheck.layers.Settings`.
-
-    Returns:
-        The errors of each check, and of its negative controls.
 
     Raises:
         GradientError: at the first member that is wrong.
@@ -80,12 +73,11 @@ def check_map(linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settin
 def check_rule(
     rule: Rule, linear_map: Map, shape: tuple[int, ...], **settings: Unpack[Settings]
 ) -> Report:
-    """Check a rule where it must agree with the likelihood, without its own formula, in O(D³).
+    """Check a rule where it must agree with the likelihood, differentiated numerically, in O(D³).
 
-    The likelihood, log|det T| included, is differentiated numerically. A rule that learns an
-    inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9 and the reconstruction
-    error is 0 (`check_layer` checks what λ scales); a relative one must be the exact gradient times
-    WᵀW.
+    A rule that learns an inverse is checked at R = W⁻¹, where Eqs. 10 and 11 become Eqs. 8 and 9
+    and the reconstruction error is 0 (`check_layer` checks what λ scales); a relative one must be
+    the exact gradient times WᵀW.
 
     Args:
         rule: the rule.
@@ -93,9 +85,6 @@ def check_rule(
             `inverse_is_same_map`: dense, or a 1×1 convolution.
         shape: one sample's.
         **settings: see `snfnp.gradcheck.layers.Settings`.
-
-    Returns:
-        The errors of each check, and of its negative controls.
 
     Raises:
         GradientError: at the first gradient that is wrong.
