@@ -31,14 +31,14 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
     assert log.read().failed == 0 and np.isnan(log.read().averages).all()
     steps = [(np.array([-1.0, -3.0]), 0.5, 9.0), (np.array([-5.0, -5.0]), 0.25, 16.0)]
     for number, (densities, reconstruction, squares) in enumerate(steps, start=1):
-        log.density(densities, number)
-        log.step(reconstruction, squares, 2.0, number)
+        log.density([densities], number)
+        log.step([reconstruction], squares, 2.0, number)
     last = (-5.0 - 2.0 * 0.25, 0.25, 4.0)
     assert log.read() == Reading(last, ((-3.0 - 5.5) / 2, 0.75 / 2, 7.0 / 2), 0, -5.0)
     assert log.array[Entry.COUNT] == 2.0 and log.array[Entry.DENSITY] == -5.0
     log.clear_averages()
     assert log.read().last == last and np.isnan(log.read().averages).all()
-    log.step(1.0, 4.0, 2.0, 3)
+    log.step([1.0], 4.0, 2.0, 3)
     assert log.read().averages == log.read().last == (-7.0, 1.0, 2.0)
 
 
@@ -47,18 +47,18 @@ def test_the_log_keeps_the_last_step_and_averages_all(ops):
 def test_the_first_failure_stays_in_the_log(ops, where, value):
     log = StepLog(ops.step)
     failed = log.failed  # a view: it follows the log
-    log.density(np.array([-1.0]), 1)
-    log.step(0.5, 4.0, 1.0, 1)
+    log.density([np.array([-1.0])], 1)
+    log.step([0.5], 4.0, 1.0, 1)
     before = log.array.copy()
     for number in (2, 3):
         assert bool(failed) == (number == 3)
-        log.density(np.array([value if where == "density" else -1.0]), number)
-        log.step(0.5, abs(value) if where == "gradient" else 4.0, 1.0, number)
+        log.density([np.array([value if where == "density" else -1.0])], number)
+        log.step([0.5], abs(value) if where == "gradient" else 4.0, 1.0, number)
     assert log.read().failed == failed == 2
     assert math.isfinite(log.read().density) == (where == "gradient")
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
-    log.density(np.array([-9.0]), 4)  # a later step that would be fine changes nothing
-    log.step(0.5, 4.0, 1.0, 4)
+    log.density([np.array([-9.0])], 4)  # a later step that would be fine changes nothing
+    log.step([0.5], 4.0, 1.0, 4)
     np.testing.assert_array_equal(log.array[BEFORE_DENSITY], before[BEFORE_DENSITY])
 
 

@@ -63,7 +63,8 @@ class ControlledMultipliers(Multipliers):
     def update(self, figures, samples, squares, failed) -> tuple:
         """λ for the next step; Σ E of this one, and the mean of its λ, weighted by errors."""
         given = (self.sums.reshape(-1, 2), samples, self.controller, squares, failed)
-        return self.ops.step.control(*given, out=self.values)
+        error, lam = self.ops.step.control(*given, out=self.values)
+        return [error], lam
 
     def figures(self) -> dict[str, float]:
         """λ and C over the layers: λ as it is now, C averaged over the steps."""

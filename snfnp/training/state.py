@@ -32,8 +32,8 @@ class TrainingState:
 
     def update(self, figures: tuple, samples: int, squares, failed) -> tuple:
         """Update `values` after the parameters, from the `sums` of all slices; not if `failed` is
-        not 0 or Σ g² (`squares`) not finite. figures: the step's Σ_k of Eq. 3 and λ, as they would
-        be logged; those that are returned are logged instead."""
+        not 0 or Σ g² (`squares`) not finite. figures: the terms of the step's Σ_k of Eq. 3, and
+        λ, as they would be logged; those that are returned are logged instead."""
         return figures
 
     def figures(self) -> dict[str, float]:

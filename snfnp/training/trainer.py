@@ -156,8 +156,8 @@ class Trainer:
         noise = self._noise and self._noise(ops, flow, self.params, key)
         latents, ldj, caches = flow.forward(ops, self.params, x, config.recompute, noise)
         terms = flow.log_density(ops, latents), log_jacobian, ldj
-        density = ops.channels.total([term for term in terms if not isinstance(term, int)])
-        log.density(density, scalars.number)
+        terms = [term for term in terms if not isinstance(term, int)]
+        log.density(terms, scalars.number)
 
         # Backward: the gradients of Eq. 3, each layer's error.
         measured = {}
@@ -171,17 +171,17 @@ class Trainer:
                 given = (self.params, caches, deltas, self.grads, factors, flow.first_trainable)
                 _, measured = flow.backward(ctx, *given)
         errors = [result.error for result in measured.values() if result.error is not None]
-        reconstruction = ops.channels.total(errors) if errors else 0.0  # Σ_k of Eq. 3
         for state in self.states:
             state.collect(measured, share)
 
         # All-reduce: gradients of slices add up, and so do figures.
         if self.world.size > 1:
+            density = ops.channels.total(terms)
             self.sums[_DENSITY] = density.sum(dtype=np.float64) / samples
-            self.sums[_RECONSTRUCTION] = reconstruction * share
+            self.sums[_RECONSTRUCTION] = (ops.channels.total(errors) if errors else 0.0) * share
             self.communicator.all_reduce(self.gradient, self.sums)
-            log.density(self.sums[:_RECONSTRUCTION], scalars.number)
-            reconstruction = self.sums[_RECONSTRUCTION, ...]
+            log.density([self.sums[:_RECONSTRUCTION]], scalars.number)
+            errors = [self.sums[_RECONSTRUCTION, ...]]
 
         # Adam or another optimiser.
         given = (scalars.lr, scalars.number, config.clip_norm, log.failed)
@@ -189,7 +189,7 @@ class Trainer:
         squares = self._update(ops, self.gradient, *given, out=out)
 
         # Training states: λ of the next step, the mean of Eq. 31.
-        figures = reconstruction, scalars.lam
+        figures = errors, scalars.lam
         for state in self.states:
             figures = state.update(figures, samples, squares, log.failed)
 

@@ -60,7 +60,7 @@ def test_a_step_that_cannot_be_recorded_says_so(tiny, monkeypatch):
     """Else its row would pass eager figures off as a graph's."""
     said = []
 
-    def waits(self, reconstruction, squares, lam, number, out):
+    def waits(self, errors, squares, lam, number, out):
         self.device.to_host(out)
 
     monkeypatch.setattr(type(cupy_ops(False).step), "log_step", waits)

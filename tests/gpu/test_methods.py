@@ -18,9 +18,9 @@ WHITE = {"coordinates": "white", "lr_schedule": "cosine", "clip_norm": 1.0}
 KEPT = {"recompute": True, "clip_norm": 0.5}
 # Options, and how many launches a step may take, one for every product.
 WAYS = {
-    "plain": ({"model": "fc"}, 38),
-    "conv": ({"model": "conv"}, 174),
-    "glow": ({"model": "glow-2l-4k"}, 124),
+    "plain": ({"model": "fc"}, 36),
+    "conv": ({"model": "conv"}, 172),
+    "glow": ({"model": "glow-2l-4k"}, 122),
     "whitened": ({"model": "fc", "coordinates": "white"}, 43),
     "geco": ({"model": "fc", **GECO, "constraint": "absolute"}, 40),
     "geco, relative": ({"model": "fc", **GECO, "constraint": "relative"}, 42),

@@ -114,12 +114,12 @@ def call_linalg_norms(rng, dtype, size):
 
 
 def call_step_log_density(rng, dtype, size):
-    density = rng.standard_normal(size[0]).astype(dtype)
+    terms = tuple(rng.standard_normal(size[0]).astype(dtype) for _ in range(size[-1] % 12 + 1))
     log = rng.standard_normal(SIZE)
     log[Entry.FAILED] = size[0] == 17  # then nothing is to change
-    bound = np.zeros(SIZE)
-    bound[Entry.DENSITY] = (len(density) + 2) * eps_of(dtype) * np.abs(density).mean()
-    args = (density, number(9.0, size), log)
+    bound, roundings = np.zeros(SIZE), size[0] + len(terms) + 2
+    bound[Entry.DENSITY] = roundings * eps_of(dtype) * np.abs(terms).sum(axis=0).mean()
+    args = (terms, number(9.0, size), log)
     return Call(args, bounds=(bound,), mutated=(2,), strided=(0,))
 
 
@@ -129,7 +129,9 @@ def call_step_log_step(rng, dtype, size):
     squares = math.inf if size[0] == 5 else 7.0  # then the step is to be noted
     bound = np.zeros(SIZE)
     bound[: Entry.COUNT] = 12 * eps_of(np.float64) * (np.abs(log).sum() + 10)
-    args = (*(number(value, size) for value in (0.25, squares, 0.5, 9.0)), log)
+    error, *others = (number(value, size) for value in (0.25, squares, 0.5, 9.0))
+    errors = (error,) * (size[-1] % 12 + 1 if isinstance(error, np.ndarray) else 1)
+    args = (errors, *others, log)
     return Call(args, bounds=(bound,), mutated=(4,))
 
 

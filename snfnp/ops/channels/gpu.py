@@ -8,7 +8,7 @@ from snfnp.ops.gpu import source
 _MOST_BLOCKS = 1024  # of the kernels over rows of channels
 # Of the kernels that sum over rows, whose last block combines partial sums.
 _MOST_SUMMING = 128
-_MORE_TERMS = "abcdefgh"  # parameters of `sum_terms`: arrays that a launch adds to the first
+_TERMS = ("first", *"abcdefgh")  # parameters of kernels that add up arrays
 
 
 class GpuChannels(Channels):
@@ -45,13 +45,22 @@ class GpuChannels(Channels):
     def total(self, terms):
         if len(terms) == 1 or len({(term.shape, term.dtype) for term in terms}) > 1:
             return super().total(terms)
-        device, (total, *rest) = self.device, terms
-        while rest:
-            some = {name: rest.pop(0) if rest else None for name in _MORE_TERMS}
-            longer, size = device.empty(total.shape, total.dtype), total.size
-            device.each("sum_terms", total.dtype, size, first=total, sum=longer, n=size, **some)
-            total = longer
-        return total
+        return _total(self.device, terms)
+
+
+def named_terms(device, terms) -> dict:
+    """Up to nine arrays of one shape and type, by the names of parameters; the first ones of more
+    are added up before."""
+    most = len(_TERMS)
+    while len(terms) > most:
+        terms = [_total(device, terms[:most]), *terms[most:]]
+    return dict.fromkeys(_TERMS) | dict(zip(_TERMS, terms, strict=False))
+
+
+def _total(device, terms):
+    total, size = device.empty(terms[0].shape, terms[0].dtype), terms[0].size
+    device.each("sum_terms", total.dtype, size, **named_terms(device, terms), sum=total, n=size)
+    return total
 
 
 def shift_scale(device, x, sign, before, factor, s, after, y, ldj=None) -> None:

@@ -112,16 +112,6 @@ template <typename T>
 __global__ void sum_terms(const T* __restrict__ first, const T* a, const T* b, const T* c,
                           const T* d, const T* e, const T* f, const T* g, const T* h,
                           T* __restrict__ sum, long long n) {
-  for (long long i = first_item(); i < n; i += item_stride()) {
-    T s = first[i];
-    if (a) s += a[i];
-    if (b) s += b[i];
-    if (c) s += c[i];
-    if (d) s += d[i];
-    if (e) s += e[i];
-    if (f) s += f[i];
-    if (g) s += g[i];
-    if (h) s += h[i];
-    sum[i] = s;
-  }
+  for (long long i = first_item(); i < n; i += item_stride())
+    sum[i] = sum_at(i, first[i], a, b, c, d, e, f, g, h);
 }

@@ -12,6 +12,21 @@ __device__ inline unsigned long long value(const unsigned long long* at, long lo
   return at ? *at : (unsigned long long)fixed;
 }
 
+// first + a[i] + b[i] + …, in this order; what is null is left out.
+template <typename T>
+__device__ T sum_at(long long i, T first, const T* a, const T* b, const T* c, const T* d,
+                    const T* e, const T* f, const T* g, const T* h) {
+  if (a) first += a[i];
+  if (b) first += b[i];
+  if (c) first += c[i];
+  if (d) first += d[i];
+  if (e) first += e[i];
+  if (f) first += f[i];
+  if (g) first += g[i];
+  if (h) first += h[i];
+  return first;
+}
+
 // Four numbers that are read at once.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {

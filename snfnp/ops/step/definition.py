@@ -40,16 +40,19 @@ class Step(OperationGroup):
     def scalars(self) -> StepScalars:
         return StepScalars()
 
-    def log_density(self, log_density, number, out) -> None:
-        """Note the mean of the log-densities (N,) of step `number` (1, 2, …) in a log's array."""
+    def log_density(self, terms, number, out) -> None:
+        """Note the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …) in a
+        log's array."""
         if not out[Entry.FAILED]:
-            out[Entry.DENSITY] = log_density.mean()
+            first, *rest = terms
+            out[Entry.DENSITY] = sum(rest, start=first).mean()
             if not math.isfinite(out[Entry.DENSITY]):
                 out[Entry.FAILED] = number
 
-    def log_step(self, reconstruction, squares, lam, number, out) -> None:
-        """Note Σ_k of Eq. 3 and Σ g² of step `number` in a log's array, and add up its figures."""
-        norm = math.sqrt(squares)
+    def log_step(self, errors, squares, lam, number, out) -> None:
+        """Note Σ_k of Eq. 3, which is the sum of `errors`, and Σ g² of step `number` in a log's
+        array, and add up its figures."""
+        norm, reconstruction = math.sqrt(squares), sum(errors)
         if not out[Entry.FAILED] and not math.isfinite(norm):
             out[Entry.FAILED] = number
         if not out[Entry.FAILED]:

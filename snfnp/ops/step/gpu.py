@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from snfnp.ops.channels.gpu import named_terms
 from snfnp.ops.gpu import source
 from snfnp.ops.step.definition import Step, StepScalars
 
@@ -39,13 +40,16 @@ class GpuStep(Step):
     def scalars(self) -> GpuStepScalars:
         return GpuStepScalars(self.device)
 
-    def log_density(self, log_density, number, out) -> None:
-        arguments = {"log": out, "density": log_density, "number": number, "n": log_density.size}
-        self.device.launch("log_density", log_density.dtype, 1, **arguments)
+    def log_density(self, terms, number, out) -> None:
+        own = {"log": out, "number": number, "n": terms[0].size}
+        self.device.launch(
+            "log_density", terms[0].dtype, 1, **own, **named_terms(self.device, terms)
+        )
 
-    def log_step(self, reconstruction, squares, lam, number, out) -> None:
-        numbers = {"reconstruction": reconstruction, "squares": squares, "lam": lam}
-        self.device.launch("log_step", np.float64, 1, threads=32, log=out, number=number, **numbers)
+    def log_step(self, errors, squares, lam, number, out) -> None:
+        own = {"log": out, "squares": squares, "lam": lam, "number": number}
+        own |= named_terms(self.device, errors or [0.0])
+        self.device.launch("log_step", np.float64, 1, threads=32, **own)
 
     def adam(self, g, lr, beta1, beta2, eps, step, scale, failed, out):
         device, (p, m, v) = self.device, out

@@ -42,13 +42,16 @@ __global__ void set_scalars(unsigned long long* __restrict__ step,
   *factor = T(factor_);
 }
 
-// The mean of the log-densities (n,), and whether it is finite. One block.
+// The mean of the log-densities (n,), sums of up to nine terms, and whether it is finite. One block.
 template <typename T>
-__global__ void log_density(double* __restrict__ log, const T* __restrict__ density,
-                            const double* number_at, double number, long long n) {
+__global__ void log_density(double* __restrict__ log, const T* __restrict__ first, const T* a,
+                            const T* b, const T* c, const T* d, const T* e, const T* f,
+                            const T* g, const T* h, const double* number_at, double number,
+                            long long n) {
   if (log[FAILED] != 0.0) return;
   double sum = 0.0;
-  for (long long i = threadIdx.x; i < n; i += blockDim.x) sum += double(density[i]);
+  for (long long i = threadIdx.x; i < n; i += blockDim.x)
+    sum += double(sum_at(i, first[i], a, b, c, d, e, f, g, h));
   sum = block_sum(sum);
   if (threadIdx.x == 0) {
     log[DENSITY] = sum / double(n);
@@ -56,10 +59,11 @@ __global__ void log_density(double* __restrict__ log, const T* __restrict__ dens
   }
 }
 
-// The figures of a step, and their sums. One thread.
+// The figures of a step, and their sums; its reconstruction error has up to nine terms. One thread.
 template <typename T>
-__global__ void log_step(T* __restrict__ log, const double* reconstruction_at,
-                         double reconstruction, const double* squares_at, double squares,
+__global__ void log_step(T* __restrict__ log, const double* first_at, double first, const T* a,
+                         const T* b, const T* c, const T* d, const T* e, const T* f, const T* g,
+                         const T* h, const double* squares_at, double squares,
                          const double* lam_at, double lam, const double* number_at,
                          double number) {
   if (first_item() > 0 || log[FAILED] != T(0)) return;
@@ -68,7 +72,7 @@ __global__ void log_step(T* __restrict__ log, const double* reconstruction_at,
     log[FAILED] = T(value(number_at, number));
     return;
   }
-  const T error = T(value(reconstruction_at, reconstruction));
+  const T error = sum_at(0, T(value(first_at, first)), a, b, c, d, e, f, g, h);
   const T surrogate = log[DENSITY] - T(value(lam_at, lam)) * error;
   log[SURROGATE] = surrogate;
   log[RECONSTRUCTION] = error;

@@ -54,13 +54,13 @@ class StepLog:
     def __init__(self, step):
         self._step, self.array = step, step.device.asarray(np.zeros(SIZE))
 
-    def density(self, log_density, number) -> None:
-        """Log the mean of the log-densities (N,) of step `number` (1, 2, …)."""
-        self._step.log_density(log_density, number, self.array)
+    def density(self, terms, number) -> None:
+        """Log the mean of the log-densities (N,), sums of `terms`, of step `number` (1, 2, …)."""
+        self._step.log_density(terms, number, self.array)
 
-    def step(self, reconstruction, squares, lam, number) -> None:
-        """Log step `number`: Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
-        self._step.log_step(reconstruction, squares, lam, number, self.array)
+    def step(self, errors, squares, lam, number) -> None:
+        """Log step `number`: the terms of Σ_k of Eq. 3, Σ g² of its gradient, and its λ."""
+        self._step.log_step(errors, squares, lam, number, self.array)
 
     @property
     def failed(self):
