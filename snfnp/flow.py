@@ -30,24 +30,20 @@ def _require_shape(array, shape) -> None:
 @dataclass(frozen=True)
 class _Recomputed:
     """A layer whose input and cache the backward pass recomputes: its output (None if the next
-    layer is recomputed, too: its input is the output), and a split prior's latent."""
+    layer is recomputed, too: its input is the output), and the latent that leaves at it, if any."""
 
     output: Array
-    latent: Array | None
-
-
-def _name_layer(error: SnfnpError, layer: str) -> None:
-    """Put the layer in which an error arose into its message."""
-    error.args = (f"layer {layer}: {error}",)
+    latent: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
 class Flow:
     """A chain of layers, f = f_K ∘ … ∘ f_0 (paper, section 3.1).
 
-    Parameters and gradients are {layer name: {parameter name: array}}. The latents of a batch are a
-    tuple: one per split prior, in the order of the forward pass, then z, the output of the last
-    layer. All are standard Gaussian under the model.
+    Methods take `ops`, the backend of their arrays, and `params`, {layer name: {parameter name:
+    array}}, as gradients are. The latents of a batch are a tuple: one per split prior, in the order
+    of the forward pass, then z, the output of the last layer. All are standard Gaussian under the
+    model.
 
     Args:
         shape: one sample's.
@@ -82,21 +78,12 @@ class Flow:
         }
 
     @cached_property
-    def _splits(self) -> dict[str, tuple[int, ...]]:
-        """{layer name: the latent's shape, per sample} of the layers at which a latent leaves."""
+    def latent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: the shape of one sample} of the latents: split priors' by layer, then z."""
         shapes = {name: layer.latent_shape(shape) for name, layer, shape in self.with_shapes()}
-        return {name: shape for name, shape in shapes.items() if shape is not None}
-
-    @property
-    def latent_names(self) -> tuple[str, ...]:
-        """The name of each latent: that of its split prior; for the last one, z."""
-        return (*self._splits, "z")
-
-    @property
-    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of every latent of one sample: those of the splits, then z's."""
         *_, (_, last, shape) = self.with_shapes()
-        return (*self._splits.values(), last.output_shape(shape))
+        shapes["z"] = last.output_shape(shape)
+        return {name: shape for name, shape in shapes.items() if shape is not None}
 
     @property
     def has_learned_inverse(self) -> bool:
@@ -129,8 +116,7 @@ class Flow:
         before the next one gets its input.
 
         Args:
-            ops: the backend.
-            params: the parameters, which are overwritten.
+            params: overwritten.
             x: a first batch (N, *shape).
             statistics: statistics(place) are values, by name, of the place-th layer that are found
                 from more than a batch.
@@ -146,7 +132,6 @@ class Flow:
         """Preprocess images or rows.
 
         Args:
-            ops: the backend.
             images: device images (N, *image_shape) or (N, *shape), uint8 or other integers below
                 `Preprocess.levels`, or rows of numbers (N, D).
             key: of the dequantisation noise.
@@ -192,8 +177,6 @@ class Flow:
         """Map x to its latents.
 
         Args:
-            ops: the backend.
-            params: the parameters.
             x: (N, *shape).
             recompute: keep no cache of layers with a `cheap_exact_inverse`. `backward` recomputes
                 their inputs from their outputs, and the caches from those: two more passes through
@@ -205,19 +188,19 @@ class Flow:
             The latents; ldj (N,) in nats of the data-dependent layers (Eq. 6), or 0; the caches.
         """
         _require_shape(x, self.shape)
-        splits, latents, ldjs, caches = self._splits, [], [], []
+        latents, ldjs, caches = [], [], []
         for place, (name, layer) in enumerate(self.layers):
             x, layer_ldj, cache = layer.forward(ops, params[name], x)
             if noise is not None:
                 x = noise(place, x, cache)
             if not isinstance(layer_ldj, int):  # 0: it does not depend on x
                 ldjs.append(layer_ldj)
-            if name in splits:
-                latents.append(cache["latent"])
+            latent = (cache["latent"],) if name in self.latent_shapes else ()
+            latents += latent
             if recompute and layer.cheap_exact_inverse:
                 if caches and isinstance(caches[-1], _Recomputed):
                     caches[-1] = _Recomputed(None, caches[-1].latent)
-                cache = _Recomputed(x, latents[-1] if name in splits else None)
+                cache = _Recomputed(x, latent)
             caches.append(cache)
             del cache  # frees it, if it is recomputed, before the next layer makes its own
         return (*latents, x), ops.channels.total(ldjs) if ldjs else 0, caches  # Eq. 6
@@ -228,8 +211,6 @@ class Flow:
         """Map latents to x (N, *shape): in one pass through the learned inverses, by default.
 
         Args:
-            ops: the backend.
-            params: the parameters.
             latents: a device array (N, ...) for each of `latent_shapes`.
             exact: use the exact inverses, at the cost of a solve for each linear layer.
             refined: refine the learned inverses until they are exact (`snfnp.maps.contraction`).
@@ -239,22 +220,21 @@ class Flow:
         """
         if not exact and not self.has_learned_inverse:
             raise UsageError("this flow learned no inverse: use `exact=True`")
-        shapes, splits = self.latent_shapes, self._splits
+        shapes = self.latent_shapes
         if len(latents) != len(shapes):
             raise ValueError(f"expected {len(shapes)} latents, found {len(latents)}")
-        for latent, shape in zip(latents, shapes, strict=True):
+        for latent, shape in zip(latents, shapes.values(), strict=True):
             _require_shape(latent, shape)
         *split_off, z = latents
         for name, layer in reversed(self.layers):
             invert = layer.exact_inverse if exact else layer.inverse
             if refined and isinstance(layer, Linear) and layer.learns_inverse:
                 invert = layer.refined_inverse
-            missing = (split_off.pop(),) if name in splits else ()
+            latent = (split_off.pop(),) if name in shapes else ()
             try:
-                z = invert(ops, params[name], z, *missing)
+                z = invert(ops, params[name], z, *latent)
             except SnfnpError as error:
-                _name_layer(error, name)
-                raise
+                raise type(error)(f"layer {name}: {error}") from error
         return z
 
     def latent_gradients(self, latents: tuple, samples: int | None = None) -> tuple:
@@ -275,8 +255,7 @@ class Flow:
         """Compute the gradients of all parameters, from the last layer to the first.
 
         Args:
-            ctx: the step.
-            params: the parameters.
+            ctx: the step, with the backend.
             caches: those of `forward`. Where it kept none, the layer's input is recomputed from its
                 output, and the cache from this input.
             dlatents: δ of every latent (`latent_gradients`).
@@ -288,23 +267,20 @@ class Flow:
             δ_x, and the measurements by layer of those that learn their inverse.
         """
         *split_off, delta = dlatents
-        splits, factors, measured = self._splits, error_factors or {}, {}
+        factors, measured = error_factors or {}, {}
         x = None  # the current layer's output, if the one after it recomputed its input
         for place in reversed(range(first, len(self.layers))):
             (name, layer), cache = self.layers[place], caches[place]
             context = ctx.at(place, factors.get(name, ctx.error_factor))
-            is_split = name in splits
-            dlatent = (split_off.pop(),) if is_split else ()
+            dlatent = (split_off.pop(),) if name in self.latent_shapes else ()
             try:
                 if isinstance(cache, _Recomputed):
                     z = x if cache.output is None else cache.output
-                    missing = (cache.latent,) if is_split else ()
-                    x = layer.inverse(ctx.ops, params[name], z, *missing)
+                    x = layer.inverse(ctx.ops, params[name], z, *cache.latent)
                     cache = layer.forward(ctx.ops, params[name], x)[2]
                 result = layer.backward(context, params[name], cache, delta, grads[name], *dlatent)
             except SnfnpError as error:
-                _name_layer(error, name)
-                raise
+                raise type(error)(f"layer {name}: {error}") from error
             if isinstance(result, tuple):  # of a layer that learns its inverse
                 delta, measured[name] = result
             else:
@@ -318,8 +294,7 @@ class Flow:
             try:
                 log_det = layer.log_det(ops, params[name], shape)
             except SnfnpError as error:
-                _name_layer(error, name)
-                raise
+                raise type(error)(f"layer {name}: {error}") from error
             if log_det is not None:
                 log_dets[name] = log_det
         return log_dets
@@ -330,7 +305,7 @@ class Flow:
             return "input"
         for name, layer in self.layers:
             x, ldj, cache = layer.forward(ops, params[name], x)
-            results = (x, ldj, cache["latent"]) if name in self._splits else (x, ldj)
+            results = (x, ldj, cache["latent"]) if name in self.latent_shapes else (x, ldj)
             if not all(bool(ops.xp.isfinite(result).all()) for result in results):
                 return name
         return None

@@ -9,6 +9,7 @@ Derivation: derivations/02-change-of-variables.md.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,21 +75,16 @@ class Likelihood:
         self.ops, self.flow, self._dtype = ops, flow, np.dtype(dtype)
         self.params = layout.views(flat.astype(self._dtype))  # not to be changed
         self._shape = flow.image_shape or flow.shape
-        self._log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
-
-    @property
-    def log_dets(self) -> dict[str, float]:
-        """log|det| of each data-independent layer, in nats."""
-        return dict(self._log_dets)
+        # log|det| of each data-independent layer, in nats
+        self.log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
 
     def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
         """log p(x) of each image in nats (Eq. 1), (N,) on the host. The arguments are those of
         `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
-        expensive, found = sum(self._log_dets.values()), []
-        images = with_channels(images, self._shape)
-        for part in self._parts(images, seed, batch_size, at_once):
-            terms = self._terms(*self._encode(images, part))
+        expensive, found = sum(self.log_dets.values()), []
+        for encoded in self._parts(images, seed, batch_size, at_once):
+            terms = self._terms(*encoded())
             found.append(self.ops.to_host(sum(terms.values()) + expensive))
         return np.concatenate(found)
 
@@ -117,18 +113,16 @@ class Likelihood:
         Raises:
             UsageError: for other images and for other numbers, before a device gets any.
         """
-        images = with_channels(images, self._shape)
         parts = self._parts(images, seed, batch_size, at_once)
         mine = shares(len(parts), world.size)[world.rank]
         totals: dict[str, float] = {}
-        for place, part in enumerate(parts):
+        for place, encoded in enumerate(parts):
             watching = watch
             if world.size > 1 and (world.rank or not watch or not watch.wants_more()):
                 watching = None
             if place not in mine and not watching:
                 continue
-            x, ldj = self._encode(images, part)
-            for term, values in self._terms(x, ldj, watching).items():
+            for term, values in self._terms(*encoded(), watching).items():
                 total = float(values.sum(dtype=np.float64)) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)
@@ -137,7 +131,8 @@ class Likelihood:
         return Evaluation(self._in_order(means), self.flow.dimension, len(images), seed)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
-        """(which images go through the flow together, the key of their noise), in order."""
+        """Functions that preprocess the images that go through the flow together, in order."""
+        images = with_channels(images, self._shape)
         self.flow.require_images(images)
         _require_whole(0, seed=seed)
         at_once = batch_size if at_once is None else at_once
@@ -147,11 +142,11 @@ class Likelihood:
             stop = min(start + batch_size, len(images))
             for first in range(start, stop, at_once):
                 which = slice(first, min(first + at_once, stop))
-                parts.append((which, RandomKey(seed, EVALUATION_NOISE, index, first - start)))
+                key = RandomKey(seed, EVALUATION_NOISE, index, first - start)
+                parts.append(partial(self._encode, images, which, key))
         return parts
 
-    def _encode(self, images, part) -> tuple:
-        which, key = part
+    def _encode(self, images, which: slice, key: RandomKey) -> tuple:
         some = images[which]
         some = self.ops.asarray(some) if isinstance(some, np.ndarray) else some  # on the device
         return self.flow.preprocessed(self.ops, some, key, self._dtype)
@@ -164,32 +159,32 @@ class Likelihood:
             if watch is not None:
                 watch(name, x)
             x, layer_ldj, cache = layer.forward(ops, self.params[name], x)
-            if name in flow.latent_names:
+            if name in flow.latent_shapes:
                 latents.append(cache["latent"])
             del cache  # frees it before the next layer makes its own
-            if name not in self._log_dets:
+            if name not in self.log_dets:
                 # in double; an ldj may be the number 0
                 terms[name] = layer_ldj + ops.xp.zeros(len(x))
-        for name, latent in zip(flow.latent_names, (*latents, x), strict=True):
+        for name, latent in zip(flow.latent_shapes, (*latents, x), strict=True):
             terms[_density_row(name)] = flow.log_density(ops, (latent,))
         return terms
 
     def _in_order(self, means: dict[str, float]) -> dict[str, float]:
         """The terms: base densities first, then every layer in the order of the forward pass."""
         flow = self.flow
-        *splits, z = map(_density_row, flow.latent_names)
+        *splits, z = map(_density_row, flow.latent_shapes)
         terms = {row: means[row] for row in (z, *splits)}
         terms |= flow.preprocess.terms(means["preprocess"], flow.dimension)
         for name, _ in flow.layers:
-            terms[name] = self._log_dets.get(name, means.get(name, 0.0))
+            terms[name] = self.log_dets.get(name, means.get(name, 0.0))
         return terms
 
     def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
         """All latents of images: device arrays (N, ...), which `sample` takes. The arguments are
         those of `evaluate`."""
-        found, images = [], with_channels(images, self._shape)
-        for part in self._parts(images, seed, batch_size, at_once):
-            x, _ = self._encode(images, part)
+        found = []
+        for encoded in self._parts(images, seed, batch_size, at_once):
+            x, _ = encoded()
             # recompute: caches are not needed here
             found.append(self.flow.forward(self.ops, self.params, x, recompute=True)[0])
         return tuple(map(self.ops.xp.concatenate, zip(*found, strict=True)))
@@ -228,7 +223,7 @@ class Likelihood:
         if not 0 <= temperature < math.inf:
             raise UsageError(f"temperature is {temperature}: it must be 0 or more, and finite")
         ops, flow = self.ops, self.flow
-        shapes = flow.latent_shapes
+        shapes = tuple(flow.latent_shapes.values())
         given = (None,) * len(shapes) if latents is None else latents
         filled = []
         for index, (latent, shape) in enumerate(zip(given, shapes, strict=True)):
@@ -255,5 +250,5 @@ def _require_whole(least: int, **given) -> None:
 
 
 def _density_row(latent: str) -> str:
-    """The name of the term for the density of a latent (`Flow.latent_names`)."""
+    """The name of the term for the density of a latent (`Flow.latent_shapes`)."""
     return "base density" if latent == "z" else f"{latent} base density"

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from snfnp.errors import UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
     ActNorm,
@@ -96,30 +95,21 @@ class Preset:
     fits: Callable[[tuple[int, ...]], dict] = lambda shape: {}  # options that a shape determines
 
 
-def make_rule(
-    gradient: str,
-    objective: str,
-    relative_bias: str,
-    sigma: Any = None,
-    noise_vectors: Any = None,
-    jvp_weight: float = 0.0,
-    jvp_probes: int = 1,
-) -> Rule:
-    """The rule for these options of `TrainConfig`."""
+def make_rule(option: Callable[[str], Any]) -> Rule:
+    """The rule for options of `TrainConfig`; option(name): the value of one."""
+    gradient, objective = option("gradient"), option("objective")
     if gradient in ("exact", "exact-dense"):
         return Exact()
     if gradient == "relative":
-        return Relative(relative_bias)
-    if gradient != "self-normalizing":
-        raise UsageError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
+        return Relative(option("relative_bias"))
     if objective == "variational":
         from snfnp.beyond.variational import Variational
 
-        return Variational(sigma, noise_vectors)
-    if jvp_weight > 0:
+        return Variational(option("sigma"), option("noise_vectors"))
+    if option("jvp_weight") > 0:
         from snfnp.beyond.jacobian_penalty import JacobianPenalty
 
-        return JacobianPenalty(objective, jvp_weight, jvp_probes)
+        return JacobianPenalty(objective, option("jvp_weight"), option("jvp_probes"))
     return SelfNormalizing(objective)
 
 
@@ -163,35 +153,25 @@ def _fitting_vector(shape: tuple[int, ...]) -> dict:
     return {"depth": max(1, min(6, round(4 * root))), "lr": 0.01 * min(1.0, root)}
 
 
-def convolutional(choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow of Table 1, of 3×3 convolutions with bias."""
-    kind = "identity" if choices.init == "identity" else "paper"
+def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | None = None) -> Flow:
+    """The 9-layer flow of Table 1: 3 blocks of 3 convolutions, 3×3 with bias, splines between
+    convolutions, and squeezes between blocks.
 
-    def layers(name, channels):
-        f, size = Conv2d((3, 3), channels, exact=choices.exact), choices.inverse_kernel
-        g = Conv2d((size, size), channels) if size else None  # Eqs. 28-30
-        bias = choices.bias_init
-        return [(name, Linear(f, choices.rule, inverse_map=g, init_kind=kind, bias_init=bias))]
-
-    return _nine_layers(layers, shape)
-
-
-def other_convolutional(convolution: Callable, choices: Choices, shape: tuple[int, ...]) -> Flow:
-    """The 9-layer flow of another paper's convolutions, with exact gradients: `emerging_layers`
-    (Hoogeboom et al. 2019) or `exponential_layers` (Hoogeboom et al. 2020)."""
-    gain = 0.0 if choices.init == "identity" else 0.01
-    return _nine_layers(partial(convolution, gain=gain), shape)
-
-
-def _nine_layers(convolution: Callable, shape: tuple[int, ...]) -> Flow:
-    """3 blocks of 3 convolutions, splines between convolutions and squeezes between blocks.
-
-    convolution(name, channels): the (name, layer) pairs of a convolution.
+    other(name, channels, gain) returns the (name, layer) pairs of another paper's convolution, with
+    exact gradients: `emerging_layers` or `exponential_layers` (Hoogeboom et al. 2019, 2020).
     """
-    layers, channels = [], shape[2]
+    layers, channels, kernel = [], shape[2], choices.inverse_kernel
+    kind = "identity" if choices.init == "identity" else "paper"
+    how = {"init_kind": kind, "bias_init": choices.bias_init}
     for block in (1, 2, 3):
         for index in (1, 2, 3):
-            layers += convolution(f"conv{block}.{index}", channels)
+            name = f"conv{block}.{index}"
+            if other:
+                layers += other(name, channels, gain=0.0 if kind == "identity" else 0.01)
+            else:
+                f = Conv2d((3, 3), channels, exact=choices.exact)
+                g = Conv2d((kernel, kernel), channels) if kernel else None  # Eqs. 28-30
+                layers.append((name, Linear(f, choices.rule, inverse_map=g, **how)))
             layers.append((f"spline{block}.{index}", RationalQuadraticSpline()))
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4
@@ -229,10 +209,14 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     return Flow(shape, tuple(layers))
 
 
+def _other(convolution: Callable, summary: str) -> Preset:
+    build = partial(convolutional, other=convolution)
+    return Preset(build, summary, ("exact",), white=WHITE | {"lr": 1e-2})
+
+
 # Glow, but for its size and the settings that go with it.
 _glow = partial(Preset, glow, gradients=("self-normalizing", "exact"), lam=100)
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
-_other = partial(Preset, gradients=("exact",), white=WHITE | {"lr": 1e-2})
 
 PRESETS = {
     "fc": Preset(
@@ -270,14 +254,8 @@ PRESETS = {
         white=WHITE | {"lr": 1e-2, "bias_init": "data"},
         lam_forward=1.0,
     ),
-    "emerging": _other(
-        partial(other_convolutional, emerging_layers),
-        "conv with emerging convolutions (Table 1)",
-    ),
-    "conv-exponential": _other(
-        partial(other_convolutional, exponential_layers),
-        "conv with convolution exponentials (Table 1)",
-    ),
+    "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),
+    "conv-exponential": _other(exponential_layers, "conv with convolution exponentials (Table 1)"),
     "glow": _glow(
         "Glow with L = 2 levels of K = 16 steps", steps=500, paper_epochs=250, size=GlowSize(2, 16)
     ),

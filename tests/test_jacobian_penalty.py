@@ -20,7 +20,6 @@ from snfnp.diagnostics import gradient_angles
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
-from snfnp.models import make_rule
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training.batches import Repeated
@@ -154,8 +153,7 @@ def test_the_angle_is_the_likelihoods_alone(rng):
 
 def test_off_by_default_it_is_the_plain_rule():
     assert small_config().rule == SelfNormalizing()
-    rule = make_rule("self-normalizing", "forward", "plain", jvp_probes=8)
-    assert rule == SelfNormalizing("forward")
+    assert small_config(objective="forward").rule == SelfNormalizing("forward")
     assert small_config(jvp_weight=0.2).rule == JacobianPenalty("mixture", 0.2, 4)
 
 

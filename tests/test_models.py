@@ -84,7 +84,7 @@ def test_the_convolutional_flow_is_the_papers():
 def test_samples_come_from_latents_of_the_latents_shape():
     trainer = make_trainer("conv", "self-normalizing")
     assert trainer.flow.shape == (SIDE, SIDE, 1)
-    assert trainer.flow.latent_shapes == ((2, 2, 16),)
+    assert trainer.flow.latent_shapes == {"z": (2, 2, 16)}
     assert trainer.likelihood().sample(3, seed=0).shape == (3, SIDE, SIDE, 1)
     latents = np.zeros((3, SIDE, SIDE, 1))
     with pytest.raises(ValueError, match=r"expected \(N, 2, 2, 16\), found \(3, 8, 8, 1\)"):
@@ -114,7 +114,7 @@ def test_the_glow_of_table_1():
     counts = {"Squeeze": 2, "ActNorm": 32, "Linear": 32, "AffineCoupling": 32}
     assert {kind: kinds.count(kind) for kind in counts} == counts
     assert kinds[1 + 3 * 16] == "SplitPrior" and kinds.count("SplitPrior") == 1
-    assert flow.latent_shapes == ((14, 14, 2), (7, 7, 8))
+    assert flow.latent_shapes == {"split1": (14, 14, 2), "z": (7, 7, 8)}
     mixing = [layer for _, layer in flow.layers if isinstance(layer, Linear)]
     assert not any(layer.bias for layer in mixing)  # Glow's own has none
     learned = preset.build(Choices(size=preset.size), (28, 28, 1))

@@ -91,7 +91,7 @@ def images():
 def test_latents_that_do_not_fit_are_refused(ops):
     flow = glow()
     layout, flat = parameters(flow)
-    first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes)
+    first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
     for latents, message in (
         ((last,), "expected 3 latents, found 1"),
         ((first, last), "expected 3 latents, found 2"),
@@ -121,7 +121,7 @@ def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
         expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
         np.testing.assert_allclose(ledger[row], expected, rtol=1e-12)
     for name, layer in flow.layers:
-        if name in flow.latent_names:  # its own row is the coupling's volume
+        if name in flow.latent_shapes:  # its own row is the coupling's volume
             _, ldj, _ = layer.coupling.forward(ops, params[name], x)
             np.testing.assert_allclose(ledger[name], ldj.mean(), rtol=0, atol=1e-12)
             assert abs(ldj.mean()) > 1e-3
@@ -137,7 +137,7 @@ def test_samples_from_an_images_latents_are_the_image(ops, images):
     flow = glow()
     likelihood = Likelihood(ops, flow, *parameters(flow, exact_inverse=True))
     latents = likelihood.latents(images, seed=3)
-    assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes]
+    assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
     for exact in (False, True):
         found = likelihood.sample(N, seed=0, exact=exact, latents=latents)
         np.testing.assert_array_equal(found, images)
@@ -153,7 +153,7 @@ def test_latents_are_given_or_drawn_one_by_one(ops, images):
     normal = get_ops("numpy").random.normal
     drawn = [
         0.7 * normal(RandomKey(5, SAMPLE_LATENTS, index), (N, *shape), np.float64)
-        for index, shape in enumerate(flow.latent_shapes)
+        for index, shape in enumerate(flow.latent_shapes.values())
     ]
     assert not np.array_equal(drawn[0].ravel()[:16], drawn[1].ravel()[:16])
     of_images = likelihood.latents(images, seed=3)

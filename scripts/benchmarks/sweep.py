@@ -9,7 +9,7 @@ from snfnp.context import BackwardContext
 from snfnp.flow import Flow
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
-from snfnp.models import make_rule
+from snfnp.rules import Exact, SelfNormalizing
 
 # What stands in for the gradient of log|det|, by the shape of an input: (D,) or (H, W, C).
 _GRADIENTS = {1: ("self-normalizing", "exact"), 3: ("self-normalizing", "exact", "exact-dense")}
@@ -39,7 +39,7 @@ def _layer_step(ops, gradient: str, x):
     shape = x.shape[1:]
     exact = "dense" if gradient == "exact-dense" else "block"
     f = Dense(*shape) if len(shape) == 1 else Conv2d((3, 3), shape[2], exact=exact)
-    layer = Linear(f, make_rule(gradient, "mixture", "plain"), bias=False)
+    layer = Linear(f, SelfNormalizing() if gradient == "self-normalizing" else Exact(), bias=False)
     flow = Flow(shape, (("linear", layer),))
     flat = ops.asarray(flow.layout.pack(flow.init(0), np.float32))
     params, grads = map(flow.layout.views, (flat, ops.xp.zeros_like(flat)))

@@ -95,7 +95,7 @@ def activations_part(ops, flow: Flow, params, x):
     (*split_off, z), of_f, _ = flow.forward(ops, params, x, recompute=True)
     of_g = 0
     for name, layer in reversed(flow.layers):
-        missing = (split_off.pop(),) if name in flow.latent_names else ()
+        missing = (split_off.pop(),) if name in flow.latent_shapes else ()
         z = layer.inverse(ops, params[name], z, *missing)
         if not layer.learns_inverse:
             of_g = of_g + layer.forward(ops, params[name], z)[1]

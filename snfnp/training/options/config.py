@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from snfnp.training.options import groups
 from snfnp.training.options.groups import Option, options_in
 from snfnp.training.options.relations import RELATIONS, Need, conflicts
 from snfnp.training.options.user_models import preset_of, require_trusted, text_of, title_of
-
-_RULE = tuple(signature(make_rule).parameters)  # the options that `make_rule` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class TrainConfig(
     @property
     def rule(self) -> Rule:
         """The rule of the linear layers."""
-        return make_rule(**{name: self.effective(name) for name in _RULE})
+        return make_rule(self.effective)
 
     @property
     def controller(self) -> Controller | None:
