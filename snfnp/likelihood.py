@@ -122,7 +122,7 @@ class Likelihood:
                 watching = None
             if place not in mine and not watching:
                 continue
-            for term, values in self._terms(*encoded(), watching).items():
+            for term, values in self._terms(*encoded(), watch=watching).items():
                 total = float(values.sum(dtype=np.float64)) if place in mine else 0.0
                 totals[term] = totals.get(term, 0.0) + total
         every = world.gather(totals)

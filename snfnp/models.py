@@ -37,34 +37,20 @@ WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
 
 
 @dataclass(frozen=True)
-class GlowSize:
-    """The size of Glow."""
-
-    levels: int  # L: blocks, each after a squeeze
-    depth: int  # K: steps of flow per block
-    width: int = 512  # channels in the couplings' networks
-    kernel: int = 1  # size of the mixing convolutions: 1 in Glow, 5 in Table 5
-
-
-@dataclass(frozen=True)
-class VectorSize:
-    """The size of `vector`."""
-
-    depth: int  # hidden dense layers
-    bins: int = 8  # of its splines
-
-
-@dataclass(frozen=True)
 class Choices:
     """The choices that a preset leaves open."""
 
     rule: Rule = SelfNormalizing()
+    exact: str = "block"  # exact determinants of convolutions by "block" or "dense" matrices
     init: str = "paper"  # one of INITS
     bias_init: str = "zero"  # one of BIAS_INITS
     coordinates: str = "plain"  # "white": Whiten layers before dense layers
-    exact: str = "block"  # exact determinants of convolutions by "block" or "dense" matrices
     inverse_kernel: int | None = None  # of the learned inverse; None: the forward kernel's size
-    size: Any = None  # a GlowSize or VectorSize, for presets that have one
+    levels: int = 2  # L of Glow: blocks, each after a squeeze
+    depth: int = 4  # K of Glow: steps of flow per block; hidden dense layers of `vector`
+    width: int = 512  # channels in the networks of Glow's couplings
+    kernel: int = 1  # size of Glow's mixing convolutions: 1, or 5 in Table 5
+    bins: int = 8  # of the splines of `vector`
     activation: str = "spline"  # elementwise maps of `vector`, one of ACTIVATIONS
 
 
@@ -84,7 +70,7 @@ class Preset:
     clip_exact: bool = True  # clip_norm is a default for the exact gradient, too
     steps: int = 5000  # about, of a run without epochs given
     paper_epochs: int | None = None
-    size: GlowSize | VectorSize | None = None
+    size: dict[str, int] = field(default_factory=dict)  # defaults of levels, depth, …
     has_recomputable_layers: bool = True  # recompute saves memory
     has_inverse_kernel: bool = False  # R may have a larger kernel (Eqs. 28-30)
     has_bias_init: bool = False  # biases may start from data
@@ -135,9 +121,9 @@ def vector(choices: Choices, shape: tuple[int, ...]) -> Flow:
     """
     dimension = math.prod(shape)
     smooth = choices.activation == "smooth-leaky-relu"
-    spline = RationalQuadraticSpline(choices.size.bins, bound=4.0)
+    spline = RationalQuadraticSpline(choices.bins, bound=4.0)
     activation = SmoothLeakyReLU(0.3) if smooth else spline
-    kinds = ["identity", *["orthogonal"] * choices.size.depth]
+    kinds = ["identity", *["orthogonal"] * choices.depth]
     if choices.init == "identity":
         kinds = ["identity"] * len(kinds)
     layers = [("activation0", activation), ("whiten", Whiten(dimension, shrink=True))]
@@ -162,7 +148,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | No
     """
     layers, channels, kernel = [], shape[2], choices.inverse_kernel
     kind = "identity" if choices.init == "identity" else "paper"
-    how = {"init_kind": kind, "bias_init": choices.bias_init}
+    learned = partial(Linear, init_kind=kind, bias_init=choices.bias_init)
     for block in (1, 2, 3):
         for index in (1, 2, 3):
             name = f"conv{block}.{index}"
@@ -171,7 +157,7 @@ def convolutional(choices: Choices, shape: tuple[int, ...], other: Callable | No
             else:
                 f = Conv2d((3, 3), channels, exact=choices.exact)
                 g = Conv2d((kernel, kernel), channels) if kernel else None  # Eqs. 28-30
-                layers.append((name, Linear(f, choices.rule, inverse_map=g, **how)))
+                layers.append((name, learned(f, choices.rule, inverse_map=g)))
             layers.append((f"spline{block}.{index}", RationalQuadraticSpline()))
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4
@@ -186,25 +172,24 @@ def glow(choices: Choices, shape: tuple[int, ...]) -> Flow:
     in the authors' code). They start at random orthogonal matrices of the channels; larger kernels
     at these plus noise (the paper) or at the identity plus noise (the authors' code).
     """
-    size, channels = choices.size, shape[2]
-    kernel = (size.kernel, size.kernel)
+    kernel, channels = (choices.kernel, choices.kernel), shape[2]
     kind = "identity" if choices.init == "identity" else "orthogonal"
-    if choices.init == "authors" and size.kernel > 1:
+    if choices.init == "authors" and choices.kernel > 1:
         kind = "paper"
     layers = []
-    for block in range(1, size.levels + 1):
+    for block in range(1, choices.levels + 1):
         layers.append((f"squeeze{block}", Squeeze()))
         channels *= 4
-        for step in range(1, size.depth + 1):
+        for step in range(1, choices.depth + 1):
             mix = Conv2d(kernel, channels, exact=choices.exact)
             mixing = Linear(mix, choices.rule, bias=choices.rule.learns_inverse, init_kind=kind)
             layers += [
                 (f"actnorm{block}.{step}", ActNorm()),
                 (f"mix{block}.{step}", mixing),
-                (f"coupling{block}.{step}", AffineCoupling(channels, size.width)),
+                (f"coupling{block}.{step}", AffineCoupling(channels, choices.width)),
             ]
-        if block < size.levels:
-            layers.append((f"split{block}", SplitPrior(AffineCoupling(channels, size.width))))
+        if block < choices.levels:
+            layers.append((f"split{block}", SplitPrior(AffineCoupling(channels, choices.width))))
             channels //= 2
     return Flow(shape, tuple(layers))
 
@@ -214,8 +199,11 @@ def _other(convolution: Callable, summary: str) -> Preset:
     return Preset(build, summary, ("exact",), white=WHITE | {"lr": 1e-2})
 
 
-# Glow, but for its size and the settings that go with it.
-_glow = partial(Preset, glow, gradients=("self-normalizing", "exact"), lam=100)
+def _glow(summary: str, levels: int, depth: int, width: int = 512, lam=100, **settings) -> Preset:
+    size = {"levels": levels, "depth": depth, "width": width, "kernel": 1}
+    return Preset(glow, summary, ("self-normalizing", "exact"), lam=lam, size=size, **settings)
+
+
 _large = partial(_glow, lam=1000, clip_norm=10_000, steps=400)
 
 PRESETS = {
@@ -240,7 +228,7 @@ PRESETS = {
         warmup_epochs=1,
         lr_schedule="cosine",
         steps=2000,
-        size=VectorSize(6),
+        size={"depth": 6, "bins": 8},
         takes_rows=True,
         fits=_fitting_vector,
     ),
@@ -256,18 +244,10 @@ PRESETS = {
     ),
     "emerging": _other(emerging_layers, "conv with emerging convolutions (Table 1)"),
     "conv-exponential": _other(exponential_layers, "conv with convolution exponentials (Table 1)"),
-    "glow": _glow(
-        "Glow with L = 2 levels of K = 16 steps", steps=500, paper_epochs=250, size=GlowSize(2, 16)
-    ),
+    "glow": _glow("Glow with L = 2 levels of K = 16 steps", 2, 16, steps=500, paper_epochs=250),
     "glow-2l-4k": _glow(
-        "L = 2, K = 4, width 16",
-        steps=2500,
-        size=GlowSize(2, 4, 16),
-        white=WHITE | {"lr": 1e-2},
-        lam_forward=10,
+        "L = 2, K = 4, width 16", 2, 4, 16, steps=2500, white=WHITE | {"lr": 1e-2}, lam_forward=10
     ),
-    "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", clip_exact=False, size=GlowSize(3, 32)),
-    "glow-3l-48k": _large(
-        "L = 3, K = 48 (for ImageNet32)", warmup_epochs=0, batch_size=64, size=GlowSize(3, 48)
-    ),
+    "glow-3l-32k": _large("L = 3, K = 32 (for CIFAR-10)", 3, 32, clip_exact=False),
+    "glow-3l-48k": _large("L = 3, K = 48 (for ImageNet32)", 3, 48, warmup_epochs=0, batch_size=64),
 }

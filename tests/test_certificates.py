@@ -16,7 +16,7 @@ from snfnp.errors import UsageError
 from snfnp.gradcheck import as_matrix
 from snfnp.likelihood import EVALUATION_NOISE
 from snfnp.maps import Conv2d, Dense, contraction
-from snfnp.models import PRESETS, Choices, GlowSize
+from snfnp.models import PRESETS, Choices
 from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import Exact
 from snfnp.training.runs.load import load_run
@@ -255,7 +255,7 @@ def test_the_densities_of_a_flow_are_within_the_bound(model, flows, side):
     """100 flows, R near W⁻¹: at every latent within the bound, and outside that of the
     log-determinants alone, which is none of the densities'."""
     rng, outside = np.random.default_rng(8), 0
-    choices = Choices(size=GlowSize(**SMALL_GLOW) if model == "glow" else None)
+    choices = Choices(**SMALL_GLOW if model == "glow" else {})
     flow = PRESETS[model].build(choices, (side, side, 1))
     for _ in range(flows):
         params = moved(flow.init(int(rng.integers(1000))), rng, 0.05)

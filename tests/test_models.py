@@ -108,7 +108,7 @@ def test_larger_kernels(model, changes, layer, w, r):
 
 def test_the_glow_of_table_1():
     preset = PRESETS["glow"]
-    flow = preset.build(Choices(rule=Exact(), size=preset.size), (28, 28, 1))
+    flow = preset.build(Choices(rule=Exact(), **preset.size), (28, 28, 1))
     kinds = [type(layer).__name__ for _, layer in flow.layers]
     assert kinds[:4] == ["Squeeze", "ActNorm", "Linear", "AffineCoupling"]
     counts = {"Squeeze": 2, "ActNorm": 32, "Linear": 32, "AffineCoupling": 32}
@@ -117,7 +117,7 @@ def test_the_glow_of_table_1():
     assert flow.latent_shapes == {"split1": (14, 14, 2), "z": (7, 7, 8)}
     mixing = [layer for _, layer in flow.layers if isinstance(layer, Linear)]
     assert not any(layer.bias for layer in mixing)  # Glow's own has none
-    learned = preset.build(Choices(size=preset.size), (28, 28, 1))
+    learned = preset.build(Choices(**preset.size), (28, 28, 1))
     assert all(layer.bias for _, layer in learned.layers if isinstance(layer, Linear))
 
 

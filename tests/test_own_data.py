@@ -228,7 +228,7 @@ def test_the_moments_are_those_of_numpy_in_parts(monkeypatch):
 def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
     shape = (side, 2 * side, 1)
     config = TrainConfig(model=model, width=2, depth=1).resolve(1000, shape)
-    assert config.levels == min(PRESETS[model].size.levels, most)
+    assert config.levels == min(PRESETS[model].size["levels"], most)
     assert config.build_flow(shape).layout.count > 0
     assert TrainConfig(model=model, levels=3).resolve(1000, shape).levels == 3
 

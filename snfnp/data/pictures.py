@@ -70,7 +70,8 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
     transparency, and turned as their EXIF data say."""
     if not files:
         raise UsageError(f"{folder} has no images ({', '.join(SUFFIXES)}): check the path")
-    images, grey = np.empty(0, np.uint8), True
+    images: np.ndarray = np.empty(0, np.uint8)
+    grey = True
     for place, file in enumerate(files):
         with readable(file), _opened(file) as image:
             grey &= image.mode in ("1", "L", "LA")
@@ -78,8 +79,8 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
         if place == 0:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
-            sizes = [f"{array.shape[-2]} x {array.shape[-3]}" for array in (pixels, images)]
-            found = f"{file} is {sizes[0]}, and {files[0]} {sizes[1]} (width x height)"
+            (high, wide), (first_high, first_wide) = pixels.shape[:2], images.shape[1:3]
+            found = f"{file} is {wide} x {high}, and {files[0]} {first_wide} x {first_high}"
             raise UsageError(f"{found}: bring the images to one size")
         images[place] = pixels
     return images[..., :1].copy() if grey else images

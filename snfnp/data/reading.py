@@ -1,6 +1,7 @@
 """Reading third-party files, which may hold anything: each failure is one line with the file."""
 
 import gzip
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator
 
 
 @contextmanager
-def opened(path: object) -> Iterator[Any]:
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A published file's content as a stream, uncompressed if it is gzip's, whatever its name:
     servers and browsers uncompress files without renaming them."""
     with readable(path, FRESH), open(open_regular(path, follow=True), "rb") as file:

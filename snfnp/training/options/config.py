@@ -136,14 +136,9 @@ class TrainConfig(
             advice = "leave it out" if self.augment else f"choose {fits}"
             found = f"found rows of {image_shape[0]} numbers"
             raise UsageError(f"{given} needs images, {found}: {advice}")
-        names = ("init", "bias_init", "coordinates", "inverse_kernel")
-        chosen = {name: self.effective(name) for name in names}
         exact = "dense" if self.gradient == "exact-dense" else "block"
-        size: Any = self.preset.size
-        if size is not None:
-            size = replace(size, **{each.name: self.effective(each.name) for each in fields(size)})
-        activation = self.effective("activation") or "spline"
-        choices = Choices(self.rule, exact=exact, size=size, activation=activation, **chosen)
+        names = {each.name for each in fields(Choices)} - {"rule", "exact"}
+        choices = Choices(self.rule, exact, **{name: self.effective(name) for name in names})
         flow = self.preset.build(choices, tuple(image_shape))
         if bool(flow.learned_inverses()) != self.rule.learns_inverse:
             found = f"`gradient={self.gradient}` is not that of the layers of {self.model_name}"

@@ -7,12 +7,11 @@ Derivation: derivations/20-lambda-controllers.md.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from snfnp.data import DATA_SETS
 from snfnp.data.user_data import HELD_OUT
-from snfnp.models import PRESETS, GlowSize, VectorSize
+from snfnp.models import PRESETS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with
 
@@ -55,7 +54,7 @@ _CONTROLLED = _is("lambda_control", "geco")
 _CSV = Need(lambda c: str(c.data).lower().endswith(".csv"), "`data=PATH` of a .csv file")
 _OWN_DATA = Need(lambda c: c.data not in DATA_SETS, "`data=PATH`")
 _GPU = _is("backend", "cupy")
-_VECTOR = _preset_needs(lambda preset: isinstance(preset.size, VectorSize))
+_VECTOR = _preset_needs(lambda preset: "bins" in preset.size)
 _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
 _NOT_RELATIVE = Need(lambda c: c.gradient != "relative", "a `gradient` other than relative")
@@ -67,8 +66,8 @@ _OTHER_INIT = Need(
 
 
 def _size(name: str) -> Relation:
-    need = _preset_needs(lambda preset: hasattr(preset.size, name))
-    return Relation((need,), lambda c: getattr(c.preset.size, name, None))
+    need = _preset_needs(lambda preset: name in preset.size)
+    return Relation((need,), lambda c: c.preset.size.get(name))
 
 
 def _only(need: Need, fill: Callable, words: str) -> Relation:
@@ -129,7 +128,7 @@ _EXACT = presets_with(lambda preset: preset.gradients[0] == "exact").replace(" o
 _DATA = "$SNFNP_DATA_DIR, else the user's cache, else a download, else a small sample"
 
 _RELATIONS = {
-    **{entry.name: _size(entry.name) for kind in (GlowSize, VectorSize) for entry in fields(kind)},
+    **{name: _size(name) for name in ("levels", "depth", "width", "kernel", "bins")},
     "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
