@@ -19,19 +19,11 @@ from snfnp.rules import Exact, Rule, SelfNormalizing
 
 
 def gradients(ops: Ops, flow: Flow, params, x, lams=(None,), key=None) -> list[dict]:
-    """The gradients of all parameters at given λ: one forward pass, and a backward pass for each λ.
+    """The gradients of the mean over x, {layer: {parameter: gradient}}, for each of `lams`: one
+    forward pass at preprocessed inputs x (N, *shape), and a backward pass for each λ.
 
-    Args:
-        ops: the backend.
-        flow: the flow.
-        params: its parameters, on the device.
-        x: preprocessed inputs (N, *shape), on the device.
-        lams: numbers or {layer: number}; None is the likelihood's gradient alone, without the
-            reconstruction error and Eq. 31.
-        key: of the step's random numbers.
-
-    Returns:
-        {layer: {parameter: gradient of the mean over x}}, on the device, for each of `lams`.
+    lams: numbers or {layer: number}; None: the gradients of the likelihood alone, without the
+    reconstruction error and Eq. 31. key: of the step's random numbers.
     """
     latents, _, caches = flow.forward(ops, params, x)
     weights = ops.xp.full(len(x), 1 / len(x), x.dtype)
@@ -77,11 +69,9 @@ class LayerGradients:
 
 
 def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
-    """The gradients of every self-normalizing layer at preprocessed inputs x (N, *shape), float64.
-
-    The arguments are those of `gradients`. Costs exact gradients: O(D³) for a dense layer. Raises
-    UsageError if no layer learned an inverse.
-    """
+    """The gradients of every self-normalizing layer, with the arguments of `gradients`, in double
+    precision. Costs exact gradients: O(D³) for a dense layer. Raises UsageError if no layer learned
+    an inverse."""
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
@@ -92,10 +82,9 @@ def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[Laye
     layers = []
     for name in learned:
         w, exact_w, both = (ops.to_host(of[name]["W"]) for of in (without, reference, whole))
-        inverse_angle = None
-        if exact_of_r is not None:
-            inverse_angle = _angle(*(ops.to_host(of[name]["R"]) for of in (without, exact_of_r)))
+        of_r = [ops.to_host(of[name]["R"]) for of in (without, exact_of_r) if of]
         norms = (float(np.linalg.norm(part)) for part in (w, both - w))
+        inverse_angle = _angle(*of_r) if exact_of_r else None
         layers.append(LayerGradients(name, _angle(w, exact_w), *norms, inverse_angle))
     return layers
 

@@ -2,6 +2,7 @@
 be meaningless."""
 
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -74,39 +75,41 @@ def is_rows(samples) -> bool:
     return array and samples.ndim == 2 and samples.dtype.kind == "f"
 
 
+def _fault_of_type(samples: Any, kinds) -> str | None:
+    """The type of something that is no array of numbers, of one of these kinds."""
+    kind: Any = getattr(samples, "dtype", None)
+    array = isinstance(kind, np.dtype) and not isinstance(samples, _OTHER_ARRAYS)
+    if not array or not isinstance(samples, kinds):
+        return f"{type(samples).__name__} instead of numbers"
+    return None if kind.kind in "buif" else f"{kind} instead of numbers"
+
+
 def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
     """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy;
     None if it is that. shape: None for a data set's: any (H, W, C), NumPy's and uint8.
 
     Bytes need no look at their values if all 256 are levels: O(1), and no device is waited for.
     """
-    kind: Any = getattr(images, "dtype", None)
-    wanted = ", ".join(map(str, ("N", *(shape or "HWC"))))
-    kinds = (np.ndarray, StoredArray) if shape is None else object
-    hidden = isinstance(images, _OTHER_ARRAYS)
-    array = isinstance(kind, np.dtype) and bool(isinstance(images, kinds)) and not hidden
-    if not array or kind.kind not in "buif":
-        found = kind if array else type(images).__name__
+    wanted = f"({', '.join(map(str, ('N', *(shape or 'HWC'))))})"
+    if found := _fault_of_type(images, (np.ndarray, StoredArray) if shape is None else object):
         rows = ", or of floats, (N, D)" if shape is None else ""
-        return f"{found} instead of numbers; give a NumPy array of uint8, ({wanted}){rows}"
+        return f"{found}; give a NumPy array of uint8, {wanted}{rows}"
+    kind = images.dtype
     found = f"shape {images.shape}"
     if shape is None and _is_one_colour_image(images):
         return f"{found} is one image (H, W, C) without an axis of samples; give images[np.newaxis]"
     if images.ndim == 3 and shape in (None, (*images.shape[1:], 1)):
         return f"{found} lacks the channel axis; give images[..., np.newaxis]"
     if images.ndim != 4 if shape is None else images.shape[1:] != shape:
-        return f"{found} is not ({wanted}); give images of that shape"
+        return f"{found} is not {wanted}; give images of that shape"
     if images.size == 0:
         return f"{found} has no pixels; give at least one image"
     if shape is None and images.shape[1] in (1, *_COLOURS) and min(images.shape[2:]) > 4:
         return f"{found} has the channels on axis 1; give images.transpose(0, 2, 3, 1)"
     if kind == np.uint8 and levels == 256:
         return None
-    if isinstance(images, StoredArray):  # which may not fit into memory
-        lows, highs = zip(*((part.min(), part.max()) for _, part in parts(images)), strict=True)
-        low, high = np.min(lows), np.max(highs)
-    else:
-        low, high = images.min(), images.max()
+    lows, highs = zip(*((part.min(), part.max()) for _, part in parts(images)), strict=True)
+    low, high = reduce(np.minimum, lows), reduce(np.maximum, highs)
     cast = "" if shape is not None and kind.kind in "ui" else " and cast to uint8"
     if not (low >= 0 and high < levels):
         return f"values from {low} to {high}; bring them to 0 to {levels - 1}{cast}"
@@ -121,12 +124,9 @@ def fault_of_rows(rows: Any, shape: tuple[int, ...] | None = None) -> str | None
 
     Rows on the host are looked at, in parts; for others, no device is waited for.
     """
-    kind: Any = getattr(rows, "dtype", None)
     wanted = f"(N, {shape[0] if shape else 'D'})"
-    array = isinstance(kind, np.dtype) and not isinstance(rows, _OTHER_ARRAYS)
-    if not array or kind.kind not in "buif":
-        found = kind if array else type(rows).__name__
-        return f"{found} instead of numbers; give an array of floats, {wanted}"
+    if found := _fault_of_type(rows, object):
+        return f"{found}; give an array of floats, {wanted}"
     if len(rows.shape) != 2 or shape not in (None, rows.shape[1:]):
         return f"shape {rows.shape} is not {wanted}; give rows of that length"
     if 0 in rows.shape:
