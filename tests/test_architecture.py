@@ -1,4 +1,4 @@
-"""The architecture: imports go one way, in every folder."""
+"""The architecture: imports go one way, beyond/ can be taken out, docstrings open with nouns."""
 
 import ast
 import os
@@ -242,3 +242,68 @@ def test_the_files_from_a_command_to_eq_15_are_those_of_the_page(monkeypatch, tm
     train.main([str(tmp_path / "rows.npy"), *options, "--out", str(tmp_path / "run")])
     files = re.findall(r"^\| `(\S+\.py)` \|", section, re.M)
     assert files[:-1] in stacks and files[-1] == "rules/self_normalizing.py" and len(files) <= 6
+
+
+WITHOUT = """
+import sys
+sys.path.append("tests")
+sys.modules["snfnp.beyond"] = None  # importing it now fails as if the folder were gone
+import numpy as np
+import snfnp
+from support.trainers import run_training, small_dataset
+from pathlib import Path
+
+for model in sys.argv[2:]:
+    settings = {"model": model, "epochs": 2, "backend": "numpy"}
+    run, summary = run_training(Path(sys.argv[1], model), small_dataset(side=8), **settings)
+    assert np.isfinite(summary["test_nll_nats"])
+    opened = snfnp.load_run(run.path)
+    exact = not opened.flow.has_learned_inverse
+    assert len(opened.likelihood.sample(2, exact=exact)) == 2
+print("done")
+"""
+MODELS = ("fc", "vector", "conv", "emerging", "conv-exponential")
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_plain_runs_train_and_sample_without_it(tmp_path):
+    done = python(WITHOUT, tmp_path, *MODELS)
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+@pytest.mark.parametrize("option", ["--jvp-weight 0.2", "--objective variational --sigma 0.1"])
+def test_what_it_offers_is_refused_in_a_line(option, tmp_path):
+    code = "import sys; sys.modules['snfnp.beyond'] = None; from snfnp import cli; cli.run_script()"
+    options = f"--data mnist-sample --backend numpy {option} --out".split()
+    done = python(code, "train", *options, tmp_path / "run")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: snfnp.beyond.") and "is not installed" in line
+
+
+OPENINGS = re.compile(r"(What|Where|Whether|How|The same|As|Of|Those|That|Who|Which|When|If)\b")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
+
+def problems(text: str) -> list[str]:
+    """The openings that are refused, of the docstrings of a module, its classes and functions."""
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, DOCUMENTED))
+    openings = ((ast.get_docstring(node) or "")[:40] for node in nodes)
+    return [opening for opening in openings if OPENINGS.match(opening)]
+
+
+@pytest.mark.parametrize("folder", ["snfnp", "scripts"])
+def test_docstrings_open_with_a_noun_or_a_verb(folder):
+    found = {file: problems(file.read_text()) for file in (ROOT / folder).rglob("*.py")}
+    assert found and not {str(file): bad for file, bad in found.items() if bad}
+
+
+@pytest.mark.parametrize("opening", ["What is known", "Of every layer", "The same, in turn", "If"])
+@pytest.mark.parametrize("code", ['"""{}."""', 'class A:\n    def f(self):\n        """{}."""'])
+def test_a_wrong_opening_would_be_found(code, opening):
+    assert problems(code.format(opening)) == [f"{opening}."]
+    assert not problems(code.format("Whatever is left: a list"))

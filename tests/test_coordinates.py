@@ -1,12 +1,17 @@
-"""Adam in white coordinates: the same as Adam on V with W = U V, and what U is."""
+"""White coordinates: whitening layers, and Adam on V with W = U V."""
 
+import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import threadpoolctl
+from support import trainers
 from support.messages import one_line
+from support.ranks import on_ranks
 from support.trainers import (
+    BATCH,
     batches_of,
     gradient_of,
     images_of,
@@ -15,15 +20,16 @@ from support.trainers import (
 )
 
 from snfnp.context import BackwardContext
-from snfnp.errors import UsageError
+from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
-from snfnp.layers import Linear, SplitPrior, Whiten
+from snfnp.layers import ActNorm, Linear, SplitPrior, Whiten
+from snfnp.likelihood import WHITENING_NOISE
 from snfnp.maps import Dense
 from snfnp.models import PRESETS
-from snfnp.ops import get_ops
+from snfnp.ops import RandomKey, get_ops
 from snfnp.training import coordinates
 from snfnp.training.batches import Repeated
-from snfnp.training.coordinates import inputs, whitening
+from snfnp.training.coordinates import change_coordinates, inputs, whitening
 from snfnp.training.options import TrainConfig
 
 OPS = get_ops("numpy")
@@ -207,3 +213,236 @@ def test_a_flow_of_ones_own_that_has_no_such_coordinates_is_refused(message):
     flow = Flow((4,), tuple(zip("abc", OWN[message], strict=False)))
     with one_line(UsageError, match=message):
         make_trainer(OPS, flow=flow, coordinates="white")
+
+
+D = 12
+WHITE = {"model": "fc", "coordinates": "white", "dtype": "float64"}
+
+
+def correlated(rows=400):
+    """Rows of variances from 1/400 to 9, turned, with a mean."""
+    rng = np.random.default_rng(3)
+    turn, _ = np.linalg.qr(rng.standard_normal((D, D)))
+    return 5 + rng.standard_normal((rows, D)) * np.geomspace(0.05, 3, D) @ turn
+
+
+def numbers_of(x, whole=True):
+    products = x.T @ x if whole else (x * x).sum(axis=0)
+    return Whiten(D, whole).numbers(len(x), x.sum(axis=0), products)
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_the_root_its_inverse_and_its_determinant_have_their_closed_forms():
+    """C is a difference of mean squares, 300 in all, that are 1e5 times its least eigenvalue."""
+    x = correlated()
+    layer, p = Whiten(D), numbers_of(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    np.testing.assert_array_equal(p["U"], p["U"].T)
+    z, ldj, _ = layer.forward(OPS, p, x)
+    assert ldj == 0
+    assert abs(layer.log_det(OPS, p, (D,)) + np.log(values).sum() / 2) < 1e-10
+    np.testing.assert_allclose(layer.inverse(OPS, p, z), x, atol=1e-11)
+    root = (vectors * values**0.5) @ vectors.T
+    np.testing.assert_allclose(layer.inverse(OPS, p, np.eye(D) + p["b"]), root.T, atol=1e-11)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-11)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(D), atol=1e-10)
+
+
+def test_by_features_each_has_mean_0_and_variance_1():
+    x = correlated()
+    layer, p = Whiten(D, whole=False), numbers_of(x, whole=False)
+    z, _, _ = layer.forward(OPS, p, x)
+    np.testing.assert_allclose(z, (x - x.mean(axis=0)) / x.std(axis=0), atol=1e-11)
+    assert abs(layer.log_det(OPS, p, (D,)) + np.log(x.std(axis=0)).sum()) < 1e-11
+
+
+def test_a_direction_without_variance_has_the_floors():
+    """A constant feature, and one that another determines: what they come to is bounded."""
+    x = correlated()
+    x[:, 0], x[:, 1] = 7.0, 2 * x[:, 2]
+    u = numbers_of(x)["U"]
+    mean = np.linalg.eigvalsh(np.cov(x.T, bias=True)).mean()
+    np.testing.assert_allclose(np.linalg.eigvalsh(u)[-2:] * (1e-6 * mean) ** 0.5, 1, rtol=1e-9)
+
+
+BAD = {
+    f"{D} images have no covariance in {D} dimensions: give more": correlated(D),
+    "all samples are alike": np.full((30, D), 0.3),
+    "not finite": np.where(np.eye(30, D), np.nan, 1.0),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_inputs_without_a_covariance_are_refused_in_one_line(message):
+    with one_line((UsageError, DivergedError), match=message):
+        numbers_of(BAD[message])
+
+
+# ---------------------------------------------------------------- training
+
+
+def started(trainer, batches=None):
+    """A trainer whose numbers have been found, before its first step."""
+    batches = batches or batches_of(trainer)
+    trainer.begin(batches)
+    trainer.renew(batches)
+    return trainer
+
+
+def test_the_inputs_are_white(ops):
+    """The first layer's of the images of the first epoch, all together, with noise of their own; by
+    features, the second's of 2000 of the first steps."""
+    trainer = started(make_trainer(ops, **WHITE))
+    layers, steps = trainer.flow.layers, {0: trainer.steps_per_epoch, 3: math.ceil(2000 / BATCH)}
+    for place, count in steps.items():
+        keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(count)]
+        z = [trainer.flow.encode(ops, images_of(trainer, k.step), k, float)[0] for k in keys]
+        z = np.concatenate(z)
+        for name, layer in layers[: place + 1]:
+            z = layer.forward(ops, trainer.params[name], z)[0]
+        np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+        correlated = np.cov(z.T, bias=True) * (1 if place == 0 else np.eye(64))
+        np.testing.assert_allclose(correlated, np.eye(64), atol=1e-9)
+
+
+def test_a_layer_behind_one_that_starts_from_data_gets_its_statistics_after_it():
+    layers = (("norm", ActNorm()), ("white", Whiten(64)), ("dense", Linear(Dense(64))))
+    trainer = make_trainer(OPS, flow=Flow((64,), layers), dtype="float64")
+    trainer.begin(batches_of(trainer))
+    keys = [RandomKey(0, WHITENING_NOISE, step) for step in range(trainer.steps_per_epoch)]
+    x = [trainer.flow.encode(OPS, images_of(trainer, k.step), k, float)[0] for k in keys]
+    norm, white = (trainer.params[name] for name in ("norm", "white"))
+    z = Whiten(64).forward(OPS, white, ActNorm().forward(OPS, norm, np.concatenate(x))[0])[0]
+    assert norm["t"].any()
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(64), atol=1e-9)
+
+
+def test_the_likelihood_is_that_of_the_model_without_it():
+    """Whose matrices are W U, and whose biases b + W b_U."""
+    trainer = take_steps(make_trainer(OPS, **WHITE), range(3))
+    plain = make_trainer(OPS, **WHITE | {"coordinates": "plain"})
+    assert plain.layout.count == trainer.layout.count  # numbers that are not learned do not count
+    plain.p[...] = trainer.p[: plain.layout.size]
+    for k in "12":
+        white, dense = trainer.params["whiten" + k], plain.params["dense" + k]
+        dense["b"] += dense["W"] @ white["b"]
+        dense["W"][...] = dense["W"] @ (white["U"] if k == "1" else np.diag(white["U"]))
+    found, expected = (
+        each.likelihood().log_prob(images_of(trainer, 9)) for each in (trainer, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_training_moves_no_number_of_it_and_takes_no_gradient_below_it(monkeypatch):
+    trainer = take_steps(make_trainer(OPS, **WHITE), [0])
+    before, learned = trainer.p.copy(), trainer.layout.fixed
+    assert trainer.flow.first_trainable == 1 and trainer.grads["whiten1"] == {}
+    original, called = Whiten.backward, []
+    monkeypatch.setattr(
+        Whiten, "backward", lambda layer, *args: called.append(layer) or original(layer, *args)
+    )
+    take_steps(trainer, range(1, 4))
+    assert called == [Whiten(64, whole=False)] * 3  # nobody needs a gradient below dense1
+    np.testing.assert_array_equal(trainer.p[learned:], before[learned:])
+    assert np.mean(trainer.p[:learned] != before[:learned]) > 0.99  # all but the padding
+    first = trainer.layout.views(trainer.start(batches_of(trainer)))
+    for name, same in (("whiten1", True), ("dense1", False), ("whiten2", False)):
+        found = {k: np.array_equal(first[name][k], trainer.params[name][k]) for k in first[name]}
+        assert set(found.values()) == {same}
+
+
+def test_what_a_run_started_from_is_found_again_after_a_renewal():
+    """Its deeper statistics, too: the first W with later U is a model that never was."""
+    trainer = make_trainer(OPS, **WHITE)
+    batches = batches_of(trainer)
+    trainer.begin(batches)
+    first = trainer.p.copy()
+    trainer.training_step(batches)
+    moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
+    assert moved.all()
+    np.testing.assert_array_equal(trainer.start(batches), first)
+
+
+def test_ranks_find_the_numbers_of_one():
+    def numbers(world):
+        trainer = make_trainer(OPS, world=world, **WHITE)
+        trainer.m += 1
+
+        def batches(step):
+            return np.split(images_of(trainer, step), world.size)[world.rank]
+
+        batches.whole = batches_of(trainer)
+        started(trainer, batches)
+        return np.concatenate([trainer.p, trainer.m, trainer.v])
+
+    (alone,), several = on_ranks(1, numbers), on_ranks(2, numbers)
+    np.testing.assert_array_equal(*several)
+    np.testing.assert_allclose(several[0], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_too_few_images_are_said_before_a_run_begins(tmp_path):
+    with pytest.raises(UsageError, match="20 images have no covariance in 25 dimensions"):
+        trainers.run_training(
+            tmp_path / "run", trainers.small_dataset(20), backend="numpy", coordinates="white"
+        )
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+# ---------------------------------------------------------------- new coordinates
+
+
+@pytest.mark.parametrize("forgotten", [None, "W", "b", "R"])
+def test_a_renewal_leaves_the_function_as_it_is(monkeypatch, forgotten):
+    """To rounding, in sums of 64 terms: log-densities, and the linear part of what dense2 and its
+    whitening make of latents. Who forgets W or b changes the one, who forgets R the other."""
+    trainer = take_steps(make_trainer(OPS, **WHITE), range(5))
+    white, dense = trainer.params["whiten2"], trainer.params["dense2"]
+
+    def computed():
+        log_prob = trainer.likelihood().log_prob(images_of(trainer, 9))
+        return log_prob, dense["R"] / white["U"][:, None]
+
+    def changed(new, old, p, m, v):
+        after, *moments = change_coordinates(new, old, p, m, v)
+        return after | {name: p[name] for name in p if name == forgotten}, *moments
+
+    monkeypatch.setattr(coordinates, "change_coordinates", changed)
+    trainer.step, numbers, before = 20, white["U"].copy(), computed()
+    trainer.renew(lambda step: images_of(trainer, step))
+    assert np.abs(white["U"] - numbers).max() > 1e-3
+    for now, then, by in zip(computed(), before, (("W", "b"), ("R",)), strict=True):
+        error = np.abs(now - then).max() / np.abs(then).max()
+        assert error > 1e-5 if forgotten in by else error < 1e-12
+
+
+def test_moments_follow_the_chain_rule(monkeypatch):
+    """Of the exact gradient before a renewal, m is the exact gradient after it; and v of a gradient
+    with one entry is its square."""
+    trainer = take_steps(make_trainer(OPS, **WHITE, gradient="exact"), range(5))
+    images, views = images_of(trainer, 9), trainer.layout.optimised.views
+    trainer.step, trainer.m[...] = 20, gradient_of(trainer, images)[: trainer.layout.fixed]
+    trainer.renew(lambda step: images_of(trainer, step))
+    expected = views(gradient_of(trainer, images))["dense2"]
+    for name, found in views(trainer.m)["dense2"].items():
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-11)
+
+    rng = np.random.default_rng(5)
+    old, new = (dict(zip("Ub", rng.uniform(0.5, 2, (2, 3)), strict=True)) for _ in range(2))
+    for name in ("W", "b", "R"):
+        m = {"W": np.zeros((3, 3)), "b": np.zeros(3), "R": np.zeros((3, 3))}
+        m[name].flat[1] = 2.0
+        p, first, second = change_coordinates(new, old, m, m, {k: a**2 for k, a in m.items()})
+        assert np.vdot(first["R"], p["R"]) == pytest.approx(np.vdot(m["R"], m["R"]))
+        for each in m:
+            np.testing.assert_allclose(second[each], first[each] ** 2, rtol=1e-12, atol=1e-15)
+
+
+def test_renewals_come_early_and_then_every_500_steps():
+    trainer, due = make_trainer(OPS), []
+    trainer.states = [SimpleNamespace(renew=lambda trainer, _: due.append(trainer.step))]
+    for trainer.step in range(1700):
+        trainer.renew(None)
+    assert due == [0, 20, 100, 500, 1000, 1500]

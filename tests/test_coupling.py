@@ -1,18 +1,26 @@
-"""The affine coupling: its formula, network and memory.
+"""Couplings and split priors: densities, gradients, inverses, alone, in a flow, in the ledger."""
 
-The contract that every layer keeps is in test_layers.py; overrides are compared in test_ops.py.
-"""
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from support.explicit import convolve
-from support.gradients import layer_backward, moved
+from support.gradients import layer_backward, mean_log_density, moved
 from support.memory import peak
 
 from snfnp.context import BackwardContext
-from snfnp.layers import AffineCoupling
-from snfnp.ops import get_ops
+from snfnp.layers import (
+    ActNorm,
+    AffineCoupling,
+    Parameterless,
+    Preprocess,
+    SplitPrior,
+)
+from snfnp.likelihood import EVALUATION_NOISE, SAMPLE_LATENTS, Likelihood
+from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.coupling.definition import Coupling
+from snfnp.training.options import TrainConfig
 
 EPS = np.finfo(np.float64).eps
 SHAPES = [(2, 3, 2), (4, 3, 4), (1, 2, 6)]
@@ -127,3 +135,164 @@ def test_other_images_are_refused():
     with pytest.raises(ValueError, match=r"4 channels cannot take \(2, 2, 6\)"):
         AffineCoupling(4).output_shape((2, 2, 6))
     assert AffineCoupling(4).output_shape((2, 3, 4)) == (2, 3, 4)
+
+
+N, SHAPE = 3, (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Identity(Parameterless):
+    """The simplest layer before a split."""
+
+    def forward(self, ops, p, x):
+        return x, 0, {}
+
+    def inverse(self, ops, p, z):
+        return z
+
+    def backward(self, ctx, p, cache, dz, grads):
+        return dz
+
+
+LAYERS = [SplitPrior(AffineCoupling(4, width=5)), SplitPrior(ActNorm()), SplitPrior(Identity())]
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layer: type(layer.coupling).__name__)
+def layer(request):
+    return request.param
+
+
+def some_parameters(layer, shape=SHAPE, seed=1):
+    rng = np.random.default_rng(seed)
+    return moved(layer.init(rng, shape), rng, 0.3)
+
+
+def some_x(shape=SHAPE, count=N):
+    return np.random.default_rng(2).standard_normal((count, *shape))
+
+
+def test_a_split_is_its_coupling_then_a_cut(layer, ops):
+    """The latent's density is not in ldj: it is the flow's."""
+    p, x = some_parameters(layer), some_x()
+    z, ldj, cache = layer.forward(ops, p, x)
+    whole, whole_ldj, _ = layer.coupling.forward(ops, p, x)
+    np.testing.assert_array_equal(z, whole[..., :2])
+    np.testing.assert_array_equal(cache["latent"], whole[..., 2:])
+    np.testing.assert_array_equal(ldj, whole_ldj)
+    assert z.shape == (N, *layer.output_shape(SHAPE))
+    assert cache["latent"].shape == (N, *layer.latent_shape(SHAPE))
+    assert z.flags.c_contiguous and cache["latent"].flags.c_contiguous
+
+
+# ---------------------------------------------------------------- a flow with two splits
+
+
+def glow():
+    """Three levels, of 4, 8 and 16 channels: squeeze, step, and a split behind the first two."""
+    config = TrainConfig(model="glow", levels=3, depth=1, width=6).resolve(1000)
+    return replace(config.build_flow((8, 8, 1)), preprocess=Preprocess(alpha=0.05))
+
+
+def parameters(flow, seed=0, exact_inverse=False):
+    """(layout, flat buffer): the initial parameters, moved by noise."""
+    params = moved(flow.init(seed), np.random.default_rng(seed), 0.05)
+    for named in params.values():
+        if exact_inverse and "R" in named:
+            named["R"] = np.linalg.inv(named["W"])
+    return flow.layout, flow.layout.pack(params, np.float64)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(9).integers(0, 256, (N, 8, 8, 1)).astype(np.uint8)
+
+
+def test_latents_that_do_not_fit_are_refused(ops):
+    flow = glow()
+    layout, flat = parameters(flow)
+    first, second, last = (np.zeros((N, *shape)) for shape in flow.latent_shapes.values())
+    for latents, message in (
+        ((last,), "expected 3 latents, found 1"),
+        ((first, last), "expected 3 latents, found 2"),
+        ((second, first, last), r"expected \(N, 4, 4, 2\), found \(3, 2, 2, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            flow.inverse(ops, layout.views(flat), latents)
+
+
+# ---------------------------------------------------------------- the likelihood
+
+
+def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):
+    flow = glow()
+    layout, flat = parameters(flow)
+    params = layout.views(flat)
+    likelihood = Likelihood(ops, flow, layout, flat)
+    evaluation = likelihood.evaluate(images, seed=11)
+    ledger = evaluation.terms
+    rows = ("split1 base density", "split2 base density", "base density")
+    before = ["dequantisation", "scale", "logit"]
+    assert list(ledger) == [*rows[2:], *rows[:2], *before, *(name for name, _ in flow.layers)]
+    key = RandomKey(11, EVALUATION_NOISE, 0)
+    x, _ = flow.encode(ops, images, key, np.float64)
+    latents, _, _ = flow.forward(ops, params, x)
+    for row, latent in zip(rows, latents, strict=True):
+        expected = norm.logpdf(latent).sum(axis=(1, 2, 3)).mean()
+        np.testing.assert_allclose(ledger[row], expected, rtol=1e-12)
+    for name, layer in flow.layers:
+        if name in flow.latent_shapes:  # its own row is the coupling's volume
+            _, ldj, _ = layer.coupling.forward(ops, params[name], x)
+            np.testing.assert_allclose(ledger[name], ldj.mean(), rtol=0, atol=1e-12)
+            assert abs(ldj.mean()) > 1e-3
+        x = layer.forward(ops, params[name], x)[0]
+    log_prob = likelihood.log_prob(images, seed=11)
+    np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
+    x, volume = flow.encode(ops, images, key, np.float64)
+    whole = mean_log_density(ops, flow, params, x) + volume.mean()
+    np.testing.assert_allclose(evaluation.nll, -whole, rtol=1e-12)
+
+
+def test_samples_from_an_images_latents_are_the_image(ops, images):
+    flow = glow()
+    likelihood = Likelihood(ops, flow, *parameters(flow, exact_inverse=True))
+    latents = likelihood.latents(images, seed=3)
+    assert [latent.shape for latent in latents] == [(N, *s) for s in flow.latent_shapes.values()]
+    for exact in (False, True):
+        found = likelihood.sample(N, seed=0, exact=exact, latents=latents)
+        np.testing.assert_array_equal(found, images)
+    # what is given is not scaled
+    found = likelihood.sample(N, seed=0, temperature=0.1, exact=True, latents=latents)
+    np.testing.assert_array_equal(found, images)
+
+
+def test_latents_are_given_or_drawn_one_by_one(ops, images):
+    flow = glow()
+    layout, flat = parameters(flow, exact_inverse=True)
+    likelihood = Likelihood(ops, flow, layout, flat)
+    normal = get_ops("numpy").random.normal
+    drawn = [
+        0.7 * normal(RandomKey(5, SAMPLE_LATENTS, index), (N, *shape), np.float64)
+        for index, shape in enumerate(flow.latent_shapes.values())
+    ]
+    assert not np.array_equal(drawn[0].ravel()[:16], drawn[1].ravel()[:16])
+    of_images = likelihood.latents(images, seed=3)
+    results = []
+    for given in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 1), (1, 1, 0)):
+        mixed = [i if g else d for g, i, d in zip(given, of_images, drawn, strict=True)]
+        x = flow.inverse(ops, layout.views(flat), tuple(mixed), exact=True)
+        asked = tuple(i if g else None for g, i in zip(given, of_images, strict=True))
+        found = likelihood.sample(N, seed=5, temperature=0.7, exact=True, latents=asked)
+        np.testing.assert_array_equal(found, flow.decode(ops, x))
+        results.append(found.tobytes())
+    assert len(set(results)) == 5
+    assert results[0] == likelihood.sample(N, 5, 0.7, exact=True).tobytes()
+
+
+def test_latents_of_the_wrong_number_are_refused(ops, images):
+    flow = glow()
+    likelihood = Likelihood(ops, flow, *parameters(flow))
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        likelihood.sample(2, seed=0, latents=(None,))
+    first = np.zeros((2, 4, 4, 2))
+    with pytest.raises(ValueError, match=r"expected 5 latents of shape \(4, 4, 2\), found 2"):
+        likelihood.sample(5, seed=0, latents=(first, None, None))

@@ -1,21 +1,26 @@
-"""A run opened again, and the names that `import snfnp` offers."""
+"""Runs opened again: from Python, on other images, beside each other."""
 
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.messages import one_line
+from support.messages import assert_one_line, one_line
 from support.runs import assert_same_run
-from support.trainers import small_dataset, without_time
+from support.trainers import run_training, small_dataset, without_time
 
 import snfnp
-from snfnp.errors import CheckpointError, UsageError
+from snfnp.cli import angle, compare, evaluate, shared
+from snfnp.data import LOADERS, SPLITS, Dataset
+from snfnp.data.mnist import SAMPLE
+from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.ops import get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs import comparison
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
@@ -101,3 +106,252 @@ def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):
     with pytest.raises(UsageError, match="is no run folder"):
         snfnp.resume(tmp_path)
     assert not (tmp_path / "run.lock").exists()
+
+
+SAME, LARGER = small_dataset(), small_dataset(side=6)
+# the same images in another order, split by split; and fewer of them
+OTHERS = {s: replace(SAME, source="elsewhere", **{s: getattr(SAME, s)[::-1]}) for s in SPLITS}
+FEWER = replace(SAME, train=SAME.train[:90], test=SAME.test[:20])
+COMMANDS = {"evaluate": evaluate, "angle": angle}
+SEES = {"evaluate": ("test",), "angle": ("train",), "resume": SPLITS}
+
+
+@pytest.fixture(scope="module")
+def with_photographs(tmp_path_factory):
+    """A run of the user's own photographs."""
+    path, own = tmp_path_factory.mktemp("runs") / "run", replace(SAME, name="photographs")
+    return run_training(path, own)[0].path
+
+
+@pytest.fixture
+def photographs(with_photographs, tmp_path):
+    return shutil.copytree(with_photographs, tmp_path / "run")
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """Lines that a command prints that finds this data, or that are reported of more training."""
+
+    def look(way, path, dataset, *options):
+        monkeypatch.setattr(shared, "load_dataset", lambda name, folder, **splits: dataset)
+        lines = []
+        if way == "resume":
+            snfnp.resume(path, dataset=dataset, epochs=4, report=lines.append)
+        else:
+            COMMANDS[way].main([str(path), *options])
+        return lines or capsys.readouterr().out.splitlines()
+
+    return look
+
+
+def refusal(path, shape="(5, 5, 1)", source="elsewhere"):
+    return (
+        f"{path} was trained on [100, 30, 30] images (train, validation, test) of shape (5, 5, 1), "
+        f"photographs from random images, found others: [100, 30, 30] of shape {shape}, "
+        f"mnist from {source}"
+    )
+
+
+@pytest.mark.parametrize("way, split", [(way, split) for way in SEES for split in SEES[way]])
+def test_other_images_are_refused(way, split, photographs, said):
+    others = "" if way == "resume" else ", or others of its shape to look at,"
+    advice = f"give the same data{others} with `data` (dataset= in Python)"
+    with pytest.raises(UsageError) as caught:
+        said(way, photographs, OTHERS[split])
+    assert str(caught.value) == f"{refusal(photographs)}: {advice}"
+    with pytest.raises(UsageError) as caught:
+        said(way, photographs, LARGER, *(() if way == "resume" else ("--data-dir", "there")))
+    assert str(caught.value) == f"{refusal(photographs, '(6, 6, 1)', 'random images')}: {advice}"
+    assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("way", COMMANDS)
+def test_others_that_were_asked_for_are_said_to_be_others(way, photographs, said):
+    first, second, *_ = said(way, photographs, OTHERS[SEES[way][0]], "--data-dir", "there")
+    assert first == refusal(photographs) and "images from elsewhere" in second
+
+
+@pytest.mark.parametrize("way", SEES)
+def test_nothing_is_said_of_the_same_images(way, photographs, said):
+    """By another name, and even if a split that is not looked at is another."""
+    unused = OTHERS["validation"] if way in COMMANDS else SAME
+    lines = said(way, photographs, unused)
+    assert lines and not any("trained on" in line or "SHA-256" in line for line in lines)
+
+
+@pytest.mark.parametrize("way", SEES)
+def test_an_earlier_versions_run_is_said_not_to_be_checked(way, photographs, said):
+    """Of other images their number alone tells."""
+    folder, record = RunFolder.open(photographs)
+    del record["data"]["sha256"], record["data"]["name"]
+    folder.write_config(record)
+    with pytest.raises(UsageError, match=r"photographs from .*, found others: \[90, 30, 20\]"):
+        said(way, photographs, FEWER)
+    unknown = "whether these are the same images cannot be checked"
+    line = f"{photographs} has no SHA-256 of its images (an earlier version's): {unknown}"
+    assert said(way, photographs, OTHERS["train"])[0] == line
+
+
+def test_a_fingerprint_is_of_values_order_and_shape_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("snfnp.images._AT_ONCE", 7 * SAME.train[0].size)
+    apart = np.zeros((100, 5, 10, 1), np.uint8)
+    apart[:, :, ::2] = SAME.train
+    np.save(tmp_path / "images.npy", SAME.train)
+    known = SAME.fingerprint("train")
+    for images in (apart[:, :, ::2], np.load(tmp_path / "images.npy", mmap_mode="r")):
+        assert replace(SAME, train=images).fingerprint("train") == known
+    changed = SAME.train.copy()
+    changed[-1, -1, -1] ^= 1
+    for images in (changed, SAME.train[::-1], SAME.train[:-1], SAME.train.reshape(25, 10, 10, 1)):
+        other = Dataset("mnist", images, images[:1], images[:1], "random images", False)
+        assert other.fingerprint("train") != known
+
+
+def test_a_run_of_the_sample_finds_it_again(tmp_path, monkeypatch, capsys):
+    """Also where all of MNIST, or what goes for it, has come since."""
+    path, sample = tmp_path / "run", snfnp.load_dataset("mnist-sample")
+    config = TrainConfig(epochs=1, batch_size=1000, warmup_epochs=1).resolve(len(sample.train))
+    snfnp.train(config, sample, snfnp.get_ops("numpy"), RunFolder.create(path))
+    here = replace(SAME, source="the cache")
+    monkeypatch.setitem(LOADERS, "mnist", lambda *arguments: here)
+    resume = lambda arguments: snfnp.resume(arguments[0], epochs=2, report=print)  # noqa: E731
+    for way in (evaluate.main, angle.main, resume):
+        capsys.readouterr()
+        way([str(path)])
+        assert "from sample shipped with the package" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-sample"])
+def test_a_folder_that_is_given_has_files_of_mnist_and_no_sample(name, tmp_path):
+    record = {"config": {"data": name}, "data": {"source": SAMPLE}}
+    assert RunFolder(tmp_path).data_name(record, None) == "mnist-sample"
+    assert RunFolder(tmp_path).data_name(record, tmp_path) == "mnist"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of three epochs that differ in their seed, and one of two epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changes in (("a", {}), ("b", {"seed": 1}), ("c", {"seed": 2, "epochs": 2})):
+        run_training(folder / name, **{"epochs": 3, **changes})
+    return folder
+
+
+def rows_of(capsys):
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    head, _, *rows = (line.strip("| ").split(" | ") for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def metrics(run):
+    return [record["validation_nll_nats"] for record in RunFolder(run).read_metrics()]
+
+
+def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, capsys):
+    compare.main([str(runs / name) for name in "abc"])
+    rows = rows_of(capsys)
+    assert [row["run"] for row in rows] == ["`--seed 0`", "`--seed 1`", "`--seed 2`"]
+    for row, name in zip(rows, "abc", strict=True):
+        found = metrics(runs / name)
+        assert [row["NLL at 1"], row["NLL at 2"]] == [f"{nll:.2f}" for nll in found[:2]]
+        assert "NLL at 3" not in row
+        assert row["best"].startswith(f"{min(found):.2f} at ")
+        test = json.loads((runs / name / "summary.json").read_text())["test_nll_nats"]
+        assert row["test"] == f"{test:.2f}"
+
+
+def test_the_largest_gap_is_from_the_first_run_and_from_an_epoch_on(runs):
+    first, other = comparison.open_runs([runs / "a", runs / "b"])
+    gaps = [b - a for a, b in zip(metrics(runs / "a"), metrics(runs / "b"), strict=True)]
+    for start in (1, 2, 3):
+        epoch, gap = comparison.largest_gap(other, first, start)
+        assert epoch >= start and gap == gaps[epoch - 1]
+        assert abs(gap) == max(map(abs, gaps[start - 1 :]))
+    assert comparison.largest_gap(other, first, 4) is None
+
+
+def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
+    assert comparison.labels(comparison.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
+
+
+def test_models_are_named_without_what_their_presets_say(tmp_path):
+    for name, model in (("fc", "fc"), ("conv", "conv")):
+        run_training(
+            tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1, backend="numpy"
+        )
+    opened = comparison.open_runs([tmp_path / "fc", tmp_path / "conv"])
+    assert comparison.labels(opened) == ["--model fc", "--model conv"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("names", ["ac", "a"])
+def test_a_picture_is_drawn(runs, tmp_path, capsys, names):
+    compare.main([*(str(runs / name) for name in names), "--plot", str(tmp_path / "runs.svg")])
+    assert "</svg>" in (tmp_path / "runs.svg").read_text()
+    assert str(tmp_path / "runs.svg") in capsys.readouterr().out
+
+
+def test_one_line_says_what_is_wrong(runs, tmp_path):
+    run_training(tmp_path / "other", small_dataset(images=72), epochs=1)
+    (tmp_path / "new").mkdir()
+    shutil.copy(runs / "a" / "config.json", tmp_path / "new")
+    for arguments, message in (
+        ([runs / "a", tmp_path / "other"], "was trained on other images than"),
+        ([tmp_path], "is no run folder"),
+        ([tmp_path / "new"], "has no evaluation yet"),
+        ([runs / "a", "--plot", tmp_path / "a.txt"], "`plot` is"),
+        ([runs / "a", "--from-epoch", "0"], "`from_epoch` is 0: it must be at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare.main([str(argument) for argument in arguments])
+
+
+def evaluation(**changes):
+    known = {"epoch": 9, "step": 45, "seconds": 1.0, "validation_nll_nats": 1.0}
+    return json.dumps({**known, "reconstruction": 0.1, **changes}) + "\n"
+
+
+BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}, {"epoch": [1]}]
+
+
+@pytest.mark.parametrize("change", BAD, ids=range(len(BAD)))
+def test_a_damaged_evaluation_is_one_line(runs, tmp_path, change):
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    (copy / "last.safetensors").unlink()
+    (copy / "metrics.jsonl").write_text(evaluation(**change))
+    with one_line(SnfnpError, match="metrics.jsonl is damaged .line 1"):
+        compare.main([str(copy)])
+
+
+def test_only_evaluations_of_the_run_are_believed(runs, tmp_path, capsys):
+    """As --resume does, which drops what comes after the last checkpoint."""
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    compare.main([str(runs / "a")])
+    whole, file = capsys.readouterr().out, copy / "metrics.jsonl"
+    with open(file, "a") as metrics:
+        metrics.write(evaluation())
+    compare.main([str(copy)])
+    assert capsys.readouterr().out == whole.replace(str(runs / "a"), str(copy))
+    first, *others = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([evaluation(epoch=1), *others]))
+    with one_line(SnfnpError, match="metrics.jsonl is damaged .not what it was"):
+        compare.main([str(copy)])
+
+
+def test_no_number_is_longer_than_a_table(runs, tmp_path, capsys):
+    for name, nll in (("zero", 0.0), ("huge", -1e299)):
+        shutil.copytree(runs / "a", tmp_path / name)
+        (tmp_path / name / "last.safetensors").unlink()
+        (tmp_path / name / "metrics.jsonl").write_text(evaluation(validation_nll_nats=nll))
+        (tmp_path / name / "summary.json").write_text('{"test_nll_nats": -1e300}')
+    compare.main([str(tmp_path / "zero"), str(tmp_path / "huge")])
+    huge = rows_of(capsys)[1]
+    assert huge["largest gap"].startswith("-1e+299 nats = ") and huge["test"] == "-1e+300"
+
+
+@pytest.mark.parametrize("summary", ["", "[]", "null", "{", '{"test_nll_nats": "x"}', "{}"])
+def test_a_damaged_summary_is_one_line(runs, tmp_path, summary):
+    copy = shutil.copytree(runs / "a", tmp_path / "copy")
+    (copy / "summary.json").write_text(summary)
+    with one_line(SnfnpError, match="summary.json is damaged"):
+        compare.main([str(copy)])

@@ -1,14 +1,20 @@
-"""What is made of pages is theirs; page 00's program stands alone and takes the package's steps."""
+"""What is made of the pages: the program and the notebooks of page 00, notebooks, figures."""
 
 import ast
 import json
 import re
 import runpy
+import sys
+from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from method import PAGE, files
+from drawings import FIGURES, diagrams
+from drawings.style import save
+from method import NOTEBOOKS, PAGE, REPOSITORY, files
+from pages import DERIVATIONS, ROOT
 
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
@@ -125,3 +131,121 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
             text = "".join(cell["source"])
             exec(re.sub(r"\b(2000|1000), (0.02|3e-3), rng", r"50, \2, rng", text), names)
     assert drawn == ["method-plane.png", "method-digits.png"]
+
+
+matplotlib.use("Agg")
+# What is made small and how, the figures that are shown, and what holds at the end.
+RUNS = {
+    "1-plane": (
+        ("EPOCHS = 20", "EPOCHS = 2"),
+        1,
+        lambda names: abs(names["whole"] - 1) < 0.01 and names["picture"].stat().st_size > 1000,
+    ),
+    "2-mnist": (
+        ('DATA, EPOCHS = "mnist", 20', 'DATA, EPOCHS = "mnist-sample", 1'),
+        1,
+        lambda names: 0 < names["found"].bits_per_dimension < 8 and len(names["exact"]) == 64,
+    ),
+    "3-table": (
+        ("ROWS, EPOCHS = 3000, None", "ROWS, EPOCHS = 800, 2"),
+        1,
+        lambda names: names["found"] > 0.5 and np.allclose(names["back"], names["held_out"]),
+    ),
+}
+
+
+def cells(page, kind):
+    """The texts of a notebook's cells of a kind, which have no outputs."""
+    found = json.loads(page.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in found)
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_a_notebook_runs(page, monkeypatch, tmp_path):
+    if page.stem == "3-table":
+        pytest.importorskip("sklearn")
+    (large, small), figures, holds = RUNS[page.stem]
+    code, names, shown = cells(page, "code"), {"__name__": "__main__"}, []
+    assert "".join(code).count(large) == 1
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.close("all")))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for text in code:
+        exec(text.replace(large, small), names)
+    assert len(shown) == figures and holds(names)
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_a_notebook_opens_in_colab_and_installs_there(page, monkeypatch):
+    there = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/"
+    assert f"]({there}{page.stem}.ipynb)" in cells(page, "markdown")[0]
+    commands = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    exec(cells(page, "code")[0], {})
+    (command,) = commands
+    assert command[0] == sys.executable and command[-1].endswith(f"github.com/{REPOSITORY}")
+
+
+FOLDER = DERIVATIONS / "figures"
+MOVING = "plane-training"
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+PAGES = [ROOT / "README.md", ROOT / "snfnp/architecture.md", *sorted(DERIVATIONS.glob("*.md"))]
+
+
+def test_the_folder_has_what_the_scripts_draw_and_no_other_vector_graphics():
+    """But for those of reproduce.py, which tests/test_reproduce_page.py looks after."""
+    found = {path.stem for path in FOLDER.glob("*.svg") if not path.stem.startswith("reproduced-")}
+    assert found == set(FIGURES)
+
+
+def test_every_figure_is_on_a_page():
+    shown = set()
+    for page in PAGES:
+        for _, target in IMAGE.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+            shown.add((page.parent / target).resolve())
+    assert shown == {path.resolve() for path in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_figure_has_a_text_in_its_place_and_a_caption(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for index, line in enumerate(lines):
+        for words, target in IMAGE.findall(line):
+            assert len(words) > 10, target
+            assert lines[index + 2].startswith("*"), f"{target}: no caption"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_and_has_no_background(name, tmp_path):
+    path = save(FIGURES[name](), tmp_path / f"{name}.svg")
+    root = ElementTree.parse(path).getroot()
+    assert root.tag.endswith("svg")
+    first = next(e for e in root.iter() if e.get("id") == "patch_1")
+    assert "fill: none" in "".join(e.get("style", "") for e in first.iter())
+    assert path.stat().st_size < (210_000 if name == MOVING else 150_000)
+    assert "#000000" not in path.read_text(encoding="utf-8"), "black is not seen on a dark page"
+
+
+def test_what_moves_does_so_with_the_same_strokes_and_ends_as_what_stands_still():
+    """A browser moves a path only from one list of the same strokes to another."""
+    root = ElementTree.parse(FOLDER / f"{MOVING}.svg").getroot()
+    moving = [e for e in root.iter() if e.find("{*}animate") is not None]
+    assert len(moving) == 3
+    for path in moving:
+        about = path.find("{*}animate")
+        frames, times = (about.get(name).split(";") for name in ("values", "keyTimes"))
+        assert frames[0] == frames[-1] == frames[-2] == path.get("d") != frames[1]
+        assert len({re.sub(r"[\d.-]+", "", frame) for frame in frames}) == 1
+        at = [float(time) for time in times]
+        assert len(at) == len(frames) and (at[0], at[-1]) == (0, 1) and at == sorted(set(at))
+        assert about.get("repeatCount").isdigit(), "it has to come to rest"
+
+
+def test_the_picture_of_the_floors_is_up_to_date():
+    """With what `FLOORS` of tests/test_architecture.py says now."""
+    svg = (FOLDER / "floors.svg").read_text(encoding="utf-8")
+    names = [name for floor in diagrams._floor_names() for name in floor]
+    assert re.findall("<!-- (.*?) -->", svg) == [*names, "imports"]
+    assert {"training", "rules", "ops"} <= set(names)

@@ -1,8 +1,11 @@
-"""The scripts as a user runs them: in a process of their own, on the sample that ships."""
+"""The scripts as a user runs them, and the commands that pages give."""
 
 import json
 import os
 import re
+import runpy
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -12,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import DERIVATIONS, ROOT
 
-from snfnp.cli import COMMANDS
+from snfnp.cli import COMMANDS, train
 from snfnp.cli import train as learn
-
-ROOT = Path(__file__).resolve().parents[1]
+from snfnp.errors import UsageError
+from snfnp.models import PRESETS
+from snfnp.training.options import TrainConfig
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +185,7 @@ def test_bad_input_is_one_line_and_a_status(environment, finished, tmp_path):
     cases = [
         (train, ["--out", str(folder)], 2, "exists"),
         (train, ["--data-dir", str(tmp_path / "no")], 2, str(tmp_path / "no")),
-        (train, ["--data-dir", str(broken)], 1, str(broken)),
+        (train, ["--data-dir", str(broken)], 2, str(broken)),
         (train, ["--epochs", "two"], 2, "invalid int value: 'two'"),
         ("snfnp", ["evaluate", str(tmp_path)], 2, "is no run folder"),
         ("snfnp", ["sample", exact], 2, "learned no inverse: use --inverse exact"),
@@ -230,3 +235,72 @@ def test_help_explains_every_option(environment):
             --warmup-epochs --clip-norm --seed --shuffle --init --data-dir --out --resume
             --eval-every --dtype --data --graph --tf32"""
             assert set(expected.split()) <= set(options)
+
+
+PAGE = DERIVATIONS / "26-the-paper-reproduced.md"
+GIVEN = re.findall(r"`python (scripts/\w+\.py[^`]*)`", PAGE.read_text(encoding="utf-8"))
+TRAINING = sorted({command for command in GIVEN if command.startswith("scripts/train_")})
+IMAGES = {"mnist": 50_000, "cifar-10": 40_000, "imagenet32": 1_261_149}
+
+
+def measured(page) -> set[str]:
+    """The training commands of a page's paragraphs, blocks and tables, of new runs."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^    python (scripts/train_.*?)(?:  #.*)?$", text, flags=re.M)
+    found += re.findall(r"`python (scripts/train_[^`…]*)`", text)
+    rows = re.findall(r"^\| `(--[^`]+)` \|", text, flags=re.M)
+    found += [f"scripts/train_mnist.py {options}" for options in rows]
+    return {command for command in found if "--resume" not in command}
+
+
+MEASURED = {ROOT / "README.md": 6}
+
+
+def configuration(command: str, monkeypatch) -> TrainConfig:
+    """What a training script makes of its options, filled in and checked."""
+    script, *argv = shlex.split(command)
+    made = []
+
+    def main(argv, prog=None, **defaults):
+        given = vars(train._parser(prog, defaults).parse_args(argv))
+        made.append(TrainConfig(**{**defaults, **given}))
+
+    monkeypatch.setattr(train, "main", main)
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    return made[0].resolve(IMAGES[made[0].data])
+
+
+@pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.name)
+def test_every_command_of_readme_and_of_the_measurements_can_be_given(page, monkeypatch):
+    commands = measured(page)
+    assert len(commands) == MEASURED[page]
+    for command in commands:
+        configuration(command, monkeypatch)
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_a_command_of_the_tables_can_be_trained(command, monkeypatch):
+    config = configuration(command, monkeypatch)
+    shape = (28, 28, 1) if config.data == "mnist" else (32, 32, 3)
+    assert config.build_flow(shape).layers
+
+
+def test_every_model_has_a_command_and_every_command_a_script(monkeypatch):
+    models = {configuration(command, monkeypatch).model for command in TRAINING}
+    assert models == set(PRESETS) - {"vector"}  # for rows: no table has it
+    assert GIVEN and all((ROOT / command.split()[0]).is_file() for command in GIVEN)
+    with pytest.raises(UsageError):  # what cannot be trained would be found
+        configuration("scripts/train_mnist.py --model emerging --kernel 5", monkeypatch)
+
+
+def test_the_job_for_a_cluster_is_a_script_with_options_that_exist():
+    page = (ROOT / "scripts" / "runs.md").read_text(encoding="utf-8")
+    (job,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    if shutil.which("bash"):
+        subprocess.run(["bash", "-n"], input=job, text=True, check=True)
+    command = job.partition("snfnp train ")[2].partition("\nstatus")[0]
+    words = shlex.split(command.replace("\\\n", ""))
+    given = vars(train._parser(None, {}).parse_args(words))
+    assert given.pop("resume") == train.AUTO
+    assert TrainConfig(**given).resolve(IMAGES["mnist"]).epochs == 1000

@@ -1,17 +1,23 @@
-"""What a training step needs beside its layers: scalars, the log, batches; on CPU backends."""
+"""What a training step needs beside its layers: Adam, scalars, the log, batches; and its calls."""
 
 import math
 import re
+import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support.trainers import batches_of, make_trainer, take_steps
 
+import snfnp
 from snfnp.likelihood import AUGMENTATION
-from snfnp.ops import RandomKey
+from snfnp.ops import RandomKey, get_ops
 from snfnp.ops.gpu import source
 from snfnp.ops.images.definition import augment
 from snfnp.ops.step.control import LARGEST_EXPONENT, Row
 from snfnp.ops.step.log import SIZE, Entry, Reading, StepLog
+from snfnp.training.adam import Adam, clip_scale, learning_rate, warmed_up
 from snfnp.training.batches import Batches, epoch_order
 from snfnp.training.options import TrainConfig
 
@@ -118,3 +124,170 @@ def test_squares_are_summed_whatever_the_size(ops, size, dtype):
     assert abs(ops.linalg.sum_squares(g) - expected) <= bound
     g[size // 2] = np.nan
     assert math.isnan(ops.linalg.sum_squares(g))
+
+
+def buffers(size, dtype=np.float64, seed=0):
+    p = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    return p, np.zeros_like(p), np.zeros_like(p)
+
+
+def test_adam_matches_reference(ops):
+    """Algorithm 1 of Kingma & Ba (2014) with the sign of ascent, one scalar at a time."""
+    size, steps, lr, beta1, beta2, eps = 37, 50, 1e-2, 0.9, 0.999, 1e-8
+    p, m, v = buffers(size)
+    gradients = np.random.default_rng(1).standard_normal((steps, size)) * np.logspace(-9, 3, size)
+    expected = []
+    for i in range(size):
+        theta, first, second = p[i], 0.0, 0.0
+        for t in range(1, steps + 1):
+            g = gradients[t - 1, i]
+            first = beta1 * first + (1 - beta1) * g
+            second = beta2 * second + (1 - beta2) * g * g
+            m_hat, v_hat = first / (1 - beta1**t), second / (1 - beta2**t)
+            theta += lr * m_hat / (math.sqrt(v_hat) + eps)
+        expected.append((theta, first, second))
+    for t, g in enumerate(gradients, start=1):
+        squares = Adam().update(ops, g, lr, t, clip_norm=None, out=(p, m, v))
+        np.testing.assert_allclose(squares, np.linalg.norm(g) ** 2, rtol=2e-13)
+    for found, reference in zip((p, m, v), np.transpose(expected), strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-11, atol=0)
+
+
+def test_adam_uses_its_settings(ops):
+    p, m, v = buffers(3)
+    start, g = p.copy(), np.array([1.0, -2.0, 0.5])
+    Adam(beta1=0.5, beta2=0.75, eps=0.1).update(ops, g, 0.3, 1, None, out=(p, m, v))
+    np.testing.assert_allclose(m, 0.5 * g, rtol=1e-15)
+    np.testing.assert_allclose(v, 0.25 * g * g, rtol=1e-15)
+    np.testing.assert_allclose(p, start + 0.3 * g / (np.abs(g) + 0.1), rtol=1e-14)
+
+
+def test_clipping(ops):
+    """A gradient beyond the norm is scaled down to it; what is returned is of the unclipped one."""
+    g = np.random.default_rng(3).standard_normal(50)
+    norm = float(np.linalg.norm(g))
+    for clip_norm, scale in ((norm / 4, 0.25), (2 * norm, 1.0), (None, 1.0)):
+        p, m, v = buffers(50)
+        before = g.copy()
+        returned = Adam().update(ops, g, 1e-3, 1, clip_norm, out=(p, m, v))
+        np.testing.assert_allclose(returned, norm**2, rtol=2e-13)
+        np.testing.assert_array_equal(g, before)
+        rtol = 2e-6 / norm  # the 1e-6 in the denominator of the scale
+        np.testing.assert_allclose(m, 0.1 * scale * g, rtol=rtol + 1e-14)
+        np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=2 * rtol + 1e-13)
+    for squares, scale in ((25.0, 1.0), (0.0, 1.0), (1600.0, 0.25), (np.nan, np.nan)):
+        found = clip_scale(ops, squares, 10.0)
+        np.testing.assert_allclose(found, scale, rtol=0 if scale == 1 else 1e-6)
+    assert clip_scale(ops, 1600.0, 10.0) * 40.0 <= 10.0
+
+
+def test_clipping_is_of_the_whole_buffer(ops):
+    """One norm for all parameters: directions do not change."""
+    g = np.concatenate([np.full(16, 1e-3), np.full(16, 1e5)])
+    p, m, v = buffers(32)
+    Adam().update(ops, g, 1e-3, 1, clip_norm=1.0, out=(p, m, v))
+    np.testing.assert_allclose(m[0] / m[16], 1e-8, rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(m) / 0.1, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_reaches_the_parameters_and_the_norm(ops, clip_norm, dtype):
+    p, m, v = buffers(20, dtype)
+    g = np.ones(20, dtype)
+    g[7] = np.nan
+    squares = Adam().update(ops, g, 1e-3, 1, clip_norm, out=(p, m, v))
+    assert math.isnan(squares)
+    assert np.isnan(p[7])
+
+
+def test_nothing_moves_once_a_step_has_failed(ops):
+    g, *buffers_ = [np.full(20, value) for value in (2.0, 1.0, 3.0, 4.0)]
+    squares = Adam().update(ops, g, 1e-3, 1, None, failed=7.0, out=buffers_)
+    assert squares == 20 * 2.0**2
+    for buffer, value in zip((g, *buffers_), (2.0, 1.0, 3.0, 4.0), strict=True):
+        assert (buffer == value).all()
+
+
+def test_single_precision_keeps_up_with_double(ops):
+    """Twenty steps: each rounds p once and the step a dozen times."""
+    gradients = np.random.default_rng(4).standard_normal((20, 100)).astype(np.float32)
+    results = []
+    for dtype in (np.float32, np.float64):
+        p, m, v = (buffer.astype(dtype) for buffer in buffers(100, np.float32))
+        for step, g in enumerate(gradients, start=1):
+            Adam().update(ops, g.astype(dtype), 1e-3, step, clip_norm=5.0, out=(p, m, v))
+        assert p.dtype == m.dtype == v.dtype == dtype
+        results.append(p)
+    bound = 20 * np.finfo(np.float32).eps * (np.abs(results[1]) + 12 * 1e-3 * 4)
+    assert np.all(np.abs(results[0] - results[1]) <= bound)
+
+
+def test_warm_up():
+    """lr · ((b+1) + (e-1) B) / (E B) in batch b = 0, 1, … of epoch e = 1, 2, … of E (A.3)."""
+    lr, per_epoch, epochs = 1e-4, 7, 10
+    for step in range(12 * per_epoch):
+        epoch, batch = step // per_epoch + 1, step % per_epoch
+        formula = lr * ((batch + 1) + (epoch - 1) * per_epoch) / (epochs * per_epoch)
+        found = warmed_up(lr, step, per_epoch, epochs)
+        np.testing.assert_allclose(found, min(lr, formula), rtol=1e-15)
+    assert warmed_up(lr, epochs * per_epoch - 1, per_epoch, epochs) == lr
+    for epochs, step, fraction in ((0, 0, 1.0), (0.5, 0, 0.2), (0.5, 4, 1.0)):
+        np.testing.assert_allclose(warmed_up(2.0, step, 10, epochs), 2.0 * fraction, rtol=1e-15)
+
+
+RATES = [  # schedule, final fraction, rates of two steps of warm-up and six more, for --lr 1
+    ("constant", None, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+    ("linear", 0.0, [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
+    ("linear", 0.4, [0.5, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]),
+    ("cosine", 0.0, [0.5, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
+    ("cosine", 0.2, [0.5, 1, *(0.6 + 0.4 * math.cos(math.pi * k / 6) for k in range(1, 7))]),
+]
+
+
+@pytest.mark.parametrize("schedule, final, rates", RATES)
+def test_the_rate_falls_from_warm_up_to_the_last_step(schedule, final, rates):
+    options = {"lr_schedule": schedule, "final_lr_fraction": final}
+    config = TrainConfig(lr=2.0, warmup_epochs=1, epochs=4, **options).resolve(1000)
+    found = [learning_rate(config, step, steps_per_epoch=2) for step in range(9)]
+    np.testing.assert_allclose(found, 2 * np.array([*rates, rates[-1]]), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup, per_epoch, first", [(0.5, 1, 2.0), (0, 1, 2.0), (0.5, 4, 1.0)])
+def test_the_first_step_of_a_run_has_a_rate(schedule, warmup, per_epoch, first):
+    options = {"lr_schedule": schedule, "final_lr_fraction": 0.0, "warmup_epochs": warmup}
+    config = TrainConfig(lr=2.0, epochs=1, **options).resolve(1000)
+    assert learning_rate(config, 0, per_epoch) == first
+
+
+PACKAGE = str(Path(snfnp.__file__).parent)
+BUDGET = {"fc": (125, 21), "conv": (950, 22)}  # calls, and files of the functions that are called
+
+
+def calls_of(function) -> Counter:
+    """(file, function) of every call of the package's functions, and how often."""
+    counted = Counter()
+
+    def count(frame, event, argument):
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(PACKAGE):
+            counted[file.removeprefix(PACKAGE), frame.f_code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+@pytest.mark.parametrize("model", BUDGET)
+def test_a_step_makes_few_calls_in_few_files(model):
+    trainer = make_trainer(get_ops("numpy"), model)
+    take_steps(trainer, range(2))  # the first renews states and makes constants
+    batches = batches_of(trainer)
+    counted = calls_of(lambda: trainer.training_step(batches))
+    calls, files = sum(counted.values()), len({file for file, _ in counted})
+    most_calls, most_files = BUDGET[model]
+    assert calls <= most_calls and files <= most_files, (calls, files, counted)

@@ -1,7 +1,11 @@
-"""The training loop: resume, interruption, divergence, metrics."""
+"""The training loop: what it evaluates and keeps, its images and noise, and how it goes on."""
 
 import io
+import itertools
+import json
+import math
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +16,233 @@ import tqdm.auto
 from support.messages import one_line
 from support.own_layer import RULES, own
 from support.runs import Killed, assert_same_run, kill, state
-from support.trainers import at_step, run_training, small_dataset
+from support.trainers import at_step, batches_of, make_trainer, run_training, small_dataset
 
+from snfnp.cli import evaluate, shared
+from snfnp.data import Dataset
 from snfnp.errors import DivergedError, UsageError
+from snfnp.layers import Preprocess
+from snfnp.likelihood import EVALUATION_NOISE
+from snfnp.ops import get_ops
+from snfnp.ops.random import philox
 from snfnp.training import progress
+from snfnp.training.loop import Loop
+from snfnp.training.monitors import Monitors
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.runs.load import load_run
+from snfnp.training.trainer import Trainer
+
+OPS = get_ops("numpy")
+SIDE, BATCH = 4, 10
+CHOICES = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "batch_size": BATCH, "threads": 1}
+
+# ---------------------------------------------------------------- in memory
+
+
+def loop_of(nlls, callbacks=(), **how):
+    """A loop whose evaluations give these likelihoods, at the start first; and its records."""
+    trainer, seen = make_trainer(OPS, "fc"), []
+    batches, given = batches_of(trainer), iter(nlls)
+    trainer.begin(batches)
+    callbacks = (lambda record: seen.append((record, trainer.p.copy())), *callbacks)
+    how = {"nll": lambda likelihood: next(given), "callbacks": callbacks, **how}
+    loop = Loop(trainer, batches, **how)
+    loop.evaluate()
+    return loop, seen
+
+
+def test_the_best_evaluation_is_kept():
+    """That of step 4: what is not finite is none, and an equal one is not better."""
+    loop, seen = loop_of([5.0, math.nan, 2.0, 2.0, -math.inf], steps=7, every=2)
+    assert loop.run() is False and loop.trainer.step == 7
+    records = [record for record, _ in seen]
+    assert [record.step for record in records] == [0, 2, 4, 6, 7]
+    assert [record.best for record in records] == [True, False, True, False, False]
+    assert (loop.best.step, loop.best.nll, loop.best.steps) == (4, 2.0, 7)
+    np.testing.assert_array_equal(loop.best_p, seen[2][1])
+    assert np.isfinite(records[2].surrogate) and 0 < records[1].seconds <= loop.seconds
+    expected = records[2].likelihood.log_prob(batches_of(loop.trainer)(0))
+    found = loop.trainer.likelihood(loop.best_p).log_prob(batches_of(loop.trainer)(0))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("patience, last", [(1, 6), (2, 8), (3, 16), (None, 20)])
+def test_patience_counts_the_evaluations_since_the_best(patience, last):
+    nlls = [5.0, 4.0, 3.0, 4.0, 4.0, 2.0, *5 * [3.0]]
+    loop, seen = loop_of(nlls, steps=20, every=2, patience=patience)
+    loop.run()
+    assert loop.trainer.step == seen[-1][0].step == last
+
+
+def test_a_callback_that_returns_true_ends_it():
+    loop, seen = loop_of([5.0, 4.0, 3.0], [lambda record: record.step == 4], steps=9, every=2)
+    assert loop.run() is True and loop.trainer.step == 4 == seen[-1][0].step
+
+
+def test_a_step_that_fails_leaves_the_best_before():
+    loop, _ = loop_of([5.0, 4.0, 3.0], steps=9, every=2)
+    step = loop.trainer.training_step
+
+    def poisoned(batches):
+        if loop.trainer.step == 3:
+            loop.trainer.params["dense2"]["W"][...] = np.nan
+        step(batches)
+
+    loop.trainer.training_step = poisoned
+    with np.errstate(invalid="ignore"), pytest.raises(DivergedError, match="at step 4: .* dense2"):
+        loop.run()
+    assert loop.best.step == 2 and np.isfinite(loop.best_p).all()
+
+
+# ---------------------------------------------------------------- which epoch, which images
+
+
+def dataset(*splits):
+    return Dataset("mnist", *(np.asarray(images, np.uint8) for images in splits))
+
+
+def pixels(low, high, seed=0):
+    return np.random.default_rng(seed).integers(low, high, (40, SIDE, SIDE, 1))
+
+
+@pytest.fixture(scope="module")
+def disagreeing(tmp_path_factory):
+    """A run in which the best epoch by the validation images is neither the first nor the last, and
+    the best by the test images, which are like those that it trains on, the last."""
+    data = dataset(pixels(100, 150), pixels(80, 170, seed=1), pixels(100, 150, seed=2))
+    folder = tmp_path_factory.mktemp("runs") / "disagreeing"
+    return data, *run_training(folder, data, **CHOICES | {"epochs": 9, "lr": 0.02})
+
+
+def test_which_images_and_which_epoch_the_figures_are_of(disagreeing):
+    """The best epoch is that of the validation images; the final figure, the test images there."""
+    data, run, summary = disagreeing
+    validation = [record["validation_nll_nats"] for record in run.read_metrics()]
+    best, steps = int(np.argmin(validation)), len(data.train) // BATCH
+    assert 0 < best < 8 == len(validation) - 1
+    assert (summary["best_epoch"], summary["validation_nll_nats"]) == (best + 1, validation[best])
+    test = {}
+    for name, epoch in (("best", best), ("last", 8)):
+        loaded = load_run(run.path, name)
+        assert loaded.checkpoint.step == (epoch + 1) * steps
+        found = loaded.likelihood.evaluate(data.validation, 0).nll
+        assert found == pytest.approx(validation[epoch], rel=1e-12)
+        test[name] = loaded.likelihood.evaluate(data.test, 0).nll
+    assert test["last"] < test["best"] - 0.1  # they can be told apart
+    assert summary["test_nll_nats"] == pytest.approx(test["best"], rel=1e-12)
+    bits = test["best"] / (SIDE * SIDE * math.log(2))
+    assert summary["test_bits_per_dimension"] == pytest.approx(bits, rel=1e-12)
+    assert json.loads(run.summary_file.read_text())["test_nll_nats"] == summary["test_nll_nats"]
+
+
+@pytest.mark.parametrize(
+    "epochs, every, expected",
+    [(3, 1, [1, 2, 3]), (3, 2, [2, 3]), (4, 2, [2, 4]), (2, 5, [2]), (5, 3, [3, 5])],
+)
+def test_the_last_epoch_is_always_evaluated(tmp_path, epochs, every, expected):
+    how = CHOICES | {"epochs": epochs, "eval_every": every}
+    run, summary = run_training(tmp_path / "run", dataset(*3 * [pixels(0, 256)]), **how)
+    records = run.read_metrics()
+    assert [record["epoch"] for record in records] == expected
+    assert [record["step"] for record in records] == [4 * epoch for epoch in expected]
+    best = min(records, key=lambda record: record["validation_nll_nats"])
+    assert summary["best_epoch"] == best["epoch"]
+    assert state(run.path).step == 4 * epochs
+
+
+# ---------------------------------------------------------------- in which order, with which noise
+
+
+def orders(folder, monkeypatch, epochs=3, **changes):
+    """Per epoch, the numbers of the training images in the order in which steps saw them."""
+    numbered = np.arange(45).reshape(-1, 1, 1, 1) * np.ones((1, SIDE, SIDE, 1))
+    seen, original = [], Trainer.training_step
+
+    def noting(trainer, batches):
+        images = OPS.to_host(batches(trainer.step))
+        seen.append(images.reshape(BATCH, -1)[:, 0].tolist())
+        return original(trainer, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "training_step", noting)
+        data = dataset(numbered, *2 * [pixels(0, 256)])
+        run_training(folder, data, **CHOICES | {"epochs": epochs} | changes)
+    per_epoch = len(seen) // epochs
+    return [sum(seen[i : i + per_epoch], []) for i in range(0, len(seen), per_epoch)]
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path, monkeypatch):
+    epochs = orders(tmp_path / "run", monkeypatch)
+    for order in epochs:
+        assert len(order) == len(set(order)) == 40  # 45 images: a rest of 5 is left out
+        assert order != sorted(order)
+    for one, other in itertools.combinations(epochs, 2):
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
+    assert set().union(*epochs) == set(range(45))  # not always the same rest
+    again = orders(tmp_path / "again", monkeypatch)
+    other = orders(tmp_path / "other", monkeypatch, seed=1)
+    assert again == epochs and other[0] != epochs[0]
+
+
+def test_without_a_shuffle_the_order_stays(tmp_path, monkeypatch):
+    assert orders(tmp_path / "run", monkeypatch, shuffle=False) == 3 * [list(range(40))]
+
+
+@pytest.fixture(scope="module", params=[0, 3])
+def encodings(request, tmp_path_factory):
+    """Every x that a run of some seed made of images, in training and in evaluations: all pixels
+    are alike, so that the noise alone tells them apart."""
+    made, original = [], Preprocess.forward
+
+    def noting(preprocess, ops, images, key, dtype):
+        x, ldj = original(preprocess, ops, images, key, dtype)
+        made.append(np.array(x))
+        return x, ldj
+
+    grey = dataset(*3 * [np.full((40, SIDE, SIDE, 1), 100)])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Preprocess, "forward", noting)
+        # the monitors look at the batch of the next step just as that will see it
+        patched.setattr(Monitors, "figures", lambda *_: {})
+        how = CHOICES | {"epochs": 2, "seed": request.param}
+        run_training(tmp_path_factory.mktemp("runs") / "run", grey, **how)
+    training, evaluation = ([x for x in made if len(x) == count] for count in (BATCH, 40))
+    first, *training = training  # biases and the like may start from the first step's batch
+    np.testing.assert_array_equal(first, training[0])
+    assert len(training) == 8 and len(evaluation) == 3  # two epochs, and the test images
+    return training, evaluation
+
+
+def test_every_step_has_noise_of_its_own_and_every_evaluation_the_same(encodings):
+    training, evaluation = encodings
+    values = np.concatenate(training).ravel()
+    assert len(np.unique(values)) == len(values)
+    for x in evaluation:
+        np.testing.assert_array_equal(x, evaluation[0])
+    assert not np.isin(evaluation[0], np.concatenate(training)).any()
+    u = philox.uniform(np, philox.RandomKey(0, EVALUATION_NOISE, 0), (40, SIDE * SIDE))
+    v = 1e-6 + (1 - 2e-6) * (100 + u) / 256
+    # whatever the run's seed, so that runs compare
+    np.testing.assert_allclose(evaluation[0], np.log(v / (1 - v)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatch, capsys, split):
+    data, run, _ = disagreeing
+    monkeypatch.setattr(shared, "load_dataset", lambda *where: data)
+    evaluate.main([str(run.path), "--split", split, "--seed", "5"])
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(.+?) {2,}(-?[\d.]+) +(-?[\d.]+)$", out, re.M)
+    expected = load_run(run.path).likelihood.evaluate(getattr(data, split), 5)
+    nats = {**expected.terms, "log p(x)": -expected.nll}
+    assert [name for name, _, _ in rows] == list(nats)
+    for name, in_nats, in_bits in rows:
+        assert float(in_nats) == pytest.approx(nats[name], abs=6e-4)
+        assert float(in_bits) == pytest.approx(nats[name] / (16 * 0.6931471805599453), abs=6e-5)
+    assert f"NLL {expected.nll:.3f} nats = {expected.nll / 11.090354888959125:.4f} bits/dim" in out
+
+
+# ---------------------------------------------------------------- runs, and how they go on
 
 
 @pytest.mark.parametrize("gradient", ["self-normalizing", "exact", "relative"])
