@@ -2,9 +2,7 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,6 @@ from urllib.parse import urlsplit
 from snfnp import paths
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError
-
-_FAILED = ".failed"  # of the file beside a folder of the cache that says when no mirror gave it
-_RETRY_AFTER = 600  # seconds from then on in which it is not tried again
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Published:
             return self._read_given(Path(os.path.expanduser(given)), "SNFNP_DATA_DIR")
         folder = cache_folder(self.name)
         try:
-            hosts = self._fill(folder)
+            self._fill(folder)
         except SnfnpError as error:
             if self.substitute is None:
                 lacks = f"no {self.title} images in {folder} and no download ({error})"
@@ -76,9 +71,8 @@ class Published:
             given = "--data-dir or SNFNP_DATA_DIR may name a folder with the full data's files"
             report(f"WARNING: NOT THE FULL {self.title}: {used}, because {error}; {given}")
             return dataset
-        gave = f"{', '.join(hosts)} (downloaded to {folder})"
         try:
-            return self._read(self.find(folder), gave if hosts else f"cache folder {folder}")
+            return self._read(self.find(folder), f"cache folder {folder}")
         except SnfnpError as error:
             remedy = " (in the cache: delete it to have it downloaded again)" * bool(self.mirrors)
             raise SnfnpError(f"{error}{remedy}") from error
@@ -96,26 +90,18 @@ class Published:
             raise UsageError(f"{place}: {origin} {problem}; {self._to_get()} and put them there")
         return self._read(files, f"folder {place}")
 
-    def _fill(self, folder: Path) -> list[str]:
-        """Download what the cache lacks; return the hosts that gave it (none: nothing lacked)."""
+    def _fill(self, folder: Path) -> None:
+        """Download what the cache lacks."""
         found = self.find(folder)
-        missing = [name for name in self.files if name not in found]
-        if not missing:
-            return []
-        if not self.mirrors:
-            raise SnfnpError("registered users alone are given the files")
-        if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
-            raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
-        failed = folder.with_suffix(_FAILED)
-        with suppress(OSError):
-            ago = time.time() - failed.stat().st_mtime
-            if 0 <= ago < _RETRY_AFTER:
-                again = f"to try again now, delete {failed}"
-                raise SnfnpError(f"the download failed {ago / 60:.0f} minutes ago: {again}")
-        return sorted({self._download(name, folder) for name in missing})
+        for name in (name for name in self.files if name not in found):
+            if not self.mirrors:
+                raise SnfnpError("registered users alone are given the files")
+            if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
+                raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
+            self._download(name, folder)
 
-    def _download(self, name: str, folder: Path) -> str:
-        """Put a file into `folder` from the first mirror that works; return that mirror's host.
+    def _download(self, name: str, folder: Path) -> None:
+        """Put a file into `folder` from the first mirror that works.
 
         pooch gives it its name only once its checksum is right: an interruption at any time leaves
         the cache as it was.
@@ -131,7 +117,7 @@ class Published:
             host = urlsplit(mirror).netloc
             try:
                 pooch.retrieve(mirror + name, known, name, folder, downloader=fetch)
-                return host
+                return
             except requests.HTTPError as error:
                 problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
             except requests.RequestException:  # whose texts are lines of addresses and objects
@@ -142,8 +128,6 @@ class Published:
                 reason = f"the cache {folder} cannot be written ({error.strerror})"
                 raise SnfnpError(reason) from error
             failures.append(f"{host}: {problem}")
-        with suppress(OSError):
-            folder.with_suffix(_FAILED).touch()
         raise SnfnpError(f"no mirror gave {name} ({', '.join(failures)})")
 
     def _to_get(self) -> str:

@@ -1,7 +1,5 @@
 """Places where the files of a data set are looked for, the same for all of them."""
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from support.data_files import FILES, Mirror, assert_is, put, refused
 from support.messages import no_announcement
 
-from snfnp.data import load_dataset, published
+from snfnp.data import load_dataset
 from snfnp.errors import SnfnpError, UsageError
 
 NAMES = list(FILES)
@@ -86,9 +84,7 @@ def test_download_then_cache(
     mirror.files.update(FILES[name])
     small(mirror.url)
     put(cache / name, {"cifar-10-python.tar.gz": b"what an older snfnp downloaded"})
-    first = load_dataset(name, report=no_announcement)
-    assert_is(name, first)
-    assert mirror.url.split("/")[2] in first.source
+    assert_is(name, load_dataset(name, report=no_announcement))
     assert sorted(mirror.requests) == sorted(FILES[name])
     mirror.files.clear()
     for offline in ("0", "1"):
@@ -141,28 +137,9 @@ def test_a_second_mirror_and_a_cache_without_damaged_files(
     words["other images"] = "wrong checksum"
     assert words.get(fault, "") in line and "connection failed" in line
     assert list((cache / name).iterdir()) == []
-    (cache / f"{name}.failed").unlink()  # it would not be tried again at once
     small(unreachable, bad.url, good.url)
-    dataset = load_dataset(name, report=no_announcement)
-    assert_is(name, dataset)
-    assert good.url.split("/")[2] in dataset.source
+    assert_is(name, load_dataset(name, report=no_announcement))
     assert sorted(path.name for path in (cache / name).iterdir()) == sorted(FILES[name])
-
-
-def test_a_download_that_failed_is_not_tried_again_for_a_while(cache, small, make_mirror) -> None:
-    """Each of three mirrors may take its time, and a user runs several commands."""
-    mirror = make_mirror()
-    small(mirror.url)
-    note, lines = cache / "mnist.failed", []
-    for _ in range(3):
-        load_dataset("mnist", report=lines.append)
-    assert len(mirror.requests) == 1
-    assert "HTTP status 404" in lines[0] and f"delete {note}" in lines[1] == lines[2]
-    assert len(lines[1]) - len(str(note)) < 300 and "--data-dir" in lines[1]
-    mirror.files.update(FILES["mnist"])
-    past = time.time() - published._RETRY_AFTER
-    os.utime(note, (past, past))
-    assert_is("mnist", load("mnist"))
 
 
 def test_an_interrupted_download_leaves_no_file(small, cache, make_mirror, monkeypatch) -> None:
