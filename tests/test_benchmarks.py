@@ -13,6 +13,7 @@ from benchmarks.steps import make_trainer
 from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations
 
+from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
 
@@ -85,7 +86,8 @@ def test_threads_are_given_back_after_an_exception():
     numba = pytest.importorskip("numba")
     before = numba.get_num_threads()
     assert before > 1 or numba.config.NUMBA_NUM_THREADS == 1
-    with pytest.raises(ZeroDivisionError), timing.threads(1):
+    with pytest.raises(ZeroDivisionError), threads.restored():
+        threads.limit(1)
         assert numba.get_num_threads() == 1
         raise ZeroDivisionError
     assert numba.get_num_threads() == before
@@ -93,7 +95,7 @@ def test_threads_are_given_back_after_an_exception():
 
 def test_a_table_shows_three_digits_or_all_before_the_point():
     rows = [{"a": "x", "ms": 0.12345, "n": 7}, {"a": "long", "ms": 12345.6, "n": None}]
-    assert timing.table(rows) == "a        ms  n\nx     0.123  7\nlong  12346  -"
+    assert timing.table(rows) == "a         ms  n\nx      0.123  7\nlong  12,346  -"
 
 
 def test_steps_stand_beside_their_floors():

@@ -3,10 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import NamedTuple
-
-from threadpoolctl import threadpool_limits
 
 Call = Callable[[], object]
 _SHORTEST, _LONGEST = 5, 200  # calls in a burst
@@ -77,7 +74,7 @@ def measure_asynchronous(
 
 
 def parallel_copy() -> Callable:
-    """copy(source, target) of arrays (N,), on as many threads as `threads` allows."""
+    """copy(source, target) of arrays (N,), on as many threads as Numba has."""
     import numba
 
     @numba.njit(parallel=True)
@@ -86,20 +83,6 @@ def parallel_copy() -> Callable:
             target[i] = source[i]
 
     return copy
-
-
-@contextmanager
-def threads(count: int):
-    """Limit BLAS and Numba to this many threads; inside, whatever happens."""
-    import numba
-
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    try:
-        with threadpool_limits(count):
-            yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def table(rows: list[dict]) -> str:
@@ -112,9 +95,12 @@ def table(rows: list[dict]) -> str:
 
 
 def _cell(value) -> str:
-    """A word or whole number as it is, others with three digits, or all before the point."""
+    """A word or whole number as it is."""
     if value is None:
         return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+    return digits(value) if isinstance(value, float) else str(value)
+
+
+def digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"

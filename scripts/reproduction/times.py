@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.steps import make_trainer, random_images
 from benchmarks.sweep import growth, sweep
-from benchmarks.timing import measure, measure_asynchronous
+from benchmarks.timing import digits, measure, measure_asynchronous
 
 from reproduction import pictures, provenance
 from reproduction.runs import Command
@@ -108,7 +108,7 @@ class Table3(Target):
 def _cells(times: dict) -> list[str]:
     ours = share = paper = paper_share = "–"
     if "median" in times:
-        ours = f"{_digits(times['median'])} ({_digits(times['minimum'])})"
+        ours = f"{digits(times['median'])} ({digits(times['minimum'])})"
         share = f"{times['of_exact']:.2f}"
     if times["paper"]:
         paper = "{paper:.1f} ± {paper_spread:.1f}".format(**times)
@@ -166,7 +166,7 @@ class Figure4(Target):
             shown = points[::-1][::step][::-1]  # at most four, the last one among them
             for key, exponent in layer["growth"].items():
                 gradient = key.removesuffix(" ms")
-                times = ", ".join(f"{own['D']}: {_digits(own[key])}" for own in shown)
+                times = ", ".join(f"{own['D']}: {digits(own[key])}" for own in shown)
                 grows = "–" if exponent is None else f"D^{exponent:.1f}, D ≥ {_LARGE}"
                 dense = layer is record["rows"][0]
                 paper = _ORDERS[gradient] if dense else "not measured"
@@ -175,8 +175,3 @@ class Figure4(Target):
 
     def draw(self, record: dict, path: Path) -> None:
         pictures.save_sweeps(path, {layer["label"]: layer["points"] for layer in record["rows"]})
-
-
-def _digits(milliseconds: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{milliseconds:.3g}" if milliseconds < 999.5 else f"{milliseconds:,.0f}"
