@@ -167,12 +167,7 @@ class Flow:
         return sum(rest, start=first)
 
     def forward(
-        self,
-        ops: Ops,
-        params: Params,
-        x: Array,
-        recompute: bool = False,
-        noise: Callable | None = None,
+        self, ops: Ops, params: Params, x: Array, recompute=False, noise: Callable | None = None
     ) -> tuple[tuple, Any, list]:
         """Map x to its latents.
 
@@ -238,8 +233,8 @@ class Flow:
         return z
 
     def latent_gradients(self, latents: tuple, samples: int | None = None) -> tuple:
-        """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N.
-        samples: N, if the latents are those of a part of the batch."""
+        """δ of every latent: the gradient of its log-density averaged over N samples, −latent/N;
+        samples: N, for latents of a part of the batch."""
         return tuple([latent * (-1 / (samples or len(latent))) for latent in latents])
 
     def backward(
@@ -312,8 +307,7 @@ class Flow:
 
     def first_nonfinite_gradient(self, ops, grads) -> str | None:
         """The `layer.parameter` whose gradient is not finite, nearest to the output."""
-        for name, _ in reversed(self.layers):
-            for parameter, gradient in grads[name].items():
-                if not bool(ops.xp.isfinite(gradient).all()):
-                    return f"{name}.{parameter}"
+        for entry in reversed(self.layout.optimised.entries):
+            if not bool(ops.xp.isfinite(grads[entry.layer][entry.name]).all()):
+                return entry.key
         return None

@@ -23,12 +23,7 @@ _ARRAYS = "array", "arrays in memory"  # their name and their source
 
 
 def load(
-    path,
-    validation=None,
-    test=None,
-    seed: int = 0,
-    report: Callable[[str], None] = print_to_stderr,
-    **table,
+    path, validation=None, test=None, seed: int = 0, report: Callable = print_to_stderr, **table
 ) -> Dataset:
     """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
