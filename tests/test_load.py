@@ -14,7 +14,7 @@ from support.trainers import run_training, small_dataset, without_time
 import snfnp
 from snfnp.cli import angle, compare, evaluate, shared
 from snfnp.data import LOADERS, SPLITS, Dataset
-from snfnp.data.mnist import SAMPLE
+from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.ops import get_ops

@@ -12,7 +12,7 @@ from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp import diagnostics
 from snfnp.context import Slice
-from snfnp.data.mnist import sample
+from snfnp.data.sets import sample
 from snfnp.diagnostics import gradient_angles, gradients
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow

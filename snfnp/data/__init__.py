@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from snfnp.data import cifar, imagenet, mnist, toy, user_data
+from snfnp.data import sets, toy, user_data
 from snfnp.data.dataset import SPLITS, Dataset, require_dataset
 from snfnp.data.published import print_to_stderr
 from snfnp.errors import UsageError, suggestion
@@ -12,11 +12,11 @@ from snfnp.errors import UsageError, suggestion
 # {name: a function (data_dir or None, report) -> Dataset}
 PUBLISHED: dict[str, Callable[..., Dataset]] = {
     published.name: published.load
-    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR, imagenet.IMAGENET32)
+    for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32)
 }
 LOADERS: dict[str, Callable[..., Dataset]] = {
     **PUBLISHED,
-    "mnist-sample": mnist.sample,
+    "mnist-sample": sets.sample,
     **{name: partial(toy.load, name) for name in toy.DENSITIES},
 }
 DATA_SETS = tuple(LOADERS)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from snfnp import paths
 from snfnp.data.dataset import SPLITS, Dataset
 from snfnp.errors import SnfnpError, UsageError
+from snfnp.images import selected
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Published:
         name: as given to `load_dataset`, and the folder's name in the cache.
         title: the name in messages.
         files: {name at the mirrors: MD5 there}.
-        read: read(self, {name: path}) checks the files, and returns the three splits.
+        read: read(self, {name: path}) checks the files, and returns the images (N, H, W, C).
+        counts: how many of them, in this order, are for training, validation and test.
         mirrors: base addresses, each ending in "/", in the order in which they are tried; without
             any, a person has to get the files.
         advice: how a person gets them.
@@ -32,6 +36,7 @@ class Published:
     title: str
     files: dict[str, str]
     read: Callable[..., Any]
+    counts: tuple[int, int, int]
     mirrors: tuple[str, ...] = ()
     advice: str = ""
     substitute: Callable[[], Dataset] | None = None
@@ -78,7 +83,9 @@ class Published:
             raise SnfnpError(f"{error}{remedy}") from error
 
     def _read(self, files: dict[str, Path], source: str) -> Dataset:
-        return Dataset(self.name, *self.read(self, files), source=source)
+        images = self.read(self, files)
+        places = np.split(np.arange(sum(self.counts)), np.cumsum(self.counts[:-1]))
+        return Dataset(self.name, *(selected(images, some) for some in places), source=source)
 
     def _read_given(self, root: Path, origin: str) -> Dataset:
         """The images in a folder, or in its subfolder of the data set's name."""

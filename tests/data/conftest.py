@@ -9,7 +9,7 @@ import pytest
 from support.data_files import Mirror, use_small_sets
 
 import snfnp.data
-from snfnp.data import cifar, mnist
+from snfnp.data import sets
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def isolated(cache: Path, unreachable: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(variable, raising=False)
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
-    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR):
+    for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR):
         published = dataclasses.replace(published, mirrors=(unreachable,))
         monkeypatch.setitem(snfnp.data.LOADERS, published.name, published.load)
 

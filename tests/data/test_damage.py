@@ -19,7 +19,7 @@ from support.data_files import (
 )
 from support.messages import assert_one_line
 
-from snfnp.data import cifar, load_dataset
+from snfnp.data import load_dataset, sets
 from snfnp.errors import SnfnpError
 
 GOOD = idx_bytes(TEST)
@@ -64,8 +64,8 @@ def test_any_damage_is_one_error_or_none(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda whole: whole + b"garbage"])
 def test_an_archive(tmp_path: Path, damage) -> None:
-    put(tmp_path, {cifar.ARCHIVE: damage(FILES["cifar-10"][cifar.ARCHIVE])})
-    file = tmp_path / cifar.ARCHIVE
+    put(tmp_path, {sets.ARCHIVE: damage(FILES["cifar-10"][sets.ARCHIVE])})
+    file = tmp_path / sets.ARCHIVE
     refused("cifar-10", tmp_path, f"{file} cannot be read (its MD5 is not that of the published")
 
 
@@ -89,7 +89,7 @@ ZEROS = gzip.compress(bytes(64 << 20), 9) * 96  # 6 GiB, in members of 64 MiB
 
 BOMBS = {
     "IDX file": ("mnist", {TRAIN_GZ: ZEROS, TEST_GZ: b""}, "no published data set"),
-    "archive": ("cifar-10", {cifar.ARCHIVE: ZEROS}, "its MD5 is not that"),
+    "archive": ("cifar-10", {sets.ARCHIVE: ZEROS}, "its MD5 is not that"),
 }
 
 

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 from support.data_files import FILES, assert_is, colour_images, png, put, refused
 
-from snfnp.data import cifar, imagenet, load_dataset
+from snfnp.data import load_dataset, sets
 from snfnp.images import StoredArray
 
 ROOT = Path(__file__).resolve().parents[2]
-# The real counts, which the tests replace by small ones.
-PUBLISHED = imagenet.COUNTS
-PUBLISHED_CIFAR = cifar.COUNTS
+PUBLISHED = sets.IMAGENET32.counts
 
 
 def test_published_splits() -> None:
     """Appendix A.3: 1,261,149 images for training, and 40,000 of CIFAR-10."""
-    assert PUBLISHED == (1_261_149, 20_000, 49_999) and PUBLISHED_CIFAR == (40_000, 10_000, 10_000)
-    assert cifar.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
+    assert PUBLISHED == (1_261_149, 20_000, 49_999) and sets.CIFAR.counts == (
+        40_000,
+        10_000,
+        10_000,
+    )
+    assert sets.BATCHES[::5] == ("data_batch_1.bin", "test_batch.bin")
 
 
 def test_images_are_read_as_they_are_needed(tmp_path: Path, small, monkeypatch) -> None:
@@ -35,8 +37,8 @@ def test_images_are_read_as_they_are_needed(tmp_path: Path, small, monkeypatch) 
     "array", [np.zeros((29, 32, 32, 3), np.uint8), np.zeros((30, 32, 32, 3), np.int8), np.zeros(())]
 )
 def test_another_array_is_refused(tmp_path: Path, small, array) -> None:
-    np.save(tmp_path / imagenet.FILE, array)
-    refused("imagenet32", tmp_path, tmp_path / imagenet.FILE, f"{array.dtype} of shape", "is not")
+    np.save(tmp_path / sets.ARRAY, array)
+    refused("imagenet32", tmp_path, tmp_path / sets.ARRAY, f"{array.dtype} of shape", "is not")
 
 
 def test_the_documented_command_makes_the_file(tmp_path: Path, small, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import snfnp.data
-from snfnp.data import Dataset, cifar, imagenet, mnist
+from snfnp.data import Dataset, sets
 from snfnp.errors import SnfnpError
 from support.messages import assert_one_line
 
@@ -72,7 +72,7 @@ def records(images: np.ndarray) -> bytes:
 
 
 def cifar_members() -> dict[str, bytes]:
-    batches = zip(cifar.BATCHES, map(records, CIFAR), strict=True)
+    batches = zip(sets.BATCHES, map(records, CIFAR), strict=True)
     members = {f"cifar-10-batches-bin/{name}": content for name, content in batches}
     return members | {"cifar-10-batches-bin/readme.html": b"<html>"}
 
@@ -92,8 +92,8 @@ def npy_bytes(array: np.ndarray) -> bytes:
 FILES = {
     "mnist": {TRAIN_GZ: gzip.compress(idx_bytes(TRAIN)), TEST_GZ: gzip.compress(idx_bytes(TEST))},
     "fashion-mnist": {name: gzip.compress(idx_bytes(images)) for name, images in FASHION.items()},
-    "cifar-10": {cifar.ARCHIVE: tar_bytes(cifar_members(), compressed=True)},
-    "imagenet32": {imagenet.FILE: npy_bytes(IMAGENET)},
+    "cifar-10": {sets.ARCHIVE: tar_bytes(cifar_members(), compressed=True)},
+    "imagenet32": {sets.ARRAY: npy_bytes(IMAGENET)},
 }
 SPLITS = {
     "mnist": (TRAIN[:5, ..., None], TRAIN[5:, ..., None], TEST[..., None]),
@@ -124,17 +124,15 @@ def refused(name: str, folder: Path | None, *parts: object, kind: type = SnfnpEr
 
 def use_small_sets(monkeypatch: pytest.MonkeyPatch, mirrors: dict[str, tuple[str, ...]]) -> None:
     """Replace the published data sets by the small ones, to be had at these addresses."""
-    for published in (mnist.MNIST, mnist.FASHION_MNIST, cifar.CIFAR):
-        name = published.name
+    for published in (sets.MNIST, sets.FASHION_MNIST, sets.CIFAR, sets.IMAGENET32):
+        name, counts = published.name, tuple(map(len, SPLITS[published.name]))
         md5 = {file: hashlib.md5(content).hexdigest() for file, content in FILES[name].items()}
-        published = dataclasses.replace(published, mirrors=mirrors[name], files=md5)
+        small = {"mirrors": mirrors.get(name, ()), "files": md5, "counts": counts}
+        published = dataclasses.replace(published, **small)
         monkeypatch.setitem(snfnp.data.LOADERS, name, published.load)
-        for file, content in FILES[name].items() if name != "cifar-10" else ():
+        for file, content in FILES[name].items() if "mnist" in name else ():
             digest = hashlib.sha256(gzip.decompress(content)).hexdigest()
-            monkeypatch.setitem(mnist._KNOWN, digest, (published.title, file))
-    monkeypatch.setattr(mnist, "COUNTS", (5, 2, 3))
-    monkeypatch.setattr(cifar, "COUNTS", (16, 4, 4))
-    monkeypatch.setattr(imagenet, "COUNTS", (18, 5, 7))
+            monkeypatch.setitem(sets._KNOWN, digest, (published.title, file))
 
 
 class Mirror:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from snfnp.data.mnist import MNIST
 from snfnp.data.published import cache_folder
+from snfnp.data.sets import MNIST
 
 
 def find_full_mnist() -> Path | None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from snfnp.data import DATA_SETS, SPLITS, Dataset
-from snfnp.data.mnist import SAMPLE
+from snfnp.data.sets import SAMPLE
 from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training import files
 from snfnp.training.options import TrainConfig
