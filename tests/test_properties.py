@@ -1,10 +1,9 @@
 """What holds for any shape, layout, knot or point: cases that hypothesis draws."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.explicit import convolve, convolve_weight_grad
-from support.properties import cases
 
 from snfnp.ops import get_ops
 from snfnp.parameters import Layout
@@ -12,6 +11,14 @@ from snfnp.parameters import Layout
 SEEDS = st.integers(0, 2**32 - 1)
 ODD = st.sampled_from([1, 3, 5, 7])
 NUMPY = get_ops("numpy")
+# `ops`, which every case of a test shares, holds no state.
+SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+def cases(count: int):
+    """A decorator: this many cases, drawn alike on every machine and in every run."""
+    how = {"derandomize": True, "deadline": None, "suppress_health_check": SHARED}
+    return settings(max_examples=count, **how)
 
 
 def close(found, expected, rtol=1e-11):

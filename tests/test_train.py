@@ -388,6 +388,7 @@ def test_config_json_records_what_a_repetition_needs(tmp_path):
     _, record = RunFolder.open(run.path)
     assert record["backend"] == "numba" and record["config"]["seed"] == 0
     assert record["data"]["source"] == "random images"
+    assert record["device"] == get_ops("numba").device.describe()
     assert {"numpy", "numba", "snfnp", "python"} <= set(record["versions"])
     assert record["threads"]["numba_layer"] and record["threads"]["blas"]
     start = "paper, NumPy default_rng(0); R = flip(W); b from the first batch"
