@@ -31,17 +31,13 @@ class Evaluation:
 
     Attributes:
         terms: nats by the name of the term: base densities, preprocessing, layers. Their sum is the
-            mean log p(x), with noise from `dequantisation_seed`; its mean over the noise is a lower
-            bound on the log-probability of the integer images.
+            mean log p(x); its mean over the noise of dequantisation is a lower bound on the
+            log-probability of the integer images.
         dimension: D, the number of values in one sample.
-        images: how many.
-        dequantisation_seed: the seed of the noise.
     """
 
     terms: dict[str, float]
     dimension: int
-    images: int
-    dequantisation_seed: int
 
     @property
     def nll(self) -> float:
@@ -128,7 +124,7 @@ class Likelihood:
         every = world.gather(totals)
         terms = {term for of_rank in every for term in of_rank}
         means = {k: sum(each.get(k, 0.0) for each in every) / len(images) for k in terms}
-        return Evaluation(self._in_order(means), self.flow.dimension, len(images), seed)
+        return Evaluation(self._in_order(means), self.flow.dimension)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
         """Functions that preprocess the images that go through the flow together, in order."""

@@ -95,7 +95,7 @@ def test_ledger_sums_to_log_prob(ops, images, batch_size):
     np.testing.assert_allclose(sum(evaluation.terms.values()), log_prob.mean(), rtol=1e-13)
     np.testing.assert_allclose(evaluation.nll, -log_prob.mean(), rtol=1e-13)
     assert evaluation.terms["reverse"] == 0.0
-    assert (evaluation.dimension, evaluation.images, evaluation.dequantisation_seed) == (D, N, 11)
+    assert evaluation.dimension == D
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
@@ -141,7 +141,7 @@ def test_each_row_of_the_ledger_is_its_step(ops, images):
 
 
 def test_bits_per_dimension():
-    evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784, 1, 0)
+    evaluation = Evaluation({"a": -1000.0, "b": 400.0}, 784)
     assert evaluation.nll == 600.0
     np.testing.assert_allclose(evaluation.bits_per_dimension, 600 / (784 * math.log(2)), rtol=1e-15)
 
@@ -152,7 +152,7 @@ def test_a_uniform_density_takes_eight_bits(ops):
     preprocess = Preprocess(alpha=1e-9)
     x, ldj = preprocess.forward(ops, images, KEY, np.float64)
     log_logistic = -np.abs(x[:, 0]) - 2 * np.log1p(np.exp(-np.abs(x[:, 0])))  # σ'(x)
-    evaluation = Evaluation({"p": float(np.mean(log_logistic + ldj))}, 1, 256, 0)
+    evaluation = Evaluation({"p": float(np.mean(log_logistic + ldj))}, 1)
     np.testing.assert_allclose(evaluation.bits_per_dimension, 8, rtol=1e-8)
 
 

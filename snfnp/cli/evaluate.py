@@ -46,9 +46,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
             apart = run.ops.to_host(activations_part(*how, x))
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
-    of = f"{result.images:,} {args.split} {noun} from {printable(source)}"
+    of = f"{len(images):,} {args.split} {noun} from {printable(source)}"
     bits = run.flow.preprocess.of_images  # bits per dimension, and noise, are of bytes alone
-    print(of + f", dequantisation seed {result.dequantisation_seed}" * bits)
+    print(of + f", dequantisation seed {args.seed}" * bits)
     print(f"{'mean log-likelihood':<24}{'nats':>14}" + f"{'bits/dim':>12}" * bits)
     for term, nats in {**result.terms, "log p(x)": -result.nll}.items():
         print(f"{term:<24}{nats:>14.3f}" + f"{nats * per_dimension:>12.4f}" * bits)

@@ -281,7 +281,7 @@ class RunLoop(Loop):
         tested = f"exact test NLL {test.nll:.2f} nats{bits}"
         self.report(
             f"best epoch {best.epoch}: exact validation NLL {best.nll:.2f} nats, "
-            f"{tested} ({test.images} test {dataset.noun}{noise})\n{trainer.step} steps in "
+            f"{tested} ({len(dataset.test)} test {dataset.noun}{noise})\n{trainer.step} steps in "
             f"{self.seconds:.1f} s, {summary['milliseconds_per_step']:.2f} ms per step"
         )
         latest = self.latest
