@@ -1,4 +1,7 @@
-"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend."""
+"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend.
+
+Derivation: derivations/04-dense.md.
+"""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
