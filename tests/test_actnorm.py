@@ -142,14 +142,6 @@ def test_every_actnorm_is_initialised_from_the_layers_before_it(ops):
     assert checked == 3
 
 
-def test_a_flow_without_such_layers_has_nothing_to_initialise(ops):
-    flow = Flow((4,), (("dense", Linear(Dense(4))), ("activation", SmoothLeakyReLU())))
-    params = flow.init(0)
-    before = {name: {k: v.copy() for k, v in own.items()} for name, own in params.items()}
-    flow.init_from_data(ops, params, np.ones((2, 4)))
-    np.testing.assert_equal(params, before)
-
-
 def test_a_batch_of_the_wrong_shape_is_refused(ops):
     flow = deep_flow()
     with pytest.raises(ValueError, match=r"expected \(N, 4, 6, 2\)"):

@@ -1,7 +1,6 @@
 """What the benchmark says a step must do, how it measures, and that it prints its figures."""
 
 import json
-import time
 from pathlib import Path
 
 import benchmark
@@ -10,7 +9,6 @@ import pytest
 from benchmarks import device, models, timing
 from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
-from benchmarks.timing import measure_asynchronous
 from benchmarks.work import operations
 
 from snfnp import threads
@@ -56,30 +54,6 @@ def test_operations_of_the_convolutional_and_the_glow_step():
 
 
 # ---------------------------------------------------------------- how a device is measured
-
-
-class Queue:
-    """An asynchronous device: calls return at once, and waiting takes what they add up to."""
-
-    pending, waits = 0.0, 0
-
-    def start(self, seconds):
-        self.pending += seconds
-
-    def synchronise(self):
-        time.sleep(self.pending)
-        self.pending, self.waits = 0.0, self.waits + 1
-
-
-def test_bursts_see_what_the_device_does_and_wait_once_each():
-    queue = Queue()
-    calls = {"slow": lambda: queue.start(0.004), "fast": lambda: queue.start(0.001)}
-    timings = measure_asynchronous(calls, queue.synchronise, bursts=3, seconds=0.02)
-    # a wait may be longer than it was asked to be, on a busy machine by much; never shorter
-    assert timings["slow"].median >= timings["slow"].minimum >= 4.0
-    assert timings["fast"].median >= timings["fast"].minimum >= 1.0
-    assert queue.waits == 2 * len(calls) * (1 + 3)  # around each burst, the estimate included
-    assert queue.pending == 0.0
 
 
 def test_threads_are_given_back_after_an_exception():

@@ -10,7 +10,6 @@ from support.gradients import flow_backward, moved
 from support.messages import one_line
 from test_rules import random_params, two_layers
 
-from snfnp.context import BackwardContext
 from snfnp.errors import SingularMatrixError, UsageError
 from snfnp.flow import Flow
 from snfnp.layers import (
@@ -35,15 +34,6 @@ RNG = np.random.default_rng
 @pytest.fixture
 def x():
     return np.random.default_rng(1).standard_normal((N, D))
-
-
-@pytest.mark.parametrize("rule", [SelfNormalizing(), Exact()], ids=str)
-def test_exact_inverse_undoes_forward(ops, x, rule):
-    flow = two_layers(rule)
-    params = random_params(flow, RNG(0))
-    latents, _, _ = flow.forward(ops, params, x)
-    back = flow.inverse(ops, params, latents, exact=True)
-    np.testing.assert_allclose(back, x, rtol=0, atol=1e-12)
 
 
 def test_a_flow_without_a_learned_inverse_says_so(ops, x):
@@ -142,21 +132,6 @@ def test_log_density_is_a_standard_gaussians_of_all_latents(ops):
     for missing in range(3):
         rest = [part for index, part in enumerate(parts) if index != missing]
         assert np.min(np.abs(sum(rest) - found)) > 0.1
-
-
-@pytest.mark.parametrize("missing", range(3))
-def test_a_missing_latent_gradient_changes_the_input_gradient(ops, missing):
-    """Negative control: each part of `dlatents` reaches δ_x, from its own layer on."""
-    flow, params, x = split_case()
-    latents, _, caches = flow.forward(ops, params, x)
-    layout = Layout.of(flow.parameter_shapes())
-    found = flow_backward(ops, flow, params, x)
-    dlatents = list(flow.latent_gradients(latents))
-    dlatents[missing] = 0 * dlatents[missing]
-    grads = layout.views(np.zeros(layout.size))
-    ctx = BackwardContext.of(ops, np.full(len(x), 1 / len(x)))
-    dx, _ = flow.backward(ctx, params, caches, tuple(dlatents), grads)
-    assert np.max(np.abs(dx - found.dx)) > 1e-3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

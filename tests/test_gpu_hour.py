@@ -93,20 +93,6 @@ def test_what_is_stopped_or_does_not_fit_is_not_done(hour, tmp_path):
     assert status == 0 and "passed: a: end" in said and "passed: long: long" in said
 
 
-def test_runs_are_the_same_but_for_their_times(hour, tmp_path):
-    first, other = (
-        '{"epoch": 1, "nll": 5.0, "seconds": 1}',
-        '{"epoch": 1, "nll": 5.0, "seconds": 2}',
-    )
-    for name, line in (("a", first), ("b", other), ("c", other.replace("5.0", "5.1"))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text(line + "\n")
-    step = 'step {} 20 ".*" "$python" -c "$same" "$out"/{}'
-    _, said = hour("\n".join((step.format("like", "{a,b}"), step.format("unlike", "{a,c}"))))
-    assert "passed: like: 1 evaluations are the same to the last digit" in said
-    assert "failed: unlike: AssertionError: the metrics differ" in said
-
-
 def test_what_stops_the_script_stops_its_step_which_is_not_done(tmp_path):
     code = f"echo $$ > {tmp_path}/a; sleep 60"
     (tmp_path / "steps.sh").write_text(f"steps() {{ step a 80 '.+' bash -c '{code}'; }}")

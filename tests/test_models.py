@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support.trainers import SIDE, images_of
 from support.trainers import make_trainer as trainer_on
 
 from snfnp.errors import UsageError
@@ -15,7 +14,6 @@ from snfnp.models import PRESETS, Choices
 from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact
-from snfnp.training.batches import Repeated
 
 make_trainer = partial(trainer_on, get_ops("numba"))
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
@@ -79,31 +77,6 @@ def test_the_convolutional_flow_is_the_papers():
     # three kernels of 9 C² and three biases per block, twice the kernels for R; 14 per spline pixel
     kernels = sum(3 * 2 * 9 * c * c + 3 * c for c in (1, 4, 16))
     assert Layout.of(flow.parameter_shapes()).count == kernels + 8 * 784 * 14
-
-
-def test_samples_come_from_latents_of_the_latents_shape():
-    trainer = make_trainer("conv", "self-normalizing")
-    assert trainer.flow.shape == (SIDE, SIDE, 1)
-    assert trainer.flow.latent_shapes == {"z": (2, 2, 16)}
-    assert trainer.likelihood().sample(3, seed=0).shape == (3, SIDE, SIDE, 1)
-    latents = np.zeros((3, SIDE, SIDE, 1))
-    with pytest.raises(ValueError, match=r"expected \(N, 2, 2, 16\), found \(3, 8, 8, 1\)"):
-        trainer.flow.inverse(trainer.ops, trainer.params, (latents,))
-    with pytest.raises(ValueError, match=r"expected \(N, 8, 8, 1\), found \(3, 4, 4, 4\)"):
-        trainer.flow.forward(trainer.ops, trainer.params, latents.reshape(3, 4, 4, 4))
-
-
-@pytest.mark.parametrize(
-    "model, changes, layer, w, r",
-    [
-        ("conv", {"inverse_kernel": 7}, "conv1.1", (3, 3, 1, 1), (7, 7, 1, 1)),
-        ("glow-2l-4k", {"kernel": 5}, "mix1.1", (5, 5, 4, 4), (5, 5, 4, 4)),
-    ],
-)
-def test_larger_kernels(model, changes, layer, w, r):
-    trainer = make_trainer(model, "self-normalizing", **changes)
-    assert (trainer.params[layer]["W"].shape, trainer.params[layer]["R"].shape) == (w, r)
-    trainer.training_step(Repeated(images_of(trainer, 2)))
 
 
 def test_the_glow_of_table_1():

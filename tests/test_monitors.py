@@ -12,7 +12,6 @@ from support.trainers import make_trainer, run_training, small_dataset
 
 from snfnp import diagnostics
 from snfnp.context import Slice
-from snfnp.data.sets import sample
 from snfnp.diagnostics import gradient_angles, gradients
 from snfnp.errors import DivergedError, UsageError
 from snfnp.flow import Flow
@@ -60,13 +59,6 @@ def test_means_are_included():
     x, turn = correlated(np.random.default_rng(2), 4000, 10, 0.02)
     second = np.geomspace(0.02, 10, 10)[1]  # 0.04
     assert smallest(x + np.sqrt(3.0) * turn[0]) == pytest.approx(second, rel=0.15)
-
-
-def test_what_a_sample_has_least_of_by_chance_is_not_taken_for_it():
-    """One second moment in all directions: held-out images know, those that chose do not."""
-    x = np.random.default_rng(2).standard_normal((1000, 100))
-    assert np.linalg.eigvalsh(np.cov(x[:500].T))[0] < 0.4
-    assert 0.75 < smallest(x) < 1.0  # the smallest of 8 directions on 500 images
 
 
 def test_the_parts_in_which_images_come_do_not_matter():
@@ -245,17 +237,6 @@ def test_a_run_reports_its_warnings(tmp_path, monkeypatch):
     warned = [line for line in said if line.startswith("early warning")]
     assert len(warned) == 1 and "λσ²_min is not above 1/8" in warned[0]
     assert "in dense1" in warned[0] and "in dense2" in warned[0]
-
-
-def test_the_default_run_on_the_sample_warns_of_nothing(tmp_path):
-    """At its first epoch the second layer's margin is at the threshold (0.126, as the 1000 images
-    have it), and ρ is 0.03."""
-    said = []
-    default = {"epochs": 1, "batch_size": 100, "lr": 1e-4, "warmup_epochs": 10}
-    run, _ = run_training(tmp_path, sample(), report=said.append, **default)
-    (record,) = run.read_metrics()
-    assert record["layers"]["dense2"]["margin"] < 0.14
-    assert not [line for line in said if "warning" in line]
 
 
 def test_differences_between_runs_reach_into_layers():

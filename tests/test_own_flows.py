@@ -3,8 +3,6 @@
 import dataclasses
 import gc
 import importlib
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +15,7 @@ from support.trainers import at_step, spoil, without_time
 
 import snfnp
 from snfnp import images
-from snfnp.cli import angle, evaluate, sample, train
+from snfnp.cli import angle, evaluate, sample
 from snfnp.errors import UsageError
 from snfnp.layers import Linear, SmoothLeakyReLU
 from snfnp.layers.preprocess import Standardise
@@ -177,17 +175,6 @@ def test_what_is_missing_is_named_in_a_line_and_nothing_is_lost(kind, mine, tmp_
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
-def test_another_process_opens_what_the_command_line_trained(mine, tmp_path, monkeypatch):
-    np.save(tmp_path / "rows.npy", ROWS)
-    monkeypatch.setattr(train, "_draw", lambda *args: None)
-    options = ["--backend", "numpy", "--epochs", "1", "--out", str(tmp_path / "run")]
-    train.main([str(tmp_path / "rows.npy"), "--model", "mine:build", *options])
-    code = f"import snfnp; run = snfnp.load_run({options[-1]!r}, trust=True); "
-    code += "assert run.flow.layers[0][1].factor == 1.5"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=env, check=True)
-
-
 def local():
     return lambda shape: None
 
@@ -303,18 +290,6 @@ def test_fit_takes_data_in_one_line_and_leaves_no_folder(case, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []  # the temporary folder goes with the run
 
 
-def test_a_run_records_the_name_of_the_data_that_it_was_given(tmp_path):
-    data = snfnp.Dataset("mine", DATA.train, DATA.validation, DATA.test, source="my lab")
-    for name in ("started", "fitted"):
-        if name == "fitted":
-            snfnp.fit(data, out=tmp_path / name, report=None, **QUICK)
-        else:
-            config, folder = snfnp.TrainConfig(**QUICK), RunFolder.create(tmp_path / name)
-            snfnp.train(config, data, run=folder, report=None)
-        _, record = RunFolder.open(tmp_path / name)
-        assert record["config"]["data"] == record["data"]["name"] == "mine"
-
-
 def test_values_of_rows_are_looked_at_where_data_enter_and_not_in_steps(monkeypatch):
     """Once by the data set, once more in the first batch and in each evaluation."""
     looks, original = [], images.parts
@@ -369,12 +344,6 @@ def test_patience_ends_a_run_at_its_best_and_a_resumed_one_knows(tmp_path, monke
     assert state(folder.path).step == 5 * ran
     resume(folder.path, patience=ran)
     assert state(folder.path).step > 5 * ran
-
-
-def test_patience_counts_evaluations_not_epochs(tmp_path):
-    """A learning rate of almost nothing: the first evaluation, of equal ones, is the best."""
-    folder, _ = trained(tmp_path / "run", epochs=9, eval_every=2, patience=2, lr=1e-30)
-    assert [record["epoch"] for record in folder.read_metrics()] == [2, 4, 6]
 
 
 def test_callbacks_get_what_metrics_hold_and_steps_between(tmp_path, monkeypatch):

@@ -88,14 +88,6 @@ def test_a_bad_path_is_refused_before_the_work(out, message, tmp_path, monkeypat
     assert str(caught.value).startswith(message.format(tmp_path / out))
 
 
-def test_the_benchmark_refuses_a_bad_path_before_the_work(monkeypatch):
-    import benchmark
-
-    monkeypatch.setattr("snfnp.ops.get_ops", refuse)
-    with pytest.raises(UsageError, match="^cannot write /no/such/a.json .No such file or"):
-        benchmark.main(["fc", "--json", "/no/such/a.json"])
-
-
 TOO_LARGE = [
     (["--count", "100000000"], "100000000 images would be a picture of 49,999 x 49,999 pixels"),
     (["--count", "20000", "--columns", "1"], "20000 images would be a picture of 4 x 99,999"),

@@ -76,18 +76,6 @@ def same_picture(one, other):
     )
 
 
-def test_a_picture_of_other_figures_is_another(tmp_path, records):
-    first, second = tmp_path / "1.svg", tmp_path / "2.svg"
-    for path in (first, second):
-        TARGETS["table1"].draw(records["table1"], path)
-        records["table1"]["rows"][0]["runs"][0]["value"] += 0.5
-    assert same_picture(first, first) and not same_picture(first, second)
-    records["table1"]["rows"][0] |= {"paper_epochs": 9}
-    TARGETS["table1"].draw(records["table1"], second)
-    said = [[own for own in drawn(path)[0] if "epochs" in own] for path in (first, second)]
-    assert said[0][0] == "3 of 3 epochs" and said[1][0] == "3 of 9 epochs"
-
-
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     """Made by `python scripts/reproduce.py page`; neither is there without the other."""
     assert (FOLDER / NAME).exists() == (FOLDER / results.NAME).exists()

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import sources
-from browser import Browser, found
-from check_browser import events_problems
 from check_site import formula_problems, link_problems
 from pages import CODE, ROOT, equation_pages, formulas, lines_of, reading_order, source_of
 
@@ -259,51 +257,3 @@ class TestWithSphinx:
 
         found = mathml(r"\big\lvert x \big\rvert \Big\langle y, z \Big\rangle", "block")
         assert [found.count(sign) for sign in "|⟨⟩\\"] == [2, 1, 1, 0]
-
-
-SHAPES = """<meta name="color-scheme" content="light dark"><body style="background: white"><article>
-<style>.formula, pre {{ overflow-x: auto; max-width: 300px }}</style>{}</article>"""
-WIDE = '<div style="width: 350px">a</div>'
-
-
-@pytest.fixture(scope="module")
-def page():
-    with Browser(found()) as page:
-        page.screen(390, 900, dark=False)
-        yield page
-
-
-@pytest.mark.skipif(found() is None, reason="Chromium is not installed")
-class TestInABrowser:
-    @pytest.mark.parametrize(
-        ("html", "problem"),
-        [
-            ("<p>nothing</p>", None),
-            (f'<div class="formula fades">{WIDE}</div>', None),
-            (f'<div class="formula">{WIDE}</div>', "cut without a hint: a"),
-            (f"<pre>{WIDE}</pre>", "code that is cut: a"),
-            ('<div style="width: 500px">a</div>', "wider than the screen: "),
-            ('<p style="width: 9px"><math><mi>x</mi><mi>y</mi></math></p>', "a formula that st"),
-            ('<img src="gone.png">', "no picture: file:///"),
-            ("<script>gone()</script>", "an error: Uncaught"),
-            ("<script>console.error(1)</script>", "on the console: "),
-            ('<img src="http://127.0.0.1:9/x.png">', "a request that leaves the machine"),
-        ],
-    )
-    def test_the_check_sees_what_a_reader_would(self, page, tmp_path, html, problem):
-        path = tmp_path / "page.html"
-        path.write_text(SHAPES.format(html), encoding="utf-8")
-        page.open(path.as_uri())
-        look = (SITE / "checks" / "look.js").read_text(encoding="utf-8")
-        problems = [p for p in page.run(look) if "mathematical font" not in p]
-        problems += events_problems(page.events)
-        assert any(p.startswith(problem) for p in problems) if problem else problems == []
-
-    def test_a_dark_page_has_to_be_dark(self, page, tmp_path):
-        path = tmp_path / "page.html"
-        path.write_text("<body style='background: white'>a</body>", encoding="utf-8")
-        page.screen(390, 900, dark=True)
-        page.open(path.as_uri())
-        look = (SITE / "checks" / "look.js").read_text(encoding="utf-8")
-        assert page.run(look) == ["the background is 255,255,255"]
-        page.screen(390, 900, dark=False)

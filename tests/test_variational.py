@@ -1,25 +1,31 @@
-"""The variational objective (A.4): closed forms of a linear map, the bound, options and runs."""
+"""Beyond the paper: the variational objective (A.4), and Eq. 31 along random directions."""
 
+from __future__ import annotations
+
+import itertools
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.beyond_checks import check_variational
 from support.gradients import layer_backward, moved
-from support.trainers import gradient_of, make_trainer
+from support.trainers import gradient_of, make_trainer, run_training, small_config
 from test_rules import RTOL, check_flow, log_normal, two_layers
 
+from snfnp.beyond import jacobian_penalty as module
+from snfnp.beyond.jacobian_penalty import JacobianPenalty
 from snfnp.beyond.variational import Drawn, Noise, Variational
-from snfnp.context import BackwardContext
+from snfnp.context import BackwardContext, layer_key
+from snfnp.diagnostics import gradient_angles
 from snfnp.errors import UsageError
-from snfnp.gradcheck import GradientError, check_gradient
+from snfnp.gradcheck import GradientError, as_matrix, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
-from snfnp.ops import RandomKey
+from snfnp.ops import RandomKey, get_ops
 from snfnp.rules import SelfNormalizing
 from snfnp.training.batches import Repeated
 from snfnp.training.options import TrainConfig
+from snfnp.training.runs.load import load_run
 
 D, SIGMA = 4, 0.6
 KEY = RandomKey(3, 16, 5)
@@ -74,57 +80,6 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
 # ---------------------------------------------------------------- gradients
 
 
-def add_noise_of_x(rule, ctx, f, dz, noise, out, sign=1):
-    """out += ± δ_z ⋆ σε."""
-    n = np.arange(len(dz))
-    signs = (sign * rule.sigma * (-1.0) ** n).reshape(-1, *[1] * (dz.ndim - 1))
-    f.weight_grad(ctx.ops, dz, signs * noise.nu[n // 2 % rule.vectors], out=out, add=True)
-
-
-class WithoutItsTerm(Variational):
-    """λ = 1/(2σ²) and noise, but no ½‖T(R)T(W)‖²."""
-
-    def backward(self, ctx, *, cache, **given):
-        silent = {name: array for name, array in cache.items() if name != "noise"}
-        result = super().backward(ctx, cache=silent, **given)
-        noise, out = cache["noise"], given["grads"]["W"]
-        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, out)
-        return result
-
-
-class WithoutTheNoiseOfX(Variational):
-    """δ_z ⋆ x where δ_z ⋆ (x + σε) belongs."""
-
-    def backward(self, ctx, *, cache, **given):
-        result = super().backward(ctx, cache=cache, **given)
-        noise, out = cache["noise"], given["grads"]["W"]
-        add_noise_of_x(self, ctx, given["f"], given["dz"], noise, out, -1)
-        return result
-
-
-@pytest.mark.parametrize("linear_map, shape", [(Dense(D), (D,)), (Conv2d((3, 3), 2), (3, 4, 2))])
-@pytest.mark.parametrize(
-    "wrong, message",
-    [(WithoutItsTerm(SIGMA, 2), "^W, direction"), (WithoutTheNoiseOfX(SIGMA, 2), "^W, direction")],
-    ids=["term", "noise"],
-)
-def test_a_wrong_rule_is_caught(ops, wrong, message, linear_map, shape):
-    check_variational(Variational(SIGMA, 2), linear_map, shape, ops=ops)
-    with pytest.raises(GradientError, match=message):
-        check_variational(wrong, linear_map, shape, ops=ops)
-
-
-class NoNoise(Variational):
-    def perturb(self, ops, *, z, **given):
-        super().perturb(ops, z=z, **given)
-        return z
-
-
-def test_noise_missing_from_the_output_is_caught(ops):
-    with pytest.raises(GradientError, match="^z is off"):
-        check_variational(NoNoise(SIGMA), Dense(D), (D,), ops=ops)
-
-
 def test_noise_does_not_widen_single_precision(ops):
     layer, x = Linear(Dense(D), Variational(SIGMA)), np.ones((3, D), np.float32)
     p = {name: value.astype(np.float32) for name, value in layer.init(np.random, (D,)).items()}
@@ -132,46 +87,6 @@ def test_noise_does_not_widen_single_precision(ops):
     z = layer.rule.perturb(ops, f=layer.map, p=p, z=z, cache=cache, key=KEY)
     arrays = (z, *cache["noise"][:2])
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize("cut", [3, 4, 5])
-def test_slices_of_a_batch_have_its_noise(ops, rng, cut):
-    """z to the last bit. And G_W adds up: where R = 0 all of it are sums over samples."""
-    layer, x, dz = Linear(Dense(D), Variational(SIGMA, 2)), *rng.standard_normal((2, 7, D))
-    p = {"W": rng.standard_normal((D, D)), "R": np.zeros((D, D)), "b": x[0]}
-    z, _, cache = layer.forward(ops, p, x)
-
-    def of(part, first):
-        own = {name: array[part] for name, array in cache.items()}
-        given = {"f": layer.map, "p": p, "z": z[part], "cache": own}
-        noisy = layer.rule.perturb(ops, **given, key=KEY, first=first)
-        return noisy, layer_backward(ops, layer, p, own, dz[part], lam=layer.rule.lam)[1]["W"]
-
-    noisy, grad = of(slice(None), 0)
-    before, of_before = of(slice(cut), 0)
-    after, of_after = of(slice(cut, None), cut)
-    np.testing.assert_array_equal(np.concatenate((before, after)), noisy)
-    np.testing.assert_allclose(of_before + of_after, grad, rtol=0, atol=1e-14 * np.abs(grad).max())
-    if cut != 4:  # of two vectors and two signs: the fifth sample's noise is the first one's
-        elsewhere, of_elsewhere = of(slice(cut, None), 0)
-        assert (elsewhere != after).all()
-        assert np.abs(of_before + of_elsewhere - grad).max() > 0.01 * np.abs(grad).max()
-
-
-def test_a_slice_of_a_batch_has_its_noise_in_a_flow(ops, rng):
-    flow, params = variational_flow(rng)
-    x = rng.standard_normal((7, D))
-
-    def outputs(part, first):
-        noise = Noise(ops, flow, params, KEY._replace(first=first))
-        latents, ldj, caches = flow.forward(ops, params, x[part], noise=noise)
-        return np.column_stack((*latents, ldj)), [caches[k]["noise"].nu for k in (0, 2)]
-
-    whole, drawn = outputs(slice(None), 0)
-    found, again = outputs(slice(3, None), 3)
-    np.testing.assert_array_equal(again, drawn)  # layers draw what is the step's
-    np.testing.assert_allclose(found, whole[3:], rtol=0, atol=1e-14 * np.abs(whole).max())
-    assert np.abs(outputs(slice(3, None), 0)[0] - whole[3:]).max() > 0.1
 
 
 def variational_flow(rng, sigma=SIGMA, inverted=False):
@@ -248,12 +163,12 @@ def test_lambda_follows_from_sigma():
 # ---------------------------------------------------------------- steps and runs
 
 VARIATIONAL = {"objective": "variational", "sigma": 0.5}
-make_trainer = partial(make_trainer, **VARIATIONAL)
+noisy_trainer = partial(make_trainer, **VARIATIONAL)
 
 
 def test_evaluation_has_no_noise(ops):
-    trainer = make_trainer(ops, dtype="float64")
-    plain = make_trainer(ops, dtype="float64", objective="forward", sigma=None)
+    trainer = noisy_trainer(ops, dtype="float64")
+    plain = noisy_trainer(ops, dtype="float64", objective="forward", sigma=None)
     images = np.random.default_rng(0).integers(0, 256, (9, 64)).astype(np.uint8)
     found, expected = (each.likelihood().evaluate(images, 0).nll for each in (trainer, plain))
     assert found == expected
@@ -261,7 +176,7 @@ def test_evaluation_has_no_noise(ops):
 
 def test_every_step_has_noise_of_its_own(ops):
     """The same images, seed and parameters at another step: another gradient."""
-    trainer = make_trainer(ops, dtype="float64")
+    trainer = noisy_trainer(ops, dtype="float64")
     images = np.random.default_rng(0).integers(0, 256, (6, 64)).astype(np.uint8)
     gradients = []
     for step in (0, 0, 1):
@@ -276,7 +191,7 @@ def test_recomputed_inputs_have_the_same_noise(ops):
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
     gradients = []
     for recompute in (False, True):
-        trainer = make_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)
+        trainer = noisy_trainer(ops, "glow-2l-4k", dtype="float64", recompute=recompute)
         trainer.begin(Repeated(images))
         gradients.append(gradient_of(trainer, images))
     scale = np.abs(gradients[0]).max()
@@ -290,3 +205,161 @@ def test_a_resumed_run_keeps_its_sigma():
         config.resumed({"sigma": 0.25}, Path("run"))
     with pytest.raises(UsageError, match="`lam` only has an effect with"):
         config.resumed({"lam": 3.0}, Path("run")).resolve(100)
+
+
+N, MU, LAM = 3, 0.6, 0.7
+PROBE_KEY = RandomKey(5, 0, 3)
+DENSE = ((4,), Dense(4), None)
+CONV = ((2, 2, 1), Conv2d((3, 3), 1), None)
+LARGER = ((2, 2, 1), Conv2d((3, 3), 1), Conv2d((5, 5), 1))
+MAPS = {"dense": DENSE, "conv": CONV, "inverse 5x5": LARGER}
+
+
+@pytest.fixture
+def all_signs(monkeypatch):
+    """The probes become all sign vectors of four values."""
+
+    def draw(ops, key, count, x):
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=4)))
+        assert count == len(signs)
+        return signs.reshape(count, *x.shape[1:])
+
+    monkeypatch.setattr(module, "draw_probes", draw)
+
+
+def layer_of(which, rule):
+    shape, f, g = MAPS[which]
+    return Linear(f, rule, inverse_map=g)
+
+
+def point(layer, shape, rng):
+    p = {k: v + 0.2 * rng.standard_normal(v.shape) for k, v in layer.init(rng, shape).items()}
+    return p, rng.standard_normal((N, *shape)), rng.standard_normal((N, *shape))
+
+
+def backward(ops, layer, p, x, dz, lam=LAM, key=PROBE_KEY):
+    """δ_x, the gradients, and what was measured."""
+    grads = {name: np.full_like(value, np.nan) for name, value in p.items()}
+    ctx = BackwardContext.of(ops, np.full(N, 0.4), lam, key=layer_key(key, 2))
+    _, _, cache = layer.forward(ops, p, x)
+    dx, measured = layer.backward(ctx, p, cache, dz, grads)
+    return dx, grads, measured
+
+
+def penalty(ops, which, p) -> float:
+    """μ ‖T(R) T(W) − I‖²_F, written out."""
+    shape, f, g = MAPS[which]
+    w, r = as_matrix(f, ops, p["W"], shape), as_matrix(g or f, ops, p["R"], shape)
+    return float(MU * np.sum((r @ w - np.eye(4)) ** 2))
+
+
+@pytest.mark.parametrize("objective", ["mixture", "forward"])
+@pytest.mark.parametrize("which", MAPS)
+def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, which, objective):
+    layer = layer_of(which, JacobianPenalty(objective, MU, 16))
+    p, x, dz = point(layer, MAPS[which][0], rng)
+    dx, grads, measured = backward(ops, layer, p, x, dz)
+    layer = layer_of(which, SelfNormalizing(objective))
+    plain_dx, plain, plain_measured = backward(ops, layer, p, x, dz)
+    assert measured.jacobian_error == pytest.approx(penalty(ops, which, p) / MU, rel=1e-12)
+    assert measured.error == pytest.approx(plain_measured.error, rel=1e-12)
+    np.testing.assert_allclose(dx, plain_dx, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(grads["b"], plain["b"], rtol=0, atol=1e-13)
+    for name in ("W", "R"):
+
+        def ascends(v, name=name):
+            return -penalty(ops, which, {**p, name: v})
+
+        added = grads[name] - plain[name]
+        check_gradient(ascends, p[name], added, rng=rng)
+        with pytest.raises(GradientError):
+            check_gradient(ascends, p[name], 1.01 * added, rng=rng)
+
+
+# ---------------------------------------------------------------- products, numbers, memory
+
+
+@pytest.mark.parametrize("rule, products", [(SelfNormalizing(), 5), (JacobianPenalty(), 10)])
+def test_the_probes_take_five_products_of_their_own(monkeypatch, rng, rule, products):
+    """In a backward pass: T(W)ν, T(R)T(W)ν, T(R)ᵀe, and two gradients of weights."""
+    ops, rows = get_ops("numpy"), []
+    layer = layer_of("dense", rule)
+    p, x, dz = point(layer, (4,), rng)
+    _, _, cache = layer.forward(ops, p, x)
+    for name in ("matmul", "matmul_add"):
+        original = getattr(ops.linalg, name)
+
+        def counted(a, b, out=None, original=original):
+            rows.append(len(a))
+            return original(a, b, out=out)
+
+        monkeypatch.setattr(ops.linalg, name, counted)
+    ctx = BackwardContext.of(ops, np.ones(N), LAM, key=RandomKey(0, 0))
+    layer.backward(ctx, p, cache, dz, {k: np.empty_like(v) for k, v in p.items()})
+    assert len(rows) == products
+
+
+def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step():
+    """Whatever part of the batch a key is for."""
+    drawn = []
+    for ops, first in ((get_ops("numpy"), 0), (get_ops("numba"), 5)):
+        for place, step in ((0, 0), (1, 0), (0, 1)):
+            key = layer_key(RandomKey(3, 0, step, first), place)
+            drawn.append(module.draw_probes(ops, key, 2, np.empty((5, 4, 3), np.float32)))
+    for a, b in zip(drawn[:3], drawn[3:], strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a.shape, a.dtype) == ((2, 4, 3), np.float32)
+        assert set(a.flat) == {1.0, -1.0}
+    assert len({a.tobytes() for a in drawn}) == 3
+
+
+def test_the_angle_is_the_likelihoods_alone(rng):
+    """Eq. 31 is part of what pulls, also where λ is 0; the likelihood's gradient has none of it."""
+    ops, found = get_ops("numpy"), []
+    x = rng.standard_normal((8, 16))
+    for make in ({}, {"jvp_weight": 0.5}):
+        trainer = make_trainer(ops, side=4, dtype="float64", **make)
+        found.append(gradient_angles(ops, trainer.flow, trainer.params, x, 0.0))
+    for plain, penalised in zip(*found, strict=True):
+        assert (plain.angle, plain.likelihood) == (penalised.angle, penalised.likelihood)
+        assert plain.reconstruction == 0.0 < penalised.reconstruction
+
+
+# ---------------------------------------------------------------- options, runs
+
+
+def test_off_by_default_it_is_the_plain_rule():
+    assert small_config().rule == SelfNormalizing()
+    assert small_config(objective="forward").rule == SelfNormalizing("forward")
+    assert small_config(jvp_weight=0.2).rule == JacobianPenalty("mixture", 0.2, 4)
+
+
+def test_a_run_opened_again_has_its_rule(tmp_path):
+    make = {"jvp_weight": 0.2, "lambda_control": "geco"}
+    whole, _ = run_training(tmp_path / "whole", epochs=1, **make)
+    assert all("jacobian_error" in record for record in whole.read_metrics())
+    rules = {layer.rule for _, layer in load_run(whole.path).flow.layers if layer.learns_inverse}
+    assert rules == {small_config(**make).rule}
+
+
+def test_the_metrics_have_the_average_of_the_steps(ops):
+    """And a checkpoint in the middle of an epoch has what it is made of."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (4, 6, 64)).astype(np.uint8)
+    make = partial(make_trainer, ops, jvp_weight=0.2, dtype="float64")
+    errors = []
+    for step in range(4):  # each alone, with the parameters that the others made
+        trainer = make()
+        for each in range(step + 1):
+            trainer.figures()
+            trainer.training_step(Repeated(images[each]))
+        errors.append(trainer.figures()["jacobian_error"])
+    trainer, again = make(), make()
+    for step in range(2):
+        trainer.training_step(Repeated(images[step]))
+    again.restore(trainer.checkpoint({}))
+    for step in (2, 3):
+        again.training_step(Repeated(images[step]))
+    assert again.figures()["jacobian_error"] == pytest.approx(np.mean(errors), rel=1e-12)
+    assert again.figures()["jacobian_error"] == 0.0
+    assert min(errors) > 0
