@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from support.runs import assert_same_run, state
 from support.trainers import SIDE, SMALL_GLOW, at_step, make_trainer, run_training, small_dataset
 
 from snfnp.flow import Flow
@@ -13,7 +12,6 @@ from snfnp.ops import RandomKey, get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import SelfNormalizing
 from snfnp.training.batches import Repeated, epoch_order
-from snfnp.training.trainer import Trainer
 
 N, SHAPE = 20, (3, 4, 5)
 
@@ -106,9 +104,6 @@ def test_nan_is_never_zeroed(ops, bad):
     assert np.isfinite(np.delete(p["s"], 2)).all()
 
 
-# ---------------------------------------------------------------- in a flow
-
-
 def deep_flow():
     layers = [("squeeze", Squeeze())]
     for k in range(3):
@@ -148,8 +143,6 @@ def test_a_batch_of_the_wrong_shape_is_refused(ops):
         flow.init_from_data(ops, flow.init(0), np.zeros((2, 4, 4, 2)))
 
 
-# ---------------------------------------------------------------- in training
-
 GLOW = {"model": "glow-2l-4k", **SMALL_GLOW}
 DATASET = small_dataset(side=8)
 
@@ -163,24 +156,6 @@ def test_training_starts_from_the_first_batch(tmp_path, monkeypatch):
     trainer.begin(Repeated(DATASET.train[epoch_order(100, 0, trainer.config)[:20]]))
     np.testing.assert_array_equal(seen[0], trainer.p)
     assert not np.array_equal(before, trainer.p)
-
-
-def test_a_resumed_run_is_not_initialised_again(tmp_path, monkeypatch):
-    """Neither after an epoch nor from the checkpoint that is written before the first step."""
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    run_training(tmp_path / "whole", DATASET, **GLOW)
-    run_training(tmp_path / "part", DATASET, epochs=1, **GLOW)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Trainer, "training_step", interrupted)
-        run_training(tmp_path / "early", DATASET, **GLOW)
-    assert state(tmp_path / "early").step == 0
-    monkeypatch.setattr(Trainer, "begin", interrupted)
-    for name in ("part", "early"):
-        run_training(tmp_path / name, DATASET, resume=True, **GLOW)
-        assert_same_run(tmp_path / "whole", tmp_path / name)
 
 
 CASES = [("fc", None), ("fc", "exact"), ("conv", None), ("conv", "exact")]

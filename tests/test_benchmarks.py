@@ -30,9 +30,6 @@ def random_images(count=COUNT):
     return np.random.default_rng(0).integers(0, 256, (count, *SHAPE)).astype(np.uint8)
 
 
-# ---------------------------------------------------------------- what a step must do
-
-
 @pytest.mark.parametrize("gradient,products", [("self-normalizing", 6), ("exact", 3)])
 def test_operations_of_the_fully_connected_step(gradient, products):
     flow = small_trainer("fc", gradient=gradient).flow
@@ -51,9 +48,6 @@ def test_operations_of_the_convolutional_and_the_glow_step():
     glow = 16 * (6 * 4**2 + 2 * 3 * network(4)) + 4 * (6 * 8**2 + 3 * network(8))
     assert operations(small_trainer("conv").flow, BATCH) == 2 * BATCH * conv
     assert operations(small_trainer("glow", **SMALL_GLOW).flow, BATCH) == 2 * BATCH * glow
-
-
-# ---------------------------------------------------------------- how a device is measured
 
 
 def test_threads_are_given_back_after_an_exception():
@@ -113,9 +107,6 @@ def test_a_verdict_for_every_bar_by_the_faster_recorded_way(overlap, verdict):
     rows += [row | {"precision": device.TF32, "median ms": 0.05, "bar ms": None} for row in rows]
     found, how = min((0.201, "graph"), (overlap, "overlap"))
     assert device._verdict(rows) == [f"{SINGLE}, {how}: {found:.3f} ms, bar 0.20 ms: {verdict}"]
-
-
-# ---------------------------------------------------------------- the script
 
 
 @pytest.mark.parametrize(

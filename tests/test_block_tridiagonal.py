@@ -53,9 +53,6 @@ def in_blocks(ops, w, shape):
     return isinstance(by_blocks.factor(ops, w, shape).block, by_blocks._BlockLU)
 
 
-# ---------------------------------------------------------------- blocks against dense
-
-
 @pytest.mark.parametrize("gain", [PAPER, LARGER])
 @pytest.mark.parametrize("size", [(3, 3), (5, 5), (3, 5)])
 @pytest.mark.parametrize("shape", PAPER_SHAPES, ids=str)
@@ -88,9 +85,6 @@ def test_independent_rows_and_columns_are_factorised_once(ops):
         factors = by_blocks.factor(ops, kernel(size, 3, LARGER), shape)
         assert sorted(factors.block.shape[:2]) == sorted(sides)
         assert factors.copies * math.prod(sides) == 30
-
-
-# ---------------------------------------------------------------- stopping early
 
 
 @pytest.mark.parametrize(
@@ -141,9 +135,6 @@ def test_single_precision_is_rounded_once(ops, shape):
         x = solve(ops, w, z)
         assert x.dtype == np.float32
         np.testing.assert_array_equal(x, solve(ops, wide, z.astype(np.float64)).astype(np.float32))
-
-
-# ---------------------------------------------------------------- where elimination breaks down
 
 
 def nearly_singular_diagonal(delta, channels=3):
@@ -202,9 +193,6 @@ def test_a_singular_convolution_is_an_error(ops, w, shape):
     ):
         with pytest.raises(SingularMatrixError, match="singular"):
             call()
-
-
-# ---------------------------------------------------------------- products, and the gradient
 
 
 def test_a_chain_of_small_products_gives_the_threads_back(ops):

@@ -214,9 +214,6 @@ def test_rounding_counts_every_product():
         assert off >= (2 * n + 2) * 2.0**-53 * 2 * math.sqrt(n)
 
 
-# ---------------------------------------------------------------- the densities of a flow
-
-
 def log_densities(flow, params, x):
     """log p^f(x), and log p^g at g(f(x)) by running g⁻¹, with determinants: two flows of their own,
     in which nothing of a certificate is used."""

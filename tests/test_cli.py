@@ -32,9 +32,6 @@ from snfnp.training.runs.folder import RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# ---------------------------------------------------------------- --graph, --tf32 and --overlap
-
-
 def test_the_gpu_replays_a_graph_in_full_precision_unless_told_otherwise():
     plain = TrainConfig(backend="cupy").resolve(1000)
     assert (plain.graph, plain.tf32, plain.overlap) == (True, False, False)
@@ -101,9 +98,6 @@ def test_a_resumed_run_may_change_its_backend_and_keeps_its_precision(
         assert {name: getattr(config, name) for name in found} == found
 
 
-# ---------------------------------------------------------------- out of memory
-
-
 class Full(HostDevice):
     """A device that has no memory left."""
 
@@ -159,9 +153,6 @@ def test_memory_that_runs_out_elsewhere_is_one_line_too(capsys, text, told):
     )
 
 
-# ---------------------------------------------------------------- python -m snfnp
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_without_a_command_all_are_listed(arguments, capsys):
     main(arguments)
@@ -210,8 +201,6 @@ def test_every_module_of_a_command_is_listed():
     modules = {path.stem for path in (ROOT / "snfnp" / "cli").glob("*.py")}
     assert modules - {"__init__", "shared"} == set(COMMANDS)
 
-
-# ---------------------------------------------------------------- packaging
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -273,8 +262,6 @@ def test_the_extras_are_the_wheels_that_the_advice_names():
         assert f'install "{cupy}"' in requirements.install(major)
         assert nccl.startswith(f"nvidia-nccl-cu{major}>=")
 
-
-# ---------------------------------------------------------------- the installed command
 
 CONSOLE = "import sys; sys.path.pop(0); from snfnp.cli import run_script; run_script()"
 OWN_MODEL = """

@@ -14,7 +14,7 @@ from support.messages import one_line
 from support.trainers import small_config, small_dataset
 
 from snfnp.errors import UsageError, flag_of, in_flags
-from snfnp.models import PRESETS, Preset, fully_connected
+from snfnp.models import PRESETS
 from snfnp.ops import get_ops
 from snfnp.training.loop import train
 from snfnp.training.options import OPTIONS, TrainConfig
@@ -25,15 +25,6 @@ from snfnp.training.runs.folder import RunFolder
 
 CASES = [(model, gradient) for model, preset in PRESETS.items() for gradient in preset.gradients]
 SHAPE = (8, 8, 1)
-
-
-def test_resolving_changes_nothing_that_was_there():
-    given = TrainConfig(model="conv")
-    before = dataclasses.astuple(given)
-    given.resolve(1000)
-    assert dataclasses.astuple(given) == before
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        given.lr = 1.0
 
 
 @pytest.mark.parametrize("model, gradient", CASES)
@@ -49,19 +40,6 @@ def test_what_is_resolved_stays_as_it_is(model, gradient):
     sizes -= set(PRESETS[model].size)
     optional |= sizes | (set() if model == "vector" else {"activation"})
     assert {name for name in OPTIONS if getattr(resolved, name) is None} <= optional
-
-
-def test_a_preset_without_its_name_asked_for_anywhere(monkeypatch):
-    """A new one, as `models.py` would add it: trained, refused and described by its properties."""
-    new = Preset(fully_connected, "one more", ("exact",), lr=0.5, has_recomputable_layers=False)
-    monkeypatch.setitem(PRESETS, "new", new)
-    resolved = TrainConfig(model="new").resolve(1000)
-    found = (resolved.gradient, resolved.lr, resolved.lam, resolved.epochs)
-    assert found == ("exact", 0.5, 0.0, 500)
-    assert len(resolved.build_flow(SHAPE).layers) == 3
-    for changes in ({"recompute": True}, {"inverse_kernel": 5}, {"depth": 2}):
-        with pytest.raises(UsageError, match="only has an effect with `model="):
-            TrainConfig(model="new", **changes).resolve(1000)
 
 
 @pytest.mark.parametrize("model, gradient", CASES)

@@ -32,9 +32,6 @@ def put(ops, own, lam, layers):
     return ops.asarray(own.new_state(layers, lam))
 
 
-# ---------------------------------------------------------------- against references written out
-
-
 def geco(constraints, lam, own):
     """Rezende & Viola 2018, algorithm 1, lines 7 to 11: Ĉ of C − κ, started at its first value."""
     average, found = None, []
@@ -107,8 +104,6 @@ def test_what_is_not_finite_moves_nothing(ops, what):
     assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
 
 
-# ---------------------------------------------------------------- a problem with a known multiplier
-
 # Minimise ½ Σ a_i (x_i − t_i)² where E = Σ x_i² <= κ: a (x − t) + 2 λ x = 0 at the minimum, so that
 # x = a t / (a + 2 λ), and λ is where E is κ.
 A, T, KAPPA = np.array([1.0, 3.0]), np.array([2.0, 1.0]), 0.5
@@ -135,9 +130,6 @@ def test_the_known_multiplier_is_found(ops):
     lam, error, _ = solve(ops, own, 4000)
     assert lam == pytest.approx(LAM, rel=1e-8)
     assert error == pytest.approx(KAPPA, rel=1e-8)
-
-
-# ---------------------------------------------------------------- in a step
 
 
 def rows(trainer):
@@ -211,9 +203,6 @@ def test_the_surrogate_has_every_layers_lambda(ops):
     density = trainer.log.array[7]
     assert metrics.reconstruction == pytest.approx(errors.sum(), rel=1e-12)
     assert metrics.surrogate == pytest.approx(density - (used * errors).sum(), rel=1e-12)
-
-
-# ---------------------------------------------------------------- in a run
 
 
 def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):

@@ -1,12 +1,10 @@
 """White coordinates: whitening layers, and Adam on V with W = U V."""
 
 import math
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import threadpoolctl
 from support import trainers
 from support.messages import one_line
 from support.ranks import on_ranks
@@ -159,22 +157,6 @@ def test_whitening():
         np.testing.assert_allclose(u @ second @ u, (basis * expected) @ basis.T, atol=1e-9)
     for nothing in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
         np.testing.assert_array_equal(whitening(nothing), np.eye(3))
-
-
-def test_blas_has_one_thread_for_roots_of_small_matrices(monkeypatch):
-    """On every backend: they are found on the host, where more threads only wait."""
-    trainer, counts = trainer_of("conv"), []
-
-    def noting(second):
-        pools = threadpoolctl.threadpool_info()
-        counts.extend(pool["num_threads"] for pool in pools if pool["user_api"] == "blas")
-        return np.eye(len(second))
-
-    monkeypatch.setattr(coordinates, "whitening", noting)
-    monkeypatch.setattr(trainer.ops.linalg, "chain_of_products", lambda size: nullcontext())
-    with threadpoolctl.threadpool_limits(2, "blas"):
-        trainer.renew(batches_of(trainer))
-    assert set(counts) == {1}
 
 
 # ---------------------------------------------------------------- options

@@ -184,9 +184,6 @@ def test_a_split_is_its_coupling_then_a_cut(layer, ops):
     assert z.flags.c_contiguous and cache["latent"].flags.c_contiguous
 
 
-# ---------------------------------------------------------------- a flow with two splits
-
-
 def glow():
     """Three levels, of 4, 8 and 16 channels: squeeze, step, and a split behind the first two."""
     config = TrainConfig(model="glow", levels=3, depth=1, width=6).resolve(1000)
@@ -218,9 +215,6 @@ def test_latents_that_do_not_fit_are_refused(ops):
     ):
         with pytest.raises(ValueError, match=message):
             flow.inverse(ops, layout.views(flat), latents)
-
-
-# ---------------------------------------------------------------- the likelihood
 
 
 def test_the_ledger_keeps_densities_and_volumes_apart(ops, images):

@@ -176,9 +176,6 @@ def test_the_gpu_page_names_extras_that_exist():
     assert {each.replace("[ctk]", "") for each in extras["cuda12"]} <= set(page.split('"'))
 
 
-# ---------------------------------------------------------------- out of memory
-
-
 def test_out_of_memory_is_told_from_other_errors():
     memory = "NVIDIA H100 80GB HBM3 has 80.0 GiB, of which 30.0 GiB are free"
     pool = "Out of memory allocating 34 bytes (allocated so far: 43 bytes)"

@@ -131,9 +131,6 @@ def test_a_killed_run_has_the_curves_up_to_there(tmp_path, monkeypatch):
     assert events(run) == expected(run) and {step for step, *_ in events(run)} == {5, 10}
 
 
-# ---------------------------------------------------------------- what can go wrong
-
-
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, snfnp_train):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     place, said = tmp_path / "run", "`tensorboard` needs tensorboardX .*pip install"

@@ -194,9 +194,6 @@ def module_problems(root: Path, pages: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-# ---------------------------------------------------------------- the derivations
-
-
 def test_index_has_every_equation_and_points_at_things_that_exist():
     assert index_problems(README.read_text(encoding="utf-8")) == []
 
@@ -234,9 +231,6 @@ def test_the_reading_order_tells_what_the_pages_use():
 
 def test_every_module_names_its_derivation_and_every_derivation_its_modules():
     assert module_problems(ROOT, numbered_pages()) == []
-
-
-# ---------------------------------------------------------------- the guard itself
 
 
 @pytest.mark.parametrize(

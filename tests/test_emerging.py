@@ -87,9 +87,6 @@ def test_initial_parameters():
     assert list(CausalConv2d(3, bias=False).init(np.random.default_rng(0), (3, 3, 3))) == ["W"]
 
 
-# --------------------------------------------------------------- the three layers together
-
-
 def flow_and_parameters(shape, rng):
     flow = Flow(shape, emerging_layers("conv1", shape[2], gain=1.0))
     params = flow.init(3)

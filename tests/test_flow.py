@@ -76,9 +76,6 @@ def test_images_are_encoded_and_decoded_by_the_preprocessing(ops):
     assert flow.encode(ops, images, key, np.float32)[0].dtype == np.float32
 
 
-# ---------------------------------------------------------------- latents that leave on the way
-
-
 def split_flow():
     """Two splits: latents of (2, 2, 4), (1, 1, 8) and (1, 1, 8) values."""
     return Flow(
@@ -143,9 +140,6 @@ def test_first_nonfinite_checks_the_latents_of_splits(ops, bad):
     latents, _, _ = flow.forward(ops, params, x)
     assert [bool(np.isfinite(latent).all()) for latent in latents] == [True, False, True]
     assert flow.first_nonfinite(ops, params, x) == "split2"
-
-
-# ---------------------------------------------------------------- where something went wrong
 
 
 @pytest.mark.parametrize("layer", ["dense1", "dense2"])

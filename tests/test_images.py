@@ -149,9 +149,6 @@ def test_levels_of_the_preprocessing_are_the_limit(ops):
         flow.encode(ops, IMAGES, key, np.float64)
 
 
-# ---------------------------------------------------------------- one convention: seed
-
-
 @pytest.mark.parametrize("sizes", [{}, {"batch_size": 3}, {"batch_size": 3, "at_once": 2}])
 @pytest.mark.parametrize("model", ["fc", "glow"])
 def test_log_prob_has_the_terms_of_evaluate_bit_for_bit(model, sizes, monkeypatch):
@@ -218,9 +215,6 @@ def test_samples_have_the_shape_of_images(model):
     assert found.shape == (3, 8, 8, 1) and found.dtype == np.uint8
     again = likelihood.sample(3, 1, exact=True, latents=likelihood.latents(found))
     assert np.mean(again != found) < 0.01  # a value on the edge of two integers may fall either way
-
-
-# ---------------------------------------------------------------- runs
 
 
 def test_a_run_and_what_it_holds_are_shown_in_a_line(finished):

@@ -183,9 +183,6 @@ def test_nan_parameters_have_no_finite_likelihood(ops, images):
     assert np.isnan(Likelihood(ops, flow, layout, flat).log_prob(images, seed=3)).all()
 
 
-# ---------------------------------------------------------------- samples
-
-
 def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
     flow = small_flow()
     likelihood = Likelihood(ops, flow, *random_parameters(flow, exact_inverse=True))
@@ -212,9 +209,6 @@ def test_samples_are_the_inverse_of_latents(ops):
     s = 1 / (1 + np.exp(-x))
     pixels = np.clip(np.floor(256 * (s - 0.01) / 0.98), 0, 255)
     np.testing.assert_array_equal(found, pixels)
-
-
-# ---------------------------------------------------------------- the full MNIST
 
 
 def mean_and_variance_of_log_jacobian(alpha=1e-6):

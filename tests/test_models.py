@@ -94,17 +94,12 @@ def test_the_glow_of_table_1():
     assert all(layer.bias for _, layer in learned.layers if isinstance(layer, Linear))
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize("side", [6, 9, 30])
 def test_image_sizes_that_do_not_survive_two_squeezes(side):
     with pytest.raises(UsageError) as caught:
         PRESETS["conv"].build(Choices(), (side, side, 1)).init(0)
     assert "\n" not in str(caught.value) and "even" in str(caught.value)
 
-
-# ---------------------------------------------------------------- memory
 
 _PEAK = """
 import numpy as np

@@ -233,12 +233,6 @@ def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
     assert TrainConfig(model=model, levels=3).resolve(1000, shape).levels == 3
 
 
-@pytest.mark.parametrize("columns", [1, 2, 2000])
-def test_the_fully_connected_flow_fits_any_rows(columns):
-    moments = np.zeros(columns), np.ones(columns)
-    assert TrainConfig().resolve(100).build_flow((columns,), moments).dimension == columns
-
-
 # ---------------------------------------------------------------- runs
 
 

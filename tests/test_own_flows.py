@@ -402,13 +402,6 @@ def test_what_fit_could_not_finish_stays_where_it_goes_on(tmp_path, monkeypatch)
     assert state(folder).step == 15
 
 
-@pytest.mark.parametrize("callbacks", [None, (), []])
-def test_no_callbacks_are_none(tmp_path, callbacks):
-    run = snfnp.fit(DATA, callbacks=callbacks, report=None, out=tmp_path / "run", **QUICK)
-    summary = resume(run.folder.path, callbacks=callbacks, epochs=QUICK["epochs"] + 1)
-    assert np.isfinite(summary["test_nll_nats"])
-
-
 @pytest.mark.parametrize("callbacks", [len, [3], 3])
 def test_callbacks_are_a_list_of_functions(callbacks):
     with one_line(UsageError, "callbacks is ", "give a list of functions"):

@@ -45,9 +45,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-# ---------------------------------------------------------------- formats
-
-
 def test_the_formats_above_are_all():
     assert {suffix.lower() for suffix in MAGIC} == set(plots.SUFFIXES)
     supported = plots.Figure().canvas.get_supported_filetypes()
@@ -61,9 +58,6 @@ def test_a_picture_has_the_format_of_its_name(folder, tmp_path, suffix, capsys):
     assert out.read_bytes().startswith(MAGIC[suffix])
     assert contents(tmp_path).keys() == {out.name}
     assert capsys.readouterr().out == f"{out}\n"
-
-
-# ---------------------------------------------------------------- before the work
 
 
 def refuse(*arguments):
@@ -122,8 +116,6 @@ def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, mo
     assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another `out`"
 
 
-# ---------------------------------------------------------------- a full disk
-
 FULL = """
 import resource, sys
 import numpy as np
@@ -161,9 +153,6 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     lines, begins = done.stderr.splitlines(), f"error: cannot write {out} (File too large)"
     assert len(lines) == 3 and all(line.startswith(begins) for line in lines)
     assert contents(tmp_path) == {"a.png": b"the old one"}
-
-
-# ---------------------------------------------------------------- many images
 
 
 def grid_of(images, columns):

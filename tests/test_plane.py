@@ -20,7 +20,6 @@ from snfnp.training.trainer import Trainer
 RNG = np.random.default_rng(0)
 FAST = ("--backend", "numpy", "--warmup-epochs", "0.5", "--lr", "0.01")
 
-# ---------------------------------------------------------------- densities
 
 T = np.linspace(0, np.pi, 400)
 CIRCLE, ARM = np.exp(2j * T), (T * np.exp(3j * T))[40:]
@@ -63,9 +62,6 @@ def test_a_density_is_a_data_set_by_name(name):
     assert (densities.draw(name, 50, 1) != densities.draw(name, 50, 0)).any()
     with one_line(UsageError, f"{name} is drawn, not read: leave `data_dir=x` out"):
         snfnp.load_dataset(name, "x")
-
-
-# ---------------------------------------------------------------- pictures
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +145,6 @@ def test_a_run_without_a_film_takes_no_likelihood_for_it(tmp_path, monkeypatch):
         made.clear()
 
 
-# ---------------------------------------------------------------- paths
-
-
 @pytest.mark.parametrize("spherical", [True, False])
 def test_paths_end_at_their_ends_and_circles_keep_the_norm(spherical):
     start, end = RNG.standard_normal((2, 5, 20, 20))
@@ -214,9 +207,6 @@ WRONG_PATHS = [
 def test_paths_that_cannot_be_are_one_line(options, problem, folder):
     with one_line(UsageError, problem):
         interpolate.main([str(folder), *options])
-
-
-# ---------------------------------------------------------------- scores
 
 
 def test_the_area_under_the_curve_is_a_share_of_pairs():

@@ -41,9 +41,6 @@ def laid_out(draw, *shape):
     return array[..., ::-1] if kind == "reversed" else array
 
 
-# ---------------------------------------------------------------- convolutions and their maps
-
-
 @st.composite
 def convolutions(draw):
     """Images, deltas of the outputs, and a kernel of odd sizes or of even ones."""
@@ -65,9 +62,6 @@ def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     out = np.ones(k.shape) if add else np.full(k.shape, np.nan)
     ops.conv.weight_grad(delta, x, out, add)
     close(out, add + convolve_weight_grad(delta, x, k.shape))
-
-
-# ---------------------------------------------------------------- elementwise layers
 
 
 @st.composite
@@ -106,9 +100,6 @@ def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
     assert np.isfinite(ldj).all()
     back, _ = ops.spline.evaluate(ops.spline.inverse(y, knots), knots)
     np.testing.assert_allclose(back, y, rtol=0, atol=100 * rounding)
-
-
-# ---------------------------------------------------------------- how things are cut and stored
 
 
 @cases(100)

@@ -25,7 +25,6 @@ from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
 from snfnp.training.batches import Repeated
-from snfnp.training.options import TrainConfig
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
 # rounds 5 times or less (difference or product, exponential, argument of the exponential), and
@@ -141,9 +140,6 @@ def test_recomputed_gradients_equal_stored_ones(flow, ops, dtype):
         assert difference({**recomputed, key: 1.001 * value}, stored) > 5e-4
 
 
-# ---------------------------------------------------------------- memory
-
-
 def height(flow, ops, recompute) -> int:
     """Bytes at the height of a forward and a backward pass."""
     setup = Setup(flow, ops, np.float32)
@@ -184,9 +180,6 @@ def test_depth_costs_no_activation_memory(ops, kind):
     assert growth[True] < BYTES / 2  # records of recomputed layers, a few hundred bytes each
 
 
-# ---------------------------------------------------------------- training
-
-
 def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch):
     images = np.random.default_rng(2).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
     inverses = []
@@ -208,8 +201,3 @@ def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch)
     assert metrics[True].surrogate == metrics[False].surrogate
     scale = np.linalg.norm(gradients[False])
     assert 0 < np.linalg.norm(gradients[True] - gradients[False]) <= 1e-10 * scale
-
-
-def test_a_flow_of_dense_layers_has_nothing_to_recompute():
-    flow = TrainConfig(model="fc", gradient="exact").build_flow((4, 4, 1))
-    assert not any(layer.cheap_exact_inverse for _, layer in flow.layers)

@@ -68,12 +68,6 @@ def diverge(monkeypatch, step=1, gradient="exact"):
     at_step(monkeypatch, step, spoil)
 
 
-def test_without_a_target_there_is_a_list(capsys):
-    reproduce.main([])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [*TARGETS, "all", "page"]
-
-
 # ---------------------------------------------------------------- what is done
 
 

@@ -153,9 +153,6 @@ def test_a_file_is_durable_under_its_name(tmp_path, monkeypatch):
     assert done == ["file", "rename", "folder"]
 
 
-# ---------------------------------------------------------------- from somebody else
-
-
 def test_a_pipe_in_the_place_of_the_lock_is_refused(copy):
     os.mkfifo(copy / "run.lock")
     with one_line(SnfnpError, match="run.lock .it is no regular file"):

@@ -233,27 +233,8 @@ class TestWithSphinx:
             ("source/snfnp/threads.py.html#L1", "snfnp.threads")
         ]
 
-    def test_the_side_bar_has_the_groups_in_the_order_of_reading(self, tmp_path):
-        readme = (
-            "# Start\n\n## Order\n\n### Later\n\n| page |\n| --- |\n| [09 B](09-b.md) |\n\n"
-            "### Sooner\n\n| page |\n| --- |\n| [02 A](02-a.md) |\n"
-        )
-        done, out = self.build(tmp_path, README=readme, **{"02_a": "# A", "09_b": "# B"})
-        assert done.returncode == 0, done.stderr
-        page = (out / "index.html").read_text(encoding="utf-8")
-        bar = page[page.index('<div class="sidebar-tree">') :]
-        at = [bar.index(text) for text in ("Later", "09-b.html", "Sooner", "02-a.html", "api.html")]
-        assert at == sorted(at)
-        assert (out / "_static" / "excerpts.js").is_file()
-
     def test_formulas_are_searched_as_they_are_typed(self):
         from searching import text_of
 
         found = text_of("Stable if $\\lambda s^2 > \\frac{1}{8}$ ([24](24-x.md)).\n\n$$\\sigma$$\n")
         assert found == "Stable if λ s 2 > 1/8 (24). σ"
-
-    def test_a_large_delimiter_may_have_a_name(self):
-        from mathml import mathml
-
-        found = mathml(r"\big\lvert x \big\rvert \Big\langle y, z \Big\rangle", "block")
-        assert [found.count(sign) for sign in "|⟨⟩\\"] == [2, 1, 1, 0]

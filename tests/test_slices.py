@@ -124,28 +124,6 @@ def test_gradients_of_slices_add_up_to_the_gradient_of_the_batch(step):
         assert np.abs(wrong - expected).max() > 1e4 * ROUNDING * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_the_weight_of_log_determinants_is_the_sum_of_the_samples(dtype, parts):
-    """The sum is that of the whole batch, in every slice, without adding up: a sum of a captured
-    step would cost it a launch or two. In double precision that of a float is exact."""
-    trainer = make_trainer(OPS, "fc", dtype=dtype, batch_size=BATCH)
-    images, weights, seen = images_of(trainer, 0, BATCH), np.full(BATCH, 1 / BATCH, dtype), []
-    backward = trainer.flow.backward
-    object.__setattr__(
-        trainer.flow, "backward", lambda ctx, *more: seen.append(ctx) or backward(ctx, *more)
-    )
-    for part in cut(BATCH, parts):
-        gradient_of(trainer, images[part.first : part.first + part.count], part)
-        ctx = seen.pop()
-        np.testing.assert_array_equal(ctx.dldj, weights[: part.count])
-        expected = weights.sum(dtype=np.float64) if part.index == 0 else 0.0
-        rounding = 0 if dtype == "float32" else BATCH * np.finfo(np.float64).eps
-        own = ctx.at(0, 0.0)
-        assert isinstance(own.log_det_weight, np.float64 if part.index == 0 else float)
-        np.testing.assert_allclose(own.log_det_weight, expected, rtol=rounding, atol=0)
-
-
 # ---------------------------------------------------------------- ranks
 
 
