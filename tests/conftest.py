@@ -19,20 +19,20 @@ from snfnp.ops import get_ops
 # Tests (by the starts of their names) outside the quick tier: they train in processes of their own,
 # go through many states of a file, measure memory, compile kernels, or need a device.
 SLOW = (
-    *("gpu/", "test_benchmarks", "test_compare_", "test_gpu_hour", "test_kernels_"),
+    *("gpu/", "test_benchmarks", "test_kernels_"),
     *("test_pictures", "test_processes", "test_properties", "test_read_only", "test_reproduce"),
     *("test_runs_", "test_scripts", "test_site", "test_terminal", "test_threads"),
     *("test_ops.py::test_override", "test_ops.py::test_products_of_tall"),
     *("test_ops.py::test_nan_spreads", "test_conv.py::test_the_size_of_a_tile"),
     *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
-    *("test_models.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
+    *("test_flow.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
     *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
     "test_versions.py::test_what_is_missing",
 )
 
 # Files that compile most kernels. They come first: one of several processes has them all.
 FIRST = "actnorm benchmarks certificates contraction control conv conv_exponential "
-FIRST += "coupling density emerging gradcheck_linear layers method models monitors ops "
+FIRST += "coupling density emerging flow gradcheck_linear layers method monitors ops "
 COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline").split()}
 
 

@@ -1,16 +1,34 @@
-"""What the benchmark says a step must do, how it measures, and that it prints its figures."""
+"""The benchmark, the comparison of checkouts, and the hour on a GPU: what each of them comes to."""
 
+import contextlib
+import io
 import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import benchmark
+import compare_checkouts
 import numpy as np
 import pytest
+import reproduce
 from benchmarks import device, models, timing
 from benchmarks.device import SINGLE
 from benchmarks.steps import make_trainer
 from benchmarks.work import operations
+from compare_checkouts import COLUMNS, CONFIGURATIONS, compare_runs, difference
+from gpu.alone import run_alone
+from PIL import Image
+from reproduction.rows import TABLES
+from safetensors.numpy import save_file
+from support.operation_cases import OVERRIDES
 
+import snfnp.cli.train
 from snfnp import threads
 from snfnp.errors import UsageError
 from snfnp.ops import get_ops
@@ -132,3 +150,222 @@ def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, caps
     times = (*results["fc"]["steps"], *results["fc"]["renewals"])
     assert all(0 < row["min ms"] <= row["median ms"] for row in times)
     assert all(row["min / floor"] > 0 for row in results["fc"]["steps"]) and "Adam ms" in out
+
+
+def result(folder, **changed):
+    """A result of a run as the script leaves it; `changed` replaces what is written."""
+    parts = {
+        "arrays": {f"{role}.dense.W": np.eye(3) for role in ("parameter", "adam_m", "adam_v")},
+        "header": {"step": "4", "lam": "1.0", "seed": "0"},
+        "metrics": [{"epoch": 1, "surrogate": -3.5, "seconds": 0.25}],
+        "summary": {"test_nll_nats": 200.125, "training_seconds": 0.3},
+        "evaluate": "mean log-likelihood    nats\nlog p(x)  -1,200.125\n",
+        "picture": np.full((8, 8), 200, np.uint8),
+    } | changed
+    run = folder / "run"
+    run.mkdir(parents=True)
+    for name in ("best", "last"):
+        save_file(parts["arrays"], run / f"{name}.safetensors", parts["header"])
+    lines = "".join(json.dumps(record) + "\n" for record in parts["metrics"])
+    (run / "metrics.jsonl").write_text(lines)
+    (run / "summary.json").write_text(json.dumps(parts["summary"]))
+    (folder / "evaluate.txt").write_text(parts["evaluate"])
+    Image.fromarray(parts["picture"]).save(run / "samples.png")
+    return folder
+
+
+def worst(tmp_path, **changed):
+    """{column: largest difference} of a changed result, of the columns that differ at all."""
+    this, other = result(tmp_path / "this", **changed), result(tmp_path / "other")
+    found = compare_runs(this, other)
+    assert tuple(found) == COLUMNS and all(found.values())  # something is compared in each
+    return {name: max(values.values()) for name, values in found.items() if any(values.values())}
+
+
+def arrays(role, array, name="dense.W"):
+    identity = {f"{each}.dense.W": np.eye(3) for each in ("parameter", "adam_m", "adam_v")}
+    return identity | {f"{role}.{name}": array}
+
+
+def test_equal_results_are_equal_whatever_the_clock_says(tmp_path):
+    assert worst(tmp_path / "same") == {}
+    slower = [{"epoch": 1, "surrogate": -3.5, "seconds": 9.5}]
+    assert worst(tmp_path, metrics=slower, summary={"test_nll_nats": 200.125}) == {}
+
+
+@pytest.mark.parametrize(
+    "changed,column,expected",
+    [
+        ({"arrays": arrays("parameter", np.eye(3) * (1 + 2**-52))}, "parameters", 2**-52),
+        ({"arrays": arrays("adam_m", np.eye(3) + 0.25)}, "Adam m", 0.25),
+        ({"arrays": arrays("state", np.ones(2), "control.rows")}, "parameters", math.inf),
+        ({"arrays": arrays("adam_v", np.eye(3, dtype=np.float32))}, "Adam v", math.inf),
+        ({"arrays": arrays("adam_v", np.eye(2))}, "Adam v", math.inf),
+        ({"header": {"step": "5", "lam": "1.0", "seed": "0"}}, "metrics", 0.25),
+        ({"metrics": [{"epoch": 1, "surrogate": -7.0}]}, "metrics", 1.0),
+        ({"metrics": []}, "metrics", math.inf),
+        ({"summary": {"test_nll_nats": math.nan}}, "metrics", math.inf),
+        ({"evaluate": "mean log-likelihood    nats\nlog p(x)  -1,200.126\n"}, "reports", 8.3e-7),
+        ({"evaluate": "log p(x)  -1,200.125\nand 2.5 more\n"}, "reports", math.inf),
+        ({"picture": np.full((8, 8), 201, np.uint8)}, "samples", 1 / 200),
+        ({"picture": np.full((8, 9), 200, np.uint8)}, "samples", math.inf),
+    ],
+)
+def test_whatever_changes_is_found_in_its_column(tmp_path, changed, column, expected):
+    assert worst(tmp_path, **changed) == {column: pytest.approx(expected, rel=0.01)}
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, expected",
+    [
+        ([1.0, -3.0], [1.0, -4.0], 0.25),
+        ([0.0], [-0.0], math.ulp(0.0)),
+        ([np.nan, 1.0], [np.nan, 2.0], math.inf),
+        ([np.inf], [1.0], math.inf),
+        ([1e-300], [0.0], math.inf),
+        (np.zeros((2, 0)), np.zeros((2, 0)), 0),
+        ("abc", "abd", math.inf),
+        (1.0, None, math.inf),
+    ],
+)
+def test_difference(ours, theirs, expected):
+    theirs = np.array(theirs)
+    assert difference(np.array(ours), theirs) == expected and difference(theirs, theirs) == 0
+
+
+def test_every_preset_and_gradient_can_be_chosen():
+    from snfnp.cli import train
+    from snfnp.models import PRESETS
+    from snfnp.training.options import TrainConfig
+
+    assert len(set(CONFIGURATIONS.values())) == len(CONFIGURATIONS) - 2  # but for "resume"
+    assert compare_checkouts.choose("*") == list(CONFIGURATIONS)
+    assert compare_checkouts.choose("glow-res*,fc") == ["fc", "glow-resume"]
+    for name, preset in PRESETS.items():
+        own = [options for options in CONFIGURATIONS.values() if f"--model {name} " in options]
+        assert own, name
+        for gradient in () if "glow" in name else preset.gradients[1:]:
+            assert any(f"--gradient {gradient}" in options for options in own), (name, gradient)
+    for options in CONFIGURATIONS.values():  # none is refused
+        given = vars(train._parser(None, {}).parse_args(options.split()))
+        TrainConfig(**given).resolve(6000, (2,) if given["model"] == "vector" else (28, 28, 1))
+
+
+def test_a_row_is_printed_and_a_difference_named(monkeypatch, capsys):
+    """The comparison of one configuration, with runs that are made up."""
+
+    def train(checkout, name, backend, folder, begun=None):
+        result(folder, arrays=arrays("parameter", np.eye(3) + (0.5 if checkout == "this" else 0)))
+
+    monkeypatch.setattr(compare_checkouts, "_train", train)
+    compare = compare_checkouts._compare
+    assert compare("fc", "numpy", ("other", "other"))
+    assert not compare("fc", "numpy", ("this", "other"))
+    out = capsys.readouterr().out
+    assert "parameters: 5.0e-01 in best.safetensors parameter.dense.W" in out
+
+    def fails(*arguments):
+        raise compare_checkouts.FailedError("error: no such option")
+
+    monkeypatch.setattr(compare_checkouts, "_train", fails)
+    assert not compare("fc", "numpy", ("this", "other"))
+    assert "failed: error: no such option" in capsys.readouterr().out
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts/gpu_hour.sh"
+TEXT = SCRIPT.read_text(encoding="utf-8")
+STEPS = re.findall(r"^    (\w+) ([\w-]+) (.*)$", TEXT[TEXT.index("\nsteps() {") :], re.M)
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="GNU's timeout")
+
+
+def test_a_step_gives_options_that_its_script_has():
+    """A wrong one would cost the step its place in the hour."""
+    mains = {"train": snfnp.cli.train, "reproduce": reproduce, "benchmark": benchmark}
+    for kind, name, words in STEPS:
+        main = mains.get(kind) or next((mains[own] for own in mains if f" {own} " in words), None)
+        if main:
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+                main.main(["--help"])
+            given = set(re.findall(r"--[\w-]+", words))
+            assert given <= set(re.findall(r"--[\w-]+", said.getvalue())), name
+
+
+def test_a_step_names_tests_and_rows_that_there_are():
+    files = re.findall(r"tests/gpu/\w+\.py", TEXT)
+    assert len(files) == 5 and all((ROOT / file).exists() for file in files)
+    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    for words in re.search('-k "(.*)"', TEXT)[1].split(" or "):
+        assert words in text + " ".join(OVERRIDES), words
+    rows = {row.name for table in TABLES.values() for row in table.rows}
+    assert set(re.findall(r"--rows ([\w-]+)", TEXT)) <= rows
+    names = [name for _, name, _ in STEPS]
+    assert len(names) == len(set(names)) == 22 and names[3] == "same"
+
+
+@pytest.fixture
+def hour(tmp_path):
+    """hour(steps, seconds): the exit status, and what was printed."""
+
+    def run(steps, seconds=100):
+        (tmp_path / "steps.sh").write_text(f"steps() {{\n{steps}\n}}\n")
+        own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
+        command = ["bash", str(SCRIPT), str(tmp_path), str(seconds)]
+        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+        assert not done.stderr
+        return done.returncode, done.stdout
+
+    return run
+
+
+@linux
+def test_a_step_is_done_once_and_its_line_has_its_figure(hour, tmp_path):
+    steps = f"""
+        step a 20 ".+" bash -c "echo no such thing; exit 1"
+        step b 20 "min .*" bash -c "echo x >> {tmp_path}/b; echo took 3 ms, min 2 ms; echo end"
+        step c 20 ".+" echo the step cannot be recorded as a CUDA graph
+        step d 9 ".+" no-such-program"""
+    status, said = hour(steps)
+    assert status == 1 and said.endswith("nothing is left\n")
+    for line in (
+        "failed: a: no such thing (",
+        "passed: b: min 2 ms (",
+        "failed: c: the step cannot be recorded as a CUDA graph (",
+        "failed: d: timeout: ",
+    ):
+        assert line in said
+    assert hour(steps) == (1, "nothing is left\n") and (tmp_path / "b").read_text() == "x\n"
+
+
+@linux
+def test_what_is_stopped_or_does_not_fit_is_not_done(hour, tmp_path):
+    slow = f"echo x >> {tmp_path}/a; [ $(wc -l < {tmp_path}/a) -gt 1 ] || sleep 60"
+    steps = f"step a 2 '.+' bash -c '{slow}; echo end'\nstep long 15 '.+' echo long"
+    assert hour(steps, 10) == (3, "stopped at its limit: a\nleft: a long: run it again\n")
+    status, said = hour(steps)
+    assert status == 0 and "passed: a: end" in said and "passed: long: long" in said
+
+
+@linux
+def test_what_stops_the_script_stops_its_step_which_is_not_done(tmp_path):
+    code = f"echo $$ > {tmp_path}/a; sleep 60"
+    (tmp_path / "steps.sh").write_text(f"steps() {{ step a 80 '.+' bash -c '{code}'; }}")
+    own = {"GPU_HOUR_STEPS": str(tmp_path / "steps.sh"), "PYTHON": sys.executable}
+    process = subprocess.Popen(["bash", str(SCRIPT), str(tmp_path)], env=os.environ | own)
+    until = time.monotonic() + 60
+    while not (tmp_path / "a").exists() or not (tmp_path / "a").read_text():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    time.sleep(0.5)
+    assert not Path("/proc", (tmp_path / "a").read_text().strip()).exists()
+    assert (tmp_path / "results.txt").read_text() == ""
+
+
+@pytest.mark.device
+def test_the_kernels_for_the_sanitizer_run_on_the_stand_in():
+    out = run_alone("from gpu import sanitised; sanitised.main(3)")
+    assert out.endswith("3 kernels are as defined\n")

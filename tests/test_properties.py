@@ -64,60 +64,6 @@ def test_a_convolution_of_any_shape_is_its_definition(ops, case, add):
     close(out, add + convolve_weight_grad(delta, x, k.shape))
 
 
-@st.composite
-def splines(draw):
-    """(knots, factors) arguments of 2 or 5 bins, and points: at knots, beside them, anywhere."""
-    bins, pixels = draw(st.sampled_from([2, 5])), draw(st.sampled_from([1, 3, 70]))
-    spread, rng = draw(st.floats(0, 12)), np.random.default_rng(draw(SEEDS))
-    sizes = (bins, bins, bins - 1)
-    raw = [spread * rng.uniform(-1, 1, (pixels, size)) for size in sizes]
-    bound = draw(st.sampled_from([0.5, 3.0, 10.0]))
-    eps = draw(st.sampled_from([1e-3, 0.05]))
-    knots, _ = NUMPY.spline.knots(*raw, bound, eps)
-    anywhere = rng.uniform(-1.5 * bound, 1.5 * bound, (8, pixels))
-    points = []
-    for axis in range(2):
-        edges = knots[axis]
-        beside = [np.nextafter(edges, direction * np.inf) for direction in (-1, 1)]
-        points.append(np.concatenate([edges, *beside, anywhere]))
-    return (*raw, bound, eps), *points
-
-
-@cases(60)
-@given(splines())
-def test_a_spline_of_any_knots_increases_and_is_inverted(ops, case):
-    arguments, x, y = case
-    bound = arguments[3]
-    knots, _ = ops.spline.knots(*arguments)
-    x = np.sort(x, axis=0)
-    found, ldj = ops.spline.evaluate(x, knots)
-    slope = float(np.max(np.diff(knots[1], axis=0) / np.diff(knots[0], axis=0))) + knots[2].max()
-    rounding = 1e-14 * bound * (1 + slope)
-    assert np.all(np.diff(found, axis=0) >= -rounding)
-    inside = np.abs(x) < bound
-    np.testing.assert_array_equal(found[~inside], x[~inside])
-    assert np.all(np.abs(found[inside]) <= bound + rounding)
-    assert np.isfinite(ldj).all()
-    back, _ = ops.spline.evaluate(ops.spline.inverse(y, knots), knots)
-    np.testing.assert_allclose(back, y, rtol=0, atol=100 * rounding)
-
-
-@cases(100)
-@given(st.integers(0, 300), st.integers(1, 3000), st.integers(1, 600), st.integers(1, 10**6))
-def test_coupling_blocks_cover_every_sample_once(samples, pixels, width, values):
-    coupling = NUMPY.coupling
-    before, coupling.network_values = coupling.network_values, values
-    try:
-        blocks, most = coupling._blocks(samples, pixels, width)
-    finally:
-        coupling.network_values = before
-    assert [n for block, _ in blocks for n in range(samples)[block]] == list(range(samples))
-    for block, part in blocks:
-        assert (part.start, part.stop) == (block.start * pixels, block.stop * pixels)
-        assert part.stop - part.start <= most
-    assert most * width <= max(values, pixels * width) or samples == 0
-
-
 @cases(50)
 @given(
     st.dictionaries(

@@ -171,24 +171,6 @@ def test_a_row_can_be_trained_longer_with_evaluations_here_and_there(command, tm
     assert [row["epochs: ours / paper"] for row in rows_of(again)] == ["5 / 6,000", "1 / 1,000"]
 
 
-def test_a_step_that_cannot_be_recorded_is_said(monkeypatch, capsys, tmp_path):
-    """A table trained launch by launch would only seem slow. Nothing else of a run is shown."""
-    small(monkeypatch)
-    own = runs.train
-
-    def train(*arguments):
-        *others, report = arguments
-        report("the training step cannot be recorded as a CUDA graph (why)")
-        return own(*others, report)
-
-    monkeypatch.setattr(runs, "train", train)
-    row = ["table1", "--rows", "fc-snf", "--epochs", "1", "--backend", "numpy"]
-    reproduce.main([*row, "--runs", str(tmp_path)])
-    first, *others = capsys.readouterr().err.splitlines()
-    assert first == "fc-snf-seed-0, to epoch 1; runs left: 1"
-    assert others == ["the training step cannot be recorded as a CUDA graph (why)"]
-
-
 # ---------------------------------------------------------------- what is shown
 
 

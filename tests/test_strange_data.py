@@ -264,17 +264,6 @@ def test_an_archive_is_read_by_name_and_size_before_by_content(tmp_path, monkeyp
         snfnp.load_dataset(str(path))
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mred.npy", "a\nb.npy", "a\rb.npy", "a\u202eb.npy"])
-def test_what_a_terminal_would_act_on_is_shown(name, tmp_path, capsys):
-    path = tmp_path / name
-    path.write_bytes(b"no array")
-    with pytest.raises(UsageError) as caught:
-        snfnp.load_dataset(str(path))
-    assert str(caught.value).isprintable()
-    np.save(path, ROWS)
-    assert snfnp.load_dataset(str(path)).source.isprintable()
-
-
 # ---------------------------------------------------------------- folders of images
 
 
