@@ -13,7 +13,7 @@ from contextlib import contextmanager
 class SnfnpError(Exception):
     """A failure that a person can act on: one line that says what was found and what to do.
 
-    What a terminal would act on, such as an escape sequence in a file's name, is shown.
+    Characters that a terminal would act on, as in a file's name, are spelled out.
     """
 
     exit_status = 1
@@ -53,8 +53,8 @@ class BackendError(UsageError):
 
 @contextmanager
 def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[None]:
-    """Turn running out of memory in here into a SnfnpError that advises a smaller value of a
-    parameter, which is now `count`; also: other advice."""
+    """Turn running out of memory into a SnfnpError that advises a smaller value of a parameter than
+    `count`; also: other advice."""
     try:
         yield
     except Exception as error:
@@ -66,18 +66,18 @@ def within_memory(ops, parameter: str, count: int, also: str = "") -> Iterator[N
 
 
 def printable(text: object) -> str:
-    """A text with every character shown that cannot be printed, as newlines and escapes."""
+    """A text in which unprintable characters, such as newlines and escapes, are spelled out."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return "".join(shown)
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" for the name that a misspelt word resembles; "" if none does."""
+    """ " (did you mean NAME?)" with the name that a misspelt word resembles, or ""."""
     close = difflib.get_close_matches(word, names, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-# flags that are not called as their parameters
+# flags whose names differ from their parameters'
 _FLAGS = {"lam": "lambda", "exact": "inverse exact"}
 
 
@@ -87,7 +87,7 @@ def flag_of(parameter: str) -> str:
 
 
 def in_flags(message: str) -> str:
-    """A message with flags for the parameters that it names in backticks."""
+    """A message with flags in place of the parameters in its backticks."""
 
     def flag(named: re.Match) -> str:
         name, value = named.groups()

@@ -29,8 +29,8 @@ def _require_shape(array, shape) -> None:
 
 @dataclass(frozen=True)
 class _Recomputed:
-    """A layer whose input and cache the backward pass recomputes: its output (None if the next
-    layer is recomputed, too: its input is the output), and the latent that leaves at it, if any."""
+    """In place of a cache that the backward pass recomputes: the layer's output (None if the next
+    layer is recomputed too, and so gives it), and the latent that leaves at the layer, if any."""
 
     output: Array
     latent: tuple[Array, ...]
@@ -102,7 +102,7 @@ class Flow:
 
     @cached_property
     def first_trainable(self) -> int:
-        """The place of the first layer that learns: no gradient is needed below it."""
+        """The place of the first layer with parameters to learn: below it no gradient is needed."""
         learned = {entry.layer for entry in self.layout.entries if entry.start < self.layout.fixed}
         return next((i for i, (name, _) in enumerate(self.layers) if name in learned), 0)
 
@@ -112,14 +112,14 @@ class Flow:
         return {name: layer.init(rng, shape) for name, layer, shape in self.with_shapes()}
 
     def init_from_data(self, ops: Ops, params: Params, x, statistics=lambda place: {}) -> None:
-        """Set the parameters that depend on data (as actnorm's) in one forward pass, every layer's
-        before the next one gets its input.
+        """Set the parameters that depend on data (as actnorm's) in one forward pass: each layer's
+        before the next layer gets its input.
 
         Args:
             params: overwritten.
             x: a first batch (N, *shape).
-            statistics: statistics(place) are values, by name, of the place-th layer that are found
-                from more than a batch.
+            statistics: statistics(place) returns {name: value} of the parameters of the place-th
+                layer that are estimated from more than a batch.
         """
         _require_shape(x, self.shape)
         for place, (name, layer) in enumerate(self.layers):
@@ -155,7 +155,7 @@ class Flow:
         return self.preprocess.inverse(ops, x).reshape(-1, *(self.image_shape or self.shape))
 
     def require_images(self, images) -> None:
-        """Raises UsageError for what `encode` does not take. O(1) for uint8: no device waits."""
+        """Raises UsageError for images that `encode` does not take. O(1) for uint8."""
         rows = getattr(images, "shape", ())[1:] == self.shape
         shape = self.shape if rows else self.image_shape or self.shape
         if problem := self.preprocess.fault(images, shape):
@@ -295,7 +295,7 @@ class Flow:
         return log_dets
 
     def first_nonfinite(self, ops, params, x) -> str | None:
-        """The first layer with an output or ldj that is not finite, found by a forward pass."""
+        """The first layer in a forward pass whose output or ldj is not finite."""
         if not bool(ops.xp.isfinite(x).all()):
             return "input"
         for name, layer in self.layers:

@@ -1,5 +1,5 @@
-"""Checks of images and of rows of numbers where they enter: the likelihood of anything else would
-be meaningless."""
+"""Checks of images and rows of numbers on entry: the likelihood of anything else would be
+meaningless."""
 
 import math
 from functools import reduce
@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-_AT_ONCE = 1 << 20  # numbers of a large array that are looked at together
+_AT_ONCE = 1 << 20  # numbers of a large array that are checked together
 _COLOURS = (3, 4)  # channels of a colour image
 _OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)  # the first hides values, * of the second is @
 
 
 class StoredArray:
-    """An array (N, ...) that is not in memory: what is asked for, by a slice or an array of places,
-    is read then.
+    """An array (N, ...) in a file: indexing, by a slice or an array of places, reads samples.
 
     read(places): these samples; places: the sample at each index (None: all, in order).
     """
@@ -48,7 +47,7 @@ def selected(samples, places: np.ndarray):
 
 
 def with_channels(images, shape: tuple[int, ...] | None = None):
-    """Images (N, H, W) as (N, H, W, 1), and anything else as it is. shape: (H, W, 1), a model's."""
+    """Images (N, H, W) as (N, H, W, 1), anything else unchanged. shape: (H, W, 1), a model's."""
     if getattr(images, "ndim", 0) != 3:
         return images
     if _is_one_colour_image(images) if shape is None else (*images.shape[1:], 1) != shape:
@@ -58,25 +57,25 @@ def with_channels(images, shape: tuple[int, ...] | None = None):
 
 
 def _is_one_colour_image(images) -> bool:
-    """Say whether an array of three axes is (H, W, C) rather than (N, H, W)."""
+    """True if an array of three axes is (H, W, C) rather than (N, H, W)."""
     return images.ndim == 3 and images.shape[-1] in _COLOURS and images.shape[1] > max(_COLOURS)
 
 
 def parts(samples):
-    """(place of the first, some samples) of an array (N, ...) in order: never a copy of all."""
+    """(place of the first sample, samples) for consecutive parts of an array (N, ...)."""
     count = max(1, _AT_ONCE // max(1, math.prod(samples.shape[1:])))
     for first in range(0, len(samples), count):
         yield first, samples[first : first + count]
 
 
 def is_rows(samples) -> bool:
-    """Say whether these are rows of floats, (N, D), and no images."""
+    """True for rows of floats, (N, D)."""
     array = isinstance(samples, (np.ndarray, StoredArray))
     return array and samples.ndim == 2 and samples.dtype.kind == "f"
 
 
 def _fault_of_type(samples: Any, kinds) -> str | None:
-    """The type of something that is no array of numbers, of one of these kinds."""
+    """The reason why something is no array of numbers of one of these kinds, or None."""
     kind: Any = getattr(samples, "dtype", None)
     array = isinstance(kind, np.dtype) and not isinstance(samples, _OTHER_ARRAYS)
     if not array or not isinstance(samples, kinds):
@@ -85,10 +84,10 @@ def _fault_of_type(samples: Any, kinds) -> str | None:
 
 
 def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) -> str | None:
-    """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy;
-    None if it is that. shape: None for a data set's: any (H, W, C), NumPy's and uint8.
+    """The reason why something is no array (N, *shape) of integers in [0, levels), and the remedy,
+    or None. shape: None for a data set's images: NumPy's, uint8, of any (H, W, C).
 
-    Bytes need no look at their values if all 256 are levels: O(1), and no device is waited for.
+    Values of bytes are not read if all 256 are levels: O(1), without waiting for a device.
     """
     wanted = f"({', '.join(map(str, ('N', *(shape or 'HWC'))))})"
     if found := _fault_of_type(images, (np.ndarray, StoredArray) if shape is None else object):
@@ -120,9 +119,9 @@ def fault(images: Any, shape: tuple[int, ...] | None = None, levels: int = 256) 
 
 
 def fault_of_rows(rows: Any, shape: tuple[int, ...] | None = None) -> str | None:
-    """A twin of `fault` for rows (N, D) of finite numbers; shape: (D,), a model's, or None.
+    """The result of `fault` for rows (N, D) of finite numbers; shape: (D,), a model's, or None.
 
-    Rows on the host are looked at, in parts; for others, no device is waited for.
+    Values on the host are checked; those on a device are not, without waiting for it.
     """
     wanted = f"(N, {shape[0] if shape else 'D'})"
     if found := _fault_of_type(rows, object):

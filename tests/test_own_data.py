@@ -139,7 +139,7 @@ WRONG = {
     "p": (mixed, COLOUR[0, :3], "x.png is 6 x 3, and "),
     "q": (mixed, GREY[0].astype(np.uint16), "its pixels have more than 8 bits"),
     "r.csv": (text, "a,b\n1,2\n3,x\n", "r.csv, line 3, column 'b' has 'x', which is no number"),
-    "s.csv": (text, "1,2\n3\n4\n5\n6\n", "s.csv, line 2: 1 cells, and 2 in line 1: give every row"),
+    "s.csv": (text, "1,2\n3\n4\n5\n6\n", "s.csv, line 2: 1 cells, and 2 in line 1: give all rows"),
     "t.csv": (text, "a,b\n", "t.csv has no rows of numbers: check the file"),
     "u.csv": (text, "", "u.csv has no rows of numbers: check the file"),
     "v.txt": (text, "1 2", "give a .npy, .npz or .csv file, or a folder of images"),

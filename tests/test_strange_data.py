@@ -61,7 +61,9 @@ def test_a_file_that_changes_while_it_is_trained_on_stops_the_run(change, mapped
             change(path)
 
     how = {"backend": "numpy", "batch_size": 20, "epochs": 9, "warmup_epochs": 1, "eval_every": 1}
-    with one_line(SnfnpError, "rows.npy has changed since it was opened", "restore it and go on"):
+    with one_line(
+        SnfnpError, "rows.npy has changed since it was opened", "restore it and continue"
+    ):
         snfnp.fit(data, model="fc", out=run, report=None, callbacks=[callback], **how)
     assert len(steps) == 1, "it is noticed at the next step"
     np.save(path, ROWS)
@@ -260,7 +262,7 @@ def test_an_archive_is_read_by_name_and_size_before_by_content(tmp_path, monkeyp
         snfnp.load_dataset(str(path))
     np.savez(path, train=ROWS)
     monkeypatch.setattr(user_data, "_memory", lambda: 1000)
-    with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000 of"):
+    with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"):
         snfnp.load_dataset(str(path))
 
 
@@ -288,7 +290,7 @@ def test_splits_are_found_in_capitals_and_by_their_short_names(tmp_path):
 def test_images_beside_splits_are_an_error(place, tmp_path):
     picture(tmp_path / "train" / "a.png")
     picture(tmp_path / place)
-    with one_line(UsageError, "has images beside its train, as", place, "move them into one of"):
+    with one_line(UsageError, "has images beside its train, such as", place, "move them into"):
         snfnp.load_dataset(str(tmp_path))
 
 

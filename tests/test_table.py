@@ -64,7 +64,7 @@ def test_rows_and_names_are_read(text, encoding, how, names, read):
             "line 2, column 'a' has '1.234,5': write numbers with a decimal point",
         ),
         ("a;b\n1,234;2\n", "line 2, column 'a' has '1,234': write numbers with a decimal point"),
-        ("a,b\n1,5,2,5\n", "line 2: 4 cells, and 2 in line 1: give every row as many"),
+        ("a,b\n1,5,2,5\n", "line 2: 4 cells, and 2 in line 1: give all rows as many"),
         ("a,a\n1,2\n", "several columns are called 'a': rename them"),
         ("a\n2024-01-01\n", "line 2, column 'a' has '2024-01-01', which is no number"),
     ],
@@ -75,7 +75,7 @@ def test_what_is_no_number_is_named_by_line_and_column(text, problem, read):
 
 
 def test_other_errors_are_a_line(read):
-    with one_line(UsageError, "t.csv, line 2: no UTF-8 text: save it as UTF-8"):
+    with one_line(UsageError, "t.csv, line 2: it is not UTF-8 text: save it as UTF-8"):
         read("a\n1,é\n", "latin-1")
     with one_line(UsageError, "t.csv has no column 'c': its columns are a, b"):
         read("a,b\n1,2\n", columns="a,c")

@@ -1,4 +1,4 @@
-"""Data to model: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own."""
+"""Data sets: MNIST, Fashion-MNIST, CIFAR-10, ImageNet32, 2-D toy densities, the user's own."""
 
 import os
 from collections.abc import Callable
@@ -36,27 +36,26 @@ def load_dataset(
 ) -> Dataset:
     """Load a published data set, or the images or rows at a path.
 
-    A published set comes from the first place that has its files: `data_dir`, where nothing else is
-    searched (its subfolder `name`, then the folder itself); the folder in the environment variable
-    SNFNP_DATA_DIR, likewise; the user's cache; a download into the cache, unless SNFNP_OFFLINE is
-    set; and for MNIST the sample that the package ships.
+    The files of a published set come from `data_dir` (its subfolder `name`, or the folder itself);
+    else from the folder in the environment variable SNFNP_DATA_DIR, likewise; else from the user's
+    cache, which downloads missing files unless SNFNP_OFFLINE is set. If there is no MNIST, the
+    sample that the package ships takes its place.
 
     Args:
         name: one of DATA_SETS, or the path of a .npy, .npz or .csv file or a folder of images.
         data_dir: the folder with a published set's files.
-        report: gets a line if a sample takes the place of the full data, if images are left out,
-            and before work that takes minutes.
+        report: gets a line if the sample replaces the full data, or if images are left out.
         validation, test: for a path without such splits, other paths or the fractions that are held
             out (a tenth each).
-        seed: of the choice of what is held out.
-        table: how a .csv file is read: header, columns, drop_incomplete (`snfnp.data.table`).
+        seed: of the random choice of the samples that are held out.
+        table: options for a .csv file: header, columns, drop_incomplete (`snfnp.data.table`).
 
     Returns:
         The data in three splits.
 
     Raises:
-        UsageError: `name` is neither, or the folder does not exist or lacks the files.
-        SnfnpError: a file is damaged or holds something else, or nothing was found anywhere.
+        UsageError: `name` is neither, a file is damaged, or a folder lacks files.
+        SnfnpError: the files were found nowhere.
     """
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str):

@@ -49,7 +49,7 @@ class Dataset:
             if problem:
                 raise UsageError(f"the {split} {self.noun} of {self.name}: {problem}")
             if not isinstance(images, StoredArray):
-                images = images[:]  # a view: what was given stays as it is
+                images = images[:]  # a view: the given array stays writeable
                 images.flags.writeable = False
                 object.__setattr__(self, split, images)
         if self.moments is None:
@@ -69,13 +69,13 @@ class Dataset:
 
     @property
     def noun(self) -> str:
-        """Its samples, in a word for messages."""
+        """The word for its samples in messages."""
         return "images" if self.of_images else "rows"
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Mean and standard deviation of each column of the training rows, (D,) in float64; 0
-        exactly where all are the same. None of images. One pass in parts (Chan et al. 1983)."""
+        """Mean and standard deviation of each column of the training rows, (D,) in float64, with
+        exact zeros for constant columns; None for images. One pass (Chan et al. 1983)."""
         if self.of_images:
             return None
         count, constant = 0, np.True_
@@ -91,8 +91,7 @@ class Dataset:
         return mean, np.where(constant, 0.0, np.sqrt(squares / count))
 
     def fingerprint(self, split: str) -> str:
-        """The SHA-256 of a split's images, in their order and with their shape. It reads them all,
-        from a file where they are in one."""
+        """The SHA-256 of a split's shape and samples, which are all read."""
         images = getattr(self, split)
         digest = hashlib.sha256(repr(images.shape).encode())
         for _, part in parts(images):

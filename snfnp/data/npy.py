@@ -1,5 +1,5 @@
-"""NumPy's files, whose samples are read when they are needed, and never mapped: where a mapped file
-is cut off, the process ends by a signal, without a word."""
+"""NumPy's files, whose samples are read as needed. They are not mapped: truncating a mapped file
+kills the process that reads it by a signal."""
 
 import math
 import os
@@ -21,14 +21,14 @@ def open_array(path: str | Path) -> np.ndarray | StoredArray:
     """
     os.close(open_regular(path, follow=True))
     with np.errstate(over="ignore"):  # of the sizes in a damaged header
-        header = np.lib.format.open_memmap(path, mode="r")  # whose values are not looked at
+        header = np.lib.format.open_memmap(path, mode="r")  # its values are not read
     if header.nbytes <= _SMALL or not header.ndim or not header.flags.c_contiguous:
         return np.load(path, allow_pickle=False)
     return StoredArray(_Rows(path, header), header.dtype, header.shape)
 
 
 class _Rows:
-    """rows(places): samples of a file, as long as nobody writes to it."""
+    """rows(places): samples of a file. Raises SnfnpError once the file has changed."""
 
     def __init__(self, path: str | Path, header: np.memmap):
         self._path, self._file = path, open(open_regular(path, follow=True), "rb")  # noqa: SIM115
@@ -52,7 +52,7 @@ class _Rows:
             while part and (count := os.preadv(self._file.fileno(), [part], first)):
                 part, first = part[count:], first + count
             short |= len(part) > 0
-        if short or self._now() != self._state:  # looked at behind each read
+        if short or self._now() != self._state:  # checked after each read
             found = f"{self._path} has changed since it was opened"
-            raise SnfnpError(f"{found}: restore it and go on with `resume`, or start again")
+            raise SnfnpError(f"{found}: restore it and continue with `resume`, or start again")
         return samples

@@ -15,13 +15,13 @@ from snfnp.paths import open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_MOST = 10_000_000  # entries of a folder, which may have no end
+_MOST = 10_000_000  # entries of a folder, which may be endless
 
 
 def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """{split: images} of a folder: those in its folders train, validation (or val) and test, if it
-    has any of these, in capitals or not; else all are "train". `report` gets a line about images in
-    hidden folders, which are left out. Raises UsageError, also for images beside such folders."""
+    """{split: images} of a folder, from its folders train, validation (or val) and test, in any
+    letter case; without these, all images are "train". `report` gets a line about images that are
+    left out. Raises UsageError, also for images beside such folders."""
     named = {}  # {folder: split}
     for name in sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)):
         if split := _SPLITS.get(name.lower()):
@@ -37,7 +37,7 @@ def read_folder(folder: Path, report: Callable[[str], None]) -> dict[str, np.nda
     for file in files:
         name = file.relative_to(folder).parts[0]
         if name not in named:
-            found = f"{folder} has images beside its {', '.join(named)}, as {file}"
+            found = f"{folder} has images beside its {', '.join(named)}, such as {file}"
             raise UsageError(f"{found}: move them into one of these, or out of it")
         parts[name].append(file)
     return {split: _read(folder / name, parts[name]) for name, split in named.items()}
@@ -88,7 +88,7 @@ def _read(folder: Path, files: list[Path]) -> np.ndarray:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """An image of at most 8 bits. Raises ValueError for more, which Pillow would cut off."""
+    """An image of at most 8 bits. Raises ValueError for more, which Pillow would truncate."""
     descriptor = open_regular(file, follow=True)
     with open(descriptor, "rb") as stream, warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)

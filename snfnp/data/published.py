@@ -42,7 +42,7 @@ class Published:
     substitute: Callable[[], Dataset] | None = None
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The files that a folder has, by published name; MNIST's have four names in use."""
+        """The files that a folder has, by published name; each of MNIST's has four names in use."""
         found = {}
         for name in self.files:
             dotted = name.replace("-idx", ".idx")
@@ -53,7 +53,7 @@ class Published:
         return found
 
     def load(self, data_dir: str | os.PathLike[str] | None, report: Callable) -> Dataset:
-        """Read the files in the folder that was given, else in the cache, which gets them first.
+        """Read the files in the given folder, or else in the cache, which downloads missing ones.
 
         Arguments and errors are those of `snfnp.data.load_dataset`.
         """
@@ -89,7 +89,7 @@ class Published:
 
     def _read_given(self, root: Path, origin: str) -> Dataset:
         """The images in a folder, or in its subfolder of the data set's name."""
-        # Half a set is the folder that was meant: its missing files are reported.
+        # A folder with some of the files is the one that was meant: the others are reported.
         place = root / self.name if self.find(root / self.name) else root
         files = self.find(place)
         if lacks := " and ".join(name for name in self.files if name not in files):
@@ -102,7 +102,7 @@ class Published:
         found = self.find(folder)
         for name in (name for name in self.files if name not in found):
             if not self.mirrors:
-                raise SnfnpError("registered users alone are given the files")
+                raise SnfnpError("only registered users get the files")
             if os.environ.get("SNFNP_OFFLINE", "0") not in ("", "0"):
                 raise SnfnpError("SNFNP_OFFLINE is set and the cache does not hold it")
             self._download(name, folder)
@@ -110,8 +110,7 @@ class Published:
     def _download(self, name: str, folder: Path) -> None:
         """Put a file into `folder` from the first mirror that works.
 
-        pooch gives it its name only once its checksum is right: an interruption at any time leaves
-        the cache as it was.
+        pooch renames it once its checksum is right: an interruption leaves the cache as it was.
         """
         import pooch
         import requests
@@ -127,7 +126,7 @@ class Published:
                 return
             except requests.HTTPError as error:
                 problem = f"HTTP status {getattr(error.response, 'status_code', 'unknown')}"
-            except requests.RequestException:  # whose texts are lines of addresses and objects
+            except requests.RequestException:  # their texts fill lines
                 problem = "connection failed"
             except ValueError:
                 problem = "wrong checksum"
@@ -147,5 +146,5 @@ def print_to_stderr(line: str) -> None:
 
 
 def cache_folder(name: str) -> Path:
-    """The folder in the user's cache that downloads of data set `name` are kept in."""
+    """The folder for downloads of data set `name` in the user's cache."""
     return paths.user_cache() / name

@@ -1,4 +1,4 @@
-"""Reading third-party files, which may hold anything: each failure is one line with the file."""
+"""Reading third-party files, which may hold anything: each failure is one line that names one."""
 
 import gzip
 import os
@@ -16,7 +16,7 @@ _LONGEST_REASON = 120  # characters of what another library says
 
 @contextmanager
 def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator[None]:
-    """Turn the error of a library for a damaged or mislabelled file into one line about it."""
+    """Turn any error of a library about a damaged or mislabelled file into one line."""
     try:
         yield
     except SnfnpError:
@@ -33,7 +33,7 @@ def readable(path: object, advice: str = "mend it, or leave it out") -> Iterator
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """A published file's content as a stream, uncompressed if it is gzip's, whatever its name:
+    """A published file's content as a stream, uncompressed if it starts with gzip's magic number:
     servers and browsers uncompress files without renaming them."""
     with readable(path, FRESH), open(open_regular(path, follow=True), "rb") as file:
         compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC

@@ -16,7 +16,7 @@ from snfnp.data.reading import FRESH, opened, readable
 from snfnp.errors import UsageError
 from snfnp.paths import open_regular
 
-SAMPLE = "sample shipped with the package"  # its source, in words
+SAMPLE = "sample shipped with the package"
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
 _HEADER = 16  # bytes of an IDX file before its pixels (http://yann.lecun.com/exdb/mnist/)
 _KNOWN = {  # the files with these SHA-256, uncompressed: both sets have the same names
@@ -36,7 +36,7 @@ def _mnist(published: Published, files: dict[str, Path]) -> np.ndarray:
     images, most = [], _HEADER + 28 * 28 * sum(published.counts)
     for name in (TRAIN, TEST):
         with opened(files[name]) as stream:
-            content = stream.read(most)  # never without end
+            content = stream.read(most)  # a limit for damaged files
             digest = hashlib.sha256(content).hexdigest()
             title, _ = found = _KNOWN.get(digest, ("no published data set", ""))
             if found != (published.title, name):
@@ -80,7 +80,7 @@ FASHION_MNIST = Published(
 )
 
 ARCHIVE = "cifar-10-binary.tar.gz"
-# Those for training in order, then the test batch.
+# The training batches in order, then the test batch.
 BATCHES = (*(f"data_batch_{index}.bin" for index in range(1, 6)), "test_batch.bin")
 
 

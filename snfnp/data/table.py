@@ -65,7 +65,7 @@ def read_table(
         at = f"{where}, line {lines.line_num}"
         if len(cells) != len(labels):
             found = f"{at}: {len(cells)} cells, and {len(labels)} in line 1"
-            raise UsageError(f"{found}: give every row as many; decimals need a point")
+            raise UsageError(f"{found}: give all rows as many cells; decimals need a point")
         row = [cells[each].strip() for each in taken]
         row = [cell.replace(",", ".") for cell in row] if commas else row
         wrong = [place for place, cell in enumerate(row) if not _NUMBER.fullmatch(cell)]
@@ -97,12 +97,12 @@ def _text(place: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         where = f"{printable(str(place))}, line {line}"
-        raise UsageError(f"{where}: no UTF-8 text: save it as UTF-8") from None
+        raise UsageError(f"{where}: it is not UTF-8 text: save it as UTF-8") from None
 
 
 def _has_decimal_commas(content: str, delimiter: str) -> bool:
-    """True if numbers have decimal commas: some have another count of digits behind the comma than
-    3, which could be thousands."""
+    """True if numbers have decimal commas: after some commas, the digits are not 3, which could be
+    thousands."""
     cells = re.split(rf'[{delimiter}\r\n"]', content)
     found = [cell.strip() for cell in cells if _COMMA.fullmatch(cell.strip())]
     return any(len(cell.partition(",")[2]) != 3 for cell in found)

@@ -26,14 +26,14 @@ def rings(rng, count: int) -> np.ndarray:
 
 
 def pinwheel(rng, count: int) -> np.ndarray:
-    """Five arms: Gaussians that are bent the more the farther out they are."""
+    """Five arms: Gaussians that bend more with the distance from the centre."""
     point = 1 + rng.standard_normal((count, 2)) @ (0.3, 0.1j)
     arm = rng.integers(5, size=count)
     return 2 * point * np.exp(1j * (2 * np.pi / 5 * arm + 0.25 * np.exp(point.real)))
 
 
 def checkerboard(rng, count: int) -> np.ndarray:
-    """Eight squares of side 1, uniformly: its entropy is log 8 nats, which no model can beat."""
+    """Uniform on eight squares of side 1: no model can beat its entropy of log 8 nats."""
     x, y = rng.uniform(-2, 2, count), rng.uniform(0, 1, count)
     return x + 1j * (y + rng.choice((-2, 0), count) + np.floor(x) % 2)
 
@@ -61,7 +61,7 @@ def draw(name: str, count: int, seed: int) -> np.ndarray:
 
 
 def load(name: str, data_dir=None, report=None) -> Dataset:
-    """The points of seed 0, for every seed of a run, so that runs compare. Raises UsageError if a
+    """The points of seed 0, for any seed of a run, so that runs compare. Raises UsageError if a
     folder is given."""
     if data_dir is not None:
         raise UsageError(f"{name} is drawn, not read: leave `data_dir={data_dir}` out")

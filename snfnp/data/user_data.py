@@ -27,9 +27,8 @@ def load(
 ) -> Dataset:
     """The data at a path, or in an array: images (N, H, W[, C]) of uint8, or rows of floats (N, D).
 
-    validation, test: others, or the fraction of the data, drawn by `seed`, that is held out, unless
-    the data name their splits. A .npy file is read as it is needed. Raises UsageError for anything
-    else.
+    validation, test: if the data do not name their splits, paths of these, or the fractions of the
+    data that are held out at random, by `seed`. Raises UsageError for anything else.
     """
     splits, columns = _read(path, report, table)
     name, path = (Path(path).stem, printable(path)) if isinstance(path, str) else _ARRAYS
@@ -60,13 +59,13 @@ def load(
 
 
 def whole(path: str, columns: tuple[str, ...] | None = None) -> np.ndarray | StoredArray:
-    """All images or rows at a path, as `load` reads them; if splits are named, those of the test.
-    columns: the names of a table's that are wanted, in this order."""
+    """All images or rows at a path, or the test split if splits are named. columns: the names of a
+    table's columns to take, in this order."""
     return _chosen(path, "test", columns, print_to_stderr, {})
 
 
 def _chosen(path, split: str, columns, report, table: dict) -> np.ndarray | StoredArray:
-    """A split at a path, or all that is there; of a table the columns with these names."""
+    """A split at a path, or everything there; of a table, the columns with these names."""
     is_table = str(path).lower().endswith(".csv")
     how = {**table, "columns": columns or table.get("columns")} if is_table else {}
     splits, _ = _read(path, report, how)
@@ -74,8 +73,8 @@ def _chosen(path, split: str, columns, report, table: dict) -> np.ndarray | Stor
 
 
 def _read(path, report: Callable[[str], None], table: dict) -> tuple[dict, tuple | None]:
-    """{split: array} at a path, where a single array is "train", and the names of a table's
-    columns. table: how it is read, see `read_table`."""
+    """{split: array} at a path ("train" if there is only one), and the names of a table's columns.
+    table: options of `read_table`."""
     if not isinstance(path, str):
         with readable("the array"):
             array = path if isinstance(path, np.ndarray) else np.asarray(path)
@@ -109,7 +108,7 @@ def _no_splits(path: str, names) -> str:
 
 
 def _archive(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, except labels, by name and size before any is read."""
+    """The arrays of an .npz file, except labels. Names and sizes are checked before any is read."""
     with open(open_regular(path, follow=True), "rb") as stream, zipfile.ZipFile(stream) as archive:
         members = {each.filename.removesuffix(".npy"): each for each in archive.infolist()}
         members = {k: each for k, each in members.items() if not k.endswith("labels")}
@@ -117,8 +116,8 @@ def _archive(path: str) -> dict[str, np.ndarray]:
             raise UsageError(_no_splits(path, members))
         size, most = sum(each.file_size for each in members.values()), _memory()
         if size > most:
-            found = f"its arrays take {size:,} bytes, and this machine has {most:,} of memory"
-            raise ValueError(f"{found}; a .npy file is read as it is needed")
+            found = f"its arrays take {size:,} bytes, and this machine has {most:,} bytes of memory"
+            raise ValueError(f"{found}; a .npy file is read as needed")
         arrays = {}
         for name, member in members.items():
             with archive.open(member) as file:
@@ -132,7 +131,7 @@ def _memory() -> int:
 
 
 def _unmapped(array: np.ndarray) -> np.ndarray | StoredArray:
-    """An array that is mapped from a .npy file as one that is read from it (`snfnp.data.npy`)."""
+    """An array that is mapped from a .npy file, as one that is read from it (`snfnp.data.npy`)."""
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.mode == "r":
         file = str(array.filename)
         with readable(file):
@@ -143,9 +142,9 @@ def _unmapped(array: np.ndarray) -> np.ndarray | StoredArray:
 
 
 def _required(array: np.ndarray | StoredArray, where: str) -> np.ndarray | StoredArray:
-    """Images (N, H, W, C) or rows of floats (N, D), whose values `Dataset` checks."""
+    """Images (N, H, W, C) or rows of floats (N, D). Raises UsageError for anything else."""
     array = with_channels(array)
-    # before splits are drawn, in which rows have other numbers
+    # before splits are drawn: the row numbers in messages are those of the file
     problem = fault_of_rows(array) if is_rows(array) else fault(array)
     if array.ndim not in (3, 4) and not is_rows(array):
         problem = f"{array.dtype} of shape {array.shape}; give images, uint8 (N, H, W) or "
