@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.messages import assert_one_line, one_line
-from support.runs import assert_same_run
-from support.trainers import run_training, small_dataset, without_time
+from support.trainers import run_training, small_dataset
 
 import snfnp
 from snfnp.cli import angle, compare, evaluate, shared
@@ -73,24 +72,6 @@ def test_what_is_no_run_or_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "run" / "best.safetensors").unlink()
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         snfnp.load_run(tmp_path / "run")
-
-
-@pytest.mark.parametrize("rollback", [False, True])
-def test_a_run_goes_on_from_a_notebook_as_from_the_command_line(tmp_path, rollback):
-    """To the last bit, with changes, and the same summary as `train` returns."""
-    dataset, config, _ = trained(tmp_path / "api")
-    shutil.copytree(tmp_path / "api", tmp_path / "loop")
-    said = []
-    summary = snfnp.resume(
-        tmp_path / "api", rollback=rollback, dataset=dataset, report=said.append, epochs=4, lr=1e-4
-    )
-    longer = dataclasses.replace(config, epochs=4, lr=1e-4)
-    run = RunFolder(tmp_path / "loop")
-    how = "best" if rollback else True
-    expected = train(longer, dataset, get_ops("numpy"), run, how, report=lambda line: None)
-    assert without_time([summary]) == without_time([expected])
-    assert_same_run(tmp_path / "api", tmp_path / "loop")
-    assert any("lr 0.0001 (was 0.001), epochs 4 (was 2)" in line for line in said)
 
 
 def test_what_is_not_the_same_run_is_refused_in_a_notebook(tmp_path):

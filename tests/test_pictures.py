@@ -219,16 +219,6 @@ def test_drawing_leaves_the_users_backend_alone(tmp_path):
     assert (done.stdout.strip(), (tmp_path / "a.png").exists()) == ("svg []", True), done.stderr
 
 
-def test_measuring_needs_no_matplotlib():
-    """A machine that is lent for its GPU may not have it."""
-    code = (
-        "import sys; sys.modules['matplotlib'] = None; sys.argv[1:] = ['nonsense'];"
-        "import benchmark; from snfnp.cli import run_script; run_script(benchmark.main)"
-    )
-    done = python(code, PYTHONPATH=os.pathsep.join([str(ROOT / "scripts"), str(ROOT)]))
-    assert done.returncode == 2 and "no benchmark of numba is called nonsense" in done.stderr
-
-
 ODD_NAMES = ["a$_$", "$x^$", "\udcff", "_hidden", "\u65e5\u672c", "a\x1b[31m\nb", "", "{x}_\\alpha"]
 
 

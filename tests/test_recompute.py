@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from support.gradients import flow_backward, moved
 from support.memory import peak
-from support.trainers import make_trainer
 
 from snfnp.context import BackwardContext
 from snfnp.flow import Flow
@@ -21,10 +20,8 @@ from snfnp.layers import (
 )
 from snfnp.layers.conv_exponential import Bias
 from snfnp.maps import Conv2d
-from snfnp.ops import get_ops
 from snfnp.parameters import Layout
 from snfnp.rules import Exact, SelfNormalizing
-from snfnp.training.batches import Repeated
 
 # Roundings: at most 4 layers are recomputed between two that keep their inputs. Each inverse
 # rounds 5 times or less (difference or product, exponential, argument of the exponential), and
@@ -178,26 +175,3 @@ def test_depth_costs_no_activation_memory(ops, kind):
     }
     assert growth[False] >= 20 * BYTES
     assert growth[True] < BYTES / 2  # records of recomputed layers, a few hundred bytes each
-
-
-def test_a_training_step_recomputes_where_the_configuration_says_so(monkeypatch):
-    images = np.random.default_rng(2).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
-    inverses = []
-    original = RationalQuadraticSpline.inverse
-
-    def counted(self, *args):
-        inverses.append(self)
-        return original(self, *args)
-
-    monkeypatch.setattr(RationalQuadraticSpline, "inverse", counted)
-    gradients, counts, metrics = {}, {}, {}
-    for recompute in (False, True):
-        inverses.clear()
-        trainer = make_trainer(get_ops("numba"), "conv", dtype="float64", recompute=recompute)
-        trainer.training_step(Repeated(images))
-        metrics[recompute] = trainer.metrics()
-        gradients[recompute], counts[recompute] = trainer.gradient, len(inverses)
-    assert counts == {False: 0, True: 8}  # one for every spline of the model
-    assert metrics[True].surrogate == metrics[False].surrogate
-    scale = np.linalg.norm(gradients[False])
-    assert 0 < np.linalg.norm(gradients[True] - gradients[False]) <= 1e-10 * scale

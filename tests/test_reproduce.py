@@ -9,16 +9,13 @@ from functools import partial
 import numpy as np
 import pytest
 import reproduce
-from benchmarks import sweep
 from reproduction import figures, provenance, results, runs
 from reproduction.page import TARGETS
 from reproduction.rows import TABLES
 from support import reproduction
 from support.reproduction import FullSize, rows_of, small
-from support.runs import Killed, kill
 from support.trainers import at_step
 
-from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training.options import TrainConfig
@@ -104,26 +101,6 @@ def test_a_table_is_trained_once_and_shown_again(everything, command, monkeypatc
     for file in folder.glob("*/*.safetensors"):  # which no table needs
         file.unlink()
     assert first.strip() in command("table4")
-
-
-@pytest.mark.slow
-def test_killed_half_way_and_started_again_it_is_the_same(
-    everything, command, monkeypatch, tmp_path
-):
-    killed = []
-
-    def once(trainer):
-        if trainer.config.model == "glow-2l-4k" and not killed:
-            killed.append(trainer.step)
-            kill()
-
-    at_step(monkeypatch, 1, once)
-    with pytest.raises(Killed):
-        command("table5", *SEED)
-    command("table5", *SEED)
-    files = (tmp_path / "runs/results.json", everything[0] / "results.json")
-    found, whole = (results.read(file)["table5"] for file in files)
-    assert killed == [1] and found == whole
 
 
 def test_a_row_that_diverges_is_shown_to_where_it_went(command, monkeypatch, tmp_path):
@@ -248,26 +225,6 @@ def test_a_run_whose_likelihood_was_lost_says_from_which_step_on(made_up):
 
 
 @pytest.mark.slow
-def test_colour_images_are_counted_in_bits(command, monkeypatch):
-    pair = ("table2", "--rows", "glow-3l-32k-exact", "glow-3l-32k-snf")
-    assert command("table2") == command(*pair) == ""  # but for lines on stderr
-
-    rows = TARGETS["table2"].rows
-    tiny = [replace(row, options=row.options | {"depth": 1, "width": 8}) for row in rows]
-    monkeypatch.setattr(TARGETS["table2"], "rows", tuple(tiny))
-
-    def colours(name, folder):
-        rng = np.random.default_rng(0)
-        splits = [rng.integers(0, 256, (n, 32, 32, 3)).astype(np.uint8) for n in (200, 100, 100)]
-        return Dataset(name, *splits, source="random images", is_sample=False)
-
-    monkeypatch.setattr(runs, "load_dataset", colours)
-    row, snf = rows_of(command(*pair))
-    assert row["data"] == "CIFAR-10" and float(row["ours"]) < 20
-    assert snf["paper"] == "3.370 ± 0.004"
-
-
-@pytest.mark.slow
 def test_what_figures_and_times_are_made_of(everything):
     """Of the runs' metrics, likelihoods and timings; how it is shown is in the committed page."""
     folder, tables = everything
@@ -299,36 +256,6 @@ def test_what_figures_and_times_are_made_of(everything):
     (line,) = RunFolder(folder / "fc-snf-seed-0").read_metrics()
     points = records["figure5"]["rows"][1]["runs"][0]["points"]
     assert points == [[1, line["seconds"], line["validation_nll_nats"]]]
-
-
-@pytest.mark.slow
-def test_what_is_shown_of_figures_that_the_page_does_not_have(everything):
-    records = results.read(everything[0] / "results.json")
-    del records["figure2"]["rows"][0]["runs"][0]["same_pixels"]
-    (shown,) = rows_of(TARGETS["figure2"].show(records["figure2"]))
-    assert shown["pixels within 1 level of 256"] == "no finite samples"
-    for row in records["figure3"]["rows"]:
-        (run,) = row["runs"]
-        run.update(points=[[1, 2.0, 0.5], [6000, 0.25, 0.125]], epochs=6000)
-        run.update(largest=run["points"][0], below=[5999, 6000])
-    fc, conv = rows_of(TARGETS["figure3"].show(records["figure3"]))
-    assert (fc["largest"], fc["difference"]) == ("2.00° at epoch 1", "+0.1°")
-    assert conv["difference"] == "less as well"  # than a bound, from which nothing is subtracted
-    points = [{"D": d, "exact ms": 3e-6 * d**2.7} for d in (10, 1000, 2000, 4000, 5000)]
-    assert sweep.growth(points, "exact ms", 1000) == pytest.approx(2.7, abs=1e-12)
-    assert sweep.growth(points, "exact ms", 4000) is None
-    dense = records["figure4"]["rows"][0]
-    records["figure4"]["rows"] = [dense | {"points": points, "growth": {"exact ms": 2.7}}]
-    (row,) = rows_of(TARGETS["figure4"].show(records["figure4"]))  # a few, the largest among them
-    assert row["ours, by D"] == "10: 0.0015, 2000: 2,454, 5000: 29,130"
-    exact, snf = records["figure5"]["rows"]
-    for row, seconds in ((exact, 40.0), (snf, 20.0)):
-        row["runs"][0]["points"] = [[1, 1.0, 1000.0], [2, seconds, 990.0]]
-    shown = rows_of(TARGETS["figure5"].show(records["figure5"]))
-    assert [row["time / exact's: ours"] for row in shown] == ["1.00", "0.50"]
-    snf["made_with"] = [snf["made_with"][0] | {"processor": "another"}]  # no times to compare
-    shown = rows_of(TARGETS["figure5"].show(records["figure5"]))
-    assert [row["time / exact's: ours"] for row in shown] == ["–", "–"]
 
 
 def test_curves_keep_their_ends():

@@ -94,26 +94,6 @@ def test_batches_are_a_function_of_the_step(ops, shuffle, change):
         np.testing.assert_array_equal(batches(step), expected)
 
 
-def test_batches_read_no_more_of_the_images_than_they_give(ops):
-    """A data set may be larger than the memory."""
-
-    class Watched:
-        shape, nbytes, read = (100, 4, 4, 1), 1600, 0
-
-        def __len__(self):
-            return 100
-
-        def __getitem__(self, rows):
-            self.read += len(rows)
-            return np.zeros((len(rows), 4, 4, 1), np.uint8)
-
-    images = Watched()
-    config = TrainConfig(model="fc", batch_size=10, epochs=1).resolve(100)
-    batches = Batches(ops, images, config, (16,))
-    assert batches(0).shape == (10, 16)
-    assert images.read == 10
-
-
 @pytest.mark.parametrize("size", [1, 16_385, (1 << 17) - 1, 1 << 17, (1 << 17) + 1, 400_003])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_squares_are_summed_whatever_the_size(ops, size, dtype):
