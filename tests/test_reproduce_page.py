@@ -194,7 +194,7 @@ def test_published_results_are_merged_with_those_that_are_there(folder, records)
 @pytest.mark.parametrize(
     "targets, said",
     [
-        (["table9"], "has a table9 that belongs on no page: name other"),
+        (["table9"], "has a table9 that belongs to no page: name other"),
         ([], "reproduce something first, or name its --runs"),
     ],
 )

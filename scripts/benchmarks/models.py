@@ -1,4 +1,4 @@
-"""Training steps on a CPU beside their floors, and what surrounds them."""
+"""Training steps on a CPU beside their floors; evaluations, samples and determinants."""
 
 from collections.abc import Callable
 from functools import partial
@@ -53,8 +53,8 @@ def floor_calls(shape: tuple[int, int, int], parameters: int) -> dict[str, Calla
     """The calls of which `with_floors` makes a floor: twelve products of (rows, inner) × (inner,
     columns) and a copy that moves as many bytes as Adam; and the copy alone.
 
-    Products: X Wᵀ, Z Rᵀ, E R, δ W, Δᵀ X, Δᵀ Z of two layers. The copy before them leaves none of
-    their matrices in the cache, where a step does not find them either.
+    Products: X Wᵀ, Z Rᵀ, E R, δ W, Δᵀ X, Δᵀ Z of two layers. The copy before them removes their
+    matrices from the cache, where a step does not find them either.
     """
     rng, (rows, inner, columns) = np.random.default_rng(0), shape
     x, z = (rng.standard_normal((rows, size), np.float32) for size in (inner, columns))
@@ -124,7 +124,7 @@ def fully_connected(ops, thread_counts, quick: bool) -> tuple[dict, str]:
 
 
 def _renewals(ops, thread_counts, model: str, repeats: int) -> list[dict]:
-    """Renewals of white coordinates, which come beside their steps, once in 500."""
+    """Renewals of white coordinates, once in 500 steps."""
     trainer = make_trainer(ops, model, _SNF, **_WHITE)
     images = random_images(ops, trainer)
     renewal = {f"{model}, renewal": partial(trainer.renew, Repeated(images))}

@@ -12,7 +12,7 @@ def make_trainer(
     ops, model, gradient, shape=IMAGE, count=50_000, report=print, **settings
 ) -> Trainer:
     """A trainer of the preset for `count` images of this shape, at the paper's batch size and a
-    learning rate that moves little; settings: other fields of a configuration."""
+    small learning rate; settings: other fields of a configuration."""
     settings = {"lr": 1e-6, "batch_size": BATCH, "backend": ops.name} | settings
     config = TrainConfig(model=model, gradient=gradient, **settings).resolve(count)
     steps = config.steps_per_epoch(count)
@@ -20,6 +20,6 @@ def make_trainer(
 
 
 def random_images(ops, trainer: Trainer):
-    """A batch of images (N, *shape) that look no special way; the time does not depend on them."""
+    """A batch of random images (N, *shape): the time of a step does not depend on them."""
     rng, size = np.random.default_rng(0), (trainer.config.batch_size, *trainer.flow.shape)
     return ops.asarray(rng.integers(0, 256, size).astype(np.uint8))

@@ -11,7 +11,7 @@ from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
 from snfnp.rules import Exact, SelfNormalizing
 
-# What stands in for the gradient of log|det|, by the shape of an input: (D,) or (H, W, C).
+# The gradients of log|det| that are timed, by the number of axes of an input: (D,) or (H, W, C).
 _GRADIENTS = {1: ("self-normalizing", "exact"), 3: ("self-normalizing", "exact", "exact-dense")}
 
 
@@ -19,7 +19,7 @@ def sweep(ops, shapes, batch: int = 128, budget: float = 2.0) -> list[dict]:
     """A dense layer for a shape (D,), a 3×3 convolution for (H, W, C), without bias or activation.
 
     Exact gradients against learned ones; those of a convolution by block recursion (exact) and
-    through the whole matrix (exact-dense). budget: about how many seconds each point may take.
+    through the whole matrix (exact-dense). budget: seconds for each point, about.
     """
     rng, rows = np.random.default_rng(0), []
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""Timing several things in turn, so that they share the machine's noise."""
+"""Timing calls alternately, so that they share the machine's noise."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ _SHORTEST, _LONGEST = 5, 200  # calls in a burst
 
 
 class Timing(NamedTuple):
-    """Milliseconds per call; host: until the last of a burst has returned, by the median."""
+    """Milliseconds per call; host: the median time until a burst's calls have returned."""
 
     minimum: float
     median: float
@@ -41,10 +41,10 @@ def measure(calls: dict[str, Call], repeats: int, warmup: int = 3) -> dict[str, 
 def measure_asynchronous(
     calls: dict[str, Call], synchronise: Call, bursts: int, seconds: float, warmup: int = 5
 ) -> dict[str, Timing]:
-    """Time calls that return before the device is done: `bursts` times each, in turn.
+    """Time calls that return before the device is done, in `bursts` alternating bursts each.
 
-    A burst lasts about so many seconds and is timed as a whole, from an idle device to an idle
-    device, so that the host lines up calls as it does in training. Its time per call counts once.
+    A burst of about so many seconds is timed as a whole, from an idle device to an idle device, so
+    that the host queues calls as it does in training.
     """
 
     def burst(call: Call, length: int) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _cell(value) -> str:
-    """A word or whole number as it is."""
+    """A word or a whole number unchanged, other numbers by `digits`."""
     if value is None:
         return "-"
     return digits(value) if isinstance(value, float) else str(value)

@@ -13,8 +13,8 @@ ADAM_BYTES = 28  # of a parameter in single precision: reads g, p, m and v, writ
 def operations(flow: Flow, batch: int, gradient: str = "self-normalizing") -> int:
     """Floating-point operations of all products in one step on a batch.
 
-    Those of the linear layers, and those of the couplings' networks: forward, and twice that
-    backward. What is elementwise or computed again does not count; zeros at a border do.
+    The products of the linear layers, and those of the couplings' networks: forward, and twice that
+    backward. Elementwise and repeated work does not count; zeros at a border do.
     """
     total = 0
     for _, layer, shape in flow.with_shapes():

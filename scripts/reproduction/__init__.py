@@ -1,1 +1,1 @@
-"""The parts of `reproduce.py`: the paper's tables as runs, how they are run, how they are shown."""
+"""The parts of `reproduce.py`: the paper's tables as runs, their training, and their pages."""

@@ -1,4 +1,4 @@
-"""The parts of `--recipe white`, each with and without the others."""
+"""The parts of `--recipe white` in all combinations."""
 
 from itertools import product
 from math import nan
@@ -29,7 +29,7 @@ def _rows():
 
 
 class Ablation(LikelihoodTable):
-    """Test likelihoods after ten epochs with every choice of the recipe's parts."""
+    """Test likelihoods after ten epochs for every combination of the recipe's parts."""
 
     def __init__(self):
         title = f"Parts of --recipe white: test NLL in nats on MNIST after {_EPOCHS} epochs"

@@ -1,4 +1,4 @@
-"""Figs. 2, 3 and 5, which are made of one run of each row: samples, angles, likelihoods."""
+"""Figs. 2, 3 and 5: samples, angles and likelihoods of one run of each row."""
 
 import statistics
 from pathlib import Path
@@ -30,7 +30,7 @@ def _points(row: dict) -> list[list]:
 
 
 def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
-    """{model and its epochs: its row, and the columns of its points}, of those with any."""
+    """{model and its epochs: (its row, the columns of its points)}, for rows with points."""
     found = {}
     for row in filter(_points, record["rows"]):
         epochs = f"{row['runs'][0]['epochs']:,} of {row['paper_epochs']:,} epochs"
@@ -40,7 +40,7 @@ def _curves(record: dict) -> dict[str, tuple[dict, list[tuple]]]:
 
 
 def thinned(points: list, most: int) -> list:
-    """Thin points out to `most`, evenly spread, the first and the last among them."""
+    """At most `most` of the points, evenly spread, with the first and the last."""
     most = min(most, len(points))
     return [points[round(i * (len(points) - 1) / max(most - 1, 1))] for i in range(most)]
 
@@ -138,14 +138,14 @@ class Figure3(_OneSeed):
 
 
 def _difference(mean: float, words: str, degrees: float) -> str:
-    """The last angle minus the paper's, of which one is a bound, and the other has one digit."""
+    """The last angle minus the paper's, which is a bound for one row, one digit for the other."""
     if words.startswith("less than"):
         return "less as well" if mean < degrees else "more"
     apart = round(mean, 1) - degrees
     return f"{apart:+.1f}°" if abs(apart) > 0.05 else "close to it as well"
 
 
-# The paper's figure has the times of its Table 3: the share of the exact gradient's time.
+# The times of the paper's figure, as shares of the exact gradient's, are those of its Table 3.
 _SHARES = {"fc-exact": 1.0, "fc-snf": FAMILIES[0][2].batch[0] / FAMILIES[0][0].batch[0]}
 _SHOWN = 5  # epochs
 
@@ -190,6 +190,6 @@ class Figure5(_OneSeed):
 
 
 def _seconds(row: dict) -> float | None:
-    """The seconds of an epoch, None without any."""
+    """The seconds of an epoch, or None without points."""
     epoch, seconds, _ = _points(row)[-1] if _points(row) else (1, None, None)
     return seconds and seconds / epoch

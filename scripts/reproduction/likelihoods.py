@@ -1,4 +1,4 @@
-"""Tables of likelihoods: what their rows say, in Markdown and in a picture."""
+"""Tables of likelihoods, in Markdown and as a picture."""
 
 import statistics
 from pathlib import Path
@@ -33,7 +33,7 @@ class LikelihoodTable(Trained):
         return grid(table) + self._learning(record["rows"])
 
     def _learning(self, rows: list[dict]) -> str:
-        """A second table: the likelihood over the epochs, of the rows that have more than one."""
+        """A second table: the likelihood over the epochs, for rows with several evaluations."""
         curves = [(row, curve) for row in rows if len(curve := learning(row)) > 1]
         if not curves:
             return ""
@@ -53,7 +53,7 @@ class LikelihoodTable(Trained):
 
     def _in_picture(self, row: dict) -> tuple:
         """(label, ours, the paper's) of a row in a picture. The label says how long both were
-        trained, and whether ours is a likelihood that did not last."""
+        trained, and whether ours was lost later."""
         named = zip(self.heads, row["cells"], strict=True)
         label = ", ".join(f"λ = {cell}" if head == "λ" else cell for head, cell in named)
         lost = ", then lost" * any(run.get("lost") for run in row["runs"])
@@ -76,7 +76,7 @@ def nlls(row: dict) -> list[float]:
 
 
 def _epochs(row: dict) -> str:
-    """Epochs of the runs that did not diverge; if all did, those in which they did."""
+    """The epochs of the runs that did not diverge, or, if all did, of these."""
     epochs = sorted({run["epochs"] for run in finished(row) or row["runs"]})
     return "–".join(f"{count:,}" for count in dict.fromkeys((epochs[0], epochs[-1])))
 
@@ -86,7 +86,7 @@ def _paper_epochs(row: dict) -> str:
 
 
 def _mean(values: list[float]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation, as far as there are."""
+    """Mean and standard deviation, or None for too few values."""
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if values[1:] else None
 
@@ -112,7 +112,7 @@ def compared(row: dict) -> tuple[str, ...]:
 
 
 def _difference(row: dict, values: list[float]) -> str:
-    """Ours minus the paper's if that means anything, or why it does not."""
+    """Ours minus the paper's if they compare, or else the reason."""
     if row["paper"] == DIVERGED and all("value" not in r or r.get("lost") for r in row["runs"]):
         return "diverges here as well"
     said, paper = [], None if isinstance(row["paper"], str) else row["paper"]

@@ -1,4 +1,4 @@
-"""The derivations' page of the results, and all that it shows, made of a results.json."""
+"""The derivations' page of the results, made from results.json."""
 
 import re
 import shutil
@@ -69,7 +69,7 @@ def gaps(records: dict[str, dict]) -> list[tuple[str, float, str, str]]:
 
 
 def page(records: dict[str, dict]) -> str:
-    """The text of the page: that of page.md, with what the records say at its @names@."""
+    """The text of the page: page.md, with facts of the records at its @names@."""
     head, *others = re.split(r"^%% ([\w-]+)\n", _TEXT.read_text(encoding="utf-8"), flags=re.M)
     texts = dict(zip(others[::2], others[1::2], strict=True))
     parts = [_filled(head, _facts(records))]
@@ -84,14 +84,14 @@ def page(records: dict[str, dict]) -> str:
 
 
 def _filled(text: str, facts: dict[str, str]) -> str:
-    """A text with the facts at their @names@, the long items of its lists wrapped."""
+    """A text with the facts at their @names@, and long list items wrapped."""
     filled = re.sub(r"@(\w+)@", lambda found: facts.get(found[1], "not run"), text)
     how = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return re.sub(r"(?m)^\* .{99,}$", lambda long: textwrap.fill(long[0], 100, **how), filled)
 
 
 def _facts(records: dict[str, dict]) -> dict[str, str]:
-    """The figures that the head of the page says."""
+    """The figures in the head of the page."""
     rows = records.get("table1", {}).get("rows", [])
     facts, as_long = {"gaps": ""}, []
     for row in rows:
@@ -132,7 +132,7 @@ def _shown(name: str, record: dict) -> dict[str, str]:
 
 
 def _otherwise(target: Target, record: dict) -> Iterator[str]:
-    """A note on every row whose options are others now: its command makes another run."""
+    """A note on every row whose options have changed: its command makes another run."""
     options = {row.name: row.options for row in target.rows}
     for row in record["rows"] if options else ():
         now = TrainConfig(**options[row["name"]]).resolve(50_000).as_dict()
@@ -153,7 +153,7 @@ def publish(folder: Path) -> list[Path]:
         raise UsageError(f"there is no {source}: reproduce something first, or name its --runs")
     for name in new:
         if name not in TARGETS:
-            raise UsageError(f"{source} has a {name} that belongs on no page: name other --runs")
+            raise UsageError(f"{source} has a {name} that belongs to no page: name other --runs")
         picture = folder / f"{name}{TARGETS[name].suffix}"
         if not (TARGETS[name].made_of_record or picture.exists()):
             raise UsageError(f"there is no {picture}: reproduce {name} again")
@@ -172,8 +172,8 @@ def publish(folder: Path) -> list[Path]:
 
 
 def _commands(name: str, record: dict) -> list[str]:
-    """The commands that make a record's runs as they are, one for all rows of the same length and
-    seeds: each a block of code, continued if it is long."""
+    """The commands that make a record's runs, one for all rows of the same length and seeds: each a
+    block of code, on several lines if it is long."""
     alike: dict[tuple, list[str]] = {}
     for row in record["rows"] if TARGETS[name].rows else ():
         asked: dict[tuple, list[str]] = {}

@@ -8,7 +8,7 @@ from drawings.style import BLUE, GREEN, INK, ORANGE, laid_out, plt, save
 def save_beside(
     path: Path, labels: list[str], series: dict[str, list[tuple]], axis_label: str
 ) -> None:
-    """A row for each label, with a point and its deviation (or None) for each of the series."""
+    """A row for each label, with a point and its deviation (or None) of each series."""
     figure, axis = plt.subplots(figsize=(6.5, 1.2 + 0.45 * len(labels)))
     rows, looks = range(len(labels)), ((BLUE, "o", -0.12), (ORANGE, "s", 0.12))
     for (name, figures), (color, marker, offset) in zip(series.items(), looks, strict=True):

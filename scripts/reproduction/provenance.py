@@ -15,7 +15,7 @@ _UNKNOWN = {"commit": "not known", "processor": "not known"}
 
 def commit() -> str:
     """The checkout's commit, marked if tracked files differ from it."""
-    git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]  # of no repository around it
+    git = ["git", "-C", str(_ROOT), f"--git-dir={_ROOT / '.git'}"]  # never one around it
     command = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty= with changes"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -33,7 +33,7 @@ def here() -> dict:
 
 
 def _noted(folder: Path) -> tuple[Path, list[dict]]:
-    """The file beside a run's folder, and what it says."""
+    """The file beside a run's folder, and its content."""
     file = folder.with_name(f"{folder.name}.made-with.json")
     entries = lambda found: [{key: str(own[key]) for key in _UNKNOWN} for own in found]  # noqa: E731
     return file, files.read_json(file, entries, "delete it", list) or []

@@ -1,4 +1,4 @@
-"""results.json: what was run for each target, in a form that tables and pages are made of."""
+"""results.json: the results of each target, from which tables and pages are made."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,14 +22,14 @@ def read(path: Path) -> dict[str, dict]:
 
 
 def write(path: Path, records: dict[str, dict], order: Iterable[str]) -> None:
-    """Put records in the place of older ones of the same targets. order: of all targets."""
+    """Replace the records of these targets. order: of all targets."""
     known = read(path) | records
     content = {"format": _FORMAT, "targets": {name: known[name] for name in order if name in known}}
     files.write_json(path, content, indent=1, ensure_ascii=False)
 
 
 def distinct(origins: list[dict]) -> list[dict]:
-    """Each of them once, in their order."""
+    """The distinct ones, in their order."""
     return [own for i, own in enumerate(origins) if own not in origins[:i]]
 
 
@@ -41,9 +41,9 @@ def finished(row: dict) -> list[dict]:
 def merged(target, known: dict | None, new: dict) -> dict:
     """The record of a target with the rows of both.
 
-    Of two rows with the same cells the one counts that was trained longer; two that were trained
-    equally long are joined seed by seed. What is measured, and what is not drawn from its record,
-    is replaced as a whole.
+    Of two rows with the same cells, the one that was trained longer counts; rows that were trained
+    equally long are joined seed by seed. A measured target, or one not drawn from its record, is
+    replaced as a whole.
     """
     if known is None or not target.rows or not target.made_of_record:
         return new
@@ -59,13 +59,13 @@ def merged(target, known: dict | None, new: dict) -> dict:
 
 
 def _length(row: dict) -> int:
-    """The epochs of a row's longest run; one that diverged counts as long as it was to be."""
+    """The epochs of a row's longest run; for one that diverged, those that were planned."""
     return max(run.get("asked") or run["epochs"] for run in row["runs"])
 
 
 def _joined(known: dict, new: dict) -> dict:
-    """A row with the seeds of both; of a seed that both have, the new run, but none that diverged
-    for one that did not."""
+    """A row with the seeds of both. For a common seed the new run counts, unless it diverged and
+    the known one did not."""
     ordered = sorted((*known["runs"], *new["runs"]), key=lambda run: "value" in run)
     runs = {run["seed"]: run for run in ordered}
     made_with = distinct([*known["made_with"], *new["made_with"]])

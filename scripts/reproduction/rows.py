@@ -1,4 +1,4 @@
-"""The paper's tables of likelihoods, a row for every model that they name.
+"""The paper's tables of likelihoods, with a row for every model in them.
 
 A new table is one more entry of `TABLES`, a new row one more `Row`. Rows of the same configuration
 have the same name, and are trained once.
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-DIVERGED, NOT_GIVEN = "–", "not given"  # the paper's sign, and ours for what it does not say
+DIVERGED, NOT_GIVEN = "–", "not given"  # the paper's sign, and ours for missing figures
 FC_EPOCHS, CONV_EPOCHS, GLOW_EPOCHS = 6000, 1000, 250  # A.3
 TITLES = {"mnist": "MNIST", "cifar-10": "CIFAR-10", "imagenet32": "ImageNet32"}
 
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """The unit of its likelihoods: the paper reports those of colour images in bits."""
+        """The unit of its likelihoods: bits for colour images, as in the paper."""
         return "nats" if self.data == "mnist" else "bits/dim"
 
 

@@ -1,4 +1,4 @@
-"""The runs behind a command's tables: planned, checked, and trained from where they are."""
+"""The runs behind a command's tables: planned, checked and trained."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.diverged.json")
 
     def config(self, training_images: int, backend: str) -> TrainConfig:
-        """The run's configuration: the row's options, and what every run has of its own."""
+        """The run's configuration: the row's options, its seed and its length."""
         own = {"seed": self.seed, "epochs": self.epochs, "eval_every": self.eval_every}
         return TrainConfig(**self.row.options, **own, backend=backend).resolve(training_images)
 
@@ -60,7 +60,7 @@ class Command:
 
     @cache  # noqa: B019 (one object lives as long as the command)
     def dataset(self, name: str) -> Dataset:
-        """A data set. Raises UsageError or SnfnpError if it, or all of it, is not there."""
+        """A data set. Raises UsageError or SnfnpError if it is missing, or only a sample."""
         dataset = load_dataset(name, self.data_dir)
         if dataset.is_sample:
             found = f"found {len(dataset.train):,} training images of {name}, a sample"
@@ -79,8 +79,8 @@ class Command:
             return False
 
     def plan(self, rows: Iterable[Row], seeds: int) -> list[Run]:
-        """The runs of those rows that are wanted and whose images are there, in the order in which
-        they are trained. seeds: how many if none were given."""
+        """The runs of the wanted rows whose images are there, in the order of training. seeds: how
+        many if none were given."""
         planned = []
         for row in rows:
             wanted = bool(row.ours) if self.rows is None else row.name in self.rows
@@ -92,7 +92,7 @@ class Command:
 
 
 def outcome(run: Run, command: Command) -> dict | None:
-    """The end of a run, None if it is not done: in results.json's words its `epochs` and
+    """The end of a run, or None before it: in results.json's words its `epochs` and
 
     value, best_epoch             the test NLL, in the row's unit, at the best validation epoch
     diverged_at, asked, before    the step at which it diverged (0: not known), the epochs that it
@@ -131,7 +131,7 @@ def outcome(run: Run, command: Command) -> dict | None:
 
 
 def perform(run: Run, command: Command) -> None:
-    """Train a run from where it is to its end, or to where it diverges."""
+    """Start or resume a run, and train it to its end, or until it diverges."""
     dataset, folder = command.dataset(run.row.data), RunFolder(run.folder)
     config, goes_on = run.config(len(dataset.train), command.ops.name), folder.has_checkpoint()
     try:
@@ -151,7 +151,7 @@ def perform(run: Run, command: Command) -> None:
 
 
 def _report(text: str) -> None:
-    """Print a line of a run if it says why it is slow; the rest is in its table."""
+    """Print a line of a run if it says why it is slow."""
     if "cannot be recorded" in text:
         print(text, file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""A table or figure of the paper: what all of them have in common."""
+"""The base classes of the paper's tables and figures."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +16,11 @@ _OF_A_RUN |= {"backend", "graph", "overlap", "recompute", "eval_dtype", "tensorb
 
 class Target:
     """title: heads its table; suffix: of its picture; made_of_record: whether it is drawn from the
-    record alone; rows: those that it trains, none if it is measured. Members of its own:
+    record alone; rows: those that it trains, none if it is measured. A subclass defines:
 
         collect(command, runs, outcomes)    its record, {"rows": [...], ...}
         show(record)                        its table in Markdown
-        draw(record, path)                  its picture in the derivations' style, if there is one
+        draw(record, path)                  its picture in the derivations' style, if it has one
     """
 
     title: str
@@ -28,7 +28,7 @@ class Target:
     rows: tuple[Row, ...] = ()
 
     def plan(self, command: Command) -> list[Run]:
-        """The runs that it needs, of those whose images are there."""
+        """The runs that it needs and whose images are there."""
         return []
 
 
@@ -59,13 +59,13 @@ class Trained(Target):
 
 
 def grid(table: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown, whose first line has the heads."""
+    """A Markdown table; its first row has the heads."""
     heads, *rows = table
     return "\n".join(f"| {' | '.join(own)} |" for own in (heads, ["---"] * len(heads), *rows))
 
 
 def trained(row: dict) -> str:
-    """Epochs of a row's first run / of the paper, and why if ours are fewer."""
+    """The epochs of a row's first run / of the paper, and the reason if ours are fewer."""
     ours, paper = row["runs"][0]["epochs"], row["paper_epochs"]
     why = "diverged there" if "diverged_at" in row["runs"][0] else "not trained as long"
     return f"{ours:,} / {paper:,}{'' if ours >= paper else f' ({why})'}"

@@ -1,4 +1,4 @@
-"""Table 3 and Fig. 4, which are measured in one run: times of models, and of layers over D."""
+"""Table 3 and Fig. 4: times of models, and of layers over D, each measured in one run."""
 
 import math
 from functools import partial
@@ -29,7 +29,7 @@ class Timed(NamedTuple):
 
 
 _SNF = "self-normalizing"
-# Families that are compared with each other, the exact gradient first. In brackets: not the paper's
+# Families that are compared, the exact gradient first. Rows in brackets are not the paper's.
 # fmt: off
 FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for data, rows in (
     ("MNIST", (
@@ -59,7 +59,7 @@ FAMILIES = tuple(tuple(Timed(label, data, *row) for label, *row in rows) for dat
 ))
 # fmt: on
 BATCH = {"ImageNet 32x32": 64}  # A.3; 100 for the others
-# Timed calls of each family; colour images, of which a step takes a minute on a CPU, on a GPU only.
+# Timed calls of each family. Steps on colour images take a minute on a CPU: only a GPU times them.
 _REPEATS = (60, 20, 3, 3, 3)
 
 
@@ -117,7 +117,7 @@ def _cells(times: dict) -> list[str]:
 
 
 def _times(family: tuple[Timed, ...], ops, repeats: int) -> dict:
-    """{(row, "batch" or "sample"): its Timing}, in turn."""
+    """{(row, "batch" or "sample"): its Timing}, measured alternately."""
     calls = {}
     for row in family:
         shape, count = _MNIST if row.data == "MNIST" else _COLOUR, BATCH.get(row.data, 100)
