@@ -210,7 +210,7 @@ def correlated(rows=400):
 
 def numbers_of(x, whole=True):
     products = x.T @ x if whole else (x * x).sum(axis=0)
-    return Whiten(D, whole).numbers(len(x), x.sum(axis=0), products)
+    return Whiten(D, whole).from_sums(len(x), x.sum(axis=0), products)
 
 
 # ---------------------------------------------------------------- the numbers

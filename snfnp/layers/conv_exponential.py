@@ -38,7 +38,7 @@ def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
 
 @dataclass(frozen=True)
 class Bias(Layer):
-    """z = x + b with one b per value of a sample, at first 0. O(N D)."""
+    """z = x + b with one b per value of a sample, initially 0. O(N D)."""
 
     def parameter_shapes(self, shape) -> dict:
         return {"b": shape}
@@ -92,7 +92,7 @@ class ConvExponential(Layer):
     gain: float = 0.01
 
     def __post_init__(self):
-        _ = self.map  # it refuses kernels of even size
+        _ = self.map  # refuses kernels of even size
         if not self.norm > 0:
             raise UsageError(f"norm of an exponential is {self.norm}: it must be positive")
         if self.iterations < 1 or min(self.terms) < 1:
@@ -120,7 +120,7 @@ class ConvExponential(Layer):
         return z, 0, {"powers": powers, "sigma": sigma, "path": path}
 
     def inverse(self, ops, p, z):
-        """x = exp(−T(K)) z: the same series with another sign."""
+        """x = exp(−T(K)) z: the same series with −T(K)."""
         sigma, _ = self._spectral_norm(ops, p["W"], z.shape[1:])
         return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
 
@@ -136,7 +136,7 @@ class ConvExponential(Layer):
         delta, of_term = dz, ops.xp.empty_like(g_k)
         g_k.fill(0)
         for i in range(len(powers) - 1, 0, -1):
-            # 1/i goes to the small arrays
+            # 1/i is a factor of the small arrays
             g_k += self.map.weight_grad(ops, delta, powers[i - 1], out=of_term) / i
             delta = ops.linalg.axpby(1.0, dz, 1.0, self.map.adjoint(ops, k / i, delta))
         pixels = math.prod(dz.shape[1:3])
@@ -157,7 +157,7 @@ class ConvExponential(Layer):
         return shape[0] * shape[1] * float(trace)
 
     def _series(self, ops, k, x):
-        """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of what is summed."""
+        """Σ_i T(k)^i x / i! for i = 0, …, terms, and the list of its terms."""
         z, powers = x.copy(), [x]
         single, double = self.terms
         for i in range(1, (single if x.dtype == np.float32 else double) + 1):
@@ -174,7 +174,7 @@ class ConvExponential(Layer):
         return ops.xp.maximum(sigma / self.norm, 1.0) + _MARGIN
 
     def _spectral_norm(self, ops, w, shape):
-        """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path there.
+        """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path.
 
         path: (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v).
         """

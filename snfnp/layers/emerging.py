@@ -36,10 +36,10 @@ def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
 class CausalConv2d(Layer):
     """z = T(W) x + b with a 2×2 kernel that sees the pixel and those above and on the left of it.
 
-    W (2, 2, C, C) in the order of `snfnp.maps.conv`, with zero padding on top and on the left. Its
-    last tap, W[1, 1], is the pixel itself: there channel o sees channels i <= o alone, and what W
-    holds elsewhere is ignored (gradient 0). So T(W) is triangular in raster order, with H W copies
-    of W[1, 1]'s diagonal on its own.
+    W (2, 2, C, C) is in the order of `snfnp.maps.conv`, with zero padding on top and on the left.
+    Its last tap, W[1, 1], is the pixel itself: there channel o sees only channels i <= o, and other
+    entries are ignored (gradient 0). So T(W) is triangular in raster order, and its diagonal is H W
+    copies of W[1, 1]'s.
 
     Args:
         channels: C.
@@ -72,10 +72,8 @@ class CausalConv2d(Layer):
         return ops.causal.correlate(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
 
     def inverse(self, ops, p, z):
-        """Exact, pixel after pixel: the taps of pixels that are solved go to the other side.
-
-        O(N H W C²). Rounding grows from pixel to pixel if other taps are large against W[1, 1].
-        """
+        """Exact, by substitution from pixel to pixel. O(N H W C²). Rounding errors grow on the way
+        if other taps are large against W[1, 1]."""
         self._diagonal(ops, p)
         return ops.causal.inverse(z - p["b"] if self.bias else z, p["W"], self.reverse)
 

@@ -1,9 +1,8 @@
-"""From data to a flow's input, and back: the first steps of every flow, and of its likelihood.
+"""Preprocessing: the maps between data and a flow's input, which count in the likelihood.
 
 Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
-standardise, or nothing. All of it counts in the likelihood, which is that of the data as they were
-given. On MNIST the three steps' log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as in
-the authors' code.
+standardise, or nothing. On MNIST the log-Jacobians of the three steps sum to about 272.7 nats
+(A.3), with α = 1e-6 as in the authors' code.
 Derivation: derivations/02-change-of-variables.md.
 """
 
@@ -24,15 +23,15 @@ class _OfImages:
 
     @property
     def usual_bits(self) -> float:
-        """Bits per dimension that data take without any model."""
+        """Bits per dimension of uniform data."""
         return math.log2(self.levels)
 
     def fault(self, images, shape) -> str | None:
-        """The reason why these are no images of that shape: see `snfnp.images`."""
+        """The reason why these are no images of that shape (`snfnp.images`)."""
         return fault(images, shape, self.levels)
 
     def _integers(self, ops, noisy):
-        """The floor takes the noise away."""
+        """The floor, which removes the noise."""
         return ops.xp.clip(ops.xp.floor(noisy), 0, self.levels - 1).astype(ops.xp.uint8)
 
 
@@ -63,10 +62,8 @@ class Preprocess(_OfImages):
         return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The likelihood's terms: what each step contributes to ldj, a mean over samples, in nats.
-
-        Adding noise changes no volume; the scale is a constant; the logit is what remains.
-        """
+        """The likelihood terms: each step's part of ldj, a mean over samples, in nats. Adding noise
+        changes no volume, and the scale is a constant."""
         scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
         return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}
 
@@ -88,7 +85,7 @@ class Scale(_OfImages):
         return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The terms of the likelihood, in nats."""
+        """The likelihood terms, in nats."""
         return {"dequantisation": 0.0, "scale": ldj}
 
 
@@ -96,9 +93,9 @@ class Scale(_OfImages):
 class Standardise:
     """x = (row + step (u − 1/2) − mean)/spread, u ~ U[0, 1), column by column. O(N D).
 
-    mean, spread: (D,). step: the distance between the values of columns that lie on a lattice,
-    0 for columns of real numbers, to which no noise is added; () if there are only these. origin: a
-    value of each lattice; unit: 10^d, if d decimals write the values of a lattice, else 0.
+    mean, spread: (D,). step: the spacing of columns whose values lie on a lattice; 0 for columns of
+    real numbers, which get no noise; () if there are only these. origin: a value of each lattice;
+    unit: 10^d if the values of a lattice have d decimals, else 0.
     """
 
     mean: tuple[float, ...] = field(repr=False)
@@ -110,11 +107,11 @@ class Standardise:
 
     @property
     def usual_bits(self) -> float:
-        """Bits per dimension that a Gaussian of these spreads takes in each column."""
+        """Bits per dimension of independent Gaussians with these spreads."""
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
 
     def fault(self, rows, shape) -> str | None:
-        """The reason why these are no rows of that shape: see `snfnp.images`."""
+        """The reason why these are no rows of that shape (`snfnp.images`)."""
         return fault_of_rows(rows, shape)
 
     def forward(self, ops, rows, key, dtype):
@@ -138,7 +135,7 @@ class Standardise:
         return ops.xp.where(step > 0, ops.xp.where(unit > 0, decimal, nearest), rows)
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The terms of the likelihood, in nats. Adding noise changes no volume."""
+        """The likelihood terms, in nats. Adding noise changes no volume."""
         return {**({"dequantisation": 0.0} if self.step else {}), "scale": ldj}
 
     @staticmethod
@@ -150,9 +147,9 @@ WAYS = ("logit", "scale", "standardise", "none")
 
 
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
-    """The way that `preprocess` names, or that fits data of this shape (None).
+    """The preprocessing of this name, or the default for data of this shape.
 
-    moments: (mean, spread) of training rows, if need be with the step, origin and unit of
+    moments: (mean, spread) of training rows, perhaps with the step, origin and unit of
     `Standardise`. Raises UsageError for a name that is for other data.
     """
     images = len(shape) == 3

@@ -10,13 +10,12 @@ import numpy as np
 from snfnp.errors import DivergedError, UsageError
 from snfnp.layers.base import Layer
 
-_FLOOR = 1e-6  # times the mean variance: U's condition is some 1e3, which float32 bears
+_FLOOR = 1e-6  # times the mean variance: U's condition number of 1e3 is safe in float32
 
 
 def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
-    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, of whose
-    eigenvalues those below `floor` count as that much. Of all U with U M Uᵀ = I it turns rows
-    least. O(K³)."""
+    """The symmetric M^{-1/2} of a symmetric matrix M (K, K), float64 on the host, with eigenvalues
+    below `floor` raised to it. Of all U with U M Uᵀ = I it changes rows least. O(K³)."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.maximum(values, floor) ** -0.5) @ vectors.T
 
@@ -25,11 +24,13 @@ def inverse_root(matrix: np.ndarray, floor: float) -> np.ndarray:
 class Whiten(Layer):
     """z = U (x − μ), with U = C^{-1/2} of the covariance C of x, for rows x (N, D).
 
-    whole: False if U has only the variances of the features, C's diagonal; shrink: C is drawn to a
-    multiple of I by as much as so few rows deserve (`_shrunk`), and may be singular. Its `numbers`
-    are found from data, and no gradient moves them. Parameters: U (D, D), or (D,) its diagonal, and
-    b = −U μ (D,), the identity until those of data are put in their place. One product, O(N D²), or
-    O(N D).
+    Parameters: U (D, D), or its diagonal (D,), and b = −U μ (D,). They are the identity until
+    `from_sums` estimates them from data; no gradient moves them. One product, O(N D²), or O(N D).
+
+    Args:
+        features: D.
+        whole: False: only the variances of the features, C's diagonal.
+        shrink: OAS shrinkage of C towards a multiple of I (`_shrunk`): C may be singular.
     """
 
     features: int
@@ -54,8 +55,7 @@ class Whiten(Layer):
         return ops.linalg.solve(p["U"], z) if self.whole else z / p["U"]
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det U| of the numbers as they are kept: −½ Σ log of C's eigenvalues but for their
-        rounding to the precision of training. O(D³), or O(D)."""
+        """log|det U| of U as it is stored, in the precision of training. O(D³), or O(D)."""
         if self.whole:
             return ops.linalg.log_abs_det(p["U"])
         return float(ops.xp.log(abs(p["U"])).sum())
@@ -64,14 +64,13 @@ class Whiten(Layer):
         """δ_x = Uᵀ δ_z."""
         return ctx.ops.linalg.matmul(dz, p["U"]) if self.whole else dz * p["U"]
 
-    def numbers(self, count: int, total, products) -> dict[str, np.ndarray]:
-        """U and b for `count` rows x whose sums are Σ x (D,) and Σ x xᵀ, or its diagonal: float64,
-        on the host.
+    def from_sums(self, count: int, total, products) -> dict[str, np.ndarray]:
+        """U and b for `count` rows x with the sums Σ x (D,) and Σ x xᵀ, or its diagonal, in float64
+        on the host. O(D³), or O(D).
 
-        No shift is needed: of logits of images that have noise, the mean square is at most some
-        hundred times the variance. Directions with less than 1e-6 of the mean variance count as
-        having so much. O(D³), or O(D). Raises UsageError for a count that leaves directions without
-        variance, or if x does not vary at all, DivergedError if it is not finite.
+        The sums need no shift: for logits of noisy images, the mean square is at most some hundred
+        times the variance. Raises UsageError if `count` leaves directions without variance or x
+        does not vary, DivergedError if it is not finite.
         """
         features, whole = self.features, self.whole
         if whole and count <= features and not self.shrink:
@@ -80,7 +79,7 @@ class Whiten(Layer):
         mean, second = total / count, products / count
         covariance = second - (np.outer(mean, mean) if whole else mean**2)
         if not np.isfinite(covariance).all():
-            raise DivergedError("the inputs that are to be whitened are not finite")
+            raise DivergedError("the inputs of a whitening layer are not finite")
         if self.shrink:
             covariance = _shrunk(covariance, count)
         variance = (np.diag(covariance) if whole else covariance).mean()
@@ -94,9 +93,9 @@ class Whiten(Layer):
 
 
 def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
-    """(1 − ρ) C + ρ m I of the covariance C (D, D) of `count` rows, m the mean of its eigenvalues:
-    ρ as if the rows were Gaussian (Chen et al. 2010, "OAS"), about 1/count for correlated columns,
-    1 for more columns than rows that are independent."""
+    """(1 − ρ) C + ρ m I for the covariance C (D, D) of `count` rows and the mean m of its
+    eigenvalues. ρ is OAS's, for Gaussian rows (Chen et al. 2010): about 1/count for correlated
+    columns, 1 for independent columns that are more than the rows."""
     features = len(covariance)
     mean = np.trace(covariance) / features
     squares, square = np.vdot(covariance, covariance), (features * mean) ** 2

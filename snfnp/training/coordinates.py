@@ -81,7 +81,7 @@ def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarr
             products += (x * x).sum(axis=0)
     if trainer.world.size > 1:
         trainer.communicator.all_reduce(total, products)
-    found = layer.numbers(count, ops.to_host(total), ops.to_host(products))
+    found = layer.from_sums(count, ops.to_host(total), ops.to_host(products))
     return {k: value.astype(dtype).astype(np.float64) for k, value in found.items()}
 
 
