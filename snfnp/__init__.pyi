@@ -21,7 +21,6 @@ from snfnp.models import PRESETS as PRESETS
 from snfnp.ops import RandomKey as RandomKey
 from snfnp.ops import get_ops as get_ops
 from snfnp.parameters import Layout as Layout
-from snfnp.training.loop import train as train
 from snfnp.training.options import TrainConfig as TrainConfig
 from snfnp.training.options.user_models import register as register
 from snfnp.training.progress import Record as Record
@@ -29,5 +28,6 @@ from snfnp.training.runs.folder import RunFolder as RunFolder
 from snfnp.training.runs.load import load_run as load_run
 from snfnp.training.session import fit as fit
 from snfnp.training.session import resume as resume
+from snfnp.training.session import train as train
 
 __version__: str

@@ -206,7 +206,7 @@ def test_the_surrogate_has_every_layers_lambda(ops):
 
 
 def test_a_run_has_lambda_and_constraint_in_its_metrics_and_pictures(tmp_path):
-    from snfnp.training.curves import save_curves
+    from snfnp.training.plots import save_curves
 
     make = {"lambda_control": "geco", "tolerance": 1e-5, **FAST}
     whole, _ = run_training(tmp_path / "whole", **make)

@@ -17,11 +17,10 @@ from snfnp.data.sets import SAMPLE
 from snfnp.errors import CheckpointError, SnfnpError, UsageError
 from snfnp.flow import Flow
 from snfnp.ops import get_ops
-from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
-from snfnp.training.runs import comparison
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 
 SIZES = {"fc": {}, "conv": {}, "glow": {"levels": 2, "depth": 1, "width": 4}}
 
@@ -242,17 +241,17 @@ def test_the_table_has_the_metrics_of_every_run_at_their_common_epochs(runs, cap
 
 
 def test_the_largest_gap_is_from_the_first_run_and_from_an_epoch_on(runs):
-    first, other = comparison.open_runs([runs / "a", runs / "b"])
+    first, other = compare.open_runs([runs / "a", runs / "b"])
     gaps = [b - a for a, b in zip(metrics(runs / "a"), metrics(runs / "b"), strict=True)]
     for start in (1, 2, 3):
-        epoch, gap = comparison.largest_gap(other, first, start)
+        epoch, gap = compare.largest_gap(other, first, start)
         assert epoch >= start and gap == gaps[epoch - 1]
         assert abs(gap) == max(map(abs, gaps[start - 1 :]))
-    assert comparison.largest_gap(other, first, 4) is None
+    assert compare.largest_gap(other, first, 4) is None
 
 
 def test_runs_that_differ_in_nothing_are_told_apart_by_their_folders(runs):
-    assert comparison.labels(comparison.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
+    assert compare.labels(compare.open_runs([runs / "a"] * 2)) == [str(runs / "a")] * 2
 
 
 def test_models_are_named_without_what_their_presets_say(tmp_path):
@@ -260,8 +259,8 @@ def test_models_are_named_without_what_their_presets_say(tmp_path):
         run_training(
             tmp_path / name, small_dataset(side=8), model=model, lr=None, epochs=1, backend="numpy"
         )
-    opened = comparison.open_runs([tmp_path / "fc", tmp_path / "conv"])
-    assert comparison.labels(opened) == ["--model fc", "--model conv"]
+    opened = compare.open_runs([tmp_path / "fc", tmp_path / "conv"])
+    assert compare.labels(opened) == ["--model fc", "--model conv"]
 
 
 @pytest.mark.filterwarnings("error")
@@ -298,24 +297,8 @@ BAD = [{"epoch": 0}, {"epoch": 10**400}, {"step": 10**400}, {"seconds": 10**400}
 @pytest.mark.parametrize("change", BAD, ids=range(len(BAD)))
 def test_a_damaged_evaluation_is_one_line(runs, tmp_path, change):
     copy = shutil.copytree(runs / "a", tmp_path / "copy")
-    (copy / "last.safetensors").unlink()
     (copy / "metrics.jsonl").write_text(evaluation(**change))
     with one_line(SnfnpError, match="metrics.jsonl is damaged .line 1"):
-        compare.main([str(copy)])
-
-
-def test_only_evaluations_of_the_run_are_believed(runs, tmp_path, capsys):
-    """As --resume does, which drops what comes after the last checkpoint."""
-    copy = shutil.copytree(runs / "a", tmp_path / "copy")
-    compare.main([str(runs / "a")])
-    whole, file = capsys.readouterr().out, copy / "metrics.jsonl"
-    with open(file, "a") as metrics:
-        metrics.write(evaluation())
-    compare.main([str(copy)])
-    assert capsys.readouterr().out == whole.replace(str(runs / "a"), str(copy))
-    first, *others = file.read_text().splitlines(keepends=True)
-    file.write_text("".join([evaluation(epoch=1), *others]))
-    with one_line(SnfnpError, match="metrics.jsonl is damaged .not what it was"):
         compare.main([str(copy)])
 
 

@@ -22,9 +22,13 @@ from snfnp.models import PRESETS, Choices
 from snfnp.ops import get_ops
 from snfnp.rules import Exact, Relative, SelfNormalizing
 from snfnp.training import monitors
-from snfnp.training.monitors import Monitors, gradient_ratios
+from snfnp.training.monitors import (
+    Monitors,
+    SmallestSecondMoment,
+    gradient_ratios,
+    stable_above,
+)
 from snfnp.training.runs.load import load_run
-from snfnp.training.second_moment import SmallestSecondMoment, stable_above
 
 OPS = get_ops("numpy")
 

@@ -19,11 +19,11 @@ from snfnp.data import Dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training import plots
-from snfnp.training.curves import rows, save_curves
-from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
+from snfnp.training.plots import rows, save_curves
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
+from snfnp.training.session import train
 
 ROOT = Path(__file__).resolve().parents[1]
 MAGIC = {".png": b"\x89PNG", ".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
@@ -127,7 +127,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from snfnp.cli import run_script
-from snfnp.training import curves, plots
+from snfnp.training import plots
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; the failure is that of a full disk
 out = Path(sys.argv[1])
 records = [{"validation_nll_nats": 1, "reconstruction": 1, "epoch": 1, "seconds": 1}]
@@ -135,7 +135,7 @@ noise = np.random.default_rng(0).integers(0, 256, (1, 2100, 9, 1), np.uint8)
 work = {
     "samples": lambda: plots.save_samples(out, {"a": np.zeros((9, 4, 4, 1), np.uint8)}, ""),
     "large": lambda: plots.save_samples(out, {"a": noise}, ""),
-    "curves": lambda: curves.save_curves(out, records, ""),
+    "curves": lambda: plots.save_curves(out, records, ""),
 }
 for kind, draw in work.items():
     try:
@@ -229,9 +229,9 @@ def test_any_name_is_drawn_as_it_is_and_without_a_warning(tmp_path, recwarn):
     plots.save_histograms(tmp_path / "c.svg", dict.fromkeys(ODD_NAMES, points[:, 0]), "nats", "")
     figures = {key: [1.0, 2.0] for key in plots.COMPARED}
     plots.save_comparison(tmp_path / "d.svg", dict.fromkeys(ODD_NAMES, figures), "nats")
-    rows = [plots.Row("a", np.ones((3, 2)))]
+    records = [dict(zip(plots.COMPARED, (1, 2, 3), strict=True), reconstruction=0.0)]
     for place, name in enumerate(ODD_NAMES):
-        plots.save_rows(tmp_path / f"{place}.svg", {"epoch": [1, 2]}, rows, name)
+        plots.save_curves(tmp_path / f"{place}.svg", records, name)
     assert len(list(tmp_path.iterdir())) == 4 + len(ODD_NAMES) and not recwarn.list
 
 
@@ -261,17 +261,19 @@ def test_a_row_has_a_gap_where_a_record_lacks_it_and_a_band_where_one_has_one():
 
 
 def test_the_picture_has_all_rows(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "save_rows", lambda path, columns, rows, title: drawn.update(vars()))
-    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2}], "title")
-    assert drawn["columns"] == {"epoch": [1, 2], "training seconds": [2.0, 2.0]}
-    assert [row.label for row in drawn["rows"]] == labels(RECORD)
-
-
-def test_an_axis_of_few_epochs_has_whole_numbers(monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.extend(figure.axes[-2:]))
-    save_curves(None, [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "")
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2}], "title")
+    assert [axis.get_ylabel() for axis in drawn[::2]] == labels(RECORD)
+    assert [axis.get_xlabel() for axis in drawn[-2:]] == ["epoch", "training seconds"]
+    assert [list(axis.lines[0].get_xdata()) for axis in drawn[-2:]] == [[1, 2], [2.0, 2.0]]
+
+
+def test_an_axis_of_few_epochs_has_whole_numbers(tmp_path, monkeypatch):
+    drawn = []
+    note = lambda figure, *_, **__: drawn.extend(figure.axes[-2:])  # noqa: E731
+    monkeypatch.setattr(plots.Figure, "savefig", note)
+    save_curves(tmp_path / "a.png", [RECORD, {**RECORD, "epoch": 2, "seconds": 3.0}], "")
     epochs, seconds = (axis.get_xticks() for axis in drawn)
     assert (epochs % 1 == 0).all() and not (seconds % 1 == 0).all()
 

@@ -285,7 +285,7 @@ def test_a_signal_before_the_ranks_know_each_other_ends_them():
 
 WRONG = {
     "--nonsense": "unrecognized arguments: --nonsense",
-    "--batch-size 1": "has too few samples for 2 processes",
+    "--batch-size 1": "is not a multiple of 2 processes",
     "--batch-size 21": "is not a multiple of 2 processes",
     "--processes 2": "and mpiexec has started 2 already: leave one",
     "--resume": "is no run folder",
@@ -323,14 +323,14 @@ def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
 
 # ---------------------------------------------------------------- --processes
 
-FEW = "has too few samples for 999999 processes: start"
+FEW = "is not a multiple of 999999 processes: give a multiple"
 TOO_MANY = [
-    ("999999", ["--batch-size", "500"], f"`batch_size=500` {FEW} 500 or fewer"),
-    ("999999", ["--model", "conv"], f"`batch_size=100` {FEW} 100 or fewer"),
+    ("999999", ["--batch-size", "500"], f"`batch_size=500` {FEW}"),
+    ("999999", ["--model", "conv"], f"`batch_size=100` {FEW}"),
     ("999999", ["--batch-size", "999999"], "999999 processes are far more than the"),
     ("3", ["--batch-size", "500"], "`batch_size=500` is not a multiple of 3 processes"),
     ("3", ["--resume"], "`batch_size=20` is not a multiple of 3 processes"),
-    ("999999", ["--resume", "auto", "--seed", "0"], f"`batch_size=20` {FEW} 20 or fewer"),
+    ("999999", ["--resume", "auto", "--seed", "0"], f"`batch_size=20` {FEW}"),
     ("0", [], "`processes` is 0: it must be at least 1"),
 ]
 
@@ -362,9 +362,9 @@ def test_the_command_that_mpiexec_gets(monkeypatch, word):
     monkeypatch.setattr(starting.shutil, "which", lambda name, path=None: path and f"bin/{name}")
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(starting.os, "execv", lambda *of: started.append(of))
-    starting.start(3, ["--lr", "1", *word, "-x"], SINGLE_PROCESS)
-    command = ["bin/mpiexec", "-n", "3", sys.executable, "-O", "train.py", "--lr", "1", "-x"]
-    assert started == [("bin/mpiexec", command)]
+    starting.start(3, SINGLE_PROCESS)
+    same = [sys.executable, "-O", "train.py", "--lr", "1", *word, "-x"]
+    assert started == [("bin/mpiexec", ["bin/mpiexec", "-n", "3", *same, "--processes=1"])]
 
 
 @pytest.mark.parametrize("missing", ["mpiexec", "mpi4py"])
@@ -375,4 +375,4 @@ def test_what_processes_needs_and_is_missing(monkeypatch, missing):
     monkeypatch.setattr(starting.shutil, "which", found)
     monkeypatch.setattr(starting.importlib.util, "find_spec", found)
     with pytest.raises(UsageError, match=rf"needs {missing}, .*: python -m pip install mpi4py"):
-        starting.start(2, ["--processes", "2"], SINGLE_PROCESS)
+        starting.start(2, SINGLE_PROCESS)

@@ -16,8 +16,8 @@ from support.trainers import at_step, run_training, small_config, small_dataset
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import get_ops
 from snfnp.training import files
-from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
 from snfnp.processes import signals
 from snfnp.training.batches import Batches, Given, cut
-from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 
 OPS, BATCH = get_ops("numpy"), 12
 # What a step of a layer may look like: every rule, and every option that adds to the step.

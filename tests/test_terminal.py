@@ -23,8 +23,8 @@ from snfnp.ops.gpu.launch import Launcher
 from snfnp.ops.host import HostDevice
 from snfnp.processes import terminal
 from snfnp.training.batches import Repeated
-from snfnp.training.loop import train
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 from snfnp.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,7 +231,7 @@ OPTIONS = [
     ("sample", ["r", "--temperature", "inf"], "`temperature` is inf: it must be at least 0 and"),
     ("sample", ["r", "--temperature", "-1"], "`temperature` is -1.0: it must be at least 0 and"),
     ("sample", ["r", "--count", "0"], "`count` is 0: it must be at least 1"),
-    ("sample", ["r", "--count", f"-{'9' * 2000}"], "`count` is -999999999… (2001 digits)"),
+    ("sample", ["r", "--count", f"-{'9' * 2000}"], "`count` is -999999999…: it must be at"),
     ("sample", ["r", "--columns", "0"], "`columns` is 0: it must be at least 1"),
     ("evaluate", ["r", "--batch-size", "-2"], "`batch_size` is -2: it must be at least 1"),
     ("evaluate", [], "the following arguments are required: run"),

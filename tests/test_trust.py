@@ -14,7 +14,6 @@ from support.runs import estimator_checkpoint, forge
 import snfnp
 from snfnp.cli import angle, compare, evaluate, interpolate, sample, score, train
 from snfnp.errors import SnfnpError, UsageError
-from snfnp.training.runs import comparison
 from snfnp.training.runs.checkpoint import load_checkpoint, save_checkpoint
 from snfnp.training.runs.folder import RunFolder
 
@@ -304,7 +303,7 @@ def test_a_forged_config_opens_or_is_one_line(seed, runs, tmp_path):
             other, said = forged(record, rng)
             forge(run, other)
             opened += opens_or_is_one_line(lambda: used(run, data), said)  # noqa: B023
-            opens_or_is_one_line(lambda: comparison.open_runs([run]), said)  # noqa: B023
+            opens_or_is_one_line(lambda: compare.open_runs([run]), said)  # noqa: B023
     assert 0 < opened < 120
 
 

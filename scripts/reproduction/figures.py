@@ -10,9 +10,9 @@ from reproduction.rows import GLOW_EPOCHS, NOT_GIVEN, TABLES, TITLES, Row
 from reproduction.runs import Command, Run
 from reproduction.target import Trained, grid, trained
 from reproduction.times import FAMILIES
+from snfnp.cli.compare import common_epochs
 from snfnp.errors import DivergedError
 from snfnp.training import plots
-from snfnp.training.runs.comparison import common_epochs
 from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 

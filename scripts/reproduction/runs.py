@@ -12,9 +12,9 @@ from reproduction.rows import Row
 from snfnp.data import Dataset, load_dataset
 from snfnp.errors import DivergedError, SingularMatrixError, SnfnpError, UsageError
 from snfnp.training import files
-from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 
 _WORSE = 1.1  # times the best validation NLL: a run that stays above is lost
 _DECISIVE = ("lr", "lam", "clip_norm")  # a run may be resumed with others, and is then another row

@@ -26,11 +26,9 @@ class Certificate:
 
     Attributes:
         layer: its name.
-        lower: a bound on ρ = ‖E‖₂ from below.
-        upper: a bound on ρ from above, rounding included.
-        trace: tr E, with an error of at most `rounding`.
+        lower, upper: bounds on ρ = ‖E‖₂ from below and, rounding included, from above.
+        trace, rounding: tr E, and a bound on its error.
         frobenius: a bound on ‖E‖_F from above, rounding included.
-        rounding: see `trace`.
     """
 
     layer: str
@@ -61,19 +59,17 @@ class Certificate:
 
 
 def _series(rho: float) -> float:
-    """A bound on Σ_{k ≥ 2} ρ^(k−2)/k = (−ln(1 − ρ) − ρ)/ρ², which loses its digits near 0: there
-    ½ + (ρ + ρ² + …)/3 is above it."""
+    """A bound on Σ_{k ≥ 2} ρ^(k−2)/k = (−ln(1 − ρ) − ρ)/ρ²; near 0, where that loses its digits,
+    ½ + (ρ + ρ² + …)/3, which is above it."""
     if rho < 0.01:
         return 1 / 2 + rho / (3 * (1 - rho))
     return (-math.log1p(-rho) - rho) / rho**2
 
 
 def certificates(ops, flow: Flow, params) -> list[Certificate]:
-    """Certificates of all linear layers that learned their inverse, at float64 parameters.
-
-    Costs O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and squared until the bound
-    on ρ is tight. Raises UsageError if no layer learned an inverse.
-    """
+    """Certificates of all linear layers that learned their inverse, at float64 parameters. Raises
+    UsageError if there are none. O(D³) a layer, for 1×1 convolutions O(C³): E is written out, and
+    squared until the bound on ρ is tight."""
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: nothing to certify")
@@ -85,12 +81,9 @@ def certificates(ops, flow: Flow, params) -> list[Certificate]:
 
 def activations_part(ops, flow: Flow, params, x):
     """The difference of the data-dependent terms of log p^f and of log p^g at the same latents
-    z = f(x), (N,) in nats. x (N, *shape), preprocessed.
-
-    f evaluates the layers between the linear ones (activations, couplings) on the way from x to z,
-    g on the way back from z, at other points. With the certificates' differences d_k,
-    log p^f(x) − log p^g(g(z)) is within Σ_k d_k of the result. Costs a pass through f and one
-    through g.
+    z = f(x), (N,) in nats; log p^f(x) − log p^g(g(z)) is within Σ_k d_k of it, with the
+    certificates' differences d_k. x (N, *shape), preprocessed. Costs a pass through f and one
+    through g, which evaluates activations and couplings at other points than f.
     """
     (*split_off, z), of_f, _ = flow.forward(ops, params, x, recompute=True)
     of_g = 0

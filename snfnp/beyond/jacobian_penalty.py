@@ -16,7 +16,7 @@ from snfnp.training.state import TrainingState
 
 
 def draw_probes(ops, key: RandomKey, count: int, x):
-    """Probes (count, ...), each like a sample of the batch x (N, ...); key: of a layer and step."""
+    """Probes (count, ...), each like a sample of the batch x (N, ...)."""
     return ops.random.rademacher(key, (count, *x.shape[1:]), x.dtype)
 
 

@@ -14,20 +14,19 @@ def require():
     """The package that writes TensorBoard's files. Raises UsageError if it is missing."""
     try:
         import tensorboardX
+
+        return tensorboardX
     except ImportError as error:
         remedy = 'install it with `python -m pip install "tensorboardX>=2.6.2.2"`'
         found = f"`tensorboard` needs tensorboardX ({error})"
         raise UsageError(f"{found}: {remedy}, or leave the option out") from None
-    return tensorboardX
 
 
 @contextmanager
 def recording(run: RunFolder) -> Iterator[Callable[[dict], None]]:
-    """A function that keeps an evaluation's record, in metrics.jsonl and for TensorBoard.
-
-    TensorBoard's files are made anew from the metrics so far: a resumed run's curves go on without
-    a point twice, and begin at the first epoch, even if earlier parts were trained without it.
-    """
+    """A function that keeps an evaluation's record, in metrics.jsonl and for TensorBoard, whose
+    files are first rewritten from the metrics so far: curves begin at the first epoch and have no
+    point twice."""
     package, folder = require(), run.event_files
     with explained(f"write {folder}", "remove it, or leave `tensorboard` out"):
         if folder.is_symlink():
@@ -57,8 +56,7 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 def _write(writer, record: dict) -> None:
-    """Add a point to every curve. Its time is that of training, which makes TensorBoard's
-    "relative" axis the training time, also of a run that was resumed days later."""
+    """Add a point to every curve. Its time, on the "relative" axis, is that of training."""
     for name, value in scalars(record).items():
         writer.add_scalar(name, value, record["step"], walltime=record["seconds"])
     writer.flush()

@@ -19,8 +19,8 @@ _FORWARD = SelfNormalizing("forward")
 
 
 class Drawn(NamedTuple):
-    """ν (P, ...), of which samples take shares, T(W) ν, and the place in the batch of the first of
-    these samples, which determines their shares."""
+    """ν (P, ...), T(W) ν, and the place in the batch of the first sample, which determines the
+    samples' shares."""
 
     nu: object
     moved: object
@@ -65,9 +65,8 @@ class Variational(Rule):
         return 1 / (2 * self.sigma**2)
 
     def perturb(self, ops, *, f, p, z, cache, key, first=0):
-        """z + σ T(W) ε, which is f(x + σε), in place of z = T(W) x + b; the noise goes into the
-        cache, as "noise". key: of the layer's random numbers in this step; first: the place of x[0]
-        in the batch."""
+        """z + σ T(W) ε = f(x + σε), for z = f(x); the noise goes into the cache, as "noise". first:
+        the place of x[0] in the batch."""
         x = cache["x"]
         nu = ops.random.normal(key, (self.vectors, *x.shape[1:]), x.dtype)
         moved = f.apply(ops, p["W"], nu)
@@ -102,9 +101,7 @@ class Variational(Rule):
 
 class Noise:
     """Noise of a training step in the outputs of layers with this rule: noise(place, z, cache).
-
-    key: the step's random numbers; its `first` is the place in the batch of the first sample.
-    """
+    key: of the step; its `first` is the place in the batch of the first sample."""
 
     def __init__(self, ops, flow, params, key):
         self._ops, self._layers, self._params, self._key = ops, flow.layers, params, key

@@ -1,7 +1,7 @@
 """The commands: `python -m snfnp COMMAND`, and the scripts, which run the same code.
 
-A command is a module here with main(argv, prog=None), imported only when it runs; prog is the name
-of the command in its help.
+A command is a module here, imported only when it runs, with main(argv, prog=None); prog is its name
+in its help.
 """
 
 import sys

@@ -1,13 +1,36 @@
 """Compare runs: exact validation NLL at common epochs, best and test NLL, time, largest gaps."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from snfnp.cli.shared import Parser, add_trust, check_file
-from snfnp.errors import printable
-from snfnp.training.runs import comparison
+from snfnp.errors import UsageError, in_flags, printable
+from snfnp.training.files import read_json
+from snfnp.training.options import OPTIONS, TrainConfig
+from snfnp.training.runs.folder import RunFolder
 
 _SHOWN = 8  # epochs in the table at most
+# Options of a run's length and of what computes it, omitted from labels.
+_UNNAMED = ("epochs", "eval_every", "checkpoint_every", "backend", "threads", "graph", "overlap")
+_UNNAMED += ("data_dir", "out", "tensorboard")
+
+
+class ComparedRun(NamedTuple):
+    """A run as its folder describes it, without its checkpoints.
+
+    data: what two runs must have in common for their likelihoods to be compared; metrics: a record
+    per exact evaluation; nll: {epoch: exact validation NLL in nats}; test_nll: the test NLL at the
+    best epoch, None: the run is not done.
+    """
+
+    path: Path
+    config: TrainConfig
+    data: tuple
+    metrics: list[dict]
+    nll: dict[int, float]
+    test_nll: float | None
 
 
 def main(argv: list[str], prog: str | None = None) -> None:
@@ -22,8 +45,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
         check_file(args.plot, "plot", plots.SUFFIXES)
 
-    runs = comparison.open_runs(args.runs, args.trust)
-    names = comparison.labels(runs)
+    runs = open_runs(args.runs, args.trust)
+    names = labels(runs)
     print(_table(runs, names, args.from_epoch))
     if args.plot:
         lines = {
@@ -34,14 +57,71 @@ def main(argv: list[str], prog: str | None = None) -> None:
         print(printable(f"picture: {args.plot}"))
 
 
+def open_runs(paths: list[Path], trust: bool = False) -> list[ComparedRun]:
+    """The runs in these folders. Raises UsageError if one is no run or has no evaluation yet, or if
+    they are not of the same images."""
+    runs = []
+    for path in paths:
+        folder, record = RunFolder.open(path, trust)
+        metrics = folder.read_metrics()
+        if not metrics:
+            raise UsageError(f"{path} has no evaluation yet: let it train for an epoch")
+        config = TrainConfig.from_dict(record["config"]).filled()
+        data = config.data, folder.data(record)
+        nll = {line["epoch"]: line["validation_nll_nats"] for line in metrics}
+        said, advice = lambda summary: float(summary["test_nll_nats"]), "restore it, or delete it"
+        test = read_json(folder.summary_file, said, advice)
+        runs.append(ComparedRun(path, config, data, metrics, nll, test))
+        if data != runs[0].data:
+            found = f"{path} was trained on other images than {runs[0].path}"
+            raise UsageError(f"{found}: their likelihoods cannot be compared")
+    return runs
+
+
+def labels(runs: list[ComparedRun]) -> list[str]:
+    """The options by which each run differs from others, as on the command line; of different
+    models without what each preset says. Runs that differ in nothing are named by their folders.
+    """
+    names: list[list[str]] = [[] for _ in runs]
+    several = len({run.config.model for run in runs}) > 1
+    for name in [name for name in OPTIONS if name not in _UNNAMED]:
+        values = [getattr(run.config, name) for run in runs]
+        if len(set(map(repr, values))) == 1:
+            continue
+        for run, value, parts in zip(runs, values, names, strict=True):
+            usual = several and name != "model" and value == run.config.default_for(name)
+            if value is not None and not usual:
+                shown = f"{value:g}" if isinstance(value, float) else value
+                parts.append(in_flags(f"`{name}={shown}`"))
+    joined = [printable(" ".join(parts)) for parts in names]
+    apart = all(joined) and len(set(joined)) == len(joined)
+    return joined if apart else [str(run.path) for run in runs]
+
+
+def common_epochs(runs: Iterable[Iterable[int]], most: int | None = None) -> list[int]:
+    """The epochs after which every run was evaluated, given those of each; if they are more than
+    `most`, so many of them, evenly spread, the last one among them."""
+    common = sorted(set.intersection(*map(set, runs)))
+    count = min(most or len(common), len(common))
+    return [common[(i + 1) * len(common) // count - 1] for i in range(count)]
+
+
+def largest_gap(run: ComparedRun, first: ComparedRun, start: int) -> tuple[int, float] | None:
+    """(epoch, difference in nats from `first`) of the largest difference in size, over the
+    evaluations of both from epoch `start` on; None: there are none."""
+    later = [epoch for epoch in common_epochs([run.nll, first.nll]) if epoch >= start]
+    gaps = {epoch: run.nll[epoch] - first.nll[epoch] for epoch in later}
+    return max(gaps.items(), key=lambda gap: abs(gap[1]), default=None)
+
+
 def _table(runs, names, start) -> str:
     """A Markdown table, a row for each run."""
-    epochs = comparison.common_epochs([run.nll for run in runs], _SHOWN)
+    epochs = common_epochs([run.nll for run in runs], _SHOWN)
     columns = ("largest gap", "best", "test", "s/epoch")
     head = ("run", *(f"NLL at {epoch}" for epoch in epochs), *columns)
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     for run, name in zip(runs, names, strict=True):
-        gap = comparison.largest_gap(run, runs[0], start) if run is not runs[0] else None
+        gap = largest_gap(run, runs[0], start) if run is not runs[0] else None
         best, last = min(run.nll, key=run.nll.__getitem__), run.metrics[-1]
         shown = "-"
         if gap:

@@ -13,9 +13,8 @@ from snfnp.ops import RandomKey
 def main(argv: list[str], prog: str | None = None) -> None:
     parser = run_parser(prog, __doc__)
     splits = ("train", "validation", "test")
-    parser.add_argument(
-        "--split", choices=splits, default="test", help="which data (default: test)"
-    )
+    which = "which data (default: test)"
+    parser.add_argument("--split", choices=splits, default="test", help=which)
     parser.seed("seed of the dequantisation noise")
     parser.number("--batch-size", "samples evaluated at once", 1000)
     add_data(parser)
@@ -26,11 +25,9 @@ def main(argv: list[str], prog: str | None = None) -> None:
     args = parser.parse_args(argv)
 
     run = open_run(args)
-    # before the likelihood: it needs no determinant, and may be refused
-    how = (run.ops, run.flow, run.params)
-    proved = []
-    if args.certify:
-        from snfnp.beyond.certificates import certificates
+    how, proved = (run.ops, run.flow, run.params), []
+    if args.certify:  # before the likelihood: it needs no determinant, and may be refused
+        from snfnp.beyond.certificates import activations_part, certificates
 
         proved = certificates(*how)
     (images, source), likelihood = images_of(run, args, args.split), run.likelihood
@@ -41,8 +38,6 @@ def main(argv: list[str], prog: str | None = None) -> None:
         if proved and all(certificate.holds for certificate in proved):
             few, key = run.ops.asarray(images[:at_once]), RandomKey(args.seed, EVALUATION_NOISE)
             x, _ = run.flow.encode(run.ops, few, key, np.float64)
-            from snfnp.beyond.certificates import activations_part
-
             apart = run.ops.to_host(activations_part(*how, x))
 
     noun, per_dimension = run.flow.preprocess.noun, 1 / (result.dimension * math.log(2))
@@ -59,7 +54,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def _proof(proved: list, apart: np.ndarray | None) -> str:
     """The certificates, a line for each layer, and what they say together. apart: the activations'
-    part of some images, if all layers have a certificate."""
+    part of some images, if all layers have one."""
     lines = ["of E = I - RW at every learned inverse, without a determinant:"]
     lines.append(f"{'layer':<12}{'ρ at least':>12}{'at most':>12}{'tr E':>12}{'certificate':>14}")
     for certificate in proved:

@@ -9,7 +9,7 @@ import numpy as np
 from snfnp.cli.shared import Parser, busy, check_file, check_range, open_run, run_parser
 from snfnp.errors import UsageError, printable
 from snfnp.training import plots
-from snfnp.training.files import write_atomically
+from snfnp.training.files import write_atomically, write_by
 from snfnp.training.runs.load import LoadedRun
 
 TABLES = ".npy", ".csv"
@@ -48,8 +48,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 def add_inverse(parser: Parser, name: str) -> None:
     """Add the options of the inverse and of the file; name: how files of the command begin."""
-    out = "picture; of rows a table, .npy or .csv "
-    out += f"(default: RUN/{name}-<inverse>.png, or .npy)"
+    out = f"picture; of rows a table, .npy or .csv (default: RUN/{name}-<inverse>.png, or .npy)"
     parser.add_argument("--out", type=Path, help=out)
     through = "one pass through the learned inverses, the same iterated to convergence, or exact "
     through += "solves (default: learned)"
@@ -58,8 +57,8 @@ def add_inverse(parser: Parser, name: str) -> None:
 
 
 def destination(args, run: LoadedRun, name: str, count: int, columns: int, table=True) -> Path:
-    """The file for so many samples, after checks: a picture of images, in columns, or of a plane,
-    or a table of rows. table: what is the default for rows."""
+    """The file for so many samples, after checks: a picture of images, in columns, or of 2-D data,
+    or a table of rows. table: the default for rows."""
     shape = run.image_shape
     rows = len(shape) == 1
     suffixes = (*TABLES, *(plots.SUFFIXES if shape == (2,) else ())) if rows else plots.SUFFIXES
@@ -88,9 +87,7 @@ def drawn(run: LoadedRun, args, count: int, temperature=1.0, latents=None) -> np
 def save_table(out: Path, rows: np.ndarray, columns: tuple[str, ...] | None) -> None:
     """Write an array as a .npy file; or rows as a .csv file, under the columns' names if any."""
     if out.suffix == ".npy":
-        content = io.BytesIO()
-        np.save(content, rows)
-        write_atomically(out, content.getvalue())
+        write_by(lambda file: np.save(file, rows), out)
         return
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

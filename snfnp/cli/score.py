@@ -50,9 +50,8 @@ def main(argv: list[str], prog: str | None = None) -> None:
         found = run.likelihood.log_prob(some, at_once=_AT_ONCE)
         found = np.where(np.isnan(found), -np.inf, found)  # as far away as numbers go
         lines += [f"{which},{place},{nats!r}" for place, nats in enumerate(found.tolist())]
-        medians.append(
-            f"{np.median(found):.3f} nats of {len(found):,} {which} samples ({printable(of)})"
-        )
+        count = f"{len(found):,} {which} samples"
+        medians.append(f"{np.median(found):.3f} nats of {count} ({printable(of)})")
         scores[f"{of} ({which})"] = found
     above = auroc(*scores.values())
     write_atomically(out.with_suffix(".csv"), "\n".join([*lines, ""]).encode())
@@ -66,8 +65,7 @@ def main(argv: list[str], prog: str | None = None) -> None:
 
 
 def auroc(scores: np.ndarray, others: np.ndarray) -> float:
-    """The area under the ROC curve: the probability that a score is above one of the others, with
-    half of the ties."""
+    """The area under the ROC curve: P(score > other) + P(score = other)/2."""
     from scipy.stats import mannwhitneyu  # takes a second to import
 
     pairs = len(scores) * len(others)

@@ -33,9 +33,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": _Help, **settings})
 
     def parse_args(self, args=None, namespace=None):
-        """The options. Modules of the current folder can be imported from here on, after all
-        others, if a model of the user's own is named or trusted: `python -m` has that folder on its
-        path, but the installed command has not."""
+        """The options. If a model of the user's own is named or trusted, modules of the current
+        folder can be imported, as by `python -m`: the installed command lacks it in its path."""
         parsed = super().parse_args(args, namespace)
         given = vars(parsed)
         if given.get("trust") or ":" in str(given.get("model")):
@@ -86,7 +85,7 @@ def run_parser(prog: str | None, description: str | None) -> Parser:
 
 
 def add_trust(parser: argparse._ActionsContainer) -> None:
-    """The option without which a run folder makes no code of its own run."""
+    """The option without which no code of a run's own model is imported."""
     about = "import the module of the run's own model, which runs its code"
     parser.add_argument("--trust", action="store_true", help=about)
 
@@ -94,9 +93,8 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
 def add_data(parser: Parser) -> None:
     """The options by which `images_of` finds the data of a run that are not where they were."""
     parser.add_argument("--data", help="name or path of the data (default: the run's)")
-    parser.add_argument(
-        "--data-dir", type=Path, help="folder with the files of a published data set"
-    )
+    about = "folder with the files of a published data set"
+    parser.add_argument("--data-dir", type=Path, help=about)
 
 
 def open_run(args: argparse.Namespace) -> LoadedRun:
@@ -106,14 +104,14 @@ def open_run(args: argparse.Namespace) -> LoadedRun:
 
 @contextmanager
 def busy(ops, parameter: str, count: int):
-    """A context as `within_memory`. On a terminal a line moves while kernels are compiled in it."""
+    """`within_memory`, and in a terminal a line that moves while kernels are compiled."""
     with within_memory(ops, parameter, count), compilations_shown(ops):
         yield
 
 
 def images_of(run: LoadedRun, args: argparse.Namespace, split: str) -> tuple[np.ndarray, str]:
-    """A split of the data that a run was trained on, and its source; of other data, with a line
-    that says so, if --data-dir or --data names their place. Raises UsageError otherwise."""
+    """A split of the data that a run was trained on, and its source. Others are an error, or, if
+    --data-dir or --data names their place, a line that says so."""
     folder = args.data_dir or run.config.data_dir
     name = args.data or run.folder.data_name(run.record, folder)
     dataset = load_dataset(name, folder, **run.config.splits_of(name))
@@ -128,19 +126,13 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
     if least <= value <= most and value < math.inf:
         return
     limits = f"from {least} to {most:,}" if most < math.inf else f"at least {least}"
-    if isinstance(value, float):
-        limits += " and finite"
-    shown = str(value)
-    if len(shown) > 40:
-        shown = f"{shown[:10]}… ({len(shown)} digits)"
-    raise UsageError(f"`{name}` is {shown}: it must be {limits}")
+    finite = " and finite" if isinstance(value, float) else ""
+    shown = str(value) if len(str(value)) <= 40 else f"{str(value)[:10]}…"
+    raise UsageError(f"`{name}` is {shown}: it must be {limits}{finite}")
 
 
 def check_file(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse a path that no file can be written to, before any work is done for it.
-
-    suffixes: those that the file's name may have, if not any.
-    """
+    """Refuse a path that no file can be written to, or with none of these suffixes, if any."""
     if suffixes and path.suffix.lower() not in suffixes:
         raise UsageError(f"`{name}` is {path}: its name must end in one of {', '.join(suffixes)}")
     if os.path.isdir(path):

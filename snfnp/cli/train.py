@@ -9,7 +9,7 @@ from snfnp.errors import UsageError, flag_of, in_flags, printable
 from snfnp.processes import launching
 from snfnp.training import session as training
 from snfnp.training.animation import Animation, View
-from snfnp.training.loop import train
+from snfnp.training.loop import train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.config import OPTIONS, help_of
 from snfnp.training.options.user_models import require_trusted
@@ -18,7 +18,7 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 
 AUTO = "auto"  # a value of --resume
-# What --help begins with; the other options follow in their groups.
+# What --help begins with.
 EVERYDAY = ("model", "gradient", "recipe", "epochs", "lr", "batch_size", "data", "data_dir", "out")
 EVERYDAY += ("seed", "backend")
 _SAMPLES = 64  # images in samples.png
@@ -47,28 +47,21 @@ def main(argv: list[str], prog: str | None = None, **defaults) -> None:
             raise UsageError(f"{given} `out`: name the run's folder")
         if resume == AUTO and not world.on_rank_zero(RunFolder(given["out"]).has_checkpoint):
             resume = None
-        goes_on = resume or rollback
-        config = TrainConfig(**{**defaults, **given})
-        # What the processes share is known before any of them is started, or loads anything.
-        shared = config
-        if goes_on:
+        config = shared = TrainConfig(**{**defaults, **given})
+        if resuming := resume or rollback:
             require_trusted(config.model, trust=True)  # which the user names, and no file
             shared = world.on_rank_zero(lambda: RunFolder(given["out"]).config(trust))
-        shared.check_processes(max(processes, world.size))
-        launching.start(processes, argv, world)
-        if goes_on:
-            path = given.pop("out")
-            opened = training.resumed(
-                path, given, rollback, resume == AUTO, world=world, trust=trust
-            )
+        shared.check_processes(max(processes, world.size))  # before any of them is started
+        launching.start(processes, world)
+        if resuming:
+            how = {"never_shorten": resume == AUTO, "world": world, "trust": trust}
+            run = training.resumed(given.pop("out"), given, rollback, **how)
         else:
-            opened = training.started(config, world=world)
-        with opened as session:
+            run = training.opened(config, world=world)
+        with run as session:
             points: Any = session.dataset.validation
             animation = Animation(points) if points.shape[1:] == (2,) else None
-            how = (session.ops, session.folder, session.goes_on, _show, world)
-            callbacks = (animation,) if animation else ()
-            train(session.config, session.dataset, *how, callbacks=callbacks)
+            train_session(session, _show, callbacks=(animation,) if animation else ())
             if world.rank == 0:
                 with compilations_shown(session.ops):  # of an inverse
                     _draw(session.folder, session.config, session.ops, animation)
@@ -79,11 +72,8 @@ def _show(line: str) -> None:
 
 
 def _parser(prog: str | None, defaults: dict) -> Parser:
-    """A parser with every option of TrainConfig, and --resume.
-
-    Options that are not given are absent from the result: defaults live in TrainConfig, and those
-    of a script in `defaults`, which the help texts show.
-    """
+    """A parser with every option of TrainConfig, and --resume. Options that are not given are
+    absent from the result; `defaults` of a script are shown by the help."""
     about = "Train a self-normalizing flow (Keller et al. 2021) or a baseline. Writes a run folder "
     about += "with the configuration, metrics, checkpoints, curves and samples."
     how = {"usage": "%(prog)s [-h] [OPTION …] [PATH]", "allow_abbrev": False}
@@ -97,15 +87,13 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
         for option in map(OPTIONS.__getitem__, kind.__annotations__):
             text = in_flags(help_of(option, defaults.get(option.name, option.default)))
             text = text.replace("%", "%%")
-            settings: dict[str, Any]
+            how: dict[str, Any] = {"type": option.kind}
             if option.kind is bool:
-                settings = {"action": argparse.BooleanOptionalAction}
+                how = {"action": argparse.BooleanOptionalAction}
             elif option.choices:
-                settings = {"choices": option.choices}
-            else:
-                settings = {"type": option.kind}
+                how = {"choices": option.choices}
             place = everyday if option.name in EVERYDAY else group
-            place.add_argument(flag_of(option.name), dest=option.name, help=text, **settings)
+            place.add_argument(flag_of(option.name), dest=option.name, help=text, **how)
     about = "train in N processes, each with its share of every batch; on GPUs, one process per "
     about += "GPU (runs this command by mpiexec; needs mpi4py)"
     start.add_argument(launching.OPTION, type=int, metavar="N", help=about)
@@ -121,15 +109,13 @@ def _parser(prog: str | None, defaults: dict) -> Parser:
 
 def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | None) -> None:
     """Draw curves.png, samples.png at the best epoch, and of data with two columns training.gif."""
-    from snfnp.training import curves, plots
+    from snfnp.training import plots
 
     records = folder.read_metrics()
     how = f"{config.gradient} gradient, {config.epochs} epochs"
     title, drawn = f"{config.data_name}, {config.model_name}, {how}", [folder.curves]
-    if records:  # none if the file was deleted
-        curves.save_curves(
-            folder.curves, records, title
-        )  # first: sampling fails if the inverse does
+    if records:  # none if the file was deleted; first, as sampling fails if the inverse does
+        plots.save_curves(folder.curves, records, title)
     run = load_run(folder.path, ops=ops)
     inverses = ["learned"] * run.flow.has_learned_inverse + ["exact"]
     if animation:
@@ -138,10 +124,8 @@ def _draw(folder: RunFolder, config: TrainConfig, ops, animation: Animation | No
         drawn.append(folder.samples)
     elif run.flow.preprocess.of_images:
         names = {"learned": "learned inverse (one pass)", "exact": "exact inverse"}
-        panels = {
-            names[name]: run.likelihood.sample(_SAMPLES, config.seed, exact=name == "exact")
-            for name in inverses
-        }
+        drawing, seed = run.likelihood.sample, config.seed
+        panels = {names[n]: drawing(_SAMPLES, seed, exact=n == "exact") for n in inverses}
         plots.save_samples(folder.samples, panels, f"Samples, the same latents: {title}")
         drawn.append(folder.samples)
     if animation and animation.frames:  # none if the run was finished before

@@ -24,12 +24,9 @@ _FAIL_TIMEOUT = 2.0  # seconds in which all processes meet an error that all hav
 _READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line, which an abort would discard
 
 
-def start(count: int, argv: list[str], world: Communicator) -> None:
+def start(count: int, world: Communicator) -> None:
     """Replace this process by an mpiexec that runs the program `count` times, unless count is 1.
-
-    argv: the command's arguments, the last ones of this process, with `OPTION` among them. Raises
-    UsageError if mpiexec started the program already, or for an absurd count.
-    """
+    Raises UsageError if mpiexec started the program already, or for an absurd count."""
     if count < 1:
         raise UsageError(f"`processes` is {count}: it must be at least 1")
     if count == 1:
@@ -38,11 +35,13 @@ def start(count: int, argv: list[str], world: Communicator) -> None:
         already = f"mpiexec has started {world.size} already: leave one of them out"
         raise UsageError(f"`processes` starts processes, and {already}")
     _require_cores(count)
-    mpiexec = find_mpiexec("`processes`")
-    program = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
+    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+    for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
+        if not place:
+            raise UsageError(f"`processes` needs {missing}, which is missing: {INSTALL}")
     sys.stdout.flush()
-    command = [mpiexec, "-n", str(count), sys.executable, *program, *_without_option(argv)]
-    os.execv(mpiexec, command)
+    command = [str(mpiexec), "-n", str(count), sys.executable, *sys.orig_argv[1:], f"{OPTION}=1"]
+    os.execv(command[0], command)
 
 
 def _require_cores(count: int) -> None:
@@ -53,33 +52,11 @@ def _require_cores(count: int) -> None:
         raise UsageError(f"{found}: start {cores} or fewer here")
 
 
-def find_mpiexec(feature: str) -> str:
-    """The mpiexec of this environment, or one on the PATH. feature: what needs it, for the
-    UsageError if there is no mpiexec or no mpi4py."""
-    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    for missing, place in (("mpiexec", mpiexec), ("mpi4py", importlib.util.find_spec("mpi4py"))):
-        if not place:
-            raise UsageError(f"{feature} needs {missing}, which is missing: {INSTALL}")
-    return str(mpiexec)
-
-
-def _without_option(argv: list[str]) -> list[str]:
-    rest, words = [], iter(argv)
-    for word in words:
-        if word == OPTION:
-            next(words)
-        elif not word.startswith(f"{OPTION}="):
-            rest.append(word)
-    return rest
-
-
 @contextmanager
 def process_group() -> Iterator[Communicator]:
-    """The processes that run this command; only rank 0 prints.
-
-    An exception ends all of them, in bounded time. If all fail, the first rank that failed reports
-    the error. If some fail, the others may be waiting for them, and are aborted.
-    """
+    """The processes that run this command; only rank 0 prints. An exception ends all of them, in
+    bounded time: if all fail, the first one reports the error; if some fail, the others may be
+    waiting for them, and are aborted."""
     launch = launched()
     if launch is None:
         yield SINGLE_PROCESS

@@ -9,11 +9,8 @@ from contextlib import contextmanager, suppress
 
 
 class Signals:
-    """The signals received so far.
-
-    checkpoint: SIGUSR1 was received, which batch systems can send before they end a job; rank,
-    size: of this process among those that train together. Signals are handled in the main thread.
-    """
+    """The signals received so far, in the main thread. checkpoint: SIGUSR1 was received, which
+    batch systems can send before they end a job."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self._quiet = rank > 0  # only rank 0 announces the stop
@@ -30,8 +27,8 @@ class Signals:
         return handled(self._checkpoint, "SIGUSR1")
 
     def defer_interrupts(self):
-        """A context in which Ctrl-C and SIGTERM take effect after the step in progress; a second
-        Ctrl-C takes effect at once."""
+        """A context in which Ctrl-C and SIGTERM take effect after the step in progress, and a
+        second Ctrl-C at once."""
         self._ctrl_c = signal.getsignal(signal.SIGINT)
         return handled(self._stop, "SIGINT", "SIGTERM")
 

@@ -19,7 +19,7 @@ SWALLOW_INTERRUPT = {"_frozen_importlib", "importlib", "numba", "llvmlite"}
 @contextmanager
 def robust_output() -> Iterator[None]:
     """Escape characters that an output's encoding lacks, and write every line at once: a log file
-    is read while a run goes on, and after one that was killed."""
+    is read during a run, and after one that was killed."""
     streams = [own for own in (sys.stdout, sys.stderr) if isinstance(own, io.TextIOWrapper)]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
     for stream in streams:
@@ -34,15 +34,13 @@ def robust_output() -> Iterator[None]:
 
 @robust_output()
 def run(work: Callable[[], None]) -> int:
-    """Do a command's work, and return its exit status.
-
-    0 is success; 2 wrong usage and 1 any other failure, each with a line on stderr; 130 Ctrl-C or
-    SIGTERM, and 141 a closed pipe, both without a word. A mistake in the program is raised.
-    """
+    """Do a command's work, and return its exit status: 0; 2 after wrong usage and 1 after any other
+    failure, with a line on stderr; 130 after Ctrl-C or SIGTERM and 141 after a closed pipe, without
+    one. A mistake in the program is raised."""
     names = ["SIGTERM"]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # it is for `command &` in a shell
         names.append("SIGINT")
-    # before a run has begun, SIGUSR1 has nothing to save
+    # before training starts, SIGUSR1 has nothing to save
     with handled(interrupt, *names), handled(lambda *_: None, "SIGUSR1"):
         try:
             try:
@@ -95,8 +93,8 @@ def exit_status(error: BaseException) -> int:
 
 
 def interrupt(signum, frame):
-    """Raise KeyboardInterrupt after Ctrl-C or SIGTERM; during an import or a compilation, which
-    have nothing to save, end the process at once."""
+    """Raise KeyboardInterrupt; during an import or a compilation, which have nothing to save, end
+    the process at once."""
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] in SWALLOW_INTERRUPT:
             _abandon_output()
@@ -109,9 +107,9 @@ def _output_fails() -> bool:
     """Say whether standard output can no longer be written."""
     try:
         print(flush=True)
+        return False
     except OSError:
         return True
-    return False
 
 
 def _abandon_output() -> None:

@@ -19,12 +19,11 @@ class Adam:
     eps: float = 1e-8
 
     def update(self, ops, gradient, lr, step, clip_norm: float | None = None, failed=0.0, *, out):
-        """One ascent step on the flat buffers out = (p, m, v). step = 1, 2, … O(P).
+        """One ascent step on the flat buffers out = (p, m, v); returns Σ g² before clipping. O(P).
 
-        If `clip_norm` is set, a gradient of larger global norm is scaled down to it first.
-        lr, step and failed are numbers, or arrays of shape () on the device; if `failed` is
-        not 0, nothing is updated (see `ops.step.adam`).
-        Returns Σ g², the squared norm of the gradient before clipping.
+        A gradient of a norm above `clip_norm` is scaled down to it first. lr, step (1, 2, …) and
+        failed are numbers, or arrays of shape () on the device; if `failed` is not 0, nothing is
+        updated (see `ops.step.adam`).
         """
         scale = 1.0
         if clip_norm is not None:
@@ -49,10 +48,8 @@ def learning_rate(config, step: int, steps_per_epoch: int) -> float:
     """The learning rate of step 0, 1, …: warm-up, and then what `lr_schedule` makes of `lr`.
 
     "linear" falls on a straight line, "cosine" on a cosine (Loshchilov & Hutter 2017), from the end
-    of the warm-up to the last of `epochs`, whose last step has `final_lr_fraction` of `lr`. A run's
-    first step is never in the fall: if it is the only one, it would have no rate at all.
-    A function of the step and the options alone: a run that goes on with more epochs has from then
-    on the rates of one that was planned for as many.
+    of the warm-up to the last step, which has `final_lr_fraction` of `lr`. A run's first step is
+    never in the fall: if it is the only one, it would have no rate at all.
     """
     rate = warmed_up(config.lr, step, steps_per_epoch, config.warmup_epochs)
     warmup_steps = config.warmup_epochs * steps_per_epoch

@@ -35,8 +35,8 @@ class View:
 
     @classmethod
     def of(cls, likelihood: Likelihood, data, inverses: Sequence[str], seed: int = 0) -> "View":
-        """The view of a flow with `data` (n, 2), of which some are shown, through these inverses,
-        "learned" or "exact". Raises DivergedError if an inverse is not finite."""
+        """The view of a flow with `data` (n, 2), through these inverses, "learned" or "exact".
+        Raises DivergedError if an inverse is not finite."""
         ops = likelihood.ops
         data = np.asarray(data[:: max(1, len(data) // _SHOWN)], np.float64)
         low, high = np.quantile(data, (0.01, 0.99), axis=0)
@@ -66,8 +66,7 @@ class View:
 class Animation:
     """Views of a flow while it trains: a callback of `snfnp.train`, which sees each evaluation.
 
-    data: points (n, 2); frames: (title, view), of a long run those of every second, fourth, …
-    evaluation. Each takes some milliseconds.
+    data: points (n, 2); frames: (title, view), of a long run of every second, fourth, … evaluation.
     """
 
     def __init__(self, data: np.ndarray):
@@ -75,14 +74,12 @@ class Animation:
 
     def __call__(self, record: Record) -> None:
         likelihood = record.likelihood
-        if likelihood is None:  # between evaluations
-            return
-        self._seen += 1
-        if (self._seen - 1) % self._every:
+        self._seen += likelihood is not None  # None: between evaluations
+        if likelihood is None or (self._seen - 1) % self._every:
             return
         title = f"epoch {record.epoch}: exact validation NLL {record.nll:.3f} nats"
         inverse = "learned" if likelihood.flow.has_learned_inverse else "exact"
-        with suppress(DivergedError):  # training goes on, and so may the inverse
+        with suppress(DivergedError):  # training may recover
             self.frames.append((title, View.of(likelihood, self.data, [inverse])))
         if len(self.frames) > _FRAMES:
             self.frames, self._every = self.frames[::2], 2 * self._every

@@ -20,13 +20,10 @@ def cut(total: int, parts: int) -> list[Slice]:
 
 
 class Batches:
-    """batches(step): device images (N, *shape), uint8, of step 0, 1, …; batches.whole(step): those
-    of all ranks.
-
-    They depend on the step and the run's seed alone: steps may come in any order. The next call may
-    overwrite what one returns. A step takes its batch in two parts, of which the second can be
-    recorded: first = `stage(step)` on the host, and then `staged(scalars)`. world: the ranks, each
-    of which gets a slice of every batch.
+    """batches(step): this rank's device images (n, *shape), uint8, of step 0, 1, …, which depend on
+    the step and the run's seed alone; batches.whole(step): those of all ranks. The next call may
+    overwrite them. A step takes its batch in two parts, of which the second can be recorded:
+    `stage(step)` on the host, and then `staged(scalars)`.
     """
 
     def __init__(self, ops, images, config: TrainConfig, shape, world=SINGLE_PROCESS):
@@ -45,7 +42,7 @@ class Batches:
         return self._take(step, self._stage(step, whole), whole)
 
     def stage(self, step: int) -> int:
-        """Prepare the images of a step; the place of the first one in the epoch's order."""
+        """Prepare the images of a step; returns the place of the first in the epoch's order."""
         return self._stage(step, self._slice)
 
     def staged(self, scalars):
@@ -69,9 +66,7 @@ class Batches:
 
 class Given:
     """Batches from a function of the step, each copied to one place for the step that takes it.
-
-    images_of(step): this rank's device images; whole(step): those of all ranks, if they are others.
-    """
+    whole(step): those of all ranks, if they are others."""
 
     def __init__(self, images_of: Callable, whole: Callable | None = None):
         self._images_of, self.whole = images_of, whole or images_of
@@ -108,7 +103,7 @@ class Repeated(Given):
 
 
 def epoch_order(images: int, epoch: int, config: TrainConfig) -> np.ndarray:
-    """The order in which an epoch (0, 1, …) visits the training images: a function of the seed."""
+    """The order in which epoch 0, 1, … visits the training images."""
     if not config.shuffle:
         return np.arange(images)
     return np.random.default_rng((config.seed, epoch)).permutation(images)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are written, what they hold, how a run goes on from one."""
+"""The checkpoints of a run: when they are written, what they hold, how a run is resumed."""
 
 import shlex
 import time
@@ -18,7 +18,7 @@ from snfnp.training.runs.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from snfnp.training.runs.folder import RunFolder, metrics_digest
+from snfnp.training.runs.folder import RunFolder
 
 _LARGE_LAMBDA = 1e4  # above all of the paper's: it may be what overflows
 
@@ -42,31 +42,22 @@ class Checkpointer:
         (steps, seconds), (step, then) = self._every, self._saved
         return self.trainer.step - step >= steps or time.monotonic() - then >= seconds
 
-    def save(self, *paths: Path, metrics: bytes | None = None) -> None:
-        """Write a checkpoint to these paths, after all steps so far. metrics: the content of
-        metrics.jsonl that belongs to it, if not the present one.
-
-        Raises DivergedError if a step failed, or left a number that is not finite: the square of a
-        finite gradient may overflow in Adam's v.
-        """
-        with self.loop.paused():  # raises if a step failed, which is not to be saved
-            checkpoint, step = self.trainer.checkpoint({}), self.trainer.step
-            if not checkpoint.is_finite():  # on all ranks alike
-                what = "a parameter, a moment of Adam's or what layers keep is not finite"
-                raise DivergedError(f"training diverged by step {step}: {what}", step)
-            if self.trainer.world.rank == 0:
-                metrics = self.folder.metrics() if metrics is None else metrics
-                checkpoint.record = {
-                    "seconds": self.loop.seconds,
-                    "best": self.loop.best and self.loop.best.figures,
-                    "config": self.config.as_dict(),
-                    "run": self.identity,
-                    "metrics": metrics_digest(metrics),
-                }
-                content = file_content(checkpoint)
-                for path in paths:
-                    save_checkpoint(path, checkpoint, content)
-            self._saved = (step, time.monotonic())
+    def save(self, *paths: Path) -> None:
+        """Write a checkpoint to these paths. Raises DivergedError if a step failed, or left a
+        number that is not finite: the square of a finite gradient may overflow in Adam's v."""
+        self.loop.synchronise()  # raises if a step failed, which is not to be saved
+        loop, step = self.loop, self.trainer.step
+        best = loop.best and loop.best.figures
+        record = {"seconds": loop.seconds, "best": best, "config": self.config.as_dict()}
+        checkpoint = self.trainer.checkpoint(record | {"run": self.identity})
+        if not checkpoint.is_finite():  # on all ranks alike
+            what = "a parameter, a moment of Adam's or what layers keep is not finite"
+            raise DivergedError(f"training diverged by step {step}: {what}", step)
+        if self.trainer.world.rank == 0:
+            content = file_content(checkpoint)
+            for path in paths:
+                save_checkpoint(path, checkpoint, content)
+        self._saved = (step, time.monotonic())
 
     def start(self, description: dict) -> None:
         """Begin a new run, with a checkpoint of its start."""
@@ -83,10 +74,9 @@ class Checkpointer:
             self.folder.write_config({**description, **own})
         self.save(self.folder.last)
 
-    def go_on(self, rollback: bool, report: Callable[[str], None]) -> None:
-        """Set the run back to its last checkpoint, or to its best one, and drop later metrics. If
-        that is interrupted, the same command repeats it. Raises CheckpointError if there is no
-        checkpoint."""
+    def resume(self, rollback: bool, report: Callable[[str], None]) -> None:
+        """Set the run back to its last checkpoint, or to its best one, and remove later metrics. If
+        that is interrupted, the same command repeats it."""
         trainer, loop = self.trainer, self.loop
         record, saved = trainer.world.on_rank_zero(lambda: self._load(rollback))
         self.identity = record.get("run")
@@ -100,20 +90,22 @@ class Checkpointer:
         loop.best = trainer.world.broadcast(loop.best)
 
     def _load(self, rollback: bool) -> tuple[dict, Checkpoint | None]:
-        """config.json, and the checkpoint to go on from; None: from the start."""
+        """config.json, and the checkpoint to resume from; None: from the start."""
         folder = self.folder
         _, record = folder.open(folder.path)
         folder.remove_partial()
         if (then := record.get("optimiser", "Adam")) != self._optimiser:
             found = f"{folder.path} was trained by the optimiser {then}, not by {self._optimiser}"
             raise UsageError(f"{found}: give snfnp.resume(…, optimiser=…) the same one")
-        if rollback and not folder.best.exists() and not folder.read_metrics():
-            return record, None
-        path = folder.best if rollback else folder.last
-        return record, load_checkpoint(path, self.trainer.layout, record)
+        from_best = rollback and folder.best.exists()
+        path = folder.best if from_best else folder.last
+        saved = load_checkpoint(path, self.trainer.layout, record)
+        if rollback and not from_best and saved.record["best"]:
+            raise CheckpointError(f"there is no checkpoint {folder.best}: restore it, or resume")
+        return record, saved if from_best or not rollback else None
 
     def _update(self, rollback: bool, record: dict, saved, report) -> None:
-        """Rewrite the folder for a run that goes on from here."""
+        """Rewrite the folder of the run that is resumed."""
         folder, trainer, config, loop = self.folder, self.trainer, self.config, self.loop
         step, steps, best, kept = trainer.step, loop.steps, loop.best, None
         at = best.step if best else 0
@@ -129,14 +121,10 @@ class Checkpointer:
         if lost and at < step:
             report(f"{folder.best} is lost or damaged: the best epoch is one after step {step}")
             loop.best = None
-        length, digest = saved.record["metrics"] if saved else metrics_digest(b"")
-        if length and not folder.metrics_file.exists():
-            report(f"{folder.metrics_file} is missing: the metrics up to step {step} are lost")
-            length, digest = metrics_digest(b"")
-        metrics = folder.metrics_until(length, digest)
-        self.save(folder.last, metrics=metrics)
-        if metrics != folder.metrics():
-            folder.write_metrics(metrics)
+        folder.read_metrics()  # raises before anything is written
+        self.save(folder.last)
+        if not folder.cut_metrics(step) and best:
+            report(f"{folder.metrics_file} has lost the metrics up to step {step}")
         changed = config.changes_from(TrainConfig.from_dict(record["config"]))
         before, now = record.get("processes", 1), trainer.world.size
         if changed or rollback or before != now:
@@ -160,11 +148,7 @@ class Checkpointer:
     def advice(self) -> str:
         """The ways to go on after a divergence, with options that work."""
         options = f"`out={shlex.quote(str(self.folder.path))}` `lr={self.config.lr / 10:g}`"
-        best, origin = self.loop.best, "the start"
-        if best and best.step <= self._saved[0]:
-            origin = f"the best evaluation (step {best.step})"
-        elif self.folder.best.exists():  # of one before, as what came after it was not saved
-            origin = "the best evaluation before"
+        origin = "the best evaluation saved" if self.folder.best.exists() else "the start"
         ways = [f"from {origin} with `rollback` {options}"]
         if self.trainer.log.read().failed:  # before a likelihood explodes, parameters do
             ways.insert(0, f"from step {self._saved[0]} with `resume` {options}")

@@ -29,7 +29,8 @@ _IMAGES = 2000  # of a renewal of a `Whiten` layer
 
 def white_states(ops, flow, config, optimiser) -> tuple:
     """(the `Whitening`, the `Coordinates`) of a flow, None for what it has no layers for. Raises
-    UsageError if it has neither, or a `Whiten` layer that could not be renewed."""
+    UsageError if white coordinates are asked for and it has neither, or if a `Whiten` layer cannot
+    be renewed."""
     layers = [layer for _, layer in flow.layers]
     places = [place for place, layer in enumerate(layers) if isinstance(layer, Whiten)]
     for place in filter(None, places):
@@ -47,10 +48,9 @@ def white_states(ops, flow, config, optimiser) -> tuple:
 
 def statistics(trainer, params, batches, place: int) -> dict:
     """The statistics of the place-th layer before the first step: of a whole `Whiten` layer, or the
-    flow's first, from all images of the first epoch; {} of any other layer.
+    flow's first, from all images of the first epoch; {} of any other layer. O(D²) an image.
 
-    The images get another noise than in the steps, whose inputs would be whiter than others with
-    the same. O(D²) an image.
+    The noise is not that of the steps, with which their inputs would be whiter than others.
     """
     layer = trainer.flow.layers[place][1]
     if not isinstance(layer, Whiten) or place and not layer.whole:
@@ -60,8 +60,8 @@ def statistics(trainer, params, batches, place: int) -> dict:
 
 
 def _estimate(trainer, params, batches, place: int, steps) -> dict[str, np.ndarray]:
-    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: float64, on
-    the host, rounded to the run's precision."""
+    """The statistics of the place-th layer, a `Whiten`, for its input in these steps: on the host,
+    float64, rounded to the run's precision."""
     ops, flow, dtype = trainer.ops, trainer.flow, trainer.p.dtype
     layer, count = flow.layers[place][1], 0
     total, products = (ops.xp.zeros(layer.parameter_shapes(())[name]) for name in "bU")
@@ -90,8 +90,7 @@ class Whitening(TrainingState):
 
     def renew(self, trainer, batches) -> None:
         """Re-estimate those of deeper diagonal layers from 2000 images of the next steps, and
-        change the linear layer behind so that the function stays the same but for rounding. Costs
-        about 10 steps."""
+        change the linear layer behind to keep the function, but for rounding."""
         ops, flow, layout = trainer.ops, trainer.flow, trainer.layout.optimised
         for place, (name, layer) in enumerate(flow.layers):
             if not place or not isinstance(layer, Whiten) or layer.whole:
@@ -167,11 +166,8 @@ class Coordinates(TrainingState):
     def __init__(self, ops, flow, config, optimiser):
         self._ops, self._flow, self._optimiser = ops, flow, optimiser
         self._inputs = {name: inputs(layer) for name, layer in flow.layers}
-        self._places, blocks, place = (
-            {},
-            [],
-            0,
-        )  # of U by kernel; see `ops.step.apply_block_matrices`
+        # of U by kernel; see `ops.step.apply_block_matrices`
+        self._places, blocks, place = {}, [], 0
         for entry in flow.layout.optimised.entries:
             if entry.name in self._inputs[entry.layer]:
                 size, outputs = int(np.prod(entry.shape[:-1])), entry.shape[-1]
@@ -191,7 +187,7 @@ class Coordinates(TrainingState):
         self.values[...] = self._ops.asarray(_flat(found))
 
     def _find(self, trainer, images) -> list[np.ndarray]:
-        """U of every kernel from this batch, on the host."""
+        """U of every kernel, on the host."""
         ops, seconds = self._ops, self._ops.xp.zeros_like(self.values)
         x, _ = trainer.encode(images, trainer.step, trainer.slice_of(len(images))[0])
         for name, layer in self._flow.layers:

@@ -1,4 +1,4 @@
-"""Exact evaluations: of the validation data as a run goes on, of the test data at its end."""
+"""Exact evaluations: of the validation data during a run, of the test data at its end."""
 
 import math
 
@@ -31,9 +31,9 @@ class Evaluator:
     def validate(self, dataset: Dataset) -> dict:
         """The figures of an epoch: the exact validation likelihood, and averages of its steps; of
         rows also the likelihood of as many training rows, since the two together show overfitting.
+        Raises DivergedError if any is not finite, or the likelihood has exploded.
 
-        Raises DivergedError if any of it is not finite, or the likelihood has exploded. The ranks
-        share the images; the figures are rank 0's, which alone looks at the layers.
+        The ranks share the images; rank 0 alone looks at the layers.
         """
         trainer, world = self._trainer, self._trainer.world
         likelihood, images = trainer.likelihood(), dataset.validation
@@ -66,12 +66,10 @@ class Evaluator:
         return figures
 
     def _refuse_explosion(self, evaluation: Evaluation, epoch: int, images) -> None:
-        """Raises DivergedError for a likelihood that is finite, but implausibly bad.
-
-        The limit is twice what the data take without any model (8 bits for pixels of 256 values),
-        or twice the best evaluation so far (of the start, if there is none) if that is larger. Rows
-        in small units may take fewer than 0 bits: 8 bits more than usual are always allowed.
-        """
+        """Raises DivergedError for a likelihood that is finite, but implausibly bad: above twice
+        what the data take without a model (8 bits for pixels of 256 values) and twice the best
+        evaluation so far, or the start's. 8 bits more are always allowed: rows in small units may
+        take fewer than 0."""
         trainer, bits = self._trainer, evaluation.bits_per_dimension
         usual = trainer.flow.preprocess.usual_bits
         if best := self._loop.best:
@@ -87,7 +85,7 @@ class Evaluator:
 
     def warm_up(self, images) -> None:
         """Evaluate some images with the parameters as drawn, if that compiles something; on a GPU
-        also the monitors, which have no kernels elsewhere."""
+        also the monitors."""
         trainer = self._trainer
         if trainer.ops.device.compiles:
             images = images[: self._config.batch_size]

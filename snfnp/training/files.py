@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -33,10 +34,8 @@ def explained(action: str, advice: str, kind: type[SnfnpError] = SnfnpError) -> 
 
 
 def write_atomically(path: Path, content: bytes | bytearray) -> None:
-    """Write a whole file beside its place, make it durable, and rename it into place.
-
-    The name beside is unique: two writers never share a file. After a crash it may be left over.
-    """
+    """Write a whole file beside its place, make it durable, and rename it into place. The name
+    beside is unique; a crash may leave it over."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         with explained(f"write {path}", "free some space or choose another folder (`out`)"):
@@ -58,6 +57,13 @@ def write_atomically(path: Path, content: bytes | bytearray) -> None:
             os.close(folder)
 
 
+def write_by(write: Callable[[io.BytesIO], Any], path: Path) -> None:
+    """Write atomically what `write` writes to a file."""
+    content = io.BytesIO()
+    write(content)
+    write_atomically(path, content.getvalue())
+
+
 def write_json(path: Path, content, indent: int = 2, **how) -> None:
     """Write JSON atomically; how: of `json.dumps`."""
     write_atomically(path, (json.dumps(content, indent=indent, **how) + "\n").encode())
@@ -73,8 +79,7 @@ def read_bytes(
     path: Path, kind: type[SnfnpError], missing: str, most: int = LONGEST, whole: bool = True
 ) -> bytes:
     """A file's content of at most so many bytes; if not `whole`, the first ones of a longer file.
-
-    Raises `kind` with the line `missing` if there is no such file, SnfnpError if it cannot be read.
+    Raises `kind` with the line `missing` if there is no such file, SnfnpError if it is unreadable.
     """
     with explained(f"read {path}", "restore it"):
         try:
@@ -90,7 +95,7 @@ def read_bytes(
 
 def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any:
     """make(what is in a JSON file), None if there is no such file. Raises SnfnpError, with the
-    advice, if it is damaged: no JSON, or `make` raises any exception."""
+    advice, if it is no JSON, or `make` raises any exception."""
     if not os.path.exists(path):
         return None
     content = read_bytes(path, SnfnpError, f"{path} is gone")
@@ -102,8 +107,7 @@ def read_json(path: Path, make: Callable, advice: str, kind: type = dict) -> Any
 
 
 def parse_json(content: bytes, kind: type = dict) -> Any:
-    """A JSON object (or a list) of finite numbers. Raises ValueError, with a short reason, for all
-    else."""
+    """A JSON object (or a list) of finite numbers. Raises ValueError for anything else."""
     try:
         value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except RecursionError:
@@ -121,11 +125,11 @@ def _finite(text: str) -> float:
 
 
 class FolderLock:
-    """A lock of the operating system, which ends with the process that holds it, and is advisory.
+    """An advisory lock of the operating system, which ends with the process that holds it.
 
-    A context manager, which may be entered again while it is held. The file names its holder, and
-    is removed at the end. (The package `filelock` names no holder, takes a pipe for a lock, and
-    where there are no locks leaves a file that keeps everybody out after a crash.)
+    A context manager, which may be entered again while it is held. The file names its holder and is
+    removed at the end. (`filelock` names no holder, and where there are no locks its file keeps
+    everybody out after a crash.)
     """
 
     def __init__(self, path: Path):
@@ -170,14 +174,9 @@ class FolderLock:
             self._file.write(name.encode())
 
     def _holder(self) -> str:
-        """The name in the file; "": nothing can be read."""
-        for _ in range(10):  # it may have been locked this instant, and not be written yet
-            self._file.seek(0)
-            with suppress(OSError, ValueError):
-                holder = self._file.read(200).decode().partition("\n")[0].strip()
-                if holder:
-                    return holder
-            time.sleep(0.02)
+        """The name in the file; "" if it is not written yet."""
+        with suppress(OSError, ValueError):
+            return self._file.read(200).decode().partition("\n")[0].strip()
         return ""
 
 

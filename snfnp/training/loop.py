@@ -1,4 +1,4 @@
-"""The loop of every training, and `train`, which runs it in a folder. A step: `trainer.py`."""
+"""The loop of every training, and that of a run in a folder. A step: `trainer.py`."""
 
 import math
 import shlex
@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import astuple, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from snfnp import threads
-from snfnp.data import Dataset, require_dataset
+from snfnp.data import Dataset
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, within_memory
+from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
-from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
+from snfnp.ops import Communicator, Ops
 from snfnp.processes.signals import Signals
 from snfnp.processes.terminal import robust_output
 from snfnp.training.batches import Batches
@@ -24,39 +25,26 @@ from snfnp.training.files import write_json
 from snfnp.training.options import TrainConfig
 from snfnp.training.progress import Callbacks, ProgressLine, Record, compilations_shown, silent
 from snfnp.training.runs.checkpoint import load_checkpoint
-from snfnp.training.runs.description import describe_run, refuse_other_flow
-from snfnp.training.runs.folder import RunFolder, path_of
+from snfnp.training.runs.description import describe_run
+from snfnp.training.runs.folder import RunFolder
 from snfnp.training.trainer import Trainer
 
 _STOP, _CHECKPOINT, _SAVE, _SHOW = 1, 2, 4, 8  # bits: what ranks request after a step
 
 
 class Loop:
-    """The loop of `train`, `fit` and `FlowDensity`.
-
-    This one is in memory, and the caller says what an evaluation is:
-
-        batches = Batches(ops, rows, config, flow.shape)
-        trainer = Trainer(ops, flow, config, batches.steps_per_epoch)
-        trainer.begin(batches)
-        loop = Loop(trainer, batches, steps=2000, every=50, nll=lambda likelihood: …)
-        loop.evaluate()  # the start may be the best, too
-        with suppress(DivergedError):  # the best so far is kept
-            loop.run()
-        trainer.likelihood(loop.best_p)
+    """The loop of `train`, `fit` and `FlowDensity`; this one keeps nothing on disk.
 
     Args:
-        trainer: begun or restored; it goes on from its step.
+        trainer: begun or restored; training starts at its step.
         batches: see `Trainer.training_step`.
         steps: at which training ends.
         every: the steps between evaluations; one more follows the last step.
-        nll: nll(likelihood), the negative log-likelihood of held-out data, in nats per sample. An
-            evaluation that is not finite is never the best.
+        nll: nll(likelihood) of held-out data, in nats per sample; the least finite one is the best.
         patience: stop after this many evaluations without a better one; None: never.
         callbacks: each gets the `Record` of every evaluation; one that returns True ends training.
 
-    best: the record of the best evaluation, or None; best_p: a copy of its parameters, flat;
-    seconds: spent on steps.
+    best: the record of the best evaluation, or None; seconds: spent on steps.
     """
 
     def __init__(
@@ -73,25 +61,24 @@ class Loop:
         self.trainer, self.batches, self.steps, self.every = trainer, batches, steps, every
         self.nll, self.patience, self.callbacks = nll, patience, tuple(callbacks or ())
         self.best: Record | None = None
-        self.best_p, self.seconds = None, 0.0
-        self._counted: float | None = None  # up to when `seconds` is, while steps are taken
+        self.seconds = 0.0
         self._since = (0, 0.0)  # step and seconds after the last evaluation
 
     def run(self) -> bool:
         """Take the remaining steps. True if a callback ended them."""
         trainer, ends = self.trainer, False
-        self._start_clock()
+        self._since = trainer.step, self.seconds
         while trainer.step < self.steps and self._is_patient():
-            trainer.training_step(self.batches)
+            with self._timed():
+                trainer.training_step(self.batches)
             ends = self.after_step() or ends
             due = trainer.step % self.every == 0 or trainer.step == self.steps
             due = due or ends and trainer.step % trainer.steps_per_epoch == 0
             if due:
-                with self.paused():
-                    ends = self.evaluate() or ends
-                if ends:
+                self.synchronise()
+                if self.evaluate() or ends:
                     return True
-                self._start_clock()
+                self._since = trainer.step, self.seconds
             self.save(evaluated=due)
         return False
 
@@ -106,7 +93,7 @@ class Loop:
         return False
 
     def evaluate(self) -> bool:
-        """Evaluate, and keep the best. True if a callback asks for the end."""
+        """Evaluate, and note the best. True if a callback asks for the end."""
         record: Any = self.measure()
         if math.isfinite(record.nll) and (self.best is None or record.nll < self.best.nll):
             record = self.best = replace(record, best=True)
@@ -119,9 +106,7 @@ class Loop:
         return Record(*self.place, *averages, nll=self.nll(likelihood), likelihood=likelihood)
 
     def keep(self, record: Record) -> None:
-        """Keep what belongs to an evaluation."""
-        if record.best:
-            self.best_p = self.trainer.p.copy()
+        """Called after each evaluation, before callbacks."""
 
     def tell(self, record: Record) -> bool:
         """Give a record to every callback. True if one of them returned True."""
@@ -137,25 +122,18 @@ class Loop:
         step = self.trainer.step
         return step, self.steps, step // self.trainer.steps_per_epoch, self.seconds
 
-    def _start_clock(self) -> None:
-        self._counted = time.perf_counter()
-        self._since = (self.trainer.step, self.seconds)
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
 
     def synchronise(self) -> None:
-        """Wait for all steps and count their time. Raises DivergedError if one failed."""
-        self.trainer.check(self.batches)
-        if self._counted is not None:
-            now = time.perf_counter()
-            self.seconds, self._counted = self.seconds + now - self._counted, now
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context after all steps so far, whose time does not count as theirs."""
-        self.synchronise()
-        running, self._counted = self._counted is not None, None
-        yield
-        if running:
-            self._counted = time.perf_counter()
+        """Wait for all steps so far. Raises DivergedError if one failed."""
+        with self._timed():
+            self.trainer.check(self.batches)
 
     @property
     def steps_per_second(self) -> float:
@@ -291,62 +269,31 @@ class RunLoop(Loop):
         return summary
 
 
-def train(
-    config: TrainConfig,
-    dataset: Dataset,
-    ops: Ops | None = None,
-    run: RunFolder | None = None,
-    resume: bool | str = False,
-    report: Callable[[str], None] | None = print,
-    world: Communicator = SINGLE_PROCESS,
-    optimiser=None,
-    *,
-    flow=None,
-    callbacks: Callbacks = (),
-) -> dict:
-    """Train to the configured number of epochs.
+class Session(NamedTuple):
+    """A run that is ready to be trained, in a locked folder (`snfnp.training.session`).
 
-    Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
-    `best.safetensors` by that figure, and at the end evaluates the test data there. Ctrl-C or a
-    termination signal writes `last.safetensors` and raises KeyboardInterrupt; SIGUSR1 writes it and
-    goes on.
-
-    Args:
-        config: filled in and checked by `TrainConfig.resolve`, if it was not before.
-        ops: the backend; None: the configuration's.
-        run: the folder; None: a new one, as the configuration says.
-        resume: True: go on from the last checkpoint; "best": from the best one, or from the start
-            if there is none.
-        report: gets every line; None: nothing is shown, not even a progress bar.
-        world: the ranks that train together, each of which calls this; rank 0 reports and writes.
-        optimiser: one of your own in Adam's place (derivations/28-write-your-own-rule.md), also
-            when the run goes on.
-        flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
-        callbacks: functions that each get a `Record` of every evaluation, and of a step whenever a
-            progress bar shows one (without a bar, once a minute). If one returns True, the run ends
-            well after the epoch; if one raises, it stops, and can go on from there.
-
-    Returns:
-        The summary, as in summary.json: the best epoch, its validation likelihood and that of the
-        test data in nats per sample, and times.
-
-    Raises:
-        UsageError: another program trains in the folder, or the run goes on with other data.
-        DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
+    config: resolved; resume: False for a new run, True from the last checkpoint, "best" from the
+    best one; notes: lines to report; world: the ranks that train together.
     """
-    require_dataset(dataset)
+
+    config: TrainConfig
+    dataset: Dataset
+    ops: Ops
+    flow: Flow
+    folder: RunFolder
+    resume: bool | str
+    notes: list[str]
+    world: Communicator
+
+
+def train_session(
+    session: Session, report=print, optimiser=None, callbacks: Callbacks = ()
+) -> dict:
+    """Train a run to its end; see `snfnp.train`."""
+    config, dataset, ops, flow, run, resume, notes, world = session
     callbacks = () if callbacks is None else callbacks
     if not (isinstance(callbacks, Iterable) and all(map(callable, callbacks := tuple(callbacks)))):
         raise UsageError(f"callbacks is {callbacks!r}: give a list of functions")
-    if flow is not None:
-        config = replace(config, model=flow)
-    if dataset.name != config.data_name and not resume:  # given by the caller, not by its name
-        config = replace(config, data=dataset.name)
-    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
-    config.check_processes(world.size)
-    if ops is None:
-        ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
-    run = run or RunFolder.create(path_of(config))
     first, signals = world.rank == 0, Signals(world.rank, world.size)
     report = report if report and first else silent
     # What overflows is found at every step and told in one line, with no warning before it.
@@ -355,33 +302,23 @@ def train(
     if config.preset.has_recomputable_layers and not config.recompute:
         also += ", or `recompute`"
     with (
-        run.lock if first else nullcontext(),
         signals.ignore_sigusr1(),
         quiet,
         robust_output(),
         threads.restored(),
         within_memory(ops, "batch_size", config.batch_size, also),
     ):
-        moments = dataset.moments
-        if resume:
-            record = world.on_rank_zero(lambda: run.open(run.path)[1])
-            if line := world.on_rank_zero(lambda: run.refuse_other_images(record, dataset)):
-                report(line)
-            moments = run.moments(record)
-            if config.threads is None and ops.device.threads:  # for the same rounding
-                config = replace(config, threads=record["config"].get("threads"))
+        for note in notes:
+            report(note)
         if config.threads is not None:
             threads.limit(config.threads)
-        flow = config.build_flow(dataset.train.shape[1:], moments)
-        if resume and (line := refuse_other_flow(run.path, record, flow)):
-            report(line)
         batches = Batches(ops, dataset.train, config, flow.shape, world)
         trainer = Trainer(ops, flow, config, batches.steps_per_epoch, report, world, optimiser)
         loop = RunLoop(trainer, batches, dataset, run, signals, report, callbacks)
         with compilations_shown(ops, report):
             if resume:
-                loop.checkpoints.go_on(resume == "best", report)
-            report(_introduction(config, flow, trainer, dataset, ops, run))
+                loop.checkpoints.resume(resume == "best", report)
+            report(_introduction(config, trainer, dataset, run))
             chosen = loop.warm_up(choose=not resume and config.threads is None)
             if not resume:
                 known = replace(config, threads=ops.device.threads)
@@ -402,26 +339,17 @@ def train(
             raise DivergedError(f"{error}; {loop.checkpoints.advice()}", step) from None
 
 
-def _introduction(config, flow, trainer, dataset, ops, run) -> str:
+def _introduction(config: TrainConfig, trainer: Trainer, dataset: Dataset, run: RunFolder) -> str:
     """Three lines on a run: the model and its gradient, the data and the optimiser, the folder."""
-    gradient = config.gradient
-    if config.rule.learns_inverse:
-        control = "" if not config.controller else f" at the start, then {config.lambda_control}"
-        penalty = f", μ = {config.jvp_weight:g} (Eq. 31)" if config.jvp_weight else ""
-        gradient += f" ({config.objective}, λ = {trainer.lam:g}{control}{penalty})"
-    elif config.gradient == "relative":
-        gradient += f" (bias: {config.relative_bias})"
-    schedule = ""
-    if config.lr_schedule != "constant":
-        schedule = f", then {config.lr_schedule} to {config.final_lr_fraction * config.lr:g}"
-    count = trainer.world.size
-    processes = f", {count} processes" if count > 1 else ""
-    what = f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}"
+    size, steps, ranks = trainer.layout.count, trainer.steps_per_epoch, trainer.world.size
+    how = f" ({config.objective}, λ = {trainer.lam:g})" if config.rule.learns_inverse else ""
+    falls = "" if config.lr_schedule == "constant" else f", then {config.lr_schedule}"
     return (
-        f"{config.model_name}: {trainer.layout.count:,} parameters in {len(flow.layers)} layers, "
-        f"{gradient} gradient, {ops.name} backend, {config.dtype}{processes}\n"
-        f"{what}; {config.epochs} epochs of {trainer.steps_per_epoch} steps, "
-        f"batch {config.batch_size}, lr {config.lr:g} after {config.warmup_epochs:g} warm-up "
-        f"epochs{schedule}, seed {config.seed}\n"
+        f"{config.model_name}: {size:,} parameters in {len(trainer.flow.layers)} layers, "
+        f"{config.gradient} gradient{how}, {trainer.ops.name} backend, {config.dtype}"
+        f"{f', {ranks} processes' if ranks > 1 else ''}\n"
+        f"{len(dataset.train):,} training {dataset.noun} from {dataset.source}; {config.epochs} "
+        f"epochs of {steps} steps, batch {config.batch_size}, lr {config.lr:g} after "
+        f"{config.warmup_epochs:g} warm-up epochs{falls}, seed {config.seed}\n"
         f"run folder {run.path}"
     )

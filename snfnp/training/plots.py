@@ -3,14 +3,13 @@
 A picture has the format that its name ends in, and is written whole or not at all.
 """
 
-import io
 import math
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 from snfnp import paths
 from snfnp.errors import printable
 from snfnp.training.animation import View
-from snfnp.training.files import write_atomically
+from snfnp.training.files import write_by
 
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 LARGE_SUFFIX = ".png"  # of a picture of a grid that `is_large`
@@ -46,10 +45,19 @@ from matplotlib.patches import Circle  # noqa: E402
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings, as of signs in a name that no font has."""
-    with warnings.catch_warnings(action="ignore"):
-        yield
+def _picture(path: Path, title: str, size, layout: Any = "constrained", **how) -> Iterator[Figure]:
+    """A figure under its title, which is saved at the end. how: of `Figure.savefig`."""
+    with warnings.catch_warnings(action="ignore"):  # as of signs in a name that no font has
+        yield (figure := Figure(figsize=size, layout=layout))
+        if title:
+            figure.suptitle(_plain(title))
+        if layout is None:
+            figure.tight_layout()
+        kind = path.suffix[1:].lower()
+        undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
+        how |= {"format": kind, "dpi": _DPI, "metadata": undated}
+        with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
+            write_by(lambda file: figure.savefig(file, **how), path)
 
 
 def _plain(name: str) -> str:
@@ -84,10 +92,9 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return tiles.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
-@_quiet()
 def save_samples(path: Path, panels: dict, title: str, columns: int | None = None) -> None:
     """Panels {name: images (N, H, W, C)} side by side, each under its name (the paper's Fig. 2), or
-    {name: points of a plane (N, 2)}.
+    {name: 2-D points (N, 2)}.
 
     columns: images in a row (default: `default_columns`). No pixel of an image is lost: a figure
     grows with its panels, and a single panel that `is_large` is written alone, without its name.
@@ -101,69 +108,62 @@ def save_samples(path: Path, panels: dict, title: str, columns: int | None = Non
     }
     height, width = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
     if len(grids) == 1 and is_large(height, width):
-        (grid,), content = grids.values(), io.BytesIO()
-        Image.fromarray(grid).save(content, format="PNG")
-        write_atomically(path, content.getvalue())
+        (grid,) = grids.values()
+        picture = Image.fromarray(grid)
+        write_by(lambda file: picture.save(file, "PNG"), path)
         return
     grow = max(1.0, height / _PANEL, width / _PANEL)
     high = 0.6 + 4.6 * min(1, height / width)
-    figure = Figure(figsize=(4.6 * len(panels) * grow, high * grow))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-        axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(_plain(name))
-        axis.axis("off")
-    figure.suptitle(_plain(title))
-    figure.tight_layout()
-    _save(figure, path, bbox_inches="tight")  # square panels leave a margin below them
+    size = (4.6 * len(panels) * grow, high * grow)
+    # square panels leave a margin below them
+    with _picture(path, title, size, layout=None, bbox_inches="tight") as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)
+        for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
+            axis.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_title(_plain(name))
+            axis.axis("off")
 
 
-@_quiet()
 def save_points(path: Path, panels: dict, title: str, data=()) -> None:
-    """Points of a plane side by side, {name: points (n, 2), or paths (paths, steps, 2)}; data
-    (n, 2): what the first are drawn over."""
-    figure = Figure(figsize=(4.8 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    if len(data):
-        axes[0].scatter(*data.T, **_DOTS, color=_INK)
-    for axis, (name, points) in zip(axes, panels.items(), strict=True):
-        axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
-        axis.set_title(_plain(name))
-    figure.suptitle(_plain(title))
-    _save(figure, path)
+    """Panels {name: points (n, 2), or paths (paths, steps, 2)} side by side; data (n, 2): what the
+    first are drawn over."""
+    with _picture(path, title, (4.8 * len(panels), 5.2)) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        if len(data):
+            axes[0].scatter(*data.T, **_DOTS, color=_INK)
+        for axis, (name, points) in zip(axes, panels.items(), strict=True):
+            axis.plot(*points.T, marker=".", markersize=3, linewidth=points.ndim - 2)
+            axis.set_title(_plain(name))
 
 
-@_quiet()
 def save_view(path: Path, view: View, title: str, columns=None) -> None:
-    """A view of the plane: density, samples, the bent grid, and the data as latents. columns: the
+    """A flow of 2-D data: density, samples, the bent grid, and the data as latents. columns: the
     names of the two axes."""
-    figure = Figure(figsize=(9.2, 9.6), layout="constrained")
-    _draw_view(figure, view, title, view)
-    if columns:
-        for axis in figure.axes[:3]:
-            axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
-    _save(figure, path)
+    with _picture(path, title, (9.2, 9.6)) as figure:
+        _draw_view(figure, view, view)
+        if columns:
+            for axis in figure.axes[:3]:
+                axis.set(xlabel=_plain(columns[0]), ylabel=_plain(columns[1]))
 
 
-@_quiet()
 def save_animation(path: Path, frames: list[tuple[str, View]], seconds: float = 6) -> None:
     """Views, each under its title, as a GIF that lasts so long, rests, and begins again."""
     pictures = []
     for title, view in frames:
         canvas = FigureCanvasAgg(figure := Figure(figsize=(6, 6.5), dpi=72))
         figure.subplots_adjust(0.01, 0.01, 0.99, 0.9, 0.03, 0.12)
-        _draw_view(figure, view, title, frames[-1][1], xticks=[], yticks=[])
+        _draw_view(figure, view, frames[-1][1], xticks=[], yticks=[])
+        figure.suptitle(_plain(title))
         canvas.draw()
         pictures.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     palette = pictures[-1].quantize(48)  # one for all, or the colours would flicker
     first, *rest = (each.quantize(palette=palette, dither=0) for each in pictures)
     times = [round(1e3 * seconds / len(frames))] * len(rest) + [3000]
-    content = io.BytesIO()
-    first.save(content, "GIF", save_all=True, append_images=rest, duration=times, loop=0)
-    write_atomically(path, content.getvalue())
+    how = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
+    write_by(lambda file: first.save(file, "GIF", **how), path)
 
 
-def _draw_view(figure, view: View, title: str, last: View, **ticks) -> None:
+def _draw_view(figure, view: View, last: View, **ticks) -> None:
     brightest = np.quantile(last.density, 0.995)  # a peak would leave the rest in the dark
     (density, samples), (grid, latents) = figure.subplots(2, 2, subplot_kw=ticks)
     how = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": brightest}
@@ -182,106 +182,126 @@ def _draw_view(figure, view: View, title: str, last: View, **ticks) -> None:
     for radius in (1, 2):
         latents.add_patch(Circle((0, 0), radius, fill=False, color="C2"))
     latents.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), title="data as latents: 1 and 2 σ")
-    figure.suptitle(_plain(title))
 
 
-@_quiet()
 def save_histograms(path: Path, values: dict[str, np.ndarray], label: str, title: str) -> None:
     """Histograms {name: values (n,)} in one frame, of what is finite."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axis = figure.subplots()
     finite = {name: each[np.isfinite(each)] for name, each in values.items()}
     bins = list(np.histogram_bin_edges(np.concatenate(list(finite.values())), 80))
-    for name, each in finite.items():
-        axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=_plain(name))
-    axis.set(xlabel=label, yticks=[], title=_plain(title))
-    axis.legend()
-    _save(figure, path)
+    with _picture(path, title, (7.2, 4.2)) as figure:
+        axis = figure.subplots()
+        for name, each in finite.items():
+            axis.hist(each, bins, density=len(each) > 0, alpha=0.6, label=_plain(name))
+        axis.set(xlabel=label, yticks=[])
+        axis.legend()
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of curves: its label, and per record a value and the ends of a band around it, lines
-    (3, records), NaN for a record without.
-
-    log: a logarithmic axis, if all is positive; limit: a level that is marked; also: the same
-    figure of training data (records,), dashed.
-    """
+class Row(NamedTuple):
+    """A row of curves: per record a value and the ends of a band around it, lines (3, records), NaN
+    for a record without; also: the same figure of training data (records,), dashed; log: a
+    logarithmic axis, if all is positive; limit: a level that is marked."""
 
     label: str
     lines: np.ndarray
+    also: np.ndarray | None
     log: bool = True
     limit: float | None = None
-    also: np.ndarray | None = None
 
 
-@_quiet()
-def save_rows(path: Path, columns: dict[str, list[float]], rows: list[Row], title: str) -> None:
-    """Every row against every x axis: {its label: x of each record}."""
-    # constrained: a title of its own height above any number of rows
-    figure = Figure(figsize=(9.5, 3 * len(rows) + 0.4), layout="constrained")
-    shared = {"sharex": "col", "sharey": "row", "squeeze": False}
-    axes = figure.subplots(len(rows), len(columns), **shared)
-    for column, (label, x) in enumerate(columns.items()):
-        for number, row in enumerate(rows):
-            axis, color = axes[number, column], f"C{number}"
-            axis.plot(x, row.lines[0], marker=_marker(x), color=color)
-            axis.fill_between(x, *row.lines[1:], color=color, alpha=0.2, linewidth=0)
-            if row.also is not None:
-                axis.plot(x, row.also, "--", color=color, linewidth=1, label="of training rows")
-                axis.legend(fontsize="small")
-            if row.limit is not None:
-                axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
-            axis.grid(alpha=0.3, which="both")
-            if row.log and not (row.lines <= 0).any():
-                axis.set_yscale("log")
-        axes[-1, column].set_xlabel(label)
-        axes[-1, column].xaxis.get_major_locator().set_params(integer=label == "epoch")
-    for number, row in enumerate(rows):
-        axes[number, 0].set_ylabel(row.label)
-    figure.suptitle(_plain(title))
-    _save(figure, path)
+# (figure of a record or of its layers, label of its row, how it is drawn)
+ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("validation_nll_nats", "exact validation NLL (nats)", {"log": False}),
+    ("reconstruction", "reconstruction error\nΣ ‖g(f(h)) − h‖² per sample", {}),
+    ("jacobian_error", "Jacobian error (Eq. 31)\nΣ ‖J_g J_f ν − ν‖² per probe", {}),
+    ("lam", "λ: mean and range\nover the layers", {}),
+    ("constraint", "constraint C: mean and\nrange over the layers", {}),
+    ("rho", "ρ = ‖I − RW‖₂, from below:\nlargest and range", {"limit": 1.0}),
+    ("angle", "angle of W's gradient to the\nexact one (°): largest and range", {}),
+    ("inverse_angle", "angle of R's gradient to the\nexact one (°): largest and range", {}),
+)
+_BESIDE = {"validation_nll_nats": "training_nll_nats"}  # dashed, in the same row
+_OF_INVERSES = ("reconstruction", "lam", "constraint")  # 0 in records of runs that learn none
+
+
+def _point(record: dict, figure: str) -> tuple[float, float, float] | None:
+    """A figure and the ends of its band: as recorded, or of the layers' figures the largest, and a
+    band over all; None if there is none."""
+    if figure in record:
+        value, absent = record[figure], figure in _OF_INVERSES and not record["reconstruction"] > 0
+        ends = record.get(f"{figure}_min", value), record.get(f"{figure}_max", value)
+        return None if absent else (value, *ends)
+    values = [own[figure] for own in record.get("layers", {}).values() if figure in own]
+    return (max(values), min(values), max(values)) if values else None
+
+
+def rows(records: list[dict]) -> list[Row]:
+    """The rows that some record has a figure for; λ if it moves."""
+    drawn = []
+    for figure, label, style in ROWS:
+        points = [_point(record, figure) for record in records]
+        fixed = figure == "lam" and len({value for point in points for value in point or ()}) == 1
+        if any(points) and not fixed:
+            lines = np.array([point or [np.nan] * 3 for point in points]).T
+            beside = [record.get(_BESIDE.get(figure), np.nan) for record in records]
+            also = None if np.isnan(beside).all() else np.array(beside)
+            drawn.append(Row(label, lines, also, **style))
+    return drawn
+
+
+def save_curves(path: Path, records: list[dict], title: str) -> None:
+    """Draw the metrics of a run, all rows that it has figures for, against epochs and seconds."""
+    drawn = rows(records)
+    with _picture(path, title, (9.5, 3 * len(drawn) + 0.4)) as figure:
+        axes = figure.subplots(len(drawn), 2, sharex="col", sharey="row", squeeze=False)
+        for column, key in enumerate(("epoch", "seconds")):
+            x = [record[key] for record in records]
+            for number, row in enumerate(drawn):
+                axis, color = axes[number, column], f"C{number}"
+                axis.plot(x, row.lines[0], marker=_marker(x), color=color)
+                axis.fill_between(x, *row.lines[1:], color=color, alpha=0.2, linewidth=0)
+                if row.also is not None:
+                    axis.plot(x, row.also, "--", color=color, linewidth=1, label="of training rows")
+                    axis.legend(fontsize="small")
+                if row.limit is not None:
+                    axis.axhline(row.limit, color="gray", linestyle="--", linewidth=1)
+                axis.grid(alpha=0.3, which="both")
+                if row.log and not (row.lines <= 0).any():
+                    axis.set_yscale("log")
+            _label(axes[-1, column], key)
+        for axis, row in zip(axes[:, 0], drawn, strict=True):
+            axis.set_ylabel(row.label)
 
 
 # The figures of a run's metrics that a comparison draws: the x of both panels, then their y.
 COMPARED = ("epoch", "seconds", "validation_nll_nats")
 
 
-@_quiet()
 def save_comparison(path: Path, lines: dict[str, dict[str, list[float]]], label: str) -> None:
     """Runs in one picture, by name, against epochs and against training seconds.
 
     The first evaluations, far above all others, are left out if they would flatten the rest.
     """
     *columns, y = COMPARED
-    figure = Figure(figsize=(11, 4.6))
-    axes = figure.subplots(1, len(columns), sharey=True)
-    for axis, x in zip(axes, columns, strict=True):
-        for name, figures in lines.items():
-            axis.plot(
-                figures[x], figures[y], marker=_marker(figures[x]), label=_plain(name), linewidth=1
-            )
-        axis.set_xlabel("epoch" if x == "epoch" else "training seconds")
-        axis.xaxis.get_major_locator().set_params(integer=x == "epoch")
-        axis.grid(alpha=0.3)
-    lowest = min(min(figures[y]) for figures in lines.values())
-    settled = max(figures[y][len(figures[y]) // 5] for figures in lines.values())
-    if settled > lowest:
-        axes[0].set_ylim(lowest - 0.05 * (settled - lowest), settled + 0.05 * (settled - lowest))
-    axes[0].set_ylabel(label)
-    axes[-1].legend(fontsize="small")
-    figure.tight_layout()
-    _save(figure, path)
+    with _picture(path, "", (11, 4.6)) as figure:
+        axes = figure.subplots(1, len(columns), sharey=True)
+        for axis, x in zip(axes, columns, strict=True):
+            for name, own in lines.items():
+                axis.plot(own[x], own[y], marker=_marker(own[x]), label=_plain(name), linewidth=1)
+            _label(axis, x)
+            axis.grid(alpha=0.3)
+        lowest = min(min(own[y]) for own in lines.values())
+        settled = max(own[y][len(own[y]) // 5] for own in lines.values())
+        if (span := settled - lowest) > 0:
+            axes[0].set_ylim(lowest - 0.05 * span, settled + 0.05 * span)
+        axes[0].set_ylabel(label)
+        axes[-1].legend(fontsize="small")
+
+
+def _label(axis, key: str) -> None:
+    axis.set_xlabel("epoch" if key == "epoch" else "training seconds")
+    axis.xaxis.get_major_locator().set_params(integer=key == "epoch")
 
 
 def _marker(x) -> str | None:
     """A point on every value of a line that has few."""
     return "." if len(x) < 50 else None
-
-
-def _save(figure, path: Path, **settings) -> None:
-    content, kind = io.BytesIO(), path.suffix[1:].lower()
-    undated = {"Date": None} if kind == "svg" else None  # the same bytes for the same figure
-    with matplotlib.rc_context({"svg.hashsalt": "snfnp"}):
-        figure.savefig(content, format=kind, dpi=_DPI, metadata=undated, **settings)
-    write_atomically(path, content.getvalue())

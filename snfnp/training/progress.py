@@ -20,9 +20,8 @@ class Record:
 
     Attributes:
         step, epoch: done; steps: in all; seconds: spent on them.
-        surrogate, reconstruction, gradient_norm: the surrogate in nats (no likelihood), Σ_k of
-            Eq. 3, and the norm before clipping: averages since the last evaluation, or between
-            evaluations those of the last step.
+        surrogate, reconstruction, gradient_norm: as `StepMetrics`: averages since the last
+            evaluation, or between evaluations those of the last step.
         nll: the exact validation NLL in nats per sample; None between evaluations.
         bits_per_dimension: the same in bits, of images; else None.
         best: whether no evaluation before was better.
@@ -56,13 +55,13 @@ Callbacks = Iterable[Callable[[Record], Any]] | None
 
 
 def silent(what) -> None:
-    """Drop a line that is not asked for, or a record that rank 0 reports already."""
+    """Report nothing."""
 
 
 @contextmanager
 def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """A context that reports the kernels that are compiled in it: a line before and one after, and
-    in a terminal a moving one between."""
+    """A context that reports the kernels compiled in it: a line before and one after, and in a
+    terminal a moving one between."""
     kernels, seconds, begun = 0, 0.0, 0.0
     line: tqdm | None = None
 
@@ -88,9 +87,8 @@ def compilations_shown(ops, report: Callable[[str], None] = lambda line: None) -
 
 
 class ProgressLine:
-    """A `Loop`'s progress bar, in samples, with the last step's figures: on rank 0 alone. Where the
-    output is neither a terminal nor a notebook, `report` gets a line of them every minute instead;
-    if it is `silent`, nothing is shown."""
+    """A `Loop`'s progress bar, in samples, with the last step's figures, on rank 0 alone. Where the
+    output is neither a terminal nor a notebook, `report` gets a line every minute instead."""
 
     def __init__(self, loop, report: Callable[[str], None]):
         self._loop, self._report, trainer = loop, report, loop.trainer
@@ -110,13 +108,13 @@ class ProgressLine:
         return time.perf_counter() - self._shown >= every
 
     def clear(self) -> None:
-        """Make room for another line: the next one of a log file is a minute off."""
+        """Make room for another line."""
         self.bar.clear()
         self._shown = max(self._shown, time.perf_counter())
 
     def show(self) -> Record | None:
-        """Show the figures of the last step, and return them; None on other ranks. All of them wait
-        for it; raises DivergedError if it failed."""
+        """Show the figures of the last step, and return them; None on other ranks, which wait for
+        it, too. Raises DivergedError if it failed."""
         loop, trainer = self._loop, self._loop.trainer
         loop.synchronise()
         if trainer.world.rank:

@@ -1,4 +1,4 @@
-"""A run from its options: `fit` starts one, `resume` goes on with one in its folder."""
+"""A run from its options: `train` and `fit` start one, `resume` continues the one in a folder."""
 
 import io
 import shutil
@@ -8,56 +8,78 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from snfnp.data import Dataset, load_dataset, require_dataset, user_data
 from snfnp.errors import SnfnpError, UsageError
 from snfnp.ops import SINGLE_PROCESS, Communicator, Ops, get_ops
-from snfnp.training.loop import train
+from snfnp.training.loop import Session, train_session
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import require_trusted
 from snfnp.training.progress import Callbacks
+from snfnp.training.runs.description import refuse_other_flow
 from snfnp.training.runs.folder import RunFolder, path_of
 from snfnp.training.runs.load import LoadedRun, load_run
 
 _EVALUATIONS = 50  # in a run of `fit`, about
 
 
-class Session(NamedTuple):
-    """A run that is ready to be trained, in a locked folder: arguments of `train`.
-
-    config: resolved; goes_on: False for a new run, True from the last checkpoint, "best" from the
-    best one; world: the ranks that train together.
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    ops: Ops
-    folder: RunFolder
-    goes_on: bool | str
-    world: Communicator
-
-
 @contextmanager
-def started(
-    config: TrainConfig, dataset: Dataset | None = None, world: Communicator = SINGLE_PROCESS
+def opened(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    world: Communicator = SINGLE_PROCESS,
+    *,
+    ops: Ops | None = None,
+    folder: RunFolder | None = None,
+    resuming: bool | str = False,
+    data: str | None = None,
 ) -> Iterator[Session]:
-    """A new run in `config.out`, or in a folder named after its options; dataset: see `resume`."""
-    config, dataset, ops = _prepare(config, dataset, world)
-    flow = config.build_flow(dataset.train.shape[1:], dataset.moments)
-    _ = flow.layout  # raises before a folder is made
-    path = world.broadcast(path_of(config))
-    folder = RunFolder(path)
+    """A run with this configuration, in a locked folder; see `Session`.
+
+    dataset: None: loaded, as `data` or the configuration says; folder: of a new run, None: the
+    configuration's, or one named after its options.
+    """
+    ops = ops or get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
+    if dataset is None:
+        config = config.located()
+        name = data or config.data
+        dataset = _load(name, config.data_dir, world, config.splits_of(name))
+    require_dataset(dataset)
+    shape, moments, notes = dataset.train.shape[1:], dataset.moments, []
+    config = config.resolve(len(dataset.train), shape)
+    config.check_processes(world.size)
+    # What else could fail comes before a folder is made.
+    if config.tensorboard:
+        from snfnp.beyond import tensorboard
+
+        tensorboard.require()
+    if folder is None:
+        config = replace(config, out=world.broadcast(path_of(config)))
+        folder = RunFolder(config.out)
     with ExitStack() as held:
 
-        def claim() -> None:
-            folder.create(path)
+        def claim() -> tuple[dict, str | None]:
+            if not resuming:
+                folder.create(folder.path)
             held.enter_context(folder.lock)
+            record = folder.open(folder.path)[1] if resuming else {}
+            return record, folder.refuse_other_images(record, dataset) if resuming else None
 
-        world.on_rank_zero(claim)
-        yield Session(replace(config, out=path), dataset, ops, folder, False, world)
+        if resuming:
+            record, note = world.on_rank_zero(claim)
+            flow = config.build_flow(shape, folder.moments(record))
+            notes = [note, refuse_other_flow(folder.path, record, flow)]
+            if config.threads is None and ops.device.threads:  # for the same rounding
+                config = replace(config, threads=record["config"].get("threads"))
+        else:
+            flow = config.build_flow(shape, moments)
+            _ = flow.layout
+            world.on_rank_zero(claim)
+        notes = list(filter(None, notes))
+        yield Session(config, dataset, ops, flow, folder, resuming, notes, world)
 
 
 @contextmanager
@@ -70,21 +92,73 @@ def resumed(
     world: Communicator = SINGLE_PROCESS,
     trust: bool = False,
 ) -> Iterator[Session]:
-    """The run in a folder, which goes on; see `resume`. never_shorten: `epochs` in `changes` are
-    ignored if they are fewer than the run's own."""
+    """The run in a folder, resumed; see `resume`. never_shorten: `epochs` in `changes` are ignored
+    if they are fewer than the run's own."""
     require_trusted(changes.get("model"), trust=True)  # which the user names, and no file
     folder = RunFolder(path)
     with ExitStack() as held:
 
-        def opened() -> tuple[TrainConfig, str | None]:
+        def configured() -> tuple[TrainConfig, str | None]:
             _, record = folder.open(path, trust)  # raises before a folder of another kind is locked
             held.enter_context(folder.lock)
             config = folder.resumed_config({**changes, "out": path}, rollback, never_shorten)
             return config, None if "data" in changes else folder.data_name(record, config.data_dir)
 
-        config, name = world.on_rank_zero(opened)
-        config, dataset, ops = _prepare(config, dataset, world, name)
-        yield Session(config, dataset, ops, folder, "best" if rollback else True, world)
+        config, data = world.on_rank_zero(configured)
+        how = {"folder": folder, "resuming": "best" if rollback else True, "data": data}
+        yield held.enter_context(opened(config, dataset, world, **how))
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    ops: Ops | None = None,
+    run: RunFolder | None = None,
+    resume: bool | str = False,
+    report: Callable[[str], None] | None = print,
+    world: Communicator = SINGLE_PROCESS,
+    optimiser=None,
+    *,
+    flow=None,
+    callbacks: Callbacks = (),
+) -> dict:
+    """Train to the configured number of epochs.
+
+    Evaluates exactly on the validation data every `eval_every` epochs and after the last one, keeps
+    `best.safetensors` by that figure, and at the end evaluates the test data there. Ctrl-C or a
+    termination signal writes `last.safetensors` and raises KeyboardInterrupt; SIGUSR1 only writes
+    it.
+
+    Args:
+        config: filled in and checked by `TrainConfig.resolve`, if it was not before.
+        ops: the backend; None: the configuration's.
+        run: the folder; None: a new one, as the configuration says.
+        resume: True: from the last checkpoint; "best": from the best one, or from the start if
+            there is none.
+        report: gets every line; None: nothing is shown, not even a progress bar.
+        world: the ranks that train together, each of which calls this; rank 0 reports and writes.
+        optimiser: one of your own in Adam's place (derivations/28-write-your-own-rule.md), also
+            when the run is resumed.
+        flow: a `Flow` or what builds one, as `TrainConfig(model=flow)`.
+        callbacks: functions that each get a `Record` of every evaluation, and of a step whenever a
+            progress bar shows one (without a bar, once a minute). If one returns True, the run ends
+            well after the epoch; if one raises, it stops, and can be resumed there.
+
+    Returns:
+        The summary, as in summary.json: the best epoch, its validation likelihood and that of the
+        test data in nats per sample, and times.
+
+    Raises:
+        UsageError: another program trains in the folder, or the run is resumed with other data.
+        DivergedError: numbers are not finite, or the likelihood explodes; with options to go on.
+    """
+    if flow is not None:
+        config = replace(config, model=flow)
+    require_dataset(dataset)
+    if dataset.name != config.data_name and not resume:  # given by the caller, not by its name
+        config = replace(config, data=dataset.name)
+    with opened(config, dataset, world, ops=ops, folder=run, resuming=resume) as session:
+        return train_session(session, report, optimiser, callbacks)
 
 
 def resume(
@@ -98,13 +172,13 @@ def resume(
     trust: bool = False,
     **changes: Any,
 ) -> dict:
-    """Go on with the run in a folder.
+    """Resume the run in a folder.
 
         snfnp.resume("runs/mine", epochs=20, lr=1e-4)
 
     Args:
         path: the run's folder.
-        rollback: go on from the best checkpoint, with its settings, instead of the last one.
+        rollback: resume from the best checkpoint, with its settings, instead of the last one.
         dataset: the data, if the run was trained on others than `load_dataset` finds.
         report, callbacks: as for `snfnp.train`.
         optimiser: the run's own, if it was started with one.
@@ -121,7 +195,7 @@ def resume(
     if not isinstance(changes.get("data", ""), (str, Path)):
         raise UsageError("data is where they are: give a Dataset as dataset=")
     with resumed(Path(path), changes, rollback, dataset=dataset, trust=trust) as session:
-        return _train(session, report, optimiser, callbacks)
+        return train_session(session, report, optimiser, callbacks)
 
 
 def fit(
@@ -170,38 +244,15 @@ def fit(
         config = replace(config, eval_every=max(1, config.epochs // _EVALUATIONS))
     run, path = None, Path(out or tempfile.mkdtemp(prefix="snfnp-"))
     try:
-        with started(replace(config, out=path), data) as session:
-            _train(session, report, optimiser, callbacks)
+        with opened(replace(config, out=path), data) as session:
+            train_session(session, report, optimiser, callbacks)
             run = load_run(path, ops=session.ops)
         if not out:
             weakref.finalize(run.folder, shutil.rmtree, path, ignore_errors=True)
         return run
-    finally:  # a run that was interrupted or failed goes on in its folder
+    finally:  # a run that was interrupted or failed can be resumed in its folder
         if not (out or run or RunFolder(path).has_checkpoint()):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _train(session: Session, report, optimiser, callbacks) -> dict:
-    config, dataset, ops, folder, goes_on, world = session
-    how = (ops, folder, goes_on, report, world, optimiser)
-    return train(config, dataset, *how, callbacks=callbacks)
-
-
-def _prepare(config: TrainConfig, dataset: Dataset | None, world: Communicator, name=None):
-    """The configuration resolved, the data, and the operations. name: of the data, if it is not the
-    configuration's."""
-    ops = get_ops(config.backend, tf32=config.tf32, world=world, overlap=config.overlap)
-    if dataset is None:
-        config = config.located()
-        name = name or config.data
-        dataset = _load(name, config.data_dir, world, config.splits_of(name))
-    require_dataset(dataset)
-    config = config.resolve(len(dataset.train), dataset.train.shape[1:])
-    if config.tensorboard:
-        from snfnp.beyond import tensorboard
-
-        tensorboard.require()  # raises before a folder is made
-    return config, dataset, ops
 
 
 def _load(name: str, data_dir: Path | None, world: Communicator, splits: dict) -> Dataset:

@@ -1,10 +1,10 @@
 """A training on one device: its arrays, and a step, in the order in which things happen.
 
-What is logged while training is a surrogate: log p_Z(z) + the data-dependent log-determinants
-− λ times the reconstruction error, averaged over the batch. It leaves out every log|det W|, which
-self-normalizing training never computes. Only `snfnp.likelihood` computes a likelihood.
+A step logs a surrogate: log p_Z(z) + the data-dependent log-determinants − λ times the
+reconstruction error, averaged over the batch, without any log|det W|, which self-normalizing
+training never computes. Only `snfnp.likelihood` computes a likelihood.
 
-A batch may be cut into slices, one for every process (rank). All that they share are sums: of the
+A batch may be cut into slices, one for every process (rank), which share sums alone: of the
 gradient, and of a few figures.
 
 Derivation: derivations/03-self-normalizing.md, 13-actnorm-and-1x1.md and 25-many-cores.md.
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,8 @@ from snfnp.parameters import Layout
 from snfnp.training.adam import Adam, learning_rate
 from snfnp.training.batches import cut
 from snfnp.training.coordinates import statistics, white_states
-from snfnp.training.multipliers import ControlledMultipliers, Multipliers
 from snfnp.training.runs.checkpoint import Checkpoint
-from snfnp.training.state import TrainingState
+from snfnp.training.state import ControlledMultipliers, Multipliers, TrainingState
 
 _DENSITY, _RECONSTRUCTION, _FIGURES = 0, 1, 2  # places in `sums`; the states' terms come after
 _EARLY, _EVERY = (20, 100), 500  # steps of a renewal: activations change most at the start
@@ -53,22 +53,19 @@ class Trainer:
         trainer.begin(batches)
         trainer.training_step(batches)
 
-    All arrays stay at their addresses. p, gradient, m, v: the parameters, their gradient and Adam's
-    moments, flat (`Layout`), the last three of what the optimiser moves. params, grads: p and
-    gradient by layer and name. step: steps done. scalars: the step's number, learning rate and λ;
-    log: figures of steps (`snfnp.ops.step.log`). states: the training states
-    (`snfnp.training.state`), of which multipliers has λ; state: their values, flat.
+    All arrays stay at their addresses. p: the parameters, flat (`Layout`); gradient, m, v: their
+    gradient and Adam's moments, of what the optimiser moves; params, grads: p and gradient by layer
+    and name. step: steps done. scalars: the step's number, learning rate and λ; log: its figures.
+    states: `TrainingState`s, of which multipliers has λ; state: their values, flat.
 
     Args:
         steps_per_epoch: for the learning rate's schedule.
         report: gets a line if the step cannot be recorded as a graph.
-        world: the ranks that train together, each with a trainer of its own and a slice of every
-            batch.
-        optimiser: what `update`s the parameters, `Adam` or one of your own
-            (derivations/28-write-your-own-rule.md).
+        world: the ranks that train together, each with a trainer and a slice of every batch.
+        optimiser: `Adam`, or one of your own (derivations/28-write-your-own-rule.md).
 
     The host does not wait for the device during a step, except for an exact gradient, which looks
-    whether a matrix is singular. So `check` finds a failed step later, in the log.
+    whether a matrix is singular: `check` finds a failed step later, in the log.
     """
 
     def __init__(
@@ -86,7 +83,17 @@ class Trainer:
         self.log, self.scalars = StepLog(ops.step), ops.step.scalars()
 
         self.optimiser = optimiser or Adam()
-        self.states = self._make_states()
+        self.multipliers = Multipliers(flow, config.lam)
+        if config.controller:
+            self.multipliers = ControlledMultipliers(ops, flow, config)
+        self.states: list[TrainingState] = [self.multipliers]
+        if config.jvp_weight:
+            from snfnp.beyond.jacobian_penalty import JacobianMean
+
+            self.states.append(JacobianMean(ops))
+        whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
+        self.states += filter(None, (whitening, self.coordinates))
+        self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
         kept = [(*state.key, state) for state in self.states if state.key]
         self.state_layout = Layout.of({k: {name: s.initial.shape} for k, name, s in kept})
         first = {k: {name: state.initial} for k, name, state in kept}
@@ -97,26 +104,16 @@ class Trainer:
         for state in self.states:
             state.sums, start = self.sums[start : start + state.terms], start + state.terms
 
-        self._noise = _noise_of(config)
+        self._noise: Any = None  # in a step's forward pass
+        if config.objective == "variational":
+            from snfnp.beyond.variational import Noise
+
+            self._noise = Noise
         self._part = self._weights = None
         self.slice_of(config.batch_size // world.size)
         self._ascend = self._ascend_staged
         if config.graph:
             self._ascend = ops.device.capture(self._ascend, report, self.communicator)
-
-    def _make_states(self) -> list[TrainingState]:
-        ops, flow, config = self.ops, self.flow, self.config
-        self.multipliers = Multipliers(flow, config.lam)
-        if config.controller:
-            self.multipliers = ControlledMultipliers(ops, flow, config)
-        states: list[TrainingState] = [self.multipliers]
-        if config.jvp_weight:
-            from snfnp.beyond.jacobian_penalty import JacobianMean
-
-            states.append(JacobianMean(ops))
-        whitening, self.coordinates = white_states(ops, flow, config, self.optimiser)
-        self._update = self.coordinates.ascend if self.coordinates else self.optimiser.update
-        return [*states, *filter(None, (whitening, self.coordinates))]
 
     def drawn(self):
         """Parameters as the seed draws them, flat."""
@@ -124,10 +121,8 @@ class Trainer:
         return self.ops.asarray(self.layout.pack(drawn, self.config.dtype))
 
     def slice_of(self, samples: int) -> tuple[Slice, object]:
-        """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,).
-
-        Called before a step is recorded, too: the weights are kept, outside of a graph's memory.
-        """
+        """This rank's slice of a batch, with so many samples, and their weights 1/N (samples,),
+        which are allocated outside of a graph's memory."""
         if self._part is None or self._part.count != samples:
             self._part = cut(samples * self.world.size, self.world.size)[self.world.rank]
             self._weights = self.ops.xp.full(samples, 1 / self._part.total, self.p.dtype)
@@ -142,7 +137,7 @@ class Trainer:
         """Ascend Eq. 3 once, on this rank's device images (n, *shape), uint8, of a batch of N.
 
         If the density is not finite the step has failed: the log keeps its number, and nothing is
-        updated from then on. If the host knows without waiting, it skips the backward pass.
+        updated from then on. A host that knows skips the backward pass.
         """
         ops, flow, config, log, scalars = self.ops, self.flow, self.config, self.log, self.scalars
         part, weights = self.slice_of(len(images))
@@ -197,15 +192,12 @@ class Trainer:
         log.step(figures[0], squares, figures[1], scalars.number)
 
     def begin(self, batches) -> None:
-        """Set the parameters from which the run starts."""
+        """Set the parameters to those of the start."""
         self.p[...] = self.start(batches)
 
     def start(self, batches):
-        """The parameters from which the run starts, flat.
-
-        They are drawn by the seed. Then, layer by layer, those that depend on data are set
-        (`Flow.init_from_data`): from the first batch, or for a `Whiten` layer from the first epoch.
-        """
+        """The parameters of the start, flat: drawn by the seed; those that depend on data, layer by
+        layer, from the first batch, or for a `Whiten` layer from the first epoch."""
         p, images = self.drawn(), batches.whole(0)
         params = self.layout.views(p)
         self.flow.require_images(images)  # the only check: `Dataset` has seen all of them
@@ -220,8 +212,8 @@ class Trainer:
             buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
     def warm_up(self, batches, prepare: Callable):
-        """prepare(step), with a function that takes the next step, repeatedly: so that all of it is
-        compiled and recorded. Then everything that a step changes is restored."""
+        """prepare(step), where step() takes the next step, again and again; what steps change is
+        then restored."""
         arrays = (self.p, self.m, self.v, self.state, self.log.array)
         kept = [array.copy() for array in arrays]
         try:
@@ -235,12 +227,11 @@ class Trainer:
         """Take the next step: ascend Eq. 3 once, on `batches(step)`.
 
         Before steps 0, 20, 100 and every 500, training states first re-estimate what depends on
-        activations, outside of a recorded step. On an asynchronous backend this returns before the
-        step is done; on others it raises DivergedError if anything is not finite (see `check`).
+        activations. On an asynchronous backend this returns before the step is done; on others it
+        raises DivergedError if anything is not finite (`check`).
 
         Args:
-            batches: this rank's device images (n, *shape), uint8, or rows, of step 0, 1, …
-                (`snfnp.training.batches.Batches`, `Repeated`).
+            batches: this rank's device images or rows of each step (`snfnp.training.batches`).
         """
         self.renew(batches)
         self._take(batches)
@@ -249,7 +240,7 @@ class Trainer:
             self.check(batches)
 
     def renew(self, batches) -> None:
-        """Renew the training states if it is time to: see `training_step`."""
+        """Renew the training states if it is time to (`training_step`)."""
         if self.step in _EARLY or self.step % _EVERY == 0:
             for state in self.states:
                 state.renew(self, batches)
@@ -266,10 +257,9 @@ class Trainer:
     def check(self, batches) -> None:
         """Wait for all steps so far. Raises DivergedError, naming the layer, if one failed.
 
-        A step fails if its mean log-density or its gradient's norm is not finite. The log then
-        keeps its number and records nothing more, and Adam leaves the parameters unchanged. If
-        later steps were queued, the failed one is repeated here, with the same parameters and
-        noise, to find where its numbers went wrong. All ranks call this after the same step.
+        A step fails if its mean log-density or its gradient's norm is not finite. If later steps
+        were queued, it is repeated here, with the same parameters and noise, to find the layer.
+        All ranks call this after the same step.
         """
         reading = self.log.read()
         if not reading.failed:
@@ -310,31 +300,22 @@ class Trainer:
         return Likelihood(self.ops, self.flow, self.layout, p, dtype)
 
     def checkpoint(self, record: dict) -> Checkpoint:
-        """All that the run goes on from, on the host."""
+        """The state of the training, on the host."""
         p, m, v, state = map(self.ops.to_host, (self.p, self.m, self.v, self.state))
-        log = (record, self.log.sums, self.state_layout, state)
-        return Checkpoint(self.layout, p, m, v, self.step, self.lam, self.config.seed, *log)
+        entries = self.state_layout.entries
+        states = {e.key: state[e.start : e.stop].reshape(e.shape) for e in entries}
+        rest = (self.step, self.lam, self.config.seed, record, self.log.sums, states)
+        return Checkpoint(self.layout, p, m, v, *rest)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same model, in the middle of an epoch too, with λ as the
-        configuration has it."""
-        saved, own = checkpoint.state_layout, self.state_layout
-        then, kept = (sorted((e.key, e.shape) for e in each.entries) for each in (saved, own))
-        if then != kept:
+        """Go on from a checkpoint of the same model, with λ as the configuration has it."""
+        saved, entries = checkpoint.state, self.state_layout.entries
+        if {k: each.shape for k, each in saved.items()} != {e.key: e.shape for e in entries}:
             found = "of another version or other options (it keeps other values from step to step)"
             raise CheckpointError(f"the checkpoint is {found}: give the run that it was made by")
         for buffer, name in ((self.p, "p"), (self.m, "m"), (self.v, "v")):
             buffer[...] = self.ops.asarray(getattr(checkpoint, name), buffer.dtype)
-        state = own.pack(saved.views(checkpoint.state), np.float64)  # perhaps in another order
-        self.state[...] = self.ops.asarray(state)
+        for e in entries:
+            self.state[e.start : e.stop] = self.ops.asarray(saved[e.key].reshape(-1))
         self.step = checkpoint.step
         self.log.restore(checkpoint.sums)
-
-
-def _noise_of(config):
-    """The source of noise in a step's forward pass, or None."""
-    if config.objective != "variational":
-        return None
-    from snfnp.beyond.variational import Noise
-
-    return Noise

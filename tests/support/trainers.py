@@ -8,9 +8,9 @@ from snfnp.context import Slice
 from snfnp.data import Dataset
 from snfnp.ops import BACKENDS, SINGLE_PROCESS, get_ops
 from snfnp.training.batches import Given
-from snfnp.training.loop import train
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.session import train
 from snfnp.training.trainer import Trainer
 
 SIDE, BATCH = 8, 6

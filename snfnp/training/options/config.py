@@ -203,9 +203,6 @@ class TrainConfig(
     def check_processes(self, processes: int) -> None:
         """Raises UsageError if so many processes cannot share a batch."""
         batch = self.effective("batch_size")
-        if processes > batch > 0:
-            found = f"`batch_size={batch}` has too few samples for {processes} processes"
-            raise UsageError(f"{found}: start {batch} or fewer, or give a larger batch")
         if batch % processes:
             found = f"`batch_size={batch}` is not a multiple of {processes} processes"
             raise UsageError(f"{found}: give a multiple of {processes}")
@@ -219,17 +216,15 @@ class TrainConfig(
                 yield option, unmet[0]
 
     def resumed(self, given: dict, run: Path) -> TrainConfig:
-        """The configuration with which `run` is resumed: its own, changed by what is given. Raises
-        UsageError if that would not be the same run."""
+        """This configuration, that of `run`, changed by what is given. Raises UsageError if that
+        would not be the same run."""
         for name, option in OPTIONS.items():
             before = getattr(self, name)
             value = given.get(name, before)
             moved = name != "data" or not {before, value} & set(DATA_SETS)  # the user's data may be
             if value != before and not (option.changeable and moved):
-                found = (
-                    f"{run} was started with {name} = {before}: it cannot be resumed with {value}"
-                )
-                raise UsageError(f"{found}; leave that option out, or start a new run")
+                found = f"{run} was started with {name} = {before}: it cannot be resumed"
+                raise UsageError(f"{found} with {value}; leave it out, or start a new run")
             if value != before and name == "lam" and self.controller:
                 found = f"{run} was started with `lambda_control={self.lambda_control}`"
                 advice = "leave `lam` out, or start a new run"
@@ -268,9 +263,8 @@ class TrainConfig(
 
     @classmethod
     def from_dict(cls, values: Any, trust: bool = False) -> TrainConfig:
-        """The configuration from `as_dict`. Options that are absent have their defaults. trust: see
-        `require_trusted`. Raises UsageError for unknown options (another version's) or bad values.
-        """
+        """The configuration from `as_dict`; absent options have their defaults. trust: see
+        `require_trusted`. Raises UsageError for unknown options or bad values."""
         if not isinstance(values, dict):
             raise UsageError("the configuration is no JSON object")
         if unknown := sorted(set(values) - set(OPTIONS)):
@@ -288,7 +282,7 @@ OPTIONS = options_in(TrainConfig)
 def help_of(option: Option, default=None) -> str:
     """An option's line of `--help`: its own, what it needs, and its default (or a script's)."""
     relation, text = RELATIONS[option.name], option.help
-    if relation.needs and option.name != "init":
+    if relation.needs:
         text += f"; needs {', '.join(need.words for need in relation.needs)}"
     shown = relation.words if default is None else default
     if isinstance(shown, bool):

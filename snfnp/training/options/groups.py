@@ -12,18 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+from snfnp import models
 from snfnp.data import DATA_SETS
 from snfnp.layers.preprocess import WAYS
-from snfnp.models import (
-    ACTIVATIONS,
-    BIAS_INITS,
-    GRADIENTS,
-    INITS,
-    LARGEST_SIGMA,
-    PRESETS,
-    SMALLEST_SIGMA,
-    Preset,
-)
+from snfnp.models import LARGEST_SIGMA, PRESETS, SMALLEST_SIGMA, Preset
 from snfnp.ops import BACKENDS
 from snfnp.training.adam import SCHEDULES
 
@@ -71,9 +63,9 @@ class Option:
     optional: bool
     default: object
     help: str
-    must: Limits
-    choices: tuple[str, ...]
-    changeable: bool
+    must: Limits = (lambda value: True, "")
+    choices: tuple[str, ...] = ()
+    changeable: bool = False
 
     def problem(self, value: Any) -> str | None:
         """The words for what a value must be and is not; None: it is valid."""
@@ -90,10 +82,9 @@ class Option:
         return None if holds(value) else words
 
 
-def option(default, help: str, must=(lambda value: True, ""), **about) -> Any:
+def option(default, help: str, must: Limits = Option.must, **about) -> Any:
     """A dataclass field with what `Option` says beside its name and type."""
-    usual = {"choices": (), "changeable": False}
-    return field(default=default, metadata={"help": help, "must": must, **usual, **about})
+    return field(default=default, metadata={"help": help, "must": must, **about})
 
 
 changeable = partial(option, changeable=True)
@@ -134,6 +125,7 @@ def by_preset(setting: Callable[[Preset], Any]) -> str:
     return f"{usual} [{'; '.join(others)}]" if len(presets) > 1 else usual
 
 
+_DTYPES = ("float32", "float64")
 _MODELS = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
 _RELATIVE = presets_with(lambda preset: "relative" in preset.gradients)
 _HELD_OUT = "data for `data=PATH`: another path, or a fraction of the data, drawn by `seed`"
@@ -154,7 +146,7 @@ class ModelOptions:
     bins: int | None = option(None, "bins of the splines of vector", _FROM_2)
     kernel: int | None = option(None, "size of Glow's mixing convolutions (5 in Table 5)", _ODD)
     activation: str | None = option(
-        None, "elementwise maps: splines, or fc's smooth leaky ReLU", choices=ACTIVATIONS
+        None, "elementwise maps: splines, or fc's smooth leaky ReLU", choices=models.ACTIVATIONS
     )
     inverse_kernel: int | None = option(None, "kernel size of the learned R (Eqs. 28-30)", _ODD_3)
     init: str = option(
@@ -163,12 +155,12 @@ class ModelOptions:
         "orthogonal matrix, plus that noise if `kernel` is above 1. authors: as in their code, "
         "where fc starts at the identity, and Glow with `kernel` above 1 at the identity plus "
         "that noise. identity: the identity",
-        choices=INITS,
+        choices=models.INITS,
     )
     bias_init: str | Auto = option(
         None,
         "biases start at 0 (zero), or where the first batch's outputs have mean 0 (data)",
-        choices=BIAS_INITS,
+        choices=models.BIAS_INITS,
     )
 
 
@@ -181,7 +173,7 @@ class GradientOptions:
         "the gradient of log|det W|: from the learned inverse (self-normalizing; Eqs. 10, 11, 15, "
         "16), exact (Eq. 2; of convolutions by blocks or, exact-dense, through the whole matrix, "
         f"the paper's baseline), or relative (Gresele et al. 2020; {_RELATIVE} only)",
-        choices=GRADIENTS,
+        choices=models.GRADIENTS,
     )
     objective: str | Auto = option(
         None,
@@ -204,9 +196,7 @@ class GradientOptions:
         "warm-up, a larger `lr`, biases from data)",
         choices=("paper", "white"),
     )
-    jvp_weight: float = option(
-        0.0, "μ, the weight of Eq. 31, ‖J_g J_f ν − ν‖², in every layer; 0 is off", NOT_NEGATIVE
-    )
+    jvp_weight: float = option(0.0, "μ, the weight of Eq. 31 in every layer; 0: off", NOT_NEGATIVE)
     jvp_probes: int = option(4, "random directions ν of Eq. 31 per step", AT_LEAST_1)
 
 
@@ -214,9 +204,7 @@ class GradientOptions:
 class MultiplierOptions:
     """λ of Eq. 3, fixed or controlled (derivations/20-lambda-controllers.md)."""
 
-    lam: float | Auto = changeable(
-        None, "λ of Eq. 3, the weight of the reconstruction error", NOT_NEGATIVE
-    )
+    lam: float | Auto = changeable(None, "λ, the weight of the error in Eq. 3", NOT_NEGATIVE)
     lambda_control: str = option(
         "fixed",
         "λ is fixed, or raised and lowered to keep the error below `tolerance` (geco, A.5)",
@@ -231,9 +219,7 @@ class MultiplierOptions:
         None, "κ, the error that geco tolerates; at 0 λ never falls, as in A.5", NOT_NEGATIVE
     )
     lambda_rate: float | Auto = option(None, "η, how fast geco changes λ", POSITIVE)
-    lambda_smoothing: float | Auto = option(
-        None, "α, the decay of geco's moving average of C", _SMOOTHING
-    )
+    lambda_smoothing: float | Auto = option(None, "α, the decay of geco's mean C", _SMOOTHING)
     lambda_min: float | Auto = option(
         None, "geco's least λ; with `objective=mixture` too small a λ diverges", NOT_NEGATIVE
     )
@@ -248,9 +234,7 @@ class OptimiserOptions:
         None, "samples per step; an epoch leaves out an incomplete last batch", AT_LEAST_1
     )
     lr: float | Auto = changeable(None, "Adam's learning rate after warm-up", POSITIVE)
-    warmup_epochs: float | Auto = option(
-        None, "epochs in which the learning rate rises from 0 to `lr`", NOT_NEGATIVE
-    )
+    warmup_epochs: float | Auto = option(None, "epochs of a linear rise to `lr`", NOT_NEGATIVE)
     coordinates: str | Auto = option(
         None,
         "what Adam updates: the weights (plain), or weights in coordinates in which their inputs "
@@ -261,9 +245,7 @@ class OptimiserOptions:
     lr_schedule: str | Auto = changeable(
         None, "how the learning rate falls from warm-up to the last epoch", choices=SCHEDULES
     )
-    final_lr_fraction: float | Auto = changeable(
-        None, "the fraction of `lr` that is left at the end", _FRACTION
-    )
+    final_lr_fraction: float | Auto = changeable(None, "the last step's part of `lr`", _FRACTION)
     clip_norm: float | None = changeable(None, "the largest norm of the gradient", POSITIVE)
 
 
@@ -294,9 +276,7 @@ class RunOptions:
     shuffle: bool = option(True, "draw a new order of the training data for every epoch")
     seed: int = option(0, "seed of initialisation, order and dequantisation noise", _SEED)
     epochs: int | Auto = changeable(None, "passes over the training data", AT_LEAST_1)
-    eval_every: int | Auto = changeable(
-        None, "epochs between exact validation likelihoods", AT_LEAST_1
-    )
+    eval_every: int | Auto = changeable(None, "epochs between evaluations", AT_LEAST_1)
     checkpoint_every: str = changeable(
         "10m", "steps (500) or minutes (10m) between checkpoints: what a crash can cost", _INTERVAL
     )
@@ -320,11 +300,9 @@ class DeviceOptions:
     threads: int | None = changeable(
         None, "threads of each process at most; fix them to repeat a run bit for bit", AT_LEAST_1
     )
-    dtype: str = option("float32", "precision of training", choices=("float32", "float64"))
+    dtype: str = option("float32", "precision of training", choices=_DTYPES)
     eval_dtype: str = changeable(
-        "float64",
-        "precision of evaluation; determinants are always in float64",
-        choices=("float32", "float64"),
+        "float64", "precision of evaluation; determinants are always in float64", choices=_DTYPES
     )
     recompute: bool = changeable(
         False, "save memory: the backward pass recomputes layer inputs by exact inverses"

@@ -15,7 +15,7 @@ from snfnp.models import PRESETS
 from snfnp.training.adam import SCHEDULES
 from snfnp.training.options.groups import by_preset, presets_with
 
-_AUGMENTED = ("cifar-10",)  # the data sets that the paper augments (A.3)
+_AUGMENTED = "cifar-10"  # the data set that the paper augments (A.3)
 _TOLERANCE = 1e-3
 _TYPICAL_INPUT = 1e4  # a typical ‖h‖² at the first layers, for images of 784 pixels
 
@@ -59,10 +59,6 @@ _BIAS_INIT = _preset_needs(lambda preset: preset.has_bias_init)
 # the relative gradient has the same direction in all coordinates
 _NOT_RELATIVE = Need(lambda c: c.gradient != "relative", "a `gradient` other than relative")
 _LARGE_INVERSE = _preset_needs(lambda preset: preset.has_inverse_kernel)
-_OTHER_INIT = Need(
-    lambda c: c.init != "authors" or c.model == "fc" or c.effective("kernel") not in (None, 1),
-    "`model=fc` or a `kernel` above 1 (elsewhere authors is the same as paper)",
-)
 
 
 def _size(name: str) -> Relation:
@@ -110,10 +106,6 @@ def _lam(c) -> float:
     return preset.lam if forward is None else forward
 
 
-def _clip_norm(c) -> float | None:
-    return c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None
-
-
 def _rate(c) -> float:
     """η, such that ln λ moves at first by about C − κ per step, for the relative C."""
     return 1.0 if c.constraint == "relative" else 1 / _TYPICAL_INPUT
@@ -132,7 +124,6 @@ _RELATIONS = {
     "activation": _only(_VECTOR, lambda c: "spline", "spline"),
     "inverse_kernel": Relation((_LARGE_INVERSE, LEARNS), words="the forward kernel's, 3"),
     "model": Relation((), lambda c: "fc", "fc; vector for rows of numbers"),
-    "init": Relation((_OTHER_INIT,)),
     "bias_init": _recipe("bias_init", "zero", (_BIAS_INIT,)),
     "gradient": Relation(
         (), lambda c: c.preset.gradients[0], f"self-normalizing; exact for {_EXACT}"
@@ -168,7 +159,11 @@ _RELATIONS = {
         (), lambda c: c.preset.batch_size, by_preset(lambda preset: preset.batch_size)
     ),
     "final_lr_fraction": _only(_is("lr_schedule", *SCHEDULES[1:]), lambda c: 0.0, "0"),
-    "clip_norm": Relation((), _clip_norm, by_preset(lambda preset: preset.clip_norm or "none")),
+    "clip_norm": Relation(
+        (),
+        lambda c: c.preset.clip_norm if c.preset.clip_exact or c.rule.learns_inverse else None,
+        by_preset(lambda preset: preset.clip_norm or "none"),
+    ),
     **dict.fromkeys(
         ("validation", "test"), Relation((_OWN_DATA,), words=f"{HELD_OUT}, or the file's own")
     ),
@@ -177,7 +172,7 @@ _RELATIONS = {
     "drop_incomplete": Relation((_CSV,)),
     "preprocess": Relation(words="logit for images, standardise for rows"),
     "data_dir": Relation(words=_DATA),
-    "augment": Relation((), lambda c: c.data in _AUGMENTED, f"on for {', '.join(_AUGMENTED)} only"),
+    "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),
     "epochs": Relation(words=_EPOCHS),
     "eval_every": Relation((), lambda c: 1, "1; for rows, what makes about 40 evaluations"),
     "threads": Relation(
@@ -203,6 +198,9 @@ def conflicts(c) -> Iterator[str]:
         if not c.preset.takes_choices and getattr(c, name) != default:
             given = f"`{name}={getattr(c, name)}`"
             yield f"{given} has no effect on {c.model_name}, which takes no choices: leave it out"
+    if c.init == "authors" and c.model != "fc" and c.kernel in (None, 1):
+        needs = "`model=fc` or a `kernel` above 1 (elsewhere it is the same as paper)"
+        yield f"`init=authors` only has an effect with {needs}: leave it out"
     if c.tf32 and c.eval_dtype == "float32":
         yield "`tf32` would round the products of `eval_dtype=float32`: leave one of them out"
     if not c.controller:

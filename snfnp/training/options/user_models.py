@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module, util
@@ -40,7 +40,7 @@ class ModuleError(UsageError):
 
 
 def register(name: str, build: Callable[..., Flow], **settings) -> None:
-    """Let `name` stand for a model of the user's own, from here on in this process.
+    """Let `name` stand for a model of the user's own in this process.
 
         snfnp.register("mine", build, lr=1e-3)    # TrainConfig(model="mine"), load_run, …
 
@@ -62,8 +62,7 @@ def register(name: str, build: Callable[..., Flow], **settings) -> None:
 
 
 def preset_of(model: str) -> Preset:
-    """The preset that a model's text in a configuration stands for. Raises UsageError if there is
-    none, or its function is not where it was."""
+    """The preset that a model's text stands for. Raises UsageError if there is none."""
     if model in PRESETS:
         return PRESETS[model]
     if model.startswith("{"):
@@ -77,7 +76,7 @@ def preset_of(model: str) -> Preset:
 
 def text_of(model: Any) -> Any:
     """The text that a configuration keeps of a flow or a builder; a name stays as it is. Raises
-    UsageError for one that could not be found again by that text."""
+    UsageError if they cannot be found again by it."""
     if isinstance(model, Flow):
         _require_flow(model, model.image_shape or model.shape, "the flow")
         return json.dumps(_described(model, "the flow"))
@@ -90,18 +89,12 @@ def title_of(model: str) -> str:
 
 
 def require_trusted(model: Any, trust: bool = False) -> None:
-    """Let no model's text that a file holds run code that this process does not have.
-
-    Modules that it names must be imported already, or have this package's layers, maps or rules.
-    trust: others are imported now. Raises ModuleError for any other module, and for
-    one that cannot be imported.
-    """
-    names: list[str] = []
-    if isinstance(model, str) and _REFERENCE.fullmatch(model):
-        names = [model]
-    elif isinstance(model, str) and model.startswith("{"):
-        _, names = _parsed(model)
-    for name in names:
+    """Let no model's text that a file holds run code that this process does not have: modules that
+    it names must be imported already, or have this package's layers, maps or rules. trust: others
+    are imported now. Raises ModuleError for a module that is not trusted or cannot be imported."""
+    text = str(model)
+    names = [text] if _REFERENCE.fullmatch(text) else []
+    for name in _classes(text) if text.startswith("{") else names:
         module = name.partition(":")[0]
         if module in sys.modules or _ROOMS.match(module):
             continue
@@ -172,8 +165,8 @@ def _reference(thing: Any) -> str:
 
 
 def _found(reference: str, what: str) -> Any:
-    """The object that a "module:name" stands for, at the top of its module or in a class there.
-    what: what needs it."""
+    """The object that a "module:name" stands for, of its module or a class there; what: what needs
+    it, for the error."""
     module, _, path = reference.partition(":")
     try:
         found = import_module(module)
@@ -205,20 +198,25 @@ def _described(value: Any, where: str) -> Any:
     raise UsageError(f"{found}: give a function of a module that builds the flow instead")
 
 
-def _parsed(model: str) -> tuple[Any, list[str]]:
-    """The JSON of a flow, and the names of the classes in it. Raises UsageError for other text."""
+def _classes(model: str) -> list[str]:
+    """The names of the classes in a flow's JSON. Raises UsageError for other text."""
+    names: list = []
     try:
-        value = json.loads(model)
-        return value, list(dict.fromkeys(_classes(value)))
-    except (ValueError, RecursionError) as error:
+        json.loads(model, object_hook=lambda part: names.append(part["class"]))
+        for name in names:
+            if not (isinstance(name, str) and _REFERENCE.fullmatch(name)):
+                raise ValueError(f"a part of class {name!r}")
+        return names
+    except (ValueError, KeyError, RecursionError) as error:
         found = f"the flow is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise UsageError(f"{found}: restore it as it was") from None
 
 
 def _whole(model: str, shape: tuple[int, ...]) -> Flow:
     """The flow that a text describes. Raises UsageError if its parts do not fit together."""
+    _classes(model)  # no other name is looked up
     try:
-        flow = _require_flow(_rebuilt(_parsed(model)[0]), shape, "the flow")
+        flow = _require_flow(json.loads(model, object_hook=_rebuilt), shape, "the flow")
         _ = flow.layout  # asks every layer for its shapes
         return flow
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -226,32 +224,15 @@ def _whole(model: str, shape: tuple[int, ...]) -> Flow:
         raise UsageError(f"{found}: let its layers fit together, or restore config.json") from error
 
 
-def _classes(value: Any) -> Iterator[str]:
-    """The names of the classes in a flow's JSON. Raises ValueError for an object without one."""
-    if isinstance(value, dict):
-        name = value.get("class")
-        if not (isinstance(name, str) and _REFERENCE.fullmatch(name)):
-            raise ValueError(f"a part of class {name!r}")
-        yield name
-        value = list(value.values())
-    for each in value if isinstance(value, list) else ():
-        yield from _classes(each)
-
-
-def _rebuilt(value: Any) -> Any:
-    """The inverse of `_described`. Every class is checked before it is called."""
-    if isinstance(value, list):
-        return tuple(map(_rebuilt, value))
-    if not isinstance(value, dict):
-        return value
-    kind = _found(name := value["class"], "the flow")
+def _rebuilt(part: dict) -> Any:
+    """A part of a flow from what `_described` made of it. Its class is checked before the call."""
+    kind = _found(name := part.pop("class"), "the flow")
     if not (isinstance(kind, type) and issubclass(kind, _PARTS) and is_dataclass(kind)):
         raise UsageError(f"the flow needs {name}, which is no layer, map or rule: restore it")
-    given = {field: _rebuilt(each) for field, each in value.items() if field != "class"}
-    if given.keys() - kind.__dataclass_fields__.keys():
-        raise UsageError(f"the flow needs {name} with {', '.join(given)}: restore it as it was")
-    try:
-        return kind(**given)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        found = f"the flow needs {name} with {', '.join(given)} ({str(error)[:80]})"
-        raise UsageError(f"{found}: restore it as it was") from None
+    if part.keys() - kind.__dataclass_fields__.keys():
+        raise UsageError(f"the flow needs {name} with {', '.join(part)}: restore it as it was")
+    return kind(**{field: _tuples(value) for field, value in part.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,9 +1,8 @@
 """Checkpoint files: everything that a run needs to go on, in one safetensors file.
 
-The file holds every parameter, both of Adam's moments and what else layers keep from step to step,
-all by name. Its header has the step, λ, the seed (the random numbers are a function of seed and
-step, see `snfnp.ops.random`), the sums of the log, the run's record, and a SHA-256 of the whole
-file, in which its own place counts as zeros.
+The file holds parameters, Adam's moments and the training states by name. Its header has the step,
+λ, the seed (random numbers are a function of seed and step), the sums of the log, the run's record,
+and a SHA-256 of the whole file, in which its own place counts as zeros.
 """
 
 import hashlib
@@ -28,16 +27,13 @@ _LONGEST_HEADER = 1 << 26  # bytes
 _LARGEST_NUMBER = 64  # bytes in a file for each parameter, moments and layers' state with it
 _BLANK = "0" * hashlib.sha256().digest_size * 2
 _NO_SUMS = (0.0, 0.0, 0.0, 0.0)
-_NO_STATE = Layout.of({})
 
 
 @dataclass
 class Checkpoint:
-    """p, m, v: flat host arrays in `layout`'s order, m and v as far as the optimiser moves it
-    (`Layout.optimised`). step: updates done. record: JSON values.
-
-    sums: of the log since the last evaluation (`snfnp.ops.step.StepLog.sums`). state: a flat host
-    array in double precision in `state_layout`'s order.
+    """p, and m and v of what the optimiser moves: flat host arrays in `layout`'s order. step:
+    updates done. record: JSON values. sums: of the log since the last evaluation. state: the
+    training states by name, host arrays in double precision.
     """
 
     layout: Layout
@@ -49,19 +45,16 @@ class Checkpoint:
     seed: int
     record: dict = field(default_factory=dict, repr=False)
     sums: tuple[float, ...] = _NO_SUMS
-    state_layout: Layout = _NO_STATE
-    state: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def is_finite(self) -> bool:
-        """Say whether it has no NaN, no infinity, no negative v: else it is neither saved by a run
-        nor loaded."""
-        numbers = (self.p, self.m, self.v, self.state, self.lam, self.sums)
+        """False for a NaN, an infinity or a negative v: it is then neither saved nor loaded."""
+        numbers = (self.p, self.m, self.v, *self.state.values(), self.lam, self.sums)
         return all(np.isfinite(each).all() for each in numbers) and not (self.v < 0).any()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, content: bytearray | None = None) -> None:
-    """Write atomically: after a crash, `path` is the old checkpoint or the new one, whole.
-    content: the file's, if it is known."""
+    """Write atomically. content: the file's, if it is known."""
     write_atomically(path, content or file_content(checkpoint))
 
 
@@ -69,8 +62,9 @@ def file_content(checkpoint: Checkpoint) -> bytearray:
     """The content of a checkpoint's file, SHA-256 included."""
     tensors = {
         key: getattr(checkpoint, name)[entry.start : entry.stop].reshape(entry.shape)
-        for key, (name, entry) in _places(checkpoint.layout, checkpoint.state_layout).items()
+        for key, (name, entry) in _places(checkpoint.layout).items()
     }
+    tensors |= {_STATE + name: array for name, array in checkpoint.state.items()}
     header = {
         "format": FORMAT,
         "sha256": _BLANK,
@@ -87,29 +81,24 @@ def file_content(checkpoint: Checkpoint) -> bytearray:
 
 
 def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Checkpoint:
-    """A checkpoint of a model with this layout.
-
-    run: the contents of the run's config.json, with which it is compared.
-    Raises CheckpointError if the file is missing, damaged, or of another model or run.
-    """
+    """A checkpoint of a model with this layout, and of the run with this config.json. Raises
+    CheckpointError if the file is missing, damaged, or of another model or run."""
     values, tensors = _read(path, _LONGEST_HEADER + _LARGEST_NUMBER * layout.size)
-    state_layout = _state_layout(tensors)
-    places = _places(layout, state_layout)
+    places = _places(layout)
+    names = [key for key in tensors if key.startswith(_STATE)]
+    states = {key.removeprefix(_STATE): tensors.pop(key) for key in names}
     expected = {key: entry.shape for key, (_, entry) in places.items()}
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     if shapes != expected:  # before anything is allocated
         name, shape = min(set(shapes.items()) ^ set(expected.items()))
         found = f"another model ({name} of shape {shape} is not in both)"
         raise CheckpointError(f"{path} belongs to {found}: give the run that it was made by")
-    states = {key for key in tensors if key.startswith(_STATE)}
-    dtypes = {str(tensors[key].dtype) for key in tensors.keys() - states}
-    of_state = {str(tensors[key].dtype) for key in states}
+    dtypes, of_state = ({str(each.dtype) for each in of.values()} for of in (tensors, states))
     if dtypes not in ({"float32"}, {"float64"}) or not of_state <= {"float64"}:
         raise _damaged(path, f"its arrays are of {' and '.join(sorted(dtypes | of_state))}")
     (dtype,), moved = dtypes, layout.optimised.size
     p, m, v = (np.zeros(size, dtype) for size in (layout.size, moved, moved))
-    values |= {"state_layout": state_layout, "state": np.zeros(state_layout.size)}
-    checkpoint = Checkpoint(layout, p, m, v, **values)
+    checkpoint = Checkpoint(layout, p, m, v, **values, state=states)
     for key, (name, entry) in places.items():
         getattr(checkpoint, name)[entry.start : entry.stop] = tensors[key].reshape(-1)
     if not checkpoint.is_finite():
@@ -119,21 +108,11 @@ def load_checkpoint(path: Path, layout: Layout, run: dict | None = None) -> Chec
     return checkpoint
 
 
-def _places(layout: Layout, state_layout: Layout) -> dict[str, tuple[str, Entry]]:
+def _places(layout: Layout) -> dict[str, tuple[str, Entry]]:
     """{name in the file: (array of the checkpoint, place in it)}."""
     moved = layout.optimised  # the optimiser has moments of what it moves alone
     parts = {"parameter": ("p", layout), "adam_m": ("m", moved), "adam_v": ("v", moved)}
-    parts |= {"state": ("state", state_layout)}
     return {f"{role}.{e.key}": (name, e) for role, (name, of) in parts.items() for e in of.entries}
-
-
-def _state_layout(tensors: dict[str, np.ndarray]) -> Layout:
-    """The layout of what layers keep beside parameters."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key in sorted(key for key in tensors if key.startswith(_STATE)):
-        layer, _, name = key.removeprefix(_STATE).rpartition(".")
-        shapes.setdefault(layer, {})[name] = tensors[key].shape
-    return Layout.of(shapes)
 
 
 def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
@@ -141,9 +120,8 @@ def _compare(path: Path, checkpoint: Checkpoint, run: dict) -> None:
     record, config = checkpoint.record, TrainConfig.from_dict(run["config"])
     try:
         saved = TrainConfig.from_dict(record["config"])
-        best, (length, digest) = record["best"], record["metrics"]
+        best = record["best"]
         plausible = 0 <= record["seconds"] < LARGEST and checkpoint.lam == saved.lam
-        plausible = plausible and type(length) is int and length >= 0 and isinstance(digest, str)
         if best is not None:
             plausible = plausible and is_evaluation(best) and best["step"] <= checkpoint.step
             plausible = plausible and abs(best.get("validation_bits_per_dimension", 0.0)) < LARGEST
@@ -172,19 +150,10 @@ def is_evaluation(record: dict) -> bool:
 
 
 def record_of(path: Path) -> dict:
-    """The record in a checkpoint's header: the rest of the file is not read. Raises CheckpointError
-    as `load_checkpoint` does."""
+    """The record in a checkpoint's header, without the rest of the file; raises CheckpointError."""
     content = read_bytes(path, CheckpointError, f"{path} is gone", _LONGEST_HEADER, whole=False)
     with refused_if_damaged(path):
         return dict(parse_json(_header(path, content)["record"].encode()))
-
-
-def recorded_metrics(path: Path) -> list:
-    """[length, SHA-256] of the metrics that belong to a checkpoint (`record_of`)."""
-    record = record_of(path)
-    with refused_if_damaged(path):
-        length, digest = record["metrics"]
-        return [max(int(length), 0), digest]
 
 
 def _header(path: Path, content: bytes) -> dict:
@@ -197,7 +166,7 @@ def _header(path: Path, content: bytes) -> dict:
 
 @contextmanager
 def refused_if_damaged(path: Path) -> Iterator[None]:
-    """Any error that corrupt content causes becomes a CheckpointError about this file."""
+    """Turn any error that corrupt content causes into a CheckpointError."""
     try:
         yield
     except (SnfnpError, MemoryError):

@@ -18,7 +18,6 @@ from snfnp import threads
 from snfnp.data import SPLITS
 from snfnp.errors import UsageError
 from snfnp.flow import Flow
-from snfnp.layers import ActNorm, Whiten
 from snfnp.training.options import TrainConfig
 
 _LISTED = 16  # values of a tuple that are listed one by one
@@ -27,14 +26,6 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "safetensors")
 
 def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) -> dict:
     """The contents of config.json."""
-    initialisation = f"{config.init}, NumPy default_rng({config.seed}); R = flip(W)"
-    zero, first = config.effective("bias_init") == "zero", "from the first batch"
-    initialisation += "; b = 0" if zero else f"; b {first}"
-    if any(isinstance(layer, Whiten) for _, layer in flow.layers):
-        initialisation += "; whitened by all training images"
-    if any(isinstance(layer, ActNorm) for _, layer in flow.layers):
-        initialisation += f"; actnorm {first}"
-    order = "a new order per epoch, NumPy default_rng((seed, epoch))"
     moments = dataset.moments
     return {
         "config": config.as_dict(),
@@ -48,16 +39,7 @@ def describe_run(config: TrainConfig, flow, dataset, ops, processes: int = 1) ->
             **({"moments": [each.tolist() for each in moments]} if moments else {}),
             "sha256": {split: dataset.fingerprint(split) for split in SPLITS},
         },
-        "model": {
-            "parameters": flow.layout.count,
-            "flow": describe_flow(flow),
-            "initialisation": initialisation,
-        },
-        "randomness": {
-            "seed": config.seed,
-            "shuffle": order if config.shuffle else "file order",
-            "noise": "Philox 4x32-10 from (seed, stream, step)",
-        },
+        "model": {"parameters": flow.layout.count, "flow": describe_flow(flow)},
         "processes": processes,
         **environment(ops),
     }
@@ -79,7 +61,7 @@ def environment(ops) -> dict:
 
 
 def describe_flow(flow: Flow) -> dict:
-    """A flow as JSON: {its own fields, and each layer by its name}."""
+    """A flow as JSON: its fields, and each layer by its name."""
     layers = {name: _described(layer) for name, layer in flow.layers}
     own = {"shape": flow.shape, "image_shape": flow.image_shape, "preprocess": flow.preprocess}
     return {**{name: _described(value) for name, value in own.items()}, "layers": layers}
@@ -87,9 +69,7 @@ def describe_flow(flow: Flow) -> dict:
 
 def refuse_other_flow(path: Path, record: dict, flow: Flow) -> str | None:
     """Raises UsageError if the flow that the code builds now is not the one in a config.json.
-
-    Returns None, or a line to show: nobody knows, as an earlier version wrote it.
-    """
+    Returns a line to show if nobody knows, as an earlier version wrote it."""
     model: Any = record.get("model")
     described = model.get("flow") if isinstance(model, dict) else None
     if described is None:
@@ -106,11 +86,8 @@ def refuse_other_flow(path: Path, record: dict, flow: Flow) -> str | None:
 
 
 def _described(value: Any) -> Any:
-    """A part of a flow as JSON: classes by name and their fields, long values by a digest.
-
-    Fields of this package's classes that have their default are left out: a new one changes
-    nothing.
-    """
+    """A part of a flow as JSON: classes by name and their fields, long values by a digest. Fields
+    of this package's classes at their default are left out, so that a new one changes nothing."""
     if isinstance(value, np.generic):
         value = value.item()
     if is_dataclass(value) and not isinstance(value, type):

@@ -3,7 +3,7 @@
 config.json              every choice, versions, data source, device, threads; under "history" what
                          was changed by `--resume`, and at which step; with a SHA-256 of it all
 metrics.jsonl            one line per exact evaluation
-last.safetensors         the checkpoint from which `--resume` goes on
+last.safetensors         the checkpoint from which `--resume` continues
 best.safetensors         the best validation epoch, which `load_run` opens
 summary.json             the best epoch and its test likelihood, once the run is done
 samples.png, curves.png, and of data with two columns training.gif
@@ -30,7 +30,7 @@ from snfnp.errors import SnfnpError, UsageError, printable
 from snfnp.training import files
 from snfnp.training.options import TrainConfig
 from snfnp.training.options.user_models import ModuleError, title_of
-from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint, recorded_metrics
+from snfnp.training.runs.checkpoint import is_evaluation, load_checkpoint
 
 
 class RunFolder:
@@ -52,8 +52,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new folder, or one in which a run was started and wrote no checkpoint yet. Raises
-        UsageError if it cannot be made, or a run is in it."""
+        """A new folder, or one in which a run wrote no checkpoint yet. Raises UsageError if it
+        cannot be made, or a run is in it."""
         run = cls(path)
         with files.explained(f"make {path}", "choose another folder (`out`)", UsageError):
             run.path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class RunFolder:
         return run
 
     def require_unused(self) -> None:
-        """Raises UsageError if the folder holds more than a start that failed leaves."""
+        """Raises UsageError if the folder holds more than a failed start leaves."""
         failed = {"config.json", "run.lock"}
         for name in {file.name for file in self.path.iterdir()} - failed:
             if not name.endswith(files.PARTIAL):
@@ -69,7 +69,7 @@ class RunFolder:
                 raise UsageError(f"{self.path} exists and holds {name}: {advice}")
 
     def has_checkpoint(self) -> bool:
-        """Say whether there is one to go on from; no for a path that cannot be looked at."""
+        """Say whether there is one to go on from."""
         return os.path.exists(self.last) or os.path.exists(self.best)
 
     def remove_partial(self) -> None:
@@ -80,8 +80,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, trust: bool = False) -> tuple[RunFolder, dict]:
-        """An existing run and the contents of its config.json. trust: let the modules of its model
-        be imported (`require_trusted`)."""
+        """An existing run and the contents of its config.json. trust: see `require_trusted`."""
         run = cls(path)
         inside = os.path.isfile(path) and cls(run.path.parent).config_file.exists()
         advice = f"give its folder, {run.path.parent}" if inside else "check the path"
@@ -110,8 +109,8 @@ class RunFolder:
     def data(self, record: dict) -> tuple[list[int], tuple[int, ...]]:
         """The data by a config.json: samples per split, and their shape, (H, W, C) or (D,)."""
         data: Any = record.get("data")
-        images: Any = data.get("images") if isinstance(data, dict) else None
-        shape: Any = data.get("shape") if isinstance(data, dict) else None
+        found: Any = data if isinstance(data, dict) else {}
+        images, shape = found.get("images"), found.get("shape")
         for numbers, lengths in ((images, (3,)), (shape, (1, 3))):
             whole = isinstance(numbers, list) and len(numbers) in lengths
             if not (whole and all(type(n) is int and 0 < n < 2**31 for n in numbers)):
@@ -131,8 +130,8 @@ class RunFolder:
 
     def data_name(self, record: dict, data_dir: Path | None) -> str:
         """The name by which `load_dataset` finds the images of a config.json again: the sample of
-        MNIST for a run that was trained on it, even if all of MNIST has come since. data_dir: a
-        folder in which to look, which has no sample: only files of MNIST."""
+        MNIST if the run was trained on it, but in a folder `data_dir`, which has no sample, MNIST.
+        """
         name, data = record["config"]["data"], record.get("data")
         if data_dir is not None:
             return "mnist" if name == "mnist-sample" else name
@@ -142,10 +141,8 @@ class RunFolder:
         self, record: dict, dataset: Dataset, splits=SPLITS, allowed=False
     ) -> str | None:
         """Raises UsageError if `splits` of a data set are not those of a config.json, by shape and
-        SHA-256, which reads them all; if others are `allowed`, for another shape alone.
-
-        Returns None, or a line to show: they are others, or nobody knows (an earlier version's).
-        """
+        SHA-256; if others are `allowed`, for another shape alone. Returns a line to show if they
+        are others, or nobody knows (an earlier version's)."""
         (counts, shape), data = self.data(record), record["data"]
         found = [len(getattr(dataset, split)) for split in SPLITS], dataset.train.shape[1:]
         known, places = data.get("sha256"), [SPLITS.index(split) for split in splits]
@@ -168,12 +165,9 @@ class RunFolder:
         raise UsageError(f"{line}: give the same data{others} with {option} (dataset= in Python)")
 
     def resumed_config(self, changes: dict, rollback=False, never_shorten=False) -> TrainConfig:
-        """The configuration with which a run goes on.
-
-        changes: options with new values from now on; rollback: with the optimiser's settings of the
-        best checkpoint, if there is one; never_shorten: `epochs` in `changes` are ignored if they
-        are fewer than the run's own. Raises UsageError if that would not be the same run.
-        """
+        """The configuration of the resumed run, with `changes`; after a rollback, with the
+        optimiser's settings of the best checkpoint, if any; never_shorten: not with fewer epochs.
+        Raises UsageError if that would not be the same run."""
         _, record = self.open(self.path)
         config = TrainConfig.from_dict(record["config"])
         if rollback and self.best.exists():
@@ -188,45 +182,32 @@ class RunFolder:
         files.write_json(self.config_file, {**record, "sha256": _digest(record)})
 
     def remove_summary(self) -> None:
-        """Remove the summary of a run that goes on: it will have another."""
+        """Remove the summary of a resumed run."""
         with files.explained(f"remove {self.summary_file}", "remove it"):
             self.summary_file.unlink(missing_ok=True)
 
     def append_metrics(self, record: dict) -> None:
         """Add a line; flushed, so that a crash keeps it."""
-        line = json.dumps(record, allow_nan=False) + "\n"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         with (
             files.explained(f"write {self.metrics_file}", "let it be a file, with room to grow"),
             open(files.open_regular(self.metrics_file, flags), "ab") as file,
         ):
-            file.write(line.encode())
+            file.write(_line(record))
 
-    def write_metrics(self, content: bytes) -> None:
-        files.write_atomically(self.metrics_file, content)
-
-    def metrics(self) -> bytes:
-        """The evaluations as the file has them; nothing if there is no file."""
-        if not self.metrics_file.exists():
-            return b""
-        return files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
-
-    def metrics_until(self, length: int, digest: str) -> bytes:
-        """The evaluations up to a checkpoint, by the length and SHA-256 that it records of them.
-        Raises SnfnpError if the file has others."""
-        metrics = self.metrics()[:length]
-        if metrics_digest(metrics) != [length, digest]:
-            found = f"{self.metrics_file} is damaged (not what it was at a checkpoint)"
-            raise SnfnpError(f"{found}: restore it, or delete it to go on without")
-        return metrics
+    def cut_metrics(self, step: int) -> list[dict]:
+        """Remove evaluations after the step from which the run is resumed; returns the others."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        content = b"".join(map(_line, kept))
+        if self.metrics_file.exists() and self.metrics_file.stat().st_size != len(content):
+            files.write_atomically(self.metrics_file, content)
+        return kept
 
     def read_metrics(self) -> list[dict]:
-        """All evaluations up to the last checkpoint, with which the run goes on; if there is none,
-        all in the file. Raises SnfnpError if they, or that checkpoint's header, are damaged."""
-        kept = recorded_metrics(self.last) if os.path.lexists(self.last) else None
-        content = self.metrics()
-        if kept and content:
-            content = self.metrics_until(*kept)
+        """All evaluations; none if there is no file. Raises SnfnpError if it is damaged."""
+        if not self.metrics_file.exists():
+            return []
+        content = files.read_bytes(self.metrics_file, SnfnpError, f"{self.metrics_file} is gone")
         *lines, _ = content.split(b"\n")  # a crash may have cut the last one off
         records = []
         for number, line in enumerate(lines, start=1):
@@ -247,9 +228,8 @@ def path_of(config: TrainConfig) -> Path:
     return config.out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
 
 
-def metrics_digest(metrics: bytes) -> list:
-    """[length, SHA-256] of the metrics, which a checkpoint records."""
-    return [len(metrics), hashlib.sha256(metrics).hexdigest()]
+def _line(record: dict) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def _digest(record: dict) -> str:

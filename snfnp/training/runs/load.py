@@ -12,11 +12,11 @@ from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops import Ops, get_ops
 from snfnp.parameters import Layout
-from snfnp.training.multipliers import controlled_lambda
 from snfnp.training.options import TrainConfig
 from snfnp.training.runs.checkpoint import Checkpoint, load_checkpoint
 from snfnp.training.runs.description import refuse_other_flow
 from snfnp.training.runs.folder import RunFolder
+from snfnp.training.state import controlled_lambda
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +24,10 @@ class LoadedRun:
     """A run at one of its checkpoints, as `load_run` returns it.
 
     Attributes:
-        folder: the run's files.
-        record: the contents of its config.json.
+        folder, record: the run's files, and the contents of its config.json.
         config: how it was trained; the optimiser's settings are those of the checkpoint.
         ops: the operations that compute now.
-        flow: the model.
-        layout: the places of the parameters in a flat array.
+        flow, layout: the model, and the places of its parameters in a flat array.
         checkpoint: the state of the training, on the host.
     """
 
@@ -53,7 +51,7 @@ class LoadedRun:
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """The exact likelihood, and samples. The first use costs every layer's determinant."""
+        """The exact likelihood, and samples; determinants are computed at the first use."""
         return Likelihood(self.ops, self.flow, self.layout, self.ops.asarray(self.checkpoint.p))
 
     @property
@@ -65,12 +63,12 @@ class LoadedRun:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of the images that it was trained on, or (D,) of rows."""
+        """(H, W, C) of its images, or (D,) of its rows."""
         return self.folder.data(self.record)[1]
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """The names of the columns of the rows that it was trained on, if they had names."""
+        """The names of the columns of its rows, if they had names."""
         names = self.record["data"].get("columns")
         sound = isinstance(names, list) and len(names) == self.image_shape[0]
         return tuple(map(str, names)) if sound else None
