@@ -11,7 +11,6 @@ from support.trainers import (
     make_trainer,
     run_training,
     small_config,
-    small_dataset,
     take_steps,
 )
 
@@ -236,9 +235,3 @@ def test_defaults_follow_where_lambda_starts():
     """ln λ starts to move by C − κ a step, whatever λ is."""
     for model in ("fc", "glow"):
         assert TrainConfig(model=model, lambda_control="geco").resolve(1000).lambda_rate == 1.0
-
-
-def test_a_checkpoint_of_another_control_is_refused(tmp_path):
-    run_training(tmp_path / "run", dataset=small_dataset(), epochs=1, lambda_control="geco")
-    run, config = load_run(tmp_path / "run"), small_config(epochs=1)
-    assert "lambda_control" in run.config.incompatible_options(config)

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import trainers
 from support.messages import one_line
-from support.ranks import on_ranks
 from support.trainers import (
     BATCH,
     batches_of,
@@ -346,31 +344,6 @@ def test_what_a_run_started_from_is_found_again_after_a_renewal():
     moved = trainer.params["whiten2"]["U"] != trainer.layout.views(first)["whiten2"]["U"]
     assert moved.all()
     np.testing.assert_array_equal(trainer.start(batches), first)
-
-
-def test_ranks_find_the_numbers_of_one():
-    def numbers(world):
-        trainer = make_trainer(OPS, world=world, **WHITE)
-        trainer.m += 1
-
-        def batches(step):
-            return np.split(images_of(trainer, step), world.size)[world.rank]
-
-        batches.whole = batches_of(trainer)
-        started(trainer, batches)
-        return np.concatenate([trainer.p, trainer.m, trainer.v])
-
-    (alone,), several = on_ranks(1, numbers), on_ranks(2, numbers)
-    np.testing.assert_array_equal(*several)
-    np.testing.assert_allclose(several[0], alone, rtol=1e-9, atol=1e-9)
-
-
-def test_too_few_images_are_said_before_a_run_begins(tmp_path):
-    with pytest.raises(UsageError, match="20 images have no covariance in 25 dimensions"):
-        trainers.run_training(
-            tmp_path / "run", trainers.small_dataset(20), backend="numpy", coordinates="white"
-        )
-    assert not (tmp_path / "run" / "config.json").exists()
 
 
 # ---------------------------------------------------------------- new coordinates

@@ -300,11 +300,3 @@ def test_a_damaged_evaluation_is_one_line(runs, tmp_path, change):
     (copy / "metrics.jsonl").write_text(evaluation(**change))
     with one_line(SnfnpError, match="metrics.jsonl is damaged .line 1"):
         compare.main([str(copy)])
-
-
-@pytest.mark.parametrize("summary", ["", "[]", "null", "{", '{"test_nll_nats": "x"}', "{}"])
-def test_a_damaged_summary_is_one_line(runs, tmp_path, summary):
-    copy = shutil.copytree(runs / "a", tmp_path / "copy")
-    (copy / "summary.json").write_text(summary)
-    with one_line(SnfnpError, match="summary.json is damaged"):
-        compare.main([str(copy)])

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from snfnp import paths
-from snfnp.data import load_dataset
-from snfnp.errors import SnfnpError, in_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = """
@@ -90,20 +88,6 @@ def test_matplotlib_goes_to_a_temporary_folder_where_it_must(machine, tmp_path):
     home.mkdir()
     assert run(machine, code, MPLCONFIGDIR=str(own))[0].strip() == str(own)
     assert run(machine, code, HOME=str(home))[0].strip() == str(home / ".config" / "matplotlib")
-
-
-def test_a_download_cache_that_cannot_be_written_is_one_line(machine, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", machine["HOME"])
-    for variable in ("SNFNP_OFFLINE", "SNFNP_DATA_DIR"):
-        monkeypatch.delenv(variable, raising=False)
-    lines = []
-    assert load_dataset("mnist", report=lines.append).is_sample
-    with pytest.raises(SnfnpError) as caught:
-        load_dataset("cifar-10", report=lines.append)
-    for line in (*lines, str(caught.value)):
-        assert "cannot be written (Not a directory)" in line and "\n" not in line
-        assert "--data-dir" in in_flags(line)
-    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from support.messages import assert_one_line, one_line
 from support.runs import START, Killed, around, arrays, assert_same_run, kill, state
-from support.trainers import at_step, run_training, small_config, small_dataset, spoil
+from support.trainers import at_step, run_training, small_config, spoil
 
 from snfnp.errors import CheckpointError, DivergedError, SnfnpError, UsageError, in_flags
 from snfnp.flow import Flow
 from snfnp.likelihood import Likelihood
 from snfnp.ops.step.definition import StepScalars
-from snfnp.training import checkpointer, session
+from snfnp.training import checkpointer
 from snfnp.training.adam import learning_rate
 from snfnp.training.runs.checkpoint import load_checkpoint
 from snfnp.training.runs.folder import RunFolder
@@ -86,14 +86,6 @@ def test_one_command_starts_goes_on_and_reports_the_end(snfnp_train, tmp_path, m
     assert state(tmp_path / "run").step == 20
     snfnp_train(*START, "--epochs", 4, "--out", tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-def test_other_images_are_refused(snfnp_train, tmp_path, monkeypatch):
-    snfnp_train(*START, "--out", tmp_path / "run")
-    for other in (small_dataset(80), small_dataset(side=6)):
-        monkeypatch.setattr(session, "load_dataset", lambda name, folder, other=other: other)
-        with pytest.raises(UsageError, match="was trained on .* images .*found"):
-            snfnp_train("--resume", "--out", tmp_path / "run")
 
 
 # ---------------------------------------------------------------- signals and kills

@@ -21,7 +21,7 @@ from support.trainers import (
 )
 
 from snfnp.context import Slice
-from snfnp.errors import BackendError, DivergedError, UsageError
+from snfnp.errors import BackendError, DivergedError
 from snfnp.likelihood import Likelihood
 from snfnp.ops import SINGLE_PROCESS, get_ops
 from snfnp.ops.communication import launched, world
@@ -258,11 +258,6 @@ def test_batches_of_ranks_are_slices_of_the_whole(tmp_path):
     everything = on_ranks(2, lambda world: Batches(OPS, images, config, (25,), world).whole(3))
     for found in everything:
         np.testing.assert_array_equal(found, whole)
-
-
-def test_what_ranks_cannot_share_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="^`batch_size=20` is not a multiple of 3 processes: give"):
-        run_on_ranks(tmp_path / "three", 3)
 
 
 LAUNCHERS = {

@@ -364,13 +364,19 @@ from snfnp.cli import run_script
 run_script()
 """
 _TRAIN = ["train", "--model", "conv", "--out", "run"]
-_SEVERAL = pytest.param([*_TRAIN, "--processes", "2"], marks=pytest.mark.mpi)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("words", [["check"], _TRAIN, _SEVERAL], ids=len)
-def test_a_signal_ends_a_compilation_at_once(tmp_path, number, words):
+@pytest.mark.parametrize(
+    "words, number",
+    [
+        (["check"], signal.SIGINT),
+        (_TRAIN, signal.SIGTERM),
+        pytest.param([*_TRAIN, "--processes", "2"], signal.SIGINT, marks=pytest.mark.mpi),
+    ],
+    ids=["check", "train", "processes"],
+)
+def test_a_signal_ends_a_compilation_at_once(tmp_path, words, number):
     environment = processes.environment(NUMBA_CACHE_DIR=str(tmp_path), SNFNP_OFFLINE="1")
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     process = subprocess.Popen([sys.executable, "-c", _COMMAND, *words], env=environment, **how)

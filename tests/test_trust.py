@@ -294,30 +294,21 @@ def used(path, data):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_forged_config_opens_or_is_one_line(seed, runs, tmp_path):
+def test_a_forged_config_opens_and_goes_on_or_is_one_line(seed, runs, tmp_path):
     rng, opened = np.random.default_rng(seed), 0
     for path, data in runs.items():
         run = shutil.copytree(path, tmp_path / path.name)
         record = json.loads((run / "config.json").read_text())
-        for _ in range(60):
+        for place in range(60):
             other, said = forged(record, rng)
             forge(run, other)
             opened += opens_or_is_one_line(lambda: used(run, data), said)  # noqa: B023
             opens_or_is_one_line(lambda: compare.open_runs([run]), said)  # noqa: B023
+            if place < 12:
+                again = shutil.copytree(run, tmp_path / f"{path.name}-{place}")
+                act = lambda: snfnp.resume(again, dataset=data, report=None)  # noqa: B023, E731
+                opens_or_is_one_line(act, said)
     assert 0 < opened < 120
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_run_with_a_forged_config_goes_on_or_is_one_line(seed, runs, tmp_path):
-    rng = np.random.default_rng(100 + seed)
-    for path, data in runs.items():
-        record = json.loads((path / "config.json").read_text())
-        for place in range(20):
-            run = shutil.copytree(path, tmp_path / f"{path.name}-{place}")
-            other, said = forged(record, rng)
-            forge(run, other)
-            act = lambda: snfnp.resume(run, dataset=data, report=None)  # noqa: B023, E731
-            opens_or_is_one_line(act, said)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from snfnp.beyond.jacobian_penalty import JacobianPenalty
 from snfnp.beyond.variational import Drawn, Noise, Variational
 from snfnp.context import BackwardContext, layer_key
 from snfnp.diagnostics import gradient_angles
-from snfnp.errors import UsageError
 from snfnp.gradcheck import GradientError, as_matrix, check_gradient
 from snfnp.layers import Linear
 from snfnp.maps import Conv2d, Dense
@@ -195,15 +193,6 @@ def test_recomputed_inputs_have_the_same_noise(ops):
         gradients.append(gradient_of(trainer, images))
     scale = np.abs(gradients[0]).max()
     assert 0 < np.abs(gradients[1] - gradients[0]).max() < 1e-11 * scale
-
-
-def test_a_resumed_run_keeps_its_sigma():
-    config = TrainConfig(**VARIATIONAL).resolve(100)
-    assert (config.objective, config.sigma, config.lam) == ("variational", 0.5, 2.0)
-    with pytest.raises(UsageError, match=r"sigma = 0\.5: it cannot be resumed with 0\.25"):
-        config.resumed({"sigma": 0.25}, Path("run"))
-    with pytest.raises(UsageError, match="`lam` only has an effect with"):
-        config.resumed({"lam": 3.0}, Path("run")).resolve(100)
 
 
 N, MU, LAM = 3, 0.6, 0.7
