@@ -68,9 +68,6 @@ def test_a_failed_write_keeps_the_old_checkpoint(saved, tmp_path, monkeypatch):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
 
 
-# ---------------------------------------------------------------- the whole file is under the sum
-
-
 def test_the_checksum_is_of_the_file_with_its_own_place_as_zeros(saved):
     """What another program can check."""
     _, _, content = saved
@@ -159,9 +156,6 @@ def test_a_valid_checksum_is_not_enough(saved, tmp_path, change):
         load_checkpoint(tmp_path / "c", layout)
 
 
-# ---------------------------------------------------------------- another run's files
-
-
 OTHERS = {"seed": 1, "batch_size": 10, "shuffle": False, "warmup_epochs": 2, "dtype": "float64"}
 OTHERS = {name: {name: value} for name, value in OTHERS.items()} | {"run": {"lr": 2e-3}}
 OTHERS["objective"] = {"objective": "forward"}
@@ -193,9 +187,6 @@ def test_an_impossible_record_is_refused(copy, change):
     save_checkpoint(copy / "last.safetensors", saved)
     with one_line(CheckpointError, match="the run's record in its header"):
         load_run(copy, "last")
-
-
-# ---------------------------------------------------------------- every file, every way
 
 
 def in_its_place(make):
@@ -286,9 +277,6 @@ def test_an_unreadable_file_is_one_line(copy, monkeypatch):
         monkeypatch.setattr(os, "open", refuse)
         with one_line(SnfnpError, match=f"{name} .*Permission denied"):
             run_training(copy, resume=True)
-
-
-# ---------------------------------------------------------------- what is lost, and not needed
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])

@@ -33,9 +33,6 @@ from snfnp.training.runs.load import load_run
 OPS = get_ops("numpy")
 
 
-# ---------------------------------------------------------------- the smallest second moment
-
-
 def correlated(rng, count, size, smallest, mean=0.0):
     """Gaussian rows with variances from `smallest` to 10 along random directions."""
     scales = np.geomspace(smallest, 10, size) ** 0.5
@@ -80,9 +77,6 @@ def test_too_few_images_have_none_and_nan_is_not_hidden():
     assert math.isnan(smallest(np.full((8, 3), np.nan)))
 
 
-# ---------------------------------------------------------------- the two gradients
-
-
 def test_the_ratio_by_its_definition():
     rng = np.random.default_rng(4)
     flow = Flow((5,), (("dense", Linear(Dense(5), SelfNormalizing())),))
@@ -106,9 +100,6 @@ def test_eq_31_holds_r_too():
     for name, own in without.items():
         assert pulled[name]["margin"] == pytest.approx(own["margin"] + 0.5, rel=1e-12)
         assert pulled[name]["gradient_ratio"] != own["gradient_ratio"]
-
-
-# ---------------------------------------------------------------- in a run
 
 
 def test_a_run_records_them_for_every_layer(tmp_path):
@@ -203,9 +194,6 @@ def test_a_figure_that_is_not_finite_stops_the_run_and_names_the_layer(monkeypat
         figures()
 
 
-# ---------------------------------------------------------------- warnings
-
-
 FAR = ("ρ = ‖I − RW‖₂ is at least 1", "derivations/23-monitors-and-certificates.md")
 UNSTABLE = (
     "λσ²_min is not above 1/8, where the update is stable, and ρ is at least 1/2",
@@ -281,9 +269,6 @@ def test_the_angle_by_its_definition():
 def test_without_learned_inverses_there_is_none():
     with pytest.raises(UsageError, match="no angle"):
         gradient_angles(*setting(rule=Exact()), lam=0.0)
-
-
-# ---------------------------------------------------------------- the angle of R
 
 
 def log_p_g(ops, flow, params, x):

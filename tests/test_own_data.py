@@ -184,9 +184,6 @@ def test_options_that_do_not_fit_are_one_line(options, problem, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ---------------------------------------------------------------- preprocessing and likelihood
-
-
 @pytest.mark.parametrize("way", ["scale", "standardise", "none"])
 def test_a_way_back_a_jacobian_and_its_terms(way, ops):
     images = way == "scale"
@@ -231,9 +228,6 @@ def test_glow_squeezes_as_far_as_an_image_halves(model, side, most):
     assert config.levels == min(PRESETS[model].size["levels"], most)
     assert config.build_flow(shape).layout.count > 0
     assert TrainConfig(model=model, levels=3).resolve(1000, shape).levels == 3
-
-
-# ---------------------------------------------------------------- runs
 
 
 @pytest.fixture(params=["rows.npy", "grey.npy"])

@@ -121,8 +121,6 @@ def assert_close(first, second):
         assert np.abs(one - other).max() <= TIGHT * np.abs(one).max()
 
 
-# ---------------------------------------------------------------- the numbers of one process
-
 MODELS = {
     "fc whitened": ["--model", "fc", "--coordinates", "white", "--clip-norm", "5"],
     # Adam divides a gradient by its size, or by 1e-8 where it is smaller: where the terms of one
@@ -147,9 +145,6 @@ def test_the_numbers_do_not_depend_on_how_many_processes_there_are(tmp_path, alo
     for one, two, again in paths:
         assert_close(one, two)
         assert_same_run(two, again)
-
-
-# ---------------------------------------------------------------- how all of them end
 
 
 def pids(folder, size):
@@ -281,8 +276,6 @@ def test_a_signal_before_the_ranks_know_each_other_ends_them():
     assert processes.finish(processes.start(2, ["-c", AT_START]), LIMIT)[0] != 0
 
 
-# ---------------------------------------------------------------- wrong use, one line each
-
 WRONG = {
     "--nonsense": "unrecognized arguments: --nonsense",
     "--batch-size 1": "is not a multiple of 2 processes",
@@ -320,8 +313,6 @@ def test_far_too_many_ranks_end_before_mpi_and_one_of_them_says_why(tmp_path):
     assert first.stderr.startswith(said) and first.stderr.count("\n") == 1
     assert not (first.stdout + last.stdout + last.stderr) and not (tmp_path / "run").exists()
 
-
-# ---------------------------------------------------------------- --processes
 
 FEW = "is not a multiple of 999999 processes: give a multiple"
 TOO_MANY = [

@@ -65,9 +65,6 @@ def diverge(monkeypatch, step=1, gradient="exact"):
     at_step(monkeypatch, step, spoil)
 
 
-# ---------------------------------------------------------------- what is done
-
-
 @pytest.mark.slow
 def test_all_makes_every_table_and_picture_of_results_json_alone(everything):
     folder, tables = everything
@@ -146,9 +143,6 @@ def test_a_row_can_be_trained_longer_with_evaluations_here_and_there(command, tm
     (tmp_path / "runs/fc-snf-seed-0/summary.json").unlink()  # made again
     again = command("table1", "--rows", "fc-snf")  # what is longer stays, other rows as well
     assert [row["epochs: ours / paper"] for row in rows_of(again)] == ["5 / 6,000", "1 / 1,000"]
-
-
-# ---------------------------------------------------------------- what is shown
 
 
 def write_metrics(run, nlls, **layer):
@@ -276,9 +270,6 @@ def test_a_diverged_run_has_no_curve_and_the_others_are_shown(command, monkeypat
     assert "Picture" not in shown and not picture.exists()
 
 
-# ---------------------------------------------------------------- bad input
-
-
 BAD_INPUT = """
 table9                    there is no table9: choose from table1, table2
 table4 --seeds -1         --seeds must be different whole numbers
@@ -345,9 +336,6 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_trained(command, mon
     with pytest.raises(UsageError, match="holds stray: choose another folder .`runs`.") as caught:
         command(*row)
     assert "`out`" not in str(caught.value)
-
-
-# ---------------------------------------------------------------- how it was made
 
 
 def test_a_commit_is_marked_if_files_differ_from_it(tmp_path, monkeypatch):

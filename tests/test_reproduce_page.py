@@ -207,8 +207,6 @@ def test_what_belongs_on_no_page_is_refused(folder, records, targets, said):
     assert not list((folder / "derivations").rglob("*.*"))
 
 
-# ---------------------------------------------------------------- two records of a target
-
 RUN = {"seed": 0, "epochs": 30, "value": 1.0}
 DIVERGED = {"seed": 2, "epochs": 5, "asked": 30, "diverged_at": 7}
 

@@ -26,9 +26,6 @@ from snfnp.training.runs.folder import RunFolder
 from snfnp.training.runs.load import load_run
 from snfnp.training.trainer import Trainer
 
-# ---------------------------------------------------------------- starts
-
-
 NO_START = [
     (("--epochs", 0), "`epochs` is 0"),
     (("--model", "glow"), "."),  # 5×5 images cannot be squeezed
@@ -86,9 +83,6 @@ def test_one_command_starts_goes_on_and_reports_the_end(snfnp_train, tmp_path, m
     assert state(tmp_path / "run").step == 20
     snfnp_train(*START, "--epochs", 4, "--out", tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-# ---------------------------------------------------------------- signals and kills
 
 
 @pytest.fixture
@@ -160,9 +154,6 @@ def test_time_spent_on_checkpoints_is_not_training_time(tmp_path, monkeypatch):
     around(monkeypatch, checkpointer, "save_checkpoint", lambda *_: time.sleep(0.1))
     run, _ = run_training(tmp_path / "run", epochs=1, checkpoint_every="1")
     assert run.read_metrics()[0]["seconds"] < 0.2
-
-
-# ---------------------------------------------------------------- changed, and back to the best
 
 
 def test_a_resumed_run_may_change_how_it_is_trained(snfnp_train, tmp_path, capsys):

@@ -24,9 +24,6 @@ ROWS = RNG.normal((5.0, -3e4), (0.1, 4e3), (200, 2))
 GREY = RNG.integers(0, 256, (60, 4, 6)).astype(np.uint8)
 
 
-# ---------------------------------------------------------------- files that change
-
-
 @pytest.fixture
 def large(monkeypatch):
     """Every file is one that is not read at once."""
@@ -101,9 +98,6 @@ def test_samples_are_read_as_numpy_reads_them(dtype, order, tmp_path):
         np.testing.assert_array_equal(found.with_channels()[5:7], array[5:7, ..., np.newaxis])
 
 
-# ---------------------------------------------------------------- no files, files without end
-
-
 def fifo(path):
     os.mkfifo(path)
 
@@ -142,9 +136,6 @@ def test_a_folder_without_end_and_of_other_disks_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     with one_line(UsageError, tmp_path, "has no images"):
         snfnp.load_dataset(str(tmp_path))
-
-
-# ---------------------------------------------------------------- archives
 
 
 def archive(path, members, method=zipfile.ZIP_DEFLATED):
@@ -264,9 +255,6 @@ def test_an_archive_is_read_by_name_and_size_before_by_content(tmp_path, monkeyp
     monkeypatch.setattr(user_data, "_memory", lambda: 1000)
     with one_line(UsageError, path, "its arrays take 3,328 bytes, and this machine has 1,000"):
         snfnp.load_dataset(str(path))
-
-
-# ---------------------------------------------------------------- folders of images
 
 
 def picture(path, array=GREY[0], **how):

@@ -41,9 +41,6 @@ def python(*arguments, **settings):
     return subprocess.run(command, env={**kept, "SNFNP_OFFLINE": "1", **variables}, **settings)
 
 
-# ---------------------------------------------------------------- characters
-
-
 @pytest.fixture
 def said(monkeypatch):
     """What a command's work prints, on both outputs, where they have this encoding."""
@@ -88,9 +85,6 @@ def test_every_line_is_in_a_log_file_at_once(monkeypatch, tmp_path):
         patched.setattr(sys, "stdout", log)
         assert terminal.run(lambda: found.append((print("a line"), path.read_text())[1])) == 0
         assert found == ["a line\n"] and not log.line_buffering
-
-
-# ---------------------------------------------------------------- pipes and disks
 
 
 def into(output, *arguments, **settings):
@@ -139,8 +133,6 @@ def test_an_error_of_the_program_itself_keeps_its_traceback():
     with pytest.raises(FileNotFoundError, match="/no/such/file"):
         run_script(lambda argv: Path("/no/such/file").read_text())
 
-
-# ---------------------------------------------------------------- Ctrl-C
 
 AT_IMPORT = """
 import os, signal, sys

@@ -41,8 +41,6 @@ OPS = get_ops("numpy")
 SIDE, BATCH = 4, 10
 CHOICES = {"lr": 3e-3, "warmup_epochs": 0, "dtype": "float64", "batch_size": BATCH, "threads": 1}
 
-# ---------------------------------------------------------------- in memory
-
 
 def loop_of(nlls, callbacks=(), **how):
     """A loop whose evaluations give these likelihoods, at the start first; and its records."""
@@ -91,9 +89,6 @@ def test_a_step_that_fails_leaves_the_best_before():
     with np.errstate(invalid="ignore"), pytest.raises(DivergedError, match="at step 4: .* dense2"):
         loop.run()
     assert loop.best.step == 2
-
-
-# ---------------------------------------------------------------- which epoch, which images
 
 
 def dataset(*splits):
@@ -147,9 +142,6 @@ def test_the_last_epoch_is_always_evaluated(tmp_path, epochs, every, expected):
     best = min(records, key=lambda record: record["validation_nll_nats"])
     assert summary["best_epoch"] == best["epoch"]
     assert state(run.path).step == 4 * epochs
-
-
-# ---------------------------------------------------------------- in which order, with which noise
 
 
 def orders(folder, monkeypatch, epochs=3, **changes):
@@ -239,9 +231,6 @@ def test_the_ledger_is_in_nats_and_in_bits_per_dimension(disagreeing, monkeypatc
         assert float(in_nats) == pytest.approx(nats[name], abs=6e-4)
         assert float(in_bits) == pytest.approx(nats[name] / (16 * 0.6931471805599453), abs=6e-5)
     assert f"NLL {expected.nll:.3f} nats = {expected.nll / 11.090354888959125:.4f} bits/dim" in out
-
-
-# ---------------------------------------------------------------- runs, and how they go on
 
 
 @pytest.mark.parametrize("gradient", ["self-normalizing", "exact", "relative"])
@@ -364,9 +353,6 @@ def test_a_nan_in_a_gradient_names_the_parameter(tmp_path, monkeypatch, clip_nor
     poison(monkeypatch, 3, "dense1", "R", np.inf)  # R is not in the forward pass
     with pytest.raises(DivergedError, match=r"step 4: the gradient of dense1\.[WR] is not finite"):
         run_training(tmp_path / "run", clip_norm=clip_norm)
-
-
-# ---------------------------------------------------------------- configuration and folders
 
 
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "thesis.tex"])

@@ -190,9 +190,6 @@ def test_a_header_and_an_estimator_s_file_make_nothing_run(run, strange, tmp_pat
     assert not strange.exists()
 
 
-# ---------------------------------------------------------------- code that changes
-
-
 def fitted(path, flow):
     return snfnp.fit(DATA, flow=flow, out=path, **QUICK)
 

@@ -33,9 +33,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-# ---------------------------------------------------------------- expectations, exactly
-
-
 class EveryDirection(Variational):
     """P = D vectors ν = √D e_i: of second moments they have the mean that Gaussian ones have, and
     with both signs of every one so do the samples' gradients, which are quadratic in ε."""
@@ -72,9 +69,6 @@ def test_a_linear_map_has_lambda_and_one_more_term(ops, rng):
     for name, gradient in expected.items():
         scale = np.abs(gradient).max()
         np.testing.assert_allclose(found[name], gradient, rtol=0, atol=1e-13 * scale)
-
-
-# ---------------------------------------------------------------- gradients
 
 
 def test_noise_does_not_widen_single_precision(ops):
@@ -144,9 +138,6 @@ def test_a_flow_with_exact_inverses_ascends_the_bound(ops, rng):
     check_gradient(lambda v: plain_bound(ops, params, v), x, dx, rng=rng, rtol=RTOL)
 
 
-# ---------------------------------------------------------------- options
-
-
 def test_lambda_follows_from_sigma():
     given = TrainConfig(objective="variational", sigma=0.1).resolve(1000)
     assert given.lam == pytest.approx(50, rel=1e-15) and given.noise_vectors == 8
@@ -156,8 +147,6 @@ def test_lambda_follows_from_sigma():
             pytest.approx(lam, rel=1e-15)
         )
 
-
-# ---------------------------------------------------------------- steps and runs
 
 VARIATIONAL = {"objective": "variational", "sigma": 0.5}
 noisy_trainer = partial(make_trainer, **VARIATIONAL)
@@ -264,9 +253,6 @@ def test_its_expectation_is_the_distance_from_the_identity(ops, rng, all_signs, 
             check_gradient(ascends, p[name], 1.01 * added, rng=rng)
 
 
-# ---------------------------------------------------------------- products, numbers, memory
-
-
 def test_probes_are_the_same_on_every_backend_and_others_in_every_layer_and_step():
     """Whatever part of the batch a key is for."""
     drawn = []
@@ -291,9 +277,6 @@ def test_the_angle_is_the_likelihoods_alone(rng):
     for plain, penalised in zip(*found, strict=True):
         assert (plain.angle, plain.likelihood) == (penalised.angle, penalised.likelihood)
         assert plain.reconstruction == 0.0 < penalised.reconstruction
-
-
-# ---------------------------------------------------------------- options, runs
 
 
 def test_off_by_default_it_is_the_plain_rule():
