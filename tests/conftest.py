@@ -27,12 +27,12 @@ SLOW = (
     *("test_method.py::test_a_figure_is_drawn", "test_method.py::test_a_notebook"),
     *("test_flow.py::test_a_convolutional_step", "test_recompute.py::test_depth_costs"),
     *("test_cupy_device.py::test_gpu_code", "test_own_data.py::test_a_large_file"),
-    "test_versions.py::test_what_is_missing",
+    "test_architecture.py::test_what_is_missing",
 )
 
 # Files that compile most kernels. They come first: one of several processes has them all.
-FIRST = "actnorm benchmarks certificates contraction control conv conv_exponential "
-FIRST += "coupling density emerging flow gradcheck_linear layers method monitors ops "
+FIRST = "actnorm benchmarks block_tridiagonal certificates control conv conv_exponential "
+FIRST += "coupling density flow gradcheck_linear layers method monitors ops "
 COMPILING = {f"test_{name}.py" for name in (FIRST + "properties recompute spline").split()}
 
 

@@ -67,20 +67,6 @@ def test_parameter_shapes_are_those_of_the_initial_parameters():
             assert list(found.items()) == [(name, value.shape) for name, value in named.items()]
 
 
-def test_images_are_encoded_and_decoded_by_the_preprocessing(ops):
-    flow = split_flow()
-    images = np.random.default_rng(5).integers(0, 256, (N, 4, 4, 2)).astype(np.uint8)
-    key = RandomKey(1, 2, 3)
-    for given in (images, images.astype(np.int64)):
-        x, ldj = flow.encode(ops, given, key, np.float64)
-        expected = flow.preprocess.forward(ops, images, key, np.float64)
-        for found, value in zip((x, ldj), expected, strict=True):
-            np.testing.assert_array_equal(found, value)
-        assert x.shape == (N, *flow.shape) and ldj.shape == (N,)
-        np.testing.assert_array_equal(flow.decode(ops, x), images)
-    assert flow.encode(ops, images, key, np.float32)[0].dtype == np.float32
-
-
 def split_flow():
     """Two splits: latents of (2, 2, 4), (1, 1, 8) and (1, 1, 8) values."""
     return Flow(

@@ -329,15 +329,6 @@ def test_preprocess_in_single_precision(preprocess, ops):
         np.testing.assert_allclose(found, expected, rtol=np.finfo(np.float32).eps)
 
 
-def test_preprocess_takes_its_noise_from_the_key(preprocess, ops):
-    images = some_images(preprocess)
-    first, _ = preprocess.forward(ops, images, KEY, np.float64)
-    again, _ = preprocess.forward(ops, images, KEY, np.float64)
-    other, _ = preprocess.forward(ops, images, KEY._replace(step=3), np.float64)
-    np.testing.assert_array_equal(first, again)
-    assert not np.any(first == other)
-
-
 def test_rows_on_a_lattice_get_noise_of_a_step_and_come_back(ops):
     """The column without a step gets none; u is centred, and one step wide."""
     rng = np.random.default_rng(0)
