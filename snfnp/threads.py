@@ -1,33 +1,25 @@
 """The threads of two pools on the same cores: OpenBLAS for products, Numba for everything else.
 
 By default idle threads of both pools spin, each on cores that the other needs, and a step takes
-several times as long. The package lets idle OpenBLAS threads sleep at once, and OpenMP threads
-after a short spin: waking a thread takes about as long as a small kernel, of which a convolutional
-step runs more than a hundred. Only GNU OpenMP, Numba's on Linux, has a configurable spin; other
-layers sleep at once. Settings in the environment take precedence, and every run records those in
-force. Derivation: derivations/25-many-cores.md.
-
-A process has a thread per core, or per core of its container's quota. On a busy machine a single
-thread may be faster, and `choose` measures it. A run records the number, on which the rounding of
-BLAS depends.
+several times as long. The package lets idle OpenBLAS threads sleep at once, and those of GNU OpenMP
+(Numba's on Linux) after a short spin: waking a thread takes about as long as a small kernel. Other
+threading layers sleep at once. A process has a thread per core, or per core of its container's
+quota. Settings in the environment take precedence, and every run records those in force, since the
+rounding of BLAS depends on the number of threads. Derivation: derivations/25-many-cores.md.
 """
 
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
-_OMP_WAIT = "OMP_WAIT_POLICY"
-_GOMP_SPIN = "GOMP_SPINCOUNT"
+_OMP_WAIT, _GOMP_SPIN = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _SPINS = "5000"  # iterations, a few tenths of a millisecond at most
 _NUMBERS = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-MIN_SPEEDUP = 1.5  # with which one thread is chosen, although BLAS then rounds differently
-_TRIALS, _TRIAL_SECONDS = 6, 2.0  # at most, of `choose`
 _in_force = {"blas_timeout_in_time": True}
 
 
@@ -40,12 +32,9 @@ def configure_blas() -> None:
 
 
 def configure_numba() -> None:
-    """Choose a threading layer whose idle threads soon sleep, before the first kernel runs.
-
-    Passive OpenMP if it is installed and no OpenMP library is loaded yet, which would have read
-    its settings already; else the work queue. A waiting policy in the environment is kept, and no
-    spin is added to it.
-    """
+    """Choose a threading layer whose idle threads soon sleep, before the first kernel runs: passive
+    OpenMP if it is installed and no OpenMP library has read its settings yet, else the work queue.
+    A waiting policy in the environment is kept, and no spin is added to it."""
     if "NUMBA_THREADING_LAYER" in os.environ:
         return
     import numba
@@ -55,18 +44,13 @@ def configure_numba() -> None:
     if _OMP_WAIT not in os.environ and sys.platform == "linux":
         os.environ.setdefault(_GOMP_SPIN, _SPINS)
     os.environ.setdefault(_OMP_WAIT, "passive")
-    passive = not loaded and os.environ[_OMP_WAIT].lower() == "passive" and _has_openmp()
     config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
-    config.THREADING_LAYER = "omp" if passive else "workqueue"
+    config.THREADING_LAYER = "workqueue"
+    if not loaded and os.environ[_OMP_WAIT].lower() == "passive":
+        with suppress(ImportError):  # this build or the system has no OpenMP
+            import numba.np.ufunc.omppool
 
-
-def _has_openmp() -> bool:
-    """True if this build of Numba has an OpenMP layer and the system has its library."""
-    try:
-        import numba.np.ufunc.omppool  # noqa: F401
-    except ImportError:
-        return False
-    return True
+            config.THREADING_LAYER = "omp"
 
 
 def cores() -> frozenset[int]:
@@ -104,7 +88,7 @@ def _limit(group: Path) -> float:
 def share_cores(processes: int = 1) -> None:
     """Let BLAS and Numba have at most as many threads as there are cores for each of so many
     processes. A single process keeps the numbers that the environment sets."""
-    if processes > 1 or not _stated():
+    if processes > 1 or not any(name in os.environ for name in _NUMBERS):
         limit(max(1, int(min(len(cores()), quota())) // processes))
 
 
@@ -130,48 +114,15 @@ def restored() -> Iterator[None]:
             put(count)
 
 
-def choose(work: Callable[[], None]) -> str:
-    """Use one thread if `work` is clearly faster with it, and return a line that says so, or "".
-
-    Skipped with one thread, or if the environment sets a number. The two alternate, so that the
-    load of other programs slows down both.
-    """
-    count = most()
-    if count == 1 or _stated():
-        return ""
-    seconds, begun = {count: 0.0, 1: 0.0}, time.perf_counter()
-    for _ in range(_TRIALS):
-        for threads in seconds:
-            with restored():
-                limit(threads)
-                start = time.perf_counter()
-                work()
-                seconds[threads] += time.perf_counter() - start
-        if time.perf_counter() - begun > _TRIAL_SECONDS:
-            break
-    ratio = seconds[count] / max(seconds[1], 1e-9)  # a clock may stand still
-    if ratio <= MIN_SPEEDUP:
-        return ""
-    limit(1)
-    return f"one thread: {count} take {ratio:.1f} times as long on this busy machine"
-
-
 def _pools() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
     """The functions that get and set the number of threads of each pool that is loaded."""
-    pools = [(pool.get_num_threads, pool.set_num_threads) for pool in _blas()]
+    import threadpoolctl
+
+    blas = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    pools = [(pool.get_num_threads, pool.set_num_threads) for pool in blas]
     if numba := sys.modules.get("numba"):
         pools.append((numba.get_num_threads, numba.set_num_threads))
     return pools
-
-
-def _stated() -> bool:
-    return any(name in os.environ for name in _NUMBERS)
-
-
-def _blas() -> list:
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def describe() -> dict:

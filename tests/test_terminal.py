@@ -315,7 +315,7 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path):
 def test_a_warm_up_leaves_no_trace(tmp_path, monkeypatch, changes):
     changes = {"backend": "numba"} | changes
     run_training(tmp_path / "warm", **changes)
-    monkeypatch.setattr(HostDevice, "prepare", lambda device, work, choose: "")
+    monkeypatch.setattr(HostDevice, "prepare", lambda device, work: None)
     run_training(tmp_path / "not", **changes)
     assert_same_run(tmp_path / "warm", tmp_path / "not")
 

@@ -71,12 +71,10 @@ class HostDevice:
         """
         return function
 
-    def prepare(self, work: Callable[[], None], choose: bool = True) -> str:
-        """Call work() until everything in it is compiled and, to choose, to time it with one thread
-        and with all (`threads.choose`); a line on that choice, or ""."""
+    def prepare(self, work: Callable[[], None]) -> None:
+        """Call work() until everything in it is compiled, or recorded."""
         if self.compiles:
             work()
-        return threads.choose(work) if choose else ""
 
     @property
     def threads(self) -> int | None:

@@ -159,16 +159,13 @@ class RunLoop(Loop):
         self.append: Callable[[dict], None] = silent
         self._requests, self.latest = 0, None
 
-    def warm_up(self, choose: bool) -> str:
-        """Let everything be compiled and recorded before a clock runs, and threads be chosen: a
-        step and an evaluation whose results are dropped. A line on that choice, or ""."""
-        trainer, line = self.trainer, ""
-        if trainer.step < self.steps:
+    def warm_up(self) -> None:
+        """Let everything be compiled and recorded before a clock runs: a step and an evaluation
+        whose results are dropped."""
+        if self.trainer.step < self.steps:
             with suppress(SnfnpError):  # it will come again
-                alone, prepare = choose and trainer.world.size == 1, trainer.ops.device.prepare
-                line = trainer.warm_up(self.batches, lambda step: prepare(step, alone))
+                self.trainer.warm_up(self.batches, self.trainer.ops.device.prepare)
                 self.evaluator.warm_up(self.dataset.validation)
-        return line
 
     def run(self) -> bool:
         self.progress = ProgressLine(self, self.report)
@@ -319,12 +316,10 @@ def train_session(
             if resume:
                 loop.checkpoints.resume(resume == "best", report)
             report(_introduction(config, trainer, dataset, run))
-            chosen = loop.warm_up(choose=not resume and config.threads is None)
+            loop.warm_up()
             if not resume:
                 known = replace(config, threads=ops.device.threads)
                 loop.checkpoints.start(describe_run(known, flow, dataset, ops, world.size))
-        if chosen:
-            report(chosen)
         try:
             metrics = nullcontext(run.append_metrics if first else silent)
             if first and config.tensorboard:

@@ -211,14 +211,13 @@ class Trainer:
         for buffer in buffers if self.world.size > 1 else ():
             buffer[...] = self.ops.asarray(self.world.broadcast(self.ops.to_host(buffer)))
 
-    def warm_up(self, batches, prepare: Callable):
-        """prepare(step), where step() takes the next step, again and again; what steps change is
-        then restored."""
+    def warm_up(self, batches, prepare: Callable) -> None:
+        """Compile and record a step by prepare(step), and restore everything that it changes."""
         arrays = (self.p, self.m, self.v, self.state, self.log.array)
         kept = [array.copy() for array in arrays]
         try:
             self.renew(batches)
-            return prepare(lambda: self._take(batches))
+            prepare(lambda: self._take(batches))
         finally:
             for array, values in zip(arrays, kept, strict=True):
                 array[...] = values

@@ -74,11 +74,10 @@ class Gpu:
         finally:
             self.launch.begins = self.launch.ends = None
 
-    def prepare(self, work: Callable[[], None], choose: bool = True) -> str:
+    def prepare(self, work: Callable[[], None]) -> None:
         for _ in range(CALLS_UNTIL_RECORDED):
             work()
         self.synchronise()
-        return ""
 
     @property
     def threads(self) -> int | None:
