@@ -1,10 +1,7 @@
-"""Checking a layer against its contract (`snfnp.layers.Layer`) at random points, on any backend.
-
-Derivation: derivations/04-dense.md.
-"""
+"""Checking a layer against its contract at random points (derivations/04-dense.md)."""
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -33,7 +30,6 @@ class Report:
         return "\n".join(f"{name:<{width}}  {error:.1e}" for name, error in self.errors.items())
 
 
-@dataclass
 class Case:
     """A layer at random points x and parameters, with random covectors c of its outputs (z, and the
     latent if one splits off) and a of ldj, in double precision on the host.
@@ -42,34 +38,33 @@ class Case:
     those of `check_layer`; noise: the scale of what is added to the initial parameters.
     """
 
-    layer: Any
-    shape: tuple[int, ...]
-    _: KW_ONLY
-    ops: Any = None
-    batch: int = 3
-    seed: int = 0
-    rtol: Any = None
-    x: Any = None
-    params: Any = None
-    lam: float = 0.7
-    dtype: Any = np.float64
-    noise: float = 0.1
-    report: Report = field(default_factory=Report)
-
-    def __post_init__(self):
-        layer = self.layer
+    def __init__(
+        self,
+        layer: Any,
+        shape,
+        *,
+        ops: Any = None,
+        batch=3,
+        seed=0,
+        dtype: Any = np.float64,
+        rtol: float | None = None,
+        x: Any = None,
+        params: Any = None,
+        lam=0.7,
+        noise=0.1,
+    ):
         if not isinstance(layer, Layer):
             raise UsageError(f"{str(layer)[:60]} is no layer: give an instance of a snfnp.Layer")
-        if not isinstance(self.shape, (tuple, list)):
-            raise UsageError(f"shape is {self.shape!r}: give one sample's, as (6,) or (8, 8, 3)")
-        self.shape = tuple(self.shape)
-        self.ops = self.ops or get_ops("numpy")
-        self.rtol = differences.tolerance(self.dtype) if self.rtol is None else self.rtol
-        self.rng = rng = np.random.default_rng(self.seed)
-        self.x = rng.standard_normal((self.batch, *self.shape)) if self.x is None else self.x
+        if not isinstance(shape, (tuple, list)):
+            raise UsageError(f"shape is {shape!r}: give one sample's, as (6,) or (8, 8, 3)")
+        self.layer, self.shape, self.ops = layer, tuple(shape), ops or get_ops("numpy")
+        self.dtype, self.lam, self.report = dtype, lam, Report()
+        self.rtol = differences.tolerance(dtype) if rtol is None else rtol
+        self.rng = rng = np.random.default_rng(seed)
+        self.x = rng.standard_normal((batch, *self.shape)) if x is None else x
         self.initial = layer.init(rng, self.shape)
-        self.params = self.params or {
-            name: value + self.noise * rng.standard_normal(value.shape)
+        self.params = params or {
+            name: value + noise * rng.standard_normal(value.shape)
             for name, value in self.initial.items()
         }
         self.learned = () if isinstance(layer, Whiten) else tuple(self.params)  # have gradients
@@ -232,6 +227,10 @@ class Settings(TypedDict, total=False):
         seed: of the random numbers; default 0.
         dtype: in which gradients are computed; default float64, as differences always are.
         rtol: the largest relative error; default 1e-8, or 2e-5 in float32.
+        x: the points (N, *shape), on the host, away from kinks; default: standard normal.
+        params: {name: host array}; default: those of `init` with noise, since a special point may
+            hide an error.
+        lam: λ of a layer that learns its inverse; default 0.7.
     """
 
     ops: Ops | None
@@ -239,18 +238,6 @@ class Settings(TypedDict, total=False):
     seed: int
     dtype: Any
     rtol: float | None
-
-
-class LayerSettings(Settings, total=False):
-    """Optional keywords of `check_layer`.
-
-    Attributes:
-        x: the points (N, *shape), on the host, away from kinks; default: standard normal.
-        params: {name: host array}; default: those of `init` with noise, since a special point may
-            hide an error.
-        lam: λ of a layer that learns its inverse; default 0.7.
-    """
-
     x: np.ndarray | None
     params: dict[str, np.ndarray] | None
     lam: float
@@ -261,7 +248,7 @@ def check_layer(
     shape: tuple[int, ...],
     *,
     scalar: Callable | None = None,
-    **settings: Unpack[LayerSettings],
+    **settings: Unpack[Settings],
 ) -> Report:
     """Check a layer against its contract on random points and parameters, in O(D) forward passes.
 
@@ -279,7 +266,7 @@ def check_layer(
         shape: one sample's, with few values.
         scalar: makes the scalar of a rule of your own from the arguments of
             `stop_gradient_objective`, the default (derivations/28-write-your-own-rule.md).
-        **settings: see `LayerSettings`.
+        **settings: see `Settings`.
 
     Returns:
         The relative error of each check, and the smallest error of its negative controls.

@@ -1,7 +1,4 @@
-"""Smooth leaky ReLU, the activation of the fully connected flow (Gresele et al. 2020).
-
-Derivation: derivations/05-smooth-leaky-relu.md.
-"""
+"""Smooth leaky ReLU (Gresele et al. 2020). Derivation: derivations/05-smooth-leaky-relu.md."""
 
 from dataclasses import dataclass
 
@@ -24,7 +21,7 @@ class SmoothLeakyReLU(Parameterless):
             raise UsageError(f"alpha of a smooth leaky ReLU is {self.alpha}: it must be in (0, 1)")
 
     def forward(self, ops, p, x):
-        """x (N, ...) -> f(x), ldj (N,) = Σ log f'(x): the Σ_k(x) terms of Eq. 7."""
+        """f(x), and ldj (N,) = Σ log f'(x): the Σ_k(x) terms of Eq. 7."""
         y, ldj, sigma = ops.activation.smooth_leaky_relu(x, self.alpha)
         return y, ldj, {"sigma": sigma}
 

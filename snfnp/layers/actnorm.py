@@ -1,7 +1,4 @@
-"""Actnorm: one shift and one scale per channel, from the first batch on (Kingma & Dhariwal 2018).
-
-Derivation: derivations/13-actnorm-and-1x1.md.
-"""
+"""Actnorm (Kingma & Dhariwal 2018). Derivation: derivations/13-actnorm-and-1x1.md."""
 
 from dataclasses import dataclass
 
@@ -17,9 +14,8 @@ _CONSTANT = 16  # times eps: a channel whose std / root mean square is no more i
 class ActNorm(Layer):
     """z = (x − t) e^{−s} with one t and one s per channel, the last axis. O(N D).
 
-    Parameters: t, s (C,), initially 0; `init_from_data` returns those that give a batch mean 0 and
-    variance 1. The log-determinant, −H W Σ s for images, is the same for every sample and costs
-    nothing, so `forward` returns it as ldj.
+    Parameters: t, s (C,), initially 0; `init_from_data` gives a batch mean 0 and variance 1. The
+    log-determinant costs nothing, so `forward` returns it as ldj.
     """
 
     cheap_exact_inverse = True
@@ -33,9 +29,8 @@ class ActNorm(Layer):
     def init_from_data(self, ops, p, x) -> dict:
         """Parameters for the batch x (N, ..., C): t = mean, s = log(std + 1e-8) per channel.
 
-        A channel whose std is at the level of rounding (16 eps of its root mean square or less)
-        keeps s = 0: 1/std would turn its rounding errors, and any later input, into the largest
-        values of the flow. NaN stays NaN. Computed in float64, returned in p's dtype.
+        A channel whose std is rounding (16 eps of its root mean square or less) keeps s = 0: 1/std
+        would turn its rounding errors, and any later input, into the largest values of the flow.
         """
         xp = ops.xp
         rows = x.reshape(-1, x.shape[-1]).astype(xp.float64)
@@ -47,7 +42,7 @@ class ActNorm(Layer):
         return {"t": mean.astype(p["t"].dtype), "s": s.astype(p["s"].dtype)}
 
     def forward(self, ops, p, x):
-        """x (N, ..., C) -> z, ldj (N,) = −H W Σ s."""
+        """z, and ldj (N,) = −H W Σ s for images."""
         z, ldj = ops.channels.actnorm(x, p["t"], p["s"])
         return z, ldj, {"z": z}
 

@@ -1,7 +1,4 @@
-"""The contract of a layer: every member, its default, and the rules that backends rely on.
-
-Derivation: derivations/16-write-your-own-layer.md.
-"""
+"""The contract of a layer. Derivation: derivations/16-write-your-own-layer.md."""
 
 from typing import Any, ClassVar
 
@@ -17,36 +14,32 @@ Params = dict[str, Array]  # one layer's parameters by name
 class Layer:
     """An invertible map of one sample's values, with every gradient written by hand.
 
-    A layer is a frozen dataclass of settings. Parameters come in, caches and gradients go out; a
-    layer stores neither. Five members are required (`parameter_shapes`, `init`, `forward`,
-    `inverse`, `backward`); the others have defaults for a layer that keeps the shape, learns no
-    inverse and treats every sample on its own. `derivations/16-write-your-own-layer.md` shows how
-    to write one; check it with `snfnp.gradcheck.check_layer`.
+    A layer is a frozen dataclass of settings; it stores no parameters, caches or gradients. Five
+    members are required (`parameter_shapes`, `init`, `forward`, `inverse`, `backward`); the others
+    have defaults for a layer that keeps the shape, learns no inverse and treats every sample on its
+    own. `snfnp.gradcheck.check_layer` checks one.
 
-    In every signature `ops` is the backend (`snfnp.ops.Ops`), `p` a dict of this layer's
-    parameters, x and z (N, ...) are batches of inputs and outputs, and `shape` is one sample's,
-    without N. Gradients are of the objective that training ascends (Eq. 3): dz contains its 1/N,
-    and layers sum over samples.
+    In every signature `ops` is the backend, `p` this layer's parameters by name, x and z (N, ...)
+    are batches of inputs and outputs, and `shape` is one sample's. Gradients are of the objective
+    that training ascends (Eq. 3): dz contains its 1/N, and layers sum over samples.
 
-    Rules, so that the same code runs on every backend and inside a recorded training step:
+    The same code runs on every backend and inside a recorded training step, if
 
     * arrays are used through their operators and methods, `ops.xp` (the array namespace) and the
-      groups of ops. Matrix products go through `ops.linalg.matmul`, never `@`, which a recorded
-      graph of a GPU cannot hold.
-    * nothing in `forward` and `backward` reads a value back to the host: no `float()`, `bool()`,
-      `if` or iteration on arrays. Numbers that depend on shapes alone stay on the host.
-    * results have the dtype of x: constants are Python numbers, which do not widen float32.
-    * `forward` changes none of its arguments. `backward` must overwrite neither dz nor the cache
-      (another layer may hold the same array); it writes every element of the arrays in `grads`,
-      and never puts another array in their place. Gradients of weights may be computed
-      concurrently with the pass (`ops.run_async`): they are complete at its end, not before.
-    * NaN in a parameter or an input ends up in the outputs: it is never zeroed or skipped.
+      groups of ops; matrix products through `ops.linalg.matmul`, never `@`, which no graph of a
+      GPU can record;
+    * `forward` and `backward` read no value back to the host: no `float()`, `bool()`, `if` or
+      iteration on arrays;
+    * results have the dtype of x: constants are Python numbers, which do not widen float32;
+    * `forward` changes no argument, and `backward` neither dz nor the cache (another layer may hold
+      the same array). It writes every element of the arrays in `grads`. Gradients of weights may be
+      computed concurrently (`ops.run_async`): they are complete at the end of the pass;
+    * a NaN in a parameter or an input reaches the outputs.
     """
 
-    # Whether R, a learned inverse, is among the parameters. The gradients of W and R are then the
-    # rule's (see `snfnp.rules`): the exact ones at R = W⁻¹, approximations elsewhere.
+    # Whether R, a learned inverse, is among the parameters: see `snfnp.rules`.
     learns_inverse: ClassVar[bool] = False
-    # Whether `inverse` exists. False for a linear layer that learned none and would have to solve.
+    # False for a linear layer without R, whose inverse would be a solve.
     has_inverse: ClassVar[bool] = True
     # Whether `inverse` is exact to rounding and costs about as much as `forward`: the backward
     # pass may then recompute x from z instead of keeping it.
@@ -69,10 +62,10 @@ class Layer:
         return shape
 
     def latent_shape(self, shape: Shape) -> Shape | None:
-        """The shape of the part of z that leaves the flow at this layer; None: nothing does.
+        """The shape of the part of z that leaves the flow at this layer, or None.
 
-        If it is not None (`SplitPrior`), the cache holds that part as "latent", and `inverse`
-        takes it, `backward` its gradient, as one more argument, the last.
+        The cache then holds that part as "latent", and `inverse` takes it, `backward` its gradient,
+        as the last argument.
         """
         return None
 
@@ -80,8 +73,8 @@ class Layer:
         """Map x to z.
 
         Returns:
-            z; the log|det ∂z/∂x| that depends on the data, (N,) in nats, or 0; and the cache, which
-            holds what `backward` needs.
+            z; the log|det ∂z/∂x| that depends on the data, (N,) in nats, or 0; and a dict of what
+            `backward` needs, the cache.
         """
         raise NotImplementedError
 
@@ -94,18 +87,12 @@ class Layer:
         return self.inverse(ops, p, z, *latent)
 
     def log_det(self, ops: Ops, p: Params, shape: Shape) -> float | None:
-        """The log|det ∂z/∂x| in nats that is the same for all x and not in ldj, exact, at any cost:
-        a number on the host, or None if there is none."""
+        """The log|det ∂z/∂x| in nats that is the same for all x and not in ldj, exact, at any cost;
+        None if there is none."""
         return None
 
     def backward(
-        self,
-        ctx: BackwardContext,
-        p: Params,
-        cache: dict,
-        dz: Array,
-        grads: Params,
-        *dlatent: Array,
+        self, ctx: BackwardContext, p: Params, cache: dict, dz: Array, grads: Params, *dlatent: Any
     ) -> Any:
         """Compute δ_x, and the gradients of all parameters.
 
@@ -115,7 +102,8 @@ class Layer:
             p: the parameters.
             cache: what `forward` returned.
             dz: δ_z (N, ...).
-            grads: an array for the gradient of every parameter, to be written.
+            grads: the arrays that take the gradients of the parameters.
+            dlatent: the gradient of a latent that leaves the flow here.
 
         Returns:
             δ_x (N, ...); a layer that learns its inverse returns (δ_x, `snfnp.context.Measured`).

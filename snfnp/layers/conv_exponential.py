@@ -22,12 +22,9 @@ _MARGIN = 1e-5  # keeps the published S away from the bound
 
 
 def exponential_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
-    """The (name, layer) pairs of one convolution exponential on images of `channels` channels.
-
-    [bias, 1×1 convolution, exponential of a 3×3 convolution, bias], at the identity plus Xavier
-    normal noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random
-    orthogonal matrix, and the 3×3 kernel at noise of standard deviation 1/9C).
-    """
+    """The (name, layer) pairs of a bias, a 1×1 convolution, the exponential of a 3×3 convolution
+    and a bias, initially the identity plus Xavier normal noise of this gain (A.3; the authors' code
+    starts at a random orthogonal matrix, and at noise of standard deviation 1/9C)."""
     return (
         (f"{name}_pre", Bias()),
         (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
@@ -62,26 +59,19 @@ class Bias(Layer):
 class ConvExponential(Layer):
     """z = exp(T(K)) x with K = W / S: a power series of a convolution of bounded norm.
 
-    S = max(1, σ/c) + 1e-5, so that the norm of T(K) stays at about c. σ is an estimate of the
-    norm of T(W) from below, by `iterations` steps of the power method from a fixed direction:
-    a function of W alone, with an exact gradient.
-
-    The remainder of the series is at most eᵏ kⁿ⁺¹/(n+1)! after n terms for a norm k: 2e-4 and 6e-12
-    for 0.9. The log-determinant is that of the whole series. Parameter: W (kH, kW, C, C) as in
-    `snfnp.maps.conv`. Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1
-    of one image.
+    S = max(1, σ/c) + 1e-5 keeps the norm of T(K) at about c. σ estimates the norm of T(W) from
+    below, by the power method from a fixed direction: a function of W alone, with an exact
+    gradient. The remainder of the series is at most eᵏ kⁿ⁺¹/(n+1)! after n terms for a norm k: 2e-4
+    and 6e-12 for 0.9. The log-determinant is that of the whole series. Parameter: W (kH, kW, C, C).
+    Cost of each direction: `terms` convolutions of the batch, 2 `iterations` + 1 of one image.
 
     Args:
         channels: C.
         kernel: (kH, kW), both odd.
         norm: c, the bound.
         iterations: steps of the power method.
-        terms: (n in single precision, n in double precision), the authors' in training and in
-            evaluation.
+        terms: n in single and in double precision, the authors' in training and in evaluation.
         gain: W is initially Xavier normal noise of this gain.
-
-    Raises:
-        UsageError: if a setting is out of range.
     """
 
     channels: int
@@ -125,11 +115,8 @@ class ConvExponential(Layer):
         return self._series(ops, p["W"] / -self._scale(ops, sigma), z)[0]
 
     def backward(self, ctx, p, cache, dz, grads):
-        """δ_x = exp(T(K)ᵀ) δ_z, and G_W from G_K.
-
-        δ_n = δ_z and δ_{i-1} = δ_z + T(K)ᵀ δ_i / i are the deltas of y_n, …, y_0 = x;
-        G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W at the centre of the diagonal.
-        """
+        """δ_n = δ_z and δ_{i-1} = δ_z + T(K)ᵀ δ_i / i are the deltas of y_n, …, y_0 = x;
+        G_K = Σ_i (δ_i / i) ⋆ y_{i-1}, plus H W on the diagonal of the central tap."""
         ops, w, powers, sigma = ctx.ops, p["W"], cache["powers"], cache["sigma"]
         scale = self._scale(ops, sigma)
         k, g_k = w / scale, grads["W"]
@@ -151,7 +138,7 @@ class ConvExponential(Layer):
         return delta
 
     def log_det(self, ops, p, shape) -> float:
-        """log det exp(T(K)) = trace T(K) = H W Σ_c K[centre, c, c], in nats."""
+        """log det exp(T(K)) = trace T(K) = H W Σ_c K[centre, c, c]."""
         sigma, _ = self._spectral_norm(ops, p["W"], shape)
         trace = self._centre(p["W"]).diagonal().sum() / self._scale(ops, sigma)
         return shape[0] * shape[1] * float(trace)
@@ -174,10 +161,8 @@ class ConvExponential(Layer):
         return ops.xp.maximum(sigma / self.norm, 1.0) + _MARGIN
 
     def _spectral_norm(self, ops, w, shape):
-        """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path.
-
-        path: (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v).
-        """
+        """σ = ‖T(w) v‖ at the unit image v that the power method reaches, and its path there:
+        (v_j, T(w) v_j, ‖T(w)ᵀ T(w) v_j‖) for every step, and then (v, T(w) v)."""
         xp = ops.xp
         v = ops.random.normal(_START, (1, *shape), w.dtype)
         v /= xp.linalg.norm(v)
@@ -192,10 +177,8 @@ class ConvExponential(Layer):
         return xp.linalg.norm(u), (*path, (v, u))
 
     def _spectral_norm_grad(self, ops, w, sigma, path):
-        """∂σ/∂w, through every step of the power method.
-
-        At a singular vector v this is u ⋆ v, and T(w)ᵀ u − σ v, which starts the rest, is 0.
-        """
+        """∂σ/∂w, through every step of the power method. At a singular vector v this is u ⋆ v, and
+        T(w)ᵀ u − σ v, which starts the rest, is 0."""
         *steps, (v, u) = path
         u = u / sigma
         deltas, inputs = [u], [v]

@@ -1,7 +1,4 @@
-"""The affine coupling of Glow (Kingma & Dhariwal 2018), with its network.
-
-Derivation: derivations/14-coupling.md.
-"""
+"""The affine coupling of Glow (Kingma & Dhariwal 2018). Derivation: derivations/14-coupling.md."""
 
 from dataclasses import dataclass
 
@@ -19,8 +16,8 @@ class AffineCoupling(Layer):
     """z₁ = x₁, z₂ = x₂ eˢ + h₁ with s = 2 tanh(h₀/2) and (h₀, h₁) = net(x₁).
 
     Images (H, W, C). x₁ is the first half of the channels, x₂ the second; h₀ are the network's even
-    channels 0, 2, …, h₁ the odd ones. |s| < 2: a coupling scales by no more than e². (Glow has a
-    sigmoid in place of eˢ; this s is that of the authors' code.)
+    channels 0, 2, …, h₁ the odd ones. |s| < 2, as in the authors' code (Glow has a sigmoid in place
+    of eˢ): a coupling scales by no more than e².
 
     net: 3×3 convolution C/2 -> width, bias, ReLU; 1×1 convolution width -> width, bias, ReLU; 3×3
     convolution width -> C, bias; times e^{3 logs}. Zero padding, no normalisation inside.
@@ -28,9 +25,8 @@ class AffineCoupling(Layer):
     normal of standard deviation 0.05 as in Glow; b1, b2 (width,), w3 (3, 3, width, C), b3 and
     logs (C,) zero, so that the layer starts at the identity.
 
-    Cost of the forward pass and of the inverse: 2 N H W (width² + 13.5 C width) operations, of
-    the backward pass twice that. Memory: the cache keeps one hidden activation (N H W, width), on a
-    GPU both.
+    2 N H W (width² + 13.5 C width) operations in `forward` and `inverse`, twice that in `backward`.
+    The cache keeps one hidden activation (N H W, width), on a GPU both.
 
     Args:
         channels: C, even.
@@ -66,7 +62,7 @@ class AffineCoupling(Layer):
         return shape
 
     def forward(self, ops, p, x):
-        """x (N, H, W, C) -> z, ldj (N,) = Σ s."""
+        """z, and ldj (N,) = Σ s."""
         h, hidden = ops.coupling.network(x, p, _SCALE, keep=True)
         z, ldj, s = ops.coupling.forward(x, h)
         return z, ldj, {"x": x, "h": h, "s": s} | hidden
@@ -77,8 +73,8 @@ class AffineCoupling(Layer):
         return ops.coupling.inverse(z, h)
 
     def backward(self, ctx, p, cache, dz, grads):
-        """δ_z, δ_ldj -> δ_x₂, the direct part of δ_x₁, and δ_h; from δ_h through the network to its
-        parameters and the rest of δ_x₁."""
+        """δ_x₂, the direct part of δ_x₁, and δ_h; then through the network to its parameters and
+        the rest of δ_x₁."""
         coupling, x = ctx.ops.coupling, cache["x"]
         dx, dh = coupling.backward(x, cache["s"], dz, ctx.dldj)
         coupling.network_backward(x, cache, cache["h"], dh, p, _SCALE, dx, grads)

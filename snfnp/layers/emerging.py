@@ -1,8 +1,8 @@
 """Emerging convolutions (Hoogeboom et al. 2019), a baseline of the paper's Table 1.
 
 A causal convolution is triangular: its determinant is a product and its inverse a substitution.
-Two of them in opposite directions see the whole neighbourhood of a pixel, as a 3×3 convolution
-does; a 1×1 convolution before them mixes the channels. Derivation: derivations/11-emerging.md.
+Two of them in opposite directions see a pixel's whole neighbourhood, as a 3×3 convolution does.
+Derivation: derivations/11-emerging.md.
 """
 
 import math
@@ -18,13 +18,10 @@ from snfnp.rules import Exact
 
 
 def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
-    """The (name, layer) pairs of one emerging convolution on images of `channels` channels.
-
-    [1×1 convolution, causal 2×2 convolution, the same in the opposite direction], with a bias after
-    each of the latter, at the identity plus Xavier normal noise of this gain (A.3; the authors'
-    code starts the 1×1 convolution at a random orthogonal matrix, and the noise of the causal
-    kernels at a standard deviation of 1/2C).
-    """
+    """The (name, layer) pairs of a 1×1 convolution and two causal 2×2 convolutions in opposite
+    directions, with a bias after each of the latter, initially the identity plus Xavier normal
+    noise of this gain (A.3; the authors' code starts the 1×1 convolution at a random orthogonal
+    matrix, and the noise of the causal kernels at a standard deviation of 1/2C)."""
     return (
         (f"{name}_mix", Linear(Conv2d((1, 1), channels), Exact(), bias=False, gain=gain)),
         (f"{name}_causal", CausalConv2d(channels, gain=gain)),
@@ -36,17 +33,16 @@ def emerging_layers(name: str, channels: int, gain: float = 0.01) -> tuple:
 class CausalConv2d(Layer):
     """z = T(W) x + b with a 2×2 kernel that sees the pixel and those above and on the left of it.
 
-    W (2, 2, C, C) is in the order of `snfnp.maps.conv`, with zero padding on top and on the left.
-    Its last tap, W[1, 1], is the pixel itself: there channel o sees only channels i <= o, and other
-    entries are ignored (gradient 0). So T(W) is triangular in raster order, and its diagonal is H W
-    copies of W[1, 1]'s.
+    W (2, 2, C, C), with zero padding on top and on the left. Its last tap, W[1, 1], is the pixel
+    itself: there channel o sees channels i <= o alone, and W's other values are ignored (gradient
+    0). So T(W) is triangular in raster order, with H W copies of W[1, 1]'s diagonal on its own.
 
     Args:
         channels: C.
         bias: whether there is a b (C,).
         gain: W is initially the identity plus Xavier normal noise of this gain.
         reverse: see the pixels below and on the right instead: the same convolution between two
-            turns of the image by 180 degrees, whose T(W) is triangular in the opposite order.
+            turns of the image by 180 degrees.
     """
 
     channels: int
@@ -68,7 +64,7 @@ class CausalConv2d(Layer):
         return Conv2d((1, 1), self.channels).output_shape(shape)
 
     def forward(self, ops, p, x):
-        """z = T(W) x + b, one convolution. ldj is 0: see `log_det`. O(N H W C²)."""
+        """ldj is 0: see `log_det`. O(N H W C²)."""
         return ops.causal.correlate(x, p["W"], p.get("b"), self.reverse), 0, {"x": x}
 
     def inverse(self, ops, p, z):
@@ -88,12 +84,12 @@ class CausalConv2d(Layer):
         return ops.causal.adjoint(dz, p["W"], self.reverse)
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|, in nats. O(C)."""
+        """log|det T(W)| = H W Σ_c log|W[1, 1, c, c]|. O(C)."""
         return shape[0] * shape[1] * float(ops.xp.log(abs(self._diagonal(ops, p))).sum())
 
     def _diagonal(self, ops, p, wait: bool = True):
-        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only if
-        the host need not wait for the device: a zero then becomes an infinite gradient."""
+        """The diagonal of W[1, 1] (C,). Raises SingularMatrixError; without `wait` only where the
+        host need not wait for the device: a zero then becomes an infinite gradient."""
         diagonal = p["W"][1, 1].diagonal()
         invertible = (abs(diagonal) > 0).all()
         if (bool(invertible) if wait else ops.known_on_host(invertible)) is False:

@@ -1,7 +1,4 @@
-"""The linear layer z = T(W) x + b, with the inverse R that it learns (paper, section 4).
-
-Derivation: derivations/04-dense.md and derivations/07-convolutions.md.
-"""
+"""The linear layer (paper, section 4). Derivation: derivations/04-dense.md, 07-convolutions.md."""
 
 import math
 from dataclasses import dataclass
@@ -24,16 +21,12 @@ class Linear(Layer):
         map: the structure of T: `Dense` or `Conv2d`.
         rule: how the gradient of log|det T(W)| is computed or replaced.
         bias: whether there is a b.
-        init_kind: the initial W. "paper": the identity plus Xavier normal noise (A.3); "identity":
-            the identity (the authors' code, for dense layers); "orthogonal": a random rotation or
-            reflection of the features or channels, the same for all pixels (Glow), plus that noise
-            if the kernel has more than one tap.
+        init_kind: the initial W. "paper": the identity plus Xavier normal noise (A.3); "identity"
+            (the authors' code, for dense layers); "orthogonal": a random rotation or reflection of
+            the features or channels (Glow), plus that noise if the kernel has more than one tap.
         gain: the gain of the noise.
         inverse_map: the structure of R if it is not W's: a larger kernel (A.4).
         bias_init: b is initially 0 ("zero"), or gives the first batch mean 0 ("data").
-
-    Raises:
-        UsageError: if the settings do not fit together, or the rule is not for these maps.
     """
 
     map: Map
@@ -94,8 +87,7 @@ class Linear(Layer):
         return params
 
     def init_from_data(self, ops, p, x) -> dict:
-        """With bias_init "data": b = −mean of T(W) x, in double precision, over the batch x and
-        all pixels: z (N, ...) starts with mean 0 per feature or channel. One product."""
+        """With bias_init "data": b = −mean of T(W) x, over samples and pixels, in float64."""
         if self.bias_init == "zero":
             return {}
         z0 = self.map.apply(ops, p["W"], x)
@@ -106,17 +98,17 @@ class Linear(Layer):
         return self.map.output_shape(shape)
 
     def forward(self, ops, p, x):
-        """z = T(W) x + b. ldj is 0: the log-determinant does not depend on x (see `log_det`)."""
+        """ldj is 0: see `log_det`."""
         z0 = self.map.apply(ops, p["W"], x)
         z = ops.channels.shift(z0, p["b"]) if self.bias else z0
         return z, 0, {"x": x, "z0": z0}
 
     def inverse(self, ops, p, z):
-        """x ≈ T(R)(z − b): the learned inverse, in one pass."""
+        """x ≈ T(R)(z − b)."""
         return self.maps[1].apply(ops, p["R"], self._without_bias(p, z))
 
     def exact_inverse(self, ops, p, z):
-        """x = T(W)⁻¹(z − b), at the cost of a solve."""
+        """x = T(W)⁻¹(z − b)."""
         return self.map.solve(ops, p["W"], self._without_bias(p, z))
 
     def refined_inverse(self, ops, p, z):
@@ -124,13 +116,11 @@ class Linear(Layer):
         return contraction.solve(ops, *self.maps, p["W"], p["R"], self._without_bias(p, z))
 
     def backward(self, ctx, p, cache, dz, grads):
-        """δ_x = T(W)ᵀ δ_z, and with an R what was measured of it; the rule writes the gradients of
-        W, R and b into `grads`."""
         f, g = self.map, self.inverse_map or self.map
         return self.rule.backward(ctx, f=f, g=g, p=p, cache=cache, dz=dz, grads=grads)
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det T(W)| in nats: data-independent, exact, expensive (Eq. 7)."""
+        """log|det T(W)| of Eq. 7."""
         return self.map.log_det(ops, p["W"], shape)
 
     def _without_bias(self, p, z):
@@ -138,14 +128,14 @@ class Linear(Layer):
 
 
 def xavier(shape: tuple[int, ...], gain: float) -> float:
-    """The standard deviation of Xavier normal noise in a weight (*taps, I, O), whose fan-in and
-    fan-out are I and O times the number of taps; (1, 1) of a weight without I and O."""
+    """The standard deviation of Xavier normal noise in a weight (*taps, I, O): fan-in and fan-out
+    are I and O times the number of taps, and (1, 1) for a vector."""
     *taps, inputs, outputs = shape if len(shape) > 1 else (1, 1)
     return gain * math.sqrt(2 / (math.prod(taps) * (inputs + outputs)))
 
 
 def _random_orthogonal(rng, size: int) -> np.ndarray:
-    """A random orthogonal matrix, uniform (Haar): Q of a Gaussian G = QR with a positive diagonal
-    of R, which makes the factors unique: rotating G then rotates Q alike."""
+    """A uniform (Haar) random orthogonal matrix: Q of a Gaussian G = QR with R's diagonal positive,
+    so that the factors are unique, and rotating G rotates Q alike."""
     q, r = np.linalg.qr(rng.standard_normal((size, size)))
     return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)

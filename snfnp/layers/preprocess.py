@@ -1,9 +1,8 @@
-"""Preprocessing: the maps between data and a flow's input, which count in the likelihood.
+"""From data to a flow's input, and back. All of it counts in the likelihood of the data as given.
 
 Images: dequantise, scale, logit (Dinh et al. 2016; A.3), or without the logit. Rows of numbers:
-standardise, or nothing. On MNIST the log-Jacobians of the three steps sum to about 272.7 nats
-(A.3), with α = 1e-6 as in the authors' code.
-Derivation: derivations/02-change-of-variables.md.
+standardise, or nothing. On MNIST the log-Jacobians sum to about 272.7 nats (A.3), with α = 1e-6 as
+in the authors' code. Derivation: derivations/02-change-of-variables.md.
 """
 
 import math
@@ -27,7 +26,7 @@ class _OfImages:
         return math.log2(self.levels)
 
     def fault(self, images, shape) -> str | None:
-        """The reason why these are no images of that shape (`snfnp.images`)."""
+        """See `snfnp.images`."""
         return fault(images, shape, self.levels)
 
     def _integers(self, ops, noisy):
@@ -39,8 +38,7 @@ class _OfImages:
 class Preprocess(_OfImages):
     """v = (image + u)/levels, u ~ U[0, 1);  s = α + (1-2α) v;  x = logit(s). O(N D).
 
-    Images (N, ...) hold values in [0, levels). The noise u is a function of `key`
-    (`snfnp.ops.RandomKey`), so the same key gives the same x.
+    Images (N, ...) hold values in [0, levels). The noise u is a function of `key`.
     """
 
     alpha: float = 1e-6
@@ -51,19 +49,18 @@ class Preprocess(_OfImages):
             raise UsageError(f"alpha of the logit is {self.alpha}: it must be in (0, 0.5)")
 
     def forward(self, ops, images, key, dtype):
-        """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,) of the three steps together."""
+        """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""
         return ops.images.preprocess(images, key, self.alpha, self.levels, dtype)
 
     def inverse(self, ops, x):
-        """x -> images, uint8: the floor of levels · (σ(x) - α)/(1-2α)."""
+        """The floor of levels · (σ(x) - α)/(1-2α), uint8."""
         x = x.astype(ops.xp.float64)
         e = ops.xp.exp(-abs(x))
         s = ops.xp.where(x >= 0, 1, e) / (1 + e)
         return self._integers(ops, self.levels * (s - self.alpha) / (1 - 2 * self.alpha))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The likelihood terms: each step's part of ldj, a mean over samples, in nats. Adding noise
-        changes no volume, and the scale is a constant."""
+        """Each step's part of ldj, a mean over samples. Adding noise changes no volume."""
         scale = dimension * (math.log1p(-2 * self.alpha) - math.log(self.levels))
         return {"dequantisation": 0.0, "scale": scale, "logit": ldj - scale}
 
@@ -75,17 +72,14 @@ class Scale(_OfImages):
     levels: int = 256
 
     def forward(self, ops, images, key, dtype):
-        """images (N, ...) -> x (N, ...) of `dtype`, ldj (N,)."""
         noisy = images + ops.random.uniform(key, images.shape, np.float64)
         ldj = -math.prod(images.shape[1:]) * math.log(self.levels)
         return (noisy / self.levels - 0.5).astype(dtype), ops.xp.full(len(images), ldj, dtype)
 
     def inverse(self, ops, x):
-        """x -> images, uint8: the floor of levels · (x + 1/2)."""
         return self._integers(ops, self.levels * (x.astype(ops.xp.float64) + 0.5))
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The likelihood terms, in nats."""
         return {"dequantisation": 0.0, "scale": ldj}
 
 
@@ -111,11 +105,10 @@ class Standardise:
         return float(np.mean(np.log2(self.spread))) + math.log2(2 * math.pi * math.e) / 2
 
     def fault(self, rows, shape) -> str | None:
-        """The reason why these are no rows of that shape (`snfnp.images`)."""
+        """See `snfnp.images`."""
         return fault_of_rows(rows, shape)
 
     def forward(self, ops, rows, key, dtype):
-        """rows (N, D) -> x (N, D) of `dtype`, ldj (N,). The noise u is a function of `key`."""
         mean, spread = self._constants(ops, self.mean, self.spread)
         if self.step:
             noise = ops.random.uniform(key, rows.shape, np.float64) - 0.5
@@ -124,7 +117,7 @@ class Standardise:
         return ((rows - mean) / spread).astype(dtype), ops.xp.full(len(rows), ldj, dtype)
 
     def inverse(self, ops, x):
-        """x -> rows (N, D), float64; in columns with a step, the nearest value of the lattice."""
+        """Rows (N, D), float64; in columns with a step, the nearest value of the lattice."""
         mean, spread = self._constants(ops, self.mean, self.spread)
         rows = x.astype(ops.xp.float64) * spread + mean
         if not self.step:
@@ -135,7 +128,6 @@ class Standardise:
         return ops.xp.where(step > 0, ops.xp.where(unit > 0, decimal, nearest), rows)
 
     def terms(self, ldj, dimension: int) -> dict:
-        """The likelihood terms, in nats. Adding noise changes no volume."""
         return {**({"dequantisation": 0.0} if self.step else {}), "scale": ldj}
 
     @staticmethod
@@ -147,10 +139,9 @@ WAYS = ("logit", "scale", "standardise", "none")
 
 
 def preprocess_by_name(name: str | None, shape: tuple[int, ...], moments=None):
-    """The preprocessing of this name, or the default for data of this shape.
+    """The preprocessing of this name, or the default for data of this shape (None).
 
-    moments: (mean, spread) of training rows, perhaps with the step, origin and unit of
-    `Standardise`. Raises UsageError for a name that is for other data.
+    moments: the fields of `Standardise` for the training rows.
     """
     images = len(shape) == 3
     name = name or ("logit" if images else "standardise")

@@ -1,7 +1,4 @@
-"""Rational-quadratic spline activation (Durkan et al. 2019), the nonlinearity of the conv flow.
-
-Derivation: derivations/09-splines.md.
-"""
+"""Rational-quadratic splines (Durkan et al. 2019). Derivation: derivations/09-splines.md."""
 
 import math
 from dataclasses import dataclass
@@ -22,8 +19,7 @@ class RationalQuadraticSpline(Layer):
         bound: B (10 in the authors' code, the paper does not say).
         eps: ε, the smallest share of a bin in the width and the height of the square, and the
             smallest slope at an inner knot.
-        gain: the standard deviation of the initial raw parameters, at which the spline is close to
-            the identity.
+        gain: the standard deviation of the initial raw parameters; 0 is the identity.
     """
 
     bins: int = 5
@@ -46,18 +42,17 @@ class RationalQuadraticSpline(Layer):
         return {name: (*shape, size) for name, size in sizes.items()}
 
     def init(self, rng, shape) -> dict:
-        """Raw parameters from N(0, gain²)."""
         shapes = self.parameter_shapes(shape)
         return {name: rng.normal(scale=self.gain, size=size) for name, size in shapes.items()}
 
     def forward(self, ops, p, x):
-        """x (N, ...) -> y, ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
+        """y, and ldj (N,) = Σ log dy/dx: the Σ_k(x) terms of Eq. 7."""
         knots, factors = self._knots(ops, p)
         y, ldj = ops.spline.evaluate(x, knots)
         return y, ldj, {"x": x, "knots": knots, "factors": factors}
 
     def inverse(self, ops, p, z):
-        """Exact: in each bin x solves a quadratic equation."""
+        """Exact: x solves a quadratic equation."""
         return ops.spline.inverse(z, self._knots(ops, p)[0])
 
     def backward(self, ctx, p, cache, dz, grads):

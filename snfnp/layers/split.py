@@ -1,7 +1,4 @@
-"""Split prior: half of the channels leave the flow as a latent of their own (Dinh et al. 2016).
-
-Derivation: derivations/15-split-prior-and-recomputation.md.
-"""
+"""Split prior (Dinh et al. 2016). Derivation: derivations/15-split-prior-and-recomputation.md."""
 
 from dataclasses import dataclass
 
@@ -11,16 +8,13 @@ from snfnp.layers.base import Layer
 
 @dataclass(frozen=True)
 class SplitPrior(Layer):
-    """(z₁, z₂) = coupling(x): z₁, the first half of the channels, goes on; z₂ is a latent.
+    """(z₁, z₂) = coupling(x): z₁, half of the channels, goes on; z₂ leaves the flow as a latent.
 
-    z₂ is not in the output (see `Layer.latent_shape`): the cache holds it as "latent", `inverse`
-    takes it, and `backward` takes its gradient, that of its density in the flow. Parameters: the
-    coupling's.
+    Parameters: the coupling's.
 
     Args:
-        coupling: the layer before the split, usually an `AffineCoupling`, which shifts and scales
-            its second half as a function of the first: with z₂ ~ N(0, I) this is a Gaussian of x₂
-            whose mean and variance are learned functions of x₁ (Kingma & Dhariwal 2018).
+        coupling: the layer before the split, usually an `AffineCoupling`: with z₂ ~ N(0, I), x₂ is
+            then Gaussian, its mean and variance learned functions of x₁ (Kingma & Dhariwal 2018).
     """
 
     coupling: Layer
@@ -48,7 +42,6 @@ class SplitPrior(Layer):
     latent_shape = output_shape  # halves are alike
 
     def forward(self, ops, p, x):
-        """x (N, ..., C) -> z₁ (N, ..., C/2), the coupling's ldj (N,)."""
         xp = ops.xp
         z, ldj, cache = self.coupling.forward(ops, p, x)
         half = z.shape[-1] // 2
@@ -56,10 +49,9 @@ class SplitPrior(Layer):
         return xp.ascontiguousarray(z[..., :half]), ldj, {"coupling": cache, "latent": latent}
 
     def inverse(self, ops, p, z, latent):
-        """(z₁, z₂) -> x; exact if the coupling's inverse is."""
         return self.coupling.inverse(ops, p, ops.xp.concatenate([z, latent], axis=-1))
 
     def backward(self, ctx, p, cache, dz, grads, dlatent):
-        """δ_{z₁}, δ_{z₂} -> δ_x: both halves together are the coupling's δ_z."""
+        """Both halves together are the coupling's δ_z."""
         delta = ctx.ops.xp.concatenate([dz, dlatent], axis=-1)
         return self.coupling.backward(ctx, p, cache["coupling"], delta, grads)

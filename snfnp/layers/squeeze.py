@@ -1,7 +1,4 @@
-"""Squeeze: space to depth, 2 × 2 (Dinh et al. 2016).
-
-Derivation: derivations/13-actnorm-and-1x1.md.
-"""
+"""Squeeze (Dinh et al. 2016). Derivation: derivations/13-actnorm-and-1x1.md."""
 
 from dataclasses import dataclass
 
@@ -11,7 +8,7 @@ from snfnp.layers.base import Parameterless
 
 @dataclass(frozen=True)
 class Squeeze(Parameterless):
-    """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx. A permutation: ldj is 0. O(N D)."""
+    """(H, W, C) -> (H/2, W/2, 4C), channel c·4 + dy·2 + dx: a permutation, so ldj is 0. O(N D)."""
 
     cheap_exact_inverse = True
 

@@ -1,7 +1,4 @@
-"""Whitening: coordinates in which the input of a linear layer has mean 0 and covariance I.
-
-Derivation: derivations/29-natural-coordinates.md.
-"""
+"""Whitening of a linear layer's input. Derivation: derivations/29-natural-coordinates.md."""
 
 from dataclasses import dataclass
 
@@ -45,7 +42,7 @@ class Whiten(Layer):
         return {"U": np.eye(size) if self.whole else np.ones(size), "b": np.zeros(size)}
 
     def forward(self, ops, p, x):
-        """z = U x + b. ldj is 0: see `log_det`."""
+        """ldj is 0: see `log_det`."""
         turned = ops.linalg.matmul(x, p["U"].T) if self.whole else x * p["U"]
         return ops.channels.shift(turned, p["b"]), 0, {}
 
@@ -55,7 +52,7 @@ class Whiten(Layer):
         return ops.linalg.solve(p["U"], z) if self.whole else z / p["U"]
 
     def log_det(self, ops, p, shape) -> float:
-        """log|det U| of U as it is stored, in the precision of training. O(D³), or O(D)."""
+        """log|det U|. O(D³), or O(D)."""
         if self.whole:
             return ops.linalg.log_abs_det(p["U"])
         return float(ops.xp.log(abs(p["U"])).sum())
@@ -93,9 +90,8 @@ class Whiten(Layer):
 
 
 def _shrunk(covariance: np.ndarray, count: int) -> np.ndarray:
-    """(1 − ρ) C + ρ m I for the covariance C (D, D) of `count` rows and the mean m of its
-    eigenvalues. ρ is OAS's, for Gaussian rows (Chen et al. 2010): about 1/count for correlated
-    columns, 1 for independent columns that are more than the rows."""
+    """(1 − ρ) C + ρ m I, m the mean of C's eigenvalues, with the ρ of Chen et al. 2010 ("OAS") for
+    `count` Gaussian rows: about 1/count for correlated columns, 1 for few independent ones."""
     features = len(covariance)
     mean = np.trace(covariance) / features
     squares, square = np.vdot(covariance, covariance), (features * mean) ** 2

@@ -1,7 +1,4 @@
-"""The contract of a map: the structure T(w) of a linear layer.
-
-Derivation: derivations/16-write-your-own-layer.md.
-"""
+"""The contract of a map. Derivation: derivations/16-write-your-own-layer.md."""
 
 from typing import Any, ClassVar
 
@@ -15,10 +12,9 @@ Shape = tuple[int, ...]
 class Map:
     """A linear map x -> T(w) x whose matrix is linear in a weight w.
 
-    A map is a frozen dataclass of sizes; the weight is an argument. `snfnp.maps.Dense` is the
-    plainest example, and `snfnp.gradcheck.check_map` checks every member. In all signatures `ops`
-    is the backend, x (N, *shape) and z (N, *output_shape(shape)) are batches, and `shape` is that
-    of one sample.
+    A map is a frozen dataclass of sizes; `snfnp.maps.Dense` is the plainest example, and
+    `snfnp.gradcheck.check_map` checks every member. In all signatures `ops` is the backend,
+    x (N, *shape) and z (N, *output_shape(shape)) are batches, and `shape` is one sample's.
     """
 
     # Whether T(w)⁻¹ is T of another weight.
@@ -46,17 +42,8 @@ class Map:
         raise NotImplementedError
 
     def weight_grad(self, ops: Ops, delta: Array, x: Array, out: Array, add: bool = False) -> Array:
-        """Σ_n δ_n ⋆ x_n, the gradient of Σ ⟨δ, T(w) x⟩ with respect to w.
-
-        Args:
-            delta: δ, like z.
-            x: the inputs.
-            out: takes the result, like w.
-            add: whether the result is added to what `out` holds.
-
-        Returns:
-            `out`.
-        """
+        """Σ_n δ_n ⋆ x_n, the gradient of Σ ⟨δ, T(w) x⟩ with respect to w, written to `out` or, with
+        `add`, added to it. Returns `out`."""
         raise NotImplementedError
 
     def flip(self, w: Array) -> Array:

@@ -1,8 +1,8 @@
 """Exact log|det T(w)|, its gradient and T(w)⁻¹ for a zero-padded convolution, by image rows.
 
 T(w) (HWC × HWC) is block-tridiagonal with constant blocks, so elimination by blocks takes
-O(H/p (pWC)³) operations for kernels of height 2p + 1 instead of O((HWC)³). If it breaks down, the
-whole matrix of `snfnp.maps.explicit` is used. Arguments and precision are those of that module.
+O(H/p (pWC)³) operations for kernels of height 2p + 1 instead of O((HWC)³). Where it breaks down,
+T(w) is written out. Arguments and precision are those of `snfnp.maps.explicit`.
 Derivation: derivations/10-block-tridiagonal.md.
 """
 
@@ -28,7 +28,7 @@ STOP = _EPS
 
 
 def log_det(ops, w, shape) -> float:
-    """log|det T(w)| in nats. Raises SingularMatrixError."""
+    """log|det T(w)|."""
     block, copies, _ = factor(ops, w, shape)
     return copies * block.log_det
 
@@ -65,10 +65,9 @@ class Factors(NamedTuple):
 
 
 def factor(ops, w, shape) -> Factors:
-    """The factorisation that the other functions use, along the side of the image that makes the
-    smaller blocks. Rows (columns) that a kernel of height (width) 1 leaves independent are
-    factorised once. Raises SingularMatrixError if T(w) is singular to double precision, or not
-    finite."""
+    """The factorisation along the side of the image that makes the smaller blocks. Rows (columns)
+    that a kernel of height (width) 1 leaves independent are factorised once. Raises
+    SingularMatrixError if T(w) is singular to double precision, or not finite."""
     wide = w.astype(np.float64)
     sides = tuple(1 if k == 1 else n for k, n in zip(wide.shape[:2], shape[:2], strict=True))
     turned = _group(wide.shape[0]) * sides[1] > _group(wide.shape[1]) * sides[0]

@@ -29,10 +29,9 @@ def error_adjoint(ops, f, g, w, r, x):
 def rho(ops, f, g, w, r, shape) -> float:
     """ρ = ‖I − T(r) T(w)‖₂, from below: the largest gain of E on a Krylov space of EᵀE.
 
-    f, g: the maps of w and r; shape: one sample's. The space is that of 8 directions, the same
-    random ones every time, after 10 steps (block Lanczos): 88 dimensions, or all if there are no
-    more. Never above ρ but for rounding; NaN if E is not finite.
-    Costs 42 products with 8 vectors: O(D²) for a dense layer.
+    f, g: the maps of w and r; shape: one sample's. The space is that of 8 fixed random directions
+    after 10 steps of block Lanczos: 88 dimensions, or all. NaN if E is not finite. 42 products with
+    8 vectors.
     """
     size, most = math.prod(shape), _BLOCK * (_STEPS + 1)
     if size <= most:
@@ -62,11 +61,12 @@ def _columns(ops, batch):
 
 
 def solve(ops, f, g, w, r, z):
-    """T(w)⁻¹ z for a batch z (N, ...), in double precision, by refining T(r) z.
+    """T(w)⁻¹ z for a batch z (N, ...), in double precision, by refining T(r) z until ‖z − T(w) x‖
+    is 1e-10 of ‖z‖: two products a refinement.
 
-    x ← x + T(r)(z − T(w) x) multiplies the error by E, so it is refused (UsageError) if ρ is not
-    below 1. It stops when ‖z − T(w) x‖ is 1e-10 of ‖z‖. Raises SnfnpError if that takes more
-    than 1000 refinements. Each costs two products: O(N D²) for a dense layer.
+    Raises:
+        UsageError: if ρ is not below 1.
+        SnfnpError: after 1000 refinements.
     """
     found = rho(ops, f, g, w, r, z.shape[1:])
     if not found < 1:

@@ -53,38 +53,35 @@ class Conv2d(Map):
         return (*shape[:2], self.weight_shape[3])
 
     def identity(self) -> np.ndarray:
-        """The Dirac kernel, T(identity) = id: 1 at the centre, from each channel to itself."""
+        """The Dirac kernel: 1 at the centre, from each channel to itself."""
         w = np.zeros(self.weight_shape)
         w[self.kernel[0] // 2, self.kernel[1] // 2] = np.eye(*self.weight_shape[2:])
         return w
 
     def apply(self, ops, w, x):
-        """T(w) x = w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
+        """w ⋆ x (Eq. 12). O(N H W kH kW I O)."""
         return ops.conv.correlate(x, w)
 
     def adjoint(self, ops, w, dz):
-        """T(w)ᵀ δ = flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
+        """flip(w) ⋆ δ (Eq. 26). O(N H W kH kW I O)."""
         return ops.conv.correlate(dz, self.flip(w))
 
     def weight_grad(self, ops, delta, x, out, add=False):
-        """δ ⋆ x into `out`, or added to what `out` holds: the first term of Eq. 13, of Eq. 15 and
-        (with −δ_x and z) of Eq. 16."""
+        """δ ⋆ x: the first term of Eq. 13, of Eq. 15 and (with −δ_x and z) of Eq. 16."""
         return ops.conv.weight_grad(delta, x, out, add)
 
     @staticmethod
     def flip(w):
-        """The kernel of the transposed map, T(flip w) = T(w)ᵀ (a view): channels swapped, height
-        and width mirrored (Eq. 26, which counts from 1)."""
+        """Channels swapped, height and width mirrored (Eq. 26, which counts from 1): a view."""
         return flip(w)
 
     def multiple(self, shape) -> np.ndarray:
-        """m, how often each kernel element occurs in T(w) (Eq. 24), (kH, kW, 1, 1): the number of
-        output pixels for which a tap is inside the image, Eq. 27 in closed form."""
+        """m (kH, kW, 1, 1) of Eq. 24, by Eq. 27 in closed form: the number of output pixels for
+        which a tap is inside the image."""
         return _multiple(self.kernel, shape[:2])
 
     def fit(self, w, xp=np):
-        """A kernel of another size at this map's, zero-padded or cropped about its centre: P of
-        Eq. 30. The map of a padded kernel is the same map. xp: the namespace of w."""
+        """P of Eq. 30: a kernel zero-padded (the same map) or cropped about its centre."""
         if w.shape[:2] == tuple(self.kernel):
             return w
         fitted = xp.zeros((*self.kernel, *w.shape[2:]), w.dtype)
@@ -93,26 +90,25 @@ class Conv2d(Map):
         return fitted
 
     def log_det(self, ops, w, shape) -> float:
-        """log|det T(w)|, exact, for one image of this shape. For 1×1: H W log|det w|."""
+        """For 1×1 kernels: H W log|det w|."""
         if self.inverse_is_same_map:
             return shape[0] * shape[1] * ops.linalg.log_abs_det(w[0, 0])
         return self._exactly.log_det(ops, w, shape)
 
     def log_det_grad(self, ops, w, shape):
-        """∂ log|det T(w)| / ∂w, the second term of Eq. 13, exact. For 1×1: H W w⁻ᵀ."""
+        """The second term of Eq. 13. For 1×1 kernels: H W w⁻ᵀ."""
         if self.inverse_is_same_map:
             return (shape[0] * shape[1] * ops.linalg.inverse(w[0, 0]).T)[None, None]
         return self._exactly.log_det_grad(ops, w, shape)
 
     def solve(self, ops, w, z):
-        """T(w)⁻¹ z for images z (N, H, W, C)."""
         if self.inverse_is_same_map:
             return ops.linalg.solve(w[0, 0].T, z.reshape(-1, z.shape[-1])).reshape(z.shape)
         return self._exactly.solve(ops, w, z)
 
     @property
     def _exactly(self):
-        """The module with log_det, log_det_grad and solve, by blocks or for T(w) written out."""
+        """The module with log_det, log_det_grad and solve."""
         return block_tridiagonal if self.exact == "block" else explicit
 
     @property

@@ -1,6 +1,5 @@
-"""T(w) of a convolution written out: the paper's exact baseline, and the reference for tests.
+"""T(w) of a convolution written out: the paper's exact baseline. O((HWC)³) time, O((HWC)²) memory.
 
-O((HWC)³) time and O((HWC)²) memory; `snfnp.maps.block_tridiagonal` does without T(w).
 Kernels w are (kH, kW, I, O), both sizes odd; shape is an image's (H, W, C). All arithmetic is in
 double precision: gradients come back in w's, solutions in z's.
 Derivation: derivations/10-block-tridiagonal.md.
@@ -10,24 +9,24 @@ import numpy as np
 
 
 def log_det(ops, w, shape) -> float:
-    """log|det T(w)| from T(w) written out. O((HWC)³) time, O((HWC)²) memory."""
+    """log|det T(w)|."""
     return ops.linalg.log_abs_det(matrix(ops, w, shape))
 
 
 def log_det_grad(ops, w, shape):
-    """∂ log|det T(w)| / ∂w from the inverse of T(w) written out. O((HWC)³)."""
+    """∂ log|det T(w)| / ∂w."""
     inverse, _ = ops.linalg.inverse_and_log_abs_det(matrix(ops, w, shape))
     return gather(ops, inverse.T, w.shape, shape[1], shape[0]).astype(w.dtype)
 
 
 def solve(ops, w, z):
-    """x (N, H, W, C) with T(w) x = z from T(w) written out. O((HWC)³ + N (HWC)²)."""
+    """x (N, H, W, C) with T(w) x = z."""
     rows = z.reshape(len(z), -1).astype(np.float64)
     return ops.linalg.solve(matrix(ops, w, z.shape[1:]), rows).reshape(z.shape).astype(z.dtype)
 
 
 def matrix(ops, w, shape):
-    """T(w) written out (Eq. 12), (HWC, HWC) in double precision: vec(z) = T(w) vec(x)."""
+    """T(w) (HWC, HWC) of Eq. 12: vec(z) = T(w) vec(x)."""
     height, width, channels = shape
     size = height * width * channels
     return strip(ops, w, height, height, width).reshape(size, size)
@@ -38,8 +37,7 @@ def strip(ops, w, rows, columns, width):
 
     columns is `rows` (T of an image that high) or 3 · rows (L, B, U side by side), and column
     row' = 0 is (columns − rows)/2 image rows above row = 0. Entry ((row, x, o), (row', x', i)) is
-    w[row' − row + above, x' − x + across, i, o], 0 outside the kernel: every row of T is a window
-    of one kernel in zeros.
+    w[row' − row + above, x' − x + across, i, o]: every row of T is a window of one kernel in zeros.
     """
     height, breadth, inputs, outputs = w.shape
     above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2
@@ -56,10 +54,8 @@ def strip(ops, w, rows, columns, width):
 
 
 def gather(ops, strip, kernel, width, rows):
-    """The adjoint of `strip`: each tap's positions in the strip added up, (kH, kW, I, O).
-
-    It is the product with ∂(vec T(w))ᵀ/∂w, whose rows indicate a weight's positions (Eq. 23).
-    """
+    """The adjoint of `strip`: each tap's positions in the strip added up, (kH, kW, I, O). It is the
+    product with ∂(vec T(w))ᵀ/∂w, whose rows indicate a weight's positions (Eq. 23)."""
     height, breadth, inputs, outputs = kernel
     columns = rows * strip.shape[1] // strip.shape[0]
     above, across = (height - 1) // 2 - (columns - rows) // 2, (breadth - 1) // 2

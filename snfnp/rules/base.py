@@ -1,7 +1,4 @@
-"""The contract of a rule: how ∂ log|det T(w)| / ∂w is computed or replaced, once for all maps.
-
-Derivation: derivations/03-self-normalizing.md.
-"""
+"""The contract of a rule. Derivation: derivations/03-self-normalizing.md."""
 
 from typing import Any, ClassVar
 
@@ -11,10 +8,8 @@ from snfnp.ops import Array
 
 
 class Rule:
-    """The way in which a linear layer learns. A rule is a frozen dataclass of settings.
-
-    `snfnp.gradcheck.check_rule` checks one; derivations/28-write-your-own-rule.md writes one.
-    """
+    """The way in which a linear layer learns: how ∂ log|det T(w)| / ∂w is computed or replaced. A
+    frozen dataclass of settings, which `snfnp.gradcheck.check_rule` checks."""
 
     # Whether the layer has an R beside W, whose reconstruction error λ weighs.
     learns_inverse: ClassVar[bool] = False
@@ -27,9 +22,8 @@ class Rule:
     ) -> Any:
         """Compute the gradients of W, R and b, of the objective that training ascends (Eq. 3).
 
-        A batch may come in slices, whose gradients are added: terms that depend on no sample are
-        those of the slice with `ctx.owns_shared_terms`, unless they are multiples of
-        `ctx.log_det_weight`, which is 0 in the others.
+        Terms that depend on no sample, unless they are multiples of `ctx.log_det_weight`, belong to
+        the slice of the batch with `ctx.owns_shared_terms`.
 
         Args:
             ctx: the step; `ctx.log_det_weight` is the weight of log|det T(W)|, 1 in training.
@@ -38,7 +32,7 @@ class Rule:
             p: the parameters, by name.
             cache: x as "x", and z = T(W) x, without the bias, as "z0".
             dz: δ_z (N, ...), which contains the 1/N of an average over the batch.
-            grads: an array for the gradient of every parameter, to be written.
+            grads: the arrays that take the gradients of the parameters.
 
         Returns:
             δ_x = T(W)ᵀ δ_z (N, ...); a rule that learns an inverse returns (δ_x, `Measured`).
@@ -49,9 +43,8 @@ class Rule:
 def forward_gradient(
     ctx: BackwardContext, *, f: Map, term: Array | None, x, dz, grads, multiple=None
 ) -> None:
-    """The gradients of W and b if W ascends log p^f alone: G_W = δ_z ⋆ x + v · term ⊙ m with
-    `term` in place of the inverse, and G_b. multiple: m, None for the map's; term: None in slices
-    that do not own it."""
+    """The gradients of W and b if W ascends log p^f alone: G_W = δ_z ⋆ x + v · term ⊙ m, with
+    `term` in place of the inverse (None in slices that do not own it). multiple: m, default f's."""
     ops = ctx.ops
     if term is not None:
         multiple = f.multiple(x.shape[1:]) if multiple is None else multiple

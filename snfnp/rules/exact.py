@@ -1,7 +1,4 @@
-"""The exact gradient of the likelihood, the baseline of Table 1.
-
-Derivation: derivations/02-change-of-variables.md and 07-convolutions.md.
-"""
+"""The exact gradient, the paper's baseline. Derivation: derivations/02-change-of-variables.md."""
 
 from dataclasses import dataclass
 

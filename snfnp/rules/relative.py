@@ -1,7 +1,4 @@
-"""The relative gradient, another way without an inverse for dense layers (a row of Table 1).
-
-Derivation: derivations/04-dense.md.
-"""
+"""The relative gradient of dense layers (a row of Table 1). Derivation: derivations/04-dense.md."""
 
 from dataclasses import dataclass
 
