@@ -16,7 +16,8 @@ from snfnp.layers import Linear
 from snfnp.layers.linear import xavier
 from snfnp.maps import Conv2d
 from snfnp.ops import get_ops, simd
-from snfnp.ops.conv import cpu, cpu_tiles
+from snfnp.ops.conv import cpu_planes, cpu_tiles
+from snfnp.ops.conv.cpu import direct
 from snfnp.rules import SelfNormalizing
 
 KERNELS = [(1, 1), (3, 3), (5, 3), (1, 3), (7, 7)]
@@ -58,11 +59,8 @@ def test_patches_of_a_pointwise_kernel_are_a_view(ops):
 @pytest.mark.parametrize("most", [16, 64])
 def test_all_ways_of_the_cpu_backend_are_tested(most):
     """Tiles, planes, and products of patches: see test_ops.py."""
-    ways = set()
-    for (_, _, width, inputs), kernel, outputs in CONVOLUTIONS:
-        tiles = cpu_tiles.fits((*kernel, inputs, outputs), width)
-        ways.add("tiles" if tiles else cpu._few((*kernel, inputs, outputs), most))
-    assert ways == {"tiles", True, False}
+    shapes = [((*kernel, x[3], outputs), x[2], most) for x, kernel, outputs in CONVOLUTIONS]
+    assert {direct(*shape) for shape in shapes} == {cpu_tiles, cpu_planes, None}
 
 
 def test_the_size_of_a_tile_does_not_change_a_bit(monkeypatch):

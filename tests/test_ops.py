@@ -35,7 +35,6 @@ from snfnp.ops import BACKENDS, RandomKey, get_ops
 from snfnp.ops.activation.definition import Activation
 from snfnp.ops.backends import DEFINITIONS, assemble, overrides
 from snfnp.ops.host import HostDevice
-from snfnp.ops.linalg import cpu_thin
 from snfnp.ops.random import philox
 
 NUMBA = get_ops("numba")
@@ -149,7 +148,7 @@ def test_nan_spreads_as_defined(name):
 
 
 # They take no arrays, or such as are always contiguous.
-CONTIGUOUS = {f"random.{name}" for name in ("uniform", "normal", "rademacher")}
+CONTIGUOUS = {f"random.{name}" for name in ("words", "uniform", "normal", "rademacher")}
 CONTIGUOUS |= {"step.adam", "step.log_step", "step.apply_block_matrices"}
 
 
@@ -161,38 +160,6 @@ def test_override_takes_strided_and_transposed_arguments(name, layout):
         assert call.strided
         for ops in (DEFINITION, NUMBA):
             assert_as_defined(ops, name, call, layout=layout)
-
-
-# (M, K, N): small arrays of one tile and several, and of columns that no register holds; then what
-# is for BLAS
-THIN = [(1024, 4, 8), (1500, 18, 16), (1601, 16, 36), (1030, 31, 24), (1200, 16, 18)]
-NOT_THIN = [(1023, 8, 8), (1500, 3, 8), (1500, 16, 68), (1500, 9, 9)]
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("sizes", [*THIN, *NOT_THIN], ids=str)
-@pytest.mark.usefixtures("alone")
-def test_products_of_tall_arrays(sizes, dtype):
-    rows, inner, columns = sizes
-    rng = np.random.default_rng(4)
-    a, b, c = (
-        rng.standard_normal(shape).astype(dtype)
-        for shape in ((rows, inner), (inner, columns), (rows, columns))
-    )
-    assert cpu_thin.fits(a.T, c) == (sizes in THIN)
-    for left, right in ((a, b), (a, b.T.copy().T), (a.T, c), (c.T, a), (a[::2], b)):
-        out = np.full((len(left), right.shape[1]), np.nan, dtype)
-        assert NUMBA.linalg.matmul(left, right, out=out) is out
-        exact = left.astype(np.float64) @ right.astype(np.float64)
-        bound = np.abs(left).astype(np.float64) @ np.abs(right).astype(np.float64)
-        assert np.all(np.abs(out - exact) <= 2 * left.shape[1] * eps_of(dtype) * bound)
-        np.testing.assert_array_equal(NUMBA.linalg.matmul(left, right), out)
-
-
-def test_products_of_tall_arrays_do_not_depend_on_threads():
-    rng, matmul = np.random.default_rng(5), NUMBA.linalg.matmul
-    a, c = (rng.standard_normal((3001, n)).astype(np.float32) for n in (18, 16))
-    assert_threads_change_no_bit(lambda: (matmul(a, c[:18]), matmul(a.T, c)))
 
 
 def test_matmul_add_leaves_the_rest_of_the_flat_buffer_alone(ops):

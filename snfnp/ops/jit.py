@@ -1,9 +1,8 @@
 """Numba's compilers for the kernels of the CPU, and helpers of these.
 
-Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread,
-and `total` adds them up in their order. No `fastmath`: isnan must work. Tasks are samples, or
-blocks in the order of samples: a core then finds in its cache what it computed of the same samples
-in the kernel before.
+Every kernel is deterministic: partial sums belong to a fixed block or sample, never to a thread.
+No `fastmath`: isnan must work. Tasks are samples, or blocks in the order of samples: a core then
+finds in its cache what it computed of the same samples in the kernel before.
 
 Numba analyses the body of a parallel loop many times over. To keep compilation short, the loop of
 every kernel has one call in it (`parallel`), and what comes before or after is NumPy's.
@@ -67,9 +66,6 @@ def _kernel_folder() -> Path | None:
             states = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
             for old in states[:-_KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
-            if len(states) == 1:
-                for kernel in _SOURCES.rglob("__pycache__/*.nb[ic]"):  # of 0.1.0
-                    kernel.unlink()
     return folder
 
 
@@ -157,25 +153,6 @@ class _Compilations(event.Listener):
 def compilations(begins, ends):
     """See `HostDevice`."""
     return event.install_listener("numba:compile", _Compilations(begins, ends))
-
-
-def total(parts, before=0.0):
-    """before + Σ of `parts` over their first axis, one after another, in double precision."""
-    sums = np.empty(parts.shape[1:])
-    sums[...] = before
-    _add(parts.reshape(len(parts), sums.size), sums.reshape(-1))
-    return sums
-
-
-@compiled
-def _add(parts, sums):
-    for part in range(len(parts)):
-        for j in range(sums.size):
-            sums[j] += parts[part, j]
-
-
-GROUP = 8  # factors multiplied in double precision before one logarithm is taken
-FLAT_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
 
 
 def rows(array):

@@ -8,6 +8,7 @@ or its stand-in (`gpu/test_ops.py`), and kernel by kernel through a C++ compiler
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partialmethod
 from operator import attrgetter, methodcaller
 
 import numpy as np
@@ -258,6 +259,7 @@ def overridden(groups: dict[str, type]) -> set[str]:
     found = set()
     for group, definition in DEFINITIONS.items():
         more = [cls for cls in groups[group].__mro__ if cls not in definition.__mro__]
-        names = {name for cls in more for name, value in vars(cls).items() if callable(value)}
+        kinds = (Callable, partialmethod)
+        names = {k for cls in more for k, value in vars(cls).items() if isinstance(value, kinds)}
         found |= {f"{group}.{name}" for name in names if not name.startswith("_")}
     return found

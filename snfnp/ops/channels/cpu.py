@@ -1,22 +1,14 @@
-"""Sums over channels, actnorm and squeezes on the CPU; see derivations/13-actnorm-and-1x1.md."""
+"""Shifts and scales of channels on the CPU; see derivations/13-actnorm-and-1x1.md."""
 
 import numpy as np
 
 from snfnp.ops.channels.definition import Channels, pixels
-from snfnp.ops.jit import parallel, rows, serial, total
+from snfnp.ops.jit import parallel, rows
 
 _TASK = 10  # samples per task: their rows are added up first, in a buffer that stays in the cache
 
 
 class CpuChannels(Channels):
-    def sum(self, x, out=None):
-        out = np.empty(x.shape[-1], x.dtype) if out is None else out
-        x = rows(x)
-        sums = np.empty((-(-len(x) // _TASK), out.size))
-        _sum(len(sums), x, sums)
-        out[...] = total(sums)
-        return out
-
     def shift(self, x, b):
         z, b = np.empty(x.shape, x.dtype), np.ascontiguousarray(b).reshape(-1)
         shift_and_scale(x, b, np.ones_like(b), z)
@@ -34,19 +26,16 @@ class CpuChannels(Channels):
         g_s[...] = -sums[1] - pixels(dz) * dldj.sum()
         return dx
 
-    def squeeze(self, x):
+    def squeeze(self, x):  # faster than a copy of one transposed view, which is one launch on a GPU
         n, height, width, channels = x.shape
-        z = np.empty((n, height // 2, width // 2, 4 * channels), x.dtype)
-        shape = (n * height // 2, 2, width // 2, 2, channels)
-        cells = z.reshape(-1, width // 2, channels, 4)
-        _squeeze(len(cells), np.ascontiguousarray(x).reshape(shape), cells)
-        return z
+        z = np.stack([x[:, dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)], axis=-1)
+        return z.reshape(n, height // 2, width // 2, 4 * channels)
 
     def unsqueeze(self, z):
         n, height, width, channels = z.shape
         x = np.empty((n, 2 * height, 2 * width, channels // 4), z.dtype)
-        cells = np.ascontiguousarray(z).reshape(n * height, width, channels // 4, 4)
-        _unsqueeze(len(cells), cells, x.reshape(n * height, 2, width, 2, channels // 4))
+        for place in range(4):
+            x[:, place // 2 :: 2, place % 2 :: 2] = z[..., place::4]
         return x
 
 
@@ -64,7 +53,7 @@ def scale_backward(delta, x, factor):
     sums = np.zeros((tasks, 2, delta.shape[-1]))
     deltas, others = rows(delta), rows(x)
     _scale_backward(tasks, deltas, others, _along(factor, deltas), rows(scaled), sums)
-    return scaled, total(sums)
+    return scaled, sums.sum(axis=0)
 
 
 def _along(values, x):
@@ -84,7 +73,8 @@ def _shift_and_scale(n, x, shifts, factors, out):
 
 @parallel
 def _scale_backward(task, delta, x, factors, scaled, sums):
-    """delta, x, scaled (N, P C), factors (P C,), sums (tasks, 2, C), zeros: as in `_sum`."""
+    """delta, x, scaled (N, P C), factors (P C,), sums (tasks, 2, C), zeros: over a task's samples
+    in their precision, in double from there."""
     samples, length = delta.shape
     channels = sums.shape[2]
     first, second = np.zeros(length, delta.dtype), np.zeros(length, delta.dtype)
@@ -97,55 +87,3 @@ def _scale_backward(task, delta, x, factors, scaled, sums):
     for j in range(length):
         sums[task, 0, j % channels] += first[j]
         sums[task, 1, j % channels] += second[j]
-
-
-@parallel
-def _sum(task, x, sums):
-    """x (N, P C) -> sums (tasks, C): over _TASK samples in x's precision, in double from there."""
-    samples, length = x.shape
-    channels = sums.shape[1]
-    row, sum_of_row = x[task * _TASK].copy(), np.empty(length)
-    for n in range(task * _TASK + 1, min(samples, (task + 1) * _TASK)):
-        source = x[n]
-        for j in range(length):
-            row[j] += source[j]
-    for j in range(length):
-        sum_of_row[j] = row[j]
-    _fold(sum_of_row, channels)
-    for c in range(channels):
-        sums[task, c] = sum_of_row[c]
-
-
-@serial
-def _fold(row, channels):
-    """The sums over pixels of a row (P C,) into its first C values: halves onto each other, as
-    long as there are two, and then pixel by pixel."""
-    pixels = row.size // channels
-    while pixels % 2 == 0 and pixels > 0:
-        pixels //= 2
-        lower, upper = row[: pixels * channels], row[pixels * channels : 2 * pixels * channels]
-        for j in range(lower.size):
-            lower[j] += upper[j]
-    for pixel in range(1, pixels):
-        for c in range(channels):
-            row[c] += row[pixel * channels + c]
-
-
-@parallel
-def _squeeze(row, x, z):
-    """x (rows of cells, 2, W, 2, C) -> z (rows of cells, W, C, 4)."""
-    pixels, cells = x[row], z[row]
-    for column in range(cells.shape[0]):
-        for c in range(cells.shape[1]):
-            for place in range(4):
-                cells[column, c, place] = pixels[place // 2, column, place % 2, c]
-
-
-@parallel
-def _unsqueeze(row, z, x):
-    """z (rows of cells, W, C, 4) -> x (rows of cells, 2, W, 2, C)."""
-    pixels, cells = x[row], z[row]
-    for column in range(cells.shape[0]):
-        for c in range(cells.shape[1]):
-            for place in range(4):
-                pixels[place // 2, column, place % 2, c] = cells[column, c, place]

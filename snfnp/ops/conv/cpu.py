@@ -9,7 +9,15 @@ from snfnp.ops.conv.definition import Conv
 from snfnp.ops.jit import parallel
 
 _TASK = 10  # images per task: their buffer is allocated once
-_SHIFTED_MIN_RATIO = 8  # inputs per output from which shifted products are faster than tiles
+
+
+def direct(kernel, width: int, most: int = 64):
+    """The module of direct kernels for the kernel (kH, kW, I, O) on images of this width; None for
+    many channels, whose product is wide and fast, and 1×1 kernels. most: I·O of few channels."""
+    kh, kw, inputs, outputs = kernel
+    if cpu_tiles.fits(kernel, width):
+        return cpu_tiles
+    return cpu_planes if kh * kw > 1 and outputs <= 8 and inputs * outputs <= most else None
 
 
 class CpuConv(Conv):
@@ -30,38 +38,19 @@ class CpuConv(Conv):
         kh, kw, inputs, outputs = k.shape
         if kh == kw == inputs == 1:  # NumPy's product of a column and a row takes ten times as long
             return np.ascontiguousarray(x) * k.reshape(outputs)
-        z = np.empty((*x.shape[:3], outputs), x.dtype)
-        if inputs < _SHIFTED_MIN_RATIO * outputs and cpu_tiles.fits(k.shape, x.shape[2]):
-            cpu_tiles.correlate(x, k, z, (kh // 2, kw // 2))
-        elif _few(k.shape, 64):
-            cpu_planes.correlate(x, k, z)
-        else:
+        kernels = direct(k.shape, x.shape[2])
+        if kernels is None:
             return super().correlate(x, k)
+        z = np.empty((*x.shape[:3], outputs), x.dtype)
+        kernels.correlate(x, k, z, (kh // 2, kw // 2))
         return z
 
     def weight_grad(self, delta, x, out, add=False):
-        target = out if out.flags.c_contiguous else out.copy()
-        if cpu_tiles.fits(out.shape, x.shape[2]):
-            cpu_tiles.weight_grad(delta, x, add, target, (len(out) // 2, out.shape[1] // 2))
-        elif _few(out.shape, 16):
-            cpu_planes.weight_grad(delta, x, add, target)
-        else:
+        kernels = direct(out.shape, x.shape[2], most=16)
+        if kernels is None:
             return super().weight_grad(delta, x, out, add)
-        if target is not out:
-            out[...] = target
+        kernels.weight_grad(delta, x, add, out, (len(out) // 2, out.shape[1] // 2))
         return out
-
-    def shift_and_add(self, products):
-        n, height, width, _, _, outputs = products.shape
-        z = np.empty((n, height, width, outputs), products.dtype)
-        _shift_and_add(n * height, np.ascontiguousarray(products), z)
-        return z
-
-
-def _few(kernel, most) -> bool:
-    """True if a direct kernel is used. Many outputs make the product wide and fast."""
-    kh, kw, inputs, outputs = kernel
-    return kh * kw > 1 and outputs <= 8 and inputs * outputs <= most
 
 
 @parallel
@@ -82,21 +71,3 @@ def _patches(task, x, kw, cols):
                     source, target = padded[first : first + run], cols[n, y, column, h]
                     for j in range(run):
                         target[j] = source[j]
-
-
-@parallel
-def _shift_and_add(task, products, z):
-    """products (N, H, W, kH, kW, O) -> z (N, H, W, O), image rows in parallel."""
-    _, height, width, kh, kw, outputs = products.shape
-    n, y = task // height, task % height
-    row = z[n, y]
-    row[:] = row.dtype.type(0)
-    for h in range(kh):
-        source = y + h - kh // 2
-        if source < 0 or source >= height:
-            continue
-        for w in range(kw):
-            shift = w - kw // 2
-            for x in range(max(0, -shift), min(width, width - shift)):
-                for o in range(outputs):
-                    row[x, o] += products[n, source, x + shift, h, w, o]

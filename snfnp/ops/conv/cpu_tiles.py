@@ -1,11 +1,10 @@
 """Convolutions on the CPU whose outputs fill a vector register: products of tiles, without patches.
 
 Channels-last, the values that one kernel row needs for a pixel are contiguous in a padded image,
-which stays in the first-level cache. So the product of patches and kernel needs no patches: the
-sums of a tile (neighbouring pixels times some outputs) stay in registers while the loop runs over
-the taps, and every tap costs one load of a row of the kernel, which all pixels of the tile share.
-The weight gradient is the same product with other strides: the sums of neighbouring taps stay in
-registers, and the loop runs over the pixels. See derivations/07-convolutions.md.
+which stays in the first-level cache. The sums of a tile (neighbouring pixels times some outputs)
+stay in registers while the loop runs over the taps; every tap costs one load of a row of the
+kernel, which all pixels of the tile share. In the weight gradient the sums of neighbouring taps
+stay in registers, and the loop runs over the pixels. See derivations/07-convolutions.md.
 """
 
 from functools import cache
@@ -13,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from snfnp.ops import simd
-from snfnp.ops.jit import parallel, serial, total
+from snfnp.ops.jit import parallel, serial
 from snfnp.ops.simd import tile
 
 _IMAGES = 10  # images per task: their buffer is allocated once, their weight gradients summed
@@ -29,10 +28,8 @@ def fits(kernel, width: int) -> bool:
 
 
 def correlate(x, k, z, before, b=None) -> None:
-    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,).
-
-    before: how many rows of zeros are on top, and columns on the left.
-    """
+    """z (N, H, W, O) = the cross-correlation of x (N, H, W, I) with k (kH, kW, I, O), + b (O,);
+    before: the rows of zeros on top, and the columns on the left."""
     b = np.empty(0, x.dtype) if b is None else b
     tile_size = simd.of_pixels(x.shape[2], k.shape[3], x.dtype.itemsize)
     x, flat, tasks = np.ascontiguousarray(x), np.ascontiguousarray(k).reshape(-1), _tasks(x)
@@ -40,16 +37,15 @@ def correlate(x, k, z, before, b=None) -> None:
 
 
 def weight_grad(delta, x, add: bool, out, before) -> None:
-    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), contiguous, or added to it; the
-    sums of single images, and of _IMAGES of them, are in x's precision, all others in double.
-    before: as in `correlate`."""
+    """Σ over samples and pixels of δ ⋆ x into out (kH, kW, I, O), or added to it; the sums of a
+    task's images are in x's precision, all others in double. before: as in `correlate`."""
     kh, kw, inputs, outputs = out.shape
     tile_size = simd.of_taps(kw * inputs, outputs, x.dtype.itemsize)
     sums = np.zeros((_tasks(x), kh, kw * inputs * outputs), x.dtype)
     images = map(np.ascontiguousarray, (delta, x))
     _weight_grad(len(sums), *images, kw, before, *tile_size, sums)
-    flat = out.reshape(kh, -1)
-    flat[...] = total(sums, flat if add else 0.0)
+    gradient = sums.sum(axis=0, dtype=np.float64).reshape(out.shape)
+    out[...] = gradient + out if add else gradient
 
 
 def _tasks(x) -> int:

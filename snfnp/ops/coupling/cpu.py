@@ -37,11 +37,6 @@ class CpuCoupling(Coupling):
         _forward(len(x), _pixels(x), _pixels(h), _pixels(z), ldj, _pixels(s))
         return z, ldj, s
 
-    def inverse(self, z, h):
-        x = np.empty(z.shape, z.dtype)
-        _inverse(len(z), _pixels(z), _pixels(h), _pixels(x))
-        return x
-
     def backward(self, x, s, dz, dldj):
         dx, dh = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
         arrays = (_pixels(array) for array in (x, s, dz))
@@ -94,18 +89,6 @@ def _forward(n, x, h, z, ldj, s):
             z[n, p, c] = x[n, p, c]
             z[n, p, half + c] = x[n, p, half + c] * math.exp(scale) + h[n, p, 2 * c + 1]
     ldj[n] = total
-
-
-@parallel
-def _inverse(n, z, h, x):
-    """z, h, x (N, P, C)."""
-    _, pixels, channels = z.shape
-    half, two = channels // 2, z.dtype.type(2)
-    for p in range(pixels):
-        for c in range(half):
-            factor = math.exp(-two * math.tanh(h[n, p, 2 * c] / two))
-            x[n, p, c] = z[n, p, c]
-            x[n, p, half + c] = (z[n, p, half + c] - h[n, p, 2 * c + 1]) * factor
 
 
 @parallel

@@ -5,9 +5,11 @@ import math
 import numpy as np
 
 from snfnp.ops.images.definition import Images
-from snfnp.ops.jit import GROUP, parallel, rows
-from snfnp.ops.random.cpu import TO_UNIT, key_words, philox, word
+from snfnp.ops.jit import parallel, rows, serial
+from snfnp.ops.random.cpu import key_words, philox
 from snfnp.ops.random.philox import RandomKey
+
+_GROUP = 8  # factors multiplied before one logarithm is taken: each is about α or more
 
 
 class CpuImages(Images):
@@ -22,12 +24,20 @@ class CpuImages(Images):
         return x.reshape(images.shape), ldj.astype(dtype, copy=False)
 
 
+@serial
+def _word(four, index):
+    """The word that element `index` of an array is made of."""
+    lane = index & 3
+    if lane < 2:
+        return four[0] if lane == 0 else four[1]
+    return four[2] if lane == 2 else four[3]
+
+
 @parallel
 def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
     """images, odds = s/(1-s) (N, D), ldj (N,), in double; noise: the key's words from `start` on.
 
-    The caller takes the logarithm of the odds with NumPy, whose vector instructions are several
-    times faster. GROUP factors s(1-s), each at least about α, share one: far from underflow.
+    The caller takes the logarithm of the odds with NumPy, whose vector instructions are faster.
     """
     dimension = images.shape[1]
     row = start + n * dimension
@@ -37,12 +47,12 @@ def _preprocess(n, images, key, start, constant, alpha, levels, odds, ldj):
         index = row + d
         if index & 3 == 0:
             four = philox(index >> 2, key)
-        noisy = images[n, d] + np.float64(word(four, index)) * TO_UNIT
+        noisy = images[n, d] + np.float64(_word(four, index)) * 2.0**-32
         s = alpha + (1 - 2 * alpha) * (noisy / levels)
         one_minus_s = alpha + (1 - 2 * alpha) * ((levels - noisy) / levels)
         odds[n, d] = s / one_minus_s
         product *= s * one_minus_s
-        if d % GROUP == GROUP - 1:
+        if d % _GROUP == _GROUP - 1:
             total += math.log(product)
             product = 1.0
     ldj[n] = constant - total - math.log(product)

@@ -1,4 +1,4 @@
-"""Random numbers in array terms."""
+"""Random numbers in array terms, from the words of `snfnp.ops.random.philox`."""
 
 import math
 
@@ -10,15 +10,19 @@ from snfnp.ops.random.philox import RandomKey
 
 
 class Random(OperationGroup):
-    """A key's `first` leaves out rows of an array, for every distribution: see `RandomKey`."""
+    """Every distribution leaves out the first `key.first` rows of an array: see `RandomKey`."""
+
+    def words(self, key: RandomKey, count: int, start: int):
+        """See `philox.words`."""
+        return philox.words(self.xp, key, count, start)
 
     def uniform(self, key: RandomKey, shape, dtype):
-        """Uniform numbers on [0, 1) from (seed, stream, step). See `snfnp.ops.random.philox`.
+        """Uniform numbers on [0, 1).
 
         In single precision the 32 bits would round to 1.0 at the top: 24 of them are kept.
         """
         drop = 8 if np.dtype(dtype) == np.float32 else 0
-        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
+        bits = self.words(key, math.prod(shape), key.start(shape)) >> np.uint64(drop)
         return (bits * 2.0 ** (drop - 32)).astype(dtype).reshape(shape)
 
     def normal(self, key: RandomKey, shape, dtype):
@@ -27,7 +31,7 @@ class Random(OperationGroup):
         """
         xp, count, start = self.xp, math.prod(shape), key.start(shape)
         odd = start % 2  # then the first element is a sine, and its cosine is not wanted
-        words = philox.words(xp, key, odd + count + (odd + count) % 2, start - odd)
+        words = self.words(key, odd + count + (odd + count) % 2, start - odd)
         first, second = words.reshape(-1, 2).T
         radius = xp.sqrt(-2.0 * xp.log((first + np.uint64(1)) * 2.0**-32))  # (0, 1]: no log(0)
         angle = 2.0 * math.pi * (second * 2.0**-32)
@@ -35,9 +39,7 @@ class Random(OperationGroup):
         return both.reshape(-1)[odd : odd + count].reshape(shape).astype(dtype)
 
     def rademacher(self, key: RandomKey, shape, dtype):
-        """Signs, +1 or −1 with probability ½ each, from (seed, stream, step): the highest bit of
-        each word. Probes ν with E[ννᵀ] = I, and ‖ν‖² the same for all.
-        """
-        bits = philox.words(self.xp, key, math.prod(shape), key.start(shape))
-        signs = bits >> np.uint64(31)
+        """Signs, +1 or −1 with probability ½ each, the highest bit of each word: probes ν with
+        E[ννᵀ] = I, and ‖ν‖² the same for all."""
+        signs = self.words(key, math.prod(shape), key.start(shape)) >> np.uint64(31)
         return (1.0 - 2.0 * signs).astype(dtype).reshape(shape)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from snfnp.ops.jit import compiled, parallel, serial, total
+from snfnp.ops.jit import compiled, parallel, serial
 from snfnp.ops.spline.cpu_rows import LANES, backward_row, forward_row, inverse_row, select
 from snfnp.ops.spline.definition import Spline, slope_shift
 
@@ -39,7 +39,7 @@ class CpuSpline(Spline):
         y = np.empty(x.shape, x.dtype)
         partial = np.empty((tasks[1], len(x)))
         _forward(tasks[0] * tasks[1], *arguments, y.reshape(len(x), -1), partial)
-        return y, total(partial).astype(x.dtype, copy=False)
+        return y, partial.sum(axis=0).astype(x.dtype, copy=False)
 
     def inverse(self, y, knots):
         tasks, *arguments = _arguments(y, knots)

@@ -33,28 +33,26 @@ class Spline(OperationGroup):
         softmaxes and σ(raw slopes + c₀). A raw parameter that is not finite makes all knots and
         factors of its pixel NaN.
         """
-        xp = self.xp
-        bins, shape = widths.shape[-1], widths.shape[:-1]
-        finite = xp.isfinite(widths).all(axis=-1)
-        for raw in (heights, slopes):
-            finite = finite & xp.isfinite(raw).all(axis=-1)
-        poison = xp.where(finite, 0, xp.nan).astype(widths.dtype)
-        knots = xp.empty((3, bins + 1, *shape), widths.dtype)
-        factors = xp.empty((3 * bins - 1, *shape), widths.dtype)
-        for axis, raw in enumerate((widths, heights)):
-            raw = xp.moveaxis(raw, -1, 0) + poison
-            e = xp.exp(raw - raw.max(axis=0))
-            shares = e / e.sum(axis=0)
-            sizes = 2 * bound * (eps + (1 - eps * bins) * shares)
-            knots[axis, 0], knots[axis, -1] = poison - bound, poison + bound
-            knots[axis, 1:-1] = xp.cumsum(sizes[:-1], axis=0) - bound
-            factors[axis * bins : (axis + 1) * bins] = shares
-        raw = xp.moveaxis(slopes, -1, 0) + poison + slope_shift(eps)
-        e = xp.exp(-xp.abs(raw))
+        xp, shape, bins = self.xp, widths.shape[:-1], widths.shape[-1]
+        raw = xp.concatenate((widths, heights, slopes), axis=-1).reshape(-1, 3 * bins - 1)
+        factors = xp.ascontiguousarray(raw.T)
+        poison = xp.where(xp.isfinite(factors).all(axis=0), 0, xp.nan).astype(raw.dtype)
+        factors += poison
+        knots = xp.empty((3, bins + 1, len(raw)), raw.dtype)
+        shares, slopes = factors[: 2 * bins].reshape(2, bins, -1), factors[2 * bins :]  # views
+        shares -= shares.max(axis=1, keepdims=True)
+        xp.exp(shares, out=shares)
+        shares /= shares.sum(axis=1, keepdims=True)
+        knots[:2, 0] = poison - bound
+        knots[:2, 1:] = 2 * bound * (eps + (1 - eps * bins) * shares)
+        knots[:2] = xp.cumsum(knots[:2], axis=1)
+        knots[:2, -1] = poison + bound
+        slopes += slope_shift(eps)
+        e = xp.exp(-abs(slopes))
         knots[2, 0] = knots[2, -1] = 1
-        knots[2, 1:-1] = eps + xp.maximum(raw, 0) + xp.log1p(e)
-        factors[2 * bins :] = xp.where(raw >= 0, 1, e) / (1 + e)
-        return knots, factors
+        knots[2, 1:-1] = eps + xp.maximum(slopes, 0) + xp.log1p(e)
+        slopes[...] = xp.where(slopes >= 0, 1, e) / (1 + e)
+        return knots.reshape(3, bins + 1, *shape), factors.reshape(-1, *shape)
 
     def evaluate(self, x, knots):
         """x (N, *shape), knots -> y (N, *shape), ldj (N,) = Σ log dy/dx. O(N P)."""

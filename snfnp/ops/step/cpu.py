@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from snfnp.ops.jit import FLAT_BLOCK, parallel, total
-from snfnp.ops.linalg.cpu import block_sum_squares
+from snfnp.ops.jit import parallel, serial
 from snfnp.ops.step.definition import Step
+
+_BLOCK = 16384  # elements of a flat buffer that one task takes: 64 KB, inside the second cache
+_LANES = 64  # independent partial sums: four vector registers or more
 
 
 class CpuStep(Step):
@@ -15,9 +17,9 @@ class CpuStep(Step):
         cast = p.dtype.type
         step_size, second = lr / (1 - beta1**step), 1 / (1 - beta2**step)
         numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, eps, second, scale)
-        squares = np.empty(-(-p.size // FLAT_BLOCK))
+        squares = np.empty(-(-p.size // _BLOCK))
         _adam(len(squares), g, p, m, v, *map(cast, numbers), squares)
-        return float(total(squares))
+        return float(squares.sum())
 
 
 @parallel
@@ -26,7 +28,7 @@ def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correcti
     1 - β1, 1 - β2, since rounding 0.999 to single precision first would put an error of 1e-5 into
     the difference. (An index that could be negative keeps the compiler from vector instructions,
     hence the slices.)"""
-    first, last = task * FLAT_BLOCK, min(p.size, (task + 1) * FLAT_BLOCK)
+    first, last = task * _BLOCK, min(p.size, (task + 1) * _BLOCK)
     pb, gb, mb, vb = p[first:last], g[first:last], m[first:last], v[first:last]
     for i in range(pb.size):
         gradient = gb[i] * scale
@@ -35,4 +37,20 @@ def _adam(task, g, p, m, v, step_size, beta1, rest1, beta2, rest2, eps, correcti
         mb[i] = mi
         vb[i] = vi
         pb[i] += step_size * mi / (np.sqrt(vi * correction) + eps)
-    squares[task] = block_sum_squares(gb)
+    squares[task] = _sum_squares(gb)
+
+
+@serial
+def _sum_squares(g):
+    """Σ g² in _LANES partial sums of g's precision, added up in double."""
+    lanes = np.zeros(_LANES, g.dtype)
+    for start in range(g.size // _LANES):
+        part = g[start * _LANES : (start + 1) * _LANES]
+        for lane in range(_LANES):
+            lanes[lane] += part[lane] * part[lane]
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    for value in g[g.size // _LANES * _LANES :]:
+        total += np.float64(value) * value
+    return total
