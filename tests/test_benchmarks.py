@@ -114,18 +114,6 @@ def test_a_verdict_for_every_bar_by_the_faster_recorded_way(overlap, verdict):
     assert device._verdict(rows) == [f"{SINGLE}, {how}: {found:.3f} ms, bar 0.20 ms: {verdict}"]
 
 
-@pytest.mark.parametrize(
-    "arguments,message",
-    [
-        ("conv --backend cupy", "no benchmark of cupy is called conv: choose from device, or"),
-        ("device", "no benchmark of numba is called device: choose from fc, conv, glow, or"),
-    ],
-)
-def test_parts_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(UsageError, match=message):
-        benchmark.main(arguments.split())
-
-
 def test_the_benchmark_prints_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     """Each call of a few is timed: once is enough."""
     file = tmp_path / "figures.json"

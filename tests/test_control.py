@@ -103,34 +103,6 @@ def test_what_is_not_finite_moves_nothing(ops, what):
     assert (after[Row.COUNTED, 1] == before[Row.COUNTED, 1] + 1) == moved
 
 
-# Minimise ½ Σ a_i (x_i − t_i)² where E = Σ x_i² <= κ: a (x − t) + 2 λ x = 0 at the minimum, so that
-# x = a t / (a + 2 λ), and λ is where E is κ.
-A, T, KAPPA = np.array([1.0, 3.0]), np.array([2.0, 1.0]), 0.5
-
-
-LAM = 1.5  # x = (½, ½)
-assert np.sum((A * T / (A + 2 * LAM)) ** 2) == KAPPA
-
-
-def solve(ops, own, steps, lam=0.2, a=A, at=T, seen=lambda error: error):
-    """Descent on x under a λ that the controller moves; (λ, E, the whole path of E)."""
-    x, state, path = np.zeros(2) + 0.1, put(ops, own, lam, 1), []
-    for _ in range(steps):
-        used = float(state[Row.LAM, 0])
-        x = x - 0.02 * (a * (x - at) + used * 2 * x)
-        error = float(x @ x)
-        ops.step.control(ops.asarray([[seen(error), 1.0]]), 1, own, 1.0, 0.0, out=state)
-        path.append(error)
-    return float(state[Row.LAM, 0]), path[-1], np.array(path)
-
-
-def test_the_known_multiplier_is_found(ops):
-    own = controller(tolerance=KAPPA, highest=1e3, rate=0.05)
-    lam, error, _ = solve(ops, own, 4000)
-    assert lam == pytest.approx(LAM, rel=1e-8)
-    assert error == pytest.approx(KAPPA, rel=1e-8)
-
-
 def rows(trainer):
     return trainer.ops.to_host(trainer.multipliers.values)
 

@@ -176,13 +176,6 @@ def test_single_precision_evaluation_is_off_by_rounding(ops, images):
     assert 0 < abs(found - expected) <= 10 * 30 * trainer.flow.dimension * np.finfo(np.float32).eps
 
 
-def test_nan_parameters_have_no_finite_likelihood(ops, images):
-    flow = small_flow()
-    layout, flat = random_parameters(flow)
-    layout.views(flat)["dense1"]["b"][0] = np.nan
-    assert np.isnan(Likelihood(ops, flow, layout, flat).log_prob(images, seed=3)).all()
-
-
 def test_learned_and_exact_samples_agree_where_r_is_the_inverse(ops):
     flow = small_flow()
     likelihood = Likelihood(ops, flow, *random_parameters(flow, exact_inverse=True))

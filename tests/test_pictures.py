@@ -110,18 +110,6 @@ def test_a_picture_that_nobody_could_see_is_refused(
         sample._check_size(*args, (30_000, 40_000, 3), tmp_path / "a.png")
 
 
-def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(folder, monkeypatch):
-    def unwritable(**settings):
-        raise OSError(30, os.strerror(30))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", unwritable)
-    monkeypatch.setattr("snfnp.likelihood.Likelihood.sample", refuse)
-    with pytest.raises(SnfnpError) as caught:
-        sample.main([str(folder)])
-    out = folder / "sample-learned.png"
-    assert str(caught.value) == f"cannot write {out} (Read-only file system): choose another `out`"
-
-
 FULL = """
 import resource, sys
 import numpy as np

@@ -138,21 +138,6 @@ def test_the_gap_is_between_rows_of_the_same_seeds(records):
     assert gaps(records) == [] and gaps({}) == []
 
 
-def test_of_runs_of_different_length_the_gap_is_at_the_last_common_epoch(records):
-    exact, snf = records["table1"]["rows"][:2]
-    snf["runs"][0] |= {"epochs": 100, "validation": [[10, 990.0], [30, 970.0], [100, 940.0]]}
-    assert gaps(records) == []
-    for run, values in zip(exact["runs"], ((980.0, 961.0), (984.0, 963.0)), strict=True):
-        run["validation"] = [[10, values[0]], [30, values[1]]]
-    (found,) = gaps(records)
-    of = "validation, epoch 30, seed 0"
-    assert found == ("FC 2-layer", pytest.approx(9.0), of, "-0.5 (3 epochs)")
-    exact["runs"][0]["validation"].pop()  # then 10 is the last one that both have
-    assert gaps(records)[0][1:3] == (pytest.approx(10.0), "validation, epoch 10, seed 0")
-    exact["runs"].pop(0)
-    assert gaps(records) == []
-
-
 def test_published_the_page_is_whole_and_its_check_runs(folder, capsys):
     reproduce.main(["page", "--runs", str(folder / "runs")])
     written = capsys.readouterr().out.split()

@@ -342,26 +342,16 @@ def test_a_forged_estimator_loads_or_is_one_line(seed, tmp_path):
         opens_or_is_one_line(load, said)
 
 
-def test_what_a_record_says_is_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
-    path = next(iter(runs))
-    for name in ("a", "b"):
-        shutil.copytree(path, tmp_path / name)
+def test_records_and_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
+    path, name = next(iter(runs)), "a\x1b[31m\nb"
     record = json.loads((path / "config.json").read_text())
     record["data"]["source"] = record["config"]["data"] = "x\x1b]0;title\x07\n"
-    forge(tmp_path / "a", record)
-    np.save(tmp_path / "other.npy", ROWS + 1)
-    compare.main([str(tmp_path / "a"), str(tmp_path / "a")])
-    score.main([str(tmp_path / "a"), str(tmp_path / "other.npy"), "--data", "moons"])
-    said = capsys.readouterr().out
-    assert "\\x1b]0;title" in said and said.replace("\n", "").isprintable()
-
-
-def test_names_of_files_are_shown_and_not_sent_to_a_terminal(runs, tmp_path, capsys):
-    path, name = next(iter(runs)), "a\x1b[31m\nb"
-    shutil.copytree(path, tmp_path / name)
+    run = shutil.copytree(path, tmp_path / name)
+    forge(run, record)
     np.save(tmp_path / f"{name}.npy", ROWS + 1)
-    compare.main([str(path), str(tmp_path / name), "--plot", str(tmp_path / f"{name}.png")])
-    score.main([str(tmp_path / name), str(tmp_path / f"{name}.npy"), "--data", "moons"])
-    sample.main([str(tmp_path / name), "--count", "4", "--out", str(tmp_path / f"{name}.csv")])
+    compare.main([str(run), str(run), "--plot", str(tmp_path / f"{name}.png")])
+    score.main([str(run), str(tmp_path / f"{name}.npy"), "--data", "moons"])
+    sample.main([str(run), "--count", "4", "--out", str(tmp_path / f"{name}.csv")])
     said = capsys.readouterr().out
+    assert "\\x1b]0;title" in said
     assert said.count("a\\x1b[31m\\nb") >= 5 and said.replace("\n", "").isprintable()
