@@ -35,9 +35,9 @@ class Slice(NamedTuple):
 class BackwardContext:
     """The step that a backward pass belongs to, as one layer sees it.
 
-    A batch may be cut into slices, whose gradients add up to the batch's. What depends on no sample
-    (terms of log-determinants, probes) is computed for one of them. Averages are over the slice:
-    the training step weighs them.
+    A batch may be cut into slices, whose gradients add up to the batch's. Terms that depend on no
+    sample (log-determinants, probes) are computed in one of them. Averages are over the slice: the
+    training step weighs them.
 
     Attributes:
         ops: the backend.
@@ -48,7 +48,7 @@ class BackwardContext:
             error in Eq. 3: a number, or an array of shape () on the device.
         key: the key of the layer's random numbers in this step, which all samples share, or None.
         part: the slice of the batch.
-        owns_shared_terms: whether this slice computes what depends on no sample.
+        owns_shared_terms: whether this slice computes the terms that depend on no sample.
     """
 
     ops: Ops
@@ -67,7 +67,7 @@ class BackwardContext:
         return cls(ops, dldj, weight, lam * (-2 / max(count, 1)), key, part)
 
     def at(self, place: int, error_factor) -> BackwardContext:
-        """The step as the place-th layer of a flow sees it, from that of the flow."""
+        """The step as the place-th layer of the flow sees it."""
         owns = place % self.part.parts == self.part.index
         weight = self.log_det_weight if owns else 0.0
         key = self.key and layer_key(self.key, place)

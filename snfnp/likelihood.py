@@ -75,8 +75,7 @@ class Likelihood:
         self.log_dets = flow.log_dets(ops, layout.views(flat.astype(np.float64)))
 
     def log_prob(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> np.ndarray:
-        """log p(x) of each image in nats (Eq. 1), (N,) on the host. The arguments are those of
-        `evaluate`."""
+        """log p(x) of each image in nats (Eq. 1), (N,) on the host; the arguments of `evaluate`."""
         # Eq. 7: what depends on x, and the expensive terms, which are the same for every x
         expensive, found = sum(self.log_dets.values()), []
         for encoded in self._parts(images, seed, batch_size, at_once):
@@ -107,7 +106,7 @@ class Likelihood:
                 shows the first images to `watch` as long as it is `watch.wants_more()`.
 
         Raises:
-            UsageError: for other images and for other numbers, before a device gets any.
+            UsageError: for other images or numbers, before any reach a device.
         """
         parts = self._parts(images, seed, batch_size, at_once)
         mine = shares(len(parts), world.size)[world.rank]
@@ -127,7 +126,7 @@ class Likelihood:
         return Evaluation(self._in_order(means), self.flow.dimension)
 
     def _parts(self, images, seed, batch_size, at_once) -> list:
-        """Functions that preprocess the images that go through the flow together, in order."""
+        """Functions, in order, that preprocess the images of each pass through the flow."""
         images = with_channels(images, self._shape)
         self.flow.require_images(images)
         _require_whole(0, seed=seed)
@@ -176,8 +175,8 @@ class Likelihood:
         return terms
 
     def latents(self, images, seed: int = 0, batch_size: int = _BATCH, at_once=None) -> tuple:
-        """All latents of images: device arrays (N, ...), which `sample` takes. The arguments are
-        those of `evaluate`."""
+        """All latents of images, device arrays (N, ...) as `sample` takes them; the arguments of
+        `evaluate`."""
         found = []
         for encoded in self._parts(images, seed, batch_size, at_once):
             x, _ = encoded()
@@ -231,14 +230,13 @@ class Likelihood:
             filled.append(latent)
         x = flow.inverse(ops, self.params, tuple(filled), exact=exact, refined=refined)
         if not bool(ops.xp.isfinite(x).all()):
-            found = "samples are not finite: the inverse of this flow is not to be used at this"
-            remedy = "try `exact=True`, or another checkpoint"
-            raise DivergedError(f"{found} checkpoint; {remedy}")
+            found = "samples are not finite: this inverse has diverged"
+            raise DivergedError(f"{found}; try `exact=True`, or another checkpoint")
         return ops.to_host(flow.decode(ops, x))
 
 
 def _require_whole(least: int, **given) -> None:
-    """Raises UsageError for what is no whole number that counts or seeds something."""
+    """Raises UsageError for anything but whole numbers of at least `least`."""
     for name, value in given.items():
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not (whole and least <= value < 2**63):

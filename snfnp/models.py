@@ -30,7 +30,7 @@ from snfnp.rules import Exact, Relative, Rule, SelfNormalizing
 GRADIENTS = ("self-normalizing", "exact", "exact-dense", "relative")
 INITS = ("paper", "authors", "identity")
 BIAS_INITS = ("zero", "data")
-SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # λ = 1/(2σ²) stays far from what a float can hold
+SMALLEST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # so that λ = 1/(2σ²) is far from the limits of floats
 ACTIVATIONS = ("spline", "smooth-leaky-relu")
 WHITE = {"coordinates": "white", "objective": "forward"}  # of recipe="white", for every preset
 WHITE |= {"lr_schedule": "cosine", "warmup_epochs": 1}
@@ -60,15 +60,15 @@ class Preset:
 
     build: Callable[[Choices, tuple[int, ...]], Flow]  # of images (H, W, C) or rows (D,)
     summary: str  # a phrase, for help
-    gradients: tuple[str, ...]  # that it can be trained with, the default first
+    gradients: tuple[str, ...]  # the gradients for its training, the default first
     lr: float = 1e-3
     lam: float = 1.0
     warmup_epochs: float = 10
     lr_schedule: str = "constant"
     batch_size: int = 100
     clip_norm: float | None = None
-    clip_exact: bool = True  # clip_norm is a default for the exact gradient, too
-    steps: int = 5000  # about, of a run without epochs given
+    clip_exact: bool = True  # clip_norm is also a default for the exact gradient
+    steps: int = 5000  # about, of a run without `epochs`
     paper_epochs: int | None = None
     size: dict[str, int] = field(default_factory=dict)  # defaults of levels, depth, …
     has_recomputable_layers: bool = True  # recompute saves memory

@@ -18,7 +18,7 @@ _ALIGN = 16  # elements: every view starts on a 64-byte boundary in single preci
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: which layer's, its name, its shape, and its start in the buffer."""
+    """One parameter: its layer, name and shape, and its start in the buffer."""
 
     layer: str
     name: str

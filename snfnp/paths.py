@@ -1,7 +1,5 @@
-"""Places for files that can be made again, and files that are opened safely.
-
-In a container the package and the home folder are often read-only, or there is no home at all.
-"""
+"""Folders for caches, and files that are opened safely. In a container, the package and the home
+folder are often read-only, or there is no home."""
 
 import errno
 import os
@@ -13,7 +11,7 @@ from pathlib import Path
 def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY, follow: bool = False) -> int:
     """The descriptor of a file that is no pipe and no device, and no link unless `follow`.
 
-    Nothing waits for the other end of a pipe, no device is read without end, and nothing outside a
+    So nothing waits for the other end of a pipe or reads an endless device, and nothing outside a
     run's folder is written through a link. Raises OSError.
     """
     if not follow and os.path.islink(path):
@@ -41,7 +39,7 @@ def user_cache() -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Find out if files can be put into a folder, which may not exist yet. Makes nothing."""
+    """True if files can be written to a folder, which may not exist yet. Creates nothing."""
     if not folder.is_absolute():  # "~/.cache" of a user without a home
         return False
     while not os.path.lexists(folder):
@@ -50,16 +48,16 @@ def is_writable(folder: Path) -> bool:
 
 
 def private_folder(name: str) -> Path | None:
-    """A folder in the system's temporary one, the same for every run of this user.
+    """This user's folder of that name in the system's temporary folder.
 
-    Its files may be executed (Numba's kernels): None if another user made it or can write to it, or
-    if there cannot be one.
+    None if it belongs to another user, is open to others, or cannot be made: its files may be
+    executed (Numba's kernels).
     """
     user = os.getuid()
     try:
         root = Path(tempfile.gettempdir(), f"snfnp-{user}")
         root.mkdir(mode=0o700, exist_ok=True)
-        status = root.lstat()  # of a link: that is open to others, too
+        status = root.lstat()  # of a link itself, which is open to others
         if status.st_uid != user or status.st_mode & 0o077:
             return None
         (root / name).mkdir(exist_ok=True)
