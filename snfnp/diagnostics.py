@@ -47,45 +47,34 @@ def with_layers(flow: Flow, layers: dict[str, Layer]) -> Flow:
     return replace(flow, layers=replaced)
 
 
-@dataclass(frozen=True)
-class LayerGradients:
-    """One layer's gradients on a batch.
+def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> dict[str, dict[str, float]]:
+    """The gradients of every layer that learns its inverse, with the arguments of `gradients`, in
+    double precision. Costs exact gradients: O(D³) for a dense layer.
 
-    Attributes:
-        layer: its name.
-        angle: degrees between the self-normalizing and the exact gradient of the likelihood with
-            respect to W, without the reconstruction error (Fig. 3).
-        likelihood: the Euclidean norm of the likelihood's part of the rule's gradient of W.
-        reconstruction: that of the rest, of the reconstruction error and Eq. 31.
-        inverse_angle: the angle for R, whose likelihood is that of g⁻¹; None if the rule has no
-            such gradient, or R no exact one.
+    Returns:
+        {layer: figures}. angle: degrees between the rule's and the exact gradient of the likelihood
+        with respect to W (Fig. 3). inverse_angle: the angle for R, whose likelihood is that of g⁻¹,
+        if the rule has such a gradient and R an exact one. likelihood, reconstruction: the norms of
+        the likelihood's part of the rule's gradient of W, and of the rest.
+
+    Raises:
+        UsageError: if no layer learned an inverse.
     """
-
-    layer: str
-    angle: float
-    likelihood: float
-    reconstruction: float
-    inverse_angle: float | None = None
-
-
-def gradient_angles(ops: Ops, flow: Flow, params, x, lam, key=None) -> list[LayerGradients]:
-    """The gradients of every self-normalizing layer, with the arguments of `gradients`, in double
-    precision. Costs exact gradients: O(D³) for a dense layer. Raises UsageError if no layer learned
-    an inverse."""
     learned = flow.learned_inverses()
     if not learned:
         raise UsageError("this flow was trained without learned inverses: there is no angle")
     exact = {name: replace(f, rule=Exact(), inverse_map=None) for name, (f, _) in learned.items()}
     without, whole = gradients(ops, flow, params, x, (None, lam), key)
     (reference,) = gradients(ops, with_layers(flow, exact), params, x)
-    exact_of_r = _exact_of_r(ops, flow, params, x)
-    layers = []
+    exact_of_r, layers = _exact_of_r(ops, flow, params, x), {}
     for name in learned:
         w, exact_w, both = (ops.to_host(of[name]["W"]) for of in (without, reference, whole))
-        of_r = [ops.to_host(of[name]["R"]) for of in (without, exact_of_r) if of]
-        norms = (float(np.linalg.norm(part)) for part in (w, both - w))
-        inverse_angle = _angle(*of_r) if exact_of_r else None
-        layers.append(LayerGradients(name, _angle(w, exact_w), *norms, inverse_angle))
+        layers[name] = {"angle": _angle(w, exact_w)}
+        if exact_of_r:
+            of_r = (ops.to_host(of[name]["R"]) for of in (without, exact_of_r))
+            layers[name]["inverse_angle"] = _angle(*of_r)
+        for figure, part in (("likelihood", w), ("reconstruction", both - w)):
+            layers[name][figure] = float(np.linalg.norm(part))
     return layers
 
 

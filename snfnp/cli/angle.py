@@ -19,14 +19,15 @@ def main(argv: list[str], prog: str | None = None) -> None:
     images, ops, lam = images[: args.images], run.ops, run.lam
     with busy(ops, "images", len(images)):
         x, _ = run.flow.encode(ops, ops.asarray(images), RandomKey(0, EVALUATION_NOISE), np.float64)
-        rows = gradient_angles(ops, run.flow, run.params, x, lam)
+        layers = gradient_angles(ops, run.flow, run.params, x, lam)
 
     of = [f"{value:g} of {layer}" for layer, value in lam.items()] if isinstance(lam, dict) else []
     what = f"{len(images):,} training {run.flow.preprocess.noun} from {source}"
     print(f"{what}, λ = {', '.join(of) or f'{lam:g}'}")
     norms = f"{'|likelihood|':>16}{'|reconstruction|':>18}"
     print(f"{'layer':<12}{'angle of W':>12}{'of R':>10}{norms}")
-    for row in rows:
-        of_r = "-" if row.inverse_angle is None else f"{row.inverse_angle:.3f}°"
-        norms = f"{row.likelihood:>16.4g}{row.reconstruction:>18.4g}"
-        print(f"{row.layer:<12}{f'{row.angle:.3f}°':>12}{of_r:>10}{norms}")
+    for layer, own in layers.items():
+        of_r = f"{own['inverse_angle']:.3f}°" if "inverse_angle" in own else "-"
+        norms = f"{own['likelihood']:>16.4g}{own['reconstruction']:>18.4g}"
+        angle = f"{own['angle']:.3f}°"
+        print(f"{layer:<12}{angle:>12}{of_r:>10}{norms}")

@@ -215,10 +215,10 @@ class Monitors:
         batches = self._trainer.config.track_angle
         if batches is None:
             return {}
+        found = gradient_angles(*self._on_batches(batches, params, lam))
         return {
-            row.layer: {"angle": row.angle}
-            | ({} if row.inverse_angle is None else {"inverse_angle": row.inverse_angle})
-            for row in gradient_angles(*self._on_batches(batches, params, lam))
+            name: {figure: value for figure, value in own.items() if "angle" in figure}
+            for name, own in found.items()
         }
 
     def _on_batches(self, count: int, params, lam) -> tuple:
