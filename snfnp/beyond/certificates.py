@@ -109,13 +109,13 @@ def certify(ops, name: str, f, g, w, r, shape) -> Certificate:
 
 
 def _norm(ops, matrix) -> float:
-    """‖matrix‖_F, at least: the root of a sum of `size` squares."""
+    """A bound on ‖matrix‖_F from above, rounding of its sum of squares included."""
     return ops.linalg.norms(matrix)[0] * (1 + matrix.size * _UNIT)
 
 
 def _smallest(f, g, shape) -> tuple[tuple[int, ...], int]:
-    """(the shape of the smallest sample that shows all of E, how often E is repeated in the
-    layer's own): 1×1 convolutions do the same at every pixel."""
+    """(the shape of the smallest sample that determines E, the number of copies of this E in the
+    layer's): 1×1 convolutions do the same at every pixel."""
     pointwise = all(isinstance(m, Conv2d) and m.kernel == (1, 1) for m in (f, g))
     return ((1, 1, shape[2]), shape[0] * shape[1]) if pointwise else (shape, 1)
 

@@ -25,7 +25,7 @@ class JacobianPenalty(SelfNormalizing):
     """The self-normalizing rule, and Eq. 31 times μ, over n probes.
 
     For a linear layer both Jacobians are matrices: −(μ/n) Σ ‖e‖², e = T(R) T(W) ν − ν, with the
-    expectation −μ ‖T(R) T(W) − I‖²_F. Five products of n rows more than the plain rule has.
+    expectation −μ ‖T(R) T(W) − I‖²_F. Five more products, of n rows, than the plain rule.
     O((N + n) D²).
 
     Args:
@@ -71,7 +71,7 @@ class JacobianPenalty(SelfNormalizing):
 
 
 class JacobianMean(TrainingState):
-    """The average of Eq. 31 over steps, as two numbers: their sum and their number."""
+    """The average of Eq. 31 over steps, kept as a sum and a count."""
 
     key, initial, terms = ("jacobian", "sum_and_count"), np.zeros(2), 1
 
@@ -79,7 +79,7 @@ class JacobianMean(TrainingState):
         self.ops = ops
 
     def collect(self, measured, share) -> None:
-        """Each layer's is measured in one slice alone."""
+        """Each layer is measured in only one slice."""
         errors = [m.jacobian_error for m in measured.values() if m.jacobian_error is not None]
         self.sums[...] = self.ops.channels.total(errors) if errors else 0.0
 

@@ -1,4 +1,4 @@
-"""The metrics of a run for TensorBoard (`--tensorboard`): those of metrics.jsonl as curves."""
+"""The metrics of a run as curves in TensorBoard (`--tensorboard`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager

@@ -1,4 +1,4 @@
-"""A command that several processes run together: start, output and end."""
+"""The start, the output and the end of a command that several processes run together."""
 
 import importlib.util
 import io
@@ -20,8 +20,8 @@ from snfnp.processes.signals import handled
 
 OPTION = "--processes"
 _PER_CORE = 4  # processes of a machine for each core, at most
-_FAIL_TIMEOUT = 2.0  # seconds in which all processes meet an error that all have
-_READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line, which an abort would discard
+_FAIL_TIMEOUT = 2.0  # seconds in which processes wait for an error that all of them have
+_READ_TIMEOUT = 0.5  # seconds for mpiexec to read a line before an abort discards it
 
 
 def start(count: int, world: Communicator) -> None:

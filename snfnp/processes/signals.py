@@ -1,4 +1,4 @@
-"""Signals to a run, acted on between steps, so that no update is left half done."""
+"""Signals to a run, which take effect between steps, so that each update is complete."""
 
 import os
 import signal

@@ -76,7 +76,7 @@ def report_error(error: BaseException, who: str = "") -> int | None:
         return None
     try:
         print(f"error: {who}{line}", file=sys.stderr)
-    except OSError:  # stderr is closed, too: only the status is left
+    except OSError:  # stderr is closed too: only the status is left
         _abandon_output()
     return exit_status(error)
 
@@ -104,7 +104,7 @@ def interrupt(signum, frame):
 
 
 def _output_fails() -> bool:
-    """Say whether standard output can no longer be written."""
+    """True if standard output can no longer be written."""
     try:
         print(flush=True)
         return False
@@ -113,7 +113,7 @@ def _output_fails() -> bool:
 
 
 def _abandon_output() -> None:
-    """Discard unflushed output, of which the interpreter would complain at exit."""
+    """Discard unflushed output: the interpreter would complain about it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
