@@ -175,10 +175,7 @@ _RELATIONS = {
     "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),
     "epochs": Relation(words=_EPOCHS),
     "eval_every": Relation((), lambda c: 1, "1; for rows, what makes about 40 evaluations"),
-    "threads": Relation(
-        (_is("backend", "numba", "numpy"),),
-        words="the cores it has, or 1 if that is faster on a busy machine",
-    ),
+    "threads": Relation((_is("backend", "numba", "numpy"),), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
     "recompute": Relation((_preset_needs(lambda preset: preset.has_recomputable_layers),)),
