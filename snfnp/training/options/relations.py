@@ -174,7 +174,7 @@ _RELATIONS = {
     "data_dir": Relation(words=_DATA),
     "augment": Relation((), lambda c: c.data == _AUGMENTED, f"on for {_AUGMENTED} only"),
     "epochs": Relation(words=_EPOCHS),
-    "eval_every": Relation((), lambda c: 1, "1; for rows, what makes about 40 evaluations"),
+    "eval_every": Relation((), lambda c: 1, "1; for rows, about 40 evaluations in all"),
     "threads": Relation((_is("backend", "numba", "numpy"),), words="the cores it has"),
     "track_angle": Relation((LEARNS,)),
     "out": Relation(words="runs/<data>-<model>-<gradient>-<time>"),
